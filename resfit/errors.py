@@ -1,0 +1,79 @@
+"""Every error that resfit raises on purpose.
+
+Each message says what happened with the received values, what was expected, and how to fix it. All of them derive from
+`ResfitError`, and also from the built-in exception a caller would expect, so that `except ValueError` keeps working.
+"""
+
+
+class ResfitError(Exception):
+    """Base of all errors that resfit raises on purpose."""
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+class ShortcutShapeError(ResfitError, ValueError):
+    """A residual block cannot add its branch to its shortcut: their shapes differ. Raised when the block is built."""
+
+
+class InputShapeError(ResfitError, ValueError):
+    """Base of the errors about an input whose shape a network cannot take."""
+
+
+class RankError(InputShapeError):
+    """The input is not a batch of images (batch, height, width, channels)."""
+
+
+class ChannelError(InputShapeError):
+    """The input has another number of channels than the network was built for."""
+
+
+class LayoutError(ChannelError):
+    """The input is laid out (batch, channels, height, width); resfit's networks take NHWC."""
+
+
+class ImageTooSmallError(InputShapeError):
+    """The stem or a stage would shrink the image to nothing."""
+
+
+class SpecError(ResfitError, ValueError):
+    """A network specification is inconsistent, or no network of that name is known."""
+
+
+class WeightsError(ResfitError, ValueError):
+    """A state dict does not fit the network: missing, unexpected or mis-shaped entries, all listed."""
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class CompileError(ResfitError, ValueError):
+    """An argument of `Model.compile` is unknown, or cannot be combined with the others."""
+
+
+class NotCompiledError(ResfitError, RuntimeError):
+    """`fit`, `evaluate` or `train_on_batch` was called before `compile`."""
+
+
+class ModuleError(ResfitError, TypeError):
+    """The module cannot be trained: it is no nnx.Module, or it changes its own structure while it is called."""
+
+
+class DataError(ResfitError, ValueError):
+    """The input data are empty, of unequal length, or of a kind that resfit cannot read."""
+
+
+class LabelError(DataError):
+    """The labels do not fit the outputs: out of range, of another count or rank, or ambiguous."""
+
+
+class LossError(ResfitError, ValueError):
+    """A loss did not return one value per example."""
+
+
+class CallbackError(ResfitError, ValueError):
+    """A callback was configured with values that it cannot work with."""
+
+
+class SavedModelError(ResfitError, ValueError):
+    """A file is no model saved by resfit, or cannot be rebuilt without help."""
