@@ -1,0 +1,82 @@
+# The two commands are `make demo` and `make test`. Everything else is for whoever works on resfit itself.
+# PY chooses the interpreter: `make test PY=3.13`. Each has its own environment, so switching reinstalls nothing.
+PY ?= 3.11
+VENV := $(if $(filter 3.11,$(PY)),.venv,.venv-$(PY))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The first python$(PY) that really starts. A pyenv shim on PATH may exist and fail, hence the try and the second place.
+PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$(PY).*/bin/python$(PY); do \
+	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick slow lint format types docs bench lock clean has-python
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/resfit.stamp  ## train a ResNet on real handwritten digits and draw its curves
+	$(BIN)/python recipes/digits.py $(ARGS)
+
+test: $(VENV)/dev.stamp  ## the whole test suite (ARGS="-k name" narrows it)
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: $(VENV)/dev.stamp  ## the tests that are not marked slow
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+slow: $(VENV)/dev.stamp  ## the tests that are marked slow
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## formatting and lint, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/dev.stamp  ## format, and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
+	$(BIN)/mypy
+
+docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+
+bench: $(VENV)/dev.stamp  ## resfit against the hand-written loop
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH)
+	$(LOCK) --extra dev --output-file requirements/dev.txt
+	$(LOCK) --extra recipes --constraints requirements/dev.txt --output-file requirements/demo.txt
+
+clean:  ## remove environments, caches and what was built
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist docs/_build docs/api/_generated
+
+has-python:
+	@test -n "$(PYTHON)"
+
+# One lock holds every supported Python and platform: the markers choose, so Python 3.11 gets the last jax that has it.
+# Versions only, so that plain pip can install from any index.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade \
+	--annotation-style line \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+# --- environments: one stamp a step, each after the one before, so that `make -j` never runs pip twice at once ----------
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No working python$(PY) was found, neither on PATH nor under pyenv: install it, or choose another with PY=3.x."; exit 1; }
+	@# Debian keeps ensurepip in a package of its own (python3-venv): without it, the interpreter's pip installs one.
+	@if "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv $(VENV); else \
+		"$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --python $(BIN)/python install --quiet pip; fi
+
+$(VENV)/demo.stamp: requirements/demo.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (half a minute) ..."
+	@$(PIP) -r requirements/demo.txt
+	@touch $@
+
+$(VENV)/resfit.stamp: pyproject.toml $(VENV)/demo.stamp
+	@$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
+	@echo "Installing the development tools into $(VENV) ..."
+	@$(PIP) -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,41 @@
+"""What every test runs under: several devices, strict broadcasting, a warm compilation cache, and a folder of its own.
+
+It stands at the root so that the doctests in `resfit/` run under the same rules as `tests/`.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before jax starts a backend. The CPU is the default even where there is an accelerator: set JAX_PLATFORMS to choose it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import matplotlib as mpl
+import pytest
+
+DEVICES = 4
+CACHE = Path(__file__).parent / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", DEVICES)
+# (10,) labels against (10, 10) logits broadcast without a word otherwise.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of what the suite costs: keep every executable, however small, for the next run and the other worker.
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+mpl.use("Agg")
+
+# The first example of a shape compiles, which no per-example deadline survives.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test starts in an empty folder, so that a relative path never lands in the repository."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
