@@ -4,10 +4,9 @@ It stands at the root so that the doctests in `resfit/` run under the same rules
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-# Before jax starts a backend. The CPU is the default even where there is an accelerator: set JAX_PLATFORMS to choose it.
+# Before jax starts a backend: the CPU, also where there is an accelerator, unless JAX_PLATFORMS chooses it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
@@ -21,7 +20,7 @@ CACHE = Path(__file__).parent / ".cache" / "jax"
 jax.config.update("jax_num_cpu_devices", DEVICES)
 # (10,) labels against (10, 10) logits broadcast without a word otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what the suite costs: keep every executable, however small, for the next run and the other worker.
+# Compiling is most of what the suite costs: keep every executable, however small, for the next run and worker.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -35,7 +34,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts in an empty folder, so that a relative path never lands in the repository."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
-    yield
