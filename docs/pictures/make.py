@@ -1,0 +1,162 @@
+"""Draws the pictures of the documentation, from nothing but resfit and scikit-learn's handwritten digits.
+
+    python docs/pictures/make.py            # all of them, into docs/pictures/
+    python docs/pictures/make.py gradients  # one of them
+
+gradients: the gradient that reaches the first convolution of an untrained network, by depth, with and without shortcuts.
+degradation: training loss of shallow and deep networks, with and without shortcuts.
+training_run: what `history.plot()` draws, for the example of the README.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import optax
+from flax import nnx
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import resfit
+from resfit.nets import ResNet
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+FOLDER = Path(__file__).parent
+WITH, WITHOUT = "tab:blue", "tab:red"
+
+
+class PlainNet(nnx.Module):
+    """A residual network walked without its shortcuts: the same layers in the same order, and no addition."""
+
+    def __init__(self, net: ResNet) -> None:
+        self.net = net
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        x = self.net.stem(x, train=train)
+        for stage in self.net.stages:
+            for block in stage.blocks:
+                x = nnx.relu(block.branch(x, train=train))
+        return self.net.head(x)
+
+
+def build(depth: int, *, shortcuts: bool, width: int = 16, seed: int = 0) -> nnx.Module:
+    """He's CIFAR network of 6n + 2 layers, for digits, or the plain network of the same layers.
+
+    Both start with every norm's scale at one: with the last scale of each block at zero, which is the default, a plain
+    network would pass nothing on. Option-A shortcuts have no parameters, so both have equally many.
+    """
+    blocks = (depth - 2) // 6
+    net = resfit.create_model(
+        "resnet20",
+        depths=(blocks,) * 3,
+        widths=(width, 2 * width, 4 * width),
+        shortcut="A",
+        zero_init_last=False,
+        num_classes=10,
+        in_channels=1,
+        rngs=seed,
+    )
+    return net if shortcuts else PlainNet(net)
+
+
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images (1437, 8, 8, 1) float32 in [0, 1] and labels, then test images (360, 8, 8, 1) and labels."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
+    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return x_train, y_train, x_test, y_test
+
+
+def first_gradient(net: nnx.Module, x: jax.Array, y: jax.Array) -> float:
+    """The norm of the loss's gradient with respect to the first convolution's kernel, in training mode."""
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+    rest = nnx.as_pure(rest)
+
+    @jax.jit
+    def gradient(params: nnx.State) -> nnx.State:
+        def loss(params: nnx.State) -> jax.Array:
+            logits = nnx.merge(graph, params, rest)(x, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        return jax.grad(loss)(params)
+
+    gradients = gradient(params)
+    stem = gradients["net"]["stem"] if "net" in gradients else gradients["stem"]
+    return float(jnp.linalg.norm(stem["conv"]["kernel"][...]))
+
+
+def gradients(figure_path: Path) -> None:
+    depths, seeds = (8, 14, 20, 32, 44, 56, 110), (0, 1, 2)
+    x_train, y_train, _, _ = digits()
+    x, y = jnp.asarray(x_train[:128]), jnp.asarray(y_train[:128])
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for shortcuts, label, color in ((True, "with shortcuts", WITH), (False, "without", WITHOUT)):
+        norms = np.array([[first_gradient(build(d, shortcuts=shortcuts, seed=s), x, y) for s in seeds] for d in depths])
+        for depth, row in zip(depths, norms, strict=True):
+            print(f"{label:>15}, {depth:3d} layers: {row.mean():.3g} ({row.min():.3g} to {row.max():.3g})", flush=True)
+        axes.plot(depths, norms.mean(axis=1), "o-", color=color, label=label)
+        axes.fill_between(depths, norms.min(axis=1), norms.max(axis=1), color=color, alpha=0.2)
+    axes.set(yscale="log", xlabel="layers", ylabel="gradient norm at the first convolution")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(figure_path, dpi=120)
+
+
+def degradation(figure_path: Path) -> None:
+    depths, epochs, seeds = (8, 44), 12, (0, 1, 2)
+    x_train, y_train, _, _ = digits()
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    for panel, shortcuts in zip(axes, (False, True), strict=True):
+        for depth, color in zip(depths, ("tab:orange", "tab:green"), strict=True):
+            losses = []
+            for seed in seeds:
+                model = resfit.Model(build(depth, shortcuts=shortcuts, width=8, seed=seed))
+                model.compile(optimizer="sgd", learning_rate=0.05, seed=seed)
+                history = model.fit(x_train, y_train, batch_size=64, epochs=epochs, verbose=0)
+                losses.append(history.history["loss"])
+            curve = np.array(losses)
+            print(f"shortcuts={shortcuts}, {depth} layers: last loss {curve[:, -1].round(4)}", flush=True)
+            panel.plot(range(1, epochs + 1), curve.mean(axis=0), color=color, label=f"{depth} layers")
+            panel.fill_between(
+                range(1, epochs + 1), curve.min(axis=0), curve.max(axis=0), color=color, alpha=0.2, linewidth=0
+            )
+        panel.set(title="with shortcuts" if shortcuts else "plain: no shortcuts", xlabel="epoch", yscale="log")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    axes[0].set_ylabel("training loss")
+    figure.savefig(figure_path, dpi=120)
+
+
+def training_run(figure_path: Path) -> None:
+    x_train, y_train, x_test, y_test = digits()
+    model = resfit.Model(resfit.create_model("resnet20", num_classes=10, in_channels=1, rngs=0))
+    model.compile(optimizer="sgd", learning_rate=0.1)
+    history = model.fit(x_train, y_train, batch_size=64, epochs=10, validation_data=(x_test, y_test))
+    history.plot().savefig(figure_path, dpi=120)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "gradients": gradients,
+    "degradation": degradation,
+    "training_run": training_run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], help="which pictures (default: all)")
+    for name in parser.parse_args().names or PICTURES:
+        began = time.perf_counter()
+        PICTURES[name](FOLDER / f"{name}.png")
+        print(f"{name}.png: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
