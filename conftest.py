@@ -5,14 +5,18 @@ It stands at the root so that the doctests in `resfit/` run under the same rules
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before jax starts a backend: the CPU, also where there is an accelerator, unless JAX_PLATFORMS chooses it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import matplotlib as mpl
+import numpy as np
 import pytest
+from flax import nnx
 
 DEVICES = 4
 CACHE = Path(__file__).parent / ".cache" / "jax"
@@ -37,3 +41,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts in an empty folder, so that a relative path never lands in the repository."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
+    """What every example may use without importing it."""
+    doctest_namespace.update(jax=jax, jnp=jnp, np=np, nnx=nnx)

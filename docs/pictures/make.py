@@ -3,7 +3,7 @@
     python docs/pictures/make.py            # all of them, into docs/pictures/
     python docs/pictures/make.py gradients  # one of them
 
-gradients: the gradient that reaches the first convolution of an untrained network, by depth, with and without shortcuts.
+gradients: the gradient that reaches the first convolution of a new network, by depth, with and without shortcuts.
 degradation: training loss of shallow and deep networks, with and without shortcuts.
 training_run: what `history.plot()` draws, for the example of the README.
 """
