@@ -16,6 +16,10 @@ class ShortcutShapeError(ResfitError, ValueError):
     """A residual block cannot add its branch to its shortcut: their shapes differ. Raised when the block is built."""
 
 
+class BlockError(ResfitError, TypeError):
+    """A residual block is written in a way that cannot work: it bypasses the addition, or its parts are no modules."""
+
+
 class InputShapeError(ResfitError, ValueError):
     """Base of the errors about an input whose shape a network cannot take."""
 
@@ -34,6 +38,10 @@ class LayoutError(ChannelError):
 
 class ImageTooSmallError(InputShapeError):
     """The stem or a stage would shrink the image to nothing."""
+
+
+class StemWarning(UserWarning):
+    """A small image enters a stem made for large ones; most of its detail is gone before the first block."""
 
 
 class SpecError(ResfitError, ValueError):
@@ -77,3 +85,7 @@ class CallbackError(ResfitError, ValueError):
 
 class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
+
+
+class StepFailed(ResfitError, RuntimeError):
+    """The device failed while a step ran, and the state it was working on is gone; the module holds an older one."""

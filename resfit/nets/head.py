@@ -1,0 +1,45 @@
+"""From features to logits."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from resfit.nets.layers import Layers
+from resfit.nets.pool import global_average_pool
+
+
+class ClassifierHead(nnx.Module):
+    """Global average pooling and one dense layer, computed in float32 so that losses are exact in any precision.
+
+    The first weights and biases are uniform in ±1 / sqrt(in_channels), as in torch.nn.Linear.
+
+    Args:
+        in_channels: channels of the features.
+        num_classes: number of logits.
+        layers: dtype of the parameters (default float32).
+        rngs: where the weights' first values come from.
+
+    Example:
+        >>> ClassifierHead(8, 10, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 4, 8))).shape
+        (2, 10)
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+        layers = layers or Layers()
+        bound = 1.0 / math.sqrt(in_channels)
+        self.dense = nnx.Linear(
+            in_channels,
+            num_classes,
+            kernel_init=initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
+            bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+            dtype=jnp.promote_types(layers.dtype, jnp.float32),
+            param_dtype=jnp.dtype(layers.param_dtype),
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """From features (batch, height, width, in_channels) to logits (batch, num_classes), float32 or wider."""
+        return self.dense(global_average_pool(jnp.asarray(x, self.dense.dtype)))

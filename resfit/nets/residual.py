@@ -1,0 +1,203 @@
+"""`Residual`: one class that adds a branch to its shortcut, then activates. Every block is built on it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+from einops import EinopsError
+from flax import nnx
+
+from resfit.errors import BlockError, ShortcutShapeError
+from resfit.nets.layers import Layers
+from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, join_shortcut
+
+# Two images of which each axis is once even and once odd: a branch that rounds its size down where a shortcut rounds it
+# up agrees with the shortcut on one of them at most.
+PROBE_SIZES = ((64, 65), (65, 64))
+
+# The names under which layers take their mode at call time, and what `train` means to each.
+MODE_KEYWORDS: dict[str, Callable[[bool], bool]] = {
+    "train": lambda train: train,
+    "training": lambda train: train,
+    "deterministic": lambda train: not train,
+    "use_running_average": lambda train: not train,
+}
+
+
+class Residual(nnx.Module):
+    """A residual block, `activation(branch(x) + shortcut(x))` (He et al. 2015, arXiv:1512.03385).
+
+    The addition and the activation after it live here and nowhere else: a block is written by writing its branch. The
+    branch is evaluated abstractly, without arithmetic, when the block is built; so a branch and a shortcut that cannot
+    be added are found then, not in the first training step.
+
+    Args:
+        branch: the residual function, a module from (batch, height, width, in_channels) to any image. Its `__call__`
+            may take `train` (or `training`, `deterministic`, `use_running_average`), or rely on NNX modes.
+        shortcut: `"auto"` (default): the identity exactly where the branch keeps the shape, else a strided 1x1
+            convolution with a norm, which is option "B"; `"A"`: the identity, else a strided slice padded with channels
+            of zeros; `"identity"`: the identity or an error; or a module of your own.
+        activation: what follows the addition (default ReLU).
+        in_channels: channels of the block's input.
+        layers: dtypes and kind of norm of a projection (default float32).
+        rngs: where a projection's first values come from; only needed where there is one.
+
+    Raises:
+        ShortcutShapeError: when the block is built, if branch and shortcut differ in shape, or the branch takes no image
+            of `in_channels` channels.
+
+    Example:
+        >>> rngs = nnx.Rngs(0)
+        >>> branch = nnx.Conv(4, 8, (3, 3), strides=2, padding=1, rngs=rngs)
+        >>> block = Residual(branch, in_channels=4, rngs=rngs)
+        >>> type(block.shortcut).__name__
+        'ProjectionShortcut'
+        >>> block(jnp.ones((1, 7, 7, 4))).shape
+        (1, 4, 4, 8)
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls):
+            raise BlockError(
+                f"{cls.__name__} defines __call__, which would bypass the addition and the activation of Residual. "
+                "Expected the block's own computation in a branch. Move it into a module and pass that to "
+                "super().__init__(branch, ...)."
+            )
+
+    def __init__(
+        self,
+        branch: nnx.Module,
+        shortcut: str | nnx.Module = "auto",
+        activation: Callable[[jax.Array], jax.Array] = nnx.relu,
+        *,
+        in_channels: int,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        block = type(self).__name__
+        probes = [jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32) for size in PROBE_SIZES]
+        branch_shapes = [_output_shape(branch, "branch", probe, block) for probe in probes]
+        if isinstance(shortcut, str):
+            shortcut = _build_shortcut(shortcut, probes, branch_shapes, block, layers, rngs)
+        for probe, branch_shape in zip(probes, branch_shapes, strict=True):
+            shortcut_shape = _output_shape(shortcut, "shortcut", probe, block)
+            if shortcut_shape != branch_shape:
+                raise ShortcutShapeError(
+                    f"{block} cannot add its branch to its shortcut: an input of shape {probe.shape} leaves the branch "
+                    f"as {branch_shape} and {type(shortcut).__name__} as {shortcut_shape}. Expected equal shapes. Use "
+                    "shortcut='auto', which projects where it has to, or make both agree in strides, padding and "
+                    "channels."
+                )
+        self.out_channels = branch_shapes[0][-1]
+        self.branch = branch
+        self.shortcut = shortcut
+        self.activation = activation
+
+    @final
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """Returns activation(branch(x) + shortcut(x)).
+
+        Args:
+            x: images (batch, height, width, in_channels).
+            train: True or False decides for every norm and dropout inside; None (default) leaves them in their own
+                NNX modes.
+
+        Returns:
+            (batch, ceil(height / stride), ceil(width / stride), out_channels).
+        """
+        return self.activation(_in_mode(self.branch, x, train) + _in_mode(self.shortcut, x, train))
+
+
+def _in_mode(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
+    """Calls a branch or shortcut in training or evaluation, however its layers take their mode."""
+    if train is None:
+        return _call(module, x, {})
+    # A layer may take its mode from a call argument, from a flag that nnx.view sets, or from a bare attribute that
+    # train() and eval() set. Only all three together reach every layer. The view shares the Variables, so statistics
+    # still move, and has its own flags, so those of the module stay as they were.
+    view = nnx.view(module, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
+    if train:
+        view.train()
+    else:
+        view.eval()
+    wanted = MODE_KEYWORDS.keys() & inspect.signature(type(view).__call__).parameters.keys()
+    return _call(view, x, {name: MODE_KEYWORDS[name](train) for name in wanted})
+
+
+def _call(module: nnx.Module, x: jax.Array, mode: dict[str, bool]) -> jax.Array:
+    return module(x, **mode)  # type: ignore[operator]  # nnx.Module itself declares no __call__
+
+
+def _output_shape(module: nnx.Module, role: str, image: jax.ShapeDtypeStruct, block: str) -> tuple[int, ...]:
+    """The shape a module leaves an image in, by abstract evaluation of a copy: nothing is computed, nothing moves."""
+    if not isinstance(module, nnx.Module) or not callable(module):
+        raise BlockError(
+            f"{block} received a {type(module).__name__} as its {role}. Expected an nnx.Module with a __call__. Wrap "
+            "functions in a module, for example nnx.Sequential(f)."
+        )
+    graphdef, state = nnx.split(module)
+    try:
+        output = jax.eval_shape(lambda state, x: _in_mode(nnx.merge(graphdef, state), x, train=False), state, image)
+    except (TypeError, ValueError, EinopsError) as error:
+        raise ShortcutShapeError(
+            f"{block} received a {role}, {type(module).__name__}, that cannot take an input of shape {image.shape}: "
+            f"{error}. Expected a module from images of {image.shape[-1]} channels to images. Build the {role} for "
+            "that many channels, or give the block the in_channels that its input has."
+        ) from error
+    return tuple(output.shape)
+
+
+def _build_shortcut(
+    option: str,
+    probes: list[jax.ShapeDtypeStruct],
+    branch_shapes: list[tuple[int, ...]],
+    block: str,
+    layers: Layers | None,
+    rngs: nnx.Rngs | None,
+) -> nnx.Module:
+    """The shortcut that an option names, for a branch that leaves the probes in these shapes."""
+    if option not in ("auto", "identity", *SHORTCUT_OPTIONS):
+        raise BlockError(
+            f"{block} received shortcut={option!r}. Expected 'auto', 'identity', 'A', 'B' or an nnx.Module. Use "
+            "'auto' for the identity where shapes agree and a projection elsewhere."
+        )
+    if option == "identity" or all(
+        probe.shape == shape for probe, shape in zip(probes, branch_shapes, strict=True)
+    ):
+        return IdentityShortcut()
+    strides = _strides(probes, branch_shapes, block)
+    if rngs is None and option != "A":
+        raise ShortcutShapeError(
+            f"{block} needs a projection: an input of shape {probes[0].shape} leaves the branch as {branch_shapes[0]}. "
+            "Expected rngs to start its weights from. Pass rngs=nnx.Rngs(0), or use shortcut='A'."
+        )
+    return join_shortcut(
+        "A" if option == "A" else "B",
+        probes[0].shape[-1],
+        branch_shapes[0][-1],
+        strides=strides,
+        layers=layers,
+        rngs=rngs,
+    )
+
+
+def _strides(
+    probes: list[jax.ShapeDtypeStruct], branch_shapes: list[tuple[int, ...]], block: str
+) -> tuple[int, int]:
+    """The strides with which a 1x1 convolution gives the branch's sizes, ceil(size / stride), on every probe."""
+    if all(len(shape) == 4 for shape in branch_shapes):
+        axes = [[(p.shape[axis], s[axis]) for p, s in zip(probes, branch_shapes, strict=True)] for axis in (1, 2)]
+        found = [
+            next((k for k in range(1, min(PROBE_SIZES[0]) + 1) if all(-(-n // k) == m for n, m in sizes)), None)
+            for sizes in axes
+        ]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+    raise ShortcutShapeError(
+        f"{block} cannot add its branch to any shortcut: inputs of shape {[p.shape for p in probes]} leave the branch "
+        f"as {branch_shapes}. Expected images of ceil(size / stride) pixels. Give the branch's convolutions an odd "
+        "kernel and padding=kernel // 2 on both sides."
+    )

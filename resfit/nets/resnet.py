@@ -1,0 +1,172 @@
+"""`ResNet`: a stem, stages of residual blocks, and a head, as one spec says."""
+
+import itertools
+import warnings
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, StemWarning
+from resfit.nets.head import ClassifierHead
+from resfit.nets.residual import Residual
+from resfit.nets.spec import BLOCKS, ResNetSpec
+from resfit.nets.stem import STEMS
+
+SMALL_IMAGE = 64  # pixels; below this the ImageNet stem leaves less than 16x16 positions, and stage 4 less than 2x2
+
+
+class Stage(nnx.Module):
+    """Residual blocks of one width, the first of which may halve the image.
+
+    Args:
+        spec: the network that the stage belongs to.
+        index: which stage of it, from 0.
+        in_channels: channels of the input.
+        rngs: where the weights' first values come from.
+    """
+
+    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: nnx.Rngs) -> None:
+        build, width = BLOCKS[spec.block], spec.widths[index]
+        self.strides = 1 if index == 0 else 2
+        blocks: list[Residual] = []
+        for position in range(spec.depths[index]):
+            block = build(
+                in_channels,
+                width,
+                strides=1 if position else self.strides,
+                shortcut=spec.shortcut,
+                zero_init_last=spec.zero_init_last,
+                layers=spec.layers,
+                rngs=rngs,
+            )
+            in_channels = block.out_channels
+            blocks.append(block)
+        self.out_channels = in_channels
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), out_channels)."""
+        for block in self.blocks:
+            x = block(x, train=train)
+        return x
+
+
+class ResNet(nnx.Module):
+    """A residual network (He et al. 2015, arXiv:1512.03385), from images to logits.
+
+    Its parts are `stem`, `stage1`, `stage2`, ... and `head`. A new network is in evaluation mode.
+
+    Args:
+        spec: what to build.
+        rngs: where the weights' first values come from.
+
+    Raises:
+        SpecError, ShortcutShapeError: when built, if the spec cannot be.
+
+    Example:
+        >>> spec = ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=10)
+        >>> net = ResNet(spec, rngs=nnx.Rngs(0))
+        >>> net(jnp.ones((2, 8, 8, 3))).shape
+        (2, 10)
+    """
+
+    def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
+        self.spec = spec
+        self.small_image_notice = _Notice()
+        self.stem = STEMS[spec.stem](spec.in_channels, spec.widths[0], layers=spec.layers, rngs=rngs)
+        channels = spec.widths[0]
+        for index in range(len(spec.depths)):
+            stage = Stage(spec, index, channels, rngs=rngs)
+            setattr(self, f"stage{index + 1}", stage)
+            channels = stage.out_channels
+        self.head = ClassifierHead(channels, spec.num_classes, layers=spec.layers, rngs=rngs)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, first to last."""
+        return tuple(getattr(self, f"stage{index + 1}") for index in range(len(self.spec.depths)))
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            x: images (batch, height, width, in_channels), channels last, of any real dtype.
+            train: True normalises by the batch and moves the running statistics, False normalises by the running
+                statistics; None (default) leaves every norm in its own mode, as `net.train()`, `net.eval()` and
+                `nnx.view` set it. A new network is in evaluation mode.
+
+        Returns:
+            Logits (batch, num_classes), float32 or wider.
+
+        Raises:
+            RankError: if x has no four axes.
+            ChannelError: if the last axis is not `in_channels` long; LayoutError if the second axis is.
+            ImageTooSmallError: if a stride would act on a single pixel, or there is none.
+        """
+        self._check(x)
+        x = self.stem(x, train=train)
+        for stage in self.stages:
+            x = stage(x, train=train)
+        return self.head(x)
+
+    def _check(self, x: jax.Array) -> None:
+        """Refuses what is no batch of images for this network. Shapes are static: under jit this costs nothing."""
+        channels = self.spec.in_channels
+        if x.ndim != 4:
+            hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}." if x.ndim == 3 else "Reshape the input."
+            raise RankError(
+                f"ResNet received an input of {x.ndim} axes, of shape {x.shape}. Expected (batch, height, width, "
+                f"{channels}). {hint}"
+            )
+        if x.shape[3] != channels and x.shape[1] == channels:
+            raise LayoutError(
+                f"ResNet received an input of shape {x.shape}, which looks like (batch, channels, height, width). "
+                f"Expected (batch, height, width, {channels}). Move the channels last: x.transpose(0, 2, 3, 1)."
+            )
+        if x.shape[3] != channels:
+            raise ChannelError(
+                f"ResNet received an input of shape {x.shape}, with {x.shape[3]} channels. Expected {channels}. Convert "
+                f"the images, or build the network with in_channels={x.shape[3]}."
+            )
+        size = min(x.shape[1:3])
+        if not self._fits(size):
+            smallest = next(n for n in itertools.count(1) if self._fits(n))
+            raise ImageTooSmallError(
+                f"ResNet received an input of shape {x.shape}; its {self.spec.stem} stem and {len(self.stages)} stages "
+                f"would halve a side of {size} pixels more often than it can be. Expected at least {smallest} pixels. "
+                f"{'Use stem=' + repr('cifar') if self.stem.strides else 'Use fewer stages'}, or enlarge the images."
+            )
+        if size < SMALL_IMAGE and self.spec.stem == "imagenet" and not self.small_image_notice.given:
+            self.small_image_notice.given = True
+            warnings.warn(
+                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the ImageNet stem, which keeps one "
+                f"position in 4x4 pixels. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
+                StemWarning,
+                stacklevel=3,
+            )
+
+    def _fits(self, size: int) -> bool:
+        """Whether a side of so many pixels has at least two left wherever a layer steps over pixels."""
+        for strides in (*self.stem.strides, *(stage.strides for stage in self.stages)):
+            if size < min(strides, 2):
+                return False
+            size = -(-size // strides)
+        return True
+
+
+class _Notice:
+    """Whether a network has given a warning already.
+
+    All copies that NNX makes of a network share it, so the warning comes once and not once per compilation; and all are
+    equal, so that it never makes two networks of one spec differ.
+    """
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Notice)
+
+    def __hash__(self) -> int:
+        return hash(_Notice)
