@@ -1,0 +1,28 @@
+"""resfit: train, evaluate and ship ResNets, and any other Flax NNX image model, on JAX."""
+
+import importlib.metadata
+
+from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, weights
+from resfit.model import Model
+from resfit.nets import create_model, list_models
+
+__version__ = importlib.metadata.version("resfit")
+
+load = Model.load
+
+__all__ = [
+    "Model",
+    "callbacks",
+    "create_model",
+    "data",
+    "errors",
+    "list_models",
+    "load",
+    "losses",
+    "metrics",
+    "nets",
+    "optimizers",
+    "plots",
+    "preprocess",
+    "weights",
+]

@@ -1,0 +1,9 @@
+"""Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
+
+from resfit.callbacks.early_stopping import EarlyStopping
+from resfit.callbacks.history import History
+from resfit.callbacks.model_checkpoint import ModelCheckpoint
+from resfit.callbacks.progress_bar import ProgressBar
+from resfit.engine.hooks import Callback
+
+__all__ = ["Callback", "EarlyStopping", "History", "ModelCheckpoint", "ProgressBar"]

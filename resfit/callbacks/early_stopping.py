@@ -1,0 +1,93 @@
+"""Stops training when a value no longer gets better."""
+
+import logging
+from typing import Any
+
+from resfit.callbacks.monitor import Monitor
+from resfit.engine.hooks import Callback, Logs
+from resfit.errors import CallbackError
+
+_log = logging.getLogger("resfit")
+
+
+class EarlyStopping(Callback):
+    """Stops training when a monitored value has not improved for some epochs. Arguments and defaults are Keras's.
+
+    Args:
+      monitor: name of the value, such as "val_loss".
+      min_delta: an improvement must be larger than this.
+      patience: epochs without improvement after which training stops; 0 and 1 both stop at the first.
+      verbose: 1 logs what happens.
+      mode: "min", "max", or "auto" to tell by the name.
+      baseline: training must beat this value within `patience` epochs.
+      restore_best_weights: go back to the variables of the best epoch at the end of training, however it ends. The best
+        epoch is tracked by the value alone, also where no epoch beats the baseline.
+      start_from_epoch: epochs before this one are neither judged nor remembered.
+
+    Attributes:
+      stopped_epoch: the epoch that ended training, or 0.
+      best_epoch: the epoch of the best value.
+
+    Example:
+      >>> callback = EarlyStopping(monitor="val_accuracy", patience=3, restore_best_weights=True)
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        min_delta: float = 0,
+        patience: int = 0,
+        verbose: int = 0,
+        mode: str = "auto",
+        baseline: float | None = None,
+        restore_best_weights: bool = False,
+        start_from_epoch: int = 0,
+    ) -> None:
+        if patience < 0:
+            raise CallbackError(f"Expected patience >= 0 epochs, got {patience}.")
+        self._monitor = Monitor(monitor, mode, min_delta)
+        self._patience = max(patience, 1)
+        self._verbose = verbose
+        self._baseline = baseline
+        self._restore = restore_best_weights
+        self._start_from_epoch = start_from_epoch
+        self._reset()
+
+    def _reset(self) -> None:
+        self._monitor.best = None
+        self._weights: Any = None
+        self._wait = 0
+        self.stopped_epoch = 0
+        self.best_epoch = 0
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far."""
+        return self._monitor.best
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self._reset()
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        value = self._monitor.value(logs, "EarlyStopping")
+        if value is None or epoch < self._start_from_epoch:
+            return
+        self._wait += 1
+        if self._monitor.improves(value):
+            self.best_epoch = epoch
+            if self._restore:
+                self._weights = self.model.get_weights()
+            if self._baseline is None or self._monitor.beats(value, self._baseline):
+                self._wait = 0
+        if self._wait >= self._patience and epoch > 0:
+            self.stopped_epoch = epoch
+            self.model.stop_training = True
+            if self._verbose:
+                _log.warning("EarlyStopping: stopped after epoch %d; the best was epoch %d.", epoch, self.best_epoch)
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        if self._weights is not None:
+            self.model.set_weights(self._weights)
+            if self._verbose:
+                _log.warning("EarlyStopping: went back to the variables of epoch %d.", self.best_epoch)
+            self._weights = None

@@ -1,0 +1,68 @@
+"""What happened, epoch by epoch."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from resfit.engine.hooks import Callback, Logs
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+
+class History(Callback):
+    """Records the logs of every epoch. `fit` adds one and returns it.
+
+    Attributes:
+      history: name -> one float per epoch; None where an epoch has no such value (validation_freq).
+      epoch: the epochs' numbers.
+      timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch, and
+        "first_step_seconds", from the start of `fit` until the first step was compiled and handed to the device.
+      params: of the run.
+
+    Example:
+      >>> history = History()
+      >>> history.on_train_begin()
+      >>> history.on_epoch_end(0, {"loss": 2.3})
+      >>> history.history
+      {'loss': [2.3]}
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[Any]] = {}
+        self.epoch: list[int] = []
+        self.timings: dict[str, Any] = {"epoch_seconds": []}
+        self._start = self._epoch_start = time.perf_counter()
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self.history.clear()
+        self.epoch.clear()
+        self.timings = {"epoch_seconds": []}
+        self._start = self._epoch_start = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        self._epoch_start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        if "first_step_seconds" not in self.timings:
+            self.timings["first_step_seconds"] = time.perf_counter() - self._start
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        for name in (logs or {}).keys() - self.history.keys():
+            self.history[name] = [None] * len(self.epoch)
+        for name, values in self.history.items():
+            values.append((logs or {}).get(name))
+        self.history = {name: self.history[name] for name in sorted(self.history, key=_order)}
+        self.epoch.append(epoch)
+        self.timings["epoch_seconds"].append(time.perf_counter() - self._epoch_start)
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """The curves of every value, training and validation in one panel. Needs `resfit[plot]`."""
+        from resfit import plots
+
+        return plots.curves(self)
+
+
+def _order(name: str) -> tuple[bool, str, bool]:
+    """Loss first, then alphabetically, each value before its validation twin."""
+    base = name.removeprefix("val_")
+    return base != "loss", base, name != base

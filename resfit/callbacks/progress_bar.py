@@ -1,0 +1,172 @@
+"""Shows how training goes: a live bar in a terminal or notebook, one line per epoch in a log file."""
+
+import collections
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from resfit.engine.hooks import Callback, LazyLogs, Logs
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
+_REDRAW_SECONDS = 0.1
+
+
+class ProgressBar(Callback):
+    """Epoch, step, images per second, time left, loss and metrics. `fit`, `evaluate` and `predict` add one.
+
+    It shows the newest values that the device has finished and never waits for it, so it costs nothing that can be measured.
+
+    Args:
+      verbose: 1: a bar where there is a terminal or notebook, else one line per epoch. 2: one line per epoch.
+      console: where to write; the standard output by default.
+
+    Example:
+      >>> bar = ProgressBar(verbose=2)
+    """
+
+    def __init__(self, verbose: int = 1, console: "rich.console.Console | None" = None) -> None:
+        import rich.console
+
+        self._console = console or rich.console.Console(file=sys.stdout)
+        interactive = self._console.is_terminal or self._console.is_jupyter
+        self._live = verbose == 1 and interactive
+        self._training = False
+        self._progress: rich.progress.Progress | None = None
+
+    # --- fit ----------------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self._training = True
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        self._begin(f"Epoch {epoch + 1}/{self.params['epochs']}", self.params["steps"])
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._advance(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._end(dict(logs or {}))
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        self._training = False
+        self._stop()
+
+    # --- evaluate and predict; a validation inside fit stays within its epoch's line -----------------------------------
+
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        if self._training:
+            self._status("validating")
+        else:
+            self._begin("Evaluate", self.params["steps"])
+
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        if not self._training:
+            self._advance(batch, logs)
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        if not self._training:
+            self._end(dict(logs or {}))
+            self._stop()
+
+    def on_predict_begin(self, logs: Logs | None = None) -> None:
+        self._begin("Predict", self.params["steps"])
+
+    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._advance(batch, None)
+
+    def on_predict_end(self, logs: Logs | None = None) -> None:
+        self._end({})
+        self._stop()
+
+    def on_compile_begin(self, what: str) -> None:
+        self._compile_start = time.perf_counter()
+        self._status("compiling")
+
+    def on_compile_end(self, what: str) -> None:
+        # Compiling is no part of the speed that the user wants to know.
+        self._start += time.perf_counter() - self._compile_start
+        self._status("")
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, title: str, steps: int | None) -> None:
+        self._title, self._steps = title, steps
+        self._start = time.perf_counter()
+        self._drawn = 0.0
+        self._images = 0
+        self._shown = ""
+        self._waiting: collections.deque[tuple[int, int, LazyLogs]] = collections.deque()
+        if self._live:
+            if self._progress is None:
+                self._progress = _progress(self._console)
+                self._progress.start()
+            self._task = self._progress.add_task(title, total=steps, rate="", values="")
+
+    def _advance(self, batch: int, logs: Logs | None) -> None:
+        if isinstance(logs, LazyLogs):
+            self._images += logs.examples
+        if self._progress is None:
+            return
+        if isinstance(logs, LazyLogs):
+            self._waiting.append((batch + 1, self._images, logs))
+        now = time.perf_counter()
+        if now - self._drawn < _REDRAW_SECONDS and batch + 1 != self._steps:
+            if len(self._waiting) > 64:
+                self._waiting.popleft()
+            return
+        self._drawn = now
+        done, images = batch + 1, self._images
+        newest = None
+        while self._waiting and self._waiting[0][2].ready():
+            done, images, newest = self._waiting.popleft()
+        if newest is not None:
+            self._shown = _format(dict(newest))
+        elif logs is not None:
+            return  # nothing has finished since the last redraw
+        rate = images / (now - self._start) if images else 0.0
+        self._progress.update(self._task, completed=done, rate=f"{rate:,.0f} images/s" if images else "", values=self._shown)
+
+    def _status(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, values=text or self._shown)
+
+    def _end(self, values: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self._start
+        rate = f"{self._images / seconds:,.0f} images/s" if self._images and seconds > 0 else ""
+        text = _format(values)
+        if self._progress is not None:
+            total = self._progress.tasks[-1].completed if self._steps is None else self._steps
+            self._progress.update(self._task, total=total, completed=total, rate=rate, values=text)
+            self._progress.stop_task(self._task)
+            self._progress.stop()
+            self._progress = None  # the finished bar stays on the screen; the next epoch starts a new one below
+            return
+        self._console.print(*[part for part in (self._title, f"{seconds:.1f}s", rate, text) if part], sep=" - ", highlight=False, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _progress(console: "rich.console.Console") -> "rich.progress.Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[values]}"),
+        console=console,
+        refresh_per_second=10,
+    )
+
+
+def _format(values: dict[str, Any]) -> str:
+    return " - ".join(f"{name}: {value:.4f}" for name, value in values.items() if isinstance(value, float))

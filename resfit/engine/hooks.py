@@ -1,0 +1,218 @@
+"""Callbacks: the protocol, the list that fires hooks, and logs that cost nothing until they are read."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+if TYPE_CHECKING:
+    from resfit.model import Model
+
+Logs = MutableMapping[str, Any]
+
+
+def read(values: Any) -> Any:
+    """Copies device values to the host, waiting for them. Every read of a log passes through here."""
+    return jax.device_get(values)
+
+
+class LazyLogs(MutableMapping[str, Any]):
+    """A log whose values stay on the device until somebody reads them.
+
+    `dict(logs)`, `logs["loss"]` and the like give plain Python floats and wait for the device if they must; writing,
+    listing keys and asking `ready()` never wait. One object is shared by all callbacks of a hook, in list order, so that
+    a value added or changed by the first is seen by those after it.
+
+    Args:
+      sums: metric sums on the device.
+      finish: turns the sums, once on the host, into named floats.
+      keys: the names that `finish` will return, in order.
+      loss: the batch's own loss, () float32.
+      examples: how many examples the batch had.
+    """
+
+    def __init__(
+        self,
+        sums: Any,
+        finish: Callable[[Any], Mapping[str, Any]],
+        keys: Iterable[str],
+        loss: jax.Array,
+        examples: int,
+    ) -> None:
+        self.examples = examples
+        self._sums = sums
+        self._finish: Callable[[Any], Mapping[str, Any]] | None = finish
+        self._loss = loss
+        self._values: dict[str, Any] = dict.fromkeys(keys)
+
+    def ready(self) -> bool:
+        """Whether reading would not wait."""
+        return self._finish is None or all(leaf.is_ready() for leaf in jax.tree.leaves(self._sums))
+
+    @property
+    def batch_loss(self) -> float:
+        """The batch's own loss, where `logs["loss"]` is the mean since the epoch began. Waits for the device."""
+        return float(read(self._loss))
+
+    def _read(self) -> dict[str, Any]:
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            for key, value in finish(read(self._sums)).items():
+                if key in self._values and self._values[key] is None:  # neither deleted nor overwritten since
+                    self._values[key] = value
+            self._sums = None
+        return self._values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        return self._read()[key] if value is None else value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def as_float(value: Any) -> Any:
+    """A scalar as a Python float, anything larger as a NumPy array."""
+    array = np.asarray(value)
+    return float(array) if array.ndim == 0 else array
+
+
+class Callback:
+    """Base class of everything that watches or steers training. Hooks, order and arguments are Keras's.
+
+    Override what you need. `fit` calls on_train_begin, then for each epoch on_epoch_begin, for each batch
+    on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end, which
+    always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
+
+    Logs map names to floats. A batch's log holds the running means since the epoch began; nothing waits for the device
+    until a value is read, so reading one in every batch makes every step wait.
+
+    Attributes:
+      model: the `resfit.Model`. `model.module` holds the current variables and may be assigned to at any batch boundary;
+        `model.stop_training = True` stops after this batch.
+      params: {"verbose", "epochs", "steps"}.
+
+    Example:
+      >>> class Print(Callback):
+      ...     def on_epoch_end(self, epoch, logs=None):
+      ...         print(f"epoch {epoch}: loss {logs['loss']:.3f}")
+    """
+
+    model: "Model"
+    params: dict[str, Any]
+
+    def set_model(self, model: "Model") -> None:
+        """Called once before training with the model."""
+        self.model = model
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Called once before training with the run's parameters."""
+        self.params = params
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Called when `fit` begins."""
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Called when `fit` ends, however it ends. logs: those of the last epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Called before an epoch, counted from zero."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Called after an epoch and its validation. logs: loss, metrics and their val_ twins."""
+
+    def on_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called by on_train_batch_begin."""
+
+    def on_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called by on_train_batch_end."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before a training step."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called once a training step has been handed to the device."""
+        self.on_batch_end(batch, logs)
+
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        """Called when `evaluate`, or a validation inside `fit`, begins."""
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        """Called when it ends. logs: loss and metrics."""
+
+    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before an evaluation step."""
+
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called after an evaluation step."""
+
+    def on_predict_begin(self, logs: Logs | None = None) -> None:
+        """Called when `predict` begins."""
+
+    def on_predict_end(self, logs: Logs | None = None) -> None:
+        """Called when `predict` ends."""
+
+    def on_predict_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before a prediction step."""
+
+    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called after a prediction step. logs: {"outputs": the batch's outputs}."""
+
+    def on_compile_begin(self, what: str) -> None:
+        """Called before a step is compiled, with "train", "evaluate" or "predict". Not in Keras."""
+
+    def on_compile_end(self, what: str) -> None:
+        """Called when that is done. Not in Keras."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Called when `fit` is left by an exception, before on_train_end. Not in Keras."""
+
+
+# A hook whose default calls another one must be fired for those who override only the other.
+_CALLS = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+
+
+class CallbackList:
+    """Fires hooks on callbacks in order, skipping those that do not listen.
+
+    Args:
+      callbacks: in order.
+      model: given to each.
+      params: given to each.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], model: "Model", params: dict[str, Any]) -> None:
+        self._callbacks = list(callbacks)
+        self._listeners: dict[str, list[Callable[..., None]]] = {}
+        for callback in self._callbacks:
+            callback.set_params(params)
+            callback.set_model(model)
+
+    def fire(self, hook: str, *args: Any) -> None:
+        """Calls one hook of every callback that overrides it."""
+        listeners = self._listeners.get(hook)
+        if listeners is None:
+            listeners = self._listeners[hook] = [getattr(c, hook) for c in self._callbacks if _listens(c, hook)]
+        for listener in listeners:
+            listener(*args)
+
+
+def _listens(callback: Callback, hook: str) -> bool:
+    method = getattr(callback, hook)
+    if getattr(method, "__func__", method) is not getattr(Callback, hook):
+        return True
+    return hook in _CALLS and _listens(callback, _CALLS[hook])

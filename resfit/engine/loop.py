@@ -1,0 +1,274 @@
+"""Epochs and batches: the one place where hooks fire."""
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resfit import metrics
+from resfit.data.batches import Batch, Batches
+from resfit.data.epochs import Epochs
+from resfit.engine.dispatch import Placement, Step, Throttle
+from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
+from resfit.engine.signals import at_batch_boundaries
+from resfit.engine.state import RunState
+from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
+from resfit.errors import DataError, NotCompiledError, StepFailed
+
+LabelCheck = Callable[[Any], None]
+
+
+class Validation(NamedTuple):
+    """When and on what to validate inside `fit`.
+
+    Attributes:
+      data: the examples.
+      steps: how many batches; None for all.
+      due: epoch, counted from zero -> whether to validate after it.
+    """
+
+    data: Batches
+    steps: int | None
+    due: Callable[[int], bool]
+
+
+class Loop:
+    """Runs compiled steps over batches.
+
+    Args:
+      state: of the run.
+      recipe: what the steps do; None if the model was not compiled and can only predict.
+      preprocess: applied to every input.
+      placement: where everything lives.
+      seed: of everything random inside the steps.
+      check: raises if labels do not fit the network. Called once their step is traced, before it runs: with all labels
+        where the data set has them at hand, else with each batch's.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        recipe: Recipe | None,
+        preprocess: Callable[[Any], Any] | None,
+        placement: Placement,
+        seed: int,
+        check: LabelCheck,
+    ) -> None:
+        self.state = state
+        self._placement = placement
+        self._check = check
+        self._key = jax.device_put(jax.random.key(seed), placement.state)
+        self._recipe = recipe
+        layout = state.layout
+        self._predict = Step(
+            lambda leaves, key, x: predict_step(layout, preprocess, leaves, key, x), placement, returns_state=False
+        )
+        if recipe is None:
+            return
+
+        def train(*arguments: Any) -> Any:
+            return train_step(layout, recipe, *arguments)
+
+        def evaluate(*arguments: Any) -> Any:
+            return evaluate_step(layout, recipe, *arguments)
+
+        self._train = Step(train, placement, donate=True)
+        self._train_kept = Step(train, placement)  # for train_on_batch, whose result the user's module shares
+        self._evaluate = Step(evaluate, placement)
+        self._names = metrics.names(recipe.metrics)
+        # By way of NumPy: a weakly typed zero would make the first step another program than the second.
+        self._empty = jax.device_put(jax.tree.map(np.asarray, recipe.metrics.empty()), placement.state)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        data: Epochs,
+        epochs: range,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        validation: Validation | None,
+    ) -> None:
+        """Trains. However it ends, the user's module holds the values of the last completed step.
+
+        Args:
+          data: cut into epochs.
+          epochs: their numbers, as callbacks see them.
+          callbacks: to fire.
+          stopped: whether somebody asked to stop.
+          validation: None for none.
+        """
+        logs: dict[str, Any] = {}
+        check = _label_check(data.batches, self._check)
+        try:
+            with at_batch_boundaries() as interrupt:
+                callbacks.fire("on_train_begin", {})
+                for epoch in epochs:
+                    callbacks.fire("on_epoch_begin", epoch, {})
+                    batch_logs = None
+                    for batch_logs in self._train_batches(data, callbacks, check):
+                        interrupt.check()
+                        if stopped():
+                            break
+                    if batch_logs is None:
+                        raise DataError(f"Epoch {epoch} has no batches. Expected at least one.")
+                    logs = dict(batch_logs)
+                    self.state.epoch = data.passes
+                    if validation is not None and validation.due(epoch):
+                        results = self.evaluate(validation.data, validation.steps, callbacks, lambda: False)
+                        logs |= {f"val_{name}": value for name, value in results.items()}
+                    callbacks.fire("on_epoch_end", epoch, logs)
+                    interrupt.check()
+                    if stopped():
+                        break
+        except BaseException as exception:
+            lost = self.state.recover()
+            callbacks.fire("on_exception", exception)
+            if lost and isinstance(exception, Exception):
+                raise StepFailed(
+                    f"A step failed on the device and took the state with it: {exception}. The module is back at the values "
+                    "it last held (of the start of this fit, or of the last time model.module was read)."
+                ) from exception
+            raise
+        finally:
+            self.state.epoch = data.passes
+            self.state.publish()
+            callbacks.fire("on_train_end", logs)
+
+    def _train_batches(self, data: Epochs, callbacks: CallbackList, check: LabelCheck) -> Iterator[LazyLogs]:
+        """One epoch: the logs of each batch, once its step is on the device and its hooks have fired."""
+        sums = self._empty
+        throttle = Throttle(self._placement.run_ahead)
+        for i, batch in enumerate(data.next()):
+            callbacks.fire("on_train_batch_begin", i, {})
+            self.state.own()
+            on_device = self._on_device(batch)
+            step = self._train.prepare((self.state.leaves, sums, self._key, on_device), _announce(callbacks, "train"))
+            check(batch.y)
+            self.state.leaves, sums, loss = step(self.state.leaves, sums, self._key, on_device)
+            logs = LazyLogs(sums, compute, self._names, loss, batch.size)
+            callbacks.fire("on_train_batch_end", i, logs)
+            throttle.add(loss)
+            yield logs
+
+    def train_batch(self, batch: Batch) -> dict[str, float]:
+        """One training step on its own; the user's module holds the result."""
+        self.state.take_from_module()
+        step = self._train_kept.prepare((self.state.leaves, self._empty, self._key, self._on_device(batch)), _quiet)
+        self._check(batch.y)
+        leaves, sums, _ = step(self.state.leaves, self._empty, self._key, self._on_device(batch))
+        self.state.replace(leaves)
+        self.state.publish()
+        return compute(read(sums))
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, data: Batches, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]
+    ) -> dict[str, Any]:
+        """Loss and metrics over a data set, or its first batches."""
+        callbacks.fire("on_test_begin", {})
+        self.state.take_from_module()
+        check = _label_check(data, self._check)
+        sums = self._empty
+        throttle = Throttle(self._placement.run_ahead)
+        seen = 0
+        for i, batch in enumerate(data.epoch(0)):
+            if i == steps:
+                break
+            callbacks.fire("on_test_batch_begin", i, {})
+            sums, loss = self._evaluate_batch(batch, sums, check, _announce(callbacks, "evaluate"))
+            callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, batch.size))
+            throttle.add(loss)
+            seen += batch.size
+            if stopped():
+                break
+        if not seen:
+            raise DataError("There are no examples to evaluate on. Expected at least one.")
+        results = compute(read(sums))
+        callbacks.fire("on_test_end", dict(results))
+        return results
+
+    def evaluate_batch(self, batch: Batch) -> dict[str, Any]:
+        """Loss and metrics of one batch."""
+        self.state.take_from_module()
+        return compute(read(self._evaluate_batch(batch, self._empty, self._check, _quiet)[0]))
+
+    def _evaluate_batch(self, batch: Batch, sums: Any, check: LabelCheck, announce: Callable[[bool], None]) -> Any:
+        arguments = (self.state.leaves, sums, self._key, self._on_device(batch))
+        step = self._evaluate.prepare(arguments, announce)
+        check(batch.y)
+        return step(*arguments)
+
+    # --- prediction ---------------------------------------------------------------------------------------------------
+
+    def predict(self, data: Batches, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]) -> Any:
+        """The outputs for every row in order, as NumPy. Only a few batches of them are on the device at any time."""
+        callbacks.fire("on_predict_begin", {})
+        self.state.take_from_module()
+        flying: collections.deque[tuple[Any, int]] = collections.deque()
+        done: list[Any] = []
+
+        def land() -> None:
+            outputs, size = flying.popleft()
+            done.append(jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs)))
+
+        for i, batch in enumerate(data.epoch(0)):
+            if i == steps:
+                break
+            callbacks.fire("on_predict_batch_begin", i, {})
+            outputs = self._predict_batch(batch.x, _announce(callbacks, "predict"))
+            callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
+            flying.append((outputs, batch.size))
+            if len(flying) > self._placement.run_ahead:
+                land()
+            if stopped():
+                break
+        while flying:
+            land()
+        if not done:
+            raise DataError("There are no examples to predict. Expected at least one.")
+        callbacks.fire("on_predict_end", {})
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
+
+    def predict_batch(self, x: Any) -> Any:
+        """The outputs for one batch, as NumPy."""
+        self.state.take_from_module()
+        return jax.tree.map(np.asarray, read(self._predict_batch(x, _quiet)))
+
+    def _predict_batch(self, x: Any, announce: Callable[[bool], None]) -> Any:
+        arguments = (self.state.leaves, self._key, self._placement.place(x))
+        return self._predict.prepare(arguments, announce)(*arguments)
+
+    def _on_device(self, batch: Batch) -> DeviceBatch:
+        if self._recipe is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training or evaluating.")
+        return self._placement.place(DeviceBatch(batch.x, batch.y, batch.weight, batch.mask))
+
+
+def compute(sums: Any) -> dict[str, Any]:
+    """The named values of metric sums that are on the host: loss first, then the metrics as they were given."""
+    values = sums.compute()
+    return {name: as_float(values[name]) for name in metrics.names(type(sums))}
+
+
+def _label_check(data: Batches, check: LabelCheck) -> LabelCheck:
+    if data.labels is None:
+        return check
+    pending = [data.labels]
+
+    def once(_: Any) -> None:
+        if pending:
+            check(pending.pop())
+
+    return once
+
+
+def _announce(callbacks: CallbackList, what: str) -> Callable[[bool], None]:
+    return lambda begins: callbacks.fire("on_compile_begin" if begins else "on_compile_end", what)
+
+
+def _quiet(begins: bool) -> None:
+    """Nobody is told."""

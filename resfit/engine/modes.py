@@ -1,0 +1,180 @@
+"""Training and evaluation mode for any nnx.Module, without touching the user's own mode flags.
+
+NNX layers read their mode from attributes (`deterministic`, `use_running_average`), from an argument of the call, or from
+both. Any one of these alone is silently wrong for some modules, so a module in a mode is here a *copy of its graph* with
+the attributes set, called with the keyword that its `__call__` names. Copies are made of the graph definition only: the
+arrays stay where they are, and the module that the user holds is never changed.
+"""
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from resfit.errors import ModuleError
+
+# How modules name the mode in their call signature, and the value that means "train".
+_MODE_KEYWORDS = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
+
+
+class Slot(NamedTuple):
+    """One leaf of a module's state: where it is and what becomes of it."""
+
+    path: tuple[Any, ...]
+    kind: str  # "param": trained; "carried": statistics and other state; "key", "count": made anew for every step
+    type: type
+    shape: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return ".".join(map(str, self.path))
+
+
+class Plan(NamedTuple):
+    """How to put a module together in either mode. Hashable and free of arrays."""
+
+    train_graph: Any  # nnx.GraphDef with every layer in training mode
+    eval_graph: Any
+    slots: tuple[Slot, ...]  # in the order of the module's flat state
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self.slots if slot.kind == kind)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return any(issubclass(slot.type, nnx.BatchStat) for slot in self.slots)
+
+
+def plan(module: nnx.Module) -> Plan:
+    """Reads a module's graph and derives its two modes.
+
+    Raises:
+      ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
+    """
+    if not isinstance(module, nnx.Module):
+        raise ModuleError(
+            f"Expected a flax.nnx.Module, got {type(module).__name__}. Linen modules and functions can be wrapped "
+            "with flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
+        )
+    graph, state = nnx.split(module)
+    slots = tuple(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
+    return Plan(_graph_in_mode(graph, state, train=True), _graph_in_mode(graph, state, train=False), slots)
+
+
+def _slot(path: tuple[Any, ...], leaf: Any) -> Slot:
+    value = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+    kind = type(leaf)
+    name = ".".join(map(str, path))
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise ModuleError(
+            f"The Variable {name!r} ({kind.__name__}) holds a {type(value).__name__}; resfit trains modules whose "
+            "Variables each hold one array. Hold a pytree of arrays as one Variable per array (nnx.Dict, nnx.List)."
+        )
+    if issubclass(kind, nnx.RngKey):
+        return Slot(path, "key", kind, value.shape)
+    if issubclass(kind, nnx.RngCount):
+        return Slot(path, "count", kind, value.shape)
+    if issubclass(kind, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact):
+        return Slot(path, "param", kind, value.shape)
+    return Slot(path, "carried", kind, value.shape)
+
+
+def _graph_in_mode(graph: Any, state: Any, *, train: bool) -> Any:
+    copy = nnx.merge(graph, state)
+    # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
+    if train:
+        copy.train()
+    else:
+        copy.eval()
+    copy = nnx.view(copy, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
+    return nnx.split(copy)[0]
+
+
+def assemble(
+    plan: Plan, params: Sequence[jax.Array], carried: Sequence[jax.Array], key: jax.Array, *, train: bool
+) -> nnx.Module:
+    """Puts a module together inside a traced function, in one mode.
+
+    Args:
+      plan: of the module.
+      params: one array per "param" slot, in order.
+      carried: one array per "carried" slot, in order.
+      key: the step's key. Every random stream of the module gets its own, folded in from this one, with its counter at
+        zero: there is no random state to lose, and no two layers share a mask.
+      train: the mode.
+
+    Returns:
+      A module whose `__call__` supplies the mode keyword that its signature names, if it names one.
+    """
+    arrays = {"param": iter(params), "carried": iter(carried)}
+    leaves: list[tuple[tuple[Any, ...], Any]] = []
+    streams = 0
+    for slot in plan.slots:
+        if slot.kind in arrays:
+            leaves.append((slot.path, next(arrays[slot.kind])))
+        elif slot.kind == "key":
+            stream = jax.random.fold_in(key, streams)  # layers stacked by nnx.vmap hold an array of keys
+            leaves.append((slot.path, jax.random.split(stream, slot.shape) if slot.shape else stream))
+            streams += 1
+        else:
+            leaves.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
+    module = nnx.merge(plan.train_graph if train else plan.eval_graph, nnx.from_flat_state(leaves))
+    keyword = mode_keyword(type(module))
+    if keyword is not None:
+        name, means_train = keyword
+        # The class is swapped so that `module(x)` is right wherever it is called, also in an overridden compute_loss.
+        object.__setattr__(module, "__class__", _called_in_mode(type(module), name, train == means_train))
+    return module
+
+
+def mode_keyword(cls: type) -> tuple[str, bool] | None:
+    """The argument by which a module class is told its mode, and the value that means training; None if it has none."""
+    parameters = inspect.signature(cls.__call__).parameters
+    for name, means_train in _MODE_KEYWORDS.items():
+        parameter = parameters.get(name)
+        if parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            return name, means_train
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _called_in_mode(cls: type, keyword: str, value: bool) -> type:
+    signature = inspect.signature(cls.__call__)
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if keyword not in signature.bind_partial(self, *args, **kwargs).arguments:
+            kwargs[keyword] = value
+        return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+
+    return type(cls)(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
+
+
+def read(plan: Plan, module: nnx.Module) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """The module's params and carried arrays after a call, in the plan's order.
+
+    Raises:
+      ModuleError: if the call created Variables (other than Intermediates), or removed some.
+    """
+    expected = {slot.path: slot for slot in plan.slots}
+    found: dict[tuple[Any, ...], Any] = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(module)):
+        if path in expected:
+            found[path] = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+        elif not isinstance(leaf, nnx.Intermediate):
+            raise ModuleError(
+                f"The call created {'.'.join(map(str, path))!r} ({type(leaf).__name__}), which did not exist when the "
+                "module was built; it would be lost after every step. Create it in __init__, or make it an "
+                "nnx.Intermediate if it is only meant to be looked at."
+            )
+    missing = [slot.name for slot in plan.slots if slot.path not in found]
+    if missing:
+        raise ModuleError(f"The call removed {missing} from the module. A module must keep its Variables when called.")
+    return (
+        tuple(found[slot.path] for slot in plan.slots if slot.kind == "param"),
+        tuple(found[slot.path] for slot in plan.slots if slot.kind == "carried"),
+    )

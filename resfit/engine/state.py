@@ -1,0 +1,211 @@
+"""The state of a run: one flat tuple of arrays, owned by the trainer, and its exchange with the user's module.
+
+A step donates its input state, so the trainer must never hold an array that somebody else may read. Every leaf is copied
+before the first step; on the way out the arrays are handed over, and copied again only if training goes on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from resfit.engine.modes import Plan, plan
+from resfit.errors import ModuleError
+from resfit.optimizers import index_of_rate
+
+Leaves = tuple[jax.Array, ...]
+
+
+class Layout:
+    """Which leaf of the flat tuple is what: (params..., carried..., optimizer..., step). Free of arrays."""
+
+    def __init__(self, plan: Plan, params: Sequence[Any], optimizer: optax.GradientTransformation | None) -> None:
+        self.plan = plan
+        self.param_paths = tuple(slot.path for slot in plan.slots if slot.kind == "param")
+        self.n_params = len(self.param_paths)
+        self.n_carried = sum(slot.kind == "carried" for slot in plan.slots)
+        self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
+        self.optimizer_tree: Any = None
+        if optimizer is not None:
+            abstract = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params)
+            self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
+
+    def nest(self, params: Sequence[Any]) -> dict[str, Any]:
+        """The parameters as a nested dict of plain strings: what optimizers, and the masks of users, see."""
+        tree: dict[str, Any] = {}
+        for path, value in zip(self.param_paths, params, strict=True):
+            node = tree
+            for key in path[:-1]:
+                node = node.setdefault(str(key), {})
+            node[str(path[-1])] = value
+        return tree
+
+    def flatten(self, tree: dict[str, Any]) -> Leaves:
+        """The inverse of `nest`."""
+        leaves = []
+        for path in self.param_paths:
+            node: Any = tree
+            for key in path:
+                node = node[str(key)]
+            leaves.append(node)
+        return tuple(leaves)
+
+    def split(self, leaves: Leaves) -> tuple[Leaves, Leaves, Any, jax.Array]:
+        """(params, carried, optimizer state, step) of a flat tuple."""
+        a, b = self.n_params, self.n_params + self.n_carried
+        return leaves[:a], leaves[a:b], jax.tree.unflatten(self.optimizer_tree, leaves[b:-1]), leaves[-1]
+
+    def join(self, params: Leaves, carried: Leaves, optimizer_state: Any, step: jax.Array) -> Leaves:
+        return (*params, *carried, *jax.tree.leaves(optimizer_state), step)
+
+
+class RunState:
+    """Everything that changes while a model trains.
+
+    Attributes:
+      layout: what each leaf is.
+      leaves: the arrays themselves.
+      epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
+    """
+
+    def __init__(
+        self, module: nnx.Module, optimizer: optax.GradientTransformation | None, sharding: jax.sharding.Sharding
+    ) -> None:
+        self._module = module
+        self._sharding = sharding
+        arrays = _arrays(module)
+        plan_ = plan(module)
+        params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
+        carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
+        self.layout = Layout(plan_, params, optimizer)
+        # What the user's module holds right now, if it is in step with `leaves`; None once training has moved on.
+        self._shared: tuple[Any, ...] | None = (*params, *carried)
+        state: list[Any] = []
+        if optimizer is not None:
+            state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
+        self.leaves: Leaves = tuple(
+            jax.device_put([*params, *carried, *state, jnp.zeros((), jnp.int32)], sharding)
+        )
+        self.epoch = 0
+
+    def take_from_module(self) -> None:
+        """Takes over what the user assigned to the module's Variables since they were published."""
+        if self._shared is None:
+            return
+        now = self._in_module()
+        taken = list(self.leaves)
+        slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
+        for i, (seen, value) in enumerate(zip(self._shared, now, strict=True)):
+            if value is not seen:
+                old = self.leaves[i]
+                if np.shape(value) != old.shape:
+                    raise ModuleError(
+                        f"{slots[i].name!r} was assigned an array of shape {np.shape(value)}; the model was compiled with "
+                        f"{old.shape}. Assign the same shape, or build a new resfit.Model from the changed module."
+                    )
+                taken[i] = jax.device_put(jnp.asarray(value, old.dtype), self._sharding)
+        self.leaves = tuple(taken)
+        self._shared = now
+
+    def own(self) -> None:
+        """Makes every leaf the trainer's alone, so that a step may donate it."""
+        if self._shared is not None:
+            self.take_from_module()
+            self.leaves = tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
+            self._shared = None
+
+    def visible(self) -> tuple[Any, ...]:
+        """What the user sees of the state: params and carried arrays, current."""
+        self.take_from_module()
+        return self.leaves[: self.layout.n_params + self.layout.n_carried]
+
+    def set_visible(self, arrays: Sequence[Any]) -> None:
+        """Assigns them all, in the order of `visible`."""
+        visible = self.visible()
+        shapes = [np.shape(array) for array in arrays]
+        if shapes != [leaf.shape for leaf in visible]:
+            raise ModuleError(f"Expected arrays of shapes {[leaf.shape for leaf in visible]}, got {shapes}.")
+        new = [jnp.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
+        self.replace((*jax.device_put(new, self._sharding), *self.leaves[len(visible) :]))
+        self.publish()
+
+    def rate_index(self) -> int | None:
+        """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one that can be set."""
+        return index_of_rate(self.layout.split(self.leaves)[2])
+
+    def leaf(self, index: int) -> jax.Array:
+        """A leaf of the optimizer's state."""
+        return self.leaves[self.layout.n_params + self.layout.n_carried + index]
+
+    def set_leaf(self, index: int, value: float) -> None:
+        """Sets a leaf of the optimizer's state, keeping its dtype, so that nothing is compiled again."""
+        i = self.layout.n_params + self.layout.n_carried + index
+        new = jax.device_put(np.asarray(value, self.leaves[i].dtype), self._sharding)
+        self.leaves = (*self.leaves[:i], new, *self.leaves[i + 1 :])
+
+    def replace(self, leaves: Leaves) -> None:
+        """Takes the state that a step returned, when the user's module still holds the one before."""
+        self.leaves = leaves
+        self._shared = None
+
+    def recover(self) -> bool:
+        """After an exception: if a step died with the state it had been given, goes back to what the module holds.
+
+        Returns:
+          Whether that was necessary.
+        """
+        if not any(leaf.is_deleted() for leaf in self.leaves):
+            return False
+        fresh = RunState(self._module, self.layout.optimizer, self._sharding)
+        self.leaves, self._shared = fresh.leaves, fresh._shared
+        return True
+
+    def publish(self) -> None:
+        """Puts the current values into the user's module."""
+        if self._shared is not None:
+            return
+        # A user's module lives on one device, also when the run is replicated over several.
+        visible = tuple(leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_params + self.layout.n_carried])
+        sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
+        leaves = dict(nnx.to_flat_state(nnx.state(self._module)))
+        for slot in self.layout.plan.slots:
+            if slot.kind not in sources:
+                continue
+            value, leaf = next(sources[slot.kind]), leaves[slot.path]
+            if isinstance(leaf, nnx.Variable):
+                leaf.set_raw_value(value)
+            else:
+                _assign(self._module, slot.path, value)
+        self._shared = visible
+
+    def _in_module(self) -> tuple[Any, ...]:
+        arrays = _arrays(self._module)
+        slots = self.layout.plan.slots
+        if len(arrays) != len(slots):
+            raise ModuleError(
+                f"The module had {len(slots)} Variables when the model was compiled and has {len(arrays)} now. "
+                "Build a new resfit.Model from the changed module."
+            )
+        pairs = list(zip(arrays, slots, strict=True))
+        return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
+
+
+def _arrays(module: nnx.Module) -> list[Any]:
+    return [
+        leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+        for _, leaf in nnx.to_flat_state(nnx.state(module))
+    ]
+
+
+def _assign(module: Any, path: tuple[Any, ...], value: jax.Array) -> None:
+    """Assigns an array that a module holds directly, not in a Variable."""
+    for key in path[:-1]:
+        module = module[key] if isinstance(key, int) else getattr(module, key)
+    if isinstance(path[-1], int):
+        module[path[-1]] = value
+    else:
+        setattr(module, path[-1], value)

@@ -1,0 +1,174 @@
+"""The training, evaluation and prediction steps: pure functions of (state, batch). No jit, no devices.
+
+State is a flat tuple of arrays; see `engine.state.Layout`. What is static (graphs, the loss, the optimizer's functions) is
+closed over.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from resfit import metrics
+from resfit.engine import modes
+from resfit.engine.state import Layout, Leaves
+from resfit.errors import LossError
+
+_log = logging.getLogger("resfit")
+
+
+class DeviceBatch(NamedTuple):
+    """A batch inside a step: arrays (batch, ...), or None for labels, weight or mask that were not given."""
+
+    x: Any
+    y: Any
+    weight: jax.Array | None
+    mask: jax.Array | None
+
+
+class ComputeLoss(Protocol):
+    """`Model.compute_loss`: one loss per example, (batch,), and the outputs."""
+
+    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
+
+
+class Recipe(NamedTuple):
+    """What `compile` decided about the steps.
+
+    Attributes:
+      compute_loss: (module, x, y, *, key, train) -> ((batch,) loss, outputs).
+      metrics: the clu collection class whose sums the steps carry.
+      preprocess: applied to x in every step; None for nothing.
+      augment: (key, x, y) -> (x, y) functions applied in order to training batches, before preprocess.
+      schedule: step -> learning rate; None to leave the rate in the optimizer's state alone.
+      rate_index: which leaf of the optimizer's state is the learning rate.
+    """
+
+    compute_loss: ComputeLoss
+    metrics: type[clu.metrics.Collection]
+    preprocess: Callable[[Any], Any] | None
+    augment: tuple[Callable[..., tuple[Any, Any]], ...]
+    schedule: Callable[[Any], Any] | None
+    rate_index: int | None
+
+
+# The parts of a step's key. Disjoint, so that augmentation and dropout never share a mask.
+_MODULE, _LOSS, _AUGMENT = 0, 1, 2
+
+
+def train_step(
+    layout: Layout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+) -> tuple[Leaves, Any, jax.Array]:
+    """One update.
+
+    Args:
+      leaves: the state.
+      sums: metric sums so far.
+      key: the run's key; the step's is folded in from it and the step counter.
+      batch: the examples.
+
+    Returns:
+      (new state, new metric sums, the batch's loss as () float32).
+    """
+    params, carried, optimizer_state, step = layout.split(leaves)
+    key = jax.random.fold_in(key, step)
+    x, y = batch.x, batch.y
+    for i, augment in enumerate(recipe.augment):
+        x, y = augment(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i), x, y)
+    if recipe.preprocess is not None:
+        x = recipe.preprocess(x)
+
+    def loss_of(params: Leaves) -> tuple[jax.Array, Any]:
+        module = modes.assemble(layout.plan, params, carried, jax.random.fold_in(key, _MODULE), train=True)
+        losses, outputs = recipe.compute_loss(module, x, y, key=jax.random.fold_in(key, _LOSS), train=True)
+        losses = _per_example(losses, x)
+        new_params, new_carried = modes.read(layout.plan, module)
+        rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
+        _warn_if_frozen(layout, carried, new_carried)
+        mask = _mask(batch, losses)
+        weighted = losses if batch.weight is None else losses * batch.weight
+        loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
+        return loss, (weighted, outputs, new_carried, rewritten, mask)
+
+    (loss, (weighted, outputs, carried, rewritten, mask)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
+    params = tuple(rewritten.get(i, param) for i, param in enumerate(params))
+    if recipe.schedule is not None and recipe.rate_index is not None:
+        flat, tree = jax.tree.flatten(optimizer_state)
+        flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step), flat[recipe.rate_index].dtype)
+        optimizer_state = jax.tree.unflatten(tree, flat)
+    tree = layout.nest(params)
+    updates, optimizer_state = layout.optimizer.update(layout.nest(gradients), optimizer_state, tree, value=loss)
+    params = layout.flatten(jax.tree.map(lambda p, u: (p + u).astype(p.dtype), tree, updates))
+    sums = _merge(recipe, sums, outputs, y, weighted, mask)
+    return layout.join(params, carried, optimizer_state, step + 1), sums, loss
+
+
+def evaluate_step(
+    layout: Layout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+) -> tuple[Any, jax.Array]:
+    """The metric sums after one more batch, and the batch's loss. Changes nothing else.
+
+    Args:
+      leaves: params and carried arrays; more may follow and is ignored.
+      sums: metric sums so far.
+      key: for modules and losses that draw random numbers in evaluation too.
+      batch: the examples.
+    """
+    module = _evaluation_module(layout, leaves, key)
+    x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
+    losses, outputs = recipe.compute_loss(module, x, batch.y, key=jax.random.fold_in(key, _LOSS), train=False)
+    losses = _per_example(losses, x)
+    mask = _mask(batch, losses)
+    weighted = losses if batch.weight is None else losses * batch.weight
+    loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
+    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss
+
+
+def predict_step(layout: Layout, preprocess: Callable[[Any], Any] | None, leaves: Leaves, key: jax.Array, x: Any) -> Any:
+    """The module's outputs for one batch."""
+    module: Any = _evaluation_module(layout, leaves, key)
+    return module(x if preprocess is None else preprocess(x))
+
+
+def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
+    params, rest = leaves[: layout.n_params], leaves[layout.n_params :]
+    return modes.assemble(layout.plan, params, rest[: layout.n_carried], jax.random.fold_in(key, _MODULE), train=False)
+
+
+def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
+    outputs = jax.lax.stop_gradient(outputs)
+    return sums.merge(metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask))
+
+
+def _mask(batch: DeviceBatch, losses: jax.Array) -> jax.Array:
+    return jnp.ones(losses.shape, bool) if batch.mask is None else batch.mask
+
+
+def _per_example(losses: Any, x: Any) -> jax.Array:
+    n = jax.tree.leaves(x)[0].shape[0]
+    if jnp.shape(losses) != (n,):
+        remedy = (
+            "Leave out the mean: resfit averages, so that weights and short batches count rightly."
+            if jnp.ndim(losses) == 0
+            else "Average over the other axes."
+        )
+        raise LossError(f"The loss returned shape {jnp.shape(losses)}; expected one value per example, ({n},). {remedy}")
+    return losses.astype(jnp.float32)
+
+
+def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
+    statistics = [
+        (old, new)
+        for slot, old, new in zip((s for s in layout.plan.slots if s.kind == "carried"), before, after, strict=True)
+        if issubclass(slot.type, nnx.BatchStat)
+    ]
+    if statistics and all(old is new for old, new in statistics):
+        _log.warning(
+            "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation mode. "
+            "Pass the mode on inside __call__ or compute_loss (train=train), unless the norms are frozen on purpose."
+        )

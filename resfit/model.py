@@ -1,0 +1,496 @@
+"""`Model`: an nnx.Module that can be trained, evaluated and asked, as short as Keras. It only assembles the rooms below."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from resfit import losses, metrics as metrics_, optimizers, preprocess as preprocess_
+from resfit.callbacks import Callback, History, ProgressBar
+from resfit.data import ArrayBatches, Batch, Batches, Epochs, IterableBatches
+from resfit.data.arrays import as_arrays, class_weights, split_validation
+from resfit.engine.dispatch import Placement
+from resfit.engine.hooks import CallbackList
+from resfit.engine.loop import Loop, Validation
+from resfit.engine.state import RunState
+from resfit.engine.step import Recipe
+from resfit.errors import CompileError, DataError, LabelError, NotCompiledError
+
+_log = logging.getLogger("resfit")
+
+
+class Model:
+    """Trains, evaluates and applies an nnx.Module, with the argument names, defaults and return values of Keras.
+
+    Any module that maps a batch of inputs to outputs will do. Its mode (BatchNorm, Dropout) is switched automatically, on a
+    copy of its graph: the module's own flags are never changed. If its `__call__` names `train`, `training`,
+    `deterministic` or `use_running_average`, that argument is passed.
+
+    Subclasses that need another step override `compute_loss`.
+
+    Args:
+      module: the network. It stays the caller's own object, holds the trained variables after `fit`, and is never donated.
+
+    Attributes:
+      history: the `History` of the last `fit`, or None.
+      stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating, stop_predicting.
+
+    Raises:
+      ModuleError: if the module is none, or cannot be trained.
+
+    Example:
+      >>> import numpy as np, resfit; from flax import nnx
+      >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+      >>> y = (x.mean(axis=(1, 2, 3)) > 0).astype("int32")
+      >>> net = resfit.nets.ResNet(resfit.nets.ResNetSpec(
+      ...     block="basic", depths=(1,), widths=(8,), stem="cifar", num_classes=2, in_channels=1), rngs=nnx.Rngs(0))
+      >>> model = Model(net)
+      >>> model.compile(optimizer="sgd", learning_rate=0.1)
+      >>> history = model.fit(x, y, epochs=2, verbose=0)
+      >>> sorted(history.history)
+      ['accuracy', 'loss']
+      >>> model.predict(x, verbose=0).shape
+      (64, 2)
+    """
+
+    def __init__(self, module: nnx.Module) -> None:
+        self._module = module
+        self._placement = Placement("auto")
+        self._state = RunState(module, None, self._placement.state)
+        self._loss: losses.Loss | None = None
+        self._seed = 0
+        self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
+        self._compiled = False
+        self._outputs_shape: tuple[int, ...] | None = None
+        self.stop_training = self.stop_evaluating = self.stop_predicting = False
+        self.history: History | None = None
+        self._loop = self._make_loop(None)
+
+    def _make_loop(self, recipe: Recipe | None) -> Loop:
+        return Loop(self._state, recipe, self._preprocess, self._placement, self._seed, self._check_labels)
+
+    # --- configuring --------------------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        optimizer: Any = "sgd",
+        *,
+        learning_rate: optimizers.LearningRate | None = None,
+        loss: str | losses.Loss = "auto",
+        metrics: metrics_.MetricsArgument = "auto",
+        seed: int = 0,
+        preprocess: str | preprocess_.Preprocess | None = "auto",
+        augment: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        dispatch: str = "auto",
+    ) -> None:
+        """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
+
+        Args:
+          optimizer: "sgd" (momentum 0.9, Nesterov), "adam", "adamw"; any optax transformation; or a function such as
+            `optax.lamb` whose learning_rate is filled in.
+          learning_rate: a number, or a schedule (step -> number, as in optax). Defaults by name: sgd 0.1, adam and adamw
+            0.001. A number can be changed at any time through `model.learning_rate`, without compiling again.
+          loss: "auto" reads the labels: integer class numbers or one-hot and soft targets give softmax cross-entropy, a
+            single output gives sigmoid cross-entropy, anything ambiguous raises. Or a name, or a function of (logits,
+            labels) that returns one value per example. The reported and minimised loss is sum(weight * loss) / examples.
+          metrics: "auto" is accuracy for class labels; or names, clu.metrics.Metric classes, or functions of (outputs,
+            labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
+          seed: of the data order and everything random in the step.
+          preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step, and
+            saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
+          augment: a function (key, x, y) -> (x, y), or several in order: applied to training batches only, before
+            preprocess, inside the step, with a key made from (seed, step).
+          dispatch: "jit" (one device), "sharded" (the batch split over all devices, BatchNorm over the whole batch),
+            "auto" (by the number of devices), or "eager" (nothing compiled, for debugging).
+
+        Raises:
+          CompileError: for unknown names and combinations that cannot work.
+        """
+        transformation, schedule = optimizers.get(optimizer, learning_rate)
+        preprocess_function = preprocess_.get(preprocess)
+        augments = () if augment is None else tuple(augment) if isinstance(augment, Sequence) else (augment,)
+        for function in augments:
+            if not callable(function):
+                raise CompileError(f"Expected augment to be functions (key, x, y) -> (x, y), got {function!r}.")
+        own_step = type(self).compute_loss is not Model.compute_loss
+        loss_function = losses.get(loss)
+        chosen = metrics_.automatic(None if own_step else loss_function) if metrics == "auto" else metrics_.by_name(metrics)
+        placement = Placement(dispatch)
+
+        self._state.publish()
+        state = RunState(self._module, transformation, placement.state)
+        self._rate_index = state.rate_index()
+        if learning_rate is not None and self._rate_index is None:
+            raise CompileError(
+                "compile got learning_rate and an optimizer that was built with its own rate. Leave learning_rate out, or pass "
+                "the function instead (optimizer=optax.adamw, learning_rate=...)."
+            )
+        self._loss, self._preprocess, self._placement, self._seed, self._state = (
+            None if own_step else loss_function, preprocess_function, placement, seed, state,
+        )  # fmt: skip
+        self._schedule = schedule
+        if learning_rate is not None and schedule is None:
+            self._state.set_leaf(self._rate_index, float(learning_rate))  # type: ignore[arg-type]
+        self._loop = self._make_loop(
+            Recipe(
+                self.compute_loss, metrics_.collection(chosen), preprocess_function, augments, schedule, self._rate_index
+            )
+        )
+        self._compiled = True
+        _log.info(
+            "%s on %d %s device(s); float32; BatchNorm over the %s batch; seed %d.", placement.kind,
+            len(placement.devices), placement.devices[0].platform, "global" if len(placement.devices) > 1 else "whole", seed,
+        )  # fmt: skip
+
+    def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+        """One batch's loss: override it for any other step (several inputs or heads, a teacher, no labels).
+
+        It is traced, so it must be a pure function of its arguments and of what the model holds as constants.
+
+        Args:
+          module: a copy of the module in the right mode; `module(x)` passes the mode argument if there is one.
+          x: preprocessed inputs, (batch, ...) or a pytree of such.
+          y: labels as they were given to `fit`, or None.
+          key: for whatever is random here; another one in every step.
+          train: whether this is a training step.
+
+        Returns:
+          ((batch,) loss of each example, outputs): metrics read the outputs.
+        """
+        if self._loss is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
+        if y is None:
+            raise LabelError("There are no labels. Pass y, or override Model.compute_loss for a loss that needs none.")
+        outputs = module(x)
+        if hasattr(outputs, "shape"):
+            self._outputs_shape = tuple(outputs.shape)
+        return self._loss(outputs, y), outputs
+
+    def _check_labels(self, labels: Any) -> None:
+        if self._loss is not None and losses.takes_labels(self._loss) and self._outputs_shape is not None:
+            losses.check_labels(np.asarray(labels), self._outputs_shape)
+
+    @property
+    def module(self) -> nnx.Module:
+        """The user's own module, holding the current variables. What is assigned to them is trained on from there."""
+        self._state.publish()
+        return self._module
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the last step, or of the next one. Setting it never compiles anything again.
+
+        Raises:
+          CompileError: if the optimizer has no single rate that can be set, or a schedule decides it.
+        """
+        return float(self._state.leaf(self._settable_rate("read")))
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        index = self._settable_rate("set")
+        if self._schedule is not None:
+            raise CompileError("The learning rate follows a schedule. Compile with a number to set it yourself.")
+        self._state.set_leaf(index, float(value))
+
+    def _settable_rate(self, verb: str) -> int:
+        if not self._compiled:
+            raise NotCompiledError("The model was not compiled, so there is no learning rate. Call model.compile(...) first.")
+        if self._rate_index is None:
+            raise CompileError(
+                f"Cannot {verb} the learning rate: it is built into this optax object. Compile with a name or with a function "
+                "(optimizer=optax.adamw, learning_rate=...), or wrap it in optax.inject_hyperparams."
+            )
+        return self._rate_index
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Iterable[Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Sequence[int] = 1,
+        *,
+        drop_remainder: bool = False,
+    ) -> History:
+        """Trains. Every argument up to validation_freq is Keras's.
+
+        Args:
+          x: images (examples, height, width, channels), uint8 or float, NumPy or JAX; or a dict or tuple of arrays; or an
+            iterable of (x, y) or (x, y, sample_weight) batches.
+          y: labels, one entry per example; None with an iterable.
+          batch_size: examples in a step, over all devices together; 32 by default.
+          epochs: the number of the last epoch, counted from initial_epoch = 0.
+          verbose: 0 silent; 1 a progress bar, or one line per epoch where there is no terminal; 2 one line per epoch;
+            "auto" is 1.
+          callbacks: called in order, before History and the progress bar.
+          validation_split: the last fraction of the examples, taken before shuffling, to validate on.
+          validation_data: (x, y) or (x, y, sample_weight), or an iterable of batches; wins over validation_split.
+          shuffle: a new order for every epoch, made from (seed, epoch).
+          class_weight: class number -> weight of its examples in the loss.
+          sample_weight: (examples,) weight of each example in the loss.
+          initial_epoch: the number of the first epoch.
+          steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
+          validation_steps: batches of a validation, from the first; None for all.
+          validation_batch_size: batch_size by default.
+          validation_freq: validate every so many epochs, or after the listed epochs, counted from one.
+          drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its own.
+
+        Returns:
+          The `History`, also kept as `model.history`.
+
+        Raises:
+          NotCompiledError: before `compile`.
+          DataError, LabelError: if the data cannot be trained on; nothing is lost.
+        """
+        if not self._compiled:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before fit.")
+        held_out = validation_data
+        if validation_split and validation_data is None:
+            if not _in_memory(x):
+                raise DataError("validation_split needs arrays, whose last part it takes. Pass validation_data instead.")
+            (x, y, sample_weight), held_out = split_validation(validation_split, x, y, sample_weight)
+        size = batch_size or 32
+        data = self._batches(
+            x, y, sample_weight, class_weight, size, seed=self._seed if shuffle else None,
+            min_batch=2 if self._state.layout.plan.has_batch_norm else 1, drop_remainder=drop_remainder,
+        )  # fmt: skip
+        validation = None
+        if held_out is not None:
+            validation_x, validation_y, validation_weight = _unpack(held_out)
+            validation = Validation(
+                self._batches(validation_x, validation_y, validation_weight, None, validation_batch_size or size, pad=True),
+                validation_steps,
+                _due(validation_freq),
+            )
+        stream = Epochs(data, steps_per_epoch, self._state.epoch)
+        self.stop_training = False
+        history = History()
+        params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
+        hooks = CallbackList([*(callbacks or ()), history, *_bar(verbose)], self, params)
+        self.history = history
+        self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
+        return history
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Iterable[Callback] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Loss and metrics over a data set, exactly: a short last batch is padded and masked. Changes nothing.
+
+        Args:
+          x, y, batch_size, verbose, callbacks: as in `fit`.
+          sample_weight: (examples,) weight of each example in the loss.
+          steps: how many batches, from the first; None for all.
+          return_dict: a dict of names instead of a list.
+
+        Returns:
+          [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
+        """
+        if not self._compiled:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before evaluate.")
+        data = self._batches(x, y, sample_weight, None, batch_size or 32, pad=True)
+        self.stop_evaluating = False
+        hooks = self._hooks(callbacks, verbose, data, steps)
+        return _returned(self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating), return_dict)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Iterable[Callback] | None = None,
+    ) -> Any:
+        """The module's outputs (logits, for resfit's networks) for every row, in order. Changes nothing.
+
+        Args:
+          x, batch_size, verbose, callbacks: as in `fit`.
+          steps: how many batches, from the first; None for all.
+
+        Returns:
+          A NumPy array (examples, ...), or a pytree of such if the module returns one.
+        """
+        data = self._batches(x, None, None, None, batch_size or 32, pad=True)
+        self.stop_predicting = False
+        hooks = self._hooks(callbacks, verbose, data, steps)
+        return self._loop.predict(data, steps, hooks, lambda: self.stop_predicting)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """One training step on this batch; the module holds the result at once. Returns this batch's loss and metrics."""
+        return _returned(self._loop.train_batch(_one_batch(x, y, sample_weight, class_weight)), return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """This batch's loss and metrics, in evaluation mode."""
+        return _returned(self._loop.evaluate_batch(_one_batch(x, y, sample_weight, None)), return_dict)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """The outputs for this batch, as NumPy."""
+        return self._loop.predict_batch(as_arrays(x)[0])
+
+    # --- variables, files, tables -------------------------------------------------------------------------------------
+
+    def get_weights(self) -> list[np.ndarray]:
+        """A copy of every trained and carried array (parameters, BatchNorm statistics), as NumPy, in a fixed order."""
+        return [np.array(array) for array in self._state.visible()]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """The inverse of `get_weights`.
+
+        Raises:
+          ModuleError: for another number of arrays, or other shapes.
+        """
+        self._state.set_visible(weights)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the variables, the network's specification and the preprocessing to one safetensors file.
+
+        Args:
+          path: ending in ".safetensors". `resfit.load` reads it.
+        """
+        from resfit import saving
+
+        saving.save(path, self.module, self._preprocess)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], module: nnx.Module | None = None, preprocess: preprocess_.Preprocess | None = None
+    ) -> Self:
+        """Reads what `save` wrote; also as `resfit.load`.
+
+        Args:
+          path: of the file.
+          module: the module to fill; needed where it is not one of resfit's networks, which are rebuilt from the file.
+          preprocess: needed where the model was saved with a function of the user's own.
+
+        Returns:
+          A model that can predict at once, and be compiled to train on.
+
+        Raises:
+          SavedModelError: if the file is none of resfit's, or needs one of the arguments.
+        """
+        from resfit import saving
+
+        module, function = saving.load(path, module, preprocess)
+        model = cls(module)
+        model._preprocess = function
+        model._loop = model._make_loop(None)
+        return model
+
+    def summary(self, input_shape: tuple[int, ...] | None = None) -> None:
+        """Shows a table of the network: output shapes, parameters, multiply-adds and activation memory.
+
+        Args:
+          input_shape: of one image, (height, width, channels). By default what resfit's networks are made for: 224 x 224
+            through an ImageNet stem, 32 x 32 through a CIFAR stem.
+        """
+        from rich.console import Console
+
+        from resfit.summary import summarize
+
+        Console().print(summarize(self.module, input_shape).render())
+
+    # --- assembling ---------------------------------------------------------------------------------------------------
+
+    def _batches(
+        self, x: Any, y: Any, weight: Any, class_weight: Mapping[int, float] | None, batch_size: int, **options: Any
+    ) -> Batches:
+        if _in_memory(x):
+            return ArrayBatches(x, y, _weights(y, weight, class_weight), batch_size=batch_size, **options)
+        if y is not None or weight is not None or class_weight is not None:
+            raise DataError(
+                f"x is a {type(x).__name__}, which makes its own batches: expected labels and weights inside them, as "
+                "(x, y, sample_weight), not as arguments."
+            )
+        if isinstance(x, Batches):
+            return x
+        if not isinstance(x, Iterable):
+            raise DataError(f"x is a {type(x).__name__}. Expected arrays, or an iterable of (x, y) batches.")
+        return IterableBatches(x)
+
+    def _hooks(
+        self, callbacks: Iterable[Callback] | None, verbose: str | int, data: Batches, steps: int | None
+    ) -> CallbackList:
+        total = data.steps if steps is None else steps
+        return CallbackList([*(callbacks or ()), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total})
+
+
+def _in_memory(x: Any) -> bool:
+    if isinstance(x, list) and x and isinstance(x[0], tuple):
+        return False  # a list of batches
+    if isinstance(x, list | tuple | dict):
+        return True
+    return hasattr(x, "__array__")
+
+
+def _unpack(data: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(data, tuple):
+        return data, None, None
+    if len(data) not in (2, 3):
+        raise DataError(f"Expected validation_data as (x, y) or (x, y, sample_weight), got {len(data)} entries.")
+    return data[0], data[1], data[2] if len(data) == 3 else None
+
+
+def _weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Any:
+    if class_weight is None:
+        return sample_weight
+    if sample_weight is not None:
+        raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
+    return class_weights(np.asarray(y), class_weight)
+
+
+def _one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:
+    x, y, weight = as_arrays(x, y, _weights(y, sample_weight, class_weight))
+    return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
+
+
+def _due(frequency: int | Sequence[int]) -> Callable[[int], bool]:
+    if isinstance(frequency, int):
+        if frequency < 1:
+            raise DataError(f"Expected validation_freq to be a positive number of epochs, got {frequency}.")
+        return lambda epoch: (epoch + 1) % frequency == 0
+    return lambda epoch: epoch + 1 in frequency
+
+
+def _bar(verbose: str | int) -> list[Callback]:
+    if verbose not in ("auto", 0, 1, 2):
+        raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
+    return [] if verbose == 0 else [ProgressBar(1 if verbose == "auto" else int(verbose))]
+
+
+def _returned(results: dict[str, Any], return_dict: bool) -> Any:
+    if return_dict:
+        return results
+    values = list(results.values())
+    return values[0] if len(values) == 1 else values

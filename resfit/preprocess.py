@@ -1,0 +1,111 @@
+"""Preprocessing: what happens to every image before the network, in training, evaluation and prediction alike.
+
+It runs inside the compiled step, so images travel to the device as they are (uint8), and it is saved with the model.
+What happens in training only is augmentation: `compile(augment=...)`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resfit.errors import CompileError, DataError
+
+Preprocess = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    """The default: uint8 images become float32 in [0, 1]; floats stay as they are.
+
+    Example:
+      >>> Auto()(jnp.full((1, 2, 2, 3), 255, jnp.uint8)).max()
+      Array(1., dtype=float32)
+    """
+
+    def __call__(self, x: Any) -> Any:
+        return jax.tree.map(_scale, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Scales uint8 images to [0, 1], then subtracts the mean and divides by the standard deviation of each channel.
+
+    Args:
+      mean: one number per channel, in units of [0, 1].
+      std: likewise.
+
+    Example:
+      >>> Normalize(mean=(0.5,), std=(0.25,))(jnp.full((1, 1, 1, 1), 255, jnp.uint8))
+      Array([[[[2.]]]], dtype=float32)
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
+        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise CompileError(f"Expected one mean and one positive std per channel, got {self.mean} and {self.std}.")
+
+    def __call__(self, x: Any) -> Any:
+        def normalize(image: jax.Array) -> jax.Array:
+            if image.shape[-1] != len(self.mean):
+                raise DataError(
+                    f"Normalize has {len(self.mean)} channel means, the images of shape {image.shape} have "
+                    f"{image.shape[-1]} channels. Give one mean and one std per channel."
+                )
+            image = _scale(image)
+            shape = (1,) * (image.ndim - 1) + (-1,)
+            mean = jnp.asarray(self.mean, image.dtype).reshape(shape)
+            return (image - mean) / jnp.asarray(self.std, image.dtype).reshape(shape)
+
+        return jax.tree.map(normalize, x)
+
+
+def _scale(x: jax.Array) -> jax.Array:
+    if x.dtype == jnp.uint8:
+        return x.astype(jnp.float32) / 255
+    if x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.integer):
+        raise DataError(
+            f"Got images of dtype {x.dtype}, shape {x.shape}: integers other than uint8 do not say their scale. Cast "
+            "0..255 images with x.astype('uint8'), or pass floats."
+        )
+    return x
+
+
+def get(preprocess: str | Preprocess | None) -> Preprocess | None:
+    """The function of a `preprocess` argument: "auto", None (nothing is done), or the function itself.
+
+    Raises:
+      CompileError: for anything else.
+    """
+    if preprocess == "auto":
+        return Auto()
+    if preprocess is None or (callable(preprocess) and not isinstance(preprocess, str)):
+        return preprocess
+    raise CompileError(f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}.")
+
+
+def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    """What is saved with a model, as JSON; a function of the user's own is saved as {"kind": "custom"}."""
+    if preprocess is None:
+        return None
+    if isinstance(preprocess, Auto | Normalize):
+        return {"kind": type(preprocess).__name__, **dataclasses.asdict(preprocess)}
+    return {"kind": "custom"}
+
+
+def from_config(config: Mapping[str, Any] | None) -> Preprocess | None:
+    """The inverse of `to_config`, for what can be rebuilt."""
+    if config is None:
+        return None
+    kinds: dict[str, Any] = {"Auto": Auto, "Normalize": Normalize}
+    arguments = {key: value for key, value in config.items() if key != "kind"}
+    if config.get("kind") not in kinds:
+        raise CompileError(f"Unknown preprocessing {config!r}. Expected one of {list(kinds)}.")
+    preprocess: Preprocess = kinds[config["kind"]](**arguments)
+    return preprocess
