@@ -3,7 +3,6 @@
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from resfit.nets.layers import Layers
@@ -44,6 +43,8 @@ class BasicBlock(Residual):
         rngs: where the weights' first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> block = BasicBlock(4, 8, strides=2, rngs=nnx.Rngs(0))
         >>> block(jnp.ones((1, 7, 7, 4)), train=False).shape
         (1, 4, 4, 8)
@@ -113,6 +114,8 @@ class BottleneckBlock(Residual):
         rngs: where the weights' first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> block = BottleneckBlock(8, 2, rngs=nnx.Rngs(0))
         >>> block(jnp.ones((1, 7, 7, 8)), train=False).shape
         (1, 7, 7, 8)

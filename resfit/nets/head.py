@@ -23,6 +23,8 @@ class ClassifierHead(nnx.Module):
         rngs: where the weights' first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> ClassifierHead(8, 10, rngs=nnx.Rngs(0))(jnp.ones((2, 4, 4, 8))).shape
         (2, 10)
     """

@@ -22,6 +22,8 @@ class Layers:
         unbiased_variance: keep the running variance as PyTorch does (see `BatchNorm`).
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> conv = Layers().conv(3, 8, kernel=3, strides=2, rngs=nnx.Rngs(0))
         >>> conv(jnp.ones((1, 7, 7, 3))).shape
         (1, 4, 4, 8)

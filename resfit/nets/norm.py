@@ -17,9 +17,10 @@ EPSILON = 1e-5
 class BatchNorm(nnx.BatchNorm):
     """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167): `(x - mean) / sqrt(var + 1e-5) * scale + bias`.
 
-    It is flax's layer with four choices made. The momentum is 0.9, as in torchvision, timm and the flax ImageNet example.
-    A new norm is in evaluation mode, so that a bare call never changes a statistic. The arithmetic and the statistics
-    are float32 (or wider) whatever `dtype` is; only the output is cast. And the running variance may follow PyTorch.
+    It is flax's layer with four choices made. The momentum is 0.9, as in torchvision, timm and the flax ImageNet
+    example. A new norm is in evaluation mode, so that a bare call never changes a statistic. The arithmetic and the
+    statistics are float32 (or wider) whatever `dtype` is, where flax rounds the running statistics to it; only the
+    output is cast. And the running variance may follow PyTorch.
 
     Args:
         num_features: channels, the size of the last axis of the input.
@@ -32,6 +33,8 @@ class BatchNorm(nnx.BatchNorm):
         rngs: not drawn from; asked for because every flax layer takes it.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> norm = BatchNorm(3, rngs=nnx.Rngs(0))
         >>> x = jnp.ones((4, 2, 2, 3))
         >>> y = norm(x)                              # evaluation: nothing moves
@@ -41,6 +44,9 @@ class BatchNorm(nnx.BatchNorm):
         >>> norm.mean[...].round(6).tolist()
         [0.10000000149011612, 0.10000000149011612, 0.10000000149011612]
     """
+
+    scale: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
 
     def __init__(
         self,
@@ -57,8 +63,6 @@ class BatchNorm(nnx.BatchNorm):
             use_running_average=True,
             momentum=MOMENTUM,
             epsilon=EPSILON,
-            # Given a bfloat16 dtype, flax rounds the running statistics before it uses them: compute wide, cast after.
-            dtype=jnp.promote_types(dtype, jnp.float32),
             param_dtype=jnp.dtype(param_dtype),
             scale_init=initializers.zeros if zero_scale else initializers.ones,
             rngs=rngs,
@@ -82,23 +86,45 @@ class BatchNorm(nnx.BatchNorm):
                 does not exist.
         """
         evaluating = self.use_running_average if use_running_average is None else use_running_average
-        old_var = self.var[...]
-        y = super().__call__(x, evaluating, mask=mask)
-        if self.unbiased and not evaluating:
-            biased_part = self.var[...] - self.momentum * old_var
-            self.var[...] = self.momentum * old_var + biased_part * self._bessel(x, mask)
+        x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        if evaluating:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var, n = self._batch_statistics(x, mask)
+            self._move(self.mean, mean)
+            self._move(self.var, var * (n / (n - 1)) if self.unbiased else var)
+        gain = lax.rsqrt(var + self.epsilon) * self.scale[...]
+        y = (x - _channels_last(mean, x)) * _channels_last(gain, x) + _channels_last(self.bias[...], x)
         return jnp.asarray(y, self.output_dtype)
 
-    def _bessel(self, x: jax.Array, mask: jax.Array | None) -> jax.Array | float:
-        """n / (n - 1) for the n values per channel that the statistics were taken over, on all devices of the axis."""
+    def _batch_statistics(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
+        """Mean and biased variance per channel, and from how many values, over the batches of all devices of the axis.
+
+        The variance is E[x^2] - E[x]^2, one pass over memory, as in flax.
+        """
+        axes = tuple(range(x.ndim - 1))
+        moments = jnp.stack([jnp.mean(x, axes, where=mask), jnp.mean(jnp.square(x), axes, where=mask)])
         n: jax.Array | int = math.prod(x.shape[:-1])
         if mask is not None:
-            n = jnp.sum(jnp.broadcast_to(mask, x.shape), axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+            n = jnp.sum(jnp.broadcast_to(mask, x.shape), axes, dtype=moments.dtype)
         if self.axis_name is not None:
+            moments = lax.pmean(moments, self.axis_name, axis_index_groups=self.axis_index_groups)
             n = lax.psum(n, self.axis_name, axis_index_groups=self.axis_index_groups)
-        if isinstance(n, int) and n < 2:
+        if self.unbiased and isinstance(n, int) and n < 2:
             raise InputShapeError(
                 f"BatchNorm in training received an input of shape {x.shape}: one value per channel has no unbiased "
                 "variance. Expected at least two. Use a larger batch or image, or build the norm with unbiased=False."
             )
-        return n / (n - 1)
+        mean, mean_of_squares = moments
+        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0), n
+
+    def _move(self, statistic: nnx.Variable[jax.Array], batch: jax.Array) -> None:
+        # set_value, not statistic[...] = ...: the latter asks a tracer for its sharding, an error that JAX words at a
+        # cost in proportion to the program, and half the time of tracing a deep network.
+        moved = self.momentum * statistic[...] + (1.0 - self.momentum) * batch
+        statistic.set_value(lax.stop_gradient(moved).astype(statistic[...].dtype))
+
+
+def _channels_last(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Values (channels,) with as many axes as x."""
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)

@@ -19,6 +19,7 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
         (batch, ceil(height / strides), ceil(width / strides), channels).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> max_pool(jnp.arange(5.0).reshape(1, 1, 5, 1)).ravel().tolist()
         [1.0, 3.0, 4.0]
     """
@@ -45,6 +46,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
         (batch, channels).
 
     Example:
+        >>> import jax.numpy as jnp
         >>> global_average_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
         [[1.5]]
     """

@@ -11,7 +11,7 @@ from flax import nnx
 
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
-from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, join_shortcut
+from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, PadShortcut, ProjectionShortcut
 
 # Two images of which each axis is once even and once odd: a branch that rounds its size down where a shortcut rounds it
 # up agrees with the shortcut on one of them at most.
@@ -45,10 +45,13 @@ class Residual(nnx.Module):
         rngs: where a projection's first values come from; only needed where there is one.
 
     Raises:
-        ShortcutShapeError: when the block is built, if branch and shortcut differ in shape, or the branch takes no image
-            of `in_channels` channels.
+        ShortcutShapeError: when the block is built, if branch and shortcut differ in shape, or the branch takes no
+            image of `in_channels` channels.
+        BlockError: if branch or shortcut is no module, or a subclass defines its own `__call__`.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> rngs = nnx.Rngs(0)
         >>> branch = nnx.Conv(4, 8, (3, 3), strides=2, padding=1, rngs=rngs)
         >>> block = Residual(branch, in_channels=4, rngs=rngs)
@@ -128,10 +131,11 @@ def _in_mode(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
 
 
 def _call(module: nnx.Module, x: jax.Array, mode: dict[str, bool]) -> jax.Array:
-    return module(x, **mode)  # type: ignore[operator]  # nnx.Module itself declares no __call__
+    output: jax.Array = module(x, **mode)
+    return output
 
 
-def _output_shape(module: nnx.Module, role: str, image: jax.ShapeDtypeStruct, block: str) -> tuple[int, ...]:
+def _output_shape(module: object, role: str, image: jax.ShapeDtypeStruct, block: str) -> tuple[int, ...]:
     """The shape a module leaves an image in, by abstract evaluation of a copy: nothing is computed, nothing moves."""
     if not isinstance(module, nnx.Module) or not callable(module):
         raise BlockError(
@@ -139,6 +143,7 @@ def _output_shape(module: nnx.Module, role: str, image: jax.ShapeDtypeStruct, bl
             "functions in a module, for example nnx.Sequential(f)."
         )
     graphdef, state = nnx.split(module)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     try:
         output = jax.eval_shape(lambda state, x: _in_mode(nnx.merge(graphdef, state), x, train=False), state, image)
     except (TypeError, ValueError, EinopsError) as error:
@@ -164,29 +169,23 @@ def _build_shortcut(
             f"{block} received shortcut={option!r}. Expected 'auto', 'identity', 'A', 'B' or an nnx.Module. Use "
             "'auto' for the identity where shapes agree and a projection elsewhere."
         )
-    if option == "identity" or all(
-        probe.shape == shape for probe, shape in zip(probes, branch_shapes, strict=True)
-    ):
+    if option == "identity" or all(probe.shape == shape for probe, shape in zip(probes, branch_shapes, strict=True)):
         return IdentityShortcut()
     strides = _strides(probes, branch_shapes, block)
-    if rngs is None and option != "A":
+    if option == "A":
+        try:
+            return PadShortcut(probes[0].shape[-1], branch_shapes[0][-1], strides=strides)
+        except ShortcutShapeError as error:
+            raise ShortcutShapeError(f"{block} cannot use shortcut='A'. {error}") from error
+    if rngs is None:
         raise ShortcutShapeError(
             f"{block} needs a projection: an input of shape {probes[0].shape} leaves the branch as {branch_shapes[0]}. "
             "Expected rngs to start its weights from. Pass rngs=nnx.Rngs(0), or use shortcut='A'."
         )
-    return join_shortcut(
-        "A" if option == "A" else "B",
-        probes[0].shape[-1],
-        branch_shapes[0][-1],
-        strides=strides,
-        layers=layers,
-        rngs=rngs,
-    )
+    return ProjectionShortcut(probes[0].shape[-1], branch_shapes[0][-1], strides=strides, layers=layers, rngs=rngs)
 
 
-def _strides(
-    probes: list[jax.ShapeDtypeStruct], branch_shapes: list[tuple[int, ...]], block: str
-) -> tuple[int, int]:
+def _strides(probes: list[jax.ShapeDtypeStruct], branch_shapes: list[tuple[int, ...]], block: str) -> tuple[int, int]:
     """The strides with which a 1x1 convolution gives the branch's sizes, ceil(size / stride), on every probe."""
     if all(len(shape) == 4 for shape in branch_shapes):
         axes = [[(p.shape[axis], s[axis]) for p, s in zip(probes, branch_shapes, strict=True)] for axis in (1, 2)]

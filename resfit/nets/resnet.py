@@ -4,11 +4,11 @@ import itertools
 import warnings
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, StemWarning
 from resfit.nets.head import ClassifierHead
+from resfit.nets.keys import LayerKeys
 from resfit.nets.residual import Residual
 from resfit.nets.spec import BLOCKS, ResNetSpec
 from resfit.nets.stem import STEMS
@@ -65,6 +65,8 @@ class ResNet(nnx.Module):
         SpecError, ShortcutShapeError: when built, if the spec cannot be.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> spec = ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=10)
         >>> net = ResNet(spec, rngs=nnx.Rngs(0))
         >>> net(jnp.ones((2, 8, 8, 3))).shape
@@ -72,6 +74,7 @@ class ResNet(nnx.Module):
     """
 
     def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
+        rngs = LayerKeys(rngs)
         self.spec = spec
         self.small_image_notice = _Notice()
         self.stem = STEMS[spec.stem](spec.in_channels, spec.widths[0], layers=spec.layers, rngs=rngs)
@@ -126,8 +129,8 @@ class ResNet(nnx.Module):
             )
         if x.shape[3] != channels:
             raise ChannelError(
-                f"ResNet received an input of shape {x.shape}, with {x.shape[3]} channels. Expected {channels}. Convert "
-                f"the images, or build the network with in_channels={x.shape[3]}."
+                f"ResNet received an input of shape {x.shape}, with {x.shape[3]} channels. Expected {channels}. "
+                f"Convert the images, or build the network with in_channels={x.shape[3]}."
             )
         size = min(x.shape[1:3])
         if not self._fits(size):
@@ -140,8 +143,8 @@ class ResNet(nnx.Module):
         if size < SMALL_IMAGE and self.spec.stem == "imagenet" and not self.small_image_notice.given:
             self.small_image_notice.given = True
             warnings.warn(
-                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the ImageNet stem, which keeps one "
-                f"position in 4x4 pixels. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
+                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the ImageNet stem, which keeps "
+                f"one position in 4x4. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
                 StemWarning,
                 stacklevel=3,
             )

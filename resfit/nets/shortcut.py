@@ -1,7 +1,5 @@
 """The three shortcuts of a residual block (He et al. 2015, arXiv:1512.03385, section 3.3)."""
 
-from typing import Literal, get_args
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,14 +7,15 @@ from flax import nnx
 from resfit.errors import ShortcutShapeError
 from resfit.nets.layers import Layers
 
-ShortcutOption = Literal["A", "B"]
-SHORTCUT_OPTIONS: tuple[str, ...] = get_args(ShortcutOption)
+# The paper's names for what joins a branch of another shape: A pads with zeros, B projects.
+SHORTCUT_OPTIONS = ("A", "B")
 
 
 class IdentityShortcut(nnx.Module):
     """Returns its input: the shortcut wherever the branch keeps the shape.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> IdentityShortcut()(jnp.ones((1, 4, 4, 2))).shape
         (1, 4, 4, 2)
     """
@@ -37,6 +36,8 @@ class ProjectionShortcut(nnx.Module):
         rngs: where the convolution's first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> shortcut = ProjectionShortcut(2, 8, strides=(2, 2), rngs=nnx.Rngs(0))
         >>> shortcut(jnp.ones((1, 5, 5, 2))).shape
         (1, 3, 3, 8)
@@ -72,6 +73,7 @@ class PadShortcut(nnx.Module):
         ShortcutShapeError: if `out_channels` is smaller than `in_channels`: zeros cannot take channels away.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> shortcut = PadShortcut(2, 3, strides=(2, 2))
         >>> shortcut(jnp.ones((1, 2, 2, 2))).tolist()
         [[[[1.0, 1.0, 0.0]]]]
@@ -90,27 +92,3 @@ class PadShortcut(nnx.Module):
         """Samples x (batch, height, width, in_channels) and appends channels of zeros."""
         sampled = x[:, :: self.strides[0], :: self.strides[1], :]
         return jnp.pad(sampled, ((0, 0), (0, 0), (0, 0), (0, self.extra_channels)))
-
-
-def join_shortcut(
-    option: ShortcutOption,
-    in_channels: int,
-    out_channels: int,
-    *,
-    strides: tuple[int, int],
-    layers: Layers | None = None,
-    rngs: nnx.Rngs,
-) -> nnx.Module:
-    """The shortcut from an input to a branch of another shape: option "A" pads with zeros, option "B" projects.
-
-    Args:
-        option: `"A"` or `"B"`.
-        in_channels: channels of the block's input.
-        out_channels: channels of the branch's output.
-        strides: step in pixels along height and width.
-        layers: dtypes and kind of norm of a projection.
-        rngs: where a projection's first values come from.
-    """
-    if option == "A":
-        return PadShortcut(in_channels, out_channels, strides=strides)
-    return ProjectionShortcut(in_channels, out_channels, strides=strides, layers=layers, rngs=rngs)

@@ -30,7 +30,8 @@ class ResNetSpec:
     Attributes:
         depths: blocks in each stage; every stage but the first halves the image.
         widths: base channels of each stage; the first is also the stem's width.
-        block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5") or `"bottleneck_v1"` (in the first 1x1).
+        block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5") or `"bottleneck_v1"` (in the
+            first 1x1).
         stem: `"imagenet"` (7x7/2 and max pool) or `"cifar"` (3x3, no pool).
         shortcut: where a block changes the shape, `"A"` pads with zeros, `"B"` projects (default).
         zero_init_last: start every block as its shortcut alone (default True).
@@ -76,10 +77,10 @@ class ResNetSpec:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}.")
         if not self.depths or len(self.depths) != len(self.widths):
             raise SpecError(
-                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected as many widths as depths, "
-                "at least one. Give each stage one of both."
+                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected as many widths as "
+                "depths, at least one. Give each stage one of both."
             )
-        counts = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+        counts: dict[str, object] = {"num_classes": self.num_classes, "in_channels": self.in_channels}
         counts |= {f"{name}[{i}]": n for name in ("depths", "widths") for i, n in enumerate(getattr(self, name))}
         for name, count in counts.items():
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -107,8 +108,8 @@ class ResNetSpec:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(
-                f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}. A file with other "
-                "fields was written by a newer version of resfit."
+                f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}. A file with "
+                "other fields was written by a newer version of resfit."
             )
         if missing := sorted({"depths", "widths"} - set(values)):
             raise SpecError(f"ResNetSpec received no {' and no '.join(missing)}. Expected both. Add them.")

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from resfit.nets.layers import Layers
@@ -24,6 +23,8 @@ class ImageNetStem(nnx.Module):
         rngs: where the weights' first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> ImageNetStem(3, 4, rngs=nnx.Rngs(0))(jnp.ones((1, 64, 64, 3))).shape
         (1, 16, 16, 4)
     """
@@ -52,6 +53,8 @@ class CifarStem(nnx.Module):
         rngs: where the weights' first values come from.
 
     Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
         >>> CifarStem(3, 4, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
         (1, 32, 32, 4)
     """

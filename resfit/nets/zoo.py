@@ -44,9 +44,7 @@ def _imagenet(block: str, depths: tuple[int, ...], parameters: int, multiply_add
 
 
 def _cifar(blocks_per_stage: int, parameters: int, multiply_adds: int) -> ZooRow:
-    spec = ResNetSpec(
-        depths=(blocks_per_stage,) * 3, widths=(16, 32, 64), stem="cifar", shortcut="A", num_classes=10
-    )
+    spec = ResNetSpec(depths=(blocks_per_stage,) * 3, widths=(16, 32, 64), stem="cifar", shortcut="A", num_classes=10)
     return ZooRow(spec, 32, parameters, multiply_adds, _CIFAR)
 
 
@@ -98,6 +96,7 @@ def create_model(
         SpecError: if the name or a field is unknown, or a value is not allowed.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> net = create_model("resnet20", num_classes=10)
         >>> net(jnp.ones((1, 32, 32, 3))).shape
         (1, 10)
