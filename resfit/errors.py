@@ -87,5 +87,5 @@ class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 
 
-class StepFailed(ResfitError, RuntimeError):
+class StepFailed(ResfitError, RuntimeError):  # noqa: N818 - it names an event
     """The device failed while a step ran, and the state it was working on is gone; the module holds an older one."""

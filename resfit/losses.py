@@ -48,7 +48,8 @@ def task(logits: Any, labels: Any) -> Task:
     for what, value in (("logits", logits), ("labels", labels)):
         if not hasattr(value, "shape"):
             raise LabelError(
-                f"The built-in losses take one array of {what}, got {type(value).__name__}. For several outputs or labels "
+                f"The built-in losses take one array of {what}, got {type(value).__name__}. For several outputs or "
+                "labels "
                 "give compile(loss=...) a function of (outputs, labels), or override Model.compute_loss."
             )
     got = f"logits of shape {logits.shape} and labels of shape {labels.shape}, {labels.dtype}"
@@ -94,11 +95,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     kind, logits, labels = task(logits, labels)
     logits = logits.astype(jnp.float32)
-    if kind == "classes":
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if kind == "soft":
-        return optax.softmax_cross_entropy(logits, labels)
-    return optax.sigmoid_binary_cross_entropy(logits, labels)
+    by_kind = {
+        "classes": optax.softmax_cross_entropy_with_integer_labels,
+        "soft": optax.softmax_cross_entropy,
+        "binary": optax.sigmoid_binary_cross_entropy,
+    }
+    return jnp.asarray(by_kind[kind](logits, labels))
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -116,7 +118,7 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       Array([0.6931472], dtype=float32)
     """
     logits, labels = _same_shape(logits, labels)
-    return optax.sigmoid_binary_cross_entropy(logits, labels).mean(axis=1)
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
 
 
 def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -142,7 +144,9 @@ def _same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.
     a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     if a.shape != b.shape:
-        raise LabelError(f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same.")
+        raise LabelError(
+            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same."
+        )
     return a, b
 
 
@@ -167,7 +171,9 @@ def get(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, str):
         if loss not in _BY_NAME:
-            raise CompileError(f"Unknown loss {loss!r}. Expected a function of (logits, labels), or one of {list(_BY_NAME)}.")
+            raise CompileError(
+                f"Unknown loss {loss!r}. Expected a function of (logits, labels), or one of {list(_BY_NAME)}."
+            )
         return _BY_NAME[loss]
     if not callable(loss):
         raise CompileError(f"Expected loss to be a name or a function of (logits, labels), got {type(loss).__name__}.")
@@ -175,7 +181,7 @@ def get(loss: str | Loss) -> Loss:
 
 
 def takes_labels(loss: Loss) -> bool:
-    """Whether a loss is one of ours that reads class labels, so that the labels' values can be checked before training."""
+    """Whether a loss is ours and reads class labels, so that the labels' values can be checked before training."""
     return loss is cross_entropy
 
 
@@ -199,22 +205,27 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     if len(logits_shape) == 1 or logits_shape[1] == 1:
         if low < 0 or high > 1:
             raise LabelError(
-                f"The labels run from {low} to {high}, but the network has one output, which is binary: expected 0 to 1. "
+                f"The labels run from {low} to {high}, but the network's one output is binary: expected 0 to 1. "
                 "For classes build the network with num_classes; for regression use loss='mean_squared_error'."
             )
     elif integer and (labels.ndim == 1 or labels.shape[1] == 1):
         classes = logits_shape[1]
         if low < 0 or high >= classes:
-            hint = "Labels that start at 1 need y - 1." if low == 1 and high == classes else f"Build the network with num_classes={int(high) + 1}."
-            hint = hint if low >= 0 else "Negative labels mean nothing here: drop those rows or give them sample_weight 0 and label 0."
+            if low < 0:
+                hint = "Leave out rows without a label, or give them sample_weight 0 and label 0."
+            elif low == 1 and high == classes:
+                hint = "Labels that start at 1 need y - 1."
+            else:
+                hint = f"Build the network with num_classes={int(high) + 1}."
             raise LabelError(
-                f"The labels run from {low} to {high}, but the network has {classes} outputs: expected 0 to {classes - 1}. {hint}"
+                f"The labels run from {low} to {high}; the network has {classes} outputs: expected 0 to "
+                f"{classes - 1}. {hint}"
             )
     elif labels.ndim == 2:
         sums = labels.sum(axis=1, dtype=np.float64)
         worst = int(np.abs(sums - 1).argmax())
         if abs(sums[worst] - 1) > 1e-3 or low < 0:
             raise LabelError(
-                f"Row {worst} of the targets sums to {sums[worst]:.4g} (smallest value {low}); one-hot and soft targets "
+                f"Row {worst} of the targets sums to {sums[worst]:.4g} (smallest {low}); one-hot and soft targets "
                 "sum to 1. For several labels per image use loss='binary_cross_entropy'."
             )

@@ -5,6 +5,7 @@ Every metric here counts examples, not batches, so a short last batch weighs wha
 """
 
 import functools
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
 
 @flax.struct.dataclass
-class Mean(clu.metrics.Metric):
+class Mean(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     """Mean over examples, exact over any number of batches.
 
     clu's Average sums in float32, which drifts over a large data set and stops counting at 2^24; this one carries the
@@ -64,47 +65,40 @@ class Mean(clu.metrics.Metric):
         return (self.total + self.error) / self.count
 
 
-@flax.struct.dataclass
-class Loss(Mean):
-    """Mean of the loss, each example times its weight, divided by the number of examples, as Keras does."""
-
-    @classmethod
-    def from_model_output(cls, *, loss: jax.Array, mask: jax.Array | None = None, **_: Any) -> "Loss":  # type: ignore[override]
-        return super().from_model_output(loss, mask)  # type: ignore[return-value]
+def _accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
+    return _correct(logits, targets, k=1)
 
 
-@flax.struct.dataclass
-class Accuracy(Mean):
-    """Share of examples whose largest logit is the label's class; for one binary logit, whose sign is.
-
-    Soft targets count as their largest class.
-    """
-
-    @classmethod
-    def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "Accuracy":  # type: ignore[override]
-        return super().from_model_output(_correct(logits, targets, k=1), mask)  # type: ignore[return-value]
+def _cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
+    return losses.cross_entropy(logits, targets)
 
 
-@flax.struct.dataclass
-class CrossEntropy(Mean):
-    """Mean softmax (or, for one binary logit, sigmoid) cross-entropy, whatever the training loss is; never weighted."""
+Loss = Mean.from_output("loss")
+"""Mean of the loss, each example times its weight, divided by the number of examples, as Keras does."""
 
-    @classmethod
-    def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "CrossEntropy":  # type: ignore[override]
-        return super().from_model_output(losses.cross_entropy(logits, targets), mask)  # type: ignore[return-value]
+Accuracy = Mean.from_fun(_accuracy)
+"""Share of examples whose largest logit is the label's class; for one binary logit, whose sign is.
+
+Soft targets count as their largest class.
+"""
+
+CrossEntropy = Mean.from_fun(_cross_entropy)
+"""Mean softmax (or, for one binary logit, sigmoid) cross-entropy, whatever the training loss is; never weighted."""
 
 
 @functools.cache
 def top_k_accuracy(k: int) -> type[Mean]:
-    """The metric class of the share of examples whose class is among the k largest logits."""
+    """The metric class of the share of examples whose class is among the k largest logits.
 
-    @flax.struct.dataclass
-    class TopKAccuracy(Mean):
-        @classmethod
-        def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "TopKAccuracy":  # type: ignore[override]
-            return super().from_model_output(_correct(logits, targets, k=k), mask)  # type: ignore[return-value]
+    Args:
+      k: how many guesses an example has.
+    """
 
-    return TopKAccuracy
+    def top_k(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
+        return _correct(logits, targets, k=k)
+
+    metric: type[Mean] = Mean.from_fun(top_k)
+    return metric
 
 
 def _correct(logits: Any, targets: Any, *, k: int) -> jax.Array:
@@ -112,7 +106,7 @@ def _correct(logits: Any, targets: Any, *, k: int) -> jax.Array:
     if kind == "binary":
         if k > 1:
             raise LabelError(f"top_{k}_accuracy needs {k} classes or more; the network has one binary output.")
-        return ((logits > 0) == (labels > 0.5)).astype(jnp.float32)
+        return jnp.asarray((logits > 0) == (labels > 0.5), jnp.float32)
     if k > logits.shape[1]:
         raise LabelError(f"top_{k}_accuracy needs {k} classes or more; the network has {logits.shape[1]}.")
     if kind == "soft":
@@ -122,36 +116,38 @@ def _correct(logits: Any, targets: Any, *, k: int) -> jax.Array:
     earlier = jnp.arange(logits.shape[1])[None, :] < labels[:, None]
     ahead = (logits > score) | ((logits == score) & earlier)
     # A row of NaN is never right.
-    return ((ahead.sum(axis=1) < k) & ~jnp.isnan(score[:, 0])).astype(jnp.float32)
+    return jnp.asarray((ahead.sum(axis=1) < k) & ~jnp.isnan(score[:, 0]), jnp.float32)
 
 
 def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
-    @flax.struct.dataclass
-    class OfFunction(Mean):
-        @classmethod
-        def from_model_output(cls, *, outputs: Any, targets: Any, mask: jax.Array, **_: Any) -> "OfFunction":  # type: ignore[override]
-            values = function(outputs, targets)
-            if jnp.shape(values) != mask.shape:
-                raise LabelError(
-                    f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; expected "
-                    f"one value per example, {mask.shape}, so that short batches are averaged rightly."
-                )
-            return super().from_model_output(values, mask)  # type: ignore[return-value]
+    def per_example(*, outputs: Any, targets: Any, mask: jax.Array, **_: Any) -> jax.Array:
+        values = function(outputs, targets)
+        if jnp.shape(values) != mask.shape:
+            raise LabelError(
+                f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; expected "
+                f"one value per example, {mask.shape}, so that short batches are averaged rightly."
+            )
+        return values
 
-    return OfFunction
+    metric: type[Mean] = Mean.from_fun(per_example)
+    return metric
 
 
-_ALIASES = {"acc": "accuracy", "crossentropy": "cross_entropy", "ce": "cross_entropy"}
+_BY_NAME: dict[str, type[clu.metrics.Metric]] = {
+    "accuracy": Accuracy,
+    "cross_entropy": CrossEntropy,
+    # Keras's names.
+    "acc": Accuracy,
+    "crossentropy": CrossEntropy,
+    "ce": CrossEntropy,
+}
 
 
 def _resolve(metric: Any) -> type[clu.metrics.Metric]:
     if isinstance(metric, str):
-        name = _ALIASES.get(metric, metric)
-        if name == "accuracy":
-            return Accuracy
-        if name == "cross_entropy":
-            return CrossEntropy
-        if match := re.fullmatch(r"top_(\d+)_accuracy", name):
+        if metric in _BY_NAME:
+            return _BY_NAME[metric]
+        if match := re.fullmatch(r"top_([1-9]\d*)_accuracy", metric):
             return top_k_accuracy(int(match[1]))
         raise CompileError(
             f"Unknown metric {metric!r}. Expected 'accuracy', 'top_5_accuracy' (any number), 'cross_entropy', a "
@@ -184,6 +180,12 @@ def by_name(metrics: MetricsArgument) -> dict[str, type[clu.metrics.Metric]]:
             if name in named:
                 raise CompileError(f"Two metrics are named {name!r}. Give metrics as a dict of names.")
             named[name] = metric
+    for name in named:
+        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name in _RESERVED:
+            raise CompileError(
+                f"A metric cannot be named {name!r}. Expected a Python name without a leading underscore, none of "
+                f"{sorted(_RESERVED)}. Give metrics as a dict of names."
+            )
     if "loss" in named:
         raise CompileError("A metric cannot be named 'loss': that is the training loss, which is always reported.")
     return {name: _resolve(metric) for name, metric in named.items()}
@@ -196,7 +198,8 @@ def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:
 
 def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> type[clu.metrics.Collection]:
     """One clu collection of the loss and the given metrics."""
-    return clu.metrics.Collection.create(loss=Loss, **metrics)
+    kind: type[clu.metrics.Collection] = clu.metrics.Collection.create(loss=Loss, **metrics)
+    return kind
 
 
 def names(kind: type[clu.metrics.Collection]) -> list[str]:
@@ -219,7 +222,13 @@ def from_step(
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
         extra["logits"] = outputs
-        if hasattr(targets, "shape") and outputs.ndim == 2 and targets.ndim == 2 and targets.shape == outputs.shape and targets.shape[1] > 1:
+        if (
+            hasattr(targets, "shape")
+            and outputs.ndim == 2
+            and targets.ndim == 2
+            and targets.shape == outputs.shape
+            and targets.shape[1] > 1
+        ):
             extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
     if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
         extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu insists on int32

@@ -1,4 +1,4 @@
-"""`Model`: an nnx.Module that can be trained, evaluated and asked, as short as Keras. It only assembles the rooms below."""
+"""`Model`: an nnx.Module that can be trained, evaluated and asked, as short as Keras. It only assembles the rest."""
 
 import logging
 import os
@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resfit import losses, metrics as metrics_, optimizers, preprocess as preprocess_
+from resfit import losses, optimizers
+from resfit import metrics as metrics_
+from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
 from resfit.data import ArrayBatches, Batch, Batches, Epochs, IterableBatches
 from resfit.data.arrays import as_arrays, class_weights, split_validation
@@ -27,18 +28,21 @@ _log = logging.getLogger("resfit")
 class Model:
     """Trains, evaluates and applies an nnx.Module, with the argument names, defaults and return values of Keras.
 
-    Any module that maps a batch of inputs to outputs will do. Its mode (BatchNorm, Dropout) is switched automatically, on a
+    Any module that maps a batch of inputs to outputs will do. Its mode (BatchNorm, Dropout) is switched automatically,
+    on a
     copy of its graph: the module's own flags are never changed. If its `__call__` names `train`, `training`,
     `deterministic` or `use_running_average`, that argument is passed.
 
     Subclasses that need another step override `compute_loss`.
 
     Args:
-      module: the network. It stays the caller's own object, holds the trained variables after `fit`, and is never donated.
+      module: the network. It stays the caller's own object, holds the trained variables after `fit`, and is never
+        donated.
 
     Attributes:
       history: the `History` of the last `fit`, or None.
-      stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating, stop_predicting.
+      stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating,
+        stop_predicting.
 
     Raises:
       ModuleError: if the module is none, or cannot be trained.
@@ -93,16 +97,17 @@ class Model:
         Args:
           optimizer: "sgd" (momentum 0.9, Nesterov), "adam", "adamw"; any optax transformation; or a function such as
             `optax.lamb` whose learning_rate is filled in.
-          learning_rate: a number, or a schedule (step -> number, as in optax). Defaults by name: sgd 0.1, adam and adamw
-            0.001. A number can be changed at any time through `model.learning_rate`, without compiling again.
+          learning_rate: a number, or a schedule (step -> number, as in optax). Defaults by name: sgd 0.1, adam and
+            adamw 0.001. A number can be changed at any time through `model.learning_rate`, without compiling again.
           loss: "auto" reads the labels: integer class numbers or one-hot and soft targets give softmax cross-entropy, a
             single output gives sigmoid cross-entropy, anything ambiguous raises. Or a name, or a function of (logits,
-            labels) that returns one value per example. The reported and minimised loss is sum(weight * loss) / examples.
+            labels) that returns one value per example. The reported and minimised loss is sum(weight * loss) /
+            examples.
           metrics: "auto" is accuracy for class labels; or names, clu.metrics.Metric classes, or functions of (outputs,
             labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
           seed: of the data order and everything random in the step.
-          preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step, and
-            saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
+          preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
+            and saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
           augment: a function (key, x, y) -> (x, y), or several in order: applied to training batches only, before
             preprocess, inside the step, with a key made from (seed, step).
           dispatch: "jit" (one device), "sharded" (the batch split over all devices, BatchNorm over the whole batch),
@@ -119,33 +124,44 @@ class Model:
                 raise CompileError(f"Expected augment to be functions (key, x, y) -> (x, y), got {function!r}.")
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
-        chosen = metrics_.automatic(None if own_step else loss_function) if metrics == "auto" else metrics_.by_name(metrics)
+        chosen = (
+            metrics_.automatic(None if own_step else loss_function) if metrics == "auto" else metrics_.by_name(metrics)
+        )
         placement = Placement(dispatch)
 
         self._state.publish()
         state = RunState(self._module, transformation, placement.state)
-        self._rate_index = state.rate_index()
-        if learning_rate is not None and self._rate_index is None:
+        rate_index = state.rate_index()
+        if learning_rate is not None and rate_index is None:
             raise CompileError(
-                "compile got learning_rate and an optimizer that was built with its own rate. Leave learning_rate out, or pass "
+                "compile got learning_rate and an optimizer that was built with its own rate. Leave learning_rate "
+                "out, or pass "
                 "the function instead (optimizer=optax.adamw, learning_rate=...)."
             )
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
-            None if own_step else loss_function, preprocess_function, placement, seed, state,
+            loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
-        self._schedule = schedule
+        self._schedule, self._rate_index = schedule, rate_index
         if learning_rate is not None and schedule is None:
-            self._state.set_leaf(self._rate_index, float(learning_rate))  # type: ignore[arg-type]
+            self._state.set_leaf(rate_index, float(learning_rate))  # type: ignore[arg-type]
         self._loop = self._make_loop(
             Recipe(
-                self.compute_loss, metrics_.collection(chosen), preprocess_function, augments, schedule, self._rate_index
+                self.compute_loss,
+                metrics_.collection(chosen),
+                preprocess_function,
+                augments,
+                schedule,
+                self._rate_index,
             )
         )
         self._compiled = True
         _log.info(
-            "%s on %d %s device(s); float32; BatchNorm over the %s batch; seed %d.", placement.kind,
-            len(placement.devices), placement.devices[0].platform, "global" if len(placement.devices) > 1 else "whole", seed,
-        )  # fmt: skip
+            "%s on %d %s device(s); BatchNorm over the whole batch; seed %d.",
+            placement.kind,
+            len(placement.devices),
+            placement.devices[0].platform,
+            seed,
+        )
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """One batch's loss: override it for any other step (several inputs or heads, a teacher, no labels).
@@ -169,10 +185,22 @@ class Model:
         outputs = module(x)
         if hasattr(outputs, "shape"):
             self._outputs_shape = tuple(outputs.shape)
-        return self._loss(outputs, y), outputs
+        losses_ = self._loss(outputs, y)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(y)):
+            self._check_labels(
+                y
+            )  # nothing is traced under dispatch="eager", so this is the first that is known of outputs
+        return losses_, outputs
 
     def _check_labels(self, labels: Any) -> None:
-        if self._loss is not None and losses.takes_labels(self._loss) and self._outputs_shape is not None:
+        # A compute_loss of the user's own may read the labels in any way it likes.
+        own_step = type(self).compute_loss is not Model.compute_loss
+        if (
+            not own_step
+            and self._loss is not None
+            and losses.takes_labels(self._loss)
+            and self._outputs_shape is not None
+        ):
             losses.check_labels(np.asarray(labels), self._outputs_shape)
 
     @property
@@ -199,13 +227,21 @@ class Model:
 
     def _settable_rate(self, verb: str) -> int:
         if not self._compiled:
-            raise NotCompiledError("The model was not compiled, so there is no learning rate. Call model.compile(...) first.")
+            raise NotCompiledError(
+                "The model was not compiled, so there is no learning rate. Call model.compile(...) first."
+            )
         if self._rate_index is None:
             raise CompileError(
-                f"Cannot {verb} the learning rate: it is built into this optax object. Compile with a name or with a function "
+                f"Cannot {verb} the learning rate: it is built into this optax object. Compile with a name or with a "
+                "function "
                 "(optimizer=optax.adamw, learning_rate=...), or wrap it in optax.inject_hyperparams."
             )
         return self._rate_index
+
+    def _asked_to_stop_evaluating(self) -> bool:
+        # One validation inside `fit` is stopped, not the next one.
+        asked, self.stop_evaluating = self.stop_evaluating, False
+        return asked
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -233,8 +269,8 @@ class Model:
         """Trains. Every argument up to validation_freq is Keras's.
 
         Args:
-          x: images (examples, height, width, channels), uint8 or float, NumPy or JAX; or a dict or tuple of arrays; or an
-            iterable of (x, y) or (x, y, sample_weight) batches.
+          x: images (examples, height, width, channels), uint8 or float, NumPy or JAX; or a dict or tuple of arrays; or
+            an iterable of (x, y) or (x, y, sample_weight) batches.
           y: labels, one entry per example; None with an iterable.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
@@ -251,7 +287,8 @@ class Model:
           validation_steps: batches of a validation, from the first; None for all.
           validation_batch_size: batch_size by default.
           validation_freq: validate every so many epochs, or after the listed epochs, counted from one.
-          drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its own.
+          drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
+            own.
 
         Returns:
           The `History`, also kept as `model.history`.
@@ -260,14 +297,15 @@ class Model:
           NotCompiledError: before `compile`.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
-        if not self._compiled:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) before fit.")
+        self._require_compiled("fit")
         held_out = validation_data
         if validation_split and validation_data is None:
             if not _in_memory(x):
-                raise DataError("validation_split needs arrays, whose last part it takes. Pass validation_data instead.")
+                raise DataError(
+                    "validation_split needs arrays, whose last part it takes. Pass validation_data instead."
+                )
             (x, y, sample_weight), held_out = split_validation(validation_split, x, y, sample_weight)
-        size = batch_size or 32
+        size = 32 if batch_size is None else batch_size
         data = self._batches(
             x, y, sample_weight, class_weight, size, seed=self._seed if shuffle else None,
             min_batch=2 if self._state.layout.plan.has_batch_norm else 1, drop_remainder=drop_remainder,
@@ -276,12 +314,20 @@ class Model:
         if held_out is not None:
             validation_x, validation_y, validation_weight = _unpack(held_out)
             validation = Validation(
-                self._batches(validation_x, validation_y, validation_weight, None, validation_batch_size or size, pad=True),
+                self._batches(
+                    validation_x,
+                    validation_y,
+                    validation_weight,
+                    None,
+                    size if validation_batch_size is None else validation_batch_size,
+                    pad=True,
+                ),
                 validation_steps,
                 _due(validation_freq),
+                self._asked_to_stop_evaluating,
             )
         stream = Epochs(data, steps_per_epoch, self._state.epoch)
-        self.stop_training = False
+        self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
         hooks = CallbackList([*(callbacks or ()), history, *_bar(verbose)], self, params)
@@ -303,20 +349,25 @@ class Model:
         """Loss and metrics over a data set, exactly: a short last batch is padded and masked. Changes nothing.
 
         Args:
-          x, y, batch_size, verbose, callbacks: as in `fit`.
+          x: images, or an iterable of batches, as in `fit`.
+          y: labels, as in `fit`.
+          batch_size: examples in a step, over all devices together; 32 by default. Does not change the result.
+          verbose: as in `fit`.
           sample_weight: (examples,) weight of each example in the loss.
           steps: how many batches, from the first; None for all.
+          callbacks: whose on_test_* hooks are called.
           return_dict: a dict of names instead of a list.
 
         Returns:
           [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
         """
-        if not self._compiled:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) before evaluate.")
-        data = self._batches(x, y, sample_weight, None, batch_size or 32, pad=True)
+        self._require_compiled("evaluate")
+        data = self._batches(x, y, sample_weight, None, 32 if batch_size is None else batch_size, pad=True)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        return _returned(self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating), return_dict)
+        with hooks.told_of_exceptions():
+            results = self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating)
+        return _returned(results, return_dict)
 
     def predict(
         self,
@@ -329,16 +380,20 @@ class Model:
         """The module's outputs (logits, for resfit's networks) for every row, in order. Changes nothing.
 
         Args:
-          x, batch_size, verbose, callbacks: as in `fit`.
+          x: images, or an iterable of batches, as in `fit`.
+          batch_size: examples in a step, over all devices together; 32 by default. Does not change the result.
+          verbose: as in `fit`.
           steps: how many batches, from the first; None for all.
+          callbacks: whose on_predict_* hooks are called.
 
         Returns:
           A NumPy array (examples, ...), or a pytree of such if the module returns one.
         """
-        data = self._batches(x, None, None, None, batch_size or 32, pad=True)
+        data = self._batches(x, None, None, None, 32 if batch_size is None else batch_size, pad=True)
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        return self._loop.predict(data, steps, hooks, lambda: self.stop_predicting)
+        with hooks.told_of_exceptions():
+            return self._loop.predict(data, steps, hooks, lambda: self.stop_predicting)
 
     def train_on_batch(
         self,
@@ -348,11 +403,13 @@ class Model:
         class_weight: Mapping[int, float] | None = None,
         return_dict: bool = False,
     ) -> Any:
-        """One training step on this batch; the module holds the result at once. Returns this batch's loss and metrics."""
+        """One training step on this batch, whose loss and metrics it returns; the module holds the result at once."""
+        self._require_compiled("train_on_batch")
         return _returned(self._loop.train_batch(_one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """This batch's loss and metrics, in evaluation mode."""
+        self._require_compiled("test_on_batch")
         return _returned(self._loop.evaluate_batch(_one_batch(x, y, sample_weight, None)), return_dict)
 
     def predict_on_batch(self, x: Any) -> Any:
@@ -385,7 +442,10 @@ class Model:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], module: nnx.Module | None = None, preprocess: preprocess_.Preprocess | None = None
+        cls,
+        path: str | os.PathLike[str],
+        module: nnx.Module | None = None,
+        preprocess: preprocess_.Preprocess | None = None,
     ) -> Self:
         """Reads what `save` wrote; also as `resfit.load`.
 
@@ -412,14 +472,18 @@ class Model:
         """Shows a table of the network: output shapes, parameters, multiply-adds and activation memory.
 
         Args:
-          input_shape: of one image, (height, width, channels). By default what resfit's networks are made for: 224 x 224
-            through an ImageNet stem, 32 x 32 through a CIFAR stem.
+          input_shape: of one image, (height, width, channels). By default what resfit's networks are made for: 224 x
+            224 through an ImageNet stem, 32 x 32 through a CIFAR stem.
         """
         from rich.console import Console
 
         from resfit.summary import summarize
 
         Console().print(summarize(self.module, input_shape).render())
+
+    def _require_compiled(self, method: str) -> None:
+        if not self._compiled:
+            raise NotCompiledError(f"The model was not compiled. Call model.compile(...) before {method}.")
 
     # --- assembling ---------------------------------------------------------------------------------------------------
 
@@ -443,7 +507,9 @@ class Model:
         self, callbacks: Iterable[Callback] | None, verbose: str | int, data: Batches, steps: int | None
     ) -> CallbackList:
         total = data.steps if steps is None else steps
-        return CallbackList([*(callbacks or ()), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total})
+        return CallbackList(
+            [*(callbacks or ()), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
+        )
 
 
 def _in_memory(x: Any) -> bool:

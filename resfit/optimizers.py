@@ -1,7 +1,7 @@
 """Optimizers: plain optax, with the learning rate kept in the optimizer's state so that changing it never recompiles.
 
-`compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such as
-`optax.adamw` whose `learning_rate` is filled in by `compile`.
+`compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such
+as `optax.adamw` whose `learning_rate` is filled in by `compile`.
 """
 
 import functools
@@ -33,7 +33,7 @@ def no_decay_on_norms_and_biases(params: Any) -> Any:
 def sgd(
     learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, and weight decay (added to the gradient, as in PyTorch and He et al.) on kernels only.
+    """SGD with Nesterov momentum, and weight decay (added to the gradient, as in PyTorch) on kernels only.
 
     Args:
       learning_rate: a number or a schedule (step -> number).
@@ -53,7 +53,9 @@ def sgd(
     )
 
 
-def adam(learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def adam(
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980) as in optax.
 
     Example:
@@ -86,7 +88,9 @@ _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] =
 }
 
 
-def get(optimizer: Any, learning_rate: LearningRate | None) -> tuple[optax.GradientTransformation, Callable[[Any], Any] | None]:
+def get(
+    optimizer: Any, learning_rate: LearningRate | None
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any] | None]:
     """The optimizer and learning-rate arguments of `Model.compile` as a transformation and the schedule it follows.
 
     Returns:
@@ -99,7 +103,9 @@ def get(optimizer: Any, learning_rate: LearningRate | None) -> tuple[optax.Gradi
         return optimizer, learning_rate if callable(learning_rate) else None
     if isinstance(optimizer, str):
         if optimizer not in _BY_NAME:
-            raise CompileError(f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}.")
+            raise CompileError(
+                f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}."
+            )
         factory, default = _BY_NAME[optimizer]
         rate = default if learning_rate is None else learning_rate
         return factory(rate), rate if callable(rate) else None
@@ -110,16 +116,22 @@ def get(optimizer: Any, learning_rate: LearningRate | None) -> tuple[optax.Gradi
         return _of_function(optimizer, learning_rate), learning_rate if callable(learning_rate) else None
     module = type(optimizer).__module__.split(".")[0]
     remedy = {
-        "keras": f"Use compile(optimizer={type(optimizer).__name__.lower()!r}, learning_rate=...) or an optax optimizer.",
+        "keras": f"Use compile(optimizer={type(optimizer).__name__.lower()!r}, learning_rate=...) or an optax "
+        "optimizer.",
         "torch": "Use the optax optimizer of the same name.",
-        "flax": "resfit keeps the optimizer's state itself: pass the optax transformation that you gave to nnx.Optimizer.",
+        "flax": "resfit keeps the optimizer's state itself: pass the optax transformation that you gave to "
+        "nnx.Optimizer.",
     }.get(module, "Expected a name, an optax.GradientTransformation, or a function such as optax.adamw.")
-    raise CompileError(f"compile got an optimizer of type {type(optimizer).__module__}.{type(optimizer).__name__}. {remedy}")
+    raise CompileError(
+        f"compile got an optimizer of type {type(optimizer).__module__}.{type(optimizer).__name__}. {remedy}"
+    )
 
 
-def _with_rate(factory: Callable[..., optax.GradientTransformation], rate: LearningRate) -> optax.GradientTransformation:
-    # A schedule is evaluated by the training step from its own counter, which is written here at every step; optax's own
-    # scheduling would keep a second counter and hide the rate from logs.
+def _with_rate(
+    factory: Callable[..., optax.GradientTransformation], rate: LearningRate
+) -> optax.GradientTransformation:
+    # A schedule is evaluated by the training step from its own counter, which is written here at every step; optax's
+    # own scheduling would keep a second counter and hide the rate from logs.
     start = rate(0) if callable(rate) else rate
     inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
     transformation: optax.GradientTransformation = inject(learning_rate=jnp.asarray(start, jnp.float32))

@@ -87,7 +87,9 @@ def get(preprocess: str | Preprocess | None) -> Preprocess | None:
         return Auto()
     if preprocess is None or (callable(preprocess) and not isinstance(preprocess, str)):
         return preprocess
-    raise CompileError(f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}.")
+    raise CompileError(
+        f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}."
+    )
 
 
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:

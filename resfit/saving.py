@@ -60,8 +60,8 @@ def load(
     """Reads a file written by `save` into a module, which is built from the file's spec if none is given.
 
     Raises:
-      SavedModelError: if the file was not written by resfit, is newer than this version, needs a module or a preprocessing
-        function, or does not fit the module.
+      SavedModelError: if the file was not written by resfit, is newer than this version, needs a module or a
+        preprocessing function, or does not fit the module.
     """
     import safetensors
 
@@ -79,13 +79,15 @@ def load(
     header = json.loads(metadata["resfit"])
     if header["format_version"] > FORMAT_VERSION:
         raise SavedModelError(
-            f"{path} has format version {header['format_version']}, written by resfit {header['resfit']}; this one reads up to "
+            f"{path} has format version {header['format_version']}, written by resfit {header['resfit']}; this one "
+            "reads up to "
             f"{FORMAT_VERSION}. Upgrade resfit."
         )
     if module is None:
         if header["spec"] is None:
             raise SavedModelError(
-                f"{path} holds a {header['module']}, which only its own code can build. Pass one: resfit.load(path, module=...)."
+                f"{path} holds a {header['module']}, which only its own code can build. Pass one: resfit.load(path, "
+                "module=...)."
             )
         module = ResNet(ResNetSpec.from_dict(header["spec"]), rngs=nnx.Rngs(0))
     _fill(path, module, arrays)

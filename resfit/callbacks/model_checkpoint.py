@@ -17,8 +17,9 @@ class ModelCheckpoint(Callback):
     What it writes is what `Model.save` writes; `resfit.load` reads it.
 
     Args:
-      filepath: a path ending in ".safetensors"; may hold `{epoch}` (counted from one), `{batch}` (likewise, with integer
-        save_freq) and names from the logs, as in "runs/{epoch:02d}-{val_loss:.3f}.safetensors". Parent folders are made.
+      filepath: a path ending in ".safetensors"; may hold `{epoch}` (counted from one), `{batch}` (likewise, if
+        save_freq is a number) and names from the logs, as in "runs/{epoch:02d}-{val_loss:.3f}.safetensors". Parent
+        folders are made.
       monitor: the value that save_best_only watches.
       verbose: 1 logs what is written.
       save_best_only: write only when the monitored value improves.

@@ -42,7 +42,9 @@ class Monitor:
             elif base.endswith(_HIGHER_IS_BETTER):
                 mode = "max"
             else:
-                raise CallbackError(f"Cannot tell whether a lower or a higher {name!r} is better. Pass mode='min' or 'max'.")
+                raise CallbackError(
+                    f"Cannot tell whether a lower or a higher {name!r} is better. Pass mode='min' or 'max'."
+                )
         self.name = name
         self.best: float | None = None
         self._sign = 1.0 if mode == "max" else -1.0

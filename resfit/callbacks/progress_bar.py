@@ -17,7 +17,8 @@ _REDRAW_SECONDS = 0.1
 class ProgressBar(Callback):
     """Epoch, step, images per second, time left, loss and metrics. `fit`, `evaluate` and `predict` add one.
 
-    It shows the newest values that the device has finished and never waits for it, so it costs nothing that can be measured.
+    It shows the newest values that the device has finished and never waits for it, so it costs nothing that can be
+    measured.
 
     Args:
       verbose: 1: a bar where there is a terminal or notebook, else one line per epoch. 2: one line per epoch.
@@ -34,6 +35,7 @@ class ProgressBar(Callback):
         interactive = self._console.is_terminal or self._console.is_jupyter
         self._live = verbose == 1 and interactive
         self._training = False
+        self._worked: float | None = None  # seconds of training in an epoch, once its validation begins
         self._progress: rich.progress.Progress | None = None
 
     # --- fit ----------------------------------------------------------------------------------------------------------
@@ -54,10 +56,15 @@ class ProgressBar(Callback):
         self._training = False
         self._stop()
 
-    # --- evaluate and predict; a validation inside fit stays within its epoch's line -----------------------------------
+    # --- evaluate and predict; a validation inside fit stays within its epoch's line
+    # -----------------------------------
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         if self._training:
+            # The loop has read the epoch's values, so its last step is done: what follows is not training's time.
+            self._worked = time.perf_counter() - self._start
+            if self._progress is not None and self._steps is not None:
+                self._progress.update(self._task, completed=self._steps)
             self._status("validating")
         else:
             self._begin("Evaluate", self.params["steps"])
@@ -81,6 +88,9 @@ class ProgressBar(Callback):
         self._end({})
         self._stop()
 
+    def on_exception(self, exception: BaseException) -> None:
+        self._stop()
+
     def on_compile_begin(self, what: str) -> None:
         self._compile_start = time.perf_counter()
         self._status("compiling")
@@ -95,6 +105,7 @@ class ProgressBar(Callback):
     def _begin(self, title: str, steps: int | None) -> None:
         self._title, self._steps = title, steps
         self._start = time.perf_counter()
+        self._worked = None
         self._drawn = 0.0
         self._images = 0
         self._shown = ""
@@ -127,7 +138,9 @@ class ProgressBar(Callback):
         elif logs is not None:
             return  # nothing has finished since the last redraw
         rate = images / (now - self._start) if images else 0.0
-        self._progress.update(self._task, completed=done, rate=f"{rate:,.0f} images/s" if images else "", values=self._shown)
+        self._progress.update(
+            self._task, completed=done, rate=f"{rate:,.0f} images/s" if images else "", values=self._shown
+        )
 
     def _status(self, text: str) -> None:
         if self._progress is not None:
@@ -135,7 +148,8 @@ class ProgressBar(Callback):
 
     def _end(self, values: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._start
-        rate = f"{self._images / seconds:,.0f} images/s" if self._images and seconds > 0 else ""
+        worked = seconds if self._worked is None else self._worked
+        rate = f"{self._images / worked:,.0f} images/s" if self._images and worked > 0 else ""
         text = _format(values)
         if self._progress is not None:
             total = self._progress.tasks[-1].completed if self._steps is None else self._steps
@@ -144,7 +158,12 @@ class ProgressBar(Callback):
             self._progress.stop()
             self._progress = None  # the finished bar stays on the screen; the next epoch starts a new one below
             return
-        self._console.print(*[part for part in (self._title, f"{seconds:.1f}s", rate, text) if part], sep=" - ", highlight=False, soft_wrap=True)
+        self._console.print(
+            *[part for part in (self._title, f"{seconds:.1f}s", rate, text) if part],
+            sep=" - ",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -153,7 +172,14 @@ class ProgressBar(Callback):
 
 
 def _progress(console: "rich.console.Console") -> "rich.progress.Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""Arrays in memory as batches: shuffled by (seed, epoch), with the short last batch kept and, for evaluation, padded."""
+"""Arrays in memory as batches: shuffled by (seed, epoch), the short last one kept and, for evaluation, padded."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -52,11 +52,13 @@ class ArrayBatches:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise DataError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
         # A data set smaller than a batch is padded no further than to the next power of two: a handful of executables.
-        self._batch = int(batch_size) if self._n >= batch_size else min(int(batch_size), 1 << (self._n - 1).bit_length())
+        self._batch = (
+            int(batch_size) if self._n >= batch_size else min(int(batch_size), 1 << (self._n - 1).bit_length())
+        )
         self._seed = seed
         self._pad = pad
         full, rest = divmod(self._n, self._batch)
-        if drop_remainder and full == 0:
+        if drop_remainder and self._n < batch_size:
             raise DataError(
                 f"drop_remainder=True with {self._n} examples and batch_size={batch_size} leaves nothing to train on."
             )
@@ -90,7 +92,9 @@ class ArrayBatches:
         missing = self._batch - size
         if missing:
             # Copies of the last row, not zeros: whatever the network does to real rows, it survives these.
-            x, y, weight = jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]), (x, y, weight))
+            x, y, weight = jax.tree.map(
+                lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]), (x, y, weight)
+            )
         return Batch(x, y, weight, np.arange(self._batch) < size, size)
 
 
@@ -107,8 +111,14 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
             raise DataError(f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.")
         array = np.asarray(value)
         if array.dtype == object or array.dtype.kind in "US":
-            remedy = "Class names need numbers: np.unique(y, return_inverse=True)[1]." if name.startswith("y") else "Are the images of one size?"
-            raise DataError(f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected numbers. {remedy}")
+            remedy = (
+                "Class names need numbers: np.unique(y, return_inverse=True)[1]."
+                if name.startswith("y")
+                else "Are the images of one size?"
+            )
+            raise DataError(
+                f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected numbers. {remedy}"
+            )
         if array.ndim == 0:
             raise DataError(f"{name} is a single value, {array!r}; expected one entry per example.")
         lengths[name] = len(array)
@@ -156,15 +166,16 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
       >>> class_weights(np.array([0, 1, 2, 1]), {1: 2.0})
       array([1., 2., 1., 2.], dtype=float32)
     """
-    if not hasattr(y, "ndim") or y.ndim > 2:
-        raise DataError(f"class_weight needs class labels, (examples,) or (examples, classes); got {type(y).__name__}.")
+    if getattr(y, "ndim", 0) not in (1, 2):
+        raise DataError(f"class_weight needs labels as one array, (examples,) or (examples, classes); got {y!r:.60}.")
     classes = (y if y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(axis=1)).astype(np.int64)
     names = {int(key): float(value) for key, value in class_weight.items()}
-    if any(not np.isfinite(value) or value < 0 for value in names.values()):
-        raise DataError(f"class_weight holds negative or non-finite weights: {names}.")
+    if any(key < 0 or not np.isfinite(value) or value < 0 for key, value in names.items()):
+        raise DataError(f"class_weight is {names}. Expected class numbers from 0 and finite weights >= 0.")
     table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
     table[list(names)] = list(names.values())
-    return table[classes]
+    weights: np.ndarray = table[classes]
+    return weights
 
 
 def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
@@ -179,7 +190,9 @@ def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tupl
     n = len(jax.tree.leaves(x)[0])
     cut = int(n * (1 - fraction))
     if not 0 < cut < n:
-        raise DataError(f"validation_split={fraction} of {n} examples leaves one side empty. Expected examples on both.")
+        raise DataError(
+            f"validation_split={fraction} of {n} examples leaves one side empty. Expected examples on both."
+        )
 
     def part(rows: slice) -> tuple[Any, Any, Any]:
         take: Callable[[np.ndarray], np.ndarray] = lambda a: a[rows]  # noqa: E731

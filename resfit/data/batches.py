@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Batches(Protocol):
-    """A data set in batches. The order of an epoch is a pure function of (seed, epoch); a position is (epoch, batch)."""
+    """A data set in batches. An epoch's order is a pure function of (seed, epoch); a position is (epoch, batch)."""
 
     @property
     def steps(self) -> int | None:

@@ -13,8 +13,8 @@ from resfit.errors import DataError
 class IterableBatches:
     """Batches that somebody else makes: `(x,)`, `(x, y)` or `(x, y, sample_weight)` tuples, or bare `x`.
 
-    The order is the iterable's own. An object that can be iterated again (a list, a loader) gives one pass per epoch; an
-    iterator gives what it has, once.
+    The order is the iterable's own. An object that can be iterated again (a list, a loader) gives one pass per epoch;
+    an iterator gives what it has left.
 
     Args:
       source: the iterable.
@@ -31,7 +31,6 @@ class IterableBatches:
 
     def __init__(self, source: Iterable[Any]) -> None:
         self._source = source
-        self._iterator = source if isinstance(source, Iterator) else None
         self._used = False
         length = getattr(source, "__len__", None)
         self.steps: int | None = length() if length is not None else None
@@ -41,18 +40,18 @@ class IterableBatches:
             raise DataError(f"The {type(source).__name__} holds no batches. Expected at least one.")
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        if self._iterator is not None and self._used:
-            raise DataError(
-                f"The {type(self._source).__name__} is an iterator and was used up in the first epoch. Pass something that "
-                "can be iterated again (a list, a loader, an object with __iter__), or steps_per_epoch to share it out."
-            )
-        self._used = True
+        name = type(self._source).__name__
         empty = True
         for item in self._source:
-            empty = False
+            empty, self._used = False, True
             yield as_batch(item)
+        if empty and self._used:
+            raise DataError(
+                f"The {name} is an iterator, and all its batches have been used. Pass something that can be iterated again "
+                "(a list, a loader, an object with __iter__), or an iterator with enough batches for all epochs."
+            )
         if empty:
-            raise DataError(f"The {type(self._source).__name__} yielded no batch in epoch {epoch}. Expected at least one.")
+            raise DataError(f"The {name} yielded no batch in epoch {epoch}. Expected at least one.")
 
 
 def as_batch(item: Any) -> Batch:

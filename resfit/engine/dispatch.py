@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from resfit.errors import CompileError
 
@@ -30,16 +30,13 @@ class Placement:
         devices = jax.devices() if kind in ("auto", "sharded") else jax.devices()[:1]
         self.kind = kind if kind != "auto" else ("sharded" if len(devices) > 1 else "jit")
         self.devices = devices
-        # Auto axes: XLA propagates the shardings; JAX's default (explicit axes) would make user code annotate them.
-        mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
-        self._single = self.kind != "sharded"
-        self.state: jax.sharding.Sharding
-        if self._single:
-            self.state = self._split = jax.sharding.SingleDeviceSharding(devices[0])
-        else:
-            self.state = NamedSharding(mesh, PartitionSpec())
-            self._split = NamedSharding(mesh, PartitionSpec("data"))
-        # Bounds the memory of batches in flight. Several CPU devices share threads, and deadlock when too many steps wait.
+        self.state: jax.sharding.Sharding = SingleDeviceSharding(devices[0])
+        self._split: jax.sharding.Sharding = self.state
+        if self.kind == "sharded":
+            # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
+            mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+            self.state, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+        # Bounds the memory of batches in flight. Several CPU devices share threads, and too many waiting steps deadlock.
         self.run_ahead = 2 if len(devices) > 1 and devices[0].platform == "cpu" else 8
 
     def place(self, batch: Any) -> Any:
@@ -55,7 +52,7 @@ class Step:
       function: pure; its first argument is the state, its last the batch.
       placement: where it runs.
       donate: whether the state's buffers are reused for the new state. The caller must not touch the old one again.
-      returns_state: whether everything it returns lives where the state does; outputs of a batch stay where they are made.
+      returns_state: whether all it returns lives where the state does; a batch's outputs stay where they are made.
     """
 
     def __init__(

@@ -1,10 +1,13 @@
 """Callbacks: the protocol, the list that fires hooks, and logs that cost nothing until they are read."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+
+from resfit.errors import CallbackError
 
 if TYPE_CHECKING:
     from resfit.model import Model
@@ -21,8 +24,8 @@ class LazyLogs(MutableMapping[str, Any]):
     """A log whose values stay on the device until somebody reads them.
 
     `dict(logs)`, `logs["loss"]` and the like give plain Python floats and wait for the device if they must; writing,
-    listing keys and asking `ready()` never wait. One object is shared by all callbacks of a hook, in list order, so that
-    a value added or changed by the first is seen by those after it.
+    listing keys and asking `ready()` never wait. One object is shared by all callbacks of a hook, in list order, so
+    that a value added or changed by the first is seen by those after it.
 
     Args:
       sums: metric sums on the device.
@@ -74,6 +77,9 @@ class LazyLogs(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         del self._values[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values  # Mapping's own asks for the value, and waits for it
+
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._values))
 
@@ -94,15 +100,15 @@ class Callback:
     """Base class of everything that watches or steers training. Hooks, order and arguments are Keras's.
 
     Override what you need. `fit` calls on_train_begin, then for each epoch on_epoch_begin, for each batch
-    on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end, which
-    always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
+    on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end,
+    which always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
 
     Logs map names to floats. A batch's log holds the running means since the epoch began; nothing waits for the device
     until a value is read, so reading one in every batch makes every step wait.
 
     Attributes:
-      model: the `resfit.Model`. `model.module` holds the current variables and may be assigned to at any batch boundary;
-        `model.stop_training = True` stops after this batch.
+      model: the `resfit.Model`. `model.module` holds the current variables and may be assigned to at any batch
+        boundary; `model.stop_training = True` stops after this batch.
       params: {"verbose", "epochs", "steps"}.
 
     Example:
@@ -179,7 +185,7 @@ class Callback:
         """Called when that is done. Not in Keras."""
 
     def on_exception(self, exception: BaseException) -> None:
-        """Called when `fit` is left by an exception, before on_train_end. Not in Keras."""
+        """Called when `fit` (before on_train_end), `evaluate` or `predict` is left by an exception. Not in Keras."""
 
 
 # A hook whose default calls another one must be fired for those who override only the other.
@@ -199,6 +205,11 @@ class CallbackList:
         self._callbacks = list(callbacks)
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for callback in self._callbacks:
+            if not isinstance(callback, Callback):
+                raise CallbackError(
+                    f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of classes "
+                    "that derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base class will do."
+                )
             callback.set_params(params)
             callback.set_model(model)
 
@@ -209,6 +220,15 @@ class CallbackList:
             listeners = self._listeners[hook] = [getattr(c, hook) for c in self._callbacks if _listens(c, hook)]
         for listener in listeners:
             listener(*args)
+
+    @contextlib.contextmanager
+    def told_of_exceptions(self) -> Iterator[None]:
+        """Fires on_exception when the block is left by an exception."""
+        try:
+            yield
+        except BaseException as exception:
+            self.fire("on_exception", exception)
+            raise
 
 
 def _listens(callback: Callback, hook: str) -> bool:

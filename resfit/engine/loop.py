@@ -1,6 +1,7 @@
 """Epochs and batches: the one place where hooks fire."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,10 +13,10 @@ from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.engine.dispatch import Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
-from resfit.engine.signals import at_batch_boundaries
+from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
-from resfit.errors import DataError, NotCompiledError, StepFailed
+from resfit.errors import DataError, StepFailed
 
 LabelCheck = Callable[[Any], None]
 
@@ -27,11 +28,13 @@ class Validation(NamedTuple):
       data: the examples.
       steps: how many batches; None for all.
       due: epoch, counted from zero -> whether to validate after it.
+      stopped: whether somebody asked to stop this validation.
     """
 
     data: Batches
     steps: int | None
     due: Callable[[int], bool]
+    stopped: Callable[[], bool]
 
 
 class Loop:
@@ -60,7 +63,6 @@ class Loop:
         self._placement = placement
         self._check = check
         self._key = jax.device_put(jax.random.key(seed), placement.state)
-        self._recipe = recipe
         layout = state.layout
         self._predict = Step(
             lambda leaves, key, x: predict_step(layout, preprocess, leaves, key, x), placement, returns_state=False
@@ -107,18 +109,14 @@ class Loop:
                 callbacks.fire("on_train_begin", {})
                 for epoch in epochs:
                     callbacks.fire("on_epoch_begin", epoch, {})
-                    batch_logs = None
-                    for batch_logs in self._train_batches(data, callbacks, check):
+                    last = None
+                    for last in self._train_batches(data, callbacks, check):  # noqa: B007
                         interrupt.check()
                         if stopped():
                             break
-                    if batch_logs is None:
-                        raise DataError(f"Epoch {epoch} has no batches. Expected at least one.")
-                    logs = dict(batch_logs)
-                    self.state.epoch = data.passes
+                    logs = dict(_some(last, f"Epoch {epoch}"))
                     if validation is not None and validation.due(epoch):
-                        results = self.evaluate(validation.data, validation.steps, callbacks, lambda: False)
-                        logs |= {f"val_{name}": value for name, value in results.items()}
+                        logs |= self._validate(validation, callbacks, interrupt)
                     callbacks.fire("on_epoch_end", epoch, logs)
                     interrupt.check()
                     if stopped():
@@ -128,12 +126,12 @@ class Loop:
             callbacks.fire("on_exception", exception)
             if lost and isinstance(exception, Exception):
                 raise StepFailed(
-                    f"A step failed on the device and took the state with it: {exception}. The module is back at the values "
+                    f"A step failed on the device and took the state with it: {exception}. The module is back at the "
+                    "values "
                     "it last held (of the start of this fit, or of the last time model.module was read)."
                 ) from exception
             raise
         finally:
-            self.state.epoch = data.passes
             self.state.publish()
             callbacks.fire("on_train_end", logs)
 
@@ -148,17 +146,27 @@ class Loop:
             step = self._train.prepare((self.state.leaves, sums, self._key, on_device), _announce(callbacks, "train"))
             check(batch.y)
             self.state.leaves, sums, loss = step(self.state.leaves, sums, self._key, on_device)
+            self.state.epoch = data.passes
             logs = LazyLogs(sums, compute, self._names, loss, batch.size)
             callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
 
+    def _validate(self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt) -> dict[str, Any]:
+        def stopped() -> bool:
+            interrupt.check()
+            return validation.stopped()
+
+        results = self.evaluate(validation.data, validation.steps, callbacks, stopped)
+        return {f"val_{name}": value for name, value in results.items()}
+
     def train_batch(self, batch: Batch) -> dict[str, float]:
         """One training step on its own; the user's module holds the result."""
         self.state.take_from_module()
-        step = self._train_kept.prepare((self.state.leaves, self._empty, self._key, self._on_device(batch)), _quiet)
+        arguments = (self.state.leaves, self._empty, self._key, self._on_device(batch))
+        step = self._train_kept.prepare(arguments, _quiet)
         self._check(batch.y)
-        leaves, sums, _ = step(self.state.leaves, self._empty, self._key, self._on_device(batch))
+        leaves, sums, _ = step(*arguments)
         self.state.replace(leaves)
         self.state.publish()
         return compute(read(sums))
@@ -175,9 +183,7 @@ class Loop:
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
         seen = 0
-        for i, batch in enumerate(data.epoch(0)):
-            if i == steps:
-                break
+        for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
             callbacks.fire("on_test_batch_begin", i, {})
             sums, loss = self._evaluate_batch(batch, sums, check, _announce(callbacks, "evaluate"))
             callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, batch.size))
@@ -215,9 +221,7 @@ class Loop:
             outputs, size = flying.popleft()
             done.append(jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs)))
 
-        for i, batch in enumerate(data.epoch(0)):
-            if i == steps:
-                break
+        for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
             callbacks.fire("on_predict_batch_begin", i, {})
             outputs = self._predict_batch(batch.x, _announce(callbacks, "predict"))
             callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
@@ -243,9 +247,14 @@ class Loop:
         return self._predict.prepare(arguments, announce)(*arguments)
 
     def _on_device(self, batch: Batch) -> DeviceBatch:
-        if self._recipe is None:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training or evaluating.")
-        return self._placement.place(DeviceBatch(batch.x, batch.y, batch.weight, batch.mask))
+        placed: DeviceBatch = self._placement.place(DeviceBatch(batch.x, batch.y, batch.weight, batch.mask))
+        return placed
+
+
+def _some(logs: LazyLogs | None, what: str) -> LazyLogs:
+    if logs is None:
+        raise DataError(f"{what} had no batches. Expected at least one.")
+    return logs
 
 
 def compute(sums: Any) -> dict[str, Any]:

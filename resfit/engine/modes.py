@@ -1,9 +1,9 @@
 """Training and evaluation mode for any nnx.Module, without touching the user's own mode flags.
 
-NNX layers read their mode from attributes (`deterministic`, `use_running_average`), from an argument of the call, or from
-both. Any one of these alone is silently wrong for some modules, so a module in a mode is here a *copy of its graph* with
-the attributes set, called with the keyword that its `__call__` names. Copies are made of the graph definition only: the
-arrays stay where they are, and the module that the user holds is never changed.
+NNX layers read their mode from attributes (`deterministic`, `use_running_average`), from an argument of the call, or
+from both. Any one of these alone is silently wrong for some modules, so a module in a mode is here a *copy of its
+graph* with the attributes set, called with the keyword that its `__call__` names. Copies are made of the graph
+definition only: the arrays stay where they are, and the module that the user holds is never changed.
 """
 
 import functools
@@ -61,9 +61,16 @@ def plan(module: nnx.Module) -> Plan:
             f"Expected a flax.nnx.Module, got {type(module).__name__}. Linen modules and functions can be wrapped "
             "with flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
         )
-    graph, state = nnx.split(module)
+    copy = nnx.merge(*nnx.split(module))
+    nnx.pop(copy, nnx.Intermediate)
+    graph, state = nnx.split(copy)
     slots = tuple(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
     return Plan(_graph_in_mode(graph, state, train=True), _graph_in_mode(graph, state, train=False), slots)
+
+
+def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
+    """Path and leaf of everything that a module holds, in the plan's order. What it sowed in a call is no part of it."""
+    return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Intermediate))))
 
 
 def _slot(path: tuple[Any, ...], leaf: Any) -> Slot:
@@ -112,18 +119,18 @@ def assemble(
       A module whose `__call__` supplies the mode keyword that its signature names, if it names one.
     """
     arrays = {"param": iter(params), "carried": iter(carried)}
-    leaves: list[tuple[tuple[Any, ...], Any]] = []
+    filled: list[tuple[tuple[Any, ...], Any]] = []
     streams = 0
     for slot in plan.slots:
         if slot.kind in arrays:
-            leaves.append((slot.path, next(arrays[slot.kind])))
+            filled.append((slot.path, next(arrays[slot.kind])))
         elif slot.kind == "key":
             stream = jax.random.fold_in(key, streams)  # layers stacked by nnx.vmap hold an array of keys
-            leaves.append((slot.path, jax.random.split(stream, slot.shape) if slot.shape else stream))
+            filled.append((slot.path, jax.random.split(stream, slot.shape) if slot.shape else stream))
             streams += 1
         else:
-            leaves.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
-    module = nnx.merge(plan.train_graph if train else plan.eval_graph, nnx.from_flat_state(leaves))
+            filled.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
+    module: nnx.Module = nnx.merge(plan.train_graph if train else plan.eval_graph, nnx.from_flat_state(filled))
     keyword = mode_keyword(type(module))
     if keyword is not None:
         name, means_train = keyword
@@ -142,14 +149,14 @@ def mode_keyword(cls: type) -> tuple[str, bool] | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _called_in_mode(cls: type, keyword: str, value: bool) -> type:
     signature = inspect.signature(cls.__call__)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if keyword not in signature.bind_partial(self, *args, **kwargs).arguments:
             kwargs[keyword] = value
-        return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+        return cls.__call__(self, *args, **kwargs)
 
     return type(cls)(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
 
@@ -162,10 +169,10 @@ def read(plan: Plan, module: nnx.Module) -> tuple[tuple[jax.Array, ...], tuple[j
     """
     expected = {slot.path: slot for slot in plan.slots}
     found: dict[tuple[Any, ...], Any] = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(module)):
+    for path, leaf in leaves(module):
         if path in expected:
             found[path] = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
-        elif not isinstance(leaf, nnx.Intermediate):
+        else:
             raise ModuleError(
                 f"The call created {'.'.join(map(str, path))!r} ({type(leaf).__name__}), which did not exist when the "
                 "module was built; it would be lost after every step. Create it in __init__, or make it an "

@@ -28,7 +28,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def at_batch_boundaries() -> Iterator[Interrupt]:
-    """Holds back the first SIGINT until `check` is called. Outside the main thread, where signals never arrive, a no-op."""
+    """Holds back the first SIGINT until `check` is called. Outside the main thread, which gets no signals, a no-op."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

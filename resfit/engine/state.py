@@ -1,7 +1,7 @@
 """The state of a run: one flat tuple of arrays, owned by the trainer, and its exchange with the user's module.
 
-A step donates its input state, so the trainer must never hold an array that somebody else may read. Every leaf is copied
-before the first step; on the way out the arrays are handed over, and copied again only if training goes on.
+A step donates its input state, so the trainer must never hold an array that somebody else may read. Every leaf is
+copied before the first step; on the way out the arrays are handed over, and copied again only if training goes on.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
-from resfit.errors import ModuleError
+from resfit.errors import ModuleError, NotCompiledError
 from resfit.optimizers import index_of_rate
 
 Leaves = tuple[jax.Array, ...]
@@ -59,6 +60,17 @@ class Layout:
         a, b = self.n_params, self.n_params + self.n_carried
         return leaves[:a], leaves[a:b], jax.tree.unflatten(self.optimizer_tree, leaves[b:-1]), leaves[-1]
 
+    def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
+        """(params, optimizer state) after one update. Dtypes stay."""
+        if self.optimizer is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
+        tree = self.nest(params)
+        updates, optimizer_state = self.optimizer.update(self.nest(gradients), optimizer_state, tree, value=loss)
+        params = tuple(
+            (param + update).astype(param.dtype) for param, update in zip(params, self.flatten(updates), strict=True)
+        )
+        return params, optimizer_state
+
     def join(self, params: Leaves, carried: Leaves, optimizer_state: Any, step: jax.Array) -> Leaves:
         return (*params, *carried, *jax.tree.leaves(optimizer_state), step)
 
@@ -87,9 +99,7 @@ class RunState:
         state: list[Any] = []
         if optimizer is not None:
             state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
-        self.leaves: Leaves = tuple(
-            jax.device_put([*params, *carried, *state, jnp.zeros((), jnp.int32)], sharding)
-        )
+        self.leaves: Leaves = tuple(jax.device_put([*params, *carried, *state, jnp.zeros((), jnp.int32)], sharding))
         self.epoch = 0
 
     def take_from_module(self) -> None:
@@ -104,7 +114,8 @@ class RunState:
                 old = self.leaves[i]
                 if np.shape(value) != old.shape:
                     raise ModuleError(
-                        f"{slots[i].name!r} was assigned an array of shape {np.shape(value)}; the model was compiled with "
+                        f"{slots[i].name!r} was assigned an array of shape {np.shape(value)}; the model was compiled "
+                        "with "
                         f"{old.shape}. Assign the same shape, or build a new resfit.Model from the changed module."
                     )
                 taken[i] = jax.device_put(jnp.asarray(value, old.dtype), self._sharding)
@@ -134,7 +145,7 @@ class RunState:
         self.publish()
 
     def rate_index(self) -> int | None:
-        """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one that can be set."""
+        """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one to set."""
         return index_of_rate(self.layout.split(self.leaves)[2])
 
     def leaf(self, index: int) -> jax.Array:
@@ -169,9 +180,11 @@ class RunState:
         if self._shared is not None:
             return
         # A user's module lives on one device, also when the run is replicated over several.
-        visible = tuple(leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_params + self.layout.n_carried])
+        visible = tuple(
+            leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_params + self.layout.n_carried]
+        )
         sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
-        leaves = dict(nnx.to_flat_state(nnx.state(self._module)))
+        leaves = dict(modes.leaves(self._module))
         for slot in self.layout.plan.slots:
             if slot.kind not in sources:
                 continue
@@ -195,10 +208,7 @@ class RunState:
 
 
 def _arrays(module: nnx.Module) -> list[Any]:
-    return [
-        leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
-        for _, leaf in nnx.to_flat_state(nnx.state(module))
-    ]
+    return [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in modes.leaves(module)]
 
 
 def _assign(module: Any, path: tuple[Any, ...], value: jax.Array) -> None:

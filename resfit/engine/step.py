@@ -1,7 +1,7 @@
 """The training, evaluation and prediction steps: pure functions of (state, batch). No jit, no devices.
 
-State is a flat tuple of arrays; see `engine.state.Layout`. What is static (graphs, the loss, the optimizer's functions) is
-closed over.
+State is a flat tuple of arrays; see `engine.state.Layout`. What is static (graphs, the loss, the optimizer's
+functions) is closed over.
 """
 
 import logging
@@ -26,8 +26,8 @@ class DeviceBatch(NamedTuple):
 
     x: Any
     y: Any
-    weight: jax.Array | None
-    mask: jax.Array | None
+    weight: Any
+    mask: Any
 
 
 class ComputeLoss(Protocol):
@@ -66,6 +66,8 @@ def train_step(
     """One update.
 
     Args:
+      layout: which leaf is what.
+      recipe: what the step does.
       leaves: the state.
       sums: metric sums so far.
       key: the run's key; the step's is folded in from it and the step counter.
@@ -101,9 +103,7 @@ def train_step(
         flat, tree = jax.tree.flatten(optimizer_state)
         flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step), flat[recipe.rate_index].dtype)
         optimizer_state = jax.tree.unflatten(tree, flat)
-    tree = layout.nest(params)
-    updates, optimizer_state = layout.optimizer.update(layout.nest(gradients), optimizer_state, tree, value=loss)
-    params = layout.flatten(jax.tree.map(lambda p, u: (p + u).astype(p.dtype), tree, updates))
+    params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
     sums = _merge(recipe, sums, outputs, y, weighted, mask)
     return layout.join(params, carried, optimizer_state, step + 1), sums, loss
 
@@ -114,6 +114,8 @@ def evaluate_step(
     """The metric sums after one more batch, and the batch's loss. Changes nothing else.
 
     Args:
+      layout: which leaf is what.
+      recipe: what the step does.
       leaves: params and carried arrays; more may follow and is ignored.
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.
@@ -129,7 +131,9 @@ def evaluate_step(
     return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss
 
 
-def predict_step(layout: Layout, preprocess: Callable[[Any], Any] | None, leaves: Leaves, key: jax.Array, x: Any) -> Any:
+def predict_step(
+    layout: Layout, preprocess: Callable[[Any], Any] | None, leaves: Leaves, key: jax.Array, x: Any
+) -> Any:
     """The module's outputs for one batch."""
     module: Any = _evaluation_module(layout, leaves, key)
     return module(x if preprocess is None else preprocess(x))
@@ -157,8 +161,10 @@ def _per_example(losses: Any, x: Any) -> jax.Array:
             if jnp.ndim(losses) == 0
             else "Average over the other axes."
         )
-        raise LossError(f"The loss returned shape {jnp.shape(losses)}; expected one value per example, ({n},). {remedy}")
-    return losses.astype(jnp.float32)
+        raise LossError(
+            f"The loss returned shape {jnp.shape(losses)}; expected one value per example, ({n},). {remedy}"
+        )
+    return jnp.asarray(losses, jnp.float32)
 
 
 def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
@@ -169,6 +175,7 @@ def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
     ]
     if statistics and all(old is new for old, new in statistics):
         _log.warning(
-            "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation mode. "
+            "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
+            "mode. "
             "Pass the mode on inside __call__ or compute_loss (train=train), unless the norms are frozen on purpose."
         )

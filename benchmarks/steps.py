@@ -1,0 +1,116 @@
+"""What `fit` costs over the best hand-written loop: the same network, optimizer and batches, interleaved in one run.
+
+    python benchmarks/steps.py            # both networks
+    python benchmarks/steps.py --net tiny --rounds 15
+
+The hand-written loop is the fastest known to us: the state as one flat tuple of arrays, one donated `jax.jit` step, the
+loss read once per epoch. `fit` runs through the public API with its defaults: metrics, History, a progress line.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import resfit
+
+NETS = {
+    # name: (network, image side, channels, batch, steps per round)
+    "tiny": (
+        lambda: resfit.nets.ResNet(
+            resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(8,), stem="cifar", num_classes=10, in_channels=1),
+            rngs=nnx.Rngs(0),
+        ),
+        8, 1, 32, 200,
+    ),
+    "resnet20": (lambda: resfit.create_model("resnet20", num_classes=10, shortcut="A", rngs=0), 32, 3, 128, 6),
+}  # fmt: skip
+
+
+def hand_written(module: nnx.Module, x: np.ndarray, y: np.ndarray, batch: int):
+    """An epoch function: shuffles, steps, and reads the mean loss at the end."""
+    module = nnx.view(nnx.clone(module), use_running_average=False)
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    param_leaves, param_tree = jax.tree.flatten(nnx.as_pure(params))
+    rest_leaves, rest_tree = jax.tree.flatten(nnx.as_pure(rest))
+    tx = optax.sgd(0.1, momentum=0.9, nesterov=True)
+    opt_leaves, opt_tree = jax.tree.flatten(tx.init(param_leaves))
+    n, m = len(param_leaves), len(rest_leaves)
+
+    def step(leaves, x, y):
+        params, rest, opt = list(leaves[:n]), leaves[n : n + m], jax.tree.unflatten(opt_tree, leaves[n + m :])
+
+        def loss_of(params):
+            net = nnx.merge(graph, jax.tree.unflatten(param_tree, params), jax.tree.unflatten(rest_tree, rest))
+            logits = net(x)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            return loss, jax.tree.leaves(nnx.as_pure(nnx.state(net, nnx.Not(nnx.Param))))
+
+        (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        updates, opt = tx.update(grads, opt, params)
+        params = optax.apply_updates(params, updates)
+        return (*params, *rest, *jax.tree.leaves(opt)), loss
+
+    step = jax.jit(step, donate_argnums=0)
+    state = tuple(jnp.array(leaf, copy=True) for leaf in (*param_leaves, *rest_leaves, *opt_leaves))
+    random = np.random.default_rng(0)
+
+    def epoch() -> float:
+        nonlocal state
+        order = random.permutation(len(x))
+        losses = []
+        for i in range(0, len(x), batch):
+            rows = order[i : i + batch]
+            state, loss = step(state, jax.device_put(x[rows]), jax.device_put(y[rows]))
+            losses.append(loss)
+        return float(jnp.stack(losses).mean())
+
+    return epoch
+
+
+def measure(name: str, rounds: int) -> None:
+    make, side, channels, batch, steps = NETS[name]
+    random = np.random.default_rng(0)
+    x = random.normal(size=(steps * batch, side, side, channels)).astype(np.float32)
+    y = random.integers(0, 10, len(x)).astype(np.int32)
+    module = make()
+    epoch = hand_written(module, x, y, batch)
+    model = resfit.Model(module)
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    contestants = {"hand-written": epoch, "fit": lambda: model.fit(x, y, batch_size=batch, verbose=2)}
+    seconds: dict[str, list[float]] = {key: [] for key in contestants}
+    for round_ in range(rounds + 1):
+        for key, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            if round_:  # the first one compiles
+                seconds[key].append((time.perf_counter() - start) / steps * 1e3)
+    ratios = [a / b for a, b in zip(seconds["fit"], seconds["hand-written"], strict=True)]
+    for key, values in seconds.items():
+        print(
+            f"{name:9} {key:13} ms/step: median {statistics.median(values):8.3f}  min {min(values):8.3f}  max {max(values):8.3f}"
+        )
+    print(
+        f"{name:9} fit / hand-written: {statistics.median(seconds['fit']) / statistics.median(seconds['hand-written']):.3f} "
+        f"of the medians, {min(seconds['fit']) / min(seconds['hand-written']):.3f} of the minima, "
+        f"{statistics.median(ratios):.3f} median of {rounds} pairs"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=list(NETS), action="append", help="one of these only; may be repeated")
+    parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")
+    arguments = parser.parse_args()
+    print(f"jax {jax.__version__}, {jax.devices()[0].platform}, {len(jax.devices())} device(s)")
+    for name in arguments.net or NETS:
+        measure(name, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
