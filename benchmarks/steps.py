@@ -1,7 +1,7 @@
 """What `fit` costs over the best hand-written loop: the same network, optimizer and batches, interleaved in one run.
 
-    python benchmarks/steps.py            # both networks
-    python benchmarks/steps.py --net tiny --rounds 15
+    python -m benchmarks                         # both networks
+    python -m benchmarks --net tiny --rounds 15
 
 The hand-written loop is the fastest known to us: the state as one flat tuple of arrays, one donated `jax.jit` step, the
 loss read once per epoch. `fit` runs through the public API with its defaults: metrics, History, a progress line.
@@ -19,17 +19,12 @@ from flax import nnx
 
 import resfit
 
+TINY = resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(8,), stem="cifar", num_classes=10, in_channels=1)
 NETS = {
     # name: (network, image side, channels, batch, steps per round)
-    "tiny": (
-        lambda: resfit.nets.ResNet(
-            resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(8,), stem="cifar", num_classes=10, in_channels=1),
-            rngs=nnx.Rngs(0),
-        ),
-        8, 1, 32, 200,
-    ),
-    "resnet20": (lambda: resfit.create_model("resnet20", num_classes=10, shortcut="A", rngs=0), 32, 3, 128, 6),
-}  # fmt: skip
+    "tiny": (lambda: resfit.nets.ResNet(TINY, rngs=nnx.Rngs(0)), 8, 1, 32, 200),
+    "resnet20": (lambda: resfit.create_model("resnet20", num_classes=10, rngs=0), 32, 3, 128, 6),
+}
 
 
 def hand_written(module: nnx.Module, x: np.ndarray, y: np.ndarray, batch: int):
@@ -74,6 +69,7 @@ def hand_written(module: nnx.Module, x: np.ndarray, y: np.ndarray, batch: int):
 
 
 def measure(name: str, rounds: int) -> None:
+    """Prints the time of a step of each contestant, and their ratio."""
     make, side, channels, batch, steps = NETS[name]
     random = np.random.default_rng(0)
     x = random.normal(size=(steps * batch, side, side, channels)).astype(np.float32)
@@ -92,17 +88,17 @@ def measure(name: str, rounds: int) -> None:
                 seconds[key].append((time.perf_counter() - start) / steps * 1e3)
     ratios = [a / b for a, b in zip(seconds["fit"], seconds["hand-written"], strict=True)]
     for key, values in seconds.items():
-        print(
-            f"{name:9} {key:13} ms/step: median {statistics.median(values):8.3f}  min {min(values):8.3f}  max {max(values):8.3f}"
-        )
+        middle = statistics.median(values)
+        print(f"{name:9} {key:13} ms/step: median {middle:8.3f}  min {min(values):8.3f}  max {max(values):8.3f}")
+    ours, theirs = seconds["fit"], seconds["hand-written"]
     print(
-        f"{name:9} fit / hand-written: {statistics.median(seconds['fit']) / statistics.median(seconds['hand-written']):.3f} "
-        f"of the medians, {min(seconds['fit']) / min(seconds['hand-written']):.3f} of the minima, "
-        f"{statistics.median(ratios):.3f} median of {rounds} pairs"
+        f"{name:9} fit / hand-written: {statistics.median(ours) / statistics.median(theirs):.3f} of the medians, "
+        f"{min(ours) / min(theirs):.3f} of the minima, {statistics.median(ratios):.3f} median of {rounds} pairs"
     )
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=list(NETS), action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")

@@ -1,0 +1,5 @@
+"""Runs every benchmark; the arguments are those of `benchmarks.steps`."""
+
+from benchmarks import steps
+
+steps.main()
