@@ -42,7 +42,14 @@ def sgd(
       weight_decay: strength of the decay; norms and biases are left out.
 
     Example:
-      >>> optimizer = sgd(0.1, weight_decay=5e-4)
+      >>> import optax
+      >>> optimizer = sgd(optax.linear_schedule(0.0, 0.1, transition_steps=10), weight_decay=5e-4)
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> state = optimizer.init(params)
+      >>> for _ in range(6):
+      ...     _, state = optimizer.update(params, state, params)
+      >>> state.hyperparams["learning_rate"]  # of the sixth step: a schedule given here is followed
+      Array(0.05, dtype=float32)
     """
     return _with_rate(
         lambda learning_rate: optax.chain(
@@ -108,12 +115,12 @@ def get(
             )
         factory, default = _BY_NAME[optimizer]
         rate = default if learning_rate is None else learning_rate
-        return factory(rate), rate if callable(rate) else None
+        return factory(_first(rate)), rate if callable(rate) else None
     if callable(optimizer) and not isinstance(optimizer, type):
         if learning_rate is None:
             name = getattr(optimizer, "__name__", str(optimizer))
             raise CompileError(f"compile got the function {name} as optimizer: expected learning_rate=... beside it.")
-        return _of_function(optimizer, learning_rate), learning_rate if callable(learning_rate) else None
+        return _of_function(optimizer, _first(learning_rate)), learning_rate if callable(learning_rate) else None
     module = type(optimizer).__module__.split(".")[0]
     remedy = {
         "keras": f"Use compile(optimizer={type(optimizer).__name__.lower()!r}, learning_rate=...) or an optax "
@@ -127,27 +134,37 @@ def get(
     )
 
 
+def _first(rate: LearningRate) -> float:
+    # compile's schedules are evaluated by the training step, from its own counter, and written here at every step.
+    return float(rate(0)) if callable(rate) else rate
+
+
 def _with_rate(
     factory: Callable[..., optax.GradientTransformation], rate: LearningRate
 ) -> optax.GradientTransformation:
-    # A schedule is evaluated by the training step from its own counter, which is written here at every step; optax's
-    # own scheduling would keep a second counter and hide the rate from logs.
-    start = rate(0) if callable(rate) else rate
+    # A schedule given to the optimizer itself is followed by optax, wherever the optimizer stands in a chain.
     inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
-    transformation: optax.GradientTransformation = inject(learning_rate=jnp.asarray(start, jnp.float32))
+    transformation: optax.GradientTransformation = inject(
+        learning_rate=rate if callable(rate) else jnp.asarray(rate, jnp.float32)
+    )
     return transformation
 
 
-def _of_function(function: Callable[..., Any], rate: LearningRate) -> optax.GradientTransformation:
+def _of_function(function: Callable[..., Any], rate: float) -> optax.GradientTransformation:
     parameters = inspect.signature(function).parameters
     if "learning_rate" not in parameters:
         name = getattr(function, "__name__", str(function))
         raise CompileError(f"The optimizer function {name} takes no learning_rate. Call it and pass what it returns.")
+    built: optax.GradientTransformation = function(learning_rate=rate)
+    if index_of_rate(built.init({"kernel": jnp.zeros((1, 1))})) is not None:
+        return built  # one of ours: its rate is in its state already
     return _with_rate(lambda learning_rate: function(learning_rate=learning_rate), rate)
 
 
 def index_of_rate(state: Any) -> int | None:
-    """Which leaf of an optimizer state is an injected learning rate; None unless there is exactly one.
+    """Which leaf of an optimizer state is an injected learning rate; None unless there is exactly one that can be set.
+
+    One that optax computes from a schedule cannot: optax writes over it at every update.
 
     Example:
       >>> state = sgd(0.1).init({"kernel": jnp.ones((2, 2))})
@@ -163,7 +180,7 @@ def index_of_rate(state: Any) -> int | None:
 
     def visit(node: Any) -> None:
         if injected(node):
-            if "learning_rate" in node.hyperparams:
+            if "learning_rate" in node.hyperparams and "learning_rate" not in getattr(node, "hyperparams_states", ()):
                 found.append(node.hyperparams["learning_rate"])
             # A chain inside may hold another one.
             functools.reduce(lambda _, child: visit(child), jax.tree.leaves(node.inner_state, is_leaf=injected), None)
