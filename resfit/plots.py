@@ -1,48 +1,70 @@
-"""Pictures of a run, as matplotlib Figures. Needs `resfit[plot]`."""
+"""Pictures of a run, as matplotlib Figures. Needs `resfit[plot]`.
 
+A Figure shows itself in a notebook; `figure.savefig("curves.png")` writes it to a file.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from resfit.errors import DataError
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
     from resfit.callbacks import History
 
+TRAINING, VALIDATION = "#4c72b0", "#dd8452"  # blue and orange: told apart by every kind of colour vision
+_DPI = 120
 
-def _figure(**options: Any) -> "matplotlib.figure.Figure":
+
+def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     # Not pyplot: a library must not touch the user's backend or their list of open figures.
     from matplotlib.figure import Figure
 
-    return Figure(layout="constrained", **options)
+    return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
 
 
 def curves(history: "History") -> "matplotlib.figure.Figure":
-    """Every value of a run over its epochs: one panel per value, training and validation together.
+    """Every value of a run over its epochs: one panel per value, training and validation together, last values named.
 
     Args:
       history: what `fit` returned.
+
+    Raises:
+      DataError: if no epoch was finished, so that there is nothing to draw.
 
     Example:
       >>> from resfit.callbacks import History
       >>> history = History()
       >>> history.on_epoch_end(0, {"loss": 2.3, "val_loss": 2.2})
-      >>> len(curves(history).axes)
-      1
+      >>> [axes.get_title(loc="left") for axes in curves(history).axes]
+      ['loss']
     """
+    if not history.epoch:
+        raise DataError("The history holds no finished epoch. Draw it after fit has run for at least one.")
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history.history))
-    figure = _figure(figsize=(4.5 * max(len(names), 1), 3.4))
-    epochs = [epoch + 1 for epoch in history.epoch]
-    for i, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), i + 1)
-        for key, label, color in ((name, "training", "#4c72b0"), (f"val_{name}", "validation", "#dd8452")):
-            if key in history.history:
-                points = [(e, v) for e, v in zip(epochs, history.history[key], strict=True) if v is not None]
-                axes.plot(*zip(*points, strict=True), label=label, color=color, marker="o" if len(points) < 2 else None)
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(4.6 * columns, 3.3 * rows)
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        for key, who, color in ((name, "training", TRAINING), (f"val_{name}", "validation", VALIDATION)):
+            # None where an epoch has no such value, as with validation_freq.
+            points = [
+                (epoch + 1, value)
+                for epoch, value in zip(history.epoch, history.history.get(key, ()), strict=False)
+                if value is not None
+            ]
+            if points:
+                epochs, values = zip(*points, strict=True)
+                few = "o" if len(points) < 3 else None
+                axes.plot(epochs, values, label=f"{who}  {values[-1]:#.4g}", color=color, linewidth=1.8, marker=few)
+        axes.set_title(name.replace("_", " "), loc="left", fontweight="bold")
         axes.set_xlabel("epoch")
-        axes.set_title(name.replace("_", " "))
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
@@ -52,69 +74,145 @@ def curves(history: "History") -> "matplotlib.figure.Figure":
 def confusion_matrix(
     labels: Any, predictions: Any, class_names: Sequence[str] | None = None
 ) -> "matplotlib.figure.Figure":
-    """How often each class (row) was taken for each class (column).
+    """How often each class (row) was taken for each class (column): right ones in blue, mistakes in orange.
 
     Args:
       labels: (examples,) class numbers.
       predictions: (examples,) class numbers, or (examples, classes) logits.
       class_names: one per class; numbers by default.
 
+    Raises:
+      DataError: if labels, predictions and names do not belong together.
+
     Example:
-      >>> figure = confusion_matrix([0, 1, 1], [0, 1, 0])
+      >>> confusion_matrix([0, 1, 1], [0, 1, 0]).axes[0].get_title(loc="left")
+      '2 of 3 right (66.67 %)'
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
-    classes = predictions.shape[1] if predictions.ndim == 2 else int(max(labels.max(), predictions.max())) + 1
+    _check_examples(labels, predictions=predictions)
     if predictions.ndim == 2:
-        predictions = predictions.argmax(axis=1)
+        classes, predictions = predictions.shape[1], predictions.argmax(axis=1)
+    else:
+        classes = int(max(labels.max(), predictions.max())) + 1
+    names = _names(class_names, classes, labels)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
-    names = list(class_names) if class_names is not None else [str(i) for i in range(classes)]
-    side = 1.5 + 0.45 * classes
-    figure = _figure(figsize=(side, side))
+
+    side = min(1.4 + 0.44 * classes, 14)
+    figure = _figure(side, side)
     axes = figure.add_subplot()
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.argwhere(counts):
-        color = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(classes), names, rotation=45 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(range(classes), names)
+    axes.imshow(_colors(counts))
+    if classes <= 30:  # more would not be readable
+        for row, column in np.argwhere(counts):
+            white = row == column and counts[row, column] > counts[row].sum() / 2
+            color = "white" if white else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=9)
+    shown = range(0, classes, math.ceil(classes / 40))
+    long = max(map(len, names)) > 2
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=45 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(shown, [names[i] for i in shown])
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{int(np.trace(counts))} of {len(labels)} right")
+    right = int(np.trace(counts))
+    axes.set_title(f"{right} of {len(labels)} right ({right / len(labels):.2%})".replace("%", " %"), loc="left")
     return figure
 
 
 def mistakes(
     images: Any, labels: Any, logits: Any, class_names: Sequence[str] | None = None, count: int = 16
 ) -> "matplotlib.figure.Figure":
-    """The mistakes that the network was surest of, with what it said and how sure it was.
+    r"""The mistakes that the network was surest of: what the image shows, what the network said, and how sure it was.
 
     Args:
-      images: (examples, height, width, channels), uint8 or float in [0, 1].
+      images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1].
       labels: (examples,) class numbers.
-      logits: (examples, classes).
+      logits: (examples, classes), as `Model.predict` returns them.
       class_names: one per class; numbers by default.
       count: how many at most.
 
+    Raises:
+      DataError: if images, labels, logits and names do not belong together.
+
     Example:
       >>> figure = mistakes(np.zeros((2, 8, 8, 1)), [0, 1], np.array([[0.0, 3.0], [0.0, 3.0]]))
+      >>> figure.axes[0].get_title()
+      '0 read as 1\n95 % sure'
     """
     images, labels, logits = np.asarray(images), np.asarray(labels), np.asarray(logits, np.float64)
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    guesses = scores.argmax(axis=1)
-    wrong = np.flatnonzero(guesses != labels)
-    wrong = wrong[np.argsort(-scores[wrong, guesses[wrong]])][:count]
-    names = list(class_names) if class_names is not None else [str(i) for i in range(logits.shape[1])]
-    columns = min(max(len(wrong), 1), 8)
-    rows = -(-max(len(wrong), 1) // columns)
-    figure = _figure(figsize=(max(1.4 * columns, 4), 1.8 * rows + 0.4))
-    figure.suptitle(f"{(guesses != labels).sum()} mistakes of {len(labels)}, the surest first")
-    for place, i in enumerate(wrong):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        image = images[i]
-        axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
-        axes.set_title(f"{names[labels[i]]} → {names[guesses[i]]}\n{scores[i, guesses[i]]:.0%}", fontsize=9)
+    _check_examples(labels, images=images, logits=logits)
+    if logits.ndim != 2 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            f"Got images of shape {images.shape} and logits of shape {logits.shape}. Expected (examples, height, "
+            "width, 1 or 3) and (examples, classes). Pass what model.predict returned."
+        )
+    names = _names(class_names, logits.shape[1], labels)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(said != labels)
+    surest = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
+
+    columns = min(max(len(surest), 3), 8)
+    rows = max(math.ceil(len(surest) / columns), 1)
+    figure = _figure(1.5 * columns, 1.95 * rows + 0.35)
+    figure.suptitle(_headline(len(wrong), len(surest), len(labels)), fontweight="bold")
+    for place, i in enumerate(surest, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(images[i], cmap="gray", vmin=0, vmax=255 if images.dtype == np.uint8 else 1)
+        axes.set_title(f"{names[labels[i]]} read as {names[said[i]]}\n{100 * sure[i]:.0f} % sure", fontsize=9)
         axes.set_axis_off()
     return figure
+
+
+def _headline(wrong: int, shown: int, examples: int) -> str:
+    if wrong == 0:
+        return f"No mistake among {examples} images"
+    what = f"{wrong} mistake{'s' if wrong > 1 else ''} among {examples} images"
+    return f"{what}; the {shown} surest" if shown < wrong else f"{what}, the surest first" if wrong > 1 else what
+
+
+def _colors(counts: np.ndarray) -> np.ndarray:
+    """(classes, classes, 3) colours in [0, 1].
+
+    The diagonal is blue by its share of the row. Mistakes are orange by their share of the most frequent mistake:
+    beside the diagonal's thousands one confusion would be invisible.
+    """
+    from matplotlib import colormaps
+
+    rows = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    right = np.eye(len(counts), dtype=bool)
+    wrong = np.where(right, 0, counts)
+    blue = colormaps["Blues"](0.08 + 0.77 * counts / rows)[..., :3]
+    orange = colormaps["Oranges"](0.15 + 0.45 * wrong / max(wrong.max(), 1))[..., :3]
+    colors: np.ndarray = np.where(right[..., None], blue, np.where((wrong > 0)[..., None], orange, 0.965))
+    return colors
+
+
+def _check_examples(labels: np.ndarray, **arrays: np.ndarray) -> None:
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in {"labels": labels, **arrays}.items())
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+        raise DataError(
+            f"Got labels of dtype {labels.dtype} in {shapes}. Expected (examples,) class numbers; for one-hot labels "
+            "pass labels.argmax(axis=1)."
+        )
+    if any(array.ndim == 0 or len(array) != len(labels) for array in arrays.values()):
+        raise DataError(f"Got {shapes}. Expected as many examples in each. Pass the same rows, in the same order.")
+
+
+def _names(class_names: Sequence[str] | None, classes: int, labels: np.ndarray) -> list[str]:
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"The labels run from {labels.min()} to {labels.max()}, but there are {classes} classes: expected 0 to "
+            f"{classes - 1}."
+        )
+    if class_names is None:
+        return [str(i) for i in range(classes)]
+    if len(class_names) < classes:
+        raise DataError(f"Got {len(class_names)} class names for {classes} classes. Expected one for each.")
+    return list(class_names)
