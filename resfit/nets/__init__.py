@@ -6,6 +6,7 @@ trains.
 """
 
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
+from resfit.nets.count import count_multiply_adds, count_params
 from resfit.nets.head import ClassifierHead
 from resfit.nets.layers import Layers
 from resfit.nets.norm import BatchNorm
@@ -33,6 +34,8 @@ __all__ = [
     "ResNetSpec",
     "Residual",
     "ZooRow",
+    "count_multiply_adds",
+    "count_params",
     "create_model",
     "global_average_pool",
     "list_models",

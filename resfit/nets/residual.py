@@ -1,6 +1,5 @@
 """`Residual`: one class that adds a branch to its shortcut, then activates. Every block is built on it."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, final
 
@@ -11,19 +10,12 @@ from flax import nnx
 
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
+from resfit.nets.modes import in_mode
 from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, PadShortcut, ProjectionShortcut
 
 # Two images of which each axis is once even and once odd: a branch that rounds its size down where a shortcut rounds it
 # up agrees with the shortcut on one of them at most.
 PROBE_SIZES = ((64, 65), (65, 64))
-
-# The names under which layers take their mode at call time, and what `train` means to each.
-MODE_KEYWORDS: dict[str, Callable[[bool], bool]] = {
-    "train": lambda train: train,
-    "training": lambda train: train,
-    "deterministic": lambda train: not train,
-    "use_running_average": lambda train: not train,
-}
 
 
 class Residual(nnx.Module):
@@ -111,27 +103,12 @@ class Residual(nnx.Module):
         Returns:
             (batch, ceil(height / stride), ceil(width / stride), out_channels).
         """
-        return self.activation(_in_mode(self.branch, x, train) + _in_mode(self.shortcut, x, train))
+        return self.activation(_call(self.branch, x, train) + _call(self.shortcut, x, train))
 
 
-def _in_mode(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
-    """Calls a branch or shortcut in training or evaluation, however its layers take their mode."""
-    if train is None:
-        return _call(module, x, {})
-    # A layer may take its mode from a call argument, from a flag that nnx.view sets, or from a bare attribute that
-    # train() and eval() set. Only all three together reach every layer. The view shares the Variables, so statistics
-    # still move, and has its own flags, so those of the module stay as they were.
-    view = nnx.view(module, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
-    if train:
-        view.train()
-    else:
-        view.eval()
-    wanted = MODE_KEYWORDS.keys() & inspect.signature(type(view).__call__).parameters.keys()
-    return _call(view, x, {name: MODE_KEYWORDS[name](train) for name in wanted})
-
-
-def _call(module: nnx.Module, x: jax.Array, mode: dict[str, bool]) -> jax.Array:
-    output: jax.Array = module(x, **mode)
+def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
+    callee, mode = in_mode(module, train)
+    output: jax.Array = callee(x, **mode)
     return output
 
 
@@ -145,7 +122,7 @@ def _output_shape(module: object, role: str, image: jax.ShapeDtypeStruct, block:
     graphdef, state = nnx.split(module)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     try:
-        output = jax.eval_shape(lambda state, x: _in_mode(nnx.merge(graphdef, state), x, train=False), state, image)
+        output = jax.eval_shape(lambda state, x: _call(nnx.merge(graphdef, state), x, train=False), state, image)
     except (TypeError, ValueError, EinopsError) as error:
         raise ShortcutShapeError(
             f"{block} received a {role}, {type(module).__name__}, that cannot take an input of shape {image.shape}: "

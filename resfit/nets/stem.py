@@ -30,6 +30,7 @@ class ImageNetStem(nnx.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = (2, 2)
+    image_size: ClassVar[int] = 224  # pixels a side that the stem was made for
 
     def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
         layers = layers or Layers()
@@ -60,6 +61,7 @@ class CifarStem(nnx.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = ()
+    image_size: ClassVar[int] = 32  # pixels a side that the stem was made for
 
     def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
         layers = layers or Layers()

@@ -50,18 +50,18 @@ def _cifar(blocks_per_stage: int, parameters: int, multiply_adds: int) -> ZooRow
 
 ZOO: Mapping[str, ZooRow] = MappingProxyType(
     {
-        "resnet18": _imagenet("basic", (2, 2, 2, 2), 11_689_512, 0, _TORCHVISION),
-        "resnet34": _imagenet("basic", (3, 4, 6, 3), 21_797_672, 0, _TORCHVISION),
-        "resnet50": _imagenet("bottleneck", (3, 4, 6, 3), 25_557_032, 0, _TORCHVISION),
-        "resnet101": _imagenet("bottleneck", (3, 4, 23, 3), 44_549_160, 0, _TORCHVISION),
-        "resnet152": _imagenet("bottleneck", (3, 8, 36, 3), 60_192_808, 0, _TORCHVISION),
-        "resnet200": _imagenet("bottleneck", (3, 24, 36, 3), 64_673_832, 0, _TIMM),
-        "resnet20": _cifar(3, 269_722, 0),
-        "resnet32": _cifar(5, 464_154, 0),
-        "resnet44": _cifar(7, 658_586, 0),
-        "resnet56": _cifar(9, 853_018, 0),
-        "resnet110": _cifar(18, 1_727_962, 0),
-        "resnet1202": _cifar(200, 19_421_274, 0),
+        "resnet18": _imagenet("basic", (2, 2, 2, 2), 11_689_512, 1_814_073_344, _TORCHVISION),
+        "resnet34": _imagenet("basic", (3, 4, 6, 3), 21_797_672, 3_663_761_408, _TORCHVISION),
+        "resnet50": _imagenet("bottleneck", (3, 4, 6, 3), 25_557_032, 4_089_184_256, _TORCHVISION),
+        "resnet101": _imagenet("bottleneck", (3, 4, 23, 3), 44_549_160, 7_801_405_440, _TORCHVISION),
+        "resnet152": _imagenet("bottleneck", (3, 8, 36, 3), 60_192_808, 11_513_626_624, _TORCHVISION),
+        "resnet200": _imagenet("bottleneck", (3, 24, 36, 3), 64_673_832, 15_007_481_856, _TIMM),
+        "resnet20": _cifar(3, 269_722, 40_551_040),
+        "resnet32": _cifar(5, 464_154, 68_862_592),
+        "resnet44": _cifar(7, 658_586, 97_174_144),
+        "resnet56": _cifar(9, 853_018, 125_485_696),
+        "resnet110": _cifar(18, 1_727_962, 252_887_680),
+        "resnet1202": _cifar(200, 19_421_274, 2_829_238_912),
     }
 )
 

@@ -1,0 +1,144 @@
+"""Counting what a network holds and computes, without computing it."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.extend import core
+
+from resfit.nets.modes import in_mode
+
+
+def count_params(module: nnx.Module) -> int:
+    """The trained scalars of a module: its `nnx.Param`, not its statistics. Shared parameters count once.
+
+    Args:
+        module: any module, also one made by `nnx.eval_shape` that holds no arrays.
+
+    Example:
+        >>> from flax import nnx
+        >>> count_params(nnx.eval_shape(lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
+        16
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def count_multiply_adds(module: nnx.Module, input_shape: tuple[int, ...], *, dtype: str = "float32") -> int:
+    """The multiply-adds of all convolutions and matrix products in one evaluation of one example.
+
+    Positions of a convolution's window that lie in the padding count, as is usual. Half the FLOPs that hardware
+    vendors count.
+
+    Args:
+        module: any module from a batch to anything, also an abstract one.
+        input_shape: shape of one example, without the batch axis.
+        dtype: dtype of the example (default `"float32"`).
+
+    Example:
+        >>> from flax import nnx
+        >>> count_multiply_adds(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), (3,))
+        12
+    """
+    return sum(operation.multiply_adds for operation in dense_operations(module, input_shape, dtype=dtype))
+
+
+class Operation(NamedTuple):
+    """One convolution or matrix product of a program.
+
+    Attributes:
+        scope: the `jax.named_scope`s around it, joined by "/".
+        multiply_adds: how many it takes.
+        activations: name and bytes of each array that it reads or writes and that depends on the network's input. An
+            array has the same name wherever it appears.
+    """
+
+    scope: str
+    multiply_adds: int
+    activations: Mapping[int, int]
+
+
+def dense_operations(
+    module: nnx.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: str = "float32",
+    instrument: Callable[[Any], None] | None = None,
+) -> list[Operation]:
+    """Every convolution and matrix product in one evaluation of one example, in order, by abstract evaluation.
+
+    Args:
+        module: any module from a batch to anything; a copy of it is called.
+        input_shape: shape of one example, without the batch axis.
+        dtype: dtype of the example (default `"float32"`).
+        instrument: called with that copy before it is called.
+    """
+    graphdef, state = nnx.split(module)
+
+    def evaluate(state: Any, x: jax.Array) -> Any:
+        copy, mode = in_mode(nnx.merge(graphdef, state), train=False)
+        if instrument is not None:
+            instrument(copy)
+        return copy(x, **mode)
+
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    program = jax.make_jaxpr(evaluate)(abstract, jax.ShapeDtypeStruct((1, *input_shape), jnp.dtype(dtype))).jaxpr
+    names = itertools.count()
+    return list(_walk(program, {program.invars[-1]: next(names)}, names, scope="", times=1))
+
+
+def _walk(
+    jaxpr: core.Jaxpr, activations: dict[core.Var, int], names: Iterator[int], *, scope: str, times: int
+) -> Iterator[Operation]:
+    """The dense operations of a program, inner programs included; gives every activation its name on the way."""
+    for eqn in jaxpr.eqns:
+        inputs = [activations.get(v) if isinstance(v, core.Var) else None for v in eqn.invars]
+        here = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+        inner_programs = list(core.jaxprs_in_params(eqn.params))
+        for inner in inner_programs:
+            # The operands of an inner program are the last of its equation's: what stands before them, a branch index
+            # for example, is for the equation itself.
+            offset = len(eqn.invars) - len(inner.invars)
+            known = dict(zip(inner.invars, inputs[max(offset, 0) :], strict=False))
+            inside = {var: name for var, name in known.items() if name is not None}
+            yield from _walk(inner, inside, names, scope=here, times=times * eqn.params.get("length", 1))
+            if len(inner_programs) == 1 and len(inner.outvars) == len(eqn.outvars):
+                activations |= {
+                    out: inside[var]
+                    for out, var in zip(eqn.outvars, inner.outvars, strict=True)
+                    if isinstance(var, core.Var) and var in inside
+                }
+        if any(name is not None for name in inputs):
+            activations |= {out: next(names) for out in eqn.outvars if out not in activations}
+        if not inner_programs and (count := _multiply_adds(eqn)):
+            touched = [v for v in (*eqn.invars, *eqn.outvars) if isinstance(v, core.Var) and v in activations]
+            yield Operation(here, times * count, {activations[v]: times * _bytes(v) for v in touched})
+
+
+def _shape(atom: core.Var | core.Literal) -> tuple[int, ...]:
+    shape: tuple[int, ...] = atom.aval.shape  # type: ignore[attr-defined]  # of arrays alone, and these are arrays
+    return shape
+
+
+def _bytes(var: core.Var) -> int:
+    dtype: np.dtype[Any] = var.aval.dtype  # type: ignore[attr-defined]  # as above
+    return math.prod(_shape(var)) * dtype.itemsize
+
+
+def _multiply_adds(eqn: core.JaxprEqn) -> int:
+    """Multiply-adds of one equation: one for every output and every input that the output sums over."""
+    outputs = math.prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
+    if eqn.primitive.name == "conv_general_dilated":
+        _, in_axis, *window = eqn.params["dimension_numbers"].rhs_spec
+        kernel = _shape(eqn.invars[1])
+        summed = kernel[in_axis] * math.prod(kernel[axis] for axis in window)
+        # A transposed convolution's window meets an input in one of so many positions, and a zero in the others.
+        return outputs * summed // math.prod(eqn.params["lhs_dilation"])
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return outputs * math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+    return 0
