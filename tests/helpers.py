@@ -1,0 +1,136 @@
+"""One tiny network and one tiny data set for all tests of the trainer: what is compiled once serves them all."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from einops import reduce
+from flax import nnx
+
+import resfit
+
+CLASSES = 3
+BATCH = 8
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class TinyNet(nnx.Module):
+    """Convolution, BatchNorm, dense layer; it relies on NNX's mode flags alone."""
+
+    def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(1, 4, (3, 3), padding=1, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.head = nnx.Linear(4, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.norm(self.conv(x)))
+        return self.head(reduce(x, "n h w c -> n c", "mean"))
+
+
+class PlainNet(nnx.Module):
+    """A dense layer on mean and spread of the pixels: no BatchNorm, no randomness, quick to compile."""
+
+    def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
+        self.head = nnx.Linear(64, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+def images(n: int = 20, seed: int = 0) -> np.ndarray:
+    """(n, 8, 8, 1) float32."""
+    return np.random.default_rng(seed).normal(size=(n, 8, 8, 1)).astype(np.float32)
+
+
+def labels(n: int = 20, classes: int = CLASSES, seed: int = 1) -> np.ndarray:
+    """(n,) int32; every class occurs."""
+    return np.random.default_rng(seed).permutation(np.arange(n) % classes).astype(np.int32)
+
+
+def compiled(module: nnx.Module | None = None, *, kind: type[resfit.Model] = resfit.Model, **arguments: Any) -> Any:
+    """A compiled model on one device."""
+    model = kind(module if module is not None else TinyNet(rngs=nnx.Rngs(0)))
+    model.compile(**{"optimizer": "sgd", "learning_rate": 0.1, "dispatch": "jit", **arguments})
+    return model
+
+
+def fit(model: resfit.Model, x: Any = None, y: Any = None, **arguments: Any) -> resfit.callbacks.History:
+    """Fits silently, by default on 20 examples in batches of 8: two full batches and a tail of four."""
+    if x is None:
+        x, y = images(), labels()
+    return model.fit(x, y, **{"batch_size": BATCH, "verbose": 0, **arguments})
+
+
+def values(module: nnx.Module) -> dict[str, np.ndarray]:
+    """Copies of everything a module holds, by name."""
+    return {
+        ".".join(map(str, path)): np.array(leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf)
+        for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngKey)))
+    }
+
+
+def flags(module: nnx.Module) -> dict[str, tuple[Any, Any]]:
+    """The mode flags of every layer."""
+    return {
+        ".".join(map(str, path)): (getattr(node, "use_running_average", None), getattr(node, "deterministic", None))
+        for path, node in nnx.iter_modules(module)
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Two trees of arrays are equal, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
+    """Two trees of arrays are equal up to rounding."""
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), a, b)
+
+
+def differ(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set[str]:
+    """The names under which two dicts hold different arrays."""
+    return {name for name in a if not np.array_equal(a[name], b[name])}
+
+
+@contextlib.contextmanager
+def counting_compilations() -> Iterator[list[float]]:
+    """Collects the seconds of every compilation, also of those that the persistent cache serves."""
+    found: list[float] = []
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event == COMPILE_EVENT:
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class Recorder(resfit.callbacks.Callback):
+    """Writes down every hook that fires, with its arguments; logs as the sorted list of their keys."""
+
+    HOOKS = tuple(
+        name for name in vars(resfit.callbacks.Callback) if name.startswith("on_") and "compile" not in name
+    )
+
+    def __init__(self) -> None:
+        self.trace: list[tuple[Any, ...]] = []
+
+    def names(self) -> list[str]:
+        return [entry[0] for entry in self.trace]
+
+
+def _record(hook: str) -> Any:
+    def method(self: Recorder, *args: Any) -> None:
+        self.trace.append((hook, *[sorted(a) if hasattr(a, "keys") else a for a in args]))
+
+    return method
+
+
+for _hook in Recorder.HOOKS:
+    if _hook not in ("on_batch_begin", "on_batch_end"):
+        setattr(Recorder, _hook, _record(_hook))
