@@ -143,6 +143,10 @@ _BY_NAME: dict[str, type[clu.metrics.Metric]] = {
 }
 
 
+# What a clu collection calls its own.
+_RESERVED = {name for name in dir(clu.metrics.Collection) if not name.startswith("_")}
+
+
 def _resolve(metric: Any) -> type[clu.metrics.Metric]:
     if isinstance(metric, str):
         if metric in _BY_NAME:

@@ -89,8 +89,8 @@ class RunState:
     ) -> None:
         self._module = module
         self._sharding = sharding
-        arrays = _arrays(module)
         plan_ = plan(module)
+        arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
         self.layout = Layout(plan_, params, optimizer)
