@@ -67,7 +67,7 @@ def dense_operations(
     input_shape: tuple[int, ...],
     *,
     dtype: str = "float32",
-    instrument: Callable[[Any], None] | None = None,
+    watch: Callable[[Any], Callable[..., Any]] | None = None,
 ) -> list[Operation]:
     """Every convolution and matrix product in one evaluation of one example, in order, by abstract evaluation.
 
@@ -75,15 +75,13 @@ def dense_operations(
         module: any module from a batch to anything; a copy of it is called.
         input_shape: shape of one example, without the batch axis.
         dtype: dtype of the example (default `"float32"`).
-        instrument: called with that copy before it is called.
+        watch: what to call in place of that copy, which it receives (default: the copy itself).
     """
     graphdef, state = nnx.split(module)
 
     def evaluate(state: Any, x: jax.Array) -> Any:
         copy, mode = in_mode(nnx.merge(graphdef, state), train=False)
-        if instrument is not None:
-            instrument(copy)
-        return copy(x, **mode)
+        return (watch(copy) if watch else copy)(x, **mode)
 
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     program = jax.make_jaxpr(evaluate)(abstract, jax.ShapeDtypeStruct((1, *input_shape), jnp.dtype(dtype))).jaxpr
@@ -135,10 +133,11 @@ def _multiply_adds(eqn: core.JaxprEqn) -> int:
     if eqn.primitive.name == "conv_general_dilated":
         _, in_axis, *window = eqn.params["dimension_numbers"].rhs_spec
         kernel = _shape(eqn.invars[1])
-        summed = kernel[in_axis] * math.prod(kernel[axis] for axis in window)
         # A transposed convolution's window meets an input in one of so many positions, and a zero in the others.
-        return outputs * summed // math.prod(eqn.params["lhs_dilation"])
+        positions: tuple[int, ...] = eqn.params["lhs_dilation"]
+        return outputs * math.prod(kernel[axis] for axis in (in_axis, *window)) // math.prod(positions)
     if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return outputs * math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+        contracted: tuple[int, ...] = eqn.params["dimension_numbers"][0][0]
+        left = _shape(eqn.invars[0])
+        return outputs * math.prod(left[axis] for axis in contracted)
     return 0
