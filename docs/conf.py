@@ -22,6 +22,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute is described once, where its class is
 # One page a name: what a base class of another library documents is documented there.
 autodoc_default_options = {"members": True, "show-inheritance": True, "inherited-members": False}
 

@@ -137,7 +137,7 @@ def degradation(figure_path: Path) -> None:
 def training_run(figure_path: Path) -> None:
     x_train, y_train, x_test, y_test = digits()
     model = resfit.Model(resfit.create_model("resnet20", num_classes=10, in_channels=1, rngs=0))
-    model.compile(optimizer="sgd", learning_rate=0.1)
+    model.compile(optimizer="adamw", learning_rate=0.003)
     history = model.fit(x_train, y_train, batch_size=64, epochs=10, validation_data=(x_test, y_test))
     history.plot().savefig(figure_path, dpi=120)
 
