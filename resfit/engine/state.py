@@ -140,7 +140,8 @@ class RunState:
         shapes = [np.shape(array) for array in arrays]
         if shapes != [leaf.shape for leaf in visible]:
             raise ModuleError(f"Expected arrays of shapes {[leaf.shape for leaf in visible]}, got {shapes}.")
-        new = [jnp.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
+        # NumPy's copy, not JAX's: that one compiles a program for every shape.
+        new = [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
         self.replace((*jax.device_put(new, self._sharding), *self.leaves[len(visible) :]))
         self.publish()
 
