@@ -92,8 +92,13 @@ def confusion_matrix(
     _check_examples(labels, predictions=predictions)
     if predictions.ndim == 2:
         classes, predictions = predictions.shape[1], predictions.argmax(axis=1)
-    else:
+    elif predictions.ndim == 1 and np.issubdtype(predictions.dtype, np.integer) and predictions.min() >= 0:
         classes = int(max(labels.max(), predictions.max())) + 1
+    else:
+        raise DataError(
+            f"Got predictions of shape {predictions.shape}, {predictions.dtype}. Expected (examples,) class numbers from "
+            "0, or (examples, classes) logits as model.predict returns them."
+        )
     names = _names(class_names, classes, labels)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)

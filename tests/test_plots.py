@@ -1,0 +1,177 @@
+"""Pictures of a run: what they show is what happened, and what cannot be drawn is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from resfit import plots
+from resfit.callbacks import History
+from resfit.errors import DataError
+
+
+def history_of(**values: list[float | None]) -> History:
+    history = History()
+    for epoch in range(len(next(iter(values.values())))):
+        history.on_epoch_end(epoch, {k: v[epoch] for k, v in values.items() if v[epoch] is not None})
+    return history
+
+
+def lines(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Panel title -> legend label -> points."""
+    return {
+        axes.get_title(loc="left"): {
+            str(line.get_label()): [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+            for line in axes.get_lines()
+        }
+        for axes in figure.axes
+    }
+
+
+def texts(figure: Figure) -> dict[tuple[int, int], str]:
+    """(row, column) -> what is written into that cell of a confusion matrix."""
+    return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[0].texts}
+
+
+def drawn(figure: Figure) -> bytes:
+    """The figure's pixels: drawing is where matplotlib finds most mistakes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return bytes(canvas.buffer_rgba())
+
+
+def test_curves_show_every_value_beside_its_validation_from_epoch_one() -> None:
+    figure = plots.curves(
+        history_of(
+            loss=[2.0, 1.0, 0.5], accuracy=[0.5, 0.7, 0.96], val_loss=[1.5, 1.2, 0.75], val_accuracy=[0.1, 0.2, 0.3]
+        )
+    )
+    assert lines(figure) == {
+        "loss": {
+            "training  0.5000": [(1, 2.0), (2, 1.0), (3, 0.5)],
+            "validation  0.7500": [(1, 1.5), (2, 1.2), (3, 0.75)],
+        },
+        "accuracy": {
+            "training  0.9600": [(1, 0.5), (2, 0.7), (3, 0.96)],
+            "validation  0.3000": [(1, 0.1), (2, 0.2), (3, 0.3)],
+        },
+    }
+
+
+def test_curves_leave_out_the_epochs_without_validation() -> None:
+    figure = plots.curves(history_of(loss=[3.0, 2.0, 1.0, 0.5], val_loss=[None, 2.5, None, 1.5]))
+    assert lines(figure)["loss"]["validation  1.500"] == [(2, 2.5), (4, 1.5)]
+
+
+def test_a_run_of_one_epoch_is_a_visible_point() -> None:
+    (axes,) = plots.curves(history_of(loss=[2.0])).axes
+    assert axes.get_lines()[0].get_marker() == "o"
+
+
+def test_many_values_wrap_into_rows_of_three() -> None:
+    figure = plots.curves(history_of(**{name: [1.0, 2.0] for name in ("loss", "a", "b", "c")}))
+    assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
+
+
+def test_a_history_without_an_epoch_is_refused() -> None:
+    with pytest.raises(DataError, match="no finished epoch"):
+        plots.curves(History())
+
+
+@pytest.mark.parametrize("form", ["class numbers", "logits"])
+def test_the_confusion_matrix_counts_rows_of_truth_and_columns_of_prediction(form: str) -> None:
+    labels, predictions = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 2, 1, 2, 1])
+    given = predictions if form == "class numbers" else 5.0 * np.eye(3)[predictions]
+    figure = plots.confusion_matrix(labels, given, class_names=["cat", "dog", "owl"])
+    assert texts(figure) == {(0, 0): "2", (0, 2): "1", (1, 1): "1", (2, 2): "1", (2, 1): "1"}
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "4 of 6 right (66.67 %)"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["cat", "dog", "owl"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+def test_a_single_mistake_among_thousands_is_coloured() -> None:
+    labels = np.repeat([0, 1], 5000)
+    predictions = labels.copy()
+    predictions[0] = 1
+    colors = np.asarray(plots.confusion_matrix(labels, predictions).axes[0].get_images()[0].get_array())
+    red, _, blue = colors[0, 1]  # a mistake: orange
+    assert red > blue + 0.3
+    red, _, blue = colors[1, 0]  # nothing: grey
+    assert red == blue
+
+
+def test_a_large_confusion_matrix_stays_a_picture_without_numbers() -> None:
+    labels = np.arange(200) % 100
+    figure = plots.confusion_matrix(labels, labels)
+    assert texts(figure) == {}
+    assert max(figure.get_size_inches()) <= 14
+    assert len(figure.axes[0].get_xticklabels()) <= 40
+
+
+def test_mistakes_are_those_of_the_logits_the_surest_first() -> None:
+    logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0], [0.0, 9.0, 0.0]])
+    images = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
+    figure = plots.mistakes(images, [0, 0, 1, 1], logits)
+    assert [axes.get_title() for axes in figure.axes] == ["1 read as 2\n99 % sure", "0 read as 1\n79 % sure"]
+    shown = [np.asarray(axes.get_images()[0].get_array()).squeeze() for axes in figure.axes]
+    np.testing.assert_array_equal(shown, images[[2, 1], ..., 0])
+    assert figure.get_suptitle() == "2 mistakes among 4 images, the surest first"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "count", "headline"),
+    [
+        (0, 16, "No mistake among 20 images"),
+        (1, 16, "1 mistake among 20 images"),
+        (3, 16, "3 mistakes among 20 images, the surest first"),
+        (20, 16, "20 mistakes among 20 images; the 16 surest"),
+    ],
+)
+def test_the_headline_says_how_many_mistakes_there_are_and_how_many_are_shown(
+    wrong: int, count: int, headline: str
+) -> None:
+    labels = np.zeros(20, int)
+    logits = np.eye(2)[(np.arange(20) < wrong).astype(int)]
+    figure = plots.mistakes(np.zeros((20, 4, 4, 3), np.uint8), labels, logits, count=count)
+    assert figure.get_suptitle() == headline
+    assert len(figure.axes) == min(wrong, count)
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1)])
+def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
+    """The grey scale is that of the images' type, not stretched to each image."""
+    figure = plots.mistakes(np.full((1, 2, 2, 1), white // 5, dtype), [0], [[0.0, 1.0]])
+    assert figure.axes[0].get_images()[0].get_clim() == (0, white)
+
+
+@pytest.mark.parametrize(
+    ("figure", "says"),
+    [
+        (lambda: plots.confusion_matrix([0, 1], [0, 1, 1]), r"labels \(2,\), predictions \(3,\)"),
+        (lambda: plots.confusion_matrix([0, 1], [0, -1]), "from 0"),
+        (lambda: plots.confusion_matrix([0, 1], [0.2, 0.7]), "float64"),
+        (lambda: plots.confusion_matrix([], []), "class numbers"),
+        (lambda: plots.confusion_matrix([[1, 0]], [[1.0, 0.0]]), "argmax"),
+        (lambda: plots.confusion_matrix([0, 5], [[1.0, 0.0], [1.0, 0.0]]), "expected 0 to 1"),
+        (lambda: plots.confusion_matrix([-1, 0], [0, 0]), "run from -1"),
+        (lambda: plots.confusion_matrix([0, 1], [0, 1], class_names=["cat"]), "1 class names for 2 classes"),
+        (lambda: plots.mistakes(np.zeros((2, 4, 4)), [0, 1], np.zeros((2, 2))), r"\(2, 4, 4\)"),
+        (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [0, 1]), "model.predict"),
+        (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "as many examples"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(figure: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        figure()
+
+
+def test_every_picture_can_be_drawn_and_differs_when_the_run_does() -> None:
+    images, labels = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)), np.arange(12) % 3
+    right, wrong = 3.0 * np.eye(3)[labels], 3.0 * np.eye(3)[(labels + 1) % 3]
+    assert drawn(plots.curves(history_of(loss=[2.0, 1.0]))) != drawn(plots.curves(history_of(loss=[1.0, 2.0])))
+    assert drawn(plots.confusion_matrix(labels, right)) != drawn(plots.confusion_matrix(labels, wrong))
+    assert drawn(plots.mistakes(images, labels, right)) != drawn(plots.mistakes(images, labels, wrong))
