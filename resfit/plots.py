@@ -43,6 +43,8 @@ def curves(history: "History") -> "matplotlib.figure.Figure":
       >>> [axes.get_title(loc="left") for axes in curves(history).axes]
       ['loss']
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not history.epoch:
         raise DataError("The history holds no finished epoch. Draw it after fit has run for at least one.")
     names = list(dict.fromkeys(name.removeprefix("val_") for name in history.history))
@@ -66,7 +68,7 @@ def curves(history: "History") -> "matplotlib.figure.Figure":
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     return figure
 
@@ -96,8 +98,8 @@ def confusion_matrix(
         classes = int(max(labels.max(), predictions.max())) + 1
     else:
         raise DataError(
-            f"Got predictions of shape {predictions.shape}, {predictions.dtype}. Expected (examples,) class numbers from "
-            "0, or (examples, classes) logits as model.predict returns them."
+            f"Got predictions of shape {predictions.shape}, {predictions.dtype}. Expected (examples,) class numbers "
+            "from 0, or (examples, classes) logits as model.predict returns them."
         )
     names = _names(class_names, classes, labels)
     counts = np.zeros((classes, classes), int)
