@@ -479,7 +479,8 @@ class Model:
 
         from resfit.summary import summarize
 
-        Console().print(summarize(self.module, input_shape).render())
+        console = Console()
+        console.print(summarize(self.module, input_shape).render(console.width), soft_wrap=True, highlight=False)
 
     def _require_compiled(self, method: str) -> None:
         if not self._compiled:

@@ -75,7 +75,9 @@ class Summary:
         from rich.table import Table
 
         shape = " x ".join(map(str, self.input_shape))
-        table = Table(title=f"{self.name} on {shape}", title_justify="left", box=box.SIMPLE_HEAD, show_footer=True)
+        table = Table(
+            title=f"{self.name} on {shape}", title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False
+        )
         table.add_column("part", "total")
         table.add_column("type")
         table.add_column("output", no_wrap=True)
