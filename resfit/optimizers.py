@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from resfit.errors import CompileError
@@ -136,7 +137,11 @@ def get(
 
 def _first(rate: LearningRate) -> float:
     # compile's schedules are evaluated by the training step, from its own counter, and written here at every step.
-    return float(rate(0)) if callable(rate) else rate
+    if callable(rate):
+        return float(rate(0))
+    if isinstance(rate, str | bool) or np.ndim(rate) != 0:
+        raise CompileError(f"Expected learning_rate to be a number or a schedule (step -> number), got {rate!r}.")
+    return rate
 
 
 def _with_rate(

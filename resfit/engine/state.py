@@ -4,6 +4,7 @@ A step donates its input state, so the trainer must never hold an array that som
 copied before the first step; on the way out the arrays are handed over, and copied again only if training goes on.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
 from resfit.errors import ModuleError, NotCompiledError
 from resfit.optimizers import index_of_rate
+
+_log = logging.getLogger("resfit")
 
 Leaves = tuple[jax.Array, ...]
 
@@ -96,6 +99,7 @@ class RunState:
         self.layout = Layout(plan_, params, optimizer)
         # What the user's module holds right now, if it is in step with `leaves`; None once training has moved on.
         self._shared: tuple[Any, ...] | None = (*params, *carried)
+        self._held: tuple[Any, ...] = self._shared  # what it held when they parted
         state: list[Any] = []
         if optimizer is not None:
             state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
@@ -127,7 +131,7 @@ class RunState:
         if self._shared is not None:
             self.take_from_module()
             self.leaves = tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
-            self._shared = None
+            self._held, self._shared = self._shared, None
 
     def visible(self) -> tuple[Any, ...]:
         """What the user sees of the state: params and carried arrays, current."""
@@ -162,7 +166,8 @@ class RunState:
     def replace(self, leaves: Leaves) -> None:
         """Takes the state that a step returned, when the user's module still holds the one before."""
         self.leaves = leaves
-        self._shared = None
+        if self._shared is not None:
+            self._held, self._shared = self._shared, None
 
     def recover(self) -> bool:
         """After an exception: if a step died with the state it had been given, goes back to what the module holds.
@@ -170,16 +175,26 @@ class RunState:
         Returns:
           Whether that was necessary.
         """
-        if not any(leaf.is_deleted() for leaf in self.leaves):
+        if not self._lost():
             return False
         fresh = RunState(self._module, self.layout.optimizer, self._sharding)
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True
 
+    def _lost(self) -> bool:
+        if any(leaf.is_deleted() for leaf in self.leaves):
+            return True
+        try:
+            jax.block_until_ready(self.leaves)
+        except jax.errors.JaxRuntimeError:  # what the failed step was to return
+            return True
+        return False
+
     def publish(self) -> None:
         """Puts the current values into the user's module."""
         if self._shared is not None:
             return
+        self._warn_of_lost_assignments()
         # A user's module lives on one device, also when the run is replicated over several.
         visible = tuple(
             leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_params + self.layout.n_carried]
@@ -195,6 +210,19 @@ class RunState:
             else:
                 _assign(self._module, slot.path, value)
         self._shared = visible
+
+    def _warn_of_lost_assignments(self) -> None:
+        names = [slot.name for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
+        lost = [
+            name
+            for name, held, now in zip(names, self._held, self._in_module(), strict=True)
+            if now is not held
+        ]
+        if lost:
+            _log.warning(
+                "%s of the module got a new value while training had moved on from the old one, and the new value is lost. "
+                "Assign to model.module instead, which is brought up to date when it is read.", lost,
+            )  # fmt: skip
 
     def _in_module(self) -> tuple[Any, ...]:
         arrays = _arrays(self._module)

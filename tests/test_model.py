@@ -1,0 +1,983 @@
+"""What a user sees of `Model`: fit, evaluate, predict, and a module that stays the user's own."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.callbacks import Callback
+from resfit.errors import CompileError, DataError, LabelError, ModuleError, NotCompiledError, StepFailed
+from tests.helpers import (
+    BATCH,
+    CLASSES,
+    PlainNet,
+    Recorder,
+    TinyNet,
+    assert_close,
+    assert_same,
+    compiled,
+    differ,
+    fit,
+    flags,
+    images,
+    labels,
+    values,
+)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def cross_entropy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n,), in NumPy and float64."""
+    return -log_softmax(np.asarray(logits, np.float64))[np.arange(len(y)), y]
+
+
+# --- the module stays the user's own -----------------------------------------------------------------------------------
+
+ACTIONS: dict[str, Callable[[resfit.Model], Any]] = {
+    "fit": fit,
+    "evaluate": lambda model: model.evaluate(images(), labels(), verbose=0),
+    "predict": lambda model: model.predict(images(), verbose=0),
+    "train_on_batch": lambda model: model.train_on_batch(images(8), labels(8)),
+    "test_on_batch": lambda model: model.test_on_batch(images(8), labels(8)),
+    "predict_on_batch": lambda model: model.predict_on_batch(images(8)),
+}
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["came in training mode", "came in evaluation mode"])
+@pytest.mark.parametrize(
+    "actions",
+    [["fit", "evaluate", "predict", "fit"], ["predict", "train_on_batch", "evaluate"], ["evaluate", "test_on_batch"]],
+    ids=" ".join,
+)
+def test_the_module_keeps_its_flags_whatever_is_called_in_whatever_order(actions: list[str], train: bool) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    module.train() if train else module.eval()
+    came_with = flags(module)
+    model = compiled(module)
+    for action in actions:
+        ACTIONS[action](model)
+        assert flags(module) == came_with
+    assert model.module is module
+
+
+@pytest.mark.parametrize("action", ["evaluate", "predict", "test_on_batch", "predict_on_batch"])
+def test_evaluating_and_predicting_change_nothing(action: str) -> None:
+    model = compiled()
+    fit(model)
+    before = values(model.module)
+    ACTIONS[action](model)
+    assert differ(before, values(model.module)) == set()
+
+
+@pytest.mark.parametrize("action", ["fit", "train_on_batch"])
+def test_training_changes_parameters_and_statistics_in_the_users_own_module(action: str) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    before = values(module)
+    ACTIONS[action](compiled(module))
+    assert differ(before, values(module)) == set(before)
+
+
+class Broken(RuntimeError):
+    pass
+
+
+def raise_in(hook: str, at: int = 1) -> Callback:
+    """A callback that raises in the second call of a hook, or the first if there is but one."""
+    calls: list[None] = []
+
+    def method(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) > at:
+            raise Broken
+
+    callback = Callback()
+    setattr(callback, hook, method)
+    return callback
+
+
+def broken_data() -> Iterator[Any]:
+    yield images(8), labels(8)
+    raise Broken
+
+
+@pytest.mark.parametrize(
+    ("fail", "steps"),
+    [
+        (lambda model: fit(model, callbacks=[raise_in("on_train_batch_end")]), 2),
+        (lambda model: fit(model, callbacks=[raise_in("on_train_batch_begin")]), 1),
+        (lambda model: fit(model, callbacks=[raise_in("on_epoch_begin", 0)]), 0),
+        (lambda model: fit(model, callbacks=[raise_in("on_train_begin", 0)]), 0),
+        (lambda model: fit(model, broken_data(), None, batch_size=None), 1),
+    ],
+    ids=["batch end", "batch begin", "epoch begin", "train begin", "data"],
+)
+def test_after_an_exception_the_module_holds_the_last_completed_step(fail: Any, steps: int) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    module.eval()
+    came_with, before = flags(module), values(module)
+    model = compiled(module)
+    with pytest.raises(Broken):
+        fail(model)
+    assert flags(module) == came_with
+    assert int(model._state.leaves[-1]) == steps
+    assert differ(before, values(module)) == (set(before) if steps else set())
+    assert_close(model.predict(images(), verbose=0), module(images()))
+    fit(model)  # and training goes on
+    assert int(model._state.leaves[-1]) == steps + 3
+
+
+def test_an_exception_while_tracing_leaves_everything_as_it_was() -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    before = values(module)
+    model = compiled(module)
+    with pytest.raises((TypeError, ValueError)):
+        fit(model, np.zeros((8, 8, 8, 2), np.float32), labels(8))  # two channels for a net of one
+    assert differ(before, values(module)) == set()
+    fit(model)
+
+
+@pytest.mark.parametrize("action", ["evaluate", "predict"])
+def test_an_exception_in_evaluate_and_predict_leaves_the_module_alone(action: str) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    came_with, before = flags(module), values(module)
+    model = compiled(module)
+    hook = {"evaluate": "on_test_batch_end", "predict": "on_predict_batch_end"}[action]
+    arguments = {"evaluate": (images(), labels()), "predict": (images(),)}[action]
+    seen: list[BaseException] = []
+    watcher = Callback()
+    watcher.on_exception = seen.append  # type: ignore[method-assign]
+    with pytest.raises(Broken):
+        getattr(model, action)(*arguments, batch_size=BATCH, verbose=0, callbacks=[raise_in(hook), watcher])
+    assert [type(e) for e in seen] == [Broken]
+    assert flags(module) == came_with
+    assert differ(before, values(module)) == set()
+
+
+def test_arrays_that_the_user_took_before_stay_readable() -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    held, clone, first = nnx.as_pure(nnx.state(module)), nnx.clone(module), module.head.kernel[...]
+    expected = values(module)
+    model = compiled(module)
+    fit(model)
+    after_fit = model.module.head.kernel[...]
+    copied = np.array(after_fit)
+    fit(model, epochs=2)
+    assert differ(expected, values(clone)) == set()
+    assert np.array_equal(first, expected["head.kernel"])
+    assert np.array_equal(held["head"]["kernel"], expected["head.kernel"])
+    assert np.array_equal(after_fit, copied)
+
+
+def test_arrays_that_a_callback_took_stay_readable_while_training_goes_on() -> None:
+    class Keeps(Callback):
+        def __init__(self) -> None:
+            self.kept: list[tuple[Any, np.ndarray]] = []
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            kernel = self.model.module.head.kernel[...]
+            self.kept.append((kernel, np.array(kernel)))
+
+    keeps = Keeps()
+    fit(compiled(), epochs=2, callbacks=[keeps])
+    assert len(keeps.kept) == 6
+    for kernel, copy in keeps.kept:
+        np.testing.assert_array_equal(kernel, copy)
+    assert len({copy.tobytes() for _, copy in keeps.kept}) == 6
+
+
+def test_a_teacher_that_is_a_clone_of_the_student_survives_its_training() -> None:
+    student = TinyNet(rngs=nnx.Rngs(0))
+    teacher = nnx.clone(student)  # shares the arrays
+    before = values(teacher)
+    fit(compiled(student))
+    teacher.eval()
+    assert np.isfinite(np.asarray(teacher(images()))).all()
+    assert differ(before, values(teacher)) == set()
+
+
+def test_two_models_over_one_module_see_each_others_training() -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    a, b = compiled(module), compiled(module)
+    fit(a)
+    trained = values(module)
+    np.testing.assert_array_equal(a.predict(images(), verbose=0), b.predict(images(), verbose=0))
+    fit(b)
+    assert differ(trained, values(module)) == set(trained)
+    np.testing.assert_array_equal(a.predict(images(), verbose=0), b.predict(images(), verbose=0))
+    assert_same(a.get_weights(), b.get_weights())
+
+
+def test_what_is_assigned_between_two_calls_is_taken_over() -> None:
+    model = compiled()
+    fit(model)
+    model.module.head.kernel[...] = jnp.zeros((4, CLASSES))
+    model.module.head.bias.set_value(np.array([1.0, 2.0, 3.0]))  # NumPy, and of another dtype
+    np.testing.assert_allclose(model.predict(images(), verbose=0), np.tile([1.0, 2.0, 3.0], (20, 1)), rtol=1e-6)
+    model.compile("sgd", learning_rate=0.0, dispatch="jit")
+    fit(model)
+    np.testing.assert_array_equal(model.module.head.bias[...], np.float32([1, 2, 3]))
+
+
+def test_what_a_callback_assigns_in_a_batch_is_trained_on_from_there() -> None:
+    class Resets(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 1:
+                self.model.module.head.kernel[...] = jnp.full((4, CLASSES), 0.5)
+
+    model = compiled(learning_rate=0.0)
+    fit(model, callbacks=[Resets()])
+    np.testing.assert_array_equal(model.module.head.kernel[...], 0.5)
+
+
+def test_what_is_assigned_to_the_module_while_it_is_out_of_date_is_not_lost_without_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+
+    class BehindTheModelsBack(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            module.head.bias[...] = jnp.full(CLASSES, 7.0)  # not self.model.module
+
+    with caplog.at_level(logging.WARNING, "resfit"):
+        fit(compiled(module), callbacks=[BehindTheModelsBack()])
+    assert "['head.bias'] of the module got a new value" in caplog.text
+    assert "model.module" in caplog.text
+
+
+def test_an_assigned_array_of_another_shape_is_refused_by_name() -> None:
+    model = compiled()
+    model.module.head.bias = nnx.Param(jnp.zeros(5))
+    with pytest.raises(ModuleError, match=r"'head\.bias'.*shape \(5,\).*\(3,\)"):
+        model.predict(images(), verbose=0)
+
+
+def test_a_variable_added_after_compile_is_refused() -> None:
+    model = compiled()
+    model.module.extra = nnx.Param(jnp.zeros(5))
+    with pytest.raises(ModuleError, match="7 Variables.*8 now.*new resfit.Model"):
+        fit(model)
+
+
+def test_set_weights_is_the_inverse_of_get_weights_and_copies() -> None:
+    model = compiled()
+    start = model.get_weights()
+    fit(model)
+    assert not np.array_equal(model.get_weights()[0], start[0])
+    mine = [array.copy() for array in start]
+    model.set_weights(mine)
+    for array in mine:
+        array[...] = np.nan
+    assert_same(model.get_weights(), start)
+    assert_same(values(model.module), values(TinyNet(rngs=nnx.Rngs(0))))
+    with pytest.raises(ModuleError, match="Expected arrays of shapes"):
+        model.set_weights(start[:-1])
+
+
+def test_a_step_that_dies_on_the_device_leaves_a_module_that_works() -> None:
+    armed: list[bool] = []
+
+    def explode(x: np.ndarray) -> np.ndarray:
+        if armed:
+            raise Broken
+        return x
+
+    class Net(PlainNet):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = jax.pure_callback(explode, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.lax.stop_gradient(x))
+            return super().__call__(x)
+
+    class Arms(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 1:
+                float(logs["loss"])
+                armed.append(True)
+
+    module = Net(rngs=nnx.Rngs(0))
+    model = compiled(module)
+    before = values(module)
+    with pytest.raises(StepFailed, match="module is back at the values it last held"):
+        fit(model, callbacks=[Arms()], epochs=5)
+    armed.clear()
+    assert all(np.isfinite(value).all() for value in values(module).values())
+    history = fit(model, epochs=2)
+    assert np.isfinite(history.history["loss"]).all()
+    assert differ(before, values(module)) == set(before)
+
+
+# --- evaluate and predict ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    model = compiled(metrics=["accuracy", "cross_entropy"])
+    fit(model, images(40), labels(40))
+    return model
+
+
+def test_evaluate_equals_a_formula_in_numpy_for_every_batch_size(trained: Any) -> None:
+    x, y = images(61, seed=3), labels(61)
+    module = nnx.clone(trained.module)
+    module.eval()
+    logits = np.asarray(module(jnp.asarray(x)))
+    expected = [cross_entropy(logits, y).mean(), (logits.argmax(axis=1) == y).mean(), cross_entropy(logits, y).mean()]
+    for batch_size in (7, 64):
+        found = trained.evaluate(x, y, batch_size=batch_size, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
+    one, other = (trained.evaluate(x, y, batch_size=size, verbose=0) for size in (7, 64))
+    np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
+
+
+def test_evaluate_weighs_the_loss_and_not_the_metrics(trained: Any) -> None:
+    x, y = images(21, seed=3), labels(21)
+    weight = np.random.default_rng(0).uniform(0, 3, 21)
+    logits = trained.predict(x, verbose=0)
+    expected = (weight * cross_entropy(logits, y)).sum() / 21  # by the number of examples, as in Keras
+    found = trained.evaluate(x, y, batch_size=BATCH, sample_weight=weight, verbose=0, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], (logits.argmax(axis=1) == y).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found["cross_entropy"], cross_entropy(logits, y).mean(), rtol=1e-5)
+
+
+def test_evaluate_returns_what_keras_returns() -> None:
+    model = compiled(metrics=["cross_entropy", "accuracy"])
+    listed = model.evaluate(images(), labels(), verbose=0)
+    named = model.evaluate(images(), labels(), verbose=0, return_dict=True)
+    assert list(named) == ["loss", "cross_entropy", "accuracy"]  # the order of compile
+    assert listed == list(named.values())
+    assert all(type(value) is float for value in listed)
+    model.compile("sgd", metrics=None, dispatch="jit")
+    assert type(model.evaluate(images(), labels(), verbose=0)) is float
+    assert list(fit(model).history) == ["loss"]
+
+
+def test_steps_limits_evaluate_and_predict_to_the_first_batches(trained: Any) -> None:
+    x, y = images(), labels()
+    assert trained.evaluate(x, y, BATCH, steps=2, verbose=0) == trained.evaluate(x[:16], y[:16], BATCH, verbose=0)
+    np.testing.assert_array_equal(
+        trained.predict(x, BATCH, steps=1, verbose=0), trained.predict(x[:8], BATCH, verbose=0)
+    )
+
+
+def test_predict_keeps_the_structure_of_the_outputs() -> None:
+    class Two(PlainNet):
+        def __call__(self, x: jax.Array) -> Any:
+            return {"logits": super().__call__(x), "mean": x.mean(axis=(1, 2, 3))}
+
+    predicted = resfit.Model(Two(rngs=nnx.Rngs(0))).predict(images(), batch_size=BATCH, verbose=0)
+    assert {name: array.shape for name, array in predicted.items()} == {"logits": (20, CLASSES), "mean": (20,)}
+    assert all(type(array) is np.ndarray for array in predicted.values())
+    np.testing.assert_allclose(predicted["mean"], images().mean(axis=(1, 2, 3)), atol=1e-6)
+
+
+def test_predict_on_batch_and_test_on_batch_are_the_same_as_their_whole_set_forms(trained: Any) -> None:
+    x, y = images(8), labels(8)
+    np.testing.assert_allclose(trained.predict_on_batch(x), trained.predict(x, verbose=0), atol=1e-6)
+    np.testing.assert_allclose(trained.test_on_batch(x, y), trained.evaluate(x, y, verbose=0), rtol=1e-6)
+    assert trained.test_on_batch(x, y, return_dict=True).keys() == {"loss", "accuracy", "cross_entropy"}
+
+
+def test_predict_needs_no_compile_and_the_rest_says_that_it_does() -> None:
+    model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
+    assert model.predict(images(), verbose=0).shape == (20, CLASSES)
+    for action in ("fit", "evaluate", "train_on_batch", "test_on_batch"):
+        with pytest.raises(NotCompiledError, match=rf"Call model\.compile\(\.\.\.\) before {action}"):
+            ACTIONS[action](model)
+    with pytest.raises(NotCompiledError, match="learning rate"):
+        _ = model.learning_rate
+
+
+# --- weights of examples ----------------------------------------------------------------------------------------------
+
+
+def test_training_weighs_the_loss_by_the_formula() -> None:
+    x, y = images(8), labels(8)
+    weight = np.random.default_rng(0).uniform(0, 3, 8).astype(np.float32)
+
+    def loss_of(kernel: jax.Array) -> jax.Array:
+        logits = x.reshape(8, -1) @ kernel
+        return (weight * optax.softmax_cross_entropy_with_integer_labels(logits, y)).sum() / 8
+
+    module = PlainNet(rngs=nnx.Rngs(0))
+    kernel = module.head.kernel[...]
+    expected, gradient = jax.value_and_grad(loss_of)(kernel)
+    model = compiled(module, optimizer=optax.sgd(1.0), learning_rate=None)
+    loss, _ = model.train_on_batch(x, y, sample_weight=weight)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(module.head.kernel[...], kernel - gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weight_is_the_sample_weight_of_each_class() -> None:
+    x, y = images(), labels()
+    one, other = compiled(), compiled()
+    fit(one, x, y, class_weight={0: 2.0, 2: 0.5})
+    fit(other, x, y, sample_weight=np.array([2.0, 1.0, 0.5])[y])
+    assert_same(values(one.module), values(other.module))
+    assert one.history.history == other.history.history
+
+
+def test_an_example_of_weight_zero_teaches_nothing() -> None:
+    x, y = images(8), labels(8)
+    weight = np.ones(8)
+    weight[3] = 0
+    one, other = compiled(PlainNet(rngs=nnx.Rngs(0))), compiled(PlainNet(rngs=nnx.Rngs(0)))
+    one.train_on_batch(x, y, sample_weight=weight)
+    wild = x.copy()
+    wild[3] *= 100
+    other.train_on_batch(wild, y, sample_weight=weight)
+    assert_close(values(one.module), values(other.module), 1e-6)
+
+
+# --- the arguments of fit ---------------------------------------------------------------------------------------------
+
+
+class Batches(Callback):
+    """The batches that a fit trains on, through the labels of a loss that reports them."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[int]] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.epochs[-1].append(int(logs.batch_loss))
+
+
+def numbered() -> Any:
+    """A model whose loss is the sum of powers of two of its examples' numbers: it tells which ones a batch had."""
+
+    class Numbers(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            return 0 * module(x)[:, 0] + 2.0 ** y * len(y), y
+
+    return compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Numbers)
+
+
+def members(batch: int) -> set[int]:
+    return {i for i in range(24) if batch >> i & 1}
+
+
+def test_every_example_is_seen_once_an_epoch_in_a_new_order() -> None:
+    model, batches = numbered(), Batches()
+    fit(model, images(20), np.arange(20), epochs=3, callbacks=[batches])
+    cut = [[members(batch) for batch in epoch] for epoch in batches.epochs]
+    for epoch in cut:
+        assert [len(batch) for batch in epoch] == [8, 8, 4]
+        assert set.union(*epoch) == set(range(20))
+    assert cut[0] != cut[1] != cut[2] != cut[0]
+
+
+def test_without_shuffling_the_order_is_that_of_the_arrays() -> None:
+    batches = Batches()
+    fit(numbered(), images(20), np.arange(20), epochs=2, shuffle=False, callbacks=[batches])
+    expected = [set(range(8)), set(range(8, 16)), set(range(16, 20))]
+    assert [[members(batch) for batch in epoch] for epoch in batches.epochs] == [expected] * 2
+
+
+def test_validation_split_takes_the_last_fraction_before_shuffling() -> None:
+    model, batches = numbered(), Batches()
+    history = fit(model, images(20), np.arange(20), validation_split=0.25, callbacks=[batches])
+    assert set.union(*map(members, batches.epochs[0])) == set(range(15))
+    expected = np.float32(sum(2.0**i * 5 for i in range(15, 20))) / 5  # one padded batch of eight
+    np.testing.assert_allclose(history.history["val_loss"], [expected / 5 * 8], rtol=1e-6)
+
+
+def test_validation_equals_evaluate_on_the_same_data() -> None:
+    x, y = images(9, seed=5), labels(9)
+    weight = np.linspace(0, 2, 9)
+    model = compiled()
+    history = fit(model, validation_data=(x, y), epochs=2).history
+    assert [history["val_loss"][-1], history["val_accuracy"][-1]] == model.evaluate(x, y, BATCH, verbose=0)
+    history = fit(model, validation_data=(x, y, weight), validation_batch_size=4).history
+    expected = model.evaluate(x, y, batch_size=4, sample_weight=weight, verbose=0)
+    assert [history["val_loss"][-1], history["val_accuracy"][-1]] == expected
+
+
+def test_validation_data_wins_over_validation_split() -> None:
+    recorder = Recorder()
+    fit(compiled(), validation_split=0.5, validation_data=(images(8), labels(8)), callbacks=[recorder])
+    assert recorder.names().count("on_train_batch_end") == 3
+
+
+@pytest.mark.parametrize(
+    ("frequency", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])]
+)
+def test_validation_freq_counts_epochs_from_one(frequency: Any, expected: list[int]) -> None:
+    history = fit(compiled(), epochs=5, validation_data=(images(8), labels(8)), validation_freq=frequency)
+    found = history.history.get("val_loss", [None] * 5)
+    assert [epoch for epoch, value in enumerate(found) if value is not None] == expected
+
+
+def test_initial_epoch_and_epochs_number_them_as_keras_does() -> None:
+    recorder = Recorder()
+    history = fit(compiled(), initial_epoch=3, epochs=5, callbacks=[recorder])
+    assert history.epoch == [3, 4]
+    assert [entry[1] for entry in recorder.trace if entry[0] == "on_epoch_begin"] == [3, 4]
+    assert recorder.params == {"verbose": 0, "epochs": 5, "steps": 3}
+
+
+def test_steps_per_epoch_cuts_one_pass_after_another_without_a_gap() -> None:
+    model, batches = numbered(), Batches()
+    history = fit(model, images(20), np.arange(20), steps_per_epoch=2, epochs=3, callbacks=[batches])
+    assert [len(epoch) for epoch in batches.epochs] == [2, 2, 2]
+    flat = [members(batch) for epoch in batches.epochs for batch in epoch]
+    assert set.union(*flat[:3]) == set.union(*flat[3:]) == set(range(20))
+    assert history.params["steps"] == 2
+
+
+def test_validation_steps_takes_the_first_batches_every_time() -> None:
+    x, y = images(), labels()
+    recorder = Recorder()
+    history = fit(
+        compiled(PlainNet(rngs=nnx.Rngs(0)), learning_rate=0.0), x, y, epochs=2, validation_data=(x, y),
+        validation_steps=2, callbacks=[recorder],
+    )  # fmt: skip
+    assert recorder.names().count("on_test_batch_end") == 4
+    assert history.history["val_loss"][0] == history.history["val_loss"][1]
+
+
+@pytest.mark.parametrize("n", [9, 17])
+def test_a_last_row_alone_is_left_out_under_batch_norm_with_one_warning(
+    n: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, recorder = compiled(), Recorder()
+    with caplog.at_level(logging.WARNING, "resfit"):
+        fit(model, images(n), labels(n), epochs=3, callbacks=[recorder])
+    assert recorder.names().count("on_train_batch_end") == 3 * (n // 8)
+    assert len(caplog.records) == 1
+    assert "1 example(s), too few for BatchNorm" in caplog.text
+    assert f"{n} examples, batch_size=8" in caplog.text
+
+
+def test_a_last_row_alone_is_trained_on_without_batch_norm(caplog: pytest.LogCaptureFixture) -> None:
+    batches = Batches()
+    with caplog.at_level(logging.WARNING, "resfit"):
+        fit(numbered(), images(9), np.arange(9), shuffle=False, callbacks=[batches])
+    assert [members(batch) for batch in batches.epochs[0]] == [set(range(8)), {8}]
+    assert caplog.text == ""
+
+
+def test_drop_remainder_leaves_out_the_tail_and_says_so_where_nothing_is_left() -> None:
+    batches = Batches()
+    fit(numbered(), images(20), np.arange(20), drop_remainder=True, shuffle=False, callbacks=[batches])
+    assert [members(batch) for batch in batches.epochs[0]] == [set(range(8)), set(range(8, 16))]
+    for n in (4, 5):
+        with pytest.raises(DataError, match=f"{n} examples and batch_size=8 leaves nothing"):
+            fit(numbered(), images(n), np.arange(n), drop_remainder=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size.*positive integer, got 0"),
+        ({"batch_size": 2.5}, "batch_size.*positive integer, got 2.5"),
+        ({"validation_data": (images(8), labels(8)), "validation_batch_size": 0}, "batch_size.*got 0"),
+        ({"steps_per_epoch": 0}, "steps per epoch to be positive, got 0"),
+        ({"validation_split": 1.5}, "between 0 and 1, got 1.5"),
+        ({"validation_split": 0.99}, "leaves one side empty"),
+        ({"validation_data": (images(8),)}, "got 1 entries"),
+        ({"validation_data": (images(8), labels(8)), "validation_freq": 0}, "positive number of epochs, got 0"),
+        ({"verbose": 3}, "'auto', 0, 1 or 2, got 3"),
+        ({"sample_weight": np.ones(19)}, r"lengths \{.*'x': 20.*'sample_weight': 19"),
+        ({"sample_weight": -np.ones(20)}, "negative or non-finite"),
+        ({"sample_weight": np.ones((20, 2))}, r"shape \(examples,\), got shape \(20, 2\)"),
+        ({"sample_weight": np.ones(20), "class_weight": {0: 1.0}}, "both class_weight and sample_weight"),
+        ({"class_weight": {-1: 2.0}}, "Expected class numbers from 0"),
+        ({"class_weight": {0: np.nan}}, "finite weights"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_an_argument_of_fit_that_cannot_work_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit(compiled(PlainNet(rngs=nnx.Rngs(0))), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (images(0), labels(0), "no examples"),
+        (images(8), labels(7), "one entry per example.*'x': 8, 'y': 7"),
+        (images(8), None, "There are no labels"),
+        (images(8), np.array(["cat"] * 8), "np.unique"),
+        (np.array([None] * 8), labels(8), "object"),
+        (3, labels(8), "int"),
+        (images(8).astype(np.int64), labels(8), r"uint8.*astype\('uint8'\)"),
+    ],
+    ids=["no examples", "other counts", "no labels", "strings", "objects", "a number", "int64 images"],
+)
+def test_data_that_cannot_be_trained_on_are_refused(x: Any, y: Any, message: str) -> None:
+    model = compiled()
+    before = values(model.module)
+    with pytest.raises(DataError, match=message):
+        model.fit(x, y, batch_size=BATCH, verbose=0)
+    assert differ(before, values(model.module)) == set()
+
+
+def test_class_weight_without_labels_is_refused() -> None:
+    with pytest.raises(DataError, match="class_weight needs labels"):
+        compiled().fit(images(8), class_weight={0: 1.0}, verbose=0)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def soft(y: np.ndarray, off: float) -> np.ndarray:
+    return np.eye(CLASSES, dtype=np.float32)[y] * (1 - off * CLASSES) + off
+
+
+GOOD_LABELS: dict[str, Callable[[np.ndarray], Any]] = {
+    "int32": lambda y: y,
+    "column": lambda y: y[:, None],
+    "uint8": lambda y: y.astype(np.uint8),
+    "int64": lambda y: y.astype(np.int64),
+    "jax": jnp.asarray,
+    "list": lambda y: y.tolist(),
+    "one-hot": lambda y: soft(y, 0.0),
+    "integer one-hot": lambda y: soft(y, 0.0).astype(np.int32),
+    "boolean one-hot": lambda y: soft(y, 0.0).astype(bool),
+}
+
+
+@pytest.mark.parametrize("form", GOOD_LABELS)
+def test_the_form_of_class_labels_does_not_matter(form: str) -> None:
+    x, y = images(8), labels(8)
+    model = compiled()
+    logits = model.predict(x, verbose=0)
+    loss, accuracy = model.evaluate(x, GOOD_LABELS[form](y), verbose=0)
+    np.testing.assert_allclose(loss, cross_entropy(logits, y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, (logits.argmax(axis=1) == y).mean(), rtol=1e-6)
+
+
+def test_soft_targets_give_their_cross_entropy() -> None:
+    x, y = images(8), soft(labels(8), 0.1)
+    model = compiled()
+    logits = np.asarray(model.predict(x, verbose=0), np.float64)
+    np.testing.assert_allclose(
+        model.evaluate(x, y, verbose=0)[0], -(y * log_softmax(logits)).sum(axis=1).mean(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("form", [np.float32, np.int32, bool])
+@pytest.mark.parametrize("column", [True, False])
+def test_one_output_is_binary(form: Any, column: bool) -> None:
+    x, y = images(8), (labels(8) > 0).astype(form)
+    model = compiled(PlainNet(1, rngs=nnx.Rngs(0)))
+    logits = model.predict(x, verbose=0)[:, 0]
+    loss, accuracy = model.evaluate(x, y[:, None] if column else y, verbose=0)
+    sign = np.where(y, 1, -1)
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-sign * logits)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, ((logits > 0) == (sign > 0)).mean(), rtol=1e-6)
+
+
+def test_ten_integer_labels_against_ten_times_ten_logits_are_class_numbers() -> None:
+    x, y = images(10), np.arange(10)[::-1].copy()
+    model = compiled(PlainNet(10, rngs=nnx.Rngs(0)))
+    logits = model.predict(x, verbose=0)
+    np.testing.assert_allclose(
+        model.evaluate(x, y, batch_size=10, verbose=0)[0], cross_entropy(logits, y).mean(), rtol=1e-5
+    )
+
+
+BAD_LABELS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
+    "starting at one": (lambda y: y + 1, "run from 1 to 3.*3 outputs.*y - 1"),
+    "out of range": (lambda y: y + 4 * (y == 2), "run from 0 to 6.*num_classes=7"),
+    "negative": (lambda y: np.where(y == 1, -1, y), "run from -1 to 2.*sample_weight 0"),
+    "float class numbers": (lambda y: y.astype(np.float32), r"must be integers.*astype\('int32'\)"),
+    "NaN": (lambda y: np.where(y[:, None] == 1, np.nan, soft(y, 0.0)), "NaN or infinity"),
+    "targets that do not sum to one": (lambda y: soft(y, 0.0) * 2, "sums to 2.*binary_cross_entropy"),
+    "negative targets": (lambda y: np.array([[2, -1, 0]] * len(y), np.float32), "smallest -1"),
+    "too many columns": (lambda y: np.eye(5, dtype=np.float32)[y], r"as many columns.*\(3\)"),
+    "three axes": (lambda y: np.zeros((len(y), 2, 2)), "class numbers or"),
+    "boolean class numbers": (lambda y: y > 0, "must be integers"),
+    "a dict": (lambda y: {"a": y}, "one array of labels.*compute_loss"),
+    "none": (lambda y: None, "There are no labels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_bad_labels_are_refused_before_a_step_and_leave_the_model_usable(name: str) -> None:
+    form, message = BAD_LABELS[name]
+    model = compiled()
+    before = values(model.module)
+    for call in (fit, lambda model, x, y: model.evaluate(x, y, batch_size=BATCH, verbose=0)):
+        with pytest.raises(LabelError, match=message):
+            call(model, images(), form(labels()))
+    assert differ(before, values(model.module)) == set()
+    assert int(model._state.leaves[-1]) == 0
+    fit(model)
+
+
+@pytest.mark.parametrize("call", ["train_on_batch", "test_on_batch"])
+def test_bad_labels_are_refused_one_batch_at_a_time_too(call: str) -> None:
+    model = compiled()
+    getattr(model, call)(images(8), labels(8))
+    before = values(model.module)
+    with pytest.raises(LabelError, match="y - 1"):
+        getattr(model, call)(images(8), labels(8) + 1)
+    assert differ(before, values(model.module)) == set()
+
+
+def test_a_bad_label_in_any_batch_of_the_data_set_is_found_before_the_first_step() -> None:
+    y = labels(20)
+    y[19] = 7
+    model = compiled()
+    with pytest.raises(LabelError, match="num_classes=8"):
+        fit(model, images(20), y, shuffle=False)
+    assert int(model._state.leaves[-1]) == 0
+
+
+def test_a_bad_label_in_a_later_batch_of_an_iterable_is_found_when_it_comes() -> None:
+    model = compiled()
+    with pytest.raises(LabelError, match="y - 1"):
+        fit(model, [(images(8), labels(8)), (images(8), labels(8) + 1)], None)
+    assert int(model._state.leaves[-1]) == 1
+
+
+@pytest.mark.parametrize("binary", [np.array([0, 2] * 4), np.array([-1, 1] * 4)])
+def test_binary_labels_outside_zero_and_one_are_refused(binary: np.ndarray) -> None:
+    with pytest.raises(LabelError, match="one output is binary"):
+        compiled(PlainNet(1, rngs=nnx.Rngs(0))).train_on_batch(images(8), binary)
+
+
+# --- compute_loss -----------------------------------------------------------------------------------------------------
+
+
+def test_two_inputs_and_two_heads() -> None:
+    class TwoHeads(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.image = nnx.Linear(64, 4, rngs=rngs)
+            self.kind, self.size = nnx.Linear(5, CLASSES, rngs=rngs), nnx.Linear(5, 1, rngs=rngs)
+
+        def __call__(self, x: Any) -> Any:
+            features = self.image(x["image"].reshape(len(x["image"]), -1))
+            features = jnp.concatenate([features, x["weight"][:, None]], axis=1)
+            return {"kind": self.kind(features), "size": self.size(features)[:, 0]}
+
+    class TwoTasks(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            outputs = module(x)
+            kind = optax.softmax_cross_entropy_with_integer_labels(outputs["kind"], y["kind"])
+            return kind + (outputs["size"] - y["size"]) ** 2, outputs
+
+    x = {"image": images(), "weight": np.arange(20, dtype=np.float32) / 20}
+    y = {"kind": labels(), "size": np.linspace(0, 1, 20, dtype=np.float32)}
+    metrics = {"kind": lambda outputs, y: (outputs["kind"].argmax(axis=1) == y["kind"]).astype(jnp.float32)}
+    model = compiled(TwoHeads(nnx.Rngs(0)), kind=TwoTasks, metrics=metrics, learning_rate=0.02)
+    history = fit(model, x, y, epochs=4, validation_split=0.2).history
+    assert history["loss"][-1] < history["loss"][0]
+    outputs = model.predict(x, batch_size=7, verbose=0)
+    expected = cross_entropy(outputs["kind"], y["kind"]) + (outputs["size"] - y["size"]) ** 2
+    loss, accuracy = model.evaluate(x, y, batch_size=BATCH, verbose=0)
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, (outputs["kind"].argmax(axis=1) == y["kind"]).mean(), rtol=1e-6)
+
+
+def test_a_teacher_teaches_and_is_not_trained() -> None:
+    class Distilled(resfit.Model):
+        teacher: Any
+
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            logits = module(x)
+            targets = jax.nn.softmax(jax.lax.stop_gradient(self.teacher(x)))
+            return optax.softmax_cross_entropy(logits, targets), logits
+
+    teacher = TinyNet(rngs=nnx.Rngs(7))
+    teacher.eval()
+    before = values(teacher)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Distilled)
+    model.teacher = teacher
+    history = fit(model, images(), None, epochs=5).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert differ(before, values(teacher)) == set()
+    assert list(history) == ["loss"]
+
+
+def test_a_loss_may_do_without_labels() -> None:
+    class Autoencoder(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            assert y is None
+            outputs = module(x + 0.01 * jax.random.normal(key, x.shape))
+            return ((outputs - x.reshape(len(x), -1)) ** 2).mean(axis=1), outputs
+
+    model = compiled(PlainNet(64, rngs=nnx.Rngs(0)), kind=Autoencoder, optimizer="adam", learning_rate=0.01)
+    history = fit(model, images(), None, epochs=5, validation_split=0.2).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert len(history["val_loss"]) == 5
+
+
+def test_compute_loss_can_add_to_that_of_its_base_class() -> None:
+    class Penalised(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            losses, outputs = super().compute_loss(module, x, y, key=key, train=train)
+            return losses + (module.head.kernel[...] ** 2).sum(), outputs
+
+    module = PlainNet(rngs=nnx.Rngs(0))
+    plain, penalised = compiled(module), compiled(module, kind=Penalised, metrics=["accuracy"])
+    penalty = (np.asarray(module.head.kernel[...]) ** 2).sum()
+    loss, accuracy = plain.evaluate(images(), labels(), verbose=0)
+    np.testing.assert_allclose(penalised.evaluate(images(), labels(), verbose=0), [loss + penalty, accuracy], rtol=1e-5)
+
+
+# --- compile ----------------------------------------------------------------------------------------------------------
+
+
+def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
+    model = compiled()
+    fit(model)
+    trained = values(model.module)
+    model.compile("sgd", learning_rate=0.5, metrics=["top_2_accuracy"], dispatch="jit")
+    assert differ(trained, values(model.module)) == set()
+    assert int(model._state.leaves[-1]) == 0
+    assert model.learning_rate == 0.5
+    assert list(fit(model).history) == ["loss", "top_2_accuracy"]
+
+
+def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
+    model = compiled()
+    fit(model)
+    with pytest.raises(CompileError, match="built with its own rate"):
+        model.compile(optax.adam(0.1), learning_rate=0.5)
+    assert model.learning_rate == pytest.approx(0.1)
+    fit(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": "rmsprop"}, "Unknown optimizer 'rmsprop'.*'sgd', 'adam', 'adamw'"),
+        ({"optimizer": optax.lamb}, "function lamb.*learning_rate="),
+        ({"optimizer": 3}, "optimizer of type builtins.int"),
+        ({"learning_rate": "cosine"}, "learning_rate"),
+        ({"loss": "hinge"}, "Unknown loss 'hinge'"),
+        ({"loss": 3}, "got int"),
+        ({"metrics": ["auc"]}, "Unknown metric 'auc'"),
+        ({"preprocess": "imagenet"}, "'auto', None or a function"),
+        ({"augment": "flip"}, "augment"),
+        ({"augment": [3]}, "augment.*got 3"),
+        ({"dispatch": "tpu"}, "Unknown dispatch 'tpu'.*'jit', 'sharded', 'eager'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_an_argument_of_compile_that_cannot_work_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        resfit.Model(PlainNet(rngs=nnx.Rngs(0))).compile(**arguments)
+
+
+def test_the_learning_rate_can_be_set_where_there_is_one_and_says_why_where_not() -> None:
+    module = PlainNet(rngs=nnx.Rngs(0))
+    model = compiled(module)
+    before = values(module)
+    model.learning_rate = 0
+    fit(model)
+    assert differ(before, values(module)) == set()
+    model.learning_rate = np.float64(0.2)
+    assert model.learning_rate == pytest.approx(0.2)
+
+    model.compile(optax.sgd(0.1), dispatch="jit")
+    with pytest.raises(CompileError, match="Cannot read the learning rate.*optax object"):
+        _ = model.learning_rate
+    with pytest.raises(CompileError, match="Cannot set the learning rate"):
+        model.learning_rate = 0.1
+    model.compile(optax.inject_hyperparams(optax.sgd)(learning_rate=0.3), dispatch="jit")
+    assert model.learning_rate == pytest.approx(0.3)
+    model.compile("sgd", learning_rate=optax.constant_schedule(0.4), dispatch="jit")
+    assert model.learning_rate == pytest.approx(0.4)
+    with pytest.raises(CompileError, match="follows a schedule"):
+        model.learning_rate = 0.1
+
+
+# --- iterables --------------------------------------------------------------------------------------------------------
+
+
+def batches(n: int = 3) -> list[Any]:
+    return [(images(8, seed=i), labels(8, seed=i)) for i in range(n)]
+
+
+def forever() -> Iterator[Any]:
+    while True:
+        yield from batches()
+
+
+def test_a_list_of_batches_gives_one_pass_an_epoch() -> None:
+    recorder = Recorder()
+    model = compiled()
+    model.fit(batches(), epochs=2, verbose=0, validation_data=batches(2), callbacks=[recorder])
+    assert recorder.names().count("on_train_batch_end") == 6
+    assert recorder.names().count("on_test_batch_end") == 4
+    assert recorder.params["steps"] == 3
+    np.testing.assert_allclose(
+        model.evaluate(batches(), verbose=0),
+        model.evaluate(*(np.concatenate(part) for part in zip(*batches(), strict=True)), verbose=0),
+        rtol=1e-5,
+    )
+
+
+def test_endless_generators_with_steps_are_shared_out_over_the_epochs() -> None:
+    recorder = Recorder()
+    compiled().fit(
+        forever(), steps_per_epoch=3, epochs=2, validation_data=forever(), validation_steps=4, verbose=0,
+        callbacks=[recorder],
+    )  # fmt: skip
+    assert recorder.names().count("on_train_batch_end") == 6
+    assert recorder.names().count("on_test_batch_end") == 8
+
+
+def test_a_generator_loses_no_batch_to_a_limited_evaluation() -> None:
+    source = iter(batches(3))
+    model = compiled()
+    model.evaluate(source, steps=2, verbose=0)
+    assert len(list(source)) == 1
+
+
+def test_a_generator_that_is_used_up_says_so() -> None:
+    model = compiled()
+    with pytest.raises(DataError, match="generator is an iterator, and all its batches have been used"):
+        model.fit((batch for batch in batches()), epochs=2, verbose=0)
+    assert int(model._state.leaves[-1]) == 3
+    with pytest.raises(DataError, match="yielded no batch"):
+        model.fit(iter(()), verbose=0)
+    with pytest.raises(DataError, match="list holds no batches|no examples"):
+        model.fit([], verbose=0)
+
+
+def test_an_iterable_may_bring_weights_and_take_no_labels_beside_it() -> None:
+    x, y = images(8), labels(8)
+    weight = np.linspace(0, 2, 8)
+    one, other = compiled(), compiled()
+    one.fit([(x, y, weight)], verbose=0)
+    other.fit(x, y, sample_weight=weight, batch_size=8, shuffle=False, verbose=0)
+    assert_same(values(one.module), values(other.module))
+    for arguments in ({"y": y}, {"sample_weight": weight}, {"class_weight": {0: 1.0}}):
+        with pytest.raises(DataError, match="makes its own batches"):
+            one.fit(batches(), verbose=0, **arguments)
+    with pytest.raises(DataError, match="validation_split needs arrays"):
+        one.fit(batches(), verbose=0, validation_split=0.5)
+    with pytest.raises(DataError, match="tuple of 4 entries"):
+        one.fit([(x, y, weight, 1)], verbose=0)
+
+
+def test_batches_of_resfit_itself_are_data() -> None:
+    data = resfit.data.ArrayBatches(images(), labels(), batch_size=BATCH, seed=0)
+    one, other = compiled(), compiled()
+    one.fit(data, epochs=2, verbose=0)
+    fit(other, epochs=2)
+    assert_same(values(one.module), values(other.module))
+
+
+def test_callbacks_must_derive_from_callback() -> None:
+    class Foreign:
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+    with pytest.raises(resfit.errors.CallbackError, match=r"Foreign.*resfit\.callbacks\.Callback"):
+        fit(compiled(), callbacks=[Foreign()])
