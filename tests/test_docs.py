@@ -1,5 +1,6 @@
 """Every code block of the README and of docs/ is run: python and diff blocks by executing, pycon blocks as doctests."""
 
+import ast
 import doctest
 import re
 from dataclasses import dataclass
@@ -63,6 +64,16 @@ def test_every_fence_of_a_page_is_seen() -> None:
     for page in PAGES:
         text = page.read_text()
         assert len(re.findall(r"^\s*(```|~~~|:::)", text, re.MULTILINE)) == 2 * len(blocks(text)), page.name
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "README.md").read_text())
+    assert named
+    for path, test in named:
+        functions = [
+            node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
+        ]
+        assert test in functions, f"{path}::{test}"
 
 
 @pytest.mark.parametrize(
