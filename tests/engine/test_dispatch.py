@@ -1,0 +1,131 @@
+"""One device, several devices, or nothing compiled: the same training."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.engine.dispatch import Placement, Throttle
+from resfit.errors import CompileError, LabelError
+from tests.helpers import PlainNet, TinyNet, assert_close, compiled, counting_compilations, fit, images, labels, values
+
+
+def model_on(dispatch: str, **arguments: Any) -> Any:
+    return compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch=dispatch, **arguments)
+
+
+@pytest.mark.parametrize("n", [8, 4, 6, 3])
+def test_a_step_on_four_devices_is_the_step_on_one_also_where_four_does_not_divide_the_batch(n: int) -> None:
+    one, four = model_on("jit"), model_on("sharded")
+    x, y = images(n), labels(n)
+    weight = np.linspace(0, 2, n)
+    for _ in range(2):  # the second one starts from a state that came back from the devices
+        np.testing.assert_allclose(
+            four.train_on_batch(x, y, sample_weight=weight), one.train_on_batch(x, y, sample_weight=weight), rtol=1e-5
+        )
+        assert_close(values(four.module), values(one.module), 1e-5)
+    np.testing.assert_allclose(four.test_on_batch(x, y), one.test_on_batch(x, y), rtol=1e-5)
+    np.testing.assert_allclose(four.predict_on_batch(x), one.predict_on_batch(x), atol=1e-5)
+
+
+def test_a_fit_on_four_devices_with_a_ragged_tail_and_validation_is_the_fit_on_one() -> None:
+    one, four = model_on("jit"), model_on("sharded")
+    validation = images(9, seed=5), labels(9)
+    for model in (one, four):
+        fit(model, images(22), labels(22), epochs=1, validation_data=validation)  # a tail of six
+    for name, found in four.history.history.items():
+        np.testing.assert_allclose(found, one.history.history[name], rtol=1e-4)
+    assert_close(values(four.module), values(one.module), 1e-4)
+    assert four.predict(images(), batch_size=7, verbose=0).shape == (20, 3)
+
+
+def test_a_net_that_was_trained_on_four_devices_lives_on_one() -> None:
+    model = model_on("sharded")
+    fit(model)
+    kernel = model.module.head.kernel[...]
+    assert len(kernel.sharding.device_set) == 1
+    assert len(model._state.leaves[0].sharding.device_set) == 4
+    model.module.eval()
+    np.testing.assert_allclose(model.module(images()), model.predict(images(), verbose=0), atol=1e-5)
+
+
+def test_on_four_devices_too_a_second_fit_compiles_nothing() -> None:
+    model = model_on("sharded")
+    fit(model)
+    with counting_compilations() as found:
+        model.learning_rate = 0.01
+        fit(model, epochs=2)
+    assert found == []
+
+
+def test_eager_is_the_same_training_with_nothing_compiled() -> None:
+    # No BatchNorm: every operation of an eager step is compiled on its own, and a convolution's are slow to.
+    jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind) for kind in ("jit", "eager"))
+    traces: list[bool] = []
+
+    class Looks(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            traces.append(isinstance(y, jax.core.Tracer))
+            return super().compute_loss(module, x, y, key=key, train=train)
+
+    for model in (jit, eager):
+        fit(model, images(12), labels(12), validation_data=(images(9), labels(9)))
+    assert_close(jit.history.history, eager.history.history, 1e-5)
+    assert_close(values(jit.module), values(eager.module), 1e-5)
+    assert_close(jit.predict(images(9), verbose=0), eager.predict(images(9), verbose=0), 1e-5)
+
+    looking = compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Looks, dispatch="eager")
+    looking.train_on_batch(images(8), labels(8))
+    assert traces == [False]
+
+
+def test_eager_finds_bad_labels_too_before_they_change_anything() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch="eager")
+    before = values(model.module)
+    for call in (fit, lambda model, x, y: model.test_on_batch(x, y)):
+        with pytest.raises(LabelError, match="y - 1"):
+            call(model, images(8), labels(8) + 1)
+    assert_close(values(model.module), before, 0)
+
+
+def test_auto_is_sharded_on_several_devices_and_jit_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Placement("auto").kind == "sharded"
+    assert len(Placement("auto").devices) == jax.device_count() == 4
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *_: devices[:1])
+    assert Placement("auto").kind == "jit"
+
+
+@pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("eager", 1), ("sharded", 4)])
+def test_a_batch_lies_where_its_step_runs(kind: str, devices: int) -> None:
+    placed = Placement(kind).place({"x": images(8), "y": labels(8)})
+    assert len(placed["x"].sharding.device_set) == devices
+    assert placed["x"].addressable_shards[0].data.shape[0] == 8 // devices
+    ragged = Placement(kind).place(images(6))
+    assert ragged.addressable_shards[0].data.shape[0] == 6  # whole, on each of them
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"Unknown dispatch 'pmap'.*'auto', 'jit', 'sharded', 'eager'"):
+        Placement("pmap")
+
+
+def test_the_host_runs_ahead_of_the_device_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    throttle = Throttle(2)
+    for step in range(5):
+        throttle.add(step)
+    assert waited == [0, 1, 2]
+
+
+def test_batch_norm_sees_the_batch_of_all_devices() -> None:
+    # Two halves with far apart means: per-device statistics would give each of them mean zero.
+    x = np.concatenate([images(4), images(4) + 10])
+    one, four = model_on("jit", learning_rate=0.0), model_on("sharded", learning_rate=0.0)
+    for model in (one, four):
+        model.train_on_batch(x, labels(8))
+    np.testing.assert_allclose(four.module.norm.var[...], one.module.norm.var[...], rtol=1e-5)
