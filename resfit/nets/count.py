@@ -131,11 +131,11 @@ def _multiply_adds(eqn: core.JaxprEqn) -> int:
     """Multiply-adds of one equation: one for every output and every input that the output sums over."""
     outputs = math.prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
     if eqn.primitive.name == "conv_general_dilated":
-        _, in_axis, *window = eqn.params["dimension_numbers"].rhs_spec
+        rhs_spec: tuple[int, ...] = eqn.params["dimension_numbers"].rhs_spec  # its output axis, input axis, window
         kernel = _shape(eqn.invars[1])
         # A transposed convolution's window meets an input in one of so many positions, and a zero in the others.
         positions: tuple[int, ...] = eqn.params["lhs_dilation"]
-        return outputs * math.prod(kernel[axis] for axis in (in_axis, *window)) // math.prod(positions)
+        return outputs * math.prod(kernel[axis] for axis in rhs_spec[1:]) // math.prod(positions)
     if eqn.primitive.name == "dot_general":
         contracted: tuple[int, ...] = eqn.params["dimension_numbers"][0][0]
         left = _shape(eqn.invars[0])

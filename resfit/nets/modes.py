@@ -33,5 +33,10 @@ def in_mode(module: nnx.Module, train: bool | None) -> tuple[Any, dict[str, bool
         view.train()
     else:
         view.eval()
+    return view, mode_keywords(module, train)
+
+
+def mode_keywords(module: nnx.Module, train: bool) -> dict[str, bool]:
+    """The keywords by which the call of a module, if it names any, takes its mode."""
     named = inspect.signature(type(module).__call__).parameters
-    return view, {name: value(train) for name, value in MODE_KEYWORDS.items() if name in named}
+    return {name: value(train) for name, value in MODE_KEYWORDS.items() if name in named}

@@ -10,7 +10,7 @@ from flax import nnx
 
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
-from resfit.nets.modes import in_mode
+from resfit.nets.modes import in_mode, mode_keywords
 from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, PadShortcut, ProjectionShortcut
 
 # Two images of which each axis is once even and once odd: a branch that rounds its size down where a shortcut rounds it
@@ -74,11 +74,11 @@ class Residual(nnx.Module):
     ) -> None:
         block = type(self).__name__
         probes = [jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32) for size in PROBE_SIZES]
-        branch_shapes = [_output_shape(branch, "branch", probe, block) for probe in probes]
+        branch_shapes = _output_shapes(branch, "branch", probes, block)
         if isinstance(shortcut, str):
             shortcut = _build_shortcut(shortcut, probes, branch_shapes, block, layers, rngs)
-        for probe, branch_shape in zip(probes, branch_shapes, strict=True):
-            shortcut_shape = _output_shape(shortcut, "shortcut", probe, block)
+        shortcut_shapes = _output_shapes(shortcut, "shortcut", probes, block)
+        for probe, branch_shape, shortcut_shape in zip(probes, branch_shapes, shortcut_shapes, strict=True):
             if shortcut_shape != branch_shape:
                 raise ShortcutShapeError(
                     f"{block} cannot add its branch to its shortcut: an input of shape {probe.shape} leaves the branch "
@@ -112,24 +112,35 @@ def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
     return output
 
 
-def _output_shape(module: object, role: str, image: jax.ShapeDtypeStruct, block: str) -> tuple[int, ...]:
-    """The shape a module leaves an image in, by abstract evaluation of a copy: nothing is computed, nothing moves."""
+def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct], block: str) -> list[tuple[int, ...]]:
+    """The shapes in which a module leaves images, by abstract evaluation of a copy: nothing is computed or moved."""
     if not isinstance(module, nnx.Module) or not callable(module):
         raise BlockError(
             f"{block} received a {type(module).__name__} as its {role}. Expected an nnx.Module with a __call__. Wrap "
             "functions in a module, for example nnx.Sequential(f)."
         )
     graphdef, state = nnx.split(module)
+    # Shapes alone: while a network is itself built abstractly, JAX would ask each tracer for more than it has.
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+
+    def call(state: Any, images: list[jax.Array]) -> list[Any]:
+        copy: Any = nnx.merge(graphdef, state)
+        return [copy(x, **mode_keywords(copy, train=False)) for x in images]
+
     try:
-        output = jax.eval_shape(lambda state, x: _call(nnx.merge(graphdef, state), x, train=False), state, image)
+        outputs = jax.eval_shape(call, state, probes)
     except (TypeError, ValueError, EinopsError) as error:
         raise ShortcutShapeError(
-            f"{block} received a {role}, {type(module).__name__}, that cannot take an input of shape {image.shape}: "
-            f"{error}. Expected a module from images of {image.shape[-1]} channels to images. Build the {role} for "
-            "that many channels, or give the block the in_channels that its input has."
+            f"{block} received a {role}, {type(module).__name__}, that cannot take inputs of shape {probes[0].shape} "
+            f"and {probes[1].shape}: {error}. Expected a module from images of {probes[0].shape[-1]} channels to "
+            f"images. Build the {role} for that many channels, or give the block the in_channels that its input has."
         ) from error
-    return tuple(output.shape)
+    if not all(isinstance(output, jax.ShapeDtypeStruct) for output in outputs):
+        raise ShortcutShapeError(
+            f"{block} received a {role}, {type(module).__name__}, that returns {jax.tree.structure(outputs[0])}. Expected "
+            "one array, which is what can be added. Return only the image."
+        )
+    return [tuple(output.shape) for output in outputs]
 
 
 def _build_shortcut(

@@ -1,0 +1,101 @@
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit import weights
+from resfit.errors import WeightsError
+from resfit.nets import ResNet, ResNetSpec
+
+THIN = {
+    "basic, imagenet": ResNetSpec(depths=(1, 1), widths=(4, 8), num_classes=3),
+    "bottleneck, cifar": ResNetSpec(depths=(2, 1), widths=(2, 3), block="bottleneck", stem="cifar", num_classes=3),
+    "option A": ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", shortcut="A", num_classes=3),
+    "bfloat16 parameters": ResNetSpec(depths=(1,), widths=(4,), stem="cifar", num_classes=3, param_dtype="bfloat16"),
+}
+
+
+def net(spec: ResNetSpec, seed: int = 0) -> ResNet:
+    return ResNet(spec, rngs=nnx.Rngs(seed))
+
+
+def leaves(module: nnx.Module) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module))]
+
+
+@pytest.mark.parametrize("spec", THIN.values(), ids=THIN)
+def test_a_round_trip_keeps_every_bit(spec: ResNetSpec) -> None:
+    source, target = net(spec), net(spec, seed=1)
+    for index, (_, statistic) in enumerate(nnx.iter_graph(nnx.state(source, nnx.BatchStat))):
+        if isinstance(statistic, nnx.BatchStat):
+            statistic.set_value(statistic.get_value() + index)
+    weights.load_state_dict(target, weights.state_dict(source))
+    for before, after in zip(leaves(source), leaves(target), strict=True):
+        assert before.dtype == after.dtype
+        assert before.tobytes() == after.tobytes()
+
+
+def test_arrays_lie_as_in_pytorch() -> None:
+    module = net(THIN["basic, imagenet"])
+    held = weights.state_dict(module)
+    kernel = np.asarray(module.stem.conv.kernel[...])  # (height, width, in, out)
+    np.testing.assert_array_equal(held["conv1.weight"][1, 2], kernel[:, :, 2, 1])
+    np.testing.assert_array_equal(held["fc.weight"], np.asarray(module.head.dense.kernel[...]).T)
+
+
+def test_a_state_dict_is_a_copy() -> None:
+    module = net(THIN["option A"])
+    held = weights.state_dict(module)
+    before = leaves(module)
+    for value in held.values():
+        value += 1
+    for old, new in zip(before, leaves(module), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_count_of_batches_is_ignored() -> None:
+    module = net(THIN["option A"])
+    weights.load_state_dict(module, weights.state_dict(module) | {"bn1.num_batches_tracked": np.array(7)})
+
+
+def test_a_network_without_arrays_can_be_filled() -> None:
+    source = net(THIN["basic, imagenet"])
+    target = nnx.eval_shape(lambda: net(THIN["basic, imagenet"]))
+    weights.load_state_dict(target, weights.state_dict(source))
+    for before, after in zip(leaves(source), leaves(target), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_every_misfit_is_listed_and_nothing_changes() -> None:
+    module = net(THIN["basic, imagenet"])
+    before = leaves(module)
+    wrong = {name: value + 1 for name, value in weights.state_dict(module).items()}
+    del wrong["layer1.0.bn1.weight"], wrong["conv1.weight"]
+    wrong["layer9.0.conv1.weight"] = np.zeros((2, 2))
+    wrong["fc.weight"] = np.zeros((1000, 8))
+    with pytest.raises(WeightsError) as raised:
+        weights.load_state_dict(module, wrong)
+    message = str(raised.value)
+    for expected in (
+        "4 of its entries",
+        "missing: conv1.weight, of shape (4, 3, 7, 7)",
+        "missing: layer1.0.bn1.weight, of shape (4,)",
+        "unexpected: layer9.0.conv1.weight, of shape (2, 2)",
+        "mis-shaped: fc.weight has shape (1000, 8), expected (3, 8)",
+        "num_classes",
+    ):
+        assert expected in message
+    for old, new in zip(before, leaves(module), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_an_unknown_naming_is_refused() -> None:
+    with pytest.raises(WeightsError, match=re.escape("['torchvision']")):
+        weights.state_dict(net(THIN["option A"]), naming="caffe")
+
+
+def test_a_module_that_has_no_names_there_is_refused() -> None:
+    with pytest.raises(WeightsError, match=r"holds layers\.0\."):
+        weights.state_dict(nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
