@@ -137,8 +137,8 @@ def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct]
         ) from error
     if not all(isinstance(output, jax.ShapeDtypeStruct) for output in outputs):
         raise ShortcutShapeError(
-            f"{block} received a {role}, {type(module).__name__}, that returns {jax.tree.structure(outputs[0])}. Expected "
-            "one array, which is what can be added. Return only the image."
+            f"{block} received a {role}, {type(module).__name__}, that returns {jax.tree.structure(outputs[0])}. "
+            "Expected one array, which is what can be added. Return only the image."
         )
     return [tuple(output.shape) for output in outputs]
 

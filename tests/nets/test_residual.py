@@ -1,0 +1,232 @@
+"""Residual: one addition, one activation after it, and a shortcut that is checked when the block is built."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+
+from resfit.errors import BlockError, ShortcutShapeError
+from resfit.nets import (
+    BasicBlock,
+    BottleneckBlock,
+    IdentityShortcut,
+    Layers,
+    PadShortcut,
+    ProjectionShortcut,
+    Residual,
+)
+
+X = jax.random.normal(jax.random.key(0), (2, 6, 7, 4))
+
+
+def conv(in_channels: int, out_channels: int, kernel: int = 3, strides: Any = 1, padding: Any = None) -> nnx.Conv:
+    padding = kernel // 2 if padding is None else padding
+    return nnx.Conv(in_channels, out_channels, (kernel, kernel), strides, padding=padding, rngs=nnx.Rngs(1))
+
+
+def residual(branch: nnx.Module, shortcut: Any = "auto", **kwargs: Any) -> Residual:
+    return Residual(branch, shortcut, in_channels=4, rngs=nnx.Rngs(2), **kwargs)
+
+
+class ChannelsFirst(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rearrange(x, "n h w c -> n c h w")
+
+
+class Flatten(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rearrange(x, "n h w c -> n (h w c)")
+
+
+class Two(nnx.Module):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x, x
+
+
+class Broken(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.there_is_no_such_layer(x)
+
+
+def test_the_activation_follows_the_addition() -> None:
+    branch = conv(4, 4)
+    expected = jnp.maximum(branch(X) + X, 0)
+    np.testing.assert_array_equal(residual(branch)(X), expected)
+    assert (expected == 0).any()
+    assert (residual(branch, activation=lambda x: x)(X) < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("branch", "shortcut", "kind", "strides"),
+    [
+        (conv(4, 4), "auto", IdentityShortcut, None),
+        (conv(4, 4), "identity", IdentityShortcut, None),
+        (conv(4, 4), "A", IdentityShortcut, None),
+        (conv(4, 8), "auto", ProjectionShortcut, (1, 1)),
+        (conv(4, 4, strides=2), "auto", ProjectionShortcut, (2, 2)),
+        (conv(4, 2, strides=3), "B", ProjectionShortcut, (3, 3)),
+        (conv(4, 8, strides=(2, 1)), "auto", ProjectionShortcut, (2, 1)),
+        (conv(4, 8, strides=2), "A", PadShortcut, (2, 2)),
+    ],
+)
+def test_the_shortcut_is_what_the_shapes_ask_for(branch: nnx.Module, shortcut: str, kind: type, strides: Any) -> None:
+    block = residual(branch, shortcut)
+    assert type(block.shortcut) is kind
+    if kind is ProjectionShortcut:
+        assert block.shortcut.conv.strides == strides
+    assert block(X).shape == branch(X).shape
+    assert block.out_channels == branch(X).shape[-1]
+
+
+MISFITS = {
+    "identity across channels": (conv(4, 8), "identity"),
+    "identity across strides": (conv(4, 4, strides=2), "identity"),
+    "option A takes no channels away": (conv(4, 2), "A"),
+    "a window without padding": (conv(4, 4, padding="VALID"), "auto"),
+    "a size rounded down": (conv(4, 4, kernel=2, strides=2, padding=0), "auto"),
+    "a branch for other channels": (conv(5, 4), "auto"),
+    "channels first": (ChannelsFirst(), "auto"),
+    "no image": (Flatten(), "auto"),
+    "no array": (Two(), "auto"),
+    "a shortcut of one's own with another stride": (conv(4, 8, strides=2), conv(4, 8, kernel=1)),
+    "a shortcut of one's own for other channels": (conv(4, 4), conv(5, 4)),
+}
+
+
+@pytest.mark.parametrize(("branch", "shortcut"), MISFITS.values(), ids=MISFITS)
+def test_what_cannot_be_added_is_refused_when_built(branch: nnx.Module, shortcut: Any) -> None:
+    with pytest.raises(ShortcutShapeError, match=r"Residual.*Expected") as raised:
+        residual(branch, shortcut)
+    assert type(raised.value) is ShortcutShapeError
+
+
+def test_the_error_names_block_shapes_and_remedy() -> None:
+    with pytest.raises(ShortcutShapeError) as raised:
+        BasicBlock(4, 8, strides=2, shortcut="identity", rngs=nnx.Rngs(0))
+    for expected in ("BasicBlock", "(1, 32, 33, 8)", "(1, 64, 65, 4)", "IdentityShortcut", "shortcut='auto'"):
+        assert expected in str(raised.value)
+
+
+def test_a_projection_without_rngs_is_refused_and_an_identity_needs_none() -> None:
+    Residual(conv(4, 4), in_channels=4)
+    Residual(conv(4, 8), "A", in_channels=4)
+    with pytest.raises(ShortcutShapeError, match=r"rngs=nnx\.Rngs"):
+        Residual(conv(4, 8), in_channels=4)
+
+
+def test_a_mistake_inside_a_branch_is_shown_as_itself() -> None:
+    with pytest.raises(AttributeError, match="there_is_no_such_layer"):
+        residual(Broken())
+
+
+def test_unknown_shortcuts_and_functions_are_refused() -> None:
+    with pytest.raises(BlockError, match=r"'C'.*'auto'"):
+        residual(conv(4, 4), "C")
+    with pytest.raises(BlockError, match=r"function.*nnx\.Sequential"):
+        residual(nnx.relu)
+    with pytest.raises(BlockError, match="shortcut"):
+        residual(conv(4, 4), nnx.relu)
+
+
+def test_a_subclass_cannot_bypass_the_addition() -> None:
+    with pytest.raises(BlockError, match="Early defines __call__"):
+
+        class Early(Residual):
+            def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+                return x + self.activation(self.branch(x))
+
+
+def test_a_subclass_writes_its_branch_alone() -> None:
+    class Pointwise(Residual):
+        def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+            super().__init__(nnx.Conv(channels, channels, (1, 1), rngs=rngs), in_channels=channels, rngs=rngs)
+
+    block = Pointwise(4, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(block(X), nnx.relu(X + block.branch(X)))
+
+
+def test_building_moves_no_statistic_of_the_branch() -> None:
+    branch = nnx.Sequential(conv(4, 4), nnx.BatchNorm(4, rngs=nnx.Rngs(0)))  # flax's norm, born in training mode
+    residual(branch)
+    norm = branch.layers[1]
+    assert not norm.use_running_average
+    np.testing.assert_array_equal(norm.mean[...], 0)
+
+
+# How branches of one's own take their mode: by flags alone, by a keyword, or by a keyword that reaches only one layer.
+
+
+class ByFlags(nnx.Module):
+    def __init__(self) -> None:
+        self.norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dropout(self.norm(x))
+
+
+class ByTrain(ByFlags):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.dropout(self.norm(x, use_running_average=not train), deterministic=not train)
+
+
+class ByDeterministic(ByFlags):
+    def __call__(self, x: jax.Array, deterministic: bool = False) -> jax.Array:
+        return self.dropout(self.norm(x), deterministic=deterministic)
+
+
+class ByAttribute(nnx.Module):
+    """A layer with a bare flag that `nnx.view` does not know of."""
+
+    def __init__(self) -> None:
+        self.norm = nnx.BatchNorm(4, use_running_average=None, rngs=nnx.Rngs(0))
+        self.deterministic = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x, use_running_average=self.deterministic)
+
+
+@pytest.mark.parametrize("kind", [ByFlags, ByTrain, ByDeterministic, ByAttribute])
+def test_train_decides_for_every_layer_of_a_branch(kind: type[Any]) -> None:
+    branch = kind()
+    flags = {path: vars(module).copy() for path, module in nnx.iter_modules(branch)}
+    block = residual(branch)
+    first, second = block(X, train=False), block(X, train=False)
+    np.testing.assert_array_equal(first, second)  # no dropout
+    np.testing.assert_array_equal(branch.norm.mean[...], 0)  # no statistic moved
+    trained = block(X, train=True)
+    assert (branch.norm.mean[...] != 0).all()
+    assert not np.allclose(trained, first)
+    for path, module in nnx.iter_modules(branch):  # and the branch's own flags are what they were
+        for name in ("use_running_average", "deterministic"):
+            assert vars(module).get(name) == flags[path].get(name)
+
+
+def test_a_bare_call_follows_the_branchs_own_flags() -> None:
+    branch = ByFlags()
+    block = residual(branch)
+    block.eval()
+    block(X)
+    np.testing.assert_array_equal(branch.norm.mean[...], 0)
+    block.train()
+    block(X)
+    assert (branch.norm.mean[...] != 0).all()
+
+
+def test_a_projection_is_trained_with_its_block() -> None:
+    block = BottleneckBlock(4, 4, rngs=nnx.Rngs(0))
+    block(X, train=False)
+    np.testing.assert_array_equal(block.shortcut.norm.mean[...], 0)
+    block(X, train=True)
+    assert (block.shortcut.norm.mean[...] != 0).all()
+
+
+def test_statistics_move_under_jit_and_grad() -> None:
+    block = BasicBlock(4, 8, rngs=nnx.Rngs(0), layers=Layers(unbiased_variance=True))
+    nnx.jit(nnx.grad(lambda block, x: block(x, train=True).sum()))(block, X)
+    for norm in (block.branch.norm1, block.branch.norm2, block.shortcut.norm):
+        assert (norm.mean[...] != 0).any()
