@@ -188,7 +188,7 @@ def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tupl
         raise DataError(f"Expected validation_split to be between 0 and 1, got {fraction}.")
     x, y, weight = as_arrays(x, y, weight)
     n = len(jax.tree.leaves(x)[0])
-    cut = int(n * (1 - fraction))
+    cut = int(n * (1 - fraction) + 1e-6)  # 10 * (1 - 0.9) is 0.9999999999999998
     if not 0 < cut < n:
         raise DataError(
             f"validation_split={fraction} of {n} examples leaves one side empty. Expected examples on both."

@@ -1,0 +1,115 @@
+"""Batches that somebody else makes, and runs cut into epochs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resfit.data import ArrayBatches, Batches, Epochs, IterableBatches
+from resfit.errors import DataError
+
+
+def source(n: int = 3) -> Iterator[Any]:
+    for i in range(n):
+        yield np.full((2, 1), i), np.array([i, i])
+
+
+def first(batches: Iterator[Any]) -> list[int]:
+    return [int(batch.x[0].item()) for batch in batches]
+
+
+def test_both_kinds_of_data_are_batches() -> None:
+    assert isinstance(IterableBatches([1]), Batches)
+    assert isinstance(ArrayBatches(np.arange(3), batch_size=2), Batches)
+    assert not isinstance([1], Batches)
+
+
+@pytest.mark.parametrize(
+    ("item", "y", "weight"),
+    [
+        (np.zeros((2, 1)), None, None),
+        ((np.zeros((2, 1)),), None, None),
+        ((np.zeros((2, 1)), [0, 1]), [0, 1], None),
+        ((np.zeros((2, 1)), [0, 1], [1, 2]), [0, 1], [1, 2]),
+        (({"a": np.zeros((2, 1))}, [0, 1]), [0, 1], None),
+        ({"a": np.zeros((2, 1))}, None, None),
+    ],
+)
+def test_an_item_is_x_or_a_tuple_of_x_y_and_weight(item: Any, y: Any, weight: Any) -> None:
+    (batch,) = IterableBatches([item]).epoch(0)
+    assert batch.size == 2
+    assert (None if batch.y is None else batch.y.tolist()) == y
+    assert (None if batch.weight is None else batch.weight.tolist()) == weight
+    assert batch.mask is None
+
+
+def test_a_list_starts_again_in_every_epoch_and_knows_its_length() -> None:
+    batches = IterableBatches(list(source()))
+    assert batches.steps == 3
+    assert first(batches.epoch(0)) == first(batches.epoch(1)) == [0, 1, 2]
+
+
+def test_an_iterator_goes_on_where_it_was_left_and_says_when_it_is_used_up() -> None:
+    batches = IterableBatches(source())
+    assert batches.steps is None
+    first_epoch = batches.epoch(0)
+    next(first_epoch)
+    first_epoch.close()  # as after `steps` batches
+    assert first(batches.epoch(0)) == [1, 2]
+    with pytest.raises(DataError, match="all its batches have been used"):
+        next(batches.epoch(1))
+
+
+def test_an_iterable_without_batches_is_an_error_not_an_empty_success() -> None:
+    with pytest.raises(DataError, match="list holds no batches"):
+        IterableBatches([])
+    with pytest.raises(DataError, match="generator yielded no batch in epoch 0"):
+        next(IterableBatches(source(0)).epoch(0))
+
+
+@pytest.mark.parametrize("item", [(1, 2, 3, 4), (), "text", (np.zeros(2), np.zeros(3))])
+def test_what_is_no_batch_is_refused(item: Any) -> None:
+    with pytest.raises(DataError):
+        next(IterableBatches([item]).epoch(0))
+
+
+def test_an_epoch_is_one_pass_unless_steps_are_given() -> None:
+    epochs = Epochs(IterableBatches(list(source())), None)
+    assert epochs.steps == 3
+    assert [first(epochs.next()) for _ in range(2)] == [[0, 1, 2]] * 2
+    assert epochs.passes == 2
+
+
+def test_epochs_of_a_given_length_follow_one_another_without_a_gap() -> None:
+    epochs = Epochs(IterableBatches(list(source())), 2)
+    assert [first(epochs.next()) for _ in range(4)] == [[0, 1], [2, 0], [1, 2], [0, 1]]
+    assert epochs.passes == 3
+
+
+def test_epochs_longer_than_a_pass_run_into_the_next_one() -> None:
+    epochs = Epochs(IterableBatches(list(source())), 7)
+    assert first(epochs.next()) == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_the_passes_begun_before_decide_the_order_of_the_next() -> None:
+    def order(start: int) -> list[int]:
+        data = ArrayBatches(np.arange(12), batch_size=3, seed=5)
+        return first(Epochs(data, None, start).next())
+
+    data = ArrayBatches(np.arange(12), batch_size=3, seed=5)
+    run = Epochs(data, None)
+    assert [first(run.next()) for _ in range(3)] == [order(0), order(1), order(2)]
+    assert order(0) != order(1)
+
+
+def test_too_short_an_iterator_for_its_steps_says_so() -> None:
+    epochs = Epochs(IterableBatches(source(3)), 2)
+    assert first(epochs.next()) == [0, 1]
+    with pytest.raises(DataError, match="all its batches have been used"):
+        list(epochs.next())
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(DataError, match="positive, got 0"):
+        Epochs(IterableBatches([1]), 0)
