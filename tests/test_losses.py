@@ -1,0 +1,145 @@
+"""What labels mean, and what is ambiguous. Values are checked in tests/properties and tests/test_model.py."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resfit import losses
+from resfit.errors import CompileError, LabelError
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "kind"),
+    [
+        ((4, 10), jnp.zeros(4, jnp.int32), "classes"),
+        ((4, 10), jnp.zeros((4, 1), jnp.uint8), "classes"),
+        ((10, 10), jnp.zeros(10, jnp.int32), "classes"),
+        ((4, 10), jnp.zeros((4, 10)), "soft"),
+        ((4, 10), jnp.zeros((4, 10), jnp.int32), "soft"),
+        ((4, 2), jnp.zeros((4, 2), bool), "soft"),
+        ((4, 2), jnp.zeros(4, jnp.int32), "classes"),
+        ((4, 1), jnp.zeros(4, jnp.int32), "binary"),
+        ((4, 1), jnp.zeros((4, 1), bool), "binary"),
+        ((4,), jnp.zeros(4), "binary"),
+        ((4,), jnp.zeros((4, 1)), "binary"),
+    ],
+)
+def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kind: str) -> None:
+    task = losses.task(jnp.zeros(logits), labels)
+    assert task.kind == kind
+    assert task.labels.ndim == {"classes": 1, "soft": 2, "binary": 1}[kind]
+    assert task.logits.ndim == {"classes": 2, "soft": 2, "binary": 1}[kind]
+    assert losses.cross_entropy(jnp.zeros(logits), labels).shape == logits[:1]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ((4, 10), jnp.zeros(5, jnp.int32), r"logits of shape \(4, 10\) and labels of shape \(5,\)"),
+        ((4, 10), jnp.zeros(4), "must be integers"),
+        ((4, 10), jnp.zeros((4, 1)), "must be integers"),
+        ((4, 10), jnp.zeros(4, bool), "must be integers"),
+        ((4, 10), jnp.zeros((4, 9)), r"as many columns as the network has outputs \(10\)"),
+        ((4, 10), jnp.zeros((4, 9), jnp.int32), r"as many columns"),
+        ((4, 1), jnp.zeros((4, 3)), "One logit per example is binary"),
+        ((4, 2, 2, 10), jnp.zeros(4, jnp.int32), "global pooling and a dense layer"),
+        ((4, 10), jnp.zeros((4, 1, 1), jnp.int32), "class numbers or"),
+    ],
+)
+def test_what_cannot_belong_together_is_refused(logits: Any, labels: Any, message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        losses.task(jnp.zeros(logits), labels)
+
+
+def test_several_outputs_or_labels_need_a_loss_of_ones_own() -> None:
+    for logits, labels in (({"a": jnp.zeros(3)}, jnp.zeros(3)), (jnp.zeros((3, 2)), [jnp.zeros(3)])):
+        with pytest.raises(LabelError, match=r"one array of .*Model\.compute_loss"):
+            losses.task(logits, labels)
+
+
+def test_losses_are_float32_whatever_the_logits_are() -> None:
+    half, labels = jnp.ones((4, 3), jnp.bfloat16), jnp.zeros(4, jnp.int32)
+    assert losses.cross_entropy(half, labels).dtype == jnp.float32
+    assert losses.mean_squared_error(half, jnp.zeros((4, 3), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_binary_cross_entropy_averages_independent_outputs() -> None:
+    logits, labels = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), jnp.array([[1, 0, 1], [0, 0, 1]])
+    expected = optax.sigmoid_binary_cross_entropy(logits, labels).mean(axis=1)
+    np.testing.assert_allclose(losses.binary_cross_entropy(logits, labels), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.binary_cross_entropy, losses.mean_squared_error])
+def test_columns_never_broadcast_against_rows(loss: Any) -> None:
+    # (n, 1) against (n,) is the classic silent (n, n) of a regression.
+    outputs, targets = jnp.arange(4.0)[:, None], jnp.array([1.0, 0.0, 1.0, 0.0])
+    np.testing.assert_allclose(loss(outputs, targets), loss(outputs[:, 0], targets), rtol=1e-6)
+    assert loss(outputs, targets).shape == (4,)
+    with pytest.raises(LabelError, match=r"outputs of shape \(4, 1\) and targets of shape \(4, 2\)"):
+        loss(outputs, jnp.zeros((4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("auto", losses.cross_entropy),
+        ("sparse_categorical_crossentropy", losses.cross_entropy),
+        ("categorical_crossentropy", losses.cross_entropy),
+        ("binary_crossentropy", losses.binary_cross_entropy),
+        ("mse", losses.mean_squared_error),
+        ("mean_squared_error", losses.mean_squared_error),
+    ],
+)
+def test_names_and_those_of_keras_name_losses(name: str, loss: Any) -> None:
+    assert losses.get(name) is loss
+
+
+def test_a_function_is_a_loss_and_anything_else_is_not() -> None:
+    assert losses.get(optax.l2_loss) is optax.l2_loss
+    with pytest.raises(CompileError, match="Unknown loss 'hinge'"):
+        losses.get("hinge")
+    with pytest.raises(CompileError, match="got int"):
+        losses.get(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits_shape"),
+    [
+        (np.array([0, 9]), (2, 10)),
+        (np.array([[0], [9]]), (2, 10)),
+        (np.eye(3), (3, 3)),
+        (np.full((2, 3), 1 / 3, np.float32), (2, 3)),
+        (np.eye(3, dtype=bool), (3, 3)),
+        (np.array([0.0, 0.3, 1.0]), (3, 1)),
+        (np.array([True, False]), (2,)),
+        (np.zeros(0, int), (2, 3)),
+    ],
+)
+def test_good_values_of_labels_pass(labels: Any, logits_shape: Any) -> None:
+    losses.check_labels(labels, logits_shape)
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits_shape", "message"),
+    [
+        (np.array([1, 10]), (2, 10), "run from 1 to 10.*10 outputs: expected 0 to 9.*y - 1"),
+        (np.array([0, 10]), (2, 10), "num_classes=11"),
+        (np.array([-1, 3]), (2, 10), "run from -1 to 3.*sample_weight 0"),
+        (np.array([[0], [10]]), (2, 10), "num_classes=11"),
+        (np.array([0, 255], np.uint8), (2, 10), "num_classes=256"),
+        (np.array([2**40]), (1, 10), "to 1099511627776"),
+        (np.array([[0.5, 0.4]]), (1, 2), "Row 0 of the targets sums to 0.9"),
+        (np.array([[1, 0, 0], [1, 1, 0]]), (2, 3), "Row 1 of the targets sums to 2.*binary_cross_entropy"),
+        (np.array([[1.5, -0.5]]), (1, 2), "smallest -0.5"),
+        (np.array([[np.nan, 1]]), (1, 2), "NaN or infinity"),
+        (np.array([0.0, np.inf]), (2, 1), "NaN or infinity"),
+        (np.array([0, 2]), (2, 1), "binary: expected 0 to 1"),
+        (np.array([-1, 1]), (2,), "binary: expected 0 to 1"),
+    ],
+)
+def test_bad_values_of_labels_are_refused_with_a_remedy(labels: Any, logits_shape: Any, message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        losses.check_labels(labels, logits_shape)

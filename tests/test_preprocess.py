@@ -1,0 +1,92 @@
+"""Preprocessing: uint8 images are scaled, floats are left alone, and the rest says why not."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit import preprocess
+from resfit.errors import CompileError, DataError
+from resfit.preprocess import Auto, Normalize
+from tests.helpers import BATCH, PlainNet, assert_close, compiled, fit, images, labels, values
+
+BYTES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
+
+
+def test_eight_bit_images_are_scaled_and_floats_left_alone() -> None:
+    np.testing.assert_allclose(Auto()(jnp.asarray(BYTES)), BYTES / 255, rtol=1e-6)
+    floats = jnp.asarray(images()) * 300
+    assert Auto()(floats) is floats
+    both = Auto()({"image": jnp.asarray(BYTES), "side": jnp.arange(20)})
+    assert both["side"].dtype == jnp.int32  # numbers that are no images
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.int16, np.uint16])
+def test_other_integer_images_are_refused_with_a_remedy(dtype: Any) -> None:
+    with pytest.raises(DataError, match=r"integers other than uint8.*astype\('uint8'\)"):
+        Auto()(jnp.asarray(BYTES.astype(dtype)))
+
+
+def test_normalize_works_per_channel_in_units_of_zero_to_one() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+    found = Normalize(mean=(0.1, 0.2, 0.3), std=(1, 2, 4))(jnp.asarray(x))
+    np.testing.assert_allclose(found, (x / 255 - [0.1, 0.2, 0.3]) / [1, 2, 4], atol=1e-6)
+    half = Normalize(mean=(0.1,), std=(2,))(jnp.ones((1, 2, 2, 1), jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+
+
+def test_normalize_refuses_what_does_not_fit() -> None:
+    with pytest.raises(DataError, match="1 channel means.*have 3 channels"):
+        Normalize(mean=(0.5,), std=(1,))(jnp.ones((1, 2, 2, 3)))
+    for mean, std in (((0.5,), (1, 1)), ((0.5,), (0,)), ((0.5,), (-1,))):
+        with pytest.raises(CompileError, match="positive std per channel"):
+            Normalize(mean=mean, std=std)
+
+
+@pytest.mark.parametrize("given", ["imagenet", 3, True])
+def test_what_is_no_preprocessing_is_refused(given: Any) -> None:
+    with pytest.raises(CompileError, match="Expected preprocess to be 'auto', None or a function"):
+        preprocess.get(given)
+
+
+@pytest.mark.parametrize("given", [None, Auto(), Normalize(mean=(0.5,), std=(0.25,))])
+def test_what_resfit_defines_survives_a_round_trip_through_a_file(given: Any) -> None:
+    import json
+
+    assert preprocess.from_config(json.loads(json.dumps(preprocess.to_config(given)))) == given
+
+
+def test_a_function_of_ones_own_is_only_named_in_a_file() -> None:
+    assert preprocess.to_config(lambda x: x) == {"kind": "custom"}
+    with pytest.raises(CompileError, match="Unknown preprocessing"):
+        preprocess.from_config({"kind": "Whiten"})
+
+
+def test_training_evaluation_and_prediction_all_see_the_preprocessed_images() -> None:
+    def scale(x: Any) -> Any:
+        return x.astype(jnp.float32) / 255
+
+    for given in ("auto", scale):
+        one, other = (compiled(PlainNet(rngs=nnx.Rngs(0)), preprocess=p) for p in (given, None))
+        x = BYTES.astype(np.float32) / 255
+        fit(one, BYTES, labels())
+        fit(other, x, labels())
+        assert_close(values(one.module), values(other.module), 1e-5)
+        assert_close(one.predict(BYTES, verbose=0), other.predict(x, verbose=0), 1e-5)
+        assert_close(one.predict_on_batch(BYTES), other.predict_on_batch(x), 1e-5)
+        assert_close(one.evaluate(BYTES, labels(), BATCH, verbose=0), other.evaluate(x, labels(), BATCH, verbose=0), 1e-5)
+
+
+def test_none_hands_images_on_as_they_are() -> None:
+    seen: list[Any] = []
+
+    class Looks(PlainNet):
+        def __call__(self, x: Any) -> Any:
+            seen.append(x.dtype)
+            return super().__call__(x.astype(jnp.float32))
+
+    compiled(Looks(rngs=nnx.Rngs(0)), preprocess=None).predict(BYTES, verbose=0)
+    compiled(Looks(rngs=nnx.Rngs(0))).predict(BYTES, verbose=0)
+    assert seen == [jnp.uint8, jnp.float32]
