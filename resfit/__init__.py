@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, weights
+from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
 from resfit.model import Model
 from resfit.nets import create_model, list_models
 
@@ -24,5 +24,6 @@ __all__ = [
     "optimizers",
     "plots",
     "preprocess",
+    "schedules",
     "weights",
 ]

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": set(),
     "metrics": {"losses"},
     "optimizers": set(),
+    "schedules": set(),
     "preprocess": set(),
     "augment": set(),
     "plots": set(),
