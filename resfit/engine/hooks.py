@@ -1,7 +1,7 @@
 """Callbacks: the protocol, the list that fires hooks, and logs that cost nothing until they are read."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -88,6 +88,11 @@ class LazyLogs(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def batch_losses(logs: Sequence[LazyLogs]) -> list[float]:
+    """Several batches' own losses, read in one transfer."""
+    return [float(loss) for loss in read([log._loss for log in logs])]
 
 
 def as_float(value: Any) -> Any:
@@ -186,6 +191,13 @@ class Callback:
 
     def on_exception(self, exception: BaseException) -> None:
         """Called when `fit` (before on_train_end), `evaluate` or `predict` is left by an exception. Not in Keras."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know to go on as if it had never stopped: JSON values and arrays. Not in Keras."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave, after on_train_begin of the run that goes on. Not in Keras."""
 
 
 # A hook whose default calls another one must be fired for those who override only the other.

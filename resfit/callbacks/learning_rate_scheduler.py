@@ -1,0 +1,117 @@
+"""Sets the learning rate by a function of the epoch, or of the step."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from resfit.callbacks.every import Every
+from resfit.callbacks.rate import require_settable
+from resfit.engine.hooks import Callback, Logs
+from resfit.errors import CallbackError
+
+_log = logging.getLogger("resfit")
+
+
+class LearningRateScheduler(Callback):
+    """Sets the learning rate before every epoch, or every some steps, by a function. Nothing is compiled again.
+
+    The epoch's logs gain `learning_rate`, the one that the epoch ended with; with steps, so do the batches' logs. A
+    schedule that is known beforehand is simpler, and inside the compiled step, as `compile(learning_rate=schedule)`.
+
+    Args:
+      schedule: (epoch) or (epoch, learning rate) -> learning rate. Epochs are counted from zero. It is given the rate
+        if its second parameter has no default, or is called `lr` or `learning_rate`. optax's schedules fit.
+      verbose: 1 logs each change.
+      every: "epoch", as in Keras; or a number of steps, before each of which the function is called with the number of
+        training steps done instead of the epoch. Steps are counted on in a second `fit` with the same object.
+
+    Raises:
+      CallbackError: if schedule is no function of one or two arguments, or returns something else than a number >= 0;
+        at the beginning of `fit` if the model's learning rate cannot be set.
+
+    Example:
+      >>> halved = LearningRateScheduler(lambda epoch, rate: rate / 2 if epoch % 10 == 9 else rate)
+      >>> warmup = LearningRateScheduler(lambda step: 0.1 * min(1, (step + 1) / 500), every=1)
+    """
+
+    def __init__(self, schedule: Callable[..., Any], verbose: int = 0, every: str | int = "epoch") -> None:
+        if not callable(schedule):
+            raise CallbackError(
+                f"Expected schedule to be a function (epoch) or (epoch, learning rate), got {schedule!r}."
+            )
+        if not isinstance(every, str | int):
+            raise CallbackError(f"Expected every to be 'epoch' or a number of steps, got {every!r}.")
+        self._schedule = schedule
+        self._takes_rate = _takes_rate(schedule)
+        self._verbose = verbose
+        self._per_step = every != "epoch"
+        self._every = Every(every, "LearningRateScheduler")
+        self._steps = 0
+        self._rate = 0.0
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        require_settable(self.model, "LearningRateScheduler")
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        # Others may have set it. Between epochs the device has nothing to do, so this read does not make it wait.
+        self._rate = self.model.learning_rate
+        if not self._per_step:
+            self._set(epoch, "epoch")
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        if self._per_step and self._every.due(self._steps):
+            self._set(self._steps, "step")
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._steps += 1
+        if self._per_step and logs is not None:
+            logs["learning_rate"] = self._rate
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        if logs is not None:
+            logs["learning_rate"] = self.model.learning_rate
+
+    def _set(self, count: int, unit: str) -> None:
+        value = self._schedule(count, self._rate) if self._takes_rate else self._schedule(count)
+        rate = _number(value)
+        if rate == self._rate:
+            return
+        self._rate = self.model.learning_rate = rate
+        if self._verbose:
+            _log.warning("LearningRateScheduler: learning rate %g from %s %d.", rate, unit, count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps = state["steps"]
+
+
+def _number(value: Any) -> float:
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "fiu" or not math.isfinite(array) or array < 0:
+        raise CallbackError(
+            f"The schedule returned {value!r}. Expected a learning rate: one finite number that is not negative."
+        )
+    return float(array)
+
+
+def _takes_rate(schedule: Callable[..., Any]) -> bool:
+    # Trying two arguments first, as Keras does, hands the rate to whatever option comes second in the signature.
+    try:
+        parameters = inspect.signature(schedule).parameters.values()
+    except ValueError:  # some functions written in C show none
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if required > 2 or not (positional or variadic):
+        raise CallbackError(
+            f"The schedule {schedule!r} takes {required} arguments. Expected a function of (epoch) or (epoch, learning "
+            "rate)."
+        )
+    return required == 2 or (len(positional) > 1 and positional[1].name in ("lr", "learning_rate"))

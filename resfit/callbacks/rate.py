@@ -1,0 +1,30 @@
+"""The learning rate as callbacks see it: some need one that they can set, others show it where there is one."""
+
+from typing import TYPE_CHECKING
+
+from resfit.errors import CallbackError, CompileError
+
+if TYPE_CHECKING:
+    from resfit.model import Model
+
+
+def require_settable(model: "Model", who: str) -> None:
+    """Checks that a callback may set the model's learning rate.
+
+    Raises:
+      CallbackError: if a schedule decides it, or the optimizer has none that can be set.
+    """
+    try:
+        model.learning_rate = model.learning_rate
+    except CompileError as error:
+        raise CallbackError(
+            f"{who} sets the learning rate, and this model's cannot be set. {error} Or leave {who} out."
+        ) from error
+
+
+def current(model: "Model") -> float | None:
+    """The learning rate; None for an optimizer that shows none."""
+    try:
+        return model.learning_rate
+    except CompileError:
+        return None

@@ -1,0 +1,103 @@
+"""Lowers the learning rate when a value no longer gets better."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from resfit.callbacks.monitor import Monitor
+from resfit.callbacks.rate import require_settable
+from resfit.engine.hooks import Callback, Logs
+from resfit.errors import CallbackError
+
+_log = logging.getLogger("resfit")
+
+
+class ReduceLROnPlateau(Callback):
+    """Multiplies the learning rate by a factor when a monitored value has not improved for some epochs, as in Keras.
+
+    Nothing is compiled again. The epoch's logs gain `learning_rate`, the one that the epoch was trained with.
+
+    Args:
+      monitor: name of the value, such as "val_loss".
+      factor: new rate = rate * factor, between 0 and 1.
+      patience: epochs without improvement after which the rate is lowered; 0 and 1 both lower it at the first.
+      verbose: 1 logs each change.
+      mode: "min", "max", or "auto" to tell by the name.
+      min_delta: an improvement must be larger than this.
+      cooldown: epochs after a change in which none is counted against the patience.
+      min_lr: the rate is never lowered below this.
+
+    Raises:
+      CallbackError: for a factor outside (0, 1) or an unknown mode; at the beginning of `fit` if the model's learning
+        rate cannot be set (a schedule decides it, or the optax object keeps it to itself).
+
+    Example:
+      >>> callback = ReduceLROnPlateau(monitor="val_loss", factor=0.2, patience=5, min_lr=1e-4)
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        verbose: int = 0,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise CallbackError(f"Expected 0 < factor < 1, to lower the learning rate, got {factor}.")
+        if patience < 0 or cooldown < 0:
+            raise CallbackError(f"Expected patience and cooldown >= 0 epochs, got {patience} and {cooldown}.")
+        self._monitor = Monitor(monitor, mode, min_delta)
+        self._factor = factor
+        self._patience = patience
+        self._verbose = verbose
+        self._cooldown = cooldown
+        self._min_lr = min_lr
+        self._wait = self._cooling = 0
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far."""
+        return self._monitor.best
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        require_settable(self.model, "ReduceLROnPlateau")
+        self._monitor.best = None
+        self._wait = self._cooling = 0
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        rate = self.model.learning_rate
+        if logs is not None:
+            logs["learning_rate"] = rate
+        value = self._monitor.value(logs, "ReduceLROnPlateau")
+        if value is None:
+            return
+        if self._cooling > 0:
+            self._cooling -= 1
+            self._wait = 0
+        if self._monitor.improves(value):
+            self._wait = 0
+        elif self._cooling == 0:
+            self._wait += 1
+            # The model keeps its rate in float32, in which it can never get below min_lr itself.
+            if self._wait >= self._patience and rate > np.float32(self._min_lr):
+                self._lower(epoch, rate)
+
+    def _lower(self, epoch: int, rate: float) -> None:
+        new = max(rate * self._factor, self._min_lr)
+        self.model.learning_rate = new
+        self._cooling = self._cooldown
+        self._wait = 0
+        if self._verbose:
+            _log.warning("ReduceLROnPlateau: learning rate %g after epoch %d.", new, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._monitor.state_dict(), "wait": self._wait, "cooling": self._cooling}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._monitor.load_state_dict(state)
+        self._wait, self._cooling = state["wait"], state["cooling"]
