@@ -18,7 +18,7 @@ FORMAT_VERSION = 1
 
 
 def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preprocess_.Preprocess | None) -> None:
-    """Writes a module's Variables (all but random state), its spec and its preprocessing.
+    """Writes a module's Variables and arrays (all but random state), its spec and its preprocessing.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
 
@@ -40,7 +40,8 @@ def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preproces
         "spec": module.spec.to_dict() if isinstance(module, ResNet) else None,
         "preprocess": preprocess_.to_config(preprocess),
     }
-    content = safetensors.flax.save(_named_arrays(module), metadata={"resfit": json.dumps(header)})
+    arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(module).items()}
+    content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -102,33 +103,36 @@ def load(
     return module, preprocess_.from_config(config)
 
 
-def _variables(module: nnx.Module) -> dict[str, Any]:
+def _named_arrays(module: nnx.Module) -> dict[str, Any]:
+    return {".".join(map(str, path)): array for path, array in _arrays(module).items()}
+
+
+def _arrays(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
+    """Everything by path, but for random state, which every step makes anew, and what calls left behind."""
+    state = nnx.state(module, nnx.Not((nnx.RngState, nnx.Intermediate)))
     return {
-        ".".join(map(str, path)): leaf
-        for path, leaf in nnx.to_flat_state(nnx.state(module))
-        if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.RngState | nnx.Intermediate)
+        path: leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+        for path, leaf in nnx.to_flat_state(state)
     }
 
 
-def _named_arrays(module: nnx.Module) -> dict[str, jax.Array]:
-    return {name: leaf.get_raw_value() for name, leaf in _variables(module).items()}
-
-
 def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
-    variables = _variables(module)
-    shapes = {name: leaf.get_raw_value().shape for name, leaf in variables.items()}
-    problems = [f"missing {name}" for name in sorted(shapes.keys() - arrays.keys())]
-    problems += [f"unexpected {name}" for name in sorted(arrays.keys() - shapes.keys())]
+    expected = _named_arrays(module)
+    problems = [f"missing {name}" for name in sorted(expected.keys() - arrays.keys())]
+    problems += [f"unexpected {name}" for name in sorted(arrays.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {arrays[name].shape}, expected {shapes[name]}"
-        for name in sorted(shapes.keys() & arrays.keys())
-        if arrays[name].shape != shapes[name]
+        f"{name} has shape {arrays[name].shape}, expected {expected[name].shape}"
+        for name in sorted(expected.keys() & arrays.keys())
+        if arrays[name].shape != expected[name].shape
     ]
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise SavedModelError(f"{path} does not fit this {type(module).__name__}: {listed}.")
-    for name, leaf in variables.items():
-        leaf.set_raw_value(jax.numpy.asarray(np.asarray(arrays[name]), leaf.get_raw_value().dtype))
+    filled = {
+        place: jax.numpy.asarray(np.asarray(arrays[".".join(map(str, place))]), old.dtype)
+        for place, old in _arrays(module).items()
+    }
+    nnx.update(module, nnx.from_flat_state(filled))
 
 
 def _umask() -> int:
