@@ -63,8 +63,8 @@ class ProgressBar(Callback):
         if self._training:
             # The loop has read the epoch's values, so its last step is done: what follows is not training's time.
             self._worked = time.perf_counter() - self._start
-            if self._progress is not None and self._steps is not None:
-                self._progress.update(self._task, completed=self._steps)
+            if self._progress is not None:
+                self._progress.update(self._task, completed=self._done)
             self._status("validating")
         else:
             self._begin("Evaluate", self.params["steps"])
@@ -107,7 +107,7 @@ class ProgressBar(Callback):
         self._start = time.perf_counter()
         self._worked = None
         self._drawn = 0.0
-        self._images = 0
+        self._images = self._done = 0
         self._shown = ""
         self._waiting: collections.deque[tuple[int, int, LazyLogs]] = collections.deque()
         if self._live:
@@ -119,6 +119,7 @@ class ProgressBar(Callback):
     def _advance(self, batch: int, logs: Logs | None) -> None:
         if isinstance(logs, LazyLogs):
             self._images += logs.examples
+        self._done = batch + 1
         if self._progress is None:
             return
         if isinstance(logs, LazyLogs):
@@ -152,8 +153,8 @@ class ProgressBar(Callback):
         rate = f"{self._images / worked:,.0f} images/s" if self._images and worked > 0 else ""
         text = _format(values)
         if self._progress is not None:
-            total = self._progress.tasks[-1].completed if self._steps is None else self._steps
-            self._progress.update(self._task, total=total, completed=total, rate=rate, values=text)
+            total = self._done if self._steps is None else self._steps
+            self._progress.update(self._task, total=total, completed=self._done, rate=rate, values=text)
             self._progress.stop_task(self._task)
             self._progress.stop()
             self._progress = None  # the finished bar stays on the screen; the next epoch starts a new one below

@@ -1,0 +1,74 @@
+"""History is plain data: one float per epoch and name."""
+
+import json
+from typing import Any
+
+import pytest
+from flax import nnx
+
+from resfit.callbacks import Callback, History
+from tests.helpers import PlainNet, compiled, fit, images, labels
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return compiled(PlainNet(rngs=nnx.Rngs(0)))
+
+
+def test_history_is_floats_that_json_can_hold(model: Any) -> None:
+    history = fit(model, epochs=2, validation_data=(images(8), labels(8)))
+    assert list(history.history) == ["loss", "val_loss", "accuracy", "val_accuracy"]
+    assert all(type(value) is float for values in history.history.values() for value in values)
+    assert json.loads(json.dumps(history.history)) == history.history
+    assert history.epoch == [0, 1]
+    assert history is model.history
+    assert history.params == {"verbose": 0, "epochs": 2, "steps": 3}
+
+
+def test_epochs_without_a_value_hold_none_so_that_all_lists_are_of_one_length(model: Any) -> None:
+    history = fit(model, epochs=5, validation_data=(images(8), labels(8)), validation_freq=[2, 4]).history
+    assert [value is None for value in history["val_loss"]] == [True, False, True, False, True]
+    assert {len(values) for values in history.values()} == {5}
+
+
+def test_a_value_that_comes_late_or_goes_is_padded(model: Any) -> None:
+    class Sometimes(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch in (1, 2):
+                logs["extra"] = float(epoch)
+
+    assert fit(model, epochs=4, callbacks=[Sometimes()]).history["extra"] == [None, 1.0, 2.0, None]
+
+
+def test_a_second_fit_has_a_history_of_its_own(model: Any) -> None:
+    first = fit(model, epochs=2)
+    kept = dict(first.history)
+    second = fit(model, epochs=1)
+    assert first.history == kept
+    assert len(second.history["loss"]) == 1
+
+
+def test_one_instance_in_two_fits_starts_again(model: Any) -> None:
+    mine = History()
+    fit(model, epochs=2, callbacks=[mine])
+    fit(model, epochs=1, callbacks=[mine])
+    assert mine.epoch == [0]
+    assert mine.history == model.history.history
+
+
+def test_times_are_kept_apart_from_results(model: Any) -> None:
+    history = fit(model, epochs=3)
+    assert len(history.timings["epoch_seconds"]) == 3
+    assert all(seconds > 0 for seconds in history.timings["epoch_seconds"])
+    assert history.timings["first_step_seconds"] > 0
+    assert "seconds" not in " ".join(history.history)
+
+
+def test_plot_draws_one_panel_per_value_and_leaves_gaps_out(model: Any) -> None:
+    history = fit(model, epochs=4, validation_data=(images(8), labels(8)), validation_freq=2)
+    figure = history.plot()
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert set(panels) >= {"loss", "accuracy"}
+    training, validation = panels["loss"].get_lines()[:2]
+    assert training.get_ydata().tolist() == history.history["loss"]
+    assert validation.get_xdata().tolist() == [2, 4]

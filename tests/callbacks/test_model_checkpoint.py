@@ -1,0 +1,133 @@
+"""ModelCheckpoint writes when Keras's does, under the same names."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.callbacks import ModelCheckpoint
+from resfit.errors import CallbackError
+from tests.callbacks.test_early_stopping import Scripted
+from tests.helpers import PlainNet, compiled, fit, images, labels
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return compiled(PlainNet(rngs=nnx.Rngs(0)))
+
+
+def run(model: Any, callback: ModelCheckpoint, script: Any = (), **arguments: Any) -> Any:
+    arguments = {"epochs": 3, **arguments}
+    return fit(model, images(8), labels(8), batch_size=8, callbacks=[*script, callback], **arguments)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_epoch_is_written_and_reloads_to_the_same_weights(model: Any, tmp_path: Path) -> None:
+    script = Scripted("val_loss", [1.0, 2.0, 3.0])
+    run(model, ModelCheckpoint(tmp_path / "{epoch:02d}.safetensors"), [script])
+    assert names(tmp_path) == ["01.safetensors", "02.safetensors", "03.safetensors"]
+    for i, weights in enumerate(script.weights):
+        loaded = resfit.load(tmp_path / f"{i + 1:02d}.safetensors", module=PlainNet(rngs=nnx.Rngs(9)))
+        for a, b in zip(loaded.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_steps_are_counted_on_from_one_epoch_to_the_next(model: Any, tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_freq=15)
+    fit(model, images(40), labels(40), epochs=10, callbacks=[checkpoint])  # five batches an epoch
+    assert names(tmp_path) == ["3.safetensors", "6.safetensors", "9.safetensors"]
+
+
+def test_epoch_and_batch_are_counted_from_one(model: Any, tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "{epoch}-{batch}.safetensors", save_freq=1)
+    fit(model, images(16), labels(16), epochs=2, callbacks=[checkpoint])
+    assert names(tmp_path) == [f"{epoch}-{batch}.safetensors" for epoch in (1, 2) for batch in (1, 2)]
+
+
+def test_names_from_the_logs_go_into_the_file_name_and_folders_are_made(model: Any, tmp_path: Path) -> None:
+    template = tmp_path / "runs" / "a" / "{epoch:02d}-{val_loss:.2f}.safetensors"
+    run(model, ModelCheckpoint(template), [Scripted("val_loss", [0.5, 0.25, 0.125])])
+    assert names(tmp_path) == ["runs/a/01-0.50.safetensors", "runs/a/02-0.25.safetensors", "runs/a/03-0.12.safetensors"]
+
+
+def test_only_improvements_are_written_if_asked_for(model: Any, tmp_path: Path) -> None:
+    script = Scripted("val_loss", [0.5, 0.7, 0.4, float("nan")])
+    run(model, ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True), [script], epochs=4)
+    assert names(tmp_path) == ["1.safetensors", "3.safetensors"]
+
+
+def test_one_file_name_keeps_the_best(model: Any, tmp_path: Path) -> None:
+    script = Scripted("val_accuracy", [0.5, 0.9, 0.7])
+    run(model, ModelCheckpoint(tmp_path / "best.safetensors", "val_accuracy", save_best_only=True), [script])
+    best = resfit.load(tmp_path / "best.safetensors", module=PlainNet(rngs=nnx.Rngs(9)))
+    np.testing.assert_array_equal(best.get_weights()[0], script.weights[1][0])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "threshold", "written"),
+    [("val_loss", 0, False), ("val_auc", 1, False), ("accuracy", -0.01, True), ("val_loss", None, True)],
+)
+def test_the_first_value_must_beat_the_initial_threshold(
+    model: Any, monitor: str, threshold: float | None, written: bool, tmp_path: Path
+) -> None:
+    checkpoint = ModelCheckpoint(
+        tmp_path / "best.safetensors", monitor, save_best_only=True, initial_value_threshold=threshold
+    )
+    run(model, checkpoint, [Scripted(monitor, [0.5, 0.5, 0.5])])
+    assert names(tmp_path) == (["best.safetensors"] if written else [])
+
+
+def test_an_unknown_value_is_reported_and_the_file_is_written_all_the_same(
+    model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "best.safetensors", "val_dice", save_best_only=True, mode="max")
+    with caplog.at_level(logging.WARNING, "resfit"):
+        run(model, checkpoint, epochs=1)
+    assert "ModelCheckpoint watches 'val_dice', which is not in the logs" in caplog.text
+    assert names(tmp_path) == ["best.safetensors"]
+
+
+def test_a_name_that_the_logs_lack_is_an_error_that_names_the_template(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        CallbackError, match=r"'.*\{val_loss\}\.safetensors' asks for 'val_loss'; there are \['accuracy'"
+    ):
+        run(model, ModelCheckpoint(tmp_path / "{val_loss}.safetensors"))
+    with pytest.raises(CallbackError, match="asks for 'batch'"):
+        run(model, ModelCheckpoint(tmp_path / "{batch}.safetensors"))
+
+
+def test_a_folder_in_the_way_is_an_os_error(model: Any, tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        run(model, ModelCheckpoint(tmp_path / "best.safetensors"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filepath": "best.keras"}, "end in '.safetensors', got 'best.keras'"),
+        ({"save_freq": "batch"}, "'epoch' or a positive number of steps, got 'batch'"),
+        ({"save_freq": 0}, "got 0"),
+        ({"save_freq": True}, "got True"),
+        ({"save_best_only": True, "mode": "lower"}, "Unknown mode 'lower'"),
+        ({"save_best_only": True, "monitor": "temperature"}, "mode='min' or 'max'"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallbackError, match=message):
+        ModelCheckpoint(**{"filepath": "best.safetensors", **arguments})
+
+
+def test_saving_does_not_change_the_run(tmp_path: Path) -> None:
+    one, other = compiled(PlainNet(rngs=nnx.Rngs(0))), compiled(PlainNet(rngs=nnx.Rngs(0)))
+    run(one, ModelCheckpoint(tmp_path / "{batch}.safetensors", save_freq=1))
+    fit(other, images(8), labels(8), batch_size=8, epochs=3)
+    assert one.history.history == other.history.history

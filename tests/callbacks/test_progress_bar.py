@@ -1,0 +1,182 @@
+"""The bar shows what is going on, and never makes the device wait."""
+
+import io
+import re
+from typing import Any
+
+import jax
+import pytest
+import rich.console
+from flax import nnx
+
+from resfit.callbacks import Callback, ProgressBar
+from resfit.engine import hooks
+from tests.helpers import BATCH, PlainNet, compiled, fit, images, labels
+
+
+def terminal() -> tuple[rich.console.Console, io.StringIO]:
+    text = io.StringIO()
+    return rich.console.Console(
+        file=text, force_terminal=True, width=160, legacy_windows=False, color_system=None
+    ), text
+
+
+def log_file() -> tuple[rich.console.Console, io.StringIO]:
+    text = io.StringIO()
+    return rich.console.Console(file=text, force_terminal=False, width=80), text
+
+
+def plain(text: io.StringIO) -> str:
+    """Without the terminal's control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+
+
+class EveryBatch(ProgressBar):
+    """Redraws at once, where the real one waits a tenth of a second."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._drawn = 0.0
+        super().on_train_batch_end(batch, logs)
+        if self._progress is not None:
+            self._progress.refresh()
+
+    def on_compile_begin(self, what: str) -> None:
+        super().on_compile_begin(what)
+        if self._progress is not None:
+            self._progress.refresh()
+
+
+def test_in_a_terminal_it_shows_epoch_steps_rate_values_and_that_it_compiles() -> None:
+    console, text = terminal()
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[EveryBatch(console=console)],
+        validation_data=(images(9), labels(9)))  # fmt: skip
+    shown = plain(text)
+    assert "compiling" in shown
+    for epoch in (1, 2):
+        assert f"Epoch {epoch}/2" in shown
+    assert re.search(r"[12]/3", shown)
+    assert re.search(r"Epoch 2/2 .* 3/3 .*[\d,]+ images/s loss: \d\.\d{4} - .*accuracy: \d\.\d{4}", shown)
+    assert "val_loss: " in shown
+    assert shown.index("compiling") < shown.index("images/s")
+
+
+def test_in_a_terminal_evaluate_and_predict_have_a_bar_too() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    console, text = terminal()
+    model.evaluate(images(), labels(), BATCH, verbose=0, callbacks=[ProgressBar(console=console)])
+    model.predict(images(), BATCH, verbose=0, callbacks=[ProgressBar(console=console)])
+    assert re.search(r"Evaluate .* 3/3 .*loss: \d\.\d{4}", plain(text))
+    assert re.search(r"Predict .* 3/3", plain(text))
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(verbose: int) -> None:
+    console, text = log_file()
+    history = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, callbacks=[ProgressBar(verbose, console)],
+        validation_data=(images(9), labels(9)))  # fmt: skip
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "\x1b" not in text.getvalue()
+    pattern = r"Epoch 2/3 - \d+\.\ds - [\d,]+ images/s - .*loss: (\d\.\d{4}).*val_loss: \d\.\d{4}"
+    match = re.match(pattern, lines[1])
+    assert match is not None
+    assert float(match[1]) == round(history.history["loss"][1], 4)
+
+
+def test_verbose_two_is_one_line_an_epoch_in_a_terminal_too() -> None:
+    console, text = terminal()
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[ProgressBar(2, console)])
+    assert len(text.getvalue().splitlines()) == 2
+
+
+def test_fit_evaluate_and_predict_write_to_standard_output_unless_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model)
+    model.evaluate(images(), labels(), verbose=0)
+    model.predict(images(), verbose=0)
+    assert capsys.readouterr().out == ""
+    fit(model, verbose="auto", epochs=2)
+    model.evaluate(images(), labels())
+    model.predict(images())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" - ")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2", "Evaluate", "Predict"]
+
+
+def test_an_epoch_that_was_stopped_shows_how_far_it_came() -> None:
+    class Stops(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.stop_training = batch == 1
+
+    console, text = terminal()
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, callbacks=[Stops(), ProgressBar(console=console)])
+    last = plain(text).splitlines()[-1]
+    assert "Epoch 1/3" in last
+    assert "2/3" in last
+
+
+def test_steps_that_nobody_can_know_are_counted() -> None:
+    console, text = terminal()
+    batches = ((images(8), labels(8)) for _ in range(3))
+    compiled(PlainNet(rngs=nnx.Rngs(0))).fit(batches, verbose=0, callbacks=[EveryBatch(console=console)])
+    assert re.search(r"Epoch 1/1 .* 3/3", plain(text))
+    assert re.search(r"\d/\?", plain(text))
+
+
+class Broken(Exception):
+    pass
+
+
+class Raises(Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        raise Broken
+
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
+def test_a_bar_does_not_go_on_after_an_exception(call: str) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    console, _ = terminal()
+    bar = ProgressBar(console=console)
+    arguments: Any = (images(),) if call == "predict" else (images(), labels())
+    with pytest.raises(Broken):
+        getattr(model, call)(*arguments, verbose=0, callbacks=[bar, Raises()])
+    assert bar._progress is None
+    with console.status("free again"):  # a live display that is still running would refuse another one
+        pass
+
+
+def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing: list[EveryBatch] = []
+    ready: list[bool] = []
+    original = hooks.read
+
+    def watched(values: Any) -> Any:
+        if drawing:
+            ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(values)))
+        return original(values)
+
+    class Watched(EveryBatch):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            drawing.append(self)
+            super().on_train_batch_end(batch, logs)
+            drawing.pop()
+
+    class WaitsFirst(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            jax.block_until_ready(logs._sums)
+
+    class Unready(hooks.LazyLogs):
+        def ready(self) -> bool:
+            return False
+
+    monkeypatch.setattr(hooks, "read", watched)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
+    assert all(ready)
+    fit(model, images(64), labels(64), callbacks=[WaitsFirst(), Watched(console=terminal()[0])])
+    assert ready[-8:] == [True] * 8  # where every step is done, the bar reads every step
+    ready.clear()
+    monkeypatch.setattr("resfit.engine.loop.LazyLogs", Unready)
+    fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
+    assert ready == []  # and where none is, it waits for none
