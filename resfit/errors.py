@@ -83,6 +83,10 @@ class CallbackError(ResfitError, ValueError):
     """A callback was configured with values that it cannot work with."""
 
 
+class NonFiniteLossError(ResfitError, RuntimeError):
+    """A training step's loss was NaN or infinite."""
+
+
 class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 

@@ -1,19 +1,31 @@
 """Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
 
+from resfit.callbacks.csv_logger import CSVLogger
 from resfit.callbacks.early_stopping import EarlyStopping
 from resfit.callbacks.history import History
+from resfit.callbacks.lambda_callback import LambdaCallback
 from resfit.callbacks.learning_rate_scheduler import LearningRateScheduler
 from resfit.callbacks.model_checkpoint import ModelCheckpoint
+from resfit.callbacks.profiler import Profiler
 from resfit.callbacks.progress_bar import ProgressBar
 from resfit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from resfit.callbacks.terminate_on_nan import TerminateOnNaN
+from resfit.callbacks.throughput import Throughput
+from resfit.callbacks.timer import Timer
 from resfit.engine.hooks import Callback
 
 __all__ = [
+    "CSVLogger",
     "Callback",
     "EarlyStopping",
     "History",
+    "LambdaCallback",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "Profiler",
     "ProgressBar",
     "ReduceLROnPlateau",
+    "TerminateOnNaN",
+    "Throughput",
+    "Timer",
 ]

@@ -1,0 +1,68 @@
+"""Stops training when its time is up."""
+
+import datetime
+import logging
+import time
+from typing import Any
+
+import jax
+
+from resfit.engine.hooks import Callback, Logs
+from resfit.errors import CallbackError
+
+_log = logging.getLogger("resfit")
+
+
+class Timer(Callback):
+    """Stops training after the first batch that ends later than a given time after its beginning.
+
+    A resumed run has what is left of the time. Where several processes train together their clocks would stop them at
+    different batches, so there it is an error.
+
+    Args:
+      duration: a datetime.timedelta.
+
+    Attributes:
+      elapsed: seconds of training so far, those before a resume included.
+
+    Raises:
+      CallbackError: for a duration that is not positive; at the beginning of `fit` in more than one process.
+
+    Example:
+      >>> import datetime
+      >>> callback = Timer(datetime.timedelta(hours=7, minutes=45))
+    """
+
+    def __init__(self, duration: datetime.timedelta) -> None:
+        if not isinstance(duration, datetime.timedelta) or duration <= datetime.timedelta():
+            raise CallbackError(f"Expected duration to be a positive datetime.timedelta, got {duration!r}.")
+        self._duration = duration
+        self._start: float | None = None
+        self._before = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return self._before + (0.0 if self._start is None else time.monotonic() - self._start)
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        if jax.process_count() > 1:
+            raise CallbackError(
+                f"Timer runs in {jax.process_count()} processes, whose clocks would stop them at different batches. "
+                "Expected one. Use fit(epochs=...) or steps_per_epoch to bound the run."
+            )
+        self._before = 0.0
+        self._start = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        if not self.model.stop_training and self.elapsed >= self._duration.total_seconds():
+            _log.warning("Timer: training stops after %s, at batch %d of the epoch.", self._duration, batch)
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        self._before, self._start = self.elapsed, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"elapsed": self.elapsed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._before = state["elapsed"]

@@ -1,0 +1,138 @@
+"""TerminateOnNaN finds the first bad batch, without making the device wait for it."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.callbacks import TerminateOnNaN
+from resfit.errors import CallbackError, NonFiniteLossError
+from tests.callbacks.fakes import SlowArray, batch, begin, counting_reads, lazy
+from tests.helpers import PlainNet, Recorder, compiled, fit, images, labels
+
+
+def run(callback: TerminateOnNaN, losses: list[float], epoch: int = 0) -> int:
+    """One epoch; how many batches ran before training was told to stop."""
+    callback.on_epoch_begin(epoch, {})
+    for i, loss in enumerate(losses):
+        callback.on_train_batch_end(i, batch(0.0, own=loss))
+        if callback.model.stop_training:
+            callback.on_epoch_end(epoch, {})
+            return i + 1
+    callback.on_epoch_end(epoch, {})
+    return len(losses)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", [0, 1, 7, 8, 9, 30, 39])
+def test_the_first_bad_batch_is_found_wherever_it_is_and_at_most_sixteen_steps_later(bad: float, where: int) -> None:
+    callback = TerminateOnNaN()
+    begin(callback)
+    ran = run(callback, [1.0] * where + [bad] * (40 - where), epoch=3)
+    assert callback.bad_batch == (3, where)
+    assert callback.model.stop_training
+    assert ran - 1 - where <= 16
+
+
+def test_finite_losses_stop_nothing() -> None:
+    callback = TerminateOnNaN()
+    begin(callback)
+    assert run(callback, [1.0, 3e38, -1.0, 0.0] * 10) == 40
+    assert callback.bad_batch is None
+    assert not callback.model.stop_training
+
+
+def test_a_step_that_the_device_has_not_finished_is_not_waited_for() -> None:
+    """The device is eight steps behind, as far as the loop lets it; a loss read too early fails in SlowArray."""
+    callback = TerminateOnNaN()
+    begin(callback)
+    callback.on_epoch_begin(0, {})
+    losses = [SlowArray(1.0) for _ in range(50)]
+    for i, loss in enumerate(losses):
+        if i >= 8:
+            losses[i - 8].finish()
+        callback.on_train_batch_end(i, lazy(SlowArray(1.0), loss))
+
+
+def test_the_losses_of_eight_steps_are_read_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = counting_reads(monkeypatch)
+    callback = TerminateOnNaN()
+    begin(callback)
+    run(callback, [1.0] * 80)
+    assert reads.reads <= 80 / 8
+
+
+def test_one_object_serves_two_fits() -> None:
+    callback = TerminateOnNaN()
+    begin(callback)
+    run(callback, [float("nan")])
+    begin(callback)
+    run(callback, [1.0])
+    assert callback.bad_batch is None
+    assert not callback.model.stop_training
+
+
+def test_an_argument_that_cannot_work_is_refused() -> None:
+    with pytest.raises(CallbackError, match="Expected raise_error"):
+        TerminateOnNaN("yes")  # type: ignore[arg-type]
+
+
+class Poisoned(PlainNet):
+    """Returns NaN for images that hold a 7."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.numpy.where((x == 7.0).any(), jax.numpy.nan, super().__call__(x))
+
+
+def poisoned_images() -> np.ndarray:
+    x = images(40)
+    x[17] = 7.0  # in the third batch of eight
+    return x
+
+
+def test_a_diverging_fit_stops_in_its_epoch_whose_validation_and_last_row_still_exist() -> None:
+    model = compiled(Poisoned(rngs=nnx.Rngs(0)))
+    callback = TerminateOnNaN()
+    history = fit(
+        model, poisoned_images(), labels(40), epochs=5, shuffle=False, validation_data=(images(9), labels(9)),
+        callbacks=[callback, resfit.callbacks.CSVLogger("log.csv")],
+    )  # fmt: skip
+    assert callback.bad_batch == (0, 2)
+    assert history.epoch == [0]
+    assert math.isnan(history.history["loss"][0])
+    with Path("log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["loss"] == "nan"
+    assert "val_loss" in row
+
+
+def test_raise_error_raises_and_tells_the_other_callbacks() -> None:
+    recorder = Recorder()
+    model = compiled(Poisoned(rngs=nnx.Rngs(0)))
+    with pytest.raises(NonFiniteLossError, match="loss of batch 2 in epoch 0 is nan") as info:
+        fit(
+            model,
+            poisoned_images(),
+            labels(40),
+            epochs=5,
+            shuffle=False,
+            callbacks=[recorder, TerminateOnNaN(raise_error=True)],
+        )
+    assert isinstance(info.value, RuntimeError)
+    assert recorder.names()[-2:] == ["on_exception", "on_train_end"]
+
+
+def test_the_running_mean_is_not_what_it_looks_at() -> None:
+    callback = TerminateOnNaN()
+    begin(callback)
+    callback.on_epoch_begin(0, {})
+    logs: Any = batch(float("nan"), own=1.0)
+    callback.on_train_batch_end(0, logs)
+    callback.on_epoch_end(0, {})
+    assert callback.bad_batch is None

@@ -1,0 +1,82 @@
+"""Timer stops training when its time is up, and not before."""
+
+import datetime
+import json
+import logging
+import types
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+from resfit.callbacks import Timer, timer
+from resfit.errors import CallbackError
+from tests.callbacks.fakes import begin
+from tests.helpers import PlainNet, compiled, fit
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A clock that stands still until it is moved."""
+    fake = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(timer.time, "monotonic", lambda: fake.now)
+    return fake
+
+
+def steps_until_stop(callback: Timer, clock: types.SimpleNamespace, seconds: float, most: int = 20) -> int:
+    for i in range(most):
+        clock.now += seconds
+        callback.on_train_batch_end(i, {})
+        if callback.model.stop_training:
+            return i + 1
+    return most
+
+
+def test_training_stops_at_the_first_batch_after_the_time(clock: types.SimpleNamespace) -> None:
+    callback = Timer(datetime.timedelta(seconds=10))
+    begin(callback)
+    assert steps_until_stop(callback, clock, 3.0) == 4
+    assert callback.elapsed == 12.0
+
+
+def test_a_second_fit_has_the_whole_time_again(clock: types.SimpleNamespace) -> None:
+    callback = Timer(datetime.timedelta(seconds=10))
+    for _ in range(2):
+        begin(callback)
+        assert steps_until_stop(callback, clock, 3.0) == 4
+        callback.on_train_end({})
+        clock.now += 1000
+    assert callback.elapsed == 12.0
+
+
+def test_a_resumed_run_has_what_is_left(clock: types.SimpleNamespace) -> None:
+    first, second = Timer(datetime.timedelta(seconds=10)), Timer(datetime.timedelta(seconds=10))
+    begin(first)
+    assert steps_until_stop(first, clock, 3.0, most=2) == 2
+    state = json.loads(json.dumps(first.state_dict()))
+    clock.now += 1000
+    begin(second)
+    second.load_state_dict(state)
+    assert steps_until_stop(second, clock, 3.0) == 2
+
+
+@pytest.mark.parametrize("duration", [datetime.timedelta(), datetime.timedelta(seconds=-1), 10, None])
+def test_what_is_no_time_is_refused(duration: Any) -> None:
+    with pytest.raises(CallbackError, match=r"positive datetime\.timedelta"):
+        Timer(duration)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(CallbackError, match="2 processes"):
+        begin(Timer(datetime.timedelta(seconds=1)))
+
+
+def test_a_fit_is_stopped_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "resfit"):
+        history = fit(
+            compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=5, callbacks=[Timer(datetime.timedelta(microseconds=1))]
+        )
+    assert history.epoch == [0]
+    assert "Timer: training stops after 0:00:00.000001, at batch 0" in caplog.text
