@@ -48,7 +48,12 @@ def test_an_optimizer_is_the_one_of_optax(ours: Any, theirs: Any) -> None:
 
 
 def test_decay_leaves_norms_and_biases_alone() -> None:
-    shapes = {"conv": jnp.ones((3, 3, 1, 4)), "dense": jnp.ones((4, 2)), "scale": jnp.ones(4), "temperature": jnp.ones(())}
+    shapes = {
+        "conv": jnp.ones((3, 3, 1, 4)),
+        "dense": jnp.ones((4, 2)),
+        "scale": jnp.ones(4),
+        "temperature": jnp.ones(()),
+    }
     mask = optimizers.no_decay_on_norms_and_biases(shapes)
     assert mask == {"conv": True, "dense": True, "scale": False, "temperature": False}
 
@@ -110,7 +115,7 @@ class Optimizer:
 @pytest.mark.parametrize(
     ("optimizer", "rate", "message"),
     [
-        ("rmsprop", None, r"Unknown optimizer 'rmsprop'.*\['sgd', 'adam', 'adamw'\]"),
+        ("adagrad", None, r"Unknown optimizer 'adagrad'.*\['sgd', 'adam', 'adamw', 'lamb', 'lars', 'rmsprop'\]"),
         (optax.lamb, None, r"function lamb as optimizer: expected learning_rate="),
         (optax.clip, 0.1, "clip takes no learning_rate"),
         (Sgd(), None, r"keras\.optimizers\.Sgd.*optimizer='sgd'"),

@@ -1,0 +1,28 @@
+"""Optimizers: plain optax, with the learning rate kept in the optimizer's state so that changing it never recompiles.
+
+`compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such
+as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip` and `by_part` wrap any of them that is built.
+"""
+
+from resfit.optimizers.choice import default_rate, get
+from resfit.optimizers.clipping import clip
+from resfit.optimizers.masks import no_decay_on_norms_and_biases
+from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
+from resfit.optimizers.parts import by_part
+from resfit.optimizers.rate import LearningRate, index_of_rate
+
+__all__ = [
+    "LearningRate",
+    "adam",
+    "adamw",
+    "by_part",
+    "clip",
+    "default_rate",
+    "get",
+    "index_of_rate",
+    "lamb",
+    "lars",
+    "no_decay_on_norms_and_biases",
+    "rmsprop",
+    "sgd",
+]

@@ -1,0 +1,49 @@
+"""Clipping of gradients, in front of any optimizer."""
+
+import math
+
+import optax
+
+from resfit.errors import CompileError
+from resfit.optimizers.masks import no_decay_on_norms_and_biases
+
+
+def clip(
+    optimizer: optax.GradientTransformation, *, norm: float | None = None, adaptive: float | None = None
+) -> optax.GradientTransformation:
+    """An optimizer that sees clipped gradients. Its learning rate stays settable.
+
+    Args:
+      optimizer: any optax transformation.
+      norm: the largest norm of all gradients together; larger ones are scaled down, direction kept (Pascanu et al.,
+        arXiv 1211.5063). Keras calls it global_clipnorm.
+      adaptive: the largest norm of an output unit's gradient, as a share of the norm of its weights (Brock et al.,
+        NFNets, arXiv 2102.06171; 0.01 there). Norms and biases are left alone. Comes before `norm` if both are given.
+
+    Raises:
+      CompileError: unless one of the two is given, and positive.
+
+    Example:
+      >>> from resfit import optimizers
+      >>> optimizer = clip(optimizers.sgd(0.1, momentum=0.0), norm=1.0)
+      >>> params = {"kernel": jnp.zeros((1, 2))}
+      >>> updates, _ = optimizer.update({"kernel": jnp.array([[30.0, 40.0]])}, optimizer.init(params), params)
+      >>> updates["kernel"]
+      Array([[-0.06, -0.08]], dtype=float32)
+    """
+    for name, value in (("norm", norm), ("adaptive", adaptive)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise CompileError(f"clip got {name}={value!r}. Expected a positive number, or None for no such clipping.")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise CompileError(
+            f"clip got {optimizer!r} to wrap. Expected an optimizer that is built, such as resfit.optimizers.sgd(0.1)."
+        )
+    parts = []
+    if adaptive is not None:
+        parts.append(optax.masked(optax.adaptive_grad_clip(adaptive), no_decay_on_norms_and_biases))
+    if norm is not None:
+        parts.append(optax.clip_by_global_norm(norm))
+    if not parts:
+        raise CompileError("clip was told neither norm nor adaptive. Expected at least one, such as norm=1.0.")
+    clipped: optax.GradientTransformation = optax.chain(*parts, optimizer)
+    return clipped

@@ -1,0 +1,18 @@
+"""Which parameters are left out of weight decay and of what else is made for kernels alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def no_decay_on_norms_and_biases(params: Any) -> Any:
+    """The usual mask of weight decay: true for kernels, false for biases and the scales of norms (rank 0 and 1).
+
+    Source: He et al., Bag of Tricks (arXiv 1812.01187), "no bias decay".
+
+    Example:
+      >>> no_decay_on_norms_and_biases({"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)})
+      {'bias': False, 'kernel': True}
+    """
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)

@@ -1,0 +1,156 @@
+"""The optimizers that have a name: optax's, with weight decay and trust ratios on kernels only."""
+
+import optax
+
+from resfit.optimizers.masks import no_decay_on_norms_and_biases
+from resfit.optimizers.rate import LearningRate, with_rate
+
+
+def sgd(
+    learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, and weight decay (added to the gradient, as in PyTorch) on kernels only.
+
+    Args:
+      learning_rate: a number or a schedule (step -> number).
+      momentum: of the velocity.
+      nesterov: whether to look ahead.
+      weight_decay: strength of the decay; norms and biases are left out.
+
+    Example:
+      >>> import optax
+      >>> optimizer = sgd(optax.linear_schedule(0.0, 0.1, transition_steps=10), weight_decay=5e-4)
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> state = optimizer.init(params)
+      >>> for _ in range(6):
+      ...     _, state = optimizer.update(params, state, params)
+      >>> state.hyperparams["learning_rate"]  # of the sixth step: a schedule given here is followed
+      Array(0.05, dtype=float32)
+    """
+    return with_rate(
+        lambda learning_rate: optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
+            optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+        ),
+        learning_rate,
+    )
+
+
+def adam(
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam (arXiv 1412.6980) as in optax.
+
+    Example:
+      >>> optimizer = adam(1e-3)
+    """
+    return with_rate(lambda learning_rate: optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), learning_rate)
+
+
+def adamw(
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.05
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) with decoupled weight decay on kernels only.
+
+    Example:
+      >>> optimizer = adamw(1e-3, weight_decay=0.01)
+    """
+    return with_rate(
+        lambda learning_rate: optax.adamw(
+            learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=no_decay_on_norms_and_biases
+        ),
+        learning_rate,
+    )
+
+
+def rmsprop(
+    learning_rate: LearningRate,
+    *,
+    decay: float = 0.9,
+    momentum: float = 0.0,
+    eps: float = 1e-7,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """RMSProp (Hinton, lecture 6e) with Keras's defaults; weight decay, added to the gradient, on kernels only.
+
+    Args:
+      learning_rate: a number or a schedule (step -> number).
+      decay: of the running mean of squared gradients.
+      momentum: of the velocity; zero for none.
+      eps: added to that mean, under the root, as in TensorFlow; PyTorch adds it to the root.
+      centered: whether the squared mean of the gradients is taken off.
+      weight_decay: strength of the decay; norms and biases are left out.
+
+    Example:
+      >>> optimizer = rmsprop(1e-3, momentum=0.9)
+    """
+    return with_rate(
+        lambda learning_rate: optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
+            optax.rmsprop(learning_rate, decay=decay, eps=eps, centered=centered, momentum=momentum or None),
+        ),
+        learning_rate,
+    )
+
+
+def lars(
+    learning_rate: LearningRate, *, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001
+) -> optax.GradientTransformation:
+    """LARS (arXiv 1708.03888): SGD for large batches, in which each kernel's step is in proportion to its norm.
+
+    Norms and biases take plain momentum steps: no trust ratio, no weight decay.
+
+    Args:
+      learning_rate: a number or a schedule (step -> number); of the order of 1, and it wants a warm-up.
+      momentum: of the velocity.
+      weight_decay: strength of the decay, added to the gradient.
+      trust_coefficient: the size of a kernel's step, as a share of its norm, at a rate of 1.
+
+    Example:
+      >>> params = {"kernel": jnp.full((2, 2), 3.0)}
+      >>> optimizer = lars(1.0, weight_decay=0.0)
+      >>> updates, _ = optimizer.update({"kernel": jnp.full((2, 2), 1e6)}, optimizer.init(params), params)
+      >>> round(float(jnp.linalg.norm(updates["kernel"]) / jnp.linalg.norm(params["kernel"])), 6)
+      0.001
+    """
+    return with_rate(
+        lambda learning_rate: optax.lars(
+            learning_rate,
+            weight_decay=weight_decay,
+            weight_decay_mask=no_decay_on_norms_and_biases,
+            trust_coefficient=trust_coefficient,
+            trust_ratio_mask=no_decay_on_norms_and_biases,
+            momentum=momentum,
+        ),
+        learning_rate,
+    )
+
+
+def lamb(
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.02
+) -> optax.GradientTransformation:
+    """LAMB (arXiv 1904.00962): Adam for large batches, in which each kernel's step is in proportion to its norm.
+
+    Norms and biases take plain Adam steps: no trust ratio, no weight decay. The defaults are those of "ResNet strikes
+    back" (arXiv 2110.00476), for batches of 2048.
+
+    Args:
+      learning_rate: a number or a schedule (step -> number): the size of a kernel's step, as a share of its norm.
+      b1: decay of the running mean of gradients.
+      b2: decay of the running mean of squared gradients.
+      eps: added to the root of the latter.
+      weight_decay: strength of the decay, added to Adam's step before its norm is taken.
+
+    Example:
+      >>> optimizer = lamb(5e-3, weight_decay=0.01)
+    """
+    return with_rate(
+        lambda learning_rate: optax.chain(
+            optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+            optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
+            optax.masked(optax.scale_by_trust_ratio(), no_decay_on_norms_and_biases),  # optax.lamb masks the decay only
+            optax.scale_by_learning_rate(learning_rate),
+        ),
+        learning_rate,
+    )

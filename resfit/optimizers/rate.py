@@ -1,0 +1,52 @@
+"""The one learning rate of an optimizer: how it gets into the state, and how it is found there."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+LearningRate = float | Callable[[Any], Any]
+"""A number, or a schedule: step -> number."""
+
+
+def with_rate(factory: Callable[..., optax.GradientTransformation], rate: LearningRate) -> optax.GradientTransformation:
+    """The optimizer that a factory makes, with its learning rate as a float32 array in the state."""
+    # A schedule given to the optimizer itself is followed by optax, wherever the optimizer stands in a chain.
+    inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
+    transformation: optax.GradientTransformation = inject(
+        learning_rate=rate if callable(rate) else jnp.asarray(rate, jnp.float32)
+    )
+    return transformation
+
+
+def index_of_rate(state: Any) -> int | None:
+    """Which leaf of an optimizer state is an injected learning rate; None unless there is exactly one that can be set.
+
+    One that optax computes from a schedule cannot: optax writes over it at every update.
+
+    Example:
+      >>> from resfit.optimizers import sgd
+      >>> state = sgd(0.1).init({"kernel": jnp.ones((2, 2))})
+      >>> float(jax.tree.leaves(state)[index_of_rate(state)])
+      0.10000000149011612
+    """
+    leaves, tree = jax.tree.flatten(state)
+    numbered = jax.tree.unflatten(tree, range(len(leaves)))
+    found: list[int] = []
+
+    def injected(node: Any) -> bool:
+        return hasattr(node, "hyperparams")
+
+    def visit(node: Any) -> None:
+        if injected(node):
+            if "learning_rate" in node.hyperparams and "learning_rate" not in getattr(node, "hyperparams_states", ()):
+                found.append(node.hyperparams["learning_rate"])
+            # A chain inside may hold another one.
+            functools.reduce(lambda _, child: visit(child), jax.tree.leaves(node.inner_state, is_leaf=injected), None)
+
+    for node in jax.tree.leaves(numbered, is_leaf=injected):
+        visit(node)
+    return found[0] if len(found) == 1 else None

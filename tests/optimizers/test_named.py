@@ -1,0 +1,165 @@
+"""rmsprop, lars and lamb against their formulas written out in NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resfit import optimizers
+
+RATE, STEPS = 0.05, 5
+Arrays = dict[str, np.ndarray]
+
+
+def start() -> Arrays:
+    """A kernel, a bias and the scale of a norm; float64, so that the oracle is exact."""
+    random = np.random.default_rng(0)
+    return {"kernel": random.normal(size=(3, 3, 2, 4)), "bias": random.normal(size=4), "scale": np.ones(4)}
+
+
+def gradients(step: int) -> Arrays:
+    random = np.random.default_rng(100 + step)
+    return {name: random.normal(size=value.shape) for name, value in start().items()}
+
+
+def rmsprop(decay: float, momentum: float, eps: float, centered: bool, weight_decay: float) -> Callable[..., Any]:
+    def step(w: np.ndarray, g: np.ndarray, s: Any, t: int, kernel: bool) -> Any:
+        squares, mean, velocity = (np.zeros_like(w),) * 3 if s is None else s
+        g = g + weight_decay * w if kernel else g
+        squares = decay * squares + (1 - decay) * g**2
+        mean = decay * mean + (1 - decay) * g
+        variance = squares - mean**2 if centered else squares
+        velocity = momentum * velocity - RATE * g / np.sqrt(variance + eps)
+        return w + velocity, (squares, mean, velocity)
+
+    return step
+
+
+def lars(momentum: float, weight_decay: float, trust: float) -> Callable[..., Any]:
+    def step(w: np.ndarray, g: np.ndarray, s: Any, t: int, kernel: bool) -> Any:
+        velocity = np.zeros_like(w) if s is None else s
+        if kernel:
+            g = g + weight_decay * w
+            g = g * trust * np.linalg.norm(w) / np.linalg.norm(g)
+        velocity = momentum * velocity - RATE * g
+        return w + velocity, velocity
+
+    return step
+
+
+def lamb(b1: float, b2: float, eps: float, weight_decay: float) -> Callable[..., Any]:
+    def step(w: np.ndarray, g: np.ndarray, s: Any, t: int, kernel: bool) -> Any:
+        m, v = (np.zeros_like(w),) * 2 if s is None else s
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        if kernel:
+            u = u + weight_decay * w
+            u = u * np.linalg.norm(w) / np.linalg.norm(u)
+        return w - RATE * u, (m, v)
+
+    return step
+
+
+def written_out(step: Callable[..., Any]) -> Arrays:
+    params, states = start(), dict.fromkeys(start())
+    for t in range(STEPS):
+        for name, g in gradients(t).items():
+            params[name], states[name] = step(params[name], g, states[name], t + 1, name == "kernel")
+    return params
+
+
+def run(optimizer: optax.GradientTransformation, leave_out: str | None = None) -> Any:
+    params = {name: jnp.asarray(w, jnp.float32) for name, w in start().items() if name != leave_out}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for t in range(STEPS):
+        updates, state = update({name: jnp.asarray(gradients(t)[name], jnp.float32) for name in params}, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+CASES = {
+    "rmsprop": (optimizers.rmsprop(RATE), rmsprop(0.9, 0.0, 1e-7, False, 0.0)),
+    "rmsprop, every option": (
+        optimizers.rmsprop(RATE, decay=0.95, momentum=0.8, eps=1e-3, centered=True, weight_decay=0.1),
+        rmsprop(0.95, 0.8, 1e-3, True, 0.1),
+    ),
+    "lars": (optimizers.lars(RATE), lars(0.9, 1e-4, 0.001)),
+    "lars, every option": (
+        optimizers.lars(RATE, momentum=0.5, weight_decay=0.2, trust_coefficient=0.1),
+        lars(0.5, 0.2, 0.1),
+    ),
+    "lamb": (optimizers.lamb(RATE), lamb(0.9, 0.999, 1e-6, 0.02)),
+    "lamb, every option": (
+        optimizers.lamb(RATE, b1=0.8, b2=0.99, eps=1e-3, weight_decay=0.2),
+        lamb(0.8, 0.99, 1e-3, 0.2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_optimizer_follows_its_formula(name: str) -> None:
+    ours, step = CASES[name]
+    expected = written_out(step)
+    for part, value in run(ours).items():
+        np.testing.assert_allclose(value, expected[part], rtol=2e-5, atol=2e-6, err_msg=part)
+
+
+def test_the_comparison_sees_a_decayed_bias() -> None:
+    decayed = written_out(lamb(0.9, 0.999, 1e-6, 0.2))["kernel"]
+    assert np.abs(decayed - written_out(lamb(0.9, 0.999, 1e-6, 0.02))["kernel"]).max() > 1e-4
+    everywhere = run(optax.lamb(RATE, weight_decay=0.02))  # optax's own gives biases a trust ratio and decay
+    assert np.abs(everywhere["bias"] - written_out(lamb(0.9, 0.999, 1e-6, 0.02))["bias"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        ("rmsprop", {}, optax.rmsprop(RATE, eps=1e-7)),
+        ("lars", {"weight_decay": 0.0}, optax.lars(RATE)),
+        ("lamb", {"weight_decay": 0.0}, optax.lamb(RATE)),
+    ],
+)
+def test_on_kernels_alone_it_is_the_one_of_optax(name: str, ours: Any, theirs: Any) -> None:
+    def kernels(optimizer: optax.GradientTransformation) -> Any:
+        wrapped = optax.masked(optimizer, {"kernel": True, "bias": False, "scale": False})
+        return run(wrapped)["kernel"]
+
+    np.testing.assert_allclose(kernels(getattr(optimizers, name)(RATE, **ours)), kernels(theirs), rtol=1e-6)
+
+
+NAMES = ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_has_a_default_rate_that_is_found_and_set_without_tracing_again(name: str) -> None:
+    optimizer, schedule = optimizers.get(name, None)
+    assert schedule is None
+    params = {part: jnp.asarray(w, jnp.float32) for part, w in start().items()}
+    updates = {part: jnp.asarray(g, jnp.float32) for part, g in gradients(0).items()}
+    state = optimizer.init(params)
+    index = optimizers.index_of_rate(state)
+    assert index is not None
+    leaves, tree = jax.tree.flatten(state)
+    np.testing.assert_allclose(leaves[index], optimizers.default_rate(name), rtol=1e-7)
+
+    traces = []
+
+    @jax.jit
+    def update(state: Any) -> Any:
+        traces.append(state)
+        return optimizer.update(updates, state, params)[0]
+
+    once = update(state)
+    leaves[index] = jnp.asarray(2 * float(leaves[index]), leaves[index].dtype)
+    twice = update(jax.tree.unflatten(tree, leaves))
+    assert len(traces) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), once, twice)
+
+
+def test_only_names_have_a_default_rate() -> None:
+    assert [optimizers.default_rate(what) for what in ("sgdd", optax.sgd, optax.sgd(0.1))] == [None, None, None]

@@ -1,0 +1,113 @@
+"""Learning rates by part: one settable rate, times a factor that the path decides."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resfit import optimizers
+from resfit.errors import CompileError
+from tests.helpers import PlainNet, compiled
+
+PARAMS = {
+    "stem": {"conv": {"kernel": jnp.full((2, 2), 1.0)}},
+    "stage1": {"0": {"conv1": {"kernel": jnp.full((2, 2), 2.0)}, "norm1": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}},
+    "head": {"kernel": jnp.full((2, 3), 3.0), "bias": jnp.zeros(3)},
+}
+PATHS = [
+    jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(PARAMS)
+]
+
+
+def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for step in range(steps):
+        updates, state = optimizer.update(jax.tree.map(lambda p, s=step: jnp.cos(p + s), params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lamb", "lars", "rmsprop"])
+def test_a_part_trains_as_if_it_had_an_optimizer_of_its_own(name: str) -> None:
+    make = getattr(optimizers, name)
+    together = run(optimizers.by_part({"head.*": 1.0, "stage1.*": 0.5, "*": 0.1}, make(0.02)))
+    own = {"head": make(0.02), "stage1": make(0.01), "stem": make(0.002)}
+    apart = run(optax.multi_transform(own, {part: part for part in PARAMS}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), together, apart)
+
+
+def test_the_comparison_sees_another_factor() -> None:
+    a, b = (run(optimizers.by_part({"head.*": f}, optimizers.sgd(0.1)))["head"]["kernel"] for f in (1.0, 0.99))
+    assert np.abs(a - b).max() > 1e-4
+
+
+@given(
+    patterns=st.lists(
+        st.sampled_from(["*", "head.*", "*.kernel", "stage?.*", "*.[bs]*", "stem.conv.kernel"]), unique=True
+    )
+)
+def test_the_first_pattern_that_matches_decides(patterns: list[str]) -> None:
+    parts = {pattern: 2.0 ** (i + 1) for i, pattern in enumerate(patterns)}
+    decided = {path: next((p for p in patterns if fnmatchcase(path, p)), None) for path in PATHS}
+    if not parts or set(patterns) - set(decided.values()):
+        with pytest.raises(CompileError):
+            optimizers.by_part(parts, optax.sgd(1.0)).init(PARAMS)
+        return
+    optimizer = optimizers.by_part(parts, optax.sgd(1.0))
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), optimizer.init(PARAMS), PARAMS)
+    for path, update in zip(PATHS, jax.tree.leaves(updates), strict=True):
+        np.testing.assert_array_equal(update, -1.0 if decided[path] is None else -parts[decided[path]])
+
+
+def test_there_is_one_rate_and_it_is_found() -> None:
+    state = optimizers.by_part({"head.*": 1.0, "*": 0.1}, optimizers.clip(optimizers.adamw(0.25), norm=1.0)).init(
+        PARAMS
+    )
+    index = optimizers.index_of_rate(state)
+    assert index is not None
+    assert float(jax.tree.leaves(state)[index]) == 0.25
+
+
+def test_a_factor_keeps_the_dtype_of_the_parameters() -> None:
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    optimizer = optimizers.by_part({"head.*": np.float64(0.5)}, optax.sgd(1.0))
+    updates, _ = optimizer.update(half, optimizer.init(half), half)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_a_model_compiles_with_it_or_says_which_paths_are_near() -> None:
+    parts = optimizers.by_part({"head.kernel": 1.0, "*": 0.5}, optimizers.sgd(0.1))
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=parts, learning_rate=0.25)
+    assert model.learning_rate == 0.25
+    with pytest.raises(CompileError, match=r"'haed\.\*' matches no parameter. Near it: \['head\.\*'"):
+        model.compile(optimizers.by_part({"haed.*": 1.0}, optimizers.sgd(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, "no patterns"),
+        ({"head.*": -1.0}, "-1.0 for 'head.*'"),
+        ({"head.*": float("nan")}, "nan for 'head.*'"),
+        ({"heads.*": 1.0}, r"'heads\.\*' matches no parameter. Near it: .*'head\.\*'"),
+        ({"stage1": 1.0}, r"write 'stage1\.\*'"),
+        ({"stage1.0.conv1.kernal": 1.0}, r"Near it: .*'stage1\.0\.conv1\.kernel'"),
+        ({"zzz": 1.0}, r"Paths look like these: .*'head\.bias'"),
+        ({"*": 0.1, "head.*": 1.0}, r"'head\.\*' decides about nothing: '\*' stands before it"),
+    ],
+)
+def test_a_pattern_that_does_nothing_is_refused_with_what_is_near(parts: Any, words: str) -> None:
+    with pytest.raises(CompileError, match=words):
+        optimizers.by_part(parts, optax.sgd(0.1)).init(PARAMS)
+
+
+def test_what_is_wrapped_must_be_built() -> None:
+    with pytest.raises(CompileError, match="got 'sgd' to wrap"):
+        optimizers.by_part({"*": 1.0}, "sgd")  # type: ignore[arg-type]
