@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -18,6 +18,7 @@ from resfit.data.arrays import as_arrays, class_weights, split_validation
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
+from resfit.engine.modes import NOTHING_FROZEN, Freeze, plan
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CompileError, DataError, LabelError, NotCompiledError
@@ -70,6 +71,7 @@ class Model:
         self._seed = 0
         self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
         self._compiled = False
+        self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
@@ -130,7 +132,11 @@ class Model:
         placement = Placement(dispatch)
 
         self._state.publish()
-        state = RunState(self._module, transformation, placement.state)
+        state = RunState(self._module, transformation, placement.state, self._freeze)
+        if not state.layout.n_params:
+            raise CompileError(
+                "Every parameter is frozen, so there is nothing to train. Call freeze with fewer patterns."
+            )
         rate_index = state.rate_index()
         if learning_rate is not None and rate_index is None:
             raise CompileError(
@@ -162,6 +168,31 @@ class Model:
             placement.devices[0].platform,
             seed,
         )
+
+    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
+        """Says which parts of the module are not to be trained, from the next `compile` on; no pattern trains them all.
+
+        Frozen parameters cost neither a gradient nor optimizer state.
+
+        Args:
+          patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a part
+            that matches is frozen.
+          batch_norm: whether frozen BatchNorms also keep their statistics and normalise by them (as Keras's
+            trainable=False does); False lets the statistics go on moving.
+
+        Raises:
+          ModuleError: if a pattern matches nothing.
+
+        Example:
+          >>> import resfit
+          >>> model = Model(resfit.create_model("resnet20", num_classes=10))
+          >>> model.freeze("stem", "stage[12]")
+          >>> model.compile("sgd", learning_rate=0.01)
+        """
+        freeze = Freeze(patterns, batch_norm)
+        plan(self._module, freeze)
+        self._freeze = freeze
+        self._compiled = False
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """One batch's loss: override it for any other step (several inputs or heads, a teacher, no labels).
@@ -376,8 +407,10 @@ class Model:
         verbose: str | int = "auto",
         steps: int | None = None,
         callbacks: Iterable[Callback] | None = None,
+        *,
+        outputs: str = "logits",
     ) -> Any:
-        """The module's outputs (logits, for resfit's networks) for every row, in order. Changes nothing.
+        """The module's outputs for every row, in order. Changes nothing.
 
         Args:
           x: images, or an iterable of batches, as in `fit`.
@@ -385,15 +418,47 @@ class Model:
           verbose: as in `fit`.
           steps: how many batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
+          outputs: "logits": what the module returns; "probabilities": their softmax, or sigmoid for a single output;
+            "labels": the number of the most probable class.
 
         Returns:
           A NumPy array (examples, ...), or a pytree of such if the module returns one.
         """
+        parts = list(
+            self.predict_batches(x, batch_size, verbose=verbose, steps=steps, callbacks=callbacks, outputs=outputs)
+        )
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def predict_batches(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = 0,
+        steps: int | None = None,
+        callbacks: Iterable[Callback] | None = None,
+        *,
+        outputs: str = "logits",
+    ) -> Iterator[Any]:
+        """What `predict` returns, batch by batch, for data whose predictions do not fit in memory.
+
+        Args:
+          x: images, or an iterable of batches, as in `fit`.
+          batch_size: as in `predict`.
+          verbose: as in `fit`; silent by default.
+          steps: as in `predict`.
+          callbacks: as in `predict`.
+          outputs: as in `predict`.
+
+        Yields:
+          The outputs of each batch in order, as NumPy, without padding.
+        """
+        if outputs not in losses.FINISHES:
+            raise CompileError(f"Expected outputs to be one of {list(losses.FINISHES)}, got {outputs!r}.")
         data = self._batches(x, None, None, None, 32 if batch_size is None else batch_size, pad=True)
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
-            return self._loop.predict(data, steps, hooks, lambda: self.stop_predicting)
+            yield from self._loop.predict(data, outputs, steps, hooks, lambda: self.stop_predicting)
 
     def train_on_batch(
         self,

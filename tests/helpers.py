@@ -113,9 +113,7 @@ def counting_compilations() -> Iterator[list[float]]:
 class Recorder(resfit.callbacks.Callback):
     """Writes down every hook that fires, with its arguments; logs as the sorted list of their keys."""
 
-    HOOKS = tuple(
-        name for name in vars(resfit.callbacks.Callback) if name.startswith("on_") and "compile" not in name
-    )
+    HOOKS = tuple(name for name in vars(resfit.callbacks.Callback) if name.startswith("on_") and "compile" not in name)
 
     def __init__(self) -> None:
         self.trace: list[tuple[Any, ...]] = []

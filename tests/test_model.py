@@ -459,7 +459,7 @@ def numbered() -> Any:
 
     class Numbers(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
-            return 0 * module(x)[:, 0] + 2.0 ** y * len(y), y
+            return 0 * module(x)[:, 0] + 2.0**y * len(y), y
 
     return compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Numbers)
 
@@ -981,3 +981,24 @@ def test_callbacks_must_derive_from_callback() -> None:
 
     with pytest.raises(resfit.errors.CallbackError, match=r"Foreign.*resfit\.callbacks\.Callback"):
         fit(compiled(), callbacks=[Foreign()])
+
+
+def test_predict_gives_probabilities_and_labels_on_request() -> None:
+    model, x = compiled(), images(11)
+    logits = model.predict(x, batch_size=4, verbose=0)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = model.predict(x, batch_size=4, verbose=0, outputs="probabilities")
+    np.testing.assert_allclose(probabilities, scores / scores.sum(axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_array_equal(model.predict(x, batch_size=4, verbose=0, outputs="labels"), logits.argmax(axis=1))
+    with pytest.raises(resfit.errors.CompileError, match="'labels'"):
+        model.predict(x, verbose=0, outputs="classes")
+
+
+def test_predict_batches_yields_every_row_in_order_and_may_be_left_early() -> None:
+    model, x = compiled(), images(11)
+    parts = list(model.predict_batches(x, 4))
+    assert [len(part) for part in parts] == [4, 4, 3]
+    np.testing.assert_array_equal(np.concatenate(parts), model.predict(x, batch_size=4, verbose=0))
+    for part in model.predict_batches(x, 4):
+        assert len(part) == 4
+        break

@@ -238,6 +238,8 @@ class CallbackList:
         """Fires on_exception when the block is left by an exception."""
         try:
             yield
+        except GeneratorExit:  # somebody read no further: nothing went wrong
+            raise
         except BaseException as exception:
             self.fire("on_exception", exception)
             raise

@@ -1,6 +1,7 @@
 """Epochs and batches: the one place where hooks fire."""
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resfit import metrics
+from resfit import losses, metrics
 from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.engine.dispatch import Placement, Step, Throttle
@@ -64,9 +65,10 @@ class Loop:
         self._check = check
         self._key = jax.device_put(jax.random.key(seed), placement.state)
         layout = state.layout
-        self._predict = Step(
-            lambda leaves, key, x: predict_step(layout, preprocess, leaves, key, x), placement, returns_state=False
-        )
+        self._predict = {
+            name: Step(functools.partial(predict_step, layout, preprocess, finish), placement, returns_state=False)
+            for name, finish in losses.FINISHES.items()
+        }
         if recipe is None:
             return
 
@@ -210,41 +212,51 @@ class Loop:
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
-    def predict(self, data: Batches, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]) -> Any:
-        """The outputs for every row in order, as NumPy. Only a few batches of them are on the device at any time."""
+    def predict(
+        self, data: Batches, kind: str, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]
+    ) -> Iterator[Any]:
+        """The outputs for every row in order, batch by batch, as NumPy. Only a few batches are ever on the device.
+
+        Args:
+          data: the examples; labels are ignored.
+          kind: which of `losses.FINISHES` to apply to the outputs.
+          steps: how many batches; None for all.
+          callbacks: to fire.
+          stopped: whether somebody asked to stop.
+        """
         callbacks.fire("on_predict_begin", {})
         self.state.take_from_module()
         flying: collections.deque[tuple[Any, int]] = collections.deque()
-        done: list[Any] = []
 
-        def land() -> None:
+        def landed() -> Any:
             outputs, size = flying.popleft()
-            done.append(jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs)))
+            return jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs))
 
+        empty = True
         for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
+            empty = False
             callbacks.fire("on_predict_batch_begin", i, {})
-            outputs = self._predict_batch(batch.x, _announce(callbacks, "predict"))
+            outputs = self._predict_batch(batch.x, kind, _announce(callbacks, "predict"))
             callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
             flying.append((outputs, batch.size))
             if len(flying) > self._placement.run_ahead:
-                land()
+                yield landed()
             if stopped():
                 break
         while flying:
-            land()
-        if not done:
+            yield landed()
+        if empty:
             raise DataError("There are no examples to predict. Expected at least one.")
         callbacks.fire("on_predict_end", {})
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *done)
 
     def predict_batch(self, x: Any) -> Any:
         """The outputs for one batch, as NumPy."""
         self.state.take_from_module()
-        return jax.tree.map(np.asarray, read(self._predict_batch(x, _quiet)))
+        return jax.tree.map(np.asarray, read(self._predict_batch(x, "logits", _quiet)))
 
-    def _predict_batch(self, x: Any, announce: Callable[[bool], None]) -> Any:
+    def _predict_batch(self, x: Any, kind: str, announce: Callable[[bool], None]) -> Any:
         arguments = (self.state.leaves, self._key, self._placement.place(x))
-        return self._predict.prepare(arguments, announce)(*arguments)
+        return self._predict[kind].prepare(arguments, announce)(*arguments)
 
     def _on_device(self, batch: Batch) -> DeviceBatch:
         placed: DeviceBatch = self._placement.place(DeviceBatch(batch.x, batch.y, batch.weight, batch.mask))

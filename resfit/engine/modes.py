@@ -6,6 +6,7 @@ graph* with the attributes set, called with the keyword that its `__call__` name
 definition only: the arrays stay where they are, and the module that the user holds is never changed.
 """
 
+import fnmatch
 import functools
 import inspect
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class Slot(NamedTuple):
     kind: str  # "param": trained; "carried": statistics and other state; "key", "count": made anew for every step
     type: type
     shape: tuple[int, ...] = ()
+    frozen: bool = False  # keeps its value whatever a training step does to it
 
     @property
     def name(self) -> str:
@@ -50,8 +52,31 @@ class Plan(NamedTuple):
         return any(issubclass(slot.type, nnx.BatchStat) for slot in self.slots)
 
 
-def plan(module: nnx.Module) -> Plan:
+class Freeze(NamedTuple):
+    """Which parts of a module do not train.
+
+    Attributes:
+      patterns: shell patterns of dotted paths; a pattern that matches a part covers everything inside it.
+      batch_norm: whether frozen BatchNorms also keep their statistics, and normalise by them.
+    """
+
+    patterns: tuple[str, ...] = ()
+    batch_norm: bool = True
+
+    def covers(self, path: Sequence[Any]) -> bool:
+        names = [".".join(map(str, path[:n])) for n in range(1, len(path) + 1)]
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.patterns)
+
+
+NOTHING_FROZEN = Freeze()
+
+
+def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN) -> Plan:
     """Reads a module's graph and derives its two modes.
+
+    Args:
+      module: any.
+      freeze: what does not train.
 
     Raises:
       ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
@@ -64,16 +89,24 @@ def plan(module: nnx.Module) -> Plan:
     copy = nnx.merge(*nnx.split(module))
     nnx.pop(copy, nnx.Intermediate)
     graph, state = nnx.split(copy)
-    slots = tuple(_slot(path, leaf) for path, leaf in nnx.to_flat_state(state))
-    return Plan(_graph_in_mode(graph, state, train=True), _graph_in_mode(graph, state, train=False), slots)
+    slots = tuple(_slot(path, leaf, freeze) for path, leaf in nnx.to_flat_state(state))
+    for pattern in freeze.patterns:
+        if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
+            parts = sorted({str(slot.path[0]) for slot in slots})
+            raise ModuleError(
+                f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * for "
+                f"anything, as in {slots[0].name!r}; the outermost parts are {parts}."
+            )
+    train, evaluate = (_graph_in_mode(graph, state, train=train, freeze=freeze) for train in (True, False))
+    return Plan(train, evaluate, slots)
 
 
 def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
-    """Path and leaf of everything that a module holds, in the plan's order. What it sowed in a call is no part of it."""
+    """Path and leaf of everything that a module holds, in the plan's order, but not what it sowed in a call."""
     return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Intermediate))))
 
 
-def _slot(path: tuple[Any, ...], leaf: Any) -> Slot:
+def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
     value = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
     kind = type(leaf)
     name = ".".join(map(str, path))
@@ -87,11 +120,14 @@ def _slot(path: tuple[Any, ...], leaf: Any) -> Slot:
     if issubclass(kind, nnx.RngCount):
         return Slot(path, "count", kind, value.shape)
     if issubclass(kind, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact):
-        return Slot(path, "param", kind, value.shape)
-    return Slot(path, "carried", kind, value.shape)
+        # A frozen parameter is carried: no gradient is computed for it and no optimizer state kept.
+        frozen = freeze.covers(path)
+        return Slot(path, "carried" if frozen else "param", kind, value.shape, frozen)
+    frozen = freeze.batch_norm and issubclass(kind, nnx.BatchStat) and freeze.covers(path)
+    return Slot(path, "carried", kind, value.shape, frozen)
 
 
-def _graph_in_mode(graph: Any, state: Any, *, train: bool) -> Any:
+def _graph_in_mode(graph: Any, state: Any, *, train: bool, freeze: Freeze) -> Any:
     copy = nnx.merge(graph, state)
     # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
     if train:
@@ -99,6 +135,11 @@ def _graph_in_mode(graph: Any, state: Any, *, train: bool) -> Any:
     else:
         copy.eval()
     copy = nnx.view(copy, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
+    if train and freeze.batch_norm:
+        for path, part in nnx.iter_modules(copy):
+            if freeze.covers(path) and any(isinstance(value, nnx.BatchStat) for value in vars(part).values()):
+                part.eval()
+                _call_in_mode(part, train=False, forced=True)
     return nnx.split(copy)[0]
 
 
@@ -131,12 +172,17 @@ def assemble(
         else:
             filled.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
     module: nnx.Module = nnx.merge(plan.train_graph if train else plan.eval_graph, nnx.from_flat_state(filled))
+    _call_in_mode(module, train=train)
+    return module
+
+
+def _call_in_mode(module: nnx.Module, *, train: bool, forced: bool = False) -> None:
+    """Makes a copy of a module pass its mode keyword, if it has one, wherever it is called; forced: always this one."""
     keyword = mode_keyword(type(module))
     if keyword is not None:
         name, means_train = keyword
         # The class is swapped so that `module(x)` is right wherever it is called, also in an overridden compute_loss.
-        object.__setattr__(module, "__class__", _called_in_mode(type(module), name, train == means_train))
-    return module
+        object.__setattr__(module, "__class__", _called_in_mode(type(module), name, train == means_train, forced))
 
 
 def mode_keyword(cls: type) -> tuple[str, bool] | None:
@@ -150,13 +196,14 @@ def mode_keyword(cls: type) -> tuple[str, bool] | None:
 
 
 @functools.cache
-def _called_in_mode(cls: type, keyword: str, value: bool) -> type:
+def _called_in_mode(cls: type, keyword: str, value: bool, forced: bool) -> type:
     signature = inspect.signature(cls.__call__)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if keyword not in signature.bind_partial(self, *args, **kwargs).arguments:
-            kwargs[keyword] = value
-        return cls.__call__(self, *args, **kwargs)
+        call = signature.bind_partial(self, *args, **kwargs)
+        if forced or keyword not in call.arguments:
+            call.arguments[keyword] = value
+        return cls.__call__(*call.args, **call.kwargs)
 
     return type(cls)(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
 

@@ -31,7 +31,8 @@ class Layout:
         self.plan = plan
         self.param_paths = tuple(slot.path for slot in plan.slots if slot.kind == "param")
         self.n_params = len(self.param_paths)
-        self.n_carried = sum(slot.kind == "carried" for slot in plan.slots)
+        self.carried = tuple(slot for slot in plan.slots if slot.kind == "carried")
+        self.n_carried = len(self.carried)
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.optimizer_tree: Any = None
         if optimizer is not None:
@@ -88,11 +89,16 @@ class RunState:
     """
 
     def __init__(
-        self, module: nnx.Module, optimizer: optax.GradientTransformation | None, sharding: jax.sharding.Sharding
+        self,
+        module: nnx.Module,
+        optimizer: optax.GradientTransformation | None,
+        sharding: jax.sharding.Sharding,
+        freeze: modes.Freeze = modes.NOTHING_FROZEN,
     ) -> None:
         self._module = module
         self._sharding = sharding
-        plan_ = plan(module)
+        self._freeze = freeze
+        plan_ = plan(module, freeze)
         arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
@@ -177,7 +183,7 @@ class RunState:
         """
         if not self._lost():
             return False
-        fresh = RunState(self._module, self.layout.optimizer, self._sharding)
+        fresh = RunState(self._module, self.layout.optimizer, self._sharding, self._freeze)
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True
 
@@ -213,11 +219,7 @@ class RunState:
 
     def _warn_of_lost_assignments(self) -> None:
         names = [slot.name for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
-        lost = [
-            name
-            for name, held, now in zip(names, self._held, self._in_module(), strict=True)
-            if now is not held
-        ]
+        lost = [name for name, held, now in zip(names, self._held, self._in_module(), strict=True) if now is not held]
         if lost:
             _log.warning(
                 "%s of the module got a new value while training had moved on from the old one, and the new value is lost. "

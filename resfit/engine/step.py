@@ -91,6 +91,9 @@ def train_step(
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
         _warn_if_frozen(layout, carried, new_carried)
+        new_carried = tuple(
+            old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
+        )
         mask = _mask(batch, losses)
         weighted = losses if batch.weight is None else losses * batch.weight
         loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
@@ -132,11 +135,16 @@ def evaluate_step(
 
 
 def predict_step(
-    layout: Layout, preprocess: Callable[[Any], Any] | None, leaves: Leaves, key: jax.Array, x: Any
+    layout: Layout,
+    preprocess: Callable[[Any], Any] | None,
+    finish: Callable[[Any], Any],
+    leaves: Leaves,
+    key: jax.Array,
+    x: Any,
 ) -> Any:
-    """The module's outputs for one batch."""
+    """What `finish` makes of the module's outputs for one batch."""
     module: Any = _evaluation_module(layout, leaves, key)
-    return module(x if preprocess is None else preprocess(x))
+    return finish(module(x if preprocess is None else preprocess(x)))
 
 
 def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
@@ -170,8 +178,8 @@ def _per_example(losses: Any, x: Any) -> jax.Array:
 def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
     statistics = [
         (old, new)
-        for slot, old, new in zip((s for s in layout.plan.slots if s.kind == "carried"), before, after, strict=True)
-        if issubclass(slot.type, nnx.BatchStat)
+        for slot, old, new in zip(layout.carried, before, after, strict=True)
+        if issubclass(slot.type, nnx.BatchStat) and not slot.frozen
     ]
     if statistics and all(old is new for old, new in statistics):
         _log.warning(

@@ -1,0 +1,98 @@
+"""Frozen parts do not train, and nothing else stops training."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.errors import CompileError, ModuleError, NotCompiledError
+from tests.helpers import compiled, images, labels, values
+
+
+def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
+    return {name for name, array in values(module).items() if not np.array_equal(array, before[name])}
+
+
+def tiny_resnet() -> nnx.Module:
+    spec = resfit.nets.ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=4, in_channels=1)
+    return resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))
+
+
+def trained(net: nnx.Module, *patterns: str, **options: bool) -> set[str]:
+    model = resfit.Model(net)
+    model.freeze(*patterns, **options)
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    before = values(net)
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
+    model.fit(x, np.arange(16) % 4, batch_size=8, epochs=2, verbose=0)
+    return moved(net, before)
+
+
+def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains() -> None:
+    changed = trained(tiny_resnet(), "stem", "stage1")
+    assert changed
+    assert not any(name.startswith(("stem", "stage1")) for name in changed)
+    assert {"head.dense.kernel", "stage2.blocks.0.branch.norm2.mean"} <= changed
+
+
+def test_without_batch_norm_the_statistics_of_a_frozen_part_go_on_moving() -> None:
+    changed = trained(tiny_resnet(), "stem", batch_norm=False)
+    assert {"stem.norm.mean", "stem.norm.var"} <= changed
+    assert not changed & {"stem.conv.kernel", "stem.norm.scale", "stem.norm.bias"}
+
+
+def test_a_frozen_batch_norm_normalises_by_its_running_statistics_in_training() -> None:
+    net = tiny_resnet()
+    seen = []
+
+    class Spy(resfit.Model):
+        def compute_loss(self, module, x, y, *, key, train):
+            if train:
+                seen.append(module.stem(x))
+            return super().compute_loss(module, x, y, key=key, train=train)
+
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype(np.float32)
+    model = Spy(net)
+    model.freeze("stem")
+    model.compile("sgd", learning_rate=0.1, dispatch="eager", metrics=None)
+    expected = net.stem(x, train=False)
+    model.train_on_batch(x, np.arange(8) % 4)
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-5, atol=1e-6)
+    # The negative control: by the batch's statistics it would be something else.
+    assert not np.allclose(seen[0], net.stem(x, train=True), rtol=1e-2, atol=1e-2)
+
+
+def test_frozen_parameters_have_no_optimizer_state() -> None:
+    model = resfit.Model(tiny_resnet())
+    model.compile("adam", dispatch="jit")
+    everything = sum(leaf.size for leaf in model._state.leaves)
+    model.freeze("stage*")
+    model.compile("adam", dispatch="jit")
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.module.stage1, nnx.Param)))
+    assert everything - sum(leaf.size for leaf in model._state.leaves) >= 2 * frozen > 0
+
+
+def test_freezing_takes_effect_at_the_next_compile_and_never_silently_later() -> None:
+    model = compiled()
+    model.freeze("conv")
+    with pytest.raises(NotCompiledError):
+        model.fit(images(8), labels(8), verbose=0)
+
+
+def test_freezing_nothing_trains_everything_again() -> None:
+    net = tiny_resnet()
+    trained(net, "stem")
+    assert {"stem.conv.kernel", "stem.norm.mean"} <= trained(net)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ModuleError, match=r"'stagex'.*'stage1'"):
+        resfit.Model(tiny_resnet()).freeze("stagex")
+
+
+def test_freezing_everything_is_refused() -> None:
+    model = resfit.Model(tiny_resnet())
+    model.freeze("*")
+    with pytest.raises(CompileError, match="nothing to train"):
+        model.compile()
