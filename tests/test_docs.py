@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
+SLOW = {"README.md", "your_first_resnet.md"}  # they train a network to the end
+
 # Blocks that are only shown: commands for a shell, output, and Sphinx directives.
 SHOWN = re.compile(r"bash|text|\{.*\}")
 FENCE = re.compile(r"^```(?P<language>\S+)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,7 +52,13 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
         exec(compile("\n" * (block.line - 1) + code, page, "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name in SLOW else ())
+        for page in PAGES
+    ],
+)
 def test_every_block_of_a_page_runs_in_order(page: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page.read_text()):
