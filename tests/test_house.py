@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.step": {"engine.modes", "engine.state", "metrics"},
     "engine.dispatch": set(),
     "engine.loop": {
-        "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "metrics", "data",
+        "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "losses", "metrics",
+        "data",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"engine.hooks", "plots"},
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "preprocess", "saving", "data", "callbacks",
-        "engine.hooks", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
+        "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
     },
 }  # fmt: skip
 FACADE = "resfit"
