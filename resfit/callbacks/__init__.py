@@ -3,6 +3,7 @@
 from resfit.callbacks.csv_logger import CSVLogger
 from resfit.callbacks.early_stopping import EarlyStopping
 from resfit.callbacks.history import History
+from resfit.callbacks.json_logger import JSONLogger
 from resfit.callbacks.lambda_callback import LambdaCallback
 from resfit.callbacks.learning_rate_scheduler import LearningRateScheduler
 from resfit.callbacks.model_checkpoint import ModelCheckpoint
@@ -19,6 +20,7 @@ __all__ = [
     "Callback",
     "EarlyStopping",
     "History",
+    "JSONLogger",
     "LambdaCallback",
     "LearningRateScheduler",
     "ModelCheckpoint",
