@@ -1,6 +1,6 @@
 """`Residual`: one class that adds a branch to its shortcut, then activates. Every block is built on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, final
 
 import jax
@@ -13,8 +13,8 @@ from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
 from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, PadShortcut, ProjectionShortcut
 
-# Two images of which each axis is once even and once odd: a branch that rounds its size down where a shortcut rounds it
-# up agrees with the shortcut on one of them at most.
+# Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a
+# shortcut rounds it up agrees with the shortcut on one of them at most.
 PROBE_SIZES = ((64, 65), (65, 64))
 
 
@@ -73,8 +73,7 @@ class Residual(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> None:
         block = type(self).__name__
-        probes = [jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32) for size in PROBE_SIZES]
-        branch_shapes = _output_shapes(branch, "branch", probes, block)
+        probes, branch_shapes = _probe(branch, in_channels, block)
         if isinstance(shortcut, str):
             shortcut = _build_shortcut(shortcut, probes, branch_shapes, block, layers, rngs)
         shortcut_shapes = _output_shapes(shortcut, "shortcut", probes, block)
@@ -110,6 +109,23 @@ def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
     callee, mode = in_mode(module, train)
     output: jax.Array = callee(x, **mode)
     return output
+
+
+def _probe(
+    branch: nnx.Module, in_channels: int, block: str
+) -> tuple[list[jax.ShapeDtypeStruct], list[tuple[int, ...]]]:
+    """Images that show every way in which the branch may round a size, and the shapes that it leaves them in."""
+
+    def images(sizes: Iterable[tuple[int, int]]) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32) for size in sizes]
+
+    probes = images(PROBE_SIZES)
+    shapes = _output_shapes(branch, "branch", probes, block)
+    # A step over s pixels rounds in s ways, which s sizes in a row show; two are done.
+    first = min(PROBE_SIZES[0])
+    step = max((-(-first // size) for size in shapes[0][1:3] if size), default=1)
+    more = images((size, size) for size in range(first + 2, first + step))
+    return probes + more, shapes + (_output_shapes(branch, "branch", more, block) if more else [])
 
 
 def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct], block: str) -> list[tuple[int, ...]]:

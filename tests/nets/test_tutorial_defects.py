@@ -1,0 +1,142 @@
+"""What goes wrong in the training scripts that tutorials hand out, one named test for each, on resfit's networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.errors import ShortcutShapeError, StemWarning
+from resfit.nets import (
+    ZOO,
+    BasicBlock,
+    ImageNetStem,
+    Residual,
+    ResNet,
+    ResNetSpec,
+    count_params,
+    create_model,
+)
+
+THIN = ResNetSpec(depths=(2, 1), widths=(4, 8), stem="cifar", num_classes=3)
+X = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
+
+
+def thin(**fields: object) -> ResNet:
+    return ResNet(ResNetSpec.from_dict(THIN.to_dict() | fields), rngs=nnx.Rngs(0))
+
+
+def statistics(module: nnx.Module) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))])
+
+
+# --- the three pitfalls ---------------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_train_flag_corrupts_no_statistic() -> None:
+    """Pitfall: flax's norms are born in training mode, so predicting without a flag used to move them."""
+    net = thin()
+    before = statistics(net)
+    one, other = net(X[:1]), net(X)
+    np.testing.assert_array_equal(statistics(net), before)
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)  # and a row does not depend on the others
+    norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    norm(X)
+    assert (norm.mean[...] != 0).any()  # the defect itself
+
+
+def test_a_shape_mismatch_is_found_when_the_block_is_built() -> None:
+    """Pitfall: channels or strides change the shortcut stays the identity, and broadcasting may even hide it."""
+    with pytest.raises(ShortcutShapeError, match="BasicBlock"):
+        BasicBlock(1, 8, shortcut="identity", rngs=nnx.Rngs(0))
+    # The defect itself: one channel broadcasts to eight, and nothing is raised.
+    branch = BasicBlock(1, 8, rngs=nnx.Rngs(0)).branch
+    assert (branch(X[..., :1]) + X[..., :1]).shape == (4, 6, 6, 8)
+
+
+def test_the_activation_comes_after_the_addition() -> None:
+    """Pitfall: relu(branch) + shortcut lets activations only grow; relu(branch + shortcut) is the paper's block."""
+    branch = nnx.Conv(3, 3, (3, 3), padding=1, rngs=nnx.Rngs(0))
+    block = Residual(branch, in_channels=3)
+    np.testing.assert_array_equal(block(X), jnp.maximum(branch(X) + X, 0))
+    early = X + nnx.relu(branch(X))
+    assert (early < 0).any()
+    assert not np.allclose(block(X), early)
+
+
+# --- the defects ----------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_blocks_builds() -> None:
+    """Defect: `self.blocks = [...]` raises in today's flax."""
+
+    class Script(nnx.Module):
+        def __init__(self) -> None:
+            self.blocks = [BasicBlock(4, 4, rngs=nnx.Rngs(0))]
+
+    with pytest.raises(ValueError, match="static"):
+        Script()
+    assert [len(stage.blocks) for stage in thin().stages] == [2, 1]
+
+
+def test_running_statistics_are_no_parameters() -> None:
+    """Defect: "Total parameters" that sums the running statistics too prints 9,600 too many for a ResNet-18."""
+    net = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10))
+    everything = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
+    assert count_params(net) == 11_181_642 == everything - 9_600
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"resnet1202"}))
+def test_no_convolution_before_a_norm_has_a_bias(name: str) -> None:
+    """Defect: a bias that the norm's mean takes away again; 4,800 of them in a ResNet-18."""
+    net = nnx.eval_shape(lambda: create_model(name, num_classes=10, depths=(1,) * len(ZOO[name].spec.depths)))
+    convolutions = [module for _, module in nnx.iter_modules(net) if isinstance(module, nnx.Conv)]
+    assert len(convolutions) > 2
+    assert not any(conv.use_bias for conv in convolutions)
+
+
+def test_a_hundred_steps_leave_nothing_of_the_first_statistics() -> None:
+    """Defect: with flax's momentum of 0.99, 37 % of the initial zeros and ones are left after 100 steps."""
+
+    def left_after_100_steps(norm: nnx.BatchNorm) -> float:
+        norm.mean.set_value(jnp.full_like(norm.mean[...], 1000.0))
+        step = nnx.jit(lambda norm, x: norm(x, use_running_average=False))
+        for _ in range(100):
+            step(norm, jnp.zeros((4, 3)))
+        return float(norm.mean[...][0]) / 1000
+
+    assert left_after_100_steps(create_model("resnet20", num_classes=2, depths=(1,), widths=(3,)).stem.norm) < 1e-4
+    assert left_after_100_steps(nnx.BatchNorm(3, rngs=nnx.Rngs(0))) == pytest.approx(0.366, abs=1e-3)
+
+
+def test_the_stems_pool_keeps_the_papers_size() -> None:
+    """Defect: flax's max pool defaults to no padding, and 112 pixels become 55 instead of 56."""
+    stem = ImageNetStem(3, 2, rngs=nnx.Rngs(0))
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert nnx.eval_shape(lambda stem, x: stem(x), stem, image).shape == (1, 56, 56, 2)
+    unpadded = jax.eval_shape(lambda x: nnx.max_pool(x, (3, 3), (2, 2)), jax.ShapeDtypeStruct((1, 112, 112, 2), "f4"))
+    assert unpadded.shape == (1, 55, 55, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_is_what_the_convolutions_compute_in(dtype: str) -> None:
+    """Defect: casting the images alone changes nothing, because the float32 kernels promote them back."""
+    net = thin(dtype=dtype)
+    graph, state = nnx.split(net)
+    program = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, X)
+    convolutions = [eqn for eqn in program.eqns if eqn.primitive.name == "conv_general_dilated"]
+    assert len(convolutions) == 8
+    assert {var.aval.dtype for eqn in convolutions for var in (*eqn.invars, *eqn.outvars)} == {jnp.dtype(dtype)}
+    # The defect itself.
+    script = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    assert script(X.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_small_images_need_no_upsampling() -> None:
+    """Defect: CIFAR images blown up to 224 pixels for want of a stem for 32."""
+    net = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10, stem="cifar"))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    last = nnx.eval_shape(lambda net, x: net.stage4(net.stage3(net.stage2(net.stage1(net.stem(x))))), net, images)
+    assert last.shape == (2, 4, 4, 512)  # not the 1 x 1 that the ImageNet stem leaves
+    with pytest.warns(StemWarning, match="stem='cifar'"):
+        nnx.eval_shape(lambda net, x: net(x), nnx.eval_shape(lambda: create_model("resnet18", num_classes=10)), images)
