@@ -136,6 +136,8 @@ def mistakes(
 ) -> "matplotlib.figure.Figure":
     r"""The mistakes that the network was surest of: what the image shows, what the network said, and how sure it was.
 
+    Without a mistake, the images that came nearest to one: those it was least sure of.
+
     Args:
       images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1].
       labels: (examples,) class numbers.
@@ -153,6 +155,11 @@ def mistakes(
     """
     images, labels, logits = np.asarray(images), np.asarray(labels), np.asarray(logits, np.float64)
     _check_examples(labels, images=images, logits=logits)
+    if count < 1 or not np.isfinite(logits).all():
+        raise DataError(
+            f"Got count={count} and logits from {logits.min()} to {logits.max()}. Expected a count of at least 1, and "
+            "finite logits."
+        )
     if logits.ndim != 2 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise DataError(
             f"Got images of shape {images.shape} and logits of shape {logits.shape}. Expected (examples, height, "
@@ -163,13 +170,14 @@ def mistakes(
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(said != labels)
-    surest = wrong[np.argsort(-sure[wrong], kind="stable")][:count]
+    order = wrong[np.argsort(-sure[wrong], kind="stable")] if len(wrong) else np.argsort(sure, kind="stable")
+    shown = order[:count]
 
-    columns = min(max(len(surest), 3), 8)
-    rows = max(math.ceil(len(surest) / columns), 1)
+    columns = min(max(len(shown), 4), 8)  # a narrower figure would cut the headline
+    rows = math.ceil(len(shown) / columns)
     figure = _figure(1.5 * columns, 1.95 * rows + 0.35)
-    figure.suptitle(_headline(len(wrong), len(surest), len(labels)), fontweight="bold")
-    for place, i in enumerate(surest, start=1):
+    figure.suptitle(_headline(len(wrong), len(shown), len(labels)), fontweight="bold")
+    for place, i in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(images[i], cmap="gray", vmin=0, vmax=255 if images.dtype == np.uint8 else 1)
         axes.set_title(f"{names[labels[i]]} read as {names[said[i]]}\n{100 * sure[i]:.0f} % sure", fontsize=9)
@@ -179,7 +187,7 @@ def mistakes(
 
 def _headline(wrong: int, shown: int, examples: int) -> str:
     if wrong == 0:
-        return f"No mistake among {examples} images"
+        return f"No mistake among {examples} images; the {shown} least sure"
     what = f"{wrong} mistake{'s' if wrong > 1 else ''} among {examples} images"
     return f"{what}; the {shown} surest" if shown < wrong else f"{what}, the surest first" if wrong > 1 else what
 

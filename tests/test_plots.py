@@ -125,7 +125,7 @@ def test_mistakes_are_those_of_the_logits_the_surest_first() -> None:
 @pytest.mark.parametrize(
     ("wrong", "count", "headline"),
     [
-        (0, 16, "No mistake among 20 images"),
+        (0, 16, "No mistake among 20 images; the 16 least sure"),
         (1, 16, "1 mistake among 20 images"),
         (3, 16, "3 mistakes among 20 images, the surest first"),
         (20, 16, "20 mistakes among 20 images; the 16 surest"),
@@ -138,7 +138,13 @@ def test_the_headline_says_how_many_mistakes_there_are_and_how_many_are_shown(
     logits = np.eye(2)[(np.arange(20) < wrong).astype(int)]
     figure = plots.mistakes(np.zeros((20, 4, 4, 3), np.uint8), labels, logits, count=count)
     assert figure.get_suptitle() == headline
-    assert len(figure.axes) == min(wrong, count)
+    assert len(figure.axes) == min(wrong or 20, count)
+
+
+def test_without_a_mistake_the_least_sure_are_shown() -> None:
+    logits = np.array([[9.0, 0.0], [0.5, 0.0], [0.0, 2.0]])
+    figure = plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 0, 1], logits, count=2)
+    assert [axes.get_title() for axes in figure.axes] == ["0 read as 0\n62 % sure", "1 read as 1\n88 % sure"]
 
 
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1)])
@@ -161,6 +167,8 @@ def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
         (lambda: plots.confusion_matrix([0, 1], [0, 1], class_names=["cat"]), "1 class names for 2 classes"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4)), [0, 1], np.zeros((2, 2))), r"\(2, 4, 4\)"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [0, 1]), "model.predict"),
+        (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [[0.0, np.nan], [0.0, 1.0]]), "finite"),
+        (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], np.zeros((2, 2)), count=0), "count=0"),
         (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "as many examples"),
     ],
 )
