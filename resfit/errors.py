@@ -87,6 +87,10 @@ class NonFiniteLossError(ResfitError, RuntimeError):
     """A training step's loss was NaN or infinite."""
 
 
+class MissingPackageError(ResfitError, ImportError):
+    """What was asked for needs a package that is not installed."""
+
+
 class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 
