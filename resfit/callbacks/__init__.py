@@ -1,5 +1,6 @@
 """Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
 
+from resfit.callbacks.clu_metric_writer import CLUMetricWriter
 from resfit.callbacks.csv_logger import CSVLogger
 from resfit.callbacks.early_stopping import EarlyStopping
 from resfit.callbacks.history import History
@@ -14,9 +15,11 @@ from resfit.callbacks.tensorboard import TensorBoard
 from resfit.callbacks.terminate_on_nan import TerminateOnNaN
 from resfit.callbacks.throughput import Throughput
 from resfit.callbacks.timer import Timer
+from resfit.callbacks.weights_and_biases import WeightsAndBiases
 from resfit.engine.hooks import Callback
 
 __all__ = [
+    "CLUMetricWriter",
     "CSVLogger",
     "Callback",
     "EarlyStopping",
@@ -32,4 +35,5 @@ __all__ = [
     "TerminateOnNaN",
     "Throughput",
     "Timer",
+    "WeightsAndBiases",
 ]
