@@ -124,7 +124,7 @@ def mean(outputs: jax.Array, y: jax.Array) -> jax.Array:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["auc"], "Unknown metric 'auc'"),
+        (["fid"], "Unknown metric 'fid'"),
         (["top_0_accuracy"], "Unknown metric 'top_0_accuracy'"),
         (["accuracy", "accuracy"], "Two metrics are named 'accuracy'"),
         ({"loss": "accuracy"}, "cannot be named 'loss'"),

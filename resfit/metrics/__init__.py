@@ -1,0 +1,36 @@
+"""Metrics on clu.metrics: sums kept on the device, merged inside the step, computed when somebody reads them.
+
+Every metric here counts examples, not batches, so a short last batch weighs what it should. `metrics=` of
+`Model.compile` also takes any `clu.metrics.Metric` class and any function of (outputs, labels).
+
+Those that give one value per class, or a matrix, appear in logs as NumPy arrays.
+"""
+
+from resfit.metrics.accuracy import Accuracy, CrossEntropy, top_k_accuracy
+from resfit.metrics.auc import auc
+from resfit.metrics.calibration import calibration_error
+from resfit.metrics.choice import MetricsArgument, automatic, by_name
+from resfit.metrics.collection import collection, from_step, names
+from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
+from resfit.metrics.mean import Loss, Mean
+
+__all__ = [
+    "Accuracy",
+    "CrossEntropy",
+    "Loss",
+    "Mean",
+    "MetricsArgument",
+    "accuracy_per_class",
+    "auc",
+    "automatic",
+    "by_name",
+    "calibration_error",
+    "collection",
+    "confusion_matrix",
+    "f1",
+    "from_step",
+    "names",
+    "precision",
+    "recall",
+    "top_k_accuracy",
+]

@@ -1,0 +1,214 @@
+"""The confusion matrix, and what is read off it: precision, recall, F1 and accuracy by class."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import clu.metrics
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resfit import losses
+from resfit.errors import CompileError, LabelError
+
+
+@flax.struct.dataclass
+class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
+    """Counts of (label, prediction), exact: int32, on the device.
+
+    Attributes:
+      counts: (classes, classes) int32; rows are labels, columns what was predicted.
+    """
+
+    counts: Any
+
+    num_classes: ClassVar[int]  # outputs of the network; 1 is a binary logit, with two classes
+    read: ClassVar[Callable[[np.ndarray], np.ndarray]]  # what the counts say, by class
+    averaged: ClassVar[bool]
+
+    @classmethod
+    def empty(cls) -> "_Confusion":
+        classes = max(cls.num_classes, 2)
+        return cls(jnp.zeros((classes, classes), jnp.int32))
+
+    @classmethod
+    def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "_Confusion":
+        """From (batch, outputs) logits, labels as `losses.task` reads them, and an optional boolean mask, (batch,)."""
+        kind, logits, labels = losses.task(logits, targets)
+        outputs = 1 if kind == "binary" else logits.shape[1]
+        check_outputs(cls.__name__, cls.num_classes, outputs)
+        if kind == "binary":
+            actual, predicted = labels > 0.5, logits > 0
+        else:
+            actual, predicted = (labels.argmax(axis=1) if kind == "soft" else labels), logits.argmax(axis=1)
+        ones = jnp.ones(actual.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
+        return cls(cls.empty().counts.at[actual.astype(jnp.int32), predicted.astype(jnp.int32)].add(ones))
+
+    def merge(self, other: "_Confusion") -> "_Confusion":
+        return type(self)(self.counts + other.counts)
+
+    def compute(self) -> Any:
+        """On the host."""
+        values = type(self).read(np.asarray(self.counts, np.int64))
+        if not self.averaged:
+            return values
+        return float(values[1]) if self.num_classes == 1 else mean_of_defined(values)
+
+
+def check_outputs(metric: str, expected: int, outputs: int) -> None:
+    """Checks that a metric made for so many outputs meets a network with as many."""
+    if outputs != expected:
+        raise LabelError(
+            f"The metric {metric} was made for num_classes={expected}; the network has {outputs} outputs. Expected "
+            f"num_classes={outputs}."
+        )
+
+
+def check_num_classes(metric: str, num_classes: int) -> None:
+    """Checks the argument of a metric's factory."""
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise CompileError(
+            f"{metric} got num_classes={num_classes!r}. Expected the number of the network's outputs (1: one binary "
+            "logit)."
+        )
+
+
+def confusion_matrix(num_classes: int) -> type[clu.metrics.Metric]:
+    """The metric class of the confusion matrix: (classes, classes) int64, rows are labels, columns predictions.
+
+    The prediction is the largest logit's class, the lower of equals. Soft targets count as their largest class.
+
+    Args:
+      num_classes: outputs of the network; 1 for one binary logit, whose matrix is 2 x 2.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> confusion_matrix(2).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
+      array([[1, 0],
+             [1, 1]])
+    """
+    return _reading("confusion_matrix", num_classes, _matrix)
+
+
+def precision(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+    """The metric class of precision: of what was predicted to be a class, the share that is.
+
+    A class that was never predicted has precision 0; one that neither occurs nor is predicted has none (NaN), and is
+    left out of the mean. Both as in scikit-learn.
+
+    Args:
+      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
+      per_class: (classes,) values instead of their unweighted mean (macro precision).
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> float(precision(2).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute())
+      0.75
+    """
+    return _reading(
+        "precision_per_class" if per_class else "precision", num_classes, _precision, averaged=not per_class
+    )
+
+
+def recall(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+    """The metric class of recall: of the examples of a class, the share that was found.
+
+    A class that is predicted but does not occur has recall 0; one that neither occurs nor is predicted has none (NaN),
+    and is left out of the mean. Both as in scikit-learn.
+
+    Args:
+      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
+      per_class: (classes,) values instead of their unweighted mean (macro recall).
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> recall(2, per_class=True).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
+      array([1. , 0.5])
+    """
+    return _reading("recall_per_class" if per_class else "recall", num_classes, _recall, averaged=not per_class)
+
+
+def f1(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+    """The metric class of F1, the harmonic mean of precision and recall.
+
+    A class that neither occurs nor is predicted has none (NaN), and is left out of the mean, as in scikit-learn.
+
+    Args:
+      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
+      per_class: (classes,) values instead of their unweighted mean (macro F1).
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> round(float(f1(2).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()), 4)
+      0.6667
+    """
+    return _reading("f1_per_class" if per_class else "f1", num_classes, _f1, averaged=not per_class)
+
+
+def accuracy_per_class(num_classes: int) -> type[clu.metrics.Metric]:
+    """The metric class of the share of each class's examples that is right: (classes,), NaN for one without examples.
+
+    Args:
+      num_classes: outputs of the network; 1 for one binary logit, with two classes.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+      >>> accuracy_per_class(3).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
+      array([1. , 0.5, nan])
+    """
+    return _reading("accuracy_per_class", num_classes, _accuracy)
+
+
+@functools.cache
+def _reading(
+    name: str, num_classes: int, read: Callable[[np.ndarray], np.ndarray], averaged: bool = False
+) -> type[clu.metrics.Metric]:
+    check_num_classes(name, num_classes)
+    members = {
+        "num_classes": num_classes,
+        "read": staticmethod(read),
+        "averaged": averaged,
+        "shares": (_Confusion, num_classes),  # one matrix serves all readings of a collection
+        "__module__": __name__,
+    }
+    metric: type[clu.metrics.Metric] = flax.struct.dataclass(type(name, (_Confusion,), members))
+    return metric
+
+
+def mean_of_defined(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN if nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """(classes,) float64; NaN of nothing."""
+    shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return shares
+
+
+def _zero_if_seen(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    seen = counts.sum(axis=0) + counts.sum(axis=1) > 0
+    return np.where(np.isnan(values) & seen, 0.0, values)
+
+
+def _matrix(counts: np.ndarray) -> np.ndarray:
+    return counts
+
+
+def _precision(counts: np.ndarray) -> np.ndarray:
+    return _zero_if_seen(_share(counts.diagonal(), counts.sum(axis=0)), counts)
+
+
+def _recall(counts: np.ndarray) -> np.ndarray:
+    return _zero_if_seen(_share(counts.diagonal(), counts.sum(axis=1)), counts)
+
+
+def _f1(counts: np.ndarray) -> np.ndarray:
+    return _share(2 * counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1))
+
+
+def _accuracy(counts: np.ndarray) -> np.ndarray:
+    return _share(counts.diagonal(), counts.sum(axis=1))

@@ -1,0 +1,94 @@
+"""Metrics together: what is shared is counted once, and vectors go wherever numbers go."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+import sklearn.metrics
+from flax import nnx
+
+from resfit import metrics
+from resfit.callbacks import CSVLogger, ProgressBar
+from resfit.errors import CompileError
+from tests.helpers import BATCH, CLASSES, PlainNet, compiled, fit, images, labels
+
+BY_CLASS = ["confusion_matrix", "precision", "recall", "f1", "precision_per_class", "recall_per_class", "f1_per_class",
+            "accuracy_per_class"]  # fmt: skip
+
+
+def test_everything_read_off_one_confusion_matrix_is_counted_once() -> None:
+    kind = metrics.collection(metrics.by_name([*BY_CLASS, "accuracy", "auc"], num_classes=4))
+    assert metrics.names(kind) == ["loss", *BY_CLASS, "accuracy", "auc"]
+    matrices = [leaf for leaf in jax.tree.leaves(kind.empty()) if leaf.shape == (4, 4)]
+    assert len(matrices) == 1
+    assert list(kind.empty().compute()) == metrics.names(kind)
+    other = metrics.collection({"a": metrics.precision(4), "b": metrics.precision(5)})
+    assert len([leaf for leaf in jax.tree.leaves(other.empty()) if leaf.ndim == 2]) == 2
+
+
+def test_what_is_shared_has_the_values_it_has_alone() -> None:
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(30, 4)), jnp.float32)
+    targets = jnp.asarray(np.random.default_rng(1).integers(0, 4, 30), jnp.int32)
+    given = metrics.by_name(BY_CLASS, num_classes=4)
+    kind = metrics.collection(given)
+    ones = jnp.ones(30)
+    update = metrics.from_step(kind, outputs=logits, targets=targets, loss=ones, mask=ones > 0)
+    together = kind.empty().merge(update).compute()
+    for name, metric in given.items():
+        alone = metric.from_model_output(logits=logits, targets=targets).compute()
+        np.testing.assert_array_equal(together[name], alone, err_msg=name)
+    # None is read off another's place: where every class occurs, accuracy by class is recall, and no others are equal.
+    assert len({str(value) for value in together.values()}) == len(together) - 1
+
+
+def test_a_training_run_carries_vectors_and_matrices_through_every_hook() -> None:
+    by_class = metrics.by_name([*BY_CLASS, "auc"], num_classes=CLASSES)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=[*by_class.values(), "calibration_error", "accuracy"])
+    written = io.StringIO()
+    bar = ProgressBar(2, rich.console.Console(file=written))
+    data = images(20), labels(20)
+    history = fit(model, *data, epochs=2, validation_data=data, callbacks=[bar, CSVLogger("log.csv")]).history
+    assert all(value.shape == (CLASSES, CLASSES) for value in history["confusion_matrix"])
+    assert all(value.sum() == 20 for value in history["val_confusion_matrix"])
+    assert [type(value) for value in history["f1"]] == [float, float]
+    assert "val_f1: " in written.getvalue()
+    assert "confusion_matrix" not in written.getvalue()
+    with open("log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    np.testing.assert_array_equal(json.loads(rows[1]["val_confusion_matrix"]), history["val_confusion_matrix"][1])
+
+    found = model.evaluate(*data, batch_size=BATCH, verbose=0, return_dict=True)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, history[f"val_{name}"][-1], err_msg=name)
+    predicted = model.predict(images(20), verbose=0).argmax(axis=1)
+    np.testing.assert_array_equal(found["confusion_matrix"], sklearn.metrics.confusion_matrix(labels(20), predicted))
+    np.testing.assert_allclose(
+        found["f1"], sklearn.metrics.f1_score(labels(20), predicted, average="macro"), rtol=1e-12
+    )
+    np.testing.assert_allclose(found["accuracy"], (labels(20) == predicted).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("f1", r"resfit\.metrics\.f1\(num_classes=10\)"),
+        ("recall_per_class", r"resfit\.metrics\.recall\(num_classes=10, per_class=True\)"),
+        ("accuracy_per_class", r"resfit\.metrics\.accuracy_per_class\(num_classes=10\)"),
+        ("auc", r"resfit\.metrics\.auc\(num_classes=10\)"),
+    ],
+)
+def test_a_name_that_counts_by_class_needs_their_number(name: str, remedy: str) -> None:
+    with pytest.raises(CompileError, match=remedy):
+        metrics.by_name([name])
+
+
+@pytest.mark.parametrize("name", ["readings", "compute"])
+def test_a_name_of_the_collections_own_is_refused(name: Any) -> None:
+    with pytest.raises(CompileError, match=f"cannot be named '{name}'"):
+        metrics.by_name({name: "accuracy"})
