@@ -38,7 +38,7 @@ def test_normalize_works_per_channel_in_units_of_zero_to_one() -> None:
 
 
 def test_normalize_refuses_what_does_not_fit() -> None:
-    with pytest.raises(DataError, match="1 channel means.*have 3 channels"):
+    with pytest.raises(DataError, match=r"1 channel means.*have 3 channels"):
         Normalize(mean=(0.5,), std=(1,))(jnp.ones((1, 2, 2, 3)))
     for mean, std in (((0.5,), (1, 1)), ((0.5,), (0,)), ((0.5,), (-1,))):
         with pytest.raises(CompileError, match="positive std per channel"):
@@ -76,7 +76,9 @@ def test_training_evaluation_and_prediction_all_see_the_preprocessed_images() ->
         assert_close(values(one.module), values(other.module), 1e-5)
         assert_close(one.predict(BYTES, verbose=0), other.predict(x, verbose=0), 1e-5)
         assert_close(one.predict_on_batch(BYTES), other.predict_on_batch(x), 1e-5)
-        assert_close(one.evaluate(BYTES, labels(), BATCH, verbose=0), other.evaluate(x, labels(), BATCH, verbose=0), 1e-5)
+        assert_close(
+            one.evaluate(BYTES, labels(), BATCH, verbose=0), other.evaluate(x, labels(), BATCH, verbose=0), 1e-5
+        )
 
 
 def test_none_hands_images_on_as_they_are() -> None:

@@ -15,7 +15,7 @@ from tests.helpers import BATCH, CLASSES, PlainNet, Recorder, TinyNet, compiled,
 
 
 class BasicBlock(nnx.Module):
-    """As tutorials write it: 'SAME' padding, biases before the norms, flax's default momentum, an optional projection."""
+    """As tutorials write it: 'SAME' padding, biases before the norms, flax's momentum, an optional projection."""
 
     def __init__(self, in_features: int, out_features: int, strides: int = 1, *, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(in_features, out_features, (3, 3), strides=strides, padding="SAME", rngs=rngs)
@@ -167,4 +167,3 @@ def test_augmentation_is_never_applied_in_evaluation() -> None:
     plain, augmented = compiled(TinyNet(rngs=nnx.Rngs(0))), compiled(TinyNet(rngs=nnx.Rngs(0)), augment=blank)
     assert plain.evaluate(images(), labels(), verbose=0) == augmented.evaluate(images(), labels(), verbose=0)
     assert plain.train_on_batch(images(8), labels(8)) != augmented.train_on_batch(images(8), labels(8))
-

@@ -122,13 +122,13 @@ def test_steps_that_nobody_can_know_are_counted() -> None:
     assert re.search(r"\d/\?", plain(text))
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
 class Raises(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        raise Broken
+        raise BrokenError
 
     on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
@@ -139,7 +139,7 @@ def test_a_bar_does_not_go_on_after_an_exception(call: str) -> None:
     console, _ = terminal()
     bar = ProgressBar(console=console)
     arguments: Any = (images(),) if call == "predict" else (images(), labels())
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         getattr(model, call)(*arguments, verbose=0, callbacks=[bar, Raises()])
     assert bar._progress is None
     with console.status("free again"):  # a live display that is still running would refuse another one

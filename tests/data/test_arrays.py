@@ -107,8 +107,7 @@ def test_lists_of_numbers_and_jax_arrays_are_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    "y",
-    [np.array([0, 2, 1, 2]), np.array([[0], [2], [1], [2]]), np.eye(3)[[0, 2, 1, 2]], np.uint8([0, 2, 1, 2])]
+    "y", [np.array([0, 2, 1, 2]), np.array([[0], [2], [1], [2]]), np.eye(3)[[0, 2, 1, 2]], np.uint8([0, 2, 1, 2])]
 )
 def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
     assert class_weights(y, {0: 0.5, 2: 3}).tolist() == [0.5, 3, 1, 3]
@@ -116,12 +115,14 @@ def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
 
 
 def test_split_validation_takes_the_last_part_of_everything() -> None:
-    (x, y, weight), (x_last, y_last, weight_last) = split_validation(0.3, {"a": np.arange(10)}, np.arange(10), np.ones(10))
+    (x, y, weight), (x_last, y_last, weight_last) = split_validation(
+        0.3, {"a": np.arange(10)}, np.arange(10), np.ones(10)
+    )
     assert (x["a"].tolist(), y.tolist(), len(weight)) == (list(range(7)), list(range(7)), 7)
     assert (x_last["a"].tolist(), y_last.tolist(), len(weight_last)) == ([7, 8, 9], [7, 8, 9], 3)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 2.0, 0.99])
 def test_a_split_that_leaves_one_side_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(DataError, match="between 0 and 1|leaves one side empty"):
+    with pytest.raises(DataError, match=r"between 0 and 1|leaves one side empty"):
         split_validation(fraction, np.arange(10), None, None)

@@ -69,7 +69,9 @@ def test_evaluate_and_predict_fire_their_own_hooks() -> None:
 
     recorder = Recorder()
     model.predict(images(), batch_size=BATCH, verbose=0, callbacks=[recorder])
-    batches = [(f"on_predict_batch_{side}", i, keys) for i in range(3) for side, keys in (("begin", []), ("end", ["outputs"]))]
+    batches = [
+        (f"on_predict_batch_{side}", i, keys) for i in range(3) for side, keys in (("begin", []), ("end", ["outputs"]))
+    ]
     assert recorder.trace == [("on_predict_begin", []), *batches, ("on_predict_end", [])]
 
 
@@ -258,21 +260,21 @@ def test_stopping_a_validation_inside_fit_stops_that_one_alone() -> None:
     assert recorder.names().count("on_train_batch_end") == 6
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
 class Raises(Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        raise Broken
+        raise BrokenError
 
 
 def test_after_an_exception_comes_on_exception_and_then_on_train_end() -> None:
     recorder = Recorder()
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(compiled(), callbacks=[recorder, Raises()])
     assert recorder.names()[-3:] == ["on_train_batch_end", "on_exception", "on_train_end"]
-    assert isinstance(recorder.trace[-2][1], Broken)
+    assert isinstance(recorder.trace[-2][1], BrokenError)
 
 
 def test_without_an_exception_on_exception_is_not_called() -> None:
@@ -291,7 +293,7 @@ def test_the_module_is_up_to_date_in_on_train_end_also_after_an_exception() -> N
 
     looks, model = Looks(), compiled()
     start = np.array(kernel_of(model))
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(model, callbacks=[looks, Raises()])
     assert not np.array_equal(looks.kernel, start)
     np.testing.assert_array_equal(looks.kernel, kernel_of(model))

@@ -351,7 +351,9 @@ def test_a_module_that_drops_a_variable_in_the_call_is_refused_by_name() -> None
         fit(compiled(Shrinks(rngs=nnx.Rngs(0))))
 
 
-@pytest.mark.parametrize("module", [lambda x: x, jnp.zeros(3), TinyNet, None], ids=["function", "array", "class", "None"])
+@pytest.mark.parametrize(
+    "module", [lambda x: x, jnp.zeros(3), TinyNet, None], ids=["function", "array", "class", "None"]
+)
 def test_what_is_no_module_is_refused(module: Any) -> None:
     with pytest.raises(ModuleError, match=r"Expected a flax\.nnx\.Module, got"):
         resfit.Model(module)

@@ -51,7 +51,12 @@ def test_an_interrupt_stops_after_that_batch_and_the_module_holds_its_result(hoo
 def test_an_interrupt_during_a_validation_stops_it_at_its_next_batch() -> None:
     model, recorder = compiled(), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        fit(model, epochs=3, validation_data=(images(), labels()), callbacks=[Interrupts("on_test_batch_end", 0), recorder])
+        fit(
+            model,
+            epochs=3,
+            validation_data=(images(), labels()),
+            callbacks=[Interrupts("on_test_batch_end", 0), recorder],
+        )
     assert recorder.names().count("on_test_batch_end") == 1
     assert recorder.names().count("on_train_batch_end") == 3
     assert "on_epoch_end" not in recorder.names()  # half a validation is no result
@@ -65,11 +70,11 @@ def test_an_interrupt_at_the_end_of_an_epoch_stops_before_the_next_one() -> None
 
 
 def test_the_second_interrupt_stops_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), at_batch_boundaries() as interrupt:
+    with at_batch_boundaries() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.requested  # and we are still here
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second interrupt was held back")
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_training_works_outside_the_main_thread() -> None:

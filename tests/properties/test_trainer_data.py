@@ -1,6 +1,7 @@
 """For any number of examples and any batch size: every row, once, where it belongs."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ sizes = st.integers(1, 60)
 def test_an_epoch_holds_every_row_once(n: int, batch_size: int, seed: int | None, epoch: int) -> None:
     batches = ArrayBatches(np.arange(n), batch_size=batch_size, seed=seed)
     cut = [batch.x.tolist() for batch in batches.epoch(epoch)]
-    assert sorted(sum(cut, [])) == list(range(n))
+    assert sorted(itertools.chain(*cut)) == list(range(n))
     assert len(cut) == batches.steps == -(-n // batch_size)
     assert all(len(part) == len(cut[0]) for part in cut[:-1])
 
@@ -42,7 +43,9 @@ def test_no_more_than_a_short_tail_is_ever_left_out(n: int, batch_size: int, min
 
 
 @given(n=st.integers(1, 20), batch_size=st.integers(1, 8), steps=st.integers(1, 9), epochs=st.integers(1, 4))
-def test_epochs_of_a_given_length_are_one_stream_of_whole_passes(n: int, batch_size: int, steps: int, epochs: int) -> None:
+def test_epochs_of_a_given_length_are_one_stream_of_whole_passes(
+    n: int, batch_size: int, steps: int, epochs: int
+) -> None:
     data = ArrayBatches(np.arange(n), batch_size=batch_size, seed=1)
     run = Epochs(data, steps)
     stream = [batch.x.tolist() for _ in range(epochs) for batch in run.next()]
