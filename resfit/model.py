@@ -295,6 +295,7 @@ class Model:
         validation_batch_size: int | None = None,
         validation_freq: int | Sequence[int] = 1,
         *,
+        validation_every: int | None = None,
         drop_remainder: bool = False,
     ) -> History:
         """Trains. Every argument up to validation_freq is Keras's.
@@ -318,6 +319,8 @@ class Model:
           validation_steps: batches of a validation, from the first; None for all.
           validation_batch_size: batch_size by default.
           validation_freq: validate every so many epochs, or after the listed epochs, counted from one.
+          validation_every: validate after every so many steps instead, inside epochs too. An epoch's log then holds the
+            values of its last validation, and `history.validations` those of all.
           drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
             own.
 
@@ -329,6 +332,8 @@ class Model:
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._require_compiled("fit")
+        if validation_every is not None and validation_every < 1:
+            raise DataError(f"Expected validation_every to be a positive number of steps, got {validation_every}.")
         held_out = validation_data
         if validation_split and validation_data is None:
             if not _in_memory(x):
@@ -355,6 +360,7 @@ class Model:
                 ),
                 validation_steps,
                 _due(validation_freq),
+                validation_every,
                 self._asked_to_stop_evaluating,
             )
         stream = Epochs(data, steps_per_epoch, self._state.epoch)

@@ -15,6 +15,8 @@ class History(Callback):
     Attributes:
       history: name -> one float per epoch; None where an epoch has no such value (validation_freq).
       epoch: the epochs' numbers.
+      validations: name -> one value per validation, with "step", the number of steps trained before it; validations
+        may come more than once an epoch (validation_every).
       timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch, and
         "first_step_seconds", from the start of `fit` until the first step was compiled and handed to the device.
       params: of the run.
@@ -30,12 +32,16 @@ class History(Callback):
     def __init__(self) -> None:
         self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
+        self.validations: dict[str, list[Any]] = {}
+        self._steps = 0
         self.timings: dict[str, Any] = {"epoch_seconds": []}
         self._start = self._epoch_start = time.perf_counter()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.history.clear()
         self.epoch.clear()
+        self.validations.clear()
+        self._steps = 0
         self.timings = {"epoch_seconds": []}
         self._start = self._epoch_start = time.perf_counter()
 
@@ -43,8 +49,13 @@ class History(Callback):
         self._epoch_start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._steps += 1
         if "first_step_seconds" not in self.timings:
             self.timings["first_step_seconds"] = time.perf_counter() - self._start
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        for name, value in {"step": self._steps, **(logs or {})}.items():
+            self.validations.setdefault(name, []).append(value)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         for name in (logs or {}).keys() - self.history.keys():

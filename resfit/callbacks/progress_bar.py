@@ -35,7 +35,6 @@ class ProgressBar(Callback):
         interactive = self._console.is_terminal or self._console.is_jupyter
         self._live = verbose == 1 and interactive
         self._training = False
-        self._worked: float | None = None  # seconds of training in an epoch, once its validation begins
         self._progress: rich.progress.Progress | None = None
 
     # --- fit ----------------------------------------------------------------------------------------------------------
@@ -61,8 +60,7 @@ class ProgressBar(Callback):
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         if self._training:
-            # The loop has read the epoch's values, so its last step is done: what follows is not training's time.
-            self._worked = time.perf_counter() - self._start
+            self._pause()
             if self._progress is not None:
                 self._progress.update(self._task, completed=self._done)
             self._status("validating")
@@ -74,7 +72,10 @@ class ProgressBar(Callback):
             self._advance(batch, logs)
 
     def on_test_end(self, logs: Logs | None = None) -> None:
-        if not self._training:
+        if self._training:
+            self._resume()
+            self._status("")
+        else:
             self._end(dict(logs or {}))
             self._stop()
 
@@ -92,12 +93,11 @@ class ProgressBar(Callback):
         self._stop()
 
     def on_compile_begin(self, what: str) -> None:
-        self._compile_start = time.perf_counter()
+        self._pause()
         self._status("compiling")
 
     def on_compile_end(self, what: str) -> None:
-        # Compiling is no part of the speed that the user wants to know.
-        self._start += time.perf_counter() - self._compile_start
+        self._resume()
         self._status("")
 
     # --- drawing ------------------------------------------------------------------------------------------------------
@@ -105,7 +105,8 @@ class ProgressBar(Callback):
     def _begin(self, title: str, steps: int | None) -> None:
         self._title, self._steps = title, steps
         self._start = time.perf_counter()
-        self._worked = None
+        self._paused = self._pause_began = 0.0
+        self._pauses = 0
         self._drawn = 0.0
         self._images = self._done = 0
         self._shown = ""
@@ -138,10 +139,22 @@ class ProgressBar(Callback):
             self._shown = _format(dict(newest))
         elif logs is not None:
             return  # nothing has finished since the last redraw
-        rate = images / (now - self._start) if images else 0.0
-        self._progress.update(
-            self._task, completed=done, rate=f"{rate:,.0f} images/s" if images else "", values=self._shown
-        )
+        self._progress.update(self._task, completed=done, rate=self._rate(images), values=self._shown)
+
+    # Compiling and validating are no part of the speed that the user wants to know; the one may happen in the other.
+    def _pause(self) -> None:
+        self._pauses += 1
+        if self._pauses == 1:
+            self._pause_began = time.perf_counter()
+
+    def _resume(self) -> None:
+        self._pauses -= 1
+        if self._pauses == 0:
+            self._paused += time.perf_counter() - self._pause_began
+
+    def _rate(self, images: int) -> str:
+        seconds = time.perf_counter() - self._start - self._paused
+        return f"{images / seconds:,.0f} images/s" if images and seconds > 0 else ""
 
     def _status(self, text: str) -> None:
         if self._progress is not None:
@@ -149,8 +162,7 @@ class ProgressBar(Callback):
 
     def _end(self, values: dict[str, Any]) -> None:
         seconds = time.perf_counter() - self._start
-        worked = seconds if self._worked is None else self._worked
-        rate = f"{self._images / worked:,.0f} images/s" if self._images and worked > 0 else ""
+        rate = self._rate(self._images)
         text = _format(values)
         if self._progress is not None:
             total = self._done if self._steps is None else self._steps

@@ -29,12 +29,14 @@ class Validation(NamedTuple):
       data: the examples.
       steps: how many batches; None for all.
       due: epoch, counted from zero -> whether to validate after it.
+      every: validate after every so many steps of this fit instead; None for `due`.
       stopped: whether somebody asked to stop this validation.
     """
 
     data: Batches
     steps: int | None
     due: Callable[[int], bool]
+    every: int | None
     stopped: Callable[[], bool]
 
 
@@ -105,20 +107,25 @@ class Loop:
           validation: None for none.
         """
         logs: dict[str, Any] = {}
+        steps = 0
         check = _label_check(data.batches, self._check)
         try:
             with at_batch_boundaries() as interrupt:
                 callbacks.fire("on_train_begin", {})
                 for epoch in epochs:
                     callbacks.fire("on_epoch_begin", epoch, {})
-                    last = None
-                    for last in self._train_batches(data, callbacks, check):  # noqa: B007
+                    last, validated = None, {}
+                    for last in self._train_batches(data, callbacks, check):
+                        steps += 1
                         interrupt.check()
+                        if validation is not None and validation.every and steps % validation.every == 0:
+                            validated = self._validate(validation, callbacks, interrupt)
                         if stopped():
                             break
                     logs = dict(_some(last, f"Epoch {epoch}"))
-                    if validation is not None and validation.due(epoch):
-                        logs |= self._validate(validation, callbacks, interrupt)
+                    if validation is not None and not validation.every and validation.due(epoch):
+                        validated = self._validate(validation, callbacks, interrupt)
+                    logs |= validated
                     callbacks.fire("on_epoch_end", epoch, logs)
                     interrupt.check()
                     if stopped():
