@@ -19,7 +19,7 @@ class EarlyStopping(Callback):
       patience: epochs without improvement after which training stops; 0 and 1 both stop at the first.
       verbose: 1 logs what happens.
       mode: "min", "max", or "auto" to tell by the name.
-      baseline: training must beat this value within `patience` epochs.
+      baseline: training must beat this value within `patience` epochs; an epoch that improves is never the last.
       restore_best_weights: go back to the variables of the best epoch at the end of training, however it ends. The best
         epoch is tracked by the value alone, also where no epoch beats the baseline.
       start_from_epoch: epochs before this one are neither judged nor remembered.
@@ -79,6 +79,7 @@ class EarlyStopping(Callback):
                 self._weights = self.model.get_weights()
             if self._baseline is None or self._monitor.beats(value, self._baseline):
                 self._wait = 0
+            return
         if self._wait >= self._patience and epoch > 0:
             self.stopped_epoch = epoch
             self.model.stop_training = True
@@ -91,3 +92,17 @@ class EarlyStopping(Callback):
             if self._verbose:
                 _log.warning("EarlyStopping: went back to the variables of epoch %d.", self.best_epoch)
             self._weights = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **self._monitor.state_dict(),
+            "wait": self._wait,
+            "best_epoch": self.best_epoch,
+            "stopped_epoch": self.stopped_epoch,
+            "weights": self._weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._monitor.load_state_dict(state)
+        self._wait, self._weights = state["wait"], state["weights"]
+        self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]

@@ -66,6 +66,22 @@ class History(Callback):
         self.epoch.append(epoch)
         self.timings["epoch_seconds"].append(time.perf_counter() - self._epoch_start)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": {name: list(values) for name, values in self.history.items()},
+            "epoch": list(self.epoch),
+            "validations": {name: list(values) for name, values in self.validations.items()},
+            "steps": self._steps,
+            "epoch_seconds": list(self.timings["epoch_seconds"]),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self.epoch = list(state["epoch"])
+        self.validations = {name: list(values) for name, values in state["validations"].items()}
+        self._steps = state["steps"]
+        self.timings["epoch_seconds"] = list(state["epoch_seconds"])
+
     def plot(self) -> "matplotlib.figure.Figure":
         """The curves of every value, training and validation in one panel. Needs `resfit[plot]`."""
         from resfit import plots

@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import string
+from typing import Any
 
 from resfit.callbacks.monitor import Monitor
 from resfit.engine.hooks import Callback, Logs
@@ -94,3 +95,12 @@ class ModelCheckpoint(Callback):
                     )
                 values[name] = logs[name]
         return self._template.format_map(values)
+
+    def state_dict(self) -> dict[str, Any]:
+        best = None if self._monitor is None else self._monitor.best
+        return {"best": best, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._monitor is not None:
+            self._monitor.best = state["best"]
+        self._steps = state["steps"]
