@@ -1,5 +1,6 @@
 """Models in files: safetensors for the arrays, JSON in its metadata for the rest. Nothing is executed on loading."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -30,12 +31,10 @@ def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preproces
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         raise SavedModelError(f"Expected a path ending in '.safetensors', got {str(path)!r}.")
-    import resfit
-
     header = {
         "format": "resfit",
         "format_version": FORMAT_VERSION,
-        "resfit": resfit.__version__,
+        "resfit": importlib.metadata.version("resfit"),
         "module": type(module).__name__,
         "spec": module.spec.to_dict() if isinstance(module, ResNet) else None,
         "preprocess": preprocess_.to_config(preprocess),
