@@ -130,5 +130,5 @@ def by_name(metrics: MetricsArgument, num_classes: int | None = None) -> dict[st
 
 
 def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:
-    """What `compile(metrics="auto")` means: accuracy where the loss is cross-entropy on class labels, else nothing."""
-    return {"accuracy": Accuracy} if loss is losses.cross_entropy else {}
+    """What `compile(metrics="auto")` means: accuracy where the loss reads class labels, else nothing."""
+    return {"accuracy": Accuracy} if losses.takes_labels(loss) else {}

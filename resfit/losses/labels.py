@@ -1,0 +1,159 @@
+"""What labels mean, read from their shapes and dtypes, and whether their values can be right."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resfit.errors import LabelError
+
+Loss = Callable[[Any, Any], jax.Array]
+"""(outputs, labels) -> (batch,), one value per example."""
+
+
+class Task(NamedTuple):
+    """What labels and logits say about each other: a kind, and the two in that kind's standard form."""
+
+    kind: str  # "classes": (batch,) int32; "soft": (batch, classes) float; "binary": (batch,) float
+    logits: jax.Array  # (batch, classes), or (batch,) for "binary"
+    labels: jax.Array
+
+
+def task(logits: Any, labels: Any) -> Task:
+    """Decides what labels mean, from shapes and dtypes alone.
+
+    Args:
+      logits: (batch, classes); (batch, 1) or (batch,) for one binary logit.
+      labels: (batch,) or (batch, 1) integers; (batch, classes) one-hot or soft targets; for a binary logit (batch,) or
+        (batch, 1) of 0/1, booleans, or probabilities.
+
+    Raises:
+      LabelError: if the two cannot belong together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> task(jnp.zeros((4, 10)), jnp.array([3, 1, 4, 1])).kind
+      'classes'
+      >>> task(jnp.zeros((4, 10)), jnp.ones((4, 10)) / 10).kind
+      'soft'
+      >>> task(jnp.zeros((4, 1)), jnp.array([0, 1, 1, 0])).kind
+      'binary'
+    """
+    for what, value in (("logits", logits), ("labels", labels)):
+        if not hasattr(value, "shape"):
+            raise LabelError(
+                f"The built-in losses take one array of {what}, got {type(value).__name__}. For several outputs or "
+                "labels "
+                "give compile(loss=...) a function of (outputs, labels), or override Model.compute_loss."
+            )
+    got = f"logits of shape {logits.shape} and labels of shape {labels.shape}, {labels.dtype}"
+    if logits.ndim not in (1, 2) or labels.ndim not in (1, 2) or logits.shape[0] != labels.shape[0]:
+        raise LabelError(
+            f"Got {got}. Expected logits (batch, classes) and labels (batch,) of class numbers or (batch, classes) of "
+            "targets. Does the network end in global pooling and a dense layer?"
+        )
+    integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    column = labels.ndim == 1 or labels.shape[1] == 1
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        if not column:
+            raise LabelError(f"Got {got}. One logit per example is binary: expected one label per example.")
+        return Task("binary", logits.reshape(-1), labels.reshape(-1).astype(jnp.float32))
+    if integer and column:
+        return Task("classes", logits, labels.reshape(-1).astype(jnp.int32))
+    if labels.shape == logits.shape:
+        return Task("soft", logits, labels.astype(jnp.float32))
+    remedy = (
+        "Class numbers must be integers: cast them with y.astype('int32'). For regression use "
+        "compile(loss='mean_squared_error') and a single output."
+        if column
+        else f"Targets must have as many columns as the network has outputs ({logits.shape[1]})."
+    )
+    raise LabelError(f"Got {got}, which is neither class numbers nor targets. {remedy}")
+
+
+def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both as (batch, outputs) float32; never by broadcasting, which would pair every example with every other."""
+    a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
+    b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
+    if a.shape != b.shape:
+        raise LabelError(
+            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same."
+        )
+    return a, b
+
+
+def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
+    """Checks the values of labels on the host, before a device can clamp or ignore them.
+
+    Args:
+      labels: all of them, or one batch.
+      logits_shape: of one batch.
+
+    Raises:
+      LabelError: for a class number outside the network's classes, targets that do not sum to one, or a binary label
+        outside [0, 1].
+    """
+    if labels.size == 0:
+        return
+    low, high = _finite_range(labels)
+    if len(logits_shape) == 1 or logits_shape[1] == 1:
+        if low < 0 or high > 1:
+            raise LabelError(
+                f"The labels run from {low} to {high}, but the network's one output is binary: expected 0 to 1. "
+                "For classes build the network with num_classes; for regression use loss='mean_squared_error'."
+            )
+    elif _holds_class_numbers(labels):
+        _check_class_numbers(low, high, logits_shape[1])
+    elif labels.ndim == 2:
+        sums = labels.sum(axis=1, dtype=np.float64)
+        worst = int(np.abs(sums - 1).argmax())
+        if abs(sums[worst] - 1) > 1e-3 or low < 0:
+            raise LabelError(
+                f"Row {worst} of the targets sums to {sums[worst]:.4g} (smallest {low}); one-hot and soft targets "
+                "sum to 1. For several labels per image use loss='binary_cross_entropy'."
+            )
+
+
+def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
+    """Like `check_labels`, where every output has a label of its own: nothing needs to sum to one.
+
+    Raises:
+      LabelError: for a class number outside the network's classes, or any other label outside [0, 1].
+    """
+    if labels.size == 0:
+        return
+    low, high = _finite_range(labels)
+    if _holds_class_numbers(labels) and len(logits_shape) == 2 and logits_shape[1] > 1:
+        _check_class_numbers(low, high, logits_shape[1])
+    elif low < 0 or high > 1:
+        raise LabelError(
+            f"The labels run from {low} to {high}; each output of the network is binary: expected 0 to 1. For class "
+            "numbers use loss='cross_entropy'; for regression loss='mean_squared_error'."
+        )
+
+
+def _finite_range(labels: np.ndarray) -> tuple[Any, Any]:
+    low, high = labels.min(), labels.max()
+    if not np.isfinite([float(low), float(high)]).all():
+        raise LabelError(f"The labels hold NaN or infinity (from {low} to {high}). Expected finite values.")
+    return low, high
+
+
+def _holds_class_numbers(labels: np.ndarray) -> bool:
+    return np.issubdtype(labels.dtype, np.integer) and (labels.ndim == 1 or labels.shape[1] == 1)
+
+
+def _check_class_numbers(low: Any, high: Any, classes: int) -> None:
+    if low >= 0 and high < classes:
+        return
+    if low < 0:
+        hint = "Leave out rows without a label, or give them sample_weight 0 and label 0."
+    elif low == 1 and high == classes:
+        hint = "Labels that start at 1 need y - 1."
+    else:
+        hint = f"Build the network with num_classes={int(high) + 1}."
+    raise LabelError(
+        f"The labels run from {low} to {high}; the network has {classes} outputs: expected 0 to {classes - 1}. {hint}"
+    )

@@ -1,0 +1,231 @@
+"""Losses with options, against their definitions in NumPy and float64."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resfit import losses, metrics
+from resfit.errors import CompileError, LabelError
+from resfit.losses import BinaryCrossEntropy, CrossEntropy, Focal
+
+ROWS, CLASSES = 6, 4  # one shape, so that every loss is compiled once
+
+Drawn = tuple[np.ndarray, np.ndarray]
+
+
+@st.composite
+def classes(draw: st.DrawFn) -> Drawn:
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = draw(st.sampled_from([0.1, 2.0, 30.0])) * random.normal(size=(ROWS, CLASSES))
+    return logits.astype(np.float32), random.integers(0, CLASSES, ROWS).astype(np.int32)
+
+
+@st.composite
+def soft(draw: st.DrawFn) -> Drawn:
+    logits, _ = draw(classes())
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return logits, random.dirichlet(np.ones(CLASSES), ROWS).astype(np.float32)
+
+
+@st.composite
+def binary(draw: st.DrawFn) -> Drawn:
+    logits, labels = draw(classes())
+    return logits[:, :1], (labels % 2).astype(np.int32)
+
+
+KINDS: dict[str, Callable[[], st.SearchStrategy[Drawn]]] = {"classes": classes, "soft": soft, "binary": binary}
+
+
+def targets_of(labels: np.ndarray) -> np.ndarray:
+    return np.eye(CLASSES)[labels] if labels.ndim == 1 else labels.astype(np.float64)
+
+
+def smoothed(targets: np.ndarray, share: float, sides: int) -> np.ndarray:
+    return (1 - share) * targets + share / sides
+
+
+def cross_entropy(smoothing: float) -> Callable[..., np.ndarray]:
+    def oracle(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if logits.shape[1] == 1:
+            logits, labels = np.concatenate([np.zeros_like(logits), logits], axis=1), np.eye(2)[labels]
+        targets = targets_of(labels)
+        log_p = scipy.special.log_softmax(logits, axis=1)
+        return -(smoothed(targets, smoothing, targets.shape[1]) * log_p).sum(axis=1)
+
+    return oracle
+
+
+def binary_cross_entropy(smoothing: float, threshold: float | None, reduction: str) -> Callable[..., np.ndarray]:
+    def oracle(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        targets = labels[:, None] if logits.shape[1] == 1 else targets_of(labels)
+        if threshold is not None:
+            targets = (targets > threshold).astype(np.float64)
+        targets = smoothed(targets, smoothing, max(logits.shape[1], 2))
+        each = -targets * scipy.special.log_expit(logits) - (1 - targets) * scipy.special.log_expit(-logits)
+        return each.mean(axis=1) if reduction == "mean" else each.sum(axis=1)
+
+    return oracle
+
+
+def focal(gamma: float, alpha: float | None) -> Callable[..., np.ndarray]:
+    def oracle(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if logits.shape[1] == 1:
+            z = np.where(labels == 1, 1, -1) * logits[:, 0]
+            weight = 1.0 if alpha is None else np.where(labels == 1, alpha, 1 - alpha)
+            return -weight * scipy.special.expit(-z) ** gamma * scipy.special.log_expit(z)
+        log_p = scipy.special.log_softmax(logits, axis=1)
+        log_not_p = np.stack(
+            [scipy.special.logsumexp(np.delete(log_p, k, axis=1), axis=1) for k in range(CLASSES)], axis=1
+        )
+        return -(targets_of(labels) * np.exp(gamma * log_not_p) * log_p).sum(axis=1)
+
+    return oracle
+
+
+LOSSES: dict[str, tuple[losses.Loss, Callable[..., np.ndarray], tuple[str, ...]]] = {
+    "cross-entropy": (CrossEntropy(), cross_entropy(0.0), tuple(KINDS)),
+    "smoothed cross-entropy": (CrossEntropy(label_smoothing=0.1), cross_entropy(0.1), tuple(KINDS)),
+    "binary cross-entropy": (BinaryCrossEntropy(), binary_cross_entropy(0.0, None, "mean"), tuple(KINDS)),
+    "summed": (BinaryCrossEntropy(reduction="sum"), binary_cross_entropy(0.0, None, "sum"), tuple(KINDS)),
+    "recipe A1": (
+        BinaryCrossEntropy(label_smoothing=0.1, target_threshold=0.2),
+        binary_cross_entropy(0.1, 0.2, "mean"),
+        tuple(KINDS),
+    ),
+    "focal": (Focal(), focal(2.0, None), tuple(KINDS)),
+    "focal, half": (Focal(gamma=0.5), focal(0.5, None), tuple(KINDS)),
+    "focal, weighted": (Focal(alpha=0.25), focal(2.0, 0.25), ("binary",)),
+}
+CASES = [(name, kind) for name, (_, _, kinds) in LOSSES.items() for kind in kinds]
+COMPILED = {name: jax.jit(loss) for name, (loss, _, _) in LOSSES.items()}
+SLOPES = {name: jax.jit(jax.grad(lambda x, y, loss=loss: loss(x, y).sum())) for name, (loss, _, _) in LOSSES.items()}
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+@given(data=st.data())
+@settings(max_examples=30)
+def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject) -> None:
+    logits, labels = data.draw(KINDS[kind]())
+    expected = LOSSES[name][1](logits.astype(np.float64), labels)
+    found = COMPILED[name](logits, labels)
+    assert found.shape == (ROWS,)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=3e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+@given(data=st.data(), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]))
+@settings(max_examples=30)
+def test_a_slope_is_finite_however_sure_the_network_is(name: str, kind: str, data: st.DataObject, scale: float) -> None:
+    logits, labels = data.draw(KINDS[kind]())
+    assert np.isfinite(SLOPES[name](logits * np.float32(scale), labels)).all()
+
+
+@given(drawn=classes())
+@settings(max_examples=20)
+def test_without_its_option_a_loss_is_plain_cross_entropy(drawn: Drawn) -> None:
+    logits, labels = drawn
+    plain = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    np.testing.assert_array_equal(CrossEntropy()(jnp.asarray(logits), jnp.asarray(labels)), plain)
+    np.testing.assert_allclose(Focal(gamma=0.0)(jnp.asarray(logits), jnp.asarray(labels)), plain, rtol=1e-6, atol=1e-6)
+    smooth = CrossEntropy(label_smoothing=0.1)(jnp.asarray(logits), jnp.asarray(labels))
+    assert np.abs(smooth - plain).max() > 1e-6
+
+
+def test_smoothing_is_that_of_optax() -> None:
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 7)), jnp.arange(5)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.2)
+    expected = optax.softmax_cross_entropy(logits, targets)
+    np.testing.assert_allclose(CrossEntropy(label_smoothing=0.2)(logits, labels), expected, rtol=1e-6)
+    expected = optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=1)
+    np.testing.assert_allclose(BinaryCrossEntropy(label_smoothing=0.2)(logits, labels), expected, rtol=1e-6)
+
+
+def test_binary_focal_is_that_of_optax() -> None:
+    logits, labels = jnp.linspace(-5, 5, 10)[:, None], jnp.arange(10) % 2
+    expected = optax.sigmoid_focal_loss(logits[:, 0], labels.astype(jnp.float32), alpha=0.25, gamma=2.0)
+    np.testing.assert_allclose(Focal(alpha=0.25)(logits, labels), expected, rtol=1e-5)
+
+
+def test_of_a_mixed_picture_the_threshold_makes_both_its_classes() -> None:
+    logits, mixed = jnp.zeros((1, 4)), jnp.array([[0.7, 0.3, 0.0, 0.0]])
+    both = losses.binary_cross_entropy(logits + 1.0, jnp.array([[1, 1, 0, 0]]))
+    np.testing.assert_allclose(BinaryCrossEntropy(target_threshold=0.2)(logits + 1.0, mixed), both, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_losses_are_one_key_and_others_another(name: str) -> None:
+    loss: Any = LOSSES[name][0]
+    assert {loss: 1}[dataclasses.replace(loss)] == 1
+    field = dataclasses.fields(loss)[0].name
+    assert dataclasses.replace(loss, **{field: 0.3}) != loss
+
+
+def test_a_class_number_out_of_range_makes_the_loss_nan_not_a_picture_of_nothing() -> None:
+    found = BinaryCrossEntropy(target_threshold=0.2)(jnp.zeros((3, 4)), jnp.array([3, 4, -1]))
+    np.testing.assert_array_equal(np.isnan(found), [False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: CrossEntropy(label_smoothing=1.0), "label_smoothing=1.0"),
+        (lambda: CrossEntropy(label_smoothing=-0.1), "label_smoothing=-0.1"),
+        (lambda: CrossEntropy(label_smoothing=float("nan")), "label_smoothing=nan"),
+        (lambda: BinaryCrossEntropy(label_smoothing=2), "label_smoothing=2"),
+        (lambda: BinaryCrossEntropy(target_threshold=1.0), "target_threshold=1.0"),
+        (lambda: BinaryCrossEntropy(reduction="none"), "reduction='none'"),
+        (lambda: Focal(gamma=-1.0), "gamma=-1.0"),
+        (lambda: Focal(gamma=float("inf")), "gamma=inf"),
+        (lambda: Focal(alpha=1.0), "alpha=1.0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(make: Any, words: str) -> None:
+    with pytest.raises(CompileError, match=words):
+        make()
+
+
+def test_alpha_is_for_two_classes_only() -> None:
+    with pytest.raises(LabelError, match=r"alpha=0.25 and 4 classes.*class_weight"):
+        Focal(alpha=0.25)(jnp.zeros((2, 4)), jnp.array([0, 1]))
+
+
+def test_a_loss_on_class_labels_is_watched_by_accuracy_and_has_its_labels_checked() -> None:
+    for loss in (losses.cross_entropy, CrossEntropy(label_smoothing=0.1), Focal(), losses.get("focal")):
+        assert losses.takes_labels(loss)
+        assert metrics.automatic(loss) == {"accuracy": metrics.Accuracy}
+        with pytest.raises(LabelError, match="run from 0 to 4"):
+            losses.check(loss, np.array([0, 4]), (2, 4))
+        with pytest.raises(LabelError, match="Row 0 of the targets sums to 2"):
+            losses.check(loss, np.array([[1, 1, 0, 0]]), (1, 4))
+
+
+def test_a_loss_on_each_output_needs_no_sum_but_values_between_zero_and_one() -> None:
+    for loss in (losses.binary_cross_entropy, BinaryCrossEntropy()):
+        assert not losses.takes_labels(loss)
+        assert metrics.automatic(loss) == {}
+        losses.check(loss, np.array([[1, 1, 0, 0]]), (1, 4))
+        losses.check(loss, np.array([0.0, 1.0]), (2, 1))
+        losses.check(loss, np.zeros((0, 4)), (0, 4))
+        with pytest.raises(LabelError, match="run from 0 to 2; each output"):
+            losses.check(loss, np.array([[0, 2, 1, 0]]), (1, 4))
+        with pytest.raises(LabelError, match="run from 1 to 2; each output"):
+            losses.check(loss, np.array([1, 2]), (2, 1))
+        with pytest.raises(LabelError, match="NaN"):
+            losses.check(loss, np.array([[0.5, np.nan]]), (1, 2))
+    with pytest.raises(LabelError, match=r"run from 1 to 4; the network has 4 outputs.*y - 1"):
+        losses.check(BinaryCrossEntropy(), np.array([1, 4]), (2, 4))
+
+
+def test_of_a_loss_of_somebody_elses_nothing_is_checked() -> None:
+    losses.check(lambda outputs, y: outputs, np.array([-7]), (1, 4))
+    losses.check(losses.mean_squared_error, np.array([-7.0]), (1, 1))
