@@ -30,10 +30,15 @@ html_theme = "furo"
 html_title = "resfit"
 
 
-def keep_trailing_underscores(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings mean `val_` when they say val_; reStructuredText would take it for a reference."""
-    lines[:] = [line if "`" in line or ">>>" in line else re.sub(r"(?<=\w)_(?=\W|$)", r"\_", line) for line in lines]
+def take_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings are plain text with `code` in it: a val_ or a stage* is no reStructuredText markup."""
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith((">>>", "...")):
+            continue
+        parts = re.split(r"(`[^`]*`)", line)
+        parts[::2] = [re.sub(r"\*|(?<=\w)_(?=\W|$)", r"\\\g<0>", part) for part in parts[::2]]
+        lines[i] = "".join(parts)
 
 
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", keep_trailing_underscores)
+    app.connect("autodoc-process-docstring", take_literally, priority=400)  # before napoleon adds markup of its own
