@@ -32,7 +32,8 @@ class MetricLogger(Callback):
     """Base of callbacks that write numbers down, at every epoch and if wanted every so many steps. Override `write`.
 
     A batch's numbers are written once the device has finished its step, some steps later; nothing ever waits for them.
-    The epoch's are its logs and the learning rate. With several processes, only the first writes.
+    The epoch's are its logs and the learning rate. A validation within an epoch is written as its last batch's, in
+    names that begin with `val_`. With several processes, only the first writes.
 
     Args:
       every: "epoch", a number of steps, or a datetime.timedelta: when batches are written too.
@@ -42,7 +43,9 @@ class MetricLogger(Callback):
         self._every = Every(every, type(self).__name__)
         self._speed = Throughput()
         self._waiting: collections.deque[tuple[Moment, LazyLogs]] = collections.deque()
-        self._epoch = self._step = 0
+        self._validated: tuple[Moment, dict[str, Any]] | None = None  # not written yet
+        self._training = False
+        self._epoch = self._batch = self._step = 0
 
     def write(self, moment: Moment, values: dict[str, Any]) -> None:
         """Writes what was measured at a moment: names and floats, or NumPy arrays."""
@@ -65,6 +68,8 @@ class MetricLogger(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._waiting.clear()
+        self._validated = None
+        self._training = True
         self._speed.set_model(self.model)
         self._speed.on_train_begin()
 
@@ -79,13 +84,23 @@ class MetricLogger(Callback):
         self._speed.on_compile_end(what)
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
-        self._speed.on_test_begin()
+        if self._training:
+            self._speed.on_test_begin()
 
     def on_test_end(self, logs: Logs | None = None) -> None:
-        self._speed.on_test_end()
+        if self._training:
+            self._speed.on_test_end()
+            values = {f"val_{name}": value for name, value in (logs or {}).items()}
+            self._validated = Moment(self._epoch, self._batch, self._step), values
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._speed.on_train_batch_end(batch, logs)
+        if self._validated is not None and self._writes:
+            # The epoch went on after this validation, so it is not the one that the epoch's logs will hold.
+            self._write_all()
+            self.write(*self._validated)
+        self._validated = None
+        self._batch = batch
         self._step += 1
         if self._every.due(self._step) and self._writes:
             self._waiting.append((Moment(self._epoch, batch, self._step), cast(LazyLogs, logs)))
@@ -94,6 +109,7 @@ class MetricLogger(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self._speed.on_epoch_end(epoch)
+        self._validated = None
         if not self._writes:
             return
         self._write_all()
@@ -110,6 +126,7 @@ class MetricLogger(Callback):
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         self._waiting.clear()
+        self._training = False
         if self._writes:
             self.close()
 
@@ -123,10 +140,13 @@ class MetricLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._write_all()  # whoever saves now counts them as written
-        return {"step": self._step}
+        validated = None if self._validated is None else [list(self._validated[0]), self._validated[1]]
+        return {"step": self._step, "validated": validated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
+        validated = state["validated"]
+        self._validated = None if validated is None else (Moment(*validated[0]), validated[1])
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:

@@ -71,7 +71,6 @@ class TensorBoard(MetricLogger):
         self._writers: dict[str, Any] = {}
         self._resumed: dict[str, int] = {}
         self._next_epoch = 0
-        self._training = False
 
     # --- when ---------------------------------------------------------------------------------------------------------
 
@@ -79,7 +78,6 @@ class TensorBoard(MetricLogger):
         super().on_train_begin(logs)
         self._resumed = {}
         self._next_epoch = 0
-        self._training = True
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -95,21 +93,12 @@ class TensorBoard(MetricLogger):
             for writer in self._writers.values():
                 writer.flush()
 
-    def on_test_begin(self, logs: Logs | None = None) -> None:
-        if self._training:
-            super().on_test_begin(logs)
-
     def on_test_end(self, logs: Logs | None = None) -> None:
-        if self._training:
-            super().on_test_end(logs)
-        elif self._writes:
+        super().on_test_end(logs)
+        if not self._training and self._writes:
             for name, value in scalars(dict(logs or {})).items():
                 self._writer("evaluation").add_scalar(f"evaluation_{name}", value, self._step)
             self.close()
-
-    def on_train_end(self, logs: Logs | None = None) -> None:
-        super().on_train_end(logs)
-        self._training = False
 
     # --- what ---------------------------------------------------------------------------------------------------------
 

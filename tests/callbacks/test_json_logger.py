@@ -77,6 +77,35 @@ def test_a_time_between_batches_can_be_given() -> None:
     assert ["batch" in entry for entry in entries()] == [True, True, False]
 
 
+def test_a_validation_within_an_epoch_is_written_and_one_at_its_end_is_in_the_epochs_line() -> None:
+    def validate(callback: JSONLogger, loss: float) -> None:
+        callback.on_test_begin({})
+        callback.on_test_end({"loss": loss})
+
+    callback = JSONLogger("log.jsonl", every=2)
+    begin(callback, FakeModel(None))
+    callback.on_epoch_begin(0, {})
+    for i in range(5):
+        callback.on_train_batch_end(i, batch(float(i)))
+        if i in (1, 4):
+            validate(callback, 10.0 + i)
+        if i == 1:
+            resumed = JSONLogger("log.jsonl", every=2)
+            begin(resumed, FakeModel(None))
+            resumed.load_state_dict(json.loads(json.dumps(callback.state_dict())))
+            callback = resumed
+    callback.on_epoch_end(0, {"loss": 4.0, "val_loss": 14.0})
+    callback.on_train_end({})
+    assert entries() == [
+        {"epoch": 0, "batch": 1, "step": 2, "loss": 1.0},
+        {"epoch": 0, "batch": 1, "step": 2, "val_loss": 11.0},
+        {"epoch": 0, "batch": 3, "step": 4, "loss": 3.0},
+        {"epoch": 0, "step": 5, "loss": 4.0, "val_loss": 14.0},
+    ]
+    validate(callback, 20.0)  # an evaluation of its own is no part of the run
+    assert len(entries()) == 4
+
+
 @pytest.mark.parametrize("every", [0, -1, True, "batch", 1.5, None, datetime.timedelta()])
 def test_what_is_no_interval_is_refused(every: Any) -> None:
     with pytest.raises(CallbackError, match="JSONLogger got every="):
@@ -176,7 +205,7 @@ def test_a_resumed_run_leaves_the_file_that_an_uninterrupted_one_leaves(saved: i
 def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     callback = JSONLogger("log.jsonl")
     begin(callback, FakeModel(None))
-    callback.load_state_dict({"step": 10, "lines": 5})
+    callback.load_state_dict({"step": 10, "validated": None, "lines": 5})
     with caplog.at_level(logging.WARNING, "resfit"):
         epoch(callback, 5, [1.0])
     assert "has 0 lines, but the run that goes on wrote 5" in caplog.text
