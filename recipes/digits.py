@@ -1,0 +1,122 @@
+"""Handwritten digits, from arrays to a saved model: a small ResNet beside an SVM and nearest neighbours.
+
+    python recipes/digits.py            # one seed
+    python recipes/digits.py --seeds 3  # the mean of three
+
+The 1,797 images of 8 x 8 pixels come with scikit-learn. A stratified fifth, 360 of them, is held out for the test.
+Test accuracy, where one image more or less is 0.28 points:
+
+    split  seeds      ResNet-10                     SVM       3 neighbours
+    0      0, 1, 2    100.00 % (each of the three)  98.89 %   98.61 %
+    0..9   0           99.78 % (98.89 to 100.00)    99.14 %   98.42 %
+
+Split 0 is an easy one: by the second line, expect two mistakes in a thousand.
+
+A seed takes 34 CPU seconds, compiling included, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2): about half a
+minute by the clock if nothing else runs. Under a load of six to twelve other processes it was 45 to 98 seconds.
+
+All settings were chosen by five-fold cross-validation within the training part of split 0, never by a held-out fifth.
+There this network had 99.51 %; one of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, 99.37 %, with SGD
+98.96 %; without augmentation 99.37 %, no more than chance below; and the best of 30 SVMs 99.03 %.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC
+
+import resfit
+from resfit.nets import ResNet, ResNetSpec
+
+BATCH = 64
+
+
+def data(split: int) -> list[np.ndarray]:
+    """Training images (n, 8, 8, 1) in [0, 1], test images, training digits (n,), test digits. Put your own here."""
+    images, digits = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
+    return train_test_split(images, digits, test_size=0.2, stratify=digits, random_state=split)
+
+
+def wobble(key: jax.Array, images: jax.Array, digits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Turns (10 degrees), zooms (10 %) and moves (0.7 pixels) each training image by at most so much, always anew."""
+    amounts = jax.random.uniform(key, (len(images), 4), minval=-1) * jnp.array([[0.17, 0.1, 0.7, 0.7]])
+
+    def one(image: jax.Array, amounts: jax.Array) -> jax.Array:
+        angle, zoom, down, right = amounts
+        centre = (image.shape[0] - 1) / 2
+        row, column = jnp.indices(image.shape) - centre
+        cos, sin = (1 + zoom) * jnp.cos(angle), (1 + zoom) * jnp.sin(angle)
+        source = [cos * row - sin * column + centre + down, sin * row + cos * column + centre + right]
+        return jax.scipy.ndimage.map_coordinates(image, source, order=1)  # bilinear, black outside
+
+    return jax.vmap(one)(images[..., 0], amounts)[..., None], digits
+
+
+def smoothed(logits: jax.Array, digits: jax.Array) -> jax.Array:
+    """Cross-entropy that asks for 0.91 on the right digit and 0.01 on each other one (label smoothing)."""
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(digits, 10), 0.1))
+
+
+def train(x: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], epochs: int, seed: int) -> resfit.Model:
+    """Builds a ResNet-10 and trains it. The test part is only watched, for the curves: nothing is chosen by it."""
+    spec = ResNetSpec(depths=(2, 2), widths=(32, 64), stem="cifar", num_classes=10, in_channels=1)
+    steps = epochs * (len(x) // BATCH)
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak_value=0.003, warmup_steps=steps // 8, decay_steps=steps)
+    model = resfit.Model(ResNet(spec, rngs=nnx.Rngs(seed)))
+    if seed == 0:
+        model.summary(input_shape=x.shape[1:])
+    model.compile("adamw", learning_rate=rate, loss=smoothed, metrics=["accuracy"], augment=wobble, seed=seed)
+    # A shorter last batch would be compiled on its own; the few images it leaves out are others in every epoch.
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, validation_data=test, drop_remainder=True)
+    return model
+
+
+def main() -> None:
+    """Trains, compares, draws, saves and loads again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds 0 to N - 1 (1)")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the training images (40)")
+    parser.add_argument("--split", type=int, default=0, help="another number holds out another fifth (0)")
+    parser.add_argument("--out", type=Path, default=Path("out/digits"), help="where pictures and model go (out/digits)")
+    options = parser.parse_args()
+    if min(options.seeds, options.epochs) < 1:
+        parser.error(f"got --seeds {options.seeds} --epochs {options.epochs}; both must be at least 1")
+
+    x, x_test, y, y_test = data(options.split)
+    accuracies = []
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        model = train(x, y, (x_test, y_test), options.epochs, seed)
+        accuracies.append(model.evaluate(x_test, y_test, batch_size=BATCH, return_dict=True, verbose=0)["accuracy"])
+        print(f"Seed {seed}: test accuracy {accuracies[-1]:.2%}, training took {time.perf_counter() - start:.0f} s.")
+
+    spread = f", mean of {options.seeds} seeds, {min(accuracies):.2%} to {max(accuracies):.2%}"
+    print(f"\nTest accuracy, on {len(x_test)} digits held out:")
+    print(f"{np.mean(accuracies):9.2%}  ResNet-10{spread if options.seeds > 1 else ''}")
+    rows, rows_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
+    for other in (SVC(C=1.0, gamma=0.3), KNeighborsClassifier(n_neighbors=3)):
+        print(f"{other.fit(rows, y).score(rows_test, y_test):9.2%}  {other}")
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    logits = model.predict(x_test, batch_size=BATCH, verbose=0)
+    model.history.plot().savefig(options.out / "curves.png")
+    resfit.plots.confusion_matrix(y_test, logits).savefig(options.out / "confusion_matrix.png")
+    resfit.plots.mistakes(x_test, y_test, logits).savefig(options.out / "mistakes.png")
+    model.save(options.out / "model.safetensors")
+    again = resfit.load(options.out / "model.safetensors").predict(x_test, batch_size=BATCH, verbose=0)
+    print(f"\nSeed {seed} saved and loaded again: test accuracy {np.mean(again.argmax(axis=1) == y_test):.2%}.")
+    print(f"It is in {options.out}, with curves.png, confusion_matrix.png and mistakes.png.")
+
+
+if __name__ == "__main__":
+    main()
