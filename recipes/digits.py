@@ -12,12 +12,13 @@ Test accuracy, where one image more or less is 0.28 points:
 
 Split 0 is an easy one: by the second line, expect two mistakes in a thousand.
 
-A seed takes 34 CPU seconds, compiling included, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2): about half a
-minute by the clock if nothing else runs. Under a load of six to twelve other processes it was 45 to 98 seconds.
+A seed takes 34 CPU seconds, compiling included, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a machine,
+shared with other work at a load average of 8 to 12, that was 45 to 98 seconds by the clock.
 
 All settings were chosen by five-fold cross-validation within the training part of split 0, never by a held-out fifth.
-There this network had 99.51 %; one of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, 99.37 %, with SGD
-98.96 %; without augmentation 99.37 %, no more than chance below; and the best of 30 SVMs 99.03 %.
+There this network had 99.44 to 99.51 %, by seed, and without augmentation 99.37 %, which chance explains. In 30 epochs
+one of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, had 99.37 %, with SGD 98.96 %. The best of 30 SVMs had
+99.03 %.
 """
 
 import argparse
