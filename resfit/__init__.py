@@ -3,6 +3,7 @@
 import importlib.metadata
 
 from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
+from resfit.distillation import Distiller
 from resfit.model import Model
 from resfit.nets import create_model, list_models
 
@@ -11,6 +12,7 @@ __version__ = importlib.metadata.version("resfit")
 load = Model.load
 
 __all__ = [
+    "Distiller",
     "Model",
     "callbacks",
     "create_model",

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary", "losses", "metrics", "optimizers", "preprocess", "saving", "data", "callbacks",
         "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
     },
+    "distillation": {"model", "losses", "engine.modes"},
 }  # fmt: skip
 FACADE = "resfit"
 

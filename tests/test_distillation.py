@@ -1,0 +1,153 @@
+"""A student learns from a teacher, who stays as it is and always evaluates."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from einops import rearrange
+from flax import nnx
+
+import resfit
+from resfit import losses
+from resfit.errors import CompileError, LabelError, ModuleError
+from tests.helpers import CLASSES, PlainNet, TinyNet, counting_compilations, differ, fit, flags, images, labels, values
+
+
+class Wavering(nnx.Module):
+    """BatchNorm and Dropout; told its mode by NNX's flags alone, or by the keyword of a subclass."""
+
+    def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(64, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.dropout(self.norm(rearrange(x, "n h w c -> n (h w c)"))))
+
+
+class WaveringWhenTold(Wavering):
+    def __call__(self, x: jax.Array, *, training: bool = True) -> jax.Array:
+        x = self.norm(rearrange(x, "n h w c -> n (h w c)"), use_running_average=not training)
+        return self.head(self.dropout(x, deterministic=not training))
+
+
+TEACHERS = {"plain": PlainNet, "by its flags": Wavering, "by a keyword": WaveringWhenTold}
+
+
+def evaluated(module: nnx.Module, x: np.ndarray) -> np.ndarray:
+    """What a module says in evaluation mode, told in every way there is."""
+    copy = nnx.clone(module)
+    copy.eval()
+    return np.asarray(copy(x, training=False) if isinstance(module, WaveringWhenTold) else copy(x))
+
+
+def distiller(teacher: nnx.Module, **arguments: Any) -> resfit.Distiller:
+    model = resfit.Distiller(PlainNet(rngs=nnx.Rngs(0)), teacher, **arguments)
+    model.compile(optax.sgd, learning_rate=0.5, metrics=["accuracy"], dispatch="jit")
+    return model
+
+
+def loss_of(logits: jax.Array, y: np.ndarray, said: np.ndarray, temperature: float, weight: float) -> jax.Array:
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    student, teacher = (jax.nn.log_softmax(z / temperature) for z in (logits, said))
+    soft = temperature**2 * optax.kl_divergence(student, jnp.exp(teacher))
+    return (weight * hard + (1 - weight) * soft).mean()
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_step_is_that_of_the_mixed_loss_with_a_teacher_that_evaluates(kind: str) -> None:
+    teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
+    x, y = images(8), labels(8)
+    model = distiller(teacher, temperature=2.0, label_weight=0.3)
+    graph, params = nnx.split(nnx.clone(model.module.student))
+    said = evaluated(teacher, x)
+
+    def loss(params: Any) -> jax.Array:
+        return loss_of(nnx.merge(graph, params)(x), y, said, 2.0, 0.3)
+
+    expected, slope = jax.value_and_grad(loss)(params)
+    found = model.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    stepped = jax.tree.map(lambda p, g: p - 0.5 * g, params, slope)
+    after = nnx.state(model.module.student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after, stepped)
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_the_teacher_stays_as_it_is_and_alive(kind: str) -> None:
+    teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
+    before, said, modes = values(teacher), evaluated(teacher, images(8)), flags(teacher)
+    model = distiller(teacher)
+    fit(model)
+    assert differ(before, values(teacher)) == set()
+    np.testing.assert_array_equal(evaluated(teacher, images(8)), said)
+    assert flags(teacher) == modes
+
+
+def test_the_teacher_is_no_constant_of_the_compiled_step() -> None:
+    teacher, x, y = PlainNet(rngs=nnx.Rngs(5)), images(8), labels(8)
+    model = distiller(teacher, label_weight=0.0)
+    before = model.test_on_batch(x, y)[0]
+    model.module.teacher.head.kernel[...] *= 0
+    model.module.teacher.head.bias[...] *= 0
+    with counting_compilations() as compilations:
+        after = model.test_on_batch(x, y)[0]
+    assert compilations == []
+    uniform = np.zeros((8, CLASSES), np.float32)
+    np.testing.assert_allclose(after, loss_of(model.predict(x, verbose=0), y, uniform, 4.0, 0.0), rtol=1e-5)
+    assert abs(before - after) > 1e-3
+
+
+def test_a_clone_of_the_student_can_teach_it() -> None:
+    student = PlainNet(rngs=nnx.Rngs(0))
+    teacher = nnx.clone(student)
+    model = resfit.Distiller(student, teacher, label_weight=0.0)
+    model.compile(optax.sgd, learning_rate=0.5, metrics=None, dispatch="jit")
+    assert abs(model.train_on_batch(images(8), labels(8))) < 1e-6  # they agree already
+    assert resfit.Model(student).predict(images(8), verbose=0).shape == (8, CLASSES)
+
+
+def test_predictions_are_the_students_and_statistics_of_the_student_move() -> None:
+    student = TinyNet(rngs=nnx.Rngs(0))
+    model = resfit.Distiller(student, TinyNet(rngs=nnx.Rngs(5)))
+    model.compile(optax.sgd, learning_rate=0.1, dispatch="jit")
+    before = values(student)
+    model.train_on_batch(images(8), labels(8))
+    assert {"norm.mean", "norm.var"} <= differ(before, values(student))
+    np.testing.assert_allclose(model.predict(images(8), verbose=0), evaluated(student, images(8)), rtol=1e-5, atol=1e-6)
+
+
+def test_freezing_parts_of_the_student_leaves_the_teacher_frozen() -> None:
+    model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
+    model.freeze("student.conv", batch_norm=False)
+    model.compile(optax.sgd, learning_rate=0.1, dispatch="jit")
+    before = values(model.module)
+    model.train_on_batch(images(8), labels(8))
+    same = before.keys() - differ(before, values(model.module))
+    assert same == {path for path in before if path.startswith(("teacher.", "student.conv."))}
+
+
+def test_what_cannot_be_is_refused() -> None:
+    net = PlainNet(rngs=nnx.Rngs(0))
+    with pytest.raises(ModuleError, match=r"one object.*nnx\.clone"):
+        resfit.Distiller(net, net)
+    other = PlainNet(rngs=nnx.Rngs(1))
+    with pytest.raises(CompileError, match="temperature=0"):
+        resfit.Distiller(net, other, temperature=0)
+    with pytest.raises(CompileError, match=r"label_weight=1\.5"):
+        resfit.Distiller(net, other, label_weight=1.5)
+    model = distiller(PlainNet(CLASSES + 1, rngs=nnx.Rngs(1)))
+    with pytest.raises(LabelError, match=r"\(8, 3\), the teacher's \(8, 4\)"):
+        model.train_on_batch(images(8), labels(8))
+
+
+def test_the_comparison_sees_a_teacher_in_training_mode() -> None:
+    teacher, x = Wavering(rngs=nnx.Rngs(5)), images(8)
+    wavering = nnx.clone(teacher)
+    wavering.train()
+    student = jnp.zeros((8, CLASSES))
+    found = losses.distillation(student, wavering(x)) - losses.distillation(student, jnp.asarray(evaluated(teacher, x)))
+    assert np.abs(found).max() > 1e-3
