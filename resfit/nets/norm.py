@@ -103,10 +103,10 @@ class BatchNorm(nnx.BatchNorm):
         The variance is E[x^2] - E[x]^2, one pass over memory, as in flax.
         """
         axes = tuple(range(x.ndim - 1))
-        moments = jnp.stack([jnp.mean(x, axes, where=mask), jnp.mean(jnp.square(x), axes, where=mask)])
+        moments = jnp.mean(x, axes, where=mask), jnp.mean(jnp.square(x), axes, where=mask)
         n: jax.Array | int = math.prod(x.shape[:-1])
         if mask is not None:
-            n = jnp.sum(jnp.broadcast_to(mask, x.shape), axes, dtype=moments.dtype)
+            n = jnp.sum(jnp.broadcast_to(mask, x.shape), axes, dtype=x.dtype)
         if self.axis_name is not None:
             moments = lax.pmean(moments, self.axis_name, axis_index_groups=self.axis_index_groups)
             n = lax.psum(n, self.axis_name, axis_index_groups=self.axis_index_groups)
