@@ -42,6 +42,7 @@ class Model:
 
     Attributes:
       history: the `History` of the last `fit`, or None.
+      validation_weights: what `fit` validates with, "raw" or "ema".
       stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating,
         stop_predicting.
 
@@ -75,6 +76,7 @@ class Model:
         self._outputs_shape: tuple[int, ...] | None = None
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
+        self.validation_weights = "raw"
         self._loop = self._make_loop(None)
 
     def _make_loop(self, recipe: Recipe | None) -> Loop:
@@ -92,6 +94,7 @@ class Model:
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
         augment: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        ema: float | None = None,
         dispatch: str = "auto",
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
@@ -112,6 +115,9 @@ class Model:
             and saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
           augment: a function (key, x, y) -> (x, y), or several in order: applied to training batches only, before
             preprocess, inside the step, with a key made from (seed, step).
+          ema: decay of a running average of parameters and statistics, updated in every step, such as 0.999; None keeps
+            none. In the first steps it forgets faster: the decay is at most (1 + step) / (10 + step). The average is
+            used where it is asked for: `weights="ema"` of `evaluate`, `predict` and `save`.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices, BatchNorm over the whole batch),
             "auto" (by the number of devices), or "eager" (nothing compiled, for debugging).
 
@@ -130,9 +136,11 @@ class Model:
             metrics_.automatic(None if own_step else loss_function) if metrics == "auto" else metrics_.by_name(metrics)
         )
         placement = Placement(dispatch)
+        if ema is not None and not 0 < ema < 1:
+            raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {ema}.")
 
         self._state.publish()
-        state = RunState(self._module, transformation, placement.state, self._freeze)
+        state = RunState(self._module, transformation, placement.state, self._freeze, ema=ema is not None)
         if not state.layout.n_params:
             raise CompileError(
                 "Every parameter is frozen, so there is nothing to train. Call freeze with fewer patterns."
@@ -158,6 +166,7 @@ class Model:
                 augments,
                 schedule,
                 self._rate_index,
+                ema,
             )
         )
         self._compiled = True
@@ -362,6 +371,7 @@ class Model:
                 _due(validation_freq),
                 validation_every,
                 self._asked_to_stop_evaluating,
+                lambda: self.validation_weights,
             )
         stream = Epochs(data, steps_per_epoch, self._state.epoch)
         self.stop_training = self.stop_evaluating = False
@@ -382,6 +392,8 @@ class Model:
         steps: int | None = None,
         callbacks: Iterable[Callback] | None = None,
         return_dict: bool = False,
+        *,
+        weights: str = "raw",
     ) -> Any:
         """Loss and metrics over a data set, exactly: a short last batch is padded and masked. Changes nothing.
 
@@ -394,6 +406,7 @@ class Model:
           steps: how many batches, from the first; None for all.
           callbacks: whose on_test_* hooks are called.
           return_dict: a dict of names instead of a list.
+          weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
           [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
@@ -403,7 +416,7 @@ class Model:
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
-            results = self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating)
+            results = self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return _returned(results, return_dict)
 
     def predict(
@@ -415,6 +428,7 @@ class Model:
         callbacks: Iterable[Callback] | None = None,
         *,
         outputs: str = "logits",
+        weights: str = "raw",
     ) -> Any:
         """The module's outputs for every row, in order. Changes nothing.
 
@@ -426,12 +440,15 @@ class Model:
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits": what the module returns; "probabilities": their softmax, or sigmoid for a single output;
             "labels": the number of the most probable class.
+          weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
           A NumPy array (examples, ...), or a pytree of such if the module returns one.
         """
         parts = list(
-            self.predict_batches(x, batch_size, verbose=verbose, steps=steps, callbacks=callbacks, outputs=outputs)
+            self.predict_batches(
+                x, batch_size, verbose=verbose, steps=steps, callbacks=callbacks, outputs=outputs, weights=weights
+            )
         )
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -444,6 +461,7 @@ class Model:
         callbacks: Iterable[Callback] | None = None,
         *,
         outputs: str = "logits",
+        weights: str = "raw",
     ) -> Iterator[Any]:
         """What `predict` returns, batch by batch, for data whose predictions do not fit in memory.
 
@@ -454,6 +472,7 @@ class Model:
           steps: as in `predict`.
           callbacks: as in `predict`.
           outputs: as in `predict`.
+          weights: as in `predict`.
 
         Yields:
           The outputs of each batch in order, as NumPy, without padding.
@@ -464,7 +483,7 @@ class Model:
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
-            yield from self._loop.predict(data, outputs, steps, hooks, lambda: self.stop_predicting)
+            yield from self._loop.predict(data, outputs, steps, hooks, lambda: self.stop_predicting, weights)
 
     def train_on_batch(
         self,
@@ -489,9 +508,13 @@ class Model:
 
     # --- variables, files, tables -------------------------------------------------------------------------------------
 
-    def get_weights(self) -> list[np.ndarray]:
-        """A copy of every trained and carried array (parameters, BatchNorm statistics), as NumPy, in a fixed order."""
-        return [np.array(array) for array in self._state.visible()]
+    def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
+        """A copy of every trained and carried array (parameters, BatchNorm statistics), as NumPy, in a fixed order.
+
+        Args:
+          weights: "raw", as trained; "ema", averaged (see `compile`).
+        """
+        return [np.array(array) for array in self._state.visible(weights)]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """The inverse of `get_weights`.
@@ -501,15 +524,16 @@ class Model:
         """
         self._state.set_visible(weights)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Writes the variables, the network's specification and the preprocessing to one safetensors file.
 
         Args:
           path: ending in ".safetensors". `resfit.load` reads it.
+          weights: "raw", as trained; "ema", averaged (see `compile`).
         """
         from resfit import saving
 
-        saving.save(path, self.module, self._preprocess)
+        saving.save(path, self._state.module_with(weights), self._preprocess)
 
     @classmethod
     def load(

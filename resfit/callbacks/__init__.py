@@ -11,6 +11,7 @@ from resfit.callbacks.model_checkpoint import ModelCheckpoint
 from resfit.callbacks.profiler import Profiler
 from resfit.callbacks.progress_bar import ProgressBar
 from resfit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from resfit.callbacks.swap_ema_weights import SwapEMAWeights
 from resfit.callbacks.tensorboard import TensorBoard
 from resfit.callbacks.terminate_on_nan import TerminateOnNaN
 from resfit.callbacks.throughput import Throughput
@@ -31,6 +32,7 @@ __all__ = [
     "Profiler",
     "ProgressBar",
     "ReduceLROnPlateau",
+    "SwapEMAWeights",
     "TensorBoard",
     "TerminateOnNaN",
     "Throughput",

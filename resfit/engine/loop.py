@@ -15,7 +15,7 @@ from resfit.data.epochs import Epochs
 from resfit.engine.dispatch import Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.signals import Interrupt, at_batch_boundaries
-from resfit.engine.state import RunState
+from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
 from resfit.errors import DataError, StepFailed
 
@@ -31,6 +31,7 @@ class Validation(NamedTuple):
       due: epoch, counted from zero -> whether to validate after it.
       every: validate after every so many steps of this fit instead; None for `due`.
       stopped: whether somebody asked to stop this validation.
+      weights: -> "raw" or "ema", asked before each validation.
     """
 
     data: Batches
@@ -38,6 +39,7 @@ class Validation(NamedTuple):
     due: Callable[[int], bool]
     every: int | None
     stopped: Callable[[], bool]
+    weights: Callable[[], str]
 
 
 class Loop:
@@ -166,7 +168,7 @@ class Loop:
             interrupt.check()
             return validation.stopped()
 
-        results = self.evaluate(validation.data, validation.steps, callbacks, stopped)
+        results = self.evaluate(validation.data, validation.steps, callbacks, stopped, validation.weights())
         return {f"val_{name}": value for name, value in results.items()}
 
     def train_batch(self, batch: Batch) -> dict[str, float]:
@@ -183,18 +185,23 @@ class Loop:
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, data: Batches, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]
+        self,
+        data: Batches,
+        steps: int | None,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        weights: str = "raw",
     ) -> dict[str, Any]:
-        """Loss and metrics over a data set, or its first batches."""
+        """Loss and metrics over a data set, or its first batches, with the weights as trained or averaged ("ema")."""
         callbacks.fire("on_test_begin", {})
-        self.state.take_from_module()
+        leaves = self.state.visible(weights)
         check = _label_check(data, self._check)
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
         seen = 0
         for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
             callbacks.fire("on_test_batch_begin", i, {})
-            sums, loss = self._evaluate_batch(batch, sums, check, _announce(callbacks, "evaluate"))
+            sums, loss = self._evaluate_batch(leaves, batch, sums, check, _announce(callbacks, "evaluate"))
             callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, batch.size))
             throttle.add(loss)
             seen += batch.size
@@ -208,11 +215,12 @@ class Loop:
 
     def evaluate_batch(self, batch: Batch) -> dict[str, Any]:
         """Loss and metrics of one batch."""
-        self.state.take_from_module()
-        return compute(read(self._evaluate_batch(batch, self._empty, self._check, _quiet)[0]))
+        return compute(read(self._evaluate_batch(self.state.visible(), batch, self._empty, self._check, _quiet)[0]))
 
-    def _evaluate_batch(self, batch: Batch, sums: Any, check: LabelCheck, announce: Callable[[bool], None]) -> Any:
-        arguments = (self.state.leaves, sums, self._key, self._on_device(batch))
+    def _evaluate_batch(
+        self, leaves: Leaves, batch: Batch, sums: Any, check: LabelCheck, announce: Callable[[bool], None]
+    ) -> Any:
+        arguments = (leaves, sums, self._key, self._on_device(batch))
         step = self._evaluate.prepare(arguments, announce)
         check(batch.y)
         return step(*arguments)
@@ -220,7 +228,13 @@ class Loop:
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     def predict(
-        self, data: Batches, kind: str, steps: int | None, callbacks: CallbackList, stopped: Callable[[], bool]
+        self,
+        data: Batches,
+        kind: str,
+        steps: int | None,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        weights: str,
     ) -> Iterator[Any]:
         """The outputs for every row in order, batch by batch, as NumPy. Only a few batches are ever on the device.
 
@@ -230,6 +244,7 @@ class Loop:
           steps: how many batches; None for all.
           callbacks: to fire.
           stopped: whether somebody asked to stop.
+          weights: as trained ("raw") or averaged ("ema").
         """
         callbacks.fire("on_predict_begin", {})
         self.state.take_from_module()
@@ -243,7 +258,9 @@ class Loop:
         for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
             empty = False
             callbacks.fire("on_predict_batch_begin", i, {})
-            outputs = self._predict_batch(batch.x, kind, _announce(callbacks, "predict"))
+            # Chosen anew for every batch: between two of them somebody may have trained, and donated the old ones.
+            leaves = self.state.layout.chosen(self.state.leaves, weights)
+            outputs = self._predict_batch(leaves, batch.x, kind, _announce(callbacks, "predict"))
             callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
             flying.append((outputs, batch.size))
             if len(flying) > self._placement.run_ahead:
@@ -258,11 +275,10 @@ class Loop:
 
     def predict_batch(self, x: Any) -> Any:
         """The outputs for one batch, as NumPy."""
-        self.state.take_from_module()
-        return jax.tree.map(np.asarray, read(self._predict_batch(x, "logits", _quiet)))
+        return jax.tree.map(np.asarray, read(self._predict_batch(self.state.visible(), x, "logits", _quiet)))
 
-    def _predict_batch(self, x: Any, kind: str, announce: Callable[[bool], None]) -> Any:
-        arguments = (self.state.leaves, self._key, self._placement.place(x))
+    def _predict_batch(self, leaves: Leaves, x: Any, kind: str, announce: Callable[[bool], None]) -> Any:
+        arguments = (leaves, self._key, self._placement.place(x))
         return self._predict[kind].prepare(arguments, announce)(*arguments)
 
     def _on_device(self, batch: Batch) -> DeviceBatch:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
-from resfit.errors import ModuleError, NotCompiledError
+from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import index_of_rate
 
 _log = logging.getLogger("resfit")
@@ -25,14 +25,20 @@ Leaves = tuple[jax.Array, ...]
 
 
 class Layout:
-    """Which leaf of the flat tuple is what: (params..., carried..., optimizer..., step). Free of arrays."""
+    """Which leaf of the flat tuple is what: (params..., carried..., averages of both..., optimizer..., step).
 
-    def __init__(self, plan: Plan, params: Sequence[Any], optimizer: optax.GradientTransformation | None) -> None:
+    Free of arrays. The averages are there only if `ema`.
+    """
+
+    def __init__(
+        self, plan: Plan, params: Sequence[Any], optimizer: optax.GradientTransformation | None, *, ema: bool = False
+    ) -> None:
         self.plan = plan
         self.param_paths = tuple(slot.path for slot in plan.slots if slot.kind == "param")
         self.n_params = len(self.param_paths)
         self.carried = tuple(slot for slot in plan.slots if slot.kind == "carried")
-        self.n_carried = len(self.carried)
+        self.n_visible = self.n_params + len(self.carried)
+        self.n_model = 2 * self.n_visible if ema else self.n_visible  # everything but the optimizer and the step
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.optimizer_tree: Any = None
         if optimizer is not None:
@@ -59,10 +65,11 @@ class Layout:
             leaves.append(node)
         return tuple(leaves)
 
-    def split(self, leaves: Leaves) -> tuple[Leaves, Leaves, Any, jax.Array]:
-        """(params, carried, optimizer state, step) of a flat tuple."""
-        a, b = self.n_params, self.n_params + self.n_carried
-        return leaves[:a], leaves[a:b], jax.tree.unflatten(self.optimizer_tree, leaves[b:-1]), leaves[-1]
+    def split(self, leaves: Leaves) -> tuple[Leaves, Leaves, Leaves, Any, jax.Array]:
+        """(params, carried, averages, optimizer state, step) of a flat tuple."""
+        a, b, c = self.n_params, self.n_visible, self.n_model
+        optimizer_state = jax.tree.unflatten(self.optimizer_tree, leaves[c:-1])
+        return leaves[:a], leaves[a:b], leaves[b:c], optimizer_state, leaves[-1]
 
     def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
         """(params, optimizer state) after one update. Dtypes stay."""
@@ -75,8 +82,19 @@ class Layout:
         )
         return params, optimizer_state
 
-    def join(self, params: Leaves, carried: Leaves, optimizer_state: Any, step: jax.Array) -> Leaves:
-        return (*params, *carried, *jax.tree.leaves(optimizer_state), step)
+    def join(self, params: Leaves, carried: Leaves, averages: Leaves, optimizer_state: Any, step: jax.Array) -> Leaves:
+        """The inverse of `split`."""
+        return (*params, *carried, *averages, *jax.tree.leaves(optimizer_state), step)
+
+    def chosen(self, leaves: Leaves, weights: str) -> Leaves:
+        """The params and carried arrays to evaluate with: as trained ("raw"), or averaged ("ema")."""
+        if weights == "raw":
+            return leaves[: self.n_visible]
+        if weights != "ema":
+            raise CompileError(f"Expected weights to be 'raw' or 'ema', got {weights!r}.")
+        if self.n_model == self.n_visible:
+            raise CompileError("There are no averaged weights. Compile with a decay, as in compile(ema=0.999).")
+        return leaves[self.n_visible : self.n_model]
 
 
 class RunState:
@@ -94,22 +112,27 @@ class RunState:
         optimizer: optax.GradientTransformation | None,
         sharding: jax.sharding.Sharding,
         freeze: modes.Freeze = modes.NOTHING_FROZEN,
+        *,
+        ema: bool = False,
     ) -> None:
         self._module = module
         self._sharding = sharding
         self._freeze = freeze
+        self._ema = ema
         plan_ = plan(module, freeze)
         arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
-        self.layout = Layout(plan_, params, optimizer)
+        self.layout = Layout(plan_, params, optimizer, ema=ema)
         # What the user's module holds right now, if it is in step with `leaves`; None once training has moved on.
         self._shared: tuple[Any, ...] | None = (*params, *carried)
         self._held: tuple[Any, ...] = self._shared  # what it held when they parted
         state: list[Any] = []
         if optimizer is not None:
             state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
-        self.leaves: Leaves = tuple(jax.device_put([*params, *carried, *state, jnp.zeros((), jnp.int32)], sharding))
+        averages = (*params, *carried) if ema else ()
+        leaves = [*params, *carried, *averages, *state, jnp.zeros((), jnp.int32)]
+        self.leaves: Leaves = tuple(jax.device_put(leaves, sharding))
         self.epoch = 0
 
     def take_from_module(self) -> None:
@@ -139,10 +162,19 @@ class RunState:
             self.leaves = tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
             self._held, self._shared = self._shared, None
 
-    def visible(self) -> tuple[Any, ...]:
-        """What the user sees of the state: params and carried arrays, current."""
+    def visible(self, weights: str = "raw") -> Leaves:
+        """What the user sees of the state: params and carried arrays, current; "ema": their averages."""
         self.take_from_module()
-        return self.leaves[: self.layout.n_params + self.layout.n_carried]
+        return self.layout.chosen(self.leaves, weights)
+
+    def module_with(self, weights: str) -> nnx.Module:
+        """A module that holds the weights as trained, which is the user's own, or a copy that holds their averages."""
+        if weights == "raw":
+            self.publish()
+            return self._module
+        copy: nnx.Module = nnx.clone(self._module)
+        self._fill(copy, tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
+        return copy
 
     def set_visible(self, arrays: Sequence[Any]) -> None:
         """Assigns them all, in the order of `visible`."""
@@ -157,15 +189,15 @@ class RunState:
 
     def rate_index(self) -> int | None:
         """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one to set."""
-        return index_of_rate(self.layout.split(self.leaves)[2])
+        return index_of_rate(self.layout.split(self.leaves)[3])
 
     def leaf(self, index: int) -> jax.Array:
         """A leaf of the optimizer's state."""
-        return self.leaves[self.layout.n_params + self.layout.n_carried + index]
+        return self.leaves[self.layout.n_model + index]
 
     def set_leaf(self, index: int, value: float) -> None:
         """Sets a leaf of the optimizer's state, keeping its dtype, so that nothing is compiled again."""
-        i = self.layout.n_params + self.layout.n_carried + index
+        i = self.layout.n_model + index
         new = jax.device_put(np.asarray(value, self.leaves[i].dtype), self._sharding)
         self.leaves = (*self.leaves[:i], new, *self.leaves[i + 1 :])
 
@@ -183,7 +215,7 @@ class RunState:
         """
         if not self._lost():
             return False
-        fresh = RunState(self._module, self.layout.optimizer, self._sharding, self._freeze)
+        fresh = RunState(self._module, self.layout.optimizer, self._sharding, self._freeze, ema=self._ema)
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True
 
@@ -202,11 +234,13 @@ class RunState:
             return
         self._warn_of_lost_assignments()
         # A user's module lives on one device, also when the run is replicated over several.
-        visible = tuple(
-            leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_params + self.layout.n_carried]
-        )
+        visible = tuple(leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_visible])
+        self._fill(self._module, visible)
+        self._shared = visible
+
+    def _fill(self, module: nnx.Module, visible: tuple[Any, ...]) -> None:
         sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
-        leaves = dict(modes.leaves(self._module))
+        leaves = dict(modes.leaves(module))
         for slot in self.layout.plan.slots:
             if slot.kind not in sources:
                 continue
@@ -214,8 +248,7 @@ class RunState:
             if isinstance(leaf, nnx.Variable):
                 leaf.set_raw_value(value)
             else:
-                _assign(self._module, slot.path, value)
-        self._shared = visible
+                _assign(module, slot.path, value)
 
     def _warn_of_lost_assignments(self) -> None:
         names = [slot.name for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]

@@ -46,6 +46,7 @@ class Recipe(NamedTuple):
       augment: (key, x, y) -> (x, y) functions applied in order to training batches, before preprocess.
       schedule: step -> learning rate; None to leave the rate in the optimizer's state alone.
       rate_index: which leaf of the optimizer's state is the learning rate.
+      ema: decay of the running average of parameters and statistics; None for no average.
     """
 
     compute_loss: ComputeLoss
@@ -54,6 +55,7 @@ class Recipe(NamedTuple):
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any], Any] | None
     rate_index: int | None
+    ema: float | None
 
 
 # The parts of a step's key. Disjoint, so that augmentation and dropout never share a mask.
@@ -76,7 +78,7 @@ def train_step(
     Returns:
       (new state, new metric sums, the batch's loss as () float32).
     """
-    params, carried, optimizer_state, step = layout.split(leaves)
+    params, carried, averages, optimizer_state, step = layout.split(leaves)
     key = jax.random.fold_in(key, step)
     x, y = batch.x, batch.y
     for i, augment in enumerate(recipe.augment):
@@ -107,8 +109,19 @@ def train_step(
         flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step), flat[recipe.rate_index].dtype)
         optimizer_state = jax.tree.unflatten(tree, flat)
     params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
+    if recipe.ema is not None:
+        averages = _averaged(averages, (*params, *carried), recipe.ema, step)
     sums = _merge(recipe, sums, outputs, y, weighted, mask)
-    return layout.join(params, carried, optimizer_state, step + 1), sums, loss
+    return layout.join(params, carried, averages, optimizer_state, step + 1), sums, loss
+
+
+def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -> Leaves:
+    # In the beginning the average forgets faster, or it would remember the initial values for 1 / (1 - decay) steps.
+    share = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return tuple(
+        (old + share * (new - old)).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.inexact) else new
+        for old, new in zip(averages, values, strict=True)
+    )
 
 
 def evaluate_step(
@@ -119,7 +132,7 @@ def evaluate_step(
     Args:
       layout: which leaf is what.
       recipe: what the step does.
-      leaves: params and carried arrays; more may follow and is ignored.
+      leaves: params and carried arrays.
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
@@ -148,8 +161,8 @@ def predict_step(
 
 
 def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
-    params, rest = leaves[: layout.n_params], leaves[layout.n_params :]
-    return modes.assemble(layout.plan, params, rest[: layout.n_carried], jax.random.fold_in(key, _MODULE), train=False)
+    params, carried = leaves[: layout.n_params], leaves[layout.n_params :]
+    return modes.assemble(layout.plan, params, carried, jax.random.fold_in(key, _MODULE), train=False)
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
