@@ -55,8 +55,7 @@ class ProgressBar(Callback):
         self._training = False
         self._stop()
 
-    # --- evaluate and predict; a validation inside fit stays within its epoch's line
-    # -----------------------------------
+    # --- evaluate and predict; a validation inside fit stays within its epoch's line ----------------------------------
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         if self._training:

@@ -47,8 +47,8 @@ class IterableBatches:
             yield as_batch(item)
         if empty and self._used:
             raise DataError(
-                f"The {name} is an iterator, and all its batches have been used. Pass something that can be iterated again "
-                "(a list, a loader, an object with __iter__), or an iterator with enough batches for all epochs."
+                f"The {name} is an iterator, and all its batches have been used. Pass something that can be iterated "
+                "again (a list, a loader, an object with __iter__), or an iterator with enough batches for all epochs."
             )
         if empty:
             raise DataError(f"The {name} yielded no batch in epoch {epoch}. Expected at least one.")

@@ -36,7 +36,7 @@ class Placement:
             # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
             mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
             self.state, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-        # Bounds the memory of batches in flight. Several CPU devices share threads, and too many waiting steps deadlock.
+        # Bounds the memory of batches in flight. Several CPU devices share threads: too many waiting steps deadlock.
         self.run_ahead = 2 if len(devices) > 1 and devices[0].platform == "cpu" else 8
 
     def place(self, batch: Any) -> Any:

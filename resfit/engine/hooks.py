@@ -219,8 +219,9 @@ class CallbackList:
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
                 raise CallbackError(
-                    f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of classes "
-                    "that derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base class will do."
+                    f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of "
+                    "classes that derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base "
+                    "class will do."
                 )
             callback.set_params(params)
             callback.set_model(model)

@@ -117,7 +117,7 @@ class Loop:
                 for epoch in epochs:
                     callbacks.fire("on_epoch_begin", epoch, {})
                     last, validated = None, {}
-                    for last in self._train_batches(data, callbacks, check):
+                    for last in self._train_batches(data, callbacks, check):  # noqa: B007
                         steps += 1
                         interrupt.check()
                         if validation is not None and validation.every and steps % validation.every == 0:
@@ -138,8 +138,7 @@ class Loop:
             if lost and isinstance(exception, Exception):
                 raise StepFailed(
                     f"A step failed on the device and took the state with it: {exception}. The module is back at the "
-                    "values "
-                    "it last held (of the start of this fit, or of the last time model.module was read)."
+                    "values it last held (of the start of this fit, or of the last time model.module was read)."
                 ) from exception
             raise
         finally:

@@ -94,8 +94,8 @@ def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN) -> Plan:
         if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
             parts = sorted({str(slot.path[0]) for slot in slots})
             raise ModuleError(
-                f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * for "
-                f"anything, as in {slots[0].name!r}; the outermost parts are {parts}."
+                f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
+                f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}."
             )
     train, evaluate = (_graph_in_mode(graph, state, train=train, freeze=freeze) for train in (True, False))
     return Plan(train, evaluate, slots)

@@ -147,9 +147,9 @@ class RunState:
                 old = self.leaves[i]
                 if np.shape(value) != old.shape:
                     raise ModuleError(
-                        f"{slots[i].name!r} was assigned an array of shape {np.shape(value)}; the model was compiled "
-                        "with "
-                        f"{old.shape}. Assign the same shape, or build a new resfit.Model from the changed module."
+                        f"{slots[i].name!r} was assigned an array of shape {np.shape(value)}; the model was "
+                        f"compiled with {old.shape}. Assign the same shape, or build a new resfit.Model from the "
+                        "changed module."
                     )
                 taken[i] = jax.device_put(jnp.asarray(value, old.dtype), self._sharding)
         self.leaves = tuple(taken)
@@ -255,9 +255,10 @@ class RunState:
         lost = [name for name, held, now in zip(names, self._held, self._in_module(), strict=True) if now is not held]
         if lost:
             _log.warning(
-                "%s of the module got a new value while training had moved on from the old one, and the new value is lost. "
-                "Assign to model.module instead, which is brought up to date when it is read.", lost,
-            )  # fmt: skip
+                "%s of the module got a new value while training had moved on from the old one, and it is lost. Assign "
+                "to model.module instead, which is brought up to date when it is read.",
+                lost,
+            )
 
     def _in_module(self) -> tuple[Any, ...]:
         arrays = _arrays(self._module)

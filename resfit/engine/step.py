@@ -197,6 +197,5 @@ def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
     if statistics and all(old is new for old, new in statistics):
         _log.warning(
             "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
-            "mode. "
-            "Pass the mode on inside __call__ or compute_loss (train=train), unless the norms are frozen on purpose."
+            "mode. Pass the mode on inside __call__ or compute_loss (train=train), or use Model.freeze if you mean it."
         )

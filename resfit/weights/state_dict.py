@@ -74,8 +74,8 @@ def load_state_dict(module: nnx.Module, mapping: Mapping[str, Any], *, naming: s
         listed = "\n  ".join(sorted(problems))
         raise WeightsError(
             f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected "
-            "the names and shapes of this very network. Build it with the depths, block, stem, shortcut, num_classes and "
-            "in_channels that the weights were trained with."
+            "the names and shapes of this very network. Build it with the depths, block, stem, shortcut, num_classes "
+            "and in_channels that the weights were trained with."
         )
     for name, variable in variables.items():
         variable.set_value(jnp.asarray(_from_torch(values[name]), variable.get_value().dtype))

@@ -69,7 +69,7 @@ def test_evaluate_predict_and_save_use_the_average_on_request(tmp_path) -> None:
 
 
 def test_the_average_is_refused_where_there_is_none() -> None:
-    with pytest.raises(CompileError, match="ema=0.999"):
+    with pytest.raises(CompileError, match=r"ema=0\.999"):
         compiled().evaluate(images(), labels(), verbose=0, weights="ema")
     with pytest.raises(CompileError, match="'raw' or 'ema'"):
         compiled(ema=DECAY).predict(images(), verbose=0, weights="mean")
