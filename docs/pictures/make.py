@@ -5,7 +5,6 @@
 
 gradients: the gradient that reaches the first convolution of a new network, by depth, with and without shortcuts.
 degradation: training loss of shallow and deep networks, with and without shortcuts.
-training_run: what `history.plot()` draws, for the example of the README.
 """
 
 import argparse
@@ -134,18 +133,9 @@ def degradation(figure_path: Path) -> None:
     figure.savefig(figure_path, dpi=120)
 
 
-def training_run(figure_path: Path) -> None:
-    x_train, y_train, x_test, y_test = digits()
-    model = resfit.Model(resfit.create_model("resnet20", num_classes=10, in_channels=1, rngs=0))
-    model.compile(optimizer="adamw", learning_rate=0.003)
-    history = model.fit(x_train, y_train, batch_size=64, epochs=10, validation_data=(x_test, y_test))
-    history.plot().savefig(figure_path, dpi=120)
-
-
 PICTURES: dict[str, Callable[[Path], None]] = {
     "gradients": gradients,
     "degradation": degradation,
-    "training_run": training_run,
 }
 
 
