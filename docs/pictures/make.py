@@ -65,12 +65,12 @@ def build(depth: int, *, shortcuts: bool, width: int = 16, seed: int = 0) -> nnx
     return net if shortcuts else PlainNet(net)
 
 
-def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images (1437, 8, 8, 1) float32 in [0, 1] and labels, then test images (360, 8, 8, 1) and labels."""
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Training images (1437, 8, 8, 1), float32 in [0, 1], and their labels (1437,)."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
-    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    return x_train, y_train, x_test, y_test
+    x_train, _, y_train, _ = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return x_train, y_train
 
 
 def first_gradient(net: nnx.Module, x: jax.Array, y: jax.Array) -> float:
@@ -93,7 +93,7 @@ def first_gradient(net: nnx.Module, x: jax.Array, y: jax.Array) -> float:
 
 def gradients(figure_path: Path) -> None:
     depths, seeds = (8, 14, 20, 32, 44, 56, 110), (0, 1, 2)
-    x_train, y_train, _, _ = digits()
+    x_train, y_train = digits()
     x, y = jnp.asarray(x_train[:128]), jnp.asarray(y_train[:128])
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for shortcuts, label, color in ((True, "with shortcuts", WITH), (False, "without", WITHOUT)):
@@ -110,7 +110,7 @@ def gradients(figure_path: Path) -> None:
 
 def degradation(figure_path: Path) -> None:
     depths, epochs, seeds = (8, 44), 12, (0, 1, 2)
-    x_train, y_train, _, _ = digits()
+    x_train, y_train = digits()
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
     for panel, shortcuts in zip(axes, (False, True), strict=True):
         for depth, color in zip(depths, ("tab:orange", "tab:green"), strict=True):
@@ -141,8 +141,9 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], help="which pictures (default: all)")
-    for name in parser.parse_args().names or PICTURES:
+    parser.add_argument("picture", nargs="?", choices=PICTURES, help="which one (default: all)")
+    only = parser.parse_args().picture
+    for name in [only] if only else PICTURES:
         began = time.perf_counter()
         PICTURES[name](FOLDER / f"{name}.png")
         print(f"{name}.png: {time.perf_counter() - began:.0f} s", flush=True)
