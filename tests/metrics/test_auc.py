@@ -67,7 +67,7 @@ def test_log_odds_are_those_of_the_softmax_also_where_it_saturates(seed: int, sp
     ours = np.asarray(LOG_ODDS(logits))
     for k in range(4):
         rest = scipy.special.logsumexp(np.delete(logits.astype(np.float64), k, axis=1), axis=1)
-        np.testing.assert_allclose(ours[:, k], logits[:, k] - rest, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(ours[:, k], logits[:, k] - rest, rtol=1e-4, atol=1e-3)
 
 
 LOG_ODDS = jax.jit(log_odds)

@@ -74,6 +74,16 @@ def test_a_training_run_carries_vectors_and_matrices_through_every_hook() -> Non
     np.testing.assert_allclose(found["accuracy"], (labels(20) == predicted).mean(), rtol=1e-6)
 
 
+def test_several_devices_count_what_one_does() -> None:
+    given = [*metrics.by_name([*BY_CLASS, "auc"], num_classes=CLASSES).values(), "calibration_error"]
+    found = []
+    for dispatch in ("jit", "sharded"):
+        model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=given, dispatch=dispatch)
+        found.append(model.evaluate(images(20), labels(20), batch_size=BATCH, verbose=0, return_dict=True))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
