@@ -292,7 +292,7 @@ class Model:
         batch_size: int | None = None,
         epochs: int = 1,
         verbose: str | int = "auto",
-        callbacks: Iterable[Callback] | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
         shuffle: bool = True,
@@ -341,6 +341,7 @@ class Model:
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._require_compiled("fit")
+        self._state.check_structure()
         if validation_every is not None and validation_every < 1:
             raise DataError(f"Expected validation_every to be a positive number of steps, got {validation_every}.")
         held_out = validation_data
@@ -377,7 +378,7 @@ class Model:
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
-        hooks = CallbackList([*(callbacks or ()), history, *_bar(verbose)], self, params)
+        hooks = CallbackList([*_listed(callbacks), history, *_bar(verbose)], self, params)
         self.history = history
         self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
         return history
@@ -390,7 +391,7 @@ class Model:
         verbose: str | int = "auto",
         sample_weight: Any = None,
         steps: int | None = None,
-        callbacks: Iterable[Callback] | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
         return_dict: bool = False,
         *,
         weights: str = "raw",
@@ -412,6 +413,7 @@ class Model:
           [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
         """
         self._require_compiled("evaluate")
+        self._state.check_structure()
         data = self._batches(x, y, sample_weight, None, 32 if batch_size is None else batch_size, pad=True)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
@@ -425,7 +427,7 @@ class Model:
         batch_size: int | None = None,
         verbose: str | int = "auto",
         steps: int | None = None,
-        callbacks: Iterable[Callback] | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
         *,
         outputs: str = "logits",
         weights: str = "raw",
@@ -458,7 +460,7 @@ class Model:
         batch_size: int | None = None,
         verbose: str | int = 0,
         steps: int | None = None,
-        callbacks: Iterable[Callback] | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
         *,
         outputs: str = "logits",
         weights: str = "raw",
@@ -479,6 +481,7 @@ class Model:
         """
         if outputs not in losses.FINISHES:
             raise CompileError(f"Expected outputs to be one of {list(losses.FINISHES)}, got {outputs!r}.")
+        self._state.check_structure()
         data = self._batches(x, None, None, None, 32 if batch_size is None else batch_size, pad=True)
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
@@ -600,11 +603,11 @@ class Model:
         return IterableBatches(x)
 
     def _hooks(
-        self, callbacks: Iterable[Callback] | None, verbose: str | int, data: Batches, steps: int | None
+        self, callbacks: Callback | Iterable[Callback] | None, verbose: str | int, data: Batches, steps: int | None
     ) -> CallbackList:
         total = data.steps if steps is None else steps
         return CallbackList(
-            [*(callbacks or ()), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
+            [*_listed(callbacks), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
         )
 
 
@@ -649,6 +652,10 @@ def _bar(verbose: str | int) -> list[Callback]:
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
     return [] if verbose == 0 else [ProgressBar(1 if verbose == "auto" else int(verbose))]
+
+
+def _listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
 
 
 def _returned(results: dict[str, Any], return_dict: bool) -> Any:

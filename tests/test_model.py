@@ -265,7 +265,7 @@ def test_an_assigned_array_of_another_shape_is_refused_by_name() -> None:
 def test_a_variable_added_after_compile_is_refused() -> None:
     model = compiled()
     model.module.extra = nnx.Param(jnp.zeros(5))
-    with pytest.raises(ModuleError, match=r"7 Variables.*8 now.*new resfit\.Model"):
+    with pytest.raises(ModuleError, match=r"added.*compile"):
         fit(model)
 
 
@@ -1002,3 +1002,45 @@ def test_predict_batches_yields_every_row_in_order_and_may_be_left_early() -> No
     for part in model.predict_batches(x, 4):
         assert len(part) == 4
         break
+
+
+def test_a_setting_of_a_layer_changed_after_compile_is_refused_and_not_silently_ignored() -> None:
+    model = compiled()
+    fit(model)
+    model.module.norm.momentum = 0.5
+    for use in (
+        lambda: fit(model),
+        lambda: model.evaluate(images(), labels(), verbose=0),
+        lambda: model.predict(images()),
+    ):
+        with pytest.raises(resfit.errors.ModuleError, match="compile"):
+            use()
+    before = model.get_weights()
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fit(model)
+
+
+def test_mode_flags_changed_between_calls_are_no_change_of_the_module() -> None:
+    model = compiled()
+    fit(model)
+    model.module.eval()
+    fit(model)
+    model.module.train()
+    model.evaluate(images(), labels(), verbose=0)
+
+
+def test_predict_needs_one_output_per_row() -> None:
+    class Total(nnx.Module):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return x.sum()
+
+    with pytest.raises(resfit.errors.ModuleError, match="one output per row"):
+        resfit.Model(Total()).predict(images(), verbose=0)
+
+
+def test_one_callback_needs_no_list() -> None:
+    history = resfit.callbacks.History()
+    fit(compiled(), callbacks=history)
+    assert len(history.history["loss"]) == 1

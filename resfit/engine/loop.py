@@ -17,7 +17,7 @@ from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
-from resfit.errors import DataError, StepFailed
+from resfit.errors import DataError, ModuleError, StepFailed
 
 LabelCheck = Callable[[Any], None]
 
@@ -247,10 +247,16 @@ class Loop:
         """
         callbacks.fire("on_predict_begin", {})
         self.state.take_from_module()
-        flying: collections.deque[tuple[Any, int]] = collections.deque()
+        flying: collections.deque[tuple[Any, int, int]] = collections.deque()
 
         def landed() -> Any:
-            outputs, size = flying.popleft()
+            outputs, rows, size = flying.popleft()
+            shapes = jax.tree.map(np.shape, outputs)
+            if any(np.shape(leaf)[:1] != (rows,) for leaf in jax.tree.leaves(outputs)):
+                raise ModuleError(
+                    f"For a batch of {rows} rows the module returned shape {shapes}. Expected one output per row, "
+                    "so that predict can leave out those that only fill up the last batch."
+                )
             return jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs))
 
         empty = True
@@ -261,7 +267,7 @@ class Loop:
             leaves = self.state.layout.chosen(self.state.leaves, weights)
             outputs = self._predict_batch(leaves, batch.x, kind, _announce(callbacks, "predict"))
             callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
-            flying.append((outputs, batch.size))
+            flying.append((outputs, len(jax.tree.leaves(batch.x)[0]), batch.size))
             if len(flying) > self._placement.run_ahead:
                 yield landed()
             if stopped():

@@ -119,6 +119,7 @@ class RunState:
         self._sharding = sharding
         self._freeze = freeze
         self._ema = ema
+        self._graph = nnx.graphdef(module)
         plan_ = plan(module, freeze)
         arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
@@ -134,6 +135,23 @@ class RunState:
         leaves = [*params, *carried, *averages, *state, jnp.zeros((), jnp.int32)]
         self.leaves: Leaves = tuple(jax.device_put(leaves, sharding))
         self.epoch = 0
+
+    def check_structure(self) -> None:
+        """Raises if the module is not built as it was when the steps were made; its mode flags may have changed.
+
+        Raises:
+          ModuleError: if a layer was replaced, added or removed, or a setting of one was changed.
+        """
+        graph = nnx.graphdef(self._module)
+        if graph == self._graph:
+            return
+        if plan(self._module, self._freeze) != self.layout.plan:
+            raise ModuleError(
+                "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
+                "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
+                "keeps all values, or build a new resfit.Model."
+            )
+        self._graph = graph
 
     def take_from_module(self) -> None:
         """Takes over what the user assigned to the module's Variables since they were published."""
