@@ -6,6 +6,7 @@ from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, p
 from resfit.distillation import Distiller
 from resfit.model import Model
 from resfit.nets import create_model, list_models
+from resfit.recalibration import recalibrate
 
 __version__ = importlib.metadata.version("resfit")
 
@@ -26,6 +27,7 @@ __all__ = [
     "optimizers",
     "plots",
     "preprocess",
+    "recalibrate",
     "schedules",
     "weights",
 ]
