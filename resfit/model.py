@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from resfit import losses, optimizers
+from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
@@ -88,7 +88,7 @@ class Model:
         self,
         optimizer: Any = "sgd",
         *,
-        learning_rate: optimizers.LearningRate | None = None,
+        learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         loss: str | losses.Loss = "auto",
         metrics: metrics_.MetricsArgument = "auto",
         seed: int = 0,
@@ -100,10 +100,13 @@ class Model:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
 
         Args:
-          optimizer: "sgd" (momentum 0.9, Nesterov), "adam", "adamw"; any optax transformation; or a function such as
-            `optax.lamb` whose learning_rate is filled in.
-          learning_rate: a number, or a schedule (step -> number, as in optax). Defaults by name: sgd 0.1, adam and
-            adamw 0.001. A number can be changed at any time through `model.learning_rate`, without compiling again.
+          optimizer: "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "rmsprop"; any optax
+            transformation; or a function such as `optax.lion` whose learning_rate is filled in.
+          learning_rate: a number; or a schedule by name ("cosine", "warmup_cosine", "step", "one_cycle", "linear") or
+            from `resfit.schedules`, which spans the epochs of a `fit` and starts again with the next one; or a function
+            step -> number, as in optax. Defaults by name: sgd 0.1, adam, adamw and rmsprop 0.001, lamb 0.005, lars 1. A
+            number can be changed at any time through `model.learning_rate`, without compiling again; a schedule's
+            value stands in the log of every epoch as `learning_rate`.
           loss: "auto" reads the labels: integer class numbers or one-hot and soft targets give softmax cross-entropy, a
             single output gives sigmoid cross-entropy, anything ambiguous raises. Or a name, or a function of (logits,
             labels) that returns one value per example. The reported and minimised loss is sum(weight * loss) /
@@ -124,7 +127,11 @@ class Model:
         Raises:
           CompileError: for unknown names and combinations that cannot work.
         """
-        transformation, schedule = optimizers.get(optimizer, learning_rate)
+        named = None
+        if isinstance(learning_rate, str | schedules.Schedule):
+            named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
+            learning_rate = named.peak
+        transformation, rate_function = optimizers.get(optimizer, learning_rate)
         preprocess_function = preprocess_.get(preprocess)
         augments = () if augment is None else tuple(augment) if isinstance(augment, Sequence) else (augment,)
         for function in augments:
@@ -133,7 +140,11 @@ class Model:
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
         chosen = (
-            metrics_.automatic(None if own_step else loss_function) if metrics == "auto" else metrics_.by_name(metrics)
+            metrics_.automatic(None if own_step else loss_function)
+            if metrics == "auto"
+            else metrics_.by_name(
+                metrics, num_classes=getattr(getattr(self._module, "spec", None), "num_classes", None)
+            )
         )
         placement = Placement(dispatch)
         if ema is not None and not 0 < ema < 1:
@@ -155,8 +166,9 @@ class Model:
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
-        self._schedule, self._rate_index = schedule, rate_index
-        if learning_rate is not None and schedule is None:
+        self._named_schedule, self._rate_index = named, rate_index
+        self._follows_schedule = named is not None or rate_function is not None
+        if learning_rate is not None and rate_function is None:
             self._state.set_leaf(rate_index, float(learning_rate))  # type: ignore[arg-type]
         self._loop = self._make_loop(
             Recipe(
@@ -164,7 +176,7 @@ class Model:
                 metrics_.collection(chosen),
                 preprocess_function,
                 augments,
-                schedule,
+                _schedule(named, rate_function),
                 self._rate_index,
                 ema,
             )
@@ -235,13 +247,8 @@ class Model:
     def _check_labels(self, labels: Any) -> None:
         # A compute_loss of the user's own may read the labels in any way it likes.
         own_step = type(self).compute_loss is not Model.compute_loss
-        if (
-            not own_step
-            and self._loss is not None
-            and losses.takes_labels(self._loss)
-            and self._outputs_shape is not None
-        ):
-            losses.check_labels(np.asarray(labels), self._outputs_shape)
+        if not own_step and self._outputs_shape is not None:
+            losses.check(self._loss, labels, self._outputs_shape)
 
     @property
     def module(self) -> nnx.Module:
@@ -261,7 +268,7 @@ class Model:
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         index = self._settable_rate("set")
-        if self._schedule is not None:
+        if self._follows_schedule:
             raise CompileError("The learning rate follows a schedule. Compile with a number to set it yourself.")
         self._state.set_leaf(index, float(value))
 
@@ -375,6 +382,7 @@ class Model:
                 lambda: self.validation_weights,
             )
         stream = Epochs(data, steps_per_epoch, self._state.epoch)
+        self._stretch_schedule(stream, epochs, initial_epoch)
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
@@ -382,6 +390,21 @@ class Model:
         self.history = history
         self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
         return history
+
+    def _stretch_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:
+        """Lets a named schedule span the epochs of this fit."""
+        if self._named_schedule is None or epochs <= initial_epoch:
+            return
+        self._named_schedule.check(epochs)
+        if stream.steps is None:
+            raise DataError(
+                "A named learning-rate schedule needs to know how long an epoch is, and this data cannot tell. Pass "
+                "steps_per_epoch."
+            )
+        done = self._state.steps()
+        name = type(self._named_schedule).__name__
+        _log.info("The schedule %s %s and spans %d epochs.", name, "starts again" if done else "begins", epochs)
+        self._state.set_span(done - initial_epoch * stream.steps, epochs * stream.steps, stream.steps)
 
     def evaluate(
         self,
@@ -498,6 +521,11 @@ class Model:
     ) -> Any:
         """One training step on this batch, whose loss and metrics it returns; the module holds the result at once."""
         self._require_compiled("train_on_batch")
+        if self._named_schedule is not None and not self._state.steps():
+            raise CompileError(
+                "A named schedule spans the epochs of a fit, and train_on_batch has none. Compile with a number or "
+                "with a function step -> rate."
+            )
         return _returned(self._loop.train_batch(_one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
@@ -652,6 +680,17 @@ def _bar(verbose: str | int) -> list[Callback]:
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
     return [] if verbose == 0 else [ProgressBar(1 if verbose == "auto" else int(verbose))]
+
+
+def _schedule(
+    named: schedules.Schedule | None, function: Callable[[Any], Any] | None
+) -> Callable[[Any, Any], Any] | None:
+    """A schedule as the step asks for it: (step, span of this fit) -> rate."""
+    if named is not None:
+        return lambda step, span: named.rate(step - span[0], span[1], span[2])
+    if function is not None:
+        return lambda step, span: function(step)
+    return None
 
 
 def _listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:

@@ -47,8 +47,12 @@ def curves(history: "History") -> "matplotlib.figure.Figure":
 
     if not history.epoch:
         raise DataError("The history holds no finished epoch. Draw it after fit has run for at least one.")
-    # A value per class, or a matrix, is no curve.
-    curves = [name for name, values in history.history.items() if all(np.ndim(value) == 0 for value in values)]
+    # A value per class, or a matrix, is no curve; the learning rate is a setting and no result.
+    curves = [
+        name
+        for name, values in history.history.items()
+        if name != "learning_rate" and all(np.ndim(value) == 0 for value in values)
+    ]
     names = list(dict.fromkeys(name.removeprefix("val_") for name in curves))
     columns = min(len(names), 3)
     rows = math.ceil(len(names) / columns)

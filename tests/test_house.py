@@ -51,6 +51,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
     },
     "distillation": {"model", "losses", "engine.modes"},
+    # Drives hooks itself, with logs of its own.
+    "testing": {"model", "callbacks", "engine.hooks"},
     # Tools take a model and look at it.
     "recalibration": {"model", "engine.modes"},
 }  # fmt: skip

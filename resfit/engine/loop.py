@@ -87,6 +87,7 @@ class Loop:
         self._evaluate = Step(evaluate, placement)
         self._names = metrics.names(recipe.metrics)
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
+        self._scheduled = recipe.rate_index if recipe.schedule is not None else None
         self._empty = jax.device_put(jax.tree.map(np.asarray, recipe.metrics.empty()), placement.state)
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -128,6 +129,8 @@ class Loop:
                     if validation is not None and not validation.every and validation.due(epoch):
                         validated = self._validate(validation, callbacks, interrupt)
                     logs |= validated
+                    if self._scheduled is not None:
+                        logs["learning_rate"] = float(read(self.state.leaf(self._scheduled)))
                     callbacks.fire("on_epoch_end", epoch, logs)
                     interrupt.check()
                     if stopped():

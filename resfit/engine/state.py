@@ -25,9 +25,10 @@ Leaves = tuple[jax.Array, ...]
 
 
 class Layout:
-    """Which leaf of the flat tuple is what: (params..., carried..., averages of both..., optimizer..., step).
+    """Which leaf of the flat tuple is what: (params..., carried..., averages of both..., optimizer..., span, step).
 
-    Free of arrays. The averages are there only if `ema`.
+    Free of arrays. The averages are there only if `ema`. The span, (3,) int32, is what a named schedule stretches over:
+    the step at which it begins, its steps, and the steps of an epoch.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class Layout:
             leaves.append(node)
         return tuple(leaves)
 
-    def split(self, leaves: Leaves) -> tuple[Leaves, Leaves, Leaves, Any, jax.Array]:
-        """(params, carried, averages, optimizer state, step) of a flat tuple."""
+    def split(self, leaves: Leaves) -> tuple[Leaves, Leaves, Leaves, Any, jax.Array, jax.Array]:
+        """(params, carried, averages, optimizer state, span, step) of a flat tuple."""
         a, b, c = self.n_params, self.n_visible, self.n_model
-        optimizer_state = jax.tree.unflatten(self.optimizer_tree, leaves[c:-1])
-        return leaves[:a], leaves[a:b], leaves[b:c], optimizer_state, leaves[-1]
+        optimizer_state = jax.tree.unflatten(self.optimizer_tree, leaves[c:-2])
+        return leaves[:a], leaves[a:b], leaves[b:c], optimizer_state, leaves[-2], leaves[-1]
 
     def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
         """(params, optimizer state) after one update. Dtypes stay."""
@@ -82,9 +83,17 @@ class Layout:
         )
         return params, optimizer_state
 
-    def join(self, params: Leaves, carried: Leaves, averages: Leaves, optimizer_state: Any, step: jax.Array) -> Leaves:
+    def join(
+        self,
+        params: Leaves,
+        carried: Leaves,
+        averages: Leaves,
+        optimizer_state: Any,
+        span: jax.Array,
+        step: jax.Array,
+    ) -> Leaves:
         """The inverse of `split`."""
-        return (*params, *carried, *averages, *jax.tree.leaves(optimizer_state), step)
+        return (*params, *carried, *averages, *jax.tree.leaves(optimizer_state), span, step)
 
     def chosen(self, leaves: Leaves, weights: str) -> Leaves:
         """The params and carried arrays to evaluate with: as trained ("raw"), or averaged ("ema")."""
@@ -132,7 +141,7 @@ class RunState:
         if optimizer is not None:
             state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
         averages = (*params, *carried) if ema else ()
-        leaves = [*params, *carried, *averages, *state, jnp.zeros((), jnp.int32)]
+        leaves = [*params, *carried, *averages, *state, jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32)]
         self.leaves: Leaves = tuple(jax.device_put(leaves, sharding))
         self.epoch = 0
 
@@ -218,6 +227,15 @@ class RunState:
         i = self.layout.n_model + index
         new = jax.device_put(np.asarray(value, self.leaves[i].dtype), self._sharding)
         self.leaves = (*self.leaves[:i], new, *self.leaves[i + 1 :])
+
+    def steps(self) -> int:
+        """Updates done since `compile`. Waits for the device."""
+        return int(self.leaves[-1])
+
+    def set_span(self, begin: int, steps: int, steps_per_epoch: int) -> None:
+        """Stretches a named schedule over these steps."""
+        span = jax.device_put(np.array([begin, steps, steps_per_epoch], np.int32), self._sharding)
+        self.leaves = (*self.leaves[:-2], span, self.leaves[-1])
 
     def replace(self, leaves: Leaves) -> None:
         """Takes the state that a step returned, when the user's module still holds the one before."""

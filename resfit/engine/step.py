@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
       metrics: the clu collection class whose sums the steps carry.
       preprocess: applied to x in every step; None for nothing.
       augment: (key, x, y) -> (x, y) functions applied in order to training batches, before preprocess.
-      schedule: step -> learning rate; None to leave the rate in the optimizer's state alone.
+      schedule: (step, span) -> learning rate, see `Layout` for the span; None to leave the optimizer's own rate.
       rate_index: which leaf of the optimizer's state is the learning rate.
       ema: decay of the running average of parameters and statistics; None for no average.
     """
@@ -53,7 +53,7 @@ class Recipe(NamedTuple):
     metrics: type[clu.metrics.Collection]
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
-    schedule: Callable[[Any], Any] | None
+    schedule: Callable[[Any, Any], Any] | None
     rate_index: int | None
     ema: float | None
 
@@ -78,7 +78,7 @@ def train_step(
     Returns:
       (new state, new metric sums, the batch's loss as () float32).
     """
-    params, carried, averages, optimizer_state, step = layout.split(leaves)
+    params, carried, averages, optimizer_state, span, step = layout.split(leaves)
     key = jax.random.fold_in(key, step)
     x, y = batch.x, batch.y
     for i, augment in enumerate(recipe.augment):
@@ -106,13 +106,13 @@ def train_step(
     params = tuple(rewritten.get(i, param) for i, param in enumerate(params))
     if recipe.schedule is not None and recipe.rate_index is not None:
         flat, tree = jax.tree.flatten(optimizer_state)
-        flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step), flat[recipe.rate_index].dtype)
+        flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step, span), flat[recipe.rate_index].dtype)
         optimizer_state = jax.tree.unflatten(tree, flat)
     params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
     if recipe.ema is not None:
         averages = _averaged(averages, (*params, *carried), recipe.ema, step)
     sums = _merge(recipe, sums, outputs, y, weighted, mask)
-    return layout.join(params, carried, averages, optimizer_state, step + 1), sums, loss
+    return layout.join(params, carried, averages, optimizer_state, span, step + 1), sums, loss
 
 
 def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -> Leaves:

@@ -1,0 +1,63 @@
+"""Named learning-rate schedules span the epochs of a fit."""
+
+import numpy as np
+import optax
+import pytest
+
+import resfit
+from resfit.errors import CompileError, DataError
+from tests.helpers import compiled, counting_compilations, fit, images, labels
+
+
+class Rates(resfit.callbacks.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        self.values.append(self.model.learning_rate)
+
+
+def test_a_named_schedule_spans_the_epochs_and_starts_again_with_the_next_fit_without_compiling() -> None:
+    rates = Rates()
+    model = compiled(learning_rate="cosine")
+    fit(model, epochs=2, callbacks=[rates])
+    with counting_compilations() as compilations:
+        fit(model, epochs=4, callbacks=[rates])
+    assert not compilations
+    two, four = (optax.cosine_decay_schedule(0.1, steps) for steps in (6, 12))
+    expected = [float(two(step)) for step in range(6)] + [float(four(step)) for step in range(12)]
+    np.testing.assert_allclose(rates.values, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_schedule_object_has_options_and_initial_epoch_begins_in_the_middle() -> None:
+    rates = Rates()
+    schedule = resfit.schedules.Cosine(peak=0.4)
+    fit(compiled(learning_rate=schedule), epochs=4, initial_epoch=2, callbacks=[rates])
+    over = schedule.over(epochs=4, steps_per_epoch=3)
+    np.testing.assert_allclose(rates.values, [float(over(step)) for step in range(6, 12)], rtol=1e-5)
+
+
+def test_the_rate_of_a_schedule_stands_in_every_epochs_log() -> None:
+    rates = Rates()
+    history = fit(compiled(learning_rate="linear"), epochs=3, callbacks=[rates])
+    assert history.history["learning_rate"] == rates.values[2::3]
+    assert "learning_rate" not in fit(compiled()).history
+
+
+def test_a_scheduled_rate_cannot_be_set_by_hand() -> None:
+    model = compiled(learning_rate="cosine")
+    with pytest.raises(CompileError, match="schedule"):
+        model.learning_rate = 0.1
+
+
+def test_a_schedule_needs_to_know_how_long_an_epoch_is() -> None:
+    model = compiled(learning_rate="cosine")
+    with pytest.raises(DataError, match="steps_per_epoch"):
+        model.fit(((images(8), labels(8)) for _ in range(3)), verbose=0)
+    with pytest.raises(CompileError, match="train_on_batch"):
+        compiled(learning_rate="cosine").train_on_batch(images(8), labels(8))
+
+
+def test_an_unknown_schedule_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(CompileError, match="'cosine'"):
+        compiled(learning_rate="cosinus")
