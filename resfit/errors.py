@@ -83,6 +83,10 @@ class CallbackError(ResfitError, ValueError):
     """A callback was configured with values that it cannot work with."""
 
 
+class CallbackCheckError(ResfitError, AssertionError):
+    """`resfit.testing.check_callback` found something wrong with a callback; all of it is listed."""
+
+
 class NonFiniteLossError(ResfitError, RuntimeError):
     """A training step's loss was NaN or infinite."""
 

@@ -1,0 +1,262 @@
+"""The kit for callbacks: those of resfit pass it, and each kind of mistake is found."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resfit import callbacks
+from resfit.callbacks import Callback
+from resfit.errors import CallbackCheckError
+from resfit.testing import check_callback
+
+
+class Writer:
+    """The least that CLUMetricWriter and WeightsAndBiases need."""
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def log(self, values: dict[str, Any], **_: Any) -> None:
+        pass
+
+    def define_metric(self, name: str, **_: Any) -> None:
+        pass
+
+
+def tensorboard() -> Callback:
+    pytest.importorskip("tensorboardX")
+    return callbacks.TensorBoard(update_freq=7)
+
+
+BUILT_IN: dict[str, list[Callable[[], Callback]]] = {
+    "CLUMetricWriter": [lambda: callbacks.CLUMetricWriter(Writer(), every=5)],
+    "CSVLogger": [lambda: callbacks.CSVLogger("log.csv")],
+    "EarlyStopping": [
+        lambda: callbacks.EarlyStopping(patience=1),
+        lambda: callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True),
+    ],
+    "History": [callbacks.History],
+    "JSONLogger": [lambda: callbacks.JSONLogger("log.jsonl", every=5)],
+    "LambdaCallback": [lambda: callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs["loss"])],
+    "LearningRateScheduler": [
+        lambda: callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+        lambda: callbacks.LearningRateScheduler(lambda step: 0.1 / (step + 1), every=5),
+    ],
+    "ModelCheckpoint": [
+        lambda: callbacks.ModelCheckpoint("best.safetensors", save_best_only=True),
+        lambda: callbacks.ModelCheckpoint("{epoch}-{batch}.safetensors", save_freq=7),
+    ],
+    "ProgressBar": [lambda: callbacks.ProgressBar(2)],
+    "ReduceLROnPlateau": [lambda: callbacks.ReduceLROnPlateau(patience=1, cooldown=1)],
+    "SwapEMAWeights": [callbacks.SwapEMAWeights, lambda: callbacks.SwapEMAWeights(swap_on_epoch=True)],
+    "TensorBoard": [tensorboard],
+    "TerminateOnNaN": [callbacks.TerminateOnNaN],
+    "Throughput": [callbacks.Throughput],
+    "Timer": [lambda: callbacks.Timer(datetime.timedelta(hours=1))],
+    "WeightsAndBiases": [lambda: callbacks.WeightsAndBiases(Writer(), every=4)],
+}
+
+
+def test_every_callback_of_resfit_is_checked() -> None:
+    # The profiler waits for the device on purpose, so it has a test of its own.
+    assert {*BUILT_IN, "Profiler", "Callback"} == set(callbacks.__all__)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=f"{name}{i}") for name, makes in BUILT_IN.items() for i, make in enumerate(makes)],
+)
+def test_a_callback_of_resfit_has_no_problem_and_no_cost(make: Callable[[], Callback]) -> None:
+    report = check_callback(make)
+    assert report.costs == ()
+    assert len(report.scenes) == len(set(report.scenes)) > 25
+
+
+@pytest.mark.slow
+def test_the_profiler_waits_at_the_two_ends_of_its_trace_alone() -> None:
+    (cost,) = check_callback(lambda: callbacks.Profiler("trace", start=10, stop=12)).costs
+    assert "in 2 of 24 steps" in cost
+    assert Path("trace").exists()
+
+
+# --- one class for every mistake --------------------------------------------------------------------------------------
+
+
+class Misspelt(Callback):
+    def on_epoch_ends(self, epoch: int, logs: Any = None) -> None:
+        pass
+
+
+class TakesNoLogs(Callback):
+    def on_epoch_end(self, epoch: int) -> None:  # type: ignore[override]
+        pass
+
+
+class NeedsValidation(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.last = logs["val_loss"]
+
+
+class NeedsTraining(Callback):
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.tests = 0
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self.tests += 1
+
+
+class NeedsItsBeginning(Callback):
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.rows: list[float] = []
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.rows.clear()
+
+
+class NeedsTheLogsOfAnEpoch(Callback):
+    def on_train_end(self, logs: Any = None) -> None:
+        self.last = logs["loss"]
+
+
+class ServesOneFit(Callback):
+    used = False
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.used:
+            raise RuntimeError("already closed")
+        self.used = True
+
+
+class TakesTheStopBack(Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.model.stop_training = False
+
+
+class HidesExceptions(Callback):
+    def on_exception(self, exception: BaseException) -> None:
+        raise ValueError("something else")
+
+
+class EatsLogs(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.last = logs.pop("loss")
+
+
+class LogsText(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["comment"] = "fine"
+
+
+class SavesASet(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {1, 2}}
+
+
+class SavesWithNumbersAsKeys(Callback):
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.losses = {}
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.losses[epoch] = logs["loss"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": dict(self.losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = state["losses"]
+        self.first = self.losses[0]
+
+
+class SavesNoCopy(Callback):
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.losses: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.losses.append(logs["loss"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses = state["losses"]
+
+
+class Forgets(Callback):
+    """Halves the rate at the fourth epoch it sees, but does not save how many those were."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.epochs = 0
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.epochs += 1
+        if self.epochs == 4:
+            self.model.learning_rate /= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Misspelt, "on_epoch_ends is no hook"),
+        (TakesNoLogs, r"raised TypeError.*\(in: .*fit; fit with validation"),
+        (NeedsValidation, r"raised KeyError: 'val_loss' \(in: fit; "),
+        (NeedsTraining, "raised AttributeError.*'tests'.*in: evaluate with a new object"),
+        (NeedsItsBeginning, "hides .* AttributeError.*before it raises in on_train_begin"),
+        (NeedsTheLogsOfAnEpoch, "hides .* KeyError.*raises in on_epoch_begin"),
+        (ServesOneFit, "RuntimeError: already closed.*in: fit, evaluate, predict and fit again with one object"),
+        (TakesTheStopBack, r"stop_training was taken back \(in: somebody stops training in on_train_batch_end"),
+        (HidesExceptions, "hides the exception of somebody else behind ValueError: something else"),
+        (EatsLogs, "takes 'loss' out of the logs of on_epoch_end"),
+        (LogsText, "'comment' = 'fine' into the logs. Expected numbers"),
+        (SavesASet, r"state_dict holds \{1, 2\}. Expected JSON values and arrays"),
+        (SavesWithNumbersAsKeys, r"raised KeyError: 0 \(in: a run that is cut and resumed\)"),
+        (SavesNoCopy, r"changed by later epochs at .*losses.*Expected a copy"),
+        (Forgets, "resumed after epoch 0 ends with other values at .*learning_rate"),
+    ],
+)
+def test_a_mistake_is_found_and_named(kind: type[Callback], message: str) -> None:
+    with pytest.raises(CallbackCheckError, match=message) as caught:
+        check_callback(kind)
+    assert str(caught.value).startswith(kind.__name__)
+
+
+def test_what_make_must_return_is_said() -> None:
+    one = Callback()
+    with pytest.raises(CallbackCheckError, match="a new one at every call"):
+        check_callback(lambda: one)
+    with pytest.raises(CallbackCheckError, match="returned a dict"):
+        check_callback(dict)  # type: ignore[arg-type]
+
+
+def test_all_mistakes_of_a_callback_are_listed() -> None:
+    class Everything(HidesExceptions, LogsText, SavesASet):
+        pass
+
+    with pytest.raises(CallbackCheckError, match=r"3 problem\(s\)") as caught:
+        check_callback(Everything)
+    assert len(str(caught.value).splitlines()) == 4
+
+
+class ReadsEveryStep(Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.last = logs["loss"]
+
+
+class ReadsEveryTenth(Callback):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch % 10 == 0:
+            self.last = logs["loss"]
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(ReadsEveryStep, 24), (ReadsEveryTenth, 3)])
+def test_waiting_for_the_device_is_a_cost_and_no_mistake(kind: type[Callback], steps: int) -> None:
+    (cost,) = check_callback(kind).costs
+    assert f"waited for in {steps} of 24 steps" in cost
