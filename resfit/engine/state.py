@@ -43,7 +43,8 @@ class Layout:
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.optimizer_tree: Any = None
         if optimizer is not None:
-            abstract = tuple(jax.ShapeDtypeStruct(p.shape, p.dtype) for p in params)
+            # A Variable may hold a NumPy array of a dtype that JAX narrows when it arrives.
+            abstract = tuple(jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params)
             self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
 
     def nest(self, params: Sequence[Any]) -> dict[str, Any]:
