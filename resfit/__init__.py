@@ -4,6 +4,7 @@ import importlib.metadata
 
 from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
 from resfit.distillation import Distiller
+from resfit.doctor import doctor
 from resfit.model import Model
 from resfit.nets import create_model, list_models
 from resfit.recalibration import recalibrate
@@ -18,6 +19,7 @@ __all__ = [
     "callbacks",
     "create_model",
     "data",
+    "doctor",
     "errors",
     "list_models",
     "load",

@@ -55,6 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"model", "callbacks", "engine.hooks"},
     # Tools take a model and look at it.
     "recalibration": {"model", "engine.modes"},
+    "probe": {"nets"},
+    "doctor": {"model", "probe", "losses", "data", "engine.modes"},
 }  # fmt: skip
 FACADE = "resfit"
 
