@@ -237,3 +237,37 @@ def _names(class_names: Sequence[str] | None, classes: int, labels: np.ndarray) 
     if len(class_names) < classes:
         raise DataError(f"Got {len(class_names)} class names for {classes} classes. Expected one for each.")
     return list(class_names)
+
+
+def learning_rate_search(
+    learning_rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float
+) -> "matplotlib.figure.Figure":
+    """The loss of each step of a range test over its learning rate, and the rate to begin with.
+
+    Args:
+      learning_rates: of each step.
+      losses: likewise; what is not finite is left out.
+      smoothed: their running mean.
+      suggestion: the learning rate to mark.
+
+    Example:
+      >>> figure = learning_rate_search([0.01, 0.1, 1.0], [2.0, 1.0, 8.0], [2.0, 1.4, 5.0], 0.01)
+      >>> figure.axes[0].get_xlabel()
+      'learning rate'
+    """
+    figure = _figure(6.0, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(learning_rates, losses, color=TRAINING, alpha=0.3, linewidth=1, label="of each batch")
+    axes.plot(learning_rates, smoothed, color=TRAINING, linewidth=2, label="smoothed")
+    axes.axvline(suggestion, color=VALIDATION, linewidth=1.8, linestyle="--", label=f"suggestion  {suggestion:.2g}")
+    axes.set_xscale("log")
+    finite = [value for value in smoothed if math.isfinite(value)]
+    low, high = min(finite), max(finite[0], 2 * min(finite))
+    margin = 0.35 * (high - low) + 1e-9
+    axes.set_ylim(low - margin, high + margin)  # the explosion at the end would flatten all that matters
+    axes.set_xlabel("learning rate")
+    axes.set_title("loss", loc="left", fontweight="bold")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {"model", "callbacks", "engine.hooks"},
     # Tools take a model and look at it.
     "recalibration": {"model", "engine.modes"},
+    "lr_finder": {"model", "callbacks", "plots"},
     "probe": {"nets"},
     "doctor": {"model", "probe", "losses", "data", "engine.modes"},
 }  # fmt: skip

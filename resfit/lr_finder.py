@@ -1,0 +1,145 @@
+"""The learning-rate range test: which learning rate to begin with."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from resfit import plots
+from resfit.callbacks import Callback
+from resfit.errors import DataError
+from resfit.model import Model
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+SMOOTHING = 0.9  # share of the losses before in the running mean
+DIVERGED = 4.0  # times the smallest loss so far
+
+
+@dataclass(frozen=True)
+class LearningRateSearch:
+    """What `find_learning_rate` saw.
+
+    Attributes:
+      learning_rates: of each step.
+      losses: the loss of each step's batch, before the step.
+      smoothed: their running mean, corrected for its start.
+      suggestion: a learning rate to begin with.
+    """
+
+    learning_rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """The loss over the learning rate, with the suggestion. Needs `resfit[plot]`."""
+        return plots.learning_rate_search(self.learning_rates, self.losses, self.smoothed, self.suggestion)
+
+
+def find_learning_rate(
+    model: Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int = 32,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 100,
+) -> LearningRateSearch:
+    """Trains with a learning rate that grows from step to step, until the loss explodes; then puts everything back.
+
+    The suggestion is a tenth of the learning rate at which the smoothed loss was smallest: there it was still falling,
+    at an order of magnitude from where training becomes unstable. Afterwards the model is what it was, bit for bit:
+    parameters, statistics, optimizer, counters, learning rate, history.
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186), section 3.3; with
+    exponential growth and smoothing.
+
+    Args:
+      model: compiled with a learning rate that can be set: a number, not a schedule.
+      x: training images, as in `Model.fit`, or an iterable of batches.
+      y: labels, as in `Model.fit`.
+      batch_size: what you will train with; the best learning rate grows with it.
+      lowest: the first learning rate.
+      highest: the last, unless the loss exceeds four times its minimum, or is not finite, before.
+      steps: how many there are from lowest to highest.
+
+    Raises:
+      NotCompiledError: before `compile`.
+      CompileError: if the learning rate cannot be set.
+      DataError: for an empty range, or a loss that is not finite at the lowest rate.
+
+    Example:
+      >>> import numpy as np, resfit
+      >>> net = resfit.create_model("resnet20", num_classes=2, depths=(1,), widths=(4,), in_channels=1)
+      >>> model = resfit.Model(net)
+      >>> model.compile("sgd", learning_rate=0.1)
+      >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+      >>> found = find_learning_rate(model, x, (x.mean(axis=(1, 2, 3)) > 0).astype("int32"), steps=20)
+      >>> found.learning_rates[0] <= found.suggestion < found.learning_rates[-1], model.learning_rate
+      (True, 0.10000000149011612)
+    """
+    model._require_compiled("find_learning_rate")
+    if not 0 < lowest < highest < math.inf or steps < 3:
+        raise DataError(
+            f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and 3 steps or "
+            "more."
+        )
+    model.learning_rate = model.learning_rate  # raises where it cannot be set
+    ramp = _Ramp(np.geomspace(lowest, highest, steps))
+    state, history = model._state, model.history
+    state.take_from_module()
+    # NumPy's copy: device_get may give a view of a buffer that the first step is given for its results.
+    saved, epoch = [np.array(leaf) for leaf in state.leaves], state.epoch
+    try:
+        model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
+    finally:
+        state.replace(tuple(jax.device_put(saved, model._placement.state)))
+        state.epoch = epoch
+        state.publish()
+        model.history, model.stop_training = history, False
+    if not math.isfinite(ramp.losses[0]):
+        raise DataError(
+            f"The loss is {ramp.losses[0]} at the lowest learning rate, {lowest}. Expected a finite loss to begin "
+            "with. Look at the inputs and labels with resfit.doctor(model, x, y)."
+        )
+    rates = [float(rate) for rate in ramp.rates[: len(ramp.losses)]]
+    return LearningRateSearch(tuple(rates), tuple(ramp.losses), tuple(ramp.smoothed), suggest(rates, ramp.smoothed))
+
+
+def suggest(learning_rates: Sequence[float], smoothed: Sequence[float]) -> float:
+    """A tenth of the learning rate with the smallest smoothed loss, but not below the first.
+
+    Example:
+      >>> suggest([0.01, 0.1, 1.0, 10.0], [2.0, 1.5, 1.0, 9.0])
+      0.1
+    """
+    best = int(np.nanargmin([loss if math.isfinite(loss) else math.nan for loss in smoothed]))
+    return max(learning_rates[best] / 10, learning_rates[0])
+
+
+class _Ramp(Callback):
+    """Sets the learning rate of each step, and stops when the loss has exploded."""
+
+    def __init__(self, rates: np.ndarray) -> None:
+        self.rates = rates
+        self.losses: list[float] = []
+        self.smoothed: list[float] = []
+        self._mean = 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.learning_rate = float(self.rates[batch])
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        loss = logs.batch_loss  # read in every step: a range test is short, and must not run on after an explosion
+        self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * loss
+        smooth = self._mean / (1 - SMOOTHING ** (batch + 1))
+        self.losses.append(loss)
+        self.smoothed.append(smooth)
+        if not math.isfinite(loss) or smooth > DIVERGED * min(self.smoothed):
+            self.model.stop_training = True
