@@ -1,4 +1,7 @@
-"""docs/keras.md says which behaviours of Keras are kept; what no other test shows of them is shown here."""
+"""docs/keras.md says which behaviours of Keras are kept; what no other test shows of them is shown here.
+
+And docs/lightning.md and docs/keras.md name tests that exist.
+"""
 
 import ast
 import csv
@@ -35,7 +38,7 @@ def missing_tests(text: str) -> list[str]:
     return [f"{path}::{name}" for path, name in TEST.findall(text) if name not in functions(path)]
 
 
-def test_every_behaviour_is_in_the_table_once_with_a_test_that_exists_or_the_reason_why_there_is_none() -> None:
+def test_every_behaviour_is_in_the_table_once_with_its_test_or_the_reason_why_there_is_none() -> None:
     text = PAGE.read_text()
     rows = ROW.findall(text)
     assert [int(number) for number, *_ in rows] == list(range(1, BEHAVIOURS + 1))
@@ -44,6 +47,12 @@ def test_every_behaviour_is_in_the_table_once_with_a_test_that_exists_or_the_rea
             assert here.startswith("not "), f"{number} is kept, but nothing shows it"
         else:
             assert TEST.sub("", tests).replace(", ", "") == "", f"{number}: {tests!r} is not only names of tests"
+
+
+@pytest.mark.parametrize("page", ["keras.md", "lightning.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    assert len(TEST.findall(text)) > 10
     assert missing_tests(text) == []
 
 
