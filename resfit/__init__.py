@@ -5,6 +5,7 @@ import importlib.metadata
 from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
 from resfit.distillation import Distiller
 from resfit.doctor import doctor
+from resfit.grad_cam import grad_cam
 from resfit.lr_finder import find_learning_rate
 from resfit.model import Model
 from resfit.nets import create_model, list_models
@@ -23,6 +24,7 @@ __all__ = [
     "doctor",
     "errors",
     "find_learning_rate",
+    "grad_cam",
     "list_models",
     "load",
     "losses",

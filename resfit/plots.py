@@ -4,7 +4,7 @@ A Figure shows itself in a notebook; `figure.savefig("curves.png")` writes it to
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
     from resfit.callbacks import History
+    from resfit.probe import BlockStatistics
 
 TRAINING, VALIDATION = "#4c72b0", "#dd8452"  # blue and orange: told apart by every kind of colour vision
 _DPI = 120
@@ -262,12 +263,135 @@ def learning_rate_search(
     axes.axvline(suggestion, color=VALIDATION, linewidth=1.8, linestyle="--", label=f"suggestion  {suggestion:.2g}")
     axes.set_xscale("log")
     finite = [value for value in smoothed if math.isfinite(value)]
-    low, high = min(finite), max(finite[0], 2 * min(finite))
-    margin = 0.35 * (high - low) + 1e-9
+    low, high = min(finite), finite[0]
+    margin = max(0.3 * (high - low), 0.1 * abs(high))
     axes.set_ylim(low - margin, high + margin)  # the explosion at the end would flatten all that matters
     axes.set_xlabel("learning rate")
     axes.set_title("loss", loc="left", fontweight="bold")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    return figure
+
+
+def learning_rate_schedule(rate: Callable[[Any], Any], steps: int) -> "matplotlib.figure.Figure":
+    """A learning rate over the steps of a run.
+
+    Args:
+      rate: step -> learning rate: an optax schedule, or `schedules.Cosine(peak=0.1).over(epochs, steps_per_epoch)`.
+      steps: of the run; at most 1,000 of them are drawn.
+
+    Raises:
+      DataError: without a step, or if a rate is not finite.
+
+    Example:
+      >>> figure = learning_rate_schedule(lambda step: 0.1 * 0.99**step, 100)
+      >>> figure.axes[0].get_title(loc="left")
+      'learning rate, at most 0.1'
+    """
+    if steps < 1:
+        raise DataError(f"Got a schedule of {steps} steps. Expected one or more.")
+    shown = np.unique(np.linspace(0, steps - 1, min(steps, 1000)).round().astype(int))
+    rates = np.array([float(rate(int(step))) for step in shown])
+    if not np.isfinite(rates).all():
+        bad = int(shown[np.flatnonzero(~np.isfinite(rates))[0]])
+        raise DataError(f"The learning rate at step {bad} is not finite. Expected a number at every step.")
+    figure = _figure(6.0, 3.4)
+    axes = figure.add_subplot()
+    axes.plot(shown, rates, color=TRAINING, linewidth=1.8, marker="o" if len(shown) < 3 else None)
+    axes.set_ylim(0 if rates.min() >= 0 else None)
+    axes.set_xlabel("step")
+    axes.set_title(f"learning rate, at most {rates.max():.3g}", loc="left", fontweight="bold")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.Figure":
+    """The size of every block's output and of the gradient that reaches it, and its dead channels, over the depth.
+
+    Args:
+      blocks: as in `resfit.doctor(model, x, y).blocks`.
+
+    Raises:
+      DataError: if there are none.
+
+    Example:
+      >>> from resfit.probe import BlockStatistics
+      >>> figure = block_statistics([BlockStatistics("stem", 1.0, 0.0, 0.1), BlockStatistics("head", 2.0, 0.0, 0.2)])
+      >>> [axes.get_title(loc="left") for axes in figure.axes]
+      ['output, root mean square', 'gradient, norm', 'dead channels, %']
+    """
+    from matplotlib.ticker import NullFormatter
+
+    if not blocks:
+        raise DataError(
+            "There are no blocks to draw. Expected those of a report of resfit.doctor that ran the network."
+        )
+    panels = (
+        ("output, root mean square", [block.rms for block in blocks], TRAINING),
+        ("gradient, norm", [block.gradient for block in blocks], VALIDATION),
+        ("dead channels, %", [100 * block.dead for block in blocks], "#777777"),
+    )
+    depth = np.arange(len(blocks))
+    figure = _figure(10.5, min(1.6 + 0.26 * len(blocks), 14))
+    for place, (title, values, color) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 3, place)
+        axes.plot(values, depth, color=color, marker="o", markersize=4, linewidth=1.4)
+        if title.startswith("dead"):
+            axes.set_xlim(-4, 104)
+        elif any(0 < value < math.inf for value in values):
+            # What explodes or vanishes does so by factors. Whole decades, so that a factor of two looks like one.
+            positive = [value for value in values if 0 < value < math.inf]
+            axes.set_xscale("log", nonpositive="clip")
+            low, high = (math.floor(math.log10(pick(positive))) for pick in (min, max))
+            axes.set_xlim(10 ** (low - 0.1), 10 ** (high + 1.1))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.invert_yaxis()
+        shown = range(0, len(blocks), math.ceil(len(blocks) / 50))
+        axes.set_yticks(shown, [blocks[i].name if place == 1 else "" for i in shown])
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def grad_cam(images: Any, maps: Any, titles: Sequence[str] | None = None, count: int = 8) -> "matplotlib.figure.Figure":
+    """Images above, and below them the same with the places that speak for the class.
+
+    Args:
+      images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1].
+      maps: (examples, height, width) from 0 to 1, as `resfit.grad_cam` returns them.
+      titles: one per image.
+      count: how many at most.
+
+    Raises:
+      DataError: if images, maps and titles do not belong together.
+
+    Example:
+      >>> figure = grad_cam(np.zeros((2, 8, 8, 1)), np.ones((2, 8, 8)), ["seven", "nine"])
+      >>> [axes.get_title() for axes in figure.axes]
+      ['seven', '', 'nine', '']
+    """
+    images, maps = np.asarray(images), np.asarray(maps)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or maps.shape != images.shape[:3] or not len(images):
+        raise DataError(
+            f"Got images of shape {images.shape} and maps of shape {maps.shape}. Expected (examples, height, width, 1 "
+            "or 3) and (examples, height, width). Pass what resfit.grad_cam returned for these images."
+        )
+    if titles is not None and len(titles) != len(images):
+        raise DataError(f"Got {len(titles)} titles for {len(images)} images. Expected one for each.")
+    if count < 1:
+        raise DataError(f"Got count={count}. Expected at least 1.")
+    shown = min(count, len(images))
+    figure = _figure(1.5 * shown, 3.3)
+    for i in range(shown):
+        for row in (0, 1):
+            axes = figure.add_subplot(2, shown, row * shown + i + 1)
+            axes.imshow(images[i], cmap="gray", vmin=0, vmax=255 if images.dtype == np.uint8 else 1)
+            if row:
+                axes.imshow(maps[i], cmap="inferno", vmin=0, vmax=1, alpha=0.65, interpolation="bilinear")
+            elif titles is not None:
+                axes.set_title(titles[i], fontsize=9)
+            axes.set_axis_off()
     return figure

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit.errors import ModuleError
 from resfit.nets import Residual
 
 
@@ -67,6 +68,21 @@ def tap(module: nnx.Module, change: Callable[[str, jax.Array], jax.Array]) -> No
     calls: dict[str, int] = {}
     for name, part in parts(module).items():
         _wrap(part, name, change, calls)
+
+
+def tap_part(module: nnx.Module, name: str, change: Callable[[str, jax.Array], jax.Array]) -> None:
+    """Like `tap`, for one module of any depth, by its dotted path.
+
+    Raises:
+      ModuleError: if there is none of that name.
+    """
+    modules = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module) if path and callable(part)}
+    if name not in modules:
+        raise ModuleError(
+            f"{type(module).__name__} has no part {name!r} that is called. Expected the dotted path of a module; the "
+            f"outer ones are {sorted(path for path in modules if path.count('.') == 0)}."
+        )
+    _wrap(modules[name], name, change, {})
 
 
 def _wrap(part: nnx.Module, name: str, change: Callable[[str, jax.Array], jax.Array], calls: dict[str, int]) -> None:

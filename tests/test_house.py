@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recalibration": {"model", "engine.modes"},
     "lr_finder": {"model", "callbacks", "plots"},
     "probe": {"nets"},
+    "grad_cam": {"model", "probe", "data", "engine.modes"},
     "doctor": {"model", "probe", "losses", "data", "engine.modes"},
 }  # fmt: skip
 FACADE = "resfit"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from resfit import plots
 from resfit.callbacks import History
 from resfit.errors import DataError
+from resfit.probe import BlockStatistics
 
 
 def history_of(**values: list[float | None]) -> History:
@@ -183,3 +184,61 @@ def test_every_picture_can_be_drawn_and_differs_when_the_run_does() -> None:
     assert drawn(plots.curves(history_of(loss=[2.0, 1.0]))) != drawn(plots.curves(history_of(loss=[1.0, 2.0])))
     assert drawn(plots.confusion_matrix(labels, right)) != drawn(plots.confusion_matrix(labels, wrong))
     assert drawn(plots.mistakes(images, labels, right)) != drawn(plots.mistakes(images, labels, wrong))
+
+
+def test_a_schedule_is_drawn_step_by_step_up_to_the_last() -> None:
+    figure = plots.learning_rate_schedule(lambda step: 0.1 * (step + 1), 5)
+    (line,) = figure.axes[0].get_lines()
+    np.testing.assert_allclose(np.asarray(line.get_xydata()), [(i, 0.1 * (i + 1)) for i in range(5)])
+    long = plots.learning_rate_schedule(lambda step: 1.0 + step, 100_000).axes[0].get_lines()[0].get_xdata()
+    assert (len(long), long[0], long[-1]) == (1000, 0, 99_999)
+    assert drawn(figure)
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "words"),
+    [(lambda step: 1.0, 0, "0 steps"), (lambda step: np.nan if step == 2 else 1.0, 5, "step 2")],
+)
+def test_a_schedule_that_cannot_be_drawn_is_refused(rate: Any, steps: int, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        plots.learning_rate_schedule(rate, steps)
+
+
+def test_blocks_are_drawn_from_the_first_at_the_top_over_whole_decades() -> None:
+    blocks = [BlockStatistics("stem", 1.0, 0.0, 0.02), BlockStatistics("block", 2.0, 0.5, 0.0),
+              BlockStatistics("head", np.inf, 1.0, 0.03)]  # fmt: skip
+    figure = plots.block_statistics(blocks)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["stem", "block", "head"]
+    assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
+    found = [np.asarray(axes.get_lines()[0].get_xdata()).tolist() for axes in figure.axes]
+    assert found == [[1.0, 2.0, np.inf], [0.02, 0.0, 0.03], [0.0, 50.0, 100.0]]
+    low, high = figure.axes[1].get_xlim()
+    assert low < 0.01 < 0.1 < high
+    assert drawn(figure)
+    with pytest.raises(DataError, match="no blocks"):
+        plots.block_statistics([])
+
+
+def test_grad_cam_shows_each_image_and_under_it_the_same_with_its_map() -> None:
+    images, maps = np.random.default_rng(0).random((3, 4, 4, 3)), np.random.default_rng(1).random((3, 4, 4))
+    figure = plots.grad_cam(images, maps, ["a", "b", "c"], count=2)
+    shown = [[np.asarray(image.get_array()) for image in axes.get_images()] for axes in figure.axes]
+    assert [len(layers) for layers in shown] == [1, 2, 1, 2]
+    np.testing.assert_array_equal(shown[2][0], images[1])
+    np.testing.assert_array_equal(shown[3][1], maps[1])
+    assert [axes.get_title() for axes in figure.axes] == ["a", "", "b", ""]
+    assert drawn(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"maps": np.ones((2, 4, 5))}, r"maps of shape \(2, 4, 5\)"),
+        ({"images": np.ones((2, 4, 4, 2))}, r"\(2, 4, 4, 2\)"),
+        ({"titles": ["one"]}, "1 titles for 2"),
+        ({"count": 0}, "count=0"),
+    ],
+)
+def test_maps_that_do_not_belong_to_the_images_are_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        plots.grad_cam(**{"images": np.ones((2, 4, 4, 1)), "maps": np.ones((2, 4, 4)), **arguments})
