@@ -4,6 +4,8 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
+
 from resfit.engine.hooks import Logs
 from resfit.errors import CallbackError
 
@@ -55,7 +57,13 @@ class Monitor:
         if logs is None or self.name not in logs:
             _log.warning("%s watches %r, which is not in the logs; there are %s.", who, self.name, sorted(logs or {}))
             return None
-        return float(logs[self.name])
+        value = logs[self.name]
+        if np.ndim(value) != 0:
+            raise CallbackError(
+                f"{who} watches {self.name!r}, which is an array of shape {np.shape(value)}. Expected one number: "
+                "watch its mean over the classes, as a metric of its own."
+            )
+        return float(value)
 
     def beats(self, value: float, reference: float | None) -> bool:
         """Whether a value is better than a reference by more than min_delta. NaN is better than nothing."""

@@ -22,6 +22,7 @@ class SwapEMAWeights(Callback):
     def __init__(self, swap_on_epoch: bool = False) -> None:
         self._swap_on_epoch = swap_on_epoch
         self._trained: list[Any] | None = None
+        self._before = "raw"
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.model.get_weights("ema")  # raises now rather than after the first epoch
@@ -38,7 +39,15 @@ class SwapEMAWeights(Callback):
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         self._swap_back()
-        self.model.validation_weights = getattr(self, "_before", "raw")
+        self.model.validation_weights = self._before
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights in training, while the module holds the averaged ones."""
+        return {"trained": self._trained}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._trained = state["trained"]
 
     def _swap_back(self) -> None:
         if self._trained is not None:

@@ -56,6 +56,11 @@ class IterableBatches:
 
 def as_batch(item: Any) -> Batch:
     """One item of an iterable as a batch."""
+    if isinstance(item, list):
+        raise DataError(
+            f"Expected batches as tuples (x, y) or (x, y, sample_weight), got a list of {len(item)}, which does not "
+            "say what is what. Make it a tuple: (tuple(batch) for batch in loader)."
+        )
     parts = item if isinstance(item, tuple) else (item,)
     if not 1 <= len(parts) <= 3:
         raise DataError(f"Expected batches (x, y) or (x, y, sample_weight), got a tuple of {len(parts)} entries.")

@@ -188,3 +188,10 @@ def test_verbose_says_what_happened(model: Any, caplog: pytest.LogCaptureFixture
         run(model, EarlyStopping(patience=1, verbose=1, restore_best_weights=True), [1.0, 2.0])
     assert "stopped after epoch 1; the best was epoch 0" in caplog.text
     assert "went back to the variables of epoch 0" in caplog.text
+
+
+def test_a_monitored_array_is_refused_by_name() -> None:
+    stopping = EarlyStopping(monitor="loss")
+    stopping.on_train_begin()
+    with pytest.raises(CallbackError, match=r"'loss'.*array"):
+        stopping.on_epoch_end(0, {"loss": np.zeros(3)})

@@ -113,3 +113,8 @@ def test_too_short_an_iterator_for_its_steps_says_so() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(DataError, match="positive, got 0"):
         Epochs(IterableBatches([1]), 0)
+
+
+def test_a_batch_that_is_a_list_is_refused_since_it_does_not_say_what_is_what() -> None:
+    with pytest.raises(DataError, match="tuple"):
+        next(IterableBatches([[np.zeros((2, 4)), np.zeros(2)]]).epoch(0))
