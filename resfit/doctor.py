@@ -131,7 +131,12 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
         names = ("blocks", "gradients", "statistics", "evaluation")
         return Report((*checks, *(Check(name, "skipped", reason) for name in names)), ())
     blocks, loss, stuck = run.training_step()
-    checks += [_blocks(blocks), _gradients(blocks), _statistics(run, stuck), _evaluation(run, loss, stuck)]
+    checks += [
+        _blocks(blocks),
+        _gradients(run.training(blocks)),
+        _statistics(run, stuck),
+        _evaluation(run, loss, stuck),
+    ]
     return Report(tuple(checks), blocks)
 
 
@@ -191,6 +196,21 @@ class _Run:
             carried = jax.jit(lambda *arguments: step(lambda _, output: output, *arguments)[1])(leaves, self.x, self.y)
             stuck = self._stuck(elsewhere, carried)
         return blocks, loss, stuck
+
+    def training(self, blocks: tuple[BlockStatistics, ...]) -> tuple[BlockStatistics, ...]:
+        """The blocks that need a gradient: all but those whose parameters are all frozen, such as a teacher's."""
+        names = {
+            frozen: {
+                slot.name for slot in self.plan.slots if issubclass(slot.type, nnx.Param) and slot.frozen == frozen
+            }
+            for frozen in (False, True)
+        }
+
+        def holds(block: BlockStatistics, frozen: bool) -> bool:
+            inside = block.name.split(" ")[0] + "."  # without the number of the call
+            return any(name.startswith(inside) for name in names[frozen])
+
+        return tuple(block for block in blocks if holds(block, False) or not holds(block, True))
 
     def _stuck(self, before: Any, after: Any) -> list[str]:
         """The norms, frozen ones aside, none of whose statistics moved: behind a dead block the mean stays at 0."""

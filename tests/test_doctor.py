@@ -179,6 +179,14 @@ def test_frozen_statistics_are_no_problem_when_they_were_asked_for() -> None:
     assert problems(resfit.doctor(model, *data())) == []
 
 
+def test_a_teacher_who_gets_no_gradient_is_no_problem() -> None:
+    model = resfit.Distiller(residual(), residual(depths=(1,), widths=(4,)))
+    model.compile("sgd")
+    report = resfit.doctor(model, *data())
+    assert any(block.name.startswith("teacher.") and block.gradient == 0 for block in report.blocks)
+    assert problems(report) == [], str(report)
+
+
 def test_blocks_come_in_the_order_of_their_calls_with_their_true_numbers() -> None:
     x, y = data()
     net = TinyNet(rngs=nnx.Rngs(0))

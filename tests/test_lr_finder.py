@@ -117,6 +117,8 @@ def test_a_search_that_cannot_be_is_refused_and_leaves_no_trace(
 def test_a_rate_that_cannot_be_set_is_refused() -> None:
     with pytest.raises(NotCompiledError, match="before find_learning_rate"):
         resfit.find_learning_rate(resfit.Model(PlainNet(rngs=nnx.Rngs(0))), images(), labels())
+    with pytest.raises(CompileError, match="schedule"):
+        resfit.find_learning_rate(compiled(PlainNet(rngs=nnx.Rngs(0)), learning_rate="cosine"), images(), labels())
     with pytest.raises(CompileError, match="built into this optax object"):
         resfit.find_learning_rate(
             compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optax.sgd(0.1), learning_rate=None), images(), labels()
