@@ -205,7 +205,10 @@ def _called_in_mode(cls: type, keyword: str, value: bool, forced: bool) -> type:
             call.arguments[keyword] = value
         return cls.__call__(*call.args, **call.kwargs)
 
-    return type(cls)(cls.__name__, (cls,), {"__call__": __call__, "__module__": cls.__module__})
+    in_mode: Any = type(cls)(cls.__name__, (cls,), {"__module__": cls.__module__})
+    in_mode.__call__ = __call__  # set afterwards: Residual refuses to be subclassed with one
+    kind: type = in_mode
+    return kind
 
 
 def read(plan: Plan, module: nnx.Module) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -370,3 +370,18 @@ def _plain_sgd() -> Any:
     import optax
 
     return optax.sgd(0.1)
+
+
+def test_a_residual_block_of_its_own_trains_though_it_refuses_to_be_overridden() -> None:
+    block = resfit.nets.BasicBlock(1, 3, rngs=nnx.Rngs(0))
+
+    class Pooled(resfit.Model):
+        def compute_loss(self, module, x, y, *, key, train):
+            logits = module(x).mean(axis=(1, 2))
+            return resfit.losses.cross_entropy(logits, y), logits
+
+    model = compiled(block, kind=Pooled, metrics=None)
+    before = values(block)
+    fit(model)
+    assert any(not np.array_equal(before[name], now) for name, now in values(block).items() if name.endswith("mean"))
+    model.predict(images(), verbose=0)
