@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow lint format types docs bench lock clean has-python
+.PHONY: help demo test quick slow against lint format types docs bench lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -26,6 +26,10 @@ quick: $(VENV)/dev.stamp  ## the tests that are not marked slow
 
 slow: $(VENV)/dev.stamp  ## the tests that are marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+against:  ## the callbacks beside those of Keras, and with the real wandb, in an environment of their own
+	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
+	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## formatting and lint, changing nothing
 	$(BIN)/ruff format --check .
@@ -47,12 +51,15 @@ bench: $(VENV)/dev.stamp  ## resfit against the hand-written loop
 lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH)
 	$(LOCK) --extra dev --output-file requirements/dev.txt
 	$(LOCK) --extra recipes --constraints requirements/dev.txt --output-file requirements/demo.txt
+	$(LOCK) --extra against --constraints requirements/dev.txt --output-file requirements/against.txt
 
 clean:  ## remove environments, caches and what was built
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist docs/_build docs/api/_generated
 
 has-python:
 	@test -n "$(PYTHON)"
+
+AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/test_weights_and_biases.py
 
 # One lock holds every supported Python and platform: the markers choose, so Python 3.11 gets the last jax that has it.
 # Versions only, so that plain pip can install from any index.
@@ -79,4 +86,9 @@ $(VENV)/resfit.stamp: pyproject.toml $(VENV)/demo.stamp
 $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(PIP) -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
+	@echo "Installing what resfit is compared with into $(VENV) ..."
+	@$(PIP) -r requirements/against.txt
 	@touch $@

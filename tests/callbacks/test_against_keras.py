@@ -1,6 +1,6 @@
 """The callbacks that share a name with Keras's end where Keras's own end, on whatever numbers and settings.
 
-Needs Keras, which the other tests do not: `pip install keras`, then `pytest tests/callbacks/test_against_keras.py`.
+Needs Keras, which the other tests do not: `make against` installs it.
 Numbers are multiples of an eighth, because Keras compares in float32 and resfit in float64.
 """
 
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from resfit import callbacks
 from tests.callbacks.fakes import FakeModel
+from tests.packages import package
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-keras = pytest.importorskip("keras", reason="needs the package keras: pip install keras")
+keras = package("keras")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Can save best model only:UserWarning")
 

@@ -14,6 +14,7 @@ from resfit.callbacks import WeightsAndBiases
 from resfit.errors import CallbackError, MissingPackageError
 from tests.callbacks.fakes import FakeModel, batch, begin, counting_reads, play
 from tests.helpers import PlainNet, compiled, fit, images, labels
+from tests.packages import package
 
 
 class FakeRun:
@@ -107,7 +108,7 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_real_package_has_the_run_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wandb = pytest.importorskip("wandb", reason="needs the package wandb: pip install wandb")
+    wandb = package("wandb")
     reads = counting_reads(monkeypatch)
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
     run = wandb.init(mode="offline", dir=tmp_path, project="test", settings=settings)
