@@ -71,6 +71,10 @@ class DataError(ResfitError, ValueError):
     """The input data are empty, of unequal length, or of a kind that resfit cannot read."""
 
 
+class DownloadError(ResfitError, OSError):
+    """A data set could not be downloaded, or what came is not the published file."""
+
+
 class LabelError(DataError):
     """The labels do not fit the outputs: out of range, of another count or rank, or ambiguous."""
 

@@ -4,5 +4,6 @@ from resfit.data.arrays import ArrayBatches
 from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.data.iterables import IterableBatches
+from resfit.data.load import load
 
-__all__ = ["ArrayBatches", "Batch", "Batches", "Epochs", "IterableBatches"]
+__all__ = ["ArrayBatches", "Batch", "Batches", "Epochs", "IterableBatches", "load"]

@@ -1,0 +1,100 @@
+"""Fetches a published file once: checked against its checksum, and whole or not there at all."""
+
+import hashlib
+import http.client
+import logging
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from resfit.errors import DownloadError
+
+_log = logging.getLogger("resfit")
+
+_ATTEMPTS = 3
+_PAUSE = 1.0  # seconds before the second attempt, twice as long before the third
+_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+class Remote(NamedTuple):
+    """A published file.
+
+    Attributes:
+      url: where it is.
+      size: in bytes.
+      sha256: in hexadecimal digits.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+
+def fetch(remote: Remote, target: Path) -> None:
+    """Downloads a file to `target`, which appears only when it is whole and has the published checksum.
+
+    A connection that breaks is tried again, three times in all.
+
+    Raises:
+      DownloadError: if the server cannot be reached or refuses, or the file is not the published one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _log.info("Downloading %s (%.1f MB) to %s.", remote.url, remote.size / 1e6, target)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _with_patience(remote, target, file)
+        Path(temporary).replace(target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _once(remote, file)
+        except DownloadError:
+            raise
+        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or attempt == _ATTEMPTS:
+                raise DownloadError(
+                    f"Downloading {remote.url} failed{'' if refused else f' {_ATTEMPTS} times'}: {error}. Expected a "
+                    f"network that reaches it. Without one, get the file elsewhere and put it there as {target}, or "
+                    "pass path= with the folder that holds it."
+                ) from error
+            _log.warning("Downloading %s failed: %s. Trying again.", remote.url, error)
+            time.sleep(_PAUSE * 2 ** (attempt - 1))
+        else:
+            return
+
+
+def _once(remote: Remote, file: IO[bytes]) -> None:
+    file.seek(0)
+    file.truncate()
+    digest, size = hashlib.sha256(), 0
+    with urllib.request.urlopen(remote.url, timeout=_TIMEOUT) as response:
+        promised = response.headers["Content-Length"]
+        while size <= remote.size and (chunk := response.read(_CHUNK)):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+    # A connection that ends early looks like the end of the file.
+    if promised is not None and size < int(promised) and size <= remote.size:
+        raise ConnectionError(f"it ended after {size} of {promised} bytes")
+    if (size, digest.hexdigest()) != (remote.size, remote.sha256):
+        raise DownloadError(
+            f"{remote.url} gave {'at least ' * (size > remote.size)}{size} bytes with SHA-256 {digest.hexdigest()}. "
+            f"Expected the published file: {remote.size} bytes, {remote.sha256}. Nothing was kept. If something "
+            "between here and the server answers in its place, get the file elsewhere and pass path= with its folder."
+        )
