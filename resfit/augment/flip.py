@@ -1,0 +1,31 @@
+"""Mirroring."""
+
+import jax
+import jax.numpy as jnp
+
+from resfit.augment.transform import ImageTransform, image_transform, require_share
+
+
+def flip(probability: float = 0.5) -> ImageTransform:
+    """Mirrors each image left to right, with a probability. Not for digits, letters, or road signs.
+
+    The same as torchvision's `RandomHorizontalFlip` and Keras's `RandomFlip("horizontal")`.
+
+    Args:
+      probability: of each image on its own.
+
+    Raises:
+      CompileError: if it is not from 0 to 1.
+
+    Example:
+      >>> x = jnp.array([[[[1.0], [2.0], [3.0]]]])
+      >>> flip(probability=1.0)(jax.random.key(0), x, None)[0][0, 0, :, 0]
+      Array([3., 2., 1.], dtype=float32)
+    """
+    require_share("flip", "probability", probability)
+    return image_transform(_flip, probability=probability)
+
+
+def _flip(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
+    mirrored = jax.random.bernoulli(key, probability, (x.shape[0], 1, 1, 1))
+    return jnp.where(mirrored, x[:, :, ::-1], x)

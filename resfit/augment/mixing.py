@@ -1,0 +1,84 @@
+"""Mixing each example with another one of its batch, images and labels alike."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from resfit.augment.transform import as_images
+from resfit.errors import CompileError, LabelError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """Mixes each example with the one before it in the batch, the first with the last. Equal ones compare equal.
+
+    The batch comes in random order, so the neighbour is a random other example, and a batch that is split over devices
+    exchanges one row with each neighbour instead of being gathered; torchvision does the same. A batch of one stays as
+    it is, but for the form of its label. The share is one for the whole batch, as in both papers, so the mean label of
+    a batch is not changed.
+
+    Args:
+      mix: (key, x, partners, alpha) -> (mixed x, share of x), the share () float32.
+      alpha: of the Beta(alpha, alpha) distribution that the share is drawn from.
+      num_classes: of the integer labels; None until `compile` fills it in.
+    """
+
+    mix: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
+    alpha: float
+    num_classes: int | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < float("inf"):
+            raise CompileError(f"augment.{self._name} got alpha={self.alpha!r}. Expected a positive number.")
+        if self.num_classes is not None and not (isinstance(self.num_classes, int) and self.num_classes >= 1):
+            raise CompileError(
+                f"augment.{self._name} got num_classes={self.num_classes!r}. Expected the number of the network's "
+                "outputs, or None to take it from the network."
+            )
+
+    def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+        """The mixed images, in their shape and dtype, and their targets, float32.
+
+        Raises:
+          LabelError: if there are no labels, or nothing says how many classes there are.
+        """
+        x = as_images(self._name, x)
+        y = self._targets(y)
+        x, share = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+        return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
+
+    def for_classes(self, num_classes: int | None) -> Self:
+        """The same, with the number of classes where it has none yet."""
+        return dataclasses.replace(self, num_classes=num_classes) if self.num_classes is None else self
+
+    def __repr__(self) -> str:
+        return f"{self._name}(alpha={self.alpha}, num_classes={self.num_classes})"
+
+    @property
+    def _name(self) -> str:
+        return self.mix.__name__.removeprefix("_")
+
+    def _targets(self, y: Any) -> jax.Array:
+        """Labels as numbers that can be mixed: (batch, classes), or in the shape they have."""
+        if not hasattr(y, "dtype"):
+            raise LabelError(
+                f"augment.{self._name} mixes labels and got {'none' if y is None else f'a {type(y).__name__}'}. "
+                "Expected one array: class numbers (batch,), or targets."
+            )
+        column = y.ndim == 1 or y.shape[1:] == (1,)
+        class_numbers = jnp.issubdtype(y.dtype, jnp.integer) and column and self.num_classes != 1
+        if not class_numbers:
+            return jnp.asarray(y, jnp.float32)  # targets already, or 0 and 1 for a single output
+        if self.num_classes is None:
+            raise LabelError(
+                f"augment.{self._name} got class numbers, labels of shape {y.shape}, {y.dtype}, and this network does "
+                f"not say how many classes it has. Expected augment.{self._name}(num_classes=10), with the number of "
+                "the network's outputs (1 for a single binary one)."
+            )
+        y = y.reshape(-1)
+        known = (y >= 0) & (y < self.num_classes)
+        # No class at all would be mixed as if it were a target, so an unknown one must not become it.
+        return jnp.where(known[:, None], jax.nn.one_hot(y, self.num_classes, dtype=jnp.float32), jnp.nan)

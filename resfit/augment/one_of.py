@@ -1,0 +1,76 @@
+"""A choice between augmentations, drawn anew in every step."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+
+from resfit.augment.mixing import Mixing
+from resfit.augment.transform import Augment
+from resfit.errors import CompileError
+
+
+def one_of(*augments: Augment) -> "OneOf":
+    """Applies one of several augmentations to the whole batch, each as likely, drawn anew in every step.
+
+    `one_of(mixup(0.2), cutmix(1.0))` is how timm and "ResNet strikes back" (arXiv 2110.00476, section 3) combine them.
+
+    Args:
+      augments: functions (key, x, y) -> (x, y) whose results have the same shapes and dtypes.
+
+    Raises:
+      CompileError: for fewer than two, or something that is no function.
+
+    Example:
+      >>> from resfit.augment import cutmix, mixup
+      >>> one_of(mixup(0.2), cutmix(1.0))
+      one_of(mixup(alpha=0.2, num_classes=None), cutmix(alpha=1.0, num_classes=None))
+    """
+    return OneOf(augments)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """What `one_of` makes. Equal ones compare equal.
+
+    Args:
+      augments: at least two.
+    """
+
+    augments: tuple[Augment, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.augments) < 2 or not all(callable(augment) for augment in self.augments):
+            raise CompileError(
+                f"augment.one_of got {self.augments!r}. Expected two or more functions (key, x, y) -> (x, y)."
+            )
+
+    def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[Any, Any]:
+        """The result of the one that is drawn.
+
+        Raises:
+          CompileError: if their results differ in shape or dtype.
+        """
+        results = [jax.eval_shape(augment, key, x, y) for augment in self.augments]
+        forms = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), result) for result in results]
+        if any(form != forms[0] for form in forms):
+            raise CompileError(
+                f"augment.one_of chooses between results of {forms}. Expected the same shapes and dtypes of each: one "
+                "that mixes labels goes only with others that do."
+            )
+        choice_key, key = jax.random.split(key)
+        choice = jax.random.randint(choice_key, (), 0, len(self.augments))
+        result: tuple[Any, Any] = jax.lax.switch(choice, self.augments, key, x, y)
+        return result
+
+    def for_classes(self, num_classes: int | None) -> Self:
+        """The same, with the number of classes in those that need one and have none."""
+        return dataclasses.replace(self, augments=tuple(for_classes(a, num_classes) for a in self.augments))
+
+    def __repr__(self) -> str:
+        return f"one_of({', '.join(map(repr, self.augments))})"
+
+
+def for_classes(augment: Augment, num_classes: int | None) -> Augment:
+    """An augmentation that knows the number of classes, where it needs one."""
+    return augment.for_classes(num_classes) if isinstance(augment, Mixing | OneOf) else augment

@@ -1,0 +1,85 @@
+"""Blanking out a rectangle of an image."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from resfit.augment.boxes import draw_sizes, mask, place
+from resfit.augment.transform import ImageTransform, image_transform, require_range, require_share
+from resfit.errors import CompileError, DataError
+
+
+def random_erasing(
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    fill: float | tuple[float, ...] | str = 0.0,
+) -> ImageTransform:
+    """Fills a random rectangle of each image, with a probability.
+
+    The rectangles are those of torchvision's and timm's `RandomErasing`. Those work on standardised images, where zero
+    is the mean color; this comes before `preprocess`, where zero is black for uint8 and for floats in [0, 1]: give the
+    mean of your data, one value per channel, for the same. Source: Zhong et al. (arXiv 1708.04896).
+
+    Args:
+      probability: of each image on its own.
+      area: smallest and largest share of the image's area.
+      ratio: smallest and largest width / height.
+      fill: a value in the units of the images, one value per channel, or "noise": another value for every pixel and
+        channel, uniform over 0 to 255 for uint8 and over [0, 1) for floats.
+
+    Raises:
+      CompileError: for values that are none of these.
+
+    Example:
+      >>> x = jnp.ones((1, 32, 32, 3))
+      >>> erased, _ = random_erasing(probability=1.0, area=(0.25, 0.25), ratio=(1.0, 1.0))(jax.random.key(0), x, None)
+      >>> 1 - erased.mean()
+      Array(0.25, dtype=float32)
+    """
+    require_share("random_erasing", "probability", probability)
+    require_range("random_erasing", "area", area, 1)
+    require_range("random_erasing", "ratio", ratio, math.inf)
+    if fill != "noise":
+        values = fill if isinstance(fill, tuple | list) else (fill,)
+        if not values or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            raise CompileError(
+                f"augment.random_erasing got fill={fill!r}. Expected a number, one per channel, or 'noise'."
+            )
+        fill = tuple(float(value) for value in values)
+    return image_transform(_random_erasing, probability=probability, area=tuple(area), ratio=tuple(ratio), fill=fill)
+
+
+def _random_erasing(
+    key: jax.Array,
+    x: jax.Array,
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    fill: tuple[float, ...] | str,
+) -> jax.Array:
+    n, height, width, _ = x.shape
+    which_key, size_key, place_key, fill_key = jax.random.split(key, 4)
+    # A rectangle is smaller than the image both ways.
+    heights, widths, found = draw_sizes(size_key, n, (height, width), (height - 1, width - 1), area, ratio)
+    boxes = place(place_key, heights, widths, (height, width))
+    erased = jax.random.bernoulli(which_key, probability, (n,)) & found
+    return jnp.where(mask(boxes, (height, width)) & erased[:, None, None, None], _filling(fill_key, x, fill), x)
+
+
+def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax.Array:
+    """Of the shape of x, or (1, 1, 1, channels)."""
+    if isinstance(fill, str):
+        uint8 = x.dtype == jnp.uint8
+        return jax.random.bits(key, x.shape, jnp.uint8) if uint8 else jax.random.uniform(key, x.shape, x.dtype)
+    if len(fill) not in (1, x.shape[3]):
+        raise DataError(
+            f"augment.random_erasing fills {len(fill)} channels, the images of shape {x.shape} have {x.shape[3]}. "
+            "Give one value, or one per channel."
+        )
+    if x.dtype == jnp.uint8 and (min(fill) < 0 or max(fill) > 255):
+        raise DataError(f"augment.random_erasing got fill={fill} for uint8 images. Expected values from 0 to 255.")
+    values = jnp.asarray(fill, jnp.float32)
+    values = jnp.round(values) if x.dtype == jnp.uint8 else values
+    return jnp.broadcast_to(values, (1, 1, 1, x.shape[3])).astype(x.dtype)
