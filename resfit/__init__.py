@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from resfit import callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
+from resfit import augment, callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
 from resfit.distillation import Distiller
 from resfit.doctor import doctor
 from resfit.grad_cam import grad_cam
@@ -18,6 +18,7 @@ load = Model.load
 __all__ = [
     "Distiller",
     "Model",
+    "augment",
     "callbacks",
     "create_model",
     "data",

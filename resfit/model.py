@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
@@ -93,7 +94,7 @@ class Model:
         metrics: metrics_.MetricsArgument = "auto",
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
-        augment: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        augment: augment_.AugmentArgument = None,
         ema: float | None = None,
         dispatch: str = "auto",
     ) -> None:
@@ -116,8 +117,9 @@ class Model:
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
             and saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
-          augment: a function (key, x, y) -> (x, y), or several in order: applied to training batches only, before
-            preprocess, inside the step, with a key made from (seed, step).
+          augment: "cifar", "imagenet" or "none"; or a function (key, x, y) -> (x, y), such as those of
+            `resfit.augment`; or several in order. Applied to training batches only, before preprocess, inside the step,
+            with a key made from (seed, step).
           ema: decay of a running average of parameters and statistics, updated in every step, such as 0.999; None keeps
             none. In the first steps it forgets faster: the decay is at most (1 + step) / (10 + step). The average is
             used where it is asked for: `weights="ema"` of `evaluate`, `predict` and `save`.
@@ -133,18 +135,14 @@ class Model:
             learning_rate = named.peak
         transformation, rate_function = optimizers.get(optimizer, learning_rate)
         preprocess_function = preprocess_.get(preprocess)
-        augments = () if augment is None else tuple(augment) if isinstance(augment, Sequence) else (augment,)
-        for function in augments:
-            if not callable(function):
-                raise CompileError(f"Expected augment to be functions (key, x, y) -> (x, y), got {function!r}.")
+        num_classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        augments = augment_.get(augment, num_classes)
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
         chosen = (
             metrics_.automatic(None if own_step else loss_function)
             if metrics == "auto"
-            else metrics_.by_name(
-                metrics, num_classes=getattr(getattr(self._module, "spec", None), "num_classes", None)
-            )
+            else metrics_.by_name(metrics, num_classes=num_classes)
         )
         placement = Placement(dispatch)
         if ema is not None and not 0 < ema < 1:

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": {"nets", "preprocess"},
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
-        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "saving", "data", "callbacks",
+        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data", "callbacks",
         "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
     },
     "distillation": {"model", "losses", "engine.modes"},
