@@ -2,7 +2,20 @@
 
 import importlib.metadata
 
-from resfit import augment, callbacks, data, errors, losses, metrics, nets, optimizers, plots, preprocess, schedules, weights
+from resfit import (
+    augment,
+    callbacks,
+    data,
+    errors,
+    losses,
+    metrics,
+    nets,
+    optimizers,
+    plots,
+    preprocess,
+    schedules,
+    weights,
+)
 from resfit.distillation import Distiller
 from resfit.doctor import doctor
 from resfit.grad_cam import grad_cam
