@@ -14,8 +14,9 @@ from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
-from resfit.data import ArrayBatches, Batch, Batches, Epochs, IterableBatches
+from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, class_weights, split_validation
+from resfit.data.choose import in_memory
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
@@ -75,13 +76,16 @@ class Model:
         self._compiled = False
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
+        self._trained_on: preprocess_.Kinds | None = None
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
         self.validation_weights = "raw"
         self._loop = self._make_loop(None)
 
     def _make_loop(self, recipe: Recipe | None) -> Loop:
-        return Loop(self._state, recipe, self._preprocess, self._placement, self._seed, self._check_labels)
+        return Loop(
+            self._state, recipe, self._preprocess, self._placement, self._seed, self._check_labels, self._check_inputs
+        )
 
     # --- configuring --------------------------------------------------------------------------------------------------
 
@@ -164,7 +168,7 @@ class Model:
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
-        self._named_schedule, self._rate_index = named, rate_index
+        self._named_schedule, self._rate_index, self._trained_on = named, rate_index, None
         self._follows_schedule = named is not None or rate_function is not None
         if learning_rate is not None and rate_function is None:
             self._state.set_leaf(rate_index, float(learning_rate))  # type: ignore[arg-type]
@@ -248,6 +252,37 @@ class Model:
         if not own_step and self._outputs_shape is not None:
             losses.check(self._loss, labels, self._outputs_shape)
 
+    def _check_inputs(self, x: Any, train: bool) -> None:
+        # Only the automatic preprocessing treats uint8 and float images differently without being told.
+        if isinstance(self._preprocess, preprocess_.Auto):
+            if train and self._trained_on is None:
+                self._trained_on = preprocess_.kinds(x)
+            preprocess_.check_kinds(x, self._trained_on)
+
+    @property
+    def keep_last_step(self) -> bool:
+        """Whether to keep a copy of the state before each training step for `first_non_finite`; it costs a copy."""
+        return self._loop.keep_last_step
+
+    @keep_last_step.setter
+    def keep_last_step(self, value: bool) -> None:
+        self._loop.keep_last_step = value
+
+    def first_non_finite(self) -> str | None:
+        """Where the last training step, if it was kept, first made NaN or an infinite value; None if it did not.
+
+        It goes through the step again: inputs, parameters, statistics, layer by layer, the loss.
+
+        Raises:
+          ModuleError: if the step was not kept (`keep_last_step`).
+        """
+        return self._loop.first_non_finite()
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the last epoch's training in which the device waited for data, from 0 to 1 (an upper bound)."""
+        return self._loop.data_wait
+
     @property
     def module(self) -> nnx.Module:
         """The user's own module, holding the current variables. What is assigned to them is trained on from there."""
@@ -311,13 +346,15 @@ class Model:
         *,
         validation_every: int | None = None,
         drop_remainder: bool = False,
+        cache: str | None = None,
     ) -> History:
         """Trains. Every argument up to validation_freq is Keras's.
 
         Args:
           x: images (examples, height, width, channels), uint8 or float, NumPy or JAX; or a dict or tuple of arrays; or
-            an iterable of (x, y) or (x, y, sample_weight) batches.
-          y: labels, one entry per example; None with an iterable.
+            what `resfit.data` makes of folders and data sets; a data set of TFDS, Hugging Face or Grain; an iterable of
+            (x, y) or (x, y, sample_weight) batches, or a function that returns a fresh one for every epoch.
+          y: labels, one entry per example; None where x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
           verbose: 0 silent; 1 a progress bar, or one line per epoch where there is no terminal; 2 one line per epoch;
@@ -335,6 +372,7 @@ class Model:
           validation_freq: validate every so many epochs, or after the listed epochs, counted from one.
           validation_every: validate after every so many steps instead, inside epochs too. An epoch's log then holds the
             values of its last validation, and `history.validations` those of all.
+          cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
             own.
 
@@ -351,27 +389,28 @@ class Model:
             raise DataError(f"Expected validation_every to be a positive number of steps, got {validation_every}.")
         held_out = validation_data
         if validation_split and validation_data is None:
-            if not _in_memory(x):
+            if not in_memory(x):
                 raise DataError(
                     "validation_split needs arrays, whose last part it takes. Pass validation_data instead."
                 )
             (x, y, sample_weight), held_out = split_validation(validation_split, x, y, sample_weight)
         size = 32 if batch_size is None else batch_size
-        data = self._batches(
-            x, y, sample_weight, class_weight, size, seed=self._seed if shuffle else None,
-            min_batch=2 if self._state.layout.plan.has_batch_norm else 1, drop_remainder=drop_remainder,
-        )  # fmt: skip
+        geometry = Geometry(
+            size,
+            seed=self._seed if shuffle else None,
+            min_batch=2 if self._state.layout.plan.has_batch_norm else 1,
+            drop_remainder=drop_remainder,
+        )
+        data = as_batches(x, y, sample_weight, class_weight, geometry=geometry, cache=cache)
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = _unpack(held_out)
             validation = Validation(
-                self._batches(
+                as_batches(
                     validation_x,
                     validation_y,
                     validation_weight,
-                    None,
-                    size if validation_batch_size is None else validation_batch_size,
-                    pad=True,
+                    geometry=Geometry(size if validation_batch_size is None else validation_batch_size, pad=True),
                 ),
                 validation_steps,
                 _due(validation_freq),
@@ -435,7 +474,7 @@ class Model:
         """
         self._require_compiled("evaluate")
         self._state.check_structure()
-        data = self._batches(x, y, sample_weight, None, 32 if batch_size is None else batch_size, pad=True)
+        data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size, pad=True))
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
@@ -503,7 +542,7 @@ class Model:
         if outputs not in losses.FINISHES:
             raise CompileError(f"Expected outputs to be one of {list(losses.FINISHES)}, got {outputs!r}.")
         self._state.check_structure()
-        data = self._batches(x, None, None, None, 32 if batch_size is None else batch_size, pad=True)
+        data = as_batches(x, geometry=Geometry(32 if batch_size is None else batch_size, pad=True))
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
@@ -562,7 +601,7 @@ class Model:
         """
         from resfit import saving
 
-        saving.save(path, self._state.module_with(weights), self._preprocess)
+        saving.save(path, self._state.module_with(weights), self._preprocess, self._trained_on)
 
     @classmethod
     def load(
@@ -586,9 +625,10 @@ class Model:
         """
         from resfit import saving
 
-        module, function = saving.load(path, module, preprocess)
+        module, function, trained_on = saving.load(path, module, preprocess)
         model = cls(module)
         model._preprocess = function
+        model._trained_on = trained_on
         model._loop = model._make_loop(None)
         return model
 
@@ -612,22 +652,6 @@ class Model:
 
     # --- assembling ---------------------------------------------------------------------------------------------------
 
-    def _batches(
-        self, x: Any, y: Any, weight: Any, class_weight: Mapping[int, float] | None, batch_size: int, **options: Any
-    ) -> Batches:
-        if _in_memory(x):
-            return ArrayBatches(x, y, _weights(y, weight, class_weight), batch_size=batch_size, **options)
-        if y is not None or weight is not None or class_weight is not None:
-            raise DataError(
-                f"x is a {type(x).__name__}, which makes its own batches: expected labels and weights inside them, as "
-                "(x, y, sample_weight), not as arguments."
-            )
-        if isinstance(x, Batches):
-            return x
-        if not isinstance(x, Iterable):
-            raise DataError(f"x is a {type(x).__name__}. Expected arrays, or an iterable of (x, y) batches.")
-        return IterableBatches(x)
-
     def _hooks(
         self, callbacks: Callback | Iterable[Callback] | None, verbose: str | int, data: Batches, steps: int | None
     ) -> CallbackList:
@@ -635,14 +659,6 @@ class Model:
         return CallbackList(
             [*_listed(callbacks), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
         )
-
-
-def _in_memory(x: Any) -> bool:
-    if isinstance(x, list) and x and isinstance(x[0], tuple):
-        return False  # a list of batches
-    if isinstance(x, list | tuple | dict):
-        return True
-    return hasattr(x, "__array__")
 
 
 def _unpack(data: Any) -> tuple[Any, Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resfit.errors import CompileError, DataError
 
@@ -75,6 +76,49 @@ def _scale(x: jax.Array) -> jax.Array:
             "0..255 images with x.astype('uint8'), or pass floats."
         )
     return x
+
+
+# What each input array of a batch is: "uint8", "unit" (floats in [0, 1]) or "other".
+Kinds = tuple[str, ...]
+
+
+def kinds(x: Any) -> Kinds:
+    """What the arrays of a batch are, as far as `Auto` treats them differently.
+
+    Example:
+      >>> kinds(jnp.full((1, 2, 2, 3), -1.0)), kinds(jnp.zeros((1, 2, 2, 3), jnp.uint8))
+      (('other',), ('uint8',))
+    """
+    return tuple(
+        "uint8" if leaf.dtype == np.uint8 else "unit" if _in_unit_range(leaf) else "other"
+        for leaf in jax.tree.leaves(x)
+    )
+
+
+def check_kinds(x: Any, trained_on: Kinds | None) -> None:
+    """Looks whether `Auto` would give the network values of another scale than those it was trained on.
+
+    Raises:
+      DataError: for uint8 images where it was trained on floats outside [0, 1], and floats outside [0, 1] where it was
+        trained on uint8.
+    """
+    leaves = jax.tree.leaves(x)
+    for leaf, kind in zip(leaves, trained_on or (), strict=False):
+        if leaf.dtype == np.uint8 and kind == "other":
+            raise DataError(
+                "Got uint8 images, which are scaled to [0, 1], and the network was trained on floats of another range. "
+                "Expected floats prepared as for training; or train on uint8 with "
+                "compile(preprocess=resfit.preprocess.Normalize(mean, std)), which then applies everywhere."
+            )
+        if leaf.dtype != np.uint8 and kind == "uint8" and not _in_unit_range(leaf):
+            raise DataError(
+                f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and the network "
+                "was trained on uint8 images, which are scaled to [0, 1]. Expected uint8, or floats in [0, 1]."
+            )
+
+
+def _in_unit_range(x: Any) -> bool:
+    return bool(np.min(x) >= 0 and np.max(x) <= 1)
 
 
 def get(preprocess: str | Preprocess | None) -> Preprocess | None:

@@ -67,7 +67,7 @@ def tap(module: nnx.Module, change: Callable[[str, jax.Array], jax.Array]) -> No
     """
     calls: dict[str, int] = {}
     for name, part in parts(module).items():
-        _wrap(part, name, change, calls)
+        tap_module(part, name, change, calls)
 
 
 def tap_part(module: nnx.Module, name: str, change: Callable[[str, jax.Array], jax.Array]) -> None:
@@ -82,11 +82,25 @@ def tap_part(module: nnx.Module, name: str, change: Callable[[str, jax.Array], j
             f"{type(module).__name__} has no part {name!r} that is called. Expected the dotted path of a module; the "
             f"outer ones are {sorted(path for path in modules if path.count('.') == 0)}."
         )
-    _wrap(modules[name], name, change, {})
+    tap_module(modules[name], name, change)
 
 
-def _wrap(part: nnx.Module, name: str, change: Callable[[str, jax.Array], jax.Array], calls: dict[str, int]) -> None:
+def tap_module(
+    part: nnx.Module,
+    name: str,
+    change: Callable[[str, jax.Array], jax.Array],
+    calls: dict[str, int] | None = None,
+) -> None:
+    """Like `tap`, for one module.
+
+    Args:
+      part: of a copy that nobody else uses.
+      name: what to call it.
+      change: (name, output) -> output.
+      calls: how often each name was called so far.
+    """
     cls: type = type(part)
+    calls = {} if calls is None else calls
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = cls.__call__(self, *args, **kwargs)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit.data import Geometry, as_batches
 from resfit.engine import modes
 from resfit.engine.modes import Plan
 from resfit.errors import DataError, ModuleError
@@ -80,7 +81,7 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
         return seen
 
     totals: dict[str, list[Moments]] = {_name(path): [] for path in norms}
-    for batch in model._batches(x, None, None, None, batch_size, min_batch=2).epoch(0):
+    for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
         placed = model._placement.place(batch.x)
         for name, moments in jax.device_get(measure(leaves, key, placed)).items():
             totals[name] = [combine([*totals[name], *moments])] if totals[name] or moments else []
@@ -113,7 +114,8 @@ def combine(parts: list[Moments]) -> Moments:
     means = [np.asarray(part.mean, np.float64) for part in parts]
     mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
     # E[(x - mean)^2], not E[x^2] - mean^2, which cancels where the mean is large; they are the same number.
-    spread = [np.asarray(part.var, np.float64) + (m - mean) ** 2 for part, m in zip(parts, means, strict=True)]
+    with np.errstate(invalid="ignore"):  # infinity minus infinity, which the caller finds and names
+        spread = [np.asarray(part.var, np.float64) + (m - mean) ** 2 for part, m in zip(parts, means, strict=True)]
     var = sum(n * s for n, s in zip(counts, spread, strict=True)) / total
     return Moments(total, np.asarray(mean), np.asarray(var))
 

@@ -18,8 +18,13 @@ from resfit.nets import ResNet, ResNetSpec
 FORMAT_VERSION = 1
 
 
-def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preprocess_.Preprocess | None) -> None:
-    """Writes a module's Variables and arrays (all but random state), its spec and its preprocessing.
+def save(
+    path: str | os.PathLike[str],
+    module: nnx.Module,
+    preprocess: preprocess_.Preprocess | None,
+    trained_on: preprocess_.Kinds | None = None,
+) -> None:
+    """Writes a module's Variables and arrays (all but random state), its spec, its preprocessing, and for what inputs.
 
     The file appears whole or not at all: it is written beside its place and then moved there.
 
@@ -38,6 +43,7 @@ def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preproces
         "module": type(module).__name__,
         "spec": module.spec.to_dict() if isinstance(module, ResNet) else None,
         "preprocess": preprocess_.to_config(preprocess),
+        "trained_on": trained_on,
     }
     arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
@@ -56,7 +62,7 @@ def save(path: str | os.PathLike[str], module: nnx.Module, preprocess: preproces
 
 def load(
     path: str | os.PathLike[str], module: nnx.Module | None, preprocess: preprocess_.Preprocess | None
-) -> tuple[nnx.Module, preprocess_.Preprocess | None]:
+) -> tuple[nnx.Module, preprocess_.Preprocess | None, preprocess_.Kinds | None]:
     """Reads a file written by `save` into a module, which is built from the file's spec if none is given.
 
     Raises:
@@ -91,15 +97,17 @@ def load(
             )
         module = ResNet(ResNetSpec.from_dict(header["spec"]), rngs=nnx.Rngs(0))
     _fill(path, module, arrays)
+    kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
+    trained_on = None if kinds is None else tuple(kinds)
     if preprocess is not None:
-        return module, preprocess
+        return module, preprocess, trained_on
     config = header["preprocess"]
     if config is not None and config["kind"] == "custom":
         raise SavedModelError(
             f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
             "resfit.load(path, preprocess=...)."
         )
-    return module, preprocess_.from_config(config)
+    return module, preprocess_.from_config(config), trained_on
 
 
 def _named_arrays(module: nnx.Module) -> dict[str, Any]:

@@ -37,9 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.state": {"engine.modes", "optimizers"},
     "engine.step": {"engine.modes", "engine.state", "metrics"},
     "engine.dispatch": set(),
+    "engine.waiting": set(),
+    "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.loop": {
-        "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "losses", "metrics",
-        "data",
+        "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
+        "engine.non_finite", "losses", "metrics", "data",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"engine.hooks", "plots"},
@@ -54,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Drives hooks itself, with logs of its own.
     "testing": {"model", "callbacks", "engine.hooks"},
     # Tools take a model and look at it.
-    "recalibration": {"model", "engine.modes"},
+    "recalibration": {"model", "data", "engine.modes"},
     "lr_finder": {"model", "callbacks", "plots"},
     "probe": {"nets"},
     "grad_cam": {"model", "probe", "data", "engine.modes"},

@@ -1,6 +1,7 @@
 """What a user sees of `Model`: fit, evaluate, predict, and a module that stays the user's own."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -958,13 +959,77 @@ def test_an_iterable_may_bring_weights_and_take_no_labels_beside_it() -> None:
     one.fit([(x, y, weight)], verbose=0)
     other.fit(x, y, sample_weight=weight, batch_size=8, shuffle=False, verbose=0)
     assert_same(values(one.module), values(other.module))
-    for arguments in ({"y": y}, {"sample_weight": weight}, {"class_weight": {0: 1.0}}):
+    for arguments in ({"y": y}, {"sample_weight": weight}):
         with pytest.raises(DataError, match="makes its own batches"):
             one.fit(batches(), verbose=0, **arguments)
     with pytest.raises(DataError, match="validation_split needs arrays"):
         one.fit(batches(), verbose=0, validation_split=0.5)
     with pytest.raises(DataError, match="tuple of 4 entries"):
         one.fit([(x, y, weight, 1)], verbose=0)
+
+
+def test_class_weight_weighs_the_batches_of_an_iterable_as_it_does_arrays() -> None:
+    x, y = images(16), labels(16)
+    one, other = compiled(), compiled()
+    weights = {0: 2.0, 2: 0.5}
+    one.fit([(x[:8], y[:8]), (x[8:], y[8:])], class_weight=weights, verbose=0)
+    other.fit(x, y, class_weight=weights, batch_size=8, shuffle=False, verbose=0)
+    assert_same(values(one.module), values(other.module))
+    with pytest.raises(DataError, match="both class_weight and sample_weight"):
+        one.fit([(x, y, np.ones(16))], class_weight=weights, verbose=0)
+    with pytest.raises(DataError, match="class_weight needs labels"):
+        one.fit([x], class_weight=weights, verbose=0)
+
+
+def test_the_whole_data_set_on_the_device_trains_the_same() -> None:
+    one, other = compiled(), compiled()
+    fit(one, epochs=2, cache="device")
+    fit(other, epochs=2)
+    assert_same(values(one.module), values(other.module))
+    spread = compiled(dispatch="sharded")
+    fit(spread, epochs=2, cache="device")
+    assert_close(values(spread.module), values(other.module), 1e-4)
+    with pytest.raises(DataError, match="None or 'device', got 'disk'"):
+        fit(one, cache="disk")
+    with pytest.raises(DataError, match="can be had in any order"):
+        one.fit([(images(), labels())], cache="device", verbose=0)
+
+
+def test_a_function_that_returns_a_fresh_iterator_serves_every_epoch() -> None:
+    def fresh() -> Iterator[Any]:
+        yield images(8), labels(8)
+        yield images(8, seed=2), labels(8, seed=2)
+
+    one, other = compiled(), compiled()
+    one.fit(fresh, epochs=3, verbose=0)
+    other.fit(list(fresh()), epochs=3, verbose=0)
+    assert_same(values(one.module), values(other.module))
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_measured() -> None:
+    def slow() -> Iterator[Any]:
+        for _ in range(4):
+            time.sleep(0.15)
+            yield images(8), labels(8)
+
+    model = compiled()
+    fit(model, images(8), labels(8))  # compiles
+    history = model.fit(slow, epochs=2, verbose=0)
+    assert all(0.5 < share <= 1 for share in history.timings["data_wait"])
+    assert model.data_wait == history.timings["data_wait"][-1]
+
+
+def test_what_the_data_report_stands_in_the_logs_of_the_epoch() -> None:
+    class Reporting(resfit.data.ArrayBatches):
+        @property
+        def report(self) -> dict[str, float]:
+            return {"bad_records": 3.0}
+
+        @report.setter
+        def report(self, _: Any) -> None: ...
+
+    history = compiled().fit(Reporting(images(), labels(), batch_size=8), verbose=0)
+    assert history.history["bad_records"] == [3.0]
 
 
 def test_batches_of_resfit_itself_are_data() -> None:

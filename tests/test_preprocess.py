@@ -1,5 +1,6 @@
 """Preprocessing: uint8 images are scaled, floats are left alone, and the rest says why not."""
 
+import contextlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import resfit
 from resfit import preprocess
 from resfit.errors import CompileError, DataError
 from resfit.preprocess import Auto, Normalize
@@ -27,6 +29,37 @@ def test_eight_bit_images_are_scaled_and_floats_left_alone() -> None:
 def test_other_integer_images_are_refused_with_a_remedy(dtype: Any) -> None:
     with pytest.raises(DataError, match=r"integers other than uint8.*astype\('uint8'\)"):
         Auto()(jnp.asarray(BYTES.astype(dtype)))
+
+
+@pytest.mark.parametrize(
+    ("trained", "fed", "words"),
+    [
+        (images(), BYTES, "Got uint8 images.*trained on floats of another range"),
+        (BYTES, BYTES.astype(np.float32), r"values from \d.* to 25\d.*trained on uint8 images"),
+        (BYTES, images(), "trained on uint8 images"),
+        (BYTES, BYTES / np.float32(255), None),
+        (BYTES / np.float32(255), BYTES, None),
+        (images(), images() * 100, None),
+    ],
+)
+def test_inputs_of_another_scale_than_those_trained_on_are_refused(
+    trained: Any, fed: Any, words: str | None, tmp_path: Any
+) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, trained, labels())
+    model.save(tmp_path / "model.safetensors")
+    loaded = resfit.load(tmp_path / "model.safetensors", module=PlainNet(rngs=nnx.Rngs(0)))
+    uses = [
+        lambda: model.predict(fed, verbose=0),
+        lambda: model.evaluate(fed, labels(), verbose=0),
+        lambda: fit(model, fed, labels()),
+        lambda: loaded.predict(fed, verbose=0),
+    ]
+    for use in uses:
+        with contextlib.nullcontext() if words is None else pytest.raises(DataError, match=words):
+            use()
+    model.compile("sgd", learning_rate=0.1)  # somebody who starts again says so
+    fit(model, fed, labels())
 
 
 def test_normalize_works_per_channel_in_units_of_zero_to_one() -> None:

@@ -115,7 +115,8 @@ def test_evaluation_after_it_is_what_training_mode_gives_on_all_data_at_once() -
     [
         (PlainNet, images(), ModuleError, "PlainNet holds no BatchNorm"),
         (TinyNet, images()[:0], DataError, "no examples"),
-        (TinyNet, np.full_like(images(), np.nan), DataError, "'norm' over this data set are not finite"),
+        (TinyNet, np.full_like(images(), np.nan), DataError, r"x\[0\] holds NaN"),
+        (TinyNet, np.full_like(images(), 1e38), DataError, "'norm' over this data set are not finite"),
     ],
 )
 def test_what_cannot_be_recalibrated_is_refused_and_left_alone(

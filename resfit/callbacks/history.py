@@ -17,8 +17,9 @@ class History(Callback):
       epoch: the epochs' numbers.
       validations: name -> one value per validation, with "step", the number of steps trained before it; validations
         may come more than once an epoch (validation_every).
-      timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch, and
-        "first_step_seconds", from the start of `fit` until the first step was compiled and handed to the device.
+      timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch; "data_wait", the
+        share of each epoch's training in which the device waited for data; and "first_step_seconds", from the start of
+        `fit` until the first step was compiled and handed to the device.
       params: of the run.
 
     Example:
@@ -34,7 +35,7 @@ class History(Callback):
         self.epoch: list[int] = []
         self.validations: dict[str, list[Any]] = {}
         self._steps = 0
-        self.timings: dict[str, Any] = {"epoch_seconds": []}
+        self.timings: dict[str, Any] = {"epoch_seconds": [], "data_wait": []}
         self._start = self._epoch_start = time.perf_counter()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -42,7 +43,7 @@ class History(Callback):
         self.epoch.clear()
         self.validations.clear()
         self._steps = 0
-        self.timings = {"epoch_seconds": []}
+        self.timings = {"epoch_seconds": [], "data_wait": []}
         self._start = self._epoch_start = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -65,6 +66,7 @@ class History(Callback):
         self.history = {name: self.history[name] for name in sorted(self.history, key=_order)}
         self.epoch.append(epoch)
         self.timings["epoch_seconds"].append(time.perf_counter() - self._epoch_start)
+        self.timings["data_wait"].append(self.model.data_wait if hasattr(self, "model") else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -73,6 +75,7 @@ class History(Callback):
             "validations": {name: list(values) for name, values in self.validations.items()},
             "steps": self._steps,
             "epoch_seconds": list(self.timings["epoch_seconds"]),
+            "data_wait": list(self.timings["data_wait"]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -81,6 +84,7 @@ class History(Callback):
         self.validations = {name: list(values) for name, values in state["validations"].items()}
         self._steps = state["steps"]
         self.timings["epoch_seconds"] = list(state["epoch_seconds"])
+        self.timings["data_wait"] = list(state["data_wait"])
 
     def plot(self) -> "matplotlib.figure.Figure":
         """The curves of every value, training and validation in one panel. Needs `resfit[plot]`."""

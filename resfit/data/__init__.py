@@ -1,9 +1,33 @@
 """Every input becomes the same `Batches`: a length, an order that is a function of (seed, epoch), and a stream."""
 
-from resfit.data.arrays import ArrayBatches
-from resfit.data.batches import Batch, Batches
+from resfit.data.ahead import prefetch
+from resfit.data.arrays import ArrayBatches, ArraySource
+from resfit.data.batches import Batch, Batches, EpochSource, Geometry, Source, Stream
+from resfit.data.choose import as_batches
 from resfit.data.epochs import Epochs
+from resfit.data.folder import ImageFolder, folder
+from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
 from resfit.data.load import load
+from resfit.data.stream import Shards, ShardStream
 
-__all__ = ["ArrayBatches", "Batch", "Batches", "Epochs", "IterableBatches", "load"]
+__all__ = [
+    "ArrayBatches",
+    "ArraySource",
+    "Batch",
+    "Batches",
+    "EpochSource",
+    "Epochs",
+    "Geometry",
+    "ImageFolder",
+    "IndexedBatches",
+    "IterableBatches",
+    "ShardStream",
+    "Shards",
+    "Source",
+    "Stream",
+    "as_batches",
+    "folder",
+    "load",
+    "prefetch",
+]

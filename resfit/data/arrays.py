@@ -1,33 +1,61 @@
-"""Arrays in memory as batches: shuffled by (seed, epoch), the short last one kept and, for evaluation, padded."""
+"""Arrays in memory as a source of examples, and what is checked and derived from them."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from resfit.data.batches import Batch
+from resfit.data.batches import Geometry
+from resfit.data.indexed import IndexedBatches
 from resfit.errors import DataError
 
-_log = logging.getLogger("resfit")
+_LOOKED_AT_AT_ONCE = 1 << 30  # bytes
 
 
-class ArrayBatches:
-    """Batches of NumPy or JAX arrays, or of dicts and tuples of them.
+class ArraySource:
+    """Arrays in memory or mapped from a file, or dicts and tuples of them, as a `Source`.
 
     Args:
       x: inputs: an array (examples, ...) or a pytree of such.
       y: labels likewise, or None.
       weight: (examples,) or None.
-      batch_size: examples in a batch.
-      seed: with the epoch it decides the order; None keeps the order of the arrays.
-      pad: pad every batch to one shape and mask what was added, so that one executable serves all of them.
-      min_batch: a last batch of fewer examples is dropped, with a warning (BatchNorm has no use for one example).
-      drop_remainder: drop a short last batch of any size.
 
     Raises:
-      DataError: if there are no examples, or arrays differ in length.
+      DataError: if there are no examples, arrays differ in length, or inputs are not finite.
+    """
+
+    threads = 0
+
+    def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
+        self._x, self._y, self._weight = as_arrays(x, y, weight)
+        # A file larger than memory is not read twice: what is mapped from it is looked at batch by batch.
+        self._looked_at = sum(leaf.nbytes for leaf in jax.tree.leaves(self._x)) <= _LOOKED_AT_AT_ONCE
+        if self._looked_at:
+            check_finite(self._x)
+
+    @property
+    def labels(self) -> Any:
+        return self._y
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self._x)[0])
+
+    def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.map(
+            lambda array: array[rows], (self._x, self._y, self._weight)
+        )
+        if not self._looked_at:
+            check_finite(taken[0])
+        return taken
+
+
+class ArrayBatches(IndexedBatches):
+    """Batches of arrays in memory: `IndexedBatches` of an `ArraySource`.
+
+    Args:
+      x: as for `ArraySource`; y and weight likewise.
+      geometry: the fields of `Geometry`.
 
     Example:
       >>> batches = ArrayBatches(np.arange(5.0), np.arange(5), batch_size=2, seed=0)
@@ -35,67 +63,29 @@ class ArrayBatches:
       (3, [2, 2, 1])
     """
 
-    def __init__(
-        self,
-        x: Any,
-        y: Any = None,
-        weight: Any = None,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        pad: bool = False,
-        min_batch: int = 1,
-        drop_remainder: bool = False,
-    ) -> None:
-        self._x, self._y, self._weight = as_arrays(x, y, weight)
-        self._n = len(jax.tree.leaves(self._x)[0])
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise DataError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
-        # A data set smaller than a batch is padded no further than to the next power of two: a handful of executables.
-        self._batch = (
-            int(batch_size) if self._n >= batch_size else min(int(batch_size), 1 << (self._n - 1).bit_length())
-        )
-        self._seed = seed
-        self._pad = pad
-        full, rest = divmod(self._n, self._batch)
-        if drop_remainder and self._n < batch_size:
+    def __init__(self, x: Any, y: Any = None, weight: Any = None, **geometry: Any) -> None:
+        super().__init__(ArraySource(x, y, weight), Geometry(**geometry))
+
+
+def check_finite(x: Any) -> None:
+    """Looks for NaN and infinite values in floating-point inputs.
+
+    Raises:
+      DataError: naming the first example that has one.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]:
+        if not np.issubdtype(leaf.dtype, np.floating):
+            continue
+        step = max(1, (1 << 22) // max(1, leaf[0].size))  # a few megabytes at a time
+        for first in range(0, len(leaf), step):
+            part = leaf[first : first + step]
+            if np.isfinite(part).all():
+                continue
+            bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
             raise DataError(
-                f"drop_remainder=True with {self._n} examples and batch_size={batch_size} leaves nothing to train on."
+                f"x{jax.tree_util.keystr(path)}[{first + bad[0]}] holds NaN or infinite values, as do {len(bad)} of "
+                f"the {len(part)} examples looked at. Expected finite images: leave these out, or np.nan_to_num them."
             )
-        dropped = rest if full and rest and (drop_remainder or rest < min_batch) else 0
-        if dropped and not drop_remainder:
-            _log.warning(
-                "The last batch of every epoch has %d example(s), too few for BatchNorm, and is left out. "
-                "Another batch_size avoids that: %d examples, batch_size=%d.", rest, self._n, batch_size,
-            )  # fmt: skip
-        self.examples = self._n - dropped
-        self.steps = -(-self.examples // self._batch)
-
-    @property
-    def labels(self) -> Any:
-        return self._y
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        order = None if self._seed is None else np.random.default_rng((self._seed, epoch)).permutation(self._n)
-        for start in range(0, self.examples, self._batch):
-            stop = min(start + self._batch, self.examples)
-            yield self._rows(slice(start, stop) if order is None else order[start:stop], stop - start)
-
-    def _rows(self, rows: slice | np.ndarray, size: int) -> Batch:
-        def take(array: np.ndarray) -> np.ndarray:
-            return array[rows]
-
-        x, y = jax.tree.map(take, (self._x, self._y))
-        weight = None if self._weight is None else self._weight[rows]
-        if not self._pad:
-            return Batch(x, y, weight, None, size)
-        missing = self._batch - size
-        if missing:
-            # Copies of the last row, not zeros: whatever the network does to real rows, it survives these.
-            x, y, weight = jax.tree.map(
-                lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]), (x, y, weight)
-            )
-        return Batch(x, y, weight, np.arange(self._batch) < size, size)
 
 
 def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.ndarray | None]:
@@ -127,7 +117,7 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
     def convert_tree(name: str, tree: Any) -> Any:
         if tree is None:
             return None
-        if isinstance(tree, list) and not any(hasattr(leaf, "__array__") for leaf in tree):
+        if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
             return convert(name, tree)  # a plain list of numbers is an array, as everywhere in NumPy
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         return jax.tree.unflatten(structure, [convert(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths])

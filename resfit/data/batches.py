@@ -1,6 +1,6 @@
 """The one form in which data reaches the trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,26 @@ class Batch(NamedTuple):
     size: int
 
 
+class Geometry(NamedTuple):
+    """How a data set is to be cut into batches.
+
+    Attributes:
+      batch_size: examples in a batch.
+      seed: with the epoch it decides the order; None keeps the order of the data.
+      pad: pad every batch to one shape and mask what was added, so that one executable serves all of them.
+      min_batch: a last batch of fewer examples is dropped, with a warning (BatchNorm has no use for one example).
+      drop_remainder: drop a short last batch of any size.
+      shard: (index, count): the part of every batch that this process reads, of so many processes.
+    """
+
+    batch_size: int
+    seed: int | None = None
+    pad: bool = False
+    min_batch: int = 1
+    drop_remainder: bool = False
+    shard: tuple[int, int] = (0, 1)
+
+
 @runtime_checkable
 class Batches(Protocol):
     """A data set in batches. An epoch's order is a pure function of (seed, epoch); a position is (epoch, batch)."""
@@ -40,5 +60,43 @@ class Batches(Protocol):
     def labels(self) -> Any:
         """All labels as one array or pytree, for checks before training; None where they only come with the batches."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch, from the first."""
+    @property
+    def report(self) -> Mapping[str, float]:
+        """What the logs of an epoch should say about its data, such as the bad records left out. Usually nothing."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on."""
+
+
+class Source(Protocol):
+    """Examples that can be had in any order: arrays, the images of a folder, a random-access data set on disk."""
+
+    @property
+    def labels(self) -> Any:
+        """All labels, (examples,), where they cost nothing to know; else None."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads may read batches ahead at once; 0 where reading is no more than copying."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
+        """(x, y, weight) of these examples, in this order, stacked; several threads may call it at once."""
+
+
+@runtime_checkable
+class EpochSource(Protocol):
+    """A `Source` that draws something anew in every epoch, such as random crops, before its examples are batches."""
+
+    def for_epoch(self, seed: int | None, epoch: int) -> Source:
+        """The examples of this epoch, a pure function of (seed, epoch, row); a seed of None says to draw nothing."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Examples that come in an order of their own, such as the rows of many files."""
+
+    def batches(self, geometry: Geometry) -> Batches:
+        """The examples, cut."""

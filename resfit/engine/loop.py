@@ -14,12 +14,15 @@ from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.engine.dispatch import Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
+from resfit.engine.non_finite import first_non_finite
 from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
+from resfit.engine.waiting import Waiting
 from resfit.errors import DataError, ModuleError, StepFailed
 
 LabelCheck = Callable[[Any], None]
+InputCheck = Callable[[Any, bool], None]
 
 
 class Validation(NamedTuple):
@@ -53,6 +56,12 @@ class Loop:
       seed: of everything random inside the steps.
       check: raises if labels do not fit the network. Called once their step is traced, before it runs: with all labels
         where the data set has them at hand, else with each batch's.
+      check_inputs: (x, whether to train on it): raises if inputs are of another kind than those trained on.
+
+    Attributes:
+      keep_last_step: whether to keep a copy of the state before each training step, and its batch. It costs the memory
+        and the time of a copy.
+      data_wait: share of the last epoch's training in which the device waited for data, from 0 to 1.
     """
 
     def __init__(
@@ -63,8 +72,13 @@ class Loop:
         placement: Placement,
         seed: int,
         check: LabelCheck,
+        check_inputs: InputCheck,
     ) -> None:
         self.state = state
+        self.keep_last_step = False
+        self.data_wait = 0.0
+        self._kept: tuple[Leaves, DeviceBatch] | None = None
+        self._check_inputs = check_inputs
         self._placement = placement
         self._check = check
         self._key = jax.device_put(jax.random.key(seed), placement.state)
@@ -82,6 +96,7 @@ class Loop:
         def evaluate(*arguments: Any) -> Any:
             return evaluate_step(layout, recipe, *arguments)
 
+        self._recipe = recipe
         self._train = Step(train, placement, donate=True)
         self._train_kept = Step(train, placement)  # for train_on_batch, whose result the user's module shares
         self._evaluate = Step(evaluate, placement)
@@ -125,7 +140,7 @@ class Loop:
                             validated = self._validate(validation, callbacks, interrupt)
                         if stopped():
                             break
-                    logs = dict(_some(last, f"Epoch {epoch}"))
+                    logs = {**_some(last, f"Epoch {epoch}"), **data.batches.report}
                     if validation is not None and not validation.every and validation.due(epoch):
                         validated = self._validate(validation, callbacks, interrupt)
                     logs |= validated
@@ -152,13 +167,19 @@ class Loop:
         """One epoch: the logs of each batch, once its step is on the device and its hooks have fired."""
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
-        for i, batch in enumerate(data.next()):
+        waiting = Waiting()
+        for i, batch in enumerate(waiting.over(data.next())):
             callbacks.fire("on_train_batch_begin", i, {})
             self.state.own()
+            self._check_inputs(batch.x, True)
             on_device = self._on_device(batch)
             step = self._train.prepare((self.state.leaves, sums, self._key, on_device), _announce(callbacks, "train"))
             check(batch.y)
+            if self.keep_last_step:
+                self._kept = self.state.copy(), on_device
             self.state.leaves, sums, loss = step(self.state.leaves, sums, self._key, on_device)
+            waiting.step(loss)
+            self.data_wait = waiting.share
             self.state.epoch = data.passes
             logs = LazyLogs(sums, compute, self._names, loss, batch.size)
             callbacks.fire("on_train_batch_end", i, logs)
@@ -173,9 +194,21 @@ class Loop:
         results = self.evaluate(validation.data, validation.steps, callbacks, stopped, validation.weights())
         return {f"val_{name}": value for name, value in results.items()}
 
+    def first_non_finite(self) -> str | None:
+        """Where the last training step first made NaN or an infinite value, in words; None if it did not.
+
+        Raises:
+          ModuleError: if the step was not kept.
+        """
+        if self._kept is None:
+            raise ModuleError("No step was kept. Set model.keep_last_step = True before the training step in question.")
+        leaves, batch = self._kept
+        return first_non_finite(self.state.layout, self._recipe, leaves, self._key, batch)
+
     def train_batch(self, batch: Batch) -> dict[str, float]:
         """One training step on its own; the user's module holds the result."""
         self.state.take_from_module()
+        self._check_inputs(batch.x, True)
         arguments = (self.state.leaves, self._empty, self._key, self._on_device(batch))
         step = self._train_kept.prepare(arguments, _quiet)
         self._check(batch.y)
@@ -222,6 +255,7 @@ class Loop:
     def _evaluate_batch(
         self, leaves: Leaves, batch: Batch, sums: Any, check: LabelCheck, announce: Callable[[bool], None]
     ) -> Any:
+        self._check_inputs(batch.x, False)
         arguments = (leaves, sums, self._key, self._on_device(batch))
         step = self._evaluate.prepare(arguments, announce)
         check(batch.y)
@@ -286,6 +320,7 @@ class Loop:
         return jax.tree.map(np.asarray, read(self._predict_batch(self.state.visible(), x, "logits", _quiet)))
 
     def _predict_batch(self, leaves: Leaves, x: Any, kind: str, announce: Callable[[bool], None]) -> Any:
+        self._check_inputs(x, False)
         arguments = (leaves, self._key, self._placement.place(x))
         return self._predict[kind].prepare(arguments, announce)(*arguments)
 

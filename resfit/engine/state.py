@@ -187,8 +187,12 @@ class RunState:
         """Makes every leaf the trainer's alone, so that a step may donate it."""
         if self._shared is not None:
             self.take_from_module()
-            self.leaves = tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
+            self.leaves = self.copy()
             self._held, self._shared = self._shared, None
+
+    def copy(self) -> Leaves:
+        """Every leaf, in memory of its own."""
+        return tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
 
     def visible(self, weights: str = "raw") -> Leaves:
         """What the user sees of the state: params and carried arrays, current; "ema": their averages."""

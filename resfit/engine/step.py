@@ -58,8 +58,27 @@ class Recipe(NamedTuple):
     ema: float | None
 
 
-# The parts of a step's key. Disjoint, so that augmentation and dropout never share a mask.
-_MODULE, _LOSS, _AUGMENT = 0, 1, 2
+class Keys(NamedTuple):
+    """The parts of a step's key. Disjoint, so that augmentation and dropout never share a mask."""
+
+    module: jax.Array
+    loss: jax.Array
+    augment: jax.Array
+
+
+def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
+    """The keys of one step of a run; without a step, those of evaluation and prediction."""
+    if step is not None:
+        key = jax.random.fold_in(key, step)
+    return Keys(*(jax.random.fold_in(key, part) for part in range(3)))
+
+
+def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
+    """(x, y) of a training batch, augmented and preprocessed."""
+    x, y = batch.x, batch.y
+    for i, augment in enumerate(recipe.augment):
+        x, y = augment(jax.random.fold_in(key.augment, i), x, y)
+    return x if recipe.preprocess is None else recipe.preprocess(x), y
 
 
 def train_step(
@@ -79,16 +98,12 @@ def train_step(
       (new state, new metric sums, the batch's loss as () float32).
     """
     params, carried, averages, optimizer_state, span, step = layout.split(leaves)
-    key = jax.random.fold_in(key, step)
-    x, y = batch.x, batch.y
-    for i, augment in enumerate(recipe.augment):
-        x, y = augment(jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), i), x, y)
-    if recipe.preprocess is not None:
-        x = recipe.preprocess(x)
+    key_of = keys(key, step)
+    x, y = prepared(recipe, key_of, batch)
 
     def loss_of(params: Leaves) -> tuple[jax.Array, Any]:
-        module = modes.assemble(layout.plan, params, carried, jax.random.fold_in(key, _MODULE), train=True)
-        losses, outputs = recipe.compute_loss(module, x, y, key=jax.random.fold_in(key, _LOSS), train=True)
+        module = modes.assemble(layout.plan, params, carried, key_of.module, train=True)
+        losses, outputs = recipe.compute_loss(module, x, y, key=key_of.loss, train=True)
         losses = _per_example(losses, x)
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
@@ -139,7 +154,7 @@ def evaluate_step(
     """
     module = _evaluation_module(layout, leaves, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    losses, outputs = recipe.compute_loss(module, x, batch.y, key=jax.random.fold_in(key, _LOSS), train=False)
+    losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     losses = _per_example(losses, x)
     mask = _mask(batch, losses)
     weighted = losses if batch.weight is None else losses * batch.weight
@@ -162,7 +177,7 @@ def predict_step(
 
 def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
     params, carried = leaves[: layout.n_params], leaves[layout.n_params :]
-    return modes.assemble(layout.plan, params, carried, jax.random.fold_in(key, _MODULE), train=False)
+    return modes.assemble(layout.plan, params, carried, keys(key).module, train=False)
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:

@@ -57,7 +57,8 @@ def run(callback: Callback, model: Watched, first: int, last: int) -> None:
 def result(callback: Callback, model: Watched) -> dict[str, Any]:
     callback.on_train_end({})
     state = callback.state_dict()
-    state.pop("epoch_seconds", None)  # wall-clock time is no result
+    for name in ("epoch_seconds", "data_wait"):  # wall-clock time is no result
+        state.pop(name, None)
     return {"weights": model.weights, "files": model.files, "stopped": model.stop_training, "state": state}
 
 

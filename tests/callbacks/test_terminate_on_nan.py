@@ -112,6 +112,78 @@ def test_a_diverging_fit_stops_in_its_epoch_whose_validation_and_last_row_still_
     assert "val_loss" in row
 
 
+class Exploding(nnx.Module):
+    """Two dense layers; the first overflows once a parameter was made huge."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.first = nnx.Linear(64, 8, rngs=rngs)
+        self.second = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(self.first(x.reshape(x.shape[0], -1)))
+
+
+def _set(model: resfit.Model, layer: str, value: float) -> None:
+    part = getattr(model.module, layer)
+    part.kernel[...] = part.kernel[...] * 0 + value
+
+
+class Spoil(resfit.callbacks.Callback):
+    """Does something to the model before the second batch."""
+
+    def __init__(self, action: Any) -> None:
+        self._action = action
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            self._action(self.model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "action", "place"),
+    [
+        ({}, lambda model: _set(model, "first", float("nan")), "the parameter 'first.kernel', before the step"),
+        ({}, lambda model: _set(model, "first", 3e38), "the output of the layer 'first'"),
+        ({}, lambda model: _set(model, "second", 3e38), "the output of the layer 'second'"),
+        ({"preprocess": lambda x: x / 0}, None, "the batch's inputs after augment and preprocess"),
+        ({"loss": lambda logits, y: logits[:, 0] * np.nan}, None, "the loss"),
+    ],
+)
+def test_locate_names_the_first_thing_that_is_not_finite(arguments: Any, action: Any, place: str) -> None:
+    model = compiled(Exploding(rngs=nnx.Rngs(0)), **{"loss": "categorical_crossentropy", **arguments})
+    if "loss" not in arguments:
+        model.compile("sgd", learning_rate=0.1, dispatch="jit", **arguments)
+    callback = TerminateOnNaN(locate=True)
+    callbacks = [callback] if action is None else [Spoil(action), callback]
+    fit(model, images(40), labels(40), callbacks=callbacks)
+    assert callback.bad_batch == (0, 0 if action is None else 1)
+    assert callback.bad_place == place
+    assert not model.keep_last_step
+
+
+def test_locate_finds_the_layer_of_a_residual_network_and_stops_at_once() -> None:
+    model = compiled(Poisoned(rngs=nnx.Rngs(0)))
+    callback, recorder = TerminateOnNaN(locate=True), Recorder()
+    fit(model, poisoned_images(), labels(40), shuffle=False, callbacks=[callback, recorder])
+    assert callback.bad_batch == (0, 2)
+    assert callback.bad_place == "the network's output"
+    assert [entry[1] for entry in recorder.trace if entry[0] == "on_train_batch_end"] == [0, 1, 2]
+
+
+def test_a_step_that_was_not_kept_cannot_be_looked_at() -> None:
+    model = compiled()
+    fit(model)
+    with pytest.raises(resfit.errors.ModuleError, match="keep_last_step = True"):
+        model.first_non_finite()
+
+
+def test_a_step_in_which_all_is_finite_has_no_such_place() -> None:
+    model = compiled()
+    model.keep_last_step = True
+    fit(model)
+    assert model.first_non_finite() is None
+
+
 def test_raise_error_raises_and_tells_the_other_callbacks() -> None:
     recorder = Recorder()
     model = compiled(Poisoned(rngs=nnx.Rngs(0)))

@@ -118,3 +118,120 @@ def test_no_steps_are_refused() -> None:
 def test_a_batch_that_is_a_list_is_refused_since_it_does_not_say_what_is_what() -> None:
     with pytest.raises(DataError, match="tuple"):
         next(IterableBatches([[np.zeros((2, 4)), np.zeros(2)]]).epoch(0))
+
+
+def test_a_loader_that_yields_fewer_or_more_batches_than_it_promises_is_found_out() -> None:
+    class Loader:
+        def __init__(self, length: int) -> None:
+            self._length = length
+
+        def __len__(self) -> int:
+            return self._length
+
+        def __iter__(self) -> Iterator[Any]:
+            return source()
+
+    assert first(IterableBatches(Loader(3)).epoch(0)) == [0, 1, 2]
+    with pytest.raises(DataError, match="promised 4 batches and ended after 3"):
+        list(IterableBatches(Loader(4)).epoch(0))
+    with pytest.raises(DataError, match="promised 2 batches, and goes on"):
+        list(IterableBatches(Loader(2)).epoch(0))
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("make", [lambda: list(source()), lambda: source, lambda: source()])
+def test_a_pass_can_begin_at_any_batch(make: Any, start: int) -> None:
+    assert first(IterableBatches(make()).epoch(0, start)) == [0, 1, 2][start:]
+
+
+def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
+    class Stateful:
+        position = 0
+        read: list[int] = []  # noqa: RUF012
+
+        def __iter__(self) -> Iterator[Any]:
+            for i in range(self.position, 4):
+                self.position = i + 1
+                self.read.append(i)
+                yield np.full((2, 1), i), np.array([i, i])
+            self.position = 0
+
+        def state_dict(self) -> dict[str, int]:
+            return {"position": self.position}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.position = state["position"]
+
+    begun = IterableBatches(Stateful())
+    stream = begun.epoch(0)
+    next(stream), next(stream)
+    state = begun.state_dict()
+    Stateful.read.clear()
+    resumed = IterableBatches(Stateful())
+    resumed.load_state_dict(state)
+    assert first(resumed.epoch(0, start=2)) == [2, 3]
+    assert Stateful.read == [2, 3]  # nothing was skipped by reading it
+    assert first(resumed.epoch(1)) == [0, 1, 2, 3]
+    plain = IterableBatches(list(source()))
+    plain.load_state_dict(plain.state_dict())
+    assert first(plain.epoch(0, start=2)) == [2]
+
+
+def test_a_loader_is_told_the_epoch_if_it_asks() -> None:
+    class Told:
+        epochs: list[int] = []  # noqa: RUF012
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+        def __iter__(self) -> Iterator[Any]:
+            return source()
+
+    batches = IterableBatches(Told())
+    list(batches.epoch(0)), list(batches.epoch(1))
+    assert Told.epochs == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("item", "x", "y"),
+    [
+        ({"image": np.zeros((2, 1)), "label": np.ones(2)}, "array", True),
+        ({"labels": np.ones(2), "pixels": np.zeros((2, 1))}, "array", True),
+        ({"a": np.zeros((2, 1)), "b": np.zeros((2, 1)), "label": np.ones(2)}, "dict", False),
+        ({"label": np.ones(2)}, "dict", False),
+    ],
+)
+def test_a_dict_of_an_image_and_a_label_is_both(item: Any, x: str, y: bool) -> None:
+    (batch,) = IterableBatches([item]).epoch(0)
+    assert isinstance(batch.x, dict) == (x == "dict")
+    assert (batch.y is not None) == y
+
+
+def test_a_list_of_torch_tensors_is_a_batch() -> None:
+    """As torch's DataLoader makes them; torch itself is not needed for that."""
+    tensor = type("Tensor", (), {"__module__": "torch", "__init__": lambda self, a: setattr(self, "a", a),
+                                 "__array__": lambda self, dtype=None, copy=None: self.a})  # fmt: skip
+    (batch,) = IterableBatches([[tensor(np.zeros((2, 1))), tensor(np.array([0, 1]))]]).epoch(0)  # type: ignore[call-arg]
+    assert batch.y.tolist() == [0, 1]
+
+
+def test_a_loader_whose_length_nobody_knows_has_none() -> None:
+    class Endless:
+        def __len__(self) -> int:
+            raise TypeError("no length")
+
+        def __iter__(self) -> Iterator[Any]:
+            return source()
+
+    assert IterableBatches(Endless()).steps is None
+
+
+def test_a_stream_that_dies_in_the_middle_raises_its_own_error() -> None:
+    def dying() -> Iterator[Any]:
+        yield np.zeros((2, 1)), np.zeros(2)
+        raise ConnectionError("the server has gone away")
+
+    batches = IterableBatches(dying).epoch(0)
+    next(batches)
+    with pytest.raises(ConnectionError):
+        next(batches)

@@ -1,0 +1,59 @@
+"""A whole data set on the device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resfit.data.batches import EpochSource, Source
+from resfit.errors import DataError
+
+# Of the free memory: the rest is for the network, its gradients and activations.
+_SHARE = 0.5
+
+
+class DeviceSource:
+    """Reads a `Source` once, puts it on the first device, and gathers every batch there.
+
+    In the same order, hence with the same results, as from the host.
+
+    Args:
+      source: the examples.
+
+    Raises:
+      DataError: if they take more than half of the device's free memory, where the device can tell.
+    """
+
+    threads = 0
+
+    def __init__(self, source: Source) -> None:
+        if isinstance(source, EpochSource):
+            raise DataError(
+                f"cache='device' keeps one version of every example, and a {type(source).__name__} makes new ones in "
+                "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
+            )
+        self.labels = source.labels
+        self._length = len(source)
+        device = jax.local_devices()[0]
+        first = source.take(slice(0, 1))
+        needed = self._length * sum(leaf.nbytes for leaf in jax.tree.leaves(first))
+        limits = device.memory_stats() or {}
+        free = limits.get("bytes_limit", np.inf) - limits.get("bytes_in_use", 0)
+        if needed > _SHARE * free:
+            raise DataError(
+                f"cache='device' needs {needed / 1e9:.1f} GB for {self._length} examples, and {device} has "
+                f"{free / 1e9:.1f} GB free. Expected at most half of that: leave cache out, and batches are sent "
+                "one by one."
+            )
+        self._arrays = jax.device_put(source.take(slice(0, self._length)), device)
+        self._gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda a: jnp.take(a, rows, axis=0), arrays))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+        if isinstance(rows, slice):
+            rows = np.arange(self._length)[rows]
+        taken: tuple[Any, Any, Any] = self._gather(self._arrays, rows.astype(np.int32))
+        return taken

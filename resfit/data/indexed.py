@@ -1,0 +1,92 @@
+"""Batches of examples that can be had in any order."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.data.ahead import in_order
+from resfit.data.batches import Batch, EpochSource, Geometry, Source
+from resfit.errors import DataError
+
+_log = logging.getLogger("resfit")
+
+
+class IndexedBatches:
+    """Batches of a `Source`: shuffled by (seed, epoch), the short last one kept and, for evaluation, padded.
+
+    Any position costs the same: an epoch can begin at any batch.
+
+    Args:
+      source: the examples.
+      geometry: how to cut them.
+
+    Raises:
+      DataError: if there are no examples, or none would be left.
+
+    Example:
+      >>> from resfit.data.arrays import ArraySource
+      >>> batches = IndexedBatches(ArraySource(np.arange(5.0), np.arange(5)), Geometry(batch_size=2, seed=0))
+      >>> batches.steps, [batch.size for batch in batches.epoch(0)], [batch.size for batch in batches.epoch(0, start=1)]
+      (3, [2, 2, 1], [2, 1])
+    """
+
+    def __init__(self, source: Source, geometry: Geometry) -> None:
+        n, size = len(source), geometry.batch_size
+        if not n:
+            raise DataError(f"The {type(source).__name__} holds no examples. Expected at least one.")
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise DataError(f"Expected batch_size to be a positive integer, got {size!r}.")
+        self._source = source
+        self._geometry = geometry
+        self._n = n
+        # A data set smaller than a batch is padded no further than to the next power of two: a handful of executables.
+        self._batch = int(size) if n >= size else min(int(size), 1 << (n - 1).bit_length())
+        full, rest = divmod(n, self._batch)
+        if geometry.drop_remainder and n < size:
+            raise DataError(f"drop_remainder=True with {n} examples and batch_size={size} leaves nothing to train on.")
+        dropped = rest if full and rest and (geometry.drop_remainder or rest < geometry.min_batch) else 0
+        if dropped and not geometry.drop_remainder:
+            _log.warning(
+                "The last batch of every epoch has %d example(s), too few for BatchNorm, and is left out. "
+                "Another batch_size avoids that: %d examples, batch_size=%d.", rest, n, size,
+            )  # fmt: skip
+        self.examples = n - dropped
+        self.steps = -(-self.examples // self._batch)
+        self.report: Mapping[str, float] = {}
+
+    @property
+    def labels(self) -> Any:
+        return self._source.labels
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        seed = self._geometry.seed
+        order = None if seed is None else np.random.default_rng((seed, epoch)).permutation(self._n)
+        source = self._source
+        if isinstance(source, EpochSource):
+            source = source.for_epoch(seed, epoch)
+        firsts = range(start * self._batch, self.examples, self._batch)
+        return in_order(lambda first: self._rows(source, order, first), firsts, source.threads)
+
+    def _rows(self, source: Source, order: np.ndarray | None, first: int) -> Batch:
+        size = min(self._batch, self.examples - first)
+        whole = self._batch if self._geometry.pad else size
+        index, count = self._geometry.shard
+        low, high = index * whole // count, (index + 1) * whole // count
+        if order is None and size == whole:
+            rows: slice | np.ndarray = slice(first + low, first + high)
+        else:
+            # Padding repeats the last example: whatever the network does to real rows, it survives these.
+            places = first + np.minimum(np.arange(low, high), size - 1)
+            rows = places if order is None else order[places]
+        x, y, weight = source.take(rows)
+        if any(len(leaf) != high - low for leaf in jax.tree.leaves((x, y, weight))):
+            lengths = [len(leaf) for leaf in jax.tree.leaves((x, y, weight))]
+            raise DataError(
+                f"The {type(self._source).__name__} was asked for {high - low} examples and gave arrays of lengths "
+                f"{lengths}. Expected every one of them, so that none is lost."
+            )
+        mask = np.arange(low, high) < size if self._geometry.pad else None
+        return Batch(x, y, weight, mask, size)
