@@ -71,6 +71,10 @@ class DataError(ResfitError, ValueError):
     """The input data are empty, of unequal length, or of a kind that resfit cannot read."""
 
 
+class BadRecordError(DataError):
+    """One record of a stream cannot be used: an image that does not decode, or a label that is missing."""
+
+
 class DownloadError(ResfitError, OSError):
     """A data set could not be downloaded, or what came is not the published file."""
 
