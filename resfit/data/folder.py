@@ -1,0 +1,231 @@
+"""A folder of class folders of images: path/class_name/anything.jpg."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resfit.data.cores import cores
+from resfit.data.crops import Crop, center_crop, random_crop, whole
+from resfit.data.decode import MODES, decode
+from resfit.data.packages import load_package
+from resfit.data.records import stack_images
+from resfit.errors import DataError
+
+_log = logging.getLogger("resfit")
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+
+
+def folder(
+    path: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    crop: str | None = None,
+    mode: str = "RGB",
+    classes: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> "ImageFolder":
+    """The images of a folder that holds one folder for each class, as data for `fit`, `evaluate` and `predict`.
+
+    The layout is ImageNet's and torchvision's: path/class_name/anything.jpg, at any depth below the class folder,
+    through links, suffixes in any case. Files and folders whose names begin with a dot are passed over; files with
+    other suffixes are left out, with a warning that counts them. Images are decoded by threads while the step runs.
+
+    The orientation that a camera notes in EXIF data is not applied, as in torchvision, timm and Keras.
+
+    Args:
+      path: the folder.
+      size: pixels of what comes out: n for squares, or (height, width). None keeps every image as it is; they must then
+        be of one size.
+      crop: None resizes the whole image, whatever its aspect ratio. "random", for training, cuts out 8 to 100 % of its
+        area at an aspect ratio from 3/4 to 4/3 and resizes that, anew in every epoch, decided by (seed, epoch, image)
+        alone. "center", for evaluation, is the middle 224 of 256 pixels of the shorter side, or that share at any other
+        size.
+      mode: "RGB", "L" (grey) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel that is not asked for
+        is left out.
+      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. Give
+        `train.classes` to other splits of the data, so that the numbers agree even where a class is missing.
+      threads: that decode; by default one for each core, at most 16.
+
+    Raises:
+      DataError: if there is no such folder, it holds no class folders, a class holds no image, or an option is unknown;
+        when images are read, naming the file, if one is damaged or they differ in size.
+      MissingPackageError: if Pillow is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from PIL import Image
+      >>> path = Path(tempfile.mkdtemp())
+      >>> for name, color in (("cats", "gray"), ("dogs", "brown")):
+      ...     (path / name).mkdir()
+      ...     Image.new("RGB", (40, 30), color).save(path / name / "1.png")
+      >>> images = folder(path, size=16, crop="center")
+      >>> images.classes, images.labels
+      (('cats', 'dogs'), array([0, 1], dtype=int32))
+      >>> images.take(slice(0, 2))[0].shape
+      (2, 16, 16, 3)
+    """
+    image_file = load_package("PIL.ImageFile", "resfit.data.folder", "pip install 'resfit[folder]'")
+    if image_file.LOAD_TRUNCATED_IMAGES:
+        raise DataError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True: files that end too early would be filled up with grey, "
+            "silently. Expected False, Pillow's default."
+        )
+    if mode not in MODES:
+        raise DataError(f"Expected mode to be one of {', '.join(MODES)}, got {mode!r}.")
+    if crop not in (None, "random", "center"):
+        raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
+    if crop is not None and size is None:
+        raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
+    if threads is not None and threads < 0:
+        raise DataError(f"Expected threads to be 0 (none) or more, got {threads}.")
+    names, labels, paths = _listed(Path(path), None if classes is None else tuple(classes))
+    return ImageFolder(
+        paths=paths,
+        labels=labels,
+        classes=names,
+        size=None if size is None else _height_and_width(size),
+        crop=crop,
+        mode=mode,
+        threads=cores() if threads is None else threads,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """The images of a folder, as a `Source`: what `folder` returns.
+
+    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read.
+
+    Attributes:
+      paths: of the images: class by class, sorted.
+      labels: (examples,) int32 class numbers.
+      classes: class names, by number.
+      size: (height, width) of what comes out, or None.
+      crop: None, "random" or "center".
+      mode: "L", "RGB" or "RGBA".
+      threads: that decode.
+      key: (seed, epoch), which decide random crops; None until `for_epoch` sets them.
+    """
+
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    size: tuple[int, int] | None
+    crop: str | None
+    mode: str
+    threads: int
+    key: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        x, y, _ = self.take(np.asarray([range(len(self))[row]]))
+        return x[0], int(y[0])
+
+    def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
+        numbers = np.arange(len(self))[rows].tolist()
+        names = [self.paths[row] for row in numbers]
+        images = [
+            decode(name, self.mode, self.size, self._crop_of(row)) for row, name in zip(numbers, names, strict=True)
+        ]
+        return stack_images(images, names), self.labels[rows], None
+
+    def for_epoch(self, seed: int | None, epoch: int) -> "ImageFolder":
+        """The same images with the crops of one epoch; a seed of None is none."""
+        return self if seed is None else dataclasses.replace(self, key=(seed, epoch))
+
+    def _crop_of(self, row: int) -> Crop:
+        if self.crop is None or self.size is None:
+            return whole
+        if self.crop == "center":
+            return partial(center_crop, size=self.size)
+        if self.key is None:
+            raise DataError(
+                "crop='random' was read without the seed and the epoch that decide the crops. Expected it in fit, with "
+                "shuffle=True and cache=None; use crop='center' for validation, evaluate and predict, and everywhere "
+                "else."
+            )
+        # A stream of its own for every image: threads, batches and the processes of a run may cut the epoch anyhow.
+        return partial(random_crop, draws=np.random.default_rng(np.random.SeedSequence(self.key, spawn_key=(row,))))
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+        raise DataError(f"Expected size to be a number of pixels or (height, width), got {size!r}.")
+    return int(sides[0]), int(sides[1])
+
+
+def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:
+    """Class names, the label of every image, and its path."""
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}. Expected one that holds a folder of images for each class.")
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    found = [entry.name for entry in entries if entry.is_dir()]
+    if not found:
+        raise DataError(
+            f"{root} holds {len(entries)} files and no folders. Expected a folder for each class with its images "
+            f"inside, such as {root / 'cats' / '1.jpg'}."
+        )
+    if classes is None and set(found) <= _SPLITS:
+        raise DataError(
+            f"{root} holds {', '.join(found)}, which are splits of a data set and not classes. Expected the folder of "
+            f"one of them, {root / found[0]}; or classes={found} if that is what they are."
+        )
+    if classes is not None and (len(set(classes)) < len(classes) or not set(found) <= set(classes)):
+        raise DataError(
+            f"classes is {classes}, and {root} holds the folders {', '.join(found)}. Expected every one of them to be "
+            "named once, so that no image is lost."
+        )
+    others = [str(entry) for entry in entries if not entry.is_dir()]
+    names = tuple(found) if classes is None else classes
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        if name not in found:
+            continue
+        images, rest = _images_below(root / name)
+        if not images:
+            raise DataError(
+                f"{root / name} holds no image among its {len(rest)} files. Expected files ending in "
+                f"{', '.join(SUFFIXES)}: fill the folder, or remove it."
+            )
+        paths += images
+        labels += [label] * len(images)
+        others += rest
+    if others:
+        _log.warning(
+            "%d file(s) in %s are left out, such as %s: images end in %s, and are inside the class folders.",
+            len(others), root, others[0], ", ".join(SUFFIXES),
+        )  # fmt: skip
+    return names, np.asarray(labels, np.int32), tuple(paths)
+
+
+def _images_below(top: Path) -> tuple[list[str], list[str]]:
+    """Image files in a folder and the folders below it, sorted; and its other files."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} could not be listed: {error.strerror}. Expected a folder that can be read.")
+
+    images: list[str] = []
+    others: list[str] = []
+    seen: set[str] = set()
+    for directory, below, names in os.walk(top, followlinks=True, onerror=fail):
+        real = os.path.realpath(directory)
+        if real in seen:
+            raise DataError(f"{directory} is a link to {real}, which was read before. Expected every image once.")
+        seen.add(real)
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                (images if name.lower().endswith(SUFFIXES) else others).append(os.path.join(directory, name))
+    return sorted(images), sorted(others)
