@@ -129,6 +129,7 @@ def mean(outputs: jax.Array, y: jax.Array) -> jax.Array:
         (["accuracy", "accuracy"], "Two metrics are named 'accuracy'"),
         ({"loss": "accuracy"}, "cannot be named 'loss'"),
         ([3], "got 3"),
+        ({"all": clu.metrics.CollectingMetric.from_outputs(("loss",))}, "CollectingMetric.*model.predict"),
         ([int], "class 'int'"),
         ([lambda outputs, y: outputs[:, 0]], "cannot be named '<lambda>'.*dict of names"),
         ({"my metric": "accuracy"}, "cannot be named 'my metric'"),
@@ -156,6 +157,19 @@ def test_metrics_that_cannot_work_are_refused(given: Any, message: str) -> None:
 def test_metrics_keep_their_names_and_order(given: Any, names: list[str]) -> None:
     assert list(metrics.by_name(given)) == names
     assert metrics.names(metrics.collection(metrics.by_name(given))) == ["loss", *names]
+
+
+def test_the_metrics_of_clu_give_what_their_formulas_say() -> None:
+    """Std calls jnp.clip with an argument that JAX has dropped, unless it is repaired."""
+    names = {
+        "std": clu.metrics.Std.from_output("loss"),
+        "mean": clu.metrics.Average.from_output("loss"),
+        "last": clu.metrics.LastValue.from_output("loss"),
+    }
+    found, logits = evaluated(names, loss=lambda logits, y: logits[:, 0])
+    np.testing.assert_allclose(found["std"], logits[:, 0].std(), rtol=1e-4)
+    np.testing.assert_allclose(found["mean"], logits[:, 0].mean(), rtol=1e-4)
+    assert np.isfinite(found["last"])
 
 
 def test_accuracy_is_there_by_default_for_classes_alone() -> None:

@@ -27,9 +27,12 @@ class ModelCheckpoint(Callback):
       mode: "min", "max", or "auto" to tell by the name.
       save_freq: "epoch", or a number of steps, counted on from one epoch to the next.
       initial_value_threshold: with save_best_only, what the first value must beat.
+      keep: how many of the files it wrote to keep: the last ones, or with save_best_only the best ones (a value need
+        then only beat the worst of them). None keeps all. Not in Keras.
 
     Raises:
-      CallbackError: for a wrong ending, an unknown save_freq, or a name in the template that the logs do not have.
+      CallbackError: for a wrong ending, an unknown save_freq, a keep that cannot work, or a name in the template that
+        the logs do not have.
 
     Example:
       >>> callback = ModelCheckpoint("best.safetensors", monitor="val_accuracy", save_best_only=True)
@@ -44,6 +47,7 @@ class ModelCheckpoint(Callback):
         mode: str = "auto",
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
+        keep: int | None = None,
     ) -> None:
         self._template = str(filepath)
         if not self._template.endswith(".safetensors"):
@@ -53,6 +57,16 @@ class ModelCheckpoint(Callback):
         self._monitor = Monitor(monitor, mode) if save_best_only else None
         if self._monitor is not None:
             self._monitor.best = initial_value_threshold
+        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
+            raise CallbackError(f"Expected keep to be a positive number of files, or None for all, got {keep!r}.")
+        if keep is not None and not any(name for _, name, _, _ in string.Formatter().parse(self._template)):
+            raise CallbackError(
+                f"keep={keep} needs files of different names, and {self._template!r} is always the same. Expected a "
+                "template such as 'runs/{epoch:03d}.safetensors'."
+            )
+        self._keep = keep
+        self._threshold = initial_value_threshold
+        self._kept: list[tuple[float | None, str]] = []  # (monitored value, path), the oldest first
         self._verbose = verbose
         self._every = None if save_freq == "epoch" else int(save_freq)
         self._steps = 0
@@ -73,15 +87,37 @@ class ModelCheckpoint(Callback):
             self._save(logs or {}, None)
 
     def _save(self, logs: Logs, batch: int | None) -> None:
+        value = None
         if self._monitor is not None:
             value = self._monitor.value(logs, "ModelCheckpoint")
-            if value is not None and not self._monitor.improves(value):
+            if value is not None and not (self._monitor.improves(value) or self._among_the_best(value)):
                 return
         path = pathlib.Path(self._path(logs, batch))
         path.parent.mkdir(parents=True, exist_ok=True)
         self.model.save(path)
+        self._forget(value, str(path))
         if self._verbose:
             _log.warning("ModelCheckpoint: wrote %s.", path)
+
+    def _among_the_best(self, value: float) -> bool:
+        """Whether a value that is not the best is still one of those to keep."""
+        if self._monitor is None or self._keep is None or not self._monitor.beats(value, self._threshold):
+            return False
+        values = [kept for kept, _ in self._kept if kept is not None]
+        return len(values) < self._keep or any(self._monitor.beats(value, kept) for kept in values)
+
+    def _forget(self, value: float | None, path: str) -> None:
+        """Takes a file into account that was just written, and removes the one there is no room for any more."""
+        self._kept = [entry for entry in self._kept if entry[1] != path] + [(value, path)]
+        if self._keep is None or len(self._kept) <= self._keep:
+            return
+        worst = 0  # the oldest, where no value says otherwise
+        for i, (candidate, _) in enumerate(self._kept):
+            reference = self._kept[worst][0]
+            if self._monitor is not None and reference is not None and candidate is not None:
+                worst = i if self._monitor.beats(reference, candidate) else worst
+        _, removed = self._kept.pop(worst)
+        pathlib.Path(removed).unlink(missing_ok=True)
 
     def _path(self, logs: Logs, batch: int | None) -> str:
         values: dict[str, object] = {"epoch": self._epoch + 1}
@@ -98,9 +134,10 @@ class ModelCheckpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         best = None if self._monitor is None else self._monitor.best
-        return {"best": best, "steps": self._steps}
+        return {"best": best, "steps": self._steps, "kept": [list(entry) for entry in self._kept]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._monitor is not None:
             self._monitor.best = state["best"]
         self._steps = state["steps"]
+        self._kept = [(value, path) for value, path in state["kept"]]

@@ -18,6 +18,7 @@ from resfit.metrics.calibration import calibration_error
 from resfit.metrics.collection import Collection
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Mean
+from resfit.metrics.repair import repaired
 
 MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
@@ -85,7 +86,7 @@ def _resolve(metric: Any, num_classes: int | None) -> type[clu.metrics.Metric]:
             "clu.metrics.Metric class, or a function of (outputs, labels) that returns one value per example."
         )
     if isinstance(metric, type) and issubclass(metric, clu.metrics.Metric):
-        return metric
+        return repaired(metric)
     if callable(metric) and not isinstance(metric, type):
         return _of_function(metric)
     raise CompileError(f"Expected a metric's name, class or function, got {metric!r}.")

@@ -45,6 +45,44 @@ def test_steps_are_counted_on_from_one_epoch_to_the_next(model: Any, tmp_path: P
     assert names(tmp_path) == ["3.safetensors", "6.safetensors", "9.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("options", "losses", "kept"),
+    [
+        ({"keep": 2}, [3, 1, 2, 4], [3, 4]),
+        ({"keep": 2, "save_best_only": True}, [3, 1, 2, 4], [2, 3]),
+        ({"keep": 2, "save_best_only": True}, [1, 2, 3, 4], [1, 2]),
+        ({"keep": 2, "save_best_only": True}, [4, 3, 2, 1], [3, 4]),
+        ({"keep": 1, "save_best_only": True}, [2, 1, 3, 1], [2]),
+        ({"keep": 3, "save_best_only": True, "mode": "max"}, [3, 1, 2, 4], [1, 3, 4]),
+        ({"keep": 3, "save_best_only": True, "initial_value_threshold": 2.5}, [3, 1, 2, 4], [2, 3]),
+        ({"keep": 9}, [3, 1, 2, 4], [1, 2, 3, 4]),
+    ],
+)
+def test_so_many_files_are_kept_the_last_or_the_best(
+    model: Any, tmp_path: Path, options: dict[str, Any], losses: list[float], kept: list[int]
+) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "{epoch}.safetensors", monitor="val_loss", **options)
+    run(model, checkpoint, [Scripted("val_loss", losses)], epochs=4)
+    assert names(tmp_path) == [f"{epoch}.safetensors" for epoch in kept]
+
+
+def test_the_files_to_keep_are_known_again_after_a_resume(model: Any, tmp_path: Path) -> None:
+    def checkpoint() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True, keep=2)
+
+    first, second = checkpoint(), checkpoint()
+    run(model, first, [Scripted("val_loss", [3, 1])], epochs=2)
+    second.load_state_dict(first.state_dict())
+    run(model, second, [Scripted("val_loss", [0, 0, 4, 2])], epochs=4, initial_epoch=2)
+    assert names(tmp_path) == ["2.safetensors", "4.safetensors"]
+
+
+@pytest.mark.parametrize(("keep", "path"), [(0, "{epoch}"), (True, "{epoch}"), (1.5, "{epoch}"), (2, "last")])
+def test_a_number_of_files_that_cannot_be_kept_is_refused(keep: Any, path: str) -> None:
+    with pytest.raises(CallbackError, match="keep"):
+        ModelCheckpoint(f"{path}.safetensors", keep=keep)
+
+
 def test_epoch_and_batch_are_counted_from_one(model: Any, tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "{epoch}-{batch}.safetensors", save_freq=1)
     fit(model, images(16), labels(16), epochs=2, callbacks=[checkpoint])
