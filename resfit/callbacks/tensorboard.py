@@ -31,7 +31,8 @@ class TensorBoard(MetricLogger):
 
     Args:
       log_dir: where the runs' folders go.
-      histogram_freq: every so many epochs, a histogram and the norm of each parameter and statistic; 0: never.
+      histogram_freq: every so many epochs, a histogram and the norm of each parameter and statistic, as
+        `stem/conv/kernel/histogram` and `stem/conv/kernel/norm`; 0: never.
       write_images: with histogram_freq, also the first convolutions' kernels (of 1 or 3 input channels) as images.
       write_steps_per_second: every epoch, `epoch_steps_per_second` too.
       update_freq: "epoch"; "batch" or a number of steps, to write batches as well.
@@ -122,14 +123,15 @@ class TensorBoard(MetricLogger):
             if not jnp.issubdtype(array.dtype, jnp.floating):
                 continue
             values = np.asarray(array, np.float32)
-            writer.add_scalar(f"norm/{name}", float(np.linalg.norm(values)), epoch)
+            # A name for each: TensorBoard shows nothing under one that has both a histogram and an image.
+            writer.add_scalar(f"{name}/norm", float(np.linalg.norm(values)), epoch)
             finite = values[
                 np.isfinite(values)
             ]  # a histogram has no place for the rest; the norm shows that it is there
             if finite.size:
-                writer.add_histogram(name, finite, epoch)
+                writer.add_histogram(f"{name}/histogram", finite, epoch)
             if self._write_images and values.ndim == 4 and values.shape[2] in (1, 3):
-                self._image("train", name, _filters(values), epoch)
+                self._image("train", f"{name}/image", _filters(values), epoch)
 
     def _image(self, run: str, name: str, pixels: np.ndarray, epoch: int) -> None:
         self._writer(run).add_image(name, pixels, epoch, dataformats="HWC")

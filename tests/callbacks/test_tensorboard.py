@@ -85,17 +85,45 @@ def test_histograms_and_norms_of_all_variables_every_so_many_epochs() -> None:
     fit(model, epochs=3, callbacks=[TensorBoard(histogram_freq=2, write_images=True, write_steps_per_second=True)])
     found = read("train")
     names = {"conv/kernel", "norm/scale", "norm/bias", "norm/mean", "norm/var", "head/kernel", "head/bias"}
-    assert set(found.Tags()["histograms"]) == names
+    assert set(found.Tags()["histograms"]) == {f"{name}/histogram" for name in names}
     for name in names:
-        assert [event.step for event in found.Histograms(name)] == [1]
-        assert [event.step for event in found.Scalars(f"norm/{name}")] == [1]
-    assert found.Histograms("conv/kernel")[0].histogram_value.num == 36
-    assert found.Tags()["images"] == ["conv/kernel"]
+        assert [event.step for event in found.Histograms(f"{name}/histogram")] == [1]
+        assert [event.step for event in found.Scalars(f"{name}/norm")] == [1]
+    assert found.Histograms("conv/kernel/histogram")[0].histogram_value.num == 36
+    assert found.Tags()["images"] == ["conv/kernel/image"]
     assert len(found.Scalars("epoch_steps_per_second")) == 3
 
     fit(model, epochs=1, callbacks=[TensorBoard("last", histogram_freq=1)])
-    (norm,) = read("train", "last").Scalars("norm/conv/kernel")
+    (norm,) = read("train", "last").Scalars("conv/kernel/norm")
     assert norm.value == pytest.approx(float(np.linalg.norm(model.module.conv.kernel[...])), rel=1e-6)
+
+
+def shown(folder: str) -> dict[str, set[str]]:
+    """The names that TensorBoard's pages ask for: by plugin, in all runs. A name has one plugin, whatever it holds."""
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+
+    multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(folder)
+    provider = data_provider.MultiplexerDataProvider(multiplexer.Reload(), folder)
+    found = {}
+    for plugin, ask in (
+        ("scalars", provider.list_scalars),
+        ("histograms", provider.list_tensors),
+        ("images", provider.list_blob_sequences),
+    ):
+        runs = ask(RequestContext(), experiment_id="", plugin_name=plugin)
+        found[plugin] = {name for names in runs.values() for name in names}
+    return found
+
+
+def test_tensorboards_pages_show_everything_that_was_written() -> None:
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)))
+    confusion = images(9), labels(9)
+    fit(model, epochs=1, callbacks=[TensorBoard(histogram_freq=1, write_images=True, confusion_matrix=confusion)])
+    found = shown("logs")
+    assert found["images"] == {"conv/kernel/image", "confusion_matrix"}
+    assert {"conv/kernel/histogram", "head/bias/histogram"} <= found["histograms"]
+    assert {"conv/kernel/norm", "head/bias/norm", "epoch_loss"} <= found["scalars"]
 
 
 def test_a_variable_that_is_not_finite_has_a_norm_and_what_is_left_of_its_histogram() -> None:
@@ -108,8 +136,8 @@ def test_a_variable_that_is_not_finite_has_a_norm_and_what_is_left_of_its_histog
     callback.on_epoch_begin(0, {})
     callback.on_epoch_end(0, {})
     callback.on_train_end({})
-    assert np.isnan(series("train", "norm/head/kernel")[0][1])
-    assert read("train").Histograms("head/kernel")[0].histogram_value.num == kernel.size - 3 * CLASSES
+    assert np.isnan(series("train", "head/kernel/norm")[0][1])
+    assert read("train").Histograms("head/kernel/histogram")[0].histogram_value.num == kernel.size - 3 * CLASSES
 
 
 def test_the_confusion_matrix_is_drawn_and_training_is_what_it_is_without_it() -> None:
