@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
-SLOW = {"README.md", "your_first_resnet.md"}  # they train a network to the end
+SLOW = {"README.md", "your_first_resnet.md", "tensorboard.md", "tools.md"}  # they train a network to the end
 
 # Blocks that are only shown: commands for a shell, output, and Sphinx directives.
 SHOWN = re.compile(r"bash|text|\{.*\}")

@@ -1,14 +1,25 @@
 """Draws the pictures of the documentation, from nothing but resfit and scikit-learn's handwritten digits.
 
-    python docs/pictures/make.py            # all of them, into docs/pictures/
-    python docs/pictures/make.py gradients  # one of them
+    python docs/pictures/make.py gradients  # one of them, into docs/pictures/; without a name: all
 
 gradients: the gradient that reaches the first convolution of a new network, by depth, with and without shortcuts.
 degradation: training loss of shallow and deep networks, with and without shortcuts.
+tools: what the code of docs/how-to/tools.md draws.
+tensorboard: what the code of docs/how-to/tensorboard.md logs, as TensorBoard shows it. Needs `pip install playwright`
+    and the program chromium.
 """
 
 import argparse
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +102,7 @@ def first_gradient(net: nnx.Module, x: jax.Array, y: jax.Array) -> float:
     return float(jnp.linalg.norm(stem["conv"]["kernel"][...]))
 
 
-def gradients(figure_path: Path) -> None:
+def gradients(folder: Path) -> None:
     depths, seeds = (8, 14, 20, 32, 44, 56, 110), (0, 1, 2)
     x_train, y_train = digits()
     x, y = jnp.asarray(x_train[:128]), jnp.asarray(y_train[:128])
@@ -105,10 +116,10 @@ def gradients(figure_path: Path) -> None:
     axes.set(yscale="log", xlabel="layers", ylabel="gradient norm at the first convolution")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(figure_path, dpi=120)
+    figure.savefig(folder / "gradients.png", dpi=120)
 
 
-def degradation(figure_path: Path) -> None:
+def degradation(folder: Path) -> None:
     depths, epochs, seeds = (8, 44), 12, (0, 1, 2)
     x_train, y_train = digits()
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
@@ -130,12 +141,70 @@ def degradation(figure_path: Path) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     axes[0].set_ylabel("training loss")
-    figure.savefig(figure_path, dpi=120)
+    figure.savefig(folder / "degradation.png", dpi=120)
+
+
+def run_page(page: str) -> None:
+    """Runs the Python blocks of a page of the how-to guides, in the working folder."""
+    text = (FOLDER.parent / "how-to" / page).read_text()
+    namespace: dict[str, object] = {"__name__": "page"}
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(compile(code, page, "exec"), namespace)
+
+
+def tools(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as here, contextlib.chdir(here):
+        run_page("tools.md")
+        for picture in Path().glob("*.png"):
+            shutil.copy(picture, folder)
+
+
+def tensorboard(folder: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    shown = {
+        "tensorboard_scalars": "epoch_(loss|accuracy|learning_rate|images_per_second)|batch_loss|confusion_matrix",
+        "tensorboard_histograms": "(stem/conv|head/dense)/kernel/.*|stem/norm/mean/histogram",
+    }
+    with tempfile.TemporaryDirectory() as here, contextlib.chdir(here), contextlib.ExitStack() as stack:
+        run_page("tensorboard.md")
+        url = "http://localhost:6017/"
+        server = subprocess.Popen([Path(sys.executable).with_name("tensorboard"), "--logdir=runs", "--port=6017"])
+        stack.callback(server.wait)
+        stack.callback(server.terminate)
+        wait_for(url)
+        chromium = stack.enter_context(sync_playwright()).chromium
+        browser = chromium.launch(executable_path=shutil.which("chromium"))
+        for name, tags in shown.items():
+            page = browser.new_page(viewport={"width": 1440, "height": 840})
+            query = urllib.parse.urlencode({"darkMode": "false", "smoothing": 0, "tagFilter": f"^({tags})$"})
+            page.goto(f"{url}?{query}#timeseries")
+            page.get_by_text("Enable step selection and data table").click()
+            page.get_by_role("button", name="Settings").first.click()  # closes them
+            page.wait_for_timeout(5000)  # cards are drawn bit by bit
+            page.screenshot(path=folder / f"{name}.png")
+        browser.close()
+
+
+def wait_for(url: str, seconds: float = 60) -> None:
+    """Returns once a server answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url).close()
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
     "gradients": gradients,
     "degradation": degradation,
+    "tools": tools,
+    "tensorboard": tensorboard,
 }
 
 
@@ -145,8 +214,8 @@ def main() -> None:
     only = parser.parse_args().picture
     for name in [only] if only else PICTURES:
         began = time.perf_counter()
-        PICTURES[name](FOLDER / f"{name}.png")
-        print(f"{name}.png: {time.perf_counter() - began:.0f} s", flush=True)
+        PICTURES[name](FOLDER)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
