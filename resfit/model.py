@@ -73,7 +73,7 @@ class Model:
         self._loss: losses.Loss | None = None
         self._seed = 0
         self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
-        self._compiled = False
+        self._compiled = self._fitting = False
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
@@ -133,6 +133,11 @@ class Model:
         Raises:
           CompileError: for unknown names and combinations that cannot work.
         """
+        if self._fitting:
+            raise CompileError(
+                "compile was called while fit is running, by a callback: the steps in use would not change. Set "
+                "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
+            )
         named = None
         if isinstance(learning_rate, str | schedules.Schedule):
             named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
@@ -425,7 +430,11 @@ class Model:
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
         hooks = CallbackList([*_listed(callbacks), history, *_bar(verbose)], self, params)
         self.history = history
-        self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
+        self._fitting = True
+        try:
+            self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
+        finally:
+            self._fitting = False
         return history
 
     def _stretch_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:

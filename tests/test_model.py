@@ -844,6 +844,18 @@ def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
     assert list(fit(model).history) == ["loss", "top_2_accuracy"]
 
 
+def test_compile_while_fit_is_running_is_refused_and_possible_again_after_it() -> None:
+    class Compiles(resfit.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.compile("adam")
+
+    model = compiled()
+    with pytest.raises(CompileError, match="while fit is running"):
+        fit(model, callbacks=[Compiles()])
+    model.compile("adam")
+    fit(model)
+
+
 def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
     model = compiled()
     fit(model)
