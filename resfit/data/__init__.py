@@ -3,13 +3,16 @@
 from resfit.data.ahead import prefetch
 from resfit.data.arrays import ArrayBatches, ArraySource
 from resfit.data.batches import Batch, Batches, EpochSource, Geometry, Source, Stream
+from resfit.data.builders import prepare_tfds
 from resfit.data.choose import as_batches
 from resfit.data.epochs import Epochs
 from resfit.data.folder import ImageFolder, folder
+from resfit.data.huggingface import huggingface
 from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
 from resfit.data.load import load
 from resfit.data.stream import Shards, ShardStream
+from resfit.data.tfds import TfdsSource, tfds
 
 __all__ = [
     "ArrayBatches",
@@ -26,8 +29,12 @@ __all__ = [
     "Shards",
     "Source",
     "Stream",
+    "TfdsSource",
     "as_batches",
     "folder",
+    "huggingface",
     "load",
     "prefetch",
+    "prepare_tfds",
+    "tfds",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from resfit.data.arrays import ArraySource, class_weights
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.device import DeviceSource
+from resfit.data.huggingface import huggingface, is_dataset
 from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
 from resfit.data.weighted import ClassWeighted
@@ -82,7 +83,9 @@ def adapted(x: Any) -> Any:
 
 # (whether it is one of theirs, what makes it one of ours). Libraries are told by the names of their modules, so that
 # none is imported that the user does not use.
-_ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = []
+_ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
+    (is_dataset, huggingface),
+]
 
 
 def is_source(x: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import struct
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +19,13 @@ MODES = ("L", "RGB", "RGBA")
 _SPARE = 2.0
 
 
-def decode(path: str, mode: str = "RGB", size: tuple[int, int] | None = None, crop: Crop = whole) -> np.ndarray:
+def decode(
+    path: str | IO[bytes], mode: str = "RGB", size: tuple[int, int] | None = None, crop: Crop = whole
+) -> np.ndarray:
     """Reads an image file.
 
     Args:
-      path: of the file.
+      path: of the file, or the file, opened; messages call it str(path).
       mode: "RGB", "L" (grey) or "RGBA": what every image is converted to. 16-bit images keep their upper 8 bits, an
         alpha channel that is not asked for is left out, and palettes and CMYK become colours.
       size: (height, width) to resize to, with antialiased bilinear interpolation; None keeps the pixels as they are.
@@ -72,7 +74,7 @@ def _draft(image: "Image.Image", size: tuple[int, int], box: tuple[float, float,
     return round(width / image.width)
 
 
-def _converted(image: "Image.Image", mode: str, path: str) -> "Image.Image":
+def _converted(image: "Image.Image", mode: str, path: str | IO[bytes]) -> "Image.Image":
     from PIL import Image
 
     if image.mode == mode:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from resfit.errors import DataError
+
 _log = logging.getLogger("resfit")
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
 
     Raises:
       ReadingFailed: after the last try, and at once for errors that a retry does not mend.
+      DataError: if reading raised one.
     """
     row, failures = start, 0
     items = None
@@ -56,6 +59,8 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
             item = next(items)
         except StopIteration:
             return
+        except DataError:  # says itself what is wrong
+            raise
         except Exception as error:
             transient = is_transient(error)
             failures += 1
@@ -71,3 +76,8 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
         else:
             row, failures = row + 1, 0
             yield item
+
+
+def call_again(name: str, call: Callable[[], T], retries: int) -> T:
+    """What the call returns, trying again as `read_on` does."""
+    return next(read_on(name, lambda _: iter([call()]), 0, retries))

@@ -229,6 +229,8 @@ class StreamBatches:
                 outcomes.append(self._shards.decode(record))
             except BadRecordError as error:
                 outcomes.append(Bad(shard, row, error))
+            except ReadingFailed as failed:  # of a file that the record only names
+                return failed
         return outcomes
 
     def _count_bad(self, bad: Bad, count: Count) -> None:

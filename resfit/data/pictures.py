@@ -1,0 +1,129 @@
+"""The values of an image column become arrays."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from resfit.data.crops import Crop, center_crop, whole
+from resfit.data.decode import MODES, decode
+from resfit.data.packages import load_package
+from resfit.errors import BadRecordError, DataError
+
+INSTALL = "pip install 'resfit[hf]'"
+
+
+class _Encoded(io.BytesIO):
+    """An image file in memory, which messages can name."""
+
+    def __str__(self) -> str:
+        return f"its image ({len(self.getbuffer())} bytes)"
+
+
+class Pictures:
+    """What becomes of the images of a column.
+
+    Args:
+      size: pixels of what comes out: n for squares, (height, width), or None to keep every image's own.
+      crop: None or "center".
+      mode: "RGB", "L", "RGBA" or None.
+      feature: of the column: a `datasets.Image`, `Array2D`, `Array3D`, or nested lists of numbers.
+
+    Raises:
+      DataError: for another crop or mode, or if the column holds arrays and one of them is asked for.
+      MissingPackageError: if the column holds image files and Pillow is not installed.
+    """
+
+    def __init__(self, size: int | tuple[int, int] | None, crop: str | None, mode: str | None, feature: Any) -> None:
+        if mode not in (None, *MODES):
+            raise DataError(f"Expected mode to be one of {', '.join(MODES)} or None, got {mode!r}.")
+        if crop not in (None, "center"):
+            raise DataError(f"Expected crop to be None or 'center', got {crop!r}.")
+        if crop is not None and size is None:
+            raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
+        self.encoded = type(feature).__name__ == "Image"
+        if not self.encoded and any(option is not None for option in (size, crop, mode)):
+            raise DataError(
+                f"The images are arrays (type {type(feature).__name__}), and size, crop and mode are for image files. "
+                "Expected None: resize with compile(preprocess=...), or once with dataset.map."
+            )
+        if self.encoded:
+            load_package("PIL.Image", "an image column", INSTALL)
+        self._size = (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
+        self._crop = crop
+        self._mode = mode if mode is not None else getattr(feature, "mode", None)
+        self._dtype = None if self.encoded else _dtype(feature)
+
+    def undecoded(self, dataset: Any, column: str) -> Any:
+        """The data set with that column as it is stored: encoded files stay bytes, arrays become NumPy arrays."""
+        if self.encoded:
+            datasets = load_package("datasets", "an image column", INSTALL)
+            return dataset.cast_column(column, datasets.Image(decode=False))
+        return dataset.with_format("numpy")
+
+    def decode(self, value: Any) -> np.ndarray:
+        """One image: (height, width, channels), or (height, width) if it is grey.
+
+        Raises:
+          BadRecordError: if there is none, or it cannot be decoded.
+        """
+        if value is None:
+            raise BadRecordError("its image is missing.")
+        if not self.encoded:
+            return np.asarray(value, self._dtype)
+        try:
+            return self._file(_Encoded(_content(value)))
+        except DataError as error:
+            raise BadRecordError(str(error)) from error
+
+    def _file(self, file: _Encoded) -> np.ndarray:
+        crop: Crop = whole
+        if self._crop is not None and self._size is not None:
+            size = self._size
+            crop = lambda height, width: center_crop(height, width, size)  # noqa: E731
+        return decode(file, self._mode or _own_mode(file), self._size, crop)
+
+
+def _content(value: Any) -> bytes:
+    """The file of an image as it is stored, or as rows that nobody encoded hold it: an image of Pillow's."""
+    if isinstance(value, dict):
+        content = value.get("bytes")
+        if content is not None:
+            return bytes(content)
+        path = value.get("path")
+        if path is None:
+            raise BadRecordError("its image has neither bytes nor a path.")
+        return _read(path)
+    datasets = load_package("datasets", "an image column", INSTALL)
+    return _content(datasets.Image().encode_example(value))
+
+
+def _read(path: str) -> bytes:
+    fsspec = load_package("fsspec", "reading an image file", INSTALL)
+    try:
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read()
+    except FileNotFoundError as error:
+        raise BadRecordError(f"its image file {path} does not exist.") from error
+    return content
+
+
+def _own_mode(file: _Encoded) -> str:
+    """Grey images stay grey; all others become colours."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            grey = image.mode[0] in "1LIF"
+    except UnidentifiedImageError:
+        return "RGB"  # decoding it says what is wrong
+    finally:
+        file.seek(0)
+    return "L" if grey else "RGB"
+
+
+def _dtype(feature: Any) -> Any:
+    """The dtype of the numbers in an array column: Arrow's way to NumPy makes 8-bit integers 64-bit ones."""
+    while not hasattr(feature, "dtype") and hasattr(feature, "feature"):
+        feature = feature.feature
+    return np.dtype(feature.dtype) if hasattr(feature, "dtype") else None
