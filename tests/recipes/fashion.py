@@ -1,0 +1,54 @@
+"""Files in the form of Fashion-MNIST's, and what a recipe prints about them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests.data.originals import idx_bytes
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(recipe: str, *arguments: str, fails: bool = False) -> str:
+    """What a recipe prints, run as a newcomer runs it. Its executables are kept where those of the tests are."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-W", "error", str(RECIPES / recipe), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def percent(pattern: str, text: str) -> float:
+    """The percentage that stands in the pattern's group."""
+    match = re.search(pattern, text)
+    assert match, text
+    return float(match[1])
+
+
+def write(folder: Path, *, learnable: bool) -> Path:
+    """Four files of 60,000 and 10,000 images. Those with a meaning are bright in the two rows that their class names.
+
+    Without one, the classes are drawn anew, so that nothing in an image tells its class.
+    """
+    rng = np.random.default_rng(0)
+    for part, n in {"train": 60_000, "t10k": 10_000}.items():
+        labels = rng.integers(0, 10, n, np.uint8)
+        images = np.full((n, 28, 28), 40, np.uint8)
+        for row in (4, 5):
+            images[np.arange(n), row + 2 * labels] = 200
+        images[:, ::3] += rng.integers(0, 40, (n, 10, 28), np.uint8)
+        for name, array in {
+            f"{part}-images-idx3-ubyte": images,
+            f"{part}-labels-idx1-ubyte": labels if learnable else rng.permutation(labels),
+        }.items():
+            (folder / name).write_bytes(idx_bytes(array))
+    return folder

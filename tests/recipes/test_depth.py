@@ -1,0 +1,102 @@
+"""The depth recipe trains both kinds of net from the same first values on the same images, and draws what it finds."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.recipes.fashion import PNG, RECIPES, percent, run, write
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("depth_recipe", RECIPES / "depth.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("learnable"), learnable=True)
+
+
+def test_both_kinds_have_the_same_parameters_with_the_same_first_values(recipe: ModuleType) -> None:
+    plain, residual, other = (
+        recipe.build(kind, 8, seed) for kind, seed in [("plain", 3), ("residual", 3), ("plain", 4)]
+    )
+    first, second, third = (
+        jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(net))) for net in (plain, residual, other)
+    )
+    assert [path for path, _ in first] == [path for path, _ in second]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+    assert not all(np.array_equal(a, b) for (_, a), (_, b) in zip(first, third, strict=True))
+
+
+@pytest.mark.parametrize("depth", [20, 56, 110])
+def test_a_net_has_as_many_layers_as_its_name_says(recipe: ModuleType, depth: int) -> None:
+    net = nnx.eval_shape(lambda: recipe.build("plain", depth, 0))
+    kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(net, nnx.Param)) if path[-1] == "kernel"]
+    assert len(kernels) == depth
+
+
+def test_the_plain_net_is_the_residual_one_without_its_additions(recipe: ModuleType) -> None:
+    plain, residual = recipe.build("plain", 8, 0), recipe.build("residual", 8, 0)
+    x = jax.random.normal(jax.random.key(0), (2, 14, 14, 1))
+    assert not np.allclose(plain(x), residual(x))
+    for stage in residual.stages:  # what is added becomes nothing: the rest must be the plain net
+        for block in stage.blocks:
+            block.shortcut = lambda x, train=None: jnp.zeros(())
+    h = residual.stem(x)
+    for stage in residual.stages:
+        for block in stage.blocks:
+            h = nnx.relu(block.branch(h) + block.shortcut(h))
+    np.testing.assert_allclose(plain(x), residual.head(h), rtol=1e-6)
+
+
+def test_images_are_shrunk_by_averaging_and_standardised(recipe: ModuleType, folder: Path) -> None:
+    x, y = recipe.data(folder, 300)
+    (images, labels), _ = recipe.resfit.data.load("fashion_mnist", path=folder)
+    means = np.array([[images[7, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(14)] for i in range(14)])
+    assert x.shape == (300, 14, 14, 1)
+    np.testing.assert_allclose([x.mean(), x.std()], [0, 1], atol=1e-5)
+    np.testing.assert_allclose(np.corrcoef(x[7].ravel(), means.ravel())[0, 1], 1, rtol=1e-5)
+    np.testing.assert_array_equal(y, labels[:300])
+
+
+def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a" / "depth.json"
+    arguments = ["--depths", "8", "14", "--seeds", "2", "--epochs", "4", "--images", "640"]
+    text = run("depth.py", *arguments, "--data", str(folder), "--output", str(output))
+    assert output.with_suffix(".png").read_bytes().startswith(PNG)
+    saved = json.loads(output.read_text())
+    assert (saved["images"], saved["epochs"]) == (640, 4)
+    errors = saved["training_error"]
+    curves = {(kind, depth): np.array(errors[kind][depth]) for kind in ("plain", "residual") for depth in ("8", "14")}
+    for (kind, depth), curve in curves.items():
+        assert curve.shape == (2, 4)
+        assert not np.array_equal(curve[0], curve[1]), "two seeds, one run"
+        # Ten classes: chance is 90 %.
+        assert curve[:, -1].max() < 0.6 < curve[:, 0].min()
+        assert percent(rf"(\d+\.\d+)%  {kind}-{depth},", text) == pytest.approx(100 * curve[:, -1].mean(), abs=0.006)
+
+
+def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
+    x, y = recipe.data(write(tmp_path, learnable=False), 640)
+    assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=4, seed=0)[-1] > 0.6
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"], ["--depths", "8", "21"], ["--depths", "2"]])
+def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str]) -> None:
+    assert " ".join(wrong) in run("depth.py", *wrong, fails=True)
