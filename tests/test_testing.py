@@ -1,16 +1,21 @@
 """The kit for callbacks: those of resfit pass it, and each kind of mistake is found."""
 
 import datetime
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 from resfit import callbacks
 from resfit.callbacks import Callback
-from resfit.errors import CallbackCheckError
+from resfit.errors import CallbackCheckError, CallbackError
 from resfit.testing import check_callback
+from resfit.testing.written_files import written_files
 
 
 class Writer:
@@ -51,6 +56,7 @@ BUILT_IN: dict[str, list[Callable[[], Callback]]] = {
     "ModelCheckpoint": [
         lambda: callbacks.ModelCheckpoint("best.safetensors", save_best_only=True),
         lambda: callbacks.ModelCheckpoint("{epoch}-{batch}.safetensors", save_freq=7),
+        lambda: callbacks.ModelCheckpoint("runs/{epoch}.safetensors", keep=2),
     ],
     "ProgressBar": [lambda: callbacks.ProgressBar(2)],
     "ReduceLROnPlateau": [lambda: callbacks.ReduceLROnPlateau(patience=1, cooldown=1)],
@@ -202,6 +208,28 @@ class Forgets(Callback):
             self.model.learning_rate /= 2
 
 
+class WritesInEveryProcess(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        Path("losses.txt").write_text(str(logs["loss"]))
+
+
+class RemovesInEveryProcess(Callback):
+    def on_train_end(self, logs: Any = None) -> None:
+        Path("losses.txt").unlink(missing_ok=True)
+
+
+class StopsTheFirstProcess(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if jax.process_index() == 0 and epoch == 2:
+            self.model.stop_training = True
+
+
+class EvaluatesInTheFirstProcess(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if jax.process_index() == 0:
+            self.model.evaluate(np.zeros((4, 2, 2, 1)), np.arange(4) % 3, verbose=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -220,12 +248,68 @@ class Forgets(Callback):
         (SavesWithNumbersAsKeys, r"raised KeyError: 0 \(in: a run that is cut and resumed\)"),
         (SavesNoCopy, r"changed by later epochs at .*losses.*Expected a copy"),
         (Forgets, "resumed after epoch 0 ends with other values at .*learning_rate"),
+        (WritesInEveryProcess, r"the second process writes \['losses.txt'\] too.*jax.process_index\(\) is 0"),
+        (RemovesInEveryProcess, r"the second process writes \['losses.txt'\] too"),
+        (StopsTheFirstProcess, "the processes end with different values at .*stop_training"),
+        (EvaluatesInTheFirstProcess, r"unequally often: \{'evaluate': 8\} and \{\}"),
     ],
 )
 def test_a_mistake_is_found_and_named(kind: type[Callback], message: str) -> None:
     with pytest.raises(CallbackCheckError, match=message) as caught:
         check_callback(kind)
     assert str(caught.value).startswith(kind.__name__)
+
+
+class WritesInTheFirstProcess(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if jax.process_index() == 0:
+            Path("losses.txt").write_text(str(logs["loss"]))
+
+
+class ServesOneProcess(Callback):
+    def on_train_begin(self, logs: Any = None) -> None:
+        if jax.process_count() > 1:
+            raise CallbackError("one process only")
+
+
+class EvaluatesInEveryProcess(Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        assert self.model.evaluate(np.zeros((4, 2, 2, 1)), np.arange(4) % 3, verbose=0)[0] > 0
+
+
+@pytest.mark.parametrize("kind", [WritesInTheFirstProcess, ServesOneProcess, EvaluatesInEveryProcess])
+def test_what_is_right_in_two_processes_is_found_right(kind: type[Callback]) -> None:
+    assert "two processes" in check_callback(kind).scenes
+    assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize("name", ["CSVLogger", "JSONLogger", "ModelCheckpoint", "TensorBoard"])
+def test_a_callback_of_resfit_that_wrote_in_every_process_would_be_found(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resfit.callbacks.first_process.is_first", lambda: True)
+    with pytest.raises(CallbackCheckError, match=r"the second process writes \['"):
+        check_callback(BUILT_IN[name][-1])
+
+
+def test_files_are_seen_wherever_they_are_and_caches_are_not(tmp_path: Path) -> None:
+    cache = Path(jax.config.values["jax_compilation_cache_dir"])
+    (tmp_path / "old").write_text("")
+    with written_files() as files, written_files() as also:
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "old").rename(tmp_path / "new")
+        (tmp_path / "new").read_text()
+        os.truncate(tmp_path / "new", 0)
+        thread = threading.Thread(target=(tmp_path / "thread").touch)
+        thread.start()
+        thread.join()
+        cache.mkdir(parents=True, exist_ok=True)
+        (cache / "written_files").write_text("")
+        (cache / "written_files").unlink()
+        Path(os.devnull).write_text("")
+    assert files == also == [str(tmp_path / name) for name in ("folder", "new", "thread")]
+    (tmp_path / "later").touch()
+    assert len(files) == 3
 
 
 def test_what_make_must_return_is_said() -> None:

@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from resfit.callbacks import first_process
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
@@ -52,7 +52,7 @@ class CSVLogger(Callback):
         self._keep = None if self._append else 0
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        if jax.process_index() != 0:
+        if not first_process.is_first():
             return
         if self._columns is None:
             self._begin()
@@ -100,7 +100,7 @@ class CSVLogger(Callback):
         return text.getvalue()
 
     def state_dict(self) -> dict[str, Any]:
-        if self._columns is None and jax.process_index() == 0:
+        if self._columns is None and first_process.is_first():
             self._begin()  # to know how many rows were there before this run
         return {"rows": self._rows}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment
 from resfit.engine.hooks import Logs
 
@@ -80,7 +81,7 @@ class JSONLogger(MetricLogger):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        if self._writes:
+        if first_process.is_first():
             self._lines = self._begun()
         return {**state, "lines": self._lines}
 

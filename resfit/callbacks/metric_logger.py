@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from resfit.callbacks import rate
+from resfit.callbacks import first_process, rate
 from resfit.callbacks.every import Every
 from resfit.callbacks.throughput import Throughput
 from resfit.engine.hooks import Callback, LazyLogs, Logs
@@ -62,10 +62,6 @@ class MetricLogger(Callback):
             "steps_per_second": self._speed.steps_per_second[-1],
         }
 
-    @property
-    def _writes(self) -> bool:
-        return jax.process_index() == 0
-
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._waiting.clear()
         self._validated = None
@@ -95,14 +91,14 @@ class MetricLogger(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._speed.on_train_batch_end(batch, logs)
-        if self._validated is not None and self._writes:
+        if self._validated is not None and first_process.is_first():
             # The epoch went on after this validation, so it is not the one that the epoch's logs will hold.
             self._write_all()
             self.write(*self._validated)
         self._validated = None
         self._batch = batch
         self._step += 1
-        if self._every.due(self._step) and self._writes:
+        if self._every.due(self._step) and first_process.is_first():
             self._waiting.append((Moment(self._epoch, batch, self._step), cast(LazyLogs, logs)))
         while self._waiting and self._waiting[0][1].ready():
             self._write_oldest()
@@ -110,7 +106,7 @@ class MetricLogger(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         self._speed.on_epoch_end(epoch)
         self._validated = None
-        if not self._writes:
+        if not first_process.is_first():
             return
         self._write_all()
         values = dict(logs or {})
@@ -127,7 +123,7 @@ class MetricLogger(Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         self._waiting.clear()
         self._training = False
-        if self._writes:
+        if first_process.is_first():
             self.close()
 
     def _write_all(self) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import string
 from typing import Any
 
+from resfit.callbacks import first_process
 from resfit.callbacks.monitor import Monitor
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
@@ -15,7 +16,7 @@ _log = logging.getLogger("resfit")
 class ModelCheckpoint(Callback):
     """Saves the model (variables, the net's spec and the preprocessing) at the end of epochs, or every some steps.
 
-    What it writes is what `Model.save` writes; `resfit.load` reads it.
+    What it writes is what `Model.save` writes; `resfit.load` reads it. With several processes, the first writes.
 
     Args:
       filepath: a path ending in ".safetensors"; may hold `{epoch}` (counted from one), `{batch}` (likewise, if
@@ -93,10 +94,11 @@ class ModelCheckpoint(Callback):
             if value is not None and not (self._monitor.improves(value) or self._among_the_best(value)):
                 return
         path = pathlib.Path(self._path(logs, batch))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.model.save(path)
+        if first_process.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(path)
         self._forget(value, str(path))
-        if self._verbose:
+        if self._verbose and first_process.is_first():
             _log.warning("ModelCheckpoint: wrote %s.", path)
 
     def _among_the_best(self, value: float) -> bool:
@@ -117,7 +119,8 @@ class ModelCheckpoint(Callback):
             if self._monitor is not None and reference is not None and candidate is not None:
                 worst = i if self._monitor.beats(reference, candidate) else worst
         _, removed = self._kept.pop(worst)
-        pathlib.Path(removed).unlink(missing_ok=True)
+        if first_process.is_first():
+            pathlib.Path(removed).unlink(missing_ok=True)
 
     def _path(self, logs: Logs, batch: int | None) -> str:
         values: dict[str, object] = {"epoch": self._epoch + 1}

@@ -6,6 +6,7 @@ from typing import cast
 
 import jax
 
+from resfit.callbacks import first_process
 from resfit.engine.hooks import Callback, LazyLogs, Logs, batch_losses
 from resfit.errors import CallbackError
 
@@ -16,7 +17,8 @@ class Profiler(Callback):
     """Records what host and device do in some training steps, with jax.profiler.
 
     The steps before are waited for where the trace begins, and those in it where it ends, so that it holds exactly the
-    steps that were asked for, each marked as one. The rest of the run is not slowed down.
+    steps that were asked for, each marked as one. The rest of the run is not slowed down. With several processes,
+    the first is traced.
 
     Args:
       log_dir: where the trace goes; `tensorboard --logdir` on it (with tensorboard-plugin-profile) or
@@ -47,7 +49,7 @@ class Profiler(Callback):
         self._last = None
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        if self._step == self._start:
+        if self._step == self._start and first_process.is_first():
             self._wait()
             jax.profiler.start_trace(self._log_dir)
             self._tracing = True
@@ -59,7 +61,7 @@ class Profiler(Callback):
         self._unmark()
         self._step += 1
         self._last = logs if self._step in (self._start, self._stop) else None
-        if self._step == self._stop:
+        if self._step == self._stop and self._tracing:
             self._wait()
             self._end()
 

@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from resfit import plots
+from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment, scalars
 from resfit.callbacks.packages import load
 from resfit.engine import hooks
@@ -86,9 +87,9 @@ class TensorBoard(MetricLogger):
         if self._confusion_matrix is not None:
             x, y = self._confusion_matrix
             predictions = self.model.predict(x, verbose=0)  # by all processes together
-            if self._writes:
+            if first_process.is_first():
                 self._image("validation", "confusion_matrix", _pixels(plots.confusion_matrix(y, predictions)), epoch)
-        if self._writes:
+        if first_process.is_first():
             if self._histogram_freq and (epoch + 1) % self._histogram_freq == 0:
                 self._write_variables(epoch)
             for writer in self._writers.values():
@@ -96,7 +97,7 @@ class TensorBoard(MetricLogger):
 
     def on_test_end(self, logs: Logs | None = None) -> None:
         super().on_test_end(logs)
-        if not self._training and self._writes:
+        if not self._training and first_process.is_first():
             for name, value in scalars(dict(logs or {})).items():
                 self._writer("evaluation").add_scalar(f"evaluation_{name}", value, self._step)
             self.close()

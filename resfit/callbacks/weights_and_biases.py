@@ -3,6 +3,7 @@
 import datetime
 from typing import Any
 
+from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment, scalars
 from resfit.callbacks.packages import load
 from resfit.engine.hooks import Logs
@@ -35,7 +36,7 @@ class WeightsAndBiases(MetricLogger):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         super().on_train_begin(logs)
-        if not self._writes:
+        if not first_process.is_first():
             return
         if self._given is None:
             self._run = load("wandb", "WeightsAndBiases", "pip install wandb").run

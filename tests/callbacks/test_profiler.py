@@ -40,6 +40,17 @@ def test_the_trace_holds_the_steps_from_start_to_before_stop_across_epochs() -> 
     assert steps_in_trace("trace") == [4, 5, 6]
 
 
+def test_only_the_first_of_several_processes_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    callback = Profiler("trace", start=1, stop=2)
+    begin(callback)
+    for i in range(3):
+        callback.on_train_batch_begin(i, {})
+        callback.on_train_batch_end(i, batch(1.0))
+    callback.on_train_end({})
+    assert not Path("trace").exists()
+
+
 def test_an_exception_ends_the_trace_with_what_there_was_so_that_another_can_begin() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     with pytest.raises(KeyError, match="mine"):

@@ -14,8 +14,10 @@ from flax import nnx
 
 from resfit.callbacks import Callback
 from resfit.engine.hooks import CallbackList, LazyLogs
-from resfit.errors import CallbackCheckError
+from resfit.errors import CallbackCheckError, CallbackError
 from resfit.model import Model
+from resfit.testing.processes import as_process
+from resfit.testing.written_files import written_files
 
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 _RATE, _EPOCHS, _BATCH = 0.1, 2, 4
@@ -42,13 +44,16 @@ class Report:
 
 
 def check_callback(make: Callable[[], Callback]) -> Report:
-    """Puts a callback through fit, evaluate and predict, stops, exceptions, a second fit and a resumed run.
+    """Puts a callback through fit, evaluate and predict, stops, exceptions, a second fit, resuming and two processes.
 
     A tiny model is trained on the CPU or whatever device there is, with a learning rate that can be set, accuracy, and
     averaged weights. What each scene demands: no exception of the callback's own, also where it never saw
     on_train_begin; the exception of somebody else comes out as it was; a request to stop is obeyed; `loss` stays in the
     logs, and what is added to them is numbers; `state_dict` is JSON values and arrays, is a copy, and lets a new object
-    go on as if the run had never stopped. Wall-clock values in the state may differ. Several processes are not tried.
+    go on as if the run had never stopped. Wall-clock values in the state may differ. Of two processes, both must steer
+    training alike and call `model.evaluate` and its like equally often, and only the first, whose
+    `jax.process_index()` is 0, may write files; a callback may also refuse by a `CallbackError` in on_train_begin. The
+    two are played one after the other, so what a callback would send from one to the other is not seen.
 
     Args:
       make: () -> a new callback. It is called many times; what the callbacks write goes where `make` tells them to.
@@ -168,6 +173,7 @@ def _scenes(kit: _Kit) -> Iterator[tuple[str, Callable[[], None]]]:
             )
     yield "state_dict", lambda: _state(kit)
     yield "a run that is cut and resumed", lambda: _resumed(kit)
+    yield "two processes", lambda: _two_processes(kit)
     yield "cost", lambda: _cost(kit)
 
 
@@ -411,6 +417,35 @@ def _resumed(kit: _Kit) -> None:
                 f"a run that is resumed after epoch {cut - 1} ends with other values at {sorted(wrong)} than one that "
                 "was never stopped: state_dict must hold, and load_state_dict take, all that it remembers"
             )
+
+
+def _two_processes(kit: _Kit) -> None:
+    outcomes, called = [], []
+    for index in (0, 1):
+        kit.reset()
+        with as_process(index, kit.model) as calls, written_files() as files:
+            callback = kit.make()
+            try:
+                play = _Play(kit, callback)
+            except CallbackError:
+                return  # it says itself that it serves one process
+            play.epochs(0, len(_LOSSES))
+            outcome = play.result()
+        del outcome["state"]  # that of a file belongs to the process that writes it
+        outcomes.append(outcome)
+        called.append(dict(calls))
+    if files:
+        raise _Wrong(
+            f"the second process writes {files} too. Expected only the first to write, where jax.process_index() is 0"
+        )
+    if called[0] != called[1]:
+        raise _Wrong(
+            f"the processes call the model's methods unequally often: {called[0]} and {called[1]}. Expected the same "
+            "calls in each, as they wait for one another"
+        )
+    wrong = _differences(*outcomes)
+    if wrong:
+        raise _Wrong(f"the processes end with different values at {sorted(wrong)}. Expected each to steer alike")
 
 
 def _cost(kit: _Kit) -> None:
