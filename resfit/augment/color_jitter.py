@@ -1,13 +1,14 @@
 """Random brightness, contrast, saturation and hue."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from resfit.augment.transform import ImageTransform, image_transform, like, to_float
+from resfit.augment.transform import ImageTransform, draw, image_transform, like, to_float
 from resfit.errors import CompileError, DataError
+
+Planes = list[jax.Array]
 
 
 def color_jitter(
@@ -55,79 +56,74 @@ def _color_jitter(key: jax.Array, x: jax.Array, **strengths: float) -> jax.Array
             f"augment.color_jitter got images of {channels} channels, shape {x.shape}. Expected 1 (grey) or 3 (red, "
             "green, blue)."
         )
-    image = to_float(x) / 255 if x.dtype == jnp.uint8 else to_float(x)
-    names = [name for name, strength in strengths.items() if strength and (channels == 3 or name in _OF_GREY)]
-    if not names:
-        return x
-    factor_key, order_key = jax.random.split(key)
-    bounds = jnp.asarray([_bounds(name, strengths[name]) for name in names], jnp.float32)
+    names = [name for name in strengths if strengths[name] and (channels == 3 or name in ("brightness", "contrast"))]
+    largest = 255 if x.dtype == jnp.uint8 else 1
+    # One array per channel: arithmetic along a last axis of three is several times slower.
+    planes = [to_float(x[..., channel]) / largest for channel in range(channels)]
+    uniform = draw(key, n, 2 * len(names))
+    bounds = jnp.asarray([_bounds(name, strengths[name]) for name in names], jnp.float32).reshape(-1, 2)
     low, high = bounds[None, :, 0], bounds[None, :, 1]
-    factors = low + (high - low) * jax.random.uniform(factor_key, (n, len(names)))
-    # Which change stands at which place: (n, places). Each place computes all of them and keeps one.
-    order = jnp.argsort(jax.random.uniform(order_key, (n, len(names))), axis=1)
+    factors = low + (high - low) * uniform[:, : len(names)]
+    # Which change each image has at which place: (n, places).
+    order = jnp.argsort(uniform[:, len(names) :], axis=1)
     for place in range(len(names)):
-        changed = image
-        for i, name in enumerate(names):
-            factor = factors[:, i, None, None, None].astype(image.dtype)
-            here = (order[:, place] == i)[:, None, None, None]
-            changed = jnp.where(here, _CHANGES[name](image, factor), changed)
-        image = changed
-    return like(image * 255 if x.dtype == jnp.uint8 else image, x)
+        here = {name: (order[:, place] == i)[:, None, None] for i, name in enumerate(names)}
+        factor = jnp.take_along_axis(factors, order[:, place : place + 1], axis=1)[:, :, None]
+        planes = _change(planes, here, factor.astype(planes[0].dtype))
+    return like(jnp.stack(planes, axis=3) * largest, x)
 
 
 def _bounds(name: str, strength: float) -> tuple[float, float]:
     return (-strength, strength) if name == "hue" else (max(0, 1 - strength), 1 + strength)
 
 
-# Each change takes images in [0, 1], (n, height, width, channels), and a factor of each, (n, 1, 1, 1).
+def _change(planes: Planes, here: dict[str, jax.Array], factor: jax.Array) -> Planes:
+    """One change of each image: that which `here` says, (n, 1, 1) bool by name, by a factor of (n, 1, 1)."""
+    grey = luma(planes)
+    other = jnp.zeros_like(grey)  # what brightness blends with
+    if "contrast" in here:
+        other = jnp.where(here["contrast"], grey.mean(axis=(1, 2), keepdims=True), other)
+    if "saturation" in here:
+        other = jnp.where(here["saturation"], grey, other)
+    blended = [jnp.clip(other + factor * (plane - other), 0, 1) for plane in planes]
+    if "hue" not in here:
+        return blended
+    return [jnp.where(here["hue"], new, old) for new, old in zip(turn_hue(planes, factor), blended, strict=True)]
 
 
-def change_brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with black."""
-    return _blend(image, jnp.zeros_like(image), factor)
+def luma(planes: Planes) -> jax.Array:
+    """Grey values after ITU-R BT.601, as PIL and torchvision have them.
+
+    Args:
+      planes: one (grey already) or three (red, green, blue), of (n, height, width) each.
+    """
+    if len(planes) == 1:
+        return planes[0]
+    red, green, blue = planes
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def change_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with the image's mean grey."""
-    return _blend(image, _grey(image).mean(axis=(1, 2, 3), keepdims=True), factor)
+def turn_hue(planes: Planes, turns: jax.Array) -> Planes:
+    """Turns the hue, at the same saturation and value of HSV.
 
-
-def change_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Blends with the image in grey."""
-    return _blend(image, _grey(image), factor)
-
-
-def change_hue(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Turns the hue, by a factor in full turns, at the same HSV saturation and value."""
-    value = image.max(axis=3, keepdims=True)
-    chroma = value - image.min(axis=3, keepdims=True)
-    red, green, blue = jnp.split(image, 3, axis=3)
+    Args:
+      planes: red, green and blue in [0, 1], (n, height, width) each.
+      turns: 1 is all the way round; (n, 1, 1).
+    """
+    red, green, blue = planes
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     divisor = jnp.where(chroma > 0, chroma, 1)
-    sixths = jnp.where(
+    hue = jnp.where(  # in sixths of a turn, from -1 to 5
         value == red,
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    # Back: each channel is the value, less the chroma where the hue is far from it. Smith (1978), without branches.
-    away = (sixths + 6 * factor + jnp.asarray([5, 3, 1], image.dtype).reshape(1, 1, 1, 3)) % 6
-    return value - chroma * jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
 
+    def channel(offset: int) -> jax.Array:
+        # Smith (1978) without branches: the value, less the chroma where this channel is far from the hue.
+        away = hue + 6 * turns + offset
+        away = away - 6 * jnp.floor(away / 6)
+        return value - chroma * jnp.clip(jnp.minimum(away, 4 - away), 0, 1)
 
-def _blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    return jnp.clip(other + factor * (image - other), 0, 1)
-
-
-def _grey(image: jax.Array) -> jax.Array:
-    """The luma of ITU-R BT.601, as PIL and torchvision; (n, height, width, 1)."""
-    if image.shape[3] == 1:
-        return image
-    return (image * jnp.asarray([0.299, 0.587, 0.114], image.dtype).reshape(1, 1, 1, 3)).sum(axis=3, keepdims=True)
-
-
-_OF_GREY = ("brightness", "contrast")
-_CHANGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "brightness": change_brightness,
-    "contrast": change_contrast,
-    "saturation": change_saturation,
-    "hue": change_hue,
-}
+    return [channel(5), channel(3), channel(1)]

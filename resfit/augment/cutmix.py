@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from resfit.augment.boxes import Boxes, mask
-from resfit.augment.mixing import Mixing
+from resfit.augment.mixing import Mixing, share_of
+from resfit.augment.transform import draw, whole
 
 
 def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
@@ -34,15 +35,15 @@ def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
 
 def _cutmix(key: jax.Array, x: jax.Array, partners: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     height, width = x.shape[1:3]
-    share_key, row_key, column_key = jax.random.split(key, 3)
-    half = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (1,))) / 2
+    uniform = draw(key, 4)
+    half = jnp.sqrt(1 - share_of(uniform[:2], alpha)) / 2
 
-    def cut(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-        centre, reach = jax.random.randint(key, (1,), 0, size), (half * size).astype(jnp.int32)
+    def cut(uniform: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        centre, reach = whole(uniform, size), (half * size).astype(jnp.int32)
         start = jnp.maximum(centre - reach, 0)
         return start, jnp.minimum(centre + reach, size) - start
 
-    (top, rows), (left, columns) = cut(row_key, height), cut(column_key, width)
+    (top, rows), (left, columns) = cut(uniform[2:3], height), cut(uniform[3:4], width)
     pasted = mask(Boxes(top, left, rows, columns), (height, width))
     share = 1 - (rows * columns)[0] / (height * width)
     return jnp.where(pasted, partners, x), share

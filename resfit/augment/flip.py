@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from resfit.augment.transform import ImageTransform, image_transform, require_share
+from resfit.augment.transform import ImageTransform, draw, image_transform, require_share
 
 
 def flip(probability: float = 0.5) -> ImageTransform:
@@ -27,5 +27,5 @@ def flip(probability: float = 0.5) -> ImageTransform:
 
 
 def _flip(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
-    mirrored = jax.random.bernoulli(key, probability, (x.shape[0], 1, 1, 1))
+    mirrored = draw(key, x.shape[0], 1, 1, 1) < probability
     return jnp.where(mirrored, x[:, :, ::-1], x)

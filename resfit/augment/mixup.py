@@ -2,8 +2,8 @@
 
 import jax
 
-from resfit.augment.mixing import Mixing
-from resfit.augment.transform import like, to_float
+from resfit.augment.mixing import Mixing, share_of
+from resfit.augment.transform import draw, like, to_float
 
 
 def mixup(alpha: float = 0.2, num_classes: int | None = None) -> Mixing:
@@ -32,5 +32,5 @@ def mixup(alpha: float = 0.2, num_classes: int | None = None) -> Mixing:
 
 
 def _mixup(key: jax.Array, x: jax.Array, partners: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    share = jax.random.beta(key, alpha, alpha)
+    share = share_of(draw(key, 2), alpha)
     return like(share * to_float(x) + (1 - share) * to_float(partners), x), share

@@ -6,7 +6,7 @@ from typing import Any, Self
 import jax
 
 from resfit.augment.mixing import Mixing
-from resfit.augment.transform import Augment
+from resfit.augment.transform import Augment, draw, whole
 from resfit.errors import CompileError
 
 
@@ -59,7 +59,7 @@ class OneOf:
                 "that mixes labels goes only with others that do."
             )
         choice_key, key = jax.random.split(key)
-        choice = jax.random.randint(choice_key, (), 0, len(self.augments))
+        choice = whole(draw(choice_key), len(self.augments))
         result: tuple[Any, Any] = jax.lax.switch(choice, self.augments, key, x, y)
         return result
 

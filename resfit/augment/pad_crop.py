@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from resfit.augment.transform import ImageTransform, image_transform
+from resfit.augment.transform import ImageTransform, draw, image_transform, whole
 from resfit.errors import CompileError, ImageTooSmallError
 
 _MODES = {"zeros": "constant", "reflect": "reflect"}
@@ -42,7 +42,7 @@ def _pad_crop(key: jax.Array, x: jax.Array, pixels: int, mode: str) -> jax.Array
             f"more than {pixels} each way, to mirror them. Use fewer pixels, or mode='zeros'."
         )
     padded = jnp.pad(x, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode=_MODES[mode])
-    corners = jax.random.randint(key, (n, 2), 0, 2 * pixels + 1)  # top, left
+    corners = whole(draw(key, n, 2), 2 * pixels + 1)  # top, left
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)

@@ -4,9 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from resfit.augment.boxes import draw_sizes, mask, place
-from resfit.augment.transform import ImageTransform, image_transform, require_range, require_share
+from resfit.augment.boxes import DRAWS, mask, random_boxes
+from resfit.augment.transform import ImageTransform, draw, image_transform, require_range, require_share
 from resfit.errors import CompileError, DataError
 
 
@@ -27,7 +28,7 @@ def random_erasing(
       area: smallest and largest share of the image's area.
       ratio: smallest and largest width / height.
       fill: a value in the units of the images, one value per channel, or "noise": another value for every pixel and
-        channel, uniform over 0 to 255 for uint8 and over [0, 1) for floats.
+        channel, uniform over 0 to 255 for uint8, and over as many steps from 0 to 1 for floats.
 
     Raises:
       CompileError: for values that are none of these.
@@ -60,19 +61,23 @@ def _random_erasing(
     fill: tuple[float, ...] | str,
 ) -> jax.Array:
     n, height, width, _ = x.shape
-    which_key, size_key, place_key, fill_key = jax.random.split(key, 4)
+    box_key, fill_key = jax.random.split(key) if fill == "noise" else (key, key)
+    uniform = draw(box_key, n, 1 + DRAWS)
     # A rectangle is smaller than the image both ways.
-    heights, widths, found = draw_sizes(size_key, n, (height, width), (height - 1, width - 1), area, ratio)
-    boxes = place(place_key, heights, widths, (height, width))
-    erased = jax.random.bernoulli(which_key, probability, (n,)) & found
+    boxes, found = random_boxes(uniform[:, 1:], (height, width), (height - 1, width - 1), area, ratio)
+    erased = found & (uniform[:, 0] < probability)
     return jnp.where(mask(boxes, (height, width)) & erased[:, None, None, None], _filling(fill_key, x, fill), x)
 
 
 def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax.Array:
     """Of the shape of x, or (1, 1, 1, channels)."""
     if isinstance(fill, str):
-        uint8 = x.dtype == jnp.uint8
-        return jax.random.bits(key, x.shape, jnp.uint8) if uint8 else jax.random.uniform(key, x.shape, x.dtype)
+        # Random bytes out of whole random words, which is three times faster than one by one.
+        *shape, channels = x.shape
+        words = jax.random.bits(key, (*shape, -(-channels // 4)), jnp.uint32)
+        noise = rearrange(jax.lax.bitcast_convert_type(words, jnp.uint8), "n h w words bytes -> n h w (words bytes)")
+        noise = noise[..., :channels]
+        return noise if x.dtype == jnp.uint8 else noise.astype(x.dtype) / 255
     if len(fill) not in (1, x.shape[3]):
         raise DataError(
             f"augment.random_erasing fills {len(fill)} channels, the images of shape {x.shape} have {x.shape[3]}. "

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resfit.augment.boxes import Boxes, draw_sizes, inside, place
-from resfit.augment.transform import ImageTransform, image_transform, like, require_range, to_float
+from resfit.augment.boxes import DRAWS, Boxes, inside, random_boxes
+from resfit.augment.transform import ImageTransform, draw, image_transform, like, require_range, to_float
 from resfit.errors import CompileError
 
 
@@ -48,16 +48,15 @@ def random_resized_crop(
 def _random_resized_crop(
     key: jax.Array, x: jax.Array, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> jax.Array:
-    return like(resized(to_float(x), draw_crops(key, x.shape[0], (x.shape[1], x.shape[2]), scale, ratio), size), x)
+    crops = crops_of(draw(key, x.shape[0], DRAWS), (x.shape[1], x.shape[2]), scale, ratio)
+    return like(resized(to_float(x), crops, size), x)
 
 
-def draw_crops(
-    key: jax.Array, n: int, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+def crops_of(
+    uniform: jax.Array, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
-    """One crop for each of n images of (height, width)."""
-    size_key, place_key = jax.random.split(key)
-    heights, widths, found = draw_sizes(size_key, n, image, image, scale, ratio)
-    crops = place(place_key, heights, widths, image)
+    """One crop of an image of (height, width) for each row of numbers, (n, DRAWS) in [0, 1)."""
+    crops, found = random_boxes(uniform, image, image, scale, ratio)
     # Nothing fitted: the largest crop in the middle whose shape is allowed.
     height = min(image[0], max(1, round(image[1] / ratio[0])))
     width = min(image[1], max(1, round(image[0] * ratio[1])))

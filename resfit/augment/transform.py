@@ -78,6 +78,16 @@ def as_images(name: str, x: Any) -> jax.Array:
     return jnp.asarray(x)
 
 
+def draw(key: jax.Array, *shape: int) -> jax.Array:
+    """Uniform float32 in [0, 1). An augmentation draws all its numbers at once: every call takes time to compile."""
+    return jax.random.uniform(key, shape, jnp.float32)
+
+
+def whole(uniform: jax.Array, below: int | jax.Array) -> jax.Array:
+    """Whole numbers from 0 up to, not including, `below`, of numbers uniform in [0, 1)."""
+    return jnp.floor(uniform * below).astype(jnp.int32)
+
+
 def to_float(x: jax.Array) -> jax.Array:
     """The same values, as float32 or wider, for arithmetic."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
