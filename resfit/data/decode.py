@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MODES = ("L", "RGB", "RGBA")
+_GREY = ("1", "L", "LA", "La", "F")
 
 # A JPEG file decodes to 1/2, 1/4 or 1/8 of its size in a fraction of the time. What comes out then has at least this
 # many times the pixels a side that are asked for, and resizing does the rest: Pillow's own choice for thumbnails.
@@ -20,14 +21,15 @@ _SPARE = 2.0
 
 
 def decode(
-    path: str | IO[bytes], mode: str = "RGB", size: tuple[int, int] | None = None, crop: Crop = whole
+    path: str | IO[bytes], mode: str | None = "RGB", size: tuple[int, int] | None = None, crop: Crop = whole
 ) -> np.ndarray:
     """Reads an image file.
 
     Args:
       path: of the file, or the file, opened; messages call it str(path).
       mode: "RGB", "L" (grey) or "RGBA": what every image is converted to. 16-bit images keep their upper 8 bits, an
-        alpha channel that is not asked for is left out, and palettes and CMYK become colours.
+        alpha channel that is not asked for is left out, and palettes and CMYK become colours. None keeps grey images
+        grey and makes all others RGB.
       size: (height, width) to resize to, with antialiased bilinear interpolation; None keeps the pixels as they are.
       crop: the part to resize, from the image's height and width.
 
@@ -74,9 +76,11 @@ def _draft(image: "Image.Image", size: tuple[int, int], box: tuple[float, float,
     return round(width / image.width)
 
 
-def _converted(image: "Image.Image", mode: str, path: str | IO[bytes]) -> "Image.Image":
+def _converted(image: "Image.Image", mode: str | None, path: str | IO[bytes]) -> "Image.Image":
     from PIL import Image
 
+    if mode is None:
+        mode = "L" if image.mode in _GREY or image.mode.startswith("I") else "RGB"
     if image.mode == mode:
         return image
     if image.mode == "F":

@@ -100,13 +100,20 @@ class StreamShards:
         """The rows of each shard, or of all together, where they are known and no step changes their number."""
         if not all(_keeps_rows(step) for step in steps):
             return None, None
-        tables = getattr(steps[-1], "kwargs", {}).get("shards")
-        if tables is not None:  # a map-style data set turned into a stream
-            return ([len(table) for table in tables], None) if len(tables) == self._count else (None, None)
-        if self._whole_parquet(steps) and all(os.path.isfile(file) for file in self._files):
-            return [_parquet_rows(file) for file in self._files], None
+        tables = getattr(steps[-1], "kwargs", {}).get("shards", ())
+        if len(tables) == self._count and all(type(table).__name__ == "Dataset" for table in tables):
+            return [len(table) for table in tables], None  # a map-style data set turned into a stream
         split = (stream.info.splits or {}).get(str(stream.split)) if _is_unfiltered(steps[-1]) else None
-        return None, split.num_examples if split is not None and split.num_examples else None
+        promised = split.num_examples if split is not None and split.num_examples else None
+        if not (self._whole_parquet(steps) and all(os.path.isfile(file) for file in self._files)):
+            return None, promised
+        lengths = [_parquet_rows(file) for file in self._files]
+        if promised not in (None, sum(lengths)):
+            raise DataError(
+                f"The metadata of split {str(stream.split)!r} promise {promised} rows, and its {len(lengths)} files "
+                f"hold {sum(lengths)}. Expected all of them: is a file missing?"
+            )
+        return lengths, None
 
     def _whole_parquet(self, steps: list[Any]) -> bool:
         """Whether each shard is all of a parquet file, so that its metadata tell its rows."""
@@ -114,7 +121,7 @@ class StreamShards:
         builder = getattr(getattr(source, "generate_tables_fn", None), "__self__", None)
         groups = getattr(source, "kwargs", {}).get("row_groups_list", [])
         return (
-            type(builder).__name__ == "Parquet"
+            any(kind.__name__ == "Parquet" for kind in type(builder).__mro__)
             and _is_unfiltered(source)
             and all(_keeps_rows(step) for step in steps)
             and len(self._files) == self._count

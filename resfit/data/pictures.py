@@ -81,7 +81,7 @@ class Pictures:
         if self._crop is not None and self._size is not None:
             size = self._size
             crop = lambda height, width: center_crop(height, width, size)  # noqa: E731
-        return decode(file, self._mode or _own_mode(file), self._size, crop)
+        return decode(file, self._mode, self._size, crop)
 
 
 def _content(value: Any) -> bytes:
@@ -106,20 +106,6 @@ def _read(path: str) -> bytes:
     except FileNotFoundError as error:
         raise BadRecordError(f"its image file {path} does not exist.") from error
     return content
-
-
-def _own_mode(file: _Encoded) -> str:
-    """Grey images stay grey; all others become colours."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            grey = image.mode[0] in "1LIF"
-    except UnidentifiedImageError:
-        return "RGB"  # decoding it says what is wrong
-    finally:
-        file.seek(0)
-    return "L" if grey else "RGB"
 
 
 def _dtype(feature: Any) -> Any:
