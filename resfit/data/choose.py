@@ -8,7 +8,7 @@ import numpy as np
 from resfit.data.arrays import ArraySource, class_weights
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.device import DeviceSource
-from resfit.data.grain import grain, is_grain
+from resfit.data.grain import from_grain, is_grain
 from resfit.data.huggingface import huggingface, is_dataset
 from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
@@ -87,7 +87,7 @@ def adapted(x: Any) -> Any:
 # none is imported that the user does not use.
 _ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
     (is_dataset, huggingface),
-    (is_grain, grain),
+    (is_grain, from_grain),
     (is_data_source, TfdsSource),
 ]
 
