@@ -12,7 +12,8 @@ from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
 from resfit.data.load import load
 from resfit.data.stream import Shards, ShardStream
-from resfit.data.tfds import TfdsSource, tfds
+from resfit.data.tfds import tfds
+from resfit.data.tfds_source import TfdsSource
 
 __all__ = [
     "ArrayBatches",

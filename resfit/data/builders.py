@@ -55,8 +55,10 @@ def prepare_tfds(
         )
     package = load_package("tensorflow_datasets", "resfit.data.prepare_tfds", "pip install 'resfit[tfds]'")
     load_package("PIL.Image", "resfit.data.prepare_tfds", "pip install 'resfit[tfds]'")
-    builder = _builder_class(package, name, path)(data_dir=data_dir, file_format="array_record")
+    kind = _builder_class(package, name, path)
+    builder = kind(data_dir=data_dir)
     if not builder.is_prepared():
+        builder = kind(data_dir=data_dir, file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints; its progress bars go to stderr
             builder.download_and_prepare()
     for split in ("train", "test"):

@@ -12,7 +12,7 @@ from resfit.data.grain import from_grain, is_grain
 from resfit.data.huggingface import huggingface, is_dataset
 from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
-from resfit.data.tfds import TfdsSource, is_data_source
+from resfit.data.tfds_source import TfdsSource, is_data_source
 from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
 
