@@ -35,14 +35,14 @@ def random_resized_crop(
       >>> random_resized_crop(32)(jax.random.key(0), x, None)[0].shape
       (2, 32, 32, 3)
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) >= 1):
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise CompileError(
             f"augment.random_resized_crop got size={size!r}. Expected a number of pixels, or (height, width)."
         )
     require_range("random_resized_crop", "scale", scale, 1)
     require_range("random_resized_crop", "ratio", ratio, math.inf)
-    return image_transform(_random_resized_crop, size=(height, width), scale=tuple(scale), ratio=tuple(ratio))
+    return image_transform(_random_resized_crop, size=sides, scale=tuple(scale), ratio=tuple(ratio))
 
 
 def _random_resized_crop(

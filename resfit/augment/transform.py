@@ -108,6 +108,7 @@ def require_share(name: str, argument: str, value: float) -> None:
 
 def require_range(name: str, argument: str, value: tuple[float, float], largest: float) -> None:
     """Checks that an argument is an interval of positive numbers, (low, high)."""
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= largest or not math.isfinite(value[1]):
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    if not pair or not 0 < value[0] <= value[1] <= largest or not math.isfinite(value[1]):
         most = "" if math.isinf(largest) else f" of at most {largest:g}"
         raise CompileError(f"augment.{name} got {argument}={value!r}. Expected (low, high), 0 < low <= high{most}.")

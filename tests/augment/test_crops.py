@@ -1,0 +1,196 @@
+"""Shifts and resized crops, against NumPy, PIL and torchvision's own recipe."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resfit import augment
+from resfit.augment.boxes import DRAWS, Boxes
+from resfit.augment.random_resized_crop import crops_of, resized
+from resfit.errors import CompileError, ImageTooSmallError
+
+# --- pad_crop ---------------------------------------------------------------------------------------------------------
+
+
+def windows(image: np.ndarray, pixels: int, mode: str) -> dict[tuple[int, int], np.ndarray]:
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode={"zeros": "constant"}.get(mode, mode))
+    height, width = image.shape[:2]
+    places = [(top, left) for top in range(2 * pixels + 1) for left in range(2 * pixels + 1)]
+    return {(top, left): padded[top : top + height, left : left + width] for top, left in places}
+
+
+@functools.cache
+def shifted(pixels: int, mode: str) -> Any:
+    return jax.jit(lambda key, x: augment.pad_crop(pixels, mode)(key, x, None)[0])
+
+
+@pytest.mark.parametrize(("pixels", "mode"), [(1, "zeros"), (3, "zeros"), (4, "reflect")])
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_shifted_image_is_a_window_of_the_padded_one(pixels: int, mode: str, seed: int) -> None:
+    x = np.random.default_rng(seed).integers(1, 256, (5, 6, 9, 1), dtype=np.uint8)
+    got = np.asarray(shifted(pixels, mode)(jax.random.key(seed), x))
+    for before, after in zip(x, got, strict=True):
+        assert any(np.array_equal(after, window) for window in windows(before, pixels, mode).values())
+
+
+def test_every_shift_is_equally_likely() -> None:
+    image = np.arange(1, 31, dtype=np.float32).reshape(5, 6, 1)
+    n, places = 4900, windows(image, 3, "zeros")
+    got = np.asarray(shifted(3, "zeros")(jax.random.key(0), np.repeat(image[None], n, axis=0)))
+    counts = np.array([(got == window).all(axis=(1, 2, 3)).sum() for window in places.values()])
+    assert counts.sum() == n
+    # 49 places, 100 each; chi-squared with 48 degrees of freedom is below 85 with probability 0.999.
+    assert ((counts - 100) ** 2 / 100).sum() < 85
+
+
+def test_an_image_smaller_than_the_mirrored_border_is_an_error_and_zeros_do_not_mind() -> None:
+    x = np.ones((1, 4, 9, 1), np.float32)
+    with pytest.raises(ImageTooSmallError, match=r"pixels=4, mode='reflect'.*4 x 9 pixels.*mode='zeros'"):
+        augment.pad_crop(4, "reflect")(jax.random.key(0), x, None)
+    assert augment.pad_crop(4)(jax.random.key(0), x, None)[0].shape == x.shape
+
+
+# --- random_resized_crop ----------------------------------------------------------------------------------------------
+
+IMAGE = (17, 23)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
+    def one() -> tuple[int, int, int, int]:
+        top, left = draw(st.integers(0, IMAGE[0] - 1)), draw(st.integers(0, IMAGE[1] - 1))
+        return top, left, draw(st.integers(1, IMAGE[0] - top)), draw(st.integers(1, IMAGE[1] - left))
+
+    return [one() for _ in range(3)]
+
+
+@functools.cache
+def scaled(size: tuple[int, int]) -> Any:
+    return jax.jit(lambda x, boxes: resized(x, boxes, size))
+
+
+@pytest.mark.parametrize("size", [(9, 8), (20, 31), IMAGE], ids=str)
+@settings(max_examples=30)
+@given(drawn=boxes(), seed=st.integers(0, 2**32 - 1))
+def test_scaling_a_crop_is_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any, seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(3, *IMAGE, 2)).astype(np.float32)
+    got = scaled(size)(x, Boxes(*jnp.asarray(drawn, jnp.int32).T))
+    for image, (top, left, height, width), result in zip(x, drawn, got, strict=True):
+        crop = image[top : top + height, left : left + width]
+        for channel in range(2):
+            pil = PIL.Image.fromarray(crop[..., channel]).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+            np.testing.assert_allclose(result[..., channel], np.asarray(pil), atol=2e-5)
+
+
+def test_uint8_is_rounded_not_cut_off() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    crop = augment.random_resized_crop(8, scale=(1, 1), ratio=(1, 1))
+    got = crop(jax.random.key(0), x, None)[0]
+    for image, result in zip(x, got, strict=True):
+        pil = PIL.Image.fromarray(image).resize((8, 8), PIL.Image.Resampling.BILINEAR)
+        difference = np.asarray(result, int) - np.asarray(pil, int)
+        assert abs(difference).max() <= 1  # PIL rounds between the two directions as well
+        assert abs(difference.mean()) < 0.1  # cutting off would be 0.5 too dark
+
+
+def test_the_whole_image_at_its_own_size_is_the_image() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    whole = augment.random_resized_crop(12, scale=(1, 1), ratio=(1, 1))
+    np.testing.assert_array_equal(whole(jax.random.key(0), x, None)[0], x)
+
+
+def torchvision_crop(
+    random: np.random.Generator, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) by the recipe of torchvision's RandomResizedCrop, one image at a time."""
+    height, width = image
+    for _ in range(10):
+        area = height * width * random.uniform(*scale)
+        aspect = np.exp(random.uniform(*np.log(ratio)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return random.integers(height - h + 1), random.integers(width - w + 1), h, w
+    if width / height < ratio[0]:
+        w, h = width, round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w, h = round(height * ratio[1]), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(
+    ("image", "scale", "ratio"),
+    [
+        ((40, 40), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((30, 50), (0.3, 0.9), (0.5, 2.0)),
+        ((12, 40), (0.3, 1.0), (3 / 4, 4 / 3)),  # often nothing fits
+    ],
+    ids=str,
+)
+def test_crops_are_distributed_as_torchvisions(image: Any, scale: Any, ratio: Any) -> None:
+    n = 4000
+    ours = np.stack(crops_of(jax.random.uniform(jax.random.key(0), (n, DRAWS)), image, scale, ratio), axis=1)
+    random = np.random.default_rng(0)
+    theirs = np.array([torchvision_crop(random, image, scale, ratio) for _ in range(n)])
+    for kind in (ours, theirs):
+        top, left, height, width = kind.T
+        assert (top >= 0).all()
+        assert (left >= 0).all()
+        assert (height >= 1).all()
+        assert (top + height <= image[0]).all()
+        assert (left + width <= image[1]).all()
+    # The largest distance between the two empirical distributions, which exceeds 0.044 once in a thousand.
+    for mine, other in zip(
+        (*ours.T, ours[:, 2] * ours[:, 3], ours[:, 3] / ours[:, 2]),
+        (*theirs.T, theirs[:, 2] * theirs[:, 3], theirs[:, 3] / theirs[:, 2]),
+        strict=True,
+    ):
+        at = np.unique(np.concatenate([mine, other]))
+        ranks = [np.searchsorted(np.sort(kind), at, side="right") / n for kind in (mine, other)]
+        assert abs(ranks[0] - ranks[1]).max() < 0.044
+
+
+@pytest.mark.parametrize(
+    ("image", "middle"),
+    [((4, 100), (0, 47, 4, 5)), ((100, 4), (47, 0, 5, 4)), ((1, 30), (0, 14, 1, 1))],
+    ids=str,
+)
+def test_where_nothing_fits_the_crop_is_the_largest_in_the_middle(image: Any, middle: Any) -> None:
+    uniform = jax.random.uniform(jax.random.key(0), (50, DRAWS))
+    crops = np.stack(crops_of(uniform, image, (0.9, 1.0), (3 / 4, 4 / 3)), axis=1)
+    assert set(map(tuple, crops.tolist())) == {middle}
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: augment.pad_crop(0), r"pad_crop got pixels=0.*at least 1"),
+        (lambda: augment.pad_crop(1.5), "pixels=1.5"),
+        (lambda: augment.pad_crop(2, mode="edge"), r"mode='edge'.*'zeros', 'reflect'"),
+        (lambda: augment.flip(1.5), r"flip got probability=1.5.*from 0 to 1"),
+        (lambda: augment.flip(float("nan")), "probability=nan"),
+        (lambda: augment.random_resized_crop(0), r"random_resized_crop got size=0.*\(height, width\)"),
+        (lambda: augment.random_resized_crop((8, 1.5)), r"size=\(8, 1.5\)"),
+        (lambda: augment.random_resized_crop((8, 8, 3)), r"size=\(8, 8, 3\)"),
+        (lambda: augment.random_resized_crop(8, scale=(0, 1)), r"scale=\(0, 1\).*of at most 1"),
+        (lambda: augment.random_resized_crop(8, scale=(0.5, 1.5)), r"scale=\(0.5, 1.5\)"),
+        (lambda: augment.random_resized_crop(8, ratio=(2.0, 0.5)), r"ratio=\(2.0, 0.5\).*low <= high\."),
+        (lambda: augment.random_resized_crop(8, ratio=0.5), "ratio=0.5"),
+    ],
+    ids=repr,
+)
+def test_arguments_that_cannot_work_are_refused(make: Any, says: str) -> None:
+    with pytest.raises(CompileError, match=says):
+        make()
