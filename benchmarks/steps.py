@@ -1,15 +1,13 @@
 """What `fit` costs over the best hand-written loop: the same network, optimizer and batches, interleaved in one run.
 
-    python -m benchmarks                         # both networks
-    python -m benchmarks --net tiny --rounds 15
+    python -m benchmarks.steps                         # both networks
+    python -m benchmarks.steps --net tiny --rounds 15
 
 The hand-written loop is the fastest known to us: the state as one flat tuple of arrays, one donated `jax.jit` step, the
 loss read once per epoch. `fit` runs through the public API with its defaults: metrics, History, a progress line.
 """
 
 import argparse
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import optax
 from flax import nnx
 
 import resfit
+from benchmarks import interleaved
 
 TINY = resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(8,), stem="cifar", num_classes=10, in_channels=1)
 NETS = {
@@ -68,33 +67,24 @@ def hand_written(module: nnx.Module, x: np.ndarray, y: np.ndarray, batch: int):
     return epoch
 
 
-def measure(name: str, rounds: int) -> None:
-    """Prints the time of a step of each contestant, and their ratio."""
+def problem(name: str, longer: int = 1) -> tuple[nnx.Module, np.ndarray, np.ndarray, int, int]:
+    """A network, images, labels, the batch size, and how many steps an epoch of them has: `longer` times the usual."""
     make, side, channels, batch, steps = NETS[name]
+    steps *= longer
     random = np.random.default_rng(0)
     x = random.normal(size=(steps * batch, side, side, channels)).astype(np.float32)
     y = random.integers(0, 10, len(x)).astype(np.int32)
-    module = make()
+    return make(), x, y, batch, steps
+
+
+def measure(name: str, rounds: int) -> None:
+    """Prints the time of a step of each contestant, and their ratio."""
+    module, x, y, batch, steps = problem(name)
     epoch = hand_written(module, x, y, batch)
     model = resfit.Model(module)
     model.compile("sgd", learning_rate=0.1, dispatch="jit")
     contestants = {"hand-written": epoch, "fit": lambda: model.fit(x, y, batch_size=batch, verbose=2)}
-    seconds: dict[str, list[float]] = {key: [] for key in contestants}
-    for round_ in range(rounds + 1):
-        for key, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            if round_:  # the first one compiles
-                seconds[key].append((time.perf_counter() - start) / steps * 1e3)
-    ratios = [a / b for a, b in zip(seconds["fit"], seconds["hand-written"], strict=True)]
-    for key, values in seconds.items():
-        middle = statistics.median(values)
-        print(f"{name:9} {key:13} ms/step: median {middle:8.3f}  min {min(values):8.3f}  max {max(values):8.3f}")
-    ours, theirs = seconds["fit"], seconds["hand-written"]
-    print(
-        f"{name:9} fit / hand-written: {statistics.median(ours) / statistics.median(theirs):.3f} of the medians, "
-        f"{min(ours) / min(theirs):.3f} of the minima, {statistics.median(ratios):.3f} median of {rounds} pairs"
-    )
+    interleaved.report(name, interleaved.measure(contestants, rounds, steps))
 
 
 def main() -> None:

@@ -1,0 +1,51 @@
+"""Contestants that take turns, so that whatever else the machine does meets all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Milliseconds(NamedTuple):
+    """What a step took, in one round."""
+
+    wall: float
+    processor: float  # of all threads: what it costs whatever else the machine does, but without waiting
+
+
+def measure(contestants: dict[str, Callable[[], object]], rounds: int, steps: int) -> dict[str, list[Milliseconds]]:
+    """The times of each contestant, round by round. Every other round goes backwards.
+
+    Args:
+      contestants: by name; each makes `steps` steps a call. The first round compiles and does not count.
+      rounds: how many count.
+      steps: in a call.
+    """
+    times: dict[str, list[Milliseconds]] = {name: [] for name in contestants}
+    for round_ in range(rounds + 1):
+        for name in list(contestants)[:: -1 if round_ % 2 else 1]:
+            wall, processor = time.perf_counter(), time.process_time()
+            contestants[name]()
+            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+            if round_:
+                times[name].append(Milliseconds(wall / steps * 1e3, processor / steps * 1e3))
+    return times
+
+
+def report(title: str, times: dict[str, list[Milliseconds]]) -> None:
+    """Prints the times, and those of the last contestant as shares of the first one's."""
+    base, *_, name = times
+    for clock in Milliseconds._fields:
+        by_name = {key: [getattr(round_, clock) for round_ in rounds] for key, rounds in times.items()}
+        for key, values in by_name.items():
+            print(
+                f"{title:9} {key:14} {clock:9} ms/step: median {statistics.median(values):8.3f}  "
+                f"min {min(values):8.3f}  max {max(values):8.3f}"
+            )
+        a, b = by_name[name], by_name[base]
+        pairs = statistics.median(x / y for x, y in zip(a, b, strict=True))
+        print(
+            f"{title:9} {name} / {base}, {clock}: {statistics.median(a) / statistics.median(b):.3f} of the medians, "
+            f"{min(a) / min(b):.3f} of the minima, {pairs:.3f} median of {len(a)} pairs",
+            flush=True,
+        )
