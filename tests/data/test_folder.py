@@ -1,6 +1,7 @@
 """Folders of class folders of images: every image once, decoded as it should be, and every bad file named."""
 
 import logging
+import os
 import pickle
 import struct
 import zlib
@@ -152,6 +153,22 @@ def test_a_wrong_folder_or_option_is_an_error(tmp_path: Path, make: Any, options
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no folder .*nowhere"):
         folder(tmp_path / "nowhere")
+
+
+def test_a_folder_inside_a_class_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (numbered(tmp_path) / "class1" / "private").mkdir()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="private could not be listed: Permission denied"):
+        folder(tmp_path)
 
 
 def test_splits_are_classes_where_one_says_so(tmp_path: Path) -> None:
@@ -479,6 +496,14 @@ def test_the_crops_of_an_image_are_the_same_wherever_it_is_in_the_epoch(photos: 
     images = folder(photos, size=10, crop="random").for_epoch(5, 3)
     np.testing.assert_array_equal(images.take(np.array([7]))[0][0], images.take(np.array([2, 7, 4]))[0][1])
     assert not np.array_equal(images[7][0], images.for_epoch(5, 4)[7][0])
+
+
+def test_equal_images_are_cropped_each_in_its_own_way(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for i in range(6):
+        PHOTO.crop((0, 0, 200, 150)).save(tmp_path / "a" / f"{i}.png")
+    x = folder(tmp_path, size=10, crop="random").for_epoch(0, 0).take(slice(0, 6))[0]
+    assert len({image.tobytes() for image in x}) == 6
 
 
 @pytest.mark.parametrize(
