@@ -5,6 +5,7 @@
 gradients: the gradient that reaches the first convolution of a new network, by depth, with and without shortcuts.
 degradation: training loss of shallow and deep networks, with and without shortcuts.
 tools: what the code of docs/how-to/tools.md draws.
+augment: every augmentation, a few times, of scikit-learn's two photographs.
 tensorboard: what the code of docs/how-to/tensorboard.md logs, as TensorBoard shows it. Needs `pip install playwright`
     and the program chromium.
 """
@@ -29,7 +30,7 @@ import matplotlib as mpl
 import numpy as np
 import optax
 from flax import nnx
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 
 import resfit
@@ -200,10 +201,48 @@ def wait_for(url: str, seconds: float = 60) -> None:
             return
 
 
+def augment(folder: Path) -> None:
+    size, draws = 160, 4
+    photographs = [load_sample_image(name) for name in ("flower.jpg", "china.jpg")]
+    # The middle square of each: the flower, and what it is mixed with.
+    whole = resfit.augment.random_resized_crop(size, scale=(0.9, 1), ratio=(1, 1))
+    flower, china = (whole(jax.random.key(0), photograph[None], None)[0] for photograph in photographs)
+    batch = jnp.concatenate([jnp.repeat(flower, draws, axis=0), china])[jnp.array([4, 0, 1, 2, 3])]
+    shown = {
+        "flip()": resfit.augment.flip(),
+        "pad_crop(24)": resfit.augment.pad_crop(24),
+        'pad_crop(24, mode="reflect")': resfit.augment.pad_crop(24, mode="reflect"),
+        "random_resized_crop(160)": resfit.augment.random_resized_crop(size),
+        "color_jitter(0.4, 0.4, 0.4)": resfit.augment.color_jitter(0.4, 0.4, 0.4),
+        "color_jitter(0.4, 0.4, 0.4, hue=0.1)": resfit.augment.color_jitter(0.4, 0.4, 0.4, hue=0.1),
+        "random_erasing(1.0)": resfit.augment.random_erasing(1.0),
+        'random_erasing(1.0, fill="noise")': resfit.augment.random_erasing(1.0, fill="noise"),
+        "mixup(1.0)": resfit.augment.mixup(1.0, num_classes=2),
+        "cutmix(1.0)": resfit.augment.cutmix(1.0, num_classes=2),
+    }
+    figure = plt.figure(figsize=(9.6, 7.6), layout="constrained")
+    labels = jnp.array([1, 0, 0, 0, 0])
+    for panel, (code, function) in zip(figure.subfigures(5, 2).flat, shown.items(), strict=True):
+        panel.suptitle(code, family="monospace", fontsize=9)
+        apply = jax.jit(function)
+        if code.startswith(("mixup", "cutmix")):
+            # One share for a whole batch: a batch for each picture, of the flower that the other photograph precedes.
+            results = [apply(jax.random.key(seed), batch, labels) for seed in range(draws)]
+            images, titles = [x[1] for x, _ in results], [f"{1 - y[1, 1]:.0%} flower" for _, y in results]
+        else:
+            images, titles = apply(jax.random.key(1), batch[1:], None)[0], [""] * draws
+        for axes, image, title in zip(panel.subplots(1, draws), images, titles, strict=True):
+            axes.imshow(image)
+            axes.set_title(title, fontsize=8)
+            axes.axis("off")
+    figure.savefig(folder / "augment.png", dpi=80)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "gradients": gradients,
     "degradation": degradation,
     "tools": tools,
+    "augment": augment,
     "tensorboard": tensorboard,
 }
 
