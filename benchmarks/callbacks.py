@@ -3,12 +3,16 @@
     python -m benchmarks.callbacks --net resnet20 --rounds 15
 
 An epoch of some seconds a call. The ten do what they are for: rows, event files and the model are written at its end,
-and losses are looked at for NaN, eight at a time and eight steps late. No validation makes the epoch longer.
+and losses are looked at for NaN, eight at a time and eight steps late. No validation makes the epoch longer. Then each
+callback's share: the processor's time of the main thread in its hooks of a batch and in all others.
 """
 
 import argparse
+import collections
 import datetime
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -37,6 +41,25 @@ def ten(folder: Path) -> list[callbacks.Callback]:
     ]
 
 
+def timed(callback: callbacks.Callback, spent: collections.Counter[tuple[str, str]]) -> callbacks.Callback:
+    """The callback, whose hooks add their seconds of the main thread to `spent[class, "batch" or "epoch"]`."""
+
+    def wrap(hook: str) -> Callable[..., None]:
+        method, key = getattr(callback, hook), (type(callback).__name__, "batch" if "batch" in hook else "epoch")
+
+        def run(*args: object) -> None:
+            start = time.thread_time()
+            method(*args)
+            spent[key] += time.thread_time() - start
+
+        return run
+
+    for hook in (name for name in dir(callback) if name.startswith("on_")):
+        if getattr(type(callback), hook) is not getattr(callbacks.Callback, hook):
+            setattr(callback, hook, wrap(hook))
+    return callback
+
+
 def measure(name: str, rounds: int) -> None:
     """Prints the time of a step with and without the ten, and their ratio."""
     module, x, y, batch, steps = problem(name, LONGER[name])
@@ -50,6 +73,14 @@ def measure(name: str, rounds: int) -> None:
 
         contestants = {"no callbacks": lambda: fit(False), "ten callbacks": lambda: fit(True)}
         interleaved.report(name, interleaved.measure(contestants, rounds, steps))
+
+        spent: collections.Counter[tuple[str, str]] = collections.Counter()
+        watchers = [timed(callback, spent) for callback in ten(Path(folder))]
+        model.fit(x, y, batch_size=batch, verbose=0, callbacks=watchers)
+    for what, parts in (("batch", steps), ("epoch", 1)):
+        shares = {key[0]: seconds / parts * 1e3 for key, seconds in spent.most_common() if key[1] == what}
+        listed = ", ".join(f"{callback} {share:.3f}" for callback, share in shares.items())
+        print(f"{name:9} hooks, ms of the main thread per {what}: {sum(shares.values()):.3f} ({listed})")
 
 
 def main() -> None:
