@@ -412,6 +412,14 @@ def test_random_crops_have_the_distribution_of_their_definition() -> None:
         assert ours.std() == pytest.approx(theirs.std(), rel=0.05)
 
 
+def test_random_crops_reach_every_edge() -> None:
+    draws = np.random.default_rng(0)
+    boxes = [random_crop(9, 9, draws) for _ in range(300)]
+    inside = [box for box in boxes if box[2] - box[0] < 9 and box[3] - box[1] < 9]
+    assert [min(box[side] for box in inside) for side in (0, 1)] == [0, 0]
+    assert [max(box[side] for box in inside) for side in (2, 3)] == [9, 9]
+
+
 def test_a_crop_is_the_part_of_the_image_that_it_says(tmp_path: Path) -> None:
     PHOTO.save(tmp_path / "a.png")
     box = (100, 50, 340, 230)
