@@ -45,7 +45,7 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
-bench: $(VENV)/dev.stamp  ## resfit against the hand-written loop
+bench: $(VENV)/dev.stamp  ## fit beside the hand-written loop, and with ten callbacks
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH)
