@@ -1,9 +1,13 @@
 """Which part of an image is looked at: boxes in its own pixels, before anything is decoded."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+
+from resfit.errors import DataError
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the image as it is stored; right and bottom are not part of it."""
@@ -70,3 +74,42 @@ def random_crop(height: int, width: int, draws: np.random.Generator) -> Box:
     w, h = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def crop_of(
+    crop: str | None, size: tuple[int, int] | None, key: tuple[int, int] | None, place: tuple[int, ...]
+) -> Crop:
+    """What a data set's `crop` argument means for one of its images.
+
+    Args:
+      crop: None, "center" or "random".
+      size: (height, width) of what comes out; None for the image's own.
+      key: (seed, epoch), which with the place decide a random crop; None where there is nothing to decide.
+      place: the number of the image's row, or those of its shard and row.
+
+    Raises:
+      DataError: for a random crop without a key.
+    """
+    if crop is None or size is None:
+        return whole
+    if crop == "center":
+        return partial(center_crop, size=size)
+    if key is None:
+        raise DataError(
+            "crop='random' was read without the seed and the epoch that decide the crops. Expected it in fit, with "
+            "shuffle=True and cache=None; use crop='center' for validation, evaluate and predict, and everywhere else."
+        )
+    # A stream of its own for every image: threads, batches and the processes of a run may cut the epoch anyhow.
+    return partial(random_crop, draws=np.random.default_rng(np.random.SeedSequence(key, spawn_key=place)))
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """A data set's `size` argument as (height, width).
+
+    Raises:
+      DataError: if it is neither a positive number of pixels nor two of them.
+    """
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+        raise DataError(f"Expected size to be a number of pixels or (height, width), got {size!r}.")
+    return int(sides[0]), int(sides[1])

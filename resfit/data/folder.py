@@ -4,14 +4,12 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from resfit.data.cores import cores
-from resfit.data.crops import Crop, center_crop, random_crop, whole
+from resfit.data.crops import crop_of, height_and_width
 from resfit.data.decode import MODES, decode
 from resfit.data.packages import load_package
 from resfit.data.records import stack_images
@@ -91,7 +89,7 @@ def folder(
         paths=paths,
         labels=labels,
         classes=names,
-        size=None if size is None else _height_and_width(size),
+        size=None if size is None else height_and_width(size),
         crop=crop,
         mode=mode,
         threads=cores() if threads is None else threads,
@@ -135,34 +133,14 @@ class ImageFolder:
         numbers = np.arange(len(self))[rows].tolist()
         names = [self.paths[row] for row in numbers]
         images = [
-            decode(name, self.mode, self.size, self._crop_of(row)) for row, name in zip(numbers, names, strict=True)
+            decode(name, self.mode, self.size, crop_of(self.crop, self.size, self.key, (row,)))
+            for row, name in zip(numbers, names, strict=True)
         ]
         return stack_images(images, names), self.labels[rows], None
 
     def for_epoch(self, seed: int | None, epoch: int) -> "ImageFolder":
         """The same images with the crops of one epoch; a seed of None is none."""
         return self if seed is None else dataclasses.replace(self, key=(seed, epoch))
-
-    def _crop_of(self, row: int) -> Crop:
-        if self.crop is None or self.size is None:
-            return whole
-        if self.crop == "center":
-            return partial(center_crop, size=self.size)
-        if self.key is None:
-            raise DataError(
-                "crop='random' was read without the seed and the epoch that decide the crops. Expected it in fit, with "
-                "shuffle=True and cache=None; use crop='center' for validation, evaluate and predict, and everywhere "
-                "else."
-            )
-        # A stream of its own for every image: threads, batches and the processes of a run may cut the epoch anyhow.
-        return partial(random_crop, draws=np.random.default_rng(np.random.SeedSequence(self.key, spawn_key=(row,))))
-
-
-def _height_and_width(size: Any) -> tuple[int, int]:
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
-        raise DataError(f"Expected size to be a number of pixels or (height, width), got {size!r}.")
-    return int(sides[0]), int(sides[1])
 
 
 def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:

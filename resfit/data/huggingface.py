@@ -1,5 +1,6 @@
 """Data sets of Hugging Face's library, map-style and streaming, as data for `fit`, `evaluate` and `predict`."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,8 +42,8 @@ def huggingface(
       label: the name of the label column; by default the one ClassLabel, or else the one column of integers.
       size: pixels of what comes out: n for squares, or (height, width). None keeps every image as it is; they must then
         be of one size.
-      crop: None resizes the whole image; "center" is the middle 224 of 256 pixels of the shorter side, or that share at
-        any other size.
+      crop: None resizes the whole image. "random", for training, and "center", for evaluation, are those of
+        `resfit.data.folder`; a random crop is decided by (seed, epoch, row) alone.
       mode: "RGB", "L" (grey) or "RGBA"; None takes the column's own mode, or keeps grey images grey and makes all
         others RGB.
       threads: that decode; by default one for each core, at most 16.
@@ -72,7 +73,8 @@ def huggingface(
     threads = cores() if threads is None else threads
     if type(dataset).__name__ == "Dataset":
         chosen = columns.choose(dataset.features, image, label)
-        return TableSource(dataset, chosen, Pictures(size, crop, mode, dataset.features[chosen.image]), threads)
+        kind = RandomTableSource if crop == "random" else TableSource
+        return kind(dataset, chosen, Pictures(size, crop, mode, dataset.features[chosen.image]), threads)
     from resfit.data.huggingface_stream import StreamShards, features_of
 
     features = features_of(dataset)
@@ -118,6 +120,7 @@ class TableSource:
                 "would call at once. Expected none: augment with compile(augment=...), prepare with dataset.map."
             )
         self.threads = threads
+        self._key: tuple[int, int] | None = None
         self._columns, self._pictures = chosen, pictures
         names = [name for name in chosen if name is not None]
         self._table = pictures.undecoded(dataset.with_format(None).select_columns(names), chosen.image)
@@ -130,13 +133,23 @@ class TableSource:
         return len(self._table)
 
     def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, Any, None]:
-        numbers = np.arange(len(self))[rows]
-        taken = self._table[rows if isinstance(rows, slice) else numbers.tolist()]
+        numbers = np.arange(len(self))[rows].tolist()
+        taken = self._table[rows if isinstance(rows, slice) else numbers]
         images, names = [], []
         for number, value in zip(numbers, taken[self._columns.image], strict=True):
             names.append(f"Row {number} of the data set")
             try:
-                images.append(self._pictures.decode(value))
+                images.append(self._pictures.decode(value, self._key, (number,)))
             except BadRecordError as error:
                 raise DataError(f"{names[-1]} cannot be used: {error}") from error
         return stack_images(images, names), None if self.labels is None else self.labels[numbers], None
+
+
+class RandomTableSource(TableSource):
+    """A map-style data set whose images are cropped anew in every epoch, as an `EpochSource`."""
+
+    def for_epoch(self, seed: int | None, epoch: int) -> "RandomTableSource":
+        """The same images with the crops of one epoch; a seed of None is none."""
+        cropped = copy.copy(self)
+        cropped._key = None if seed is None else (seed, epoch)
+        return cropped

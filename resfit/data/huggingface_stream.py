@@ -84,11 +84,13 @@ class StreamShards:
             images = rows[image]
             yield from zip(images, rows[label] if label is not None else [None] * len(images), strict=True)
 
-    def decode(self, record: tuple[Any, Any]) -> tuple[np.ndarray, Any]:
+    def decode(
+        self, record: tuple[Any, Any], key: tuple[int, int] | None, place: tuple[int, int]
+    ) -> tuple[np.ndarray, Any]:
         value, label = record
         if label is None and self._columns.label is not None:
             raise BadRecordError(f"its label, column {self._columns.label!r}, is missing.")
-        return call_again("An image file", lambda: self._pictures.decode(value), self._retries), label
+        return call_again("An image file", lambda: self._pictures.decode(value, key, place), self._retries), label
 
     def stack(self, examples: list[tuple[np.ndarray, Any]]) -> tuple[np.ndarray, Any, None]:
         x = stack_images([image for image, _ in examples])

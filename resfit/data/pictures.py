@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data.crops import Crop, center_crop, whole
+from resfit.data.crops import crop_of, height_and_width
 from resfit.data.decode import MODES, decode
 from resfit.data.packages import load_package
 from resfit.errors import BadRecordError, DataError
@@ -25,7 +25,7 @@ class Pictures:
 
     Args:
       size: pixels of what comes out: n for squares, (height, width), or None to keep every image's own.
-      crop: None or "center".
+      crop: None, "center" or "random".
       mode: "RGB", "L", "RGBA" or None.
       feature: of the column: a `datasets.Image`, `Array2D`, `Array3D`, or nested lists of numbers.
 
@@ -37,8 +37,8 @@ class Pictures:
     def __init__(self, size: int | tuple[int, int] | None, crop: str | None, mode: str | None, feature: Any) -> None:
         if mode not in (None, *MODES):
             raise DataError(f"Expected mode to be one of {', '.join(MODES)} or None, got {mode!r}.")
-        if crop not in (None, "center"):
-            raise DataError(f"Expected crop to be None or 'center', got {crop!r}.")
+        if crop not in (None, "random", "center"):
+            raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
         if crop is not None and size is None:
             raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
         self.encoded = type(feature).__name__ == "Image"
@@ -49,8 +49,8 @@ class Pictures:
             )
         if self.encoded:
             load_package("PIL.Image", "an image column", INSTALL)
-        self._size = (size, size) if isinstance(size, int) else None if size is None else (size[0], size[1])
-        self._crop = crop
+        self._size = None if size is None else height_and_width(size)
+        self.crop = crop
         self._mode = mode if mode is not None else getattr(feature, "mode", None)
         self._dtype = None if self.encoded else _dtype(feature)
 
@@ -61,27 +61,26 @@ class Pictures:
             return dataset.cast_column(column, datasets.Image(decode=False))
         return dataset.with_format("numpy")
 
-    def decode(self, value: Any) -> np.ndarray:
+    def decode(self, value: Any, key: tuple[int, int] | None, place: tuple[int, ...]) -> np.ndarray:
         """One image: (height, width, channels), or (height, width) if it is grey.
+
+        Args:
+          value: of the column.
+          key: (seed, epoch), for random crops.
+          place: where the image stands.
 
         Raises:
           BadRecordError: if there is none, or it cannot be decoded.
         """
         if value is None:
             raise BadRecordError("its image is missing.")
+        crop = crop_of(self.crop, self._size, key, place)
         if not self.encoded:
             return np.asarray(value, self._dtype)
         try:
-            return self._file(_Encoded(_content(value)))
+            return decode(_Encoded(_content(value)), self._mode, self._size, crop)
         except DataError as error:
             raise BadRecordError(str(error)) from error
-
-    def _file(self, file: _Encoded) -> np.ndarray:
-        crop: Crop = whole
-        if self._crop is not None and self._size is not None:
-            size = self._size
-            crop = lambda height, width: center_crop(height, width, size)  # noqa: E731
-        return decode(file, self._mode, self._size, crop)
 
 
 def _content(value: Any) -> bytes:

@@ -28,8 +28,13 @@ class Shards(Protocol):
     def read(self, shard: int, start: int) -> Iterator[Any]:
         """The records of a shard from row `start` on. Several shards are read at once, each in a thread of its own."""
 
-    def decode(self, record: Any) -> Any:
+    def decode(self, record: Any, key: tuple[int, int] | None, place: tuple[int, int]) -> Any:
         """The example in a record. Called from several threads.
+
+        Args:
+          record: as `read` yielded it.
+          key: (seed, epoch), which with the place decide whatever is random; None where nothing is to be.
+          place: (shard, row) of the record.
 
         Raises:
           BadRecordError: if the record cannot be used. Any other error ends the epoch.
@@ -66,7 +71,7 @@ class ShardStream:
       ...     def lengths(self, needed): return None
       ...     def name(self, shard): return f"shard {shard}"
       ...     def read(self, shard, start): return iter(range(10 * shard + start, 10 * shard + 3))
-      ...     def decode(self, record): return np.float32(record)
+      ...     def decode(self, record, key, place): return np.float32(record)
       ...     def stack(self, examples): return np.stack(examples), None, None
       >>> batches = ShardStream(Numbers(), window=4).batches(Geometry(batch_size=4, seed=0))
       >>> rows = [batch.x.tolist() for batch in batches.epoch(0)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
@@ -203,7 +203,8 @@ class StreamBatches:
         rows = self._ordered(epoch, undecoded, count)
         pieces = _with_error_last(_in_pieces(rows, _DECODED_AT_ONCE))
         good = 0
-        for piece in in_order(self._decoded, pieces, self._settings.threads):
+        key = None if self._geometry.seed is None else (self._geometry.seed, epoch)
+        for piece in in_order(partial(self._decoded, key), pieces, self._settings.threads):
             if isinstance(piece, Exception):
                 raise self._explained(piece, epoch, count) from piece.__cause__
             for outcome in piece:
@@ -220,13 +221,13 @@ class StreamBatches:
                 "same data as before."
             )
 
-    def _decoded(self, piece: list[Row] | Exception) -> list[Any] | Exception:
+    def _decoded(self, key: tuple[int, int] | None, piece: list[Row] | Exception) -> list[Any] | Exception:
         if isinstance(piece, Exception):
             return piece
         outcomes: list[Any] = []
         for shard, row, record in piece:
             try:
-                outcomes.append(self._shards.decode(record))
+                outcomes.append(self._shards.decode(record, key, (shard, row)))
             except BadRecordError as error:
                 outcomes.append(Bad(shard, row, error))
             except ReadingFailed as failed:  # of a file that the record only names
@@ -310,7 +311,7 @@ class StreamBatches:
 
     def _records(self, segment: Segment, start: int) -> Iterator[Any]:
         name = self._shards.name(segment.shard)
-        read = read_on(name, functools.partial(self._shards.read, segment.shard), start, self._settings.retries)
+        read = read_on(name, partial(self._shards.read, segment.shard), start, self._settings.retries)
         row = start
         for record in read:
             if row == segment.stop:

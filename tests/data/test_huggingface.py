@@ -226,7 +226,8 @@ def test_what_is_no_split_is_refused(data: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop": "random", "size": 4}, "Expected crop to be None or 'center', got 'random'"),
+        ({"crop": "corner", "size": 4}, "Expected crop to be None, 'random' or 'center', got 'corner'"),
+        ({"size": 0}, "Expected size to be a number of pixels"),
         ({"crop": "center"}, "needs the size"),
         ({"mode": "HSV"}, "Expected mode to be one of L, RGB, RGBA or None, got 'HSV'"),
     ],
@@ -234,6 +235,25 @@ def test_what_is_no_split_is_refused(data: Any, message: str) -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         huggingface(table(2), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_crops_follow_from_seed_epoch_and_row(kind: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    whole = table(12, img={row: {"bytes": png(noise), "path": None} for row in range(12)})
+    data = whole if kind == "table" else parquet(tmp_path, whole, 3)
+
+    def images(threads: int, epoch: int, start: int = 0) -> np.ndarray:
+        made = batches(data, 4, options={"size": 8, "crop": "random", "threads": threads})
+        return np.concatenate([batch.x for batch in made.epoch(epoch, start)])
+
+    first = images(0, 1)
+    assert len({image.tobytes() for image in first}) == 12  # each row its own
+    np.testing.assert_array_equal(images(3, 1), first)
+    np.testing.assert_array_equal(images(1, 1, start=2), first[8:])
+    assert not {image.tobytes() for image in images(0, 2)} & {image.tobytes() for image in first}
+    with pytest.raises(DataError, match="use crop='center' for validation"):
+        list(batches(data, seed=None, options={"size": 8, "crop": "random"}).epoch(0))
 
 
 def test_arrays_are_not_resized() -> None:

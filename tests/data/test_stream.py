@@ -37,6 +37,7 @@ class Numbered:
         self.opened: list[tuple[int, int]] = []
         self.decoded = 0
         self.decoding_threads: set[str] = set()
+        self.drawn: dict[Any, Any] = {}
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -55,8 +56,9 @@ class Numbered:
                 raise error
             yield (shard, row)
 
-    def decode(self, record: Any) -> Any:
+    def decode(self, record: Any, key: Any, place: Any) -> Any:
         self.decoded += 1
+        self.drawn[record] = (key, place)
         self.decoding_threads.add(threading.current_thread().name)
         number = 100 * record[0] + record[1]
         if number in self._bad:
@@ -205,6 +207,14 @@ def test_going_on_in_the_middle_decodes_and_reads_only_what_is_needed() -> None:
     next(iter(batches.epoch(0, start=150)))
     assert {start for _, start in shards.opened} == {750}
     assert shards.decoded <= 32 + 10  # what is decoded together, and no row before the batch
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_what_is_random_in_a_record_follows_from_seed_epoch_and_place(seed: int | None) -> None:
+    shards = Numbered([5, 4])
+    rows(made(shards, seed=seed), 3)
+    key = None if seed is None else (seed, 3)
+    assert shards.drawn == {(s, r): (key, (s, r)) for s, n in enumerate([5, 4]) for r in range(n)}
 
 
 def test_an_unfinished_epoch_leaves_no_thread_behind() -> None:
@@ -403,7 +413,7 @@ def test_nothing_but_bad_records_is_an_error() -> None:
 
 def test_a_bug_in_decoding_is_no_bad_record() -> None:
     class Wrong(Numbered):
-        def decode(self, record: Any) -> Any:
+        def decode(self, record: Any, key: Any, place: Any) -> Any:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -445,9 +455,7 @@ def test_a_stream_that_dies_says_how_far_it_came(threads: int) -> None:
     batches = made(Numbered([10, 10], fail=fail), seed=None, options={"threads": threads, "retries": 3})
     epoch = batches.epoch(0)
     assert [batch.size for batch in itertools.islice(epoch, 4)] == [4] * 4  # all that was read, in whole batches
-    message = (
-        "shard 1 could not be read beyond row 7, at the last of 4 tries: OSError: disk on fire.* 17 rows"
-    )
+    message = "shard 1 could not be read beyond row 7, at the last of 4 tries: OSError: disk on fire.* 17 rows"
     with pytest.raises(DataError, match=message) as caught:
         next(epoch)
     assert isinstance(caught.value.__cause__, OSError)
@@ -489,8 +497,8 @@ def test_a_stream_needs_shards() -> None:
 class Pictures(Numbered):
     """Numbered rows as images of 8 x 8 with one of three labels."""
 
-    def decode(self, record: Any) -> Any:
-        number = int(super().decode(record)[0])
+    def decode(self, record: Any, key: Any, place: Any) -> Any:
+        number = int(super().decode(record, key, place)[0])
         return np.random.default_rng(number).normal(size=(8, 8, 1)).astype(np.float32), labels(300)[number]
 
     def stack(self, examples: list[Any]) -> Any:
