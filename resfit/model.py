@@ -17,6 +17,7 @@ from resfit.callbacks import Callback, History, ProgressBar
 from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, class_weights, split_validation
 from resfit.data.choose import in_memory
+from resfit.engine import compilation_cache
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
@@ -67,6 +68,7 @@ class Model:
     """
 
     def __init__(self, module: nnx.Module) -> None:
+        compilation_cache.use()
         self._module = module
         self._placement = Placement("auto")
         self._state = RunState(module, None, self._placement.state)
@@ -100,7 +102,10 @@ class Model:
         preprocess: str | preprocess_.Preprocess | None = "auto",
         augment: augment_.AugmentArgument = None,
         ema: float | None = None,
+        precision: str = "float32",
+        gradient_accumulation_steps: int = 1,
         dispatch: str = "auto",
+        compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
 
@@ -127,8 +132,15 @@ class Model:
           ema: decay of a running average of parameters and statistics, updated in every step, such as 0.999; None keeps
             none. In the first steps it forgets faster: the decay is at most (1 + step) / (10 + step). The average is
             used where it is asked for: `weights="ema"` of `evaluate`, `predict` and `save`.
+          precision: "float32", every layer computes in the dtype it was built with; "bfloat16", convolutions and dense
+            layers multiply in bfloat16, and parameters, statistics, norms, logits and loss stay float32.
+          gradient_accumulation_steps: cuts every batch into so many slices, one after the other in the same step, and
+            sums their gradients before the one update: batch_size stays the effective, global one, and activations need
+            the memory of a slice. Exactly the whole batch's update for networks without BatchNorm, which here
+            normalises slice by slice, and moves its statistics as often.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices, BatchNorm over the whole batch),
             "auto" (by the number of devices), or "eager" (nothing compiled, for debugging).
+          compiler_options: XLA's own, by name, for every step, such as {"xla_cpu_enable_fast_math": True}.
 
         Raises:
           CompileError: for unknown names and combinations that cannot work.
@@ -153,12 +165,19 @@ class Model:
             if metrics == "auto"
             else metrics_.by_name(metrics, num_classes=num_classes)
         )
-        placement = Placement(dispatch)
+        placement = Placement(dispatch, compiler_options)
+        if precision not in ("float32", "bfloat16"):
+            raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {precision!r}.")
+        slices = gradient_accumulation_steps
+        if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
+            raise CompileError(f"Expected gradient_accumulation_steps to be a positive integer, got {slices!r}.")
         if ema is not None and not 0 < ema < 1:
             raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {ema}.")
 
         self._state.publish()
-        state = RunState(self._module, transformation, placement.state, self._freeze, ema=ema is not None)
+        state = RunState(
+            self._module, transformation, placement.state, self._freeze, ema=ema is not None, precision=precision
+        )
         if not state.layout.n_params:
             raise CompileError(
                 "Every parameter is frozen, so there is nothing to train. Call freeze with fewer patterns."
@@ -186,14 +205,17 @@ class Model:
                 _schedule(named, rate_function),
                 self._rate_index,
                 ema,
+                slices,
             )
         )
         self._compiled = True
         _log.info(
-            "%s on %d %s device(s); BatchNorm over the whole batch; seed %d.",
+            "%s on %d %s device(s), %s; BatchNorm over %s; seed %d.",
             placement.kind,
             len(placement.devices),
             placement.devices[0].platform,
+            precision,
+            "the whole batch" if slices == 1 else f"each of {slices} slices of the batch",
             seed,
         )
 
@@ -241,7 +263,7 @@ class Model:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
         if y is None:
             raise LabelError("There are no labels. Pass y, or override Model.compute_loss for a loss that needs none.")
-        outputs = module(x)
+        outputs = losses.at_least_float32(module(x))
         if hasattr(outputs, "shape"):
             self._outputs_shape = tuple(outputs.shape)
         losses_ = self._loss(outputs, y)

@@ -34,9 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.modes": set(),
     "engine.signals": set(),
     "engine.hooks": set(),
-    "engine.state": {"engine.modes", "optimizers"},
+    "engine.programs": set(),
+    "engine.compilation_cache": set(),
+    "engine.state": {"engine.modes", "engine.programs", "optimizers"},
     "engine.step": {"engine.modes", "engine.state", "metrics"},
-    "engine.dispatch": set(),
+    "engine.dispatch": {"engine.programs"},
     "engine.waiting": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.loop": {
@@ -50,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data", "callbacks",
-        "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch", "engine.loop",
+        "engine.compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch",
+        "engine.loop",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.

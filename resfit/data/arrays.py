@@ -43,7 +43,9 @@ class ArraySource:
         return len(jax.tree.leaves(self._x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        taken: tuple[Any, Any, np.ndarray | None] = self._structure.unflatten([a[rows] for a in self._leaves])
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(
+            self._structure, [array[rows] for array in self._leaves]
+        )
         if not self._looked_at:
             check_finite(taken[0])
         return taken

@@ -1,12 +1,13 @@
 """How a step meets devices: where arrays live, how a step is compiled, how far the host may run ahead. Nothing else."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from resfit.engine.programs import compiled
 from resfit.errors import CompileError
 
 KINDS = ("auto", "jit", "sharded", "eager")
@@ -19,14 +20,16 @@ class Placement:
       kind: "jit": one device. "sharded": the state on every device, the batch split over them; XLA inserts the
         all-reduces, and BatchNorm sees the global batch. "eager": one device, nothing compiled, for debugging. "auto":
         "sharded" on several devices, else "jit".
+      compiler_options: XLA's, by name, for every step.
 
     Raises:
       CompileError: for another kind.
     """
 
-    def __init__(self, kind: str = "auto") -> None:
+    def __init__(self, kind: str = "auto", compiler_options: Mapping[str, Any] | None = None) -> None:
         if kind not in KINDS:
             raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.")
+        self.compiler_options = dict(compiler_options or {})
         devices = jax.devices() if kind in ("auto", "sharded") else jax.devices()[:1]
         self.kind = kind if kind != "auto" else ("sharded" if len(devices) > 1 else "jit")
         self.devices = devices
@@ -60,6 +63,8 @@ class Step:
     ) -> None:
         self._function = function
         self._eager = placement.kind == "eager"
+        self._devices = placement.devices
+        self._options = placement.compiler_options
         self._jit = jax.jit(
             function,
             donate_argnums=(0,) if donate else (),
@@ -81,7 +86,7 @@ class Step:
         executable = self._executables.get(key)
         if executable is None:
             on_compile(True)
-            executable = self._jit.lower(*arguments).compile()
+            executable = compiled(self._jit.lower(*arguments), self._devices, self._options)
             self._executables[key] = executable
             on_compile(False)
         return executable

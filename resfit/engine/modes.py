@@ -71,12 +71,13 @@ class Freeze(NamedTuple):
 NOTHING_FROZEN = Freeze()
 
 
-def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN) -> Plan:
+def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN, precision: str = "float32") -> Plan:
     """Reads a module's graph and derives its two modes.
 
     Args:
       module: any.
       freeze: what does not train.
+      precision: "float32": every layer computes in the dtype it was built with; "bfloat16": see `compute_in`.
 
     Raises:
       ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
@@ -97,7 +98,9 @@ def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN) -> Plan:
                 f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
                 f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}."
             )
-    train, evaluate = (_graph_in_mode(graph, state, train=train, freeze=freeze) for train in (True, False))
+    train, evaluate = (
+        _graph_in_mode(graph, state, train=train, freeze=freeze, precision=precision) for train in (True, False)
+    )
     return Plan(train, evaluate, slots)
 
 
@@ -127,8 +130,10 @@ def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
     return Slot(path, "carried", kind, value.shape, frozen)
 
 
-def _graph_in_mode(graph: Any, state: Any, *, train: bool, freeze: Freeze) -> Any:
+def _graph_in_mode(graph: Any, state: Any, *, train: bool, freeze: Freeze, precision: str) -> Any:
     copy = nnx.merge(graph, state)
+    if precision != "float32":
+        compute_in(copy, precision)
     # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
     if train:
         copy.train()
@@ -141,6 +146,27 @@ def _graph_in_mode(graph: Any, state: Any, *, train: bool, freeze: Freeze) -> An
                 part.eval()
                 _call_in_mode(part, train=False, forced=True)
     return nnx.split(copy)[0]
+
+
+# Layers of flax that multiply by a kernel. A subclass may have its reasons: it keeps its dtype.
+_MULTIPLYING = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.MultiHeadAttention)
+
+
+def compute_in(module: nnx.Module, precision: str) -> None:
+    """Lets the layers that multiply by kernels compute in another dtype. Parameters and statistics keep theirs.
+
+    Norms go on computing in float32; those that say in which dtype they return it (`output_dtype`, as resfit's do)
+    return it in the other one.
+
+    Args:
+      module: changed.
+      precision: such as "bfloat16".
+    """
+    for _, part in nnx.iter_modules(module):
+        if type(part) in _MULTIPLYING:
+            part.dtype = jnp.dtype(precision)  # type: ignore[attr-defined]
+        elif hasattr(part, "output_dtype"):
+            part.output_dtype = precision
 
 
 def assemble(

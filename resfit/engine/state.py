@@ -16,6 +16,7 @@ from flax import nnx
 
 from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
+from resfit.engine.programs import compiled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import index_of_rate
 
@@ -124,13 +125,15 @@ class RunState:
         freeze: modes.Freeze = modes.NOTHING_FROZEN,
         *,
         ema: bool = False,
+        precision: str = "float32",
     ) -> None:
         self._module = module
         self._sharding = sharding
         self._freeze = freeze
         self._ema = ema
+        self._precision = precision
         self._graph = nnx.graphdef(module)
-        plan_ = plan(module, freeze)
+        plan_ = plan(module, freeze, precision)
         arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
@@ -140,7 +143,10 @@ class RunState:
         self._held: tuple[Any, ...] = self._shared  # what it held when they parted
         state: list[Any] = []
         if optimizer is not None:
-            state = jax.tree.leaves(jax.jit(optimizer.init)(self.layout.nest(params)))
+            nested = self.layout.nest([jnp.asarray(param) for param in params])
+            devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
+            init = compiled(jax.jit(optimizer.init).lower(nested), devices)
+            state = jax.tree.leaves(init(nested))
         averages = (*params, *carried) if ema else ()
         leaves = [*params, *carried, *averages, *state, jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32)]
         self.leaves: Leaves = tuple(jax.device_put(leaves, sharding))
@@ -155,7 +161,7 @@ class RunState:
         graph = nnx.graphdef(self._module)
         if graph == self._graph:
             return
-        if plan(self._module, self._freeze) != self.layout.plan:
+        if plan(self._module, self._freeze, self._precision) != self.layout.plan:
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
@@ -256,7 +262,9 @@ class RunState:
         """
         if not self._lost():
             return False
-        fresh = RunState(self._module, self.layout.optimizer, self._sharding, self._freeze, ema=self._ema)
+        fresh = RunState(
+            self._module, self.layout.optimizer, self._sharding, self._freeze, ema=self._ema, precision=self._precision
+        )
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True
 

@@ -4,6 +4,7 @@ State is a flat tuple of arrays; see `engine.state.Layout`. What is static (grap
 functions) is closed over.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -47,6 +48,7 @@ class Recipe(NamedTuple):
       schedule: (step, span) -> learning rate, see `Layout` for the span; None to leave the optimizer's own rate.
       rate_index: which leaf of the optimizer's state is the learning rate.
       ema: decay of the running average of parameters and statistics; None for no average.
+      slices: into how many parts a batch is cut, whose gradients are summed before the one update.
     """
 
     compute_loss: ComputeLoss
@@ -56,6 +58,7 @@ class Recipe(NamedTuple):
     schedule: Callable[[Any, Any], Any] | None
     rate_index: int | None
     ema: float | None
+    slices: int = 1
 
 
 class Keys(NamedTuple):
@@ -100,25 +103,45 @@ def train_step(
     params, carried, averages, optimizer_state, span, step = layout.split(leaves)
     key_of = keys(key, step)
     x, y = prepared(recipe, key_of, batch)
+    whole = DeviceBatch(x, y, batch.weight, batch.mask)
+    rows = jax.tree.leaves(x)[0].shape[0]
+    count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
+    slices = min(recipe.slices, rows)
 
-    def loss_of(params: Leaves) -> tuple[jax.Array, Any]:
+    def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
         module = modes.assemble(layout.plan, params, carried, key_of.module, train=True)
-        losses, outputs = recipe.compute_loss(module, x, y, key=key_of.loss, train=True)
-        losses = _per_example(losses, x)
+        losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+        losses = _per_example(losses, part.x)
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
         _warn_if_frozen(layout, carried, new_carried)
         new_carried = tuple(
             old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
         )
-        mask = _mask(batch, losses)
-        weighted = losses if batch.weight is None else losses * batch.weight
-        loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
-        return loss, (weighted, outputs, new_carried, rewritten, mask)
+        mask = _mask(part, losses)
+        weighted = losses if part.weight is None else losses * part.weight
+        loss = jnp.where(mask, weighted, 0).sum() / count
+        return loss, (new_carried, rewritten, _merge(recipe, None, outputs, part.y, weighted, mask))
 
-    (loss, (weighted, outputs, carried, rewritten, mask)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-    # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
-    params = tuple(rewritten.get(i, param) for i, param in enumerate(params))
+    total: Any = None  # (loss, gradients) of the slices so far
+    for i in range(slices):
+        part, part_keys = whole, key_of
+        if slices > 1:
+            # Every so many-th row: where the batch is split over devices, each device keeps rows of every slice.
+            part = jax.tree.map(
+                functools.partial(jax.lax.slice_in_dim, start_index=i, limit_index=None, stride=slices), whole
+            )
+            part_keys = Keys(*(jax.random.fold_in(key, i) for key in key_of))
+        if total is not None:
+            # One slice after the other, or the compiler may hold the activations of all of them at once.
+            part, total = jax.lax.optimization_barrier((part, total))
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (carried, rewritten, found)), gradients = gradient_of(params, carried, part, part_keys)
+        # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
+        params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
+        total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
+        sums = sums.merge(found)
+    loss, gradients = total
     if recipe.schedule is not None and recipe.rate_index is not None:
         flat, tree = jax.tree.flatten(optimizer_state)
         flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step, span), flat[recipe.rate_index].dtype)
@@ -126,7 +149,6 @@ def train_step(
     params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
     if recipe.ema is not None:
         averages = _averaged(averages, (*params, *carried), recipe.ema, step)
-    sums = _merge(recipe, sums, outputs, y, weighted, mask)
     return layout.join(params, carried, averages, optimizer_state, span, step + 1), sums, loss
 
 
@@ -181,8 +203,10 @@ def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
-    outputs = jax.lax.stop_gradient(outputs)
-    return sums.merge(metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask))
+    """What a batch adds to the metric sums; with no sums yet, that alone."""
+    outputs, loss = jax.lax.stop_gradient((outputs, loss))
+    found = metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask)
+    return found if sums is None else sums.merge(found)
 
 
 def _mask(batch: DeviceBatch, losses: jax.Array) -> jax.Array:

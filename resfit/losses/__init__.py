@@ -11,7 +11,7 @@ from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, task
-from resfit.losses.outputs import FINISHES, class_numbers, probabilities
+from resfit.losses.outputs import FINISHES, at_least_float32, class_numbers, probabilities
 from resfit.losses.regression import mean_squared_error
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Focal",
     "Loss",
     "Task",
+    "at_least_float32",
     "binary_cross_entropy",
     "check",
     "check_each_output",

@@ -9,13 +9,28 @@ import jax.numpy as jnp
 from resfit.errors import LabelError
 
 
+def at_least_float32(outputs: Any) -> Any:
+    """Outputs in half precision as float32, so that losses, metrics and NumPy can work with them; others as they are.
+
+    Example:
+      >>> at_least_float32({"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.int8)})["a"].dtype
+      dtype('float32')
+    """
+
+    def convert(output: Any) -> Any:
+        half = getattr(output, "dtype", None) in (jnp.bfloat16, jnp.float16)
+        return output.astype(jnp.float32) if half else output
+
+    return jax.tree.map(convert, outputs)
+
+
 def _logits(outputs: Any) -> jax.Array:
     if not hasattr(outputs, "ndim") or outputs.ndim not in (1, 2):
         raise LabelError(
             f"predict(outputs='probabilities' or 'labels') needs logits, (batch, classes), from the module; it "
             f"returned {jax.tree.map(jnp.shape, outputs)}. Use outputs='logits', which returns what the module does."
         )
-    logits: jax.Array = outputs
+    logits: jax.Array = at_least_float32(outputs)
     return logits
 
 
@@ -45,7 +60,7 @@ def class_numbers(outputs: Any) -> jax.Array:
 
 
 FINISHES: dict[str, Callable[[Any], Any]] = {
-    "logits": lambda outputs: outputs,
+    "logits": at_least_float32,
     "probabilities": probabilities,
     "labels": class_numbers,
 }

@@ -23,6 +23,7 @@ from resfit.metrics.repair import repaired
 MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
 
+@functools.lru_cache(maxsize=128)
 def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
     def per_example(*, outputs: Any, targets: Any, mask: jax.Array, **_: Any) -> jax.Array:
         values = function(outputs, targets)

@@ -1,5 +1,6 @@
 """The collection of metrics that the steps carry, and what one batch adds to it."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -36,9 +37,14 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> type[Collecti
       >>> names(kind), [name for name in kind.__annotations__]
       (['loss', 'precision', 'f1'], ['loss', 'precision'])
     """
+    return _collection(tuple(metrics.items()))
+
+
+@functools.lru_cache(maxsize=128)  # a second model with the same metrics has the same class, hence the same steps
+def _collection(metrics: tuple[tuple[str, type[clu.metrics.Metric]], ...]) -> type[Collection]:
     fields: dict[Any, str] = {}  # what is shared -> the field that holds it
     readings = {}
-    for name, metric in {"loss": Loss, **metrics}.items():
+    for name, metric in (("loss", Loss), *metrics):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
     held = {field: readings[field][1] for field in fields.values()}
     kind: type[Collection] = flax.struct.dataclass(

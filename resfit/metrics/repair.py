@@ -1,5 +1,6 @@
 """Metrics of clu that today's JAX breaks."""
 
+import functools
 from typing import Any
 
 import clu.metrics
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from resfit.errors import CompileError
 
 
+@functools.cache
 def repaired(metric: type[clu.metrics.Metric]) -> type[clu.metrics.Metric]:
     """A metric of clu as it is meant to work, or an error that says why it cannot.
 

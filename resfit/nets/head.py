@@ -11,6 +11,10 @@ from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
 
+class _Logits(nnx.Linear):
+    """A dense layer that keeps its dtype where those around it are told to compute in another one."""
+
+
 class ClassifierHead(nnx.Module):
     """Global average pooling and one dense layer, computed in float32 so that losses are exact in any precision.
 
@@ -32,7 +36,7 @@ class ClassifierHead(nnx.Module):
     def __init__(self, in_channels: int, num_classes: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
         layers = layers or Layers()
         bound = 1.0 / math.sqrt(in_channels)
-        self.dense = nnx.Linear(
+        self.dense = _Logits(
             in_channels,
             num_classes,
             kernel_init=initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),

@@ -1,0 +1,80 @@
+"""Gradient accumulation: a batch in slices gives the whole batch's update."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resfit.errors import CompileError
+from tests.helpers import PlainNet, TinyNet, assert_close, compiled, fit, images, labels, values
+
+
+def trained(slices: int, n: int = 20, net: type = PlainNet, **arguments: Any) -> tuple[Any, Any]:
+    model = compiled(
+        net(rngs=nnx.Rngs(0)), gradient_accumulation_steps=slices, dispatch=arguments.pop("dispatch", "jit")
+    )
+    weight = np.random.default_rng(3).uniform(0, 2, n).astype(np.float32)
+    history = fit(model, images(n), labels(n), sample_weight=weight, epochs=2, **arguments)
+    return values(model.module), history.history
+
+
+@pytest.mark.parametrize("slices", [2, 3, 4, 8, 100])
+def test_slices_sum_to_the_whole_batch_also_ragged_and_weighted(slices: int) -> None:
+    """Twenty examples in batches of eight: three slices divide neither the batches nor the tail of four."""
+    whole, history = trained(1)
+    sliced, found = trained(slices)
+    assert_close(sliced, whole, 2e-6)
+    assert_close(found, history, 1e-5)
+
+
+@settings(max_examples=6)
+@given(n=st.integers(1, 17), slices=st.integers(2, 5))
+def test_every_number_of_examples_is_cut_into_slices_that_hold_them_all(n: int, slices: int) -> None:
+    assert_close(trained(slices, n)[0], trained(1, n)[0], 2e-6)
+
+
+def test_slices_of_a_sharded_batch_sum_to_it_as_well() -> None:
+    assert_close(trained(2, 32, dispatch="sharded")[0], trained(1, 32)[0], 1e-5)
+
+
+def test_batchnorm_normalises_slice_by_slice_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="resfit")
+    sliced, _ = trained(2, 32, net=TinyNet)
+    whole, _ = trained(1, 32, net=TinyNet)
+    assert not np.allclose(sliced["norm.mean"], whole["norm.mean"], rtol=1e-3)
+    assert "BatchNorm over each of 2 slices" in caplog.text
+
+
+def test_slices_share_no_dropout_mask() -> None:
+    class Noisy(nnx.Module):
+        """Its output is a dropout mask."""
+
+        def __init__(self, *, rngs: nnx.Rngs) -> None:
+            self.scale = nnx.Param(jax.numpy.ones(()))
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.dropout(jax.numpy.ones((x.shape[0], 64))) * self.scale[...]
+
+    seen: list[np.ndarray] = []
+
+    def loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda a: seen.append(np.array(a)), jax.lax.stop_gradient(outputs))
+        return outputs.sum(axis=1)
+
+    model = compiled(Noisy(rngs=nnx.Rngs(0)), gradient_accumulation_steps=2, loss=loss, metrics=None)
+    model.fit(images(8), labels(8), batch_size=8, verbose=0)
+    jax.effects_barrier()
+    masks = np.concatenate(seen) > 0
+    assert len(seen) == 2
+    assert len({mask.tobytes() for mask in masks}) == 8
+
+
+@pytest.mark.parametrize("slices", [0, -1, 1.5, True])
+def test_a_number_of_slices_that_cannot_be_is_refused(slices: Any) -> None:
+    with pytest.raises(CompileError, match="gradient_accumulation_steps"):
+        compiled(gradient_accumulation_steps=slices)
