@@ -77,7 +77,7 @@ class StreamShards:
         return "the stream" if self._count == 1 else f"shard {shard} of {self._count}"
 
     def read(self, shard: int, start: int) -> Iterator[tuple[Any, Any]]:
-        # `shard` builds the whole pipeline anew: two that share a part of it would lose each other's rows.
+        # `shard` builds the pipeline anew: two readers share none of the state that its parts keep for state_dict.
         part = self._stream.shard(num_shards=self._count, index=shard).skip(start)
         image, label = self._columns
         for rows in part.iter(batch_size=_READ_AT_ONCE):

@@ -178,6 +178,12 @@ def test_without_a_seed_the_order_is_that_of_the_data() -> None:
     assert flat(rows(made(Numbered(lengths), seed=None), 5)) == numbers(lengths)
 
 
+def test_shards_come_in_another_order_in_every_epoch() -> None:
+    batches = made(Numbered([2] * 6), options={"window": 1, "interleave": 1})
+    orders = {tuple(number // 100 for number in flat(rows(batches, epoch))) for epoch in range(4)}
+    assert len(orders) == 4
+
+
 def test_a_batch_mixes_shards_and_a_window_mixes_rows() -> None:
     (first, *_) = rows(made(Numbered([50, 50, 50, 50]), 16, options={"window": 100}))
     assert len({number // 100 for number in first}) == 4
