@@ -42,7 +42,7 @@ def as_batches(
     """
     if cache not in (None, "device"):
         raise DataError(f"Expected cache to be None or 'device', got {cache!r}.")
-    if in_memory(x):
+    if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, and none of arrays
         if class_weight is not None:
             if weight is not None:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")

@@ -210,6 +210,11 @@ def test_a_model_trains_evaluates_and_predicts(either: Any) -> None:
     )
 
 
+def test_several_splits_passed_to_fit_are_named() -> None:
+    with pytest.raises(DataError, match="holds several splits: 'train', 'test'"):
+        compiled().fit(DatasetDict(train=table(), test=table()), verbose=0)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
