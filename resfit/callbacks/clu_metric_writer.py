@@ -10,9 +10,10 @@ from resfit.errors import CallbackError
 class CLUMetricWriter(MetricLogger):
     """Hands numbers to a metric writer of Google's CLU: `epoch/loss` and so on, `batch/loss`; all over training steps.
 
-    Epochs also have `epoch/learning_rate` and `epoch/images_per_second`. Batches are written some steps later, when the
-    device has them. The writer is flushed after every epoch; closing it stays with whoever made it. resfit
-    imports nothing for this: `clu.metric_writers` needs TensorFlow, an object with the same methods does as well.
+    Epochs also have `epoch/learning_rate`, `epoch/images_per_second`, and `epoch/data_wait`, the share of the time in
+    which the device waited for data. Batches are written some steps later, when the device has them.
+    The writer is flushed after every epoch; closing it stays with whoever made it. resfit imports nothing for this:
+    `clu.metric_writers` needs TensorFlow, an object with the same methods does as well.
 
     Args:
       writer: has `write_scalars(step, {name: number})` and `flush()`, as every `clu.metric_writers.MetricWriter`.
@@ -45,7 +46,7 @@ class CLUMetricWriter(MetricLogger):
         prefix = "batch"
         if moment.batch is None:
             prefix = "epoch"
-            values = values | {"images_per_second": self.speed["images_per_second"]}
+            values = values | self.figures
         self._writer.write_scalars(moment.step, {f"{prefix}/{name}": value for name, value in scalars(values).items()})
         if moment.batch is None:
             self._writer.flush()

@@ -55,12 +55,14 @@ class MetricLogger(Callback):
         """Called at the end of training, when everything is written."""
 
     @property
-    def speed(self) -> dict[str, float]:
-        """Images and steps a second of the epoch that ends: wall-clock figures, which are no part of the logs."""
-        return {
-            "images_per_second": self._speed.images_per_second[-1],
-            "steps_per_second": self._speed.steps_per_second[-1],
-        }
+    def figures(self) -> dict[str, float]:
+        """Wall-clock figures of the epoch that ends, which are no part of the logs."""
+        return {"images_per_second": self._speed.images_per_second[-1], "data_wait": self.model.data_wait}
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of the epoch that ends."""
+        return self._speed.steps_per_second[-1]
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._waiting.clear()

@@ -24,11 +24,11 @@ class TensorBoard(MetricLogger):
     """Writes what TensorBoard shows with `tensorboard --logdir logs`. Needs `pip install "resfit[tensorboard]"`.
 
     Names are Keras's. Every epoch: `epoch_loss` and so on in the runs `train` and `validation`, so that TensorBoard
-    draws them in one panel; in `train` also `epoch_learning_rate` and `epoch_images_per_second`. Batches: `batch_loss`
-    and so on in the run `batches`, over training steps; each is written some steps later, when the device has it.
-    Outside `fit`, `evaluate(callbacks=[...])` writes `evaluation_loss` and so on in the run `evaluation`. A resumed run
-    goes on where its checkpoint was, and TensorBoard forgets what came after that. With several processes, the first
-    writes.
+    draws them in one panel; in `train` also `epoch_learning_rate`, `epoch_images_per_second`, and `epoch_data_wait`,
+    the share of the time in which the device waited for data. Batches: `batch_loss` and so on in the run `batches`,
+    over training steps; each is written some steps later, when the device has it. Outside `fit`,
+    `evaluate(callbacks=[...])` writes `evaluation_loss` and so on in the run `evaluation`. A resumed run goes on where
+    its checkpoint was, and TensorBoard forgets what came after that. With several processes, the first writes.
 
     Args:
       log_dir: where the runs' folders go.
@@ -109,10 +109,10 @@ class TensorBoard(MetricLogger):
             for name, value in scalars(values).items():
                 self._writer("batches").add_scalar(f"batch_{name}", value, moment.step)
             return
-        speed = self.speed
-        if not self._write_steps_per_second:
-            del speed["steps_per_second"]
-        for name, value in scalars(values | speed).items():
+        figures = self.figures
+        if self._write_steps_per_second:
+            figures["steps_per_second"] = self.steps_per_second
+        for name, value in scalars(values | figures).items():
             run = "validation" if name.startswith("val_") else "train"
             self._writer(run).add_scalar(f"epoch_{name.removeprefix('val_')}", value, moment.epoch)
 

@@ -13,10 +13,10 @@ from resfit.errors import CallbackError
 class WeightsAndBiases(MetricLogger):
     """Logs to a run of Weights & Biases: `epoch/loss` and so on over `epoch/epoch`, `batch/loss` over `batch/step`.
 
-    Epochs also have `epoch/learning_rate` and `epoch/images_per_second`. Batches are logged some steps later, when the
-    device has them. The run is yours: begin it with `wandb.init`, which knows project, name, mode and how to resume,
-    and finish it when it has all that you want in it. With several processes, the first logs, and only there a run is
-    needed.
+    Epochs also have `epoch/learning_rate`, `epoch/images_per_second`, and `epoch/data_wait`, the share of the time in
+    which the device waited for data. Batches are logged some steps later, when the device has them.
+    The run is yours: begin it with `wandb.init`, which knows project, name, mode and how to resume, and finish it when
+    it has all that you want in it. With several processes, the first logs, and only there a run is needed.
 
     Args:
       run: what `wandb.init` returned; by default the one that is active when `fit` begins.
@@ -51,7 +51,7 @@ class WeightsAndBiases(MetricLogger):
 
     def write(self, moment: Moment, values: dict[str, Any]) -> None:
         if moment.batch is None:
-            values = values | {"images_per_second": self.speed["images_per_second"], "epoch": moment.epoch}
+            values = values | self.figures | {"epoch": moment.epoch}
         else:
             values = values | {"step": moment.step}
         prefix = "epoch" if moment.batch is None else "batch"

@@ -78,7 +78,7 @@ def test_no_name_is_written_twice_at_a_step() -> None:
             callback.on_train_batch_end(i, batch(1.0))
         callback.on_epoch_end(epoch, {"loss": 1.0})
     names = [(step, name) for step, values in writer.written for name in values]
-    assert len(names) == len(set(names)) == 8
+    assert len(names) == len(set(names)) == 10
 
 
 def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_epochs_and_batches_are_logged_over_axes_of_their_own() -> None:
     callback.on_train_end({})
     speeds = [entry.pop("epoch/images_per_second") for entry in run.logged if "epoch/loss" in entry]
     assert min(speeds) > 0
-    summary = {"epoch/loss": 1.0, "epoch/val_loss": 2.0, "epoch/learning_rate": 0.5}
+    summary = {"epoch/loss": 1.0, "epoch/val_loss": 2.0, "epoch/learning_rate": 0.5, "epoch/data_wait": 0.0}
     assert run.logged == [
         {"batch/loss": 0.25, "batch/step": 2}, {**summary, "epoch/epoch": 0},
         {"batch/loss": 1.0, "batch/step": 4}, {"batch/loss": 1.5, "batch/step": 6}, {**summary, "epoch/epoch": 1},
