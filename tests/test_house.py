@@ -51,9 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": {"nets", "preprocess"},
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
-        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data", "callbacks",
-        "engine.compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step", "engine.dispatch",
-        "engine.loop",
+        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data",
+        "callbacks", "engine.compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
+        "engine.dispatch", "engine.loop",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.
