@@ -31,7 +31,6 @@ def own(key: Any, x: Any, y: Any) -> Any:
             (augment.one_of(augment.mixup(0.2, 7), augment.cutmix(1.0, 3)),),
         ),
     ],
-    ids=repr,
 )
 def test_names_functions_and_sequences_of_both_are_taken_in_order(argument: Any, functions: tuple[Any, ...]) -> None:
     assert augment.get(argument, num_classes=7) == functions
@@ -65,7 +64,6 @@ def layer(name: str, module: str) -> Any:
         (layer("RandomSharpness", "keras.src.layers"), "augment to be functions.*RandomSharpness"),
         (layer("RandomCrop", "torchvision.transforms.v2"), "augment to be functions.*RandomCrop"),
     ],
-    ids=str,
 )
 def test_anything_else_is_refused_with_what_to_write_instead(argument: Any, says: str) -> None:
     with pytest.raises(CompileError, match=says):

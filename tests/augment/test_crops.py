@@ -189,7 +189,6 @@ def test_where_nothing_fits_the_crop_is_the_largest_in_the_middle(image: Any, mi
         (lambda: augment.random_resized_crop(8, ratio=(2.0, 0.5)), r"ratio=\(2.0, 0.5\).*low <= high\."),
         (lambda: augment.random_resized_crop(8, ratio=0.5), "ratio=0.5"),
     ],
-    ids=repr,
 )
 def test_arguments_that_cannot_work_are_refused(make: Any, says: str) -> None:
     with pytest.raises(CompileError, match=says):
