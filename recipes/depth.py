@@ -1,7 +1,27 @@
 """Why networks are residual: plain and residual nets of 20, 56 and 110 layers, and how well each fits real images.
 
-python recipes/depth.py            # three seeds
-python recipes/depth.py --seeds 1
+    python recipes/depth.py            # three seeds
+    python recipes/depth.py --seeds 1
+
+Figure 6 of He et al. 2015 (arXiv:1512.03385) in small: the paper's networks for CIFAR at half their width, 16 epochs
+long, on the first 3,000 training images of Fashion-MNIST, shrunk to 14 x 14 pixels. The share of the training images
+that are misread while they are trained on, in the last epoch, mean of three seeds, and its range:
+
+    layers  plain                     residual
+    20       4.62 % (3.70 to 5.60)     6.83 % (5.37 to 7.68)
+    56      45.03 % (41.61 to 48.64)   4.18 % (2.48 to 6.18)
+    110     88.78 % (88.08 to 89.27)   3.86 % (2.79 to 4.59)
+
+A plain net fits the worse the deeper it is, and not by overfitting: these are the images it is trained on. With 110
+layers it is hardly better than chance, 90 %. A residual net fits the better the deeper it is.
+
+The residual nets start from blocks that do nothing (see `build`), so that those of 20 layers are behind the plain ones.
+With all scales at one, as the plain nets have to start, and those of the paper did, residual-20 came to 0.10 % and
+residual-56 to 0.17 %, but residual-110, for which this rate is too high at first, to 0.24, 6.45 and 10.39 %, by seed.
+
+All of it takes 24 minutes by the clock and 35 of CPU, compiling included, on 2 cores of an Intel Xeon (jax 0.10.2),
+shared with other work at a load average of 2 to 12. There glibc was told to keep memory for the next step:
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_ARENA_MAX=1 python recipes/depth.py
 """
 
 import argparse
@@ -29,7 +49,7 @@ Errors = dict[str, dict[int, list[list[float]]]]  # kind of net -> layers -> for
 
 
 class PlainNet(ResNet):
-    """A residual network walked without its shortcuts: the same layers with the same first values, and no addition."""
+    """A residual network walked without its shortcuts: the same layers in the same order, and no addition."""
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """Classifies images (batch, height, width, channels) as `ResNet` does."""
@@ -53,8 +73,9 @@ def data(path: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]:
 def build(kind: str, depth: int, seed: int) -> nnx.Module:
     """He's CIFAR network of 6n + 2 layers at half its width, or the plain network of the same layers.
 
-    Option-A shortcuts have no parameters, so both kinds have equally many. Both start with every norm's scale at one:
-    with the last one of each block at zero, which is the library's default, a plain network would pass nothing on.
+    Option-A shortcuts have no parameters, so both kinds have equally many, and equal kernels to begin with. The last
+    norm of a residual block starts with its scale at zero, so that a new net passes its images on unchanged, however
+    deep: the library's default. A plain net would pass nothing on, so there all scales start at one.
     """
     blocks = (depth - 2) // 6
     spec = ResNetSpec(
@@ -62,7 +83,7 @@ def build(kind: str, depth: int, seed: int) -> nnx.Module:
         widths=(8, 16, 32),
         stem="cifar",
         shortcut="A",
-        zero_init_last=False,
+        zero_init_last=kind == "residual",
         num_classes=10,
         in_channels=1,
     )
@@ -89,8 +110,8 @@ def draw(errors: Errors, path: Path) -> None:
             panel.fill_between(epochs, percent.min(axis=0), percent.max(axis=0), color=color, alpha=0.2, linewidth=0)
         panel.set(title=kind, xlabel="epoch", ylim=(0, 100))
         panel.grid(alpha=0.3)
-        panel.legend()
     axes[0].set_ylabel("training error (%)")
+    axes[1].legend()  # for both: there is more room in this panel
     figure.savefig(path, dpi=120)
 
 
