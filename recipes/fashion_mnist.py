@@ -1,9 +1,26 @@
-"""Fashion-MNIST in minutes on two processor cores: a small residual net, Muon, and the library's augmentation.
+"""Fashion-MNIST on two processor cores: a small residual net, trained by Muon, passes 94 % in 14 epochs.
 
-python recipes/fashion_mnist.py            # one seed
-python recipes/fashion_mnist.py --seeds 2  # the mean of two
-python recipes/fashion_mnist.py --fast     # a shorter run
-python recipes/fashion_mnist.py --validate # for choosing settings
+    python recipes/fashion_mnist.py             # one seed
+    python recipes/fashion_mnist.py --seeds 3   # the mean of three
+    python recipes/fashion_mnist.py --fast      # 4 epochs
+    python recipes/fashion_mnist.py --validate  # what settings are to be chosen by
+
+Trained on all 60,000 images; accuracy on the 10,000 test images, looked at once, after the last epoch. In the second
+column the logits of an image and of its mirror image are added up.
+
+    epochs           seed  test accuracy  with mirror images  minutes  CPU minutes
+    14               0     94.27 %        94.40 %             23.9     24.5
+    4 (--fast)       0     92.44 %        92.51 %              5.6      7.5
+
+On 2 cores of an Intel Xeon (jax 0.10.2), shared with other work at a load average of 9 to 13, with --fast of 3 to 5;
+compiling is included. With glibc told to keep memory for the next step, steps of such nets were 1.3 to 1.6 times as
+fast, and so it was in both lines:
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_ARENA_MAX=1 python recipes/fashion_mnist.py
+
+Net and optimizer were compared on 5,000 held-out training images, after runs of five minutes or less: Muon had 91.2 %
+where SGD with Nesterov momentum had 89.2 % after the same two epochs of a net with one block at full size, and a net
+much like this one 92.8 % after four epochs, which took no longer than the other's two and a half. The fourth block, the
+number of epochs and Muon's weight decay were not compared.
 """
 
 import argparse
