@@ -82,15 +82,15 @@ def test_images_are_shrunk_by_averaging_and_standardised(recipe: ModuleType, fol
 
 def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a" / "depth.json"
-    arguments = ["--depths", "8", "14", "--seeds", "2", "--epochs", "4", "--images", "640"]
+    arguments = ["--depths", "8", "14", "--seeds", "2", "--epochs", "8", "--images", "640"]
     text = run("depth.py", *arguments, "--data", str(folder), "--output", str(output))
     assert output.with_suffix(".png").read_bytes().startswith(PNG)
     saved = json.loads(output.read_text())
-    assert (saved["images"], saved["epochs"]) == (640, 4)
+    assert (saved["images"], saved["epochs"]) == (640, 8)
     errors = saved["training_error"]
     curves = {(kind, depth): np.array(errors[kind][depth]) for kind in ("plain", "residual") for depth in ("8", "14")}
     for (kind, depth), curve in curves.items():
-        assert curve.shape == (2, 4)
+        assert curve.shape == (2, 8)
         assert not np.array_equal(curve[0], curve[1]), "two seeds, one run"
         # Ten classes: chance is 90 %.
         assert curve[:, -1].max() < 0.6 < curve[:, 0].min()
@@ -99,7 +99,7 @@ def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folde
 
 def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
     x, y = recipe.data(write(tmp_path, learnable=False), 640)
-    assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=4, seed=0)[-1] > 0.6
+    assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=8, seed=0)[-1] > 0.6
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"], ["--depths", "8", "21"], ["--depths", "2"]])
