@@ -16,6 +16,7 @@ PACKAGE = ROOT / "resfit"
 # checker sees (under `if TYPE_CHECKING:`) is free.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "packages": set(),
     # Networks stand alone: they can be used with somebody else's loop.
     "nets": set(),
     "weights": {"nets"},
@@ -29,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augment": set(),
     "plots": set(),
     # Data know no step.
-    "data": set(),
+    "data": {"packages"},
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
     "engine.modes": set(),
     "engine.signals": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.non_finite", "losses", "metrics", "data",
     },
     # Callbacks know the model they are given and the logs.
-    "callbacks": {"engine.hooks", "plots"},
+    "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
     "saving": {"nets", "preprocess"},
     # The model assembles all of the above; nothing but the façade stands on it.

@@ -14,10 +14,10 @@ from flax import nnx
 from resfit import plots
 from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment, scalars
-from resfit.callbacks.packages import load
 from resfit.engine import hooks
 from resfit.engine.hooks import Logs
 from resfit.errors import CallbackError
+from resfit.packages import load_package
 
 
 class TensorBoard(MetricLogger):
@@ -64,7 +64,7 @@ class TensorBoard(MetricLogger):
         if confusion_matrix is not None and (not isinstance(confusion_matrix, tuple) or len(confusion_matrix) != 2):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
-        self._package = load("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
+        self._package = load_package("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
         self._log_dir = pathlib.Path(log_dir)
         self._histogram_freq = histogram_freq
         self._write_images = write_images

@@ -5,9 +5,9 @@ from typing import Any
 
 from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment, scalars
-from resfit.callbacks.packages import load
 from resfit.engine.hooks import Logs
 from resfit.errors import CallbackError
+from resfit.packages import load_package
 
 
 class WeightsAndBiases(MetricLogger):
@@ -39,7 +39,7 @@ class WeightsAndBiases(MetricLogger):
         if not first_process.is_first():
             return
         if self._given is None:
-            self._run = load("wandb", "WeightsAndBiases", "pip install wandb").run
+            self._run = load_package("wandb", "WeightsAndBiases", "pip install wandb").run
         if self._run is None:
             raise CallbackError(
                 "WeightsAndBiases found no active run. Expected one: call wandb.init(project=...) before fit, or pass "

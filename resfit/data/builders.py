@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from resfit.data.load import load
-from resfit.data.packages import load_package
 from resfit.data.tfds import tfds
 from resfit.errors import DataError
+from resfit.packages import load_package
 
 _OFFICIAL = ("mnist", "fashion_mnist")
 _OURS = {

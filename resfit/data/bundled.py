@@ -3,7 +3,7 @@
 import numpy as np
 from einops import rearrange
 
-from resfit.data.packages import load_package
+from resfit.packages import load_package
 
 Split = tuple[np.ndarray, np.ndarray]
 

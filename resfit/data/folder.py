@@ -11,9 +11,9 @@ import numpy as np
 from resfit.data.cores import cores
 from resfit.data.crops import crop_of, height_and_width
 from resfit.data.decode import MODES, decode
-from resfit.data.packages import load_package
 from resfit.data.records import stack_images
 from resfit.errors import DataError
+from resfit.packages import load_package
 
 _log = logging.getLogger("resfit")
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from resfit.data.columns import Columns
-from resfit.data.packages import load_package
 from resfit.data.pictures import INSTALL, Pictures
 from resfit.data.records import as_labels, stack_images
 from resfit.data.retry import call_again
 from resfit.errors import BadRecordError, DataError
+from resfit.packages import load_package
 
 _READ_AT_ONCE = 64
 

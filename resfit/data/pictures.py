@@ -7,8 +7,8 @@ import numpy as np
 
 from resfit.data.crops import crop_of, height_and_width
 from resfit.data.decode import MODES, decode
-from resfit.data.packages import load_package
 from resfit.errors import BadRecordError, DataError
+from resfit.packages import load_package
 
 INSTALL = "pip install 'resfit[hf]'"
 

@@ -4,9 +4,9 @@ import difflib
 import os
 from typing import Any
 
-from resfit.data.packages import load_package
 from resfit.data.tfds_source import INSTALL, TfdsSource, columns_of
 from resfit.errors import DataError, MissingPackageError
+from resfit.packages import load_package
 
 _Path = str | os.PathLike[str]
 _WITHOUT_TENSORFLOW = ("mnist", "fashion_mnist", "digits", "mnist_5k")  # what prepare_tfds prepares

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from resfit.data.cores import cores
-from resfit.data.packages import load_package
 from resfit.data.records import as_labels, stack_images
 from resfit.errors import DataError
+from resfit.packages import load_package
 
 INSTALL = "pip install 'resfit[tfds]'"
 _MOST_THREADS = 4  # small images spend most of their time in the interpreter, where threads take turns

@@ -1,4 +1,4 @@
-"""Packages that only some callbacks need, imported when the first of them is made."""
+"""Packages that only some data sets and callbacks need, imported when the first of them is asked for."""
 
 import importlib
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from resfit.errors import MissingPackageError
 
 
-def load(name: str, who: str, remedy: str) -> Any:
+def load_package(name: str, who: str, remedy: str) -> Any:
     """Imports a package.
 
     Args:
-      name: of the package.
-      who: the callback that needs it.
+      name: of the module to import.
+      who: what needs it.
       remedy: the command that installs it.
 
     Raises:
@@ -21,5 +21,6 @@ def load(name: str, who: str, remedy: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"{who} needs the package {name}, and importing it failed: {error}. Install it: {remedy}", name=error.name
+            f"{who} needs the package {name.partition('.')[0]}, and importing it failed: {error}. Install it: {remedy}",
+            name=error.name,
         ) from error
