@@ -47,11 +47,11 @@ def test_it_learns_what_there_is_to_learn_and_saves_what_it_says(
     output = tmp_path / "a" / "results.json"
     folder = write(tmp_path, learnable=learnable)
     text = run(
-        "fashion_mnist.py", "--fast", "--images", "1280", *arguments, "--data", str(folder), "--output", str(output)
+        "fashion_mnist.py", "--fast", "--images", "2560", *arguments, "--data", str(folder), "--output", str(output)
     )
     saved = json.loads(output.read_text())
     seeds = 2 if arguments == ["--seeds", "2"] else 1
-    assert (saved["images"], saved["part"], len(saved["runs"])) == (1280, part, seeds)
+    assert (saved["images"], saved["part"], len(saved["runs"])) == (2560, part, seeds)
     for seed, measured in enumerate(saved["runs"]):
         assert least <= measured["accuracy"] <= most
         assert least <= measured["accuracy_with_mirror_images"] <= most
