@@ -100,7 +100,8 @@ def test_the_picture_shows_both_curves_and_the_suggestion() -> None:
         ({"lowest": 1.0, "highest": 0.1}, DataError, "lowest=1.0, highest=0.1"),
         ({"lowest": 0.0}, DataError, "0 < lowest"),
         ({"steps": 2}, DataError, "3 steps"),
-        ({"x": np.full_like(images(), np.nan)}, DataError, "nan at the lowest learning rate"),
+        ({"x": np.full_like(images(), np.nan)}, DataError, r"x\[0\] holds NaN"),
+        ({"x": np.full_like(images(), 3e38)}, DataError, "nan at the lowest learning rate"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_and_leaves_no_trace(

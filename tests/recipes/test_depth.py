@@ -51,7 +51,9 @@ def test_another_seed_is_another_net(recipe: ModuleType) -> None:
     assert any(not np.array_equal(first[path], second[path]) for path in first)
 
 
-@pytest.mark.parametrize("depth", [20, 56, 110])
+@pytest.mark.parametrize(
+    "depth", [20, pytest.param(56, marks=pytest.mark.slow), pytest.param(110, marks=pytest.mark.slow)]
+)
 def test_a_net_has_as_many_layers_as_its_name_says(recipe: ModuleType, depth: int) -> None:
     net = nnx.eval_shape(lambda: recipe.build("plain", depth, 0))
     kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(net, nnx.Param)) if path[-1] == "kernel"]
@@ -80,6 +82,7 @@ def test_images_are_shrunk_by_averaging_and_standardised(recipe: ModuleType, fol
     np.testing.assert_array_equal(y, labels[:300])
 
 
+@pytest.mark.slow
 def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a" / "depth.json"
     arguments = ["--depths", "8", "14", "--seeds", "2", "--epochs", "8", "--images", "640"]
@@ -97,6 +100,7 @@ def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folde
         assert percent(rf"(\d+\.\d+)%  {kind}-{depth},", text) == pytest.approx(100 * curve[:, -1].mean(), abs=0.006)
 
 
+@pytest.mark.slow
 def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
     x, y = recipe.data(write(tmp_path, learnable=False), 640)
     assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=8, seed=0)[-1] > 0.6

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("learnable"), learnable=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learnable", "arguments", "part", "least", "most"),
     [
