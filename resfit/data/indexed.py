@@ -75,12 +75,11 @@ class IndexedBatches:
         whole = self._batch if self._geometry.pad else size
         index, count = self._geometry.shard
         low, high = index * whole // count, (index + 1) * whole // count
-        if order is None and size == whole:
-            rows: slice | np.ndarray = slice(first + low, first + high)
-        else:
+        places: slice | np.ndarray = slice(first + low, first + high)
+        if size < whole:
             # Padding repeats the last example: whatever the network does to real rows, it survives these.
             places = first + np.minimum(np.arange(low, high), size - 1)
-            rows = places if order is None else order[places]
+        rows = places if order is None else order[places]
         x, y, weight = source.take(rows)
         if any(len(leaf) != high - low for leaf in jax.tree.leaves((x, y, weight))):
             lengths = [len(leaf) for leaf in jax.tree.leaves((x, y, weight))]
