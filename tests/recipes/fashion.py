@@ -1,10 +1,12 @@
 """Files in the form of Fashion-MNIST's, and what a recipe prints about them."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -13,6 +15,17 @@ from tests.data.originals import idx_bytes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def load(recipe: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"{recipe}_recipe", RECIPES / f"{recipe}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(recipe: str, *arguments: str, fails: bool = False) -> str:

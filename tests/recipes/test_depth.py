@@ -1,8 +1,6 @@
 """The depth recipe trains both kinds of net from the same first values on the same images, and draws what it finds."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,19 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import PNG, RECIPES, percent, run, write
+from tests.recipes.fashion import PNG, load, percent, run, write
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("depth_recipe", RECIPES / "depth.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("depth")
 
 
 @pytest.fixture(scope="module")

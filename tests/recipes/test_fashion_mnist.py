@@ -1,8 +1,6 @@
 """The Fashion-MNIST recipe runs as a newcomer runs it, learns what there is to learn, and reports what it measured."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,21 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import RECIPES, percent, run, write
+from tests.recipes.fashion import load, percent, run, write
 
 CHANCE = 0.1
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("fashion_mnist_recipe", RECIPES / "fashion_mnist.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("fashion_mnist")
 
 
 @pytest.fixture(scope="module")
