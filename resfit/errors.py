@@ -107,5 +107,13 @@ class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 
 
+class DistributedError(ResfitError, RuntimeError):
+    """Several processes cannot be joined to one run."""
+
+
+class ProcessFailed(ResfitError, RuntimeError):  # noqa: N818 - it names an event
+    """Another process of the run failed, so this one cannot go on either."""
+
+
 class StepFailed(ResfitError, RuntimeError):  # noqa: N818 - it names an event
     """The device failed while a step ran, and the state it was working on is gone; the module holds an older one."""

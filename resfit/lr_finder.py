@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from resfit import plots
@@ -99,7 +98,7 @@ def find_learning_rate(
     try:
         model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
     finally:
-        state.replace(tuple(jax.device_put(saved, model._placement.state)))
+        state.replace(tuple(model._placement.replicate(saved)))
         state.epoch = epoch
         state.publish()
         model.history, model.stop_training = history, False

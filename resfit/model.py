@@ -18,7 +18,7 @@ from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, class_weights, split_validation
 from resfit.data.choose import in_memory
 from resfit.engine import compilation_cache
-from resfit.engine.dispatch import Placement
+from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
 from resfit.engine.modes import NOTHING_FROZEN, Freeze, plan
@@ -71,7 +71,7 @@ class Model:
         compilation_cache.use()
         self._module = module
         self._placement = Placement("auto")
-        self._state = RunState(module, None, self._placement.state)
+        self._state = RunState(module, None, self._placement.replicate)
         self._loss: losses.Loss | None = None
         self._seed = 0
         self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
@@ -105,6 +105,7 @@ class Model:
         precision: str = "float32",
         gradient_accumulation_steps: int = 1,
         dispatch: str = "auto",
+        batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
@@ -138,8 +139,12 @@ class Model:
             sums their gradients before the one update: batch_size stays the effective, global one, and activations need
             the memory of a slice. Exactly the whole batch's update for networks without BatchNorm, which here
             normalises slice by slice, and moves its statistics as often.
-          dispatch: "jit" (one device), "sharded" (the batch split over all devices, BatchNorm over the whole batch),
-            "auto" (by the number of devices), or "eager" (nothing compiled, for debugging).
+          dispatch: "jit" (one device), "sharded" (the batch split over all devices of all processes), "auto" (by the
+            number of devices), "pmap" (the same training by `jax.pmap`, on the devices of one process, with random
+            numbers of its own on each), or "eager" (nothing compiled, for debugging).
+          batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices; or "per_replica",
+            each device's part, whose statistics are then made one: the mean of the means, and the variance of all
+            values together. A short batch that the devices do not divide is one part.
           compiler_options: XLA's own, by name, for every step, such as {"xla_cpu_enable_fast_math": True}.
 
         Raises:
@@ -165,7 +170,7 @@ class Model:
             if metrics == "auto"
             else metrics_.by_name(metrics, num_classes=num_classes)
         )
-        placement = Placement(dispatch, compiler_options)
+        placement = Placement(dispatch, compiler_options, batch_norm)
         if precision not in ("float32", "bfloat16"):
             raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {precision!r}.")
         slices = gradient_accumulation_steps
@@ -176,7 +181,13 @@ class Model:
 
         self._state.publish()
         state = RunState(
-            self._module, transformation, placement.state, self._freeze, ema=ema is not None, precision=precision
+            self._module,
+            transformation,
+            placement.replicate,
+            self._freeze,
+            ema=ema is not None,
+            precision=precision,
+            axis=AXIS if placement.replicas > 1 and batch_norm == "global" else None,
         )
         if not state.layout.n_params:
             raise CompileError(
@@ -208,15 +219,16 @@ class Model:
                 slices,
             )
         )
+        self._loop.processes.check_same(
+            "first values",
+            (np.asarray(array).tobytes() for array in state.visible()),
+            state.layout.visible_names,
+            "Build the network from the same seed, or load the same file, in every process.",
+        )
         self._compiled = True
-        _log.info(
-            "%s on %d %s device(s), %s; BatchNorm over %s; seed %d.",
-            placement.kind,
-            len(placement.devices),
-            placement.devices[0].platform,
-            precision,
-            "the whole batch" if slices == 1 else f"each of {slices} slices of the batch",
-            seed,
+        self._described = (
+            f"{precision}; BatchNorm over {_scope(placement, slices)}; seed {seed}; "
+            f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
         )
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
@@ -427,8 +439,11 @@ class Model:
             seed=self._seed if shuffle else None,
             min_batch=2 if self._state.layout.plan.has_batch_norm else 1,
             drop_remainder=drop_remainder,
+            shard=self._loop.processes.shard,
         )
         data = as_batches(x, y, sample_weight, class_weight, geometry=geometry, cache=cache)
+        self._check_same_data(data)
+        _log.info("%s, batches of %d.", self._described, size)
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = _unpack(held_out)
@@ -437,7 +452,9 @@ class Model:
                     validation_x,
                     validation_y,
                     validation_weight,
-                    geometry=Geometry(size if validation_batch_size is None else validation_batch_size, pad=True),
+                    geometry=self._evaluation_geometry(
+                        size if validation_batch_size is None else validation_batch_size
+                    ),
                 ),
                 validation_steps,
                 _due(validation_freq),
@@ -458,6 +475,19 @@ class Model:
         finally:
             self._fitting = False
         return history
+
+    def _evaluation_geometry(self, batch_size: int | None) -> Geometry:
+        return Geometry(32 if batch_size is None else batch_size, pad=True, shard=self._loop.processes.shard)
+
+    def _check_same_data(self, data: Batches) -> None:
+        entries = {"the number of examples": data.examples, "a label": data.labels}
+        self._loop.processes.check_same(
+            "data",
+            (b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(entry)) for entry in entries.values()),
+            entries,
+            "Pass the whole data set in every process, of which each reads its part. Data that are split already are "
+            "passed as an iterable of batches.",
+        )
 
     def _stretch_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:
         """Lets a named schedule span the epochs of this fit."""
@@ -505,7 +535,7 @@ class Model:
         """
         self._require_compiled("evaluate")
         self._state.check_structure()
-        data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size, pad=True))
+        data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
@@ -573,7 +603,7 @@ class Model:
         if outputs not in losses.FINISHES:
             raise CompileError(f"Expected outputs to be one of {list(losses.FINISHES)}, got {outputs!r}.")
         self._state.check_structure()
-        data = as_batches(x, geometry=Geometry(32 if batch_size is None else batch_size, pad=True))
+        data = as_batches(x, geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
@@ -626,13 +656,17 @@ class Model:
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Writes the variables, the network's specification and the preprocessing to one safetensors file.
 
+        Where several processes train together, the first one writes.
+
         Args:
           path: ending in ".safetensors". `resfit.load` reads it.
           weights: "raw", as trained; "ema", averaged (see `compile`).
         """
         from resfit import saving
 
-        saving.save(path, self._state.module_with(weights), self._preprocess, self._trained_on)
+        module = self._state.module_with(weights)
+        if jax.process_index() == 0:
+            saving.save(path, module, self._preprocess, self._trained_on)
 
     @classmethod
     def load(
@@ -725,6 +759,11 @@ def _bar(verbose: str | int) -> list[Callback]:
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
     return [] if verbose == 0 else [ProgressBar(1 if verbose == "auto" else int(verbose))]
+
+
+def _scope(placement: Placement, slices: int) -> str:
+    whole = "the whole batch" if placement.batch_norm == "global" else "each device's part of the batch"
+    return whole if slices == 1 else f"each of {slices} slices of {whole}"
 
 
 def _schedule(

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preprocess": set(),
     "augment": set(),
     "plots": set(),
+    "distributed": set(),
     # Data know no step.
     "data": {"packages"},
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
@@ -38,13 +39,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.programs": set(),
     "engine.compilation_cache": set(),
     "engine.state": {"engine.modes", "engine.programs", "optimizers"},
-    "engine.step": {"engine.modes", "engine.state", "metrics"},
+    "engine.replicas": {"engine.modes"},
+    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics"},
     "engine.dispatch": {"engine.programs"},
+    "engine.processes": {"engine.dispatch", "data"},
     "engine.waiting": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.loop": {
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
-        "engine.non_finite", "losses", "metrics", "data",
+        "engine.non_finite", "engine.processes", "losses", "metrics", "data",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},

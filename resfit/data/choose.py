@@ -42,6 +42,11 @@ def as_batches(
     """
     if cache not in (None, "device"):
         raise DataError(f"Expected cache to be None or 'device', got {cache!r}.")
+    if cache is not None and geometry.shard[1] > 1:
+        raise DataError(
+            f"cache='device' keeps all examples on one device, and {geometry.shard[1]} processes train together. Leave "
+            "cache out: each process reads its part of every batch."
+        )
     if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, and none of arrays
         if class_weight is not None:
             if weight is not None:

@@ -5,47 +5,129 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from resfit.engine.programs import compiled
 from resfit.errors import CompileError
 
-KINDS = ("auto", "jit", "sharded", "eager")
+KINDS = ("auto", "jit", "sharded", "pmap", "eager")
+BATCH_NORMS = ("global", "per_replica")
+AXIS = "data"  # the mesh's only axis, over which batches are split
 
 
 class Placement:
     """The devices of a run.
 
     Args:
-      kind: "jit": one device. "sharded": the state on every device, the batch split over them; XLA inserts the
-        all-reduces, and BatchNorm sees the global batch. "eager": one device, nothing compiled, for debugging. "auto":
-        "sharded" on several devices, else "jit".
+      kind: "jit": one device. "sharded": the state on every device of every process, the batch split over them; XLA
+        inserts the all-reduces. "pmap": the devices of one process, each running the step on its part of the batch.
+        "eager": one device, nothing compiled, for debugging. "auto": "sharded" on several devices, else "jit".
       compiler_options: XLA's, by name, for every step.
+      batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices, or "per_replica",
+        each device's part of it.
 
     Raises:
-      CompileError: for another kind.
+      CompileError: for another kind, or one that cannot be had here.
     """
 
-    def __init__(self, kind: str = "auto", compiler_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, kind: str = "auto", compiler_options: Mapping[str, Any] | None = None, batch_norm: str = "global"
+    ) -> None:
         if kind not in KINDS:
             raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.")
+        if batch_norm not in BATCH_NORMS:
+            raise CompileError(f"Unknown batch_norm {batch_norm!r}. Expected one of {list(BATCH_NORMS)}.")
         self.compiler_options = dict(compiler_options or {})
-        devices = jax.devices() if kind in ("auto", "sharded") else jax.devices()[:1]
-        self.kind = kind if kind != "auto" else ("sharded" if len(devices) > 1 else "jit")
-        self.devices = devices
-        self.state: jax.sharding.Sharding = SingleDeviceSharding(devices[0])
+        self.batch_norm = batch_norm
+        # In the order of the processes, so that the parts that they hold of a batch lie in it one after another.
+        every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        self.processes = len({device.process_index for device in every})
+        if self.processes > 1 and kind in ("jit", "pmap", "eager"):
+            raise CompileError(
+                f"dispatch={kind!r} with {self.processes} processes would train a network in each of them on its own. "
+                "Expected 'sharded' or 'auto', which train one network together."
+            )
+        self.devices = every if kind in ("auto", "sharded", "pmap") else every[:1]
+        self.kind = kind if kind != "auto" else ("sharded" if len(every) > 1 else "jit")
+        self.state: jax.sharding.Sharding = SingleDeviceSharding(self.devices[0])
         self._split: jax.sharding.Sharding = self.state
-        if self.kind == "sharded":
+        self._here: jax.sharding.Sharding = self.state
+        if self.kind in ("sharded", "pmap"):
             # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
-            mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
-            self.state, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+            self._mesh = Mesh(self.devices, (AXIS,), axis_types=(AxisType.Auto,))
+            self.state = self._here = NamedSharding(self._mesh, PartitionSpec())
+            self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            if self.processes > 1:
+                local = Mesh(jax.local_devices(), (AXIS,), axis_types=(AxisType.Auto,))
+                self._here = NamedSharding(local, PartitionSpec())
         # Bounds the memory of batches in flight. Several CPU devices share threads: too many waiting steps deadlock.
-        self.run_ahead = 2 if len(devices) > 1 and devices[0].platform == "cpu" else 8
+        self.run_ahead = 2 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 8
+
+    @property
+    def replicas(self) -> int:
+        """The parts of a batch on each of which the training step runs as if alone; 1 if the compiler splits it."""
+        mapped = self.kind == "pmap" or (self.kind == "sharded" and self.batch_norm == "per_replica")
+        return len(self.devices) if mapped else 1
+
+    def replicate(self, tree: Any, *, copy: bool = False) -> Any:
+        """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
+        tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
+        here = jax.device_put(tree, self._here, may_alias=False if copy else None)
+        if self.processes == 1:
+            return here
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_single_device_arrays(
+                leaf.shape, self.state, [shard.data for shard in leaf.addressable_shards]
+            ),
+            here,
+        )
+
+    def divides(self, rows: int) -> bool:
+        """Whether the devices divide a batch of so many rows, over all of them together."""
+        return rows % len(self.devices) == 0
 
     def place(self, batch: Any) -> Any:
         """Puts a batch on the devices, split over them; where they do not divide it, every device gets all of it."""
-        n = jax.tree.leaves(batch)[0].shape[0]
-        return jax.device_put(batch, self._split if n % len(self.devices) == 0 else self.state)
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
+
+    def join(self, part: Any) -> Any:
+        """A batch, split over the devices of all processes, of which this process holds this part, as large as any."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._split, leaf), part)
+
+    def is_split(self, batch: Any) -> bool:
+        """Whether a placed batch is spread over several devices."""
+        return len(self.devices) > 1 and not jax.tree.leaves(batch)[0].is_fully_replicated
+
+    def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that runs on every device with its part of the last argument, and the others whole.
+
+        What it returns must be the same on all of them.
+        """
+        if self.kind == "pmap":
+
+            def call(*arguments: Any) -> Any:
+                *others, batch = arguments
+                parts = jax.tree.map(lambda leaf: rearrange(leaf, "(d n) ... -> d n ...", d=len(self.devices)), batch)
+                axes = (*(None for _ in others), 0)
+                return jax.pmap(function, AXIS, in_axes=axes, out_axes=None, devices=self.devices)(*others, parts)
+
+            return call
+        whole, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def call_sharded(*arguments: Any) -> Any:
+            specs = (*(whole for _ in arguments[1:]), split)
+            # Unchecked: checking would sum the gradients of what is replicated a second time.
+            return jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=whole, check_vma=False)(
+                *arguments
+            )
+
+        return call_sharded
+
+
+def _is_global(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 class Step:
@@ -55,21 +137,33 @@ class Step:
       function: pure; its first argument is the state, its last the batch.
       placement: where it runs.
       donate: whether the state's buffers are reused for the new state. The caller must not touch the old one again.
-      returns_state: whether all it returns lives where the state does; a batch's outputs stay where they are made.
+      returns_state: whether all it returns lives where the state does; a batch's outputs stay where they are made,
+        unless other processes need them too.
+      mapped: what to run on every device instead, each with its part of the batch, where the batch is split; None to
+        let the compiler split `function`.
     """
 
     def __init__(
-        self, function: Callable[..., Any], placement: Placement, *, donate: bool = False, returns_state: bool = True
+        self,
+        function: Callable[..., Any],
+        placement: Placement,
+        *,
+        donate: bool = False,
+        returns_state: bool = True,
+        mapped: Callable[..., Any] | None = None,
     ) -> None:
         self._function = function
+        self._placement = placement
         self._eager = placement.kind == "eager"
-        self._devices = placement.devices
-        self._options = placement.compiler_options
-        self._jit = jax.jit(
-            function,
-            donate_argnums=(0,) if donate else (),
-            out_shardings=placement.state if returns_state and len(placement.devices) > 1 else None,
-        )
+        whole = (returns_state and len(placement.devices) > 1) or placement.processes > 1
+
+        def jitted(function: Callable[..., Any]) -> Any:
+            return jax.jit(
+                function, donate_argnums=(0,) if donate else (), out_shardings=placement.state if whole else None
+            )
+
+        self._jit = jitted(function)
+        self._mapped = None if mapped is None else jitted(placement.mapped(mapped))
         self._executables: dict[Any, Callable[..., Any]] = {}
 
     def prepare(self, arguments: tuple[Any, ...], on_compile: Callable[[bool], None]) -> Callable[..., Any]:
@@ -86,7 +180,9 @@ class Step:
         executable = self._executables.get(key)
         if executable is None:
             on_compile(True)
-            executable = compiled(self._jit.lower(*arguments), self._devices, self._options)
+            split = self._placement.is_split(arguments[-1])
+            lowered = (self._mapped if self._mapped is not None and split else self._jit).lower(*arguments)
+            executable = compiled(lowered, self._placement.devices, self._placement.compiler_options)
             self._executables[key] = executable
             on_compile(False)
         return executable

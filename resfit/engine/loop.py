@@ -12,9 +12,10 @@ import numpy as np
 from resfit import losses, metrics
 from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
-from resfit.engine.dispatch import Placement, Step, Throttle
+from resfit.engine.dispatch import AXIS, Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.non_finite import first_non_finite
+from resfit.engine.processes import Processes, Turn
 from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
@@ -78,10 +79,11 @@ class Loop:
         self.keep_last_step = False
         self.data_wait = 0.0
         self._kept: tuple[Leaves, DeviceBatch] | None = None
-        self._check_inputs = check_inputs
+        self._check_kind = check_inputs
         self._placement = placement
         self._check = check
-        self._key = jax.device_put(jax.random.key(seed), placement.state)
+        self.processes = Processes(placement)
+        self._key = placement.replicate(jax.random.key(seed))
         layout = state.layout
         self._predict = {
             name: Step(functools.partial(predict_step, layout, preprocess, finish), placement, returns_state=False)
@@ -90,20 +92,23 @@ class Loop:
         if recipe is None:
             return
 
-        def train(*arguments: Any) -> Any:
-            return train_step(layout, recipe, *arguments)
+        def train(*arguments: Any, axis: str | None = None) -> Any:
+            leaves, sums, key, batch = arguments
+            return train_step(layout, recipe, leaves, sums, key, batch, axis)
 
         def evaluate(*arguments: Any) -> Any:
             return evaluate_step(layout, recipe, *arguments)
 
         self._recipe = recipe
-        self._train = Step(train, placement, donate=True)
-        self._train_kept = Step(train, placement)  # for train_on_batch, whose result the user's module shares
+        part = functools.partial(train, axis=AXIS) if placement.replicas > 1 else None
+        self._train = Step(train, placement, donate=True, mapped=part)
+        # For train_on_batch, whose result the user's module shares.
+        self._train_kept = Step(train, placement, mapped=part)
         self._evaluate = Step(evaluate, placement)
         self._names = metrics.names(recipe.metrics)
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
         self._scheduled = recipe.rate_index if recipe.schedule is not None else None
-        self._empty = jax.device_put(jax.tree.map(np.asarray, recipe.metrics.empty()), placement.state)
+        self._empty = placement.replicate(jax.tree.map(np.asarray, recipe.metrics.empty()))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -128,17 +133,19 @@ class Loop:
         steps = 0
         check = _label_check(data.batches, self._check)
         try:
-            with at_batch_boundaries() as interrupt:
+            with at_batch_boundaries() as interrupt, self.processes.failing_together():
+                boundary = Boundary(self.processes, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
                 for epoch in epochs:
                     callbacks.fire("on_epoch_begin", epoch, {})
                     last, validated = None, {}
                     for last in self._train_batches(data, callbacks, check):  # noqa: B007
                         steps += 1
-                        interrupt.check()
+                        stop = boundary()
                         if validation is not None and validation.every and steps % validation.every == 0:
                             validated = self._validate(validation, callbacks, interrupt)
-                        if stopped():
+                            stop = boundary()
+                        if stop:
                             break
                     logs = {**_some(last, f"Epoch {epoch}"), **data.batches.report}
                     if validation is not None and not validation.every and validation.due(epoch):
@@ -147,8 +154,7 @@ class Loop:
                     if self._scheduled is not None:
                         logs["learning_rate"] = float(read(self.state.leaf(self._scheduled)))
                     callbacks.fire("on_epoch_end", epoch, logs)
-                    interrupt.check()
-                    if stopped():
+                    if boundary():
                         break
         except BaseException as exception:
             lost = self.state.recover()
@@ -168,30 +174,27 @@ class Loop:
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
         waiting = Waiting()
-        for i, batch in enumerate(waiting.over(data.next())):
+        for i, turn in enumerate(waiting.over(self.processes.turns(data.next(), _for_step))):
             callbacks.fire("on_train_batch_begin", i, {})
             self.state.own()
-            self._check_inputs(batch.x, True)
-            on_device = self._on_device(batch)
-            step = self._train.prepare((self.state.leaves, sums, self._key, on_device), _announce(callbacks, "train"))
-            check(batch.y)
+            self._check_inputs(turn, True)
+            arguments = (sums, self._key, turn.placed)
+            step = self._train.prepare((self.state.leaves, *arguments), _announce(callbacks, "train"))
+            _check_labels(turn, check)
             if self.keep_last_step:
-                self._kept = self.state.copy(), on_device
-            self.state.leaves, sums, loss = step(self.state.leaves, sums, self._key, on_device)
+                self._kept = self.state.copy(), turn.placed
+            self.state.leaves, sums, loss = step(self.state.leaves, *arguments)
             waiting.step(loss)
             self.data_wait = waiting.share
             self.state.epoch = data.passes
-            logs = LazyLogs(sums, compute, self._names, loss, batch.size)
+            logs = LazyLogs(sums, compute, self._names, loss, turn.examples)
             callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
 
     def _validate(self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt) -> dict[str, Any]:
-        def stopped() -> bool:
-            interrupt.check()
-            return validation.stopped()
-
-        results = self.evaluate(validation.data, validation.steps, callbacks, stopped, validation.weights())
+        boundary = Boundary(self.processes, interrupt, validation.stopped)
+        results = self._evaluate_all(validation.data, validation.steps, callbacks, boundary, validation.weights())
         return {f"val_{name}": value for name, value in results.items()}
 
     def first_non_finite(self) -> str | None:
@@ -208,10 +211,11 @@ class Loop:
     def train_batch(self, batch: Batch) -> dict[str, float]:
         """One training step on its own; the user's module holds the result."""
         self.state.take_from_module()
-        self._check_inputs(batch.x, True)
-        arguments = (self.state.leaves, self._empty, self._key, self._on_device(batch))
+        turn = self._turn(batch)
+        self._check_inputs(turn, True)
+        arguments = (self.state.leaves, self._empty, self._key, turn.placed)
         step = self._train_kept.prepare(arguments, _quiet)
-        self._check(batch.y)
+        _check_labels(turn, self._check)
         leaves, sums, _ = step(*arguments)
         self.state.replace(leaves)
         self.state.publish()
@@ -228,19 +232,26 @@ class Loop:
         weights: str = "raw",
     ) -> dict[str, Any]:
         """Loss and metrics over a data set, or its first batches, with the weights as trained or averaged ("ema")."""
+        with self.processes.failing_together():
+            boundary = Boundary(self.processes, Interrupt(), stopped)
+            return self._evaluate_all(data, steps, callbacks, boundary, weights)
+
+    def _evaluate_all(
+        self, data: Batches, steps: int | None, callbacks: CallbackList, boundary: "Boundary", weights: str
+    ) -> dict[str, Any]:
         callbacks.fire("on_test_begin", {})
         leaves = self.state.visible(weights)
         check = _label_check(data, self._check)
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
         seen = 0
-        for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
+        for i, turn in enumerate(self.processes.turns(itertools.islice(data.epoch(0), steps), _for_step)):
             callbacks.fire("on_test_batch_begin", i, {})
-            sums, loss = self._evaluate_batch(leaves, batch, sums, check, _announce(callbacks, "evaluate"))
-            callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, batch.size))
+            sums, loss = self._evaluate_batch(leaves, turn, sums, check, _announce(callbacks, "evaluate"))
+            callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, turn.examples))
             throttle.add(loss)
-            seen += batch.size
-            if stopped():
+            seen += turn.examples
+            if boundary():
                 break
         if not seen:
             raise DataError("There are no examples to evaluate on. Expected at least one.")
@@ -250,15 +261,16 @@ class Loop:
 
     def evaluate_batch(self, batch: Batch) -> dict[str, Any]:
         """Loss and metrics of one batch."""
-        return compute(read(self._evaluate_batch(self.state.visible(), batch, self._empty, self._check, _quiet)[0]))
+        turn = self._turn(batch)
+        return compute(read(self._evaluate_batch(self.state.visible(), turn, self._empty, self._check, _quiet)[0]))
 
     def _evaluate_batch(
-        self, leaves: Leaves, batch: Batch, sums: Any, check: LabelCheck, announce: Callable[[bool], None]
+        self, leaves: Leaves, turn: Turn, sums: Any, check: LabelCheck, announce: Callable[[bool], None]
     ) -> Any:
-        self._check_inputs(batch.x, False)
-        arguments = (leaves, sums, self._key, self._on_device(batch))
+        self._check_inputs(turn, False)
+        arguments = (leaves, sums, self._key, turn.placed)
         step = self._evaluate.prepare(arguments, announce)
-        check(batch.y)
+        _check_labels(turn, check)
         return step(*arguments)
 
     # --- prediction ---------------------------------------------------------------------------------------------------
@@ -282,8 +294,21 @@ class Loop:
           stopped: whether somebody asked to stop.
           weights: as trained ("raw") or averaged ("ema").
         """
+        with self.processes.failing_together():
+            yield from self._predict_all(data, kind, steps, callbacks, stopped, weights)
+
+    def _predict_all(
+        self,
+        data: Batches,
+        kind: str,
+        steps: int | None,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        weights: str,
+    ) -> Iterator[Any]:
         callbacks.fire("on_predict_begin", {})
         self.state.take_from_module()
+        boundary = Boundary(self.processes, Interrupt(), stopped)
         flying: collections.deque[tuple[Any, int, int]] = collections.deque()
 
         def landed() -> Any:
@@ -297,17 +322,17 @@ class Loop:
             return jax.tree.map(lambda a: np.asarray(a)[:size], read(outputs))
 
         empty = True
-        for i, batch in enumerate(itertools.islice(data.epoch(0), steps)):
+        for i, turn in enumerate(self.processes.turns(itertools.islice(data.epoch(0), steps), lambda batch: batch.x)):
             empty = False
             callbacks.fire("on_predict_batch_begin", i, {})
             # Chosen anew for every batch: between two of them somebody may have trained, and donated the old ones.
             leaves = self.state.layout.chosen(self.state.leaves, weights)
-            outputs = self._predict_batch(leaves, batch.x, kind, _announce(callbacks, "predict"))
+            outputs = self._predict_batch(leaves, turn, kind, _announce(callbacks, "predict"))
             callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
-            flying.append((outputs, len(jax.tree.leaves(batch.x)[0]), batch.size))
+            flying.append((outputs, turn.rows, turn.examples))
             if len(flying) > self._placement.run_ahead:
                 yield landed()
-            if stopped():
+            if boundary():
                 break
         while flying:
             yield landed()
@@ -317,16 +342,55 @@ class Loop:
 
     def predict_batch(self, x: Any) -> Any:
         """The outputs for one batch, as NumPy."""
-        return jax.tree.map(np.asarray, read(self._predict_batch(self.state.visible(), x, "logits", _quiet)))
+        turn = self._turn(Batch(x, None, None, None, len(jax.tree.leaves(x)[0])), lambda batch: batch.x)
+        return jax.tree.map(np.asarray, read(self._predict_batch(self.state.visible(), turn, "logits", _quiet)))
 
-    def _predict_batch(self, leaves: Leaves, x: Any, kind: str, announce: Callable[[bool], None]) -> Any:
-        self._check_inputs(x, False)
-        arguments = (leaves, self._key, self._placement.place(x))
+    def _predict_batch(self, leaves: Leaves, turn: Turn, kind: str, announce: Callable[[bool], None]) -> Any:
+        self._check_inputs(turn, False)
+        arguments = (leaves, self._key, turn.placed)
         return self._predict[kind].prepare(arguments, announce)(*arguments)
 
-    def _on_device(self, batch: Batch) -> DeviceBatch:
-        placed: DeviceBatch = self._placement.place(DeviceBatch(batch.x, batch.y, batch.weight, batch.mask))
-        return placed
+    def _turn(self, batch: Batch, wanted: Callable[[Batch], Any] | None = None) -> Turn:
+        """A batch on its own: of every process, its part."""
+        return next(self.processes.turns([batch], wanted or _for_step))
+
+    def _check_inputs(self, turn: Turn, train: bool) -> None:
+        if turn.host is not None:
+            self._check_kind(turn.host.x, train)
+
+
+class Boundary:
+    """Where a loop may be left: between two batches, and by all processes at once.
+
+    Args:
+      processes: of the run.
+      interrupt: what Ctrl-C asks for.
+      stopped: whether somebody in this process asked to stop.
+    """
+
+    def __init__(self, processes: Processes, interrupt: Interrupt, stopped: Callable[[], bool]) -> None:
+        self._processes, self._interrupt, self._stopped = processes, interrupt, stopped
+
+    def __call__(self) -> bool:
+        """Whether to stop.
+
+        Raises:
+          KeyboardInterrupt: where a process was interrupted.
+        """
+        interrupted, stop = self._processes.any(self._interrupt.requested, self._stopped())
+        if interrupted:
+            with self._processes.raising_together():
+                raise KeyboardInterrupt
+        return stop
+
+
+def _for_step(batch: Batch) -> DeviceBatch:
+    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask)
+
+
+def _check_labels(turn: Turn, check: LabelCheck) -> None:
+    if turn.host is not None:
+        check(turn.host.y)
 
 
 def _some(logs: LazyLogs | None, what: str) -> LazyLogs:

@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     """How to put a module together in either mode. Hashable and free of arrays."""
 
     train_graph: Any  # nnx.GraphDef with every layer in training mode
+    part_graph: Any  # the same, for a part of a batch whose other parts are on other devices
     eval_graph: Any
     slots: tuple[Slot, ...]  # in the order of the module's flat state
 
@@ -71,13 +72,16 @@ class Freeze(NamedTuple):
 NOTHING_FROZEN = Freeze()
 
 
-def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN, precision: str = "float32") -> Plan:
+def plan(
+    module: nnx.Module, freeze: Freeze = NOTHING_FROZEN, precision: str = "float32", axis: str | None = None
+) -> Plan:
     """Reads a module's graph and derives its two modes.
 
     Args:
       module: any.
       freeze: what does not train.
       precision: "float32": every layer computes in the dtype it was built with; "bfloat16": see `compute_in`.
+      axis: the mapped axis over which BatchNorms take their statistics in a part of a batch; None: each part's own.
 
     Raises:
       ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
@@ -101,7 +105,10 @@ def plan(module: nnx.Module, freeze: Freeze = NOTHING_FROZEN, precision: str = "
     train, evaluate = (
         _graph_in_mode(graph, state, train=train, freeze=freeze, precision=precision) for train in (True, False)
     )
-    return Plan(train, evaluate, slots)
+    part = train
+    if axis is not None:
+        part = _graph_in_mode(graph, state, train=True, freeze=freeze, precision=precision, axis=axis)
+    return Plan(train, part, evaluate, slots)
 
 
 def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
@@ -130,8 +137,14 @@ def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
     return Slot(path, "carried", kind, value.shape, frozen)
 
 
-def _graph_in_mode(graph: Any, state: Any, *, train: bool, freeze: Freeze, precision: str) -> Any:
+def _graph_in_mode(
+    graph: Any, state: Any, *, train: bool, freeze: Freeze, precision: str, axis: str | None = None
+) -> Any:
     copy = nnx.merge(graph, state)
+    for _, part in nnx.iter_modules(copy):
+        # An axis of the user's own, of a loop with pmap, is bound by nobody here.
+        if isinstance(part, nnx.BatchNorm) and part.axis_name != axis:
+            part.axis_name = axis
     if precision != "float32":
         compute_in(copy, precision)
     # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
@@ -170,7 +183,13 @@ def compute_in(module: nnx.Module, precision: str) -> None:
 
 
 def assemble(
-    plan: Plan, params: Sequence[jax.Array], carried: Sequence[jax.Array], key: jax.Array, *, train: bool
+    plan: Plan,
+    params: Sequence[jax.Array],
+    carried: Sequence[jax.Array],
+    key: jax.Array,
+    *,
+    train: bool,
+    part: bool = False,
 ) -> nnx.Module:
     """Puts a module together inside a traced function, in one mode.
 
@@ -181,6 +200,7 @@ def assemble(
       key: the step's key. Every random stream of the module gets its own, folded in from this one, with its counter at
         zero: there is no random state to lose, and no two layers share a mask.
       train: the mode.
+      part: whether it will see a part of a batch, see `Plan`.
 
     Returns:
       A module whose `__call__` supplies the mode keyword that its signature names, if it names one.
@@ -197,7 +217,8 @@ def assemble(
             streams += 1
         else:
             filled.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
-    module: nnx.Module = nnx.merge(plan.train_graph if train else plan.eval_graph, nnx.from_flat_state(filled))
+    graph = (plan.part_graph if part else plan.train_graph) if train else plan.eval_graph
+    module: nnx.Module = nnx.merge(graph, nnx.from_flat_state(filled))
     _call_in_mode(module, train=train)
     return module
 

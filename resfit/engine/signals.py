@@ -20,15 +20,10 @@ class Interrupt:
 
     requested = False
 
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if somebody did."""
-        if self.requested:
-            raise KeyboardInterrupt
-
 
 @contextlib.contextmanager
 def at_batch_boundaries() -> Iterator[Interrupt]:
-    """Holds back the first SIGINT until `check` is called. Outside the main thread, which gets no signals, a no-op."""
+    """Holds back the first SIGINT, noted in what it yields. Outside the main thread, which gets no signals, a no-op."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

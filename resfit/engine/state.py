@@ -6,7 +6,7 @@ copied before the first step; on the way out the arrays are handed over, and cop
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,12 @@ from resfit.optimizers import index_of_rate
 _log = logging.getLogger("resfit")
 
 Leaves = tuple[jax.Array, ...]
+
+
+class Replicate(Protocol):
+    """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there already."""
+
+    def __call__(self, tree: Any, *, copy: bool = False) -> Any: ...
 
 
 class Layout:
@@ -47,6 +53,11 @@ class Layout:
             # A Variable may hold a NumPy array of a dtype that JAX narrows when it arrives.
             abstract = tuple(jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params)
             self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
+
+    @property
+    def visible_names(self) -> list[str]:
+        """The dotted paths of the params and carried arrays, in order."""
+        return [*self.plan.names("param"), *self.plan.names("carried")]
 
     def nest(self, params: Sequence[Any]) -> dict[str, Any]:
         """The parameters as a nested dict of plain strings: what optimizers, and the masks of users, see."""
@@ -113,7 +124,7 @@ class RunState:
 
     Attributes:
       layout: what each leaf is.
-      leaves: the arrays themselves.
+      leaves: the arrays themselves, where `replicate` puts them.
       epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
     """
 
@@ -121,19 +132,21 @@ class RunState:
         self,
         module: nnx.Module,
         optimizer: optax.GradientTransformation | None,
-        sharding: jax.sharding.Sharding,
+        replicate: Replicate,
         freeze: modes.Freeze = modes.NOTHING_FROZEN,
         *,
         ema: bool = False,
         precision: str = "float32",
+        axis: str | None = None,
     ) -> None:
         self._module = module
-        self._sharding = sharding
+        self._replicate = replicate
         self._freeze = freeze
         self._ema = ema
         self._precision = precision
+        self._axis = axis
         self._graph = nnx.graphdef(module)
-        plan_ = plan(module, freeze, precision)
+        plan_ = plan(module, freeze, precision, axis)
         arrays = _arrays(module)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
@@ -149,7 +162,7 @@ class RunState:
             state = jax.tree.leaves(init(nested))
         averages = (*params, *carried) if ema else ()
         leaves = [*params, *carried, *averages, *state, jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32)]
-        self.leaves: Leaves = tuple(jax.device_put(leaves, sharding))
+        self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
     def check_structure(self) -> None:
@@ -161,7 +174,7 @@ class RunState:
         graph = nnx.graphdef(self._module)
         if graph == self._graph:
             return
-        if plan(self._module, self._freeze, self._precision) != self.layout.plan:
+        if plan(self._module, self._freeze, self._precision, self._axis) != self.layout.plan:
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
@@ -185,7 +198,7 @@ class RunState:
                         f"compiled with {old.shape}. Assign the same shape, or build a new resfit.Model from the "
                         "changed module."
                     )
-                taken[i] = jax.device_put(jnp.asarray(value, old.dtype), self._sharding)
+                taken[i] = self._replicate(jnp.asarray(value, old.dtype))
         self.leaves = tuple(taken)
         self._shared = now
 
@@ -198,7 +211,7 @@ class RunState:
 
     def copy(self) -> Leaves:
         """Every leaf, in memory of its own."""
-        return tuple(jax.device_put(list(self.leaves), self._sharding, may_alias=False))
+        return tuple(self._replicate(list(self.leaves), copy=True))
 
     def visible(self, weights: str = "raw") -> Leaves:
         """What the user sees of the state: params and carried arrays, current; "ema": their averages."""
@@ -222,7 +235,7 @@ class RunState:
             raise ModuleError(f"Expected arrays of shapes {[leaf.shape for leaf in visible]}, got {shapes}.")
         # NumPy's copy, not JAX's: that one compiles a program for every shape.
         new = [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
-        self.replace((*jax.device_put(new, self._sharding), *self.leaves[len(visible) :]))
+        self.replace((*self._replicate(new), *self.leaves[len(visible) :]))
         self.publish()
 
     def rate_index(self) -> int | None:
@@ -236,7 +249,7 @@ class RunState:
     def set_leaf(self, index: int, value: float) -> None:
         """Sets a leaf of the optimizer's state, keeping its dtype, so that nothing is compiled again."""
         i = self.layout.n_model + index
-        new = jax.device_put(np.asarray(value, self.leaves[i].dtype), self._sharding)
+        new = self._replicate(np.asarray(value, self.leaves[i].dtype))
         self.leaves = (*self.leaves[:i], new, *self.leaves[i + 1 :])
 
     def steps(self) -> int:
@@ -245,7 +258,7 @@ class RunState:
 
     def set_span(self, begin: int, steps: int, steps_per_epoch: int) -> None:
         """Stretches a named schedule over these steps."""
-        span = jax.device_put(np.array([begin, steps, steps_per_epoch], np.int32), self._sharding)
+        span = self._replicate(np.array([begin, steps, steps_per_epoch], np.int32))
         self.leaves = (*self.leaves[:-2], span, self.leaves[-1])
 
     def replace(self, leaves: Leaves) -> None:
@@ -263,7 +276,13 @@ class RunState:
         if not self._lost():
             return False
         fresh = RunState(
-            self._module, self.layout.optimizer, self._sharding, self._freeze, ema=self._ema, precision=self._precision
+            self._module,
+            self.layout.optimizer,
+            self._replicate,
+            self._freeze,
+            ema=self._ema,
+            precision=self._precision,
+            axis=self._axis,
         )
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True
@@ -300,8 +319,8 @@ class RunState:
                 _assign(module, slot.path, value)
 
     def _warn_of_lost_assignments(self) -> None:
-        names = [slot.name for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
-        lost = [name for name, held, now in zip(names, self._held, self._in_module(), strict=True) if now is not held]
+        triples = zip(self.layout.visible_names, self._held, self._in_module(), strict=True)
+        lost = [name for name, held, now in triples if now is not held]
         if lost:
             _log.warning(
                 "%s of the module got a new value while training had moved on from the old one, and it is lost. Assign "

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resfit import metrics
-from resfit.engine import modes
+from resfit.engine import modes, replicas
 from resfit.engine.state import Layout, Leaves
 from resfit.errors import LossError
 
@@ -85,7 +85,13 @@ def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
 
 
 def train_step(
-    layout: Layout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+    layout: Layout,
+    recipe: Recipe,
+    leaves: Leaves,
+    sums: Any,
+    key: jax.Array,
+    batch: DeviceBatch,
+    axis: str | None = None,
 ) -> tuple[Leaves, Any, jax.Array]:
     """One update.
 
@@ -96,32 +102,38 @@ def train_step(
       sums: metric sums so far.
       key: the run's key; the step's is folded in from it and the step counter.
       batch: the examples.
+      axis: the mapped axis over which the batch is split, if this is to see a part of it; what is returned is the same
+        for all parts. Each part draws random numbers of its own.
 
     Returns:
       (new state, new metric sums, the batch's loss as () float32).
     """
     params, carried, averages, optimizer_state, span, step = layout.split(leaves)
-    key_of = keys(key, step)
+    key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), step)
     x, y = prepared(recipe, key_of, batch)
     whole = DeviceBatch(x, y, batch.weight, batch.mask)
     rows = jax.tree.leaves(x)[0].shape[0]
     count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
+    count = replicas.total(count, axis)
     slices = min(recipe.slices, rows)
 
     def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
-        module = modes.assemble(layout.plan, params, carried, key_of.module, train=True)
+        module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
         losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
         losses = _per_example(losses, part.x)
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
         _warn_if_frozen(layout, carried, new_carried)
+        if axis is not None:
+            new_carried = replicas.averaged(layout.plan, module, new_carried, axis)
         new_carried = tuple(
             old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
         )
         mask = _mask(part, losses)
         weighted = losses if part.weight is None else losses * part.weight
         loss = jnp.where(mask, weighted, 0).sum() / count
-        return loss, (new_carried, rewritten, _merge(recipe, None, outputs, part.y, weighted, mask))
+        seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
+        return loss, (new_carried, rewritten, _merge(recipe, None, *seen))
 
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
@@ -141,7 +153,7 @@ def train_step(
         params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
         total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
         sums = sums.merge(found)
-    loss, gradients = total
+    loss, gradients = replicas.total(total, axis)
     if recipe.schedule is not None and recipe.rate_index is not None:
         flat, tree = jax.tree.flatten(optimizer_state)
         flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step, span), flat[recipe.rate_index].dtype)

@@ -109,8 +109,10 @@ def test_a_batch_lies_where_its_step_runs(kind: str, devices: int) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(CompileError, match=r"Unknown dispatch 'pmap'.*'auto', 'jit', 'sharded', 'eager'"):
-        Placement("pmap")
+    with pytest.raises(CompileError, match=r"Unknown dispatch 'tpu'.*'auto', 'jit', 'sharded', 'pmap', 'eager'"):
+        Placement("tpu")
+    with pytest.raises(CompileError, match=r"Unknown batch_norm 'local'.*'global', 'per_replica'"):
+        Placement("sharded", batch_norm="local")
 
 
 def test_the_host_runs_ahead_of_the_device_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
