@@ -758,7 +758,9 @@ def _due(frequency: int | Sequence[int]) -> Callable[[int], bool]:
 def _bar(verbose: str | int) -> list[Callback]:
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
-    return [] if verbose == 0 else [ProgressBar(1 if verbose == "auto" else int(verbose))]
+    if verbose == 0 or jax.process_index() > 0:  # every process would show the same
+        return []
+    return [ProgressBar(1 if verbose == "auto" else int(verbose))]
 
 
 def _scope(placement: Placement, slices: int) -> str:

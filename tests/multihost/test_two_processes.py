@@ -1,0 +1,131 @@
+"""Two real processes of two devices each: the training of one, and no one waits for ever for the other."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import resfit
+from resfit.errors import DistributedError
+from tests.helpers import BATCH, assert_close, assert_same, images, labels, values
+from tests.multihost import worker
+
+PROCESSES = 2
+
+
+def run(scenario: str, folder: Path) -> list[dict[str, Any]]:
+    """What each of the processes found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-m", "tests.multihost.worker", scenario, str(folder), str(port)]
+    started = [
+        subprocess.Popen(
+            [*command, str(i), str(PROCESSES)],
+            cwd=worker.ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(PROCESSES)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * PROCESSES, "\n".join(outputs)
+    return [np.load(folder / f"{i}.npy", allow_pickle=True).item() for i in range(PROCESSES)]
+
+
+@pytest.mark.slow
+def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(tmp_path: Path) -> None:
+    expected = {}
+    for kind in ("global", "per_replica"):
+        # One process of four devices does per replica what two of two do.
+        model = worker.model_of(dispatch="jit" if kind == "global" else "sharded", batch_norm=kind)
+        for step in range(worker.STEPS):
+            np.savez(tmp_path / f"{kind}_{step}.npz", *map(np.asarray, model._state.leaves))
+            x, y, weight = worker.step_batch(step)
+            loss, _ = model.train_on_batch(x, y, sample_weight=weight)
+            expected[f"{kind} {step}"] = {"loss": loss, **values(model.module)}
+    for found in run("same_steps", tmp_path):
+        assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_writes(tmp_path: Path) -> None:
+    model = worker.model_of(dispatch="jit")
+    history = model.fit(
+        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)), verbose=0
+    )
+    x, y = images(15, seed=7), labels(15)
+    first, second = run("same_fit", tmp_path)
+    assert first.pop("bar").startswith("Evaluate")
+    assert second.pop("bar") == ""
+    assert_same(first, second)
+    assert_close(first["history"], history.history, 1e-4)
+    assert_close(first["values"], values(model.module), 1e-4)
+    assert_close(first["logits"], model.predict(x, verbose=0), 1e-4)
+    assert_close(first["results"], model.evaluate(x, y, verbose=0), 1e-4)
+    assert [path.parent.name for path in tmp_path.glob("*/model.safetensors")] == ["0"]
+
+
+@pytest.mark.slow
+def test_processes_agree_before_they_go_on_stop_or_fail(tmp_path: Path) -> None:
+    first, second = run("agreement", tmp_path)
+
+    assert_same(first["stop"], second["stop"])
+    for found in (first, second):
+        assert [value for name, value in found.items() if name.startswith("batches")] == [2, 2, 2, 15]
+        assert found["interrupt"].startswith("KeyboardInterrupt")
+        assert found["split data"].startswith("DataError: The processes hold different data: a label is another one")
+        assert found["other values"].startswith("DataError: The processes hold different first values: conv.kernel")
+        assert found["other kind"].startswith("CompileError: dispatch='jit' with 2 processes")
+        assert "2 processes train together" in found["cache"]
+    assert first["failure"].startswith("ProcessFailed: Process 1 failed, and process 0 stops with it")
+    assert second["failure"].startswith("ZeroDivisionError")
+    assert first["an empty stream"].startswith("ProcessFailed: Process 1 failed")
+    assert "yielded no batch" in second["an empty stream"]
+    for found in (first, second):
+        assert "of process 1 are of another kind than those of process 0" in found["other images"]
+    assert_same(first["again"], second["again"])
+
+    # A step for each batch that anybody has: of 4 + 4, 4 + 3 and 4 + 0 rows.
+    whole = worker.model_of(dispatch="jit")
+
+    def batches() -> Any:
+        for i, lengths in enumerate([(4, 4), (4, 3), (4, 0)]):
+            parts = [(images(n, seed=10 * p + i), labels(n, seed=10 * p + i)) for p, n in enumerate(lengths) if n]
+            yield tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    history = whole.fit(batches, epochs=2, verbose=0)
+    assert_same(first["unequal streams"], second["unequal streams"])
+    assert_close(first["unequal streams"], {"history": history.history, "values": values(whole.module)}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"coordinator": "10.0.0.1:1"}, "Add processes and process"),
+        ({"coordinator": "10.0.0.1", "processes": 2, "process": 0}, "Expected coordinator as 'host:port'"),
+        ({"coordinator": "10.0.0.1:1", "processes": 2, "process": 2}, "Expected process to be one of 0 to 1, got 2"),
+        ({"coordinator": "127.0.0.1:1", "processes": 1, "process": 0}, "before any other use of JAX"),
+    ],
+)
+def test_what_cannot_be_joined_is_said(arguments: dict[str, Any], said: str) -> None:
+    jax.devices()  # a device was touched before
+    with pytest.raises(DistributedError, match=said):
+        resfit.distributed.initialize(**arguments)
+
+
+def test_without_arguments_a_cluster_must_say_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found_nothing(*_: Any, **__: Any) -> None:
+        raise ValueError("coordinator_address should be defined.")  # in JAX's words
+
+    monkeypatch.setattr(jax.distributed, "initialize", found_nothing)
+    with pytest.raises(DistributedError, match="Expected a TPU pod, SLURM or Open MPI"):
+        resfit.distributed.initialize()
