@@ -5,8 +5,6 @@ import logging
 import time
 from typing import Any
 
-import jax
-
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
@@ -16,8 +14,8 @@ _log = logging.getLogger("resfit")
 class Timer(Callback):
     """Stops training after the first batch that ends later than a given time after its beginning.
 
-    A resumed run has what is left of the time. Where several processes train together their clocks would stop them at
-    different batches, so there it is an error.
+    A resumed run has what is left of the time. Where several processes train together, the first whose time is up
+    stops all of them after the same batch.
 
     Args:
       duration: a datetime.timedelta.
@@ -26,7 +24,7 @@ class Timer(Callback):
       elapsed: seconds of training so far, those before a resume included.
 
     Raises:
-      CallbackError: for a duration that is not positive; at the beginning of `fit` in more than one process.
+      CallbackError: for a duration that is not positive.
 
     Example:
       >>> import datetime
@@ -45,11 +43,6 @@ class Timer(Callback):
         return self._before + (0.0 if self._start is None else time.monotonic() - self._start)
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        if jax.process_count() > 1:
-            raise CallbackError(
-                f"Timer runs in {jax.process_count()} processes, whose clocks would stop them at different batches. "
-                "Expected one. Use fit(epochs=...) or steps_per_epoch to bound the run."
-            )
         self._before = 0.0
         self._start = time.monotonic()
 

@@ -6,7 +6,6 @@ import logging
 import types
 from typing import Any
 
-import jax
 import pytest
 from flax import nnx
 
@@ -65,12 +64,6 @@ def test_a_resumed_run_has_what_is_left(clock: types.SimpleNamespace) -> None:
 def test_what_is_no_time_is_refused(duration: Any) -> None:
     with pytest.raises(CallbackError, match=r"positive datetime\.timedelta"):
         Timer(duration)
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(CallbackError, match="2 processes"):
-        begin(Timer(datetime.timedelta(seconds=1)))
 
 
 def test_a_fit_is_stopped_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
