@@ -9,7 +9,17 @@ process, up to the order in which numbers are added. Only the first process writ
 start `train` once on each machine, with the first machine's address in `resfit.distributed.initialize`; under SLURM,
 Open MPI and on TPU pods it needs no arguments.
 
-RESULTS
+Test accuracy on the 360 digits held out, and the largest difference of a logit, seed 0:
+
+    epochs    two processes, each    one process    apart
+    1           9.72 %                9.72 %        0.00002
+    10         86.67 %               86.67 %        0.3
+    20         96.94 %               97.78 %        1.4
+
+Every step agrees to rounding (tests/multihost shows it, from one state); over hundreds of steps rounding grows, as it
+does between any two machines. 20 epochs of both take 1.6 minutes, half of them waiting and compiling, on 2 cores of an
+AMD EPYC shared with other work at a load average of 7 (jax 0.10.2). Two processes on two cores gain nothing: talking
+takes longer than computing for a network as small as this.
 """
 
 import argparse

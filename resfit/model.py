@@ -443,7 +443,7 @@ class Model:
         )
         data = as_batches(x, y, sample_weight, class_weight, geometry=geometry, cache=cache)
         self._check_same_data(data)
-        _log.info("%s, batches of %d.", self._described, size)
+        _log.info("%s, batches of %d, %g a device.", self._described, size, size / len(self._placement.devices))
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = _unpack(held_out)
