@@ -10,14 +10,13 @@ import numpy as np
 from flax import nnx
 
 from resfit import augment as augment_
-from resfit import losses, optimizers, schedules
+from resfit import compilation_cache, losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
 from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, class_weights, split_validation
 from resfit.data.choose import in_memory
-from resfit.engine import compilation_cache
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation

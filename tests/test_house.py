@@ -17,8 +17,9 @@ PACKAGE = ROOT / "resfit"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "packages": set(),
+    "compilation_cache": set(),
     # Networks stand alone: they can be used with somebody else's loop.
-    "nets": set(),
+    "nets": {"compilation_cache"},
     "weights": {"nets"},
     "summary": {"nets"},
     # Pure functions of arrays.
@@ -37,7 +38,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.signals": set(),
     "engine.hooks": set(),
     "engine.programs": set(),
-    "engine.compilation_cache": set(),
     "engine.state": {"engine.modes", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
     "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics"},
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data",
-        "callbacks", "engine.compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
+        "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
         "engine.dispatch", "engine.loop",
     },
     "distillation": {"model", "losses", "engine.modes"},

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
+from resfit.nets.first_values import Initializer, between, uniform
 from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
@@ -39,8 +40,14 @@ class ClassifierHead(nnx.Module):
         self.dense = _Logits(
             in_channels,
             num_classes,
-            kernel_init=initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
-            bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+            kernel_init=Initializer(
+                initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
+                lambda shape: uniform(1.0 / 3.0 / shape[0]),
+            ),
+            bias_init=Initializer(
+                lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+                lambda shape: between(-bound, bound),
+            ),
             dtype=jnp.promote_types(layers.dtype, jnp.float32),
             param_dtype=jnp.dtype(layers.param_dtype),
             rngs=rngs,

@@ -1,15 +1,20 @@
 """The two layers that every network here is made of, with the choices that are easy to get wrong made once."""
 
+import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
+from resfit.nets.first_values import Initializer, normal
 from resfit.nets.norm import BatchNorm
 
 # He et al. 2015 (arXiv:1502.01852) for ReLU nets, counted over the outputs as in torchvision and timm.
-KAIMING_NORMAL = initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_NORMAL = Initializer(
+    initializers.variance_scaling(2.0, "fan_out", "normal"),
+    lambda shape: normal(2.0 / (math.prod(shape[:-2]) * shape[-1])),
+)
 
 
 @dataclass(frozen=True)

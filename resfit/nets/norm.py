@@ -4,9 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
-from jax.nn import initializers
 
 from resfit.errors import InputShapeError
 
@@ -58,15 +58,25 @@ class BatchNorm(nnx.BatchNorm):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
+        # Flax's own constants are of one channel and replaced: each width would cost it two small programs.
         super().__init__(
-            num_features,
+            1,
             use_running_average=True,
             momentum=MOMENTUM,
             epsilon=EPSILON,
             param_dtype=jnp.dtype(param_dtype),
-            scale_init=initializers.zeros if zero_scale else initializers.ones,
             rngs=rngs,
         )
+
+        def constant(value: float, dtype: str) -> jax.Array:
+            values: jax.Array = jax.device_put(np.full((num_features,), value, jnp.dtype(dtype)))
+            return values
+
+        self.num_features = num_features
+        self.mean = nnx.BatchStat(constant(0, "float32"))
+        self.var = nnx.BatchStat(constant(1, "float32"))
+        self.scale = nnx.Param(constant(0 if zero_scale else 1, param_dtype))
+        self.bias = nnx.Param(constant(0, param_dtype))
         self.unbiased = unbiased
         self.output_dtype = dtype
 

@@ -26,24 +26,25 @@ class Stage(nnx.Module):
         rngs: where the weights' first values come from.
     """
 
-    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: LayerKeys) -> None:
         build, width = BLOCKS[spec.block], spec.widths[index]
         self.strides = 1 if index == 0 else 2
-        blocks: list[Residual] = []
-        for position in range(spec.depths[index]):
-            block = build(
+
+        def block(in_channels: int, strides: int) -> Residual:
+            return build(
                 in_channels,
                 width,
-                strides=1 if position else self.strides,
+                strides=strides,
                 shortcut=spec.shortcut,
                 zero_init_last=spec.zero_init_last,
                 layers=spec.layers,
                 rngs=rngs,
             )
-            in_channels = block.out_channels
-            blocks.append(block)
-        self.out_channels = in_channels
-        self.blocks = nnx.List(blocks)
+
+        first = block(in_channels, self.strides)
+        self.out_channels = first.out_channels
+        others = rngs.repeat(lambda: block(self.out_channels, 1), spec.depths[index] - 1)
+        self.blocks = nnx.List([first, *others])
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), out_channels)."""
@@ -74,7 +75,7 @@ class ResNet(nnx.Module):
     """
 
     def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
-        rngs = LayerKeys(rngs)
+        rngs = keys = LayerKeys(rngs)
         self.spec = spec
         self.small_image_notice = _Notice()
         self.stem = STEMS[spec.stem](spec.in_channels, spec.widths[0], layers=spec.layers, rngs=rngs)
@@ -84,6 +85,7 @@ class ResNet(nnx.Module):
             setattr(self, f"stage{index + 1}", stage)
             channels = stage.out_channels
         self.head = ClassifierHead(channels, spec.num_classes, layers=spec.layers, rngs=rngs)
+        keys.finish(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import pytest
 
-from resfit.engine import compilation_cache
+from resfit import compilation_cache
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
 import json, jax
@@ -64,6 +64,21 @@ def test_it_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compilation_cache.use()
     assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "resfit" / "jax"))
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(("theirs", "expected"), [(1.0, compilation_cache.SECONDS), (0.5, 0.5), (0.0, 0.0)])
+def test_programs_of_less_than_a_second_are_kept_too_unless_somebody_set_a_time(
+    theirs: float, expected: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", theirs)
+        compilation_cache.use()
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == expected
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 @pytest.mark.usefixtures("undecided")
