@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from resfit.engine.hooks import Callback, Logs
+from resfit.engine.hooks import Callback, LazyLogs, Logs
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -18,8 +18,9 @@ class History(Callback):
       validations: name -> one value per validation, with "step", the number of steps trained before it; validations
         may come more than once an epoch (validation_every).
       timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch; "data_wait", the
-        share of each epoch's training in which the device waited for data; and "first_step_seconds", from the start of
-        `fit` until the first step was compiled and handed to the device.
+        share of each epoch's training in which the device waited for data; and, if this `fit` compiled its step,
+        "first_step_seconds", from its beginning until the device had finished the first step, and
+        "first_step_compile_seconds", how much of that went into tracing and compiling.
       params: of the run.
 
     Example:
@@ -36,7 +37,7 @@ class History(Callback):
         self.validations: dict[str, list[Any]] = {}
         self._steps = 0
         self.timings: dict[str, Any] = {"epoch_seconds": [], "data_wait": []}
-        self._start = self._epoch_start = time.perf_counter()
+        self._start = self._epoch_start = self._compile_start = time.perf_counter()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.history.clear()
@@ -49,9 +50,18 @@ class History(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._epoch_start = time.perf_counter()
 
+    def on_compile_begin(self, what: str) -> None:
+        self._compile_start = time.perf_counter()
+
+    def on_compile_end(self, what: str) -> None:
+        if what == "train" and self._steps == 0:
+            self.timings["first_step_compile_seconds"] = time.perf_counter() - self._compile_start
+
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._steps += 1
-        if "first_step_seconds" not in self.timings:
+        if self._steps == 1 and "first_step_compile_seconds" in self.timings:
+            if isinstance(logs, LazyLogs):
+                logs.wait()  # once in a fit that compiled, where nobody will notice
             self.timings["first_step_seconds"] = time.perf_counter() - self._start
 
     def on_test_end(self, logs: Logs | None = None) -> None:

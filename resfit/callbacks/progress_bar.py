@@ -17,6 +17,8 @@ _REDRAW_SECONDS = 0.1
 class ProgressBar(Callback):
     """Epoch, step, images per second, time left, loss and metrics. `fit`, `evaluate` and `predict` add one.
 
+    A `fit` that compiles its step says once when the first step was done.
+
     It shows the newest values that the device has finished and never waits for it, so it costs nothing that can be
     measured.
 
@@ -41,14 +43,17 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._training = True
+        self._told_of_first_step = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._begin(f"Epoch {epoch + 1}/{self.params['epochs']}", self.params["steps"])
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._advance(batch, logs)
+        self._tell_of_first_step()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        self._tell_of_first_step()
         self._end(dict(logs or {}))
 
     def on_train_end(self, logs: Logs | None = None) -> None:
@@ -98,6 +103,20 @@ class ProgressBar(Callback):
     def on_compile_end(self, what: str) -> None:
         self._resume()
         self._status("")
+
+    def _tell_of_first_step(self) -> None:
+        """Once in a fit that compiled its step; `History` knows how long that took, sooner or later."""
+        if self._told_of_first_step:
+            return
+        timings = self.model.history.timings if self.model.history is not None else {}
+        if "first_step_seconds" in timings:
+            self._told_of_first_step = True
+            self._console.print(
+                f"first step after {timings['first_step_seconds']:.1f} s, "
+                f"{timings['first_step_compile_seconds']:.1f} s of it compiling",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,11 @@ class LazyLogs(MutableMapping[str, Any]):
         """Whether reading would not wait."""
         return self._finish is None or all(leaf.is_ready() for leaf in jax.tree.leaves(self._sums))
 
+    def wait(self) -> None:
+        """Waits until the device has made the values, and reads none."""
+        if self._finish is not None:
+            jax.block_until_ready(self._sums)
+
     @property
     def batch_loss(self) -> float:
         """The batch's own loss, where `logs["loss"]` is the mean since the epoch began. Waits for the device."""

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from resfit.callbacks import Callback, History
+from resfit.engine.hooks import LazyLogs
 from tests.helpers import PlainNet, compiled, fit, images, labels
 
 
@@ -57,11 +58,32 @@ def test_one_instance_in_two_fits_starts_again(model: Any) -> None:
 
 
 def test_times_are_kept_apart_from_results(model: Any) -> None:
-    history = fit(model, epochs=3)
+    history = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3)
     assert len(history.timings["epoch_seconds"]) == 3
     assert all(seconds > 0 for seconds in history.timings["epoch_seconds"])
-    assert history.timings["first_step_seconds"] > 0
+    assert history.timings["first_step_seconds"] > history.timings["first_step_compile_seconds"] > 0
     assert "seconds" not in " ".join(history.history)
+
+
+def test_only_a_fit_that_compiled_waits_for_its_first_step_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    monkeypatch.setattr(LazyLogs, "wait", lambda logs: waits.append(logs.ready()))
+    compiling = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2)
+    assert len(waits) == 1
+    assert "first_step_seconds" in compiling.timings
+    fit(model)
+    waits.clear()
+    assert not {"first_step_seconds", "first_step_compile_seconds"} & set(fit(model, epochs=2).timings)
+    assert waits == []
+
+
+def test_the_first_step_is_timed_to_its_end_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the sums right after the time was taken would not have to wait."""
+    ready = []
+    wait = LazyLogs.wait
+    monkeypatch.setattr(LazyLogs, "wait", lambda logs: (wait(logs), ready.append(logs.ready())))
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))))
+    assert ready == [True]
 
 
 def test_plot_draws_one_panel_per_value_and_leaves_gaps_out(model: Any) -> None:

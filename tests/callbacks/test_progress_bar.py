@@ -75,10 +75,10 @@ def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(ver
     history = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, callbacks=[ProgressBar(verbose, console)],
         validation_data=(images(9), labels(9)))  # fmt: skip
     lines = text.getvalue().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 1 + 3
     assert "\x1b" not in text.getvalue()
     pattern = r"Epoch 2/3 - \d+\.\ds - [\d,]+ images/s - .*loss: (\d\.\d{4}).*val_loss: \d\.\d{4}"
-    match = re.match(pattern, lines[1])
+    match = re.match(pattern, lines[2])
     assert match is not None
     assert float(match[1]) == round(history.history["loss"][1], 4)
 
@@ -86,7 +86,7 @@ def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(ver
 def test_verbose_two_is_one_line_an_epoch_in_a_terminal_too() -> None:
     console, text = terminal()
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[ProgressBar(2, console)])
-    assert len(text.getvalue().splitlines()) == 2
+    assert len(text.getvalue().splitlines()) == 1 + 2
 
 
 def test_fit_evaluate_and_predict_write_to_standard_output_unless_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,3 +180,16 @@ def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("resfit.engine.loop.LazyLogs", Unready)
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert ready == []  # and where none is, it waits for none
+
+
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_a_fit_that_compiles_tells_once_when_its_first_step_was_done(in_terminal: bool) -> None:
+    """Also where the bar is called before the history that knows."""
+    console, text = terminal() if in_terminal else log_file()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, epochs=2, callbacks=[ProgressBar(console=console)])
+    assert re.findall(r"first step after (\d+\.\d) s, (\d+\.\d) s of it compiling", plain(text)) != []
+    assert plain(text).count("first step after") == 1
+    fit(model, epochs=2, callbacks=[ProgressBar(console=console)])  # which compiles nothing
+    assert plain(text).count("first step after") == 1
+    assert plain(text).count("Epoch 2/2") >= 2

@@ -4,7 +4,6 @@ The archives made for Python hold pickles, which run code when they are opened; 
 """
 
 import gzip
-import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,8 @@ def read(archive: Path, parts: Mapping[str, Sequence[str]], labels: int) -> dict
     Raises:
       DataError: if the archive is damaged, lacks a member, or a member does not consist of such records.
     """
+    import tarfile  # slow to import, and rarely needed
+
     wanted = {member for members in parts.values() for member in members}
     try:
         contents = _members(archive, wanted)
@@ -46,6 +47,8 @@ def read(archive: Path, parts: Mapping[str, Sequence[str]], labels: int) -> dict
 
 
 def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
+    import tarfile  # as above
+
     contents = {}
     with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:

@@ -6,8 +6,6 @@ import logging
 import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -60,6 +58,8 @@ def fetch(remote: Remote, target: Path) -> None:
 
 
 def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
+    import urllib.error  # slow to import, and rarely needed
+
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _once(remote, file)
@@ -80,6 +80,8 @@ def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
 
 
 def _once(remote: Remote, file: IO[bytes]) -> None:
+    import urllib.request  # as above
+
     file.seek(0)
     file.truncate()
     digest, size = hashlib.sha256(), 0
