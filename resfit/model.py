@@ -187,6 +187,7 @@ class Model:
             ema=ema is not None,
             precision=precision,
             axis=AXIS if placement.replicas > 1 and batch_norm == "global" else None,
+            before=self._state,
         )
         if not state.layout.n_params:
             raise CompileError(

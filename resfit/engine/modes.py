@@ -91,9 +91,11 @@ def plan(
             f"Expected a flax.nnx.Module, got {type(module).__name__}. Linen modules and functions can be wrapped "
             "with flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
         )
-    copy = nnx.merge(*nnx.split(module))
-    nnx.pop(copy, nnx.Intermediate)
-    graph, state = nnx.split(copy)
+    graph, state = nnx.split(module)
+    if any(isinstance(leaf, nnx.Intermediate) for _, leaf in nnx.to_flat_state(state)):
+        copy = nnx.merge(graph, state)
+        nnx.pop(copy, nnx.Intermediate)
+        graph, state = nnx.split(copy)
     slots = tuple(_slot(path, leaf, freeze) for path, leaf in nnx.to_flat_state(state))
     for pattern in freeze.patterns:
         if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
@@ -153,7 +155,7 @@ def _graph_in_mode(
     else:
         copy.eval()
     copy = nnx.view(copy, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
-    if train and freeze.batch_norm:
+    if train and freeze.batch_norm and freeze.patterns:
         for path, part in nnx.iter_modules(copy):
             if freeze.covers(path) and any(isinstance(value, nnx.BatchStat) for value in vars(part).values()):
                 part.eval()

@@ -138,7 +138,10 @@ class RunState:
         ema: bool = False,
         precision: str = "float32",
         axis: str | None = None,
+        before: "RunState | None" = None,
     ) -> None:
+        # `before` is a state of the same module, whose plan, which takes long to make, serves again if nothing changed.
+        self.layout: Layout
         self._module = module
         self._replicate = replicate
         self._freeze = freeze
@@ -146,8 +149,9 @@ class RunState:
         self._precision = precision
         self._axis = axis
         self._graph = nnx.graphdef(module)
-        plan_ = plan(module, freeze, precision, axis)
         arrays = _arrays(module)
+        known = before is not None and before._planned(self._graph, freeze, precision, axis, arrays)
+        plan_ = before.layout.plan if before is not None and known else plan(module, freeze, precision, axis)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
         self.layout = Layout(plan_, params, optimizer, ema=ema)
@@ -164,6 +168,14 @@ class RunState:
         leaves = [*params, *carried, *averages, *state, jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32)]
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
+
+    def _planned(
+        self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None, arrays: Sequence[Any]
+    ) -> bool:
+        """Whether the plan is one for this, too."""
+        shapes = [np.shape(array) for array in arrays]
+        same = (self._graph, self._freeze, self._precision, self._axis) == (graph, freeze, precision, axis)
+        return same and shapes == [slot.shape for slot in self.layout.plan.slots]
 
     def check_structure(self) -> None:
         """Raises if the module is not built as it was when the steps were made; its mode flags may have changed.
