@@ -149,9 +149,9 @@ class RunState:
         self._precision = precision
         self._axis = axis
         self._graph = nnx.graphdef(module)
+        known = before.layout.plan if before and before._planned(self._graph, freeze, precision, axis) else None
+        plan_ = known or plan(module, freeze, precision, axis)
         arrays = _arrays(module)
-        known = before is not None and before._planned(self._graph, freeze, precision, axis, arrays)
-        plan_ = before.layout.plan if before is not None and known else plan(module, freeze, precision, axis)
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
         self.layout = Layout(plan_, params, optimizer, ema=ema)
@@ -169,11 +169,9 @@ class RunState:
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
-    def _planned(
-        self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None, arrays: Sequence[Any]
-    ) -> bool:
-        """Whether the plan is one for this, too."""
-        shapes = [np.shape(array) for array in arrays]
+    def _planned(self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None) -> bool:
+        """Whether the plan is that of the module as it is now, for these."""
+        shapes = [np.shape(array) for array in _arrays(self._module)]
         same = (self._graph, self._freeze, self._precision, self._axis) == (graph, freeze, precision, axis)
         return same and shapes == [slot.shape for slot in self.layout.plan.slots]
 

@@ -11,6 +11,7 @@ from einops import reduce
 from flax import nnx
 
 import resfit
+from resfit.engine import state
 from resfit.errors import ModuleError
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
@@ -385,3 +386,21 @@ def test_a_residual_block_of_its_own_trains_though_it_refuses_to_be_overridden()
     fit(model)
     assert any(not np.array_equal(before[name], now) for name, now in values(block).items() if name.endswith("mean"))
     model.predict(images(), verbose=0)
+
+
+def test_compiling_makes_no_plan_of_a_module_anew_unless_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    made = state.plan
+    monkeypatch.setattr(state, "plan", lambda *arguments: plans.append(arguments) or made(*arguments))
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)))
+    assert len(plans) == 1
+    model.compile("adam", dispatch="jit")
+    assert len(plans) == 1
+    model.compile("adam", dispatch="jit", precision="bfloat16")
+    model.freeze("conv")
+    model.compile("adam", dispatch="jit", precision="bfloat16")
+    model.module.head.kernel.set_value(jnp.zeros((5, 3)))
+    model.compile("adam", dispatch="jit", precision="bfloat16")
+    model.module.head = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+    model.compile("adam", dispatch="jit", precision="bfloat16")
+    assert len(plans) == 5
