@@ -165,7 +165,7 @@ class RunState:
             init = compiled(jax.jit(optimizer.init).lower(nested), devices)
             state = jax.tree.leaves(init(nested))
         averages = (*params, *carried) if ema else ()
-        leaves = [*params, *carried, *averages, *state, jnp.zeros(3, jnp.int32), jnp.zeros((), jnp.int32)]
+        leaves = [*params, *carried, *averages, *state, np.zeros(3, np.int32), np.zeros((), np.int32)]
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
