@@ -878,7 +878,7 @@ def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
         ({"preprocess": "imagenet"}, "'auto', None or a function"),
         ({"augment": "flip"}, "augment"),
         ({"augment": [3]}, "augment.*got 3"),
-        ({"dispatch": "tpu"}, "Unknown dispatch 'tpu'.*'jit', 'sharded', 'eager'"),
+        ({"dispatch": "tpu"}, "Unknown dispatch 'tpu'.*'jit', 'sharded', 'pmap', 'eager'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
