@@ -446,7 +446,7 @@ class Model:
         _log.info("%s, batches of %d, %g a device.", self._described, size, size / len(self._placement.devices))
         validation = None
         if held_out is not None:
-            validation_x, validation_y, validation_weight = _unpack(held_out)
+            validation_x, validation_y, validation_weight = _unpack(held_out, "validation_data")
             validation = Validation(
                 as_batches(
                     validation_x,
@@ -697,19 +697,37 @@ class Model:
         model._loop = model._make_loop(None)
         return model
 
-    def summary(self, input_shape: tuple[int, ...] | None = None) -> None:
+    def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Shows a table of the network: output shapes, parameters, multiply-adds and activation memory.
 
+        With a batch, also how much memory a training step takes for it on each device, in arguments, outputs, temporary
+        memory and altogether. For that the step is compiled as `fit` does it, which then finds it; nothing is run, and
+        nothing of the model changes.
+
         Args:
-          input_shape: of one image, (height, width, channels). By default what resfit's networks are made for: 224 x
-            224 through an ImageNet stem, 32 x 32 through a CIFAR stem.
+          batch: (x, y) or (x, y, sample_weight), arrays as for `train_on_batch`.
+          input_shape: of one image, (height, width, channels), where there is no batch. By default what resfit's
+            networks are made for: 224 x 224 through an ImageNet stem, 32 x 32 through a CIFAR stem.
+
+        Raises:
+          NotCompiledError: with a batch, before `compile`.
+          CompileError: with a batch, under dispatch="eager", which compiles nothing.
         """
         from rich.console import Console
 
-        from resfit.summary import summarize
+        from resfit import summary
 
         console = Console()
-        console.print(summarize(self.module, input_shape).render(console.width), soft_wrap=True, highlight=False)
+        if batch is None:
+            text = summary.summarize(self.module, input_shape).render(console.width)
+        else:
+            self._require_compiled("summary of a batch")
+            one = _one_batch(*_unpack(batch, "a batch"), None)
+            memory = self._loop.memory(one)
+            x = one.x if self._preprocess is None else jax.eval_shape(self._preprocess, one.x)
+            step = summary.memory_of_a_step(memory, one.size, len(self._placement.devices))
+            text = f"{summary.table_of_parts(self.module, x, console.width)}\n\n{step}"
+        console.print(text, soft_wrap=True, highlight=False)
 
     def _require_compiled(self, method: str) -> None:
         if not self._compiled:
@@ -726,11 +744,11 @@ class Model:
         )
 
 
-def _unpack(data: Any) -> tuple[Any, Any, Any]:
+def _unpack(data: Any, what: str) -> tuple[Any, Any, Any]:
     if not isinstance(data, tuple):
         return data, None, None
     if len(data) not in (2, 3):
-        raise DataError(f"Expected validation_data as (x, y) or (x, y, sample_weight), got {len(data)} entries.")
+        raise DataError(f"Expected {what} as (x, y) or (x, y, sample_weight), got {len(data)} entries.")
     return data[0], data[1], data[2] if len(data) == 3 else None
 
 

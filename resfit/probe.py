@@ -11,6 +11,7 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.nets import Residual
+from resfit.nets.resnet import Stage
 
 
 class BlockStatistics(NamedTuple):
@@ -65,6 +66,7 @@ def tap(module: nnx.Module, change: Callable[[str, jax.Array], jax.Array]) -> No
       module: a copy that nobody else uses: the classes of its parts are changed.
       change: (name, output) -> output.
     """
+    keep_activations(module)
     calls: dict[str, int] = {}
     for name, part in parts(module).items():
         tap_module(part, name, change, calls)
@@ -82,7 +84,19 @@ def tap_part(module: nnx.Module, name: str, change: Callable[[str, jax.Array], j
             f"{type(module).__name__} has no part {name!r} that is called. Expected the dotted path of a module; the "
             f"outer ones are {sorted(path for path in modules if path.count('.') == 0)}."
         )
+    keep_activations(module)
     tap_module(modules[name], name, change)
+
+
+def keep_activations(module: nnx.Module) -> None:
+    """Ends rematerialisation, out of which nothing can be handed while a gradient is computed.
+
+    Args:
+      module: a copy that nobody else uses.
+    """
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, Stage):
+            part.remat = None
 
 
 def tap_module(

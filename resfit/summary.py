@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from resfit.engine.memory import StepMemory
 from resfit.errors import InputShapeError
 from resfit.nets.count import Operation, count_params, dense_operations
 from resfit.nets.resnet import ResNet
@@ -165,6 +166,41 @@ def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *,
         multiply_adds=sum(row.multiply_adds for row in rows),
         activation_bytes=sum(row.activation_bytes for row in rows),
     )
+
+
+def table_of_parts(module: nnx.Module, x: Any, width: int = 100) -> str:
+    """The table of a module for inputs like these; or why there is none.
+
+    Args:
+        module: any module.
+        x: a batch as the module gets it, arrays or their shapes.
+        width: columns of the terminal (default 100).
+    """
+    if not hasattr(x, "shape"):
+        return f"There is no table of the parts: its input would be one array, and is {jax.tree.structure(x)}."
+    try:
+        return summarize(module, tuple(x.shape[1:]), dtype=str(x.dtype)).render(width)
+    except Exception as error:  # noqa: BLE001  # the module is anybody's, and may need another call than module(x)
+        return f"There is no table of the parts: one example cannot go through the module alone. {error}"
+
+
+def memory_of_a_step(memory: StepMemory, examples: int, devices: int) -> str:
+    """What a training step takes, in words.
+
+    Args:
+        memory: of the step.
+        examples: in its batch.
+        devices: how many it runs on.
+    """
+    rows = (
+        ("arguments", memory.arguments, "the state, metric sums and the batch"),
+        ("outputs", memory.outputs, f"the new state; {_memory(memory.aliased)} of it in the place of the old one"),
+        ("temporary", memory.temporary, "activations kept for the gradient, gradients, scratch space"),
+        ("peak", memory.peak, "all of these, what takes the place of another once"),
+    )
+    where = f"each of {devices} devices" if devices > 1 else "the device"
+    lines = [f"  {name:<10} {_memory(size):>9}  {words}" for name, size, words in rows]
+    return "\n".join([f"Memory of a training step on {examples} examples, on {where}:", *lines])
 
 
 class _Watched:

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Networks stand alone: they can be used with somebody else's loop.
     "nets": {"compilation_cache"},
     "weights": {"nets"},
-    "summary": {"nets"},
+    "summary": {"nets", "engine.memory"},
     # Pure functions of arrays.
     "losses": set(),
     "metrics": {"losses"},
@@ -44,10 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.dispatch": {"engine.programs"},
     "engine.processes": {"engine.dispatch", "data"},
     "engine.waiting": set(),
+    "engine.memory": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.loop": {
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
-        "engine.non_finite", "engine.processes", "losses", "metrics", "data",
+        "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},

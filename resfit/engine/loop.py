@@ -14,6 +14,7 @@ from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.engine.dispatch import AXIS, Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
+from resfit.engine.memory import StepMemory, step_memory
 from resfit.engine.non_finite import first_non_finite
 from resfit.engine.processes import Processes, Turn
 from resfit.engine.signals import Interrupt, at_batch_boundaries
@@ -220,6 +221,15 @@ class Loop:
         self.state.replace(leaves)
         self.state.publish()
         return compute(read(sums))
+
+    def memory(self, batch: Batch) -> StepMemory:
+        """What the training step of `train` takes for a batch like this. It is compiled if it was not, and not run."""
+        self.state.take_from_module()
+        turn = self._turn(batch)
+        self._check_inputs(turn, False)
+        step = self._train.prepare((self.state.leaves, self._empty, self._key, turn.placed), _quiet)
+        _check_labels(turn, self._check)
+        return step_memory(step)
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Ar
             look(f"the output of the layer {name!r}", output)
             return output
 
+        probe.keep_activations(module)
         for path, part in list(nnx.iter_modules(module)):
             if path and callable(part):
                 probe.tap_module(part, ".".join(map(str, path)), change)

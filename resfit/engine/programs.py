@@ -12,6 +12,11 @@ from resfit.errors import CompileError
 _PROGRAMS: collections.OrderedDict[Any, Callable[..., Any]] = collections.OrderedDict()
 _MOST = 64
 
+# Rematerialisation and slices of a batch hold parts of a program apart by optimization barriers. XLA's CPU compiler
+# takes these out before it removes common subexpressions and orders the operations: everything is computed at once, and
+# kept, and no memory is saved. It can leave the barriers in, though, as other compilers do by themselves.
+_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 
 def compiled(
     lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
@@ -30,6 +35,8 @@ def compiled(
     """
     options = dict(options or {})
     text = lowered.as_text()
+    if devices[0].platform == "cpu" and "optimization_barrier" in text:
+        options = _KEEP_BARRIERS | options
     if "callback" in text:  # calls a Python function that the text does not show
         return _compile(lowered, options)
     program = hashlib.sha256(text.encode()).digest()

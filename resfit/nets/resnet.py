@@ -9,6 +9,7 @@ from flax import nnx
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, StemWarning
 from resfit.nets.head import ClassifierHead
 from resfit.nets.keys import LayerKeys
+from resfit.nets.recompute import recomputed
 from resfit.nets.residual import Residual
 from resfit.nets.spec import BLOCKS, ResNetSpec
 from resfit.nets.stem import STEMS
@@ -29,6 +30,7 @@ class Stage(nnx.Module):
     def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: LayerKeys) -> None:
         build, width = BLOCKS[spec.block], spec.widths[index]
         self.strides = 1 if index == 0 else 2
+        self.remat = spec.remat
 
         def block(in_channels: int, strides: int) -> Residual:
             return build(
@@ -48,8 +50,16 @@ class Stage(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), out_channels)."""
+        if self.remat == "stage":
+            return recomputed(lambda stage, x: stage._through_blocks(x, train), self, x)
+        return self._through_blocks(x, train)
+
+    def _through_blocks(self, x: jax.Array, train: bool | None) -> jax.Array:
         for block in self.blocks:
-            x = block(x, train=train)
+            if self.remat == "block":
+                x = recomputed(lambda block, x: block(x, train=train), block, x)
+            else:
+                x = block(x, train=train)
         return x
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from resfit.errors import SpecError
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.layers import Layers
+from resfit.nets.recompute import PARTS
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import SHORTCUT_OPTIONS
 from resfit.nets.stem import STEMS
@@ -41,6 +42,9 @@ class ResNetSpec:
             float32.
         param_dtype: of the parameters (default `"float32"`).
         unbiased_variance: keep running variances as PyTorch does (default False; see `BatchNorm`).
+        remat: `"block"` or `"stage"`: of each of these a training step keeps the input alone, and computes the rest
+            again for the gradient: less memory, about a third more arithmetic, the same result. None (default) keeps
+            everything.
 
     Raises:
         SpecError: if a value is unknown or the stages do not fit together.
@@ -62,6 +66,7 @@ class ResNetSpec:
     dtype: str = "float32"
     param_dtype: str = "float32"
     unbiased_variance: bool = False
+    remat: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths"):
@@ -72,6 +77,7 @@ class ResNetSpec:
             ("shortcut", SHORTCUT_OPTIONS),
             ("dtype", COMPUTE_DTYPES),
             ("param_dtype", COMPUTE_DTYPES),
+            ("remat", (None, *PARTS)),
         ):
             if getattr(self, name) not in known:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}.")

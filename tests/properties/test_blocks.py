@@ -3,6 +3,7 @@
 Shapes come from abstract evaluation, so hundreds of examples cost seconds; numbers are computed for few.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from resfit.errors import ShortcutShapeError
 from resfit.nets import IdentityShortcut, PadShortcut, ProjectionShortcut, Residual, count_params
+from resfit.nets.recompute import recomputed
 from resfit.nets.spec import BLOCKS
 
 EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4}
@@ -146,6 +148,23 @@ def test_statistics_move_in_training_and_only_there(case: Case) -> None:
     assert all(map(np.array_equal, new, evaluated))
     assert all(map(np.array_equal, new, bare))
     assert not any(map(np.array_equal, new, trained))
+
+
+@settings(max_examples=6)
+@given(cases(pixels=4, strides=2), st.booleans())
+def test_a_block_computed_again_for_its_gradient_is_the_same_block(case: Case, train: bool) -> None:
+    @nnx.jit
+    def both(block: Residual, x: jax.Array) -> list[Any]:
+        def run(again: bool, x: jax.Array) -> Any:
+            copy = nnx.clone(block)
+            output = recomputed(lambda block, x: call(block, x, train), copy, x) if again else call(copy, x, train)
+            return (output**2).sum(), (output, nnx.as_pure(nnx.state(copy, nnx.BatchStat)))
+
+        return [jax.value_and_grad(functools.partial(run, again), has_aux=True)(x) for again in (False, True)]
+
+    block = with_numbers(nnx.eval_shape(case.build))
+    plain, again = both(block, jax.random.normal(jax.random.key(0), case.input_shape))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), again, plain)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,231 @@
+"""Rematerialisation: less memory, and nothing else is different."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.engine.programs import compiled as compile_program
+from resfit.errors import SpecError
+from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
+from resfit.nets.recompute import recomputed
+from resfit.nets.spec import BLOCKS
+from resfit.summary import summarize
+from tests.helpers import assert_close, assert_same, compiled, counting_compilations, fit, images, labels, values
+
+KINDS = ("block", "stage")
+
+
+def net(remat: str | None, **overrides: Any) -> ResNet:
+    spec = {"depths": (2, 1), "widths": (4, 8), "stem": "cifar", "num_classes": 3, "in_channels": 1, **overrides}
+    return ResNet(ResNetSpec(**spec, remat=remat), rngs=nnx.Rngs(0))
+
+
+class NoisyBranch(nnx.Module):
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(channels, channels, (3, 3), padding=1, rngs=rngs)
+        self.norm = nnx.BatchNorm(channels, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dropout(self.norm(self.conv(x)))
+
+
+def noisy_net(remat: str | None) -> ResNet:
+    """A block of the user's own among the others, with dropout."""
+    module = net(remat)
+    module.stage1.blocks[1] = resfit.nets.Residual(NoisyBranch(4, rngs=nnx.Rngs(5)), in_channels=4)
+    return module
+
+
+# --- the same results -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("remat", "train"), [("block", True), ("stage", True), ("block", False)])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_outputs_gradients_and_statistics_are_those_without_it(remat: str, train: bool, block: str) -> None:
+    @nnx.jit
+    def everything(module: ResNet, x: jax.Array) -> Any:
+        def loss(module: ResNet) -> Any:
+            logits = module(x, train=train)
+            return (logits**2).sum(), logits
+
+        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        rest = nnx.as_pure(rest)
+
+        def of(params: Any) -> Any:
+            copy = nnx.merge(graph, params, rest)
+            value, logits = loss(copy)
+            return value, (logits, nnx.as_pure(nnx.state(copy, nnx.BatchStat)))
+
+        return jax.value_and_grad(of, has_aux=True)(nnx.as_pure(params))
+
+    plain, lean = (everything(net(kind, block=block, zero_init_last=False), images(4)) for kind in (None, remat))
+    assert_same(lean, plain)
+    moved = jax.tree.leaves(jax.tree.map(lambda a: bool((a == 0).all() | (a == 1).all()), lean[0][1][1]))
+    assert any(moved) is not train  # the comparison saw statistics that move in training, and only there
+
+
+@pytest.mark.parametrize(
+    ("remat", "dispatch", "precision"),
+    [
+        ("block", "jit", "float32"),
+        ("stage", "jit", "float32"),
+        ("block", "sharded", "float32"),
+        ("block", "jit", "bfloat16"),
+        ("stage", "sharded", "bfloat16"),
+    ],
+)
+def test_training_is_the_same_bit_for_bit_in_float32(remat: str, dispatch: str, precision: str) -> None:
+    """With dropout, statistics and a ragged tail. In bfloat16 XLA rounds where it likes."""
+    found = []
+    for kind in (None, remat):
+        model = compiled(noisy_net(kind), dispatch=dispatch, precision=precision)
+        fit(model, images(12), labels(12))
+        found.append((model.history.history["loss"], values(model.module), model.predict(images(8), verbose=0)))
+    if precision == "float32":
+        assert_same(found[1], found[0])
+    else:
+        assert_close(found[1], found[0], 2e-2)
+
+
+@pytest.mark.parametrize("remat", KINDS)
+def test_without_compilation_too(remat: str) -> None:
+    module, other = noisy_net(remat), noisy_net(None)
+    assert_close(module(images(2), train=True), other(images(2), train=True), 1e-6)
+    assert_close(values(module), values(other), 1e-6)
+    assert module.stage1.blocks[1].branch.dropout.rngs.count[...] == 1  # moved once
+
+
+# --- less memory ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def temporary_memory(remat: str | None, slices: int = 1, left_alone: bool = False) -> int:
+    """Bytes beside arguments and results, of the training step of a deep and thin network."""
+    model = compiled(
+        net(remat, depths=(5,), widths=(4,)),
+        gradient_accumulation_steps=slices,
+        compiler_options={"xla_disable_hlo_passes": ""} if left_alone else None,
+    )
+    return model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16)).temporary
+
+
+def test_a_training_step_needs_much_less_memory_and_in_slices_less_still() -> None:
+    assert temporary_memory("block") < 0.5 * temporary_memory(None)
+    assert temporary_memory(None, 4) < 0.5 * temporary_memory(None)
+    assert temporary_memory("block", 4) < 0.75 * min(temporary_memory(None, 4), temporary_memory("block"))
+
+
+def test_the_memory_is_saved_by_barriers_that_the_compiler_leaves_in() -> None:
+    """XLA's CPU compiler, left alone, undoes rematerialisation: then the figure above would not show it."""
+    assert temporary_memory("block", left_alone=True) > 0.8 * temporary_memory(None)
+
+
+def test_a_module_of_ones_own_saves_memory_by_nnx_remat() -> None:
+    class Deep(nnx.Module):
+        def __init__(self, lean: bool) -> None:
+            self.lean = lean
+            self.layers = nnx.List([NoisyBranch(4, rngs=nnx.Rngs(i)) for i in range(5)])
+            self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = jnp.broadcast_to(x, (*x.shape[:3], 4))
+            for layer in self.layers:
+                x = nnx.remat(lambda layer, x: layer(x))(layer, x) if self.lean else layer(x)
+            return self.head(x.mean((1, 2)))
+
+    found = []
+    for lean in (False, True):
+        model = compiled(Deep(lean))
+        memory = model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))
+        fit(model)
+        found.append((memory.temporary, values(model.module)))
+    assert found[1][0] < 0.6 * found[0][0]
+    assert_same(found[1][1], found[0][1])
+
+
+# --- nothing else is different ----------------------------------------------------------------------------------------
+
+
+def test_variables_that_the_call_does_not_change_stay_the_arrays_they_were() -> None:
+    branch = NoisyBranch(4, rngs=nnx.Rngs(0))
+    before = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(branch))}
+    recomputed(lambda branch, x: branch(x), branch, jnp.ones((2, 4, 4, 4)))
+    after = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(branch))}
+    moved = {path for path in before if after[path] is not before[path]}
+    assert moved == {("norm", "mean"), ("norm", "var"), ("dropout", "rngs", "count")}
+
+
+def test_what_a_call_leaves_in_new_variables_is_there_afterwards() -> None:
+    class Leaves(nnx.Module):
+        def __call__(self, x: jax.Array) -> jax.Array:
+            self.seen = nnx.Intermediate(x + 1)
+            return x
+
+    module = Leaves()
+    recomputed(lambda module, x: module(x), module, jnp.zeros(2))
+    assert type(module.seen) is nnx.Intermediate
+    np.testing.assert_array_equal(module.seen[...], 1)
+
+
+@pytest.mark.parametrize("remat", KINDS)
+def test_a_saved_network_is_the_same_again_and_older_files_have_none(remat: str, tmp_path: Path) -> None:
+    model = resfit.Model(net(remat))
+    model.save(tmp_path / "net.safetensors")
+    loaded: Any = resfit.load(tmp_path / "net.safetensors")
+    assert loaded.module.spec == model.module.spec  # type: ignore[attr-defined]
+    assert loaded.module.stage1.remat == remat
+    assert_same(loaded.predict(images(8), verbose=0), model.predict(images(8), verbose=0))
+    older = {name: value for name, value in model.module.spec.to_dict().items() if name != "remat"}  # type: ignore[attr-defined]
+    assert ResNetSpec.from_dict(older).remat is None
+
+
+def test_create_model_takes_it_and_other_parts_are_refused() -> None:
+    assert resfit.create_model("resnet20", num_classes=3, remat="stage").spec.remat == "stage"
+    with pytest.raises(SpecError, match=r"remat='layer'.*\[None, 'block', 'stage'\]"):
+        resfit.create_model("resnet20", num_classes=3, remat="layer")
+
+
+def test_what_looks_inside_a_network_sees_the_same() -> None:
+    found = []
+    for kind in (None, *KINDS):
+        module = net(kind)
+        model = compiled(module)
+        model.keep_last_step = True
+        fit(model)
+        found.append(
+            (
+                resfit.grad_cam(model, images(2), "stage1.blocks.0"),
+                [line for line in str(resfit.doctor(model, images(8), labels(8))).splitlines() if "block" in line],
+                str(summarize(module, (8, 8, 1))),
+                count_multiply_adds(module, (8, 8, 1)),
+            )
+        )
+        assert model.first_non_finite() is None
+    for cam, *others in found[1:]:
+        assert_close(cam, found[0][0], 1e-6)
+        assert others == list(found[0][1:])
+
+
+def test_a_second_model_of_the_same_spec_compiles_nothing() -> None:
+    fit(compiled(net("block")))
+    with counting_compilations(known_programs=True) as compilations:
+        fit(compiled(net("block")))
+    assert compilations == []
+
+
+def test_the_compilers_option_can_be_set_otherwise() -> None:
+    lowered = jax.jit(lambda x: jax.lax.optimization_barrier(x) + 1).lower(jnp.ones(2))
+    kept, taken_out = (
+        compile_program(lowered, jax.devices()[:1], options).as_text()  # type: ignore[attr-defined]
+        for options in ({}, {"xla_disable_hlo_passes": ""})
+    )
+    assert "opt-barrier" in kept
+    assert "opt-barrier" not in taken_out
