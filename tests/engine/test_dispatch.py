@@ -52,12 +52,15 @@ def test_a_net_that_was_trained_on_four_devices_lives_on_one() -> None:
     np.testing.assert_allclose(model.module(images()), model.predict(images(), verbose=0), atol=1e-5)
 
 
-def test_on_four_devices_too_a_second_fit_compiles_nothing() -> None:
+def test_on_four_devices_too_a_fit_compiles_each_step_once_and_a_second_fit_nothing() -> None:
     model = model_on("sharded")
-    fit(model)
+    arguments: dict[str, Any] = {"x": images(22), "y": labels(22), "validation_data": (images(9), labels(9))}
+    with counting_compilations() as found:
+        fit(model, epochs=5, **arguments)
+    assert len(found) == 3  # training with 8 and with 6 rows, evaluation
     with counting_compilations() as found:
         model.learning_rate = 0.01
-        fit(model, epochs=2)
+        fit(model, epochs=2, **arguments)
     assert found == []
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.array import ArrayImpl  # there is no public name for the class of arrays
 
 import resfit
 from resfit.callbacks import Callback
@@ -377,6 +378,38 @@ def test_the_built_in_callbacks_read_nothing_during_an_epoch(reads: list[Any], t
     ]
     fit(compiled(), epochs=2, callbacks=built_in)
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_nothing_reads_the_device_during_an_epoch_by_another_way(
+    reading: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is read: by float(), bool() or device_get, or, where arrays are not in the host's memory, at all."""
+    inside = reads = 0
+    original = ArrayImpl._value
+
+    def value(array: Any) -> Any:
+        nonlocal reads
+        reads += inside
+        return original.fget(array)
+
+    class Epoch(Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            nonlocal inside
+            inside = 1
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            nonlocal inside
+            if reading:
+                logs["loss"]
+            inside = int(batch < 2)
+
+    model = compiled()
+    fit(model)  # compiles; tracing reads constants
+    monkeypatch.setattr(ArrayImpl, "_value", property(value))
+    with jax.transfer_guard_device_to_host("disallow"):  # it lets device_get pass, and everything on a CPU
+        fit(model, epochs=2, verbose=2, validation_data=(images(9), labels(9)), callbacks=[Epoch()])
+    assert (reads > 0) is reading
 
 
 def lazy(**values: float) -> tuple[LazyLogs, list[Any]]:
