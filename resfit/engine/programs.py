@@ -12,9 +12,9 @@ from resfit.errors import CompileError
 _PROGRAMS: collections.OrderedDict[Any, Callable[..., Any]] = collections.OrderedDict()
 _MOST = 64
 
-# Rematerialisation and slices of a batch hold parts of a program apart by optimization barriers. XLA's CPU compiler
-# takes these out before it removes common subexpressions and orders the operations: everything is computed at once, and
-# kept, and no memory is saved. It can leave the barriers in, though, as other compilers do by themselves.
+# Rematerialisation and slices of a batch hold parts of a program apart by optimization barriers. XLA's compiler for
+# CPUs, in jaxlib 0.10.2, takes these out too early: what is computed again becomes one with what was computed before
+# and is kept, and no memory is saved. It can leave them in, as later ones (0.12) do by themselves.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
