@@ -723,9 +723,9 @@ class Model:
         else:
             self._require_compiled("summary of a batch")
             one = _one_batch(*_unpack(batch, "a batch"), None)
-            memory = self._loop.memory(one)
+            memory, examples = self._loop.memory(one)
             x = one.x if self._preprocess is None else jax.eval_shape(self._preprocess, one.x)
-            step = summary.memory_of_a_step(memory, one.size, len(self._placement.devices))
+            step = summary.memory_of_a_step(memory, examples, len(self._placement.devices))
             text = f"{summary.table_of_parts(self.module, x, console.width)}\n\n{step}"
         console.print(text, soft_wrap=True, highlight=False)
 

@@ -222,14 +222,17 @@ class Loop:
         self.state.publish()
         return compute(read(sums))
 
-    def memory(self, batch: Batch) -> StepMemory:
-        """What the training step of `train` takes for a batch like this. It is compiled if it was not, and not run."""
+    def memory(self, batch: Batch) -> tuple[StepMemory, int]:
+        """What the training step of `train` takes for a batch like this, and how many examples that is in all processes.
+
+        The step is compiled if it was not, and not run.
+        """
         self.state.take_from_module()
         turn = self._turn(batch)
         self._check_inputs(turn, False)
         step = self._train.prepare((self.state.leaves, self._empty, self._key, turn.placed), _quiet)
         _check_labels(turn, self._check)
-        return step_memory(step)
+        return step_memory(step), turn.examples
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ def test_the_table_and_the_memory_of_a_step_are_shown(capsys: pytest.CaptureFixt
 
 def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
     model = compiled()
-    memory = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
+    memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
     state = sum(leaf.nbytes for leaf in model._state.leaves)
     assert memory.aliased == state
     assert state + X.nbytes + Y.nbytes < memory.arguments < state + X.nbytes + Y.nbytes + 500

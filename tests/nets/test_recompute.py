@@ -111,7 +111,7 @@ def test_without_compilation_too(remat: str) -> None:
 def temporary_memory(remat: str | None, slices: int = 1) -> int:
     """Bytes beside arguments and results, of the training step of a deep and thin network."""
     model = compiled(net(remat, depths=(5,), widths=(4,)), gradient_accumulation_steps=slices)
-    return model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16)).temporary
+    return model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
 
 
 def test_a_training_step_needs_much_less_memory_and_in_slices_less_still() -> None:
@@ -156,7 +156,7 @@ def test_a_module_of_ones_own_saves_memory_by_nnx_remat() -> None:
     found = []
     for lean in (False, True):
         model = compiled(Deep(lean))
-        memory = model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))
+        memory, _ = model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))
         fit(model)
         found.append((memory.temporary, values(model.module)))
     assert found[1][0] < 0.6 * found[0][0]
