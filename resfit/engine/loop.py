@@ -223,7 +223,7 @@ class Loop:
         return compute(read(sums))
 
     def memory(self, batch: Batch) -> tuple[StepMemory, int]:
-        """What the training step of `train` takes for a batch like this, and how many examples that is in all processes.
+        """What the training step of `train` takes for a batch like this, and of how many examples, in all processes.
 
         The step is compiled if it was not, and not run.
         """

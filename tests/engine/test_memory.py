@@ -46,7 +46,7 @@ def test_the_step_is_compiled_once_for_the_summary_and_for_fit(capsys: pytest.Ca
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("dispatch", ["jit", "sharded"])
+@pytest.mark.parametrize("dispatch", ["jit", "sharded", "pmap"])
 def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, untouched = compiled(dispatch=dispatch), compiled(dispatch=dispatch)
     before = values(model.module)
@@ -58,7 +58,7 @@ def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixtu
         for each in (model, untouched):
             fit(each, X, Y)
     assert model.history.history == untouched.history.history
-    where = "on each of 4 devices" if dispatch == "sharded" else "on the device"
+    where = "on the device" if dispatch == "jit" else "on each of 4 devices"
     assert where in capsys.readouterr().out
 
 
