@@ -36,20 +36,18 @@ def averaged(plan: Plan, module: nnx.Module, carried: tuple[jax.Array, ...], axi
     """
     norms = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, nnx.BatchNorm)}
     slots = [slot for slot in plan.slots if slot.kind == "carried"]
-    new = {slot.path: value for slot, value in zip(slots, carried, strict=True)}
-
-    def one(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
-        parent, name = path[:-1], path[-1]
-        norm = norms.get(parent)
-        if (norm is not None and norm.axis_name is not None) or not jnp.issubdtype(value.dtype, jnp.floating):
-            return value  # a norm with an axis has seen all parts
-        mean: jax.Array = lax.pmean(value, axis)
-        moved = 0.0 if norm is None else 1 - norm.momentum
-        if name != "var" or not moved:
-            return mean
-        means = new[*parent, "mean"]
-        apart = (means - lax.pmean(means, axis)) / moved  # the part's own mean, less the mean of all
-        variance: jax.Array = mean + moved * lax.pmean(jnp.square(apart), axis)
-        return variance
-
-    return tuple(one(slot.path, new[slot.path]) for slot in slots)
+    own = {
+        slot.path: value
+        for slot, value in zip(slots, carried, strict=True)
+        # A norm with an axis has seen all parts.
+        if jnp.issubdtype(value.dtype, jnp.floating)
+        and (slot.path[:-1] not in norms or norms[slot.path[:-1]].axis_name is None)
+    }
+    made_one = lax.pmean(own, axis)
+    apart = {}  # how far the means of a part lie from those of all, squared
+    for path, norm in norms.items():
+        mean, moved = (*path, "mean"), 1 - norm.momentum
+        if mean in own and moved:
+            apart[*path, "var"] = jnp.square(own[mean] - made_one[mean]) / moved  # (1 - m) * ((x - y) / (1 - m))^2
+    made_one |= {path: made_one[path] + between for path, between in lax.pmean(apart, axis).items()}
+    return tuple(made_one.get(slot.path, value) for slot, value in zip(slots, carried, strict=True))

@@ -493,6 +493,7 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
 
 def test_the_first_line_of_the_log_says_where_training_runs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
-        compiled(seed=3)
-    assert "jit on 1 cpu device(s)" in caplog.text
-    assert "seed 3" in caplog.text
+        fit(compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"))
+    said = caplog.records[0].getMessage()
+    assert "float32; BatchNorm over each device's part of the batch; seed 3" in said
+    assert "sharded on 4 cpu device(s), batches of 8, 2 a device" in said
