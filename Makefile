@@ -45,8 +45,9 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
-bench: $(VENV)/dev.stamp  ## fit beside the hand-written loop, and with ten callbacks
-	$(BIN)/python -m benchmarks $(ARGS)
+bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
+	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
 
 lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH)
 	$(LOCK) --extra dev --output-file requirements/dev.txt
@@ -58,6 +59,9 @@ clean:  ## remove environments, caches and what was built
 
 has-python:
 	@test -n "$(PYTHON)"
+
+# What `make bench` installs as PyTorch: `make bench TORCH=torch==2.13.0`. Without any (TORCH=), its rows say so.
+TORCH ?= torch
 
 AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/test_weights_and_biases.py
 
@@ -91,4 +95,9 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
 $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 	@echo "Installing what resfit is compared with into $(VENV) ..."
 	@$(PIP) -r requirements/against.txt
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/against.stamp
+	@echo "Installing PyTorch ($(TORCH)) into $(VENV) ..."
+	@$(if $(TORCH),$(PIP) $(TORCH),true)
 	@touch $@

@@ -14,15 +14,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import resfit
-from benchmarks import interleaved
-from benchmarks.steps import NETS, problem
+from benchmarks import interleaved, problems
+from benchmarks.child import ask
+from benchmarks.rows import Row, compared, timed
 from resfit import callbacks
 
-LONGER = {"tiny": 10, "resnet20": 1}  # epochs of two seconds and more
+STEPS = {"tiny": 2000, "resnet20": 6}  # epochs of two seconds and more
 
 
 def ten(folder: Path) -> list[callbacks.Callback]:
@@ -41,7 +43,7 @@ def ten(folder: Path) -> list[callbacks.Callback]:
     ]
 
 
-def timed(callback: callbacks.Callback, spent: collections.Counter[tuple[str, str]]) -> callbacks.Callback:
+def timed_hooks(callback: callbacks.Callback, spent: collections.Counter[tuple[str, str]]) -> callbacks.Callback:
     """The callback, whose hooks add their seconds of the main thread to `spent[class, "batch" or "epoch"]`."""
 
     def wrap(hook: str) -> Callable[..., None]:
@@ -60,38 +62,57 @@ def timed(callback: callbacks.Callback, spent: collections.Counter[tuple[str, st
     return callback
 
 
-def measure(name: str, rounds: int) -> None:
-    """Prints the time of a step with and without the ten, and their ratio."""
-    module, x, y, batch, steps = problem(name, LONGER[name])
-    model = resfit.Model(module)
-    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+def rows(platform: str, quick: bool) -> list[Row]:
+    """What ten callbacks cost on either network."""
+    found = []
+    for name in ("tiny",) if quick else STEPS:
+        title = problems.problem(platform, name).title
+        taken = ask("benchmarks.callbacks:measure", platform=platform, name=name, rounds=3 if quick else 9)
+        times = [[wall for wall, _ in rounds] for rounds in taken["times"].values()]
+        none, ten_callbacks = times
+        note = f"main thread in hooks: {taken['batch']:.3f} ms a batch, {taken['epoch']:.1f} ms an epoch"
+        found.append(timed(title, "fit step without callbacks", none))
+        found.append(compared(title, "fit step with ten callbacks / without", ten_callbacks, none, note=note))
+    return found
+
+
+def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
+    """Times of a step with and without the ten, and the milliseconds of the main thread in their hooks."""
+    problem = problems.problem(platform, name, STEPS[name])
+    x, y = problems.images(problem)
+    model = resfit.Model(problems.network(problem))
+    model.compile("sgd", learning_rate=0.1)
     with tempfile.TemporaryDirectory() as folder:
 
-        def fit(watched: bool) -> None:
-            watchers = ten(Path(folder)) if watched else []
-            model.fit(x, y, batch_size=batch, verbose=0, callbacks=watchers)
+        def fit(watchers: list[callbacks.Callback]) -> None:
+            model.fit(x, y, batch_size=problem.batch, verbose=0, callbacks=watchers)
 
-        contestants = {"no callbacks": lambda: fit(False), "ten callbacks": lambda: fit(True)}
-        interleaved.report(name, interleaved.measure(contestants, rounds, steps))
-
+        contestants = {"no callbacks": lambda: fit([]), "ten callbacks": lambda: fit(ten(Path(folder)))}
+        times = interleaved.measure(contestants, rounds, problem.steps)
         spent: collections.Counter[tuple[str, str]] = collections.Counter()
-        watchers = [timed(callback, spent) for callback in ten(Path(folder))]
-        model.fit(x, y, batch_size=batch, verbose=0, callbacks=watchers)
-    for what, parts in (("batch", steps), ("epoch", 1)):
-        shares = {key[0]: seconds / parts * 1e3 for key, seconds in spent.most_common() if key[1] == what}
-        listed = ", ".join(f"{callback} {share:.3f}" for callback, share in shares.items())
-        print(f"{name:9} hooks, ms of the main thread per {what}: {sum(shares.values()):.3f} ({listed})")
+        fit([timed_hooks(callback, spent) for callback in ten(Path(folder))])
+    shares = {"times": times, "batch": 0.0, "epoch": 0.0, "each": {}}
+    for (callback, what), seconds in spent.items():
+        milliseconds = seconds / (problem.steps if what == "batch" else 1) * 1e3
+        shares[what] += milliseconds
+        shares["each"][f"{callback}, {what}"] = milliseconds
+    return shares
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", choices=list(NETS), action="append", help="one of these only; may be repeated")
+    parser.add_argument("--net", choices=list(STEPS), action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")
     arguments = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].platform}, {len(jax.devices())} device(s)")
-    for name in arguments.net or NETS:
-        measure(name, arguments.rounds)
+    for name in arguments.net or STEPS:
+        taken = measure(jax.devices()[0].platform, name, arguments.rounds)
+        interleaved.report(name, taken["times"])
+        for what in ("batch", "epoch"):
+            each = {key: share for key, share in taken["each"].items() if key.endswith(what)}
+            listed = ", ".join(f"{key} {each[key]:.3f}" for key in sorted(each, key=each.__getitem__, reverse=True))
+            print(f"{name:9} hooks, ms of the main thread: {taken[what]:.3f} ({listed})")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Milliseconds(NamedTuple):
@@ -13,23 +15,41 @@ class Milliseconds(NamedTuple):
     processor: float  # of all threads: what it costs whatever else the machine does, but without waiting
 
 
-def measure(contestants: dict[str, Callable[[], object]], rounds: int, steps: int) -> dict[str, list[Milliseconds]]:
-    """The times of each contestant, round by round. Every other round goes backwards.
+def turns(
+    contestants: dict[str, Callable[[], T]], rounds: int, rarely: Collection[str] = ()
+) -> dict[str, dict[int, T]]:
+    """What each contestant returns, by round. Every other round goes backwards.
 
     Args:
-      contestants: by name; each makes `steps` steps a call. The first round compiles and does not count.
+      contestants: by name. The first round, which compiles, does not count.
       rounds: how many count.
-      steps: in a call.
+      rarely: those that only take part in every other round.
     """
-    times: dict[str, list[Milliseconds]] = {name: [] for name in contestants}
+    returned: dict[str, dict[int, T]] = {name: {} for name in contestants}
     for round_ in range(rounds + 1):
         for name in list(contestants)[:: -1 if round_ % 2 else 1]:
-            wall, processor = time.perf_counter(), time.process_time()
-            contestants[name]()
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+            if round_ % 2 and name in rarely:
+                continue
+            result = contestants[name]()
             if round_:
-                times[name].append(Milliseconds(wall / steps * 1e3, processor / steps * 1e3))
-    return times
+                returned[name][round_] = result
+    return returned
+
+
+def measure(contestants: dict[str, Callable[[], object]], rounds: int, steps: int) -> dict[str, list[Milliseconds]]:
+    """The times of each contestant, round by round, when each makes `steps` steps a call; see `turns`."""
+
+    def timed(call: Callable[[], object]) -> Callable[[], Milliseconds]:
+        def run() -> Milliseconds:
+            wall, processor = time.perf_counter(), time.process_time()
+            call()
+            wall, processor = time.perf_counter() - wall, time.process_time() - processor
+            return Milliseconds(wall / steps * 1e3, processor / steps * 1e3)
+
+        return run
+
+    returned = turns({name: timed(call) for name, call in contestants.items()}, rounds)
+    return {name: list(by_round.values()) for name, by_round in returned.items()}
 
 
 def report(title: str, times: dict[str, list[Milliseconds]]) -> None:

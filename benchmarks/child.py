@@ -1,0 +1,137 @@
+"""Processes that live side by side and work one at a time, so that no library's threads disturb another's.
+
+A child is told on its standard input what to call, and answers with the result and what it took.
+"""
+
+import contextlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+ROOT = Path(__file__).parents[1]
+
+# Every start compiles, or peak memory would depend on what was run before; and children share the memory of a GPU.
+ENVIRONMENT = {
+    "RESFIT_COMPILATION_CACHE": "off",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "KERAS_BACKEND": "jax",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+
+class ChildFailed(Exception):
+    """A child could not do what it was told."""
+
+
+class Reply(NamedTuple):
+    """What a call returned, and how many seconds it took."""
+
+    result: Any
+    wall: float
+    processor: float  # of all threads
+    thread: float  # of the main thread
+
+
+class Child:
+    """A process that does what it is told.
+
+    Args:
+      environment: variables it has beside those of this process.
+    """
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | (environment or {}),
+        )
+
+    def call(self, name: str, /, **arguments: Any) -> Reply:
+        """Calls "package.module:function", or "package.module:Class" and keeps the object, or ".method" of that object.
+
+        Raises:
+          ChildFailed: with what it raised, or what it wrote last if it died.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it is dead: what it wrote tells why
+            self._process.stdin.write(json.dumps([name, arguments]) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise ChildFailed(f"{name} ended with {self._process.wait()}:\n{self._errors.read()[-2000:]}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise ChildFailed(f"{name} raised:\n{reply['error']}")
+        return Reply(**reply)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.wait()
+        self._errors.close()
+
+
+def ask(name: str, environment: dict[str, str] | None = None, /, **arguments: Any) -> Any:
+    """What a function returns in a process of its own."""
+    with Child(environment) as child:
+        return child.call(name, **arguments).result
+
+
+def peak_memory() -> int:
+    """Bytes of this process's memory at its peak.
+
+    On Linux not the usual ru_maxrss, in which a process inherits the peak of the one that started it.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _serve() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress is printed, and nobody reads it
+    kept: Any = None
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            target = getattr(kept, name[1:]) if name.startswith(".") else pkgutil.resolve_name(name)
+            clocks = _now()
+            result = target(**arguments)
+            clocks = [now - then for now, then in zip(_now(), clocks, strict=True)]
+            if isinstance(target, type):
+                kept, result = result, None
+            reply = dict(zip(Reply._fields, (result, *clocks), strict=True))
+        except Exception:  # noqa: BLE001: whatever it is, it is told to who asked
+            reply = {"error": traceback.format_exc()}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+def _now() -> list[float]:
+    return [time.perf_counter(), time.process_time(), time.thread_time()]
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,154 @@
+"""What was measured, as a table in the terminal, a page of the documentation, and a picture."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rows import Row
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
+CONTESTANTS = {  # what a row's `what` begins with -> color
+    "fit": "tab:blue", "evaluate": "tab:blue", "predict": "tab:blue", "nnx.jit": "tab:orange", "Keras": "tab:green",
+    "PyTorch": "tab:red",
+}  # fmt: skip
+
+
+class Measured(NamedTuple):
+    """A row, and where it comes from.
+
+    Attributes:
+      section: by which it can be measured again.
+      platform: "cpu" or "gpu".
+      where: machine and versions.
+      date: of the run.
+      row: itself.
+    """
+
+    section: str
+    platform: str
+    where: str
+    date: str
+    row: Row
+
+
+def read(path: Path) -> list[Measured]:
+    """The rows of earlier runs; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [Measured(**{**entry, "row": Row(**entry["row"])}) for entry in json.loads(path.read_text())]
+
+
+def write(path: Path, rows: list[Measured]) -> None:
+    """Keeps rows for `read`."""
+    entries = [{**measured._asdict(), "row": measured.row._asdict()} for measured in rows]
+    path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
+
+
+def merged(old: list[Measured], new: list[Measured], order: list[str]) -> list[Measured]:
+    """The new rows, and the old ones of sections that were not measured again on this platform."""
+    again = {(measured.platform, measured.section) for measured in new}
+    rows = [measured for measured in old if (measured.platform, measured.section) not in again] + new
+    return sorted(rows, key=lambda m: (m.platform, order.index(m.section) if m.section in order else len(order)))
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text."""
+    ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
+    kept = {True: "yes", False: "NO", None: ""}[row.ok]
+    return [row.problem, row.what, row.value, row.spread, ratio, row.bar, kept, row.note]
+
+
+def show(rows: list[Row]) -> None:
+    """One table in the terminal."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in ("value", "ratio", "bar") else "left")
+    for row in rows:
+        style = {True: "green", False: "bold red", None: ""}[row.ok]
+        table.add_row(*cells(row), style=style)
+    Console(width=None if Console().is_terminal else 220).print(table)
+
+
+def page(rows: list[Measured]) -> str:
+    """The tables of the documentation: one a problem, and the runs that they come from."""
+    runs = list(dict.fromkeys((measured.date, measured.where) for measured in rows))
+    letters = {run: chr(ord("A") + i) for i, run in enumerate(runs)}
+    parts = []
+    for problem in dict.fromkeys(measured.row.problem for measured in rows):
+        parts += [f"### {problem}", "", "| " + " | ".join([*COLUMNS[1:], "run"]) + " |"]
+        parts.append("|" + "---|" * len(COLUMNS))
+        for measured in rows:
+            if measured.row.problem == problem:
+                shown = [*cells(measured.row)[1:], letters[measured.date, measured.where]]
+                parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |")
+        parts.append("")
+    parts += ["### Runs", ""]
+    parts += [f"- **{letters[run]}**: {run[0]}, {run[1]}." for run in runs]
+    return "\n".join(parts)
+
+
+def between_markers(text: str, generated: str) -> str:
+    """The text, with what stands between the two markers replaced.
+
+    Raises:
+      ValueError: if the markers are not there, once each and in this order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"Expected {BEGIN} and {END} once each, in this order. Put them where the tables belong.")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n{generated.strip()}\n{END}{after}"
+
+
+def draw(rows: list[Measured], path: Path) -> None:
+    """Ratios on a logarithmic axis, a panel a problem, with the bars they have to keep."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    shown = [measured.row for measured in rows if measured.row.ratio is not None and "memory" not in measured.row.what]
+    titles = list(dict.fromkeys(row.problem for row in shown))
+    groups = [[row for row in shown if row.problem == title] for title in titles]
+    heights = [len(group) + 1.2 for group in groups]
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(10, 0.34 * sum(heights) + 0.8), height_ratios=heights, sharex=True, squeeze=False
+    )
+    for axis, title, group in zip(axes.flat, titles, groups, strict=True):
+        _panel(axis, title, group)
+    ticks = [0.2, 0.5, 0.8, 1, 1.25, 2, 4, 8]
+    lowest, highest = min(row.ratio for row in shown), max(row.ratio for row in shown)
+    axes.flat[-1].set_xlim(min(0.8, lowest * 0.9), max(1.25, highest * 1.3))
+    axes.flat[-1].set_xticks([tick for tick in ticks if lowest * 0.9 <= tick <= highest * 1.3 or 0.8 <= tick <= 1.25])
+    axes.flat[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.flat[-1].set_xlabel("ratio of the first to the second, median of pairs; the mark is the bar to keep")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _panel(axis: Any, title: str, group: list[Row]) -> None:
+    axis.set_xscale("log")
+    axis.minorticks_off()
+    axis.axvline(1, color="0.6", linewidth=1, zorder=0)
+    for i, row in enumerate(group):
+        color = next((color for name, color in CONTESTANTS.items() if row.what.startswith(name)), "0.4")
+        axis.plot([1, row.ratio], [i, i], color=color, linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axis.plot(row.ratio, i, "o", color=color, markersize=7)
+        if row.bar:
+            relation, limit = row.bar.split()
+            mark = 4 if relation == "<=" else 5  # a caret that points to where the ratio may not go
+            axis.plot(float(limit), i, marker=mark, color="black" if row.ok else "red", markersize=9)
+        verdict = {True: " ✓", False: " ✗", None: ""}[row.ok]
+        axis.annotate(
+            f"{row.ratio:.3g}{verdict}", (row.ratio, i), (9, 0), textcoords="offset points", va="center", fontsize=9,
+            color="red" if row.ok is False else "black",
+        )  # fmt: skip
+    axis.set_yticks(range(len(group)), [row.what for row in group], fontsize=9)
+    axis.set_ylim(len(group) - 0.4, -0.6)
+    axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    axis.spines[["top", "right"]].set_visible(False)
