@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 
 
-class ChildFailed(Exception):
+class ChildError(Exception):
     """A child could not do what it was told."""
 
 
@@ -48,7 +48,7 @@ class Child:
     """
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed with the process
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.child"],
             stdin=subprocess.PIPE,
@@ -58,35 +58,35 @@ class Child:
             cwd=ROOT,
             env=os.environ | ENVIRONMENT | (environment or {}),
         )
+        self._tell: Any = self._process.stdin
+        self._hear: Any = self._process.stdout
 
     def call(self, name: str, /, **arguments: Any) -> Reply:
         """Calls "package.module:function", or "package.module:Class" and keeps the object, or ".method" of that object.
 
         Raises:
-          ChildFailed: with what it raised, or what it wrote last if it died.
+          ChildError: with what it raised, or what it wrote last if it died.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it is dead: what it wrote tells why
-            self._process.stdin.write(json.dumps([name, arguments]) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
+            self._tell.write(json.dumps([name, arguments]) + "\n")
+            self._tell.flush()
+        line = self._hear.readline()
         if not line:
             self._errors.seek(0)
-            raise ChildFailed(f"{name} ended with {self._process.wait()}:\n{self._errors.read()[-2000:]}")
+            raise ChildError(f"{name} ended with {self._process.wait()}:\n{self._errors.read()[-2000:]}")
         reply = json.loads(line)
         if "error" in reply:
-            raise ChildFailed(f"{name} raised:\n{reply['error']}")
+            raise ChildError(f"{name} raised:\n{reply['error']}")
         return Reply(**reply)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._tell.close()  # the end of its input ends it
         self._process.wait()
+        self._hear.close()
         self._errors.close()
 
 
@@ -123,7 +123,7 @@ def _serve() -> None:
             if isinstance(target, type):
                 kept, result = result, None
             reply = dict(zip(Reply._fields, (result, *clocks), strict=True))
-        except Exception:  # noqa: BLE001: whatever it is, it is told to who asked
+        except Exception:  # noqa: BLE001 - whatever it is, it is told to who asked
             reply = {"error": traceback.format_exc()}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

@@ -19,7 +19,7 @@ SAME_BATCHES = "<= 1.03"  # evaluate and predict over a bare jitted forward pass
 Times = dict[str, dict[int, float]]
 
 
-class UnequalContestants(Exception):
+class UnequalContestantsError(Exception):
     """Two contestants do not train the same network."""
 
 
@@ -73,7 +73,7 @@ def _turns(children: dict[str, Child], method: str, rounds: int, steps: int, rar
 def _check(facts: dict[str, Any]) -> None:
     numbers = {key: fact["parameters"] for key, fact in facts.items()}
     if len(set(numbers.values())) != 1:
-        raise UnequalContestants(f"The contestants have {numbers} parameters. Expected as many in each.")
+        raise UnequalContestantsError(f"The contestants have {numbers} parameters. Expected as many in each.")
 
 
 def _pairs(times: Times, a: str, b: str) -> tuple[list[float], list[float]]:

@@ -1,8 +1,8 @@
 """The fastest loop that we know how to write: the bar for `fit`.
 
-The state is one flat tuple of arrays, the step one donated `jax.jit`, compiled ahead, which takes the batch straight from
-NumPy: `jax.device_put` first costs more. Nothing is read before the end of the epoch, so the host runs ahead of the
-device. The forward pass of evaluation and prediction is one bare `jax.jit`.
+The state is one flat tuple of arrays, the step one donated `jax.jit`, compiled ahead, which takes the batch straight
+from NumPy: `jax.device_put` first costs more. Nothing is read before the end of the epoch, so the host runs ahead of
+the device. The forward pass of evaluation and prediction is one bare `jax.jit`.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""PyTorch, channels last, by a bare loop: eager or `torch.compile`, on all cores or one, whichever was faster at the start."""
+"""PyTorch, channels last, by a bare loop: eager or `torch.compile`, on all cores or one, what was fastest at first."""
 
 import os
 import time
