@@ -53,9 +53,9 @@ class Loop:
         self.leaves = tuple(jnp.array(leaf, copy=True) for leaf in (*params, *rest, *optimizer))
         self._random = np.random.default_rng(0)
 
-    def compile(self, x: np.ndarray, y: np.ndarray) -> Any:
-        """The executable of a step on such a batch, which `train` then uses."""
-        self.step = self._step.lower(self.leaves, x, y).compile()
+    def compile(self, x: np.ndarray, y: np.ndarray, options: dict[str, Any] | None = None) -> Any:
+        """The executable of a step on such a batch, by XLA's options, which `train` then uses."""
+        self.step = self._step.lower(self.leaves, x, y).compile(options or {})
         return self.step
 
     def train(self, x: np.ndarray, y: np.ndarray, batch: int) -> float:
