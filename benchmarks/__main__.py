@@ -53,7 +53,7 @@ def main() -> None:
         found += [report.Measured(name, platform, where, date, row) for row in rows]
     if platform != "gpu":
         row = left_out("GPU", "the same problems, larger batches, bfloat16", "there is none on this machine")
-        found.append(report.Measured("gpu", "gpu", where, date, row))
+        found.append(report.Measured(report.NO_GPU, "gpu", where, date, row))
     report.show([measured.row for measured in found])
     print(f"{date}, {where}")
     if not arguments.quick:

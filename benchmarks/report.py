@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+NO_GPU = "no gpu"  # the section of the row that says so, until there was one
 COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
 CONTESTANTS = {  # what a row's `what` begins with -> color
     "fit": "tab:blue", "evaluate": "tab:blue", "predict": "tab:blue", "nnx.jit": "tab:orange", "Keras": "tab:green",
@@ -53,6 +54,8 @@ def merged(old: list[Measured], new: list[Measured], order: list[str]) -> list[M
     """The new rows, and the old ones of sections that were not measured again on this platform."""
     again = {(measured.platform, measured.section) for measured in new}
     rows = [measured for measured in old if (measured.platform, measured.section) not in again] + new
+    if any(measured.platform == "gpu" and measured.section != NO_GPU for measured in rows):
+        rows = [measured for measured in rows if measured.section != NO_GPU]
     return sorted(rows, key=lambda m: (m.platform, order.index(m.section) if m.section in order else len(order)))
 
 
@@ -111,7 +114,8 @@ def draw(rows: list[Measured], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    shown = [measured.row for measured in rows if measured.row.ratio is not None and "memory" not in measured.row.what]
+    rows = [measured for measured in rows if measured.row.ratio is not None and measured.section != "devices"]
+    shown = [measured.row for measured in rows if "memory" not in measured.row.what]
     titles = list(dict.fromkeys(row.problem for row in shown))
     groups = [[row for row in shown if row.problem == title] for title in titles]
     heights = [len(group) + 1.2 for group in groups]
@@ -122,8 +126,8 @@ def draw(rows: list[Measured], path: Path) -> None:
         _panel(axis, title, group)
     ticks = [0.2, 0.5, 0.8, 1, 1.25, 2, 4, 8]
     lowest, highest = min(row.ratio for row in shown), max(row.ratio for row in shown)
-    axes.flat[-1].set_xlim(min(0.8, lowest * 0.9), max(1.25, highest * 1.3))
-    axes.flat[-1].set_xticks([tick for tick in ticks if lowest * 0.9 <= tick <= highest * 1.3 or 0.8 <= tick <= 1.25])
+    axes.flat[-1].set_xlim(min(0.8, lowest * 0.75), max(1.25, highest * 1.3))
+    axes.flat[-1].set_xticks([tick for tick in ticks if lowest * 0.75 <= tick <= highest * 1.3 or 0.8 <= tick <= 1.25])
     axes.flat[-1].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.flat[-1].set_xlabel("ratio of the first to the second, median of pairs; the mark is the bar to keep")
     figure.tight_layout()
@@ -145,7 +149,8 @@ def _panel(axis: Any, title: str, group: list[Row]) -> None:
             axis.plot(float(limit), i, marker=mark, color="black" if row.ok else "red", markersize=9)
         verdict = {True: " ✓", False: " ✗", None: ""}[row.ok]
         axis.annotate(
-            f"{row.ratio:.3g}{verdict}", (row.ratio, i), (9, 0), textcoords="offset points", va="center", fontsize=9,
+            f"{row.ratio:.3g}{verdict}", (row.ratio, i), (9 if row.ratio >= 1 else -9, 0), textcoords="offset points",
+            va="center", ha="left" if row.ratio >= 1 else "right", fontsize=9,
             color="red" if row.ok is False else "black",
         )  # fmt: skip
     axis.set_yticks(range(len(group)), [row.what for row in group], fontsize=9)

@@ -35,7 +35,7 @@ def device_rows(platform: str, quick: bool) -> list[Row]:
     """The sharded step beside that of one device."""
     one, eight = (ask("benchmarks.devices:training_step", devices.environment(n)) for n in (1, 8))
     collectives = eight["collectives"]
-    rest = {kind: n for kind, n in collectives.items() if kind not in ("all-reduce", "all-gather")}
+    rest = [f"{n} {kind}" for kind, n in collectives.items() if n and kind not in ("all-reduce", "all-gather")]
     share = eight["largest_all_reduce"] / eight["parameters"]
     return [
         divided(DEVICES, "floating-point operations of 8 devices together / of 1", 8 * eight["flops"] / 1e9,
@@ -44,7 +44,7 @@ def device_rows(platform: str, quick: bool) -> list[Row]:
                 one["temporary_memory"] / 2**20, "MiB", "", "0.125 is an even share"),
         counted(DEVICES, "all-gathers", collectives["all-gather"], "<= 0"),
         counted(DEVICES, "all-reduces", collectives["all-reduce"], "",
-                note=f"the largest carries {share:.1%} of the gradients; others: {rest}"),
+                note=f"the largest carries {share:.1%} of the gradients; others: {', '.join(rest) or 'none'}"),
         divided(DEVICES, "step on 8 devices / on 1", eight["seconds"] * 1e3, one["seconds"] * 1e3, "ms", "",
                 "the same cores; for information"),
     ]  # fmt: skip
