@@ -149,7 +149,7 @@ def _panel(axis: Any, title: str, group: list[Row]) -> None:
             axis.plot(float(limit), i, marker=mark, color="black" if row.ok else "red", markersize=9)
         verdict = {True: " ✓", False: " ✗", None: ""}[row.ok]
         axis.annotate(
-            f"{row.ratio:.3g}{verdict}", (row.ratio, i), (9 if row.ratio >= 1 else -9, 0), textcoords="offset points",
+            f"{row.ratio:.2f}{verdict}", (row.ratio, i), (9 if row.ratio >= 1 else -9, 0), textcoords="offset points",
             va="center", ha="left" if row.ratio >= 1 else "right", fontsize=9,
             color="red" if row.ok is False else "black",
         )  # fmt: skip
