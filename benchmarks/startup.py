@@ -24,6 +24,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.rows import Row, compared, timed
+
 ROOT = Path(__file__).parents[1]
 SETUPS = {
     # name: (blocks of each stage, widths, image side, channels, batch)
@@ -193,8 +195,44 @@ def caches(folder: Path, kind: str, contestant: str) -> Iterator[Path]:
             yield Path(empty)
 
 
-def measure(title: str, contestants: dict[str, list[str]], rounds: int, folder: Path, kind: str) -> None:
-    """Prints the medians of each contestant, and those of the last as shares of the others'."""
+def rows(platform: str, quick: bool) -> list[Row]:
+    """Milliseconds of imports, and of scripts to the end of their first step."""
+    rounds = 3 if quick else 7
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        taken = measured(_imports(), rounds, folder, "warm")
+        by_hand, ours = (_wall(taken[contestant]) for contestant in IMPORTS)
+        found.append(timed("import", "import " + next(iter(IMPORTS)), by_hand))
+        found.append(compared("import", "import resfit / " + next(iter(IMPORTS)), ours, by_hand, "<= 1.1"))
+        for net in ("tiny",) if quick else SETUPS:
+            for kind in ("cold", "warm"):
+                taken = measured(_scripts(net), rounds, folder, kind)
+                title = f"first step, {net}, {kind} cache"
+                by_hand, half, ours = (_wall(taken[script]) for script in SCRIPTS)
+                found.append(timed(title, "hand-written script", by_hand))
+                found.append(compared(title, "script with fit / hand-written script", ours, by_hand, "<= 1.1"))
+                found.append(compared(title, "script with fit / hand-written with resfit.nets", ours, half))
+    return found
+
+
+def _wall(taken: list[tuple[float, float]]) -> list[float]:
+    return [wall * 1e3 for wall, _ in taken]
+
+
+def _imports() -> dict[str, list[str]]:
+    tell = "; import os, time; print(time.time() - float(os.environ['STARTED']), time.process_time())"
+    return {name: ["-c", program + tell] for name, program in IMPORTS.items()}
+
+
+def _scripts(net: str) -> dict[str, list[str]]:
+    return {script: ["-m", "benchmarks.startup", "--net", net, "--script", script] for script in SCRIPTS}
+
+
+def measured(
+    contestants: dict[str, list[str]], rounds: int, folder: Path, kind: str
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of the wall clock and of the processor of each contestant, round by round."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         for name in list(contestants)[:: -1 if round_ % 2 else 1]:
@@ -202,6 +240,12 @@ def measure(title: str, contestants: dict[str, list[str]], rounds: int, folder: 
                 found = run(contestants[name], folder, compiled)
             if round_:  # the first one compiles bytecode, and fills warm caches
                 times[name].append(found)
+    return times
+
+
+def measure(title: str, contestants: dict[str, list[str]], rounds: int, folder: Path, kind: str) -> None:
+    """Prints the medians of each contestant, and those of the last as shares of the others'."""
+    times = measured(contestants, rounds, folder, kind)
     *others, last = times
     for clock, i in (("wall", 0), ("processor", 1)):
         medians = {name: statistics.median(found[i] for found in times[name]) for name in times}
@@ -226,13 +270,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tell = "; import os, time; print(time.time() - float(os.environ['STARTED']), time.process_time())"
-        imports = {name: ["-c", program + tell] for name, program in IMPORTS.items()}
-        measure("import", imports, arguments.rounds, folder, "warm")
+        measure("import", _imports(), arguments.rounds, folder, "warm")
         for net in nets:
-            scripts = {s: ["-m", "benchmarks.startup", "--net", net, "--script", s] for s in SCRIPTS}
             for kind in ("cold", "warm") if net != "none" else ():
-                measure(f"{net} {kind}", scripts, arguments.rounds, folder, kind)
+                measure(f"{net} {kind}", _scripts(net), arguments.rounds, folder, kind)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class ArraySource:
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
-        self._leaves, self._structure = jax.tree.flatten((self._x, self._y, self._weight))
+        structure: Any  # whose methods no type checker knows
+        self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
+        self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
         # A file larger than memory is not read twice: what is mapped from it is looked at batch by batch.
         self._looked_at = sum(leaf.nbytes for leaf in jax.tree.leaves(self._x)) <= _LOOKED_AT_AT_ONCE
         if self._looked_at:
@@ -43,9 +45,7 @@ class ArraySource:
         return len(jax.tree.leaves(self._x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(
-            self._structure, [array[rows] for array in self._leaves]
-        )
+        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([array[rows] for array in self._leaves])
         if not self._looked_at:
             check_finite(taken[0])
         return taken

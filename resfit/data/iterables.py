@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from resfit.data.arrays import as_arrays, check_finite
 from resfit.data.batches import Batch
@@ -111,7 +112,8 @@ def as_batch(item: Any) -> Batch:
     parts = item if isinstance(item, tuple) else (item,)
     if not 1 <= len(parts) <= 3:
         raise DataError(f"Expected batches (x, y) or (x, y, sample_weight), got a tuple of {len(parts)} entries.")
-    x, y, weight = as_arrays(*parts)
+    # Copies: a loader may write its next batch over this one while a step still reads it.
+    x, y, weight = jax.tree.map(np.array, as_arrays(*parts))
     check_finite(x)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
 

@@ -63,7 +63,6 @@ class Loop:
     Attributes:
       keep_last_step: whether to keep a copy of the state before each training step, and its batch. It costs the memory
         and the time of a copy.
-      data_wait: share of the last epoch's training in which the device waited for data, from 0 to 1.
     """
 
     def __init__(
@@ -78,13 +77,13 @@ class Loop:
     ) -> None:
         self.state = state
         self.keep_last_step = False
-        self.data_wait = 0.0
+        self._waiting = Waiting()
         self._kept: tuple[Leaves, DeviceBatch] | None = None
         self._check_kind = check_inputs
         self._placement = placement
         self._check = check
         self.processes = Processes(placement)
-        self._key = placement.replicate(jax.random.key(seed))
+        self._key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
         layout = state.layout
         self._predict = {
             name: Step(functools.partial(predict_step, layout, preprocess, finish), placement, returns_state=False)
@@ -93,12 +92,24 @@ class Loop:
         if recipe is None:
             return
 
-        def train(*arguments: Any, axis: str | None = None) -> Any:
-            leaves, sums, key, batch = arguments
-            return train_step(layout, recipe, leaves, sums, key, batch, axis)
+        empty, sums_tree = jax.tree.flatten(recipe.metrics.empty())
 
-        def evaluate(*arguments: Any) -> Any:
-            return evaluate_step(layout, recipe, *arguments)
+        # Metric sums cross into a step flat, as the state does: JAX takes clu's classes apart in Python, at each call.
+        def train(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch, axis: str | None = None) -> Any:
+            whole = jax.tree.unflatten(sums_tree, sums)
+            leaves, whole, loss = train_step(layout, recipe, leaves, whole, key, batch, axis)
+            return leaves, tuple(jax.tree.leaves(whole)), loss
+
+        def evaluate(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
+            whole = jax.tree.unflatten(sums_tree, sums)
+            whole, loss = evaluate_step(layout, recipe, leaves, whole, key, batch)
+            return tuple(jax.tree.leaves(whole)), loss
+
+        def compute(sums: Leaves) -> dict[str, Any]:
+            values = jax.tree.unflatten(sums_tree, sums).compute()
+            return {name: as_float(values[name]) for name in self._names}
+
+        self._compute = compute  # named values of sums on the host: loss first, then metrics as they were given
 
         self._recipe = recipe
         part = functools.partial(train, axis=AXIS) if placement.replicas > 1 else None
@@ -109,7 +120,7 @@ class Loop:
         self._names = metrics.names(recipe.metrics)
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
         self._scheduled = recipe.rate_index if recipe.schedule is not None else None
-        self._empty = placement.replicate(jax.tree.map(np.asarray, recipe.metrics.empty()))
+        self._empty: Leaves = tuple(placement.replicate([np.asarray(leaf) for leaf in empty]))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -174,7 +185,7 @@ class Loop:
         """One epoch: the logs of each batch, once its step is on the device and its hooks have fired."""
         sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
-        waiting = Waiting()
+        waiting = self._waiting = Waiting()
         for i, turn in enumerate(waiting.over(self.processes.turns(data.next(), _for_step))):
             callbacks.fire("on_train_batch_begin", i, {})
             self.state.own()
@@ -186,9 +197,8 @@ class Loop:
                 self._kept = self.state.copy(), turn.placed
             self.state.leaves, sums, loss = step(self.state.leaves, *arguments)
             waiting.step(loss)
-            self.data_wait = waiting.share
             self.state.epoch = data.passes
-            logs = LazyLogs(sums, compute, self._names, loss, turn.examples)
+            logs = LazyLogs(sums, self._compute, self._names, loss, turn.examples)
             callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
@@ -197,6 +207,11 @@ class Loop:
         boundary = Boundary(self.processes, interrupt, validation.stopped)
         results = self._evaluate_all(validation.data, validation.steps, callbacks, boundary, validation.weights())
         return {f"val_{name}": value for name, value in results.items()}
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the last epoch's training, so far, in which the device waited for data, from 0 to 1."""
+        return self._waiting.share
 
     def first_non_finite(self) -> str | None:
         """Where the last training step first made NaN or an infinite value, in words; None if it did not.
@@ -220,7 +235,7 @@ class Loop:
         leaves, sums, _ = step(*arguments)
         self.state.replace(leaves)
         self.state.publish()
-        return compute(read(sums))
+        return self._compute(read(sums))
 
     def memory(self, batch: Batch) -> tuple[StepMemory, int]:
         """What the training step of `train` takes for a batch like this, and of how many examples, in all processes.
@@ -261,21 +276,22 @@ class Loop:
         for i, turn in enumerate(self.processes.turns(itertools.islice(data.epoch(0), steps), _for_step)):
             callbacks.fire("on_test_batch_begin", i, {})
             sums, loss = self._evaluate_batch(leaves, turn, sums, check, _announce(callbacks, "evaluate"))
-            callbacks.fire("on_test_batch_end", i, LazyLogs(sums, compute, self._names, loss, turn.examples))
+            callbacks.fire("on_test_batch_end", i, LazyLogs(sums, self._compute, self._names, loss, turn.examples))
             throttle.add(loss)
             seen += turn.examples
             if boundary():
                 break
         if not seen:
             raise DataError("There are no examples to evaluate on. Expected at least one.")
-        results = compute(read(sums))
+        results = self._compute(read(sums))
         callbacks.fire("on_test_end", dict(results))
         return results
 
     def evaluate_batch(self, batch: Batch) -> dict[str, Any]:
         """Loss and metrics of one batch."""
         turn = self._turn(batch)
-        return compute(read(self._evaluate_batch(self.state.visible(), turn, self._empty, self._check, _quiet)[0]))
+        sums, _ = self._evaluate_batch(self.state.visible(), turn, self._empty, self._check, _quiet)
+        return self._compute(read(sums))
 
     def _evaluate_batch(
         self, leaves: Leaves, turn: Turn, sums: Any, check: LabelCheck, announce: Callable[[bool], None]
@@ -410,12 +426,6 @@ def _some(logs: LazyLogs | None, what: str) -> LazyLogs:
     if logs is None:
         raise DataError(f"{what} had no batches. Expected at least one.")
     return logs
-
-
-def compute(sums: Any) -> dict[str, Any]:
-    """The named values of metric sums that are on the host: loss first, then the metrics as they were given."""
-    values = sums.compute()
-    return {name: as_float(values[name]) for name in metrics.names(type(sums))}
 
 
 def _label_check(data: Batches, check: LabelCheck) -> LabelCheck:

@@ -35,7 +35,7 @@ def compiled(
     """
     options = dict(options or {})
     text = lowered.as_text()
-    if devices[0].platform == "cpu" and "optimization_barrier" in text:
+    if "optimization_barrier" in text and devices[0].platform == "cpu":
         options = _KEEP_BARRIERS | options
     if "callback" in text:  # calls a Python function that the text does not show
         return _compile(lowered, options)

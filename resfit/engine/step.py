@@ -71,6 +71,7 @@ class Keys(NamedTuple):
 
 def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
     """The keys of one step of a run; without a step, those of evaluation and prediction."""
+    key = jax.random.wrap_key_data(key)
     if step is not None:
         key = jax.random.fold_in(key, step)
     return Keys(*(jax.random.fold_in(key, part) for part in range(3)))

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Waiting:
-    """Watches one epoch's batches come in.
+    """Watches one epoch's batches come in, until the last one.
 
     The host runs ahead of the device, so waiting for a batch costs nothing while earlier steps are still running. Only
     a wait at whose end the last step was done counts: in full, so the figure is an upper bound.
@@ -22,6 +22,7 @@ class Waiting:
     def __init__(self) -> None:
         self.seconds = 0.0
         self._begin = time.perf_counter()
+        self._end: float | None = None
         self._last: Any = None
 
     def over(self, batches: Iterable[T]) -> Iterator[T]:
@@ -32,6 +33,7 @@ class Waiting:
             try:
                 batch = next(iterator)
             except StopIteration:
+                self._end = time.perf_counter()
                 return
             if self._last is None or self._last.is_ready():
                 self.seconds += time.perf_counter() - start
@@ -43,5 +45,6 @@ class Waiting:
 
     @property
     def share(self) -> float:
-        """Of the time since this was made."""
-        return self.seconds / max(time.perf_counter() - self._begin, 1e-9)
+        """Of the time since this was made, or until the last batch."""
+        end = time.perf_counter() if self._end is None else self._end
+        return self.seconds / max(end - self._begin, 1e-9)

@@ -104,10 +104,10 @@ def test_auto_is_sharded_on_several_devices_and_jit_on_one(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("eager", 1), ("sharded", 4)])
 def test_a_batch_lies_where_its_step_runs(kind: str, devices: int) -> None:
-    placed = Placement(kind).place({"x": images(8), "y": labels(8)})
+    placed = jax.device_put(Placement(kind).place({"x": images(8), "y": labels(8)}))  # "jit" leaves it to the step
     assert len(placed["x"].sharding.device_set) == devices
     assert placed["x"].addressable_shards[0].data.shape[0] == 8 // devices
-    ragged = Placement(kind).place(images(6))
+    ragged = jax.device_put(Placement(kind).place(images(6)))
     assert ragged.addressable_shards[0].data.shape[0] == 6  # whole, on each of them
 
 
@@ -118,12 +118,19 @@ def test_an_unknown_kind_is_refused() -> None:
         Placement("sharded", batch_norm="local")
 
 
-def test_the_host_runs_ahead_of_the_device_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_runs_ahead_of_the_device_no_further_than_the_limit() -> None:
     waited: list[int] = []
-    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+
+    class Result:
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def block_until_ready(self) -> None:
+            waited.append(self.step)
+
     throttle = Throttle(2)
     for step in range(5):
-        throttle.add(step)
+        throttle.add(Result(step))
     assert waited == [0, 1, 2]
 
 
@@ -134,3 +141,33 @@ def test_batch_norm_sees_the_batch_of_all_devices() -> None:
     for model in (one, four):
         model.train_on_batch(x, labels(8))
     np.testing.assert_allclose(four.module.norm.var[...], one.module.norm.var[...], rtol=1e-5)
+
+
+def test_a_step_reads_no_array_that_somebody_else_may_write_to() -> None:
+    placement, mine = Placement("jit"), images(8)
+    for given in (mine[:4], mine.astype(np.float64)):  # a view, and a dtype that JAX does not have
+        placed = placement.place(given)
+        assert not np.shares_memory(placed, given)
+        assert placed.dtype == np.float32
+    batch = next(resfit.data.as_batches([(mine, labels(8))], geometry=resfit.data.Geometry(8)).epoch(0))
+    assert not np.shares_memory(batch.x, mine)  # a loader may write its next batch over this one
+    assert placement.place(batch.x) is batch.x  # and no copy is made of a copy
+
+
+def test_a_loader_that_writes_every_batch_into_one_array_trains_as_one_that_does_not() -> None:
+    def trained(reused: bool) -> Any:
+        x, y = np.empty((8, 8, 8, 1), np.float32), np.empty(8, np.int32)
+
+        def batches() -> Any:
+            for i in range(12):
+                if not reused:
+                    yield images(8, seed=i), labels(8, seed=i)
+                    continue
+                x[:], y[:] = images(8, seed=i), labels(8, seed=i)
+                yield x, y
+
+        model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+        model.fit(batches, verbose=0)
+        return values(model.module)
+
+    assert_close(trained(True), trained(False), 0)
