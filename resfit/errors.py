@@ -107,6 +107,14 @@ class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 
 
+class CheckpointError(ResfitError, OSError):
+    """A checkpoint cannot be written or read, or its folder is taken."""
+
+
+class ResumeError(ResfitError, ValueError):
+    """A run cannot go on from a checkpoint as it was: what differs is named."""
+
+
 class DistributedError(ResfitError, RuntimeError):
     """Several processes cannot be joined to one run."""
 

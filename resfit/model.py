@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from resfit import augment as augment_
-from resfit import compilation_cache, losses, optimizers, schedules
+from resfit import compilation_cache, losses, optimizers, resuming, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
@@ -21,9 +21,10 @@ from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
 from resfit.engine.modes import NOTHING_FROZEN, Freeze, plan
+from resfit.engine.resume import Keeper, Progress
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
-from resfit.errors import CompileError, DataError, LabelError, NotCompiledError
+from resfit.errors import CallbackError, CompileError, DataError, LabelError, NotCompiledError
 
 _log = logging.getLogger("resfit")
 
@@ -81,6 +82,7 @@ class Model:
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
         self.validation_weights = "raw"
+        self._requests: Keeper | None = None
         self._loop = self._make_loop(None)
 
     def _make_loop(self, recipe: Recipe | None) -> Loop:
@@ -226,6 +228,16 @@ class Model:
             "Build the network from the same seed, or load the same file, in every process.",
         )
         self._compiled = True
+        self._setup = {
+            "dispatch": placement.kind,
+            "platform": placement.devices[0].platform,
+            "batch_norm": batch_norm,
+            "precision": precision,
+            "gradient_accumulation_steps": slices,
+            "compiler_options": {name: str(value) for name, value in placement.compiler_options.items()},
+            "seed": seed,
+            "ema": ema,
+        }
         self._described = (
             f"{precision}; BatchNorm over {_scope(placement, slices)}; seed {seed}; "
             f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
@@ -386,6 +398,7 @@ class Model:
         validation_every: int | None = None,
         drop_remainder: bool = False,
         cache: str | None = None,
+        resume: bool | str = False,
     ) -> History:
         """Trains. Every argument up to validation_freq is Keras's.
 
@@ -412,6 +425,10 @@ class Model:
           validation_every: validate after every so many steps instead, inside epochs too. An epoch's log then holds the
             values of its last validation, and `history.validations` those of all.
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
+          resume: True to go on from the newest checkpoint in the `Checkpoint` callback's folder, at its very batch, or
+            to begin where there is none; a run that had come to its end gives its History at once. It ends where an
+            uninterrupted run ends, bit for bit, and is refused where something was set up in another way; "inexact"
+            goes on all the same. False to begin anew, in a folder that holds no run.
           drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
             own.
 
@@ -469,12 +486,54 @@ class Model:
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
         hooks = CallbackList([*_listed(callbacks), history, *_bar(verbose)], self, params)
         self.history = history
+        fingerprint = self._setup | {
+            "initial_epoch": initial_epoch,
+            "epochs": epochs,
+            "steps_per_epoch": steps_per_epoch,
+            "batch_size": size,
+            "shuffle": shuffle,
+            "drop_remainder": drop_remainder,
+            "data": resuming.described(data),
+            "validation": None if validation is None else resuming.described(validation.data),
+            "validation_steps": validation_steps,
+            "validation_every": validation_every,
+        }
+        keeper = resuming.keeper(_listed(callbacks), resume, fingerprint, self._state, self._placement)
         self._fitting = True
         try:
-            self._loop.train(stream, range(initial_epoch, epochs), hooks, lambda: self.stop_training, validation)
+            start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
+            if keeper is not None and start is not None and start.finished:
+                keeper.restore(stream, hooks)
+                self._state.publish()
+                return history
+            self._requests = keeper
+            epochs_ = range(initial_epoch, epochs)
+            self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
+            if keeper is not None:
+                keeper.save(Progress(epochs, finished=True), (), stream, hooks)
         finally:
-            self._fitting = False
+            self._fitting, self._requests = False, None
+            if keeper is not None:
+                keeper.close()
         return history
+
+    def request_checkpoint(self, *, best: bool = False) -> None:
+        """Asks the running `fit` to save the run after all hooks of this batch or epoch; for callbacks.
+
+        Args:
+          best: whether to keep it as the best so far.
+
+        Raises:
+          CallbackError: if `fit` runs without a `Checkpoint` callback, which would say where to.
+        """
+        if self._requests is not None:
+            self._requests.wanted = True
+            self._requests.wanted_as_best |= best
+        elif self._fitting:
+            raise CallbackError(
+                "A checkpoint was asked for in a fit without a Checkpoint callback. Pass one, which says where "
+                "checkpoints go."
+            )
 
     def _evaluation_geometry(self, batch_size: int | None) -> Geometry:
         return Geometry(32 if batch_size is None else batch_size, pad=True, shard=self._loop.processes.shard)

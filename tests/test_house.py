@@ -46,7 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.waiting": set(),
     "engine.memory": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
+    "engine.checkpoint": set(),
+    "engine.resume": {"engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.state", "data"},
     "engine.loop": {
+        "engine.resume",
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
         "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data",
     },
@@ -54,11 +57,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
     "saving": {"nets", "preprocess"},
+    # Where a run is saved, and what must be the same when it goes on.
+    "resuming": {
+        "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.resume", "engine.state",
+    },
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data",
         "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
-        "engine.dispatch", "engine.loop",
+        "engine.dispatch", "engine.loop", "engine.resume", "resuming",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.

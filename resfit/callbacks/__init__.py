@@ -1,5 +1,6 @@
 """Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
 
+from resfit.callbacks.checkpoint import Checkpoint
 from resfit.callbacks.clu_metric_writer import CLUMetricWriter
 from resfit.callbacks.csv_logger import CSVLogger
 from resfit.callbacks.early_stopping import EarlyStopping
@@ -23,6 +24,7 @@ __all__ = [
     "CLUMetricWriter",
     "CSVLogger",
     "Callback",
+    "Checkpoint",
     "EarlyStopping",
     "History",
     "JSONLogger",

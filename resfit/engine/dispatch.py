@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from resfit.engine.programs import compiled
+from resfit.engine.programs import Program, compiled
 from resfit.errors import CompileError
 
 KINDS = ("auto", "jit", "sharded", "pmap", "eager")
@@ -182,7 +182,7 @@ class Step:
 
         self._jit = jitted(function)
         self._mapped = None if mapped is None else jitted(placement.mapped(mapped))
-        self._executables: dict[Any, Callable[..., Any]] = {}
+        self._programs: dict[Any, Program] = {}
 
     def prepare(self, arguments: tuple[Any, ...], on_compile: Callable[[bool], None]) -> Callable[..., Any]:
         """The executable for these arguments: found, or traced and compiled now.
@@ -193,17 +193,26 @@ class Step:
         """
         if self._eager:
             return self._function
-        leaves, structure = jax.tree.flatten(arguments[-1])
-        key = structure, *[(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
-        executable = self._executables.get(key)
-        if executable is None:
+        key = _key(arguments[-1])
+        program = self._programs.get(key)
+        if program is None:
             on_compile(True)
             split = self._placement.is_split(arguments[-1])
             lowered = (self._mapped if self._mapped is not None and split else self._jit).lower(*arguments)
-            executable = compiled(lowered, self._placement.devices, self._placement.compiler_options)
-            self._executables[key] = executable
+            program = compiled(lowered, self._placement.devices, self._placement.compiler_options)
+            self._programs[key] = program
             on_compile(False)
-        return executable
+        return program.run
+
+    def described(self, batch: Any) -> tuple[str, str]:
+        """The shapes of a batch that was prepared for, and the digest of its program ("" if nothing is compiled)."""
+        shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
+        return shapes, "" if self._eager else self._programs[_key(batch)].digest
+
+
+def _key(batch: Any) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, *[(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
 
 
 class Throttle:

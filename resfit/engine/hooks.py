@@ -239,6 +239,28 @@ class CallbackList:
         for listener in listeners:
             listener(*args)
 
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """What the callbacks remember, by their classes' names; a second one of a class is `Name 2`."""
+        return {name: state for name, callback in self._named().items() if (state := callback.state_dict())}
+
+    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """The inverse of `state_dicts`; a callback that has no state there begins anew."""
+        for name, callback in self._named().items():
+            if name in states:
+                callback.load_state_dict(states[name])
+
+    def names(self) -> list[str]:
+        """Of the callbacks, as in `state_dicts`."""
+        return list(self._named())
+
+    def _named(self) -> dict[str, Callback]:
+        named: dict[str, Callback] = {}
+        for callback in self._callbacks:
+            name = type(callback).__name__
+            number = sum(type(other) is type(callback) for other in named.values()) + 1
+            named[name if number == 1 else f"{name} {number}"] = callback
+        return named
+
     @contextlib.contextmanager
     def told_of_exceptions(self) -> Iterator[None]:
         """Fires on_exception when the block is left by an exception."""

@@ -17,6 +17,7 @@ from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.memory import StepMemory, step_memory
 from resfit.engine.non_finite import first_non_finite
 from resfit.engine.processes import Processes, Turn
+from resfit.engine.resume import Keeper, Progress
 from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
@@ -118,6 +119,7 @@ class Loop:
         self._train_kept = Step(train, placement, mapped=part)
         self._evaluate = Step(evaluate, placement)
         self._names = metrics.names(recipe.metrics)
+        self.sums: Leaves = ()  # of the metrics, since the epoch began
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
         self._scheduled = recipe.rate_index if recipe.schedule is not None else None
         self._empty: Leaves = tuple(placement.replicate([np.asarray(leaf) for leaf in empty]))
@@ -131,6 +133,8 @@ class Loop:
         callbacks: CallbackList,
         stopped: Callable[[], bool],
         validation: Validation | None,
+        keeper: Keeper | None = None,
+        start: Progress | None = None,
     ) -> None:
         """Trains. However it ends, the user's module holds the values of the last completed step.
 
@@ -140,34 +144,41 @@ class Loop:
           callbacks: to fire.
           stopped: whether somebody asked to stop.
           validation: None for none.
+          keeper: saves the run where a callback asks for it, and where a signal ends it.
+          start: where a saved run goes on.
         """
         logs: dict[str, Any] = {}
-        steps = 0
         check = _label_check(data.batches, self._check)
+        here = Progress(epochs.start) if start is None else start
         try:
-            with at_batch_boundaries() as interrupt, self.processes.failing_together():
-                boundary = Boundary(self.processes, interrupt, stopped)
+            with at_batch_boundaries(keeper is not None) as interrupt, self.processes.failing_together():
+                run = _Run(self, data, callbacks, validation, keeper, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
-                for epoch in epochs:
-                    callbacks.fire("on_epoch_begin", epoch, {})
-                    last, validated = None, {}
-                    for last in self._train_batches(data, callbacks, check):  # noqa: B007
-                        steps += 1
-                        stop = boundary()
-                        if validation is not None and validation.every and steps % validation.every == 0:
-                            validated = self._validate(validation, callbacks, interrupt)
-                            stop = boundary()
-                        if stop:
-                            break
-                    logs = {**_some(last, f"Epoch {epoch}"), **data.batches.report}
-                    if validation is not None and not validation.every and validation.due(epoch):
-                        validated = self._validate(validation, callbacks, interrupt)
-                    logs |= validated
+                if start is not None and not start.batch:
+                    run.restore()
+                while here.epoch < epochs.stop and not (here.stopping and not here.batch):
+                    callbacks.fire("on_epoch_begin", here.epoch, {})
+                    last: LazyLogs | None = None
+                    if here.batch:
+                        run.restore()
+                        last = LazyLogs(self.sums, self._compute, self._names, self.state.leaves[-1], 0)
+                    else:
+                        self.sums = self._empty
+                    if here.validating:
+                        here = run.validated(here)
+                    if not here.stopping:
+                        for last in self._train_batches(data, callbacks, check, here.batch, keeper):  # noqa: B007
+                            here = run.after_batch(here)
+                            if here.stopping:
+                                break
+                    logs = {**_some(last, f"Epoch {here.epoch}"), **data.batches.report}
+                    if validation is not None and not validation.every and validation.due(here.epoch):
+                        here = run.validated(here)
+                    logs |= here.validated
                     if self._scheduled is not None:
                         logs["learning_rate"] = float(read(self.state.leaf(self._scheduled)))
-                    callbacks.fire("on_epoch_end", epoch, logs)
-                    if boundary():
-                        break
+                    callbacks.fire("on_epoch_end", here.epoch, logs)
+                    here = run.after_epoch(here)
         except BaseException as exception:
             lost = self.state.recover()
             callbacks.fire("on_exception", exception)
@@ -181,30 +192,38 @@ class Loop:
             self.state.publish()
             callbacks.fire("on_train_end", logs)
 
-    def _train_batches(self, data: Epochs, callbacks: CallbackList, check: LabelCheck) -> Iterator[LazyLogs]:
+    def _train_batches(
+        self, data: Epochs, callbacks: CallbackList, check: LabelCheck, done: int, keeper: Keeper | None
+    ) -> Iterator[LazyLogs]:
         """One epoch: the logs of each batch, once its step is on the device and its hooks have fired."""
-        sums = self._empty
         throttle = Throttle(self._placement.run_ahead)
         waiting = self._waiting = Waiting()
-        for i, turn in enumerate(waiting.over(self.processes.turns(data.next(), _for_step))):
+        checked: set[int] = set()
+        for i, turn in enumerate(waiting.over(self.processes.turns(data.next(done), _for_step)), done):
             callbacks.fire("on_train_batch_begin", i, {})
             self.state.own()
             self._check_inputs(turn, True)
-            arguments = (sums, self._key, turn.placed)
+            arguments = (self.sums, self._key, turn.placed)
             step = self._train.prepare((self.state.leaves, *arguments), _announce(callbacks, "train"))
+            if keeper is not None and turn.rows not in checked:
+                keeper.check_program(*self._train.described(turn.placed))
+                checked.add(turn.rows)
             _check_labels(turn, check)
             if self.keep_last_step:
                 self._kept = self.state.copy(), turn.placed
-            self.state.leaves, sums, loss = step(self.state.leaves, *arguments)
+            self.state.leaves, self.sums, loss = step(self.state.leaves, *arguments)
             waiting.step(loss)
             self.state.epoch = data.passes
-            logs = LazyLogs(sums, self._compute, self._names, loss, turn.examples)
+            logs = LazyLogs(self.sums, self._compute, self._names, loss, turn.examples)
             callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
 
-    def _validate(self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt) -> dict[str, Any]:
-        boundary = Boundary(self.processes, interrupt, validation.stopped)
+    def validate(
+        self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt, save: Callable[[], None]
+    ) -> dict[str, Any]:
+        """The values of a validation inside `train`; save: what to do before an interrupt ends it."""
+        boundary = Boundary(self.processes, interrupt, validation.stopped, save)
         results = self._evaluate_all(validation.data, validation.steps, callbacks, boundary, validation.weights())
         return {f"val_{name}": value for name, value in results.items()}
 
@@ -395,22 +414,92 @@ class Boundary:
       processes: of the run.
       interrupt: what Ctrl-C asks for.
       stopped: whether somebody in this process asked to stop.
+      save: what to do before an interrupt ends the loop.
     """
 
-    def __init__(self, processes: Processes, interrupt: Interrupt, stopped: Callable[[], bool]) -> None:
-        self._processes, self._interrupt, self._stopped = processes, interrupt, stopped
+    def __init__(
+        self,
+        processes: Processes,
+        interrupt: Interrupt,
+        stopped: Callable[[], bool],
+        save: Callable[[], None] | None = None,
+    ) -> None:
+        self._processes, self._interrupt, self._stopped, self._save = processes, interrupt, stopped, save
 
     def __call__(self) -> bool:
         """Whether to stop.
 
         Raises:
           KeyboardInterrupt: where a process was interrupted.
+          SystemExit: with 143, where one was to be terminated.
         """
         interrupted, stop = self._processes.any(self._interrupt.requested, self._stopped())
         if interrupted:
+            if self._save is not None:
+                self._save()
             with self._processes.raising_together():
-                raise KeyboardInterrupt
+                raise self._interrupt.exception()
         return stop
+
+
+class _Run:
+    """What `Loop.train` does between two batches, and between two epochs."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        data: Epochs,
+        callbacks: CallbackList,
+        validation: Validation | None,
+        keeper: Keeper | None,
+        interrupt: Interrupt,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._loop, self._data, self._callbacks, self._validation = loop, data, callbacks, validation
+        self._keeper, self._interrupt, self._stopped = keeper, interrupt, stopped
+
+    def restore(self) -> None:
+        if self._keeper is not None:
+            self._loop.sums = self._keeper.restore(self._data, self._callbacks)
+
+    def after_batch(self, here: Progress) -> Progress:
+        every = None if self._validation is None else self._validation.every
+        here = here._replace(batch=here.batch + 1, steps=here.steps + 1)
+        here = here._replace(validating=every is not None and here.steps % every == 0)
+        here = self._boundary(here)
+        if here.validating:
+            here = self._boundary(self.validated(here))
+        self._save_if_wanted(here)
+        return here
+
+    def validated(self, here: Progress) -> Progress:
+        """After the validation that is due."""
+        if self._validation is None:
+            return here
+        # A validation that is interrupted begins anew, so callbacks go back to where they were before it.
+        states = self._callbacks.state_dicts() if self._keeper is not None else None
+        values = self._loop.validate(
+            self._validation, self._callbacks, self._interrupt, lambda: self._save(here, states=states)
+        )
+        return here._replace(validated=values, validating=False)
+
+    def after_epoch(self, here: Progress) -> Progress:
+        here = self._boundary(Progress(here.epoch + 1, steps=here.steps))
+        self._save_if_wanted(here)
+        return here
+
+    def _boundary(self, here: Progress) -> Progress:
+        save = lambda: self._save(here._replace(stopping=self._stopped()))  # noqa: E731
+        stop = Boundary(self._loop.processes, self._interrupt, self._stopped, save)()
+        return here._replace(stopping=stop)
+
+    def _save_if_wanted(self, here: Progress) -> None:
+        if self._keeper is not None and self._keeper.wanted:
+            self._save(here)
+
+    def _save(self, here: Progress, states: dict[str, Any] | None = None) -> None:
+        if self._keeper is not None:
+            self._keeper.save(here, self._loop.sums, self._data, self._callbacks, states)
 
 
 def _for_step(batch: Batch) -> DeviceBatch:

@@ -3,7 +3,7 @@
 import collections
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,9 +18,19 @@ _MOST = 64
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def compiled(
-    lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
-) -> Callable[..., Any]:
+class Program(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+      run: the executable.
+      digest: of its text, the same in every process.
+    """
+
+    run: Callable[..., Any]
+    digest: str
+
+
+def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None) -> Program:
     """The executable of a lowered program: the one that an equal program got before, or a new one.
 
     Three seeds of one network, each with its own Model and optimizer, thus cost one compilation.
@@ -37,16 +47,16 @@ def compiled(
     text = lowered.as_text()
     if "optimization_barrier" in text and devices[0].platform == "cpu":
         options = _KEEP_BARRIERS | options
+    program = hashlib.sha256(text.encode()).hexdigest()
     if "callback" in text:  # calls a Python function that the text does not show
-        return _compile(lowered, options)
-    program = hashlib.sha256(text.encode()).digest()
+        return Program(_compile(lowered, options), program)
     key = (program, lowered.in_tree, lowered.out_tree, tuple(devices), tuple(sorted(options.items())))
     if key not in _PROGRAMS:
         _PROGRAMS[key] = _compile(lowered, options)
         if len(_PROGRAMS) > _MOST:
             _PROGRAMS.popitem(last=False)
     _PROGRAMS.move_to_end(key)
-    return _PROGRAMS[key]
+    return Program(_PROGRAMS[key], program)
 
 
 def _compile(lowered: Any, options: dict[str, Any]) -> Callable[..., Any]:

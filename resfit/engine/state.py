@@ -162,7 +162,7 @@ class RunState:
         if optimizer is not None:
             nested = self.layout.nest([jnp.asarray(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
-            init = compiled(jax.jit(optimizer.init).lower(nested), devices)
+            init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
         averages = (*params, *carried) if ema else ()
         leaves = [*params, *carried, *averages, *state, np.zeros(3, np.int32), np.zeros((), np.int32)]

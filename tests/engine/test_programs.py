@@ -45,7 +45,7 @@ def test_constants_tell_programs_apart() -> None:
         constant = np.full(5000, value, np.float32)
         constant[2500] = 7 * value
         program = compile_program(jax.jit(lambda x, c=constant: (x * c).sum()).lower(x), jax.devices()[:1])
-        assert float(program(x)) == constant.sum()
+        assert float(program.run(x)) == constant.sum()
 
 
 def test_programs_that_call_python_are_never_taken_for_one_another() -> None:
@@ -55,7 +55,7 @@ def test_programs_that_call_python_are_never_taken_for_one_another() -> None:
         def call(x: Any, value: float = value) -> Any:
             return jax.pure_callback(lambda a: np.float32(value), jax.ShapeDtypeStruct((), np.float32), x)
 
-        found.append(float(compile_program(jax.jit(call).lower(np.float32(0)), jax.devices()[:1])(np.float32(0))))
+        found.append(float(compile_program(jax.jit(call).lower(np.float32(0)), jax.devices()[:1]).run(np.float32(0))))
     assert found == [1.0, 2.0]
 
 

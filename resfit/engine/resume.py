@@ -1,0 +1,215 @@
+"""Where a run is, written down so that another process can go on from there as if it had never stopped."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resfit.data.epochs import Epochs
+from resfit.engine.checkpoint import Checkpoints, Saved
+from resfit.engine.dispatch import Placement
+from resfit.engine.hooks import CallbackList, read
+from resfit.engine.state import Leaves, RunState
+from resfit.errors import CheckpointError, ResumeError
+
+_log = logging.getLogger("resfit")
+
+
+class Progress(NamedTuple):
+    """How far a `fit` has come: to the end of a batch and all its hooks, or of an epoch.
+
+    Attributes:
+      epoch: that goes on, or begins next.
+      batch: batches of it that are done; after its last one its validation and end are still to come.
+      steps: done by this fit, those before a resume included.
+      validated: values of the last validation inside this epoch.
+      validating: whether a validation by steps is due, before anything else.
+      stopping: whether somebody asked to stop, so that this epoch only comes to its end.
+      finished: whether there is nothing left to do.
+    """
+
+    epoch: int
+    batch: int = 0
+    steps: int = 0
+    validated: Mapping[str, Any] = {}
+    validating: bool = False
+    stopping: bool = False
+    finished: bool = False
+
+
+class Keeper:
+    """Saves a run, and brings one back.
+
+    Args:
+      checkpoints: the folder; None to keep nothing.
+      keep: how many of the newest checkpoints to keep.
+      fingerprint: what must be the same for a run to go on exactly: name -> JSON value.
+      state: of the run.
+      placement: of the run.
+
+    Attributes:
+      wanted: whether a callback asked for a checkpoint; the loop saves after all hooks.
+      wanted_as_best: whether that is to be kept as the best so far.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        keep: int,
+        fingerprint: Mapping[str, Any],
+        state: RunState,
+        placement: Placement,
+    ) -> None:
+        self._checkpoints, self._keep, self._fingerprint = checkpoints, keep, dict(fingerprint)
+        self._state, self._placement = state, placement
+        self.wanted = self.wanted_as_best = False
+        numbers = [] if checkpoints is None else checkpoints.steps
+        self._numbers = numbers[-1] + 1 if numbers else 0
+        self._best: int | None = None
+        self._found: Saved | None = None
+        self._programs: dict[str, str] = {}
+
+    def find(self, *, exact: bool) -> Progress | None:
+        """Looks for the newest checkpoint.
+
+        Args:
+          exact: refuse one of a run that was set up in another way.
+
+        Returns:
+          How far it had come; None if there is none.
+
+        Raises:
+          ResumeError: naming what differs.
+        """
+        newest = self._checkpoints.newest() if self._checkpoints is not None else None
+        if newest is None:
+            return None
+        self._found = newest[1]
+        facts = self._found.facts
+        before = facts["fingerprint"]
+        names = sorted(before.keys() | self._fingerprint.keys())
+        differs = [name for name in names if before.get(name) != self._fingerprint.get(name)]
+        if differs and exact:
+            told = "; ".join(f"{name} was {before.get(name)!r}, is {self._fingerprint.get(name)!r}" for name in differs)
+            raise ResumeError(
+                f"The run in this folder was set up in another way: {told}. Expected the same, to end where an "
+                "uninterrupted run ends. Set it back, begin in another folder, or pass resume='inexact' to go on with "
+                "the difference."
+            )
+        if differs:
+            _log.warning("The run goes on, and not exactly: it was saved with other %s.", ", ".join(differs))
+        shapes = [list(leaf.shape) for leaf in self._state.leaves]
+        if shapes != facts["shapes"]:
+            raise ResumeError(
+                "The checkpoint holds the state of another network or optimizer: "
+                f"{len(facts['shapes'])} arrays, where there are {len(shapes)}, or of other shapes. Expected those of "
+                "this model. Build and compile it as before, or begin in another folder."
+            )
+        self._best = facts["best"]
+        if not differs:
+            self._programs = facts["programs"]
+        return Progress(**facts["progress"])
+
+    def restore(self, data: Epochs, callbacks: CallbackList) -> Leaves:
+        """Puts what was found back: state, position in the data, what callbacks remember.
+
+        Args:
+          data: of the run.
+          callbacks: whose on_train_begin was called already.
+
+        Returns:
+          The metric sums of the epoch.
+
+        Raises:
+          ResumeError: if nothing was found.
+        """
+        if self._found is None:
+            raise ResumeError("There is nothing to go on from. Call find first.")
+        found, self._found = self._found, None
+        arrays, facts = found.arrays, found.facts
+        leaves = [arrays[f"state/{i}"] for i in range(len(self._state.leaves))]
+        self._state.replace(tuple(self._placement.replicate(leaves)))
+        self._state.epoch = facts["epoch"]
+        data.seek(**facts["data"])
+        callbacks.load_state_dicts(facts["callbacks"])
+        count = sum(name.startswith("sums/") for name in arrays)
+        return tuple(self._placement.replicate([arrays[f"sums/{i}"] for i in range(count)]))
+
+    def save(
+        self,
+        progress: Progress,
+        sums: Leaves,
+        data: Epochs,
+        callbacks: CallbackList,
+        states: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begins to write down where the run is. Waits for the device, and for the last checkpoint if it must.
+
+        Args:
+          progress: how far it has come.
+          sums: metric sums of the epoch.
+          data: of the run.
+          callbacks: whose hooks have all been called.
+          states: what callbacks are to remember instead of what they do now.
+        """
+        as_best, self.wanted, self.wanted_as_best = self.wanted_as_best, False, False
+        if self._checkpoints is None:
+            return
+        # Copies: on a CPU the host would else look into memory that the next step writes to.
+        state = [np.array(leaf) for leaf in read(list(self._state.leaves))]
+        arrays = {f"state/{i}": leaf for i, leaf in enumerate(state)}
+        arrays |= {f"sums/{i}": np.array(leaf) for i, leaf in enumerate(read(list(sums)))}
+        number = self._numbers
+        self._numbers += 1  # also where it fails: what is half written keeps its name
+        if as_best:
+            self._best = number
+        facts = {
+            "progress": progress._asdict() | {"validated": dict(progress.validated)},
+            "epoch": self._state.epoch,
+            "data": {"passes": data.passes, "taken": data.taken, "inside": bool(progress.batch) or data.fixed},
+            "callbacks": callbacks.state_dicts() if states is None else dict(states),
+            "fingerprint": self._fingerprint,
+            "programs": self._programs,
+            "shapes": [list(leaf.shape) for leaf in state],
+            "best": self._best,
+        }
+        try:
+            self._checkpoints.wait()
+            self._prune()
+            self._checkpoints.save(number, Saved(arrays, facts))
+        except CheckpointError as error:
+            _log.warning("%s Training goes on; what comes after the newest checkpoint is not saved.", error)
+            return
+
+    def check_program(self, batch: str, program: str) -> None:
+        """Compares a training step with the one that the saved run took for such a batch.
+
+        Raises:
+          ResumeError: if it is another program: the loss, the optimizer, an augmentation or a version has changed.
+        """
+        if self._programs.setdefault(batch, program) != program:
+            raise ResumeError(
+                f"The training step for a batch of {batch} is another program than that of the saved run: the network, "
+                "the loss, the optimizer's constants, an augmentation or a version has changed. Expected the same, to "
+                "end where an uninterrupted run ends. Set it back, begin in another folder, or pass resume='inexact'."
+            )
+
+    def close(self) -> None:
+        """Waits until all is written, and deletes what is not to be kept."""
+        if self._checkpoints is None:
+            return
+        try:
+            self._checkpoints.wait()
+            self._prune()
+            self._checkpoints.close()
+        except CheckpointError as error:
+            _log.warning("%s", error)
+            self._checkpoints.close()
+
+    def _prune(self) -> None:
+        if self._checkpoints is None:
+            return
+        complete = self._checkpoints.steps
+        kept = {*complete[-self._keep :], *([self._best] if self._best is not None else [])}
+        self._checkpoints.keep(kept)

@@ -1,0 +1,78 @@
+"""What `fit(resume=...)` needs: the folder that a `Checkpoint` names, and what must be the same in both runs."""
+
+import importlib.metadata
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.callbacks import Callback, Checkpoint
+from resfit.data import Batches
+from resfit.engine.checkpoint import Checkpoints
+from resfit.engine.dispatch import Placement
+from resfit.engine.resume import Keeper
+from resfit.engine.state import RunState
+from resfit.errors import ResumeError
+
+_PACKAGES = ("resfit", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def keeper(
+    callbacks: Sequence[Callback],
+    resume: bool | str,
+    fingerprint: Mapping[str, Any],
+    state: RunState,
+    placement: Placement,
+) -> Keeper | None:
+    """What saves the run and brings it back; None if no callback says where.
+
+    Args:
+      callbacks: of the fit.
+      resume: its argument.
+      fingerprint: how the run was set up.
+      state: of the run.
+      placement: of the run.
+
+    Raises:
+      ResumeError: if it is not clear where to save, or the folder holds a run that was not asked for.
+      CheckpointError: if the folder cannot be used.
+    """
+    if resume not in (True, False, "inexact"):
+        raise ResumeError(f"Expected resume to be True, False or 'inexact', got {resume!r}.")
+    found = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    if not found and resume:
+        raise ResumeError(
+            f"fit got resume={resume!r} and no Checkpoint callback, so there is nowhere to look. Expected "
+            "callbacks=[resfit.callbacks.Checkpoint(folder)], as in the run that is to go on."
+        )
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ResumeError(f"fit got {len(found)} Checkpoint callbacks. Expected one: a run has one folder.")
+    if placement.processes > 1:
+        raise ResumeError(
+            f"Checkpoint cannot yet save a run of {placement.processes} processes. Expected one process. Save the "
+            "variables alone with ModelCheckpoint."
+        )
+    (callback,) = found
+    checkpoints = Checkpoints(callback.directory)
+    if checkpoints.steps and not resume:
+        checkpoints.close()
+        raise ResumeError(
+            f"The folder {str(callback.directory)!r} holds checkpoints of a run. Expected an empty one. Pass "
+            "resume=True to go on with that run, or another folder."
+        )
+    whole = {
+        **fingerprint,
+        "devices": len(placement.devices),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    return Keeper(checkpoints, callback.keep, whole, state, placement)
+
+
+def described(data: Batches) -> dict[str, Any]:
+    """What can be told of a data set without reading it."""
+    labels = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(data.labels))
+    return {"kind": type(data).__name__, "examples": data.examples, "labels": zlib.crc32(labels)}

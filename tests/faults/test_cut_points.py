@@ -1,0 +1,340 @@
+"""A run that is stopped anywhere and goes on with the same line of code ends bit for bit where it would have ended."""
+
+import contextlib
+import functools
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import resfit
+from resfit.callbacks import Checkpoint
+from resfit.data.epochs import Epochs
+from resfit.engine.hooks import CallbackList
+from resfit.engine.resume import Keeper
+from resfit.errors import CallbackError, ResumeError
+from tests.faults import runs
+from tests.helpers import assert_same, images, labels
+
+
+@functools.cache
+def whole(folder: Path, setting: str) -> dict[str, Any]:
+    """What the run leaves behind when nothing stops it."""
+    arguments, fit = SETTINGS[setting]
+    return runs.run(runs.model(**arguments), folder / setting, **fit)
+
+
+# What a run is set up with, and what its fit is given.
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "jit": ({}, {}),
+    "sharded": ({"dispatch": "sharded"}, {}),
+    "validation every two steps": ({}, {"validation_every": 2}),
+    "five steps an epoch": ({"learning_rate": 0.01}, {"steps_per_epoch": 5}),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, Any]:
+    """What a run leaves behind that is stopped by each of these in turn, by processes of their own in spirit."""
+    arguments, fit = SETTINGS[setting]
+    for stop in stops:
+        with runs.stopped(SystemExit, KeyboardInterrupt, ZeroDivisionError):
+            runs.run(runs.model(**arguments), folder, stop, resume=True, **fit, **more)
+    return runs.run(runs.model(**arguments), folder, resume=True, **fit, **more)
+
+
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=() if name == "jit" else pytest.mark.slow) for name in SETTINGS]
+)
+@pytest.mark.parametrize("step", range(1, runs.STEPS + 1))
+def test_a_run_that_is_terminated_after_any_step_goes_on_there(
+    setting: str, step: int, shared: Path, tmp_path: Path
+) -> None:
+    assert_same(resumed(setting, tmp_path / "run", runs.Stops(step, runs.terminate)), whole(shared, setting))
+
+
+@pytest.mark.parametrize("step", range(1, runs.STEPS + 1))
+def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
+    step: int, shared: Path, tmp_path: Path
+) -> None:
+    crash = runs.Stops(step, lambda: 1 / 0)
+    assert_same(resumed("jit", tmp_path / "run", crash), whole(shared, "jit"))
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end", "on_test_end"]
+)
+@pytest.mark.parametrize("stop", [runs.interrupt, runs.terminate], ids=["Ctrl-C", "SIGTERM"])
+def test_a_run_that_is_stopped_in_any_hook_goes_on(
+    hook: str, stop: Callable[[], None], shared: Path, tmp_path: Path
+) -> None:
+    assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, stop, hook)), whole(shared, "jit"))
+
+
+def test_a_resumed_run_is_resumed_again_and_again(shared: Path, tmp_path: Path) -> None:
+    stops = [runs.Stops(1, runs.terminate) for _ in range(runs.STEPS)]
+    assert_same(resumed("jit", tmp_path / "run", *stops), whole(shared, "jit"))
+
+
+def test_a_finished_run_gives_its_history_at_once(shared: Path, tmp_path: Path) -> None:
+    arguments, fit = SETTINGS["jit"]
+    expected = runs.run(runs.model(**arguments), tmp_path / "run", **fit)
+    steps: list[int] = []
+    again = runs.run(
+        runs.model(**arguments), tmp_path / "run", runs.Stops(1, lambda: steps.append(1)), resume=True, **fit
+    )
+    assert_same(again, expected)
+    assert steps == []
+
+
+def test_a_fresh_folder_is_begun_in(shared: Path, tmp_path: Path) -> None:
+    assert_same(resumed("jit", tmp_path / "run"), whole(shared, "jit"))
+
+
+# --- every kind of data that can be read again --------------------------------------------------------------------
+
+
+class Digits:
+    """A `Source` whose examples are read by threads."""
+
+    threads = 2
+
+    def __init__(self) -> None:
+        self._x, self.labels = images(runs.EXAMPLES), labels(runs.EXAMPLES)
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def take(self, rows: Any) -> Any:
+        return self._x[rows], self.labels[rows], None
+
+
+def batches() -> Iterator[Any]:
+    for i, n in enumerate((8, 8, 6)):
+        yield images(n, seed=i), labels(n, seed=i)
+
+
+DATA: dict[str, Callable[[], dict[str, Any]]] = {
+    "a source": lambda: {"x": Digits(), "batch_size": runs.BATCH},
+    "a list of batches": lambda: {"x": list(batches())},
+    "a function of batches": lambda: {"x": batches},
+    "weighted arrays": lambda: {**runs.arrays(), "sample_weight": np.linspace(0, 2, runs.EXAMPLES)},
+    "arrays on the device": lambda: {**runs.arrays(), "cache": "device"},
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_every_kind_of_data_goes_on_at_the_very_batch(kind: str, tmp_path: Path) -> None:
+    more = {"data": DATA[kind], "steps_per_epoch": 3}  # a function does not say how many batches it has
+    expected = runs.run(runs.model(), tmp_path / "whole", **more)
+    for step in (1, 3, 5):
+        stop = runs.Stops(step, runs.terminate)
+        with runs.stopped(SystemExit):
+            runs.run(runs.model(), tmp_path / str(step), stop, **more)
+        assert_same(runs.run(runs.model(), tmp_path / str(step), resume=True, **more), expected)
+
+
+# --- negative controls: each of these left out, the same test fails -----------------------------------------------
+
+
+def without_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = Keeper.restore
+
+    def forgetful(self: Keeper, *arguments: Any) -> Any:
+        state = self._state
+        before, n = state.leaves, state.layout.n_params
+        sums = restore(self, *arguments)
+        leaves = list(state.leaves)
+        leaves[n : state.layout.n_visible] = before[n : state.layout.n_visible]
+        state.leaves = tuple(leaves)
+        return sums
+
+    monkeypatch.setattr(Keeper, "restore", forgetful)
+
+
+def without_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = Keeper.restore
+
+    def forgetful(self: Keeper, *arguments: Any) -> Any:
+        before = self._state.leaves[-1]
+        sums = restore(self, *arguments)
+        self._state.leaves = (*self._state.leaves[:-1], before)
+        return sums
+
+    monkeypatch.setattr(Keeper, "restore", forgetful)
+
+
+def without_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = Keeper.restore
+
+    def forgetful(self: Keeper, *arguments: Any) -> Any:
+        before, n = self._state.leaves, self._state.layout.n_model
+        sums = restore(self, *arguments)
+        self._state.leaves = (*self._state.leaves[:n], *before[n:-2], *self._state.leaves[-2:])
+        return sums
+
+    monkeypatch.setattr(Keeper, "restore", forgetful)
+
+
+def without_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    seek = Epochs.seek
+    monkeypatch.setattr(
+        Epochs, "seek", lambda self, passes, taken, inside: seek(self, passes, max(taken - 1, 0), inside=inside)
+    )
+
+
+def without_metric_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    restore = Keeper.restore
+    monkeypatch.setattr(Keeper, "restore", lambda self, *arguments: tuple(0 * one for one in restore(self, *arguments)))
+
+
+def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CallbackList, "load_state_dicts", lambda self, states: None)
+
+
+@pytest.mark.parametrize(
+    "leave_out",
+    [
+        without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,
+        without_callbacks,
+    ],
+)  # fmt: skip
+def test_whatever_is_left_out_is_missed(
+    leave_out: Callable[[pytest.MonkeyPatch], None], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = whole(shared, "jit")
+    arguments, fit = SETTINGS["jit"]
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(**arguments), tmp_path / "run", runs.Stops(4, runs.terminate), **fit)
+    leave_out(monkeypatch)
+    found = runs.run(runs.model(**arguments), tmp_path / "run", resume=True, **fit)
+    with pytest.raises((AssertionError, ValueError), match=r"Mismatch|not equal|structure error"):
+        assert_same(found, expected)
+
+
+def test_the_run_has_everything_that_could_be_missed(shared: Path) -> None:
+    found = whole(shared, "jit")
+    assert set(found["history"]) >= {"loss", "val_loss", "learning_rate"}
+    assert len(set(found["history"]["learning_rate"])) == runs.EPOCHS
+    assert found["counts"]["batches"] == runs.STEPS
+    assert runs.model()._state.layout.plan.has_batch_norm
+    assert isinstance(resfit.callbacks.Checkpoint("x"), resfit.callbacks.Callback)
+
+
+# --- when nothing can be written ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """As on a full disk, files cannot grow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's tasks, as they fail
+def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
+    shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, folder = whole(shared, "jit"), tmp_path / "run"
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
+    with no_file_longer_than(16):
+        assert_same(runs.run(runs.model(), folder, resume=True), expected)
+    assert "could not be written" in caplog.text
+    assert "Training goes on" in caplog.text
+    assert_same(runs.run(runs.model(), folder, resume=True), expected)  # from the third step again
+
+
+def test_a_folder_that_vanishes_is_made_again(shared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    vanish = runs.Stops(3, lambda: shutil.rmtree(folder))
+    expected = whole(shared, "jit")
+    assert_same(runs.run(runs.model(), folder, vanish), expected)
+    assert_same(runs.run(runs.model(), folder, resume=True), expected)  # it is finished
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_another_set_up_is_refused_and_named_and_goes_on_inexactly_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
+    with pytest.raises(ResumeError, match="batch_size was 8, is 4; epochs was 3, is 5"):
+        runs.run(runs.model(), folder, resume=True, batch_size=4, epochs=5)
+    with pytest.raises(ResumeError, match="seed was 0, is 1"):
+        runs.run(runs.model(seed=1), folder, resume=True)
+    with pytest.raises(ResumeError, match="data was "):
+        runs.run(runs.model(), folder, resume=True, y=labels(runs.EXAMPLES, seed=9))
+    with pytest.raises(ResumeError, match="another program than that of the saved run"):
+        runs.run(runs.model(loss=resfit.losses.CrossEntropy(label_smoothing=0.1)), folder, resume=True)
+    found = runs.run(runs.model(), folder, resume="inexact", batch_size=4, epochs=5)
+    assert found["epoch"] == [0, 1, 2, 3, 4]
+    assert "was saved with other batch_size, epochs" in caplog.text
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(), tmp_path, runs.Stops(3, runs.terminate))
+    with pytest.raises(ResumeError, match="holds checkpoints of a run"):
+        runs.run(runs.model(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"resume": True, "callbacks": []}, "no Checkpoint callback, so there is nowhere to look"),
+        ({"resume": "yes", "callbacks": []}, "True, False or 'inexact', got 'yes'"),
+        ({"callbacks": [Checkpoint("a"), Checkpoint("b")]}, "2 Checkpoint callbacks"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ResumeError, match=said):
+        runs.model(learning_rate=0.01).fit(**runs.arrays(), verbose=0, **arguments)
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(), tmp_path, runs.Stops(3, runs.terminate))
+    with pytest.raises(ResumeError, match="another network or optimizer"):
+        runs.run(runs.model(optimizer="sgd"), tmp_path, resume=True)
+
+
+def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
+    class Asks(resfit.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.request_checkpoint()
+
+    made = runs.model(learning_rate=0.01)
+    made.fit(**runs.arrays(), callbacks=[Asks(), Checkpoint(tmp_path, keep=100)], verbose=0)
+    assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 3 + 1 + 1  # batches, epoch, end
+    with pytest.raises(CallbackError, match="without a Checkpoint callback"):
+        made.fit(**runs.arrays(), callbacks=[Asks()], verbose=0)
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    made = runs.model(learning_rate=0.01)
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+
+    class Says(resfit.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["score"] = next(losses)
+
+    keep = Checkpoint(tmp_path, keep=1, best="score", mode="min")
+    made.fit(**runs.arrays(), epochs=5, callbacks=[Says(), keep], verbose=0)
+    # Of the second epoch; and that of the end, after the five of the epochs.
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["1", "5"]
