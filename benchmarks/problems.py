@@ -37,7 +37,7 @@ _TINY = {
 }  # fmt: skip
 
 CPU = {
-    "resnet20": Problem("ResNet-20, 32 x 32, batch 128", _RESNET20, 32, 128, 6),
+    "resnet20": Problem("ResNet-20, 32 x 32, batch 128", _RESNET20, 32, 128, 12),
     "resnet50": Problem("ResNet-50, 224 x 224, batch 8", _RESNET50, 224, 8, 4),
     "tiny": Problem("one block of 8 channels, 8 x 8, batch 32", _TINY, 8, 32, 500),
 }

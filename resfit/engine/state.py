@@ -151,7 +151,7 @@ class RunState:
         self._graph = nnx.graphdef(module)
         known = before.layout.plan if before and before._planned(self._graph, freeze, precision, axis) else None
         plan_ = known or plan(module, freeze, precision, axis)
-        arrays = _arrays(module)
+        arrays = _arrays(modes.leaves(module))
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
         self.layout = Layout(plan_, params, optimizer, ema=ema)
@@ -171,7 +171,7 @@ class RunState:
 
     def _planned(self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None) -> bool:
         """Whether the plan is that of the module as it is now, for these."""
-        shapes = [np.shape(array) for array in _arrays(self._module)]
+        shapes = [np.shape(array) for array in _arrays(modes.leaves(self._module))]
         same = (self._graph, self._freeze, self._precision, self._axis) == (graph, freeze, precision, axis)
         return same and shapes == [slot.shape for slot in self.layout.plan.slots]
 
@@ -196,7 +196,7 @@ class RunState:
         """Takes over what the user assigned to the module's Variables since they were published."""
         if self._shared is None:
             return
-        now = self._in_module()
+        now = self._in_module(modes.leaves(self._module))
         taken = list(self.leaves)
         slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
         for i, (seen, value) in enumerate(zip(self._shared, now, strict=True)):
@@ -234,7 +234,7 @@ class RunState:
             self.publish()
             return self._module
         copy: nnx.Module = nnx.clone(self._module)
-        self._fill(copy, tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
+        self._fill(copy, modes.leaves(copy), tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
         return copy
 
     def set_visible(self, arrays: Sequence[Any]) -> None:
@@ -310,15 +310,16 @@ class RunState:
         """Puts the current values into the user's module."""
         if self._shared is not None:
             return
-        self._warn_of_lost_assignments()
+        leaves = modes.leaves(self._module)  # once: it takes as long as everything else here together
+        self._warn_of_lost_assignments(leaves)
         # A user's module lives on one device, also when the run is replicated over several.
         visible = tuple(leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_visible])
-        self._fill(self._module, visible)
+        self._fill(self._module, leaves, visible)
         self._shared = visible
 
-    def _fill(self, module: nnx.Module, visible: tuple[Any, ...]) -> None:
+    def _fill(self, module: nnx.Module, found: Sequence[tuple[Any, Any]], visible: tuple[Any, ...]) -> None:
         sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
-        leaves = dict(modes.leaves(module))
+        leaves = dict(found)
         for slot in self.layout.plan.slots:
             if slot.kind not in sources:
                 continue
@@ -328,8 +329,8 @@ class RunState:
             else:
                 _assign(module, slot.path, value)
 
-    def _warn_of_lost_assignments(self) -> None:
-        triples = zip(self.layout.visible_names, self._held, self._in_module(), strict=True)
+    def _warn_of_lost_assignments(self, leaves: Sequence[tuple[Any, Any]]) -> None:
+        triples = zip(self.layout.visible_names, self._held, self._in_module(leaves), strict=True)
         lost = [name for name, held, now in triples if now is not held]
         if lost:
             _log.warning(
@@ -338,8 +339,8 @@ class RunState:
                 lost,
             )
 
-    def _in_module(self) -> tuple[Any, ...]:
-        arrays = _arrays(self._module)
+    def _in_module(self, leaves: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
+        arrays = _arrays(leaves)
         slots = self.layout.plan.slots
         if len(arrays) != len(slots):
             raise ModuleError(
@@ -350,8 +351,8 @@ class RunState:
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
 
 
-def _arrays(module: nnx.Module) -> list[Any]:
-    return [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in modes.leaves(module)]
+def _arrays(leaves: Sequence[tuple[Any, Any]]) -> list[Any]:
+    return [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in leaves]
 
 
 def _assign(module: Any, path: tuple[Any, ...], value: jax.Array) -> None:
