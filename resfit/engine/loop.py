@@ -12,6 +12,7 @@ import numpy as np
 from resfit import losses, metrics
 from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
+from resfit.engine.boundary import Boundary
 from resfit.engine.dispatch import AXIS, Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.memory import StepMemory, step_memory
@@ -284,7 +285,7 @@ class Loop:
             return self._evaluate_all(data, steps, callbacks, boundary, weights)
 
     def _evaluate_all(
-        self, data: Batches, steps: int | None, callbacks: CallbackList, boundary: "Boundary", weights: str
+        self, data: Batches, steps: int | None, callbacks: CallbackList, boundary: Boundary, weights: str
     ) -> dict[str, Any]:
         callbacks.fire("on_test_begin", {})
         leaves = self.state.visible(weights)
@@ -405,41 +406,6 @@ class Loop:
     def _check_inputs(self, turn: Turn, train: bool) -> None:
         if turn.host is not None:
             self._check_kind(turn.host.x, train)
-
-
-class Boundary:
-    """Where a loop may be left: between two batches, and by all processes at once.
-
-    Args:
-      processes: of the run.
-      interrupt: what Ctrl-C asks for.
-      stopped: whether somebody in this process asked to stop.
-      save: what to do before an interrupt ends the loop.
-    """
-
-    def __init__(
-        self,
-        processes: Processes,
-        interrupt: Interrupt,
-        stopped: Callable[[], bool],
-        save: Callable[[], None] | None = None,
-    ) -> None:
-        self._processes, self._interrupt, self._stopped, self._save = processes, interrupt, stopped, save
-
-    def __call__(self) -> bool:
-        """Whether to stop.
-
-        Raises:
-          KeyboardInterrupt: where a process was interrupted.
-          SystemExit: with 143, where one was to be terminated.
-        """
-        interrupted, stop = self._processes.any(self._interrupt.requested, self._stopped())
-        if interrupted:
-            if self._save is not None:
-                self._save()
-            with self._processes.raising_together():
-                raise self._interrupt.exception()
-        return stop
 
 
 class _Run:
