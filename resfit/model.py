@@ -498,10 +498,13 @@ class Model:
             "validation_steps": validation_steps,
             "validation_every": validation_every,
         }
-        keeper = resuming.keeper(_listed(callbacks), resume, fingerprint, self._state, self._placement)
+        processes = self._loop.processes
+        with processes.failing_together():
+            keeper = resuming.keeper(_listed(callbacks), resume, fingerprint, self._state, self._placement, processes)
         self._fitting = True
         try:
-            start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
+            with processes.failing_together():
+                start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._state.publish()

@@ -12,6 +12,7 @@ from resfit.callbacks import Callback, Checkpoint
 from resfit.data import Batches
 from resfit.engine.checkpoint import Checkpoints
 from resfit.engine.dispatch import Placement
+from resfit.engine.processes import Processes
 from resfit.engine.resume import Keeper
 from resfit.engine.state import RunState
 from resfit.errors import ResumeError
@@ -25,6 +26,7 @@ def keeper(
     fingerprint: Mapping[str, Any],
     state: RunState,
     placement: Placement,
+    processes: Processes,
 ) -> Keeper | None:
     """What saves the run and brings it back; None if no callback says where.
 
@@ -34,6 +36,7 @@ def keeper(
       fingerprint: how the run was set up.
       state: of the run.
       placement: of the run.
+      processes: of the run.
 
     Raises:
       ResumeError: if it is not clear where to save, or the folder holds a run that was not asked for.
@@ -51,13 +54,8 @@ def keeper(
         return None
     if len(found) > 1:
         raise ResumeError(f"fit got {len(found)} Checkpoint callbacks. Expected one: a run has one folder.")
-    if placement.processes > 1:
-        raise ResumeError(
-            f"Checkpoint cannot yet save a run of {placement.processes} processes. Expected one process. Save the "
-            "variables alone with ModelCheckpoint."
-        )
     (callback,) = found
-    checkpoints = Checkpoints(callback.directory)
+    checkpoints = Checkpoints(callback.directory, writes=processes.shard[0] == 0)
     if checkpoints.steps and not resume:
         checkpoints.close()
         raise ResumeError(
@@ -67,9 +65,10 @@ def keeper(
     whole = {
         **fingerprint,
         "devices": len(placement.devices),
+        "processes": placement.processes,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    return Keeper(checkpoints, callback.keep, whole, state, placement)
+    return Keeper(checkpoints, callback.keep, whole, state, placement, processes)
 
 
 def described(data: Batches) -> dict[str, Any]:

@@ -48,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.memory": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.checkpoint": set(),
-    "engine.resume": {"engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.state", "data"},
+    "engine.resume": {
+        "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.state", "data",
+    },
     "engine.loop": {
         "engine.boundary", "engine.resume",
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
@@ -60,7 +62,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "saving": {"nets", "preprocess"},
     # Where a run is saved, and what must be the same when it goes on.
     "resuming": {
-        "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.resume", "engine.state",
+        "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.processes", "engine.resume",
+        "engine.state",
     },
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {

@@ -32,10 +32,13 @@ class Boundary:
           KeyboardInterrupt: where a process was interrupted.
           SystemExit: with 143, where one was to be terminated.
         """
-        interrupted, stop = self._processes.any(self._interrupt.requested, self._stopped())
+        interrupt = self._interrupt
+        interrupted, interrupt.terminated, stop = self._processes.any(
+            interrupt.requested, interrupt.terminated, self._stopped()
+        )
         if interrupted:
             if self._save is not None:
                 self._save()
             with self._processes.raising_together():
-                raise self._interrupt.exception()
+                raise interrupt.exception()
         return stop

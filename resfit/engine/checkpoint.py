@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,34 +38,38 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, which no other process may write to.
+    """The checkpoints of one run, which one process writes and no other run may write to.
 
     Args:
       directory: made if it is not there.
+      writes: whether this process is the one; of several that train together, the others only read.
 
     Raises:
-      CheckpointError: if it cannot be made or written to, or another process is at work in it.
+      CheckpointError: if it cannot be made or written to, or another run is at work in it.
     """
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, *, writes: bool = True) -> None:
         self._directory = directory.absolute()
+        self._manager: Any = None
+        self._lock: IO[str] | None = None
+        if not writes:
+            return
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._directory / ".lock").open("w")
+            lock = self._lock = (self._directory / ".lock").open("w")
         except OSError as error:
             raise CheckpointError(
                 f"Checkpoints cannot be written to {str(directory)!r}: {error}. Expected a folder that can be made and "
                 "written to."
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
+            lock.close()
             raise CheckpointError(
-                f"Another process is at work in {str(directory)!r}. Expected one run in a folder. Wait for it, or pass "
+                f"Another run is at work in {str(directory)!r}. Expected one run in a folder. Wait for it, or pass "
                 "another folder."
             ) from error
-        self._manager: Any = None
 
     @property
     def steps(self) -> list[int]:
@@ -135,7 +139,8 @@ class Checkpoints:
                     self._manager.close()
         finally:
             self._manager = None
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def newest(self) -> tuple[int, Saved] | None:
         """The newest checkpoint that is whole, and its step; later ones that are not are named in a warning.
@@ -145,7 +150,7 @@ class Checkpoints:
         """
         for step in reversed(self.steps):
             try:
-                return step, self._read(step)
+                return step, self.read(step)
             except Exception as error:  # noqa: BLE001  # whatever a damaged file makes its reader say
                 _log.warning(
                     "The checkpoint of step %d in %s is damaged and passed over: %s",
@@ -158,17 +163,24 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int) -> Saved:
+    def read(self, step: int) -> Saved:
+        """One of the checkpoints.
+
+        Raises:
+          Exception: of many kinds, if it is damaged.
+        """
         import orbax.checkpoint as ocp
 
-        folder = self._directory / str(step)
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        folder, alone = self._directory / str(step), _alone()
+        handler: Any = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             content = reader.restore(folder / "facts")
         if content.pop("checksum", None) != _checksum_of(content):
             raise CheckpointError("its facts are not those that were written")
         if content["format"] > FORMAT:
             raise CheckpointError(f"it has format {content['format']}, of a later resfit; this one knows {FORMAT}")
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in content["checksums"]}
             arrays = reader.restore(folder / "arrays", ocp.args.PyTreeRestore(restore_args=host))
         arrays |= {name: np.zeros(shape, dtype) for name, (dtype, shape) in content["empty"].items()}
@@ -186,7 +198,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(create=False)
+            options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_alone())
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         return self._manager
 
@@ -200,6 +212,18 @@ class Checkpoints:
                 f"{what} to {str(self._directory)!r}: {str(error)[:300]}. The ones before it are as they were. Is the "
                 "disk full, or the folder gone or read-only?"
             ) from error
+
+
+def _alone() -> Any:
+    """Orbax's word for that this process reads and writes by itself: what a run is, every process holds whole."""
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"resfit_{here}"
+    )
 
 
 def _checksum(array: Any) -> int:

@@ -74,6 +74,9 @@ class Placement:
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
         tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
+        if copy and self.processes > 1:
+            # From one device to several, device_put keeps the one's buffer, whatever it is told.
+            tree = jax.tree.map(np.array, tree)
         here = jax.device_put(tree, self._here, may_alias=False if copy else None)
         if self.processes == 1:
             return here

@@ -61,6 +61,10 @@ class Processes:
             return flags
         return tuple(bool(told.any()) for told in self._tell(*flags).T)
 
+    def of_first(self, value: int) -> int:
+        """The value that the first process holds."""
+        return value if self._exchange is None else int(self._tell(value)[0, 0])
+
     def turns(self, batches: Iterable[Batch], wanted: Callable[[Batch], Any]) -> Iterator[Turn]:
         """The batches, one after another, each put on the devices.
 

@@ -10,6 +10,7 @@ from resfit.data.epochs import Epochs
 from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList, read
+from resfit.engine.processes import Processes
 from resfit.engine.state import Leaves, RunState
 from resfit.errors import CheckpointError, ResumeError
 
@@ -42,11 +43,12 @@ class Keeper:
     """Saves a run, and brings one back.
 
     Args:
-      checkpoints: the folder; None to keep nothing.
+      checkpoints: the folder.
       keep: how many of the newest checkpoints to keep.
       fingerprint: what must be the same for a run to go on exactly: name -> JSON value.
       state: of the run.
       placement: of the run.
+      processes: of the run, of which the first one writes.
 
     Attributes:
       wanted: whether a callback asked for a checkpoint; the loop saves after all hooks.
@@ -55,16 +57,19 @@ class Keeper:
 
     def __init__(
         self,
-        checkpoints: Checkpoints | None,
+        checkpoints: Checkpoints,
         keep: int,
         fingerprint: Mapping[str, Any],
         state: RunState,
         placement: Placement,
+        processes: Processes,
     ) -> None:
+        self._processes = processes
+        self._writes = processes.shard[0] == 0
         self._checkpoints, self._keep, self._fingerprint = checkpoints, keep, dict(fingerprint)
         self._state, self._placement = state, placement
         self.wanted = self.wanted_as_best = False
-        numbers = [] if checkpoints is None else checkpoints.steps
+        numbers = checkpoints.steps
         self._numbers = numbers[-1] + 1 if numbers else 0
         self._best: int | None = None
         self._found: Saved | None = None
@@ -82,10 +87,9 @@ class Keeper:
         Raises:
           ResumeError: naming what differs.
         """
-        newest = self._checkpoints.newest() if self._checkpoints is not None else None
-        if newest is None:
+        self._found = self._newest()
+        if self._found is None:
             return None
-        self._found = newest[1]
         facts = self._found.facts
         before = facts["fingerprint"]
         names = sorted(before.keys() | self._fingerprint.keys())
@@ -110,6 +114,14 @@ class Keeper:
         if not differs:
             self._programs = facts["programs"]
         return Progress(**facts["progress"])
+
+    def _newest(self) -> Saved | None:
+        """What all processes go on from: the newest checkpoint that the one that writes can read."""
+        newest = self._checkpoints.newest() if self._writes else None
+        number = self._processes.of_first(-1 if newest is None else newest[0])
+        if newest is not None or number < 0:
+            return None if newest is None else newest[1]
+        return self._checkpoints.read(number)
 
     def restore(self, data: Epochs, callbacks: CallbackList) -> Leaves:
         """Puts what was found back: state, position in the data, what callbacks remember.
@@ -154,7 +166,7 @@ class Keeper:
           states: what callbacks are to remember instead of what they do now.
         """
         as_best, self.wanted, self.wanted_as_best = self.wanted_as_best, False, False
-        if self._checkpoints is None:
+        if not self._writes:
             return
         # Copies: on a CPU the host would else look into memory that the next step writes to.
         state = [np.array(leaf) for leaf in read(list(self._state.leaves))]
@@ -197,7 +209,7 @@ class Keeper:
 
     def close(self) -> None:
         """Waits until all is written, and deletes what is not to be kept."""
-        if self._checkpoints is None:
+        if not self._writes:
             return
         try:
             self._checkpoints.wait()
@@ -208,8 +220,6 @@ class Keeper:
             self._checkpoints.close()
 
     def _prune(self) -> None:
-        if self._checkpoints is None:
-            return
         complete = self._checkpoints.steps
         kept = {*complete[-self._keep :], *([self._best] if self._best is not None else [])}
         self._checkpoints.keep(kept)

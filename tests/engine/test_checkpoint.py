@@ -115,7 +115,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Pa
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "has it\n"
-        with pytest.raises(CheckpointError, match="Another process is at work"):
+        with pytest.raises(CheckpointError, match="Another run is at work"):
             Checkpoints(folder)
         other.kill()
     assert newest(folder)[0] == 2

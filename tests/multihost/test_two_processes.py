@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit.errors import DistributedError
+from resfit.callbacks import Checkpoint
+from resfit.errors import DistributedError, ResumeError
 from tests.helpers import BATCH, assert_close, assert_same, images, labels, values
 from tests.multihost import worker
 
@@ -105,6 +106,28 @@ def test_processes_agree_before_they_go_on_stop_or_fail(tmp_path: Path) -> None:
     history = whole.fit(batches, epochs=2, verbose=0)
     assert_same(first["unequal streams"], second["unequal streams"])
     assert_close(first["unequal streams"], {"history": history.history, "values": values(whole.module)}, 1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(tmp_path: Path) -> None:
+    first, second = run("stopped_and_resumed", tmp_path)
+    for found in (first, second):
+        assert found["stopped exit"] == found["left exit"] == 143
+        assert_same(found["stopped leaves"], found["whole leaves"])
+        assert_same(found["stopped history"], found["whole history"])
+        assert "holds checkpoints of a run" in found["refused"]
+    assert_same(first, second)
+
+    def one() -> resfit.Model:
+        return worker.model_of(dispatch="jit", ema=0.9)
+
+    folder = tmp_path / "runs" / "left"
+    with pytest.raises(ResumeError, match=r"devices was 4, is 1; .*processes was 2, is 1"):
+        worker.resumable_fit(one(), [Checkpoint(folder)], resume=True)
+    model = one()
+    history = worker.resumable_fit(model, [Checkpoint(folder), worker.Acts(False, None)], resume="inexact")
+    assert_close(history.history, first["whole history"], 1e-3)
+    assert_close([np.asarray(leaf) for leaf in model._state.leaves], first["whole leaves"], 1e-3)
 
 
 @pytest.mark.parametrize(

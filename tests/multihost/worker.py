@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 import resfit
-from resfit.callbacks import Callback
+from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import ResfitError
 from tests.helpers import BATCH, TinyNet, images, labels, values
 
@@ -135,6 +135,39 @@ def agreement(folder: Path, process: int, processes: int) -> dict[str, Any]:
     attempt("cache", lambda: model_of().fit(x, y, cache="device", verbose=0))
     attempt("again", lambda: fit_with(lambda model: None))  # nothing of the above has left them apart
     return found
+
+
+def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str, Any]:
+    """A run that one process is told to end, goes on; another one is left for fewer processes to go on with."""
+    found: dict[str, Any] = {}
+
+    def run(name: str, *, resume: bool = True, stop: bool = False) -> None:
+        model = model_of(ema=0.9)
+        terminate = Acts(stop and process == 1, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        callbacks = [Checkpoint(folder / "runs" / name, every=1), terminate]
+        try:
+            history = resumable_fit(model, callbacks, resume=resume)
+            found[f"{name} history"] = history.history
+            found[f"{name} leaves"] = [np.asarray(leaf) for leaf in model._state.leaves]
+        except SystemExit as error:
+            found[f"{name} exit"] = error.code
+
+    run("whole")
+    run("stopped", stop=True)
+    run("stopped")
+    run("left", stop=True)
+    try:
+        run("stopped", resume=False)
+    except ResfitError as error:
+        found["refused"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def resumable_fit(model: resfit.Model, callbacks: Any, **arguments: Any) -> Any:
+    return model.fit(
+        images(22), labels(22), batch_size=BATCH, epochs=3, validation_data=(images(9, seed=5), labels(9)), verbose=0,
+        callbacks=callbacks, **arguments,
+    )  # fmt: skip
 
 
 def main() -> None:
