@@ -187,6 +187,7 @@ class Loop:
                 raise StepFailed(
                     f"A step failed on the device and took the state with it: {exception}. The module is back at the "
                     "values it last held (of the start of this fit, or of the last time model.module was read)."
+                    + ("" if keeper is None else " fit with resume=True goes on from the newest checkpoint.")
                 ) from exception
             raise
         finally:

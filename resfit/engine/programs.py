@@ -23,7 +23,7 @@ class Program(NamedTuple):
 
     Attributes:
       run: the executable.
-      digest: of its text, the same in every process.
+      digest: of its text, the same in every process; "" if the text does not show all that it does.
     """
 
     run: Callable[..., Any]
@@ -49,7 +49,7 @@ def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, 
         options = _KEEP_BARRIERS | options
     program = hashlib.sha256(text.encode()).hexdigest()
     if "callback" in text:  # calls a Python function that the text does not show
-        return Program(_compile(lowered, options), program)
+        return Program(_compile(lowered, options), "")
     key = (program, lowered.in_tree, lowered.out_tree, tuple(devices), tuple(sorted(options.items())))
     if key not in _PROGRAMS:
         _PROGRAMS[key] = _compile(lowered, options)

@@ -200,7 +200,7 @@ class Keeper:
         Raises:
           ResumeError: if it is another program: the loss, the optimizer, an augmentation or a version has changed.
         """
-        if self._programs.setdefault(batch, program) != program:
+        if program and self._programs.setdefault(batch, program) != program:
             raise ResumeError(
                 f"The training step for a batch of {batch} is another program than that of the saved run: the network, "
                 "the loss, the optimizer's constants, an augmentation or a version has changed. Expected the same, to "

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import resfit
 from resfit.callbacks import Checkpoint
 from resfit.data.epochs import Epochs
 from resfit.engine.hooks import CallbackList
 from resfit.engine.resume import Keeper
-from resfit.errors import CallbackError, ResumeError
+from resfit.errors import CallbackError, ResumeError, StepFailed
 from tests.faults import runs
-from tests.helpers import assert_same, images, labels
+from tests.helpers import PlainNet, assert_same, compiled, images, labels
 
 
 @functools.cache
@@ -67,6 +69,29 @@ def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
 ) -> None:
     crash = runs.Stops(step, lambda: 1 / 0)
     assert_same(resumed("jit", tmp_path / "run", crash), whole(shared, "jit"))
+
+
+def test_a_run_whose_step_dies_on_the_device_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+    armed: list[bool] = []
+
+    def explode(x: np.ndarray) -> np.ndarray:
+        if armed:
+            raise ZeroDivisionError
+        return x
+
+    class Explodes(PlainNet):
+        def __call__(self, x: Any) -> Any:
+            x = jax.pure_callback(explode, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.lax.stop_gradient(x))
+            return super().__call__(x)
+
+    def made() -> resfit.Model:
+        return compiled(Explodes(rngs=nnx.Rngs(0)))
+
+    expected = runs.run(made(), tmp_path / "whole")
+    with pytest.raises(StepFailed, match="resume=True goes on from the newest checkpoint"):
+        runs.run(made(), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
+    armed.clear()
+    assert_same(runs.run(made(), tmp_path / "run", resume=True), expected)
 
 
 @pytest.mark.parametrize(
