@@ -141,7 +141,8 @@ class Keeper:
         found, self._found = self._found, None
         arrays, facts = found.arrays, found.facts
         leaves = [arrays[f"state/{i}"] for i in range(len(self._state.leaves))]
-        self._state.replace(tuple(self._placement.replicate(leaves)))
+        # In memory of their own: a step gives them up.
+        self._state.replace(tuple(self._placement.replicate(leaves, copy=True)))
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
         callbacks.load_state_dicts(facts["callbacks"])
