@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -284,7 +283,7 @@ def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
 
 def test_a_folder_that_vanishes_is_made_again(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    vanish = runs.Stops(3, lambda: shutil.rmtree(folder))
+    vanish = runs.Stops(3, lambda: folder.rename(tmp_path / "gone"))
     expected = whole(shared, "jit")
     assert_same(runs.run(runs.model(), folder, vanish), expected)
     assert_same(runs.run(runs.model(), folder, resume=True), expected)  # it is finished

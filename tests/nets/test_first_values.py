@@ -1,4 +1,8 @@
-"""The first values of a network are those that plain flax layers would draw, bit for bit, from one compiled program."""
+"""The first values of a network are those that plain flax layers would draw, from one compiled program.
+
+With the jax of Python 3.11 (0.10) they are, bit for bit; later ones multiply by the scale in another order, which moves
+last bits.
+"""
 
 from typing import Any
 
@@ -16,6 +20,10 @@ BASIC = ResNetSpec(depths=(3, 2), widths=(4, 8), stem="cifar", num_classes=5)
 BOTTLENECK = ResNetSpec(depths=(2, 3), widths=(4, 6), block="bottleneck", num_classes=3, in_channels=1)
 
 
+def assert_equal_but_for_the_last_bit(a: Any, b: Any) -> None:
+    jax.tree.map(lambda u, v: np.testing.assert_array_max_ulp(np.asarray(u), np.asarray(v), 2), a, b)
+
+
 def built_plainly(spec: ResNetSpec, rngs: nnx.Rngs, monkeypatch: pytest.MonkeyPatch) -> ResNet:
     """The network, whose layers are all built one by one and draw where they are built."""
     with monkeypatch.context() as patch:
@@ -31,7 +39,7 @@ def test_a_network_starts_with_the_values_of_layers_that_draw_one_by_one(
     monkeypatch.setattr(first_values, "ROWS", rows)  # three: every kernel goes over the end of a call
     rngs, plain_rngs = nnx.Rngs(3), nnx.Rngs(3)
     net, plain = ResNet(spec, rngs=rngs), built_plainly(spec, plain_rngs, monkeypatch)
-    assert_same(values(net), values(plain))
+    assert_equal_but_for_the_last_bit(values(net), values(plain))
     assert_same(values(rngs), values(plain_rngs))
     assert nnx.graphdef(net) == nnx.graphdef(plain)
     assert differ(values(net), values(ResNet(spec, rngs=nnx.Rngs(4))))
@@ -47,7 +55,7 @@ def test_the_keys_are_folded_from_one_of_the_callers_in_the_order_of_the_layers(
         layer = nnx.Conv(
             *kernel.shape[2:], (3, 3), use_bias=False, kernel_init=kaiming, rngs=_Given(jax.random.fold_in(base, turn))
         )
-        np.testing.assert_array_equal(kernel, layer.kernel)
+        assert_equal_but_for_the_last_bit(kernel[...], layer.kernel[...])
 
     conv(net.stem.conv.kernel, 1)
     conv(net.stage1.blocks[0].branch.conv1.kernel, 4)  # the stem's norm had a turn for its scale and its bias
@@ -55,7 +63,7 @@ def test_the_keys_are_folded_from_one_of_the_callers_in_the_order_of_the_layers(
     bias = jax.random.uniform(
         jax.random.fold_in(base, 4 + 3 * 6 + 2 * 6 + 3 + 1), (5,), jnp.float32, -(8**-0.5), 8**-0.5
     )
-    np.testing.assert_array_equal(net.head.dense.bias, bias)
+    assert_equal_but_for_the_last_bit(net.head.dense.bias[...], bias)
 
 
 class _Given(nnx.Rngs):

@@ -135,7 +135,9 @@ def test_the_memory_is_saved_by_barriers_that_the_compiler_leaves_in() -> None:
             return x.sum()
 
         lowered = jax.jit(jax.grad(loss)).lower(jnp.ones((16, 16)), jnp.ones((512, 16)))
-        return step_memory(compile_program(lowered, jax.devices()[:1], {"xla_cpu_enable_fast_math": False})).temporary
+        return step_memory(
+            compile_program(lowered, jax.devices()[:1], {"xla_cpu_enable_fast_math": False}).run
+        ).temporary
 
     assert temporary(True) < 0.7 * temporary(False)
 
