@@ -1,7 +1,8 @@
 """Where a run is, written down so that another process can go on from there as if it had never stopped."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,15 @@ from resfit.engine.state import Leaves, RunState
 from resfit.errors import CheckpointError, ResumeError
 
 _log = logging.getLogger("resfit")
+
+
+@contextlib.contextmanager
+def _training_goes_on() -> Iterator[None]:
+    """Says what could not be saved, and goes on: a full disk is no reason to lose a run."""
+    try:
+        yield
+    except CheckpointError as error:
+        _log.warning("%s Training goes on; what comes after the newest checkpoint is not saved.", error)
 
 
 class Progress(NamedTuple):
@@ -187,13 +197,11 @@ class Keeper:
             "shapes": [list(leaf.shape) for leaf in state],
             "best": self._best,
         }
-        try:
+        with _training_goes_on():
             self._checkpoints.wait()
             self._prune()
+        with _training_goes_on():  # also where the one before could not be written
             self._checkpoints.save(number, Saved(arrays, facts))
-        except CheckpointError as error:
-            _log.warning("%s Training goes on; what comes after the newest checkpoint is not saved.", error)
-            return
 
     def check_program(self, batch: str, program: str) -> None:
         """Compares a training step with the one that the saved run took for such a batch.
@@ -212,12 +220,10 @@ class Keeper:
         """Waits until all is written, and deletes what is not to be kept."""
         if not self._writes:
             return
-        try:
+        with _training_goes_on():
             self._checkpoints.wait()
             self._prune()
-            self._checkpoints.close()
-        except CheckpointError as error:
-            _log.warning("%s", error)
+        with _training_goes_on():
             self._checkpoints.close()
 
     def _prune(self) -> None:
