@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.programs": set(),
     "engine.state": {"engine.modes", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
-    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics"},
+    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
     "engine.dispatch": {"engine.programs"},
     "engine.processes": {"engine.dispatch", "data"},
     "engine.boundary": {"engine.processes", "engine.signals"},
@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.loop": {
         "engine.boundary", "engine.resume",
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
-        "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data",
+        "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data", "optimizers",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},

@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,7 +24,10 @@ from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
 from resfit.engine.waiting import Waiting
-from resfit.errors import DataError, ModuleError, StepFailed
+from resfit.errors import DataError, ModuleError, NonFiniteLossError, StepFailed
+from resfit.optimizers import Skips
+
+_log = logging.getLogger("resfit")
 
 LabelCheck = Callable[[Any], None]
 InputCheck = Callable[[Any, bool], None]
@@ -108,7 +112,8 @@ class Loop:
             return tuple(jax.tree.leaves(whole)), loss
 
         def compute(sums: Leaves) -> dict[str, Any]:
-            values = jax.tree.unflatten(sums_tree, sums).compute()
+            with np.errstate(invalid="ignore"):  # where every step so far was skipped, a mean is NaN
+                values = jax.tree.unflatten(sums_tree, sums).compute()
             return {name: as_float(values[name]) for name in self._names}
 
         self._compute = compute  # named values of sums on the host: loss first, then metrics as they were given
@@ -123,6 +128,8 @@ class Loop:
         self.sums: Leaves = ()  # of the metrics, since the epoch began
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
         self._scheduled = recipe.rate_index if recipe.schedule is not None else None
+        self._skips = state.skips()
+        self._skipped_before = 0
         self._empty: Leaves = tuple(placement.replicate([np.asarray(leaf) for leaf in empty]))
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -173,6 +180,8 @@ class Loop:
                             if here.stopping:
                                 break
                     logs = {**_some(last, f"Epoch {here.epoch}"), **data.batches.report}
+                    if self._skips is not None:
+                        logs["skipped_steps"] = self._skipped(self._skips, here)
                     if validation is not None and not validation.every and validation.due(here.epoch):
                         here = run.validated(here)
                     logs |= here.validated
@@ -220,6 +229,20 @@ class Loop:
             callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
+
+    def _skipped(self, skips: Skips, here: Progress) -> float:
+        """How many updates were skipped so far; raises if those of a whole epoch were."""
+        in_a_row, total = (int(read(self.state.leaf(i))) for i in (skips.in_a_row, skips.total))
+        if in_a_row >= here.batch:
+            raise NonFiniteLossError(
+                f"All {here.batch} updates of epoch {here.epoch} were skipped, as their gradients held NaN or infinite "
+                "values. Expected a finite one. The parameters are those of before. Lower the learning rate, look for "
+                "NaN in the inputs, or find the layer with TerminateOnNaN(locate=True)."
+            )
+        if total != self._skipped_before:
+            _log.warning("%d updates were skipped so far, as their gradients were not finite.", total)
+        self._skipped_before = total
+        return float(total)
 
     def validate(
         self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt, save: Callable[[], None]

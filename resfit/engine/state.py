@@ -18,7 +18,7 @@ from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
 from resfit.engine.programs import compiled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
-from resfit.optimizers import index_of_rate
+from resfit.optimizers import Skips, index_of_rate, skips
 
 _log = logging.getLogger("resfit")
 
@@ -34,8 +34,9 @@ class Replicate(Protocol):
 class Layout:
     """Which leaf of the flat tuple is what: (params..., carried..., averages of both..., optimizer..., span, step).
 
-    Free of arrays. The averages are there only if `ema`. The span, (3,) int32, is what a named schedule stretches over:
-    the step at which it begins, its steps, and the steps of an epoch.
+    Free of arrays. The averages are there only if `ema`. The span, (4,) int32, is what a named schedule stretches over:
+    the step at which it begins, its steps, and the steps of an epoch; and the bits of a float32 by which a schedule's
+    rates are multiplied.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class RunState:
             init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
         averages = (*params, *carried) if ema else ()
-        leaves = [*params, *carried, *averages, *state, np.zeros(3, np.int32), np.zeros((), np.int32)]
+        leaves = [*params, *carried, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
@@ -252,6 +253,10 @@ class RunState:
         """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one to set."""
         return index_of_rate(self.layout.split(self.leaves)[3])
 
+    def skips(self) -> Skips | None:
+        """Which leaves of the optimizer's state tell of skipped updates; None where none are skipped."""
+        return skips(self.layout.split(self.leaves)[3])
+
     def leaf(self, index: int) -> jax.Array:
         """A leaf of the optimizer's state."""
         return self.leaves[self.layout.n_model + index]
@@ -268,8 +273,20 @@ class RunState:
 
     def set_span(self, begin: int, steps: int, steps_per_epoch: int) -> None:
         """Stretches a named schedule over these steps."""
-        span = self._replicate(np.array([begin, steps, steps_per_epoch], np.int32))
-        self.leaves = (*self.leaves[:-2], span, self.leaves[-1])
+        self._put_span(_span(begin, steps, steps_per_epoch))
+
+    @property
+    def rate_factor(self) -> float:
+        """What the rates of a schedule are multiplied by. Waits for the device."""
+        return float(np.asarray(self.leaves[-2])[3:].view(np.float32)[0])
+
+    @rate_factor.setter
+    def rate_factor(self, value: float) -> None:
+        begin, steps, steps_per_epoch, _ = np.asarray(self.leaves[-2])
+        self._put_span(_span(begin, steps, steps_per_epoch, value))
+
+    def _put_span(self, span: np.ndarray) -> None:
+        self.leaves = (*self.leaves[:-2], self._replicate(span), self.leaves[-1])
 
     def replace(self, leaves: Leaves) -> None:
         """Takes the state that a step returned, when the user's module still holds the one before."""
@@ -349,6 +366,15 @@ class RunState:
             )
         pairs = list(zip(arrays, slots, strict=True))
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
+
+
+def rate_factor(span: jax.Array) -> jax.Array:
+    """What the rates of a schedule are multiplied by, as a step sees it."""
+    return jax.lax.bitcast_convert_type(span[3], jnp.float32)
+
+
+def _span(begin: int, steps: int, steps_per_epoch: int, factor: float = 1.0) -> np.ndarray:
+    return np.array([begin, steps, steps_per_epoch, np.float32(factor).view(np.int32)], np.int32)
 
 
 def _arrays(leaves: Sequence[tuple[Any, Any]]) -> list[Any]:

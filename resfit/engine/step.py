@@ -16,8 +16,9 @@ from flax import nnx
 
 from resfit import metrics
 from resfit.engine import modes, replicas
-from resfit.engine.state import Layout, Leaves
+from resfit.engine.state import Layout, Leaves, rate_factor
 from resfit.errors import LossError
+from resfit.optimizers import skips
 
 _log = logging.getLogger("resfit")
 
@@ -136,6 +137,7 @@ def train_step(
         seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
         return loss, (new_carried, rewritten, _merge(recipe, None, *seen))
 
+    before, merged = (carried, averages, sums), sums
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
         part, part_keys = whole, key_of
@@ -153,16 +155,22 @@ def train_step(
         # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
         params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
         total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
-        sums = sums.merge(found)
+        merged = merged.merge(found)
     loss, gradients = replicas.total(total, axis)
     if recipe.schedule is not None and recipe.rate_index is not None:
         flat, tree = jax.tree.flatten(optimizer_state)
-        flat[recipe.rate_index] = jnp.asarray(recipe.schedule(step, span), flat[recipe.rate_index].dtype)
+        rate = recipe.schedule(step, span) * rate_factor(span)
+        flat[recipe.rate_index] = jnp.asarray(rate, flat[recipe.rate_index].dtype)
         optimizer_state = jax.tree.unflatten(tree, flat)
     params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
     if recipe.ema is not None:
         averages = _averaged(averages, (*params, *carried), recipe.ema, step)
-    return layout.join(params, carried, averages, optimizer_state, span, step + 1), sums, loss
+    skipping = skips(optimizer_state)
+    if skipping is not None:
+        finite = jax.tree.leaves(optimizer_state)[skipping.finite]
+        after = (carried, averages, merged)
+        carried, averages, merged = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    return layout.join(params, carried, averages, optimizer_state, span, step + 1), merged, loss
 
 
 def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -> Leaves:

@@ -1,0 +1,128 @@
+"""Steps whose gradients are not finite leave everything as it was, are counted, and are not endless."""
+
+import logging
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import resfit
+from resfit import optimizers
+from resfit.callbacks import Callback
+from resfit.errors import CompileError, NonFiniteLossError
+from tests.helpers import PlainNet, assert_same, images, labels
+
+BAD = 7.0
+
+
+class Poisoned(PlainNet):
+    """Reads NaN where a batch holds a certain number, so that its statistics are NaN too."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(jax.numpy.where((x == BAD).any(), jax.numpy.nan, x))
+
+
+def batches(bad: tuple[int, ...], count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    x, y = images(8 * count), labels(8 * count)
+    for i in bad:
+        x[8 * i] = BAD
+    return [(x[8 * i : 8 * i + 8], y[8 * i : 8 * i + 8]) for i in range(count)]
+
+
+def model(optimizer: Any = None, **arguments: Any) -> resfit.Model:
+    made = resfit.Model(Poisoned(rngs=nnx.Rngs(0)))
+    made.compile(optimizer or optimizers.skip_non_finite(optimizers.sgd(0.1)), **{"dispatch": "jit", **arguments})
+    return made
+
+
+def leaves(made: resfit.Model) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in made._state.leaves]
+
+
+class Leaves(Callback):
+    """The state after each step, on the host."""
+
+    def __init__(self) -> None:
+        self.after: list[list[np.ndarray]] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.after.append([np.array(leaf) for leaf in self.model._state.leaves])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrap"),
+    [
+        ({}, optimizers.skip_non_finite),
+        ({"ema": 0.9}, optimizers.skip_non_finite),
+        ({"gradient_accumulation_steps": 2}, optimizers.skip_non_finite),
+        ({"dispatch": "sharded"}, optimizers.skip_non_finite),
+        ({"dispatch": "pmap", "batch_norm": "per_replica"}, optimizers.skip_non_finite),
+        ({}, lambda optimizer: optax.apply_if_finite(optimizer, 3)),
+        ({}, lambda optimizer: optimizers.clip(optimizers.skip_non_finite(optimizer), norm=1.0)),
+        ({"learning_rate": resfit.schedules.Cosine(peak=0.1)}, optimizers.skip_non_finite),
+    ],
+)
+def test_a_skipped_step_changes_nothing_but_the_counts(arguments: Any, wrap: Any) -> None:
+    made, seen = model(wrap(optimizers.sgd(0.1)), **arguments), Leaves()
+    made.fit(lambda: batches((2,)), steps_per_epoch=5, callbacks=[seen], verbose=0)
+    skips = made._state.skips()
+    assert skips is not None
+    counts = {made._state.layout.n_model + i for i in skips}
+    counts |= {made._state.layout.n_model + i for i in [made._rate_index] if "learning_rate" in arguments}
+    counts.add(len(seen.after[0]) - 1)  # of the steps
+    keep = [i for i in range(len(seen.after[0])) if i not in counts]
+    for i in keep:
+        np.testing.assert_array_equal(seen.after[2][i], seen.after[1][i])
+    assert any((seen.after[3][i] != seen.after[2][i]).any() for i in keep)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(made))
+    assert int(made._state.leaf(skips.total)) == 1
+
+
+def test_the_log_counts_them_and_its_means_are_those_of_the_steps_that_were_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "resfit"):
+        history = model().fit(lambda: batches((2, 4)), steps_per_epoch=5, epochs=3, verbose=0)
+    assert history.history["skipped_steps"] == [2.0, 4.0, 6.0]
+    assert np.isfinite(history.history["loss"]).all()
+    assert [record.getMessage()[:10] for record in caplog.records] == ["2 updates ", "4 updates ", "6 updates "]
+
+
+def test_without_it_a_bad_batch_poisons_parameters_and_statistics() -> None:
+    """Why it is there; and optax's wrapper alone, in somebody's own loop, would not keep the statistics."""
+    made = model(optimizers.sgd(0.1))
+    history = made.fit(lambda: batches((2,)), steps_per_epoch=5, verbose=0)
+    assert math.isnan(history.history["loss"][0])
+    assert "skipped_steps" not in history.history
+    assert sum(not np.isfinite(leaf).all() for leaf in leaves(made)) > 2
+
+
+def test_with_finite_batches_it_is_the_same_training() -> None:
+    plain, guarded = model(optimizers.sgd(0.1)), model()
+    for made in (plain, guarded):
+        made.fit(lambda: batches(()), steps_per_epoch=5, epochs=2, verbose=0)
+    for a, b in zip(plain.get_weights(), guarded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_an_epoch_of_nothing_but_skipped_steps_raises_and_loses_nothing() -> None:
+    made = model()
+    before = made.get_weights()
+    with pytest.raises(NonFiniteLossError, match=r"All 3 updates of epoch 0 were skipped.*Lower the learning rate"):
+        made.fit(lambda: batches((0, 1, 2), count=3), steps_per_epoch=3, verbose=0)
+    assert_same(made.get_weights(), before)
+
+
+def test_the_learning_rate_stays_settable() -> None:
+    made = model()
+    made.learning_rate = 0.5
+    assert made.learning_rate == 0.5
+
+
+def test_an_optimizer_that_is_not_built_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"skip_non_finite got 'sgd'.*resfit\.optimizers\.sgd"):
+        optimizers.skip_non_finite("sgd")  # type: ignore[arg-type]
