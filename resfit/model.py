@@ -21,7 +21,7 @@ from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
 from resfit.engine.modes import NOTHING_FROZEN, Freeze, plan
-from resfit.engine.resume import Keeper, Progress
+from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, NotCompiledError
@@ -537,6 +537,41 @@ class Model:
                 "A checkpoint was asked for in a fit without a Checkpoint callback. Pass one, which says where "
                 "checkpoints go."
             )
+
+    @property
+    def saves_checkpoints(self) -> bool:
+        """Whether `fit` is running with a `Checkpoint` callback, so that a checkpoint can be asked for."""
+        return self._requests is not None
+
+    def request_rollback(self, *, bad: tuple[int, int] | None = None, learning_rate_factor: float = 1.0) -> None:
+        """Asks the running `fit` to go back to its newest checkpoint in which all is finite; for callbacks.
+
+        The run goes on from there after all hooks of this batch or epoch, as if it had been resumed: position in the
+        data, metrics, `History` and what callbacks remember go back too.
+
+        Args:
+          bad: (epoch, batch) of a step that went wrong: the checkpoint is to be from before it, if there is one.
+          learning_rate_factor: the learning rate there is the present one, times this; under a schedule, all its rates
+            are multiplied.
+
+        Raises:
+          CallbackError: if `fit` runs without a `Checkpoint` callback.
+          CompileError: if the optimizer has no learning rate that can be set, and the factor is not 1.
+        """
+        if self._requests is None:
+            raise CallbackError(
+                "A rollback was asked for in a fit without a Checkpoint callback, so there is nothing to go back to. "
+                "Pass one: callbacks=[resfit.callbacks.Checkpoint(folder), ...]."
+            )
+        if self._follows_schedule:
+            factor = self._state.rate_factor * learning_rate_factor
+            then: Callable[[], None] = lambda: setattr(self._state, "rate_factor", factor)  # noqa: E731
+        elif learning_rate_factor == 1:
+            then = lambda: None  # noqa: E731
+        else:
+            rate = self.learning_rate * learning_rate_factor
+            then = lambda: setattr(self, "learning_rate", rate)  # noqa: E731
+        self._requests.rollback = Rollback(bad, then)
 
     def _evaluation_geometry(self, batch_size: int | None) -> Geometry:
         return Geometry(32 if batch_size is None else batch_size, pad=True, shard=self._loop.processes.shard)

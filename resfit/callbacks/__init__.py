@@ -12,6 +12,7 @@ from resfit.callbacks.model_checkpoint import ModelCheckpoint
 from resfit.callbacks.profiler import Profiler
 from resfit.callbacks.progress_bar import ProgressBar
 from resfit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from resfit.callbacks.rollback_on_nan import RollbackOnNaN
 from resfit.callbacks.swap_ema_weights import SwapEMAWeights
 from resfit.callbacks.tensorboard import TensorBoard
 from resfit.callbacks.terminate_on_nan import TerminateOnNaN
@@ -34,6 +35,7 @@ __all__ = [
     "Profiler",
     "ProgressBar",
     "ReduceLROnPlateau",
+    "RollbackOnNaN",
     "SwapEMAWeights",
     "TensorBoard",
     "TerminateOnNaN",

@@ -22,6 +22,18 @@ def require_settable(model: "Model", who: str) -> None:
         ) from error
 
 
+def require_adjustable(model: "Model", who: str) -> None:
+    """Checks that a callback may scale the model's learning rate, whether it is a number or a schedule's.
+
+    Raises:
+      CallbackError: if the optimizer has none that can be seen.
+    """
+    try:
+        _ = model.learning_rate
+    except CompileError as error:
+        raise CallbackError(f"{who} lowers the learning rate. {error} Or pass {who}(factor=1).") from error
+
+
 def current(model: "Model") -> float | None:
     """The learning rate; None for an optimizer that shows none."""
     try:

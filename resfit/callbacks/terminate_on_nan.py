@@ -1,17 +1,13 @@
 """Stops training when a step's loss is no number any more."""
 
-import collections
 import logging
-import math
-from typing import cast
+from typing import Any
 
-from resfit.engine.hooks import Callback, LazyLogs, Logs, batch_losses
+from resfit.callbacks.bad_losses import BadLoss, BadLosses
+from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError, NonFiniteLossError
 
 _log = logging.getLogger("resfit")
-
-# The loop never runs further ahead of the device than this, so a loss that is as many steps old is there to be read.
-_LAG = 8
 
 
 class TerminateOnNaN(Callback):
@@ -44,13 +40,11 @@ class TerminateOnNaN(Callback):
                 raise CallbackError(f"Expected {name} to be True or False, got {value!r}.")
         self._raise = raise_error
         self._locate = locate
-        self._epoch = 0
-        self._unread: collections.deque[tuple[int, LazyLogs]] = collections.deque()
+        self._losses = BadLosses()
         self.bad_batch: tuple[int, int] | None = None
         self.bad_place: str | None = None
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        self._unread.clear()
         self.bad_batch = self.bad_place = None
         if self._locate:
             self.model.keep_last_step = True
@@ -60,37 +54,33 @@ class TerminateOnNaN(Callback):
             self.model.keep_last_step = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        self._epoch = epoch
+        self._losses.begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        self._unread.append((batch, cast(LazyLogs, logs)))
-        if self._locate:
-            self._check(1)
-        elif len(self._unread) > 2 * _LAG:
-            self._check(_LAG)
+        self._stop(self._losses.add(batch, logs, wait=self._locate))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        self._check(len(self._unread))
+        self._stop(self._losses.rest())
 
-    def on_exception(self, exception: BaseException) -> None:
-        self._unread.clear()
-
-    def _check(self, count: int) -> None:
-        entries = [self._unread.popleft() for _ in range(count)]
-        losses = batch_losses([logs for _, logs in entries])
-        bad = [(batch, loss) for (batch, _), loss in zip(entries, losses, strict=True) if not math.isfinite(loss)]
-        if not bad or self.bad_batch is not None:
+    def _stop(self, bad: BadLoss | None) -> None:
+        if bad is None or self.bad_batch is not None:
             return
-        batch, loss = bad[0]
-        self.bad_batch = (self._epoch, batch)
+        self.bad_batch = (bad.epoch, bad.batch)
         if self._locate:
             self.bad_place = self.model.first_non_finite()
-        where = "" if self.bad_place is None else f" The first thing that is not finite: {self.bad_place}."
         message = (
-            f"The loss of batch {batch} in epoch {self._epoch} is {loss}.{where} Expected a finite number. Lower the "
-            "learning rate, clip the gradients, or look for NaN in that batch's inputs."
+            f"{bad.described(self.bad_place)} Lower the learning rate, clip the gradients, or look for NaN in that "
+            "batch's inputs."
         )
         if self._raise:
             raise NonFiniteLossError(message)
         _log.warning("TerminateOnNaN: training stops. %s", message)
         self.model.stop_training = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bad_batch": self.bad_batch, "bad_place": self.bad_place, "unread": self._losses.unread()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bad_batch = None if state["bad_batch"] is None else (state["bad_batch"][0], state["bad_batch"][1])
+        self.bad_place = state["bad_place"]
+        self._losses.resume(state["unread"])

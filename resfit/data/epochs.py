@@ -1,6 +1,6 @@
 """Cuts a data set into the epochs of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
@@ -43,6 +43,8 @@ class Epochs:
           inside: whether its pass goes on; False if the next batch is the first of the next pass.
         """
         self.passes, self.taken, self._continued = passes, taken, inside
+        self._stream.close()  # of a run that goes back, in the middle of a pass
+        self._stream = self._forever()
 
     def next(self, done: int = 0) -> Iterator[Batch]:
         """The batches of the next epoch; done: how many of them another run has had already."""
@@ -60,6 +62,6 @@ class Epochs:
             self.taken += 1
             yield batch
 
-    def _forever(self) -> Iterator[Batch]:
+    def _forever(self) -> Generator[Batch]:
         while True:
             yield from self._one_pass()

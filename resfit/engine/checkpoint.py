@@ -12,7 +12,7 @@ import logging
 import pathlib
 import shutil
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -142,21 +142,28 @@ class Checkpoints:
             if self._lock is not None:
                 self._lock.close()
 
-    def newest(self) -> tuple[int, Saved] | None:
+    def newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> tuple[int, Saved] | None:
         """The newest checkpoint that is whole, and its step; later ones that are not are named in a warning.
+
+        Args:
+          accept: whether it will do; the one before is looked at otherwise.
 
         Raises:
           CheckpointError: if there are checkpoints, and none that can be read.
         """
+        readable = False
         for step in reversed(self.steps):
             try:
-                return step, self.read(step)
+                saved = self.read(step)
+                readable = True
+                if accept(saved):
+                    return step, saved
             except Exception as error:  # noqa: BLE001  # whatever a damaged file makes its reader say
                 _log.warning(
                     "The checkpoint of step %d in %s is damaged and passed over: %s",
                     step, str(self._directory), str(error)[:300],
                 )  # fmt: skip
-        if self.steps:
+        if self.steps and not readable:
             raise CheckpointError(
                 f"None of the checkpoints {self.steps} in {str(self._directory)!r} can be read. Expected at least one. "
                 "Copy the folder back from where it is whole, or begin in another one."

@@ -24,7 +24,7 @@ from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
 from resfit.engine.waiting import Waiting
-from resfit.errors import DataError, ModuleError, NonFiniteLossError, StepFailed
+from resfit.errors import DataError, ModuleError, NonFiniteLossError, ResumeError, StepFailed
 from resfit.optimizers import Skips
 
 _log = logging.getLogger("resfit")
@@ -177,8 +177,11 @@ class Loop:
                     if not here.stopping:
                         for last in self._train_batches(data, callbacks, check, here.batch, keeper):  # noqa: B007
                             here = run.after_batch(here)
-                            if here.stopping:
+                            if here.stopping or run.rolls_back():
                                 break
+                    if run.rolls_back():
+                        here = run.rolled_back()
+                        continue
                     logs = {**_some(last, f"Epoch {here.epoch}"), **data.batches.report}
                     if self._skips is not None:
                         logs["skipped_steps"] = self._skipped(self._skips, here)
@@ -189,6 +192,8 @@ class Loop:
                         logs["learning_rate"] = float(read(self.state.leaf(self._scheduled)))
                     callbacks.fire("on_epoch_end", here.epoch, logs)
                     here = run.after_epoch(here)
+                    if run.rolls_back():
+                        here = run.rolled_back()
         except BaseException as exception:
             lost = self.state.recover()
             callbacks.fire("on_exception", exception)
@@ -451,6 +456,20 @@ class _Run:
     def restore(self) -> None:
         if self._keeper is not None:
             self._loop.sums = self._keeper.restore(self._data, self._callbacks)
+
+    def rolls_back(self) -> bool:
+        """Whether a callback asked to go back to the last good checkpoint."""
+        return self._keeper is not None and self._keeper.rollback is not None
+
+    def rolled_back(self) -> Progress:
+        """Where the run goes on from its last good checkpoint."""
+        if self._keeper is None:
+            raise ResumeError("There is no checkpoint to go back to. fit needs a Checkpoint callback.")
+        with self._loop.processes.failing_together():
+            here = self._keeper.roll_back()
+        if not here.batch:
+            self.restore()
+        return here
 
     def after_batch(self, here: Progress) -> Progress:
         every = None if self._validation is None else self._validation.every

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from resfit.data.epochs import Epochs
@@ -13,7 +14,7 @@ from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList, read
 from resfit.engine.processes import Processes
 from resfit.engine.state import Leaves, RunState
-from resfit.errors import CheckpointError, ResumeError
+from resfit.errors import CheckpointError, NonFiniteLossError, ResumeError
 
 _log = logging.getLogger("resfit")
 
@@ -49,6 +50,18 @@ class Progress(NamedTuple):
     finished: bool = False
 
 
+class Rollback(NamedTuple):
+    """Going back to a checkpoint in which all is finite.
+
+    Attributes:
+      bad: (epoch, batch) of the step that failed, which is to come after the checkpoint, or None.
+      then: what to do once the run is back there.
+    """
+
+    bad: tuple[int, int] | None
+    then: Callable[[], None]
+
+
 class Keeper:
     """Saves a run, and brings one back.
 
@@ -63,6 +76,7 @@ class Keeper:
     Attributes:
       wanted: whether a callback asked for a checkpoint; the loop saves after all hooks.
       wanted_as_best: whether that is to be kept as the best so far.
+      rollback: how a callback asked to go back; None where none did.
     """
 
     def __init__(
@@ -79,6 +93,8 @@ class Keeper:
         self._checkpoints, self._keep, self._fingerprint = checkpoints, keep, dict(fingerprint)
         self._state, self._placement = state, placement
         self.wanted = self.wanted_as_best = False
+        self.rollback: Rollback | None = None
+        self._finite: set[int] = set()  # the checkpoints to go back to, in which all is finite
         numbers = checkpoints.steps
         self._numbers = numbers[-1] + 1 if numbers else 0
         self._best: int | None = None
@@ -120,14 +136,33 @@ class Keeper:
                 f"{len(facts['shapes'])} arrays, where there are {len(shapes)}, or of other shapes. Expected those of "
                 "this model. Build and compile it as before, or begin in another folder."
             )
-        self._best = facts["best"]
+        self._best, self._finite = facts["best"], set(facts["finite"])
         if not differs:
             self._programs = facts["programs"]
         return Progress(**facts["progress"])
 
-    def _newest(self) -> Saved | None:
-        """What all processes go on from: the newest checkpoint that the one that writes can read."""
-        newest = self._checkpoints.newest() if self._writes else None
+    def roll_back(self) -> Progress:
+        """Looks for the checkpoint that `rollback` asks for, to be restored as one that `find` found.
+
+        Raises:
+          NonFiniteLossError: if there is none in which all is finite.
+        """
+        bad = None if self.rollback is None else self.rollback.bad
+        with _training_goes_on():
+            self._checkpoints.wait()
+        # What a bad step began with may be finite and lost all the same, so one from before it is better.
+        self._found = self._newest(lambda saved: _is_regular(saved) and (bad is None or _position(saved) < bad))
+        self._found = self._found or self._newest(_is_finite)
+        if self._found is None:
+            raise NonFiniteLossError(
+                "The loss is not finite, and there is no checkpoint from before, to go back to. Expected one. Save "
+                "more often (Checkpoint(every=...)), lower the learning rate, or look for NaN in the inputs."
+            )
+        return Progress(**self._found.facts["progress"])
+
+    def _newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> Saved | None:
+        """What all processes go on from: the newest checkpoint that the one that writes can read, and will do."""
+        newest = self._checkpoints.newest(accept) if self._writes else None
         number = self._processes.of_first(-1 if newest is None else newest[0])
         if newest is not None or number < 0:
             return None if newest is None else newest[1]
@@ -156,6 +191,9 @@ class Keeper:
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
         callbacks.load_state_dicts(facts["callbacks"])
+        if self.rollback is not None:
+            rollback, self.rollback = self.rollback, None
+            rollback.then()
         count = sum(name.startswith("sums/") for name in arrays)
         return tuple(self._placement.replicate([arrays[f"sums/{i}"] for i in range(count)]))
 
@@ -176,7 +214,8 @@ class Keeper:
           callbacks: whose hooks have all been called.
           states: what callbacks are to remember instead of what they do now.
         """
-        as_best, self.wanted, self.wanted_as_best = self.wanted_as_best, False, False
+        regular, as_best = self.wanted or progress.finished, self.wanted_as_best
+        self.wanted = self.wanted_as_best = False
         if not self._writes:
             return
         # Copies: on a CPU the host would else look into memory that the next step writes to.
@@ -187,6 +226,9 @@ class Keeper:
         self._numbers += 1  # also where it fails: what is half written keeps its name
         if as_best:
             self._best = number
+        # One that an interrupt made is none to go back to: without the interrupt it would not be there.
+        if regular and _all_finite(state):
+            self._finite.add(number)
         facts = {
             "progress": progress._asdict() | {"validated": dict(progress.validated)},
             "epoch": self._state.epoch,
@@ -196,6 +238,8 @@ class Keeper:
             "programs": self._programs,
             "shapes": [list(leaf.shape) for leaf in state],
             "best": self._best,
+            "finite": sorted(self._finite),
+            "regular": regular,
         }
         with _training_goes_on():
             self._checkpoints.wait()
@@ -228,5 +272,28 @@ class Keeper:
 
     def _prune(self) -> None:
         complete = self._checkpoints.steps
-        kept = {*complete[-self._keep :], *([self._best] if self._best is not None else [])}
-        self._checkpoints.keep(kept)
+        # Those that are finite are what a run that diverged can go back to.
+        finite = [number for number in complete if number in self._finite]
+        kept = {*complete[-self._keep :], *finite[-self._keep :]}
+        self._finite -= set(complete) - kept
+        self._checkpoints.keep(kept if self._best is None else {*kept, self._best})
+
+
+def _position(saved: Saved) -> tuple[int, int]:
+    progress = saved.facts["progress"]
+    return progress["epoch"], progress["batch"]
+
+
+def _is_regular(saved: Saved) -> bool:
+    return saved.facts["regular"] and _is_finite(saved)
+
+
+def _is_finite(saved: Saved) -> bool:
+    return _all_finite([array for name, array in saved.arrays.items() if name.startswith("state/")])
+
+
+def _all_finite(arrays: Sequence[np.ndarray]) -> bool:
+    floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
+    with np.errstate(all="ignore"):
+        # A sum takes a fraction of the time, and is finite wherever all it sums is, unless it overflows.
+        return all(bool(np.isfinite(array.sum()) or np.isfinite(array).all()) for array in floats)
