@@ -493,14 +493,17 @@ class Model:
             "batch_size": size,
             "shuffle": shuffle,
             "drop_remainder": drop_remainder,
-            "data": resuming.described(data),
-            "validation": None if validation is None else resuming.described(validation.data),
             "validation_steps": validation_steps,
             "validation_every": validation_every,
+            "validation_freq": validation_freq if isinstance(validation_freq, int) else list(validation_freq),
+            "validation_batch_size": validation_batch_size,
         }
+        compared = {"data": data, "validation": None if validation is None else validation.data}
         processes = self._loop.processes
         with processes.failing_together():
-            keeper = resuming.keeper(_listed(callbacks), resume, fingerprint, self._state, self._placement, processes)
+            keeper = resuming.keeper(
+                _listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
+            )
         self._fitting = True
         try:
             with processes.failing_together():

@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit.callbacks import Callback, Checkpoint
 from resfit.data import Batches
+from resfit.data.batches import description_of
 from resfit.engine.checkpoint import Checkpoints
 from resfit.engine.dispatch import Placement
 from resfit.engine.processes import Processes
@@ -24,6 +25,7 @@ def keeper(
     callbacks: Sequence[Callback],
     resume: bool | str,
     fingerprint: Mapping[str, Any],
+    data: Mapping[str, Batches | None],
     state: RunState,
     placement: Placement,
     processes: Processes,
@@ -34,6 +36,7 @@ def keeper(
       callbacks: of the fit.
       resume: its argument.
       fingerprint: how the run was set up.
+      data: what it reads, by name; looked at only where the run is saved.
       state: of the run.
       placement: of the run.
       processes: of the run.
@@ -64,6 +67,7 @@ def keeper(
         )
     whole = {
         **fingerprint,
+        **{name: None if one is None else described(one) for name, one in data.items()},
         "devices": len(placement.devices),
         "processes": placement.processes,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -72,6 +76,11 @@ def keeper(
 
 
 def described(data: Batches) -> dict[str, Any]:
-    """What can be told of a data set without reading it."""
+    """What can be told of a data set without reading it: JSON values."""
     labels = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(data.labels))
-    return {"kind": type(data).__name__, "examples": data.examples, "labels": zlib.crc32(labels)}
+    return {
+        "kind": type(data).__name__,
+        "examples": data.examples,
+        "labels": zlib.crc32(labels),
+        **description_of(data),
+    }

@@ -1,5 +1,6 @@
 """Arrays in memory as a source of examples, and what is checked and derived from them."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from resfit.data.indexed import IndexedBatches
 from resfit.errors import DataError
 
 _LOOKED_AT_AT_ONCE = 1 << 30  # bytes
+_COMPARED = 64  # examples that tell one data set from another: more might be read from a file for long
 
 
 class ArraySource:
@@ -40,6 +42,17 @@ class ArraySource:
     @property
     def labels(self) -> Any:
         return self._y
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        n = len(self)
+        looked_at = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
+        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        return {
+            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
+            "values": [zlib.crc32(leaf[looked_at].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "weights": weight,
+        }
 
     def __len__(self) -> int:
         return len(jax.tree.leaves(self._x)[0])

@@ -68,6 +68,31 @@ class Batches(Protocol):
         """The batches of one epoch, from batch `start` on."""
 
 
+@runtime_checkable
+class Described(Protocol):
+    """Data, or a part of them, that can be told from others."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What decides the batches, as far as it is known without reading: JSON values. A resumed run compares it."""
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """Data that know where they stand, so that a resumed run need not read again what it has had."""
+
+    def state_dict(self) -> Any:
+        """The place after the last batch that was handed out."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Goes on from there with the next iteration."""
+
+
+def description_of(data: Any) -> dict[str, Any]:
+    """The description of data that have one."""
+    return dict(data.description) if isinstance(data, Described) else {}
+
+
 class Source(Protocol):
     """Examples that can be had in any order: arrays, the images of a folder, a random-access data set on disk."""
 

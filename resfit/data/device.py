@@ -1,12 +1,13 @@
 """A whole data set on the device."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resfit.data.batches import EpochSource, Source
+from resfit.data.batches import EpochSource, Source, description_of
 from resfit.errors import DataError
 
 # Of the free memory: the rest is for the network, its gradients and activations.
@@ -34,6 +35,8 @@ class DeviceSource:
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
         self.labels = source.labels
+        # As the source's own: where they lie changes nothing.
+        self.description: Mapping[str, Any] = {"source": type(source).__name__} | description_of(source)
         self._length = len(source)
         device = jax.local_devices()[0]
         first = source.take(slice(0, 1))

@@ -3,8 +3,10 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +139,18 @@ class ImageFolder:
             for row, name in zip(numbers, names, strict=True)
         ]
         return stack_images(images, names), self.labels[rows], None
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        # Below their common folder, which may be moved.
+        root = len(os.path.commonpath([os.path.dirname(self.paths[0]), os.path.dirname(self.paths[-1])]))
+        files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))
+        return {
+            "files": files,
+            "size": None if self.size is None else list(self.size),
+            "crop": self.crop,
+            "mode": self.mode,
+        }
 
     def for_epoch(self, seed: int | None, epoch: int) -> "ImageFolder":
         """The same images with the crops of one epoch; a seed of None is none."""

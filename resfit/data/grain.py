@@ -30,7 +30,9 @@ def from_grain(x: Any) -> Batches | Iterable[Any]:
     """
     if hasattr(x, "__getitem__"):
         return GrainBatches(x)
-    return x if isinstance(x, Iterator) else GrainIterable(x)
+    if not isinstance(x, Iterator):
+        return GrainIterable(x)
+    return map(_batched, x) if _state_of(x) is None else GrainIterator(x)
 
 
 class GrainBatches:
@@ -64,6 +66,7 @@ class GrainBatches:
         if not self._length:
             raise DataError(f"The {type(data).__name__} holds no batches. Expected at least one.")
         self.steps = None if self._length >= _ENDLESS else self._length
+        self.description: Mapping[str, Any] = {"batches": self.steps}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         if self.steps is None:
@@ -86,7 +89,8 @@ class GrainIterable:
 
     Every epoch is one more pass, in the same order unless the data set itself changes it: shuffle and repeat before
     `.to_iter_dataset()`, and say `steps_per_epoch`, for another order in every epoch. A run that goes on inside a pass
-    reads what it had read before once more.
+    begins where Grain's iterator stood. That of a `DataLoader` tells its data source by `repr`: where that is Python's
+    own, with an address in it, the pass is read again and skipped.
 
     Args:
       data: what is iterated.
@@ -97,17 +101,69 @@ class GrainIterable:
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
+        self._iterator: Any = None  # of the pass that is going on
+        self._state: Any = None  # that the next pass begins in
 
     def __iter__(self) -> Iterator[Any]:
         from absl import flags
 
         try:
-            yield from map(_batched, self._data)
+            self._iterator = iter(self._data)
+            state, self._state = self._state, None
+            if state is not None:
+                _set_state(self._iterator, state)
+            yield from map(_batched, self._iterator)
+            self._iterator = None
         except flags.UnparsedFlagAccessError as error:
             raise DataError(
                 f"Grain's worker processes need the flags of absl, and they were not parsed: {error} Expected "
                 "absl.flags.FLAGS.mark_as_parsed() before fit, or a program run by absl.app.run."
             ) from error
+
+    def state_dict(self) -> Any:
+        """Where Grain's iterator stands, in a form of Grain's; None between two passes, or if no one can tell."""
+        return _state_of(self._iterator)
+
+    def load_state_dict(self, state: Any) -> None:
+        self._state = state
+
+
+class GrainIterator(Iterator[Any]):
+    """An iterator of a `grain.IterDataset` or `grain.DataLoader`, whose elements are looked at for being batches.
+
+    Args:
+      iterator: of Grain's.
+
+    Raises:
+      DataError: while iterating: if an element is no batch.
+    """
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __next__(self) -> Any:
+        return _batched(next(self._iterator))
+
+    def state_dict(self) -> Any:
+        return _state_of(self._iterator)
+
+    def load_state_dict(self, state: Any) -> None:
+        _set_state(self._iterator, state)
+
+
+def _state_of(iterator: Any) -> Any:
+    state = iterator.get_state() if hasattr(iterator, "get_state") else None
+    # A DataLoader takes no state that names another data source, as it does where the name holds an address.
+    return None if isinstance(state, bytes) and b" at 0x" in state else state
+
+
+def _set_state(iterator: Any, state: Any) -> None:
+    try:
+        iterator.set_state(state)
+    except ValueError as error:
+        raise DataError(
+            f"Grain cannot go on from the state of the saved run: {error} Expected the same sampler and data source."
+        ) from error
 
 
 def _batched(element: Any) -> Any:

@@ -129,6 +129,10 @@ class TableSource:
             rows = self._table.select_columns([chosen.label])[:][chosen.label]
             self.labels = as_labels(rows, f"The column {chosen.label!r}") if len(rows) else None
 
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {**self._columns._asdict(), "split": str(self._table.split), **self._pictures.description}
+
     def __len__(self) -> int:
         return len(self._table)
 

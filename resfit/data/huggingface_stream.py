@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class StreamShards:
         self._row_by_row = stream._distributed is None and all(_is_row_by_row(step) for step in steps)
         self._count = stream.num_shards if self._row_by_row else 1
         source = steps[-1]
+        self._split = str(stream.split)
         self._files: list[str] = [str(file) for file in getattr(source, "kwargs", {}).get("files", ())]
         self._lengths, self.examples = self._promised(stream, steps) if self._row_by_row else (None, None)
         self._remote = self._lengths is None and self._whole_parquet(steps) if self._row_by_row else False
@@ -60,6 +62,12 @@ class StreamShards:
             if not pictures.encoded:
                 stream = stream.with_format("numpy")
         self._stream = stream
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        names = "\0".join(os.path.basename(file) for file in self._files)  # whose folder may be moved
+        files = zlib.crc32(names.encode(errors="surrogateescape"))
+        return {**self._columns._asdict(), "split": self._split, "files": files, **self._pictures.description}
 
     def __len__(self) -> int:
         return self._count

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order
-from resfit.data.batches import Batch, EpochSource, Geometry, Source
+from resfit.data.batches import Batch, EpochSource, Geometry, Source, description_of
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
@@ -60,6 +60,10 @@ class IndexedBatches:
     @property
     def labels(self) -> Any:
         return self._source.labels
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"source": type(self._source).__name__} | description_of(self._source)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         seed = self._geometry.seed

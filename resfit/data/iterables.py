@@ -1,15 +1,19 @@
 """Any iterable of batches: lists, loaders, generators, functions that return one."""
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from resfit.data.arrays import as_arrays, check_finite
-from resfit.data.batches import Batch
+from resfit.data.batches import Batch, Positioned
 from resfit.errors import DataError
+
+_log = logging.getLogger("resfit")
 
 
 class IterableBatches:
@@ -19,6 +23,9 @@ class IterableBatches:
     fresh iterator) gives one pass per epoch, after `set_epoch(epoch)` if it has that method; an iterator gives what it
     has left. A dict that holds exactly one column besides "label" or "labels" is an image and its label; any other dict
     is an input of several arrays. A PyTorch loader's list of tensors is a tuple.
+
+    Something with `state_dict` and `load_state_dict` says itself where it stands, and a resumed run goes on there. Of
+    anything else a resumed run reads the pass from its beginning, and skips the batches that it has had.
 
     Args:
       source: the iterable, or a function without arguments that returns one.
@@ -35,9 +42,10 @@ class IterableBatches:
     """
 
     def __init__(self, source: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
-        self._source = source
+        self._source: Any = source
         self._used = False
-        self._restored = False
+        self._state: tuple[Any] | None = None  # that the next pass begins in
+        self._told = False
         length = getattr(source, "__len__", None)
         try:
             self.steps: int | None = None if length is None else length()
@@ -50,21 +58,26 @@ class IterableBatches:
             raise DataError(f"The {self._name} holds no batches. Expected at least one.")
 
     @property
+    def description(self) -> Mapping[str, Any]:
+        # A function may take the place of an iterator, and is the better one.
+        lasting = isinstance(self._source, Iterable) and not isinstance(self._source, Iterator)
+        return {"source": type(self._source).__name__ if lasting else None, "batches": self.steps}
+
+    @property
+    def replayable(self) -> bool:
+        """Whether a resumed run can find its place: not in an iterator that may have been begun, and does not say."""
+        source = self._source
+        begun = not isinstance(source, Generator) or inspect.getgeneratorstate(source) != inspect.GEN_CREATED
+        return not (isinstance(source, Iterator) and begun) or isinstance(source, Positioned)
+
+    @property
     def _name(self) -> str:
         name = getattr(self._source, "__name__", None) if callable(self._source) else None
         return name or type(self._source).__name__
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        set_epoch = getattr(self._source, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-        items = iter(self._source if isinstance(self._source, Iterable) else self._source())
-        if not self._restored:
-            for _ in itertools.islice(items, start):  # what a stopped run had read of this pass already
-                pass
-        self._restored = False
         first = read = start
-        for item in items:
+        for item in self._items(epoch, start):
             read, self._used = read + 1, True
             if self.steps is not None and read > self.steps:
                 raise DataError(
@@ -86,16 +99,47 @@ class IterableBatches:
                 "of them: it loses data, or its length is wrong."
             )
 
+    def _items(self, epoch: int, start: int) -> Iterator[Any]:
+        """What is left of a pass after so many batches."""
+        state, self._state = self._state, None
+        if state is None:
+            skipped = start if self.replayable else 0
+            yield from itertools.islice(self._pass(epoch), skipped, None)  # a stopped run had these already
+            return
+        if start:
+            yield from self._pass(epoch, *state)
+            return
+        # Between two passes: it goes on with its own order, and may need to be told first that the last one is over.
+        self._source.load_state_dict(state[0])
+        empty = True
+        for item in self._pass(epoch):
+            empty = False
+            yield item
+        if empty:
+            yield from self._pass(epoch)
+
+    def _pass(self, epoch: int, *state: Any) -> Iterator[Any]:
+        if hasattr(self._source, "set_epoch"):
+            self._source.set_epoch(epoch)
+        for one in state:  # after set_epoch, which may put a loader back to where its epoch begins
+            self._source.load_state_dict(one)
+        return iter(self._source if isinstance(self._source, Iterable) else self._source())
+
     def state_dict(self) -> Any:
-        """The source's own position, if it keeps one (`state_dict`); None: batches are counted and skipped."""
-        state_dict = getattr(self._source, "state_dict", None)
-        return None if state_dict is None else state_dict()
+        """The source's own place, if it knows it; None: batches are counted and skipped."""
+        if isinstance(self._source, Positioned):
+            return self._source.state_dict()
+        if isinstance(self._source, Iterator) and not isinstance(self._source, Generator) and not self._told:
+            self._told = True
+            _log.warning(
+                "The data are an iterator (%s) that does not say where it stands, so a run that goes on from this "
+                "checkpoint cannot find its place in it. Pass a function that returns a fresh one.", self._name,
+            )  # fmt: skip
+        return None
 
     def load_state_dict(self, state: Any) -> None:
-        """Goes on from `state_dict`: the next `epoch(epoch, start)` skips nothing."""
-        if state is not None:
-            self._source.load_state_dict(state)  # type: ignore[union-attr]
-            self._restored = True
+        """Goes on from `state_dict`: the next `epoch(epoch, start)` skips nothing, unless it was None."""
+        self._state = None if state is None else (state,)
 
 
 def as_batch(item: Any) -> Batch:

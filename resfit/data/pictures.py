@@ -1,6 +1,7 @@
 """The values of an image column become arrays."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,10 @@ class Pictures:
         self.crop = crop
         self._mode = mode if mode is not None else getattr(feature, "mode", None)
         self._dtype = None if self.encoded else _dtype(feature)
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"size": None if self._size is None else list(self._size), "crop": self.crop, "mode": self._mode}
 
     def undecoded(self, dataset: Any, column: str) -> Any:
         """The data set with that column as it is stored: encoded files stay bytes, arrays become NumPy arrays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order, prefetch
-from resfit.data.batches import Batch, Geometry
+from resfit.data.batches import Batch, Geometry, description_of
 from resfit.data.interleave import advance, beginning, interleave
 from resfit.data.retry import ReadingFailed, read_on
 from resfit.data.shares import Segment, part, share, stretch
@@ -117,6 +118,15 @@ class StreamBatches:
     def report(self) -> Mapping[str, float]:
         """How many records of this epoch were left out so far, where that is allowed."""
         return {"bad_records": self._bad} if self._settings.max_bad_records else {}
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        ours = {
+            "shards": len(self._shards),
+            "rows": None if self._lengths is None else zlib.crc32(repr(list(self._lengths)).encode()),
+        }
+        order = {name: getattr(self._settings, name) for name in ("window", "interleave", "max_bad_records")}
+        return {"source": self._name, **ours, **order, **description_of(self._shards)}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         self._bad = 0

@@ -1,5 +1,6 @@
 """A random-access data source of TensorFlow Datasets, as a `Source`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ class TfdsSource:
                 f"{len(source)} can be read ({info.file_format.value} files in {info.data_dir}). Expected every one of "
                 "them: delete the folder and prepare it again, with file_format='array_record'."
             )
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        name = self._source.dataset_info.full_name
+        return {"name": name, "split": str(self._source.split), "image": self._image, "label": self._label}
 
     def __len__(self) -> int:
         return len(self._source)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data.arrays import class_weights
-from resfit.data.batches import Batch, Batches
+from resfit.data.batches import Batch, Batches, Positioned, description_of
 from resfit.errors import DataError
 
 
@@ -40,6 +40,22 @@ class ClassWeighted:
     @property
     def report(self) -> Mapping[str, float]:
         return self._batches.report
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        weights = {str(number): float(weight) for number, weight in sorted(self._class_weight.items())}
+        return description_of(self._batches) | {"class_weight": weights}
+
+    @property
+    def replayable(self) -> bool:
+        return bool(getattr(self._batches, "replayable", True))
+
+    def state_dict(self) -> Any:
+        return self._batches.state_dict() if isinstance(self._batches, Positioned) else None
+
+    def load_state_dict(self, state: Any) -> None:
+        if isinstance(self._batches, Positioned):
+            self._batches.load_state_dict(state)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in self._batches.epoch(epoch, start):

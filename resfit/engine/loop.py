@@ -182,7 +182,7 @@ class Loop:
                     if run.rolls_back():
                         here = run.rolled_back()
                         continue
-                    logs = {**_some(last, f"Epoch {here.epoch}"), **data.batches.report}
+                    logs = {**_some(last, f"Epoch {here.epoch}"), **data.report}
                     if self._skips is not None:
                         logs["skipped_steps"] = self._skipped(self._skips, here)
                     if validation is not None and not validation.every and validation.due(here.epoch):

@@ -99,6 +99,7 @@ class Keeper:
         self._numbers = numbers[-1] + 1 if numbers else 0
         self._best: int | None = None
         self._found: Saved | None = None
+        self._exact = True
         self._programs: dict[str, str] = {}
 
     def find(self, *, exact: bool) -> Progress | None:
@@ -113,15 +114,15 @@ class Keeper:
         Raises:
           ResumeError: naming what differs.
         """
+        self._exact = exact
         self._found = self._newest()
         if self._found is None:
             return None
         facts = self._found.facts
-        before = facts["fingerprint"]
-        names = sorted(before.keys() | self._fingerprint.keys())
-        differs = [name for name in names if before.get(name) != self._fingerprint.get(name)]
+        before, now = _flat(facts["fingerprint"]), _flat(self._fingerprint)
+        differs = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differs and exact:
-            told = "; ".join(f"{name} was {before.get(name)!r}, is {self._fingerprint.get(name)!r}" for name in differs)
+            told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in differs)
             raise ResumeError(
                 f"The run in this folder was set up in another way: {told}. Expected the same, to end where an "
                 "uninterrupted run ends. Set it back, begin in another folder, or pass resume='inexact' to go on with "
@@ -179,10 +180,17 @@ class Keeper:
           The metric sums of the epoch.
 
         Raises:
-          ResumeError: if nothing was found.
+          ResumeError: if nothing was found, or the data cannot be gone back in.
         """
         if self._found is None:
             raise ResumeError("There is nothing to go on from. Call find first.")
+        if not data.replayable and self._exact and not self._found.facts["progress"]["finished"]:
+            raise ResumeError(
+                f"The saved run had had {self._found.facts['data']['taken']} batches of its data, which are an "
+                "iterator now, and nobody can tell what it has left. Expected a function that returns a fresh one, or "
+                "a loader, with or without state_dict and load_state_dict. Or pass resume='inexact' to go on with what "
+                "this one has left."
+            )
         found, self._found = self._found, None
         arrays, facts = found.arrays, found.facts
         leaves = [arrays[f"state/{i}"] for i in range(len(self._state.leaves))]
@@ -232,7 +240,7 @@ class Keeper:
         facts = {
             "progress": progress._asdict() | {"validated": dict(progress.validated)},
             "epoch": self._state.epoch,
-            "data": {"passes": data.passes, "taken": data.taken, "inside": bool(progress.batch) or data.fixed},
+            "data": data.position(inside=bool(progress.batch), alone=self._processes.shard[1] == 1),
             "callbacks": callbacks.state_dicts() if states is None else dict(states),
             "fingerprint": self._fingerprint,
             "programs": self._programs,
@@ -297,3 +305,11 @@ def _all_finite(arrays: Sequence[np.ndarray]) -> bool:
     with np.errstate(all="ignore"):
         # A sum takes a fraction of the time, and is finite wherever all it sums is, unless it overflows.
         return all(bool(np.isfinite(array.sum()) or np.isfinite(array).all()) for array in floats)
+
+
+def _flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Its values under dotted names, so that a difference is named and not a dict in which it stands."""
+    flat: dict[str, Any] = {}
+    for name, value in fingerprint.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

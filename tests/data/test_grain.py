@@ -226,7 +226,7 @@ WORKERS = """
 import grain
 import numpy as np
 from absl import flags
-from resfit.data import Geometry, as_batches
+from resfit.data import Epochs, Geometry, as_batches
 
 class Examples:
     def __len__(self):
@@ -240,8 +240,13 @@ def main():
     data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
     batches = as_batches(data, geometry=Geometry(32))
     flags.FLAGS.mark_as_parsed()
-    for start in (0, 3):
-        print(*(int(i) for batch in batches.epoch(0, start) for i in batch.x[:, 0, 0, 0]))
+    begun, rest = Epochs(batches, None), Epochs(as_batches(data, geometry=Geometry(32)), None)
+    for epoch in (batches.epoch(0), batches.epoch(0, 3)):
+        print(*(int(i) for batch in epoch for i in batch.x[:, 0, 0, 0]))
+    for _ in zip(range(3), begun.next()):
+        position = begun.position(inside=True)
+    rest.seek(**position)
+    print(*(int(i) for batch in rest.next() for i in batch.x[:, 0, 0, 0]))
 
 if __name__ == "__main__":
     main()
@@ -254,9 +259,9 @@ def test_worker_processes_give_the_same_rows(tmp_path: Path) -> None:
     script.write_text(WORKERS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    whole, rest = ([int(i) for i in line.split()] for line in done.stdout.splitlines())
+    whole, read_again, gone_on = ([int(i) for i in line.split()] for line in done.stdout.splitlines())
     assert whole == flat(read(batches_of(in_one_thread())))
-    assert rest == whole[12:]
+    assert read_again == gone_on == whole[12:]
 
 
 def test_a_folder_is_a_source_for_grain(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Batches that somebody else makes, and runs cut into epochs."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,6 +176,55 @@ def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
     plain = IterableBatches(list(source()))
     plain.load_state_dict(plain.state_dict())
     assert first(plain.epoch(0, start=2)) == [2]
+
+
+class Kept:
+    """A loader that is told the epoch, keeps its place, and has two ways to say that a pass is over."""
+
+    def __init__(self, *, put_back: bool) -> None:
+        self._put_back, self._epoch, self._done, self._start = put_back, 0, 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch, self._start = epoch, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self._start = self._start, 0
+        for i in range(start, 3):
+            self._done = i + 1
+            yield np.full((2, 1), 10 * self._epoch + i), np.array([i, i])
+        if self._put_back:
+            self._done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._start = state["epoch"], state["done"]
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+@pytest.mark.parametrize("done", range(7))
+def test_a_loader_goes_on_in_its_own_place_and_in_the_next_epoch_after_its_last_batch(
+    put_back: bool, done: int
+) -> None:
+    begun = Epochs(IterableBatches(Kept(put_back=put_back)), None)
+    stream = itertools.chain.from_iterable(begun.next() for _ in range(3))
+    whole = [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    assert first(itertools.islice(stream, done)) == whole[:done]
+    resumed = Epochs(IterableBatches(Kept(put_back=put_back)), None)
+    if done:
+        resumed.seek(**begun.position(inside=True))
+    left = 3 - max(done - 1, 0) // 3
+    assert first(itertools.chain.from_iterable(resumed.next() for _ in range(left))) == whole[done:]
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+def test_between_two_passes_the_next_one_is_whole(put_back: bool) -> None:
+    begun = Epochs(IterableBatches(Kept(put_back=put_back)), None)
+    list(begun.next())
+    resumed = Epochs(IterableBatches(Kept(put_back=put_back)), None)
+    resumed.seek(**begun.position(inside=False))
+    assert first(resumed.next()) == [10, 11, 12]
 
 
 def test_a_loader_is_told_the_epoch_if_it_asks() -> None:

@@ -99,7 +99,13 @@ def arrays() -> dict[str, Any]:
 
 
 def run(
-    made: resfit.Model, folder: Path, *extra: Callback, data: Any = arrays, every: int = 2, **arguments: Any
+    made: resfit.Model,
+    folder: Path,
+    *extra: Callback,
+    data: Any = arrays,
+    every: int = 2,
+    keep: int = 2,
+    **arguments: Any,
 ) -> dict[str, Any]:
     """Fits, and returns everything that a run leaves behind."""
     counts, stopping = Counts(), EarlyStopping(patience=5, restore_best_weights=True)
@@ -111,7 +117,7 @@ def run(
             "validation_data": (images(9, seed=5), labels(9)),
             "verbose": 0,
             "callbacks": [
-                Checkpoint(folder, every=every, best="val_loss"),
+                Checkpoint(folder, every=every, keep=keep, best="val_loss"),
                 counts,
                 stopping,
                 *([plateau] if plateau else []),

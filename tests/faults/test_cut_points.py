@@ -19,7 +19,7 @@ from resfit.engine.hooks import CallbackList
 from resfit.engine.resume import Keeper
 from resfit.errors import CallbackError, ResumeError, StepFailed
 from tests.faults import runs
-from tests.helpers import PlainNet, assert_same, compiled, images, labels
+from tests.helpers import PlainNet, assert_same, compiled, labels
 
 
 @functools.cache
@@ -123,49 +123,6 @@ def test_a_fresh_folder_is_begun_in(shared: Path, tmp_path: Path) -> None:
     assert_same(resumed("jit", tmp_path / "run"), whole(shared, "jit"))
 
 
-# --- every kind of data that can be read again --------------------------------------------------------------------
-
-
-class Digits:
-    """A `Source` whose examples are read by threads."""
-
-    threads = 2
-
-    def __init__(self) -> None:
-        self._x, self.labels = images(runs.EXAMPLES), labels(runs.EXAMPLES)
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def take(self, rows: Any) -> Any:
-        return self._x[rows], self.labels[rows], None
-
-
-def batches() -> Iterator[Any]:
-    for i, n in enumerate((8, 8, 6)):
-        yield images(n, seed=i), labels(n, seed=i)
-
-
-DATA: dict[str, Callable[[], dict[str, Any]]] = {
-    "a source": lambda: {"x": Digits(), "batch_size": runs.BATCH},
-    "a list of batches": lambda: {"x": list(batches())},
-    "a function of batches": lambda: {"x": batches},
-    "weighted arrays": lambda: {**runs.arrays(), "sample_weight": np.linspace(0, 2, runs.EXAMPLES)},
-    "arrays on the device": lambda: {**runs.arrays(), "cache": "device"},
-}
-
-
-@pytest.mark.parametrize("kind", DATA)
-def test_every_kind_of_data_goes_on_at_the_very_batch(kind: str, tmp_path: Path) -> None:
-    more = {"data": DATA[kind], "steps_per_epoch": 3}  # a function does not say how many batches it has
-    expected = runs.run(runs.model(), tmp_path / "whole", **more)
-    for step in (1, 3, 5):
-        stop = runs.Stops(step, runs.terminate)
-        with runs.stopped(SystemExit):
-            runs.run(runs.model(), tmp_path / str(step), stop, **more)
-        assert_same(runs.run(runs.model(), tmp_path / str(step), resume=True, **more), expected)
-
-
 # --- negative controls: each of these left out, the same test fails -----------------------------------------------
 
 
@@ -211,7 +168,7 @@ def without_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
     seek = Epochs.seek
     monkeypatch.setattr(
-        Epochs, "seek", lambda self, passes, taken, inside: seek(self, passes, max(taken - 1, 0), inside=inside)
+        Epochs, "seek", lambda self, passes, taken, **more: seek(self, passes, max(taken - 1, 0), **more)
     )
 
 
@@ -300,9 +257,13 @@ def test_another_set_up_is_refused_and_named_and_goes_on_inexactly_when_asked(
         runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
     with pytest.raises(ResumeError, match="batch_size was 8, is 4; epochs was 3, is 5"):
         runs.run(runs.model(), folder, resume=True, batch_size=4, epochs=5)
+    with pytest.raises(
+        ResumeError, match=r"way: validation_batch_size was None, is 3; validation_freq was 1, is \[2\]"
+    ):
+        runs.run(runs.model(), folder, resume=True, validation_freq=[2], validation_batch_size=3)
     with pytest.raises(ResumeError, match="seed was 0, is 1"):
         runs.run(runs.model(seed=1), folder, resume=True)
-    with pytest.raises(ResumeError, match="data was "):
+    with pytest.raises(ResumeError, match=r"data\.labels was \d+, is \d+"):
         runs.run(runs.model(), folder, resume=True, y=labels(runs.EXAMPLES, seed=9))
     with pytest.raises(ResumeError, match="another program than that of the saved run"):
         runs.run(runs.model(loss=resfit.losses.CrossEntropy(label_smoothing=0.1)), folder, resume=True)
