@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow kills against lint format types docs bench lock clean has-python
+.PHONY: help demo test quick slow kills against lint format types docs errors bench lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+
+errors: $(VENV)/dev.stamp  ## docs/errors.md: every mistake of tests/errors/mistakes.py, and what it says
+	$(BIN)/python -m tests.errors
 
 bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp

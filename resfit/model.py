@@ -15,16 +15,17 @@ from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
 from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
-from resfit.data.arrays import as_arrays, class_weights, split_validation
+from resfit.data.arrays import as_arrays, check_class_weight, check_finite, class_weights, split_validation
 from resfit.data.choose import in_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop, Validation
-from resfit.engine.modes import NOTHING_FROZEN, Freeze, plan
+from resfit.engine.modes import NOTHING_FROZEN, Freeze, explained, plan
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
-from resfit.errors import CallbackError, CompileError, DataError, LabelError, NotCompiledError
+from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
+from resfit.optimizers.choice import check_rate
 
 _log = logging.getLogger("resfit")
 
@@ -69,6 +70,12 @@ class Model:
 
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
+        own_step = type(self).compute_loss is not Model.compute_loss
+        if isinstance(module, nnx.Module) and not own_step and not callable(module):
+            raise ModuleError(
+                f"{type(module).__name__} has no __call__, so nothing maps images to outputs. Expected "
+                "def __call__(self, x) that returns logits, (batch, classes)."
+            )
         self._module = module
         self._placement = Placement("auto")
         self._state = RunState(module, None, self._placement.replicate)
@@ -177,8 +184,10 @@ class Model:
         slices = gradient_accumulation_steps
         if isinstance(slices, bool) or not isinstance(slices, int) or slices < 1:
             raise CompileError(f"Expected gradient_accumulation_steps to be a positive integer, got {slices!r}.")
-        if ema is not None and not 0 < ema < 1:
-            raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {ema}.")
+        if ema is not None and (not isinstance(ema, int | float) or not 0 < ema < 1):
+            raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {ema!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise CompileError(f"Expected seed to be a whole number that is not negative, such as 0, got {seed!r}.")
 
         self._state.publish()
         state = RunState(
@@ -193,7 +202,11 @@ class Model:
         )
         if not state.layout.n_params:
             raise CompileError(
-                "Every parameter is frozen, so there is nothing to train. Call freeze with fewer patterns."
+                f"Every parameter is frozen by freeze{self._freeze.patterns}, so there is nothing to train. "
+                "Call freeze with fewer patterns."
+                if self._freeze.patterns
+                else f"{type(self._module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
+                "Expected layers, or nnx.Param attributes, that are made in its __init__."
             )
         rate_index = state.rate_index()
         if learning_rate is not None and rate_index is None:
@@ -208,7 +221,8 @@ class Model:
         self._named_schedule, self._rate_index, self._trained_on = named, rate_index, None
         self._follows_schedule = named is not None or rate_function is not None
         if learning_rate is not None and rate_function is None:
-            self._state.set_leaf(rate_index, float(learning_rate))  # type: ignore[arg-type]
+            rate = check_rate(learning_rate, "learning_rate")
+            self._state.set_leaf(rate_index, float(rate))  # type: ignore[arg-type]
         self._loop = self._make_loop(
             Recipe(
                 self.compute_loss,
@@ -286,11 +300,17 @@ class Model:
         if self._loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
         if y is None:
-            raise LabelError("There are no labels. Pass y, or override Model.compute_loss for a loss that needs none.")
-        outputs = losses.at_least_float32(module(x))
+            what = "to train on" if train else "to evaluate on"
+            raise LabelError(
+                f"There are no labels {what}. Pass y, or data that bring labels, as (x, y); for a loss that needs none "
+                "override Model.compute_loss."
+            )
+        with explained(module, x):
+            outputs = losses.at_least_float32(module(x))
         if hasattr(outputs, "shape"):
             self._outputs_shape = tuple(outputs.shape)
-        losses_ = self._loss(outputs, y)
+        with explained(self._loss, outputs, y):
+            losses_ = self._loss(outputs, y)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(y)):
             self._check_labels(
                 y
@@ -303,12 +323,14 @@ class Model:
         if not own_step and self._outputs_shape is not None:
             losses.check(self._loss, labels, self._outputs_shape)
 
-    def _check_inputs(self, x: Any, train: bool) -> None:
+    def _check_inputs(self, x: Any, trained: bool) -> None:
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
         if isinstance(self._preprocess, preprocess_.Auto):
-            if train and self._trained_on is None:
+            # Remembered once a step was taken: what was refused by the network was not trained on.
+            if trained and self._trained_on is None:
                 self._trained_on = preprocess_.kinds(x)
-            preprocess_.check_kinds(x, self._trained_on)
+            elif not trained:
+                preprocess_.check_kinds(x, self._trained_on)
 
     @property
     def keep_last_step(self) -> bool:
@@ -354,7 +376,7 @@ class Model:
         index = self._settable_rate("set")
         if self._follows_schedule:
             raise CompileError("The learning rate follows a schedule. Compile with a number to set it yourself.")
-        self._state.set_leaf(index, float(value))
+        self._state.set_leaf(index, float(check_rate(value, "model.learning_rate")))
 
     def _settable_rate(self, verb: str) -> int:
         if not self._compiled:
@@ -441,8 +463,31 @@ class Model:
         """
         self._require_compiled("fit")
         self._state.check_structure()
-        if validation_every is not None and validation_every < 1:
-            raise DataError(f"Expected validation_every to be a positive number of steps, got {validation_every}.")
+        if self._fitting:
+            raise CallbackError(
+                "fit was called while fit is running, by a callback: both would train the same state. Stop with "
+                "model.stop_training = True and call fit again, or train another Model."
+            )
+        _check_counts(
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_every=validation_every,
+        )
+        if isinstance(initial_epoch, bool) or not isinstance(initial_epoch, int | np.integer) or initial_epoch < 0:
+            raise DataError(f"Expected initial_epoch to be a number of epochs, 0 or more, got {initial_epoch!r}.")
+        if initial_epoch > epochs:
+            raise DataError(
+                f"fit got initial_epoch={initial_epoch} and epochs={epochs}, so there is no epoch to train. Expected "
+                "epochs to be the number of the last epoch, counted from the beginning of the whole run."
+            )
+        if shuffle not in (True, False):
+            raise DataError(
+                f"Expected shuffle to be True or False, got {shuffle!r}. Every epoch has an order of all examples of "
+                "its own; to keep batches as they are pass an iterable of them."
+            )
+        if class_weight is not None:
+            self._check_class_weight(class_weight)
         held_out = validation_data
         if validation_split and validation_data is None:
             if not in_memory(x):
@@ -522,6 +567,16 @@ class Model:
             if keeper is not None:
                 keeper.close()
         return history
+
+    def _check_class_weight(self, class_weight: Any) -> None:
+        """Raises where a class has a weight that the network, as far as it tells, does not have."""
+        classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        highest = max(check_class_weight(class_weight), default=0)
+        if classes is not None and classes > 1 and highest >= classes:
+            raise DataError(
+                f"class_weight names the class {highest}, and the network has {classes} outputs. Expected class "
+                f"numbers from 0 to {classes - 1}."
+            )
 
     def request_checkpoint(self, *, best: bool = False) -> None:
         """Asks the running `fit` to save the run after all hooks of this batch or epoch; for callbacks.
@@ -733,7 +788,9 @@ class Model:
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for this batch, as NumPy."""
-        return self._loop.predict_batch(as_arrays(x)[0])
+        x = as_arrays(x)[0]
+        check_finite(x)
+        return self._loop.predict_batch(x)
 
     # --- variables, files, tables -------------------------------------------------------------------------------------
 
@@ -845,6 +902,11 @@ class Model:
 
 
 def _unpack(data: Any, what: str) -> tuple[Any, Any, Any]:
+    if isinstance(data, list) and len(data) in (2, 3) and all(hasattr(entry, "__array__") for entry in data):
+        raise DataError(
+            f"{what} is a list of {len(data)} arrays, which does not say what is what. Expected a "
+            "tuple: (x, y) or (x, y, sample_weight)."
+        )
     if not isinstance(data, tuple):
         return data, None, None
     if len(data) not in (2, 3):
@@ -862,7 +924,22 @@ def _weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | Non
 
 def _one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:
     x, y, weight = as_arrays(x, y, _weights(y, sample_weight, class_weight))
+    check_finite(x)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
+
+
+def _check_counts(**counts: Any) -> None:
+    """Raises for what is not None and no positive integer."""
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
+            raise DataError(f"Expected {name} to be a positive integer{_OR_NONE.get(name, '')}, got {count!r}.")
+
+
+_OR_NONE = {
+    "steps_per_epoch": ", or None for one pass over the data",
+    "validation_steps": ", or None for all of validation_data",
+    "validation_every": " of steps, or None to validate after epochs",
+}
 
 
 def _due(frequency: int | Sequence[int]) -> Callable[[int], bool]:
@@ -898,7 +975,10 @@ def _schedule(
 
 
 def _listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
-    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+    if isinstance(callbacks, Callback):
+        return [callbacks]
+    # What is one thing, and no callback, is told so by the list of hooks.
+    return list(callbacks or ()) if isinstance(callbacks, Iterable | None) else [callbacks]
 
 
 def _returned(results: dict[str, Any], return_dict: bool) -> Any:

@@ -132,7 +132,8 @@ def get(preprocess: str | Preprocess | None) -> Preprocess | None:
     if preprocess is None or (callable(preprocess) and not isinstance(preprocess, str)):
         return preprocess
     raise CompileError(
-        f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}."
+        f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}. Means and "
+        "standard deviations of channels are resfit.preprocess.Normalize(mean, std)."
     )
 
 

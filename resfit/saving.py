@@ -14,6 +14,7 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit.errors import SavedModelError
 from resfit.nets import ResNet, ResNetSpec
+from resfit.spelling import did_you_mean
 
 FORMAT_VERSION = 1
 
@@ -35,7 +36,15 @@ def save(
 
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
-        raise SavedModelError(f"Expected a path ending in '.safetensors', got {str(path)!r}.")
+        raise SavedModelError(
+            f"Expected a path ending in '.safetensors', got {str(path)!r}. Save to "
+            f"{str(path.with_suffix('.safetensors'))!r}."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
+            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
+        )
     header = {
         "format": "resfit",
         "format_version": FORMAT_VERSION,
@@ -71,12 +80,31 @@ def load(
     """
     import safetensors
 
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise SavedModelError(
+            f"{path} is a folder. Expected a file that Model.save wrote. The folder of a Checkpoint is gone on with by "
+            "fit(resume=True, callbacks=[resfit.callbacks.Checkpoint(folder)])."
+        )
+    if not path.exists():
+        there = sorted(file.name for file in path.parent.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"There is no file {path}; the .safetensors files in its folder are {there}. Expected one that Model.save "
+            f"wrote.{did_you_mean(path.name, there)}"
+        )
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise SavedModelError(f"{path} is no safetensors file, or is damaged: {error}.") from error
+        pickled = path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")
+        remedy = (
+            "Files of PyTorch are read by PyTorch: torch.load(path, weights_only=True), and "
+            "resfit.weights.load_state_dict(module, what_it_gives)."
+            if pickled
+            else "Expected one that Model.save wrote: save it again, or take another copy."
+        )
+        raise SavedModelError(f"{path} is no safetensors file, or is damaged: {error}. {remedy}") from error
     if "resfit" not in metadata:
         raise SavedModelError(
             f"{path} was not written by resfit's Model.save (its metadata: {metadata}). For PyTorch weights use "
@@ -134,7 +162,10 @@ def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
     ]
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise SavedModelError(f"{path} does not fit this {type(module).__name__}: {listed}.")
+        raise SavedModelError(
+            f"{path} does not fit this {type(module).__name__}: {listed}. Expected the network that was saved. Leave "
+            "module out to have one of resfit's built as the file says."
+        )
     filled = {
         place: jax.numpy.asarray(np.asarray(arrays[".".join(map(str, place))]), old.dtype)
         for place, old in _arrays(module).items()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit.errors import CompileError
+from resfit.spelling import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +310,14 @@ _BY_NAME: dict[str, type[Schedule]] = {
 }
 
 
+def _unquoted(name: str) -> str:
+    """What to say of a number in quotes; nothing for any other name."""
+    try:
+        return f" A number has no quotes: learning_rate={float(name):g}."
+    except ValueError:
+        return ""
+
+
 def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule:
     """The schedule of a name, or the schedule itself, with its peak filled in.
 
@@ -330,6 +339,7 @@ def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule
             raise CompileError(
                 f"Unknown learning-rate schedule {schedule!r}. Expected a number, a function step -> rate, a "
                 f"resfit.schedules object, or one of {list(_BY_NAME)}."
+                + (_unquoted(schedule) or did_you_mean(schedule, _BY_NAME))
             )
         schedule = _BY_NAME[schedule]()
     if not isinstance(schedule, Schedule):

@@ -14,6 +14,9 @@ PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.m
 
 SLOW = {"README.md", "your_first_resnet.md", "tensorboard.md", "tools.md"}  # they train a network to the end
 
+# Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.
+MISTAKES = "errors.md"
+
 # Blocks that are only shown: commands for a shell, output, and Sphinx directives.
 SHOWN = re.compile(r"bash|text|\{.*\}")
 FENCE = re.compile(r"^```(?P<language>\S+)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -57,6 +60,7 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
     [
         pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name in SLOW else ())
         for page in PAGES
+        if page.name != MISTAKES
     ],
 )
 def test_every_block_of_a_page_runs_in_order(page: Path) -> None:

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "resfit"
 
 # What each room may import from resfit. A room is a folder or a file of resfit/; the trainer's rooms are named one by
-# one, because most of the rules are between them. "errors" may be imported by every room. An import that only a type
-# checker sees (under `if TYPE_CHECKING:`) is free.
+# one, because most of the rules are between them. "errors" and "spelling" may be imported by every room. An import that
+# only a type checker sees (under `if TYPE_CHECKING:`) is free.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "spelling": set(),
     "packages": set(),
     "compilation_cache": set(),
     # Networks stand alone: they can be used with somebody else's loop.
@@ -138,7 +139,7 @@ def upward_imports(sources: dict[str, str]) -> list[str]:
             continue
         for imported in imports(source, module, set(sources)):
             there = room(imported)
-            if there not in {here, "errors", *MAY_IMPORT.get(here, set())}:
+            if there not in {here, "errors", "spelling", *MAY_IMPORT.get(here, set())}:
                 found.append(f"{module} imports {imported}")
     return found
 

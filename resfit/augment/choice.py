@@ -8,6 +8,7 @@ from resfit.augment.one_of import for_classes
 from resfit.augment.presets import PRESETS
 from resfit.augment.transform import Augment
 from resfit.errors import CompileError
+from resfit.spelling import did_you_mean
 
 AugmentArgument = str | Augment | Sequence[str | Augment] | None
 
@@ -53,7 +54,7 @@ def get(augment: AugmentArgument, num_classes: int | None = None) -> tuple[Augme
             if part not in PRESETS:
                 raise CompileError(
                     f"Unknown augment {part!r}. Expected one of {list(PRESETS)}, or functions (key, x, y) -> (x, y) "
-                    "such as resfit.augment.flip()."
+                    "such as resfit.augment.flip()." + did_you_mean(part, PRESETS)
                 )
             functions += PRESETS[part]
         elif (

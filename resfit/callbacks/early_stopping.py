@@ -43,8 +43,8 @@ class EarlyStopping(Callback):
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
     ) -> None:
-        if patience < 0:
-            raise CallbackError(f"Expected patience >= 0 epochs, got {patience}.")
+        if not isinstance(patience, int) or patience < 0:
+            raise CallbackError(f"Expected patience to be a number of epochs, 0 or more, got {patience!r}.")
         self._monitor = Monitor(monitor, mode, min_delta)
         self._patience = max(patience, 1)
         self._verbose = verbose

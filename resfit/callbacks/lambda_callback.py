@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from resfit.engine.hooks import Callback
+from resfit.engine.hooks import HOOKS, Callback
 from resfit.errors import CallbackError
-
-_HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+from resfit.spelling import did_you_mean
 
 
 class LambdaCallback(Callback):
@@ -29,8 +28,10 @@ class LambdaCallback(Callback):
 
     def __init__(self, **hooks: Callable[..., Any] | None) -> None:
         for name, function in hooks.items():
-            if name not in _HOOKS:
-                raise CallbackError(f"There is no hook {name!r}. Expected some of {', '.join(_HOOKS)}.")
+            if name not in HOOKS:
+                raise CallbackError(
+                    f"There is no hook {name!r}. Expected some of {', '.join(HOOKS)}." + did_you_mean(name, HOOKS)
+                )
             if function is None:
                 continue
             if not callable(function):

@@ -8,6 +8,7 @@ import numpy as np
 
 from resfit.engine.hooks import Logs
 from resfit.errors import CallbackError
+from resfit.spelling import did_you_mean
 
 _log = logging.getLogger("resfit")
 _LOWER_IS_BETTER = ("loss", "error", "cross_entropy", "crossentropy", "mse", "mae")
@@ -55,7 +56,11 @@ class Monitor:
     def value(self, logs: Logs | None, who: str) -> float | None:
         """The value in the logs; None, with a warning that says what there is, if it is missing."""
         if logs is None or self.name not in logs:
-            _log.warning("%s watches %r, which is not in the logs; there are %s.", who, self.name, sorted(logs or {}))
+            there = sorted(logs or {})
+            remedy = did_you_mean(self.name, there)
+            if self.name.startswith("val_") and not any(name.startswith("val_") for name in there):
+                remedy = " Nothing was validated: pass validation_data to fit, or watch another one."
+            _log.warning("%s watches %r, which is not in the logs; there are %s.%s", who, self.name, there, remedy)
             return None
         value = logs[self.name]
         if np.ndim(value) != 0:

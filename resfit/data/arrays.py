@@ -32,6 +32,11 @@ class ArraySource:
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
         structure: Any  # whose methods no type checker knows
+        if self._weight is not None and not self._weight.any():
+            raise DataError(
+                f"All {len(self._weight)} sample weights are 0, so that no example counts. Expected some above 0; "
+                "leave sample_weight out to let all count alike."
+            )
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
         # A file larger than memory is not read twice: what is mapped from it is looked at batch by batch.
@@ -58,7 +63,7 @@ class ArraySource:
         return len(jax.tree.leaves(self._x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([array[rows] for array in self._leaves])
+        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([native(array[rows]) for array in self._leaves])
         if not self._looked_at:
             check_finite(taken[0])
         return taken
@@ -79,6 +84,11 @@ class ArrayBatches(IndexedBatches):
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None, **geometry: Any) -> None:
         super().__init__(ArraySource(x, y, weight), Geometry(**geometry))
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """An array in this machine's byte order, which is all that JAX takes; some file formats have the other one."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_finite(x: Any) -> None:
@@ -112,21 +122,35 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
 
     def convert(name: str, value: Any) -> np.ndarray:
         if not hasattr(value, "__array__") and not isinstance(value, list):
-            raise DataError(f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.")
-        array = np.asarray(value)
-        if array.dtype == object or array.dtype.kind in "US":
+            remedy = " Weights by class are class_weight." if name.startswith("sample_weight") else ""
+            raise DataError(
+                f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.{remedy}"
+            )
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # lists of unequal lengths
+            raise DataError(
+                f"{name} is a list of {len(value)} from which no array can be made: {error}. Expected entries of one "
+                "shape; batches are given as a list of tuples, [(x, y), ...]."
+            ) from error
+        if array.dtype == object or array.dtype.kind in "USOcmM":
             remedy = (
                 "Class names need numbers: np.unique(y, return_inverse=True)[1]."
                 if name.startswith("y")
+                else "Take the real part, or np.abs."
+                if array.dtype.kind == "c"
                 else "Are the images of one size?"
             )
             raise DataError(
-                f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected numbers. {remedy}"
+                f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected real numbers. {remedy}"
             )
         if array.ndim == 0:
-            raise DataError(f"{name} is a single value, {array!r}; expected one entry per example.")
+            raise DataError(
+                f"{name} is a single value, {array}; expected one entry per example. Whatever yields single examples "
+                "must be batched first: what `fit` iterates over are batches."
+            )
         lengths[name] = len(array)
-        return array
+        return array if isinstance(array, np.memmap) else native(array)  # what is mapped is made so as it is read
 
     def convert_tree(name: str, tree: Any) -> Any:
         if tree is None:
@@ -140,10 +164,24 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
     if not lengths or min(lengths.values()) == 0:
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one.")
     if len(set(lengths.values())) > 1:
-        raise DataError(f"Expected one entry per example in every array, got lengths {lengths}.")
+        raise DataError(_unequal(x, y, lengths))
     if weight is not None:
         weight = check_weight(weight)
     return x, y, weight
+
+
+def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
+    """What to say of arrays of several lengths."""
+    if isinstance(x, list) and len(x) > 1 and hasattr(y, "__len__") and len(x) == len(y):
+        return (
+            f"x is a list of {len(x)} arrays, which is {len(x)} inputs of {lengths['x[0]']} examples, and there are "
+            f"{len(y)} labels. Expected one entry per example in every array: np.stack(x) makes one array of a list of "
+            "images of one size."
+        )
+    return (
+        f"Expected one entry per example in every array, got lengths {lengths}. Cut them to the same examples, or look "
+        "for what left some out."
+    )
 
 
 def check_weight(weight: np.ndarray) -> np.ndarray:
@@ -153,7 +191,8 @@ def check_weight(weight: np.ndarray) -> np.ndarray:
       DataError: for another rank, or values that are negative or not finite.
     """
     if weight.ndim != 1:
-        raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.")
+        remedy = " Take its one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
     if not np.isfinite(weight).all() or weight.min() < 0:
         raise DataError("sample_weight holds negative or non-finite values. Expected finite weights >= 0.")
     return weight.astype(np.float32)
@@ -170,16 +209,49 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
       >>> class_weights(np.array([0, 1, 2, 1]), {1: 2.0})
       array([1., 2., 1., 2.], dtype=float32)
     """
+    names = check_class_weight(class_weight)
     if getattr(y, "ndim", 0) not in (1, 2):
-        raise DataError(f"class_weight needs labels as one array, (examples,) or (examples, classes); got {y!r:.60}.")
+        found = "none" if y is None or getattr(y, "shape", None) == () else f"{y!r:.60}"
+        raise DataError(
+            f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "
+            "leave class_weight out and give sample_weight."
+        )
+    if y.dtype.kind in "OUS":
+        return np.ones(len(y), np.float32)  # `as_arrays` says what is wrong with them
     classes = (y if y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(axis=1)).astype(np.int64)
-    names = {int(key): float(value) for key, value in class_weight.items()}
-    if any(key < 0 or not np.isfinite(value) or value < 0 for key, value in names.items()):
-        raise DataError(f"class_weight is {names}. Expected class numbers from 0 and finite weights >= 0.")
+    if y.ndim == 2 and y.shape[1] > 1 and names and max(names) >= y.shape[1]:
+        raise DataError(
+            f"class_weight names the class {max(names)}, and the labels have {y.shape[1]} columns. Expected class "
+            f"numbers from 0 to {y.shape[1] - 1}."
+        )
     table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
     table[list(names)] = list(names.values())
     weights: np.ndarray = table[classes]
     return weights
+
+
+def check_class_weight(class_weight: Any) -> dict[int, float]:
+    """class_weight as class number -> weight.
+
+    Raises:
+      DataError: if it is no mapping of class numbers to finite weights that are not negative.
+    """
+    if not isinstance(class_weight, Mapping):
+        raise DataError(
+            f"class_weight is {class_weight!r:.60}. Expected a dict of class numbers and weights, such as "
+            "{0: 1.0, 1: 5.0}. Weights that balance the classes: dict(enumerate(len(y) / (n * np.bincount(y)))) for n "
+            "classes; a list of weights: dict(enumerate(weights))."
+        )
+    try:
+        names = {int(key): float(value) for key, value in class_weight.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"class_weight is {dict(class_weight)!r:.60}: {error}. Expected class numbers, as in the labels, and "
+            "weights that are numbers: {0: 1.0, 1: 5.0}."
+        ) from error
+    if any(key < 0 or not np.isfinite(value) or value < 0 for key, value in names.items()):
+        raise DataError(f"class_weight is {names}. Expected class numbers from 0 and finite weights >= 0.")
+    return names
 
 
 def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:

@@ -1,5 +1,6 @@
 """Whatever is passed as x becomes `Batches`."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,13 @@ def as_batches(
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
             weight = class_weights(np.asarray(y), class_weight)
         return _indexed(ArraySource(x, y, weight), geometry, cache)
+    if x is None:
+        raise DataError("x is None. Expected images: an array, a data set, or an iterable of batches.")
+    if isinstance(x, str | os.PathLike):
+        raise DataError(
+            f"x is the {type(x).__name__} {str(x)!r}; expected data, not where they are. A folder of images is "
+            "resfit.data.folder(path), a data set by name resfit.data.load(name)."
+        )
     if y is not None or weight is not None:
         raise DataError(
             f"x is a {type(x).__name__}, which makes its own batches: expected labels and weights inside them, as "
@@ -103,8 +111,8 @@ def is_source(x: Any) -> bool:
 
 
 def in_memory(x: Any) -> bool:
-    """Whether x is arrays: one, or a dict, tuple or list of them; a list of tuples is one of batches."""
-    if isinstance(x, list) and x and isinstance(x[0], tuple):
+    """Whether x is arrays: one, or a dict, tuple or list of them; a list of tuples or dicts is one of batches."""
+    if isinstance(x, list) and x and isinstance(x[0], tuple | dict):
         return False
     if isinstance(x, list | tuple | dict):
         return True

@@ -46,7 +46,10 @@ class IndexedBatches:
         self._batch = int(size) if n >= size else min(int(size), 1 << (n - 1).bit_length())
         full, rest = divmod(n, self._batch)
         if geometry.drop_remainder and n < size:
-            raise DataError(f"drop_remainder=True with {n} examples and batch_size={size} leaves nothing to train on.")
+            raise DataError(
+                f"drop_remainder=True with {n} examples and batch_size={size} leaves nothing to train on. Leave "
+                "drop_remainder out, or take smaller batches."
+            )
         dropped = rest if full and rest and (geometry.drop_remainder or rest < geometry.min_batch) else 0
         if dropped and not geometry.drop_remainder:
             _log.warning(

@@ -46,6 +46,8 @@ class IterableBatches:
         self._used = False
         self._state: tuple[Any] | None = None  # that the next pass begins in
         self._told = False
+        if not isinstance(source, Iterable):
+            _check_takes_nothing(source)
         length = getattr(source, "__len__", None)
         try:
             self.steps: int | None = None if length is None else length()
@@ -92,7 +94,13 @@ class IterableBatches:
                 "enough batches for all epochs."
             )
         if not read:
-            raise DataError(f"The {self._name} yielded no batch in epoch {epoch}. Expected at least one.")
+            remedy = (
+                " An iterator that was read before, by an earlier fit for example, has nothing left: make a new one, "
+                "or pass a function that returns one."
+                if isinstance(self._source, Iterator)
+                else ""
+            )
+            raise DataError(f"The {self._name} yielded no batch in epoch {epoch}. Expected at least one.{remedy}")
         if self.steps is not None and read < self.steps:
             raise DataError(
                 f"The {self._name} promised {self.steps} batches and ended after {read} in epoch {epoch}. Expected all "
@@ -140,6 +148,19 @@ class IterableBatches:
     def load_state_dict(self, state: Any) -> None:
         """Goes on from `state_dict`: the next `epoch(epoch, start)` skips nothing, unless it was None."""
         self._state = None if state is None else (state,)
+
+
+def _check_takes_nothing(function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise DataError(
+            f"x is the function {name}, which cannot be called without arguments: {error}. Expected a function that "
+            f"returns a fresh iterator of batches for every epoch: functools.partial({name}, ...)."
+        ) from error
+    except ValueError:  # a built-in that does not tell
+        return
 
 
 def as_batch(item: Any) -> Batch:

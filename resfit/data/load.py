@@ -10,6 +10,7 @@ from resfit.data.archives import cifar, idx
 from resfit.data.archives.download import Remote, fetch
 from resfit.data.archives.published import CIFAR_ARCHIVES, IDX_FILES
 from resfit.errors import DataError
+from resfit.spelling import did_you_mean
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -68,7 +69,9 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
     elif name in CIFAR_ARCHIVES:
         train, test = _cifar(name, folder)
     elif name not in _BUNDLED:
-        raise DataError(f"No data set is called {name!r}. Expected one of {', '.join(_EXPECTED)}.")
+        raise DataError(
+            f"No data set is called {name!r}. Expected one of {', '.join(_EXPECTED)}." + did_you_mean(name, _EXPECTED)
+        )
     elif path is not None:
         raise DataError(f"Got path={str(path)!r} for {name!r}, which comes inside a Python package. Leave path out.")
     else:

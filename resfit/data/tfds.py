@@ -97,8 +97,8 @@ def _why_not(builder: Any, name: str, split: str, data_dir: _Path | None, error:
             "its batches to fit: tfds.load(..., as_supervised=True).batch(n)."
         )
     return (
-        f"{name!r} has no examples in the split {split!r}: {error}. Expected one of {sorted(builder.info.splits)}, or "
-        "a part of it such as 'train[:80%]'."
+        f"{name!r} has no examples in the split {split!r}: {str(error).rstrip('.')}. Expected one of "
+        f"{sorted(builder.info.splits)}, or a part of it such as 'train[:80%]'."
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data.arrays import class_weights
+from resfit.data.arrays import check_class_weight, class_weights
 from resfit.data.batches import Batch, Batches, Positioned, description_of
 from resfit.errors import DataError
 
@@ -18,12 +18,12 @@ class ClassWeighted:
       class_weight: class number -> weight; classes that are not named weigh 1.
 
     Raises:
-      DataError: while iterating: if a batch has weights already, or no labels.
+      DataError: if class_weight is none; while iterating: if a batch has weights already, or no labels.
     """
 
     def __init__(self, batches: Batches, class_weight: Mapping[int, float]) -> None:
         self._batches = batches
-        self._class_weight = class_weight
+        self._class_weight = check_class_weight(class_weight)
 
     @property
     def steps(self) -> int | None:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from resfit.engine.programs import Program, compiled
 from resfit.errors import CompileError
+from resfit.spelling import did_you_mean
 
 KINDS = ("auto", "jit", "sharded", "pmap", "eager")
 BATCH_NORMS = ("global", "per_replica")
@@ -36,7 +37,7 @@ class Placement:
         self, kind: str = "auto", compiler_options: Mapping[str, Any] | None = None, batch_norm: str = "global"
     ) -> None:
         if kind not in KINDS:
-            raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.")
+            raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.{did_you_mean(kind, KINDS)}")
         if batch_norm not in BATCH_NORMS:
             raise CompileError(f"Unknown batch_norm {batch_norm!r}. Expected one of {list(BATCH_NORMS)}.")
         self.compiler_options = dict(compiler_options or {})

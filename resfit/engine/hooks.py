@@ -1,6 +1,8 @@
 """Callbacks: the protocol, the list that fires hooks, and logs that cost nothing until they are read."""
 
 import contextlib
+import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from resfit.errors import CallbackError
 
 if TYPE_CHECKING:
     from resfit.model import Model
+
+_log = logging.getLogger("resfit")
 
 Logs = MutableMapping[str, Any]
 
@@ -223,11 +227,8 @@ class CallbackList:
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
-                raise CallbackError(
-                    f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of "
-                    "classes that derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base "
-                    "class will do."
-                )
+                raise _no_callback(callback)
+            _check_hooks(callback)
             callback.set_params(params)
             callback.set_model(model)
 
@@ -271,6 +272,51 @@ class CallbackList:
         except BaseException as exception:
             self.fire("on_exception", exception)
             raise
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+def _no_callback(callback: Any) -> CallbackError:
+    if isinstance(callback, type):
+        return CallbackError(
+            f"callbacks holds the class {callback.__name__}. Expected an object of it: {callback.__name__}(...)."
+        )
+    return CallbackError(
+        f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of classes that "
+        "derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base class will do. A function "
+        "is made one by resfit.callbacks.LambdaCallback."
+    )
+
+
+def _check_hooks(callback: Callback) -> None:
+    """Finds before training what would otherwise fail after an epoch, or never be called.
+
+    Raises:
+      CallbackError: if a hook cannot be called with its arguments.
+    """
+    name = type(callback).__name__
+    for hook in HOOKS:
+        if not _listens(callback, hook):
+            continue
+        wanted = [
+            parameter for parameter in inspect.signature(getattr(Callback, hook)).parameters if parameter != "self"
+        ]
+        try:
+            inspect.signature(getattr(callback, hook)).bind(*wanted)
+        except TypeError as error:
+            raise CallbackError(
+                f"{name}.{hook} cannot be called with ({', '.join(wanted)}): {error}. Expected "
+                f"def {hook}(self, {', '.join(wanted)}), as in resfit.callbacks.Callback."
+            ) from error
+        except ValueError:  # something built in, that does not tell
+            continue
+    for own in vars(type(callback)):
+        if own.startswith("on_") and own not in HOOKS:
+            # A method of the user's own may be called on_improvement; one on an epoch is meant to be a hook.
+            like = [hook for hook in HOOKS if hook.split("_")[1] == own.split("_")[1]]
+            if like:
+                _log.warning("%s.%s is no hook, so nobody calls it. Expected one of %s.", name, own, like)
 
 
 def _listens(callback: Callback, hook: str) -> bool:

@@ -64,7 +64,8 @@ class Loop:
       seed: of everything random inside the steps.
       check: raises if labels do not fit the network. Called once their step is traced, before it runs: with all labels
         where the data set has them at hand, else with each batch's.
-      check_inputs: (x, whether to train on it): raises if inputs are of another kind than those trained on.
+      check_inputs: (x, whether a step was trained on it): False: raises if inputs are of another kind than those
+        trained on; True: remembers of what kind they are.
 
     Attributes:
       keep_last_step: whether to keep a copy of the state before each training step, and its batch. It costs the memory
@@ -218,7 +219,7 @@ class Loop:
         for i, turn in enumerate(waiting.over(self.processes.turns(data.next(done), _for_step)), done):
             callbacks.fire("on_train_batch_begin", i, {})
             self.state.own()
-            self._check_inputs(turn, True)
+            self._check_inputs(turn, False)
             arguments = (self.sums, self._key, turn.placed)
             step = self._train.prepare((self.state.leaves, *arguments), _announce(callbacks, "train"))
             if keeper is not None and turn.rows not in checked:
@@ -228,6 +229,7 @@ class Loop:
             if self.keep_last_step:
                 self._kept = self.state.copy(), turn.placed
             self.state.leaves, self.sums, loss = step(self.state.leaves, *arguments)
+            self._check_inputs(turn, True)
             waiting.step(loss)
             self.state.epoch = data.passes
             logs = LazyLogs(self.sums, self._compute, self._names, loss, turn.examples)
@@ -277,11 +279,12 @@ class Loop:
         """One training step on its own; the user's module holds the result."""
         self.state.take_from_module()
         turn = self._turn(batch)
-        self._check_inputs(turn, True)
+        self._check_inputs(turn, False)
         arguments = (self.state.leaves, self._empty, self._key, turn.placed)
         step = self._train_kept.prepare(arguments, _quiet)
         _check_labels(turn, self._check)
         leaves, sums, _ = step(*arguments)
+        self._check_inputs(turn, True)
         self.state.replace(leaves)
         self.state.publish()
         return self._compute(read(sums))
@@ -432,9 +435,9 @@ class Loop:
         """A batch on its own: of every process, its part."""
         return next(self.processes.turns([batch], wanted or _for_step))
 
-    def _check_inputs(self, turn: Turn, train: bool) -> None:
+    def _check_inputs(self, turn: Turn, trained: bool) -> None:
         if turn.host is not None:
-            self._check_kind(turn.host.x, train)
+            self._check_kind(turn.host.x, trained)
 
 
 class _Run:

@@ -6,10 +6,11 @@ graph* with the attributes set, called with the keyword that its `__call__` name
 definition only: the arrays stay where they are, and the module that the user holds is never changed.
 """
 
+import contextlib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resfit.errors import ModuleError
+from resfit.errors import ModuleError, ResfitError
+from resfit.spelling import did_you_mean
 
 # How modules name the mode in their call signature, and the value that means "train".
 _MODE_KEYWORDS = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
@@ -87,10 +89,7 @@ def plan(
       ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
     """
     if not isinstance(module, nnx.Module):
-        raise ModuleError(
-            f"Expected a flax.nnx.Module, got {type(module).__name__}. Linen modules and functions can be wrapped "
-            "with flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
-        )
+        raise _no_module(module)
     graph, state = nnx.split(module)
     if any(isinstance(leaf, nnx.Intermediate) for _, leaf in nnx.to_flat_state(state)):
         copy = nnx.merge(graph, state)
@@ -102,7 +101,7 @@ def plan(
             parts = sorted({str(slot.path[0]) for slot in slots})
             raise ModuleError(
                 f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
-                f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}."
+                f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )
     train, evaluate = (
         _graph_in_mode(graph, state, train=train, freeze=freeze, precision=precision) for train in (True, False)
@@ -111,6 +110,63 @@ def plan(
     if axis is not None:
         part = _graph_in_mode(graph, state, train=True, freeze=freeze, precision=precision, axis=axis)
     return Plan(train, part, evaluate, slots)
+
+
+def _no_module(module: Any) -> ModuleError:
+    kind = type(module).__name__
+    if isinstance(module, type):
+        return ModuleError(
+            f"Expected a flax.nnx.Module, got the class {module.__name__} itself. Pass an object: "
+            f"{module.__name__}(...)."
+        )
+    if isinstance(module, str):
+        return ModuleError(
+            f"Model got the text {module!r}. Expected a flax.nnx.Module: one by name is "
+            f"resfit.create_model({module!r}, num_classes=...)."
+        )
+    package = type(module).__module__.partition(".")[0]
+    if package in ("torch", "keras") or any(cls.__module__.startswith("torch.") for cls in type(module).__mro__):
+        return ModuleError(
+            f"Expected a flax.nnx.Module, got {package}'s {kind}. Build the network with resfit.create_model or as an "
+            "nnx.Module; the weights of PyTorch's ResNets are read by resfit.weights.load_state_dict."
+        )
+    return ModuleError(
+        f"Expected a flax.nnx.Module, got {kind}. Linen modules and functions can be wrapped with "
+        "flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
+    )
+
+
+@contextlib.contextmanager
+def explained(function: Any, *arguments: Any) -> Iterator[None]:
+    """Adds to an error that the user's own code raises inside a step what it was called with.
+
+    Args:
+      function: a module or a function.
+      arguments: what it gets.
+    """
+    try:
+        yield
+    except ResfitError:
+        raise
+    except Exception as error:
+        name = getattr(function, "__name__", None) or type(function).__name__
+        given = ", ".join(jax.tree.map(_short, argument).__repr__() for argument in arguments)
+        error.add_note(
+            f"{name} was called with ({given}) inside resfit's step, where arrays have shapes and dtypes but no "
+            "values: use jax.numpy, not NumPy or Python's if. To look inside, compile(dispatch='eager') runs without "
+            "compiling."
+        )
+        raise
+
+
+class _short:  # noqa: N801 - it makes reprs
+    """How an array is told of: float32[8, 28, 28, 1]."""
+
+    def __init__(self, array: Any) -> None:
+        self._text = f"{array.dtype}{list(array.shape)}" if hasattr(array, "dtype") else repr(array)
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:

@@ -243,7 +243,15 @@ class RunState:
         visible = self.visible()
         shapes = [np.shape(array) for array in arrays]
         if shapes != [leaf.shape for leaf in visible]:
-            raise ModuleError(f"Expected arrays of shapes {[leaf.shape for leaf in visible]}, got {shapes}.")
+            wrong = [
+                f"array {i} has shape {shape}, expected {leaf.shape}"
+                for i, (shape, leaf) in enumerate(zip(shapes, visible, strict=False))
+                if shape != leaf.shape
+            ]
+            raise ModuleError(
+                f"Got {len(shapes)} arrays for the {len(visible)} of this module{': ' if wrong else ''}"
+                f"{'; '.join(wrong[:5])}. Expected what get_weights gives for a network like this one."
+            )
         # NumPy's copy, not JAX's: that one compiles a program for every shape.
         new = [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
         self.replace((*self._replicate(new), *self.leaves[len(visible) :]))

@@ -198,6 +198,7 @@ def evaluate_step(
     module = _evaluation_module(layout, leaves, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
     losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+    _warn_if_moving(layout, leaves[layout.n_params :], module)
     losses = _per_example(losses, x)
     mask = _mask(batch, losses)
     weighted = losses if batch.weight is None else losses * batch.weight
@@ -215,7 +216,10 @@ def predict_step(
 ) -> Any:
     """What `finish` makes of the module's outputs for one batch."""
     module: Any = _evaluation_module(layout, leaves, key)
-    return finish(module(x if preprocess is None else preprocess(x)))
+    with modes.explained(module, x):
+        outputs = module(x if preprocess is None else preprocess(x))
+    _warn_if_moving(layout, leaves[layout.n_params :], module)
+    return finish(outputs)
 
 
 def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
@@ -236,6 +240,8 @@ def _mask(batch: DeviceBatch, losses: jax.Array) -> jax.Array:
 
 def _per_example(losses: Any, x: Any) -> jax.Array:
     n = jax.tree.leaves(x)[0].shape[0]
+    if losses is None:
+        raise LossError(f"The loss returned None; expected one value per example, ({n},). Does it lack a return?")
     if jnp.shape(losses) != (n,):
         remedy = (
             "Leave out the mean: resfit averages, so that weights and short batches count rightly."
@@ -246,6 +252,20 @@ def _per_example(losses: Any, x: Any) -> jax.Array:
             f"The loss returned shape {jnp.shape(losses)}; expected one value per example, ({n},). {remedy}"
         )
     return jnp.asarray(losses, jnp.float32)
+
+
+def _warn_if_moving(layout: Layout, before: Leaves, module: Any) -> None:
+    """Tells of BatchNorms that go on training in evaluation: each batch would be normalised by itself."""
+    now = dict(modes.leaves(module))
+    for slot, old in zip(layout.carried, before, strict=True):
+        leaf = now.get(slot.path)
+        if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:
+            _log.warning(
+                "The BatchNorm statistic %r moves in evaluation too: the module runs its norms in training mode "
+                "whatever it is told, so what it says of an image depends on the others in its batch. Leave "
+                "use_running_average=False and train=True out of __call__, or pass the mode on.", slot.name,
+            )  # fmt: skip
+            return
 
 
 def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:

@@ -10,6 +10,7 @@ from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
 from resfit.losses.regression import mean_squared_error
+from resfit.spelling import did_you_mean
 
 _BY_NAME: dict[str, Loss] = {
     "auto": cross_entropy,
@@ -35,8 +36,11 @@ def get(loss: str | Loss) -> Loss:
         if loss not in _BY_NAME:
             raise CompileError(
                 f"Unknown loss {loss!r}. Expected a function of (logits, labels), or one of {list(_BY_NAME)}."
+                + did_you_mean(loss, _BY_NAME)
             )
         return _BY_NAME[loss]
+    if isinstance(loss, type):
+        raise CompileError(f"loss is the class {loss.__name__}. Expected an object of it: loss={loss.__name__}(...).")
     if not callable(loss):
         raise CompileError(f"Expected loss to be a name or a function of (logits, labels), got {type(loss).__name__}.")
     return loss

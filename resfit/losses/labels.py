@@ -79,7 +79,8 @@ def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     if a.shape != b.shape:
         raise LabelError(
-            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same."
+            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same. Give every "
+            "output a target, build the network with as many outputs, or use loss='cross_entropy' for class numbers."
         )
     return a, b
 

@@ -19,6 +19,7 @@ from resfit.metrics.collection import Collection
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Mean
 from resfit.metrics.repair import repaired
+from resfit.spelling import did_you_mean
 
 MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
@@ -30,7 +31,8 @@ def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
         if jnp.shape(values) != mask.shape:
             raise LabelError(
                 f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; expected "
-                f"one value per example, {mask.shape}, so that short batches are averaged rightly."
+                f"one value per example, {mask.shape}, so that short batches are averaged rightly. "
+                "Leave out the mean."
             )
         return values
 
@@ -85,6 +87,7 @@ def _resolve(metric: Any, num_classes: int | None) -> type[clu.metrics.Metric]:
         raise CompileError(
             f"Unknown metric {metric!r}. Expected 'top_5_accuracy' (any number), one of {[*_BY_NAME, *_BY_CLASS]}, a "
             "clu.metrics.Metric class, or a function of (outputs, labels) that returns one value per example."
+            + did_you_mean(metric, [*_BY_NAME, *_BY_CLASS, "top_5_accuracy"])
         )
     if isinstance(metric, type) and issubclass(metric, clu.metrics.Metric):
         return repaired(metric)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
+from resfit.errors import SpecError
 from resfit.nets.first_values import FirstValues, Turn
 
 _Module = TypeVar("_Module", bound=nnx.Module)
@@ -45,6 +46,11 @@ class LayerKeys(nnx.Rngs):
     """
 
     def __init__(self, rngs: nnx.Rngs) -> None:
+        if not isinstance(rngs, nnx.Rngs):
+            raise SpecError(
+                f"rngs is {'the' if isinstance(rngs, type) else 'a'} {getattr(rngs, '__name__', type(rngs).__name__)}. "
+                "Expected a flax.nnx.Rngs, which is made of a seed or of a key: rngs=nnx.Rngs(0)."
+            )
         self.default = _CountedStream(rngs.params(), tag="params")
 
     def repeat(self, build: Callable[[], _Module], times: int) -> list[_Module]:

@@ -128,8 +128,22 @@ class ResNet(nnx.Module):
     def _check(self, x: jax.Array) -> None:
         """Refuses what is no batch of images for this network. Shapes are static: under jit this costs nothing."""
         channels = self.spec.in_channels
+        if not hasattr(x, "ndim"):
+            raise RankError(
+                f"ResNet received a {type(x).__name__} of {len(x) if hasattr(x, '__len__') else 1} entries as its "
+                f"input. Expected one array of images, (batch, height, width, {channels}). Labels go into y; a network "
+                "of several inputs is a module of your own."
+            )
         if x.ndim != 4:
-            hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}." if x.ndim == 3 else "Reshape the input."
+            hint = "Reshape the input."
+            if x.ndim == 3 and x.shape[-1] == channels:
+                hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}."
+            elif x.ndim == 3:
+                hint = f"Grey images need the axis of their one channel: x[..., None], of shape {(*x.shape, 1)}" + (
+                    "." if channels == 1 else ", and a network built with in_channels=1."
+                )
+            elif x.ndim == 2:
+                hint = f"Flat pixels need their image's shape: x.reshape(-1, height, width, {channels})."
             raise RankError(
                 f"ResNet received an input of {x.ndim} axes, of shape {x.shape}. Expected (batch, height, width, "
                 f"{channels}). {hint}"

@@ -13,6 +13,7 @@ from resfit.nets.recompute import PARTS
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import SHORTCUT_OPTIONS
 from resfit.nets.stem import STEMS
+from resfit.spelling import did_you_mean
 
 BLOCKS: Mapping[str, Callable[..., Residual]] = MappingProxyType(
     {
@@ -114,8 +115,13 @@ class ResNetSpec:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(
-                f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}. A file with "
-                "other fields was written by a newer version of resfit."
+                f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}."
+                + (
+                    " Weights are read into a network by resfit.weights.load_state_dict."
+                    if {"pretrained", "weights"} & set(unknown)
+                    else did_you_mean(unknown[0], known)
+                )
+                + " A file with other fields was written by a newer version of resfit."
             )
         if missing := sorted({"depths", "widths"} - set(values)):
             raise SpecError(f"ResNetSpec received no {' and no '.join(missing)}. Expected both. Add them.")

@@ -11,6 +11,7 @@ from flax import nnx
 from resfit.errors import SpecError
 from resfit.nets.resnet import ResNet
 from resfit.nets.spec import ResNetSpec
+from resfit.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def create_model(
         (1, 10)
     """
     if name not in ZOO:
-        raise SpecError(f"create_model received the unknown name {name!r}. Expected one of {list(ZOO)}.")
+        raise SpecError(
+            f"create_model received the unknown name {name!r}. Expected one of {list(ZOO)}." + did_you_mean(name, ZOO)
+        )
     values = ZOO[name].spec.to_dict() | spec_overrides | {"num_classes": num_classes, "in_channels": in_channels}
     return ResNet(ResNetSpec.from_dict(values), rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)

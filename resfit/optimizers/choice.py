@@ -11,6 +11,7 @@ import optax
 from resfit.errors import CompileError
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 from resfit.optimizers.rate import LearningRate, index_of_rate, with_rate
+from resfit.spelling import did_you_mean
 
 _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     # name -> (factory, its default learning rate)
@@ -40,6 +41,11 @@ def get(
         if optimizer not in _BY_NAME:
             raise CompileError(
                 f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}."
+                + (
+                    f" optax has it: compile(optimizer=optax.{optimizer.lower()}, learning_rate=...)."
+                    if optimizer.isidentifier() and hasattr(optax, optimizer.lower())
+                    else did_you_mean(optimizer, _BY_NAME)
+                )
             )
         factory, default = _BY_NAME[optimizer]
         rate = default if learning_rate is None else learning_rate
@@ -75,11 +81,36 @@ def default_rate(optimizer: Any) -> float | None:
 
 def _first(rate: LearningRate) -> float:
     # compile's schedules are evaluated by the training step, from its own counter, and written here at every step.
+    if isinstance(rate, type):
+        raise CompileError(
+            f"learning_rate is the class {rate.__name__}. Expected an object of it: learning_rate={rate.__name__}(...)."
+        )
     if callable(rate):
-        return float(rate(0))
-    if isinstance(rate, str | bool) or np.ndim(rate) != 0:
-        raise CompileError(f"Expected learning_rate to be a number or a schedule (step -> number), got {rate!r}.")
-    return rate
+        try:
+            return float(rate(0))
+        except TypeError as error:
+            raise CompileError(
+                f"learning_rate is a function, and rate(0) failed: {error}. Expected a function of the step alone, as "
+                "in optax, that returns one number. A function of (epoch, rate) goes into "
+                "callbacks=[resfit.callbacks.LearningRateScheduler(function)]."
+            ) from error
+    return check_rate(rate, "learning_rate")
+
+
+def check_rate(rate: Any, name: str) -> float:
+    """A learning rate that is a number, if it can be one.
+
+    Raises:
+      CompileError: for no number, and for one that is negative or not finite.
+    """
+    if isinstance(rate, str | bool) or np.ndim(rate) != 0 or rate is None:
+        raise CompileError(f"Expected {name} to be a number or a schedule (step -> number), got {rate!r}.")
+    if not np.isfinite(rate) or rate < 0:
+        raise CompileError(
+            f"{name} is {rate}, with which training would leave the minimum instead of looking for it. Expected a "
+            "finite number that is not negative, such as 0.1."
+        )
+    return rate  # type: ignore[no-any-return]
 
 
 def _of_function(function: Callable[..., Any], rate: float) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """Arrays in memory become batches: every row once, in an order that is a function of (seed, epoch)."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from resfit.data import ArrayBatches
-from resfit.data.arrays import as_arrays, class_weights, split_validation
+from resfit.data.arrays import ArraySource, as_arrays, class_weights, split_validation
 from resfit.errors import DataError
 
 
@@ -111,7 +112,24 @@ def test_lists_of_numbers_and_jax_arrays_are_arrays() -> None:
 )
 def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
     assert class_weights(y, {0: 0.5, 2: 3}).tolist() == [0.5, 3, 1, 3]
-    assert class_weights(y, {7: 9.0}).tolist() == [1, 1, 1, 1]
+    assert class_weights(y[:1], {2: 9.0}).tolist() == [1]
+
+
+def test_a_class_that_does_not_occur_may_weigh_and_one_without_a_column_may_not() -> None:
+    assert class_weights(np.array([0, 1]), {7: 9.0}).tolist() == [1, 1]
+    with pytest.raises(DataError, match="names the class 7, and the labels have 3 columns"):
+        class_weights(np.eye(3), {7: 9.0})
+
+
+def test_arrays_of_the_other_byte_order_become_native(tmp_path: Path) -> None:
+    x, y, _ = as_arrays(np.arange(3, dtype=">f4"), np.arange(3, dtype=">i2"))
+    assert (x.dtype, y.dtype) == (np.dtype("f4"), np.dtype("i2"))
+    assert (x.tolist(), y.tolist()) == ([0, 1, 2], [0, 1, 2])
+    mapped = np.memmap(tmp_path / "x", dtype=">f4", mode="w+", shape=(3, 2))
+    mapped[:] = [[0, 1], [2, 3], [4, 5]]
+    taken, _, _ = ArraySource(mapped).take(slice(1, 3))
+    assert taken.dtype.isnative
+    assert taken.tolist() == [[2, 3], [4, 5]]
 
 
 def test_split_validation_takes_the_last_part_of_everything() -> None:

@@ -45,7 +45,9 @@ def test_everything_gives_every_row_once_in_order(x: Any) -> None:
     assert rows(x) == list(range(10))
 
 
-@pytest.mark.parametrize(("x", "words"), [(3, "x is a int"), (None, "x is a NoneType")])
+@pytest.mark.parametrize(
+    ("x", "words"), [(3, "x is a int"), (None, "x is None. Expected images"), ("photos", "resfit.data.folder")]
+)
 def test_what_is_no_data_is_refused(x: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         rows(x)

@@ -1,0 +1,1274 @@
+"""What users of this field pass by mistake: the code, the error it must raise, and what that error must say.
+
+`docs/errors.md` is made of these rows (`make errors`), and `test_mistakes.py` runs each of them.
+"""
+
+from typing import NamedTuple
+
+from jax import errors as jax_errors
+
+from resfit import errors
+
+# What every row may use. The page shows it once, at the top.
+BEFORE = """\
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import resfit
+from resfit import callbacks
+
+x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
+y = np.arange(16) % 3
+
+spec = resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(4,), stem="cifar", num_classes=3)
+model = resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0)))
+model.compile("sgd", learning_rate=0.1, dispatch="jit")
+"""
+
+WARNING = "a warning in the log"
+
+
+class Mistake(NamedTuple):
+    """One mistake.
+
+    Attributes:
+      title: in a few words; the name of the test, and the heading in the page.
+      code: runs after `BEFORE`, in an empty folder.
+      error: its class; `WARNING`: the run goes on, and a line in the log says what is wrong.
+      received: what the message must tell of what was given.
+      fix: what it must tell about what to do.
+      trains: whether there was training before the error, so that the model is another one than before.
+      foreign: whether the message itself is of Python or JAX, and resfit adds a note to it: the page shows the note.
+    """
+
+    title: str
+    code: str
+    error: type[Exception] | str
+    received: str
+    fix: str
+    trains: bool = False
+    foreign: bool = False
+
+
+DATA = [
+    Mistake(
+        "Images with the channels first, as in PyTorch",
+        "model.fit(x.transpose(0, 3, 1, 2), y)",
+        errors.LayoutError,
+        "(16, 3, 8, 8)",
+        "x.transpose(0, 2, 3, 1)",
+    ),
+    Mistake("One image without the batch axis", "model.predict(x[0])", errors.RankError, "(8, 8, 3)", "x[None]"),
+    Mistake(
+        "Grey images without a channel axis",
+        "model.fit(x[..., 0], y)",
+        errors.RankError,
+        "(16, 8, 8)",
+        "x[..., None]",
+    ),
+    Mistake(
+        "Flat pixels, as in a CSV file or a DataFrame",
+        "model.fit(x.reshape(16, -1), y)",
+        errors.RankError,
+        "(16, 192)",
+        "x.reshape(-1, height, width, 3)",
+    ),
+    Mistake(
+        "Another number of channels than the network's",
+        'model.fit(np.zeros((16, 8, 8, 4), "uint8"), y)',
+        errors.ChannelError,
+        "4 channels",
+        "in_channels=4",
+    ),
+    Mistake(
+        "Images too small for the network",
+        'network = resfit.create_model("resnet18", num_classes=3)\nnetwork(x)',
+        errors.ImageTooSmallError,
+        "a side of 8 pixels",
+        "stem='cifar'",
+    ),
+    Mistake(
+        "A list of images instead of an array",
+        "model.fit(list(x), y)",
+        errors.DataError,
+        "a list of 16 arrays",
+        "np.stack(x)",
+    ),
+    Mistake(
+        "Images of several sizes in one array",
+        "model.fit(np.array([x[0], x[1][:4]], dtype=object), y[:2])",
+        errors.DataError,
+        "dtype object",
+        "of one size",
+    ),
+    Mistake(
+        "Complex numbers",
+        "model.fit(np.fft.fft2(x, axes=(1, 2)), y)",
+        errors.DataError,
+        "complex",
+        "np.abs",
+    ),
+    Mistake(
+        "0..255 as int64",
+        'model.fit(np.full((16, 8, 8, 3), 255, "int64"), y)',
+        errors.DataError,
+        "(16, 8, 8, 3)",
+        "x.astype('uint8')",
+    ),
+    Mistake(
+        "Trained on floats of one scale, asked about uint8",
+        'model.fit(x, y)\nmodel.predict(np.zeros((4, 8, 8, 3), "uint8"))',
+        errors.DataError,
+        "Got uint8 images",
+        "prepared as for training",
+        trains=True,
+    ),
+    Mistake(
+        "Trained on uint8, asked about floats up to 255",
+        'model.fit(np.full((16, 8, 8, 3), 9, "uint8"), y)\nmodel.evaluate(255 * np.abs(x), y)',
+        errors.DataError,
+        "values from",
+        "floats in [0, 1]",
+        trains=True,
+    ),
+    Mistake(
+        "NaN in the images",
+        "x[3, 0, 0, 0] = np.nan\nmodel.fit(x, y)",
+        errors.DataError,
+        "x[3] holds NaN",
+        "np.nan_to_num",
+    ),
+    Mistake(
+        "NaN in a batch for train_on_batch",
+        "x[3, 0, 0, 0] = np.nan\nmodel.train_on_batch(x, y)",
+        errors.DataError,
+        "x[3] holds NaN",
+        "np.nan_to_num",
+    ),
+    Mistake("No examples", "model.fit(x[:0], y[:0])", errors.DataError, "'x': 0", "at least one"),
+    Mistake(
+        "Images and labels of different length",
+        "model.fit(x, y[:10])",
+        errors.DataError,
+        "{'x': 16, 'y': 10}",
+        "the same examples",
+    ),
+    Mistake("Images and labels exchanged", "model.fit(y, x)", errors.RankError, "(16,)", "(batch, height, width, 3)"),
+    Mistake("No images", "model.fit(None, y)", errors.DataError, "x is None", "an array, a data set, or an iterable"),
+    Mistake(
+        "The path of a folder instead of images",
+        'model.fit("photos/train")',
+        errors.DataError,
+        "'photos/train'",
+        "resfit.data.folder(path)",
+    ),
+    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Labels go into y"),
+    Mistake(
+        "validation_data as a list",
+        "model.fit(x, y, validation_data=[x, y])",
+        errors.DataError,
+        "a list of 2 arrays",
+        "a tuple: (x, y)",
+    ),
+    Mistake(
+        "validation_split in percent",
+        "model.fit(x, y, validation_split=20)",
+        errors.DataError,
+        "20",
+        "between 0 and 1",
+    ),
+    Mistake(
+        "validation_split of an iterable",
+        "model.fit([(x, y)], validation_split=0.2)",
+        errors.DataError,
+        "validation_split",
+        "validation_data",
+    ),
+    Mistake("A batch size of zero", "model.fit(x, y, batch_size=0)", errors.DataError, "got 0", "a positive integer"),
+    Mistake(
+        "A batch size that is computed to a float",
+        "model.fit(x, y, batch_size=len(x) / 2)",
+        errors.DataError,
+        "got 8.0",
+        "a positive integer",
+    ),
+    Mistake(
+        "drop_remainder with fewer examples than a batch",
+        "model.fit(x, y, batch_size=32, drop_remainder=True)",
+        errors.DataError,
+        "16 examples and batch_size=32",
+        "Leave drop_remainder out",
+    ),
+    Mistake("No epochs", "model.fit(x, y, epochs=0)", errors.DataError, "got 0", "a positive integer"),
+    Mistake(
+        "epochs as a number of further epochs",
+        "model.fit(x, y, initial_epoch=10, epochs=5)",
+        errors.DataError,
+        "initial_epoch=10 and epochs=5",
+        "counted from the beginning",
+    ),
+    Mistake(
+        "A validation of no steps",
+        "model.fit(x, y, validation_data=(x, y), validation_steps=len(x) // 32)",
+        errors.DataError,
+        "got 0",
+        "None for all",
+    ),
+    Mistake(
+        "shuffle='batch', as in Keras",
+        'model.fit(x, y, shuffle="batch")',
+        errors.DataError,
+        "'batch'",
+        "True or False",
+    ),
+    Mistake(
+        "A generator for several epochs",
+        "model.fit(((x, y) for _ in range(2)), epochs=2)",
+        errors.DataError,
+        "all its batches have been used",
+        "a function that returns a fresh iterator",
+        trains=True,
+    ),
+    Mistake(
+        "A generator in a second fit",
+        "batches = ((x, y) for _ in range(2))\nmodel.fit(batches)\nmodel.fit(batches)",
+        errors.DataError,
+        "yielded no batch",
+        "make a new one",
+        trains=True,
+    ),
+    Mistake(
+        "A generator that ends before steps_per_epoch",
+        "model.fit(((x, y) for _ in range(2)), steps_per_epoch=5)",
+        errors.DataError,
+        "all its batches have been used",
+        "enough batches for all epochs",
+        trains=True,
+    ),
+    Mistake(
+        "A generator as validation data",
+        "model.fit(x, y, epochs=2, validation_data=((x, y) for _ in range(1)))",
+        errors.DataError,
+        "all its batches have been used",
+        "a function that returns a fresh iterator",
+        trains=True,
+    ),
+    Mistake(
+        "A generator without steps_per_epoch under a schedule",
+        'model.compile("sgd", learning_rate="cosine", dispatch="jit")\nmodel.fit(((x, y) for _ in range(2)))',
+        errors.DataError,
+        "this data cannot tell",
+        "steps_per_epoch",
+    ),
+    Mistake(
+        "A generator function that needs an argument",
+        "def batches(folder):\n    yield x, y\n\nmodel.fit(batches)",
+        errors.DataError,
+        "'folder'",
+        "functools.partial(batches, ...)",
+    ),
+    Mistake(
+        "Single examples instead of batches",
+        "model.fit(list(zip(x, y)))",
+        errors.DataError,
+        "a single value",
+        "batched first",
+    ),
+    Mistake(
+        "Batches as lists",
+        "model.fit([[x, y]])",
+        errors.DataError,
+        "x is a list of 1",
+        "a list of tuples, [(x, y), ...]",
+    ),
+    Mistake(
+        "Labels beside an iterable of batches",
+        "model.fit([(x, y)], y)",
+        errors.DataError,
+        "x is a list",
+        "labels and weights inside them",
+    ),
+    Mistake(
+        "A batch of four parts", "model.fit([(x, y, y, y)])", errors.DataError, "4 entries", "(x, y, sample_weight)"
+    ),
+    Mistake(
+        "A stream on the device",
+        'model.fit([(x, y)], cache="device")',
+        errors.DataError,
+        "x is a list",
+        "Leave cache out",
+    ),
+    Mistake(
+        "A folder that is not there",
+        'resfit.data.folder("photos/train")',
+        errors.DataError,
+        "photos/train",
+        "a folder of images for each class",
+    ),
+    Mistake(
+        "A folder without a folder for each class",
+        'import pathlib\npathlib.Path("photos").mkdir()\npathlib.Path("photos/1.jpg").touch()\n'
+        'resfit.data.folder("photos")',
+        errors.DataError,
+        "1 files and no folders",
+        "a folder for each class",
+    ),
+    Mistake(
+        "A picture that is none",
+        'import pathlib\npathlib.Path("photos/cats").mkdir(parents=True)\n'
+        'pathlib.Path("photos/cats/1.png").write_text("<html>404</html>")\n'
+        'model.fit(resfit.data.folder("photos", size=8))',
+        errors.DataError,
+        "photos/cats/1.png",
+        "remove the file",
+    ),
+    Mistake(
+        "An unknown data set", 'resfit.data.load("cifar11")', errors.DataError, "'cifar11'", "Did you mean 'cifar10'?"
+    ),
+    Mistake(
+        "A data set of TFDS that is not prepared",
+        'resfit.data.tfds("digits", "train", data_dir="datasets")',
+        errors.DataError,
+        "'digits'",
+        "prepare",
+    ),
+    Mistake(
+        "All splits of a Hugging Face data set",
+        "import datasets\n"
+        'rows = datasets.Dataset.from_dict({"image": x.tolist(), "label": y.tolist()})\n'
+        'model.fit(datasets.DatasetDict({"train": rows}))',
+        errors.DataError,
+        "'train'",
+        "dataset['train']",
+    ),
+    Mistake(
+        "A wrong column of a Hugging Face data set",
+        "import datasets\n"
+        'rows = datasets.Dataset.from_dict({"img": x.tolist(), "label": y.tolist()})\n'
+        'model.fit(resfit.data.huggingface(rows, image="image"))',
+        errors.DataError,
+        "'image'",
+        "The columns are 'img'",
+    ),
+    Mistake(
+        "Grain data that are not batched",
+        "import grain\nmodel.fit(grain.MapDataset.range(16).map(lambda i: (x[i], y[i])))",
+        errors.DataError,
+        "one example and not a batch",
+        ".batch(64)",
+    ),
+]
+
+LABELS = [
+    Mistake("No labels", "model.fit(x)", errors.LabelError, "no labels to train on", "Pass y"),
+    Mistake(
+        "A validation without labels",
+        "model.fit(x, y, validation_data=x)",
+        errors.LabelError,
+        "no labels to evaluate on",
+        "(x, y)",
+        trains=True,
+    ),
+    Mistake("Class numbers from one", "model.fit(x, y + 1)", errors.LabelError, "run from 1 to 3", "y - 1"),
+    Mistake(
+        "More classes than outputs",
+        "model.fit(x, np.arange(16))",
+        errors.LabelError,
+        "run from 0 to 15",
+        "num_classes=16",
+    ),
+    Mistake(
+        "-1 for examples without a label",
+        "y[2] = -1\nmodel.fit(x, y)",
+        errors.LabelError,
+        "run from -1 to 2",
+        "Leave out rows without a label",
+    ),
+    Mistake(
+        "Class numbers as floats",
+        'model.fit(x, y.astype("float32"))',
+        errors.LabelError,
+        "float32",
+        "y.astype('int32')",
+    ),
+    Mistake(
+        "Class names",
+        'model.fit(x, np.array(["cat", "dog"] * 8))',
+        errors.DataError,
+        "<U3",
+        "np.unique(y, return_inverse=True)[1]",
+    ),
+    Mistake(
+        "One-hot labels of another number of classes",
+        "model.fit(x, np.eye(5)[y])",
+        errors.LabelError,
+        "(16, 5)",
+        "as many columns as the network has outputs (3)",
+    ),
+    Mistake(
+        "Several classes in an image, without saying so",
+        "model.fit(x, np.ones((16, 3)))",
+        errors.LabelError,
+        "sums to 3",
+        "loss='binary_cross_entropy'",
+    ),
+    Mistake(
+        "NaN in the labels",
+        "model.fit(x, np.full((16, 3), np.nan))",
+        errors.LabelError,
+        "NaN or infinity",
+        "Expected finite values",
+    ),
+    Mistake(
+        "Several labels without a loss for them",
+        'model.fit(x, {"kind": y, "colour": y})',
+        errors.LabelError,
+        "got dict",
+        "compile(loss=...)",
+    ),
+    Mistake(
+        "-1 and 1 for one binary output",
+        "network = resfit.nets.ResNet(dataclasses.replace(spec, num_classes=1), rngs=nnx.Rngs(0))\n"
+        "binary = resfit.Model(network)\n"
+        'binary.compile("sgd", dispatch="jit")\n'
+        "binary.fit(x, np.where(y == 0, 1, -1))",
+        errors.LabelError,
+        "run from -1 to 1",
+        "expected 0 to 1",
+    ),
+    Mistake(
+        "Class numbers for a loss of numbers",
+        'model.compile(loss="mse", dispatch="jit")\nmodel.fit(x, y)',
+        errors.LabelError,
+        "(16, 3)",
+        "loss='cross_entropy' for class numbers",
+    ),
+    Mistake(
+        "class_weight='balanced', as in scikit-learn",
+        'model.fit(x, y, class_weight="balanced")',
+        errors.DataError,
+        "'balanced'",
+        "np.bincount(y)",
+    ),
+    Mistake(
+        "class_weight by class names",
+        'model.fit(x, y, class_weight={"cat": 2.0})',
+        errors.DataError,
+        "'cat'",
+        "class numbers",
+    ),
+    Mistake(
+        "class_weight of a class that the network does not have",
+        "model.fit(x, y, class_weight={1: 1.0, 3: 5.0})",
+        errors.DataError,
+        "the class 3",
+        "from 0 to 2",
+    ),
+    Mistake(
+        "class_weight and sample_weight",
+        "model.fit(x, y, class_weight={0: 2.0}, sample_weight=np.ones(16))",
+        errors.DataError,
+        "both class_weight and sample_weight",
+        "Multiply them",
+    ),
+    Mistake(
+        "sample_weight by class",
+        "model.fit(x, y, sample_weight={0: 1.0, 1: 5.0})",
+        errors.DataError,
+        "a float",
+        "class_weight",
+    ),
+    Mistake(
+        "sample_weight with two axes",
+        "model.fit(x, y, sample_weight=np.ones((16, 1)))",
+        errors.DataError,
+        "(16, 1)",
+        "sample_weight[:, 0]",
+    ),
+    Mistake(
+        "Negative weights",
+        "model.fit(x, y, sample_weight=np.linspace(-1, 1, 16))",
+        errors.DataError,
+        "negative",
+        "finite weights >= 0",
+    ),
+    Mistake(
+        "Weights that leave nothing",
+        "model.fit(x, y, sample_weight=np.zeros(16))",
+        errors.DataError,
+        "All 16 sample weights are 0",
+        "leave sample_weight out",
+    ),
+]
+
+NETWORKS = [
+    Mistake(
+        "A Linen module", "from flax import linen\nresfit.Model(linen.Dense(3))", errors.ModuleError, "Dense", "ToNNX"
+    ),
+    Mistake(
+        "A class instead of an object",
+        "resfit.Model(resfit.nets.ResNet)",
+        errors.ModuleError,
+        "the class ResNet",
+        "ResNet(...)",
+    ),
+    Mistake(
+        "A name instead of a network",
+        'resfit.Model("resnet18")',
+        errors.ModuleError,
+        "'resnet18'",
+        "resfit.create_model",
+    ),
+    Mistake(
+        "An unknown network",
+        'resfit.create_model("ResNet-50", num_classes=3)',
+        errors.SpecError,
+        "'ResNet-50'",
+        "Did you mean 'resnet50'?",
+    ),
+    Mistake(
+        "Pretrained weights by a flag, as in timm",
+        'resfit.create_model("resnet50", num_classes=1000, pretrained=True)',
+        errors.SpecError,
+        "['pretrained']",
+        "resfit.weights.load_state_dict",
+    ),
+    Mistake(
+        "A key instead of nnx.Rngs",
+        "resfit.nets.ResNet(spec, rngs=jax.random.key(0))",
+        errors.SpecError,
+        "PRNGKeyArray",
+        "nnx.Rngs(0)",
+    ),
+    Mistake(
+        "No classes",
+        'resfit.create_model("resnet20", num_classes=0)',
+        errors.SpecError,
+        "num_classes=0",
+        "a positive integer",
+    ),
+    Mistake(
+        "A module without __call__",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "resfit.Model(Net(nnx.Rngs(0)))",
+        errors.ModuleError,
+        "Net has no __call__",
+        "def __call__(self, x)",
+    ),
+    Mistake(
+        "A module without parameters",
+        "class Net(nnx.Module):\n"
+        "    def __call__(self, x):\n"
+        "        return x.mean(axis=(1, 2))\n\n"
+        "resfit.Model(Net()).compile()",
+        errors.CompileError,
+        "Net has no floating-point nnx.Param",
+        "__init__",
+    ),
+    Mistake(
+        "A network that does not end in pooling and a dense layer",
+        "other = resfit.Model(nnx.Conv(3, 3, (3, 3), rngs=nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        errors.LabelError,
+        "(16, 8, 8, 3)",
+        "global pooling and a dense layer",
+    ),
+    Mistake(
+        "Several outputs without a loss for them",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        return self.dense(x.reshape(len(x), -1)), x\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        errors.LabelError,
+        "got tuple",
+        "Model.compute_loss",
+    ),
+    Mistake(
+        "A layer of the wrong size",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(100, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        TypeError,
+        "Net was called with (float32[16, 8, 8, 3])",
+        "dispatch='eager'",
+        foreign=True,
+    ),
+    Mistake(
+        "Python's if on a value",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        return self.dense(x.reshape(len(x), -1) / (255 if x.max() > 1 else 1))\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        jax_errors.TracerBoolConversionError,
+        "Net was called with (float32[16, 8, 8, 3])",
+        "use jax.numpy, not NumPy or Python's if",
+        foreign=True,
+    ),
+    Mistake(
+        "A Variable that is made in the call",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        self.mean = nnx.BatchStat(x.mean())\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        errors.ModuleError,
+        "'mean' (BatchStat)",
+        "Create it in __init__",
+    ),
+    Mistake(
+        "BatchNorm that always evaluates",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.norm = nnx.BatchNorm(192, rngs=rngs)\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        return self.dense(self.norm(x.reshape(len(x), -1), use_running_average=True))\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", dispatch="jit")\n'
+        "other.fit(x, y)",
+        WARNING,
+        "every BatchNorm statistic unchanged",
+        "Pass the mode on",
+    ),
+    Mistake(
+        "BatchNorm that always trains",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.norm = nnx.BatchNorm(192, rngs=rngs)\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        "        return self.dense(self.norm(x.reshape(len(x), -1), use_running_average=False))\n\n"
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        "other.predict(x)",
+        WARNING,
+        "'norm.mean' moves in evaluation too",
+        "pass the mode on",
+    ),
+    Mistake(
+        "A freeze pattern that matches nothing",
+        'model.freeze("stage_1")',
+        errors.ModuleError,
+        "'stage_1'",
+        "Did you mean 'stage1'?",
+    ),
+    Mistake(
+        "Everything frozen",
+        'model.freeze("*")\nmodel.compile()',
+        errors.CompileError,
+        "freeze('*',)",
+        "fewer patterns",
+    ),
+    Mistake(
+        "Weights of another network",
+        "model.set_weights(model.get_weights()[:-1])",
+        errors.ModuleError,
+        "Got 16 arrays",
+        "get_weights",
+    ),
+]
+
+COMPILE = [
+    Mistake(
+        "fit before compile",
+        "resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).fit(x, y)",
+        errors.NotCompiledError,
+        "not compiled",
+        "model.compile(...)",
+    ),
+    Mistake(
+        "freeze after compile",
+        'model.freeze("stem")\nmodel.fit(x, y)',
+        errors.NotCompiledError,
+        "not compiled",
+        "model.compile(...)",
+    ),
+    Mistake("An optimizer misspelt", 'model.compile("adamm")', errors.CompileError, "'adamm'", "Did you mean 'adam'?"),
+    Mistake(
+        "An optimizer that optax has",
+        'model.compile("lion")',
+        errors.CompileError,
+        "'lion'",
+        "compile(optimizer=optax.lion, learning_rate=...)",
+    ),
+    Mistake(
+        "An optax function without its rate",
+        "model.compile(optax.adam)",
+        errors.CompileError,
+        "the function adam",
+        "learning_rate=...",
+    ),
+    Mistake(
+        "A learning rate given twice",
+        "model.compile(optax.sgd(0.1), learning_rate=0.1)",
+        errors.CompileError,
+        "an optimizer that was built with its own rate",
+        "Leave learning_rate out",
+    ),
+    Mistake(
+        "nnx.Optimizer",
+        "model.compile(nnx.Optimizer(model.module, optax.sgd(0.1), wrt=nnx.Param))",
+        errors.CompileError,
+        "Optimizer",
+        "pass the optax transformation",
+    ),
+    Mistake(
+        "A loss misspelt",
+        'model.compile(loss="sparse_categorical_cross_entropy")',
+        errors.CompileError,
+        "'sparse_categorical_cross_entropy'",
+        "Did you mean 'sparse_categorical_crossentropy'?",
+    ),
+    Mistake(
+        "The class of a loss",
+        "model.compile(loss=resfit.losses.Focal)",
+        errors.CompileError,
+        "the class Focal",
+        "loss=Focal(...)",
+    ),
+    Mistake(
+        "A loss that averages",
+        "def loss(logits, labels):\n"
+        "    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()\n\n"
+        'model.compile(loss=loss, dispatch="jit")\n'
+        "model.fit(x, y)",
+        errors.LossError,
+        "shape ()",
+        "Leave out the mean",
+    ),
+    Mistake(
+        "A loss for each output",
+        "def loss(logits, labels):\n"
+        "    return (logits - jax.nn.one_hot(labels, 3)) ** 2\n\n"
+        'model.compile(loss=loss, dispatch="jit")\n'
+        "model.fit(x, y)",
+        errors.LossError,
+        "(16, 3)",
+        "Average over the other axes",
+    ),
+    Mistake(
+        "A loss without return",
+        "def loss(logits, labels):\n"
+        "    optax.softmax_cross_entropy_with_integer_labels(logits, labels)\n\n"
+        'model.compile(loss=loss, dispatch="jit")\n'
+        "model.fit(x, y)",
+        errors.LossError,
+        "returned None",
+        "lack a return",
+    ),
+    Mistake(
+        "A loss with the arguments of Keras, labels first",
+        "def loss(y_true, y_pred):\n"
+        "    return optax.softmax_cross_entropy_with_integer_labels(y_pred, y_true)\n\n"
+        'model.compile(loss=loss, dispatch="jit")\n'
+        "model.fit(x, y)",
+        TypeError,
+        "loss was called with (float32[16, 3], int32[16])",
+        "dispatch='eager'",
+        foreign=True,
+    ),
+    Mistake(
+        "A metric misspelt",
+        'model.compile(metrics=["acuracy"])',
+        errors.CompileError,
+        "'acuracy'",
+        "Did you mean 'accuracy'?",
+    ),
+    Mistake(
+        "A metric that averages",
+        "def hits(logits, labels):\n"
+        "    return (logits.argmax(1) == labels).mean()\n\n"
+        'model.compile(metrics=[hits], dispatch="jit")\n'
+        "model.fit(x, y)",
+        errors.LabelError,
+        "'hits' returned shape ()",
+        "Leave out the mean",
+    ),
+    Mistake(
+        "Top-5 accuracy of three classes",
+        'model.compile(metrics=["top_5_accuracy"], dispatch="jit")\nmodel.fit(x, y)',
+        errors.LabelError,
+        "the network has 3",
+        "5 classes or more",
+    ),
+    Mistake(
+        "A schedule misspelt",
+        'model.compile(learning_rate="cosin")',
+        errors.CompileError,
+        "'cosin'",
+        "Did you mean 'cosine'?",
+    ),
+    Mistake(
+        "A number in quotes",
+        'model.compile(learning_rate="0.1")',
+        errors.CompileError,
+        "'0.1'",
+        "learning_rate=0.1",
+    ),
+    Mistake(
+        "A negative learning rate",
+        "model.compile(learning_rate=-0.1)",
+        errors.CompileError,
+        "-0.1",
+        "that is not negative",
+    ),
+    Mistake(
+        "A learning rate that became NaN",
+        'model.learning_rate = float("nan")',
+        errors.CompileError,
+        "nan",
+        "a finite number",
+    ),
+    Mistake(
+        "The class of a schedule",
+        "model.compile(learning_rate=resfit.schedules.Cosine)",
+        errors.CompileError,
+        "the class Cosine",
+        "learning_rate=Cosine(...)",
+    ),
+    Mistake(
+        "A schedule of (epoch, rate), as in Keras",
+        "model.compile(learning_rate=lambda epoch, rate: rate / 2)",
+        errors.CompileError,
+        "'rate'",
+        "LearningRateScheduler",
+    ),
+    Mistake(
+        "A warm-up longer than the run",
+        'model.compile(learning_rate=resfit.schedules.WarmupCosine(warmup_epochs=5), dispatch="jit")\n'
+        "model.fit(x, y, epochs=2)",
+        errors.CompileError,
+        "warmup_epochs=5 in a run of 2",
+        "a shorter warm-up",
+    ),
+    Mistake(
+        "A rate set against a schedule",
+        'model.compile(learning_rate="cosine", dispatch="jit")\nmodel.learning_rate = 0.1',
+        errors.CompileError,
+        "follows a schedule",
+        "Compile with a number",
+    ),
+    Mistake(
+        "A rate set in a finished optax object",
+        'model.compile(optax.sgd(0.1), dispatch="jit")\nmodel.learning_rate = 0.01',
+        errors.CompileError,
+        "built into this optax object",
+        "optax.inject_hyperparams",
+    ),
+    Mistake(
+        "Half precision by another name",
+        'model.compile(precision="float16")',
+        errors.CompileError,
+        "'float16'",
+        "'bfloat16'",
+    ),
+    Mistake(
+        "Preprocessing by a name",
+        'model.compile(preprocess="imagenet")',
+        errors.CompileError,
+        "'imagenet'",
+        "resfit.preprocess.Normalize",
+    ),
+    Mistake(
+        "Augmentation by an unknown name",
+        'model.compile(augment="cifar10")',
+        errors.CompileError,
+        "'cifar10'",
+        "Did you mean 'cifar'?",
+    ),
+    Mistake("A key as seed", "model.compile(seed=jax.random.key(0))", errors.CompileError, "key<fry>", "such as 0"),
+    Mistake("ema=True", "model.compile(ema=True)", errors.CompileError, "True", "such as 0.999"),
+    Mistake(
+        "Averaged weights of a model that keeps none",
+        'model.evaluate(x, y, weights="ema")',
+        errors.CompileError,
+        "no averaged weights",
+        "compile(ema=0.999)",
+    ),
+    Mistake(
+        "An unknown kind of output",
+        'model.predict(x, outputs="probs")',
+        errors.CompileError,
+        "'probs'",
+        "'probabilities'",
+    ),
+]
+
+CALLBACKS = [
+    Mistake(
+        "EarlyStopping on val_loss, and no validation",
+        "model.fit(x, y, callbacks=[callbacks.EarlyStopping()])",
+        WARNING,
+        "'val_loss', which is not in the logs",
+        "pass validation_data to fit",
+        trains=True,
+    ),
+    Mistake(
+        "ModelCheckpoint on a value of another name",
+        'best = callbacks.ModelCheckpoint("best.safetensors", monitor="val_acc", save_best_only=True)\n'
+        "model.fit(x, y, validation_data=(x, y), callbacks=[best])",
+        WARNING,
+        "'val_acc', which is not in the logs",
+        "Did you mean 'val_accuracy'?",
+        trains=True,
+    ),
+    Mistake(
+        "ReduceLROnPlateau on a value of another name",
+        'model.fit(x, y, callbacks=[callbacks.ReduceLROnPlateau("losses", mode="min")])',
+        WARNING,
+        "'losses', which is not in the logs",
+        "Did you mean 'loss'?",
+        trains=True,
+    ),
+    Mistake(
+        "A value whose better side is not known",
+        'callbacks.EarlyStopping("val_kappa")',
+        errors.CallbackError,
+        "'val_kappa'",
+        "mode='min' or 'max'",
+    ),
+    Mistake(
+        "ReduceLROnPlateau with a factor that raises",
+        "callbacks.ReduceLROnPlateau(factor=10)",
+        errors.CallbackError,
+        "got 10",
+        "0 < factor < 1",
+    ),
+    Mistake(
+        "ReduceLROnPlateau beside a schedule",
+        'model.compile(learning_rate="cosine", dispatch="jit")\n'
+        "model.fit(x, y, validation_data=(x, y), callbacks=[callbacks.ReduceLROnPlateau()])",
+        errors.CallbackError,
+        "follows a schedule",
+        "Compile with a number",
+    ),
+    Mistake(
+        "LearningRateScheduler with a function that returns nothing",
+        "model.fit(x, y, callbacks=[callbacks.LearningRateScheduler(lambda epoch: None)])",
+        errors.CallbackError,
+        "returned None",
+        "one finite number",
+    ),
+    Mistake(
+        "The class of a callback",
+        "model.fit(x, y, callbacks=[callbacks.EarlyStopping])",
+        errors.CallbackError,
+        "the class EarlyStopping",
+        "EarlyStopping(...)",
+    ),
+    Mistake(
+        "A function as callback",
+        "model.fit(x, y, callbacks=lambda epoch, logs: None)",
+        errors.CallbackError,
+        "function",
+        "LambdaCallback",
+    ),
+    Mistake(
+        "A hook without logs",
+        "class Mine(callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch):\n"
+        "        pass\n\n"
+        "model.fit(x, y, callbacks=[Mine()])",
+        errors.CallbackError,
+        "Mine.on_epoch_end",
+        "def on_epoch_end(self, epoch, logs)",
+    ),
+    Mistake(
+        "A hook of another library",
+        "class Mine(callbacks.Callback):\n"
+        "    def on_train_epoch_end(self, epoch, logs=None):\n"
+        "        pass\n\n"
+        "model.fit(x, y, callbacks=[Mine()])",
+        WARNING,
+        "Mine.on_train_epoch_end is no hook",
+        "on_train_batch_end",
+        trains=True,
+    ),
+    Mistake(
+        "LambdaCallback with an unknown hook",
+        "callbacks.LambdaCallback(on_epoch_ends=print)",
+        errors.CallbackError,
+        "'on_epoch_ends'",
+        "Did you mean 'on_epoch_end'?",
+    ),
+    Mistake(
+        "compile in a callback",
+        "class Switch(callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        '        self.model.compile("adam")\n\n'
+        "model.fit(x, y, callbacks=[Switch()])",
+        errors.CompileError,
+        "while fit is running",
+        "model.stop_training = True",
+        trains=True,
+    ),
+    Mistake(
+        "fit in a callback",
+        "class Again(callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        self.model.fit(x, y)\n\n"
+        "model.fit(x, y, callbacks=[Again()])",
+        errors.CallbackError,
+        "while fit is running",
+        "train another Model",
+        trains=True,
+    ),
+    Mistake(
+        "SwapEMAWeights without an average",
+        "model.fit(x, y, callbacks=[callbacks.SwapEMAWeights()])",
+        errors.CompileError,
+        "no averaged weights",
+        "compile(ema=0.999)",
+    ),
+    Mistake(
+        "Checkpoint at every batch, in words",
+        'callbacks.Checkpoint("runs/a", every="batch")',
+        errors.CallbackError,
+        "every='batch'",
+        "a positive number of steps",
+    ),
+    Mistake(
+        "A file name with a value that the logs do not have",
+        'model.fit(x, y, callbacks=[callbacks.ModelCheckpoint("{val_loss:.2f}.safetensors")])',
+        errors.CallbackError,
+        "asks for 'val_loss'",
+        "there are ['accuracy', 'epoch', 'loss']",
+        trains=True,
+    ),
+]
+
+FILES = [
+    Mistake(
+        "ModelCheckpoint into an HDF5 file",
+        'callbacks.ModelCheckpoint("best.h5")',
+        errors.CallbackError,
+        "'best.h5'",
+        "'.safetensors'",
+    ),
+    Mistake(
+        "save with another ending",
+        'model.save("best.keras")',
+        errors.SavedModelError,
+        "'best.keras'",
+        "'best.safetensors'",
+    ),
+    Mistake(
+        "save into a folder that is not there",
+        'model.save("models/best.safetensors")',
+        FileNotFoundError,
+        "'models'",
+        "mkdir(parents=True)",
+    ),
+    Mistake(
+        "A file that is not there",
+        'model.save("best.safetensors")\nresfit.load("bset.safetensors")',
+        FileNotFoundError,
+        "bset.safetensors",
+        "Did you mean 'best.safetensors'?",
+    ),
+    Mistake(
+        "A file of PyTorch",
+        'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
+        errors.SavedModelError,
+        "resnet18.pth is no safetensors file",
+        "weights_only=True",
+    ),
+    Mistake(
+        "A file that is cut off",
+        'import pathlib\nmodel.save("best.safetensors")\nfile = pathlib.Path("best.safetensors")\n'
+        'file.write_bytes(file.read_bytes()[:-100])\nresfit.load("best.safetensors")',
+        errors.SavedModelError,
+        "or is damaged",
+        "take another copy",
+    ),
+    Mistake(
+        "A safetensors file of somebody else",
+        "from safetensors.numpy import save_file\n"
+        'save_file({"conv1.weight": np.zeros((4, 3, 3, 3))}, "other.safetensors")\n'
+        'resfit.load("other.safetensors")',
+        errors.SavedModelError,
+        "was not written by resfit",
+        "resfit.weights.load_state_dict",
+    ),
+    Mistake(
+        "A checkpoint's folder instead of a file",
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\nresfit.load("run")',
+        errors.SavedModelError,
+        "run is a folder",
+        "fit(resume=True",
+        trains=True,
+    ),
+    Mistake(
+        "A file of a network with other classes",
+        'model.save("three.safetensors")\n'
+        "five = resfit.nets.ResNet(dataclasses.replace(spec, num_classes=5), rngs=nnx.Rngs(0))\n"
+        'resfit.load("three.safetensors", module=five)',
+        errors.SavedModelError,
+        "head.dense.bias has shape (3,), expected (5,)",
+        "Leave module out",
+    ),
+    Mistake(
+        "A file of a module that only its own code can build",
+        'resfit.Model(nnx.Linear(3, 3, rngs=nnx.Rngs(0))).save("linear.safetensors")\n'
+        'resfit.load("linear.safetensors")',
+        errors.SavedModelError,
+        "holds a Linear",
+        "module=...",
+    ),
+    Mistake(
+        "PyTorch weights of another number of classes",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'state["fc.bias"] = np.zeros(1000)\n'
+        "resfit.weights.load_state_dict(model.module, state)",
+        errors.WeightsError,
+        "fc.bias has shape (1000,), expected (3,)",
+        "num_classes",
+    ),
+]
+
+RESUME = [
+    Mistake(
+        "resume=True without a Checkpoint",
+        'model.fit(x, y, resume=True, callbacks=[callbacks.ModelCheckpoint("best.safetensors")])',
+        errors.ResumeError,
+        "no Checkpoint callback",
+        "callbacks=[resfit.callbacks.Checkpoint(folder)]",
+    ),
+    Mistake(
+        "An unknown way to resume",
+        'model.fit(x, y, resume="auto", callbacks=[callbacks.Checkpoint("run")])',
+        errors.ResumeError,
+        "'auto'",
+        "True, False or 'inexact'",
+    ),
+    Mistake(
+        "A new run in a folder that holds one",
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\n'
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])',
+        errors.ResumeError,
+        "'run' holds checkpoints of a run",
+        "resume=True",
+        trains=True,
+    ),
+    Mistake(
+        "Resumed with another batch size",
+        'model.fit(x, y, batch_size=16, callbacks=[callbacks.Checkpoint("run")])\n'
+        'model.fit(x, y, batch_size=8, resume=True, callbacks=[callbacks.Checkpoint("run")])',
+        errors.ResumeError,
+        "batch_size was 16, is 8",
+        "resume='inexact'",
+        trains=True,
+    ),
+    Mistake(
+        "Resumed with another network",
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\n'
+        "other = resfit.Model(resfit.nets.ResNet(dataclasses.replace(spec, widths=(6,)), rngs=nnx.Rngs(0)))\n"
+        'other.compile("sgd", learning_rate=0.1, dispatch="jit")\n'
+        'other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])',
+        errors.ResumeError,
+        "another network or optimizer",
+        "begin in another folder",
+        trains=True,
+    ),
+    Mistake(
+        "Two runs in one folder at once",
+        "class Other(callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        other = resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0)))\n"
+        '        other.compile("sgd", learning_rate=0.1, dispatch="jit")\n'
+        '        other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])\n\n'
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("run"), Other()])',
+        errors.CheckpointError,
+        "Another run is at work in 'run'",
+        "pass another folder",
+        trains=True,
+    ),
+    Mistake(
+        "Two Checkpoint callbacks",
+        'model.fit(x, y, callbacks=[callbacks.Checkpoint("a"), callbacks.Checkpoint("b")])',
+        errors.ResumeError,
+        "2 Checkpoint callbacks",
+        "Expected one",
+    ),
+    Mistake(
+        "A file where the folder should be",
+        'import pathlib\npathlib.Path("run").touch()\nmodel.fit(x, y, callbacks=[callbacks.Checkpoint("run")])',
+        errors.CheckpointError,
+        "'run'",
+        "a folder that can be made and written to",
+    ),
+]
+
+DEVICES = [
+    Mistake(
+        "A dispatch misspelt",
+        'model.compile(dispatch="shared")',
+        errors.CompileError,
+        "'shared'",
+        "Did you mean 'sharded'?",
+    ),
+    Mistake(
+        "BatchNorm over devices by another name",
+        'model.compile(batch_norm="sync")',
+        errors.CompileError,
+        "'sync'",
+        "'global'",
+    ),
+    Mistake(
+        "A cache that is none",
+        'model.fit(x, y, cache="gpu")',
+        errors.DataError,
+        "'gpu'",
+        "None or 'device'",
+    ),
+    Mistake(
+        "Accumulation of no slices",
+        "model.compile(gradient_accumulation_steps=0)",
+        errors.CompileError,
+        "got 0",
+        "a positive integer",
+    ),
+    Mistake(
+        "A process that does not exist",
+        'resfit.distributed.initialize(coordinator="localhost:1234", processes=2, process=2)',
+        errors.DistributedError,
+        "got 2",
+        "0 to 1",
+    ),
+]
+
+TOPICS = {
+    "Data": DATA,
+    "Labels and weights": LABELS,
+    "Networks": NETWORKS,
+    "Compile": COMPILE,
+    "Callbacks": CALLBACKS,
+    "Files": FILES,
+    "Resuming": RESUME,
+    "Devices and processes": DEVICES,
+}
+MISTAKES = [mistake for mistakes in TOPICS.values() for mistake in mistakes]

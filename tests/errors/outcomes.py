@@ -1,0 +1,97 @@
+"""Runs a row of the table, and tells what came of it."""
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from tests.errors.mistakes import BEFORE, WARNING, Mistake
+
+# What is another one in every run.
+_VARYING = [
+    (re.compile(r"0x[0-9a-f]{6,}"), "0x..."),
+    (re.compile(r"'labels': \d+"), "'labels': ..."),
+]
+
+
+class Outcome(NamedTuple):
+    """What a row did.
+
+    Attributes:
+      error: the exception's class; `WARNING` if there were only warnings in the log; None if nothing was wrong.
+      message: as the user sees it, with what varies from run to run left out.
+      notes: what resfit added to a message of Python's or JAX's.
+      names: what the code could use, and what it made.
+    """
+
+    error: type[BaseException] | str | None
+    message: str
+    notes: str
+    names: dict[str, Any]
+
+
+def names() -> dict[str, Any]:
+    """What `BEFORE` makes: the names that every row may use."""
+    made: dict[str, Any] = {"__name__": "mistake"}
+    exec(compile(BEFORE, "before", "exec"), made)
+    return made
+
+
+def run(code: str, made: dict[str, Any]) -> Outcome:
+    """Runs a row's code in the current folder."""
+    with _warnings() as said:
+        try:
+            exec(compile(code, "mistake", "exec"), made)
+        except Exception as error:  # noqa: BLE001 - whatever a mistake leads to
+            notes = [note for note in getattr(error, "__notes__", []) if "resfit" in note]
+            return Outcome(type(error), _normalised(str(error)), _normalised("\n".join(notes)), made)
+    return Outcome(WARNING if said else None, _normalised("\n".join(dict.fromkeys(said))), "", made)
+
+
+@contextmanager
+def in_an_empty_folder() -> Iterator[None]:
+    """A folder that is there for a while, as the current one."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What resfit says in the log, from warnings up."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("resfit")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+def _normalised(text: str) -> str:
+    here = os.getcwd()
+    for place in {os.path.realpath(here), here}:
+        text = text.replace(place + "/", "").replace(place, ".")
+    for pattern, instead in _VARYING:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def section(mistake: Mistake, outcome: Outcome) -> str:
+    """A row in the page: its title, its code, and what it says."""
+    if isinstance(outcome.error, str):
+        said = f"WARNING: {outcome.message}"
+    elif mistake.foreign:
+        said = f"{mistake.error.__name__}: ...\n{outcome.notes}"  # type: ignore[union-attr]
+    else:
+        said = f"{outcome.error.__name__}: {outcome.message}"  # type: ignore[union-attr]
+    return f"### {mistake.title}\n\n```python\n{mistake.code}\n```\n\n```text\n{said}\n```\n"

@@ -1,0 +1,109 @@
+"""Each mistake of the table raises its error, which says what came and what to do, and the model loses nothing."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resfit.errors import ResfitError
+from tests.errors.mistakes import MISTAKES, WARNING, Mistake
+from tests.errors.outcomes import Outcome, names, run, section
+from tests.errors.page import INTRO, PAGE, expected_headings, headings
+from tests.helpers import assert_same, values
+
+REMEDY = "docs/errors.md is made by `make errors`: run it again, and look at what has changed"
+
+
+def faults(mistake: Mistake, outcome: Outcome) -> list[str]:
+    """What is wrong with what came of a mistake."""
+    found = []
+    if outcome.error is not mistake.error and not (
+        mistake.foreign and isinstance(outcome.error, type) and issubclass(outcome.error, mistake.error)  # type: ignore[arg-type]
+    ):
+        found.append(f"expected {mistake.error}, got {outcome.error}: {outcome.message}")
+    said = outcome.notes if mistake.foreign else outcome.message
+    if mistake.received not in said:
+        found.append(f"does not say what was received, {mistake.received!r}: {said}")
+    if mistake.fix not in said:
+        found.append(f"does not say what to do, {mistake.fix!r}: {said}")
+    return found
+
+
+@functools.cache
+def untouched() -> tuple[Any, Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images, labels, and a model's variables at first and after one step on them."""
+    made = names()
+    at_first = values(made["model"].module)
+    return made["x"], made["y"], at_first, step(made["model"], made["x"], made["y"])
+
+
+def step(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The variables after one step on all of x and y."""
+    model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    return values(model.module)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.title.replace(" ", "-"))
+def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake) -> None:
+    x, y, at_first, after_a_step = untouched()
+    made = names()
+    model = made["model"]
+    outcome = run(mistake.code, made)
+    assert faults(mistake, outcome) == []
+    assert section(mistake, outcome) in PAGE.read_text(), REMEDY
+    if not mistake.trains:
+        assert_same(values(model.module), at_first)
+    if mistake.trains or "model.compile(" in mistake.code or "model.freeze(" in mistake.code:
+        model.freeze()  # what the code did on purpose is taken back; whatever else it did would show
+        model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    now = step(model, x, y)
+    if mistake.trains:
+        assert all(np.isfinite(value).all() for value in now.values())
+    else:
+        assert_same(now, after_a_step)
+
+
+def test_the_page_holds_the_table_and_nothing_else() -> None:
+    text = PAGE.read_text()
+    assert text.startswith(INTRO), REMEDY
+    assert headings(text) == expected_headings(), REMEDY
+
+
+def test_titles_name_one_mistake_each_and_there_are_many() -> None:
+    titles = [mistake.title for mistake in MISTAKES]
+    assert len(set(titles)) == len(titles) >= 40
+
+
+def test_all_errors_are_those_of_resfit_but_for_missing_files_and_the_users_own_code() -> None:
+    others = {
+        mistake.error
+        for mistake in MISTAKES
+        if mistake.error is not WARNING and not mistake.foreign and not issubclass(mistake.error, ResfitError)  # type: ignore[arg-type]
+    }
+    assert others == {FileNotFoundError}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"code": "x"}, "got None"),
+        ({"code": "1 / 0"}, "ZeroDivisionError"),
+        ({"error": ValueError}, "expected <class 'ValueError'>"),
+        ({"received": "(16, 8, 8, 3)"}, "does not say what was received"),
+        ({"fix": "x.reshape"}, "does not say what to do"),
+    ],
+)
+def test_a_row_that_is_not_right_is_found(change: dict[str, Any], fault: str) -> None:
+    """The check checks: the first row of the table, made wrong in one way after another."""
+    mistake = MISTAKES[0]
+    assert faults(mistake, run(mistake.code, names())) == []
+    wrong = mistake._replace(**change)
+    assert any(fault in found for found in faults(wrong, run(wrong.code, names())))
+
+
+def test_what_varies_from_run_to_run_is_left_out() -> None:
+    outcome = run("raise ValueError(f'{object()} in {__import__(\"os\").getcwd()}/run')", names())
+    assert outcome.message == "<object object at 0x...> in run"
+    assert str(Path.cwd()) not in outcome.message
