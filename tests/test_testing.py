@@ -235,7 +235,7 @@ class EvaluatesInTheFirstProcess(Callback):
     ("kind", "message"),
     [
         (Misspelt, "on_epoch_ends is no hook"),
-        (TakesNoLogs, r"raised TypeError.*\(in: .*fit; fit with validation"),
+        (TakesNoLogs, r"raised CallbackError: TakesNoLogs.on_epoch_end cannot be called.*fit; fit with validation"),
         (NeedsValidation, r"raised KeyError: 'val_loss' \(in: fit; "),
         (NeedsTraining, "raised AttributeError.*'tests'.*in: evaluate with a new object"),
         (NeedsItsBeginning, "hides .* AttributeError.*before it raises in on_train_begin"),
