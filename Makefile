@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow kills against lint format types docs errors bench lock clean has-python
+.PHONY: help demo test quick slow kills against lint format types docs errors bench audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -54,6 +54,10 @@ errors: $(VENV)/dev.stamp  ## docs/errors.md: every mistake of tests/errors/mist
 bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
 	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
+
+audit:  ## the locked packages beside the list of known vulnerabilities; needs the network, and fails without it
+	@$(MAKE) --no-print-directory VENV=$(VENV)-audit $(VENV)-audit/audit.stamp
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip $(patsubst %,--requirement %,$(wildcard requirements/*.txt)) $(ARGS)
 
 lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH)
 	$(LOCK) --extra dev --output-file requirements/dev.txt
@@ -101,6 +105,10 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
 $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 	@echo "Installing what resfit is compared with into $(VENV) ..."
 	@$(PIP) -r requirements/against.txt
+	@touch $@
+
+$(VENV)/audit.stamp: | $(BIN)/python
+	@$(PIP) pip-audit
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/against.stamp

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, machine, report, startup, structure, training
+from benchmarks import callbacks, checkpoints, machine, report, startup, structure, training
 from benchmarks.child import ROOT, ask
 from benchmarks.problems import BY_PLATFORM, CPU
 from benchmarks.rows import Row, left_out
@@ -29,6 +29,7 @@ SECTIONS: dict[str, Section] = {
     "compilations": structure.compilation_rows,
     "devices": structure.device_rows,
     "callbacks": callbacks.rows,
+    "checkpoints": checkpoints.rows,
     "startup": startup.rows,
 }
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -110,20 +111,14 @@ def load(
             f"{path} was not written by resfit's Model.save (its metadata: {metadata}). For PyTorch weights use "
             "resfit.weights.load_state_dict."
         )
-    header = json.loads(metadata["resfit"])
-    if header["format_version"] > FORMAT_VERSION:
-        raise SavedModelError(
-            f"{path} has format version {header['format_version']}, written by resfit {header['resfit']}; this one "
-            "reads up to "
-            f"{FORMAT_VERSION}. Upgrade resfit."
-        )
+    header = _header(path, metadata["resfit"])
     if module is None:
         if header["spec"] is None:
             raise SavedModelError(
                 f"{path} holds a {header['module']}, which only its own code can build. Pass one: resfit.load(path, "
                 "module=...)."
             )
-        module = ResNet(ResNetSpec.from_dict(header["spec"]), rngs=nnx.Rngs(0))
+        module = _build(path, header["spec"], arrays)
     _fill(path, module, arrays)
     kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
     trained_on = None if kinds is None else tuple(kinds)
@@ -136,6 +131,38 @@ def load(
             "resfit.load(path, preprocess=...)."
         )
     return module, preprocess_.from_config(config), trained_on
+
+
+def _header(path: Any, text: str) -> dict[str, Any]:
+    """What the file says of itself. Names that this version does not know are none of its business.
+
+    A version that a reader must know of to read rightly is a new format version.
+    """
+    try:
+        header: dict[str, Any] = json.loads(text)
+        version, _ = header["format_version"], (header["module"], header["spec"], header["preprocess"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SavedModelError(f"{path} is damaged: what it says of itself, {text[:100]!r}, is no header.") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise SavedModelError(
+            f"{path} has format version {version!r}, written by resfit {header.get('resfit')}; this one reads up to "
+            f"{FORMAT_VERSION}. Upgrade resfit."
+        )
+    return header
+
+
+def _build(path: Any, values: Any, arrays: Mapping[str, jax.Array]) -> ResNet:
+    """The network that a file describes, if it holds as much as that: a few bytes can describe a huge one."""
+    spec = ResNetSpec.from_dict(values)
+    numbers = sum(array.size for array in arrays.values())
+    # A block has a convolution from a quarter of its width, or more, to the whole.
+    least = sum(depth * width * width // 4 for depth, width in zip(spec.depths, spec.widths, strict=True))
+    if sum(spec.depths) > len(arrays) or max(least, spec.num_classes, spec.in_channels) > numbers:
+        raise SavedModelError(
+            f"{path} describes a network of {sum(spec.depths)} blocks and at least {least} parameters, and holds "
+            f"{len(arrays)} arrays of {numbers} numbers. Expected those of the network: the file is damaged."
+        )
+    return ResNet(spec, rngs=nnx.Rngs(0))
 
 
 def _named_arrays(module: nnx.Module) -> dict[str, Any]:

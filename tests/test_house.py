@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.waiting": set(),
     "engine.memory": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
-    "engine.checkpoint": set(),
+    "engine.packing": set(),
+    "engine.checkpoint": {"engine.packing"},
     "engine.resume": {
         "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.state", "data",
     },

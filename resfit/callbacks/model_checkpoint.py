@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import re
 import string
 from typing import Any
 
@@ -32,8 +33,8 @@ class ModelCheckpoint(Callback):
         then only beat the worst of them). None keeps all. Not in Keras.
 
     Raises:
-      CallbackError: for a wrong ending, an unknown save_freq, a keep that cannot work, or a name in the template that
-        the logs do not have.
+      CallbackError: for a wrong ending, an unknown save_freq, a keep that cannot work, more than plain names in the
+        template, or a name that the logs do not have, or have as text.
 
     Example:
       >>> callback = ModelCheckpoint("best.safetensors", monitor="val_accuracy", save_best_only=True)
@@ -53,6 +54,14 @@ class ModelCheckpoint(Callback):
         self._template = str(filepath)
         if not self._template.endswith(".safetensors"):
             raise CallbackError(f"Expected filepath to end in '.safetensors', got {self._template!r}.")
+        fields = [
+            (name, form or "") for _, name, form, _ in string.Formatter().parse(self._template) if name is not None
+        ]
+        if any(not name.isidentifier() or "{" in form for name, form in fields):
+            raise CallbackError(
+                f"Expected {{name}} or {{name:format}} in filepath, as in 'runs/{{epoch:02d}}.safetensors', got "
+                f"{self._template!r}."
+            )
         if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
             raise CallbackError(f"Expected save_freq to be 'epoch' or a positive number of steps, got {save_freq!r}.")
         self._monitor = Monitor(monitor, mode) if save_best_only else None
@@ -60,7 +69,7 @@ class ModelCheckpoint(Callback):
             self._monitor.best = initial_value_threshold
         if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
             raise CallbackError(f"Expected keep to be a positive number of files, or None for all, got {keep!r}.")
-        if keep is not None and not any(name for _, name, _, _ in string.Formatter().parse(self._template)):
+        if keep is not None and not fields:
             raise CallbackError(
                 f"keep={keep} needs files of different names, and {self._template!r} is always the same. Expected a "
                 "template such as 'runs/{epoch:03d}.safetensors'."
@@ -123,7 +132,7 @@ class ModelCheckpoint(Callback):
             pathlib.Path(removed).unlink(missing_ok=True)
 
     def _path(self, logs: Logs, batch: int | None) -> str:
-        values: dict[str, object] = {"epoch": self._epoch + 1}
+        values: dict[str, Any] = {"epoch": self._epoch + 1}
         if batch is not None:
             values["batch"] = batch + 1
         for _, name, _, _ in string.Formatter().parse(self._template):
@@ -133,7 +142,18 @@ class ModelCheckpoint(Callback):
                         f"The file name {self._template!r} asks for {name!r}; there are {sorted([*values, *logs])}."
                     )
                 values[name] = logs[name]
+                if isinstance(values[name], str):  # "../elsewhere" would do as well
+                    raise CallbackError(
+                        f"The file name {self._template!r} asks for {name!r}, which is {values[name]!r}. Expected a "
+                        "number."
+                    )
         return self._template.format_map(values)
+
+    def _is_mine(self, path: str) -> bool:
+        """Whether the template could have given this path: a checkpoint of the run says so, and it will be deleted."""
+        parts = string.Formatter().parse(self._template)
+        pattern = "".join(re.escape(text) + (r"[^/\\]*\w[^/\\]*" if name else "") for text, name, _, _ in parts)
+        return re.fullmatch(pattern, path) is not None
 
     def state_dict(self) -> dict[str, Any]:
         best = None if self._monitor is None else self._monitor.best
@@ -143,4 +163,4 @@ class ModelCheckpoint(Callback):
         if self._monitor is not None:
             self._monitor.best = state["best"]
         self._steps = state["steps"]
-        self._kept = [(value, path) for value, path in state["kept"]]
+        self._kept = [(value, path) for value, path in state["kept"] if self._is_mine(path)]

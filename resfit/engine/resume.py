@@ -1,8 +1,9 @@
 """Where a run is, written down so that another process can go on from there as if it had never stopped."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ def _training_goes_on() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        _log.warning("%s Training goes on; what comes after the newest checkpoint is not saved.", error)
+        _log.warning("%s Training goes on.", error)
 
 
 class Progress(NamedTuple):
@@ -226,6 +227,10 @@ class Keeper:
         self.wanted = self.wanted_as_best = False
         if not self._writes:
             return
+        with _training_goes_on():
+            self._checkpoints.wait()
+        with _training_goes_on():  # also where the one before could not be written
+            self._finite &= set(self._checkpoints.steps)
         # Copies: on a CPU the host would else look into memory that the next step writes to.
         state = [np.array(leaf) for leaf in read(list(self._state.leaves))]
         arrays = {f"state/{i}": leaf for i, leaf in enumerate(state)}
@@ -249,11 +254,9 @@ class Keeper:
             "finite": sorted(self._finite),
             "regular": regular,
         }
+        kept = functools.partial(_kept, self._keep, self._best, frozenset(self._finite))
         with _training_goes_on():
-            self._checkpoints.wait()
-            self._prune()
-        with _training_goes_on():  # also where the one before could not be written
-            self._checkpoints.save(number, Saved(arrays, facts))
+            self._checkpoints.save(number, Saved(arrays, facts), kept)
 
     def check_program(self, batch: str, program: str) -> None:
         """Compares a training step with the one that the saved run took for such a batch.
@@ -269,22 +272,17 @@ class Keeper:
             )
 
     def close(self) -> None:
-        """Waits until all is written, and deletes what is not to be kept."""
+        """Waits until all is written."""
         if not self._writes:
             return
         with _training_goes_on():
-            self._checkpoints.wait()
-            self._prune()
-        with _training_goes_on():
             self._checkpoints.close()
 
-    def _prune(self) -> None:
-        complete = self._checkpoints.steps
-        # Those that are finite are what a run that diverged can go back to.
-        finite = [number for number in complete if number in self._finite]
-        kept = {*complete[-self._keep :], *finite[-self._keep :]}
-        self._finite -= set(complete) - kept
-        self._checkpoints.keep(kept if self._best is None else {*kept, self._best})
+
+def _kept(keep: int, best: int | None, finite: Collection[int], complete: list[int]) -> set[int]:
+    """Which checkpoints stay: the newest, the best, and those that a run that diverges can go back to."""
+    regular = [number for number in complete if number in finite]
+    return {*complete[-keep:], *regular[-keep:], *(() if best is None else (best,))}
 
 
 def _position(saved: Saved) -> tuple[int, int]:

@@ -224,7 +224,6 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's tasks, as they fail
 def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
     shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from einops import rearrange
 from resfit.errors import DataError
 
 _PIXELS = 32 * 32 * 3
+_LARGEST = 1 << 28  # bytes of a member: half as many again as the largest has, and no more than fits into memory
 
 
 def read(archive: Path, parts: Mapping[str, Sequence[str]], labels: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -53,7 +54,11 @@ def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
     with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             name = member.name.removeprefix("./")
-            if name in wanted and (file := tar.extractfile(member)) is not None:
+            if name not in wanted or not member.isfile():  # a link may lead anywhere
+                continue
+            if member.size > _LARGEST:
+                raise DataError(f"{archive} holds {name} of {member.size} bytes. Expected at most {_LARGEST}.")
+            if (file := tar.extractfile(member)) is not None:
                 contents[name] = file.read()
         while stream.read(1 << 20):  # the checksum of it all comes last
             pass

@@ -1,6 +1,7 @@
 """IDX, the format of MNIST: a short header, then plain bytes."""
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from resfit.errors import DataError
 
 _UNSIGNED_BYTES = 0x08
+_LARGEST = 1 << 30  # bytes; a small compressed file can hold more than fits into memory
 
 
 def read(path: Path) -> np.ndarray:
@@ -25,7 +27,7 @@ def read(path: Path) -> np.ndarray:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
+            content = file.read(_LARGEST + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}. Expected a whole file: delete it and get it again.") from error
     zeros, kind, rank = content[:2], content[2:3], int.from_bytes(content[3:4])
@@ -33,7 +35,9 @@ def read(path: Path) -> np.ndarray:
         raise DataError(f"{path} begins with {content[:4]!r}. Expected an IDX file of unsigned bytes, such as MNIST's.")
     first = 4 + 4 * rank
     shape = tuple(int.from_bytes(content[i : i + 4]) for i in range(4, first, 4))
-    if len(content) - first != np.prod(shape):
+    if len(content) > _LARGEST:
+        raise DataError(f"{path} holds more than {_LARGEST} bytes. Expected a file such as MNIST's, of at most 47 MB.")
+    if len(content) - first != math.prod(shape):
         raise DataError(
             f"{path} promises {' x '.join(map(str, shape))} bytes and holds {max(0, len(content) - first)}. Expected a "
             "whole file: delete it and get it again."

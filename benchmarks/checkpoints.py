@@ -1,0 +1,99 @@
+"""What saving a run costs it: the time in which the loop waits for a save, and the processor's time of its thread.
+
+    python -m benchmarks.checkpoints --net resnet20 --rounds 9
+
+Steps and saves are measured in turns. Beside a hundred steps, both costs are added up: on a CPU, a thread that writes
+takes from those that train.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks import interleaved, problems
+from benchmarks.child import ask
+from benchmarks.rows import Row, counted, timed
+
+STEPS = {"resnet20": 4, "resnet50": 3}  # of a turn
+INTERVAL = 100  # steps from one save to the next
+BAR = "<= 1"  # percent
+
+
+def rows(platform: str, quick: bool) -> list[Row]:
+    """What a save costs each network, and what saving every hundred steps does."""
+    found = []
+    for name in ("resnet20",) if quick else STEPS:
+        title = problems.problem(platform, name).title
+        taken = ask("benchmarks.checkpoints:measure", platform=platform, name=name, rounds=3 if quick else 7)
+        steps = INTERVAL * statistics.median(taken["step"])
+        share = 100 * (statistics.median(taken["waits"]) + statistics.median(taken["background"])) / steps
+        size = f"{taken['megabytes']:.0f} MB in {taken['arrays']} arrays"
+        found.append(timed(title, "checkpoint: the loop waits", taken["waits"], note=size))
+        found.append(timed(title, "checkpoint: processor in the background", taken["background"]))
+        note = f"both, beside {INTERVAL} steps of {statistics.median(taken['step']):,.0f} ms"
+        found.append(counted(title, f"saving every {INTERVAL} steps costs", share, BAR, "%", note))
+    return found
+
+
+def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step, of the loop in a save, and of the processor until that is written."""
+    import resfit
+    from resfit.engine.checkpoint import Checkpoints
+    from resfit.engine.resume import Keeper, Progress
+
+    problem = problems.problem(platform, name, STEPS[name])
+    x, y = problems.images(problem)
+    model = resfit.Model(problems.network(problem))
+    model.compile("sgd", learning_rate=0.1)
+    data: Any = SimpleNamespace(passes=0, taken=0, fixed=False)
+    callbacks: Any = SimpleNamespace(state_dicts=dict)
+    clocks: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder))
+        keeper = Keeper(checkpoints, 2, {}, model._state, model._placement, model._loop.processes)
+
+        def fit() -> float:
+            start = time.perf_counter()
+            model.fit(x, y, batch_size=problem.batch, verbose=0)
+            return (time.perf_counter() - start) / problem.steps * 1e3
+
+        def save() -> float:
+            wall, processor = time.perf_counter(), time.process_time()
+            keeper.save(Progress(0, 1), (), data, callbacks)
+            waited, on_the_way = time.perf_counter() - wall, time.process_time()
+            checkpoints.wait()
+            clocks.append((waited * 1e3, (time.process_time() - on_the_way) * 1e3))
+            return on_the_way - processor
+
+        times = interleaved.turns({"step": fit, "save": save}, rounds)
+        keeper.close()
+    leaves = model._state.leaves
+    return {
+        "step": list(times["step"].values()),
+        "waits": [waited for waited, _ in clocks[1:]],  # the first turn does not count
+        "background": [background for _, background in clocks[1:]],
+        "arrays": len(leaves),
+        "megabytes": sum(leaf.nbytes for leaf in leaves) / 1e6,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=list(STEPS), action="append", help="one of these only; may be repeated")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds, of steps and saves in turns")
+    arguments = parser.parse_args()
+    for name in arguments.net or STEPS:
+        taken = measure("cpu", name, arguments.rounds)
+        print(f"{name}: {taken['megabytes']:.0f} MB in {taken['arrays']} arrays")
+        for what in ("step", "waits", "background"):
+            times = taken[what]
+            print(f"  {what:10} {statistics.median(times):8.1f} ms ({min(times):.1f} to {max(times):.1f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Many arrays as one: what a file system and its library do for every array costs more than the bytes of most."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# name -> dtype, shape, first byte
+Index = dict[str, tuple[str, list[int], int]]
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Index]:
+    """Lays arrays end to end.
+
+    Args:
+      arrays: by name.
+
+    Returns:
+      Their bytes, at least one, and where to find which; the latter is JSON.
+
+    Example:
+      >>> content, index = pack({"a": np.ones((2, 3), np.float32), "b": np.int64(7)})
+      >>> content.shape, index["b"]
+      ((32,), ('int64', [], 24))
+    """
+    index, size = {}, 0
+    for name, array in arrays.items():
+        index[name] = (str(array.dtype), list(array.shape), size)
+        size += array.nbytes
+    content = np.zeros(max(size, 1), np.uint8)
+    for name, array in arrays.items():
+        first = index[name][2]
+        content[first : first + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return content, index
+
+
+def unpack(content: np.ndarray, index: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """The arrays again, each in memory of its own.
+
+    Args:
+      content: their bytes.
+      index: where to find which.
+
+    Raises:
+      ValueError: if the index asks for objects, or for what lies outside.
+
+    Example:
+      >>> unpack(*pack({"a": np.arange(3)}))
+      {'a': array([0, 1, 2])}
+    """
+    return {name: _one(content, np.dtype(dtype), shape, first) for name, (dtype, shape, first) in index.items()}
+
+
+def _one(content: np.ndarray, dtype: np.dtype[Any], shape: Sequence[int], first: int) -> np.ndarray:
+    # The index comes from a file. NumPy would take bytes for pointers, and read in front of the first one.
+    last = first + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or min(first, *shape, 0) < 0 or last > len(content):
+        raise ValueError(f"There is no {dtype} of shape {shape} at byte {first} of {len(content)}.")
+    return content[first:last].copy().view(dtype).reshape(shape)

@@ -1,0 +1,117 @@
+"""Files of every released format are read, to the bit; those of a later one are refused, and strange ones too."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.flax
+from flax import nnx
+
+import resfit
+from resfit.engine import checkpoint
+from resfit.engine.checkpoint import Checkpoints
+from resfit.errors import CheckpointError, SavedModelError
+from tests.golden import files
+from tests.helpers import TinyNet, assert_same, values
+
+
+def loaded(kind: str) -> resfit.Model:
+    module = TinyNet(rngs=nnx.Rngs(9)) if kind == "module_of_ones_own" else None
+    return resfit.load(files.MODELS / f"{kind}.safetensors", module=module)
+
+
+@pytest.mark.parametrize("kind", files.KINDS)
+def test_a_model_that_an_earlier_version_saved_is_the_same_to_the_bit(kind: str) -> None:
+    expected = files.KINDS[kind]()
+    found = loaded(kind)
+    assert_same(values(found.module), values(expected.module))
+    assert {name: array.dtype for name, array in values(found.module).items()} == {
+        name: array.dtype for name, array in values(expected.module).items()
+    }
+    assert found._preprocess == expected._preprocess
+    predictions = np.asarray(files.predicted(found), np.float32)
+    np.testing.assert_array_equal(predictions, np.asarray(files.predicted(expected), np.float32))
+    tolerance = 2e-2 if kind == "net_of_bfloat16" else 1e-5  # other processors add in another order
+    written = json.loads(files.PREDICTIONS.read_text())[kind]
+    np.testing.assert_allclose(predictions, written, rtol=tolerance, atol=tolerance)
+
+
+def test_there_is_a_file_of_each_kind_and_they_are_small_and_of_the_first_format() -> None:
+    assert {path.stem for path in files.MODELS.iterdir()} == set(files.KINDS)
+    for path in files.MODELS.iterdir():
+        assert path.stat().st_size < 20_000
+        with safetensors.safe_open(path, framework="numpy") as file:
+            assert json.loads(file.metadata()["resfit"])["format_version"] == 1
+
+
+def rewritten(target: Path, change: Any) -> Path:
+    """One of the files with another header."""
+    with safetensors.safe_open(files.MODELS / "net_that_scales.safetensors", framework="flax") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(file.metadata()["resfit"])
+    text = change if isinstance(change, str) else json.dumps(header | change)
+    safetensors.flax.save_file(arrays, target, metadata={"resfit": text, "elsewhere": "unknown"})
+    return target
+
+
+def test_what_a_header_holds_besides_is_ignored(tmp_path: Path) -> None:
+    path = rewritten(tmp_path / "net.safetensors", {"author": "somebody", "notes": {"any": ["thing"]}})
+    assert_same(values(resfit.load(path).module), values(loaded("net_that_scales").module))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format_version": 2, "resfit": "9.9"}, r"format version 2, written by resfit 9\.9.*up to 1\. Upgrade"),
+        ({"format_version": "one"}, "format version 'one'"),
+        ("no JSON", "damaged: what it says of itself, 'no JSON', is no header"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ({"spec": {"depths": [10**9], "widths": [4], "stem": "cifar"}}, "describes a network of 1000000000 blocks"),
+        ({"spec": {"depths": [1], "widths": [10**6], "stem": "cifar"}}, "the file is damaged"),
+        ({"spec": {"depths": [1], "widths": [4], "stem": "cifar", "num_classes": 10**9}}, "the file is damaged"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_before_anything_is_built(change: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SavedModelError, match=said):
+        resfit.load(rewritten(tmp_path / "net.safetensors", change))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "resnet110"])
+def test_no_network_of_the_zoo_has_less_than_its_description_promises(name: str) -> None:
+    net: Any = nnx.eval_shape(lambda: resfit.create_model(name, num_classes=10))
+    spec = net.spec
+    least = sum(depth * width * width // 4 for depth, width in zip(spec.depths, spec.widths, strict=True))
+    assert least < resfit.nets.count_params(net)
+
+
+def test_a_checkpoint_that_an_earlier_version_wrote_is_read() -> None:
+    newest = Checkpoints(files.CHECKPOINTS, writes=False).newest()
+    assert newest is not None
+    number, found = newest
+    assert number == 3
+    assert_same(found.arrays, files.saved().arrays)
+    assert {name: array.dtype for name, array in found.arrays.items()} == {
+        name: array.dtype for name, array in files.saved().arrays.items()
+    }
+    assert_same(found.facts, files.saved().facts)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To go on from an older one would lose what the later version has done, and delete it in the end."""
+    shutil.copytree(files.CHECKPOINTS, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 2)
+        checkpoints.save(4, files.saved())
+        checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"step 4 in .* has format 2, of a later resfit; this one knows 1\. Upgr"):
+        checkpoints.newest()
+    checkpoints.close()

@@ -1,0 +1,308 @@
+"""Nothing that is loaded is executed, nothing is unpacked, and no name leads out of its folder."""
+
+import ast
+import gzip
+import io
+import json
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.callbacks import ModelCheckpoint
+from resfit.data.archives import cifar, idx
+from resfit.engine.checkpoint import Checkpoints
+from resfit.engine.packing import pack, unpack
+from resfit.errors import CallbackError, DataError
+from tests.faults import runs
+from tests.golden import files
+from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
+
+ROOT = Path(__file__).parents[1]
+
+
+# --- nothing is executed ------------------------------------------------------------------------------------------
+
+_heard: list[str] | None = None
+
+
+def _listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if _heard is None:
+        return
+    if event == "pickle.find_class":
+        _heard.append(f"unpickled {arguments}")
+    elif event == "compile" and arguments[1] in ("<string>", b"<string>"):
+        _heard.append(f"compiled {arguments[0]!r:.200}")
+    elif event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "marshal.loads"):
+        _heard.append(f"{event} {arguments!r:.200}")
+
+
+sys.addaudithook(_listen)  # it cannot be taken away again, and does nothing outside the block below
+
+
+@contextmanager
+def nothing_executed() -> Iterator[None]:
+    """The interpreter itself tells of whatever is unpickled, compiled from a text, or started."""
+    global _heard
+    _heard = []
+    try:
+        yield
+        assert _heard == []
+    finally:
+        _heard = None
+
+
+def resume(folder: Path) -> None:
+    made = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer="adamw", learning_rate=0.01)
+    runs.run(made, folder, every=1, epochs=1, resume=True)
+
+
+def load_weights(folder: Path) -> None:
+    net = resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,))
+    resfit.weights.load_state_dict(net, resfit.weights.state_dict(net))
+
+
+def read_archive(folder: Path) -> None:
+    cifar.read(archive(folder / "a.tar.gz", {"part.bin": bytes(3073)}), {"train": ["part.bin"]}, 1)
+
+
+LOADS: dict[str, Callable[[Path], Any]] = {
+    "a model": lambda folder: resfit.load(files.MODELS / "net_that_normalizes.safetensors"),
+    "a checkpoint": lambda folder: Checkpoints(files.CHECKPOINTS, writes=False).newest(),
+    "a run": resume,
+    "weights": load_weights,
+    "an archive": read_archive,
+    "digits": lambda folder: resfit.data.load("digits"),
+}
+
+
+@pytest.mark.parametrize("what", LOADS)
+def test_nothing_that_is_loaded_is_executed(what: str, tmp_path: Path) -> None:
+    LOADS[what](tmp_path)  # imports what it needs, and compiles the step
+    with nothing_executed():
+        LOADS[what](tmp_path)
+
+
+@pytest.mark.parametrize(
+    "execute", [lambda: pickle.loads(pickle.dumps(Path())), lambda: eval("1 + 1"), lambda: exec("a = 1")]
+)
+def test_what_is_executed_is_heard(execute: Callable[[], Any]) -> None:
+    with pytest.raises(AssertionError, match=r"unpickled|compiled"), nothing_executed():
+        execute()
+
+
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "jsonpickle"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen", "pandas.read_pickle",
+}  # fmt: skip
+FORBIDDEN_METHODS = {"extractall", "extract", "unpack_archive"}
+
+
+def dangers(source: str) -> list[str]:
+    """What could execute something, or write where an archive says."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            found.append(str(node.module))
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            allows = any(
+                keyword.arg in ("allow_pickle", "shell", "trust_remote_code")
+                and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+                for keyword in node.keywords
+            )
+            if name in FORBIDDEN_CALLS or name.rpartition(".")[2] in FORBIDDEN_METHODS or allows:
+                found.append(name)
+    return found
+
+
+def test_no_source_holds_what_could_execute_or_unpack() -> None:
+    sources = [*(ROOT / "resfit").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    assert len(sources) > 100
+    assert {str(path): found for path in sources if (found := dangers(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from joblib import load", "eval(x)", "np.load(p, allow_pickle=True)", "torch.load(p)",
+        "tar.extractall(p)", "shutil.unpack_archive(p)", "subprocess.run(x, shell=True)", "import yaml",
+    ],
+)  # fmt: skip
+def test_what_could_is_found(source: str) -> None:
+    assert dangers(source) != []
+
+
+# --- malicious files ----------------------------------------------------------------------------------------------
+
+
+class Payload:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt", "net.npz"])
+def test_a_pickle_under_any_name_is_refused_and_not_opened(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(Payload()))
+    with nothing_executed(), pytest.raises((ValueError, OSError)):
+        resfit.load(path)
+    assert not Path("executed").exists()
+
+
+def test_objects_are_no_weights(tmp_path: Path) -> None:
+    net = resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,))
+    state = resfit.weights.state_dict(net)
+    name = next(iter(state))
+    with pytest.raises((ValueError, TypeError)):
+        resfit.weights.load_state_dict(net, {**state, name: np.full(np.shape(state[name]), Payload(), object)})
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("object", [1], 0),
+        ("V8,O", [1], 0),
+        ("uint8", [4], -4),
+        ("uint8", [-1], 0),
+        ("float32", [3], 0),
+        ("uint8", [1], 8),
+    ],
+)
+def test_the_index_of_a_checkpoint_reaches_only_what_is_there(entry: Any) -> None:
+    """NumPy itself would make a pointer of any eight bytes."""
+    content, _ = pack({"a": np.arange(8, dtype=np.uint8)})
+    with pytest.raises((ValueError, TypeError)):
+        unpack(content, {"a": entry})
+
+
+def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, files.saved())
+    checkpoints.save(1, files.saved())
+    checkpoints.wait()
+    path = tmp_path / "1" / "facts.json"
+    content = json.loads(path.read_bytes())
+    del content["checksum"]
+    content["arrays"]["state/0"][0] = "object"
+    from resfit.engine import checkpoint  # whoever can write can also make the checksum fit
+
+    path.write_bytes(checkpoint._text({**content, "checksum": checkpoint._checksum(checkpoint._text(content))}))
+    newest = checkpoints.newest()
+    checkpoints.close()
+    assert newest is not None
+    assert newest[0] == 0
+    assert_same(newest[1].arrays, files.saved().arrays)
+    assert "There is no object of shape" in caplog.text
+
+
+def archive(path: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    return path
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/tmp/outside.bin", "a/../../outside.bin", "C:\\outside.bin"])
+def test_an_archive_writes_nothing_anywhere(name: str, tmp_path: Path) -> None:
+    inside = tmp_path / "folder"
+    inside.mkdir()
+    path = archive(inside / "a.tar.gz", {name: b"x", "part.bin": bytes(3073)})
+    before = sorted(tmp_path.rglob("*"))
+    found = cifar.read(path, {"train": ["part.bin"]}, 1)
+    assert found["train"][0].shape == (1, 32, 32, 3)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/tmp/outside.bin").exists()
+
+
+def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(3073))
+    path = archive(tmp_path / "a.tar.gz", {}, {"part.bin": str(tmp_path / "secret")})
+    with pytest.raises(DataError, match=r"holds no part\.bin"):
+        cifar.read(path, {"train": ["part.bin"]}, 1)
+
+
+def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "_LARGEST", 10_000)
+    with pytest.raises(DataError, match=r"part\.bin of 30730 bytes\. Expected at most 10000"):
+        cifar.read(archive(tmp_path / "a.tar.gz", {"part.bin": bytes(30_730)}), {"train": ["part.bin"]}, 1)
+    monkeypatch.setattr(idx, "_LARGEST", 10_000)
+    bomb = tmp_path / "images.gz"
+    bomb.write_bytes(gzip.compress(b"\0\0\x08\x01" + (10**9).to_bytes(4) + bytes(1_000_000)))
+    with pytest.raises(DataError, match="more than 10000 bytes"):
+        idx.read(bomb)
+
+
+def test_a_header_whose_sizes_overflow_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(b"\0\0\x08\x04" + (2**16).to_bytes(4) * 4)  # 2**64 bytes, which 64 bits call none
+    with pytest.raises(DataError, match="promises 65536 x 65536 x 65536 x 65536 bytes and holds 0"):
+        idx.read(path)
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{epoch.__class__}",
+        "{epoch.real}",
+        "{val_loss[0]}",
+        "{0}",
+        "{}",
+        "{epoch:{val_loss.__class__}}",
+        "{epoch:{batch}}",
+    ],
+)
+def test_a_template_of_a_file_name_holds_plain_names_only(template: str) -> None:
+    with pytest.raises(CallbackError, match=r"Expected \{name\} or \{name:format\} in filepath"):
+        ModelCheckpoint(f"runs/{template}.safetensors")
+
+
+def test_a_value_that_is_text_is_no_part_of_a_file_name(tmp_path: Path) -> None:
+    class Says(resfit.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs["where"] = "../../outside"
+
+    with pytest.raises(CallbackError, match=r"asks for 'where', which is '\.\./\.\./outside'\. Expected a number"):
+        fit(
+            compiled(PlainNet(rngs=nnx.Rngs(0))), images(), labels(),
+            callbacks=[Says(), ModelCheckpoint(str(tmp_path / "a" / "{where}.safetensors"))],
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == []
+
+
+def test_a_checkpoint_does_not_make_model_checkpoint_delete_the_files_of_others(tmp_path: Path) -> None:
+    """Which files there are is remembered in the run's checkpoint, and old ones are deleted."""
+    callback = ModelCheckpoint(tmp_path / "runs" / "{epoch:02d}-{val_loss:.2f}.safetensors", keep=1)
+    mine = str(tmp_path / "runs" / "01-0.50.safetensors")
+    others = [
+        str(tmp_path / "thesis.txt"),
+        str(tmp_path / "runs" / ".." / "01-0.50.safetensors"),
+        str(tmp_path / "runs" / "01-0.5" / ".." / "x.safetensors"),
+        mine + ".txt",
+    ]
+    state = {"best": None, "steps": 0, "kept": [[None, path] for path in [*others, mine]]}
+    callback.load_state_dict(state)
+    assert callback.state_dict()["kept"] == [[None, mine]]
