@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow kills against lint format types docs errors bench audit lock clean has-python
+.PHONY: help demo test quick slow kills search against lint format types docs errors bench audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -27,8 +27,11 @@ quick: $(VENV)/dev.stamp  ## the tests that are not marked slow
 slow: $(VENV)/dev.stamp  ## the tests that are marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-kills: $(VENV)/dev.stamp  ## a run that is killed 200 times goes on each time (about half an hour)
+kills: $(VENV)/dev.stamp  ## a run that is killed 200 times goes on each time (some minutes)
 	RESFIT_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py $(ARGS)
+
+search: $(VENV)/dev.stamp  ## 500 sequences of calls and stops, each beside its description (some minutes)
+	RESFIT_EXAMPLES=500 $(BIN)/python -m pytest -n 0 tests/faults/test_state_machine.py $(ARGS)
 
 against:  ## the callbacks beside those of Keras, and with the real wandb, in an environment of their own
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp

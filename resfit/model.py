@@ -1,5 +1,6 @@
 """`Model`: an nnx.Module that can be trained, evaluated and asked, as short as Keras. It only assembles the rest."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -223,6 +224,7 @@ class Model:
         if learning_rate is not None and rate_function is None:
             rate = check_rate(learning_rate, "learning_rate")
             self._state.set_leaf(rate_index, float(rate))  # type: ignore[arg-type]
+        self._asked_rate = repr(named) if named is not None else self._rate()
         self._loop = self._make_loop(
             Recipe(
                 self.compute_loss,
@@ -377,6 +379,12 @@ class Model:
         if self._follows_schedule:
             raise CompileError("The learning rate follows a schedule. Compile with a number to set it yourself.")
         self._state.set_leaf(index, float(check_rate(value, "model.learning_rate")))
+        if not self._fitting:  # not a callback's doing, which is part of the run
+            self._asked_rate = self._rate()
+
+    def _rate(self) -> float | None:
+        """As somebody would write it: 0.1, and not the nearest float32."""
+        return None if self._rate_index is None else float(str(np.asarray(self._state.leaf(self._rate_index))))
 
     def _settable_rate(self, verb: str) -> int:
         if not self._compiled:
@@ -450,7 +458,8 @@ class Model:
           resume: True to go on from the newest checkpoint in the `Checkpoint` callback's folder, at its very batch, or
             to begin where there is none; a run that had come to its end gives its History at once. It ends where an
             uninterrupted run ends, bit for bit, and is refused where something was set up in another way; "inexact"
-            goes on all the same. False to begin anew, in a folder that holds no run.
+            goes on all the same, at another learning rate where one was asked for. False to begin anew, in a folder
+            that holds no run.
           drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
             own.
 
@@ -525,7 +534,7 @@ class Model:
                 lambda: self.validation_weights,
             )
         stream = Epochs(data, steps_per_epoch, self._state.epoch)
-        self._stretch_schedule(stream, epochs, initial_epoch)
+        self._check_schedule(stream, epochs, initial_epoch)
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
@@ -538,6 +547,7 @@ class Model:
             "batch_size": size,
             "shuffle": shuffle,
             "drop_remainder": drop_remainder,
+            "learning_rate": self._asked_rate,
             "validation_steps": validation_steps,
             "validation_every": validation_every,
             "validation_freq": validation_freq if isinstance(validation_freq, int) else list(validation_freq),
@@ -558,8 +568,10 @@ class Model:
                 self._state.publish()
                 return history
             self._requests = keeper
+            self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
-            self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
+            with self._stretched_schedule(stream, epochs_):
+                self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)
         finally:
@@ -644,8 +656,7 @@ class Model:
             "passed as an iterable of batches.",
         )
 
-    def _stretch_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:
-        """Lets a named schedule span the epochs of this fit."""
+    def _check_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:
         if self._named_schedule is None or epochs <= initial_epoch:
             return
         self._named_schedule.check(epochs)
@@ -654,10 +665,23 @@ class Model:
                 "A named learning-rate schedule needs to know how long an epoch is, and this data cannot tell. Pass "
                 "steps_per_epoch."
             )
-        done = self._state.steps()
+
+    @contextlib.contextmanager
+    def _stretched_schedule(self, stream: Epochs, epochs: range) -> Iterator[None]:
+        """Lets a named schedule span these epochs; a fit that fails before its first step leaves it as it was."""
+        if self._named_schedule is None or not epochs or stream.steps is None:
+            yield
+            return
+        done, before = self._state.steps(), self._state.span()
         name = type(self._named_schedule).__name__
-        _log.info("The schedule %s %s and spans %d epochs.", name, "starts again" if done else "begins", epochs)
-        self._state.set_span(done - initial_epoch * stream.steps, epochs * stream.steps, stream.steps)
+        _log.info("The schedule %s %s and spans %d epochs.", name, "starts again" if done else "begins", epochs.stop)
+        self._state.set_span(done - epochs.start * stream.steps, epochs.stop * stream.steps, stream.steps)
+        try:
+            yield
+        except BaseException:
+            if self._state.steps() == done:
+                self._state.put_span(before)
+            raise
 
     def evaluate(
         self,

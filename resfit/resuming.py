@@ -58,13 +58,6 @@ def keeper(
     if len(found) > 1:
         raise ResumeError(f"fit got {len(found)} Checkpoint callbacks. Expected one: a run has one folder.")
     (callback,) = found
-    checkpoints = Checkpoints(callback.directory, writes=processes.shard[0] == 0)
-    if checkpoints.steps and not resume:
-        checkpoints.close()
-        raise ResumeError(
-            f"The folder {str(callback.directory)!r} holds checkpoints of a run. Expected an empty one. Pass "
-            "resume=True to go on with that run, or another folder."
-        )
     whole = {
         **fingerprint,
         **{name: None if one is None else described(one) for name, one in data.items()},
@@ -72,6 +65,13 @@ def keeper(
         "processes": placement.processes,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+    checkpoints = Checkpoints(callback.directory, writes=processes.shard[0] == 0)
+    if checkpoints.steps and not resume:
+        checkpoints.close()
+        raise ResumeError(
+            f"The folder {str(callback.directory)!r} holds checkpoints of a run. Expected an empty one. Pass "
+            "resume=True to go on with that run, or another folder."
+        )
     return Keeper(checkpoints, callback.keep, whole, state, placement, processes)
 
 

@@ -156,9 +156,9 @@ class Loop:
           keeper: saves the run where a callback asks for it, and where a signal ends it.
           start: where a saved run goes on.
         """
-        logs: dict[str, Any] = {}
         check = _label_check(data.batches, self._check)
         here = Progress(epochs.start) if start is None else start
+        logs = dict(here.logs)
         try:
             with at_batch_boundaries(keeper is not None) as interrupt, self.processes.failing_together():
                 run = _Run(self, data, callbacks, validation, keeper, interrupt, stopped)
@@ -192,7 +192,7 @@ class Loop:
                     if self._scheduled is not None:
                         logs["learning_rate"] = float(read(self.state.leaf(self._scheduled)))
                     callbacks.fire("on_epoch_end", here.epoch, logs)
-                    here = run.after_epoch(here)
+                    here = run.after_epoch(here, logs)
                     if run.rolls_back():
                         here = run.rolled_back()
         except BaseException as exception:
@@ -495,8 +495,8 @@ class _Run:
         )
         return here._replace(validated=values, validating=False)
 
-    def after_epoch(self, here: Progress) -> Progress:
-        here = self._boundary(Progress(here.epoch + 1, steps=here.steps))
+    def after_epoch(self, here: Progress, logs: dict[str, Any]) -> Progress:
+        here = self._boundary(Progress(here.epoch + 1, steps=here.steps, logs=logs))
         self._save_if_wanted(here)
         return here
 

@@ -37,6 +37,7 @@ class Progress(NamedTuple):
       batch: batches of it that are done; after its last one its validation and end are still to come.
       steps: done by this fit, those before a resume included.
       validated: values of the last validation inside this epoch.
+      logs: of the epoch before, which on_train_end is told if no other comes to its end.
       validating: whether a validation by steps is due, before anything else.
       stopping: whether somebody asked to stop, so that this epoch only comes to its end.
       finished: whether there is nothing left to do.
@@ -46,6 +47,7 @@ class Progress(NamedTuple):
     batch: int = 0
     steps: int = 0
     validated: Mapping[str, Any] = {}
+    logs: Mapping[str, Any] = {}
     validating: bool = False
     stopping: bool = False
     finished: bool = False
@@ -102,6 +104,7 @@ class Keeper:
         self._found: Saved | None = None
         self._exact = True
         self._programs: dict[str, str] = {}
+        self._other_rate = False
 
     def find(self, *, exact: bool) -> Progress | None:
         """Looks for the newest checkpoint.
@@ -139,8 +142,9 @@ class Keeper:
                 "this model. Build and compile it as before, or begin in another folder."
             )
         self._best, self._finite = facts["best"], set(facts["finite"])
-        if not differs:
+        if exact:
             self._programs = facts["programs"]
+        self._other_rate = "learning_rate" in differs
         return Progress(**facts["progress"])
 
     def roll_back(self) -> Progress:
@@ -195,6 +199,9 @@ class Keeper:
         found, self._found = self._found, None
         arrays, facts = found.arrays, found.facts
         leaves = [arrays[f"state/{i}"] for i in range(len(self._state.leaves))]
+        if self._other_rate and (index := self._state.rate_index()) is not None:  # it was asked for
+            leaves[self._state.layout.n_model + index] = np.asarray(self._state.leaf(index))
+        self._other_rate = False  # going back later is to a rate of this run
         # In memory of their own: a step gives them up.
         self._state.replace(tuple(self._placement.replicate(leaves, copy=True)))
         self._state.epoch = facts["epoch"]
@@ -243,7 +250,7 @@ class Keeper:
         if regular and _all_finite(state):
             self._finite.add(number)
         facts = {
-            "progress": progress._asdict() | {"validated": dict(progress.validated)},
+            "progress": progress._asdict() | {"validated": dict(progress.validated), "logs": dict(progress.logs)},
             "epoch": self._state.epoch,
             "data": data.position(inside=bool(progress.batch), alone=self._processes.shard[1] == 1),
             "callbacks": callbacks.state_dicts() if states is None else dict(states),

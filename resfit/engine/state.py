@@ -279,9 +279,13 @@ class RunState:
         """Updates done since `compile`. Waits for the device."""
         return int(self.leaves[-1])
 
+    def span(self) -> np.ndarray:
+        """What a named schedule spans, for `put_span`. Waits for the device."""
+        return np.array(self.leaves[-2])
+
     def set_span(self, begin: int, steps: int, steps_per_epoch: int) -> None:
         """Stretches a named schedule over these steps."""
-        self._put_span(_span(begin, steps, steps_per_epoch))
+        self.put_span(_span(begin, steps, steps_per_epoch))
 
     @property
     def rate_factor(self) -> float:
@@ -291,9 +295,10 @@ class RunState:
     @rate_factor.setter
     def rate_factor(self, value: float) -> None:
         begin, steps, steps_per_epoch, _ = np.asarray(self.leaves[-2])
-        self._put_span(_span(begin, steps, steps_per_epoch, value))
+        self.put_span(_span(begin, steps, steps_per_epoch, value))
 
-    def _put_span(self, span: np.ndarray) -> None:
+    def put_span(self, span: np.ndarray) -> None:
+        """The inverse of `span`."""
         self.leaves = (*self.leaves[:-2], self._replicate(span), self.leaves[-1])
 
     def replace(self, leaves: Leaves) -> None:

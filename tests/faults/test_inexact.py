@@ -1,0 +1,163 @@
+"""What must be the same for a run to go on: each difference is named, and gone on with where that is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import pytest
+
+import resfit
+from resfit.callbacks import Callback, Checkpoint
+from resfit.errors import ResumeError
+from tests.faults import runs, twin
+from tests.helpers import compiled, images, labels
+
+EXAMPLES, BATCH = twin.EXAMPLES, twin.BATCH
+
+
+def model(**arguments: Any) -> resfit.Model:
+    return compiled(twin.new_module(0)[0], **arguments)
+
+
+def go(folder: Path, *more: Callback, made: resfit.Model | None = None, **arguments: Any) -> resfit.callbacks.History:
+    return (made or model()).fit(
+        **{
+            "x": images(EXAMPLES),
+            "y": labels(EXAMPLES),
+            "batch_size": BATCH,
+            "epochs": 2,
+            "callbacks": [Checkpoint(folder, every=1), *more],
+            "verbose": 0,
+            **arguments,
+        }
+    )
+
+
+def stopped(folder: Path, step: int = 2, **arguments: Any) -> None:
+    with runs.stopped(SystemExit):
+        go(folder, runs.Stops(step, runs.terminate), **arguments)
+
+
+def other_pixels() -> np.ndarray:
+    """All but the labels is other data."""
+    return images(EXAMPLES, seed=7)
+
+
+# How the run was begun and goes on, as compile's and fit's arguments, and what is said of the difference.
+Sides = tuple[dict[str, Any], dict[str, Any]]
+DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
+    "batch size": (({}, {}), ({}, {"batch_size": 5}), "batch_size was 4, is 5"),
+    "a larger batch": (({}, {}), ({}, {"batch_size": 10}), "batch_size was 4, is 10"),
+    "more epochs": (({}, {}), ({}, {"epochs": 4}), "epochs was 2, is 4"),
+    "4 devices, then 1": (({"dispatch": "sharded"}, {}), ({}, {}), "devices was 4, is 1; dispatch was 'sharded', is"),
+    "1 device, then 4": (({}, {}), ({"dispatch": "sharded"}, {}), "devices was 1, is 4; dispatch was 'jit', is"),
+    "labels": (({}, {}), ({}, {"y": labels(EXAMPLES, seed=9)}), r"data\.labels was \d+, is"),
+    "inputs": (({}, {}), ({}, {"x": other_pixels()}), r"data\.values was"),
+    "more data": (
+        ({}, {}),
+        ({}, {"x": images(14), "y": labels(14)}),
+        r"data\.examples was 10, is 14; data\.labels was",
+    ),
+    "weights": (({}, {}), ({}, {"sample_weight": np.full(EXAMPLES, 0.5)}), r"data\.weights was None, is"),
+    "class weights": (
+        ({}, {"class_weight": {0: 2.0}}),
+        ({}, {"class_weight": {0: 2.0, 1: 3.0}}),
+        r"data\.weights was \d+, is",
+    ),
+    "learning rate": (({}, {}), ({"learning_rate": 0.025}, {}), "learning_rate was 0.1.*, is 0.025"),
+    "an injected rate": (
+        ({"optimizer": optax.inject_hyperparams(optax.sgd)(0.5), "learning_rate": None}, {}),
+        ({"optimizer": optax.inject_hyperparams(optax.sgd)(0.25), "learning_rate": None}, {}),
+        "learning_rate was 0.5, is 0.25",
+    ),
+    "schedule": (
+        ({"learning_rate": resfit.schedules.Cosine(0.1)}, {}),
+        ({"learning_rate": resfit.schedules.Cosine(0.2)}, {}),
+        r"learning_rate was 'Cosine\(peak=0.1, end=0.0\)', is 'Cosine\(peak=0.2",
+    ),
+    "how often is validated": (
+        ({}, {"validation_data": twin.VALIDATION}),
+        ({}, {"validation_data": twin.VALIDATION, "validation_freq": [2]}),
+        r"validation_freq was 1, is \[2\]",
+    ),
+    "loss": (
+        ({}, {}),
+        ({"loss": resfit.losses.CrossEntropy(label_smoothing=0.1)}, {}),
+        "another program than that of the saved run",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_each_difference_is_named_and_gone_on_with_when_asked(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (compile_before, fit_before), (compile_now, fit_now), said = DIFFERENCES[name]
+    stopped(tmp_path, made=model(**compile_before), **fit_before)
+    with pytest.raises(ResumeError, match=said):
+        go(tmp_path, made=model(**compile_now), resume=True, **fit_now)
+    found = model(**compile_now)
+    history = go(tmp_path, made=found, resume="inexact", **fit_now)
+    assert history.epoch == list(range(fit_now.get("epochs", 2)))
+    assert all(np.isfinite(history.history["loss"]))
+    assert found._state.steps() > 2  # those before the stop count
+    if name != "loss":
+        assert "goes on, and not exactly: it was saved with other" in caplog.text
+    # What was gone on with is what the run is now.
+    assert go(tmp_path, made=model(**compile_now), resume=True, **fit_now).history == history.history
+
+
+def test_several_differences_are_all_named(tmp_path: Path) -> None:
+    stopped(tmp_path)
+    said = r"batch_size was 4, is 5; epochs was 2, is 3; learning_rate was .*; seed was 0, is 1"
+    with pytest.raises(ResumeError, match=said):
+        go(tmp_path, made=model(seed=1, learning_rate=0.5), resume=True, batch_size=5, epochs=3)
+
+
+@pytest.mark.parametrize(("resume", "rate"), [(True, 0.025), ("inexact", 0.5)])
+def test_the_rate_of_the_run_is_kept_and_one_that_is_asked_for_holds(resume: Any, rate: float, tmp_path: Path) -> None:
+    """A callback lowered it before the stop, which is part of the run."""
+    made = model()
+
+    def lower() -> None:
+        made.learning_rate = 0.025
+
+    with runs.stopped(SystemExit):
+        go(tmp_path, runs.Stops(1, lower), runs.Stops(2, runs.terminate), made=made)
+    again = model(learning_rate=0.1 if resume is True else rate)
+    go(tmp_path, made=again, resume=resume)
+    assert again.learning_rate == pytest.approx(rate)
+
+
+def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_path: Path) -> None:
+    made = model()
+
+    def lower() -> None:
+        made.learning_rate = 0.025
+
+    stopped_by = [runs.Stops(1, lower), runs.Stops(2, runs.terminate)]
+    with runs.stopped(SystemExit):
+        go(tmp_path, *stopped_by, made=made)
+    go(tmp_path, made=made, resume=True)
+    assert made.learning_rate == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("dispatch", [("sharded", "jit"), ("jit", "sharded")])
+def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additions(
+    dispatch: tuple[str, str], tmp_path: Path
+) -> None:
+    whole = model(dispatch=dispatch[0])
+    go(tmp_path / "whole", made=whole)
+    stopped(tmp_path / "run", made=model(dispatch=dispatch[0]))
+    found = model(dispatch=dispatch[1])
+    go(tmp_path / "run", made=found, resume="inexact")
+    assert found._state.steps() == whole._state.steps()
+    for u, v in zip(found._state.leaves[:-2], whole._state.leaves[:-2], strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-3, atol=1e-4)
+
+
+def test_other_pixels_are_noticed_also_on_the_device(tmp_path: Path) -> None:
+    stopped(tmp_path, cache="device")
+    with pytest.raises(ResumeError, match=r"data\.values was"):
+        go(tmp_path, resume=True, cache="device", x=other_pixels())

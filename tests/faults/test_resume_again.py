@@ -1,0 +1,152 @@
+"""A run that was stopped is stopped again, resumed twice, by whatever means, and in whatever part of it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import resfit
+from resfit.callbacks import Callback, Checkpoint
+from resfit.errors import LabelError, ResumeError
+from tests.faults import runs, twin
+from tests.helpers import Recorder, assert_same, labels
+
+ROOT = Path(__file__).parents[2]
+PLAN = twin.Plan(epochs=2, steps_per_epoch=None, validation="epochs", asked=0, best=True)
+SETUP = "adamw, averages, schedule"
+
+
+def explode() -> None:
+    raise ZeroDivisionError
+
+
+def fresh(setup: str = SETUP) -> resfit.Model:
+    """What a new process builds."""
+    module, _ = twin.new_module(0)
+    model = resfit.Model(module)
+    twin.compile_(model, setup)
+    return model
+
+
+def go(
+    folder: Path, *more: Callback, model: resfit.Model | None = None, plan: twin.Plan = PLAN, **arguments: Any
+) -> dict[str, Any]:
+    """A run, begun or resumed, and all that it leaves."""
+    model = fresh() if model is None else model
+    checkpoint = Checkpoint(folder, every=2)
+    says = twin.fit(model, plan, SETUP, checkpoint, *more, **{"resume": True, **arguments})
+    return {"says": says, "state": twin.state(model), "checkpoint": checkpoint.state_dict()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return go(tmp_path_factory.mktemp("whole"))
+
+
+STOPS: dict[str, tuple[Callable[[], None], str, int]] = {
+    "an exception in a callback": (explode, "on_train_batch_end", 4),
+    "an exception in a validation": (explode, "on_test_batch_end", 1),
+    "Ctrl-C in a validation": (runs.interrupt, "on_test_batch_end", 1),
+    "SIGTERM in a validation": (runs.terminate, "on_test_begin", 1),
+    "an exception as training ends": (explode, "on_train_end", 1),
+}
+
+
+@pytest.mark.parametrize("in_the_same_model", [False, True])
+@pytest.mark.parametrize("name", STOPS)
+def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
+    name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    model = fresh()
+    action, hook, call = STOPS[name]
+    with runs.stopped(SystemExit, KeyboardInterrupt, ZeroDivisionError):
+        go(tmp_path, runs.Stops(call, action, hook), model=model)
+    again = model if in_the_same_model else None
+    assert_same(go(tmp_path, model=again), whole)
+    assert_same(go(tmp_path, model=again), whole)  # finished: at once
+
+
+@pytest.mark.parametrize("second", STOPS)
+def test_a_resumed_run_that_is_stopped_is_resumed(second: str, whole: dict[str, Any], tmp_path: Path) -> None:
+    action, hook, _ = STOPS[second]
+    with runs.stopped(SystemExit):
+        go(tmp_path, runs.Stops(2, runs.terminate))
+    with runs.stopped(SystemExit, KeyboardInterrupt, ZeroDivisionError):
+        go(tmp_path, runs.Stops(1, action, hook))
+    assert_same(go(tmp_path), whole)
+
+
+@pytest.mark.parametrize("stop", [runs.interrupt, runs.terminate], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_epoch_end"])
+def test_the_epoch_that_was_to_be_the_last_one_is_the_last_one_of_the_resumed_run(
+    hook: str, stop: Callable[[], None], tmp_path: Path
+) -> None:
+    """model.stop_training was set in its second batch, and then somebody stopped the run as well."""
+    plan = PLAN._replace(epochs=3, steps_per_epoch=4, asked=2)
+    expected = go(tmp_path / "whole", plan=plan)
+    assert expected["state"].steps == 2
+    with runs.stopped(SystemExit, KeyboardInterrupt):
+        go(tmp_path / "run", runs.Stops(2 if hook == "on_train_batch_end" else 1, stop, hook), plan=plan)
+    assert_same(go(tmp_path / "run", plan=plan), expected)
+
+
+def test_what_on_train_end_is_told_survives_a_stop_at_the_end_of_the_last_epoch(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
+    with runs.stopped(KeyboardInterrupt):
+        go(tmp_path, runs.Stops(2, runs.interrupt, "on_epoch_end"))
+    told = go(tmp_path)["says"]["callbacks"][0]["seen"]["end"]
+    assert told == whole["says"]["callbacks"][0]["seen"]["end"]
+    assert "val_loss" in told
+
+
+@pytest.mark.parametrize("error", [LabelError, ResumeError])
+def test_a_fit_that_fails_before_its_first_step_leaves_the_schedule_where_it_was(
+    error: type[Exception], tmp_path: Path
+) -> None:
+    model = fresh()
+    go(tmp_path, model=model)
+    before = twin.state(model)
+    folder, y = (tmp_path, labels(10)) if error is ResumeError else (tmp_path / "new", labels(10) + 5)
+    with pytest.raises(error):
+        go(folder, model=model, epochs=7, y=y)
+    assert twin.same(twin.state(model), before)
+
+
+SECOND_SIGNAL = """
+import os, signal, sys, time
+import conftest
+from tests.faults import runs, test_resume_again
+def twice():
+    os.kill(os.getpid(), signal.{name})
+    print("held back", flush=True)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(600)
+test_resume_again.go(test_resume_again.Path(sys.argv[1]), runs.Stops(3, twice))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", -signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_second_signal_ends_the_process_at_once_and_it_goes_on_from_the_newest_checkpoint(
+    name: str, code: int, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SECOND_SIGNAL.format(name=name), str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (code, "held back\n"), ended.stderr
+    recorder = Recorder()
+    assert_same(go(tmp_path, recorder), whole)
+    assert recorder.names().count("on_train_batch_end") == whole["state"].steps - 2  # saved after every second step
