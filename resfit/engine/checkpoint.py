@@ -59,7 +59,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, *, writes: bool = True) -> None:
-        self._directory = directory.absolute()
+        self._directory, self._named = directory.absolute(), directory
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "resfit-checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
         self._lock: IO[str] | None = None
@@ -70,6 +70,8 @@ class Checkpoints:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._take()
+        except CheckpointError:
+            raise
         except OSError as error:
             raise CheckpointError(
                 f"Checkpoints cannot be written to {str(directory)!r}: {error}. Expected a folder that can be made and "
@@ -87,7 +89,7 @@ class Checkpoints:
         except BlockingIOError as error:
             lock.close()
             raise CheckpointError(
-                f"Another run is at work in {str(self._directory)!r}. Expected one run in a folder. Wait for it, or "
+                f"Another run is at work in {str(self._named)!r}. Expected one run in a folder. Wait for it, or "
                 "pass another folder."
             ) from error
         except OSError as error:  # some network file systems have no locks
