@@ -20,9 +20,10 @@ from resfit.data.arrays import as_arrays, check_class_weight, check_finite, clas
 from resfit.data.choose import in_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
-from resfit.engine.loop import Loop, Validation
+from resfit.engine.loop import Loop
 from resfit.engine.modes import NOTHING_FROZEN, Freeze, explained, plan
 from resfit.engine.resume import Keeper, Progress, Rollback
+from resfit.engine.run import Validation
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError

@@ -53,8 +53,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.resume": {
         "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.state", "data",
     },
+    "engine.run": {
+        "engine.boundary", "engine.hooks", "engine.processes", "engine.resume", "engine.signals", "engine.state", "data",
+    },
     "engine.loop": {
-        "engine.boundary", "engine.resume",
+        "engine.boundary", "engine.resume", "engine.run",
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
         "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data", "optimizers",
     },
@@ -71,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data",
         "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
-        "engine.dispatch", "engine.loop", "engine.resume", "resuming",
+        "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.

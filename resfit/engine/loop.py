@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,37 +20,18 @@ from resfit.engine.memory import StepMemory, step_memory
 from resfit.engine.non_finite import first_non_finite
 from resfit.engine.processes import Processes, Turn
 from resfit.engine.resume import Keeper, Progress
+from resfit.engine.run import Run, Validation
 from resfit.engine.signals import Interrupt, at_batch_boundaries
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
 from resfit.engine.waiting import Waiting
-from resfit.errors import DataError, ModuleError, NonFiniteLossError, ResumeError, StepFailed
+from resfit.errors import DataError, ModuleError, NonFiniteLossError, StepFailed
 from resfit.optimizers import Skips
 
 _log = logging.getLogger("resfit")
 
 LabelCheck = Callable[[Any], None]
 InputCheck = Callable[[Any, bool], None]
-
-
-class Validation(NamedTuple):
-    """When and on what to validate inside `fit`.
-
-    Attributes:
-      data: the examples.
-      steps: how many batches; None for all.
-      due: epoch, counted from zero -> whether to validate after it.
-      every: validate after every so many steps of this fit instead; None for `due`.
-      stopped: whether somebody asked to stop this validation.
-      weights: -> "raw" or "ema", asked before each validation.
-    """
-
-    data: Batches
-    steps: int | None
-    due: Callable[[int], bool]
-    every: int | None
-    stopped: Callable[[], bool]
-    weights: Callable[[], str]
 
 
 class Loop:
@@ -161,7 +142,7 @@ class Loop:
         logs = dict(here.logs)
         try:
             with at_batch_boundaries(keeper is not None) as interrupt, self.processes.failing_together():
-                run = _Run(self, data, callbacks, validation, keeper, interrupt, stopped)
+                run = Run(self, data, callbacks, validation, keeper, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
                 if start is not None and not start.batch:
                     run.restore()
@@ -438,80 +419,6 @@ class Loop:
     def _check_inputs(self, turn: Turn, trained: bool) -> None:
         if turn.host is not None:
             self._check_kind(turn.host.x, trained)
-
-
-class _Run:
-    """What `Loop.train` does between two batches, and between two epochs."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        data: Epochs,
-        callbacks: CallbackList,
-        validation: Validation | None,
-        keeper: Keeper | None,
-        interrupt: Interrupt,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._loop, self._data, self._callbacks, self._validation = loop, data, callbacks, validation
-        self._keeper, self._interrupt, self._stopped = keeper, interrupt, stopped
-
-    def restore(self) -> None:
-        if self._keeper is not None:
-            self._loop.sums = self._keeper.restore(self._data, self._callbacks)
-
-    def rolls_back(self) -> bool:
-        """Whether a callback asked to go back to the last good checkpoint."""
-        return self._keeper is not None and self._keeper.rollback is not None
-
-    def rolled_back(self) -> Progress:
-        """Where the run goes on from its last good checkpoint."""
-        if self._keeper is None:
-            raise ResumeError("There is no checkpoint to go back to. fit needs a Checkpoint callback.")
-        with self._loop.processes.failing_together():
-            here = self._keeper.roll_back()
-        if not here.batch:
-            self.restore()
-        return here
-
-    def after_batch(self, here: Progress) -> Progress:
-        every = None if self._validation is None else self._validation.every
-        here = here._replace(batch=here.batch + 1, steps=here.steps + 1)
-        here = here._replace(validating=every is not None and here.steps % every == 0)
-        here = self._boundary(here)
-        if here.validating:
-            here = self._boundary(self.validated(here))
-        self._save_if_wanted(here)
-        return here
-
-    def validated(self, here: Progress) -> Progress:
-        """After the validation that is due."""
-        if self._validation is None:
-            return here
-        # A validation that is interrupted begins anew, so callbacks go back to where they were before it.
-        states = self._callbacks.state_dicts() if self._keeper is not None else None
-        values = self._loop.validate(
-            self._validation, self._callbacks, self._interrupt, lambda: self._save(here, states=states)
-        )
-        return here._replace(validated=values, validating=False)
-
-    def after_epoch(self, here: Progress, logs: dict[str, Any]) -> Progress:
-        here = self._boundary(Progress(here.epoch + 1, steps=here.steps, logs=logs))
-        self._save_if_wanted(here)
-        return here
-
-    def _boundary(self, here: Progress) -> Progress:
-        save = lambda: self._save(here._replace(stopping=self._stopped()))  # noqa: E731
-        stop = Boundary(self._loop.processes, self._interrupt, self._stopped, save)()
-        return here._replace(stopping=stop)
-
-    def _save_if_wanted(self, here: Progress) -> None:
-        if self._keeper is not None and self._keeper.wanted:
-            self._save(here)
-
-    def _save(self, here: Progress, states: dict[str, Any] | None = None) -> None:
-        if self._keeper is not None:
-            self._keeper.save(here, self._loop.sums, self._data, self._callbacks, states)
 
 
 def _for_step(batch: Batch) -> DeviceBatch:
