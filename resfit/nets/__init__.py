@@ -8,32 +8,69 @@ trains.
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.count import count_multiply_adds, count_params
 from resfit.nets.head import ClassifierHead
-from resfit.nets.layers import Layers
-from resfit.nets.norm import BatchNorm
-from resfit.nets.pool import global_average_pool, max_pool
+from resfit.nets.layers import NORMS, Layers
+from resfit.nets.norm import BatchNorm, GroupNorm
+from resfit.nets.pool import average_pool, blur_pool, global_average_pool, max_pool
+from resfit.nets.preact_blocks import PreActBasicBlock, PreActBottleneckBlock
 from resfit.nets.residual import Residual
 from resfit.nets.resnet import ResNet
-from resfit.nets.shortcut import IdentityShortcut, PadShortcut, ProjectionShortcut
-from resfit.nets.spec import ResNetSpec
-from resfit.nets.stem import CifarStem, ImageNetStem
+from resfit.nets.shortcut import (
+    SHORTCUTS,
+    ConvShortcut,
+    IdentityShortcut,
+    PadShortcut,
+    PooledShortcut,
+    ProjectionShortcut,
+)
+from resfit.nets.spec import BLOCKS, ResNetSpec
+from resfit.nets.squeeze import SqueezeExcite
+from resfit.nets.stem import (
+    STEMS,
+    CifarConvStem,
+    CifarStem,
+    DeepStem,
+    DeepTieredStem,
+    ImageNetConvStem,
+    ImageNetStem,
+    ResNetRSStem,
+    SpaceToDepthStem,
+)
 from resfit.nets.zoo import ZOO, ZooRow, create_model, list_models
 
 __all__ = [
+    "BLOCKS",
+    "NORMS",
+    "SHORTCUTS",
+    "STEMS",
     "ZOO",
     "BasicBlock",
     "BatchNorm",
     "BottleneckBlock",
+    "CifarConvStem",
     "CifarStem",
     "ClassifierHead",
+    "ConvShortcut",
+    "DeepStem",
+    "DeepTieredStem",
+    "GroupNorm",
     "IdentityShortcut",
+    "ImageNetConvStem",
     "ImageNetStem",
     "Layers",
     "PadShortcut",
+    "PooledShortcut",
+    "PreActBasicBlock",
+    "PreActBottleneckBlock",
     "ProjectionShortcut",
     "ResNet",
+    "ResNetRSStem",
     "ResNetSpec",
     "Residual",
+    "SpaceToDepthStem",
+    "SqueezeExcite",
     "ZooRow",
+    "average_pool",
+    "blur_pool",
     "count_multiply_adds",
     "count_params",
     "create_model",

@@ -1,31 +1,60 @@
-"""The two blocks of the ResNet papers. Each writes its branch; `Residual` does the rest."""
+"""The blocks of the ResNet papers. Each writes its branch; `Residual` does the rest."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 
 from resfit.nets.layers import Layers
+from resfit.nets.pool import blur_pool
 from resfit.nets.residual import Residual
 
 StrideOn = Literal["3x3", "1x1"]
+
+
+class _Blur(nnx.Module):
+    """`blur_pool` where a block is anti-aliased and steps over pixels; else nothing."""
+
+    def __init__(self, strides: int | None) -> None:
+        self.strides = strides
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x if self.strides is None else blur_pool(x, strides=self.strides)
+
+
+def _stepping(strides: int, first_dilation: int, dilation: int, *, antialias: bool) -> tuple[int, _Blur]:
+    """The strides of the convolution that steps, and what steps after it instead, if the block is anti-aliased."""
+    if antialias and (strides > 1 or first_dilation != dilation):
+        return 1, _Blur(strides)
+    return strides, _Blur(None)
 
 
 class BasicBranch(nnx.Module):
     """3x3 convolution, norm, ReLU, 3x3 convolution, norm: the branch of `BasicBlock`, whose arguments it shares."""
 
     def __init__(
-        self, in_channels: int, width: int, *, strides: int, zero_init_last: bool, layers: Layers, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        strides: int,
+        dilation: int,
+        first_dilation: int,
+        antialias: bool,
+        zero_init_last: bool,
+        layers: Layers,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.conv1 = layers.conv(in_channels, width, kernel=3, strides=strides, rngs=rngs)
+        strides, self.blur = _stepping(strides, first_dilation, dilation, antialias=antialias)
+        self.conv1 = layers.conv(in_channels, width, kernel=3, strides=strides, dilation=first_dilation, rngs=rngs)
         self.norm1 = layers.norm(width, rngs=rngs)
-        self.conv2 = layers.conv(width, width, kernel=3, rngs=rngs)
+        self.conv2 = layers.conv(width, width, kernel=3, dilation=dilation, rngs=rngs)
         self.norm2 = layers.norm(width, zero_scale=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
         evaluating = None if train is None else not train
-        x = nnx.relu(self.norm1(self.conv1(x), evaluating))
+        x = self.blur(nnx.relu(self.norm1(self.conv1(x), evaluating)))
         return self.norm2(self.conv2(x), evaluating)
 
 
@@ -36,11 +65,14 @@ class BasicBlock(Residual):
         in_channels: channels of the input.
         width: channels of both convolutions and of the output.
         strides: step of the first convolution in pixels (default 1).
-        shortcut: as in `Residual` (default `"auto"`).
+        dilation: distance between the taps of the 3x3 convolutions in pixels (default 1).
+        first_dilation: that of the first one alone, where another stage comes before (default: `dilation`).
+        antialias: blur where the block steps (`blur_pool`; default False).
         zero_init_last: start the last norm's scale at zero, so that a new block passes its shortcut on unchanged
             (Goyal et al. 2017, arXiv:1706.02677, section 5.1; timm's default, and ours).
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
+        **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,16 +88,27 @@ class BasicBlock(Residual):
         width: int,
         *,
         strides: int = 1,
-        shortcut: str | nnx.Module = "auto",
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        antialias: bool = False,
         zero_init_last: bool = True,
         layers: Layers | None = None,
         rngs: nnx.Rngs,
+        **residual: Any,
     ) -> None:
         layers = layers or Layers()
         branch = BasicBranch(
-            in_channels, width, strides=strides, zero_init_last=zero_init_last, layers=layers, rngs=rngs
+            in_channels,
+            width,
+            strides=strides,
+            dilation=dilation,
+            first_dilation=first_dilation or dilation,
+            antialias=antialias,
+            zero_init_last=zero_init_last,
+            layers=layers,
+            rngs=rngs,
         )
-        super().__init__(branch, shortcut, in_channels=in_channels, layers=layers, rngs=rngs)
+        super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
 
 
 class BottleneckBranch(nnx.Module):
@@ -77,41 +120,55 @@ class BottleneckBranch(nnx.Module):
         width: int,
         *,
         strides: int,
+        dilation: int,
+        first_dilation: int,
         stride_on: StrideOn,
+        groups: int,
+        width_per_group: int,
+        antialias: bool,
         zero_init_last: bool,
         layers: Layers,
         rngs: nnx.Rngs,
     ) -> None:
         strides1, strides2 = (strides, 1) if stride_on == "1x1" else (1, strides)
-        out_channels = width * BottleneckBlock.expansion
-        self.conv1 = layers.conv(in_channels, width, kernel=1, strides=strides1, rngs=rngs)
-        self.norm1 = layers.norm(width, rngs=rngs)
-        self.conv2 = layers.conv(width, width, kernel=3, strides=strides2, rngs=rngs)
-        self.norm2 = layers.norm(width, rngs=rngs)
-        self.conv3 = layers.conv(width, out_channels, kernel=1, rngs=rngs)
+        strides2, self.blur = _stepping(strides2, first_dilation, dilation, antialias=antialias)
+        inner, out_channels = inner_width(width, groups, width_per_group), width * BottleneckBlock.expansion
+        self.conv1 = layers.conv(in_channels, inner, kernel=1, strides=strides1, rngs=rngs)
+        self.norm1 = layers.norm(inner, rngs=rngs)
+        self.conv2 = layers.conv(
+            inner, inner, kernel=3, strides=strides2, dilation=first_dilation, groups=groups, rngs=rngs
+        )
+        self.norm2 = layers.norm(inner, rngs=rngs)
+        self.conv3 = layers.conv(inner, out_channels, kernel=1, rngs=rngs)
         self.norm3 = layers.norm(out_channels, zero_scale=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm1(self.conv1(x), evaluating))
-        x = nnx.relu(self.norm2(self.conv2(x), evaluating))
+        x = self.blur(nnx.relu(self.norm2(self.conv2(x), evaluating)))
         return self.norm3(self.conv3(x), evaluating)
 
 
 class BottleneckBlock(Residual):
-    """The block of ResNet-50 and deeper (He et al. 2015, arXiv:1512.03385, figure 5 right).
+    """The block of ResNet-50 and deeper (He et al. 2015, arXiv:1512.03385, figure 5 right), of ResNeXt and wide nets.
 
     Args:
         in_channels: channels of the input.
-        width: channels of the 3x3 convolution; the output has four times as many.
+        width: a fourth of the output's channels, and those of the 3x3 convolution, unless told otherwise below.
         strides: step of the block in pixels (default 1).
+        dilation: of the stage, in pixels (default 1).
+        first_dilation: that of this block's 3x3 convolution, where another stage comes before (default: `dilation`).
         stride_on: the convolution that steps: `"3x3"` (default) is the "v1.5" of torchvision and timm, `"1x1"` the
             paper's own "v1", which drops three pixels of four before it looks at them.
-        shortcut: as in `Residual` (default `"auto"`).
+        groups: into how many parts the 3x3 convolution is cut (Xie et al. 2016, arXiv:1611.05431; default 1).
+        width_per_group: channels of each part where `width` is 64, and in proportion elsewhere (default 64). 128 is
+            "wide ResNet-50-2" (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+        antialias: blur where the block steps (`blur_pool`; default False).
         zero_init_last: as in `BasicBlock` (default True).
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
+        **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,20 +186,35 @@ class BottleneckBlock(Residual):
         width: int,
         *,
         strides: int = 1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
         stride_on: StrideOn = "3x3",
-        shortcut: str | nnx.Module = "auto",
+        groups: int = 1,
+        width_per_group: int = 64,
+        antialias: bool = False,
         zero_init_last: bool = True,
         layers: Layers | None = None,
         rngs: nnx.Rngs,
+        **residual: Any,
     ) -> None:
         layers = layers or Layers()
         branch = BottleneckBranch(
             in_channels,
             width,
             strides=strides,
+            dilation=dilation,
+            first_dilation=first_dilation or dilation,
             stride_on=stride_on,
+            groups=groups,
+            width_per_group=width_per_group,
+            antialias=antialias,
             zero_init_last=zero_init_last,
             layers=layers,
             rngs=rngs,
         )
-        super().__init__(branch, shortcut, in_channels=in_channels, layers=layers, rngs=rngs)
+        super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
+
+
+def inner_width(width: int, groups: int, width_per_group: int) -> int:
+    """Channels of a bottleneck's 3x3 convolution."""
+    return int(width * width_per_group / 64) * groups

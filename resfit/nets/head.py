@@ -24,6 +24,7 @@ class ClassifierHead(nnx.Module):
     Args:
         in_channels: channels of the features.
         num_classes: number of logits.
+        dropout: probability of dropout between the two (default 0).
         layers: dtype of the parameters (default float32).
         rngs: where the weights' first values come from.
 
@@ -34,8 +35,17 @@ class ClassifierHead(nnx.Module):
         (2, 10)
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
         layers = layers or Layers()
+        self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         bound = 1.0 / math.sqrt(in_channels)
         self.dense = _Logits(
             in_channels,
@@ -53,6 +63,13 @@ class ClassifierHead(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From features (batch, height, width, in_channels) to logits (batch, num_classes), float32 or wider."""
-        return self.dense(global_average_pool(jnp.asarray(x, self.dense.dtype)))
+        x = self.pooled(x)
+        if self.dropout is not None:
+            x = self.dropout(x, deterministic=None if train is None else not train)
+        return self.dense(x)
+
+    def pooled(self, x: jax.Array) -> jax.Array:
+        """The mean over all pixels, (batch, in_channels), float32 or wider."""
+        return global_average_pool(jnp.asarray(x, self.dense.dtype))

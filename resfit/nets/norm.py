@@ -1,4 +1,4 @@
-"""Batch normalisation with the constants of the ResNet papers, statistics in float32, and an explicit mode."""
+"""Batch and group normalisation with the constants of the ResNet papers, in float32, and with an explicit mode."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from resfit.errors import InputShapeError
+from resfit.errors import InputShapeError, SpecError
 
 MOMENTUM = 0.9  # weight of the old statistic; flax's default 0.99 still holds 37 % of the first value after 100 steps
 EPSILON = 1e-5
@@ -140,3 +140,60 @@ class BatchNorm(nnx.BatchNorm):
 def _channels_last(values: jax.Array, x: jax.Array) -> jax.Array:
     """Values (channels,) with as many axes as x."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group norm (Wu & He 2018, arXiv:1803.08494): each image is normalised by itself, over groups of its channels.
+
+    So it does the same in training and evaluation, and does not depend on the batch. 32 groups, as in the paper, in
+    PyTorch and in timm, or one for every channel where there are fewer. The arithmetic is float32 or wider, whatever
+    `dtype` is.
+
+    Args:
+        num_features: channels, the size of the last axis of the input.
+        zero_scale: start with `scale` at zero instead of one (default False).
+        dtype: dtype of the output (default `"float32"`).
+        param_dtype: dtype of `scale` and `bias` (default `"float32"`).
+        rngs: not drawn from; asked for because every flax layer takes it.
+
+    Raises:
+        SpecError: if 32 groups do not divide the channels.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> GroupNorm(64, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2, 64))).shape
+        (1, 2, 2, 64)
+    """
+
+    scale: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array]
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        zero_scale: bool = False,
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
+        groups = min(32, num_features)
+        if num_features % groups:
+            raise SpecError(
+                f"A group norm received {num_features} channels. Expected a multiple of 32, or fewer than that. Choose "
+                "other widths, or norm='batch'."
+            )
+        super().__init__(1, num_groups=1, epsilon=EPSILON, param_dtype=jnp.dtype(param_dtype), rngs=rngs)
+        self.num_groups, self.group_size = groups, num_features // groups
+        start = np.full((num_features,), 0 if zero_scale else 1, jnp.dtype(param_dtype))
+        self.scale = nnx.Param(jax.device_put(start))
+        self.bias = nnx.Param(jax.device_put(np.zeros((num_features,), jnp.dtype(param_dtype))))
+        self.output_dtype = dtype
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalises x (batch, ..., channels); `use_running_average` is there to be called as a batch norm is."""
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.asarray(super().__call__(wide, mask=mask), self.output_dtype)

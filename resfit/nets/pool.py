@@ -1,10 +1,12 @@
-"""Max pooling and global average pooling."""
+"""Pooling: maximum, average, blurred, and global average."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import reduce
+from jax import lax
 
 
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
@@ -36,6 +38,61 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
     for candidate in shifted[1:]:
         pooled = jnp.where((candidate > pooled) | jnp.isnan(candidate), candidate, pooled)
     return pooled
+
+
+def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Array:
+    """The mean over windows of 2x2 pixels that step by `strides`; at the right and lower edge, of what is there.
+
+    As `AvgPool2d(2, strides, ceil_mode=True, count_include_pad=False)` in PyTorch. With strides of 1 the window reaches
+    one pixel of zeros beyond the edge, which counts, as in timm's `AvgPool2dSame`.
+
+    Args:
+        x: images (batch, height, width, channels).
+        strides: step in pixels, for both axes or for each, 1 or 2 (default 2).
+
+    Returns:
+        (batch, ceil(height / strides), ceil(width / strides), channels).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> average_pool(jnp.arange(3.0).reshape(1, 1, 3, 1)).ravel().tolist()
+        [0.5, 2.0]
+    """
+    steps = (strides, strides) if isinstance(strides, int) else strides
+    for axis, step in zip((1, 2), steps, strict=True):
+        size = x.shape[axis]
+        after = jnp.pad(x, [(0, int(i == axis)) for i in range(4)])
+        total = lax.slice_in_dim(after, 0, size, step, axis) + lax.slice_in_dim(after, 1, size + 1, step, axis)
+        counts = np.full(total.shape[axis], 2.0, np.float32)
+        if step > 1 and size % 2:
+            counts[-1] = 1.0
+        x = total * (1 / counts).astype(x.dtype).reshape([-1 if i == axis else 1 for i in range(4)])
+    return x
+
+
+def blur_pool(x: jax.Array, *, strides: int = 2) -> jax.Array:
+    """Every stride-th pixel of an image blurred by (1, 2, 1) / 4 along both axes (Zhang 2019, arXiv:1904.11486).
+
+    The edge is reflected, as in timm's `BlurPool2d`.
+
+    Args:
+        x: images (batch, height, width, channels) of at least two pixels a side.
+        strides: step in pixels (default 2).
+
+    Returns:
+        (batch, ceil(height / strides), ceil(width / strides), channels).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> blur_pool(jnp.eye(4)[1].reshape(1, 1, 4, 1).repeat(2, axis=1)).ravel().tolist()
+        [0.5, 0.25]
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        padded = jnp.pad(x, [(int(i == axis),) * 2 for i in range(4)], mode="reflect")
+        left, middle, right = (lax.slice_in_dim(padded, i, size + i, strides, axis) for i in range(3))
+        x = (left + 2 * middle + right) / 4
+    return x
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ from flax import nnx
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
-from resfit.nets.shortcut import SHORTCUT_OPTIONS, IdentityShortcut, PadShortcut, ProjectionShortcut
+from resfit.nets.shortcut import SHORTCUTS, IdentityShortcut
+from resfit.nets.squeeze import SqueezeExcite
 
 # Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a
 # shortcut rounds it up agrees with the shortcut on one of them at most.
@@ -21,7 +22,8 @@ PROBE_SIZES = ((64, 65), (65, 64))
 class Residual(nnx.Module):
     """A residual block, `activation(branch(x) + shortcut(x))` (He et al. 2015, arXiv:1512.03385).
 
-    The addition and the activation after it live here and nowhere else: a block is written by writing its branch. The
+    The addition and the activation after it live here and nowhere else: a block is written by writing its branch, and
+    has squeeze and excitation, stochastic depth and every shortcut from here. The
     branch is evaluated abstractly, without arithmetic, when the block is built; so a branch and a shortcut that cannot
     be added are found then, not in the first training step.
 
@@ -30,8 +32,15 @@ class Residual(nnx.Module):
             may take `train` (or `training`, `deterministic`, `use_running_average`), or rely on NNX modes.
         shortcut: `"auto"` (default): the identity exactly where the branch keeps the shape, else a strided 1x1
             convolution with a norm, which is option "B"; `"A"`: the identity, else a strided slice padded with channels
-            of zeros; `"identity"`: the identity or an error; or a module of your own.
+            of zeros; `"D"`: the identity, else average pooling, a 1x1 convolution and a norm; `"conv"`: the identity,
+            else a strided 1x1 convolution alone; `"identity"`: the identity or an error; or a module of your own.
         activation: what follows the addition (default ReLU).
+        before: what pre-activates the block, a module that keeps the shape (default None). The branch then sees its
+            output, and so does every shortcut but the identity (He et al. 2016, arXiv:1603.05027, figure 1b).
+        squeeze: ratio of a `SqueezeExcite` after the branch; None (default) for none.
+        drop_path: probability with which, in training, an image passes by the branch; the others' branches are scaled
+            up by as much (stochastic depth, Huang et al. 2016, arXiv:1603.09382). Default 0.
+        dilation: of the branch's convolutions, for shortcuts that ask (default 1).
         in_channels: channels of the block's input.
         layers: dtypes and kind of norm of a projection (default float32).
         rngs: where a projection's first values come from; only needed where there is one.
@@ -68,6 +77,10 @@ class Residual(nnx.Module):
         shortcut: str | nnx.Module = "auto",
         activation: Callable[[jax.Array], jax.Array] = nnx.relu,
         *,
+        before: nnx.Module | None = None,
+        squeeze: float | None = None,
+        drop_path: float = 0.0,
+        dilation: int = 1,
         in_channels: int,
         layers: Layers | None = None,
         rngs: nnx.Rngs | None = None,
@@ -75,7 +88,7 @@ class Residual(nnx.Module):
         block = type(self).__name__
         probes, branch_shapes = _probe(branch, in_channels, block)
         if isinstance(shortcut, str):
-            shortcut = _build_shortcut(shortcut, probes, branch_shapes, block, layers, rngs)
+            shortcut = _build_shortcut(shortcut, probes, branch_shapes, block, dilation, layers, rngs)
         shortcut_shapes = _output_shapes(shortcut, "shortcut", probes, block)
         for probe, branch_shape, shortcut_shape in zip(probes, branch_shapes, shortcut_shapes, strict=True):
             if shortcut_shape != branch_shape:
@@ -86,9 +99,19 @@ class Residual(nnx.Module):
                     "channels."
                 )
         self.out_channels = branch_shapes[0][-1]
+        self.before = before
         self.branch = branch
         self.shortcut = shortcut
         self.activation = activation
+        if rngs is None and (squeeze is not None or drop_path):
+            raise BlockError(
+                f"{block} received squeeze={squeeze}, drop_path={drop_path} and no rngs. Pass nnx.Rngs(0)."
+            )
+        excite = SqueezeExcite(self.out_channels, squeeze, layers=layers, rngs=rngs) if squeeze and rngs else None
+        self.squeeze = excite
+        # One draw for each image: what is dropped with it is its whole branch.
+        drop = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3), deterministic=True, rngs=rngs) if drop_path else None
+        self.drop_path = drop
 
     @final
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
@@ -102,7 +125,14 @@ class Residual(nnx.Module):
         Returns:
             (batch, ceil(height / stride), ceil(width / stride), out_channels).
         """
-        return self.activation(_call(self.branch, x, train) + _call(self.shortcut, x, train))
+        activated = x if self.before is None else _call(self.before, x, train)
+        branch = _call(self.branch, activated, train)
+        if self.squeeze is not None:
+            branch = self.squeeze(branch)
+        if self.drop_path is not None:
+            branch = _call(self.drop_path, branch, train)
+        passed_on = x if isinstance(self.shortcut, IdentityShortcut) else activated
+        return self.activation(branch + _call(self.shortcut, passed_on, train))
 
 
 def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
@@ -164,29 +194,36 @@ def _build_shortcut(
     probes: list[jax.ShapeDtypeStruct],
     branch_shapes: list[tuple[int, ...]],
     block: str,
+    dilation: int,
     layers: Layers | None,
     rngs: nnx.Rngs | None,
 ) -> nnx.Module:
     """The shortcut that an option names, for a branch that leaves the probes in these shapes."""
-    if option not in ("auto", "identity", *SHORTCUT_OPTIONS):
+    if option not in ("auto", "identity", *SHORTCUTS):
         raise BlockError(
-            f"{block} received shortcut={option!r}. Expected 'auto', 'identity', 'A', 'B' or an nnx.Module. Use "
-            "'auto' for the identity where shapes agree and a projection elsewhere."
+            f"{block} received shortcut={option!r}. Expected one of {['auto', 'identity', *SHORTCUTS]}, or an "
+            "nnx.Module. Use 'auto' for the identity where shapes agree and a projection elsewhere."
         )
     if option == "identity" or all(probe.shape == shape for probe, shape in zip(probes, branch_shapes, strict=True)):
         return IdentityShortcut()
     strides = _strides(probes, branch_shapes, block)
-    if option == "A":
-        try:
-            return PadShortcut(probes[0].shape[-1], branch_shapes[0][-1], strides=strides)
-        except ShortcutShapeError as error:
-            raise ShortcutShapeError(f"{block} cannot use shortcut='A'. {error}") from error
-    if rngs is None:
+    option = "B" if option == "auto" else option
+    if rngs is None and option != "A":
         raise ShortcutShapeError(
             f"{block} needs a projection: an input of shape {probes[0].shape} leaves the branch as {branch_shapes[0]}. "
             "Expected rngs to start its weights from. Pass rngs=nnx.Rngs(0), or use shortcut='A'."
         )
-    return ProjectionShortcut(probes[0].shape[-1], branch_shapes[0][-1], strides=strides, layers=layers, rngs=rngs)
+    try:
+        return SHORTCUTS[option](
+            probes[0].shape[-1],
+            branch_shapes[0][-1],
+            strides=strides,
+            dilation=dilation,
+            layers=layers or Layers(),
+            rngs=rngs or nnx.Rngs(0),
+        )
+    except ShortcutShapeError as error:
+        raise ShortcutShapeError(f"{block} cannot use shortcut={option!r}. {error}") from error
 
 
 def _strides(probes: list[jax.ShapeDtypeStruct], branch_shapes: list[tuple[int, ...]], block: str) -> tuple[int, int]:

@@ -2,13 +2,15 @@
 
 import itertools
 import warnings
+from collections.abc import Iterator, Sequence
 
 import jax
 from flax import nnx
 
-from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, StemWarning
+from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
 from resfit.nets.keys import LayerKeys
+from resfit.nets.layers import NormRelu
 from resfit.nets.recompute import recomputed
 from resfit.nets.residual import Residual
 from resfit.nets.spec import BLOCKS, ResNetSpec
@@ -29,23 +31,28 @@ class Stage(nnx.Module):
 
     def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: LayerKeys) -> None:
         build, width = BLOCKS[spec.block], spec.widths[index]
-        self.strides = 1 if index == 0 else 2
+        geometry = spec.geometry[index]
+        self.strides = geometry.strides
         self.remat = spec.remat
+        drop_rates = _drop_rates(spec)[index]
 
-        def block(in_channels: int, strides: int) -> Residual:
-            return build(
-                in_channels,
-                width,
-                strides=strides,
-                shortcut=spec.shortcut,
-                zero_init_last=spec.zero_init_last,
-                layers=spec.layers,
-                rngs=rngs,
-            )
+        def block(in_channels: int, strides: int, first_dilation: int, drop_path: float) -> Residual:
+            arguments = spec.of_blocks
+            if geometry.dilation > 1:
+                arguments |= {"dilation": geometry.dilation, "first_dilation": first_dilation}
+            if drop_path:
+                arguments["drop_path"] = drop_path
+            return build(in_channels, width, strides=strides, layers=spec.layers, rngs=rngs, **arguments)
 
-        first = block(in_channels, self.strides)
+        def other(drop_path: float = 0.0) -> Residual:
+            return block(self.out_channels, 1, geometry.dilation, drop_path)
+
+        first = block(in_channels, geometry.strides, geometry.first_dilation, drop_rates[0])
         self.out_channels = first.out_channels
-        others = rngs.repeat(lambda: block(self.out_channels, 1), spec.depths[index] - 1)
+        if spec.drop_path or spec.dropout:  # each block then has a stream of random keys of its own
+            others = [other(rate) for rate in drop_rates[1:]]
+        else:
+            others = rngs.repeat(other, spec.depths[index] - 1)
         self.blocks = nnx.List([first, *others])
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
@@ -63,10 +70,18 @@ class Stage(nnx.Module):
         return x
 
 
+def _drop_rates(spec: ResNetSpec) -> list[list[float]]:
+    """Each block's probability of being passed by, by stage: from 0 in the first block, in equal steps."""
+    total = sum(spec.depths)
+    rates = iter([spec.drop_path * i / max(total - 1, 1) for i in range(total)])
+    return [list(itertools.islice(rates, depth)) for depth in spec.depths]
+
+
 class ResNet(nnx.Module):
     """A residual network (He et al. 2015, arXiv:1512.03385), from images to logits.
 
-    Its parts are `stem`, `stage1`, `stage2`, ... and `head`. A new network is in evaluation mode.
+    Its parts are `stem`, `stage1`, `stage2`, ..., `norm` (None but behind pre-activated blocks) and `head`. A new
+    network is in evaluation mode.
 
     Args:
         spec: what to build.
@@ -88,13 +103,15 @@ class ResNet(nnx.Module):
         rngs = keys = LayerKeys(rngs)
         self.spec = spec
         self.small_image_notice = _Notice()
-        self.stem = STEMS[spec.stem](spec.in_channels, spec.widths[0], layers=spec.layers, rngs=rngs)
-        channels = spec.widths[0]
+        channels = spec.widths[0] if spec.stem_width is None else spec.stem_width
+        self.stem = STEMS[spec.stem](spec.in_channels, channels, layers=spec.layers, rngs=rngs, **spec.of_stem)
         for index in range(len(spec.depths)):
             stage = Stage(spec, index, channels, rngs=rngs)
             setattr(self, f"stage{index + 1}", stage)
             channels = stage.out_channels
-        self.head = ClassifierHead(channels, spec.num_classes, layers=spec.layers, rngs=rngs)
+        preactivated = self.stages[-1].blocks[-1].before is not None
+        self.norm = NormRelu(channels, layers=spec.layers, rngs=rngs) if preactivated else None
+        self.head = ClassifierHead(channels, spec.num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=rngs)
         keys.finish(self)
 
     @property
@@ -119,11 +136,58 @@ class ResNet(nnx.Module):
             ChannelError: if the last axis is not `in_channels` long; LayoutError if the second axis is.
             ImageTooSmallError: if a stride would act on a single pixel, or there is none.
         """
+        *_, last = self._through_stages(x, train)
+        return self.head(self._normed(last, train), train=train)
+
+    def features(
+        self, x: jax.Array, *, stages: Sequence[int] = (1, 2, 3, 4), train: bool | None = None
+    ) -> tuple[jax.Array, ...]:
+        """What some of the stages return: feature maps, finest first.
+
+        Args:
+            x: images, as for a call.
+            stages: their numbers, from 1 (default: all four of an ImageNet network).
+            train: as for a call.
+
+        Returns:
+            For each stage in turn, (batch, height / stride, width / stride, channels).
+
+        Raises:
+            SpecError: if there is no such stage.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> net = ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar"), rngs=nnx.Rngs(0))
+            >>> [f.shape for f in net.features(jnp.ones((2, 8, 8, 3)), stages=(1, 2))]
+            [(2, 8, 8, 4), (2, 4, 4, 8)]
+        """
+        if not stages or not set(stages) <= set(range(1, len(self.stages) + 1)):
+            raise SpecError(
+                f"features received stages={tuple(stages)}. Expected some of {tuple(range(1, len(self.stages) + 1))}."
+            )
+        maps = list(itertools.islice(self._through_stages(x, train), max(stages)))
+        return tuple(maps[stage - 1] for stage in stages)
+
+    def embed(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """What the last layer sees: the mean of the last features over all pixels, (batch, channels), float32 or wider.
+
+        Args:
+            x: images, as for a call.
+            train: as for a call.
+        """
+        *_, last = self._through_stages(x, train)
+        return self.head.pooled(self._normed(last, train))
+
+    def _through_stages(self, x: jax.Array, train: bool | None) -> Iterator[jax.Array]:
         self._check(x)
         x = self.stem(x, train=train)
         for stage in self.stages:
             x = stage(x, train=train)
-        return self.head(x)
+            yield x
+
+    def _normed(self, x: jax.Array, train: bool | None) -> jax.Array:
+        return x if self.norm is None else self.norm(x, train=train)
 
     def _check(self, x: jax.Array) -> None:
         """Refuses what is no batch of images for this network. Shapes are static: under jit this costs nothing."""
@@ -166,11 +230,11 @@ class ResNet(nnx.Module):
                 f"would halve a side of {size} pixels more often than it can be. Expected at least {smallest} pixels. "
                 f"{'Use stem=' + repr('cifar') if self.stem.strides else 'Use fewer stages'}, or enlarge the images."
             )
-        if size < SMALL_IMAGE and self.spec.stem == "imagenet" and not self.small_image_notice.given:
+        if size < SMALL_IMAGE and self.stem.strides and not self.small_image_notice.given:
             self.small_image_notice.given = True
             warnings.warn(
-                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the ImageNet stem, which keeps "
-                f"one position in 4x4. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
+                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the {self.spec.stem} stem, which "
+                f"keeps one in 4x4. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
                 StemWarning,
                 stacklevel=3,
             )

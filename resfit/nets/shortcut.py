@@ -1,4 +1,6 @@
-"""The three shortcuts of a residual block (He et al. 2015, arXiv:1512.03385, section 3.3)."""
+"""The shortcuts of a residual block: identity, zeros, and projections."""
+
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,8 @@ from flax import nnx
 
 from resfit.errors import ShortcutShapeError
 from resfit.nets.layers import Layers
-
-# The paper's names for what joins a branch of another shape: A pads with zeros, B projects.
-SHORTCUT_OPTIONS = ("A", "B")
+from resfit.nets.pool import average_pool
+from resfit.nets.registry import Registry
 
 
 class IdentityShortcut(nnx.Module):
@@ -32,6 +33,7 @@ class ProjectionShortcut(nnx.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         strides: step in pixels along height and width.
+        dilation: of the branch; makes no difference here.
         layers: dtypes and kind of norm (default float32).
         rngs: where the convolution's first values come from.
 
@@ -49,6 +51,7 @@ class ProjectionShortcut(nnx.Module):
         out_channels: int,
         *,
         strides: tuple[int, int] = (1, 1),
+        dilation: int = 1,
         layers: Layers | None = None,
         rngs: nnx.Rngs,
     ) -> None:
@@ -61,6 +64,90 @@ class ProjectionShortcut(nnx.Module):
         return self.norm(self.conv(x), None if train is None else not train)
 
 
+class ConvShortcut(nnx.Module):
+    """A strided 1x1 convolution alone: the projection of pre-activated blocks, whose next norm follows the addition.
+
+    He et al. 2016, arXiv:1603.05027.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        strides: step in pixels along height and width.
+        dilation: of the branch; makes no difference here.
+        layers: dtypes (default float32).
+        rngs: where the convolution's first values come from.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> ConvShortcut(2, 8, strides=(2, 2), rngs=nnx.Rngs(0))(jnp.ones((1, 5, 5, 2))).shape
+        (1, 3, 3, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: tuple[int, int] = (1, 1),
+        dilation: int = 1,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = (layers or Layers()).conv(in_channels, out_channels, kernel=1, strides=strides, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """Projects x (batch, height, width, in_channels) onto the branch's shape."""
+        return self.conv(x)
+
+
+class PooledShortcut(nnx.Module):
+    """The shortcut of ResNet-D: average pooling where the branch steps, then a 1x1 convolution and a norm.
+
+    So every pixel counts, where option B looks at one in four (He et al. 2018, arXiv:1812.01187, figure 2c).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        strides: step in pixels along height and width, 1 or 2 each.
+        dilation: of the branch; where it is larger than 1 the pool is there without a step, as in timm.
+        layers: dtypes and kind of norm (default float32).
+        rngs: where the convolution's first values come from.
+
+    Raises:
+        ShortcutShapeError: for other strides.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> PooledShortcut(2, 8, strides=(2, 2), rngs=nnx.Rngs(0))(jnp.ones((1, 5, 5, 2))).shape
+        (1, 3, 3, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: tuple[int, int] = (1, 1),
+        dilation: int = 1,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if not set(strides) <= {1, 2}:
+            raise ShortcutShapeError(
+                f"The average-pooled shortcut received strides={strides}. Expected 1 or 2 along each axis. Use the "
+                "projection (shortcut='B') for a branch that steps further."
+            )
+        self.strides = strides
+        self.pools = strides != (1, 1) or dilation > 1
+        self.projection = ProjectionShortcut(in_channels, out_channels, layers=layers, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """Projects x (batch, height, width, in_channels) onto the branch's shape; `train` reaches the norm."""
+        return self.projection(average_pool(x, strides=self.strides) if self.pools else x, train=train)
+
+
 class PadShortcut(nnx.Module):
     """Option A, the one without parameters: every stride-th pixel, and zeros for the channels that are missing.
 
@@ -68,6 +155,9 @@ class PadShortcut(nnx.Module):
         in_channels: channels of the input.
         out_channels: channels of the output, at least `in_channels`.
         strides: step in pixels along height and width.
+        dilation: of the branch; makes no difference here.
+        layers: not used: there is nothing to compute.
+        rngs: not drawn from.
 
     Raises:
         ShortcutShapeError: if `out_channels` is smaller than `in_channels`: zeros cannot take channels away.
@@ -79,7 +169,16 @@ class PadShortcut(nnx.Module):
         [[[[1.0, 1.0, 0.0]]]]
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, strides: tuple[int, int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: tuple[int, int] = (1, 1),
+        dilation: int = 1,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
         if out_channels < in_channels:
             raise ShortcutShapeError(
                 f"The option-A shortcut received {in_channels} channels in and {out_channels} out, and cannot take "
@@ -92,3 +191,24 @@ class PadShortcut(nnx.Module):
         """Samples x (batch, height, width, in_channels) and appends channels of zeros."""
         sampled = x[:, :: self.strides[0], :: self.strides[1], :]
         return jnp.pad(sampled, ((0, 0), (0, 0), (0, 0), (0, self.extra_channels)))
+
+
+class MakeShortcut(Protocol):
+    """What makes a shortcut for a branch that changes the shape."""
+
+    def __call__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: tuple[int, int],
+        dilation: int,
+        layers: Layers,
+        rngs: nnx.Rngs,
+    ) -> nnx.Module: ...
+
+
+# A and B are the first paper's names (He et al. 2015, arXiv:1512.03385, section 3.3), D is that of ResNet-D.
+SHORTCUTS: Registry[MakeShortcut] = Registry(
+    "shortcut", {"A": PadShortcut, "B": ProjectionShortcut, "D": PooledShortcut, "conv": ConvShortcut}
+)

@@ -1,14 +1,35 @@
 """What an image goes through before the first block."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
-from resfit.nets.layers import Layers
-from resfit.nets.pool import max_pool
+from resfit.nets.first_values import Turn
+from resfit.nets.layers import KAIMING_NORMAL, Layers
+from resfit.nets.pool import blur_pool, max_pool
+from resfit.nets.registry import Registry
+
+
+class Stem(Protocol):
+    """What a network needs of its stem.
+
+    Attributes:
+        strides: of its layers that step over pixels, in order.
+        image_size: pixels a side of the images that it was made for.
+    """
+
+    strides: ClassVar[tuple[int, ...]]
+    image_size: ClassVar[int]
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array: ...
+
+
+MakeStem = Callable[..., Stem]
+"""(in_channels, width, *, layers, rngs, and what else a spec asks for) -> a stem."""
 
 
 class ImageNetStem(nnx.Module):
@@ -19,6 +40,7 @@ class ImageNetStem(nnx.Module):
     Args:
         in_channels: channels of the image.
         width: channels of the output.
+        antialias: pool without a step and blur with one (`blur_pool`; default False).
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
 
@@ -32,14 +54,144 @@ class ImageNetStem(nnx.Module):
     strides: ClassVar[tuple[int, ...]] = (2, 2)
     image_size: ClassVar[int] = 224  # pixels a side that the stem was made for
 
-    def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, in_channels: int, width: int, *, antialias: bool = False, layers: Layers | None = None, rngs: nnx.Rngs
+    ) -> None:
         layers = layers or Layers()
         self.conv = layers.conv(in_channels, width, kernel=7, strides=2, rngs=rngs)
+        self.norm = layers.norm(width, rngs=rngs)
+        self.antialias = antialias
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        x = nnx.relu(self.norm(self.conv(x), None if train is None else not train))
+        return blur_pool(max_pool(x, strides=1)) if self.antialias else max_pool(x)
+
+
+def _of_blocks(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
+    """A new 7x7 kernel, as one over blocks of 2x2 pixels."""
+    channels, width = shape[2:]
+    drawn = key.key() if isinstance(key, Turn) else key
+    pixels = KAIMING_NORMAL.plain(drawn, (7, 7, channels // 4, width), dtype)
+    padded = jnp.pad(pixels, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    return rearrange(padded, "(h i) (w j) c o -> h w (i j c) o", i=2, j=2)
+
+
+class SpaceToDepthStem(nnx.Module):
+    """`ImageNetStem` with its convolution over blocks of 2x2 pixels, of four times as many channels: faster on TPUs.
+
+    The 7x7 convolution of stride 2 is a 4x4 convolution of stride 1 on such blocks, with a row and a column of zeros
+    added to its kernel. `resfit.weights` converts kernels both ways, exactly.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the output.
+        layers: dtypes and kind of norm (default float32).
+        rngs: where the weights' first values come from.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> SpaceToDepthStem(3, 4, rngs=nnx.Rngs(0))(jnp.ones((1, 64, 64, 3))).shape
+        (1, 16, 16, 4)
+    """
+
+    strides: ClassVar[tuple[int, ...]] = (2, 2)
+    image_size: ClassVar[int] = 224
+
+    def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+        layers = layers or Layers()
+        self.conv_of_blocks = nnx.Conv(
+            4 * in_channels,
+            width,
+            kernel_size=(4, 4),
+            padding=((2, 1), (2, 1)),
+            use_bias=False,
+            kernel_init=_of_blocks,
+            dtype=jnp.dtype(layers.dtype),
+            param_dtype=jnp.dtype(layers.param_dtype),
+            rngs=rngs,
+        )
         self.norm = layers.norm(width, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
-        return max_pool(nnx.relu(self.norm(self.conv(x), None if train is None else not train)))
+        even = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        blocks = rearrange(even, "n (h i) (w j) c -> n h w (i j c)", i=2, j=2)
+        return max_pool(nnx.relu(self.norm(self.conv_of_blocks(blocks), None if train is None else not train)))
+
+
+class DeepStem(nnx.Module):
+    """Three 3x3 convolutions with norm and ReLU, the first of stride 2, and a max pool: the stem of ResNet-D.
+
+    He et al. 2018 (arXiv:1812.01187), figure 2b.
+
+    Args:
+        in_channels: channels of the image.
+        width: channels of the output; the first two convolutions have half as many.
+        antialias: pool without a step and blur with one (`blur_pool`; default False).
+        layers: dtypes and kind of norm (default float32).
+        rngs: where the weights' first values come from.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> DeepStem(3, 4, rngs=nnx.Rngs(0))(jnp.ones((1, 64, 64, 3))).shape
+        (1, 16, 16, 4)
+    """
+
+    strides: ClassVar[tuple[int, ...]] = (2, 2)
+    image_size: ClassVar[int] = 224
+    first_width: ClassVar[float] = 0.5  # of the first convolution, over that of the stem
+
+    def __init__(
+        self, in_channels: int, width: int, *, antialias: bool = False, layers: Layers | None = None, rngs: nnx.Rngs
+    ) -> None:
+        layers = layers or Layers()
+        first, second = int(width * self.first_width), width // 2
+        self.conv1 = layers.conv(in_channels, first, kernel=3, strides=2, rngs=rngs)
+        self.norm1 = layers.norm(first, rngs=rngs)
+        self.conv2 = layers.conv(first, second, kernel=3, rngs=rngs)
+        self.norm2 = layers.norm(second, rngs=rngs)
+        self.conv3 = layers.conv(second, width, kernel=3, rngs=rngs)
+        self.norm = layers.norm(width, rngs=rngs)
+        self.antialias = antialias
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        x = self.convolved(x, train)
+        return blur_pool(max_pool(x, strides=1)) if self.antialias else max_pool(x)
+
+    def convolved(self, x: jax.Array, train: bool | None) -> jax.Array:
+        """What comes before the pool, (batch, ceil(height / 2), ceil(width / 2), width)."""
+        evaluating = None if train is None else not train
+        x = nnx.relu(self.norm1(self.conv1(x), evaluating))
+        x = nnx.relu(self.norm2(self.conv2(x), evaluating))
+        return nnx.relu(self.norm(self.conv3(x), evaluating))
+
+
+class DeepTieredStem(DeepStem):
+    """`DeepStem` whose first convolution is narrower, 24, 32 and 64 channels: that of timm's ResNet-T."""
+
+    first_width: ClassVar[float] = 0.375
+
+
+class ResNetRSStem(DeepStem):
+    """`DeepStem` with a 3x3 convolution of stride 2, norm and ReLU in the place of its pool.
+
+    Bello et al. 2021 (arXiv:2103.07579), ResNet-RS. Arguments as for `DeepStem`, without `antialias`.
+    """
+
+    def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+        layers = layers or Layers()
+        super().__init__(in_channels, width, layers=layers, rngs=rngs)
+        self.conv4 = layers.conv(width, width, kernel=3, strides=2, rngs=rngs)
+        self.norm4 = layers.norm(width, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        x = self.conv4(self.convolved(x, train))
+        return nnx.relu(self.norm4(x, None if train is None else not train))
 
 
 class CifarStem(nnx.Module):
@@ -73,6 +225,44 @@ class CifarStem(nnx.Module):
         return nnx.relu(self.norm(self.conv(x), None if train is None else not train))
 
 
-STEMS: Mapping[str, type[ImageNetStem] | type[CifarStem]] = MappingProxyType(
-    {"imagenet": ImageNetStem, "cifar": CifarStem}
+class ImageNetConvStem(nnx.Module):
+    """7x7 convolution of stride 2 and max pool: `ImageNetStem` for pre-activated blocks, which bring norm and ReLU."""
+
+    strides: ClassVar[tuple[int, ...]] = (2, 2)
+    image_size: ClassVar[int] = 224
+
+    def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+        self.conv = (layers or Layers()).conv(in_channels, width, kernel=7, strides=2, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        return max_pool(self.conv(x))
+
+
+class CifarConvStem(nnx.Module):
+    """3x3 convolution of stride 1: `CifarStem` for pre-activated blocks, which bring norm and ReLU."""
+
+    strides: ClassVar[tuple[int, ...]] = ()
+    image_size: ClassVar[int] = 32
+
+    def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
+        self.conv = (layers or Layers()).conv(in_channels, width, kernel=3, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, height, width, width)."""
+        return self.conv(x)
+
+
+STEMS: Registry[MakeStem] = Registry(
+    "stem",
+    {
+        "imagenet": ImageNetStem,
+        "cifar": CifarStem,
+        "deep": DeepStem,
+        "deep_tiered": DeepTieredStem,
+        "rs": ResNetRSStem,
+        "space_to_depth": SpaceToDepthStem,
+        "imagenet_conv": ImageNetConvStem,
+        "cifar_conv": CifarConvStem,
+    },
 )

@@ -1,31 +1,68 @@
 """What resfit's parameters are called in other libraries, and how their axes lie there."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 from resfit.errors import WeightsError
+from resfit.weights.layouts import AS_IT_IS, BY_RANK, DENSE_AS_CONVOLUTION, SPACE_TO_DEPTH, Layout
 
 
 class Rule(NamedTuple):
-    """Renames the module part of a path: a pattern over resfit's name, and the other library's name for it."""
+    """Renames the module part of a path.
+
+    Attributes:
+        pattern: over resfit's name.
+        name: the other library's, a template of the match or a function of it.
+        kernel: how a kernel is laid out there; None to tell by its rank.
+    """
 
     pattern: str
-    name: str
+    name: str | Callable[[re.Match[str]], str]
+    kernel: Layout | None = None
 
 
-# torchvision's and timm's ResNets share these names (torchvision/models/resnet.py).
+def _stage_from_zero(template: str) -> Callable[[re.Match[str]], str]:
+    """A name in which the stage, the first group, counts from zero."""
+    return lambda match: template.format(int(match[1]) - 1, *match.groups()[1:])
+
+
+_BLOCK = r"stage(\d+)\.blocks\.(\d+)\."
+
+# torchvision's and timm's ResNets share these names (torchvision/models/resnet.py, timm/models/resnet.py).
 TORCHVISION = (
     Rule(r"stem\.conv", "conv1"),
+    Rule(r"stem\.conv_of_blocks", "conv1", SPACE_TO_DEPTH),
     Rule(r"stem\.norm", "bn1"),
-    Rule(r"stage(\d+)\.blocks\.(\d+)\.branch\.conv(\d+)", r"layer\1.\2.conv\3"),
-    Rule(r"stage(\d+)\.blocks\.(\d+)\.branch\.norm(\d+)", r"layer\1.\2.bn\3"),
-    Rule(r"stage(\d+)\.blocks\.(\d+)\.shortcut\.conv", r"layer\1.\2.downsample.0"),
-    Rule(r"stage(\d+)\.blocks\.(\d+)\.shortcut\.norm", r"layer\1.\2.downsample.1"),
+    Rule(r"stem\.conv1", "conv1.0"),
+    Rule(r"stem\.norm1", "conv1.1"),
+    Rule(r"stem\.conv2", "conv1.3"),
+    Rule(r"stem\.norm2", "conv1.4"),
+    Rule(r"stem\.conv3", "conv1.6"),
+    Rule(r"stem\.conv4", "maxpool.0"),
+    Rule(r"stem\.norm4", "maxpool.1"),
+    Rule(_BLOCK + r"branch\.conv(\d+)", r"layer\1.\2.conv\3"),
+    Rule(_BLOCK + r"branch\.norm(\d+)", r"layer\1.\2.bn\3"),
+    Rule(_BLOCK + r"shortcut\.conv", r"layer\1.\2.downsample.0"),
+    Rule(_BLOCK + r"shortcut\.norm", r"layer\1.\2.downsample.1"),
+    Rule(_BLOCK + r"shortcut\.projection\.conv", r"layer\1.\2.downsample.1"),
+    Rule(_BLOCK + r"shortcut\.projection\.norm", r"layer\1.\2.downsample.2"),
+    Rule(_BLOCK + r"squeeze\.fc(\d)", r"layer\1.\2.se.fc\3", DENSE_AS_CONVOLUTION),
     Rule(r"head\.dense", "fc"),
 )
-NAMINGS: Mapping[str, tuple[Rule, ...]] = MappingProxyType({"torchvision": TORCHVISION})
+
+# timm's pre-activated ResNets (timm/models/resnetv2.py).
+TIMM_V2 = (
+    Rule(r"stem\.conv", "stem.conv"),
+    Rule(_BLOCK + r"before\.norm", _stage_from_zero("stages.{}.blocks.{}.norm1")),
+    Rule(_BLOCK + r"branch\.conv(\d+)", _stage_from_zero("stages.{}.blocks.{}.conv{}")),
+    Rule(_BLOCK + r"branch\.norm(\d+)", _stage_from_zero("stages.{}.blocks.{}.norm{}")),
+    Rule(_BLOCK + r"shortcut\.conv", _stage_from_zero("stages.{}.blocks.{}.downsample.conv")),
+    Rule(r"norm\.norm", "norm"),
+    Rule(r"head\.dense", "head.fc", DENSE_AS_CONVOLUTION),
+)
+NAMINGS: Mapping[str, tuple[Rule, ...]] = MappingProxyType({"torchvision": TORCHVISION, "timm_v2": TIMM_V2})
 
 # PyTorch's names of a layer's arrays; a scale and a kernel are both its weight.
 LEAVES: Mapping[str, str] = MappingProxyType(
@@ -35,22 +72,27 @@ LEAVES: Mapping[str, str] = MappingProxyType(
 # PyTorch's count of training batches. Only a norm without a momentum reads it, and no ResNet has one.
 IGNORED = "num_batches_tracked"
 
-# Axes as einops names them: of a kernel here, and of the same kernel in PyTorch, by rank.
-KERNEL_AXES: Mapping[int, tuple[str, str]] = MappingProxyType({4: ("h w i o", "o i h w"), 2: ("i o", "o i")})
+
+class Entry(NamedTuple):
+    """An array in another library: what it is called, and how it lies there."""
+
+    name: str
+    layout: Layout
 
 
-def other_name(path: tuple[str, ...], naming: str) -> str:
-    """The name of an array in another library, or in PyTorch's state dicts.
+def other_name(path: tuple[str, ...], naming: str, rank: int = 1) -> Entry:
+    """An array in another library, or in PyTorch's state dicts.
 
     Args:
         path: the array's path in the module, such as `("stem", "conv", "kernel")`.
         naming: the library, a key of `NAMINGS`.
+        rank: how many axes the array has here (default 1).
 
     Raises:
         WeightsError: if the naming is unknown, or has no name for the path.
 
     Example:
-        >>> other_name(("stage2", "blocks", "0", "shortcut", "norm", "var"), "torchvision")
+        >>> other_name(("stage2", "blocks", "0", "shortcut", "norm", "var"), "torchvision").name
         'layer2.0.downsample.1.running_var'
     """
     if naming not in NAMINGS:
@@ -58,7 +100,9 @@ def other_name(path: tuple[str, ...], naming: str) -> str:
     module, leaf = ".".join(path[:-1]), path[-1]
     for rule in NAMINGS[naming]:
         if (match := re.fullmatch(rule.pattern, module)) and leaf in LEAVES:
-            return f"{match.expand(rule.name)}.{LEAVES[leaf]}"
+            name = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
+            layout = rule.kernel if leaf == "kernel" and rule.kernel is not None else BY_RANK.get(rank, AS_IT_IS)
+            return Entry(f"{name}.{LEAVES[leaf]}", layout)
     raise WeightsError(
         f"The network holds {'.'.join(path)}, for which the names of {naming} have no counterpart. Expected the "
         "parts of a resfit.nets.ResNet. Networks of your own are saved and loaded with Model.save and resfit.load."

@@ -1,0 +1,207 @@
+"""The pre-activated blocks of the second ResNet paper: norm and ReLU stand before each convolution, none after the sum.
+
+He et al. 2016, arXiv:1603.05027. The identity carries x itself from block to block; a projection sees what the branch
+sees. A network of such blocks ends in a norm and a ReLU.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from resfit.nets.blocks import BottleneckBlock, inner_width
+from resfit.nets.layers import Layers, NormRelu
+from resfit.nets.residual import Residual
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+class PreActBasicBranch(nnx.Module):
+    """3x3 convolution, norm, ReLU, dropout, 3x3 convolution: the branch of `PreActBasicBlock`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        strides: int,
+        dilation: int,
+        first_dilation: int,
+        dropout: float,
+        zero_init_last: bool,
+        layers: Layers,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv1 = layers.conv(in_channels, width, kernel=3, strides=strides, dilation=first_dilation, rngs=rngs)
+        self.norm2 = layers.norm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
+        self.conv2 = layers.conv(width, width, kernel=3, dilation=dilation, zero=zero_init_last, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
+        evaluating = None if train is None else not train
+        x = nnx.relu(self.norm2(self.conv1(x), evaluating))
+        if self.dropout is not None:
+            x = self.dropout(x, deterministic=evaluating)
+        return self.conv2(x)
+
+
+class PreActBasicBlock(Residual):
+    """The pre-activated basic block, and with `dropout` the block of wide ResNets (arXiv:1605.07146).
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of both convolutions and of the output.
+        strides: step of the first convolution in pixels (default 1).
+        dilation: distance between the taps of the 3x3 convolutions in pixels (default 1).
+        first_dilation: that of the first one alone, where another stage comes before (default: `dilation`).
+        dropout: probability of a value between the convolutions to be zero in training (default 0).
+        zero_init_last: start the last convolution at zero, so that a new block passes its shortcut on (default True).
+        layers: dtypes and kind of norm (default float32).
+        rngs: where the weights' first values come from.
+        **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`; the shortcut is `"conv"` by default.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> block = PreActBasicBlock(4, 8, strides=2, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 7, 7, 4)), train=False).shape
+        (1, 4, 4, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        strides: int = 1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        dropout: float = 0.0,
+        zero_init_last: bool = True,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+        **residual: Any,
+    ) -> None:
+        layers = layers or Layers()
+        before = NormRelu(in_channels, layers=layers, rngs=rngs)
+        branch = PreActBasicBranch(
+            in_channels,
+            width,
+            strides=strides,
+            dilation=dilation,
+            first_dilation=first_dilation or dilation,
+            dropout=dropout,
+            zero_init_last=zero_init_last,
+            layers=layers,
+            rngs=rngs,
+        )
+        super().__init__(
+            branch,
+            activation=_identity,
+            before=before,
+            in_channels=in_channels,
+            dilation=dilation,
+            layers=layers,
+            rngs=rngs,
+            **{"shortcut": "conv", **residual},
+        )
+
+
+class PreActBottleneckBranch(nnx.Module):
+    """1x1, 3x3 and 1x1 convolution, with norm and ReLU between them: the branch of `PreActBottleneckBlock`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        strides: int,
+        first_dilation: int,
+        groups: int,
+        width_per_group: int,
+        zero_init_last: bool,
+        layers: Layers,
+        rngs: nnx.Rngs,
+    ) -> None:
+        inner, out_channels = inner_width(width, groups, width_per_group), width * BottleneckBlock.expansion
+        self.conv1 = layers.conv(in_channels, inner, kernel=1, rngs=rngs)
+        self.norm2 = layers.norm(inner, rngs=rngs)
+        self.conv2 = layers.conv(
+            inner, inner, kernel=3, strides=strides, dilation=first_dilation, groups=groups, rngs=rngs
+        )
+        self.norm3 = layers.norm(inner, rngs=rngs)
+        self.conv3 = layers.conv(inner, out_channels, kernel=1, zero=zero_init_last, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
+        evaluating = None if train is None else not train
+        x = nnx.relu(self.norm2(self.conv1(x), evaluating))
+        x = nnx.relu(self.norm3(self.conv2(x), evaluating))
+        return self.conv3(x)
+
+
+class PreActBottleneckBlock(Residual):
+    """The pre-activated bottleneck block.
+
+    Args:
+        in_channels: channels of the input.
+        width: a fourth of the output's channels, and those of the 3x3 convolution, unless told otherwise below.
+        strides: step of the 3x3 convolution in pixels (default 1).
+        dilation: of the stage, in pixels (default 1).
+        first_dilation: that of this block's 3x3 convolution, where another stage comes before (default: `dilation`).
+        groups: as in `BottleneckBlock` (default 1).
+        width_per_group: as in `BottleneckBlock` (default 64).
+        zero_init_last: as in `PreActBasicBlock` (default True).
+        layers: dtypes and kind of norm (default float32).
+        rngs: where the weights' first values come from.
+        **residual: as in `PreActBasicBlock`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> block = PreActBottleneckBlock(8, 2, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 7, 7, 8)), train=False).shape
+        (1, 7, 7, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        strides: int = 1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        groups: int = 1,
+        width_per_group: int = 64,
+        zero_init_last: bool = True,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+        **residual: Any,
+    ) -> None:
+        layers = layers or Layers()
+        before = NormRelu(in_channels, layers=layers, rngs=rngs)
+        branch = PreActBottleneckBranch(
+            in_channels,
+            width,
+            strides=strides,
+            first_dilation=first_dilation or dilation,
+            groups=groups,
+            width_per_group=width_per_group,
+            zero_init_last=zero_init_last,
+            layers=layers,
+            rngs=rngs,
+        )
+        super().__init__(
+            branch,
+            activation=_identity,
+            before=before,
+            in_channels=in_channels,
+            dilation=dilation,
+            layers=layers,
+            rngs=rngs,
+            **{"shortcut": "conv", **residual},
+        )

@@ -1,0 +1,207 @@
+"""Writes variants.json: what timm and torchvision compute for small nets of every variant, and how large their own are.
+
+    python tests/golden/make_variants.py
+
+Needs torch, torchvision and timm, which nothing else here does. README.md says how weights and images are made.
+"""
+
+import hashlib
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from timm.layers import BatchNormAct2d, BlurPool2d, create_conv2d, get_attn
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnetv2 import ResNetV2
+
+SIZES = (64, 75)
+LABELS = torch.tensor([0, 3, 1, 7])
+
+
+def thin(block, **arguments):
+    return ResNet(block, layers=(1, 2, 1, 1), num_classes=10, **arguments)
+
+
+def thin_v2(**arguments):
+    plain = {"conv_layer": create_conv2d, "norm_layer": BatchNormAct2d}
+    return ResNetV2(layers=(1, 2, 1, 1), num_classes=10, **plain, **arguments)
+
+
+def se(ratio):
+    return {"attn_layer": partial(get_attn("se"), rd_ratio=ratio)}
+
+
+D = {"stem_type": "deep", "stem_width": 32, "avg_down": True}
+SPEC_D = {"stem": "deep", "shortcut": "D"}
+V2 = {"block": "preact_bottleneck", "stem": "imagenet_conv", "shortcut": "conv"}
+
+# name -> (the network in PyTorch, and the fields of its spec)
+VARIANTS = {
+    "D, basic": (lambda: thin(BasicBlock, **D), {"block": "basic", **SPEC_D}),
+    "D, bottleneck": (lambda: thin(Bottleneck, **D), {"block": "bottleneck", **SPEC_D}),
+    "T": (
+        lambda: thin(Bottleneck, stem_type="deep_tiered", stem_width=32, avg_down=True),
+        {"block": "bottleneck", "stem": "deep_tiered", "shortcut": "D"},
+    ),
+    "SE, basic": (lambda: thin(BasicBlock, block_args=se(1 / 16)), {"block": "basic", "squeeze": 1 / 16}),
+    "SE, bottleneck": (lambda: thin(Bottleneck, block_args=se(1 / 16)), {"block": "bottleneck", "squeeze": 1 / 16}),
+    "RS": (
+        lambda: thin(Bottleneck, replace_stem_pool=True, block_args=se(0.25), **D),
+        {"block": "bottleneck", "stem": "rs", "shortcut": "D", "squeeze": 0.25},
+    ),
+    "ResNeXt": (
+        lambda: thin(Bottleneck, cardinality=32, base_width=4),
+        {"block": "bottleneck", "groups": 32, "width_per_group": 4},
+    ),
+    "wide": (lambda: thin(Bottleneck, base_width=128), {"block": "bottleneck", "width_per_group": 128}),
+    "anti-aliased, basic": (lambda: thin(BasicBlock, aa_layer=BlurPool2d), {"block": "basic", "antialias": True}),
+    "anti-aliased, bottleneck": (
+        lambda: thin(Bottleneck, aa_layer=BlurPool2d),
+        {"block": "bottleneck", "antialias": True},
+    ),
+    "anti-aliased, D": (
+        lambda: thin(Bottleneck, aa_layer=BlurPool2d, **D),
+        {"block": "bottleneck", "antialias": True, **SPEC_D},
+    ),
+    "output stride 8, basic": (lambda: thin(BasicBlock, output_stride=8), {"block": "basic", "output_stride": 8}),
+    "output stride 16, basic": (lambda: thin(BasicBlock, output_stride=16), {"block": "basic", "output_stride": 16}),
+    "output stride 8, bottleneck": (
+        lambda: thin(Bottleneck, output_stride=8),
+        {"block": "bottleneck", "output_stride": 8},
+    ),
+    "output stride 8, D": (
+        lambda: thin(Bottleneck, output_stride=8, **D),
+        {"block": "bottleneck", "output_stride": 8, **SPEC_D},
+    ),
+    "output stride 8, anti-aliased": (
+        lambda: thin(Bottleneck, output_stride=8, aa_layer=BlurPool2d),
+        {"block": "bottleneck", "output_stride": 8, "antialias": True},
+    ),
+    "torchvision, stride replaced by dilation": (
+        lambda: torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck,
+            [1, 2, 1, 1],
+            num_classes=10,
+            replace_stride_with_dilation=[False, True, True],
+        ),
+        {"block": "bottleneck", "output_stride": 8},
+    ),
+    "group norm": (lambda: thin(Bottleneck, norm_layer="groupnorm"), {"block": "bottleneck", "norm": "group"}),
+    "v2, bottleneck": (thin_v2, V2),
+    "v2, basic": (
+        lambda: thin_v2(basic=True, bottle_ratio=1.0, channels=(64, 128, 256, 512)),
+        {**V2, "block": "preact_basic"},
+    ),
+    "v2, output stride 8": (lambda: thin_v2(output_stride=8), {**V2, "output_stride": 8}),
+    "space to depth": (lambda: thin(BasicBlock), {"block": "basic", "stem": "space_to_depth"}),
+}
+
+# The zoo's names of networks that one of the two has, under the same name.
+MEMBERS = {
+    torchvision: [
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+        "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+    ],
+    timm: [
+        "resnet200", "resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d", "resnet200d", "resnet50t",
+        "seresnet18", "seresnet34", "seresnet50", "seresnet101", "seresnet152", "resnetrs50", "resnetrs101",
+        "resnetrs152", "resnetrs200", "resnetaa50", "resnet50_gn", "resnetv2_50", "resnetv2_101", "resnetv2_152",
+        "resnetv2_18", "resnetv2_34",
+    ],
+}  # fmt: skip
+
+
+def drawn(name, shape):
+    generator = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith("running_var"):
+        value = generator.uniform(0.5, 1.5, shape)
+    elif name.endswith("running_mean"):
+        value = generator.normal(size=shape) * 0.1
+    elif len(shape) == 4:
+        value = generator.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
+    elif len(shape) == 2:
+        value = generator.normal(size=shape) * np.sqrt(1 / shape[1])
+    elif name.endswith(".bias"):
+        value = generator.normal(size=shape) * 0.1
+    else:
+        value = generator.uniform(0.5, 1.5, shape)
+    return torch.tensor(np.asarray(value, np.float32))
+
+
+def images(count, size):
+    return torch.tensor(np.random.default_rng(size).normal(size=(count, 3, size, size)).astype(np.float32))
+
+
+def filled(net):
+    state = net.state_dict()
+    named = {key: drawn(key, tuple(value.shape)) for key, value in state.items() if "num_batches" not in key}
+    net.load_state_dict({**state, **named}, strict=True)
+    return net
+
+
+def run(make, size):
+    net = filled(make())
+    with torch.no_grad():
+        logits = net.eval()(images(2, size))
+    loss = torch.nn.functional.cross_entropy(net.train()(images(4, size)), LABELS)
+    loss.backward()
+    first = next(p for p in net.parameters() if p.ndim == 4)
+    return {
+        "size": size,
+        "eval_logits": [[round(v, 7) for v in row] for row in logits.double().tolist()],
+        "train_loss": float(loss.detach()),
+        "head_gradient_norm": float(list(net.parameters())[-2].grad.double().norm()),
+        "stem_gradient_norm": float(first.grad.double().norm()),
+    }
+
+
+def digest(net):
+    state = {key: tuple(value.shape) for key, value in net.state_dict().items() if "num_batches_tracked" not in key}
+    return hashlib.sha256("\n".join(sorted(f"{k} {s}" for k, s in state.items())).encode()).hexdigest()
+
+
+def member(library, name):
+    create = partial(timm.create_model, name) if library is timm else getattr(torchvision.models, name)
+    net = create().eval()
+    total = [0]
+
+    def count(module, _, output):
+        if isinstance(module, BlurPool2d):
+            return
+        per_output = module.weight[0].numel()
+        total[0] += per_output * output[0].numel()
+
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 224, 224))
+    return {
+        "source": f"{library.__name__} {library.__version__}",
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "multiply_adds": total[0],
+        "entries": len(net.state_dict()),
+        "names_and_shapes_sha256": digest(net),
+    }
+
+
+def main():
+    torch.manual_seed(0)
+    found = {
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__},
+        "variants": {
+            name: {"spec": spec, "names_and_shapes_sha256": digest(make()), "runs": [run(make, size) for size in SIZES]}
+            for name, (make, spec) in VARIANTS.items()
+        },
+        "members": {name: member(library, name) for library, names in MEMBERS.items() for name in names},
+    }
+    (Path(__file__).parent / "variants.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Every variant of the family against timm and torchvision; tests/golden/README.md says how their numbers were made."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from resfit import weights
+from resfit.nets import ResNet, ResNetSpec
+from resfit.weights.state_dict import named
+from tests.weights.test_torch_oracle import LABELS, TOLERANCE, close, drawn, images
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "variants.json").read_text())["variants"]
+
+
+def filled(variant: str) -> ResNet:
+    """A network of few blocks with the oracle's weights, loaded by their names."""
+    fields = GOLDEN[variant]["spec"]
+    spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, unbiased_variance=True, **fields)
+    net = ResNet(spec, rngs=nnx.Rngs(0))
+    shapes = {key: value.shape for key, value in weights.state_dict(net).items()}
+    weights.load_state_dict(net, {key: drawn(key, shape) for key, shape in shapes.items()})
+    return net
+
+
+@pytest.mark.parametrize("variant", GOLDEN)
+def test_names_and_shapes_are_theirs(variant: str) -> None:
+    spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
+    net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
+    lines = sorted(f"{key} {stored.shape}" for key, stored in named(net, None))
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == GOLDEN[variant]["names_and_shapes_sha256"]
+
+
+@pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="75", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variant", GOLDEN)
+def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
+    golden = GOLDEN[variant]["runs"][run]
+    logits = nnx.jit(lambda net, x: net(x, train=False))(filled(variant), images(2, golden["size"]))
+    close(np.asarray(logits), golden["eval_logits"], f"at {golden['size']} pixels")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="75")])
+@pytest.mark.parametrize("variant", GOLDEN)
+def test_loss_and_gradients_in_training_are_theirs(variant: str, run: int) -> None:
+    golden, net = GOLDEN[variant]["runs"][run], filled(variant)
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
+
+    @jax.jit
+    def step(params: nnx.State, rest: nnx.State, x: jax.Array) -> Any:
+        def loss(params: nnx.State) -> jax.Array:
+            logits = nnx.merge(graph, params, nnx.clone(rest))(x, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(LABELS)).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    loss, gradients = step(params, nnx.as_pure(rest), images(4, golden["size"]))
+    np.testing.assert_allclose(loss, golden["train_loss"], rtol=TOLERANCE)
+    named = weights.state_dict(nnx.merge(graph, gradients, rest))
+    head = next(key for key in named if key.endswith("fc.weight") and ".se." not in key)
+    np.testing.assert_allclose(np.linalg.norm(named[head]), golden["head_gradient_norm"], rtol=2e-3)
+    if "conv_of_blocks" not in vars(net.stem):  # whose kernel has more entries than the other's
+        stem = next(key for key in named if key in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"))
+        np.testing.assert_allclose(np.linalg.norm(named[stem]), golden["stem_gradient_norm"], rtol=5e-3)
