@@ -19,6 +19,7 @@ from resfit import (
 )
 from resfit.distillation import Distiller
 from resfit.doctor import doctor
+from resfit.exported import load_exported
 from resfit.grad_cam import grad_cam
 from resfit.lr_finder import find_learning_rate
 from resfit.model import Model
@@ -43,6 +44,7 @@ __all__ = [
     "grad_cam",
     "list_models",
     "load",
+    "load_exported",
     "losses",
     "metrics",
     "nets",

@@ -107,6 +107,10 @@ class SavedModelError(ResfitError, ValueError):
     """A file is no model saved by resfit, or cannot be rebuilt without help."""
 
 
+class ExportError(ResfitError, ValueError):
+    """A model cannot be exported like that, or at all."""
+
+
 class CheckpointError(ResfitError, OSError):
     """A checkpoint cannot be written or read, or its folder is taken."""
 

@@ -88,6 +88,7 @@ class Model:
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
+        self._example: Any = None  # shapes and dtypes of one example, of the last training or the first call
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
         self.validation_weights = "raw"
@@ -327,6 +328,8 @@ class Model:
             losses.check(self._loss, labels, self._outputs_shape)
 
     def _check_inputs(self, x: Any, trained: bool) -> None:
+        if trained or self._example is None:
+            self._example = preprocess_.example(x)
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
         if isinstance(self._preprocess, preprocess_.Auto):
             # Remembered once a step was taken: what was refused by the network was not trained on.
@@ -849,6 +852,57 @@ class Model:
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
             saving.save(path, module, self._preprocess, self._trained_on)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        input_shape: Any = None,
+        input_dtype: str | None = None,
+        outputs: str = "logits",
+        weights: str = "raw",
+        fold_batch_norm: bool = False,
+        class_names: Sequence[str] | None = None,
+        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    ) -> None:
+        """Writes what `predict` computes as a program that runs with jax alone, for batches of any size.
+
+        The file holds the program (StableHLO, by `jax.export`), preprocessing included, the weights as arrays, and JSON
+        that says what is what. `resfit.load_exported` reads it. Where several processes train together, the first one
+        writes.
+
+        Args:
+          path: ending in ".npz".
+          input_shape: of one image, (height, width, channels), or a dict of such for several inputs. By default that of
+            the images last trained on. The program takes no other.
+          input_dtype: such as "uint8"; by default that of the images last trained on.
+          outputs: as in `predict`.
+          weights: "raw", as trained; "ema", averaged (see `compile`).
+          fold_batch_norm: make every batch norm that follows a convolution part of it: less to compute, equal up to
+            rounding (see `resfit.nets.fold_batch_norm`).
+          class_names: kept with the model, one for each output.
+          platforms: where it can run, of "cpu", "cuda", "rocm" and "tpu".
+
+        Raises:
+          ExportError: if the shape or dtype of the images is not known, the module has to know the size of a batch,
+            or an argument is none of those above.
+          ModuleError: if there is no batch norm to fold.
+        """
+        from resfit import exporting
+
+        exporting.export(
+            path,
+            self._state.module_with(weights),
+            exporting.inputs(self._example, input_shape, input_dtype, self._preprocess, self._trained_on),
+            preprocess=self._preprocess,
+            precision=self._state.precision,
+            seed=self._seed,
+            outputs=outputs,
+            weights=weights,
+            fold=fold_batch_norm,
+            class_names=class_names,
+            platforms=platforms,
+        )
 
     @classmethod
     def load(

@@ -95,6 +95,16 @@ def kinds(x: Any) -> Kinds:
     )
 
 
+def example(x: Any) -> Any:
+    """Shapes and dtypes of one example of a batch, as they are on a device: a pytree of `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> example(np.zeros((5, 8, 8, 3)))
+      ShapeDtypeStruct(shape=(8, 8, 3), dtype=float32)
+    """
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)), x)
+
+
 def check_kinds(x: Any, trained_on: Kinds | None) -> None:
     """Looks whether `Auto` would give the network values of another scale than those it was trained on.
 

@@ -28,10 +28,9 @@ def save(
 ) -> None:
     """Writes a module's Variables and arrays (all but random state), its spec, its preprocessing, and for what inputs.
 
-    The file appears whole or not at all: it is written beside its place and then moved there.
-
     Raises:
       SavedModelError: if the path does not end in ".safetensors".
+      FileNotFoundError: if there is no folder to write it into.
     """
     import safetensors.flax
 
@@ -40,11 +39,6 @@ def save(
         raise SavedModelError(
             f"Expected a path ending in '.safetensors', got {str(path)!r}. Save to "
             f"{str(path.with_suffix('.safetensors'))!r}."
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
-            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
         )
     header = {
         "format": "resfit",
@@ -57,6 +51,20 @@ def save(
     }
     arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
+    write_whole(path, content)
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all: it is written beside its place and then moved there.
+
+    Raises:
+      FileNotFoundError: if there is no folder to write it into.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
+            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
+        )
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -48,6 +48,23 @@ def test_there_is_a_file_of_each_kind_and_they_are_small_and_of_the_first_format
             assert json.loads(file.metadata()["resfit"])["format_version"] == 1
 
 
+@pytest.mark.parametrize("name", files.EXPORTED)
+def test_a_model_that_an_earlier_version_exported_predicts_the_same(name: str) -> None:
+    """With a jax that still reads its program: at least those of the six months after the one that wrote it."""
+    found = resfit.load_exported(files.EXPORTS / f"{name}.npz")
+    assert found.metadata["format_version"] == 1
+    assert found.class_names == files.EXPORTED[name][1].get("class_names")
+    predictions = found.predict(files.inputs(files.KINDS[files.EXPORTED[name][0]]()))
+    tolerance = 2e-2 if "bfloat16" in name else 1e-5
+    written = json.loads(files.PREDICTIONS.read_text())[f"exported/{name}"]
+    np.testing.assert_allclose(np.asarray(predictions, np.float32), written, rtol=tolerance, atol=tolerance)
+
+
+def test_exported_files_are_small_and_there_is_one_of_each_kind() -> None:
+    assert {path.stem for path in files.EXPORTS.iterdir()} == set(files.EXPORTED)
+    assert all(path.stat().st_size < 40_000 for path in files.EXPORTS.iterdir())
+
+
 def rewritten(target: Path, change: Any) -> Path:
     """One of the files with another header."""
     with safetensors.safe_open(files.MODELS / "net_that_scales.safetensors", framework="flax") as file:

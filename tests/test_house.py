@@ -65,6 +65,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
     "saving": {"nets", "preprocess"},
+    # What was exported runs without the rest of the house.
+    "exported": set(),
+    "exporting": {
+        "nets", "losses", "preprocess", "saving", "exported", "engine.modes", "engine.state", "engine.step",
+    },
     # Where a run is saved, and what must be the same when it goes on.
     "resuming": {
         "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.processes", "engine.resume",
@@ -72,8 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
-        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "data",
-        "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
+        "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
+        "data", "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
         "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
     },
     "distillation": {"model", "losses", "engine.modes"},

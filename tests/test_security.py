@@ -80,6 +80,7 @@ LOADS: dict[str, Callable[[Path], Any]] = {
     "a run": resume,
     "weights": load_weights,
     "an archive": read_archive,
+    "an exported model": lambda folder: resfit.load_exported(files.EXPORTS / "net_that_normalizes.npz"),
     "digits": lambda folder: resfit.data.load("digits"),
 }
 

@@ -126,6 +126,7 @@ class RunState:
     Attributes:
       layout: what each leaf is.
       leaves: the arrays themselves, where `replicate` puts them.
+      precision: what the steps compute in, see `engine.modes.plan`.
       epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
     """
 
@@ -147,7 +148,7 @@ class RunState:
         self._replicate = replicate
         self._freeze = freeze
         self._ema = ema
-        self._precision = precision
+        self.precision = precision
         self._axis = axis
         self._graph = nnx.graphdef(module)
         known = before.layout.plan if before and before._planned(self._graph, freeze, precision, axis) else None
@@ -173,7 +174,7 @@ class RunState:
     def _planned(self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None) -> bool:
         """Whether the plan is that of the module as it is now, for these."""
         shapes = [np.shape(array) for array in _arrays(modes.leaves(self._module))]
-        same = (self._graph, self._freeze, self._precision, self._axis) == (graph, freeze, precision, axis)
+        same = (self._graph, self._freeze, self.precision, self._axis) == (graph, freeze, precision, axis)
         return same and shapes == [slot.shape for slot in self.layout.plan.slots]
 
     def check_structure(self) -> None:
@@ -185,7 +186,7 @@ class RunState:
         graph = nnx.graphdef(self._module)
         if graph == self._graph:
             return
-        if plan(self._module, self._freeze, self._precision, self._axis) != self.layout.plan:
+        if plan(self._module, self._freeze, self.precision, self._axis) != self.layout.plan:
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
@@ -321,7 +322,7 @@ class RunState:
             self._replicate,
             self._freeze,
             ema=self._ema,
-            precision=self._precision,
+            precision=self.precision,
             axis=self._axis,
         )
         self.leaves, self._shared = fresh.leaves, fresh._shared

@@ -7,6 +7,7 @@ trains.
 
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.count import count_multiply_adds, count_params
+from resfit.nets.fold import FoldedNorm, fold_batch_norm
 from resfit.nets.head import ClassifierHead
 from resfit.nets.layers import NORMS, Layers
 from resfit.nets.norm import BatchNorm, GroupNorm
@@ -52,6 +53,7 @@ __all__ = [
     "ConvShortcut",
     "DeepStem",
     "DeepTieredStem",
+    "FoldedNorm",
     "GroupNorm",
     "IdentityShortcut",
     "ImageNetConvStem",
@@ -74,6 +76,7 @@ __all__ = [
     "count_multiply_adds",
     "count_params",
     "create_model",
+    "fold_batch_norm",
     "global_average_pool",
     "list_models",
     "max_pool",

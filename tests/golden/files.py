@@ -18,6 +18,7 @@ from resfit.preprocess import Normalize
 from tests.helpers import CLASSES, TinyNet, compiled
 
 FOLDER = Path(__file__).parent
+EXPORTS = FOLDER / "exported"
 MODELS, CHECKPOINTS, PREDICTIONS = FOLDER / "models", FOLDER / "checkpoints", FOLDER / "predictions.json"
 
 
@@ -61,13 +62,25 @@ KINDS: dict[str, Any] = {
 }
 
 
+# name of the exported file -> the model in it, and how it is exported
+EXPORTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "net_that_normalizes": ("net_that_normalizes", {"class_names": ["a", "b", "c"], "input_dtype": "uint8"}),
+    "folded_averages": ("averages", {"weights": "ema", "fold_batch_norm": True, "input_dtype": "uint8"}),
+    "probabilities_of_bfloat16": ("net_of_bfloat16", {"outputs": "probabilities"}),
+    "module_of_ones_own": ("module_of_ones_own", {}),
+}
+
+
 def pixels() -> np.ndarray:
     return (np.arange(2 * 8 * 8).reshape(2, 8, 8, 1) * 37 % 256).astype(np.uint8)
 
 
+def inputs(one: resfit.Model) -> np.ndarray:
+    return pixels() if one._preprocess is not None else pixels().astype(np.float32) / 256
+
+
 def predicted(one: resfit.Model) -> Any:
-    x = pixels() if one._preprocess is not None else pixels().astype(np.float32) / 256
-    return one.predict(x, verbose=0)
+    return one.predict(inputs(one), verbose=0)
 
 
 def saved() -> Saved:
@@ -92,6 +105,14 @@ def main() -> None:
             made = make()
             made.save(path, weights="ema" if kind == "averages" else "raw")
             found[kind] = np.asarray(predicted(made), np.float32).tolist()
+    EXPORTS.mkdir(exist_ok=True)
+    for name, (kind, arguments) in EXPORTED.items():
+        path = EXPORTS / f"{name}.npz"
+        if not path.exists():
+            made = KINDS[kind]()
+            made.export(path, **{"input_shape": (8, 8, 1), **arguments})
+            expected = made.predict(inputs(made), verbose=0, outputs=arguments.get("outputs", "logits"))
+            found[f"exported/{name}"] = np.asarray(expected, np.float32).tolist()
     PREDICTIONS.write_text(json.dumps(found, indent=1) + "\n")
     if not CHECKPOINTS.exists():
         checkpoints = Checkpoints(CHECKPOINTS)

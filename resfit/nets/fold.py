@@ -1,0 +1,187 @@
+"""Batch norms folded into the convolutions before them: the same function in evaluation, with less to compute."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+
+from resfit.errors import ModuleError
+from resfit.nets.modes import in_mode
+from resfit.nets.resnet import ResNet
+
+_Module = TypeVar("_Module", bound=nnx.Module)
+_CONV, _NORM = "resfit.fold/conv/", "resfit.fold/norm/"  # how calls are marked in a program, before the module's path
+
+
+class FoldedNorm(nnx.Module):
+    """What stands in the place of a norm whose arithmetic is in the convolution before it: returns its input."""
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns x; the rest is there to be called as a batch norm is."""
+        return x
+
+
+def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
+    """A copy of a network whose batch norms are part of the convolutions before them.
+
+    In evaluation the copy computes the same function, up to rounding: `norm(conv(x))` is one convolution with other
+    weights and a bias, computed here in float64. It is found by looking: a norm is folded where it normalises by its
+    running statistics what a convolution returns, and nothing else uses that. So the norms that stand before the
+    convolutions of pre-activated blocks stay, and so does every `GroupNorm`, whose statistics are those of the image.
+
+    The copy is for prediction. Trained on, it would be a network without those norms.
+
+    Args:
+        module: a `ResNet`, or any module with `nnx.Conv` and batch norms. It stays as it is.
+        example: a batch of inputs, as arrays or as `jax.ShapeDtypeStruct`, of which only shapes and dtypes are looked
+            at. A `ResNet` needs none.
+
+    Returns:
+        The copy; its arrays are the module's own, but for the folded ones.
+
+    Raises:
+        ModuleError: if there is no norm to fold, or no example to find it with.
+
+    Example:
+        >>> from resfit.nets import ResNetSpec
+        >>> net = ResNet(ResNetSpec(depths=(1,), widths=(4,), stem="cifar", num_classes=2), rngs=nnx.Rngs(0))
+        >>> folded = fold_batch_norm(net)
+        >>> type(folded.stem.norm).__name__, folded.stem.conv.bias.shape
+        ('FoldedNorm', (4,))
+    """
+    if example is None:
+        if not isinstance(module, ResNet):
+            raise ModuleError(
+                f"fold_batch_norm received a {type(module).__name__} and no example. Expected one batch of its inputs, "
+                "to find the norms that follow a convolution. Pass jax.ShapeDtypeStruct((1, height, width, channels), "
+                "'float32')."
+            )
+        side = module.stem.image_size
+        example = jax.ShapeDtypeStruct((1, side, side, module.spec.in_channels), "float32")
+    pairs = _pairs(module, example)
+    if not pairs:
+        raise ModuleError(
+            f"{type(module).__name__} has no batch norm that alone uses what a convolution returns, so there is "
+            "nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded. Use the network "
+            "as it is."
+        )
+    copy = nnx.clone(module)
+    parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
+    for norm, conv in pairs.items():
+        _fold(parts[conv], parts[norm])
+        _replace(parts.values(), parts[norm], FoldedNorm())
+    return copy
+
+
+def _fold(conv: Any, norm: Any) -> None:
+    def wide(variable: Any, otherwise: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.asarray(otherwise if variable is None else variable[...], np.float64)
+
+    gain = wide(norm.scale, 1.0) / np.sqrt(wide(norm.var, 1.0) + norm.epsilon)
+    bias = wide(norm.bias, 0.0) + (wide(conv.bias, 0.0) - wide(norm.mean, 0.0)) * gain
+    dtype = conv.kernel[...].dtype
+    # Variables of its own: another convolution may share the old kernel.
+    conv.kernel = nnx.Param(jnp.asarray(wide(conv.kernel, 0.0) * gain, dtype))
+    conv.bias = nnx.Param(jnp.asarray(bias, dtype))
+    conv.use_bias = True
+
+
+def _replace(parents: Any, old: nnx.Module, new: nnx.Module) -> None:
+    for parent in parents:
+        for name, child in list(nnx.iter_children(parent)):
+            if child is old and isinstance(name, int):
+                parent[name] = new
+            elif child is old:
+                setattr(parent, str(name), new)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+# --- which norms follow which convolutions ----------------------------------------------------------------------------
+
+
+def _pairs(module: nnx.Module, example: Any) -> dict[str, str]:
+    """From norms to the convolutions to fold them into, by dotted path.
+
+    The network is evaluated abstractly, with every call of a convolution or of a norm marked in the program. A norm's
+    call is nothing but its mark there, so what else uses a convolution's output is all that else uses it.
+    """
+    graphdef, state = nnx.split(module)
+
+    def evaluate(state: Any, x: Any) -> Any:
+        copy, mode = in_mode(nnx.merge(graphdef, state), train=False)
+        for path, part in nnx.iter_modules(copy):
+            _mark(part, _name(path))
+        return copy(x, **mode)
+
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, example))
+    found = _Found(Counter(), defaultdict(Counter))
+    _look(jax.make_jaxpr(evaluate)(*abstract).jaxpr, found)
+    pairs = {}
+    for norm, sources in found.norms.items():
+        conv, *others = sources
+        # A convolution that is called elsewhere too must stay as it is.
+        if conv is not None and not others and found.convs[conv] == sources[conv]:
+            pairs[norm] = conv
+    return pairs
+
+
+def _mark(part: Any, name: str) -> None:
+    """Marks the calls of a convolution or of a norm; of a copy that nobody else uses."""
+    cls: Any = type(part)
+
+    def conv(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint_name(cls.__call__(self, *args, **kwargs), _CONV + name)
+
+    def norm(self: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
+        evaluating = self.use_running_average if use_running_average is None else use_running_average
+        if evaluating and mask is None and jax.eval_shape(lambda x: cls.__call__(self, x, True), x).dtype == x.dtype:
+            return checkpoint_name(x, _NORM + name)
+        return cls.__call__(self, x, use_running_average, mask=mask)
+
+    call: Any = None
+    if isinstance(part, nnx.Conv) and cls.__call__ is nnx.Conv.__call__:
+        call = conv
+    elif isinstance(part, nnx.BatchNorm) and part.axis == -1:
+        call = norm
+    if call is not None:
+        object.__setattr__(part, "__class__", type(cls)(cls.__name__, (cls,), {"__call__": call}))
+
+
+class _Found(NamedTuple):
+    convs: Counter[str]  # calls of each
+    norms: dict[str, Counter[str | None]]  # calls of each on the output of which convolution that serves it alone
+
+
+def _look(jaxpr: core.Jaxpr, found: _Found) -> None:
+    uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var))
+    uses.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
+    returned_by: dict[Any, str] = {}
+    for eqn, mark in _marks(jaxpr):
+        if mark.startswith(_CONV):
+            found.convs[mark.removeprefix(_CONV)] += 1
+            returned_by[eqn.outvars[0]] = mark.removeprefix(_CONV)
+        else:
+            x = eqn.invars[0]
+            alone = isinstance(x, core.Var) and uses[x] == 1
+            found.norms[mark.removeprefix(_NORM)][returned_by.get(x) if alone else None] += 1
+    for inner in itertools.chain.from_iterable(core.jaxprs_in_params(eqn.params) for eqn in jaxpr.eqns):
+        _look(inner, found)
+
+
+def _marks(jaxpr: core.Jaxpr) -> Iterator[tuple[Any, str]]:
+    for eqn in jaxpr.eqns:
+        mark = eqn.params.get("name")
+        if eqn.primitive.name == "name" and isinstance(mark, str) and mark.startswith((_CONV, _NORM)):
+            yield eqn, mark

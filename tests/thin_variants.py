@@ -1,0 +1,38 @@
+"""Every variant of the family as a network of few channels, with the oracle's weights: what is done to all of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from resfit import weights
+from resfit.nets import ResNet, ResNetSpec
+from tests.weights.test_torch_oracle import drawn
+
+_GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "variants.json").read_text())["variants"]
+
+# Beside those that timm or torchvision have.
+_OTHERS: dict[str, dict[str, Any]] = {
+    "v1": {"block": "bottleneck_v1"},
+    "CIFAR, option A": {"stem": "cifar", "shortcut": "A"},
+    "wide ResNet with dropout": {
+        "block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv", "dropout": 0.3, "head_dropout": 0.1,
+    },
+    "stochastic depth": {"drop_path": 0.2},
+    "recomputed by block": {"remat": "block"},
+    "recomputed by stage": {"remat": "stage"},
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {name: golden["spec"] for name, golden in _GOLDEN.items()} | _OTHERS
+
+
+def thin(variant: str) -> ResNet:
+    """Two stages of one block, 10 classes, for images of 64 x 64 pixels."""
+    fields = dict(VARIANTS[variant])
+    if "output_stride" in fields:
+        fields["output_stride"] = 4  # with two stages, the only one that dilates
+    wide = fields.get("groups", 1) > 1 or fields.get("norm") == "group"
+    spec = ResNetSpec(depths=(1, 1), widths=(32, 64) if wide else (8, 16), num_classes=10, **fields)
+    net = ResNet(spec, rngs=nnx.Rngs(0))
+    weights.load_state_dict(net, {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()})
+    return net
