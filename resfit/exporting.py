@@ -27,7 +27,7 @@ from resfit.engine.step import predict_step
 from resfit.errors import ExportError
 from resfit.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
-from resfit.saving import write_whole
+from resfit.whole_file import write
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members: the same model is the same file, byte for byte
@@ -163,7 +163,7 @@ def export(
             with file.open(zipfile.ZipInfo(f"weights/{name}.npy", LONG_AGO), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
     if jax.process_index() == 0:
-        write_whole(path, content.getvalue())
+        write(path, content.getvalue())
 
 
 def _function(

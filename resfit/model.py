@@ -15,6 +15,7 @@ from resfit import compilation_cache, losses, optimizers, resuming, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
+from resfit.classes import check_class_names
 from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, check_class_weight, check_finite, class_weights, split_validation
 from resfit.data.choose import in_memory
@@ -22,12 +23,14 @@ from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
 from resfit.engine.modes import NOTHING_FROZEN, Freeze, explained, plan
+from resfit.engine.outputs import OUTPUTS
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
 from resfit.optimizers.choice import check_rate
+from resfit.transforms import Transforms
 
 _log = logging.getLogger("resfit")
 
@@ -84,6 +87,9 @@ class Model:
         self._loss: losses.Loss | None = None
         self._seed = 0
         self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
+        self._automatic: preprocess_.Preprocess | None = self._preprocess  # what preprocess="auto" means for this model
+        self._transforms: Transforms | None = None
+        self._class_names: list[str] | None = None
         self._compiled = self._fitting = False
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
@@ -137,7 +143,8 @@ class Model:
             labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
-            and saved with the model. "auto" scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
+            and saved with the model. "auto" is what the model brings, from the file that it was loaded from or by its
+            `transforms`; else it scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
           augment: "cifar", "imagenet" or "none"; or a function (key, x, y) -> (x, y), such as those of
             `resfit.augment`; or several in order. Applied to training batches only, before preprocess, inside the step,
             with a key made from (seed, step).
@@ -171,8 +178,9 @@ class Model:
             named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
             learning_rate = named.peak
         transformation, rate_function = optimizers.get(optimizer, learning_rate)
-        preprocess_function = preprocess_.get(preprocess)
+        preprocess_function = self._automatic if preprocess == "auto" else preprocess_.get(preprocess)
         num_classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        self.class_names = self._class_names  # which another head of the network may have made those of other classes
         augments = augment_.get(augment, num_classes)
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
@@ -337,6 +345,49 @@ class Model:
                 self._trained_on = preprocess_.kinds(x)
             elif not trained:
                 preprocess_.check_kinds(x, self._trained_on)
+
+    @property
+    def transforms(self) -> Transforms | None:
+        """What photographs go through before they are an input: `predict(model.transforms.batch(photographs))`.
+
+        Setting it also sets the preprocessing to their normalisation: at once, and in the next `compile`, which is
+        needed for training. Both are saved with the model. None until it is set.
+
+        Example:
+          >>> import resfit
+          >>> model = Model(resfit.create_model("resnet20", num_classes=10))
+          >>> model.transforms = resfit.transforms.Transforms(resize=36, crop=32)
+          >>> photographs = [np.zeros((60, 40, 3), np.uint8), np.ones((32, 48, 3), np.uint8)]
+          >>> model.predict(model.transforms.batch(photographs), verbose=0).shape
+          (2, 10)
+        """
+        return self._transforms
+
+    @transforms.setter
+    def transforms(self, value: Transforms) -> None:
+        if not isinstance(value, Transforms):
+            raise CompileError(
+                f"model.transforms got {value!r}. Expected a resfit.transforms.Transforms, such as that of "
+                "resfit.transforms_for('timm/resnet50.a1_in1k')."
+            )
+        self._transforms, self._compiled = value, False
+        self._bring(value.preprocess, None)
+
+    def _bring(self, preprocess: preprocess_.Preprocess | None, trained_on: preprocess_.Kinds | None) -> None:
+        """Takes over a preprocessing that belongs to the weights, for prediction and as what "auto" means."""
+        self._preprocess = self._automatic = preprocess
+        self._trained_on = trained_on
+        self._loop = self._make_loop(None)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes by number, for `resfit.top_k`; saved with the model. None until they are set."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, value: Sequence[str] | None) -> None:
+        classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        self._class_names = None if value is None else check_class_names(value, classes if classes != 1 else None)
 
     @property
     def keep_last_step(self) -> bool:
@@ -745,7 +796,8 @@ class Model:
           steps: how many batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits": what the module returns; "probabilities": their softmax, or sigmoid for a single output;
-            "labels": the number of the most probable class.
+            "labels": the number of the most probable class; "embedding": what the module's method `embed` returns, for
+            resfit's networks the pooled features that their last layer sees.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
@@ -783,8 +835,13 @@ class Model:
         Yields:
           The outputs of each batch in order, as NumPy, without padding.
         """
-        if outputs not in losses.FINISHES:
-            raise CompileError(f"Expected outputs to be one of {list(losses.FINISHES)}, got {outputs!r}.")
+        if outputs not in OUTPUTS:
+            raise CompileError(f"Expected outputs to be one of {list(OUTPUTS)}, got {outputs!r}.")
+        if outputs == "embedding" and not callable(getattr(self._module, "embed", None)):
+            raise ModuleError(
+                f"predict(outputs='embedding') calls the module's method embed, and {type(self._module).__name__} has "
+                "none. Expected def embed(self, x) that returns (batch, features)."
+            )
         self._state.check_structure()
         data = as_batches(x, geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
@@ -839,7 +896,9 @@ class Model:
         self._state.set_visible(weights)
 
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
-        """Writes the variables, the network's specification and the preprocessing to one safetensors file.
+        """Writes the variables, the network's specification and all preprocessing to one safetensors file.
+
+        The names of the classes go with them.
 
         Where several processes train together, the first one writes.
 
@@ -851,7 +910,8 @@ class Model:
 
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
-            saving.save(path, module, self._preprocess, self._trained_on)
+            saved = saving.Saved(module, self._preprocess, self._trained_on, self._transforms, self._class_names)
+            saving.save(path, saved)
 
     def export(
         self,
@@ -926,11 +986,10 @@ class Model:
         """
         from resfit import saving
 
-        module, function, trained_on = saving.load(path, module, preprocess)
-        model = cls(module)
-        model._preprocess = function
-        model._trained_on = trained_on
-        model._loop = model._make_loop(None)
+        saved = saving.load(path, module, preprocess)
+        model = cls(saved.module)
+        model._transforms, model._class_names = saved.transforms, saved.class_names
+        model._bring(saved.preprocess, saved.trained_on)
         return model
 
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:

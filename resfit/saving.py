@@ -4,29 +4,45 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from resfit import preprocess as preprocess_
-from resfit.errors import SavedModelError
+from resfit import whole_file
+from resfit.classes import check_class_names
+from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.spelling import did_you_mean
+from resfit.transforms import Transforms
+from resfit.transforms.transforms import from_config, to_config
 
 FORMAT_VERSION = 1
 
 
-def save(
-    path: str | os.PathLike[str],
-    module: nnx.Module,
-    preprocess: preprocess_.Preprocess | None,
-    trained_on: preprocess_.Kinds | None = None,
-) -> None:
-    """Writes a module's Variables and arrays (all but random state), its spec, its preprocessing, and for what inputs.
+class Saved(NamedTuple):
+    """What a file holds of a model.
+
+    Attributes:
+      module: with its Variables and arrays (all but random state).
+      preprocess: of its inputs, inside the step.
+      trained_on: what inputs it was trained on.
+      transforms: of photographs, before that.
+      class_names: by number.
+    """
+
+    module: nnx.Module
+    preprocess: preprocess_.Preprocess | None
+    trained_on: preprocess_.Kinds | None = None
+    transforms: Transforms | None = None
+    class_names: list[str] | None = None
+
+
+def save(path: str | os.PathLike[str], saved: Saved) -> None:
+    """Writes a model, with the module's spec if it is one of resfit's.
 
     Raises:
       SavedModelError: if the path does not end in ".safetensors".
@@ -44,43 +60,19 @@ def save(
         "format": "resfit",
         "format_version": FORMAT_VERSION,
         "resfit": importlib.metadata.version("resfit"),
-        "module": type(module).__name__,
-        "spec": module.spec.to_dict() if isinstance(module, ResNet) else None,
-        "preprocess": preprocess_.to_config(preprocess),
-        "trained_on": trained_on,
+        "module": type(saved.module).__name__,
+        "spec": saved.module.spec.to_dict() if isinstance(saved.module, ResNet) else None,
+        "preprocess": preprocess_.to_config(saved.preprocess),
+        "trained_on": saved.trained_on,
+        "transforms": to_config(saved.transforms),
+        "class_names": saved.class_names,
     }
-    arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(module).items()}
+    arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(saved.module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
-    write_whole(path, content)
+    whole_file.write(path, content)
 
 
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all: it is written beside its place and then moved there.
-
-    Raises:
-      FileNotFoundError: if there is no folder to write it into.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
-            f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
-        )
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def load(
-    path: str | os.PathLike[str], module: nnx.Module | None, preprocess: preprocess_.Preprocess | None
-) -> tuple[nnx.Module, preprocess_.Preprocess | None, preprocess_.Kinds | None]:
+def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: preprocess_.Preprocess | None) -> Saved:
     """Reads a file written by `save` into a module, which is built from the file's spec if none is given.
 
     Raises:
@@ -108,16 +100,16 @@ def load(
     except safetensors.SafetensorError as error:
         pickled = path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")
         remedy = (
-            "Files of PyTorch are read by PyTorch: torch.load(path, weights_only=True), and "
-            "resfit.weights.load_state_dict(module, what_it_gives)."
+            "Files of PyTorch fill a network that is there: resfit.weights.load(net, path), or "
+            "resfit.create_model(name, weights=path)."
             if pickled
             else "Expected one that Model.save wrote: save it again, or take another copy."
         )
         raise SavedModelError(f"{path} is no safetensors file, or is damaged: {error}. {remedy}") from error
     if "resfit" not in metadata:
         raise SavedModelError(
-            f"{path} was not written by resfit's Model.save (its metadata: {metadata}). For PyTorch weights use "
-            "resfit.weights.load_state_dict."
+            f"{path} was not written by resfit's Model.save (its metadata: {metadata}). For weights of "
+            "PyTorch use resfit.weights.load(net, path)."
         )
     header = _header(path, metadata["resfit"])
     if module is None:
@@ -130,15 +122,16 @@ def load(
     _fill(path, module, arrays)
     kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
     trained_on = None if kinds is None else tuple(kinds)
+    transforms, class_names = _of_photographs(path, header)
     if preprocess is not None:
-        return module, preprocess, trained_on
+        return Saved(module, preprocess, trained_on, transforms, class_names)
     config = header["preprocess"]
     if config is not None and config["kind"] == "custom":
         raise SavedModelError(
             f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
             "resfit.load(path, preprocess=...)."
         )
-    return module, preprocess_.from_config(config), trained_on
+    return Saved(module, preprocess_.from_config(config), trained_on, transforms, class_names)
 
 
 def _header(path: Any, text: str) -> dict[str, Any]:
@@ -157,6 +150,18 @@ def _header(path: Any, text: str) -> dict[str, Any]:
             f"{FORMAT_VERSION}. Upgrade resfit."
         )
     return header
+
+
+def _of_photographs(path: Any, header: Mapping[str, Any]) -> tuple[Transforms | None, list[str] | None]:
+    """Transforms and class names, where the file has some: older ones have none."""
+    transforms, names = header.get("transforms"), header.get("class_names")
+    try:
+        return from_config(transforms), None if names is None else check_class_names(names, None)
+    except (TypeError, DataError, CompileError) as error:
+        raise SavedModelError(
+            f"{path} is damaged: it says transforms={str(transforms)[:200]}, class_names={str(names)[:80]}, which "
+            f"cannot be: {error}"
+        ) from error
 
 
 def _build(path: Any, values: Any, arrays: Mapping[str, jax.Array]) -> ResNet:
@@ -206,9 +211,3 @@ def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
         for place, old in _arrays(module).items()
     }
     nnx.update(module, nnx.from_flat_state(filled))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,4 +11,4 @@ def package(name: str) -> Any:
     """Imports a package. Without it the test is skipped, or fails if RESFIT_REQUIRE (names between commas) has it."""
     if name in os.environ.get("RESFIT_REQUIRE", "").split(","):
         return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"needs the package {name}: `make against` has it")
+    return pytest.importorskip(name, reason=f"needs the package {name}: `make against` or `make originals` has it")

@@ -18,10 +18,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spelling": set(),
     "packages": set(),
+    "whole_file": set(),
+    "download": set(),
     "compilation_cache": set(),
     # Networks stand alone: they can be used with somebody else's loop.
     "nets": {"compilation_cache"},
-    "weights": {"nets"},
+    "weights": {"nets", "packages", "whole_file", "download"},
+    "pretrained": {"nets", "weights"},
     "summary": {"nets", "engine.memory"},
     # Pure functions of arrays.
     "losses": set(),
@@ -33,9 +36,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "distributed": set(),
     # Data know no step.
-    "data": {"packages"},
+    "data": {"packages", "download"},
+    # What a weight file expects of photographs.
+    "transforms": {"data", "packages", "preprocess"},
+    "classes": set(),
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
     "engine.modes": set(),
+    "engine.outputs": {"engine.modes", "losses"},
     "engine.signals": set(),
     "engine.hooks": set(),
     "engine.programs": set(),
@@ -54,21 +61,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.state", "data",
     },
     "engine.run": {
-        "engine.boundary", "engine.hooks", "engine.processes", "engine.resume", "engine.signals", "engine.state", "data",
+        "engine.boundary", "engine.hooks", "engine.processes", "engine.resume", "engine.signals", "engine.state",
+        "data",
     },
     "engine.loop": {
-        "engine.boundary", "engine.resume", "engine.run",
+        "engine.boundary", "engine.resume", "engine.run", "engine.outputs",
         "engine.hooks", "engine.signals", "engine.step", "engine.dispatch", "engine.state", "engine.waiting",
         "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data", "optimizers",
     },
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
-    "saving": {"nets", "preprocess"},
+    "saving": {"classes", "nets", "preprocess", "transforms", "whole_file"},
     # What was exported runs without the rest of the house.
     "exported": set(),
     "exporting": {
-        "nets", "losses", "preprocess", "saving", "exported", "engine.modes", "engine.state", "engine.step",
+        "nets", "losses", "preprocess", "exported", "engine.modes", "engine.state", "engine.step", "whole_file",
     },
     # Where a run is saved, and what must be the same when it goes on.
     "resuming": {
@@ -78,12 +86,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
-        "data", "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.state", "engine.step",
-        "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
+        "data", "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.outputs", "engine.state",
+        "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming", "transforms",
+        "classes",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.
-    "testing": {"model", "callbacks", "engine.hooks"},
+    "testing": {"model", "callbacks", "engine.hooks", "nets"},
     # Tools take a model and look at it.
     "recalibration": {"model", "data", "engine.modes"},
     "lr_finder": {"model", "callbacks", "plots"},

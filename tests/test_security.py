@@ -70,6 +70,14 @@ def load_weights(folder: Path) -> None:
     resfit.weights.load_state_dict(net, resfit.weights.state_dict(net))
 
 
+def load_weight_files(folder: Path) -> None:
+    net = resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,))
+    for name in ("state.pth", "state_old.pth", "checkpoint.pth", "checkpoint_old.pth"):
+        resfit.weights.load(net, ROOT / "tests" / "golden" / "torch_files" / name)
+    resfit.weights.save(net, folder / "a.safetensors")
+    resfit.weights.load(net, folder / "a.safetensors")
+
+
 def read_archive(folder: Path) -> None:
     cifar.read(archive(folder / "a.tar.gz", {"part.bin": bytes(3073)}), {"train": ["part.bin"]}, 1)
 
@@ -79,6 +87,7 @@ LOADS: dict[str, Callable[[Path], Any]] = {
     "a checkpoint": lambda folder: Checkpoints(files.CHECKPOINTS, writes=False).newest(),
     "a run": resume,
     "weights": load_weights,
+    "files of weights": load_weight_files,
     "an archive": read_archive,
     "an exported model": lambda folder: resfit.load_exported(files.EXPORTS / "net_that_normalizes.npz"),
     "digits": lambda folder: resfit.data.load("digits"),

@@ -7,8 +7,8 @@ import numpy as np
 
 from resfit.data import bundled
 from resfit.data.archives import cifar, idx
-from resfit.data.archives.download import Remote, fetch
 from resfit.data.archives.published import CIFAR_ARCHIVES, IDX_FILES
+from resfit.download import Remote, cache_folder, fetch
 from resfit.errors import DataError
 from resfit.spelling import did_you_mean
 
@@ -125,7 +125,7 @@ def _locate(name: str, remote: Remote, path: Path | None) -> Path:
     packaged = _PACKAGED / name.replace("_", "-") / remote.name
     if packaged.is_file():
         return packaged
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit" / name / remote.name
+    cached = cache_folder() / name / remote.name
     if not cached.is_file():
         fetch(remote, cached)
     return cached

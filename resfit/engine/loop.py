@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resfit import losses, metrics
+from resfit import metrics
 from resfit.data.batches import Batch, Batches
 from resfit.data.epochs import Epochs
 from resfit.engine.boundary import Boundary
@@ -18,6 +18,7 @@ from resfit.engine.dispatch import AXIS, Placement, Step, Throttle
 from resfit.engine.hooks import CallbackList, LazyLogs, as_float, read
 from resfit.engine.memory import StepMemory, step_memory
 from resfit.engine.non_finite import first_non_finite
+from resfit.engine.outputs import OUTPUTS
 from resfit.engine.processes import Processes, Turn
 from resfit.engine.resume import Keeper, Progress
 from resfit.engine.run import Run, Validation
@@ -74,8 +75,12 @@ class Loop:
         self._key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
         layout = state.layout
         self._predict = {
-            name: Step(functools.partial(predict_step, layout, preprocess, finish), placement, returns_state=False)
-            for name, finish in losses.FINISHES.items()
+            name: Step(
+                functools.partial(predict_step, layout, preprocess, output.finish, call=output.call),
+                placement,
+                returns_state=False,
+            )
+            for name, output in OUTPUTS.items()
         }
         if recipe is None:
             return
@@ -350,7 +355,7 @@ class Loop:
 
         Args:
           data: the examples; labels are ignored.
-          kind: which of `losses.FINISHES` to apply to the outputs.
+          kind: a key of `OUTPUTS`.
           steps: how many batches; None for all.
           callbacks: to fire.
           stopped: whether somebody asked to stop.

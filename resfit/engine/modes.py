@@ -290,9 +290,25 @@ def _call_in_mode(module: nnx.Module, *, train: bool, forced: bool = False) -> N
         object.__setattr__(module, "__class__", _called_in_mode(type(module), name, train == means_train, forced))
 
 
-def mode_keyword(cls: type) -> tuple[str, bool] | None:
-    """The argument by which a module class is told its mode, and the value that means training; None if it has none."""
-    parameters = inspect.signature(cls.__call__).parameters
+def embedding(module: Any, x: Any) -> Any:
+    """What a module's method `embed` returns in evaluation.
+
+    Args:
+      module: in evaluation mode.
+      x: its inputs.
+    """
+    keyword = mode_keyword(type(module), "embed")
+    return module.embed(x) if keyword is None else module.embed(x, **{keyword[0]: not keyword[1]})
+
+
+def mode_keyword(cls: type, method: str = "__call__") -> tuple[str, bool] | None:
+    """The argument by which a module class is told its mode, and the value that means training; None if it has none.
+
+    Args:
+      cls: of the module.
+      method: that takes it.
+    """
+    parameters = inspect.signature(getattr(cls, method)).parameters
     for name, means_train in _MODE_KEYWORDS.items():
         parameter = parameters.get(name)
         if parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

@@ -213,11 +213,13 @@ def predict_step(
     leaves: Leaves,
     key: jax.Array,
     x: Any,
+    call: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
-    """What `finish` makes of the module's outputs for one batch."""
+    """What `finish` makes of the module's outputs for one batch, or of what `call` does with module and batch."""
     module: Any = _evaluation_module(layout, leaves, key)
     with modes.explained(module, x):
-        outputs = module(x if preprocess is None else preprocess(x))
+        prepared = x if preprocess is None else preprocess(x)
+        outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, leaves[layout.n_params :], module)
     return finish(outputs)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
+from resfit.errors import SpecError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import blur_pool
 from resfit.nets.residual import Residual
@@ -130,6 +131,11 @@ class BottleneckBranch(nnx.Module):
         layers: Layers,
         rngs: nnx.Rngs,
     ) -> None:
+        if antialias and stride_on == "1x1":
+            raise SpecError(
+                "A bottleneck block received antialias=True and stride_on='1x1'. Expected the stride in the 3x3 "
+                "convolution, behind which there is something to blur. Use block='bottleneck', or antialias=False."
+            )
         strides1, strides2 = (strides, 1) if stride_on == "1x1" else (1, strides)
         strides2, self.blur = _stepping(strides2, first_dilation, dilation, antialias=antialias)
         inner, out_channels = inner_width(width, groups, width_per_group), width * BottleneckBlock.expansion
@@ -216,5 +222,16 @@ class BottleneckBlock(Residual):
 
 
 def inner_width(width: int, groups: int, width_per_group: int) -> int:
-    """Channels of a bottleneck's 3x3 convolution."""
-    return int(width * width_per_group / 64) * groups
+    """Channels of a bottleneck's 3x3 convolution.
+
+    Raises:
+        SpecError: if there are none.
+    """
+    inner = int(width * width_per_group / 64) * groups
+    if not inner:
+        raise SpecError(
+            f"A bottleneck block received width={width} and width_per_group={width_per_group}, which leave its 3x3 "
+            f"convolution {width * width_per_group / 64:g} channels. Expected at least one: widths from "
+            f"{-(-64 // width_per_group)} on."
+        )
+    return inner

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from resfit.nets.first_values import Initializer, between, uniform
+from resfit.nets.keys import turns
 from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
@@ -60,7 +61,7 @@ class ClassifierHead(nnx.Module):
             ),
             dtype=jnp.promote_types(layers.dtype, jnp.float32),
             param_dtype=jnp.dtype(layers.param_dtype),
-            rngs=rngs,
+            rngs=turns(rngs),
         )
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:

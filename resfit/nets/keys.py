@@ -19,20 +19,39 @@ class _CountedStream(nnx.RngStream):
         self.base = key
         self.tag = tag
         self.drawn = 0
+        self.given = 0  # of those, the keys themselves, to whoever asked: what was drawn with them nobody knows
         self.first_values = FirstValues(key) if FirstValues.possible(key) else None
 
-    def __call__(self) -> Any:
+    def __call__(self) -> jax.Array:
         self.drawn += 1
-        if self.first_values is not None:
-            return Turn(self.first_values, self.drawn)
+        self.given += 1
         return jax.random.fold_in(self.base, self.drawn)
+
+    def turn(self) -> Any:
+        """The next key, for one of our own initializers: only made where that asks for it."""
+        if self.first_values is None:
+            return self()
+        self.drawn += 1
+        return Turn(self.first_values, self.drawn)
 
     def fork(self, *, split: int | tuple[int, ...] | None = None) -> nnx.RngStream:
         # What a layer keeps, a Dropout for example, must be an ordinary stream with its own state.
-        key = self()
-        stream = nnx.RngStream(key.key() if isinstance(key, Turn) else key, tag=self.tag)
-        forked: nnx.RngStream = stream.fork(split=split)
+        forked: nnx.RngStream = nnx.RngStream(self(), tag=self.tag).fork(split=split)
         return forked
+
+
+class _Turns(nnx.RngStream):
+    """A counted stream as our own layers draw from it."""
+
+    def __init__(self, stream: _CountedStream) -> None:
+        self.stream = stream
+        self.tag = stream.tag
+
+    def __call__(self) -> Any:
+        return self.stream.turn()
+
+    def fork(self, *, split: int | tuple[int, ...] | None = None) -> nnx.RngStream:
+        return self.stream.fork(split=split)
 
 
 class LayerKeys(nnx.Rngs):
@@ -58,8 +77,10 @@ class LayerKeys(nnx.Rngs):
         stream, first_values = self.default, self.default.first_values
         if first_values is None or times < 2:
             return [build() for _ in range(times)]
-        before = stream.drawn
+        before, given = stream.drawn, stream.given
         first = build()
+        if stream.given != given:  # with which it drew values, or made a stream of its own: no other may have the same
+            return [first, *(build() for _ in range(1, times))]
         drawn = stream.drawn - before
         stream.drawn += drawn * (times - 1)
         return [first, *first_values.copies(first, (drawn * i for i in range(1, times)))]
@@ -68,3 +89,15 @@ class LayerKeys(nnx.Rngs):
         """Puts the first values into the module that was built with these keys."""
         if self.default.first_values is not None:
             self.default.first_values.fill(module)
+
+
+class _TurnKeys(nnx.Rngs):
+    """The keys of a `LayerKeys`, as our own layers draw them."""
+
+    def __init__(self, stream: _CountedStream) -> None:
+        self.default = _Turns(stream)
+
+
+def turns(rngs: nnx.Rngs) -> nnx.Rngs:
+    """For a layer whose initializers are our own (`first_values.Initializer`): keys that are made where it asks."""
+    return _TurnKeys(rngs.default) if isinstance(rngs, LayerKeys) else rngs

@@ -11,6 +11,7 @@ from jax.nn import initializers
 
 from resfit.errors import SpecError
 from resfit.nets.first_values import Initializer, normal
+from resfit.nets.keys import turns
 from resfit.nets.norm import BatchNorm, GroupNorm
 from resfit.nets.registry import Registry
 
@@ -42,12 +43,14 @@ def _batch_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.
         zero_scale=zero_scale,
         dtype=layers.dtype,
         param_dtype=layers.param_dtype,
-        rngs=rngs,
+        rngs=turns(rngs),
     )
 
 
 def _group_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm:
-    return GroupNorm(channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=rngs)
+    return GroupNorm(
+        channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=turns(rngs)
+    )
 
 
 NORMS: Registry[MakeNorm] = Registry("norm", {"batch": _batch_norm, "group": _group_norm})
@@ -124,7 +127,7 @@ class Layers:
             kernel_init=ZERO if zero else KAIMING_NORMAL,
             dtype=jnp.dtype(self.dtype),
             param_dtype=jnp.dtype(self.param_dtype),
-            rngs=rngs,
+            rngs=turns(rngs),
         )
 
     def norm(self, channels: int, *, zero_scale: bool = False, rngs: nnx.Rngs) -> Norm:

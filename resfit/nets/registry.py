@@ -9,7 +9,9 @@ _Part = TypeVar("_Part")
 
 
 class Registry(Mapping[str, _Part]):
-    """Names and what they stand for. Nothing is ever replaced or taken out: a name in a saved file keeps its meaning.
+    """Names and what they stand for. Nothing is replaced or taken out: a name in a saved file keeps its meaning.
+
+    Only what is defined again, such as a class in a notebook whose cell runs twice, takes the place of what it was.
 
     Args:
         kind: what it holds, for errors.
@@ -35,7 +37,7 @@ class Registry(Mapping[str, _Part]):
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise SpecError(f"Received {name!r} as the name of a {self._kind}. Expected letters, digits and _.")
-        if name in self._parts and self._parts[name] is not part:
+        if name in self._parts and self._parts[name] != part and not _defined_again(self._parts[name], part):
             raise SpecError(
                 f"The {self._kind} {name!r} is registered already, as {self._parts[name]!r}. Expected a new name; "
                 f"those in use are {list(self._parts)}."
@@ -51,3 +53,9 @@ class Registry(Mapping[str, _Part]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+def _defined_again(old: object, new: object) -> bool:
+    """Whether both are the class or function of one name of one module."""
+    places = [(getattr(part, "__module__", None), getattr(part, "__qualname__", "<lambda>")) for part in (old, new)]
+    return places[0] == places[1] and "<lambda>" not in places[0][1]

@@ -1,5 +1,6 @@
 """`ResNet`: a stem, stages of residual blocks, and a head, as one spec says."""
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class Stage(nnx.Module):
 
         first = block(in_channels, geometry.strides, geometry.first_dilation, drop_rates[0])
         self.out_channels = first.out_channels
-        if spec.drop_path or spec.dropout:  # each block then has a stream of random keys of its own
+        if spec.drop_path:  # every block has a rate of its own
             others = [other(rate) for rate in drop_rates[1:]]
         else:
             others = rngs.repeat(other, spec.depths[index] - 1)
@@ -119,6 +120,17 @@ class ResNet(nnx.Module):
         """The stages, first to last."""
         return tuple(getattr(self, f"stage{index + 1}") for index in range(len(self.spec.depths)))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of its parts, from the image to the logits: what `freeze` and `optimizers.by_depth` take.
+
+        Example:
+            >>> ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8)), rngs=nnx.Rngs(0)).parts
+            ('stem', 'stage1', 'stage2', 'head')
+        """
+        stages = (f"stage{index + 1}" for index in range(len(self.spec.depths)))
+        return ("stem", *stages, *(("norm",) if self.norm is not None else ()), "head")
+
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """Classifies images.
 
@@ -140,13 +152,13 @@ class ResNet(nnx.Module):
         return self.head(self._normed(last, train), train=train)
 
     def features(
-        self, x: jax.Array, *, stages: Sequence[int] = (1, 2, 3, 4), train: bool | None = None
+        self, x: jax.Array, *, stages: Sequence[int] | None = None, train: bool | None = None
     ) -> tuple[jax.Array, ...]:
         """What some of the stages return: feature maps, finest first.
 
         Args:
             x: images, as for a call.
-            stages: their numbers, from 1 (default: all four of an ImageNet network).
+            stages: their numbers, from 1 (default: all, four of an ImageNet network).
             train: as for a call.
 
         Returns:
@@ -159,13 +171,13 @@ class ResNet(nnx.Module):
             >>> import jax.numpy as jnp
             >>> from flax import nnx
             >>> net = ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar"), rngs=nnx.Rngs(0))
-            >>> [f.shape for f in net.features(jnp.ones((2, 8, 8, 3)), stages=(1, 2))]
+            >>> [f.shape for f in net.features(jnp.ones((2, 8, 8, 3)))]
             [(2, 8, 8, 4), (2, 4, 4, 8)]
         """
-        if not stages or not set(stages) <= set(range(1, len(self.stages) + 1)):
-            raise SpecError(
-                f"features received stages={tuple(stages)}. Expected some of {tuple(range(1, len(self.stages) + 1))}."
-            )
+        known = tuple(range(1, len(self.stages) + 1))
+        stages = known if stages is None else tuple(stages)
+        if not stages or not set(stages) <= set(known):
+            raise SpecError(f"features received stages={stages}. Expected some of {known}.")
         maps = list(itertools.islice(self._through_stages(x, train), max(stages)))
         return tuple(maps[stage - 1] for stage in stages)
 
@@ -178,6 +190,35 @@ class ResNet(nnx.Module):
         """
         *_, last = self._through_stages(x, train)
         return self.head.pooled(self._normed(last, train))
+
+    def replace_head(self, num_classes: int, *, rngs: nnx.Rngs | int = 0) -> None:
+        """Puts a new last layer in the place of the old one, for other classes; everything before it stays.
+
+        A `resfit.Model` that was made before says so until it is compiled again.
+
+        Args:
+            num_classes: number of logits from now on, also in `spec`.
+            rngs: where the new weights come from: an `nnx.Rngs`, or a seed (default 0).
+
+        Raises:
+            SpecError: if num_classes is no positive integer. Nothing has changed then.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from flax import nnx
+            >>> net = ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar"), rngs=nnx.Rngs(0))
+            >>> net.replace_head(3)
+            >>> net(jnp.ones((2, 8, 8, 3))).shape, net.spec.num_classes
+            ((2, 3), 3)
+        """
+        spec = dataclasses.replace(self.spec, num_classes=num_classes)
+        keys = LayerKeys(nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
+        channels, old = self.head.dense.in_features, self.head
+        self.head = ClassifierHead(channels, num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=keys)
+        keys.finish(self.head)
+        if self.head.dropout is not None and old.dropout is not None:
+            self.head.dropout.deterministic = old.dropout.deterministic
+        self.spec = spec
 
     def _through_stages(self, x: jax.Array, train: bool | None) -> Iterator[jax.Array]:
         self._check(x)

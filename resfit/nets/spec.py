@@ -132,16 +132,23 @@ class ResNetSpec:
         for name in ("depths", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as JSON has them, are welcome
         for name, known in (
-            ("block", tuple(BLOCKS)),
-            ("stem", tuple(STEMS)),
-            ("shortcut", tuple(SHORTCUTS)),
-            ("norm", tuple(NORMS)),
+            ("block", BLOCKS),
+            ("stem", STEMS),
+            ("shortcut", SHORTCUTS),
+            ("norm", NORMS),
             ("dtype", COMPUTE_DTYPES),
             ("param_dtype", COMPUTE_DTYPES),
             ("remat", (None, *PARTS)),
         ):
-            if getattr(self, name) not in known:
-                raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}.")
+            if getattr(self, name) not in tuple(known):
+                raise SpecError(
+                    f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}."
+                    + (
+                        f" One of your own is known once its code has called resfit.nets.{name.upper()}S.register."
+                        if isinstance(known, Registry)
+                        else ""
+                    )
+                )
         if not self.depths or len(self.depths) != len(self.widths):
             raise SpecError(
                 f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected as many widths as "
@@ -175,7 +182,7 @@ class ResNetSpec:
     @property
     def of_stem(self) -> dict[str, Any]:
         """The arguments that its stem is built with, beyond its shape."""
-        return self._asked(_OF_STEMS)
+        return self._asked(_OF_STEMS) if getattr(STEMS[self.stem], "strides", ()) else {}  # nothing to blur
 
     def _asked(self, names: Mapping[str, str]) -> dict[str, Any]:
         defaults = {field.name: field.default for field in fields(self)}
@@ -226,7 +233,7 @@ class ResNetSpec:
             raise SpecError(
                 f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}."
                 + (
-                    " Weights are read into a network by resfit.weights.load_state_dict."
+                    " Weights are read by resfit.create_model(..., weights=...), and by resfit.weights.load."
                     if {"pretrained", "weights"} & set(unknown)
                     else did_you_mean(unknown[0], known)
                 )

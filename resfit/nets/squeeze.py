@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
+from resfit.nets.keys import turns
 from resfit.nets.layers import KAIMING_NORMAL, Layers
 from resfit.nets.pool import global_average_pool
 
@@ -38,7 +39,7 @@ class SqueezeExcite(nnx.Module):
                 bias_init=initializers.zeros,
                 dtype=jnp.dtype(layers.dtype),
                 param_dtype=jnp.dtype(layers.param_dtype),
-                rngs=rngs,
+                rngs=turns(rngs),
             )
 
         self.fc1, self.fc2 = dense(channels, inner), dense(inner, channels)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from resfit.nets.first_values import Turn
 from resfit.nets.layers import KAIMING_NORMAL, Layers
 from resfit.nets.pool import blur_pool, max_pool
 from resfit.nets.registry import Registry
@@ -71,8 +70,7 @@ class ImageNetStem(nnx.Module):
 def _of_blocks(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
     """A new 7x7 kernel, as one over blocks of 2x2 pixels."""
     channels, width = shape[2:]
-    drawn = key.key() if isinstance(key, Turn) else key
-    pixels = KAIMING_NORMAL.plain(drawn, (7, 7, channels // 4, width), dtype)
+    pixels = KAIMING_NORMAL.plain(key, (7, 7, channels // 4, width), dtype)
     padded = jnp.pad(pixels, ((1, 0), (1, 0), (0, 0), (0, 0)))
     return rearrange(padded, "(h i) (w j) c o -> h w (i j c) o", i=2, j=2)
 

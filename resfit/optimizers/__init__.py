@@ -1,8 +1,8 @@
 """Optimizers: plain optax, with the learning rate kept in the optimizer's state so that changing it never recompiles.
 
 `compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such
-as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip`, `by_part` and `skip_non_finite` wrap any of
-them that is built.
+as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip`, `by_part`, `by_depth` and
+`skip_non_finite` wrap any of them that is built.
 """
 
 from resfit.optimizers.choice import default_rate, get
@@ -10,7 +10,7 @@ from resfit.optimizers.clipping import clip
 from resfit.optimizers.finite import Skips, skip_non_finite, skips
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
-from resfit.optimizers.parts import by_part
+from resfit.optimizers.parts import by_depth, by_part
 from resfit.optimizers.rate import LearningRate, index_of_rate
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Skips",
     "adam",
     "adamw",
+    "by_depth",
     "by_part",
     "clip",
     "default_rate",

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -57,6 +57,41 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
 
     scaled: optax.GradientTransformation = optax.chain(optimizer, optax.GradientTransformation(init, update))
     return scaled
+
+
+def by_depth(
+    parts: Sequence[str], optimizer: optax.GradientTransformation, *, decay: float = 0.75
+) -> optax.GradientTransformation:
+    """An optimizer whose learning rate falls from the last part to the first, by the same factor each time.
+
+    For fine-tuning: what is near the image is of use for other images too, and need not change much. What no part
+    covers trains at the full rate.
+
+    Args:
+      parts: dotted paths of parts from the first to the last, such as a ResNet's `net.parts`, or patterns as in
+        `by_part`.
+      optimizer: any optax transformation; its rate is that of the last part.
+      decay: the rate of a part over that of the next one.
+
+    Raises:
+      CompileError: for a decay that is not between 0 and 1, and as in `by_part`: once the parameters are known, for a
+        part that has none, be it frozen.
+
+    Example:
+      >>> from resfit import optimizers
+      >>> optimizer = by_depth(("stem", "head"), optimizers.sgd(1.0, momentum=0.0), decay=0.5)
+      >>> params = {"stem": {"kernel": jnp.zeros(2)}, "head": {"kernel": jnp.zeros(2)}}
+      >>> gradients = jax.tree.map(jnp.ones_like, params)
+      >>> optimizer.update(gradients, optimizer.init(params), params)[0]
+      {'head': {'kernel': Array([-1., -1.], dtype=float32)}, 'stem': {'kernel': Array([-0.5, -0.5], dtype=float32)}}
+    """
+    if not 0 < decay <= 1:
+        raise CompileError(f"by_depth got decay={decay!r}. Expected a factor above 0 and at most 1, such as 0.75.")
+    if isinstance(parts, str):
+        raise CompileError(
+            f"by_depth got the text {parts!r} as parts. Expected several, such as net.parts of a ResNet."
+        )
+    return by_part({f"{part}.*": decay**i for i, part in enumerate(reversed(parts))}, optimizer)
 
 
 def _dotted(path: Any) -> str:

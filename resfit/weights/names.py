@@ -16,16 +16,28 @@ class Rule(NamedTuple):
         pattern: over resfit's name.
         name: the other library's, a template of the match or a function of it.
         kernel: how a kernel is laid out there; None to tell by its rank.
+        bias: what a bias is called there, if not as elsewhere in that library.
     """
 
     pattern: str
     name: str | Callable[[re.Match[str]], str]
     kernel: Layout | None = None
+    bias: str | None = None
 
 
 def _stage_from_zero(template: str) -> Callable[[re.Match[str]], str]:
     """A name in which the stage, the first group, counts from zero."""
     return lambda match: template.format(int(match[1]) - 1, *match.groups()[1:])
+
+
+def _counted_from_zero(template: str) -> Callable[[re.Match[str]], str]:
+    """A name in which the stage and the layer, the first and the last group, count from zero."""
+    return lambda match: template.format(int(match[1]) - 1, match[2], int(match[3]) - 1)
+
+
+def _counted_from_one(template: str) -> Callable[[re.Match[str]], str]:
+    """A name in which the stem is the first stage, and blocks count from one."""
+    return lambda match: template.format(int(match[1]) + 1, int(match[2]) + 1, *match.groups()[2:])
 
 
 _BLOCK = r"stage(\d+)\.blocks\.(\d+)\."
@@ -62,15 +74,68 @@ TIMM_V2 = (
     Rule(r"norm\.norm", "norm"),
     Rule(r"head\.dense", "head.fc", DENSE_AS_CONVOLUTION),
 )
-NAMINGS: Mapping[str, tuple[Rule, ...]] = MappingProxyType({"torchvision": TORCHVISION, "timm_v2": TIMM_V2})
 
-# PyTorch's names of a layer's arrays; a scale and a kernel are both its weight.
-LEAVES: Mapping[str, str] = MappingProxyType(
-    {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# The ResNets of Hugging Face transformers, microsoft/resnet-* (transformers/models/resnet/modeling_resnet.py).
+TRANSFORMERS = (
+    Rule(r"stem\.conv", "resnet.embedder.embedder.convolution"),
+    Rule(r"stem\.norm", "resnet.embedder.embedder.normalization"),
+    Rule(_BLOCK + r"branch\.conv(\d+)", _counted_from_zero("resnet.encoder.stages.{}.layers.{}.layer.{}.convolution")),
+    Rule(
+        _BLOCK + r"branch\.norm(\d+)", _counted_from_zero("resnet.encoder.stages.{}.layers.{}.layer.{}.normalization")
+    ),
+    Rule(_BLOCK + r"shortcut\.conv", _stage_from_zero("resnet.encoder.stages.{}.layers.{}.shortcut.convolution")),
+    Rule(_BLOCK + r"shortcut\.norm", _stage_from_zero("resnet.encoder.stages.{}.layers.{}.shortcut.normalization")),
+    Rule(r"head\.dense", "classifier.1"),
 )
 
-# PyTorch's count of training batches. Only a norm without a momentum reads it, and no ResNet has one.
-IGNORED = "num_batches_tracked"
+# keras.applications, ResNet50, 101 and 152 (keras/src/applications/resnet.py). Its kernels lie as ours do.
+KERAS = (
+    Rule(r"stem\.conv", "conv1_conv", AS_IT_IS),
+    Rule(r"stem\.norm", "conv1_bn"),
+    Rule(_BLOCK + r"branch\.conv(\d+)", _counted_from_one("conv{}_block{}_{}_conv"), AS_IT_IS),
+    Rule(_BLOCK + r"branch\.norm(\d+)", _counted_from_one("conv{}_block{}_{}_bn")),
+    Rule(_BLOCK + r"shortcut\.conv", _counted_from_one("conv{}_block{}_0_conv"), AS_IT_IS),
+    Rule(_BLOCK + r"shortcut\.norm", _counted_from_one("conv{}_block{}_0_bn")),
+    Rule(r"head\.dense", "predictions", AS_IT_IS, bias="bias"),
+)
+
+
+class Naming(NamedTuple):
+    """The names of one library.
+
+    Attributes:
+        rules: for the module part of a path, in order.
+        leaves: its names of a layer's arrays.
+        separator: what stands between the two.
+        counts_batches: whether each norm has a count of training batches beside its statistics, as in PyTorch.
+    """
+
+    rules: tuple[Rule, ...]
+    leaves: Mapping[str, str]
+    separator: str = "."
+    counts_batches: bool = True
+
+
+# A scale and a kernel are both a weight in PyTorch.
+_OF_PYTORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_OF_KERAS = {"kernel": "kernel", "scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+
+NAMINGS: Mapping[str, Naming] = MappingProxyType(
+    {
+        "torchvision": Naming(TORCHVISION, _OF_PYTORCH),
+        "timm_v2": Naming(TIMM_V2, _OF_PYTORCH),
+        "transformers": Naming(TRANSFORMERS, _OF_PYTORCH),
+        "keras": Naming(KERAS, _OF_KERAS, "/", counts_batches=False),
+    }
+)
+
+# PyTorch's counts of batches: in each norm, where only one without a momentum reads it, and no ResNet has one; and in
+# torch.optim.swa_utils.AveragedModel.
+COUNT_OF_NORM = "num_batches_tracked"
+IGNORED = frozenset({COUNT_OF_NORM, "n_averaged"})
+
+# What training loops, compilers and wrappers put before every name.
+PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 class Entry(NamedTuple):
@@ -98,11 +163,13 @@ def other_name(path: tuple[str, ...], naming: str, rank: int = 1) -> Entry:
     if naming not in NAMINGS:
         raise WeightsError(f"Received naming={naming!r}. Expected one of {list(NAMINGS)}.")
     module, leaf = ".".join(path[:-1]), path[-1]
-    for rule in NAMINGS[naming]:
-        if (match := re.fullmatch(rule.pattern, module)) and leaf in LEAVES:
+    rules, leaves, separator, _ = NAMINGS[naming]
+    for rule in rules:
+        if (match := re.fullmatch(rule.pattern, module)) and leaf in leaves:
             name = match.expand(rule.name) if isinstance(rule.name, str) else rule.name(match)
             layout = rule.kernel if leaf == "kernel" and rule.kernel is not None else BY_RANK.get(rank, AS_IT_IS)
-            return Entry(f"{name}.{LEAVES[leaf]}", layout)
+            last = rule.bias if leaf == "bias" and rule.bias is not None else leaves[leaf]
+            return Entry(f"{name}{separator}{last}", layout)
     raise WeightsError(
         f"The network holds {'.'.join(path)}, for which the names of {naming} have no counterpart. Expected the "
         "parts of a resfit.nets.ResNet. Networks of your own are saved and loaded with Model.save and resfit.load."

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from resfit import download
 from resfit.data import load
-from resfit.data.archives import cifar, download, idx, published
-from resfit.data.archives.download import Remote, fetch
+from resfit.data.archives import cifar, idx, published
+from resfit.download import Remote, fetch
 from resfit.errors import DataError, DownloadError, MissingPackageError
 from tests.data import originals
 

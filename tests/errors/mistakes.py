@@ -536,7 +536,7 @@ NETWORKS = [
         'resfit.create_model("resnet50", num_classes=1000, pretrained=True)',
         errors.SpecError,
         "['pretrained']",
-        "resfit.weights.load_state_dict",
+        "resfit.create_model(..., weights=...)",
     ),
     Mistake(
         "A key instead of nnx.Rngs",
@@ -1095,7 +1095,7 @@ FILES = [
         'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
         errors.SavedModelError,
         "resnet18.pth is no safetensors file",
-        "weights_only=True",
+        "resfit.weights.load(net, path)",
     ),
     Mistake(
         "A file that is cut off",
@@ -1112,7 +1112,7 @@ FILES = [
         'resfit.load("other.safetensors")',
         errors.SavedModelError,
         "was not written by resfit",
-        "resfit.weights.load_state_dict",
+        "resfit.weights.load(net, path)",
     ),
     Mistake(
         "A checkpoint's folder instead of a file",

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit.nets import ResNet, ResNetSpec, first_values
+from resfit.nets import Layers, ResNet, ResNetSpec, first_values
 from resfit.nets.first_values import FirstValues
+from resfit.nets.keys import LayerKeys
 from tests.helpers import assert_same, counting_compilations, differ, values
+from tests.variants import VARIANTS
+from tests.variants import spec as variant_spec
 
 BASIC = ResNetSpec(depths=(3, 2), widths=(4, 8), stem="cifar", num_classes=5)
 BOTTLENECK = ResNetSpec(depths=(2, 3), widths=(4, 6), block="bottleneck", num_classes=3, in_channels=1)
@@ -31,8 +34,14 @@ def built_plainly(spec: ResNetSpec, rngs: nnx.Rngs, monkeypatch: pytest.MonkeyPa
         return ResNet(spec, rngs=rngs)
 
 
-@pytest.mark.parametrize("spec", [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", shortcut="A")])
-@pytest.mark.parametrize("rows", [3, 1024])
+SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", shortcut="A")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows"),
+    [(spec, rows) for spec in SPECS for rows in (3, 1024)]
+    + [pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name) for name in VARIANTS],
+)
 def test_a_network_starts_with_the_values_of_layers_that_draw_one_by_one(
     spec: ResNetSpec, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +83,42 @@ class _Given(nnx.Rngs):
 
     def params(self) -> jax.Array:
         return self.key
+
+
+def test_blocks_of_a_stage_share_neither_values_nor_streams_of_random_keys() -> None:
+    """Blocks that repeat are built once and copied, but for those that drew from the keys themselves."""
+    fields = {"depths": (3,), "widths": (8,), "stem": "cifar_conv", "squeeze": 1 / 4, "zero_init_last": False}
+    net = ResNet(ResNetSpec(block="preact_basic", dropout=0.5, **fields), rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+    for blocks in (net.stage1.blocks, ResNet(ResNetSpec(**fields), rngs=nnx.Rngs(0)).stage1.blocks):  # type: ignore[arg-type]
+        held = [
+            {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(block)) if path[-1] in ("kernel", "key")}
+            for block in blocks
+        ]
+        for path, leaf in held[0].items():
+            raw = [np.asarray(jax.random.key_data(v) if path[-1] == "key" else v) for v in (
+                block[path].get_raw_value() for block in held
+            )]  # fmt: skip
+            assert not np.array_equal(raw[0], raw[1]), path
+            assert not np.array_equal(raw[1], raw[2]), path
+            assert leaf.get_raw_value() is not held[1][path].get_raw_value()
+
+
+def test_layers_of_flax_draw_in_our_blocks_as_anywhere() -> None:
+    """Their initializers know no turns; and a block that drew for itself is built anew, not copied."""
+    rngs = LayerKeys(nnx.Rngs(0))
+
+    def build() -> nnx.Module:
+        return nnx.Sequential(
+            nnx.Conv(2, 2, (1, 1), rngs=rngs), Layers().conv(2, 2, kernel=1, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        )
+
+    first, second, third = made = rngs.repeat(build, 3)
+    rngs.finish(nnx.List(made))
+    for layer in (0, 1):
+        kernels = [np.asarray(block.layers[layer].kernel[...]) for block in (first, second, third)]  # type: ignore[attr-defined]
+        assert np.isfinite(kernels).all()
+        assert not np.array_equal(kernels[0], kernels[1])
+        assert not np.array_equal(kernels[1], kernels[2])
 
 
 def test_every_variable_has_an_array_of_its_own() -> None:

@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from resfit.errors import InputShapeError
-from resfit.nets import BatchNorm
+from resfit.errors import InputShapeError, SpecError
+from resfit.nets import BatchNorm, GroupNorm
 
 X = 3 * jax.random.normal(jax.random.key(0), (4, 3, 5, 2)) + jnp.array([1.0, -2.0]).reshape(1, 1, 1, 2)
 MASK = (jnp.arange(4) < 3).reshape(4, 1, 1, 1)
@@ -94,3 +94,46 @@ def test_a_new_norm_evaluates_and_its_modes_are_those_of_nnx() -> None:
 
 def test_a_zero_scale_starts_at_the_bias_alone() -> None:
     np.testing.assert_array_equal(norm(zero_scale=True)(X, use_running_average=False), 0)
+
+
+# --- group norm -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 8, 32, 64, 96])
+def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> None:
+    """PyTorch's and timm's: 32 groups of neighbours, the biased variance, 1e-5."""
+    layer = GroupNorm(channels, rngs=nnx.Rngs(0))
+    scale, bias = (np.random.default_rng(i).normal(size=channels) for i in (1, 2))
+    layer.scale.set_value(jnp.asarray(scale, jnp.float32))
+    layer.bias.set_value(jnp.asarray(bias, jnp.float32))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, channels)) * 2 + 1
+    groups = min(32, channels)
+    parts = x.reshape(2, 12, groups, channels // groups)
+    mean, var = parts.mean((1, 3), keepdims=True), parts.var((1, 3), keepdims=True)
+    expected = ((parts - mean) / np.sqrt(var + 1e-5)).reshape(x.shape) * scale + bias
+    for evaluating in (None, True, False):
+        np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32), evaluating), expected, atol=2e-5)
+
+
+def test_a_group_norm_sees_one_image_at_a_time_and_holds_no_statistics() -> None:
+    layer = GroupNorm(64, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 64))
+    np.testing.assert_allclose(layer(x, False)[:1], layer(x[:1], False), atol=1e-6)
+    assert not jax.tree.leaves(nnx.state(layer, nnx.BatchStat))
+    # A negative control: the other norm sees all of them.
+    batch = BatchNorm(64, rngs=nnx.Rngs(0))
+    assert not np.allclose(batch(x, False)[:1], batch(x[:1], False), atol=1e-2)
+
+
+def test_a_group_norm_computes_in_float32_and_returns_its_dtype() -> None:
+    layer = GroupNorm(32, dtype="bfloat16", param_dtype="bfloat16", rngs=nnx.Rngs(0))
+    x = jnp.full((1, 8, 8, 32), 1000.0, jnp.bfloat16).at[:, ::2].set(1008)  # neighbours in bfloat16
+    y = layer(x)
+    assert y.dtype == layer.scale.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.abs(np.asarray(y, np.float32)), 1, atol=0.01)
+
+
+def test_a_group_norm_starts_at_its_bias_or_is_refused() -> None:
+    np.testing.assert_array_equal(GroupNorm(2, zero_scale=True, rngs=nnx.Rngs(0))(X), 0)
+    with pytest.raises(SpecError, match=r"48 channels.*multiple of 32"):
+        GroupNorm(48, rngs=nnx.Rngs(0))

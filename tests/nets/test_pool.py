@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit.nets import global_average_pool, max_pool
+from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,58 @@ def test_max_pool_needs_no_select_and_scatter() -> None:
 def test_global_average_pool_is_the_mean_over_pixels() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     np.testing.assert_allclose(global_average_pool(x), np.mean(np.asarray(x), axis=(1, 2)), atol=1e-6)
+
+
+def average_by_hand(x: np.ndarray, strides: tuple[int, int]) -> np.ndarray:
+    """AvgPool2d(2, strides, ceil_mode=True, count_include_pad=False), and timm's AvgPool2dSame where it does not step.
+
+    Of the pixels that are there; but a window that does not step counts the zeros beyond the edge.
+    """
+    n, height, width, channels = x.shape
+    out = np.zeros((n, -(-height // strides[0]), -(-width // strides[1]), channels))
+    for i, j in np.ndindex(*out.shape[1:3]):
+        top, left = i * strides[0], j * strides[1]
+        window = x[:, top : top + 2, left : left + 2]
+        rows = 2 if strides[0] == 1 else window.shape[1]
+        columns = 2 if strides[1] == 1 else window.shape[2]
+        out[:, i, j] = window.sum((1, 2)) / (rows * columns)
+    return out
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (4, 5), (7, 6)])
+def test_average_pool_is_the_mean_of_what_is_there(size: tuple[int, int], strides: tuple[int, int]) -> None:
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, *size, 3)))
+    np.testing.assert_allclose(average_pool(jnp.asarray(x), strides=strides), average_by_hand(x, strides), atol=1e-6)
+    if strides[0] == strides[1]:
+        np.testing.assert_array_equal(average_pool(x, strides=strides[0]), average_pool(x, strides=strides))
+
+
+def test_a_window_over_the_edge_counts_the_pixels_that_are_there() -> None:
+    """The negative control: with zeros counted, or the last pixels left out, the edge would be darker, or gone."""
+    ones = jnp.ones((1, 5, 5, 1))
+    np.testing.assert_array_equal(average_pool(ones), jnp.ones((1, 3, 3, 1)))
+    assert nnx.avg_pool(ones, (2, 2), (2, 2), "SAME").min() < 1
+    assert nnx.avg_pool(ones, (2, 2), (2, 2), "VALID").shape[1] == 2
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("size", [(2, 3), (6, 7), (8, 5)])
+def test_blur_pool_is_a_convolution_by_a_binomial_of_a_reflected_image(size: tuple[int, int], strides: int) -> None:
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, *size, 3)))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    taps = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    blurred = sum(taps[i, j] * padded[:, i : i + size[0], j : j + size[1]] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(blur_pool(jnp.asarray(x), strides=strides), blurred[:, ::strides, ::strides], atol=1e-6)
+
+
+def test_blurring_keeps_a_constant_and_takes_a_checkerboard_away() -> None:
+    board = (jnp.indices((6, 6)).sum(0) % 2).astype(jnp.float32).reshape(1, 6, 6, 1)
+    np.testing.assert_allclose(blur_pool(board), 0.5)
+    assert set(np.unique(board[:, ::2, ::2])) == {0.0}  # what a stride alone makes of it
+    np.testing.assert_allclose(blur_pool(jnp.full((1, 5, 4, 1), 3.0)), 3.0)
+
+
+@pytest.mark.parametrize("pool", [average_pool, blur_pool])
+def test_pools_keep_the_dtype(pool: object) -> None:
+    assert pool(jnp.ones((1, 4, 4, 1), jnp.bfloat16)).dtype == jnp.bfloat16  # type: ignore[operator]

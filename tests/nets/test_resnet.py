@@ -248,7 +248,18 @@ WRONG_FIELDS: dict[str, dict[str, Any]] = {
     "half a block": {"depths": [1, 1.5]},
     "no class": {"num_classes": 0},
     "a truth for a number": {"in_channels": True},
-    "unknown": {"groups": 32},
+    "unknown": {"cardinality": 32},
+    "what its block cannot do": {"groups": 32},
+    "what its stem cannot do": {"stem": "imagenet_conv", "antialias": True},
+    "norm": {"norm": "layer"},
+    "certain dropout": {"block": "preact_basic", "dropout": 1.0},
+    "a branch that never is": {"drop_path": 1},
+    "dropout below zero": {"head_dropout": -0.1},
+    "nothing squeezed": {"squeeze": 0.0},
+    "squeezed to more": {"squeeze": 1.5},
+    "a stride below the stem's": {"stem": "imagenet", "output_stride": 2},
+    "a stride that is not reached": {"output_stride": 8},
+    "a stride that is no power": {"depths": [1, 1, 1], "widths": [4, 4, 4], "output_stride": 3},
 }
 
 

@@ -11,16 +11,58 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from resfit.errors import ShortcutShapeError
-from resfit.nets import IdentityShortcut, PadShortcut, ProjectionShortcut, Residual, count_params
+from resfit.errors import ShortcutShapeError, SpecError
+from resfit.nets import (
+    SHORTCUTS,
+    ConvShortcut,
+    IdentityShortcut,
+    Layers,
+    PadShortcut,
+    PooledShortcut,
+    ProjectionShortcut,
+    Residual,
+    count_params,
+)
 from resfit.nets.recompute import recomputed
 from resfit.nets.spec import BLOCKS
 
-EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4}
+KINDS = tuple(BLOCKS)  # those of resfit; other tests may register more
+EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
+PREACTIVATED = {"preact_basic", "preact_bottleneck"}
+PROJECTIONS = {
+    "auto": ProjectionShortcut,
+    "A": PadShortcut,
+    "B": ProjectionShortcut,
+    "D": PooledShortcut,
+    "conv": ConvShortcut,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dilated": {"dilation": 2},
+    "first of a dilated stage": {"dilation": 4, "first_dilation": 2},
+    "squeezed": {"squeeze": 1 / 4},
+    "stochastic depth": {"drop_path": 0.5},
+}
+BLURRED: dict[str, dict[str, Any]] = {
+    "anti-aliased": {"antialias": True},
+    "anti-aliased, dilated": {"antialias": True, "dilation": 2, "first_dilation": 1},
+}
+GROUPED: dict[str, dict[str, Any]] = {
+    "two groups": {"groups": 2, "width_per_group": 64},
+    "wide": {"width_per_group": 128},
+}
+OPTIONS_OF = {
+    "basic": OPTIONS | BLURRED,
+    "bottleneck": OPTIONS | BLURRED | GROUPED,
+    "bottleneck_v1": OPTIONS | GROUPED,
+    "preact_basic": OPTIONS | {"dropout": {"dropout": 0.5}},
+    "preact_bottleneck": OPTIONS | GROUPED,
+}
 
 
 @dataclass(frozen=True)
@@ -31,9 +73,14 @@ class Case:
     in_channels: int
     width: int
     strides: int
+    shortcut: str
     option: str
     size: tuple[int, int]
     batch: int
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return OPTIONS_OF[self.kind][self.option]
 
     @property
     def out_channels(self) -> int:
@@ -53,30 +100,38 @@ class Case:
 
     def build(self, **kwargs: Any) -> Residual:
         build = BLOCKS[self.kind]
-        return build(
-            self.in_channels, self.width, strides=self.strides, shortcut=self.option, rngs=nnx.Rngs(0), **kwargs
-        )
+        arguments = {"strides": self.strides, "shortcut": self.shortcut, "rngs": nnx.Rngs(0), **self.asked, **kwargs}
+        return build(self.in_channels, self.width, **arguments)
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, pixels: int = 20, strides: int = 4) -> Case:
-    kind = draw(st.sampled_from(sorted(BLOCKS)))
+def cases(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, pixels: int = 20, strides: int = 4) -> Case:
+    kind = draw(st.sampled_from(kinds))
     width = draw(st.integers(1, 6))
     # Half of the time the channels that an identity needs: among arbitrary ones they are rare.
     in_channels = draw(st.just(width * EXPANSION[kind]) | st.integers(1, width * EXPANSION[kind]))
+    shortcut = draw(st.sampled_from(sorted(PROJECTIONS)))
+    option = draw(st.sampled_from(sorted(OPTIONS_OF[kind])))
+    sides = st.integers(2 if option in BLURRED else 1, pixels)  # a single pixel has no edge to reflect
     return Case(
         kind,
         in_channels,
         width,
-        draw(st.integers(1, strides)),
-        draw(st.sampled_from(["auto", "A", "B"])),
-        draw(st.tuples(st.integers(1, pixels), st.integers(1, pixels))),
+        draw(st.integers(1, min(strides, 2) if shortcut == "D" else strides)),
+        shortcut,
+        option,
+        draw(st.tuples(sides, sides)),
         draw(st.integers(1, 5)),
     )
 
 
 def call(block: nnx.Module, x: Any, train: bool | None) -> Any:
     return block(x, train=train)
+
+
+def test_all_blocks_of_resfit_are_here() -> None:
+    assert set(KINDS) >= set(EXPANSION)
+    assert set(PROJECTIONS) == {"auto", *SHORTCUTS}
 
 
 @given(cases(), st.booleans())
@@ -90,16 +145,31 @@ def test_the_output_has_the_formulas_shape(case: Case, train: bool) -> None:
 def test_the_shortcut_is_the_identity_exactly_when_shapes_agree(case: Case) -> None:
     block = nnx.eval_shape(case.build)
     event("identity" if case.keeps_shape else "other")
-    other = PadShortcut if case.option == "A" else ProjectionShortcut
-    assert type(block.shortcut) is (IdentityShortcut if case.keeps_shape else other)
+    assert type(block.shortcut) is (IdentityShortcut if case.keeps_shape else PROJECTIONS[case.shortcut])
+
+
+def parameters(case: Case) -> int:
+    """By arithmetic alone."""
+    a, w, out = case.in_channels, case.width, case.out_channels
+    groups = case.asked.get("groups", 1)
+    inner = w * case.asked.get("width_per_group", 64) * groups // 64
+    grouped = 9 * inner * inner // groups
+    branch = {
+        "basic": 9 * a * w + 9 * w * w + 4 * w,
+        "preact_basic": 2 * a + 9 * a * w + 2 * w + 9 * w * w,
+        "bottleneck": a * inner + grouped + inner * out + 4 * inner + 2 * out,
+        "preact_bottleneck": 2 * a + a * inner + 2 * inner + grouped + 2 * inner + inner * out,
+    }[case.kind.removesuffix("_v1")]
+    has_norm = case.shortcut != "conv"
+    projection = 0 if case.keeps_shape or case.shortcut == "A" else a * out + 2 * out * has_norm
+    squeezed = max(8, (out + 16) // 32 * 8)  # a fourth of the channels, to the next multiple of eight
+    excitation = 2 * out * squeezed + squeezed + out if "squeeze" in case.asked else 0
+    return branch + projection + excitation
 
 
 @given(cases())
 def test_the_parameters_are_as_many_as_the_formula_says(case: Case) -> None:
-    a, w, out = case.in_channels, case.width, case.out_channels
-    branch = 9 * a * w + 9 * w * w + 4 * w if case.kind == "basic" else a * w + 9 * w * w + w * out + 4 * w + 2 * out
-    projection = 0 if case.keeps_shape or case.option == "A" else a * out + 2 * out
-    assert count_params(nnx.eval_shape(case.build)) == branch + projection
+    assert count_params(nnx.eval_shape(case.build)) == parameters(case)
 
 
 def with_numbers(block: Residual) -> Residual:
@@ -107,30 +177,90 @@ def with_numbers(block: Residual) -> Residual:
     generator = np.random.default_rng(0)
     constants = {"mean": np.zeros, "bias": np.zeros, "var": np.ones, "scale": np.ones}
     for path, node in nnx.iter_graph(block):
-        if isinstance(node, nnx.Variable):
+        if isinstance(node, nnx.RngKey):
+            node.set_value(jax.random.key(0))
+        elif isinstance(node, nnx.RngCount):
+            node.set_value(jnp.uint32(0))
+        elif isinstance(node, nnx.Variable):
             shape = node.get_value().shape
             node.set_value(jnp.asarray(constants.get(str(path[-1]), generator.standard_normal)(shape), jnp.float32))
     return block
 
 
-@settings(max_examples=6)
-@given(cases(pixels=4, strides=2), st.booleans())
-def test_with_the_last_scale_zero_a_block_is_its_activated_shortcut(case: Case, train: bool) -> None:
+def last_parameter(block: Residual) -> nnx.Variable[Any]:
+    """What starts at zero: the last scale, or where no norm is last, the last kernel."""
+    branch = block.branch
+    if block.before is not None:
+        return (branch.conv3 if hasattr(branch, "conv3") else branch.conv2).kernel
+    return (branch.norm3 if hasattr(branch, "norm3") else branch.norm2).scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_starts_at_zero_is_that_last_parameter_unless_told_otherwise(kind: str) -> None:
+    for zero in (True, False):
+        block = BLOCKS[kind](4, 4, strides=1, zero_init_last=zero, rngs=nnx.Rngs(0))
+        zeros = [
+            variable
+            for path, variable in nnx.to_flat_state(nnx.state(block, nnx.Param))
+            if path[-1] != "bias" and not np.any(variable.get_raw_value())
+        ]
+        expected = [last_parameter(block).get_raw_value()] if zero else []
+        assert [variable.get_raw_value() is value for variable, value in zip(zeros, expected, strict=True)] == [
+            True
+        ] * len(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2)
+@given(data=st.data(), train=st.booleans())
+def test_with_its_last_parameter_zero_a_block_is_its_activated_shortcut(
+    kind: str, data: st.DataObject, train: bool
+) -> None:
+    case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
     block = with_numbers(nnx.eval_shape(case.build))
-    last = block.branch.norm2 if case.kind == "basic" else block.branch.norm3
-    last.scale.set_value(0 * last.scale[...])
+    last = last_parameter(block)
+    last.set_value(0 * last[...])
 
     @nnx.jit
     def values(block: Residual, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return call(nnx.clone(block), x, train), nnx.relu(call(nnx.clone(block.shortcut), x, train))
+        copy = nnx.clone(block)
+        if block.before is None:
+            return call(copy, x, train), nnx.relu(call(nnx.clone(block.shortcut), x, train))
+        # The identity passes on x itself, where anything else sees what the branch sees; and nothing follows the sum.
+        seen = x if case.keeps_shape else call(nnx.clone(block.before), x, train)
+        return call(copy, x, train), call(nnx.clone(block.shortcut), seen, train)
 
     output, shortcut = values(block, jax.random.normal(jax.random.key(0), case.input_shape))
     np.testing.assert_allclose(output, shortcut, atol=1e-6)
 
 
-@settings(max_examples=6)
-@given(cases(pixels=4, strides=2))
-def test_statistics_move_in_training_and_only_there(case: Case) -> None:
+@pytest.mark.parametrize("kind", sorted(PREACTIVATED))
+def test_a_projection_that_saw_what_came_before_the_activation_would_be_seen(kind: str) -> None:
+    """The negative control of the test above."""
+    block = with_numbers(nnx.eval_shape(Case(kind, 3, 2, 2, "conv", "plain", (4, 4), 2).build))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    seen, unseen = block.shortcut(block.before(x, train=False)), block.shortcut(x)
+    assert not np.allclose(seen, unseen, atol=1e-2)
+    kept = with_numbers(nnx.eval_shape(Case(kind, 2 * EXPANSION[kind], 2, 1, "conv", "plain", (4, 4), 2).build))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2 * EXPANSION[kind]))
+    last = last_parameter(kept)
+    last.set_value(0 * last[...])
+    np.testing.assert_array_equal(kept(x, train=False), x)  # below zero too
+    assert not np.allclose(kept.before(x, train=False), x, atol=1e-2)
+
+
+def norms(case: Case) -> int:
+    """How many norms a block has."""
+    branch = {"basic": 2, "bottleneck": 3, "bottleneck_v1": 3, "preact_basic": 2, "preact_bottleneck": 3}[case.kind]
+    return branch + (not case.keeps_shape and case.shortcut not in ("A", "conv"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2)
+@given(data=st.data())
+def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObject) -> None:
+    case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
+
     def variances(block: nnx.Module) -> list[jax.Array]:
         return [m.var[...] for _, m in nnx.iter_modules(block) if isinstance(m, nnx.BatchNorm)]
 
@@ -144,15 +274,18 @@ def test_statistics_move_in_training_and_only_there(case: Case) -> None:
 
     block = with_numbers(nnx.eval_shape(case.build))
     new, evaluated, bare, trained = histories(block, jax.random.normal(jax.random.key(0), case.input_shape))
-    assert len(new) == 2 + (case.kind != "basic") + (not case.keeps_shape and case.option != "A")
+    assert len(new) == norms(case)
     assert all(map(np.array_equal, new, evaluated))
     assert all(map(np.array_equal, new, bare))
     assert not any(map(np.array_equal, new, trained))
 
 
-@settings(max_examples=6)
-@given(cases(pixels=4, strides=2), st.booleans())
-def test_a_block_computed_again_for_its_gradient_is_the_same_block(case: Case, train: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2)
+@given(data=st.data(), train=st.booleans())
+def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, data: st.DataObject, train: bool) -> None:
+    case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
+
     @nnx.jit
     def both(block: Residual, x: jax.Array) -> list[Any]:
         def run(again: bool, x: jax.Array) -> Any:
@@ -165,6 +298,41 @@ def test_a_block_computed_again_for_its_gradient_is_the_same_block(case: Case, t
     block = with_numbers(nnx.eval_shape(case.build))
     plain, again = both(block, jax.random.normal(jax.random.key(0), case.input_shape))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), again, plain)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
+    "a bottleneck of no channels": ("bottleneck", {"width_per_group": 1}, SpecError, "0.0625 channels.*widths from 64"),
+    "blur behind a strided 1x1": ("bottleneck_v1", {"antialias": True}, SpecError, "stride_on='1x1'"),
+    "an average over three pixels": ("basic", {"shortcut": "D", "strides": 3}, ShortcutShapeError, "Expected 1 or 2"),
+}
+
+
+@pytest.mark.parametrize(("kind", "asked", "error", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_a_block_cannot_be_is_refused(kind: str, asked: dict[str, Any], error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        BLOCKS[kind](4, 4, rngs=nnx.Rngs(0), **asked)
+
+
+def test_groups_divide_the_channels_of_both_sides() -> None:
+    for channels in ((6, 8), (8, 6)):
+        with pytest.raises(SpecError, match=rf"from {channels[0]} to {channels[1]} channels received groups=4"):
+            Layers().conv(*channels, kernel=3, groups=4, rngs=nnx.Rngs(0))
+
+
+def test_a_block_of_dilated_convolutions_steps_between_its_taps() -> None:
+    """And the first of a stage keeps the dilation of the stage before, where timm and torchvision have it so."""
+    for kind in KINDS:
+        branch = BLOCKS[kind](8, 8, dilation=4, first_dilation=2, rngs=nnx.Rngs(0)).branch
+        found = [
+            conv.kernel_dilation
+            for _, conv in nnx.iter_modules(branch)
+            if isinstance(conv, nnx.Conv) and conv.kernel_size == (3, 3)
+        ]
+        assert sorted(np.broadcast_to(d, 2).tolist() for d in found) == (
+            [[2, 2], [4, 4]] if "basic" in kind else [[2, 2]]
+        )
+        conv = branch.conv1 if "basic" in kind else branch.conv2
+        assert np.broadcast_to(conv.kernel_dilation, 2).tolist() == [2, 2]
 
 
 @dataclass(frozen=True)

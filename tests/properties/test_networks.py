@@ -1,42 +1,95 @@
 """Networks as a whole: rows are independent in evaluation, and gradients reach the first layer of the deepest."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
-from resfit.nets.spec import BLOCKS
+from resfit.errors import ShortcutShapeError, SpecError
+from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS, ResNet, ResNetSpec, count_multiply_adds
+
+PARTS = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "shortcut": tuple(SHORTCUTS), "norm": tuple(NORMS)}
+UNCOMMON: dict[str, st.SearchStrategy[Any]] = {
+    "groups": st.just(2),
+    "width_per_group": st.sampled_from([4, 128]),
+    "squeeze": st.sampled_from([1 / 16, 1.0]),
+    "antialias": st.just(True),
+    "output_stride": st.sampled_from([1, 2, 4, 8]),
+    "dropout": st.just(0.5),
+    "head_dropout": st.just(0.5),
+    "drop_path": st.just(0.5),
+    "remat": st.sampled_from(["block", "stage"]),
+    "zero_init_last": st.just(False),
+    "stem_width": st.just(8),
+    "dtype": st.just("bfloat16"),
+    "unbiased_variance": st.just(True),
+}
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> ResNetSpec:
+def fields(draw: st.DrawFn) -> dict[str, Any]:
+    """What a spec is made of, whether or not its parts can be had together."""
     stages = draw(st.integers(1, 3))
-    counts = st.lists(st.integers(1, 3), min_size=stages, max_size=stages)
-    return ResNetSpec(
-        depths=draw(counts),
-        widths=sorted(draw(counts)),
-        block=draw(st.sampled_from(sorted(BLOCKS))),
-        stem=draw(st.sampled_from(["imagenet", "cifar"])),
-        shortcut=draw(st.sampled_from(["A", "B"])),
-        num_classes=draw(st.integers(1, 4)),
-        in_channels=draw(st.integers(1, 4)),
-    )
+    return {
+        "depths": draw(st.lists(st.integers(1, 3), min_size=stages, max_size=stages)),
+        "widths": sorted(draw(st.lists(st.sampled_from([8, 16, 32]), min_size=stages, max_size=stages))),
+        "num_classes": draw(st.integers(1, 4)),
+        "in_channels": draw(st.integers(1, 4)),
+        **{name: draw(st.sampled_from(parts)) for name, parts in PARTS.items()},
+        **{name: draw(UNCOMMON[name]) for name in draw(st.sets(st.sampled_from(sorted(UNCOMMON)), max_size=4))},
+    }
 
 
-@settings(max_examples=30)
-@given(specs(), st.tuples(st.integers(64, 70), st.integers(64, 70)), st.booleans())
-def test_every_spec_gives_logits_in_every_mode(spec: ResNetSpec, size: tuple[int, int], train: bool) -> None:
+def why_not(fields: dict[str, Any]) -> str | None:
+    """By the documentation alone: why these fields cannot be had together."""
+    block, stem = fields["block"], STEMS[fields["stem"]]
+    if {"groups", "width_per_group"} & set(fields) and "bottleneck" not in block:
+        return "only bottlenecks have groups"
+    if fields.get("width_per_group") == 4 and fields["widths"][0] < 16:
+        return "no channels are left"
+    if fields.get("antialias") and block not in ("basic", "bottleneck"):
+        return "the block cannot blur"
+    if fields.get("antialias") and fields["stem"] not in ("imagenet", "deep", "deep_tiered", "cifar", "cifar_conv"):
+        return "the stem cannot blur"
+    if fields.get("dropout") and block != "preact_basic":
+        return "the block has no dropout"
+    stride = math.prod(stem.strides)
+    if "output_stride" in fields and not stride <= fields["output_stride"] <= stride * 2 ** (len(fields["depths"]) - 1):
+        return "the stages do not reach that stride"
+    if fields["shortcut"] == "A" and fields.get("stem_width", 0) > fields["widths"][0] * (1 + 3 * (block != "basic")):
+        return "zeros take no channels away"
+    return None
+
+
+@settings(max_examples=40)
+@given(fields(), st.tuples(st.integers(64, 70), st.integers(64, 70)), st.booleans())
+def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
+    fields: dict[str, Any], size: tuple[int, int], train: bool
+) -> None:
+    reason = why_not(fields)
+    event(reason or "built")
+    if reason is not None:
+        with pytest.raises((SpecError, ShortcutShapeError), match="Expected"):
+            nnx.eval_shape(lambda: ResNet(ResNetSpec(**fields), rngs=nnx.Rngs(0)))
+        return
+    spec = ResNetSpec(**fields)
     net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct((2, *size, spec.in_channels), jnp.float32)
     logits = nnx.eval_shape(lambda net, x: net(x, train=train), net, x)
     assert (logits.shape, logits.dtype) == ((2, spec.num_classes), jnp.float32)
     assert ResNetSpec.from_dict(spec.to_dict()) == spec
     assert count_multiply_adds(net, (*size, spec.in_channels)) > 0
+    last = nnx.eval_shape(lambda net, x: net.features(x, stages=(len(spec.depths),), train=train), net, x)[0]
+    stride = spec.output_stride or math.prod(STEMS[spec.stem].strides) * 2 ** (len(spec.depths) - 1)
+    assert last.shape[1:3] == tuple(-(-side // stride) for side in size)
+    preactivated = spec.block.startswith("preact")
+    assert (net.norm is not None) == preactivated
 
 
 @settings(max_examples=5)

@@ -4,6 +4,7 @@ Every kernel of the branch is set to pass on its central tap alone, so that the 
 are centred on. Those must be the ones that a strided 1x1 shortcut takes.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,17 @@ from flax import nnx
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from resfit.nets import ImageNetStem, PadShortcut
-from resfit.nets.spec import BLOCKS
+from resfit.nets import (
+    BLOCKS,
+    SHORTCUTS,
+    STEMS,
+    ImageNetStem,
+    PadShortcut,
+    ResNet,
+    ResNetSpec,
+    average_pool,
+    blur_pool,
+)
 
 
 def pass_on_the_centre(conv: nnx.Conv) -> None:
@@ -31,12 +41,12 @@ def numbered(size: tuple[int, int], channels: int) -> np.ndarray:
     return pixels.repeat(channels, axis=-1)
 
 
-def sampled_by_branch(kind: str, strides: int, size: tuple[int, int], padding: Any = None) -> np.ndarray:
+def sampled_by_branch(kind: str, strides: int, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
     """What the branch of a block of one channel returns, its convolutions with their own padding or another."""
 
     @jax.jit
     def branch_of(image: jax.Array) -> jax.Array:
-        branch = BLOCKS[kind](1, 1, strides=strides, zero_init_last=False, rngs=nnx.Rngs(0)).branch
+        branch = BLOCKS[kind](1, 1, strides=strides, zero_init_last=False, rngs=nnx.Rngs(0), **asked).branch
         for _, module in nnx.iter_modules(branch):
             if isinstance(module, nnx.Conv):
                 pass_on_the_centre(module)
@@ -53,10 +63,90 @@ def sampled_by_shortcut(strides: int, size: tuple[int, int]) -> np.ndarray:
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
+KINDS = tuple(BLOCKS)
+DILATIONS = st.sampled_from([{}, {"dilation": 2}, {"dilation": 4, "first_dilation": 2}])
+
+
 @settings(max_examples=20)
-@given(st.sampled_from(sorted(BLOCKS)), st.integers(1, 3), SIZES)
-def test_branch_and_shortcut_sample_the_same_pixels(kind: str, strides: int, size: tuple[int, int]) -> None:
-    np.testing.assert_allclose(sampled_by_branch(kind, strides, size), sampled_by_shortcut(strides, size), rtol=1e-4)
+@given(st.sampled_from(KINDS), st.integers(1, 3), SIZES, DILATIONS)
+def test_branch_and_shortcut_sample_the_same_pixels(
+    kind: str, strides: int, size: tuple[int, int], dilation: dict[str, int]
+) -> None:
+    branch = sampled_by_branch(kind, strides, size, **dilation)
+    np.testing.assert_allclose(branch, sampled_by_shortcut(strides, size), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("size", [(8, 9), (9, 8)])
+def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
+    """Pixels are numbered evenly, so the mean over a window is its centre, but at the edge, which is reflected."""
+    branch, shortcut = sampled_by_branch(kind, 2, size, antialias=True), sampled_by_shortcut(2, size)
+    np.testing.assert_allclose(branch[:, 1:-1, 1:-1], shortcut[:, 1:-1, 1:-1], rtol=1e-4)
+    image = jnp.asarray(numbered(size, 1))
+    np.testing.assert_allclose(blur_pool(image)[:, 1:-1, 1:-1], image[:, 2:-2:2, 2:-2:2][:, : branch.shape[1] - 2])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (9, 7)])
+def test_the_average_of_the_pooled_shortcut_begins_at_the_same_pixels(size: tuple[int, int]) -> None:
+    """So it is half a pixel beside the branch, and never more; without a step too."""
+    image = numbered(size, 1)
+    for strides in (1, 2):
+        pooled = np.asarray(average_pool(jnp.asarray(image), strides=strides))
+        inner = pooled[:, : size[0] // 2 - 1, : size[1] // 2 - 1]
+        half = np.asarray(0.5 * size[1] + 0.5)  # half a pixel down, which is half a row of numbers, and half one right
+        expected = image[:, ::strides, ::strides][:, : inner.shape[1], : inner.shape[2]] + half
+        np.testing.assert_allclose(inner, expected, rtol=1e-6)
+
+
+def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
+    """The pixels in the middle of the windows of a stem, a maximum included: between the least and the largest."""
+    stem: Any = STEMS[name](1, 8, rngs=nnx.Rngs(0), **asked)
+    for _, module in nnx.iter_modules(stem):
+        if isinstance(module, nnx.Conv):
+            if module.kernel_size == (4, 4):  # blocks of 2x2 pixels: its tap (2, 2) has the central pixel first
+                kernel = np.zeros(module.kernel.shape, np.float32)
+                kernel[2, 2, 0, 0] = 1
+                module.kernel.set_value(jnp.asarray(kernel))
+            else:
+                pass_on_the_centre(module)
+                module.padding = module.padding if padding is None else padding
+    image = numbered(size, 1)
+    last = image.max() + 1
+    call = jax.jit(lambda x: stem(x, train=False)[..., 0])
+    return np.asarray(call(image) + last - call(last - image)) / 2
+
+
+@pytest.mark.parametrize("size", [(32, 33), (35, 30)])
+@pytest.mark.parametrize("name", tuple(STEMS))
+def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:
+    step = math.prod(STEMS[name].strides)
+    inner = (slice(None), slice(1, -2), slice(1, -2))
+    expected = numbered(size, 1)[:, ::step, ::step, 0][inner]
+    for asked in ({}, {"antialias": True}) if name in ("imagenet", "deep", "deep_tiered") else ({},):
+        np.testing.assert_allclose(centres_of_stem(name, size, **asked)[inner], expected, rtol=1e-3)
+    if name != "space_to_depth" and step > 1 and size[0] % 2 == 0:  # the negative control
+        assert not np.allclose(centres_of_stem(name, size, padding="SAME")[inner], expected, rtol=1e-3)
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(KINDS), st.sampled_from(tuple(STEMS)), st.sampled_from(tuple(SHORTCUTS)), st.sampled_from([4, 8])
+)
+def test_every_convolution_of_every_network_is_padded_alike_on_both_sides(
+    block: str, stem: str, shortcut: str, stride: int
+) -> None:
+    steps = math.prod(STEMS[stem].strides)
+    spec = ResNetSpec(
+        (1, 2), (8, 16), block=block, stem=stem, shortcut=shortcut, output_stride=stride if steps == 4 else stride // 4
+    )
+    found = 0
+    for path, conv in nnx.iter_modules(nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))):
+        if isinstance(conv, nnx.Conv) and path[-1] != "conv_of_blocks":
+            found += 1
+            dilation = np.broadcast_to(conv.kernel_dilation, 2)
+            expected = [(d * (k // 2),) * 2 for d, k in zip(dilation, conv.kernel_size, strict=True)]
+            assert list(map(tuple, conv.padding)) == expected, path
+    assert found >= 6
 
 
 def first_centre_with_same(kernel: int, strides: int, size: int) -> int:

@@ -92,7 +92,7 @@ def test_every_misfit_is_listed_and_nothing_changes() -> None:
 
 
 def test_an_unknown_naming_is_refused() -> None:
-    with pytest.raises(WeightsError, match=re.escape("['torchvision', 'timm_v2']")):
+    with pytest.raises(WeightsError, match=re.escape("['torchvision', 'timm_v2', 'transformers', 'keras']")):
         weights.state_dict(net(THIN["option A"]), naming="caffe")
 
 

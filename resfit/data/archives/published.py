@@ -6,7 +6,7 @@ Sizes and checksums are those that TensorFlow Datasets 4.9.10 keeps (tensorflow_
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from resfit.data.archives.download import Remote
+from resfit.download import Remote
 
 
 class CifarArchive(NamedTuple):

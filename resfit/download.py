@@ -17,6 +17,7 @@ _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt, twice as long before the third
 _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
+_LARGEST = 1 << 32  # bytes of a file that is published without its size
 
 
 class Remote(NamedTuple):
@@ -24,13 +25,15 @@ class Remote(NamedTuple):
 
     Attributes:
       url: where it is.
-      size: in bytes.
-      sha256: in hexadecimal digits.
+      size: in bytes; None where it is not published.
+      sha256: in hexadecimal digits; the first of them, where no more are published.
+      remedy: what else to do without a network that reaches it.
     """
 
     url: str
-    size: int
+    size: int | None
     sha256: str
+    remedy: str = "pass path= with the folder that holds it"
 
     @property
     def name(self) -> str:
@@ -47,7 +50,8 @@ def fetch(remote: Remote, target: Path) -> None:
       DownloadError: if the server cannot be reached or refuses, or the file is not the published one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _log.info("Downloading %s (%.1f MB) to %s.", remote.url, remote.size / 1e6, target)
+    size = "" if remote.size is None else f" ({remote.size / 1e6:.1f} MB)"
+    _log.info("Downloading %s%s to %s.", remote.url, size, target)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -71,7 +75,7 @@ def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
                 raise DownloadError(
                     f"Downloading {remote.url} failed{'' if refused else f' {_ATTEMPTS} times'}: {error}. Expected a "
                     f"network that reaches it. Without one, get the file elsewhere and put it there as {target}, or "
-                    "pass path= with the folder that holds it."
+                    f"{remote.remedy}."
                 ) from error
             _log.warning("Downloading %s failed: %s. Trying again.", remote.url, error)
             time.sleep(_PAUSE * 2 ** (attempt - 1))
@@ -85,18 +89,30 @@ def _once(remote: Remote, file: IO[bytes]) -> None:
     file.seek(0)
     file.truncate()
     digest, size = hashlib.sha256(), 0
+    most = _LARGEST if remote.size is None else remote.size
     with urllib.request.urlopen(remote.url, timeout=_TIMEOUT) as response:
         promised = response.headers["Content-Length"]
-        while size <= remote.size and (chunk := response.read(_CHUNK)):
+        while size <= most and (chunk := response.read(_CHUNK)):
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
     # A connection that ends early looks like the end of the file.
-    if promised is not None and size < int(promised) and size <= remote.size:
+    if promised is not None and size < int(promised) and size <= most:
         raise ConnectionError(f"it ended after {size} of {promised} bytes")
-    if (size, digest.hexdigest()) != (remote.size, remote.sha256):
+    if remote.size not in (None, size) or not is_published(digest.hexdigest(), remote):
+        expected = remote.sha256 if remote.size is None else f"{remote.size} bytes, {remote.sha256}"
         raise DownloadError(
-            f"{remote.url} gave {'at least ' * (size > remote.size)}{size} bytes with SHA-256 {digest.hexdigest()}. "
-            f"Expected the published file: {remote.size} bytes, {remote.sha256}. Nothing was kept. If something "
-            "between here and the server answers in its place, get the file elsewhere and pass path= with its folder."
+            f"{remote.url} gave {'at least ' * (size > most)}{size} bytes with SHA-256 {digest.hexdigest()}. "
+            f"Expected the published file: {expected}{'...' * (len(remote.sha256) < 64)}. Nothing was kept. If "
+            f"something between here and the server answers in its place, get the file elsewhere, and {remote.remedy}."
         )
+
+
+def is_published(sha256: str, remote: Remote) -> bool:
+    """Whether a file with this checksum is the published one."""
+    return sha256.startswith(remote.sha256)
+
+
+def cache_folder() -> Path:
+    """Where what is downloaded is kept: .cache/resfit of your home, or resfit in what XDG_CACHE_HOME names."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"

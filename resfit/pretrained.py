@@ -1,0 +1,86 @@
+"""Networks of the zoo, new or with published weights."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from resfit import nets
+from resfit.errors import SpecError, WeightsError
+from resfit.weights import load_state_dict, read
+from resfit.weights.hub import locate
+from resfit.weights.state_dict import Head, Stem, first_kernel_channels, number_of_classes
+
+_log = logging.getLogger("resfit")
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    rngs: nnx.Rngs | int = 0,
+    weights: str | os.PathLike[str] | None = None,
+    **spec_overrides: Any,
+) -> nets.ResNet:
+    """Builds a network of the zoo, with new weights or published ones.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: number of logits (default: as many as the weights were trained for).
+        in_channels: channels of the images (default 3).
+        rngs: where the first weights come from: an `nnx.Rngs`, or a seed (default 0).
+        weights: None (default) for new ones; `"torchvision/IMAGENET1K_V2"`; a repository of the Hugging Face hub,
+            `"timm/resnet50.a1_in1k"` or `"microsoft/resnet-50"`, a revision behind `@` or not; or the path of a file
+            that `resfit.weights.load` reads. What is downloaded is checked and kept, and then taken from there without
+            a network. Where `num_classes` is another than theirs, the last layer starts anew; where `in_channels` is,
+            the first kernel is summed (to one channel) or repeated. The log says so.
+        **spec_overrides: any other field of `ResNetSpec`, such as `stem="cifar"`, `shortcut="B"` or
+            `dtype="bfloat16"`.
+
+    Raises:
+        SpecError: if the name or a field is unknown, or a value is not allowed.
+        WeightsError: if the weights do not fit the network, or their file cannot be read.
+        DownloadError: if they are not on this machine and cannot be downloaded.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> net = create_model("resnet20", num_classes=10)
+        >>> net(jnp.ones((1, 32, 32, 3))).shape
+        (1, 10)
+    """
+    if weights is None:
+        if num_classes is None:
+            raise SpecError(f"create_model({name!r}) received no num_classes. Expected the number of logits. Add it.")
+        return nets.create_model(name, num_classes=num_classes, in_channels=in_channels, rngs=rngs, **spec_overrides)
+    if name not in nets.ZOO:  # before anything is downloaded
+        nets.create_model(name, num_classes=1)
+    path = locate(weights, name)
+    arrays = read(path)
+    theirs = number_of_classes(arrays)
+    if num_classes is None and theirs is None:
+        raise SpecError(f"{path} holds no last layer, so create_model({name!r}) needs num_classes. Add it.")
+    classes = theirs if num_classes is None else num_classes
+    net = nets.create_model(name, num_classes=classes or 1, in_channels=in_channels, rngs=rngs, **spec_overrides)
+    head: Head = "keep"
+    if classes != theirs:
+        head = "reset"
+        was = "holds no last layer" if theirs is None else f"is for {theirs} classes"
+        _log.info("%s %s: the last layer, of %s classes, starts anew.", path.name, was, classes)
+    try:
+        load_state_dict(net, arrays, head=head, stem=_stem(net, arrays, path.name))
+    except WeightsError as error:
+        raise WeightsError(f"{error} (The file: {path})") from error
+    return net
+
+
+def _stem(net: nets.ResNet, arrays: Mapping[str, Any], file: str) -> Stem:
+    theirs, ours = first_kernel_channels(net, arrays), net.spec.in_channels
+    if theirs is None or theirs == ours:
+        return "keep"
+    stem: Stem = "sum" if ours == 1 else "repeat"
+    done = "summed" if stem == "sum" else "repeated"
+    _log.info("%s is for images of %s channels: its first kernel is %s for %s.", file, theirs, done, ours)
+    return stem

@@ -1,0 +1,142 @@
+"""`Transforms`: from a photograph to the pixels that a network was trained to see."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resfit.data.decode import decode
+from resfit.errors import DataError
+from resfit.packages import load_package
+from resfit.preprocess import Normalize
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+# Means and deviations of ImageNet's channels, in units of [0, 1], as torchvision and timm have them.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transforms:
+    """Resize the shorter side, cut out the centre, both on the host; then normalise, on the device inside the step.
+
+    The pixels are those of torchvision's `Resize(antialias=True)` and `CenterCrop` on a PIL image.
+
+    Attributes:
+      resize: pixels that the shorter side becomes; the longer one follows it.
+      crop: pixels a side of the square that is cut out of the middle.
+      interpolation: "bilinear" or "bicubic", antialiased.
+      mean: of each channel, in units of [0, 1].
+      std: likewise.
+
+    Raises:
+      DataError: if the crop is larger than what it is cut out of, or the interpolation is unknown.
+
+    Example:
+      >>> from PIL import Image
+      >>> transforms = Transforms(resize=256, crop=224)
+      >>> pixels = transforms(Image.new("RGB", (640, 480), "brown"))
+      >>> pixels.shape, pixels.dtype
+      ((224, 224, 3), dtype('uint8'))
+      >>> transforms.preprocess(pixels[None]).shape
+      (1, 224, 224, 3)
+    """
+
+    resize: int
+    crop: int
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(f"Expected interpolation to be one of {list(INTERPOLATIONS)}, got {self.interpolation!r}.")
+        sides = (self.crop, self.resize)
+        if (
+            any(isinstance(side, bool) or not isinstance(side, int) for side in sides)
+            or not 0 < self.crop <= self.resize
+        ):
+            raise DataError(
+                f"Expected whole pixels, at least one to crop and as many or more to resize to, got crop={self.crop!r} "
+                f"and resize={self.resize!r}."
+            )
+
+    @property
+    def preprocess(self) -> Normalize:
+        """What happens on the device: for `compile(preprocess=...)`."""
+        return Normalize(self.mean, self.std)
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """One photograph, resized and cropped.
+
+        Args:
+          image: a file's path; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is grey. What
+            is not RGB is converted.
+
+        Returns:
+          (crop, crop, 3) uint8.
+
+        Raises:
+          DataError: if it is none of these, or the file cannot be read.
+          MissingPackageError: if Pillow is not installed.
+        """
+        pil = load_package("PIL.Image", "resfit.Transforms", "pip install 'resfit[folder]'")
+        photograph: Image.Image = pil.fromarray(_pixels(image))
+        width, height = photograph.size
+        shorter = min(width, height)
+        # int, as torchvision has it: the longer side is cut down to whole pixels.
+        size = [self.resize if side == shorter else int(self.resize * side / shorter) for side in (width, height)]
+        resized = photograph.resize(size, pil.Resampling[self.interpolation.upper()])
+        left, top = (round((side - self.crop) / 2) for side in size)
+        return np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
+
+    def batch(self, images: Iterable[Any]) -> np.ndarray:
+        """Several photographs, of any sizes, as one array for `Model.predict`.
+
+        Args:
+          images: each as for a call.
+
+        Returns:
+          (images, crop, crop, 3) uint8.
+
+        Raises:
+          DataError: if there is none.
+        """
+        photographs = [self(image) for image in images]
+        if not photographs:
+            raise DataError("Transforms.batch got no photographs. Expected at least one.")
+        return np.stack(photographs)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """Any photograph as (height, width, 3) uint8."""
+    if isinstance(image, str | os.PathLike):
+        return decode(os.fspath(image))
+    if hasattr(image, "convert") and hasattr(image, "getbands"):
+        return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image)
+    if pixels.dtype == np.uint8 and pixels.ndim == 2:
+        return np.stack([pixels] * 3, axis=-1)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DataError(
+            f"Transforms got {pixels.dtype} of shape {pixels.shape}. Expected a file's path, a PIL image, or uint8 "
+            "pixels (height, width, 3) of one photograph; several go into Transforms.batch."
+        )
+    return pixels
+
+
+def to_config(transforms: Transforms | None) -> dict[str, Any] | None:
+    """What is saved with a model, as JSON."""
+    return None if transforms is None else dataclasses.asdict(transforms)
+
+
+def from_config(config: Mapping[str, Any] | None) -> Transforms | None:
+    """The inverse of `to_config`."""
+    return None if config is None else Transforms(**config)

@@ -1,0 +1,224 @@
+"""Files of `torch.save`, read without PyTorch: the zip form, and the one before PyTorch 1.6."""
+
+import io
+import math
+import mmap
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from resfit.errors import WeightsError
+from resfit.weights.layouts import Array
+from resfit.weights.pickles import Placeholder, Storage, Tensor, read_pickle
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the old form
+_PROTOCOL = 1001
+_LARGEST_PICKLE = 1 << 28  # bytes; that of a ResNet-200 and its optimizer has 200 thousand
+
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("<i1"),
+    "torch.ByteStorage": np.dtype("<u1"),
+    "torch.BoolStorage": np.dtype("?"),
+}
+
+_KINDS: Mapping[str, np.dtype[Any]] = {
+    **_DTYPES,
+    **{kind.replace("torch.", "torch.cuda."): dtype for kind, dtype in _DTYPES.items()},
+}
+
+# Where a training checkpoint keeps its network, and where the running average of it.
+RAW = ("state_dict", "model", "model_state_dict", "net", "network")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+Read = Callable[[Storage], bytes]
+
+
+def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
+    """The state dict of a file that `torch.save` writes since 1.6: a zip of a pickle and of one member a storage.
+
+    Members are read by their names where they are; nothing is unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(path, archive, ema=ema)
+    except WeightsError:
+        raise
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path} is a damaged zip file: {error}. Expected what torch.save writes.") from error
+
+
+def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool) -> dict[str, Array]:
+    members = {member.filename: member for member in archive.infolist()}
+    _check_members(path, members)
+    pickles = [name for name in members if name.endswith("data.pkl") and name.count("/") <= 1]
+    if len(pickles) != 1:
+        raise WeightsError(
+            f"{path} is a zip file of {sorted(members)[:5]}... with {len(pickles)} data.pkl. Expected what torch.save "
+            "writes. What torch.jit or torch.export wrote is loaded in PyTorch, and its state_dict() saved."
+        )
+    folder = pickles[0].removesuffix("data.pkl")
+    if members[pickles[0]].file_size > _LARGEST_PICKLE:
+        raise WeightsError(f"{path} holds a pickle of more than {_LARGEST_PICKLE} bytes. Expected a state dict.")
+    order = archive.read(folder + "byteorder") if folder + "byteorder" in members else b"little"
+    value = read_pickle(io.BytesIO(archive.read(pickles[0])))
+
+    def read(storage: Storage) -> bytes:
+        name = f"{folder}data/{storage.key}"
+        if name not in members:
+            raise WeightsError(f"{path} names a storage {storage.key!r} that it does not hold. Get another copy.")
+        return archive.read(name)
+
+    return _arrays(path, _state_dict(path, value, ema=ema), read, swapped=order.strip() == b"big")
+
+
+def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
+    """PyTorch compresses nothing, so what a member holds is in the file: the sum of all cannot exceed it."""
+    compressed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
+    total, size = sum(member.file_size for member in members.values()), path.stat().st_size
+    if compressed or total > size:
+        what = f"compressed members ({compressed[:3]})" if compressed else f"members of {total} bytes"
+        raise WeightsError(
+            f"{path}, of {size} bytes, is a zip file with {what}. Expected what torch.save writes, which compresses "
+            "nothing. What cannot be in the file is not unpacked: get the weights elsewhere."
+        )
+    outside = [name for name in members if ".." in name.split("/") or name.startswith("/") or "\\" in name]
+    if outside:
+        raise WeightsError(
+            f"{path} holds members that lead out of it ({outside[:3]}). Expected what torch.save writes."
+        )
+
+
+def read_old(path: Path, *, ema: bool) -> dict[str, Array]:
+    """The state dict of a file that PyTorch before 1.6 wrote: five pickles, and the storages one after the other."""
+    # Mapped, a file gives no more than it holds, however much its pickle asks for.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        magic = read_pickle(stream)
+        if magic != _MAGIC:
+            raise WeightsError(
+                f"{path} is a pickle of {type(magic).__name__}, and no file of torch.save. Expected a state dict saved "
+                "by torch.save. Whoever trusts it opens it with what wrote it, and passes the arrays to "
+                "resfit.weights.load_state_dict."
+            )
+        protocol, _system = read_pickle(stream), read_pickle(stream)
+        if protocol != _PROTOCOL:
+            raise WeightsError(f"{path} has PyTorch's protocol {protocol!r}. Expected {_PROTOCOL}. Save it again.")
+        storages: list[Storage] = []
+        value = read_pickle(stream, storages)
+        state = _state_dict(path, value, ema=ema)
+        keys = read_pickle(stream)
+        if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+            raise WeightsError(f"{path} lists its storages as {keys!r:.50}. Expected their keys. Get another copy.")
+        sizes = {storage.key: _KINDS[storage.kind].itemsize for storage in storages if storage.kind in _KINDS}
+        places = _places(path, stream, [str(key) for key in keys], sizes)
+
+        def read(storage: Storage) -> bytes:
+            if storage.key not in places:
+                raise WeightsError(f"{path} names a storage {storage.key!r} that it does not hold. Get another copy.")
+            start, size = places[storage.key]
+            stream.seek(start)
+            return stream.read(size)
+
+        return _arrays(path, state, read, swapped=False)
+
+
+def _places(
+    path: Path, stream: mmap.mmap, keys: list[str], item_sizes: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    """Where each storage begins and how many bytes it has. Each has its count of numbers before it."""
+    length, found = path.stat().st_size, {}
+    for key in keys:
+        count = struct.unpack("<q", stream.read(8).ljust(8, b"\xff"))[0]
+        if key not in item_sizes or not 0 <= count <= (length - stream.tell()) // item_sizes[key]:
+            raise WeightsError(
+                f"{path}, of {length} bytes, promises {count} numbers for its storage {key!r}. Expected as many as "
+                "there are: the file is damaged or was cut short. Get another copy."
+            )
+        size = count * item_sizes[key]
+        found[key] = stream.tell(), size
+        stream.seek(size, os.SEEK_CUR)
+    return found
+
+
+def _state_dict(path: Path, value: Any, *, ema: bool) -> Mapping[str, Tensor]:
+    """The network's tensors by name, in what a file holds: a state dict itself, or a training checkpoint with one."""
+    if not isinstance(value, dict):
+        what = f"an object of {value.name}" if isinstance(value, Placeholder) else f"a {type(value).__name__}"
+        raise WeightsError(
+            f"{path} holds {what}. Expected a state dict, or a checkpoint with one. A whole module is code: load it "
+            "where it was written, and save its state_dict()."
+        )
+    order = AVERAGED if ema else (*RAW, *AVERAGED)
+    found = [value[key] for key in order if isinstance(value.get(key), dict) and _named_tensors(value[key])]
+    if found:
+        state: Mapping[str, Tensor] = found[0]
+        return state
+    if ema:
+        raise WeightsError(
+            f"{path} holds no averaged weights; its entries are {list(value)[:10]}. Expected one of {list(AVERAGED)}. "
+            "Leave ema out."
+        )
+    if not _named_tensors(value):
+        raise WeightsError(
+            f"{path} holds no state dict; its entries are {list(value)[:10]}. Expected arrays by name, or one of "
+            f"{[*RAW, *AVERAGED]}. Take it out in PyTorch, and pass it to resfit.weights.load_state_dict."
+        )
+    return value
+
+
+def _named_tensors(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _arrays(path: Path, state: Mapping[str, Any], read: Read, *, swapped: bool) -> dict[str, Array]:
+    storages: dict[str, Array] = {}
+
+    def numbers(storage: Storage) -> Array:
+        if storage.kind not in _KINDS:
+            raise WeightsError(
+                f"{path} holds numbers of {storage.kind}. Expected one of {sorted(_DTYPES)}. Convert it in PyTorch."
+            )
+        if storage.key not in storages:
+            dtype, content = _KINDS[storage.kind], read(storage)
+            if len(content) % dtype.itemsize:
+                raise WeightsError(f"{path} has {len(content)} bytes in its storage {storage.key!r}. Get another copy.")
+            values = np.frombuffer(content, np.dtype(f"u{dtype.itemsize}"))
+            storages[storage.key] = (values.byteswap() if swapped else values).view(dtype)
+        return storages[storage.key]
+
+    return dict(_views(path, state, numbers))
+
+
+def _views(path: Path, state: Mapping[str, Any], numbers: Callable[[Storage], Array]) -> Iterator[tuple[str, Array]]:
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            continue  # a number, an option or an object of somebody's own among the arrays
+        values = numbers(tensor.storage)
+        start = tensor.storage.start + tensor.offset
+        last = start + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
+        count = math.prod(tensor.shape)
+        if tensor.storage.start + tensor.storage.size > len(values) or (
+            count and (last >= tensor.storage.start + tensor.storage.size or count > len(values))
+        ):
+            raise WeightsError(
+                f"{path} promises for {name!r} {count} numbers, of a storage of {tensor.storage.size}, and holds "
+                f"{len(values)}. Expected as many as there are: the file is damaged. Get another copy."
+            )
+        if count:
+            steps = tuple(step * values.itemsize for step in tensor.strides)
+            yield str(name), as_strided(values[start:], tensor.shape, steps, writeable=False)
+        else:
+            yield str(name), np.zeros(tensor.shape, values.dtype)

@@ -1,0 +1,88 @@
+"""Stochastic depth and the other dropouts: for whole images, right on average, in training alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.nets import BasicBlock, ResNet, ResNetSpec
+
+X = jax.random.normal(jax.random.key(0), (400, 2, 2, 4))
+
+
+def net(**fields: Any) -> ResNet:
+    values = {"depths": (2, 3), "widths": (4, 8), "stem": "cifar", "num_classes": 3} | fields
+    return ResNet(ResNetSpec(**values), rngs=nnx.Rngs(0))
+
+
+def test_the_rate_rises_from_zero_in_the_first_block_to_all_of_it_in_the_last() -> None:
+    blocks = [block for stage in net(drop_path=0.4).stages for block in stage.blocks]
+    rates = [block.drop_path.rate if block.drop_path is not None else 0.0 for block in blocks]
+    np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert blocks[0].drop_path is None  # which never drops: it draws nothing
+
+
+def test_a_single_block_is_the_first() -> None:
+    assert net(depths=(1,), widths=(4,), drop_path=0.4).stage1.blocks[0].drop_path is None
+
+
+def test_the_branches_of_whole_images_are_dropped_and_the_others_scaled_up() -> None:
+    """Each image is its shortcut alone, or has its branch four times; on average, once."""
+    block = BasicBlock(4, 4, drop_path=0.75, zero_init_last=False, rngs=nnx.Rngs(0))
+    block.activation = lambda x: x
+    branch = np.asarray(block.branch(X, train=False))
+    block.branch.norm1 = block.branch.norm2 = lambda x, evaluating: x / np.sqrt(np.float32(1 + 1e-5))  # no statistics
+    added = np.asarray(block(X, train=True) - X)
+    factors = (added * branch).sum((1, 2, 3)) / (branch**2).sum((1, 2, 3))
+    np.testing.assert_allclose(added, branch * factors[:, None, None, None], atol=1e-4)
+    assert set(np.round(factors, 3)) == {0.0, 4.0}
+    assert factors.mean() == pytest.approx(1, abs=5 * np.sqrt(3 / len(X)))
+
+
+def test_two_blocks_and_two_calls_never_drop_the_same_images() -> None:
+    module = net(depths=(1, 4), drop_path=0.5)
+    rates = [block.drop_path for block in module.stage2.blocks[1:]]
+    masks = [np.asarray(drop(jnp.ones((64, 1, 1, 1)), deterministic=False)).ravel() for drop in (*rates, rates[0])]
+    for i, mask in enumerate(masks):
+        assert not any(np.array_equal(mask, other) for other in masks[i + 1 :])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"drop_path": 0.5},
+        {"head_dropout": 0.5},
+        {"block": "preact_basic", "stem": "cifar_conv", "dropout": 0.5},
+    ],
+    ids=["drop_path", "head_dropout", "dropout"],
+)
+def test_a_new_network_evaluates_and_training_alone_draws(fields: dict[str, Any]) -> None:
+    module = net(zero_init_last=False, **fields)
+    counts = [leaf for _, leaf in nnx.to_flat_state(nnx.state(module, nnx.RngCount))]
+    assert counts
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    without = ResNet(ResNetSpec(**module.spec.to_dict() | dict.fromkeys(fields, 0.0) | {
+        name: fields[name] for name in ("block", "stem") if name in fields
+    }), rngs=nnx.Rngs(0))  # fmt: skip
+    nnx.update(without, nnx.state(module, (nnx.Param, nnx.BatchStat)))
+    np.testing.assert_array_equal(module(x), module(x, train=False))
+    np.testing.assert_array_equal(module(x), without(x))
+    assert all(count[...] == 0 for count in counts)
+    first, second = (np.asarray(nnx.clone(module)(x, train=True)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)  # from the same state
+    module(x, train=True)
+    assert all(count[...] > 0 for count in counts)
+    assert not np.allclose(module(x, train=True), first)
+
+
+def test_the_heads_dropout_is_between_the_mean_and_the_logits() -> None:
+    head = net(head_dropout=0.5).head
+    features = jnp.ones((64, 2, 2, 8))
+    head.dense.kernel.set_value(jnp.eye(8, 3))
+    head.dense.bias.set_value(jnp.zeros(3))
+    assert set(np.unique(head(features, train=True))) == {0.0, 2.0}
+    np.testing.assert_array_equal(head(features, train=False), 1.0)
+    np.testing.assert_array_equal(head.pooled(features), 1.0)

@@ -1,0 +1,85 @@
+"""How stages step: strides, or dilation in their place."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.errors import SpecError
+from resfit.nets import STEMS, ResNet, ResNetSpec
+
+# stem, output stride -> (strides, dilation, first dilation) of four stages, as torchvision and timm have them
+GEOMETRY: dict[tuple[str, int | None], list[tuple[int, int, int]]] = {
+    ("imagenet", None): [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)],
+    ("imagenet", 32): [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)],
+    ("imagenet", 16): [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 2, 1)],
+    ("imagenet", 8): [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 2)],
+    ("imagenet", 4): [(1, 1, 1), (1, 2, 1), (1, 4, 2), (1, 8, 4)],
+    ("cifar", None): [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)],
+    ("cifar", 4): [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 2, 1)],
+    ("cifar", 2): [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 2)],
+    ("cifar", 1): [(1, 1, 1), (1, 2, 1), (1, 4, 2), (1, 8, 4)],
+}
+
+
+def spec(stem: str, output_stride: int | None, **fields: Any) -> ResNetSpec:
+    values = {"depths": (1, 2, 1, 1), "widths": (8, 16, 24, 32), "num_classes": 3} | fields
+    return ResNetSpec(stem=stem, output_stride=output_stride, **values)
+
+
+@pytest.mark.parametrize(("stem", "output_stride"), GEOMETRY)
+def test_stages_beyond_the_stride_dilate_and_their_first_convolution_as_the_stage_before(
+    stem: str, output_stride: int | None
+) -> None:
+    assert [tuple(stage) for stage in spec(stem, output_stride).geometry] == GEOMETRY[stem, output_stride]
+
+
+@pytest.mark.parametrize(
+    ("stem", "block"),
+    [(stem, "basic") for stem in STEMS]
+    + [("cifar", block) for block in ("bottleneck", "preact_basic", "preact_bottleneck")],
+)
+def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem: str, block: str) -> None:
+    least = int(np.prod(STEMS[stem].strides))
+    shapes = []
+    for stride in (least, 8 * least):
+        net = nnx.eval_shape(lambda stride=stride: ResNet(spec(stem, stride, block=block), rngs=nnx.Rngs(0)))
+        x = jax.ShapeDtypeStruct((1, 128, 131, 3), jnp.float32)
+        features = nnx.eval_shape(lambda net, x: net.features(x, stages=(4,)), net, x)[0]
+        assert features.shape[1:3] == (-(-128 // stride), -(-131 // stride))
+        flat = nnx.to_flat_state(nnx.state(net, nnx.Param))
+        shapes.append({path: leaf.get_raw_value().shape for path, leaf in flat})
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "preact_basic", "preact_bottleneck"])
+def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block: str) -> None:
+    """The reason for the first dilation: every second pixel of the dilated features is the strided ones' own."""
+    stepping, dilated = (
+        ResNet(spec("cifar", stride, block=block, zero_init_last=False), rngs=nnx.Rngs(0)) for stride in (8, 2)
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    strided, dense = (net.features(x, stages=(4,))[0] for net in (stepping, dilated))
+    np.testing.assert_allclose(dense[:, ::4, ::4], strided, atol=1e-4, rtol=1e-4)
+    # A negative control: with the stage's own dilation in its first convolution it would be another network.
+    first = dilated.stage4.blocks[0].branch
+    conv = first.conv1 if "basic" in block else first.conv2
+    conv.kernel_dilation, conv.padding = (4, 4), ((4, 4), (4, 4))
+    assert not np.allclose(dilated.features(x, stages=(4,))[0][:, ::4, ::4], strided, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("stem", "stride", "says"),
+    [
+        ("imagenet", 2, "stem alone steps 4"),
+        ("imagenet", 64, "step to 32"),
+        ("imagenet", 12, "step to 8"),
+        ("cifar", 16, "step to 8"),
+    ],
+)
+def test_a_stride_that_stages_do_not_reach_is_refused(stem: str, stride: int, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        spec(stem, stride)

@@ -1,0 +1,45 @@
+"""Squeeze and excitation, by its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.nets import BasicBlock, Layers, SqueezeExcite
+
+X = jax.random.normal(jax.random.key(0), (2, 3, 5, 16))
+
+
+def test_it_is_the_formula_with_one_factor_for_each_image_and_channel() -> None:
+    layer = SqueezeExcite(16, 1 / 2, rngs=nnx.Rngs(0))
+    w1, b1, w2, b2 = (
+        np.asarray(v[...], np.float64) for v in (layer.fc1.kernel, layer.fc1.bias, layer.fc2.kernel, layer.fc2.bias)
+    )
+    x = np.asarray(X, np.float64)
+    hidden = np.maximum(x.mean((1, 2)) @ w1 + b1, 0)
+    factors = 1 / (1 + np.exp(-(hidden @ w2 + b2)))
+    np.testing.assert_allclose(layer(X), x * factors[:, None, None, :], rtol=1e-5)
+    assert (factors.std(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "ratio", "inner"),
+    [(64, 1 / 16, 8), (256, 1 / 16, 16), (512, 1 / 16, 32), (64, 1 / 4, 16), (16, 1 / 16, 8), (120, 1 / 4, 32)],
+)
+def test_the_channels_between_are_a_multiple_of_eight(channels: int, ratio: float, inner: int) -> None:
+    """timm's make_divisible: half of eight rounds up, and eight is the least."""
+    layer = SqueezeExcite(channels, ratio, rngs=nnx.Rngs(0))
+    assert (layer.fc1.out_features, layer.fc2.out_features) == (inner, channels)
+
+
+def test_it_weighs_the_branch_and_not_the_shortcut() -> None:
+    block = BasicBlock(16, 16, squeeze=1 / 2, zero_init_last=False, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(block(X), nnx.relu(block.squeeze(block.branch(X)) + X), atol=1e-6)
+    assert not np.allclose(block(X), nnx.relu(block.squeeze(block.branch(X) + X)), atol=1e-3)  # a negative control
+
+
+def test_its_dtypes_are_those_of_the_layers() -> None:
+    layer = SqueezeExcite(16, 1 / 2, layers=Layers(dtype="bfloat16"), rngs=nnx.Rngs(0))
+    assert layer(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert layer.fc1.kernel.dtype == jnp.float32

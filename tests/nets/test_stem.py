@@ -1,0 +1,109 @@
+"""Stems: what a converted one computes, what blurs, and what a stem must say of itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+
+from resfit import weights
+from resfit.nets import STEMS, ImageNetStem, ResNet, ResNetSpec, SpaceToDepthStem
+
+
+def nets(dtype: str) -> tuple[ResNet, ResNet]:
+    """One network by both stems, with the weights of the first."""
+    fields = {"depths": (1,), "widths": (8,), "num_classes": 3, "dtype": dtype, "param_dtype": dtype}
+    plain, blocks = (
+        ResNet(ResNetSpec(stem=stem, **fields), rngs=nnx.Rngs(i))  # type: ignore[arg-type]
+        for i, stem in enumerate(("imagenet", "space_to_depth"))
+    )
+    weights.load_state_dict(blocks, weights.state_dict(plain))
+    return plain, blocks
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 64), (66, 67), (71, 69)])
+def test_space_to_depth_is_the_7x7_convolution_exactly(size: tuple[int, int]) -> None:
+    with jax.enable_x64(True):
+        plain, blocks = nets("float64")
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)))
+        expected, found = (np.asarray(net.stem(x, train=False)) for net in (plain, blocks))
+    assert expected.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_kernel_that_is_not_shifted_by_its_padding_would_be_another_convolution() -> None:
+    """The negative control: zeros on the wrong side."""
+    plain, blocks = nets("float32")
+    kernel = np.asarray(blocks.stem.conv_of_blocks.kernel[...])
+    pixels = rearrange(kernel, "h w (i j c) o -> (h i) (w j) c o", i=2, j=2)
+    wrong = np.pad(pixels[1:, 1:], ((0, 1), (0, 1), (0, 0), (0, 0)))
+    blocks.stem.conv_of_blocks.kernel.set_value(
+        jnp.asarray(rearrange(wrong, "(h i) (w j) c o -> h w (i j c) o", i=2, j=2))
+    )
+    x = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    assert not np.allclose(blocks.stem(x), plain.stem(x), atol=1e-2)
+
+
+def test_a_new_kernel_of_blocks_starts_as_a_7x7_one() -> None:
+    """The same seed gives the same function; and the taps that a 7x7 kernel has not got are zero."""
+    plain, blocks = (kind(3, 64, rngs=nnx.Rngs(0)) for kind in (ImageNetStem, SpaceToDepthStem))
+    pixels = rearrange(blocks.conv_of_blocks.kernel[...], "h w (i j c) o -> (h i) (w j) c o", i=2, j=2)
+    np.testing.assert_array_equal(pixels[1:, 1:], plain.conv.kernel[...])
+    assert not np.any(pixels[0])
+    assert not np.any(pixels[:, 0])
+
+
+def test_what_it_has_more_than_the_7x7_kernel_is_left_out_when_written() -> None:
+    plain, blocks = nets("float32")
+    ours, theirs = weights.state_dict(blocks), weights.state_dict(plain)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("name", tuple(STEMS))
+def test_a_stem_steps_as_often_as_it_says(name: str) -> None:
+    stem = STEMS[name](3, 16, rngs=nnx.Rngs(0))
+    for size in ((64, 65), (66, 67)):
+        expected = size
+        for step in STEMS[name].strides:
+            expected = (-(-expected[0] // step), -(-expected[1] // step))
+        x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+        assert nnx.eval_shape(lambda stem, x: stem(x, train=True), stem, x).shape == (2, *expected, 16)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "deep", "deep_tiered"])
+def test_an_anti_aliased_stem_pools_and_then_blurs(name: str) -> None:
+    """Moving the image by the two pixels that the pool steps over moves its features less than without."""
+    x = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
+    moved = jnp.roll(x, 2, axis=2)
+
+    def change(**asked: bool) -> float:
+        stem = STEMS[name](3, 16, rngs=nnx.Rngs(0), **asked)
+        before, after = (np.asarray(stem(image, train=False))[:, 4:-4, 4:-4] for image in (x, moved))
+        return float(np.abs(after - before).mean() / before.mean())
+
+    assert change(antialias=True) < 0.8 * change()
+
+
+@pytest.mark.parametrize(("name", "bare"), [("imagenet_conv", True), ("cifar_conv", True), ("imagenet", False)])
+def test_the_stems_of_pre_activated_blocks_bring_no_norm_and_no_activation(name: str, bare: bool) -> None:
+    stem = STEMS[name](3, 16, rngs=nnx.Rngs(0))
+    assert bool((stem(-jnp.ones((1, 64, 64, 3))) < 0).any()) is bare
+    assert hasattr(stem, "norm") is not bare
+
+
+def test_a_network_of_pre_activated_blocks_ends_in_a_norm_and_a_relu() -> None:
+    spec = ResNetSpec(depths=(1, 1), widths=(8, 8), block="preact_basic", stem="cifar_conv", num_classes=3)
+    net = ResNet(spec, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    (last,) = net.features(x, stages=(2,))
+    assert (last < 0).any()
+    net.norm.norm.bias.set_value(jnp.full(8, 0.5))
+    expected = nnx.relu(last / np.sqrt(np.float32(1 + 1e-5)) + 0.5).mean((1, 2))
+    np.testing.assert_allclose(net.embed(x), expected, atol=1e-5)
+    np.testing.assert_allclose(net(x), net.head.dense(expected), atol=1e-5)
+    before = np.asarray(net.norm.norm.mean[...])
+    net(x, train=True)
+    assert (np.asarray(net.norm.norm.mean[...]) != before).all()

@@ -1,0 +1,278 @@
+"""Reading features and embeddings, and another head, for every variant of the family."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.errors import ChannelError, ModuleError, SpecError
+from resfit.nets import ResNet, ResNetSpec
+from resfit.nets.resnet import Stage
+from tests.helpers import assert_same, compiled, differ, values
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "variants.json"
+QUICK = {"D, bottleneck", "RS", "ResNeXt", "v2, bottleneck", "output stride 8, basic"}
+VARIANTS: dict[str, Any] = {name: row["spec"] for name, row in json.loads(GOLDEN.read_text())["variants"].items()}
+
+
+def thin(stages: int = 4, **fields: Any) -> ResNet:
+    widths = (32, 32, 64, 64)[:stages]
+    spec = ResNetSpec(**{"depths": (1,) * stages, "widths": widths, "num_classes": 5} | fields)
+    return ResNet(spec, rngs=nnx.Rngs(0))
+
+
+def tiny(**fields: Any) -> ResNet:
+    return thin(2, **{"widths": (4, 8), "stem": "cifar", "in_channels": 1} | fields)
+
+
+def small_images(n: int = 4) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (n, 8, 8, 1))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the stages return, whoever calls them."""
+    outputs: list[Any] = []
+    call = Stage.__call__
+
+    def watched(self: Stage, *args: Any, **kwargs: Any) -> Any:
+        outputs.append(call(self, *args, **kwargs))
+        return outputs[-1]
+
+    monkeypatch.setattr(Stage, "__call__", watched)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
+)
+def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
+    net = thin(**VARIANTS[variant])
+    x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+
+    @nnx.jit
+    def all_of_it(net: ResNet, x: jax.Array) -> Any:
+        seen.clear()
+        logits = net(x)
+        on_the_way = tuple(seen)
+        return logits, on_the_way, net.features(x), net.embed(x)
+
+    logits, on_the_way, features, embedding = all_of_it(net, x)
+    assert_same(features, on_the_way)
+    strides = np.cumprod([4, *(stage.strides for stage in net.stages[1:])])
+    for found, stride, stage in zip(features, strides, net.stages, strict=True):
+        assert found.shape == (2, 64 // stride, 64 // stride, stage.out_channels)
+        assert np.ptp(found) > 0
+    np.testing.assert_allclose(net.head.dense(embedding), logits, rtol=1e-5, atol=1e-5)
+    last = features[-1] if net.norm is None else net.norm(features[-1])
+    np.testing.assert_allclose(embedding, np.mean(last, axis=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_features_come_in_the_order_that_was_asked_for_and_no_later_stage_is_computed(seen: list[Any]) -> None:
+    net = tiny()
+    two, one = net.features(small_images(), stages=(2, 1))
+    assert (one.shape, two.shape) == ((4, 8, 8, 4), (4, 4, 4, 8))
+    seen.clear()
+    assert_same(net.features(small_images(), stages=[1]), (one,))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("method", ["features", "embed"])
+def test_the_mode_is_that_of_a_call(method: str) -> None:
+    net = tiny()
+    before = values(net)
+    bare = getattr(net, method)(small_images())
+    assert_same(bare, getattr(net, method)(small_images(), train=False))
+    assert not differ(before, values(net))
+    trained = getattr(net, method)(small_images(), train=True)
+    assert differ(before, values(net))
+    assert not np.allclose(jax.tree.leaves(bare)[-1], jax.tree.leaves(trained)[-1])
+    after = values(net)
+    other = tiny()
+    other(small_images(), train=True)
+    assert_same(after, values(other))
+
+
+def test_features_keep_the_dtype_of_the_layers_and_an_embedding_is_never_narrower_than_float32() -> None:
+    net = tiny(dtype="bfloat16")
+    assert {f.dtype for f in net.features(small_images())} == {jnp.dtype("bfloat16")}
+    assert net.embed(small_images()).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("stages", [(), (0,), (1, 3), (-1,)])
+def test_stages_that_are_not_there_are_refused(stages: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match=r"Expected some of \(1, 2\)"):
+        tiny().features(small_images(), stages=stages)
+
+
+@pytest.mark.parametrize("method", ["features", "embed"])
+def test_images_are_checked_as_in_a_call(method: str) -> None:
+    with pytest.raises(ChannelError):
+        getattr(tiny(), method)(jnp.zeros((1, 8, 8, 3)))
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
+def test_predict_gives_embeddings_preprocessed_in_batches_of_every_row(variant: dict[str, str]) -> None:
+    net = tiny(**variant)
+    net(small_images(), train=True)  # statistics that are not the first ones
+    model = compiled(net)
+    x = (np.asarray(small_images(7)) * 40 + 100).astype(np.uint8)
+    found = model.predict(x, batch_size=3, outputs="embedding", verbose=0)
+    np.testing.assert_allclose(found, net.embed(x / np.float32(255), train=False), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found, net.embed(x.astype(np.float32), train=False))  # not preprocessed: something else
+
+
+class Told(nnx.Module):
+    """Its `embed` is told its mode by an argument that says "train" unless something else is said."""
+
+    def __init__(self) -> None:
+        self.dense = nnx.Linear(64, 3, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(64, use_running_average=False, rngs=nnx.Rngs(0))
+
+    def embed(self, x: jax.Array, deterministic: bool = False) -> jax.Array:
+        return self.norm(x.reshape(x.shape[0], -1), use_running_average=deterministic)
+
+    def __call__(self, x: jax.Array, deterministic: bool = False) -> jax.Array:
+        return self.dense(self.embed(x, deterministic))
+
+
+def test_a_module_of_ones_own_embeds_in_evaluation_too() -> None:
+    x = np.asarray(small_images()) + 3
+    found = compiled(Told()).predict(x, outputs="embedding", verbose=0)
+    np.testing.assert_allclose(found, Told().embed(x, deterministic=True), rtol=1e-6)
+    assert not np.allclose(found, Told().embed(x))
+
+
+def test_a_module_that_embeds_nothing_is_told_so() -> None:
+    model = compiled()
+    with pytest.raises(ModuleError, match="TinyNet has none"):
+        model.predict(np.asarray(small_images()), outputs="embedding", verbose=0)
+
+
+# --- another head -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"head_dropout": 0.5}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}]
+)
+def test_another_head_leaves_the_rest_and_is_drawn_with_its_own_seed(fields: dict[str, Any]) -> None:
+    net = tiny(**fields)
+    before, embedding = values(net), net.embed(small_images())
+    net.replace_head(3, rngs=7)
+    after = values(net)
+    assert {name for name in before if before[name].shape != after[name].shape} == {
+        "head.dense.kernel",
+        "head.dense.bias",
+    }
+    rest = [name for name in before if not name.startswith("head")]
+    assert_same({name: before[name] for name in rest}, {name: after[name] for name in rest})
+    assert_same(net.embed(small_images()), embedding)
+    assert net(small_images()).shape == (4, 3)
+    assert net.spec == ResNetSpec.from_dict(net.spec.to_dict() | {"num_classes": 3})
+    again, other = tiny(**fields), tiny(**fields)
+    again.replace_head(3, rngs=nnx.Rngs(7))
+    other.replace_head(3, rngs=8)
+    assert_same(values(again), after)
+    assert differ(values(other), after) == {"head.dense.kernel", "head.dense.bias"}
+
+
+def test_a_network_with_another_head_is_the_network_of_its_spec() -> None:
+    net = tiny(num_classes=3)
+    other = tiny(num_classes=9)
+    other.replace_head(3)
+    assert nnx.graphdef(net) == nnx.graphdef(other)
+
+
+def test_dropout_in_another_head_is_in_the_mode_of_the_old_one() -> None:
+    net = tiny(head_dropout=0.5)
+    net.train()
+    net.replace_head(3)
+    assert net.head.dropout.deterministic is False
+    assert not np.allclose(net(small_images()), net(small_images()))
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.0, True])
+def test_a_head_of_no_classes_is_refused_and_changes_nothing(classes: Any) -> None:
+    net = tiny()
+    before = values(net)
+    with pytest.raises(SpecError, match="num_classes"):
+        net.replace_head(classes)
+    assert_same(values(net), before)
+    assert net.spec.num_classes == 5
+
+
+def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) -> None:
+    net = tiny()
+    model = compiled(net)
+    x = np.asarray(small_images(8))
+    model.fit(x, np.arange(8) % 5, batch_size=4, verbose=0)
+    net.replace_head(3)
+    stem = values(net)["stem.conv.kernel"]
+    with pytest.raises(ModuleError, match="compile"):
+        model.predict(x, verbose=0)
+    model.compile("sgd", learning_rate=0.0, dispatch="jit")
+    model.fit(x, np.arange(8) % 3, batch_size=4, verbose=0)
+    assert_same(values(net)["stem.conv.kernel"], stem)
+    model.save(tmp_path / "net.safetensors")
+    loaded = resfit.load(tmp_path / "net.safetensors")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), net(x, train=False), rtol=1e-5, atol=1e-6)
+    assert loaded.module.spec.num_classes == 3
+
+
+# --- frozen stages, and rates by depth --------------------------------------------------------------------------------
+
+TUNED = {
+    "pre-activated": {"block": "preact_bottleneck", "stem": "cifar_conv", "shortcut": "conv"},
+    "squeeze and excitation": {"squeeze": 0.25},
+    "deep stem": {"stem": "deep", "shortcut": "D"},
+}
+
+
+def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
+    """How far everything moves in one step of a net whose blocks all do something."""
+    for path, variable in nnx.to_flat_state(nnx.state(net, nnx.Param)):
+        if path[-1] in ("scale", "kernel") and not np.any(variable[...]):  # the last of a block, which starts at zero
+            variable.set_value(jnp.full_like(variable[...], 0.1))
+            nnx.update(net, nnx.from_flat_state([(path, variable)]))
+    before = values(net)
+    model = resfit.Model(net)
+    model.freeze(*frozen)
+    model.compile(optimizer, dispatch="jit")
+    size = 64 if net.stem.strides else 8
+    x = np.random.default_rng(0).normal(size=(6, size, size, 1)).astype(np.float32)
+    model.train_on_batch(x, np.arange(6) % 5)
+    after = values(net)
+    return {name: after[name] - before[name] for name in before}
+
+
+@pytest.mark.parametrize("variant", TUNED)
+def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> None:
+    moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")
+    frozen = {name for name in moved if name.startswith(("stem.", "stage1."))}
+    assert {name for name, change in moved.items() if not np.any(change)} == frozen
+    assert any(name.endswith(".mean") for name in frozen)
+    assert any("squeeze" in name for name in frozen) == (variant == "squeeze and excitation")
+
+
+@pytest.mark.parametrize("variant", TUNED)
+def test_every_part_of_a_variant_trains_at_its_own_rate(variant: str) -> None:
+    sgd = resfit.optimizers.sgd(0.1, momentum=0.0)
+    net = tiny(**TUNED[variant])
+    plain = tuned(tiny(**TUNED[variant]), sgd)
+    slowed = tuned(net, resfit.optimizers.by_depth(net.parts, sgd, decay=0.5))
+    factors = {part: 0.5**i for i, part in enumerate(reversed(net.parts))}
+    assert factors["head"] == 1
+    assert ("norm" in factors) == (variant == "pre-activated")
+    for name, change in plain.items():
+        statistic = name.endswith((".mean", ".var"))
+        factor = 1 if statistic else factors[name.split(".")[0]]
+        np.testing.assert_allclose(slowed[name], factor * change, rtol=1e-3, atol=1e-6, err_msg=name)
