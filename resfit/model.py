@@ -19,6 +19,7 @@ from resfit.classes import check_class_names
 from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, check_class_weight, check_finite, class_weights, split_validation
 from resfit.data.choose import in_memory
+from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
@@ -625,7 +626,8 @@ class Model:
             self._requests = keeper
             self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
-            with self._stretched_schedule(stream, epochs_):
+            platform = self._placement.devices[0].platform
+            with self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
     "engine.modes": set(),
     "engine.outputs": {"engine.modes", "losses"},
+    "engine.allocator": set(),
     "engine.signals": set(),
     "engine.hooks": set(),
     "engine.programs": set(),
@@ -88,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
         "data", "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.outputs", "engine.state",
         "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming", "transforms",
-        "classes",
+        "classes", "engine.allocator",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.
