@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow kills search against originals lint format types docs errors zoo bench audit lock clean has-python
+.PHONY: help demo test quick slow exhaustive newest kills search against originals lint format types docs errors zoo bench audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -18,14 +18,25 @@ help:  ## what can be made
 demo: $(VENV)/resfit.stamp  ## train a ResNet on real handwritten digits and draw its curves
 	$(BIN)/python recipes/digits.py $(ARGS)
 
-test: $(VENV)/dev.stamp  ## the whole test suite (ARGS="-k name" narrows it)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp  ## the test suite (ARGS="-k name" narrows it)
+	$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
 
 quick: $(VENV)/dev.stamp  ## the tests that are not marked slow
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(ARGS)
 
 slow: $(VENV)/dev.stamp  ## the tests that are marked slow
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: what is too much for each change
+	$(BIN)/python -m pytest -m exhaustive $(ARGS)
+
+# What a newer jax, flax or Python can break: data, callbacks and messages are ours, and NumPy's.
+NEWEST := tests/engine tests/nets tests/weights tests/properties tests/multihost tests/optimizers tests/augment \
+	tests/faults/test_cut_points.py tests/test_model.py tests/test_saving.py tests/test_golden_files.py \
+	tests/test_exporting.py tests/test_variants.py tests/test_compilation_cache.py
+
+newest: $(VENV)/dev.stamp  ## the quick tests of what depends on jax and flax (PY=3.13 has the newest)
+	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(NEWEST) $(ARGS)
 
 kills: $(VENV)/dev.stamp  ## a run that is killed 200 times goes on each time (some minutes)
 	RESFIT_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py $(ARGS)

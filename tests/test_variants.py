@@ -91,10 +91,10 @@ HOWS: dict[str, dict[str, Any]] = {
     "pmap, bfloat16": {"dispatch": "pmap", "precision": "bfloat16"},
     "eager": {"dispatch": "eager"},
 }
-# One variant for each way in the quick suite, all of them in the slow one.
+# One variant for each way in the suite, all of them in the exhaustive one.
 QUICK = {("bfloat16", "RS"), ("sharded", "stochastic depth"), ("pmap", "ResNeXt"), ("eager", "group norm")}
 EVERY_WAY = [
-    pytest.param(how, variant, marks=() if (how, variant) in QUICK else pytest.mark.slow)
+    pytest.param(how, variant, marks=() if (how, variant) in QUICK else pytest.mark.exhaustive)
     for how in HOWS
     for variant in VARIANTS
 ]

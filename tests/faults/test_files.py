@@ -116,7 +116,7 @@ def four(folder: Path) -> list[CheckpointError]:
     return found
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, *(pytest.param(c, marks=pytest.mark.slow) for c in ERRORS[1:])])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in ERRORS[1:])])
 def test_each_operation_of_a_checkpoint_fails_in_turn(code: int, memory: Path) -> None:
     seen: list[str] = []
     with files.watched(memory / "whole", seen.append):
@@ -155,9 +155,9 @@ def one_of_each(operations: list[tuple[str, int]]) -> list[tuple[str, int]]:
     ("fit", "chosen", "forever"),
     [
         (plain, one_of_each, False),
-        pytest.param(plain, one_of_each, True, marks=pytest.mark.slow),
-        pytest.param(plain, list, False, marks=pytest.mark.slow),
-        pytest.param(everything, one_of_each, False, marks=pytest.mark.slow),
+        pytest.param(plain, one_of_each, True, marks=pytest.mark.exhaustive),
+        pytest.param(plain, list, False, marks=pytest.mark.exhaustive),
+        pytest.param(everything, one_of_each, False, marks=pytest.mark.exhaustive),
     ],
 )
 def test_where_an_operation_fails_the_run_goes_on_and_says_so_and_is_resumed(
@@ -186,7 +186,7 @@ def complete(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
-@pytest.mark.parametrize("fit", [plain, pytest.param(everything, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fit", [plain, pytest.param(everything, marks=pytest.mark.exhaustive)])
 def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_checkpoint(
     fit: Any, shared: Path, memory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,7 +50,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
+    "variant", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in VARIANTS]
 )
 def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])

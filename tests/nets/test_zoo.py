@@ -95,7 +95,8 @@ def abstract(name: str, **fields: str) -> ResNet:
 
 def params(names: list[str]) -> list[Any]:
     """Building a deep network abstractly takes seconds, and it differs from a shallower one in depth alone."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if sum(ZOO[name].spec.depths) > 35 else []) for name in names]
+    marks = {name: [pytest.mark.exhaustive] if sum(ZOO[name].spec.depths) > 35 else [] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 @pytest.mark.parametrize("name", params(list(ZOO)))

@@ -294,7 +294,7 @@ def test_a_repository_of_the_hub_is_downloaded_once(
     assert server.asked == asked
 
 
-@pytest.mark.parametrize("offline", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("offline", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_neither_in_the_hubs_cache_nor_reachable_is_said(
     offline: bool, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

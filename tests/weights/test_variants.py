@@ -38,7 +38,7 @@ def test_names_and_shapes_are_theirs(variant: str) -> None:
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == GOLDEN[variant]["names_and_shapes_sha256"]
 
 
-@pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="75", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="75", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("variant", GOLDEN)
 def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
     golden = GOLDEN[variant]["runs"][run]
@@ -46,7 +46,7 @@ def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
     close(np.asarray(logits), golden["eval_logits"], f"at {golden['size']} pixels")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="75")])
 @pytest.mark.parametrize("variant", GOLDEN)
 def test_loss_and_gradients_in_training_are_theirs(variant: str, run: int) -> None:
