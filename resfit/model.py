@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from resfit import augment as augment_
-from resfit import compilation_cache, losses, optimizers, resuming, schedules
+from resfit import compilation_cache, kernels, losses, optimizers, resuming, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.callbacks import Callback, History, ProgressBar
@@ -23,7 +23,7 @@ from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
-from resfit.engine.modes import NOTHING_FROZEN, Freeze, explained, plan
+from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained, plan
 from resfit.engine.outputs import OUTPUTS
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
@@ -84,7 +84,9 @@ class Model:
             )
         self._module = module
         self._placement = Placement("auto")
-        self._state = RunState(module, None, self._placement.replicate)
+        self._state = RunState(
+            module, None, self._placement.replicate, convolutions=_convolutions("auto", self._placement)
+        )
         self._loss: losses.Loss | None = None
         self._seed = 0
         self._preprocess: preprocess_.Preprocess | None = preprocess_.Auto()
@@ -125,6 +127,7 @@ class Model:
         dispatch: str = "auto",
         batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
+        cpu_kernels: str = "auto",
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
 
@@ -165,6 +168,8 @@ class Model:
             each device's part, whose statistics are then made one: the mean of the means, and the variance of all
             values together. A short batch that the devices do not divide is one part.
           compiler_options: XLA's own, by name, for every step, such as {"xla_cpu_enable_fast_math": True}.
+          cpu_kernels: what convolves on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`, for the
+            convolutions that it makes faster, in any network; "auto", that library where it can be used.
 
         Raises:
           CompileError: for unknown names and combinations that cannot work.
@@ -191,6 +196,7 @@ class Model:
             else metrics_.by_name(metrics, num_classes=num_classes)
         )
         placement = Placement(dispatch, compiler_options, batch_norm)
+        convolutions = _convolutions(cpu_kernels, placement)
         if precision not in ("float32", "bfloat16"):
             raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {precision!r}.")
         slices = gradient_accumulation_steps
@@ -210,6 +216,7 @@ class Model:
             ema=ema is not None,
             precision=precision,
             axis=AXIS if placement.replicas > 1 and batch_norm == "global" else None,
+            convolutions=convolutions,
             before=self._state,
         )
         if not state.layout.n_params:
@@ -261,6 +268,7 @@ class Model:
             "batch_norm": batch_norm,
             "precision": precision,
             "gradient_accumulation_steps": slices,
+            "cpu_kernels": "xla" if convolutions is None else kernels.described(),
             "compiler_options": {name: str(value) for name, value in placement.compiler_options.items()},
             "seed": seed,
             "ema": ema,
@@ -269,6 +277,7 @@ class Model:
             f"{precision}; BatchNorm over {_scope(placement, slices)}; seed {seed}; "
             f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
         )
+        self._described_kernels = "" if convolutions is None else f"; convolutions by {kernels.described()}"
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
         """Says which parts of the module are not to be trained, from the next `compile` on; no pattern trains them all.
@@ -570,7 +579,8 @@ class Model:
         )
         data = as_batches(x, y, sample_weight, class_weight, geometry=geometry, cache=cache)
         self._check_same_data(data)
-        _log.info("%s, batches of %d, %g a device.", self._described, size, size / len(self._placement.devices))
+        each = size / len(self._placement.devices)
+        _log.info("%s, batches of %d, %g a device%s.", self._described, size, each, self._described_kernels)
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = _unpack(held_out, "validation_data")
@@ -1101,6 +1111,14 @@ def _bar(verbose: str | int) -> list[Callback]:
 def _scope(placement: Placement, slices: int) -> str:
     whole = "the whole batch" if placement.batch_norm == "global" else "each device's part of the batch"
     return whole if slices == 1 else f"each of {slices} slices of {whole}"
+
+
+def _convolutions(choice: str, placement: Placement) -> Convolutions | None:
+    """What convolves instead of XLA, by the choice of `compile`; None: nothing does."""
+    platform, mesh = placement.devices[0].platform, placement.mesh
+    if not kernels.chosen(choice, platform, compiled=placement.kind != "eager"):
+        return None
+    return Convolutions(whole=kernels.Convolve(mesh), part=kernels.Convolve())
 
 
 def _schedule(

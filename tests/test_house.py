@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "whole_file": set(),
     "download": set(),
     "compilation_cache": set(),
+    # What convolves on a CPU: functions that stand in for JAX's own. Nobody below the model knows of them.
+    "kernels": set(),
     # Networks stand alone: they can be used with somebody else's loop.
     "nets": {"compilation_cache"},
     "weights": {"nets", "packages", "whole_file", "download"},
@@ -87,9 +89,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
-        "data", "callbacks", "compilation_cache", "engine.hooks", "engine.modes", "engine.outputs", "engine.state",
-        "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming", "transforms",
-        "classes", "engine.allocator",
+        "data", "callbacks", "compilation_cache", "kernels", "engine.hooks", "engine.modes", "engine.outputs",
+        "engine.state", "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
+        "transforms", "classes", "engine.allocator",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.

@@ -55,6 +55,7 @@ class Placement:
         self.state: jax.sharding.Sharding = SingleDeviceSharding(self.devices[0])
         self._split: jax.sharding.Sharding = self.state
         self._here: jax.sharding.Sharding = self.state
+        self._mesh: Mesh | None = None
         if self.kind in ("sharded", "pmap"):
             # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
             self._mesh = Mesh(self.devices, (AXIS,), axis_types=(AxisType.Auto,))
@@ -71,6 +72,11 @@ class Placement:
         """The parts of a batch on each of which the training step runs as if alone; 1 if the compiler splits it."""
         mapped = self.kind == "pmap" or (self.kind == "sharded" and self.batch_norm == "per_replica")
         return len(self.devices) if mapped else 1
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Over which batches are split, of one axis; None on one device."""
+        return self._mesh if len(self.devices) > 1 else None
 
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""

@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +55,18 @@ class Plan(NamedTuple):
         return any(issubclass(slot.type, nnx.BatchStat) for slot in self.slots)
 
 
+class Convolutions(NamedTuple):
+    """What convolves in the place of `jax.lax.conv_general_dilated`, with its arguments. Hashable.
+
+    Attributes:
+      whole: for whole batches.
+      part: for a part of a batch whose other parts are on other devices.
+    """
+
+    whole: Callable[..., jax.Array]
+    part: Callable[..., jax.Array]
+
+
 class Freeze(NamedTuple):
     """Which parts of a module do not train.
 
@@ -75,7 +87,11 @@ NOTHING_FROZEN = Freeze()
 
 
 def plan(
-    module: nnx.Module, freeze: Freeze = NOTHING_FROZEN, precision: str = "float32", axis: str | None = None
+    module: nnx.Module,
+    freeze: Freeze = NOTHING_FROZEN,
+    precision: str = "float32",
+    axis: str | None = None,
+    convolutions: Convolutions | None = None,
 ) -> Plan:
     """Reads a module's graph and derives its two modes.
 
@@ -84,6 +100,7 @@ def plan(
       freeze: what does not train.
       precision: "float32": every layer computes in the dtype it was built with; "bfloat16": see `compute_in`.
       axis: the mapped axis over which BatchNorms take their statistics in a part of a batch; None: each part's own.
+      convolutions: for the layers that use JAX's own; None: they do.
 
     Raises:
       ModuleError: if it is no nnx.Module, or a Variable holds something else than one array.
@@ -103,12 +120,12 @@ def plan(
                 f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
                 f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )
-    train, evaluate = (
-        _graph_in_mode(graph, state, train=train, freeze=freeze, precision=precision) for train in (True, False)
-    )
+    make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, precision=precision)
+    whole = None if convolutions is None else convolutions.whole
+    train, evaluate = (make(train=train, convolve=whole) for train in (True, False))
     part = train
-    if axis is not None:
-        part = _graph_in_mode(graph, state, train=True, freeze=freeze, precision=precision, axis=axis)
+    if axis is not None or (convolutions is not None and convolutions.part != whole):
+        part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
     return Plan(train, part, evaluate, slots)
 
 
@@ -196,13 +213,23 @@ def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
 
 
 def _graph_in_mode(
-    graph: Any, state: Any, *, train: bool, freeze: Freeze, precision: str, axis: str | None = None
+    graph: Any,
+    state: Any,
+    *,
+    train: bool,
+    freeze: Freeze,
+    precision: str,
+    axis: str | None = None,
+    convolve: Callable[..., jax.Array] | None = None,
 ) -> Any:
     copy = nnx.merge(graph, state)
     for _, part in nnx.iter_modules(copy):
         # An axis of the user's own, of a loop with pmap, is bound by nobody here.
         if isinstance(part, nnx.BatchNorm) and part.axis_name != axis:
             part.axis_name = axis
+        # A layer that was given a function of its own keeps it.
+        if convolve is not None and isinstance(part, nnx.Conv) and part.conv_general_dilated is _JAXS:
+            part.conv_general_dilated = convolve
     if precision != "float32":
         compute_in(copy, precision)
     # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
@@ -217,6 +244,9 @@ def _graph_in_mode(
                 part.eval()
                 _call_in_mode(part, train=False, forced=True)
     return nnx.split(copy)[0]
+
+
+_JAXS = jax.lax.conv_general_dilated
 
 
 # Layers of flax that multiply by a kernel. A subclass may have its reasons: it keeps its dtype.

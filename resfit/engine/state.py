@@ -140,6 +140,7 @@ class RunState:
         ema: bool = False,
         precision: str = "float32",
         axis: str | None = None,
+        convolutions: modes.Convolutions | None = None,
         before: "RunState | None" = None,
     ) -> None:
         # `before` is a state of the same module, whose plan, which takes long to make, serves again if nothing changed.
@@ -150,9 +151,10 @@ class RunState:
         self._ema = ema
         self.precision = precision
         self._axis = axis
+        self._convolutions = convolutions
         self._graph = nnx.graphdef(module)
-        known = before.layout.plan if before and before._planned(self._graph, freeze, precision, axis) else None
-        plan_ = known or plan(module, freeze, precision, axis)
+        known = before.layout.plan if before is not None and before._planned(self) else None
+        plan_ = known or self._plan()
         arrays = _arrays(modes.leaves(module))
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
@@ -171,11 +173,16 @@ class RunState:
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
-    def _planned(self, graph: Any, freeze: modes.Freeze, precision: str, axis: str | None) -> bool:
-        """Whether the plan is that of the module as it is now, for these."""
+    def _plan(self) -> Plan:
+        return plan(self._module, self._freeze, self.precision, self._axis, self._convolutions)
+
+    def _planned(self, other: "RunState") -> bool:
+        """Whether the plan is that of the module as it is now, for what another state of it was made with."""
         shapes = [np.shape(array) for array in _arrays(modes.leaves(self._module))]
-        same = (self._graph, self._freeze, self.precision, self._axis) == (graph, freeze, precision, axis)
-        return same and shapes == [slot.shape for slot in self.layout.plan.slots]
+        mine, theirs = (
+            (state._graph, state._freeze, state.precision, state._axis, state._convolutions) for state in (self, other)
+        )
+        return mine == theirs and shapes == [slot.shape for slot in self.layout.plan.slots]
 
     def check_structure(self) -> None:
         """Raises if the module is not built as it was when the steps were made; its mode flags may have changed.
@@ -186,7 +193,7 @@ class RunState:
         graph = nnx.graphdef(self._module)
         if graph == self._graph:
             return
-        if plan(self._module, self._freeze, self.precision, self._axis) != self.layout.plan:
+        if self._plan() != self.layout.plan:
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
@@ -324,6 +331,7 @@ class RunState:
             ema=self._ema,
             precision=self.precision,
             axis=self._axis,
+            convolutions=self._convolutions,
         )
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True

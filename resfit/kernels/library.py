@@ -1,0 +1,206 @@
+"""oneDNN, found and looked over before anything of it is used: a shared library of its C interface, by ctypes."""
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+# Packages that bring the library. Both are built by its authors; the second needs a runtime that is not accepted below.
+PACKAGES = ("onednn-cpu-gomp", "onednn")
+FILE = "libdnnl.so.3"
+RUNTIME = "libgomp.so.1"
+MAJOR = 3  # of the C interface: what is called here has had the same meaning since 3.0
+LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # the time of processors that a container may use, and in which time
+_OPENMP = 2  # dnnl_cpu_runtime_t: how the library runs in threads
+
+_log = logging.getLogger("resfit")
+
+_FUNCTIONS = (
+    "dnnl_version",
+    "dnnl_engine_create",
+    "dnnl_stream_create",
+    "dnnl_stream_wait",
+    "dnnl_memory_desc_create_with_strides",
+    "dnnl_memory_desc_create_with_tag",
+    "dnnl_memory_desc_equal",
+    "dnnl_memory_desc_get_size",
+    "dnnl_memory_desc_destroy",
+    "dnnl_memory_create",
+    "dnnl_memory_set_data_handle",
+    "dnnl_memory_destroy",
+    "dnnl_primitive_attr_create",
+    "dnnl_primitive_attr_set_scratchpad_mode",
+    "dnnl_convolution_forward_primitive_desc_create",
+    "dnnl_convolution_backward_data_primitive_desc_create",
+    "dnnl_convolution_backward_weights_primitive_desc_create",
+    "dnnl_reorder_primitive_desc_create",
+    "dnnl_primitive_desc_query",
+    "dnnl_primitive_desc_query_md",
+    "dnnl_primitive_desc_destroy",
+    "dnnl_primitive_create",
+    "dnnl_primitive_execute",
+    "dnnl_primitive_destroy",
+    "omp_get_max_threads",
+    "omp_set_num_threads",
+    "omp_set_dynamic",
+    "omp_get_thread_limit",
+)
+
+
+class Unavailable(Exception):  # noqa: N818 - it is a state of the machine, not a mistake
+    """Why oneDNN is not used here.
+
+    Attributes:
+      expected: whether nothing is wrong: the package is just not installed, or made for other platforms.
+    """
+
+    def __init__(self, reason: str, *, expected: bool = False) -> None:
+        super().__init__(reason)
+        self.expected = expected
+
+
+class Library(NamedTuple):
+    """The loaded library.
+
+    Attributes:
+      functions: its C functions as attributes, each returning an int status unless said otherwise.
+      version: such as "3.2.1".
+      threads: on how many each of its operations runs. Sums are cut by it, so the last bits depend on it.
+    """
+
+    functions: Any
+    version: str
+    threads: int
+
+    def __str__(self) -> str:
+        return f"oneDNN {self.version} on {self.threads} threads"
+
+
+class _Version(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_int),
+        ("minor", ctypes.c_int),
+        ("patch", ctypes.c_int),
+        ("hash", ctypes.c_char_p),
+        ("cpu_runtime", ctypes.c_uint),
+        ("gpu_runtime", ctypes.c_uint),
+    )
+
+
+@functools.cache
+def load() -> Library:
+    """Loads the library, once in a process.
+
+    Raises:
+      Unavailable: with the reason, for whatever is not as expected.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise Unavailable(
+            f"oneDNN is used on Linux on x86-64 only, and this is {platform.system()} on {platform.machine()}",
+            expected=True,
+        )
+    return opened(find())
+
+
+def find() -> pathlib.Path:
+    """The library's file, in the first installed package that has one.
+
+    Raises:
+      Unavailable: if no package is installed, or its file is gone.
+    """
+    for name in PACKAGES:
+        try:
+            files = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if file.name == FILE:
+                path = pathlib.Path(str(file.locate())).resolve()
+                if path.is_file():
+                    return path
+                raise Unavailable(f"the package {name} is installed and its {path} is missing: install it again")
+        raise Unavailable(f"the package {name} is installed and brings no {FILE}: expected version 2023 or later")
+    raise Unavailable(f"{PACKAGES[0]} is not installed: pip install 'resfit[cpu]'", expected=True)
+
+
+def opened(path: pathlib.Path) -> Library:
+    """Opens a library's file and looks it over.
+
+    Raises:
+      Unavailable: if it cannot be loaded, or is not what is expected.
+    """
+    try:
+        with _sleeping_threads():
+            functions = ctypes.CDLL(str(path))
+    except OSError as error:
+        hint = "; Debian and Ubuntu have it as the package libgomp1" if "libgomp" in str(error) else ""
+        raise Unavailable(f"{path} cannot be loaded: {error}{hint}") from error
+    missing = [name for name in _FUNCTIONS if not hasattr(functions, name)]
+    if missing:
+        raise Unavailable(f"{path} has no {', '.join(missing)}: expected oneDNN {MAJOR}.x")
+    functions.dnnl_version.restype = ctypes.POINTER(_Version)
+    functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+    functions.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
+    pointer = functions.dnnl_version()
+    if not pointer:
+        raise Unavailable(f"{path} does not say its version")
+    found = pointer.contents
+    version = f"{found.major}.{found.minor}.{found.patch}"
+    if found.major != MAJOR:
+        raise Unavailable(f"{path} is oneDNN {version}, expected {MAJOR}.x: pip install --upgrade 'resfit[cpu]'")
+    if found.cpu_runtime != _OPENMP:
+        raise Unavailable(f"{path} was not built for OpenMP (its runtime is number {found.cpu_runtime})")
+    # Fewer threads than an operation was cut for would wait for the others for ever.
+    return Library(functions, version, min(_threads(), functions.omp_get_thread_limit()))
+
+
+def _is_loaded(name: str) -> bool:
+    """Whether a shared library is in this process."""
+    try:
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return False
+    return True
+
+
+def _threads() -> int:
+    """As many as there are processors for this process, or as the user has told OpenMP."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    processors = len(os.sched_getaffinity(0))
+    # A container sees all processors of its machine, and may have the time of a few.
+    try:
+        quota, period = LIMIT.read_text().split()
+        return min(processors, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # none: another version of Linux's control groups, or the word "max"
+        return processors
+
+
+@contextlib.contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """Lets OpenMP's threads sleep between two operations, where by default they would spin beside XLA's threads.
+
+    Read by its runtime at the moment when it is loaded; a runtime that is there already, or a user's own choice, stays.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        yield
+        return
+    if _is_loaded(RUNTIME):
+        _log.warning(
+            "Another library, such as torch, has loaded %s before oneDNN: its threads spin between two operations, in "
+            "the way of XLA's, which can take half of the gain or all. Set OMP_WAIT_POLICY=passive in the environment.",
+            RUNTIME,
+        )
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
