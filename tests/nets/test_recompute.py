@@ -68,7 +68,10 @@ def test_outputs_gradients_and_statistics_are_those_without_it(remat: str, train
         return jax.value_and_grad(of, has_aux=True)(nnx.as_pure(params))
 
     plain, lean = (everything(net(kind, block=block, zero_init_last=False), images(4)) for kind in (None, remat))
-    assert_same(lean, plain)
+    if block.startswith("preact"):
+        assert_close(lean, plain)  # nothing stands between two blocks, and newer versions of XLA fuse across their seam
+    else:
+        assert_same(lean, plain)
     moved = jax.tree.leaves(jax.tree.map(lambda a: bool((a == 0).all() | (a == 1).all()), lean[0][1][1]))
     assert any(moved) is not train  # the comparison saw statistics that move in training, and only there
 
