@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
+
 DEVICES = 4
 CACHE = Path(__file__).parent / ".cache" / "jax"
 

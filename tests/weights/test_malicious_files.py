@@ -6,12 +6,13 @@ import pickle
 import struct
 import sys
 import tracemalloc
+import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -72,7 +73,25 @@ class Named:
         self.module, self.name = module, name
 
 
-class Pickler(pickle._Pickler):  # type: ignore[name-defined]  # the one in Python, whose parts can be replaced
+_Plain: Any = pickle._Pickler  # type: ignore[attr-defined]  # the one in Python, whose parts can be replaced
+
+
+class Pickler(_Plain):  # type: ignore[misc]
+    # Its own table: dill, which other libraries import, puts functions of its own into everybody's.
+    dispatch: ClassVar[Any] = {
+        type(None): _Plain.save_none,
+        bool: _Plain.save_bool,
+        int: _Plain.save_long,
+        float: _Plain.save_float,
+        bytes: _Plain.save_bytes,
+        str: _Plain.save_str,
+        tuple: _Plain.save_tuple,
+        list: _Plain.save_list,
+        dict: _Plain.save_dict,
+        type: _Plain.save_type,
+        types.FunctionType: _Plain.save_global,
+    }
+
     def persistent_id(self, obj: Any) -> Any:
         return obj.identity if isinstance(obj, Storage) else None
 
