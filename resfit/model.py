@@ -98,6 +98,7 @@ class Model:
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
         self._example: Any = None  # shapes and dtypes of one example, of the last training or the first call
+        self._example_of: Any = None  # what those were of, to see at once that they are the same
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
         self.history: History | None = None
         self.validation_weights = "raw"
@@ -346,8 +347,9 @@ class Model:
             losses.check(self._loss, labels, self._outputs_shape)
 
     def _check_inputs(self, x: Any, trained: bool) -> None:
-        if trained or self._example is None:
-            self._example = preprocess_.example(x)
+        described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
+        if (trained or self._example is None) and (described is None or described != self._example_of):
+            self._example, self._example_of = preprocess_.example(x), described
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
         if isinstance(self._preprocess, preprocess_.Auto):
             # Remembered once a step was taken: what was refused by the network was not trained on.
@@ -952,7 +954,7 @@ class Model:
           weights: "raw", as trained; "ema", averaged (see `compile`).
           fold_batch_norm: make every batch norm that follows a convolution part of it: less to compute, equal up to
             rounding (see `resfit.nets.fold_batch_norm`).
-          class_names: kept with the model, one for each output.
+          class_names: kept with the program, one for each output; the model's own by default.
           platforms: where it can run, of "cpu", "cuda", "rocm" and "tpu".
 
         Raises:
@@ -972,7 +974,7 @@ class Model:
             outputs=outputs,
             weights=weights,
             fold=fold_batch_norm,
-            class_names=class_names,
+            class_names=self._class_names if class_names is None else class_names,
             platforms=platforms,
         )
 

@@ -231,6 +231,11 @@ def test_a_loaded_model_is_exported_for_what_it_was_trained_on(tmp_path: Path) -
 def test_the_file_says_what_it_holds_in_json_and_plain_arrays(trained: Any, tmp_path: Path) -> None:
     found = exported(trained, tmp_path, class_names=["one", "two", "drei ß"], platforms=["cpu", "tpu"])
     assert found.class_names == found.metadata["class_names"] == ["one", "two", "drei ß"]
+    trained.class_names = ["a", "b", "c"]
+    try:
+        assert exported(trained, tmp_path).class_names == ["a", "b", "c"]
+    finally:
+        trained.class_names = None
     assert found.metadata["platforms"] == ["cpu", "tpu"]
     assert found.metadata["inputs"] == [{"name": "", "shape": [None, 8, 8, 1], "dtype": "uint8"}]
     assert found.metadata["versions"] == {"resfit": resfit.__version__, "jax": jax.__version__}

@@ -1,6 +1,7 @@
 """Two real processes of two devices each: the training of one, and no one waits for ever for the other."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -128,6 +129,24 @@ def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(tmp_
     history = worker.resumable_fit(model, [Checkpoint(folder), worker.Acts(False, None)], resume="inexact")
     assert_close(history.history, first["whole history"], 1e-3)
     assert_close([np.asarray(leaf) for leaf in model._state.leaves], first["whole leaves"], 1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_inexactly_in_two(tmp_path: Path) -> None:
+    def leaves(model: resfit.Model) -> list[np.ndarray]:
+        return [np.asarray(leaf) for leaf in model._state.leaves]
+
+    whole, begun = (worker.model_of(dispatch="jit", ema=0.9) for _ in range(2))
+    expected = worker.resumable_fit(whole, [])
+    stops = worker.Acts(True, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        worker.resumable_fit(begun, [Checkpoint(tmp_path / "runs" / "alone"), stops], resume=True)
+    first, second = run("gone_on_in_more", tmp_path)
+    assert_same(first, second)
+    assert_close(first["history"], expected.history, 1e-3)
+    assert_close(first["leaves"], leaves(whole), 1e-3)
+    with pytest.raises(AssertionError):
+        assert_close(leaves(begun), leaves(whole), 1e-3)  # there was something left to do
 
 
 @pytest.mark.parametrize(

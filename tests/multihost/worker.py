@@ -163,6 +163,14 @@ def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str,
     return found
 
 
+def gone_on_in_more(folder: Path, process: int, processes: int) -> dict[str, Any]:
+    """A run that one process alone began goes on."""
+    model = model_of(ema=0.9)
+    callbacks = [Checkpoint(folder / "runs" / "alone"), Acts(False, None)]
+    history = resumable_fit(model, callbacks, resume="inexact")
+    return {"history": history.history, "leaves": [np.asarray(leaf) for leaf in model._state.leaves]}
+
+
 def resumable_fit(model: resfit.Model, callbacks: Any, **arguments: Any) -> Any:
     return model.fit(
         images(22), labels(22), batch_size=BATCH, epochs=3, validation_data=(images(9, seed=5), labels(9)), verbose=0,
