@@ -18,6 +18,25 @@ def _identity(x: jax.Array) -> jax.Array:
     return x
 
 
+class _PreActivated(Residual):
+    """Norm and ReLU before the branch, nothing after the addition, and projections without a norm."""
+
+    def __init__(
+        self,
+        branch: nnx.Module,
+        *,
+        in_channels: int,
+        layers: Layers,
+        rngs: nnx.Rngs,
+        shortcut: Any = "conv",
+        **rest: Any,
+    ) -> None:
+        before = NormRelu(in_channels, layers=layers, rngs=rngs)
+        super().__init__(
+            branch, shortcut, _identity, before=before, in_channels=in_channels, layers=layers, rngs=rngs, **rest
+        )
+
+
 class PreActBasicBranch(nnx.Module):
     """3x3 convolution, norm, ReLU, dropout, 3x3 convolution: the branch of `PreActBasicBlock`."""
 
@@ -48,7 +67,7 @@ class PreActBasicBranch(nnx.Module):
         return self.conv2(x)
 
 
-class PreActBasicBlock(Residual):
+class PreActBasicBlock(_PreActivated):
     """The pre-activated basic block, and with `dropout` the block of wide ResNets (arXiv:1605.07146).
 
     Args:
@@ -86,7 +105,6 @@ class PreActBasicBlock(Residual):
         **residual: Any,
     ) -> None:
         layers = layers or Layers()
-        before = NormRelu(in_channels, layers=layers, rngs=rngs)
         branch = PreActBasicBranch(
             in_channels,
             width,
@@ -98,16 +116,7 @@ class PreActBasicBlock(Residual):
             layers=layers,
             rngs=rngs,
         )
-        super().__init__(
-            branch,
-            activation=_identity,
-            before=before,
-            in_channels=in_channels,
-            dilation=dilation,
-            layers=layers,
-            rngs=rngs,
-            **{"shortcut": "conv", **residual},
-        )
+        super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
 
 
 class PreActBottleneckBranch(nnx.Module):
@@ -143,7 +152,7 @@ class PreActBottleneckBranch(nnx.Module):
         return self.conv3(x)
 
 
-class PreActBottleneckBlock(Residual):
+class PreActBottleneckBlock(_PreActivated):
     """The pre-activated bottleneck block.
 
     Args:
@@ -183,7 +192,6 @@ class PreActBottleneckBlock(Residual):
         **residual: Any,
     ) -> None:
         layers = layers or Layers()
-        before = NormRelu(in_channels, layers=layers, rngs=rngs)
         branch = PreActBottleneckBranch(
             in_channels,
             width,
@@ -195,13 +203,4 @@ class PreActBottleneckBlock(Residual):
             layers=layers,
             rngs=rngs,
         )
-        super().__init__(
-            branch,
-            activation=_identity,
-            before=before,
-            in_channels=in_channels,
-            dilation=dilation,
-            layers=layers,
-            rngs=rngs,
-            **{"shortcut": "conv", **residual},
-        )
+        super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
