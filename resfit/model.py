@@ -14,10 +14,11 @@ from resfit import augment as augment_
 from resfit import compilation_cache, kernels, losses, optimizers, resuming, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
-from resfit.callbacks import Callback, History, ProgressBar
+from resfit.arguments import bar, check_counts, due, listed, one_batch, returned, unpacked
+from resfit.callbacks import Callback, History
 from resfit.classes import check_class_names
-from resfit.data import Batch, Batches, Epochs, Geometry, as_batches
-from resfit.data.arrays import as_arrays, check_class_weight, check_finite, class_weights, split_validation
+from resfit.data import Batches, Epochs, Geometry, as_batches
+from resfit.data.arrays import as_arrays, check_class_weight, check_finite, split_validation
 from resfit.data.choose import in_memory
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
@@ -544,7 +545,7 @@ class Model:
                 "fit was called while fit is running, by a callback: both would train the same state. Stop with "
                 "model.stop_training = True and call fit again, or train another Model."
             )
-        _check_counts(
+        check_counts(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
@@ -585,7 +586,7 @@ class Model:
         _log.info("%s, batches of %d, %g a device%s.", self._described, size, each, self._described_kernels)
         validation = None
         if held_out is not None:
-            validation_x, validation_y, validation_weight = _unpack(held_out, "validation_data")
+            validation_x, validation_y, validation_weight = unpacked(held_out, "validation_data")
             validation = Validation(
                 as_batches(
                     validation_x,
@@ -596,7 +597,7 @@ class Model:
                     ),
                 ),
                 validation_steps,
-                _due(validation_freq),
+                due(validation_freq),
                 validation_every,
                 self._asked_to_stop_evaluating,
                 lambda: self.validation_weights,
@@ -606,7 +607,7 @@ class Model:
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
-        hooks = CallbackList([*_listed(callbacks), history, *_bar(verbose)], self, params)
+        hooks = CallbackList([*listed(callbacks), history, *bar(verbose)], self, params)
         self.history = history
         fingerprint = self._setup | {
             "initial_epoch": initial_epoch,
@@ -625,7 +626,7 @@ class Model:
         processes = self._loop.processes
         with processes.failing_together():
             keeper = resuming.keeper(
-                _listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
+                listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
             )
         self._fitting = True
         try:
@@ -788,7 +789,7 @@ class Model:
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions():
             results = self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
-        return _returned(results, return_dict)
+        return returned(results, return_dict)
 
     def predict(
         self,
@@ -878,12 +879,12 @@ class Model:
                 "A named schedule spans the epochs of a fit, and train_on_batch has none. Compile with a number or "
                 "with a function step -> rate."
             )
-        return _returned(self._loop.train_batch(_one_batch(x, y, sample_weight, class_weight)), return_dict)
+        return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """This batch's loss and metrics, in evaluation mode."""
         self._require_compiled("test_on_batch")
-        return _returned(self._loop.evaluate_batch(_one_batch(x, y, sample_weight, None)), return_dict)
+        return returned(self._loop.evaluate_batch(one_batch(x, y, sample_weight, None)), return_dict)
 
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for this batch, as NumPy."""
@@ -1031,7 +1032,7 @@ class Model:
             text = summary.summarize(self.module, input_shape).render(console.width)
         else:
             self._require_compiled("summary of a batch")
-            one = _one_batch(*_unpack(batch, "a batch"), None)
+            one = one_batch(*unpacked(batch, "a batch"), None)
             memory, examples = self._loop.memory(one)
             x = one.x if self._preprocess is None else jax.eval_shape(self._preprocess, one.x)
             step = summary.memory_of_a_step(memory, examples, len(self._placement.devices))
@@ -1049,65 +1050,8 @@ class Model:
     ) -> CallbackList:
         total = data.steps if steps is None else steps
         return CallbackList(
-            [*_listed(callbacks), *_bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
+            [*listed(callbacks), *bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
         )
-
-
-def _unpack(data: Any, what: str) -> tuple[Any, Any, Any]:
-    if isinstance(data, list) and len(data) in (2, 3) and all(hasattr(entry, "__array__") for entry in data):
-        raise DataError(
-            f"{what} is a list of {len(data)} arrays, which does not say what is what. Expected a "
-            "tuple: (x, y) or (x, y, sample_weight)."
-        )
-    if not isinstance(data, tuple):
-        return data, None, None
-    if len(data) not in (2, 3):
-        raise DataError(f"Expected {what} as (x, y) or (x, y, sample_weight), got {len(data)} entries.")
-    return data[0], data[1], data[2] if len(data) == 3 else None
-
-
-def _weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Any:
-    if class_weight is None:
-        return sample_weight
-    if sample_weight is not None:
-        raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
-    return class_weights(np.asarray(y), class_weight)
-
-
-def _one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:
-    x, y, weight = as_arrays(x, y, _weights(y, sample_weight, class_weight))
-    check_finite(x)
-    return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
-
-
-def _check_counts(**counts: Any) -> None:
-    """Raises for what is not None and no positive integer."""
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
-            raise DataError(f"Expected {name} to be a positive integer{_OR_NONE.get(name, '')}, got {count!r}.")
-
-
-_OR_NONE = {
-    "steps_per_epoch": ", or None for one pass over the data",
-    "validation_steps": ", or None for all of validation_data",
-    "validation_every": " of steps, or None to validate after epochs",
-}
-
-
-def _due(frequency: int | Sequence[int]) -> Callable[[int], bool]:
-    if isinstance(frequency, int):
-        if frequency < 1:
-            raise DataError(f"Expected validation_freq to be a positive number of epochs, got {frequency}.")
-        return lambda epoch: (epoch + 1) % frequency == 0
-    return lambda epoch: epoch + 1 in frequency
-
-
-def _bar(verbose: str | int) -> list[Callback]:
-    if verbose not in ("auto", 0, 1, 2):
-        raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
-    if verbose == 0 or jax.process_index() > 0:  # every process would show the same
-        return []
-    return [ProgressBar(1 if verbose == "auto" else int(verbose))]
 
 
 def _scope(placement: Placement, slices: int) -> str:
@@ -1132,17 +1076,3 @@ def _schedule(
     if function is not None:
         return lambda step, span: function(step)
     return None
-
-
-def _listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
-    if isinstance(callbacks, Callback):
-        return [callbacks]
-    # What is one thing, and no callback, is told so by the list of hooks.
-    return list(callbacks or ()) if isinstance(callbacks, Iterable | None) else [callbacks]
-
-
-def _returned(results: dict[str, Any], return_dict: bool) -> Any:
-    if return_dict:
-        return results
-    values = list(results.values())
-    return values[0] if len(values) == 1 else values

@@ -86,12 +86,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.processes", "engine.resume",
         "engine.state",
     },
+    # What the arguments of the model's methods mean.
+    "arguments": {"callbacks", "data"},
     # The model assembles all of the above; nothing but the façade stands on it.
     "model": {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
         "data", "callbacks", "compilation_cache", "kernels", "engine.hooks", "engine.modes", "engine.outputs",
         "engine.state", "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
-        "transforms", "classes", "engine.allocator",
+        "transforms", "arguments", "classes", "engine.allocator",
     },
     "distillation": {"model", "losses", "engine.modes"},
     # Drives hooks itself, with logs of its own.
