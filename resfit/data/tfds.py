@@ -55,7 +55,7 @@ def tfds(
             builder.download_and_prepare()
     except package.core.registered.DatasetNotFoundError as error:
         known = package.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.partition("/")[0], [*known, *_WITHOUT_TENSORFLOW])
+        near = difflib.get_close_matches(name.partition("/")[0], [*known, *_WITHOUT_TENSORFLOW], n=1)
         raise DataError(
             f"TensorFlow Datasets has no {name!r}, neither among its own nor prepared in {_place(package, data_dir)}. "
             f"Expected a name from tfds.list_builders(){', such as ' if near else ''}{', '.join(near)}."
