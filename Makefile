@@ -10,7 +10,7 @@ PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow exhaustive newest kills search against originals lint format types docs errors zoo bench audit lock clean has-python
+.PHONY: help demo test quick slow exhaustive newest accelerator kills search against originals lint format types docs errors zoo bench audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -36,6 +36,12 @@ NEWEST := tests/engine tests/nets tests/properties tests/faults/test_cut_points.
 
 newest: $(VENV)/dev.stamp  ## the quick tests of what depends on jax and flax (PY=3.13 has the newest)
 	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(NEWEST) $(ARGS)
+
+# Bit for bit, a GPU needs XLA's deterministic operations; and several workers share its memory.
+accelerator: $(VENV)/dev.stamp  ## what only a GPU or TPU can show (PLATFORM=tpu); needs JAX for it in the environment
+	JAX_PLATFORMS=$(or $(PLATFORM),cuda),cpu XLA_PYTHON_CLIENT_PREALLOCATE=false \
+		XLA_FLAGS="$(if $(filter tpu,$(PLATFORM)),,--xla_gpu_deterministic_ops=true)" \
+		$(BIN)/python -m pytest -m "not exhaustive" tests/accelerator tests/test_variants.py tests/faults/test_cut_points.py $(ARGS)
 
 kills: $(VENV)/dev.stamp  ## a run that is killed 200 times goes on each time (some minutes)
 	RESFIT_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py $(ARGS)

@@ -16,15 +16,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, checkpoints, machine, report, startup, structure, training, zoo
+from benchmarks import callbacks, checkpoints, cpu_kernels, machine, report, resident, startup, structure, training, zoo
 from benchmarks.child import ROOT, ask
-from benchmarks.problems import BY_PLATFORM, CPU
+from benchmarks.problems import BY_PLATFORM, CPU, GPU
 from benchmarks.rows import Row, left_out
 
 Section = Callable[[str, bool], list[Row]]  # (platform, quick) -> rows
 
 SECTIONS: dict[str, Section] = {
-    **{name: functools.partial(training.rows, name) for name in CPU},
+    **{name: functools.partial(training.rows, name) for name in GPU},
+    **{f"cpu_{name}": functools.partial(cpu_kernels.rows, name) for name in CPU},
+    "resident": resident.rows,
     "host": structure.host_rows,
     "compilations": structure.compilation_rows,
     "devices": structure.device_rows,

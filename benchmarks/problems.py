@@ -31,6 +31,7 @@ _RESNET50 = {
     "block": "bottleneck", "depths": (3, 4, 6, 3), "widths": (64, 128, 256, 512), "stem": "imagenet",
     "shortcut": "B", "num_classes": 1000, "in_channels": 3,
 }  # fmt: skip
+_RESNET18 = _RESNET50 | {"block": "basic", "depths": (2, 2, 2, 2)}
 _TINY = {
     "block": "basic", "depths": (1,), "widths": (8,), "stem": "cifar", "shortcut": "B", "num_classes": 10,
     "in_channels": 1,
@@ -38,12 +39,13 @@ _TINY = {
 
 CPU = {
     "resnet20": Problem("ResNet-20, 32 x 32, batch 128", _RESNET20, 32, 128, 12),
-    "resnet50": Problem("ResNet-50, 224 x 224, batch 8", _RESNET50, 224, 8, 4),
+    "resnet18": Problem("ResNet-18, 224 x 224, batch 16", _RESNET18, 224, 16, 10),
+    "resnet50": Problem("ResNet-50, 224 x 224, batch 8", _RESNET50, 224, 8, 10),
     "tiny": Problem("one block of 8 channels, 8 x 8, batch 32", _TINY, 8, 32, 500),
 }
 GPU = {
     "resnet20": Problem("ResNet-20, 32 x 32, batch 1024, bfloat16", _RESNET20 | {"dtype": "bfloat16"}, 32, 1024, 40),
-    "resnet50": Problem("ResNet-50, 224 x 224, batch 128, bfloat16", _RESNET50 | {"dtype": "bfloat16"}, 224, 128, 10),
+    "resnet50": Problem("ResNet-50, 224 x 224, batch 256, bfloat16", _RESNET50 | {"dtype": "bfloat16"}, 224, 256, 10),
     "tiny": CPU["tiny"],
 }
 BY_PLATFORM = {"cpu": CPU, "gpu": GPU}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.rows import Row
@@ -73,7 +74,7 @@ def show(rows: list[Row]) -> None:
         table.add_column(column, justify="right" if column in ("value", "ratio", "bar") else "left")
     for row in rows:
         style = {True: "green", False: "bold red", None: ""}[row.ok]
-        table.add_row(*cells(row), style=style)
+        table.add_row(*map(escape, cells(row)), style=style)
     Console(width=None if Console().is_terminal else 220).print(table)
 
 

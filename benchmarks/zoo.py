@@ -1,9 +1,10 @@
 """Networks of the zoo: evaluating a batch beside torchvision's or timm's own, and how long compiling takes by depth.
 
-Each contestant is in a process of its own, and they take turns. Ours is compiled ahead, in channels last; PyTorch's is
-eager, channels last, in inference mode, with as many threads as it takes by itself.
+Each contestant is in a process of its own, and they take turns. Ours is `Model.predict`, by XLA alone and with
+`resfit[cpu]`; PyTorch's is eager, channels last, in inference mode, with as many threads as it takes by itself.
 """
 
+import contextlib
 import functools
 import time
 
@@ -20,6 +21,8 @@ NAMES = (
 QUICK = ("resnet18", "seresnet50")
 DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")
 BATCH, SIDE = 8, 224
+XLA, ONEDNN = "xla", "onednn"
+NOT_SLOWER = ">= 0.98"
 
 
 def _images() -> np.ndarray:
@@ -27,20 +30,18 @@ def _images() -> np.ndarray:
 
 
 class Ours:
-    """A network of resfit's."""
+    """A network of resfit's, and what convolves in it."""
 
-    def __init__(self, name: str) -> None:
-        import jax
+    def __init__(self, name: str, cpu_kernels: str) -> None:
+        import resfit
 
-        from resfit.nets import create_model
-
-        self._evaluate, self._state = _evaluation(create_model(name, num_classes=1000))
-        self._x = jax.device_put(_images())
-        self._evaluate = self._evaluate.lower(self._state, self._x).compile()
+        self._model = resfit.Model(resfit.create_model(name, num_classes=1000))
+        self._model.compile("sgd", learning_rate=0.1, cpu_kernels=cpu_kernels)
+        self._x = _images()
 
     def evaluate(self) -> None:
         """One batch."""
-        self._evaluate(self._state, self._x).block_until_ready()
+        self._model.predict(self._x, batch_size=BATCH, verbose=0)
 
 
 class Theirs:
@@ -63,7 +64,7 @@ class Theirs:
     def evaluate(self) -> None:
         """One batch."""
         with self._inference_mode():
-            self._net(self._x)
+            self._net(self._x).numpy()
 
 
 def _evaluation(net):
@@ -113,19 +114,25 @@ def rows(platform: str, quick: bool) -> list[Row]:
 
 def _evaluating(name: str, rounds: int) -> list[Row]:
     problem = f"evaluating {BATCH} images of {SIDE} x {SIDE}"
-    with Child() as ours, Child() as theirs:
-        ours.call("benchmarks.zoo:Ours", name=name)
-
-        def turn(child: Child) -> float:
-            return child.call(".evaluate").wall * 1e3
-
-        contestants = {"ours": functools.partial(turn, ours)}
+    original, missing = f"PyTorch {name}", []
+    with contextlib.ExitStack() as stack:
+        children = {kernels: stack.enter_context(Child()) for kernels in (XLA, ONEDNN, original)}
+        for kernels in (XLA, ONEDNN):
+            children[kernels].call("benchmarks.zoo:Ours", name=name, cpu_kernels=kernels)
         try:
-            theirs.call("benchmarks.zoo:Theirs", name=name)
+            children[original].call("benchmarks.zoo:Theirs", name=name)
         except ChildError as error:
-            times = interleaved.turns(contestants, rounds)
-            why = str(error).strip().splitlines()[-1]
-            return [timed(problem, name, list(times["ours"].values())), left_out(problem, f"PyTorch {name}", why)]
-        times = interleaved.turns(contestants | {"theirs": functools.partial(turn, theirs)}, rounds)
-    mine, other = (list(times[who].values()) for who in ("ours", "theirs"))
-    return [timed(problem, f"PyTorch {name}", other), compared(problem, f"{name} / PyTorch {name}", mine, other)]
+            missing = [left_out(problem, original, str(error).strip().splitlines()[-1])]
+            del children[original]
+        contestants = {who: functools.partial(_turn, child) for who, child in children.items()}
+        by_round = interleaved.turns(contestants, rounds)
+    times = {who: list(taken.values()) for who, taken in by_round.items()}
+    found = [timed(problem, f"{name}, XLA alone", times[XLA]),
+             compared(problem, f"{name}, XLA alone / resfit[cpu]", times[XLA], times[ONEDNN], NOT_SLOWER)]  # fmt: skip
+    if original in times:
+        found.append(compared(problem, f"{original} / resfit[cpu]", times[original], times[ONEDNN]))
+    return found + missing
+
+
+def _turn(child: Child) -> float:
+    return child.call(".evaluate").wall * 1e3

@@ -787,7 +787,7 @@ class Model:
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        with hooks.told_of_exceptions():
+        with hooks.told_of_exceptions(), keeping_memory(self._placement.devices[0].platform):
             results = self._loop.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
@@ -861,7 +861,7 @@ class Model:
         data = as_batches(x, geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        with hooks.told_of_exceptions():
+        with hooks.told_of_exceptions(), keeping_memory(self._placement.devices[0].platform):
             yield from self._loop.predict(data, outputs, steps, hooks, lambda: self.stop_predicting, weights)
 
     def train_on_batch(

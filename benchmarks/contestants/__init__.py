@@ -2,7 +2,8 @@
 
 Each holds a class `Contestant`, made with (platform, name of the problem, steps), whose methods are turns: `train`,
 `evaluate` and `predict` go once over the images and return when the device is done. All train the same network on the
-same images with the same optimizer, SGD of Nesterov's kind; `facts` tells what shows that they do.
+same images with the same optimizer, SGD of Nesterov's kind; `facts` tells what shows that they do. Those that take
+`resident=True` have all images on the device before the first step.
 """
 
 from typing import NamedTuple

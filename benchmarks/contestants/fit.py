@@ -1,4 +1,4 @@
-"""resfit's `fit`, `evaluate` and `predict` with their defaults: metrics, History, a progress line."""
+"""resfit's `fit`, `evaluate` and `predict` with their defaults, but XLA alone: metrics, History, a progress line."""
 
 from typing import Any
 
@@ -15,16 +15,19 @@ from benchmarks.programs import recorded
 class Contestant:
     """resfit."""
 
-    def __init__(self, platform: str, name: str, steps: int | None = None) -> None:
+    cpu_kernels = "xla"
+
+    def __init__(self, platform: str, name: str, steps: int | None = None, resident: bool = False) -> None:
         self._problem = problems.problem(platform, name, steps)
         self._x, self._y = problems.images(self._problem)
         self._model = resfit.Model(problems.network(self._problem))
-        self._model.compile("sgd", learning_rate=contestants.LEARNING_RATE)
+        self._model.compile("sgd", learning_rate=contestants.LEARNING_RATE, cpu_kernels=self.cpu_kernels)
+        self._cache = "device" if resident else None
         self._programs: list[Any] = []
 
     def train(self) -> float:
         with recorded(self._programs):
-            history = self._model.fit(self._x, self._y, batch_size=self._problem.batch, verbose=2)
+            history = self._model.fit(self._x, self._y, batch_size=self._problem.batch, cache=self._cache, verbose=2)
         return float(history.history["loss"][-1])
 
     def evaluate(self) -> float:

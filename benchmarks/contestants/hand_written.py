@@ -77,9 +77,10 @@ class Loop:
 class Contestant:
     """The hand-written loop."""
 
-    def __init__(self, platform: str, name: str, steps: int | None = None) -> None:
+    def __init__(self, platform: str, name: str, steps: int | None = None, resident: bool = False) -> None:
         self._problem = problems.problem(platform, name, steps)
-        self._x, self._y = problems.images(self._problem)
+        images = problems.images(self._problem)
+        self._x, self._y = jax.device_put(images) if resident else images
         self._loop = Loop(problems.network(self._problem))
         self._executable: Any = None
 

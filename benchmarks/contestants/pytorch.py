@@ -113,7 +113,7 @@ class Way:
 class Contestant:
     """PyTorch."""
 
-    def __init__(self, platform: str, name: str, steps: int | None = None) -> None:
+    def __init__(self, platform: str, name: str, steps: int | None = None, resident: bool = False) -> None:
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(self._cores)
         self._problem = problems.problem(platform, name, steps)
@@ -122,6 +122,8 @@ class Contestant:
         self._x, self._y = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y).long()
         self._random = np.random.default_rng(0)
         self._device = "cuda" if platform == "gpu" else "cpu"
+        if resident:
+            self._x, self._y = self._x.to(self._device), self._y.to(self._device)
         self._way: Way | None = None
         self._remark = ""
 

@@ -1,8 +1,8 @@
 """Lets the C library keep the memory that steps on a CPU use again and again.
 
 XLA allocates the buffers of a step anew in each step. glibc takes large ones from the kernel and gives them back at
-once, so that every step pays for millions of page faults: up to a third of its time. While a fit runs, glibc is told to
-keep them; then all is given back.
+once, so that every step pays for millions of page faults: up to a third of its time. While fit, evaluate or predict
+runs, glibc is told to keep them; soon after, all is given back.
 """
 
 import contextlib
@@ -29,8 +29,12 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, 
 _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))
 _LET_GO = ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 64 * 2**20), (_TOP_PAD, 0), (_MMAP_THRESHOLD, 32 * 2**20))
 
+# Until then the next call finds the memory as the last one left it: a call after another is the rule.
+SECONDS_UNTIL_GIVEN_BACK = 2.0
+
 _lock = threading.Lock()
 _running = 0
+_giving_back: threading.Timer | None = None
 
 
 def share_one_arena() -> None:
@@ -55,7 +59,7 @@ def _computes_on_cpu_alone() -> bool:
 
 @contextlib.contextmanager
 def keeping_memory(device_platform: str) -> Iterator[None]:
-    """The C library keeps freed memory inside the block, and gives it back to the system after the last such block.
+    """The C library keeps freed memory inside the block, and gives it back two seconds after the last one.
 
     Does nothing unless the device is a CPU, the C library glibc, and the environment variable RESFIT_MALLOC not
     "system". Blocks may be nested and run in several threads.
@@ -75,20 +79,34 @@ def keeping_memory(device_platform: str) -> Iterator[None]:
 
 
 def _enter(libc: Any) -> None:
-    global _running
+    global _running, _giving_back
     with _lock:
         _running += 1
-        if _running == 1:
+        if _giving_back is not None:  # the settings are still those of inside
+            _giving_back.cancel()
+            _giving_back = None
+        elif _running == 1:
             _set(libc, _KEEP)
 
 
 def _leave(libc: Any) -> None:
-    global _running
+    global _running, _giving_back
     with _lock:
         _running -= 1
         if _running == 0:
-            _set(libc, _LET_GO)
-            libc.malloc_trim(0)
+            _giving_back = threading.Timer(SECONDS_UNTIL_GIVEN_BACK, _give_back, (libc,))
+            _giving_back.daemon = True  # a process may end before
+            _giving_back.start()
+
+
+def _give_back(libc: Any) -> None:
+    global _giving_back
+    with _lock:
+        if _giving_back is not threading.current_thread():  # somebody has gone on since the time was up
+            return
+        _giving_back = None
+        _set(libc, _LET_GO)
+        libc.malloc_trim(0)
 
 
 def _set(libc: Any, options: tuple[tuple[int, int], ...]) -> None:

@@ -16,6 +16,7 @@ from flax import nnx
 
 from resfit.engine import modes
 from resfit.engine.modes import Plan, plan
+from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
@@ -153,6 +154,7 @@ class RunState:
         self._axis = axis
         self._convolutions = convolutions
         self._graph = nnx.graphdef(module)
+        self._outline: Outline | None = None  # of the module as it was last looked at, made when it is called for
         known = before.layout.plan if before is not None and before._planned(self) else None
         plan_ = known or self._plan()
         arrays = _arrays(modes.leaves(module))
@@ -190,22 +192,22 @@ class RunState:
         Raises:
           ModuleError: if a layer was replaced, added or removed, or a setting of one was changed.
         """
-        graph = nnx.graphdef(self._module)
-        if graph == self._graph:
+        if self._outline is not None and self._outline.is_unchanged():
             return
-        if self._plan() != self.layout.plan:
+        graph = nnx.graphdef(self._module)
+        if graph != self._graph and self._plan() != self.layout.plan:
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or one of "
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
                 "keeps all values, or build a new resfit.Model."
             )
-        self._graph = graph
+        self._graph, self._outline = graph, Outline(self._module)
 
     def take_from_module(self) -> None:
         """Takes over what the user assigned to the module's Variables since they were published."""
         if self._shared is None:
             return
-        now = self._in_module(modes.leaves(self._module))
+        now = self._in_module(self._leaves_of_module())
         taken = list(self.leaves)
         slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
         for i, (seen, value) in enumerate(zip(self._shared, now, strict=True)):
@@ -349,7 +351,7 @@ class RunState:
         """Puts the current values into the user's module."""
         if self._shared is not None:
             return
-        leaves = modes.leaves(self._module)  # once: it takes as long as everything else here together
+        leaves = self._leaves_of_module()
         self._warn_of_lost_assignments(leaves)
         # A user's module lives on one device, also when the run is replicated over several.
         visible = tuple(leaf.addressable_data(0) for leaf in self.leaves[: self.layout.n_visible])
@@ -377,6 +379,11 @@ class RunState:
                 "to model.module instead, which is brought up to date when it is read.",
                 lost,
             )
+
+    def _leaves_of_module(self) -> Sequence[tuple[Any, Any]]:
+        if self._outline is not None and self._outline.is_unchanged():
+            return self._outline.leaves
+        return modes.leaves(self._module)
 
     def _in_module(self, leaves: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
         arrays = _arrays(leaves)

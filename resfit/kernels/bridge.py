@@ -79,8 +79,11 @@ class _Functions(ctypes.Structure):
         ("wait", ctypes.c_void_p),
         ("set_threads", ctypes.c_void_p),
         ("set_dynamic", ctypes.c_void_p),
+        ("parallel", ctypes.c_void_p),
+        ("thread_number", ctypes.c_void_p),
         ("stream", ctypes.c_void_p),
         ("threads", ctypes.c_int32),
+        ("bind", ctypes.c_int32),
     )
 
 
@@ -90,6 +93,8 @@ _HANDED_OVER = (
     "dnnl_stream_wait",
     "omp_set_num_threads",
     "omp_set_dynamic",
+    "GOMP_parallel",
+    "omp_get_thread_num",
 )
 
 
@@ -116,7 +121,7 @@ class Bridge:
         if status:
             raise Unavailable(f"{library} does not start (status {status})")
         pointers = [ctypes.cast(getattr(library.functions, name), ctypes.c_void_p) for name in _HANDED_OVER]
-        if native.resfit_open(ctypes.byref(_Functions(*pointers, self.stream, library.threads))):
+        if native.resfit_open(ctypes.byref(_Functions(*pointers, self.stream, library.threads, library.bound))):
             raise Unavailable("no thread could be started for oneDNN")
         # Steps may still run when the interpreter ends, and the library is taken down then.
         atexit.register(native.resfit_close)

@@ -18,6 +18,8 @@ FILE = "libdnnl.so.3"
 RUNTIME = "libgomp.so.1"
 MAJOR = 3  # of the C interface: what is called here has had the same meaning since 3.0
 LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # the time of processors that a container may use, and in which time
+# With one of these set, the user has said where OpenMP's threads run.
+_BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 _OPENMP = 2  # dnnl_cpu_runtime_t: how the library runs in threads
 
 _log = logging.getLogger("resfit")
@@ -51,6 +53,8 @@ _FUNCTIONS = (
     "omp_set_num_threads",
     "omp_set_dynamic",
     "omp_get_thread_limit",
+    "omp_get_thread_num",
+    "GOMP_parallel",
 )
 
 
@@ -73,11 +77,13 @@ class Library(NamedTuple):
       functions: its C functions as attributes, each returning an int status unless said otherwise.
       version: such as "3.2.1".
       threads: on how many each of its operations runs. Sums are cut by it, so the last bits depend on it.
+      bound: whether each of them is to keep to a processor of its own.
     """
 
     functions: Any
     version: str
     threads: int
+    bound: bool
 
     def __str__(self) -> str:
         return f"oneDNN {self.version} on {self.threads} threads"
@@ -158,7 +164,10 @@ def opened(path: pathlib.Path) -> Library:
     if found.cpu_runtime != _OPENMP:
         raise Unavailable(f"{path} was not built for OpenMP (its runtime is number {found.cpu_runtime})")
     # Fewer threads than an operation was cut for would wait for the others for ever.
-    return Library(functions, version, min(_threads(), functions.omp_get_thread_limit()))
+    threads = min(_threads(), functions.omp_get_thread_limit())
+    # Where they are fewer than the processors, they would all be on the first ones, as those of other processes are.
+    chosen = any(name in os.environ for name in _BINDING)
+    return Library(functions, version, threads, not chosen and threads == len(os.sched_getaffinity(0)))
 
 
 def _is_loaded(name: str) -> bool:

@@ -13,6 +13,7 @@ from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
 from resfit.nets.shortcut import SHORTCUTS, IdentityShortcut
 from resfit.nets.squeeze import SqueezeExcite
+from resfit.nets.stored import stored
 
 # Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a
 # shortcut rounds it up agrees with the shortcut on one of them at most.
@@ -132,7 +133,7 @@ class Residual(nnx.Module):
         if self.drop_path is not None:
             branch = _call(self.drop_path, branch, train)
         passed_on = x if isinstance(self.shortcut, IdentityShortcut) else activated
-        return self.activation(branch + _call(self.shortcut, passed_on, train))
+        return stored(self.activation(branch + _call(self.shortcut, passed_on, train)))
 
 
 def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:

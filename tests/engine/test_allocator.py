@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,21 @@ class Libc:
 
 
 @pytest.fixture
-def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
+def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libc]:
+    given_back()  # what a test before left
     fake = Libc()
     monkeypatch.setattr(allocator, "_glibc", lambda: fake)
+    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 0.05)
     monkeypatch.delenv(allocator.SWITCH, raising=False)
-    return fake
+    yield fake
+    given_back()
+
+
+def given_back() -> None:
+    """Waits until the memory of the last block is given back."""
+    timer = allocator._giving_back
+    if timer is not None:
+        timer.join()
 
 
 def test_memory_is_kept_inside_and_let_go_after_also_where_an_error_ends_it(libc: Libc) -> None:
@@ -47,6 +58,8 @@ def test_memory_is_kept_inside_and_let_go_after_also_where_an_error_ends_it(libc
 
     with pytest.raises(ZeroDivisionError):
         fails()
+    assert libc.calls == []
+    given_back()
     assert libc.calls == [(-4, 65536), (-1, 64 * 2**20), (-2, 0), (-3, 32 * 2**20), "trim"]
 
 
@@ -61,6 +74,20 @@ def test_the_last_of_several_lets_go(libc: Libc) -> None:
         thread.start()
         thread.join()
         assert libc.calls == []
+    given_back()
+    assert libc.calls[-1] == "trim"
+
+
+def test_a_call_that_follows_finds_the_memory_as_it_was_left(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 60.0)
+    with keeping_memory("cpu"):
+        pass
+    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 0.05)
+    libc.calls.clear()
+    with keeping_memory("cpu"):
+        pass
+    assert libc.calls == []
+    given_back()
     assert libc.calls[-1] == "trim"
 
 

@@ -1,0 +1,74 @@
+"""What the extra `resfit[cpu]` changes: a step, evaluation and prediction beside XLA alone, and beside PyTorch."""
+
+import contextlib
+from typing import Any
+
+from benchmarks import interleaved, problems
+from benchmarks.child import Child, ChildError
+from benchmarks.rows import Row, compared, left_out, timed
+
+XLA, ONEDNN, PYTORCH = "fit", "fit_onednn", "pytorch"
+BARS = {"resnet20": ">= 2.2", "resnet18": ">= 1.6", "resnet50": ">= 1.7", "tiny": ">= 0.98"}  # XLA alone / with it
+AS_PYTORCH = ">= 1.0"
+ROUNDS = {"resnet20": 8, "resnet18": 5, "resnet50": 4, "tiny": 20}
+
+
+def rows(name: str, platform: str, quick: bool) -> list[Row]:
+    """Milliseconds of a batch of one problem."""
+    if platform != "cpu":
+        return [left_out("resfit[cpu]", "steps", f"it is not for a {platform}")]
+    rounds = 3 if quick else ROUNDS[name]
+    problem = problems.problem("cpu", name)
+    title, found = f"{problem.title}, resfit[cpu]", []
+    with contextlib.ExitStack() as stack:
+        children = {}
+        for who in (XLA, ONEDNN, PYTORCH):
+            child = stack.enter_context(Child())
+            try:
+                child.call(f"benchmarks.contestants.{who}:Contestant", platform="cpu", name=name, steps=problem.steps)
+            except ChildError as error:
+                found.append(left_out(title, who, str(error).strip().splitlines()[-1]))
+            else:
+                children[who] = child
+        train = _turns(children, dict.fromkeys(children, "train"), rounds, problem.steps)
+        # PyTorch's loop keeps its outputs whatever they are for.
+        inference = {
+            method: _turns(
+                children,
+                {PYTORCH: "predict"} | dict.fromkeys((XLA, ONEDNN), method),
+                max(rounds // 2, 3),
+                problem.steps,
+            )
+            for method in ("evaluate", "predict")
+        }
+        facts = {who: child.call(".facts").result for who, child in children.items()}
+    if ONEDNN not in children:
+        return found
+    found += [
+        timed(title, "fit step, XLA alone", train[XLA]),
+        timed(title, "fit step", train[ONEDNN], f"peak memory {_peak(facts, ONEDNN):,.0f} MiB"),
+        compared(title, "XLA alone fit step / fit step", train[XLA], train[ONEDNN], BARS[name],
+                 f"peak memory {_peak(facts, XLA):,.0f} MiB"),
+    ]  # fmt: skip
+    bar = "" if name == "tiny" else AS_PYTORCH
+    if PYTORCH in children:
+        note = f"peak memory {_peak(facts, PYTORCH):,.0f} MiB; {facts[PYTORCH]['remark']}"
+        found.append(compared(title, "PyTorch step / fit step", train[PYTORCH], train[ONEDNN], bar, note))
+    for method, times in inference.items():
+        found.append(compared(title, f"XLA alone {method} / {method}", times[XLA], times[ONEDNN], ">= 0.98"))
+        if PYTORCH in children:
+            what = f"PyTorch inference_mode / {method}"
+            found.append(compared(title, what, times[PYTORCH], times[ONEDNN], bar))
+    return found
+
+
+def _turns(children: dict[str, Child], methods: dict[str, str], rounds: int, steps: int) -> dict[str, list[float]]:
+    def turn(child: Child, method: str) -> Any:
+        return lambda: child.call(f".{method}").wall / steps * 1e3
+
+    taken = interleaved.turns({who: turn(child, methods[who]) for who, child in children.items()}, rounds)
+    return {who: list(by_round.values()) for who, by_round in taken.items()}
+
+
+def _peak(facts: dict[str, Any], who: str) -> float:
+    return facts[who]["peak_memory"] / 2**20
