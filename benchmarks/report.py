@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+NOT_DRAWN = ("devices", "zoo")  # for information; and too many
 NO_GPU = "no gpu"  # the section of the row that says so, until there was one
 COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
 CONTESTANTS = {  # what a row's `what` begins with -> color
@@ -36,6 +37,11 @@ class Measured(NamedTuple):
     where: str
     date: str
     row: Row
+
+    @property
+    def title(self) -> str:
+        """Of the table that it stands in."""
+        return self.row.problem + (", GPU" if self.platform == "gpu" else "")
 
 
 def read(path: Path) -> list[Measured]:
@@ -83,11 +89,11 @@ def page(rows: list[Measured]) -> str:
     runs = list(dict.fromkeys((measured.date, measured.where) for measured in rows))
     letters = {run: chr(ord("A") + i) for i, run in enumerate(runs)}
     parts = []
-    for problem in dict.fromkeys(measured.row.problem for measured in rows):
-        parts += [f"### {problem}", "", "| " + " | ".join([*COLUMNS[1:], "run"]) + " |"]
+    for title in dict.fromkeys(measured.title for measured in rows):
+        parts += [f"### {title}", "", "| " + " | ".join([*COLUMNS[1:], "run"]) + " |"]
         parts.append("|" + "---|" * len(COLUMNS))
         for measured in rows:
-            if measured.row.problem == problem:
+            if measured.title == title:
                 shown = [*cells(measured.row)[1:], letters[measured.date, measured.where]]
                 parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |")
         parts.append("")
@@ -115,10 +121,11 @@ def draw(rows: list[Measured], path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    rows = [measured for measured in rows if measured.row.ratio is not None and measured.section != "devices"]
-    shown = [measured.row for measured in rows if "memory" not in measured.row.what]
-    titles = list(dict.fromkeys(row.problem for row in shown))
-    groups = [[row for row in shown if row.problem == title] for title in titles]
+    rows = [measured for measured in rows if measured.row.ratio is not None and measured.section not in NOT_DRAWN]
+    rows = [measured for measured in rows if "memory" not in measured.row.what]
+    shown = [measured.row for measured in rows]
+    titles = list(dict.fromkeys(measured.title for measured in rows))
+    groups = [[measured.row for measured in rows if measured.title == title] for title in titles]
     heights = [len(group) + 1.2 for group in groups]
     figure, axes = plt.subplots(
         len(groups), 1, figsize=(10, 0.34 * sum(heights) + 0.8), height_ratios=heights, sharex=True, squeeze=False

@@ -33,6 +33,9 @@ print.
 
 Every member takes what `ResNetSpec` has: `create_model("resnet50d", num_classes=10, squeeze=1 / 16, drop_path=0.1)`.
 
+How long they take beside torchvision's and timm's on one CPU, and to compile by depth, is among the
+[benchmarks](benchmarks.md).
+
 This page is made by `make zoo`, with torch {GOLDEN["versions"]["torch"]}, torchvision
 {GOLDEN["versions"]["torchvision"]} and timm {GOLDEN["versions"]["timm"]} as the oracles.
 """

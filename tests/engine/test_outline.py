@@ -27,7 +27,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a setting": lambda net: setattr(net.norm, "epsilon", 1e-3),
     "a mode": lambda net: net.eval(),
     "another Variable": lambda net: setattr(net.head, "kernel", nnx.Param(jnp.ones((4, 3)))),
-    "something sown": lambda net: net.sow(nnx.Intermediate, "seen", jnp.ones(1)),
 }
 
 

@@ -198,3 +198,32 @@ def test_a_process_may_end_while_it_convolves() -> None:
     for _ in range(3):
         done = run(LEAVING)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+WHERE = """
+import collections, json, os, pathlib
+import jax, jax.numpy as jnp
+from resfit.kernels import Convolve
+x, w = jnp.ones((8, 32, 32, 16)), jnp.ones((3, 3, 16, 16))
+Convolve(always=True)(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).block_until_ready()
+statuses = [(task / "status").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+lines = [line for status in statuses for line in status.splitlines()]
+where = collections.Counter(line.split()[1] for line in lines if line.startswith("Cpus_allowed_list"))
+print(json.dumps([[str(i) for i in sorted(os.sched_getaffinity(0))], where]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
+@pytest.mark.parametrize(
+    ("environment", "bound"), [({}, True), ({"OMP_NUM_THREADS": "1"}, False), ({"OMP_PLACES": "threads"}, None)]
+)
+def test_each_of_its_threads_keeps_to_a_processor_and_no_other_thread_does(
+    environment: dict[str, str], bound: bool | None
+) -> None:
+    done = run(WHERE, **environment)
+    processors, where = json.loads(done.stdout)
+    found = [where.get(processor, 0) for processor in processors]
+    if bound is not None:  # else OpenMP does as it was told
+        assert found == [int(bound)] * len(processors)
+    assert sum(where.values()) > sum(found)
