@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What convolves on a CPU: functions that stand in for JAX's own. Nobody below the model knows of them.
     "kernels": set(),
     # Networks stand alone: they can be used with somebody else's loop.
-    "nets": {"compilation_cache"},
+    "stored": set(),
+    "nets": {"compilation_cache", "stored"},
     "weights": {"nets", "packages", "whole_file", "download"},
     "pretrained": {"nets", "weights"},
     "summary": {"nets", "engine.memory"},
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.outline": {"engine.modes"},
     "engine.state": {"engine.modes", "engine.outline", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
-    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
+    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers", "stored"},
     "engine.dispatch": {"engine.programs"},
     "engine.processes": {"engine.dispatch", "data"},
     "engine.boundary": {"engine.processes", "engine.signals"},
