@@ -163,7 +163,7 @@ class Checkpoints:
             except FileNotFoundError:  # somebody else did
                 continue
             except OSError as error:
-                raise CheckpointError(f"An old checkpoint cannot be deleted: {error}.") from error
+                raise CheckpointError(f"The old checkpoint {str(path)!r} cannot be deleted: {error}.") from error
 
     def wait(self) -> None:
         """Returns once all is written.
@@ -271,7 +271,7 @@ def _write(directory: pathlib.Path, step: int, arrays: dict[str, np.ndarray], fa
             try:
                 shutil.rmtree(left)
             except OSError as error:
-                _log.warning("What is left of a checkpoint cannot be deleted: %s.", error)
+                _log.warning("%r, left of a checkpoint, cannot be deleted: %s.", str(left), error)
     packed, index = pack(arrays)
     content = {"format": FORMAT, "facts": facts, "arrays": index, "arrays_checksum": _checksum(packed)}
     unsynced = directory / f"{step}.unsynced"
