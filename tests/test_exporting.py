@@ -77,8 +77,13 @@ def test_it_predicts_without_resfit_what_the_model_predicts_for_batches_of_any_s
         np.testing.assert_allclose(found, expected[:rows], rtol=1e-6, atol=1e-6)
 
 
-def test_the_same_batch_has_the_same_bits(trained: Any, tmp_path: Path) -> None:
-    np.testing.assert_array_equal(exported(trained, tmp_path)(pixels()), trained.predict_on_batch(pixels()))
+def test_the_same_batch_has_the_same_bits_from_program_to_program_and_those_of_the_model_up_to_rounding(
+    trained: Any, tmp_path: Path
+) -> None:
+    program = exported(trained, tmp_path)
+    assert_same(program(pixels()), resfit.load_exported(tmp_path / "net.npz")(pixels()))
+    # Not bit for bit: jaxlib 0.10 drops the barriers of an exported program, and fuses otherwise.
+    np.testing.assert_allclose(program(pixels()), trained.predict_on_batch(pixels()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
