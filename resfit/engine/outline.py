@@ -20,6 +20,7 @@ class Outline:
       module: any.
 
     Attributes:
+      readable: whether changes can be told; where not, another outline of the module would be of no use.
       leaves: path and leaf of everything that the module holds, as `modes.leaves` has them.
 
     Example:
@@ -35,7 +36,7 @@ class Outline:
 
     def __init__(self, module: nnx.Module) -> None:
         self._seen: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self._readable = True
+        self.readable = True
         variables: dict[tuple[Any, ...], nnx.Variable[Any]] = {}
         for path, part in nnx.iter_graph(module):
             if isinstance(part, nnx.Variable):
@@ -48,7 +49,7 @@ class Outline:
             ):  # flax's own of every part, and what cannot change
                 continue
             elif nnx.graph.is_node(part):
-                self._readable = False  # a container of another library's, which may change in ways of its own
+                self.readable = False  # a container of another library's, which may change in ways of its own
                 continue
             else:
                 continue
@@ -56,11 +57,11 @@ class Outline:
         leaves = modes.leaves(module)
         self.leaves = [(path, variables.get(tuple(path), leaf)) for path, leaf in leaves]
         # Of two paths to one Variable the two walks may have taken another each.
-        self._readable &= all(isinstance(leaf, nnx.Variable) == (tuple(path) in variables) for path, leaf in leaves)
+        self.readable &= all(isinstance(leaf, nnx.Variable) == (tuple(path) in variables) for path, leaf in leaves)
 
     def is_unchanged(self) -> bool:
         """Whether every attribute of every part is the object that it was. False also where that cannot be told."""
-        return self._readable and all(
+        return self.readable and all(
             len(now) == len(seen) and all(now.get(name, _MISSING) is value for name, value in seen.items())
             for now, seen in self._seen
         )

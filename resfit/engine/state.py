@@ -201,7 +201,9 @@ class RunState:
                 "its settings is another. The compiled steps do not know of that. Call model.compile(...) again, which "
                 "keeps all values, or build a new resfit.Model."
             )
-        self._graph, self._outline = graph, Outline(self._module)
+        self._graph = graph
+        if self._outline is None or self._outline.readable:
+            self._outline = Outline(self._module)
 
     def take_from_module(self) -> None:
         """Takes over what the user assigned to the module's Variables since they were published."""

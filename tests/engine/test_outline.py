@@ -56,7 +56,9 @@ def test_a_container_that_it_does_not_know_is_walked_every_time() -> None:
         def __init__(self) -> None:
             self.parts = nnx.data({"a": nnx.Param(jnp.ones(2))})
 
-    assert not Outline(Holds()).is_unchanged()
+    outline = Outline(Holds())
+    assert not outline.is_unchanged()
+    assert not outline.readable
 
 
 def test_values_and_layers_that_are_assigned_between_two_calls_count() -> None:
