@@ -26,11 +26,12 @@ SWITCH = "RESFIT_MALLOC"  # "system" leaves the allocator alone
 # From malloc.h. Each with what it is set to while a fit runs, and what it is set to after: glibc's own values, those of
 # the thresholds as glibc itself raises them for a process that frees large blocks.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
-_KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))
+_KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 * 2**20))
 _LET_GO = ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 64 * 2**20), (_TOP_PAD, 0), (_MMAP_THRESHOLD, 32 * 2**20))
 
-# Until then the next call finds the memory as the last one left it: a call after another is the rule.
-SECONDS_UNTIL_GIVEN_BACK = 2.0
+# Until then the next call finds the memory as the last one left it, where it would fault in again what it needs. Who
+# works with a model by hand, or trains and evaluates in turn, calls again within that time.
+SECONDS_UNTIL_GIVEN_BACK = 30.0
 
 _lock = threading.Lock()
 _running = 0
@@ -59,7 +60,7 @@ def _computes_on_cpu_alone() -> bool:
 
 @contextlib.contextmanager
 def keeping_memory(device_platform: str) -> Iterator[None]:
-    """The C library keeps freed memory inside the block, and gives it back two seconds after the last one.
+    """The C library keeps freed memory inside the block, and gives it back half a minute after the last one.
 
     Does nothing unless the device is a CPU, the C library glibc, and the environment variable RESFIT_MALLOC not
     "system". Blocks may be nested and run in several threads.

@@ -1,5 +1,6 @@
 """Pooling: maximum, average, blurred, and global average."""
 
+import functools
 import itertools
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import reduce
 from jax import lax
+
+from resfit.stored import stored
 
 
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
@@ -25,19 +28,46 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
         >>> max_pool(jnp.arange(5.0).reshape(1, 1, 5, 1)).ravel().tolist()
         [1.0, 3.0, 4.0]
     """
+    return _max_pool(x, window, strides)
+
+
+# nnx.max_pool has the same values and gradient (the first of equal values gets it), but its gradient is a
+# select-and-scatter: ten times slower on a CPU, and refused by XLA's deterministic mode on a GPU.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
+    pooled, *others = _shifted(x, window, strides, -jnp.inf)
+    for candidate in others:
+        pooled = jnp.where((candidate > pooled) | jnp.isnan(candidate), candidate, pooled)
+    return pooled
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(
+    window: int, strides: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Keeps which pixel of a window it was, one byte each; JAX would keep a comparison for each pixel of the window."""
+    (x,), (tangent,) = primals, tangents
+    pooled, *others = _shifted(x, window, strides, -jnp.inf)
+    number = np.min_scalar_type(window * window)
+    which = jnp.zeros(pooled.shape, number)
+    for i, candidate in enumerate(others, 1):
+        larger = (candidate > pooled) | jnp.isnan(candidate)
+        pooled = jnp.where(larger, candidate, pooled)
+        which = jnp.where(larger, number.type(i), which)
+    pooled, which = stored((pooled, which))  # in one pass: both halves of every comparison
+    parts = [jnp.where(which == i, part, 0) for i, part in enumerate(_shifted(tangent, window, strides, 0))]
+    return pooled, functools.reduce(jnp.add, parts)
+
+
+def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[jax.Array]:
+    """For each pixel of the window, row by row, what it sees at every step."""
     pad = window // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=outside)
     height, width = (-(-size // strides) for size in x.shape[1:3])
-    shifted = [
+    return [
         padded[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides, :]
         for i, j in itertools.product(range(window), repeat=2)
     ]
-    # Equal to nnx.max_pool in value and gradient (the first of equal values gets it), but that one's gradient is a
-    # select-and-scatter: six to ten times slower on a CPU, and refused by XLA's deterministic mode on a GPU.
-    pooled = shifted[0]
-    for candidate in shifted[1:]:
-        pooled = jnp.where((candidate > pooled) | jnp.isnan(candidate), candidate, pooled)
-    return pooled
 
 
 def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Array:

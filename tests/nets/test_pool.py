@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.test_util import check_grads
 
 from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
 
@@ -33,6 +34,15 @@ def test_max_pool_and_its_gradient_are_those_of_flax(size: tuple[int, int], wind
     )
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_max_pool_has_derivatives_of_any_order_and_direction() -> None:
+    # Of values that are far apart, so that the differences of the check change no maximum.
+    x = jax.random.permutation(jax.random.key(0), jnp.arange(2 * 5 * 6 * 3.0)).reshape(2, 5, 6, 3)
+    with jax.enable_x64():
+        check_grads(lambda x: max_pool(x) ** 2, (x.astype("float64"),), order=2)
+    batched = jax.vmap(jax.grad(lambda x: max_pool(x).sum()))(x[:, None])
+    np.testing.assert_array_equal(batched[:, 0], jax.grad(lambda x: max_pool(x).sum())(x))
 
 
 def test_max_pool_pads_with_less_than_any_value() -> None:
