@@ -1064,7 +1064,7 @@ def _convolutions(choice: str, placement: Placement) -> Convolutions | None:
     platform, mesh = placement.devices[0].platform, placement.mesh
     if not kernels.chosen(choice, platform, compiled=placement.kind != "eager"):
         return None
-    return Convolutions(whole=kernels.Convolve(mesh), part=kernels.Convolve())
+    return Convolutions(whole=kernels.Convolve(mesh), part=kernels.Convolve(), fused=kernels.fused)
 
 
 def _schedule(

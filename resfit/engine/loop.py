@@ -74,9 +74,13 @@ class Loop:
         self.processes = Processes(placement)
         self._key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
         layout = state.layout
+
+        def fused(step: Callable[..., Any]) -> Callable[..., Any]:
+            return step if state.convolutions is None else state.convolutions.fused(step)
+
         self._predict = {
             name: Step(
-                functools.partial(predict_step, layout, preprocess, output.finish, call=output.call),
+                fused(functools.partial(predict_step, layout, preprocess, output.finish, call=output.call)),
                 placement,
                 returns_state=False,
             )
@@ -110,7 +114,7 @@ class Loop:
         self._train = Step(train, placement, donate=True, mapped=part)
         # For train_on_batch, whose result the user's module shares.
         self._train_kept = Step(train, placement, mapped=part)
-        self._evaluate = Step(evaluate, placement)
+        self._evaluate = Step(fused(evaluate), placement)
         self._names = metrics.names(recipe.metrics)
         self.sums: Leaves = ()  # of the metrics, since the epoch began
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.

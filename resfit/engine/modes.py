@@ -61,10 +61,12 @@ class Convolutions(NamedTuple):
     Attributes:
       whole: for whole batches.
       part: for a part of a batch whose other parts are on other devices.
+      fused: makes of a step without derivatives one that does in one pass what follows a convolution.
     """
 
     whole: Callable[..., jax.Array]
     part: Callable[..., jax.Array]
+    fused: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Freeze(NamedTuple):

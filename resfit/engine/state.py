@@ -152,7 +152,7 @@ class RunState:
         self._ema = ema
         self.precision = precision
         self._axis = axis
-        self._convolutions = convolutions
+        self.convolutions = convolutions
         self._graph = nnx.graphdef(module)
         self._outline: Outline | None = None  # of the module as it was last looked at, made when it is called for
         known = before.layout.plan if before is not None and before._planned(self) else None
@@ -176,13 +176,13 @@ class RunState:
         self.epoch = 0
 
     def _plan(self) -> Plan:
-        return plan(self._module, self._freeze, self.precision, self._axis, self._convolutions)
+        return plan(self._module, self._freeze, self.precision, self._axis, self.convolutions)
 
     def _planned(self, other: "RunState") -> bool:
         """Whether the plan is that of the module as it is now, for what another state of it was made with."""
         shapes = [np.shape(array) for array in _arrays(modes.leaves(self._module))]
         mine, theirs = (
-            (state._graph, state._freeze, state.precision, state._axis, state._convolutions) for state in (self, other)
+            (state._graph, state._freeze, state.precision, state._axis, state.convolutions) for state in (self, other)
         )
         return mine == theirs and shapes == [slot.shape for slot in self.layout.plan.slots]
 
@@ -335,7 +335,7 @@ class RunState:
             ema=self._ema,
             precision=self.precision,
             axis=self._axis,
-            convolutions=self._convolutions,
+            convolutions=self.convolutions,
         )
         self.leaves, self._shared = fresh.leaves, fresh._shared
         return True

