@@ -14,17 +14,12 @@ T = TypeVar("T")
 def stored(arrays: T) -> T:
     """Returns the arrays, which a CPU computes once and keeps, and all of them before any is read. Gradients likewise.
 
-    Two habits of XLA's compiler for CPUs are met by it; other platforms' compilers get the arrays as they are.
+    XLA's compiler for CPUs computes sums anew for each reader. The output of a residual block is read by the next
+    branch and by the next addition: along the blocks of a stage, each addition then goes through those of all blocks
+    before it, and the time grows with the square of the depth.
 
-    It computes sums anew for each reader. The output of a residual block is read by the next branch and by the next
-    addition: along the blocks of a stage, each addition then goes through those of all blocks before it, and the time
-    grows with the square of the depth.
-
-    It copies every parameter in a training step whose new state takes the memory of the old one: for all it knows, a
-    parameter may be updated before the last gradient has read it. If all gradients come first, none is copied.
-
-    What tells the compiler is a barrier, which that of jaxlib 0.10 drops before it fuses unless it is asked not to, as
-    `resfit.Model` does; that of 0.12 keeps it.
+    Other platforms' compilers get the arrays as they are. What tells this one is a barrier, which that of jaxlib 0.10
+    drops before it fuses unless it is asked not to, as `resfit.Model` does; that of 0.12 keeps it.
 
     Args:
       arrays: one, or any pytree of them.

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.outline": {"engine.modes"},
     "engine.state": {"engine.modes", "engine.outline", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
-    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers", "stored"},
+    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
     "engine.dispatch": {"engine.programs"},
     "engine.processes": {"engine.dispatch", "data"},
     "engine.boundary": {"engine.processes", "engine.signals"},

@@ -19,7 +19,6 @@ from resfit.engine import modes, replicas
 from resfit.engine.state import Layout, Leaves, rate_factor
 from resfit.errors import LossError
 from resfit.optimizers import skips
-from resfit.stored import stored
 
 _log = logging.getLogger("resfit")
 
@@ -157,7 +156,7 @@ def train_step(
         params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
         total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
         merged = merged.merge(found)
-    loss, gradients = stored(replicas.total(total, axis))
+    loss, gradients = replicas.total(total, axis)
     if recipe.schedule is not None and recipe.rate_index is not None:
         flat, tree = jax.tree.flatten(optimizer_state)
         rate = recipe.schedule(step, span) * rate_factor(span)
