@@ -11,6 +11,7 @@ XLA, ONEDNN, PYTORCH = "fit", "fit_onednn", "pytorch"
 BARS = {"resnet20": ">= 2.2", "resnet18": ">= 1.6", "resnet50": ">= 1.7", "tiny": ">= 0.98"}  # XLA alone / with it
 AS_PYTORCH = ">= 1.0"
 ROUNDS = {"resnet20": 8, "resnet18": 5, "resnet50": 4, "tiny": 20}
+LEAST_OF_INFERENCE = 8  # a turn is a third of one in training, and varies as much
 
 
 def rows(name: str, platform: str, quick: bool) -> list[Row]:
@@ -36,7 +37,7 @@ def rows(name: str, platform: str, quick: bool) -> list[Row]:
             method: _turns(
                 children,
                 {PYTORCH: "predict"} | dict.fromkeys((XLA, ONEDNN), method),
-                max(rounds // 2, 3),
+                rounds if quick else max(rounds, LEAST_OF_INFERENCE),
                 problem.steps,
             )
             for method in ("evaluate", "predict")
