@@ -1,5 +1,6 @@
 """What follows a convolution is done in its call where oneDNN can, and comes to the same wherever it cannot."""
 
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -171,6 +172,16 @@ def test_halves_are_left_to_xla() -> None:
     arrays = problem("bfloat16")
     function = functools.partial(followed, ("scale", "relu"))
     assert operations_left(fused(function), *arrays.values()) == 2
+
+
+def test_threads_that_add_in_place_get_the_same_bits() -> None:
+    arrays = problem()
+    run = jax.jit(fused(functools.partial(followed, ("scale", "shift", "add", "relu"))))
+    first = np.array(run(*arrays.values()))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(lambda: np.array(run(*arrays.values()))) for _ in range(200)]
+        for again in found:
+            np.testing.assert_array_equal(again.result(), first)
 
 
 def test_an_array_that_is_not_where_the_result_goes_is_refused() -> None:
