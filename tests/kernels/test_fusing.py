@@ -142,6 +142,18 @@ def test_what_is_added_in_place_is_still_there_for_others() -> None:
     np.testing.assert_array_equal(arrays["whole"], before)
 
 
+def test_images_that_are_added_to_their_own_convolution_are_read_whole_first() -> None:
+    def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
+        x = jnp.tanh(x)  # an array that nobody else reads: its memory is free for the result
+        for _ in range(3):
+            x = nnx.relu(convolve(x, w) * row + x)
+        return x
+
+    arrays = problem()
+    assert operations_left(fused(function), *arrays.values()) == 0
+    assert_near(*(jax.jit(f)(*arrays.values()) for f in (fused(function), function)))
+
+
 def test_a_sum_of_two_convolutions_belongs_to_one_of_them() -> None:
     def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
         return nnx.relu((convolve(x, w) * row + row) + (convolve(whole, w) * row - row))
