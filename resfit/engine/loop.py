@@ -76,7 +76,9 @@ class Loop:
         layout = state.layout
 
         def fused(step: Callable[..., Any]) -> Callable[..., Any]:
-            return step if state.convolutions is None else state.convolutions.fused(step)
+            if state.convolutions is None or placement.kind == "eager":  # which runs the step as it is written
+                return step
+            return state.convolutions.fused(step)
 
         self._predict = {
             name: Step(

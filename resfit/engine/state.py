@@ -128,6 +128,7 @@ class RunState:
       layout: what each leaf is.
       leaves: the arrays themselves, where `replicate` puts them.
       precision: what the steps compute in, see `engine.modes.plan`.
+      convolutions: what convolves instead of XLA, if anything does.
       epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
     """
 

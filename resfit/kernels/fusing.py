@@ -43,7 +43,7 @@ class _Chain(NamedTuple):
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function of arrays, whose convolutions by `Convolve` do what follows them, where oneDNN can.
 
-    What it returns is the same up to rounding. It has no derivatives, and is for programs on a CPU.
+    What it returns is the same up to rounding.
 
     Args:
       function: of pytrees of arrays, which it does not change.
@@ -108,14 +108,14 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
             break
         equations.append(following)
         operations.append(operation)
-    if not operations:
-        return None
     image, kernel, out = map(_type, (*convolution.invars, *convolution.outvars))
     shape = shape_of(FORWARD, image, kernel, out, convolution.params["window"])
-    plan = planned(
-        shape._replace(after=tuple(operation.kind for operation in operations)), always=convolution.params["always"]
-    )
-    return None if plan is None else _Chain(equations, operations, plan)
+    for count in range(len(operations), 0, -1):  # some of oneDNN's codes add only as the first thing
+        after = tuple(operation.kind for operation in operations[:count])
+        plan = planned(shape._replace(after=after), always=convolution.params["always"])
+        if plan is not None:
+            return _Chain(equations[: count + 1], operations[:count], plan)
+    return None
 
 
 def _has_room(operations: Sequence[_Operation], new: _Operation) -> bool:
@@ -150,10 +150,14 @@ def _is_relu(equation: JaxprEqn) -> bool:
     """Whether it is a maximum with 0, or `jax.nn.relu`, which wraps one."""
     if equation.primitive is max_p:
         return any(isinstance(value, Literal) and value.val == 0 for value in equation.invars)
-    if equation.primitive not in (custom_jvp_call_p, jit_p):
+    if equation.primitive not in (custom_jvp_call_p, jit_p) or len(equation.invars) != 1 or len(equation.outvars) != 1:
         return False
-    inner = [inside for jaxpr in jaxprs_in_params(equation.params) for inside in jaxpr.eqns]
-    return len(equation.invars) == len(inner) == 1 and _is_relu(inner[0])
+    inner, *others = jaxprs_in_params(equation.params)
+    if others or len(inner.eqns) != 1:
+        return False
+    (maximum,) = inner.eqns
+    reads = any(value is inner.invars[0] for value in maximum.invars)
+    return reads and inner.outvars[0] is maximum.outvars[0] and _is_relu(maximum)
 
 
 def _as_one(chain: _Chain) -> JaxprEqn:

@@ -55,8 +55,14 @@ def _max_pool_jvp(
         pooled = jnp.where(larger, candidate, pooled)
         which = jnp.where(larger, number.type(i), which)
     pooled, which = stored((pooled, which))  # in one pass: both halves of every comparison
-    parts = [jnp.where(which == i, part, 0) for i, part in enumerate(_shifted(tangent, window, strides, 0))]
-    return pooled, functools.reduce(jnp.add, parts)
+
+    # Checkpointed, so that the gradient keeps `which` and compares again; there is nothing to hold apart by barriers.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def picked(which: jax.Array, tangent: jax.Array) -> jax.Array:
+        parts = [jnp.where(which == i, part, 0) for i, part in enumerate(_shifted(tangent, window, strides, 0))]
+        return functools.reduce(jnp.add, parts)
+
+    return pooled, picked(which, tangent)
 
 
 def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[jax.Array]:

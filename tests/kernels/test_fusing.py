@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resfit
-from resfit.kernels import Convolve, convolution, fused
+from resfit.kernels import Convolve, convolution, fused, fusing
 from resfit.kernels.bridge import TARGET
 from resfit.kernels.planning import ADD, FORWARD
 from tests.kernels.needed import onednn
@@ -39,6 +39,27 @@ def problem(dtype: str = "float32") -> dict[str, jax.Array]:
     }
 
 
+@jax.custom_jvp
+def not_a_relu(y: jax.Array) -> jax.Array:
+    jnp.maximum(y, 0)
+    return y
+
+
+@not_a_relu.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return primals[0], tangents[0]
+
+
+# Compiled functions of one argument and one operation that are no ReLU, although it is a maximum with 0.
+ALMOST: dict[str, Callable[[jax.Array], Any]] = {
+    "two results": jax.jit(lambda y: (jnp.maximum(y, 0), y)),
+    "twice the same": jax.jit(lambda y: (jnp.maximum(y, 0),) * 2),
+    "a number beside": jax.jit(lambda y: (jax.nn.relu(y), y.shape[-1])),
+    "not what it returns": jax.jit(lambda y: (jnp.maximum(y, 0), y)[1]),
+    "not of its argument": jax.jit(lambda y: jnp.maximum(np.full(y.shape, 0.5, np.float32), 0)),
+    "with a derivative": not_a_relu,
+}
+
 # What may follow, by name; each reads y, a row and a whole array.
 OPERATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "scale": lambda y, row, whole: row * y,
@@ -55,6 +76,7 @@ OPERATIONS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = 
     "minimum": lambda y, row, whole: jnp.minimum(y, 0),
     "at least one": lambda y, row, whole: jnp.maximum(y, 1),
     "relu6": lambda y, row, whole: jax.nn.relu6(y),
+    **{name: lambda y, row, whole, f=f: jax.tree.leaves(f(y))[0] for name, f in ALMOST.items()},
 }
 
 
@@ -180,6 +202,29 @@ def test_relu_makes_nan_of_minus_infinity_and_nothing_less_loud() -> None:
     np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(np.arange(CHANNELS) == 3, found.shape))
 
 
+@pytest.mark.parametrize("name", ALMOST)
+def test_what_only_looks_like_a_relu_is_left_alone(name: str) -> None:
+    def function(x: Any, w: Any) -> Any:
+        return ALMOST[name](convolve(x, w) + 1.5)
+
+    arrays = problem()
+    with_it, without = (jax.jit(f)(arrays["x"], arrays["w"]) for f in (fused(function), function))
+    jax.tree.map(assert_near, with_it, without)
+
+
+def test_what_onednn_has_no_code_for_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = fusing.planned
+
+    def without_additions(shape: Any, **how: Any) -> Any:
+        return None if ADD in shape.after else plan(shape, **how)
+
+    arrays = problem()
+    function = functools.partial(followed, ("scale", "shift", "add", "relu"))
+    monkeypatch.setattr(fusing, "planned", without_additions)
+    assert operations_left(fused(function), *arrays.values()) == 2
+    assert_near(*(jax.jit(f)(*arrays.values()) for f in (fused(function), function)))
+
+
 def test_halves_are_left_to_xla() -> None:
     arrays = problem("bfloat16")
     function = functools.partial(followed, ("scale", "relu"))
@@ -218,6 +263,23 @@ class Flax(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.norm(self.conv(x)) + x)
         return self.head(x.mean((1, 2)))
+
+
+class Looking(Flax):
+    """Asks for the value of what it computes."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if float(self.conv(x).mean()) > 1e9:
+            raise OverflowError
+        return super().__call__(x)
+
+
+def test_an_eager_step_has_values() -> None:
+    model = resfit.Model(Looking(nnx.Rngs(0)))
+    model.compile("sgd", learning_rate=0.1, dispatch="eager", cpu_kernels="onednn")
+    x = np.ones((4, 8, 8, 3), np.float32)
+    assert model.predict(x, verbose=0).shape == (4, 4)
+    assert np.isfinite(model.evaluate(x, np.arange(4), verbose=0)).all()
 
 
 NETWORKS: dict[str, Callable[[], nnx.Module]] = {

@@ -45,6 +45,12 @@ def test_max_pool_has_derivatives_of_any_order_and_direction() -> None:
     np.testing.assert_array_equal(batched[:, 0], jax.grad(lambda x: max_pool(x).sum())(x))
 
 
+def test_the_gradient_of_max_pool_keeps_a_byte_for_each_output() -> None:
+    x = jnp.ones((2, 8, 8, 3))
+    y, pull = jax.vjp(max_pool, x)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == y.size
+
+
 def test_max_pool_pads_with_less_than_any_value() -> None:
     np.testing.assert_array_equal(max_pool(jnp.full((1, 2, 2, 1), -5.0)), -5.0)
 
