@@ -31,7 +31,7 @@ exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: what i
 	$(BIN)/python -m pytest -m exhaustive $(ARGS)
 
 # What a newer jax or flax is likeliest to break; `make quick PY=3.13` has the rest as well.
-NEWEST := tests/engine tests/nets tests/properties tests/faults/test_cut_points.py tests/test_model.py \
+NEWEST := tests/engine tests/kernels tests/nets tests/properties tests/faults/test_cut_points.py tests/test_model.py \
 	tests/test_saving.py tests/test_golden_files.py tests/test_compilation_cache.py
 
 newest: $(VENV)/dev.stamp  ## the quick tests of what depends on jax and flax (PY=3.13 has the newest)

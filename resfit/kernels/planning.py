@@ -24,8 +24,8 @@ _NO_BUFFER = -1  # of a memory that keeps the data it was made with
 
 FORWARD, DATA, WEIGHTS = "forward", "data gradient", "weight gradient"
 
-# What oneDNN does with each result of a forward convolution before it is written. The first two read a value for each
-# channel; ADD adds what lies where the result goes, so that nothing more is read than XLA would read.
+# What oneDNN does with each result of a forward convolution before it is written. SCALE and SHIFT read a value for each
+# channel. ADD adds what lies in the result's place: an array of its own cost as much as XLA's addition.
 SCALE, SHIFT, ADD, RELU = "scale", "shift", "add", "relu"
 _BINARY = {SCALE: 0x1FFF1, SHIFT: 0x1FFF0}  # and the numbers of their algorithms
 _ZERO = ctypes.c_float(0)
@@ -136,10 +136,6 @@ class _Build:
         self._stack = stack
         self._plan = Plan()
         self._scratch = 0
-        attributes = ctypes.c_void_p()
-        self._check(self._dnnl.dnnl_primitive_attr_create(ctypes.byref(attributes)))
-        self._check(self._dnnl.dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_OF_USER))
-        self._attributes = attributes
 
     def planned(self) -> Planned | None:
         shape, plan = self._shape, self._plan
@@ -236,7 +232,7 @@ class _Build:
                 continue
             size = _product(self._shape.output) if what == ADD else self._shape.output[3]
             self._plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
-            if what != ADD:
+            if what != ADD:  # which reads the result's place
                 found.append((role | _SECOND, self._memory(self._by_channel(), buffer, -1)))
             buffer += 1
         return found
@@ -254,9 +250,15 @@ class _Build:
                 self._check(dnnl.dnnl_post_ops_append_sum(operations, ctypes.c_float(1), 0, _UNDEFINED))
             else:
                 self._check(dnnl.dnnl_post_ops_append_binary(operations, _BINARY[what], self._by_channel()))
+        attributes = self._attributes()
+        self._check(dnnl.dnnl_primitive_attr_set_post_ops(attributes, operations))
+        return attributes
+
+    def _attributes(self) -> Any:
+        """Those of every primitive: its scratch memory is handed to it."""
+        dnnl = self._dnnl
         attributes = self._made(dnnl.dnnl_primitive_attr_create, dnnl.dnnl_primitive_attr_destroy)
         self._check(dnnl.dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_OF_USER))
-        self._check(dnnl.dnnl_primitive_attr_set_post_ops(attributes, operations))
         return attributes
 
     def _kernel(self) -> tuple[Any, Any]:
@@ -289,7 +291,7 @@ class _Build:
             create = dnnl.dnnl_convolution_backward_weights_primitive_desc_create
             arrays = (_DIRECT, images, kernel, None, outputs)
         hint = () if direction == FORWARD else (forward,)
-        attributes = self._with_following() if self._shape.after else self._attributes
+        attributes = self._with_following() if self._shape.after else self._attributes()
         return self._made(create, destroy, engine, *arrays, *window, *hint, attributes)
 
     def _reorder(self, source: Any, target: Any) -> Any:
@@ -301,7 +303,7 @@ class _Build:
             engine,
             target,
             engine,
-            self._attributes,
+            self._attributes(),
         )
 
     def _implementation(self, description: Any) -> str:

@@ -35,10 +35,7 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
 # select-and-scatter: ten times slower on a CPU, and refused by XLA's deterministic mode on a GPU.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
-    pooled, *others = _shifted(x, window, strides, -jnp.inf)
-    for candidate in others:
-        pooled = jnp.where((candidate > pooled) | jnp.isnan(candidate), candidate, pooled)
-    return pooled
+    return _largest(x, window, strides)[0]
 
 
 @_max_pool.defjvp
@@ -47,14 +44,7 @@ def _max_pool_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """Keeps which pixel of a window it was, one byte each; JAX would keep a comparison for each pixel of the window."""
     (x,), (tangent,) = primals, tangents
-    pooled, *others = _shifted(x, window, strides, -jnp.inf)
-    number = np.min_scalar_type(window * window)
-    which = jnp.zeros(pooled.shape, number)
-    for i, candidate in enumerate(others, 1):
-        larger = (candidate > pooled) | jnp.isnan(candidate)
-        pooled = jnp.where(larger, candidate, pooled)
-        which = jnp.where(larger, number.type(i), which)
-    pooled, which = stored((pooled, which))  # in one pass: both halves of every comparison
+    pooled, which = stored(_largest(x, window, strides))  # in one pass: both halves of every comparison
 
     # Checkpointed, so that the gradient keeps `which` and compares again; there is nothing to hold apart by barriers.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -63,6 +53,18 @@ def _max_pool_jvp(
         return functools.reduce(jnp.add, parts)
 
     return pooled, picked(which, tangent)
+
+
+def _largest(x: jax.Array, window: int, strides: int) -> tuple[jax.Array, jax.Array]:
+    """The first of the largest values in each window, and which pixel of the window it is, row by row."""
+    largest, *others = _shifted(x, window, strides, -jnp.inf)
+    number = np.min_scalar_type(window * window)
+    which = jnp.zeros(largest.shape, number)
+    for i, candidate in enumerate(others, 1):
+        larger = (candidate > largest) | jnp.isnan(candidate)
+        largest = jnp.where(larger, candidate, largest)
+        which = jnp.where(larger, number.type(i), which)
+    return largest, which
 
 
 def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[jax.Array]:
