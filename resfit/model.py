@@ -902,13 +902,35 @@ class Model:
         """
         return [np.array(array) for array in self._state.visible(weights)]
 
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """The inverse of `get_weights`.
+    @property
+    def keeps_averages(self) -> bool:
+        """True if the model was compiled with `ema=`, so that there are averaged weights."""
+        return self._state.layout.n_model > self._state.layout.n_visible
+
+    def set_weights(self, weights: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
+        """Set every trained and carried array: the inverse of `get_weights`.
+
+        The averages of `compile(ema=)` start again at these weights, at the decay of the present step. To keep them,
+        pass them: `set_weights(weights, averages=model.get_weights("ema"))`. The optimizer state, the step counter and
+        the schedule continue, as in Keras; `compile` resets them.
+
+        Args:
+          weights: arrays in the order of `get_weights`.
+          averages: the averaged weights, in the same order. By default equal to `weights`, where there are any.
 
         Raises:
           ModuleError: for another number of arrays, or other shapes.
+          CompileError: if `averages` is given and the model was compiled without `ema=`.
+
+        Example:
+          >>> import resfit
+          >>> model = Model(resfit.create_model("resnet20", num_classes=2, depths=(1,), widths=(4,)))
+          >>> model.compile("sgd", ema=0.999)
+          >>> model.set_weights([array + 1 for array in model.get_weights()])
+          >>> all(map(np.array_equal, model.get_weights("ema"), model.get_weights()))
+          True
         """
-        self._state.set_visible(weights)
+        self._state.set_visible(weights, averages)
 
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Writes the variables, the network's specification and all preprocessing to one safetensors file.

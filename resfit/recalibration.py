@@ -99,7 +99,7 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
                 "Look for NaN or infinity in x and in the parameters; the model is as it was."
             )
         new[slots[*path, "mean"]], new[slots[*path, "var"]] = mean, var
-    model.set_weights(new)
+    model.set_weights(new, averages=model.get_weights("ema") if model.keeps_averages else None)
 
 
 def combine(parts: list[Moments]) -> Moments:

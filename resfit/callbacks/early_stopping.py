@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from resfit.callbacks.monitor import Monitor
+from resfit.callbacks.monitor import Monitor, measured_weights
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
@@ -21,7 +21,9 @@ class EarlyStopping(Callback):
       mode: "min", "max", or "auto" to tell by the name.
       baseline: training must beat this value within `patience` epochs; an epoch that improves is never the last.
       restore_best_weights: go back to the variables of the best epoch at the end of training, however it ends. The best
-        epoch is tracked by the value alone, also where no epoch beats the baseline.
+        epoch is tracked by the value alone, also where no epoch beats the baseline. The module then holds the weights
+        that were measured: where a validation with averaged weights (`SwapEMAWeights`) decided, the averages of that
+        epoch. The averages are those of that epoch too.
       start_from_epoch: epochs before this one are neither judged nor remembered.
 
     Attributes:
@@ -55,7 +57,8 @@ class EarlyStopping(Callback):
 
     def _reset(self) -> None:
         self._monitor.best = None
-        self._weights: Any = None
+        self._weights: Any = None  # that were measured in the best epoch
+        self._averages: Any = None  # of that epoch, where they are not the same
         self._wait = 0
         self.stopped_epoch = 0
         self.best_epoch = 0
@@ -76,7 +79,7 @@ class EarlyStopping(Callback):
         if self._monitor.improves(value):
             self.best_epoch = epoch
             if self._restore:
-                self._weights = self.model.get_weights()
+                self._keep()
             if self._baseline is None or self._monitor.beats(value, self._baseline):
                 self._wait = 0
             return
@@ -86,12 +89,17 @@ class EarlyStopping(Callback):
             if self._verbose:
                 _log.warning("EarlyStopping: stopped after epoch %d; the best was epoch %d.", epoch, self.best_epoch)
 
+    def _keep(self) -> None:
+        measured = measured_weights(self.model, [self._monitor.name])
+        self._weights = self.model.get_weights(measured)
+        self._averages = self.model.get_weights("ema") if self.model.keeps_averages and measured == "raw" else None
+
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self._weights is not None:
-            self.model.set_weights(self._weights)
+            self.model.set_weights(self._weights, self._averages)
             if self._verbose:
                 _log.warning("EarlyStopping: went back to the variables of epoch %d.", self.best_epoch)
-            self._weights = None
+            self._weights = self._averages = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -100,9 +108,11 @@ class EarlyStopping(Callback):
             "best_epoch": self.best_epoch,
             "stopped_epoch": self.stopped_epoch,
             "weights": self._weights,
+            "averages": self._averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._monitor.load_state_dict(state)
         self._wait, self._weights = state["wait"], state["weights"]
+        self._averages = state.get("averages")  # earlier versions did not keep them
         self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]

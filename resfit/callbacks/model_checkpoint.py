@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 from resfit.callbacks import first_process
-from resfit.callbacks.monitor import Monitor
+from resfit.callbacks.monitor import Monitor, measured_weights
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
@@ -18,6 +18,10 @@ class ModelCheckpoint(Callback):
     """Saves the model (variables, the net's spec and the preprocessing) at the end of epochs, or every some steps.
 
     What it writes is what `Model.save` writes; `resfit.load` reads it. With several processes, the first writes.
+
+    The file holds the weights as trained. Where a value of the validation chooses or names the file (save_best_only,
+    or `{val_loss}` in the template) and the validation uses averaged weights (`SwapEMAWeights`), the file holds the
+    averages, which are the weights that were measured.
 
     Args:
       filepath: a path ending in ".safetensors"; may hold `{epoch}` (counted from one), `{batch}` (likewise, if
@@ -74,6 +78,7 @@ class ModelCheckpoint(Callback):
                 f"keep={keep} needs files of different names, and {self._template!r} is always the same. Expected a "
                 "template such as 'runs/{epoch:03d}.safetensors'."
             )
+        self._decisive = [name for name, _ in fields] + ([monitor] if save_best_only else [])
         self._keep = keep
         self._threshold = initial_value_threshold
         self._kept: list[tuple[float | None, str]] = []  # (monitored value, path), the oldest first
@@ -105,7 +110,7 @@ class ModelCheckpoint(Callback):
         path = pathlib.Path(self._path(logs, batch))
         if first_process.is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.model.save(path)
+            self.model.save(path, weights=measured_weights(self.model, self._decisive))
         self._forget(value, str(path))
         if self._verbose and first_process.is_first():
             _log.warning("ModelCheckpoint: wrote %s.", path)

@@ -2,13 +2,17 @@
 
 import logging
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resfit.engine.hooks import Logs
 from resfit.errors import CallbackError
 from resfit.spelling import did_you_mean
+
+if TYPE_CHECKING:
+    from resfit.model import Model
 
 _log = logging.getLogger("resfit")
 _LOWER_IS_BETTER = ("loss", "error", "cross_entropy", "crossentropy", "mse", "mae")
@@ -90,3 +94,11 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.best = state["best"]
+
+
+def measured_weights(model: "Model", names: Iterable[str]) -> str:
+    """Return which weights the values with these names were measured with: "raw" or "ema".
+
+    A validation measures `model.validation_weights`; the loss and metrics of training belong to the raw weights.
+    """
+    return model.validation_weights if any(name.startswith("val_") for name in names) else "raw"

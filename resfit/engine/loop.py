@@ -155,6 +155,8 @@ class Loop:
             with at_batch_boundaries(keeper is not None) as interrupt, self.processes.failing_together():
                 run = Run(self, data, callbacks, validation, keeper, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
+                self.state.take_from_module()
+                self.state.between_steps = True
                 if start is not None and not start.batch:
                     run.restore()
                 while here.epoch < epochs.stop and not (here.stopping and not here.batch):
@@ -187,6 +189,7 @@ class Loop:
                     here = run.after_epoch(here, logs)
                     if run.rolls_back():
                         here = run.rolled_back()
+                self.state.take_from_module()  # what callbacks assigned last, as after every other step
         except BaseException as exception:
             lost = self.state.recover()
             callbacks.fire("on_exception", exception)
@@ -199,6 +202,7 @@ class Loop:
             raise
         finally:
             self.state.publish()
+            self.state.between_steps = False
             callbacks.fire("on_train_end", logs)
 
     def _train_batches(

@@ -232,6 +232,7 @@ class Keeper:
         """
         regular, as_best = self.wanted or progress.finished, self.wanted_as_best
         self.wanted = self.wanted_as_best = False
+        self._state.take_from_module()  # callbacks may have assigned to it
         if not self._writes:
             return
         with _training_goes_on():

@@ -118,7 +118,8 @@ class Layout:
             raise CompileError(f"Expected weights to be 'raw' or 'ema', got {weights!r}.")
         if self.n_model == self.n_visible:
             raise CompileError("There are no averaged weights. Compile with a decay, as in compile(ema=0.999).")
-        return leaves[self.n_visible : self.n_model]
+        pairs = zip(leaves[self.n_visible : self.n_model], leaves, strict=False)
+        return tuple(average if average.dtype == raw.dtype else average.astype(raw.dtype) for average, raw in pairs)
 
 
 class RunState:
@@ -130,6 +131,8 @@ class RunState:
       precision: what the steps compute in, see `engine.modes.plan`.
       convolutions: what convolves instead of XLA, if anything does.
       epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
+      between_steps: True while a `fit` runs. The averages then continue over an assignment to a Variable, as over a
+        step; otherwise the average of a Variable starts again at the assigned value.
     """
 
     def __init__(
@@ -171,10 +174,11 @@ class RunState:
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
             init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
-        averages = (*params, *carried) if ema else ()
+        averages = map(_averaged, (*params, *carried)) if ema else ()
         leaves = [*params, *carried, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
+        self.between_steps = False
 
     def _plan(self) -> Plan:
         return plan(self._module, self._freeze, self.precision, self._axis, self.convolutions)
@@ -223,6 +227,9 @@ class RunState:
                         "changed module."
                     )
                 taken[i] = self._replicate(jnp.asarray(value, old.dtype))
+                # nnx.jit and nnx.update also rebind Variables that they do not change.
+                if self._ema and not self.between_steps and not _equal(taken[i], old):
+                    taken[self.layout.n_visible + i] = _averaged(taken[i])
         self.leaves = tuple(taken)
         self._shared = now
 
@@ -251,8 +258,18 @@ class RunState:
         self._fill(copy, modes.leaves(copy), tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
         return copy
 
-    def set_visible(self, arrays: Sequence[Any]) -> None:
-        """Assigns them all, in the order of `visible`."""
+    def set_visible(self, arrays: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
+        """Assign all params and carried arrays, in the order of `visible`, and their averages, by default equal."""
+        new = self._checked(arrays)
+        if averages is not None:
+            self.visible("ema")  # raises if there are none
+        of = new if averages is None else self._checked(averages)
+        rest = map(_averaged, of) if self._ema else ()
+        self.replace((*self._replicate([*new, *rest]), *self.leaves[self.layout.n_model :]))
+        self.publish()
+
+    def _checked(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+        """Copies of the arrays in the dtypes of `visible`; raises if their number or shapes differ from it."""
         visible = self.visible()
         shapes = [np.shape(array) for array in arrays]
         if shapes != [leaf.shape for leaf in visible]:
@@ -266,9 +283,7 @@ class RunState:
                 f"{'; '.join(wrong[:5])}. Expected what get_weights gives for a network like this one."
             )
         # NumPy's copy, not JAX's: that one compiles a program for every shape.
-        new = [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
-        self.replace((*self._replicate(new), *self.leaves[len(visible) :]))
-        self.publish()
+        return [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
 
     def rate_index(self) -> int | None:
         """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one to set."""
@@ -407,6 +422,17 @@ def rate_factor(span: jax.Array) -> jax.Array:
 
 def _span(begin: int, steps: int, steps_per_epoch: int, factor: float = 1.0) -> np.ndarray:
     return np.array([begin, steps, steps_per_epoch, np.float32(factor).view(np.int32)], np.int32)
+
+
+def _averaged(array: Any) -> Any:
+    """The array in the dtype of its average: bfloat16 and float16 would round the small share of a new value away."""
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits < 32
+    return array.astype(np.float32) if narrow else array
+
+
+def _equal(a: jax.Array, b: jax.Array) -> bool:
+    """Return True if two arrays, each whole on every device, hold the same values. Waits for the device."""
+    return np.array_equal(np.asarray(a.addressable_data(0)), np.asarray(b.addressable_data(0)))
 
 
 def _arrays(leaves: Sequence[tuple[Any, Any]]) -> list[Any]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit.callbacks import Checkpoint
+from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import CallbackError
-from tests.helpers import PlainNet, compiled, fit
+from tests.helpers import PlainNet, assert_same, compiled, fit
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,32 @@ def test_training_with_it_is_training_without_it(tmp_path: Path) -> None:
     fit(with_it, epochs=2, callbacks=[Checkpoint(tmp_path, every=1)])
     fit(without, epochs=2)
     np.testing.assert_array_equal(with_it.module.head.kernel[...], without.module.head.kernel[...])
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
+def test_a_checkpoint_holds_what_a_callback_assigned_in_the_same_hook(hook: str, tmp_path: Path) -> None:
+    class Halves(Callback):
+        def _halve(self, number: int, logs: Any = None) -> None:
+            if number == 1:
+                self.model.module.head.kernel[...] *= 0.5
+
+    setattr(Halves, hook, Halves._halve)
+
+    class Dies(Callback):
+        steps = 0
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.steps += 1
+            if self.steps == (3 if hook == "on_train_batch_end" else 7):
+                raise InterruptedError
+
+    def made() -> Any:
+        return compiled(PlainNet(rngs=nnx.Rngs(0)), ema=0.9)
+
+    whole, cut, resumed = made(), made(), made()
+    fit(whole, epochs=3, callbacks=[Halves()])
+    with pytest.raises(InterruptedError):
+        fit(cut, epochs=3, callbacks=[Checkpoint(tmp_path, every=2), Halves(), Dies()])
+    fit(resumed, epochs=3, callbacks=[Checkpoint(tmp_path, every=2), Halves()], resume=True)
+    assert_same(resumed.get_weights(), whole.get_weights())
+    assert_same(resumed.get_weights("ema"), whole.get_weights("ema"))

@@ -24,13 +24,15 @@ class Watched(FakeModel):
         self.weights = [np.array(-1)]
         self.files: list[str] = []
 
-    def get_weights(self) -> list[np.ndarray]:
+    keeps_averages, validation_weights = False, "raw"
+
+    def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         return [array.copy() for array in self.weights]
 
-    def set_weights(self, weights: list[np.ndarray]) -> None:
+    def set_weights(self, weights: list[np.ndarray], averages: None = None) -> None:
         self.weights = weights
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, weights: str = "raw") -> None:
         self.files.append(path.stem)
 
 

@@ -1,14 +1,19 @@
 """The running average of the weights: updated in the step, used only where it is asked for."""
 
+from collections.abc import Collection
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import resfit
-from resfit.errors import CompileError
-from tests.helpers import BATCH, TinyNet, compiled, fit, images, labels, values
+from resfit.errors import CompileError, ModuleError
+from resfit.optimizers import sgd, skip_non_finite
+from tests.helpers import BATCH, CLASSES, TinyNet, assert_same, compiled, fit, images, labels, values
 
-DECAY = 0.8
+DECAY, BAD = 0.8, 7.0
 
 
 class Weights(resfit.callbacks.Callback):
@@ -24,21 +29,12 @@ class Weights(resfit.callbacks.Callback):
         self.raw.append(self.model.get_weights())
 
 
-def expected_average(steps: list[list[np.ndarray]]) -> list[np.ndarray]:
+def expected_average(steps: list[list[np.ndarray]], skipped: Collection[int] = ()) -> list[np.ndarray]:
     average = [np.array(array, np.float64) for array in steps[0]]
     for step, arrays in enumerate(steps[1:]):
-        share = 1 - min(DECAY, (1 + step) / (10 + step))
+        share = 0.0 if step in skipped else 1 - min(DECAY, (1 + step) / (10 + step))
         average = [old + share * (new - old) for old, new in zip(average, arrays, strict=True)]
     return average
-
-
-def test_the_average_is_its_formula_over_parameters_and_statistics_once_per_update() -> None:
-    watch = Weights()
-    model = compiled(ema=DECAY)
-    fit(model, epochs=3, callbacks=[watch])
-    assert len(watch.raw) == 1 + 3 * 3
-    for average, expected in zip(model.get_weights("ema"), expected_average(watch.raw), strict=True):
-        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_average_changes_nothing_that_is_trained_and_is_not_used_unasked() -> None:
@@ -113,3 +109,183 @@ def test_swap_ema_weights_without_an_average_says_what_to_do() -> None:
     model = compiled()
     with pytest.raises(CompileError, match="ema="):
         fit(model, callbacks=[resfit.callbacks.SwapEMAWeights()])
+
+
+# --- the table: every way to train, against NumPy ---------------------------------------------------------------------
+
+
+class Poisoned(TinyNet):
+    """Reads NaN where a batch holds a certain number."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(jax.numpy.where((x == BAD).any(), jax.numpy.nan, x))
+
+
+class HalfNet(nnx.Module):
+    """Its parameters are stored in bfloat16."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.head = nnx.Linear(64, CLASSES, param_dtype=jax.numpy.bfloat16, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "frozen", "arguments", "skipped"),
+    [
+        pytest.param(TinyNet, {}, {}, (), id="plain"),
+        pytest.param(TinyNet, {}, {"gradient_accumulation_steps": 2}, (), id="accumulation"),
+        pytest.param(TinyNet, {"batch_norm": True}, {}, (), id="frozen norm"),
+        pytest.param(TinyNet, {"batch_norm": False}, {}, (), id="frozen norm whose statistics move"),
+        pytest.param(TinyNet, {}, {"dispatch": "sharded"}, (), id="sharded"),
+        pytest.param(TinyNet, {}, {"dispatch": "pmap"}, (), id="pmap"),
+        pytest.param(TinyNet, {}, {"dispatch": "pmap", "batch_norm": "per_replica"}, (), id="pmap per replica"),
+        pytest.param(TinyNet, {}, {"precision": "bfloat16"}, (), id="bfloat16"),
+        pytest.param(
+            Poisoned, {}, {"optimizer": skip_non_finite(sgd(0.1)), "learning_rate": None}, (1, 4), id="skipped steps"
+        ),
+    ],
+)
+def test_the_average_is_what_numpy_averages_for_every_way_to_train(
+    kind: Any, frozen: dict[str, bool], arguments: dict[str, Any], skipped: tuple[int, ...]
+) -> None:
+    """Six steps; a skipped one counts as a step and leaves the average as it was."""
+    x, watch = images(24), Weights()
+    x[8 * 1 + np.arange(8 if skipped else 0)] = BAD
+    model = resfit.Model(kind(rngs=nnx.Rngs(0)))
+    if frozen:
+        model.freeze("norm", "conv", **frozen)
+    model.compile(**{"optimizer": "sgd", "learning_rate": 0.1, "dispatch": "jit", "ema": DECAY, **arguments})
+    fit(model, x, labels(24), epochs=2, shuffle=False, callbacks=[watch])
+    expected = expected_average(watch.raw, skipped)
+    for average, hoped in zip(model.get_weights("ema"), expected, strict=True):
+        np.testing.assert_allclose(average, hoped, rtol=1e-5, atol=1e-6)
+    assert any((average != raw).any() for average, raw in zip(model.get_weights("ema"), watch.raw[-1], strict=True))
+
+
+def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -> None:
+    """A tenth of the distance from 1 to 1 + 2^-5 is less than half the spacing of bfloat16 there, 2^-8."""
+    model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=0.9, learning_rate=0.0)
+    fit(model, steps_per_epoch=90)  # past the first steps, which forget faster
+    ones = [np.ones_like(array) for array in model.get_weights()]
+    model.set_weights([array * (1 + 2**-5) for array in ones], averages=ones)
+    fit(model, steps_per_epoch=20)
+    for average in model.get_weights("ema"):
+        assert average.dtype == ones[0].dtype
+        np.testing.assert_allclose(average.astype(np.float64), 1 + 2**-5 * (1 - 0.9**20), rtol=2**-8)
+
+
+# --- weights that are set ---------------------------------------------------------------------------------------------
+
+
+def thin_net(seed: int) -> Any:
+    return resfit.create_model("resnet20", num_classes=CLASSES, depths=(1,), widths=(4,), in_channels=1, rngs=seed)
+
+
+def with_averages_elsewhere() -> tuple[resfit.Model, list[np.ndarray]]:
+    """A model whose averages differ from its weights, as after training, and the averages."""
+    model = compiled(thin_net(0), ema=DECAY)
+    averages = [array + 1 for array in model.get_weights()]
+    model.set_weights(model.get_weights(), averages=averages)
+    return model, averages
+
+
+def set_all(model: resfit.Model, other: Any) -> None:
+    model.set_weights(resfit.Model(other).get_weights())
+
+
+def update(model: resfit.Model, other: Any) -> None:
+    nnx.update(model.module, nnx.state(other, (nnx.Param, nnx.BatchStat)))
+
+
+def load(model: resfit.Model, other: Any) -> None:
+    resfit.weights.save(other, "other.safetensors")
+    resfit.weights.load(model.module, "other.safetensors")
+
+
+@pytest.mark.parametrize("how", [set_all, update, load])
+def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
+    """Statistics that are equal in both networks were not set anew by an assignment, and keep their averages."""
+    model, before = with_averages_elsewhere()
+    held, other = model.get_weights(), thin_net(7)
+    new = resfit.Model(other).get_weights()
+    how(model, other)
+    expected = [
+        array if how is set_all or not np.array_equal(array, old) else average
+        for array, old, average in zip(new, held, before, strict=True)
+    ]
+    assert_same(model.get_weights(), new)
+    assert_same(model.get_weights("ema"), expected)
+
+
+def test_an_assigned_array_starts_its_own_average_again_and_no_other() -> None:
+    model, before = with_averages_elsewhere()
+    model.module.head.dense.kernel[...] += 3
+    names = model._state.layout.visible_names
+    changed = {
+        name
+        for name, old, new in zip(names, before, model.get_weights("ema"), strict=True)
+        if not np.array_equal(old, new)
+    }
+    assert changed == {"head.dense.kernel"}
+    np.testing.assert_array_equal(
+        model.get_weights("ema")[names.index("head.dense.kernel")], model.module.head.dense.kernel[...]
+    )
+
+
+def test_a_module_that_nnx_jit_was_given_keeps_its_averages() -> None:
+    """nnx.jit puts every array back as another object of the same values."""
+    model, before = with_averages_elsewhere()
+    kernel = model.module.head.dense.kernel.get_raw_value()
+    nnx.jit(lambda module, x: module(x))(model.module, images(2))
+    assert model.module.head.dense.kernel.get_raw_value() is not kernel
+    assert_same(model.get_weights("ema"), before)
+
+
+def test_averages_that_are_passed_are_kept_and_refused_where_there_are_none() -> None:
+    model, before = with_averages_elsewhere()
+    weights = [array * 2 for array in model.get_weights()]
+    model.set_weights(weights, averages=before)
+    assert_same(model.get_weights(), weights)
+    assert_same(model.get_weights("ema"), before)
+    with pytest.raises(ModuleError, match="has shape"):
+        model.set_weights(weights, averages=[array[..., :0] for array in before])
+    plain = compiled(thin_net(0))
+    with pytest.raises(CompileError, match=r"ema=0\.999"):
+        plain.set_weights(weights, averages=before)
+    assert (model.keeps_averages, plain.keeps_averages) == (True, False)
+    assert_same(model.get_weights("ema"), before)
+
+
+def test_averages_continue_over_what_a_callback_assigns_between_steps() -> None:
+    """A mask that is applied after every step is part of the training: the average is one of masked weights."""
+
+    class Masks(resfit.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            self.model.module.head.kernel[0] = 0.0
+
+    model, watch = compiled(ema=DECAY), Weights()
+    fit(model, epochs=2, callbacks=[Masks(), watch])
+    index = model._state.layout.visible_names.index("head.bias")
+    expected = expected_average(watch.raw)[index]
+    np.testing.assert_allclose(model.get_weights("ema")[index], expected, rtol=1e-5, atol=1e-6)
+    kernel = model._state.layout.visible_names.index("head.kernel")
+    assert (np.abs(model.get_weights("ema")[kernel][1:] - model.get_weights()[kernel][1:]) > 1e-4).any()
+
+
+def test_recalibrated_statistics_leave_the_averages() -> None:
+    model, before = with_averages_elsewhere()
+    held = model.get_weights()
+    resfit.recalibrate(model, images())
+    assert any((a != b).any() for a, b in zip(model.get_weights(), held, strict=True))
+    assert_same(model.get_weights("ema"), before)
+
+
+def test_the_averages_put_into_the_module_are_what_it_predicts_with() -> None:
+    """What Keras's use_ema does at the end of fit."""
+    model, averages = with_averages_elsewhere()
+    logits = model.predict(images(4), weights="ema", verbose=0)
+    model.set_weights(model.get_weights("ema"))
+    assert_same(model.get_weights(), averages)
+    np.testing.assert_array_equal(model.predict(images(4), verbose=0), logits)

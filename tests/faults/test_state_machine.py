@@ -165,7 +165,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule(setup=setups)
     def compile(self, setup: str) -> None:
-        held = twin.held(self.setup, self.where)
+        held = twin.chosen(self.setup, self.where)
         twin.compile_(self.model, setup)
         self.setup, self.where, self.asked = setup, twin.compiled(setup, held), None
 
@@ -241,9 +241,9 @@ class Runs(RuleBasedStateMachine):
     def _on_the_way(self, pending: Pending, before: twin.State) -> twin.State:
         """Where a stopped run left the model: at a state of its way, or where it was before it had gone back to one."""
         now = twin.state(self.model)
-        n = len(twin.names(self.setup))
+        n = len(twin.names(self.setup)) * (2 if twin.averaged(self.setup) else 1)
         candidates = [*pending.run.trail, before]
-        if pending.plan.best:  # it ends with the best weights, which it has passed
+        if pending.plan.best:  # it ends with the best weights and averages, which it has passed
             candidates += [
                 state._replace(leaves=(*best.leaves[:n], *state.leaves[n:]))
                 for state in pending.run.trail
@@ -287,14 +287,14 @@ class Runs(RuleBasedStateMachine):
 
     @rule(scale=st.sampled_from([0.5, 2.0]), assigned=st.booleans())
     def set_weights(self, scale: float, assigned: bool) -> None:
-        held = twin.held(self.setup, self.where)
+        held = twin.chosen(self.setup, self.where)
+        new = {name: value * np.float32(scale) for name, value in held.items()}
         if assigned:
-            self.model.module.head.kernel[...] = held["head.kernel"] * np.float32(scale)
-            held |= {"head.kernel": held["head.kernel"] * np.float32(scale)}
+            new = {"head.kernel": new["head.kernel"]}
+            self.model.module.head.kernel[...] = new["head.kernel"]
         else:
-            held = {name: value * np.float32(scale) for name, value in held.items()}
             self.model.set_weights([value * scale for value in self.model.get_weights()])
-        self.where = twin.with_values(self.setup, self.where, held)
+        self.where = twin.with_values(self.setup, self.where, held | new, new)
 
     @rule(weights=st.sampled_from(["raw", "ema"]), seed=seeds, setup=setups, go_on=st.booleans())
     def save_and_load(self, weights: str, seed: int, setup: str, go_on: bool) -> None:
@@ -304,7 +304,7 @@ class Runs(RuleBasedStateMachine):
         self.model.save(path, weights=weights)
         module, _ = twin.new_module(seed)
         loaded = resfit.load(path, module)
-        expected = twin.held(self.setup, self.where, weights)
+        expected = twin.chosen(self.setup, self.where, weights)
         assert_same(twin.holds(module), expected)
         ask = lambda model, **more: model.predict(images(7), batch_size=4, verbose=0, **more)  # noqa: E731
         asked = ask(self.model, weights=weights)
@@ -335,7 +335,7 @@ class Runs(RuleBasedStateMachine):
 
     @invariant()
     def the_module_holds_the_values_and_its_flags_are_its_own(self) -> None:
-        assert_same(twin.holds(self.net), twin.held(self.setup, self.where))
+        assert_same(twin.holds(self.net), twin.chosen(self.setup, self.where))
         assert flags(self.net) == self.flags
         assert self.model.module is self.net
 
@@ -400,9 +400,9 @@ def losing_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     set_visible = RunState.set_visible
 
-    def careless(self: RunState, arrays: Any) -> None:
+    def careless(self: RunState, arrays: Any, averages: Any = None) -> None:
         self.leaves = (*self.leaves[:-1], self.leaves[-1] + 1)
-        set_visible(self, arrays)
+        set_visible(self, arrays, averages)
 
     monkeypatch.setattr(RunState, "set_visible", careless)
 

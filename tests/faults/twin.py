@@ -5,7 +5,8 @@ call's arguments, and of nothing else: so one model per set-up, put into whateve
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -195,9 +196,14 @@ def names(setup: str) -> list[str]:
     return first(setup)[0]._state.layout.visible_names
 
 
-def with_values(setup: str, where: State, held: dict[str, np.ndarray]) -> State:
-    """A state whose parameters and statistics are these."""
+def with_values(
+    setup: str, where: State, held: dict[str, np.ndarray], averages: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> State:
+    """A state whose parameters and statistics are these, and some of the averages, where there are averages."""
     new = tuple(held[name] for name in names(setup))
+    if averaged(setup):
+        after = {**chosen(setup, where, "ema"), **averages}
+        new += tuple(after[name] for name in names(setup))
     return where._replace(leaves=(*new, *where.leaves[len(new) :]))
 
 
@@ -210,18 +216,14 @@ def with_rate(setup: str, where: State, rate: float) -> State:
 
 def compiled(setup: str, held: dict[str, np.ndarray]) -> State:
     """After compile, of a module that holds these: averages begin at the values, all else begins anew."""
-    beginning = with_values(setup, first(setup)[1], held)
-    if not averaged(setup):
-        return beginning
-    n = len(names(setup))
-    return beginning._replace(leaves=(*beginning.leaves[:n], *beginning.leaves[:n], *beginning.leaves[2 * n :]))
+    return with_values(setup, first(setup)[1], held, held)
 
 
-def held(setup: str, where: State, weights: str = "raw") -> dict[str, np.ndarray]:
+def chosen(setup: str, where: State, weights: str = "raw") -> dict[str, np.ndarray]:
     """What a state has of parameters and statistics, by name."""
     n = len(names(setup))
-    chosen = where.leaves[:n] if weights == "raw" else where.leaves[n : 2 * n]
-    return dict(zip(names(setup), chosen, strict=True))
+    leaves = where.leaves[:n] if weights == "raw" else where.leaves[n : 2 * n]
+    return dict(zip(names(setup), leaves, strict=True))
 
 
 class Trail(Callback):
