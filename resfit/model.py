@@ -53,7 +53,7 @@ class Model:
 
     Attributes:
       history: the `History` of the last `fit`, or None.
-      validation_weights: what `fit` validates with, "raw" or "ema".
+      validation_weights: what `fit` validates with, "raw" or "ema". Callbacks keep the weights that were measured.
       stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating,
         stop_predicting.
 
@@ -155,8 +155,11 @@ class Model:
             `resfit.augment`; or several in order. Applied to training batches only, before preprocess, inside the step,
             with a key made from (seed, step).
           ema: decay of a running average of parameters and statistics, updated in every step, such as 0.999; None keeps
-            none. In the first steps it forgets faster: the decay is at most (1 + step) / (10 + step). The average is
-            used where it is asked for: `weights="ema"` of `evaluate`, `predict` and `save`.
+            none. In the first steps it forgets faster: the decay is at most (1 + step) / (10 + step), with step counted
+            from `compile`. After `fit` the module holds the weights as trained; `weights="ema"` of `evaluate`,
+            `predict`, `save` and `export` uses the average. Keras's `use_ema` overwrites the weights with the average
+            at the end of `fit`; here `model.set_weights(model.get_weights("ema"))` does. Weights that are set start
+            their average again (see `set_weights`). Parameters of less than 32 bits are averaged in float32.
           precision: "float32", every layer computes in the dtype it was built with; "bfloat16", convolutions and dense
             layers multiply in bfloat16, and parameters, statistics, norms, logits and loss stay float32.
           gradient_accumulation_steps: cuts every batch into so many slices, one after the other in the same step, and
@@ -428,7 +431,11 @@ class Model:
 
     @property
     def module(self) -> nnx.Module:
-        """The user's own module, holding the current variables. What is assigned to them is trained on from there."""
+        """The user's own module, holding the current variables. What is assigned to them is trained on from there.
+
+        The average of a Variable that gets another value, `compile(ema=...)`, starts again at that value. Between two
+        steps of a running `fit` it continues instead, as an assignment by a callback is part of the training.
+        """
         self._state.publish()
         return self._module
 

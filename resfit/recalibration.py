@@ -36,7 +36,8 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     nothing is augmented. A layer's batches are combined by E[x] and E[x^2], each weighted by how many values it had, so
     that the variance also holds what lies between batches: the mean of the batches' variances would be too small. What
     a layer behind another BatchNorm sees depends on the batch, so prefer large ones. Parameters, optimizer, averaged
-    weights and frozen BatchNorms stay as they are.
+    weights and frozen BatchNorms stay as they are. To recalibrate the averaged weights, put them into the module first:
+    `model.set_weights(model.get_weights("ema"))`.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576), section 3, "PreciseBN".
 

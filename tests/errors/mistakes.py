@@ -1045,6 +1045,13 @@ CALLBACKS = [
         "compile(ema=0.999)",
     ),
     Mistake(
+        "SwapEMAWeights outside fit",
+        "model.evaluate(x, y, callbacks=[callbacks.SwapEMAWeights()])",
+        WARNING,
+        "evaluate outside fit",
+        "pass evaluate(..., weights='ema')",
+    ),
+    Mistake(
         "Checkpoint at every batch, in words",
         'callbacks.Checkpoint("runs/a", every="batch")',
         errors.CallbackError,
