@@ -16,8 +16,8 @@ class SwapEMAWeights(Callback):
 
     Callbacks that judge a value of such a validation keep the averages: `EarlyStopping(restore_best_weights=True)`
     restores them, `ModelCheckpoint(save_best_only=True)` writes them. After `fit` the module holds the weights as
-    trained, unless `EarlyStopping` restored others. `model.set_weights(model.get_weights("ema"))` then puts the averages
-    into the module, which Keras's `use_ema` does at the end of every `fit`.
+    trained, unless `EarlyStopping` restored others. `model.set_weights(model.get_weights("ema"))` then puts the
+    averages into the module, which Keras's `use_ema` does at the end of every `fit`.
 
     Args:
       swap_on_epoch: the module also holds the averaged weights from the end of an epoch, for callbacks that come after

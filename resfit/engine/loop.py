@@ -196,7 +196,8 @@ class Loop:
             if lost and isinstance(exception, Exception):
                 raise StepFailed(
                     f"A step failed on the device and took the state with it: {exception}. The module is back at the "
-                    "values it last held (of the start of this fit, or of the last time model.module was read)."
+                    "values it last held (of the start of this fit, or of the last time model.module was read); the "
+                    "optimizer, the averages and the step counter start again, as after compile."
                     + ("" if keeper is None else " fit with resume=True goes on from the newest checkpoint.")
                 ) from exception
             raise

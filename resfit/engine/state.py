@@ -176,7 +176,9 @@ class RunState:
             state = jax.tree.leaves(init(nested))
         averages = map(_averaged, (*params, *carried)) if ema else ()
         leaves = [*params, *carried, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
-        self.leaves: Leaves = tuple(replicate(leaves))
+        # Copies of NumPy arrays: on a CPU they would share memory with the module's.
+        self.leaves: Leaves = tuple(replicate([np.array(a) if isinstance(a, np.ndarray) else a for a in leaves]))
+        self._set: dict[int, float] = {}  # leaves of the optimizer's state that were set
         self.epoch = 0
         self.between_steps = False
 
@@ -218,7 +220,8 @@ class RunState:
         taken = list(self.leaves)
         slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
         for i, (seen, value) in enumerate(zip(self._shared, now, strict=True)):
-            if value is not seen:
+            written = isinstance(value, np.ndarray)  # perhaps in place, which the identity does not show
+            if value is not seen or written:
                 old = self.leaves[i]
                 if np.shape(value) != old.shape:
                     raise ModuleError(
@@ -226,7 +229,7 @@ class RunState:
                         f"compiled with {old.shape}. Assign the same shape, or build a new resfit.Model from the "
                         "changed module."
                     )
-                taken[i] = self._replicate(jnp.asarray(value, old.dtype))
+                taken[i] = self._replicate(np.array(value, old.dtype) if written else jnp.asarray(value, old.dtype))
                 # nnx.jit and nnx.update also rebind Variables that they do not change.
                 if self._ema and not self.between_steps and not _equal(taken[i], old):
                     taken[self.layout.n_visible + i] = _averaged(taken[i])
@@ -299,6 +302,7 @@ class RunState:
 
     def set_leaf(self, index: int, value: float) -> None:
         """Sets a leaf of the optimizer's state, keeping its dtype, so that nothing is compiled again."""
+        self._set[index] = value
         i = self.layout.n_model + index
         new = self._replicate(np.asarray(value, self.leaves[i].dtype))
         self.leaves = (*self.leaves[:i], new, *self.leaves[i + 1 :])
@@ -354,6 +358,8 @@ class RunState:
             convolutions=self.convolutions,
         )
         self.leaves, self._shared = fresh.leaves, fresh._shared
+        for index, value in self._set.items():
+            self.set_leaf(index, value)
         return True
 
     def _lost(self) -> bool:
@@ -426,7 +432,7 @@ def _span(begin: int, steps: int, steps_per_epoch: int, factor: float = 1.0) -> 
 
 def _averaged(array: Any) -> Any:
     """The array in the dtype of its average: bfloat16 and float16 would round the small share of a new value away."""
-    narrow = jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits < 32
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(np.float32) if narrow else array
 
 
