@@ -98,6 +98,8 @@ class Model:
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
+        self._trained = False  # whether the weights were trained with self._preprocess
+        self._stepped = False  # whether a training step was taken since compile
         self._example: Any = None  # shapes and dtypes of one example, of the last training or the first call
         self._example_of: Any = None  # what those were of, to see at once that they are the same
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
@@ -130,6 +132,7 @@ class Model:
         batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
         cpu_kernels: str = "auto",
+        replace_preprocess: bool = False,
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
 
@@ -149,8 +152,9 @@ class Model:
             labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
-            and saved with the model. "auto" is what the model brings, from the file that it was loaded from or by its
-            `transforms`; else it scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
+            and saved with the model. "auto" is what the network was trained with, here or in the file that it was
+            loaded from; else that of the model's `transforms`; else it scales uint8 images to [0, 1] and leaves floats
+            alone. None does nothing.
           augment: "cifar", "imagenet" or "none"; or a function (key, x, y) -> (x, y), such as those of
             `resfit.augment`; or several in order. Applied to training batches only, before preprocess, inside the step,
             with a key made from (seed, step).
@@ -172,9 +176,12 @@ class Model:
           compiler_options: XLA's own, by name, for every step, such as {"xla_cpu_enable_fast_math": True}.
           cpu_kernels: what convolves on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`, for the
             convolutions that it makes faster, in any network; "auto", that library where it can be used.
+          replace_preprocess: allow `preprocess` to replace the one that the network was trained with. The network then
+            sees other values and has to be trained again.
 
         Raises:
-          CompileError: for unknown names and combinations that cannot work.
+          CompileError: for unknown names and combinations that cannot work, and for another preprocessing than the one
+            that the network was trained with.
         """
         if self._fitting:
             raise CompileError(
@@ -186,7 +193,8 @@ class Model:
             named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
             learning_rate = named.peak
         transformation, rate_function = optimizers.get(optimizer, learning_rate)
-        preprocess_function = self._automatic if preprocess == "auto" else preprocess_.get(preprocess)
+        replaces = replace_preprocess and preprocess != "auto"
+        preprocess_function = self._chosen_preprocess(preprocess, replaces)
         num_classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
         self.class_names = self._class_names  # which another head of the network may have made those of other classes
         augments = augment_.get(augment, num_classes)
@@ -239,7 +247,9 @@ class Model:
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
-        self._named_schedule, self._rate_index, self._trained_on = named, rate_index, None
+        self._named_schedule, self._rate_index, self._stepped = named, rate_index, False
+        if replaces:
+            self._automatic, self._trained_on, self._trained = preprocess_function, None, False
         self._follows_schedule = named is not None or rate_function is not None
         if learning_rate is not None and rate_function is None:
             rate = check_rate(learning_rate, "learning_rate")
@@ -280,6 +290,18 @@ class Model:
             f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
         )
         self._described_kernels = "" if convolutions is None else f"; convolutions by {kernels.described()}"
+
+    def _chosen_preprocess(self, preprocess: Any, replaces: bool) -> preprocess_.Preprocess | None:
+        """The preprocessing that an argument of `compile` means. Raise if it is not the trained one."""
+        if preprocess == "auto":
+            return self._preprocess if self._trained else self._automatic
+        chosen = preprocess_.get(preprocess)
+        if self._trained and not replaces and not preprocess_.same_values(self._preprocess, chosen, self._example):
+            raise CompileError(
+                f"compile got preprocess={chosen!r}, and the network was trained with {self._preprocess!r}. Expected "
+                "the same: leave preprocess out. To replace it and train again, pass replace_preprocess=True."
+            )
+        return chosen
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
         """Says which parts of the module are not to be trained, from the next `compile` on; no pattern trains them all.
@@ -351,6 +373,8 @@ class Model:
         described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
         if (trained or self._example is None) and (described is None or described != self._example_of):
             self._example, self._example_of = preprocess_.example(x), described
+        if trained:
+            self._trained = self._stepped = True
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
         if isinstance(self._preprocess, preprocess_.Auto):
             # Remembered once a step was taken: what was refused by the network was not trained on.
@@ -363,8 +387,13 @@ class Model:
     def transforms(self) -> Transforms | None:
         """What photographs go through before they are an input: `predict(model.transforms.batch(photographs))`.
 
-        Setting it also sets the preprocessing to their normalisation: at once, and in the next `compile`, which is
-        needed for training. Both are saved with the model. None until it is set.
+        Before training, setting it also sets the preprocessing to their normalization: at once, and in the next
+        `compile`, which is needed for training. After training, the normalization has to be the one that the network
+        was trained with; transforms with `mean=None` and `std=None` only resize and crop, and always keep it. Both are
+        saved with the model. None until it is set.
+
+        Raises:
+          CompileError: for anything but `Transforms`, and for another normalization than the trained one.
 
         Example:
           >>> import resfit
@@ -383,7 +412,25 @@ class Model:
                 f"model.transforms got {value!r}. Expected a resfit.transforms.Transforms, such as that of "
                 "resfit.transforms_for('timm/resnet50.a1_in1k')."
             )
-        self._transforms, self._compiled = value, False
+        if not value.normalizes:
+            keeps = True
+        elif self._trained:
+            keeps = preprocess_.same_values(self._preprocess, value.preprocess, self._example)
+        else:
+            keeps = self._preprocess == value.preprocess
+        if self._trained and not keeps:
+            raise CompileError(
+                f"model.transforms got {value!r}, and the network was trained with {self._preprocess!r}. Expected the "
+                f"normalization that it was trained with. To only resize and crop: Transforms(resize={value.resize}, "
+                f"crop={value.crop}, interpolation={value.interpolation!r}, mean=None, std=None). To replace the "
+                "normalization and train again: model.compile(..., preprocess=transforms.preprocess, "
+                "replace_preprocess=True), then set model.transforms."
+            )
+        self._transforms = value
+        if keeps:
+            self._automatic = self._preprocess
+            return
+        self._compiled = False
         self._bring(value.preprocess, None)
 
     def _bring(self, preprocess: preprocess_.Preprocess | None, trained_on: preprocess_.Kinds | None) -> None:
@@ -632,6 +679,7 @@ class Model:
         try:
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
+            self._trained = self._trained or start is not None
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._state.publish()
@@ -640,7 +688,7 @@ class Model:
             self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
-            with self._stretched_schedule(stream, epochs_), keeping_memory(platform):
+            with self._starting_over(), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)
@@ -735,6 +783,18 @@ class Model:
                 "A named learning-rate schedule needs to know how long an epoch is, and this data cannot tell. Pass "
                 "steps_per_epoch."
             )
+
+    @contextlib.contextmanager
+    def _starting_over(self) -> Iterator[None]:
+        """Let the first training after `compile` have inputs of another scale than those trained on before it."""
+        before = self._trained_on
+        if not self._stepped:
+            self._trained_on = None
+        try:
+            yield
+        finally:
+            if not self._stepped:
+                self._trained_on = before
 
     @contextlib.contextmanager
     def _stretched_schedule(self, stream: Epochs, epochs: range) -> Iterator[None]:
@@ -879,7 +939,8 @@ class Model:
                 "A named schedule spans the epochs of a fit, and train_on_batch has none. Compile with a number or "
                 "with a function step -> rate."
             )
-        return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
+        with self._starting_over():
+            return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """This batch's loss and metrics, in evaluation mode."""
@@ -925,7 +986,9 @@ class Model:
 
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
-            saved = saving.Saved(module, self._preprocess, self._trained_on, self._transforms, self._class_names)
+            saved = saving.Saved(
+                module, self._preprocess, self._trained_on, self._transforms, self._class_names, self._trained
+            )
             saving.save(path, saved)
 
     def export(
@@ -991,7 +1054,8 @@ class Model:
         Args:
           path: of the file.
           module: the module to fill; needed where it is not one of resfit's networks, which are rebuilt from the file.
-          preprocess: needed where the model was saved with a function of the user's own.
+          preprocess: needed where the model was saved with a function of the user's own. Any other has to be the one
+            that the network was trained with.
 
         Returns:
           A model that can predict at once, and be compiled to train on.
@@ -1005,6 +1069,7 @@ class Model:
         model = cls(saved.module)
         model._transforms, model._class_names = saved.transforms, saved.class_names
         model._bring(saved.preprocess, saved.trained_on)
+        model._trained = saved.trained
         return model
 
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:

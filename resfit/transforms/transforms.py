@@ -31,11 +31,13 @@ class Transforms:
       resize: pixels that the shorter side becomes; the longer one follows it.
       crop: pixels a side of the square that is cut out of the middle.
       interpolation: "bilinear" or "bicubic", antialiased.
-      mean: of each channel, in units of [0, 1].
-      std: likewise.
+      mean: of each channel, in units of [0, 1]. ImageNet's by default. None: the transforms only resize and crop, and
+        a model that they are assigned to keeps its own preprocessing.
+      std: likewise; None together with mean.
 
     Raises:
-      DataError: if the crop is larger than what it is cut out of, or the interpolation is unknown.
+      DataError: if the crop is larger than what it is cut out of, the interpolation is unknown, or only one of mean and
+        std is None.
 
     Example:
       >>> from PIL import Image
@@ -50,12 +52,13 @@ class Transforms:
     resize: int
     crop: int
     interpolation: str = "bilinear"
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] | None = MEAN
+    std: tuple[float, ...] | None = STD
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
+        if self.normalizes:
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"Expected interpolation to be one of {list(INTERPOLATIONS)}, got {self.interpolation!r}.")
         sides = (self.crop, self.resize)
@@ -69,8 +72,22 @@ class Transforms:
             )
 
     @property
+    def normalizes(self) -> bool:
+        """True if the transforms have a mean and a standard deviation, False if both are None."""
+        return (self.mean, self.std) != (None, None)
+
+    @property
     def preprocess(self) -> Normalize:
-        """What happens on the device: for `compile(preprocess=...)`."""
+        """The normalization on the device, for `compile(preprocess=...)`.
+
+        Raises:
+          DataError: if mean or std is None.
+        """
+        if self.mean is None or self.std is None:
+            raise DataError(
+                f"Transforms with mean={self.mean} and std={self.std} have no normalization. Expected both as one "
+                "number per channel, or both None to only resize and crop and keep the model's own preprocessing."
+            )
         return Normalize(self.mean, self.std)
 
     def __call__(self, image: Any) -> np.ndarray:
