@@ -19,7 +19,9 @@ from resfit.callbacks import Callback, History
 from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, check_class_weight, check_finite, split_validation
+from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
+from resfit.data.relabeled import relabeled
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
@@ -441,13 +443,28 @@ class Model:
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes by number, for `resfit.top_k`; saved with the model. None until they are set."""
+        """The names of the classes by number, for `resfit.top_k`; saved with the model.
+
+        `fit` takes those of its data, such as the folders of `resfit.data.folder`, if none are set. `evaluate` and
+        `validation_data` map classes by name to these numbers. None until they are known.
+
+        Raises:
+          DataError: for another number of names than of classes; and after training, for the same names in another
+            order.
+        """
         return self._class_names
 
     @class_names.setter
     def class_names(self, value: Sequence[str] | None) -> None:
         classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
-        self._class_names = None if value is None else check_class_names(value, classes if classes != 1 else None)
+        names = None if value is None else check_class_names(value, classes if classes != 1 else None)
+        before = self._class_names
+        if self._trained and None not in (names, before) and names != before and sorted(names) == sorted(before):
+            raise DataError(
+                f"model.class_names got {names}, and the network was trained with the same names as {before}. Expected "
+                "the order of the training. If that was wrong, set model.class_names = None first."
+            )
+        self._class_names = names
 
     @property
     def keep_last_step(self) -> bool:
@@ -559,6 +576,7 @@ class Model:
           callbacks: called in order, before History and the progress bar.
           validation_split: the last fraction of the examples, taken before shuffling, to validate on.
           validation_data: (x, y) or (x, y, sample_weight), or an iterable of batches; wins over validation_split.
+            Classes are mapped by name to those of the training data, if both have names.
           shuffle: a new order for every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
           sample_weight: (examples,) weight of each example in the loss.
@@ -631,18 +649,18 @@ class Model:
         self._check_same_data(data)
         each = size / len(self._placement.devices)
         _log.info("%s, batches of %d, %g a device%s.", self._described, size, each, self._described_kernels)
+        names = self._names_of_training(data)
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = unpacked(held_out, "validation_data")
+            validation_batches = as_batches(
+                validation_x,
+                validation_y,
+                validation_weight,
+                geometry=self._evaluation_geometry(size if validation_batch_size is None else validation_batch_size),
+            )
             validation = Validation(
-                as_batches(
-                    validation_x,
-                    validation_y,
-                    validation_weight,
-                    geometry=self._evaluation_geometry(
-                        size if validation_batch_size is None else validation_batch_size
-                    ),
-                ),
+                relabeled(validation_batches, classes_of(data) or self._class_names, "validation_data"),
                 validation_steps,
                 due(validation_freq),
                 validation_every,
@@ -682,13 +700,14 @@ class Model:
             self._trained = self._trained or start is not None
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
+                self._class_names = names
                 self._state.publish()
                 return history
             self._requests = keeper
             self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
-            with self._starting_over(), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
+            with self._starting_over(names), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)
@@ -785,16 +804,46 @@ class Model:
             )
 
     @contextlib.contextmanager
-    def _starting_over(self) -> Iterator[None]:
-        """Let the first training after `compile` have inputs of another scale than those trained on before it."""
-        before = self._trained_on
-        if not self._stepped:
+    def _starting_over(self, names: list[str] | None) -> Iterator[None]:
+        """Learn what is trained on: class names, and after `compile` the scale of the inputs. Forget it without a step.
+
+        The names are known during training, so that models saved by callbacks have them.
+        """
+        before, stepped = (self._trained_on, self._class_names), self._stepped
+        self._class_names, self._stepped = names, False
+        if not stepped:
             self._trained_on = None
         try:
             yield
         finally:
             if not self._stepped:
-                self._trained_on = before
+                self._trained_on, self._class_names = before
+            self._stepped = self._stepped or stepped
+
+    def _names_of_training(self, data: Batches) -> list[str] | None:
+        """The class names of the model once it was trained on the data: its own, or those that the data bring.
+
+        Raises:
+          DataError: if both have names, and they differ.
+        """
+        names, own = classes_of(data), self._class_names
+        if names is None or own is not None:
+            if names is not None and list(names) != own:
+                raise DataError(
+                    f"The training data have the classes {names}, and model.class_names is {own}. Expected the same "
+                    "names in the same order. Order the classes of the data like those of the model, as in "
+                    "resfit.data.folder(path, classes=model.class_names); or set model.class_names = None to take "
+                    "those of the data."
+                )
+            return own
+        outputs = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        if outputs not in (None, 1, len(names)):
+            _log.warning(
+                "The training data have %d classes, and the network has %d outputs, so the class names are not kept.",
+                len(names), outputs,
+            )  # fmt: skip
+            return None
+        return list(names)
 
     @contextlib.contextmanager
     def _stretched_schedule(self, stream: Epochs, epochs: range) -> Iterator[None]:
@@ -829,7 +878,8 @@ class Model:
         """Loss and metrics over a data set, exactly: a short last batch is padded and masked. Changes nothing.
 
         Args:
-          x: images, or an iterable of batches, as in `fit`.
+          x: images, or an iterable of batches, as in `fit`. Classes are mapped by name to `class_names`, if both have
+            names.
           y: labels, as in `fit`.
           batch_size: examples in a step, over all devices together; 32 by default. Does not change the result.
           verbose: as in `fit`.
@@ -845,6 +895,7 @@ class Model:
         self._require_compiled("evaluate")
         self._state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
+        data = relabeled(data, self._class_names, "x")
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions(), keeping_memory(self._placement.devices[0].platform):
@@ -939,7 +990,7 @@ class Model:
                 "A named schedule spans the epochs of a fit, and train_on_batch has none. Compile with a number or "
                 "with a function step -> rate."
             )
-        with self._starting_over():
+        with self._starting_over(self._class_names):
             return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:

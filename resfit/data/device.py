@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resfit.data.batches import EpochSource, Source, description_of
+from resfit.data.batches import EpochSource, Source, classes_of, description_of
 from resfit.errors import DataError
 
 # Of the free memory: the rest is for the network, its gradients and activations.
@@ -35,6 +35,7 @@ class DeviceSource:
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
         self.labels = source.labels
+        self.classes = classes_of(source)
         # As the source's own: where they lie changes nothing.
         self.description: Mapping[str, Any] = {"source": type(source).__name__} | description_of(source)
         self._length = len(source)

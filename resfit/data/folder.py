@@ -50,8 +50,9 @@ def folder(
         size.
       mode: "RGB", "L" (grey) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel that is not asked for
         is left out.
-      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. Give
-        `train.classes` to other splits of the data, so that the numbers agree even where a class is missing.
+      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. `fit`
+        and `evaluate` map other orders and missing classes by name; `train.classes` gives another split the same
+        numbers from the start.
       threads: that decode; by default one for each core, at most 16.
 
     Raises:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order
-from resfit.data.batches import Batch, EpochSource, Geometry, Source, description_of
+from resfit.data.batches import Batch, EpochSource, Geometry, Source, classes_of, description_of
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
@@ -63,6 +63,10 @@ class IndexedBatches:
     @property
     def labels(self) -> Any:
         return self._source.labels
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return classes_of(self._source)
 
     @property
     def description(self) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order, prefetch
-from resfit.data.batches import Batch, Geometry, description_of
+from resfit.data.batches import Batch, Geometry, classes_of, description_of
 from resfit.data.interleave import advance, beginning, interleave
 from resfit.data.retry import ReadingFailed, read_on
 from resfit.data.shares import Segment, part, share, stretch
@@ -83,6 +83,7 @@ class StreamBatches:
             raise DataError(f"Expected batch_size to be a whole number from {processes} up, got {size!r}.")
         self._shards, self._settings, self._geometry = shards, settings, geometry
         self._name = type(shards).__name__
+        self.classes = classes_of(shards)
         self._lengths = shards.lengths(processes > 1)
         promised = shards.examples if self._lengths is None else sum(self._lengths)
         self._promised = promised
