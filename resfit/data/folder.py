@@ -19,7 +19,7 @@ from resfit.packages import load_package
 
 _log = logging.getLogger("resfit")
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -35,10 +35,11 @@ def folder(
     """The images of a folder that holds one folder for each class, as data for `fit`, `evaluate` and `predict`.
 
     The layout is ImageNet's and torchvision's: path/class_name/anything.jpg, at any depth below the class folder,
-    through links, suffixes in any case. Files and folders whose names begin with a dot are passed over; files with
-    other suffixes are left out, with a warning that counts them. Images are decoded by threads while the step runs.
+    through links, suffixes in any case. Files and folders whose names begin with a dot, and folders named __MACOSX, are
+    skipped; files with other suffixes are left out, with a warning that counts them. Images are decoded by threads
+    while the step runs.
 
-    The orientation that a camera notes in EXIF data is not applied, as in torchvision, timm and Keras.
+    Images are turned upright by the orientation in their EXIF data. Of an animation, the first frame is taken.
 
     Args:
       path: the folder.
@@ -162,7 +163,7 @@ def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...
     """Class names, the label of every image, and its path."""
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Expected one that holds a folder of images for each class.")
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in root.iterdir() if not _is_hidden(entry.name))
     found = [entry.name for entry in entries if entry.is_dir()]
     if not found:
         raise DataError(
@@ -203,6 +204,10 @@ def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...
     return names, np.asarray(labels, np.int32), tuple(paths)
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
+
+
 def _images_below(top: Path) -> tuple[list[str], list[str]]:
     """Image files in a folder and the folders below it, sorted; and its other files."""
 
@@ -217,7 +222,7 @@ def _images_below(top: Path) -> tuple[list[str], list[str]]:
         if real in seen:
             raise DataError(f"{directory} is a link to {real}, which was read before. Expected every image once.")
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
+        below[:] = [name for name in below if not _is_hidden(name)]
         for name in names:
             if not name.startswith("."):
                 (images if name.lower().endswith(SUFFIXES) else others).append(os.path.join(directory, name))

@@ -1,13 +1,14 @@
 """`Transforms`: from a photograph to the pixels that a network was trained to see."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data.decode import decode
+from resfit.data.decode import Encoded, decode, is_picture
 from resfit.errors import DataError
 from resfit.packages import load_package
 from resfit.preprocess import Normalize
@@ -94,8 +95,9 @@ class Transforms:
         """One photograph, resized and cropped.
 
         Args:
-          image: a file's path; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is grey. What
-            is not RGB is converted.
+          image: a file's path or bytes; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is
+            grey. Files and PIL images are turned upright by their EXIF data and converted to RGB, as by
+            `resfit.data.folder`.
 
         Returns:
           (crop, crop, 3) uint8.
@@ -118,7 +120,7 @@ class Transforms:
         """Several photographs, of any sizes, as one array for `Model.predict`.
 
         Args:
-          images: each as for a call.
+          images: each as for a call; or one path.
 
         Returns:
           (images, crop, crop, 3) uint8.
@@ -126,6 +128,8 @@ class Transforms:
         Raises:
           DataError: if there is none.
         """
+        if isinstance(images, str | os.PathLike | bytes):
+            images = [images]
         photographs = [self(image) for image in images]
         if not photographs:
             raise DataError("Transforms.batch got no photographs. Expected at least one.")
@@ -134,10 +138,10 @@ class Transforms:
 
 def _pixels(image: Any) -> np.ndarray:
     """Any photograph as (height, width, 3) uint8."""
-    if isinstance(image, str | os.PathLike):
-        return decode(os.fspath(image))
-    if hasattr(image, "convert") and hasattr(image, "getbands"):
-        return np.asarray(image.convert("RGB"))
+    if isinstance(image, bytes):
+        image = Encoded(image)
+    if isinstance(image, str | os.PathLike | io.IOBase) or is_picture(image):
+        return decode(image)
     pixels = np.asarray(image)
     if pixels.dtype == np.uint8 and pixels.ndim == 2:
         return np.stack([pixels] * 3, axis=-1)
