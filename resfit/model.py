@@ -18,10 +18,11 @@ from resfit.arguments import bar, check_counts, due, listed, one_batch, returned
 from resfit.callbacks import Callback, History
 from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
-from resfit.data.arrays import as_arrays, check_class_weight, check_finite, split_validation
+from resfit.data.arrays import as_arrays, check_class_weight, split_validation
 from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
 from resfit.data.relabeled import relabeled
+from resfit.data.values import check_values
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
@@ -1001,7 +1002,7 @@ class Model:
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for this batch, as NumPy."""
         x = as_arrays(x)[0]
-        check_finite(x)
+        check_values(x)
         return self._loop.predict_batch(x)
 
     # --- variables, files, tables -------------------------------------------------------------------------------------

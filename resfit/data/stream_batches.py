@@ -17,6 +17,7 @@ from resfit.data.batches import Batch, Geometry, classes_of, description_of
 from resfit.data.interleave import advance, beginning, interleave
 from resfit.data.retry import ReadingFailed, read_on
 from resfit.data.shares import Segment, part, share, stretch
+from resfit.data.values import check_values
 from resfit.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ class StreamBatches:
             raise DataError(
                 f"{self._name}.stack was given {len(examples)} examples and returned arrays of other lengths."
             )
+        check_values(x, y)
         mask = np.arange(self._low, self._high) < size if self._geometry.pad else None
         return Batch(x, y, weight, mask, size)
 
