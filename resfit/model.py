@@ -460,7 +460,7 @@ class Model:
         classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
         names = None if value is None else check_class_names(value, classes if classes != 1 else None)
         before = self._class_names
-        if self._trained and None not in (names, before) and names != before and sorted(names) == sorted(before):
+        if self._trained and names and before and names != before and sorted(names) == sorted(before):
             raise DataError(
                 f"model.class_names got {names}, and the network was trained with the same names as {before}. Expected "
                 "the order of the training. If that was wrong, set model.class_names = None first."
@@ -1132,7 +1132,7 @@ class Model:
         nothing of the model changes.
 
         Args:
-          batch: (x, y) or (x, y, sample_weight), arrays as for `train_on_batch`.
+          batch: (x, y) or (x, y, sample_weight), arrays as for `train_on_batch`; or an input_shape.
           input_shape: of one image, (height, width, channels), where there is no batch. By default what resfit's
             networks are made for: 224 x 224 through an ImageNet stem, 32 x 32 through a CIFAR stem.
 
@@ -1145,6 +1145,8 @@ class Model:
         from resfit import summary
 
         console = Console()
+        if isinstance(batch, tuple | list) and batch and all(isinstance(side, int) for side in batch):
+            batch, input_shape = None, tuple(batch)
         if batch is None:
             text = summary.summarize(self.module, input_shape).render(console.width)
         else:

@@ -125,6 +125,8 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
                 if name.startswith("y")
                 else "Take the real part, or np.abs."
                 if array.dtype.kind == "c"
+                else "Files of images are read by resfit.data.folder(path), or by model.transforms.batch(paths)."
+                if array.dtype.kind in "US"
                 else "Are the images of one size?"
             )
             raise DataError(

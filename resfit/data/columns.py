@@ -46,7 +46,7 @@ def choose(features: Mapping[str, Any], image: str | None = None, label: str | N
 
 def class_names(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...] | None:
     """Return the class names by number if the label is a ClassLabel, else None."""
-    names = getattr(features.get(columns.label), "names", None)
+    names = None if columns.label is None else getattr(features.get(columns.label), "names", None)
     return None if names is None else tuple(names)
 
 

@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -100,11 +100,12 @@ def folder(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
     """The images of a folder, as a `Source`: what `folder` returns.
 
-    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read.
+    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read. A
+    slice of it is an `ImageFolder` of these images.
 
     Attributes:
       paths: of the images: class by class, sorted.
@@ -129,7 +130,21 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+    def __repr__(self) -> str:
+        return (
+            f"ImageFolder({len(self)} images of {len(self.classes)} classes, size={self.size}, crop={self.crop!r}, "
+            f"mode={self.mode!r}, files={self.description['files']:08x})"
+        )
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> "ImageFolder": ...
+
+    def __getitem__(self, row: int | slice) -> "tuple[np.ndarray, int] | ImageFolder":
+        if isinstance(row, slice):
+            return dataclasses.replace(self, paths=self.paths[row], labels=self.labels[row])
         x, y, _ = self.take(np.asarray([range(len(self))[row]]))
         return x[0], int(y[0])
 
@@ -144,6 +159,8 @@ class ImageFolder:
 
     @property
     def description(self) -> Mapping[str, Any]:
+        if not self.paths:
+            return {"files": 0}
         # Below their common folder, which may be moved.
         root = len(os.path.commonpath([os.path.dirname(self.paths[0]), os.path.dirname(self.paths[-1])]))
         files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))

@@ -33,7 +33,7 @@ def refuse_masked(name: str, value: Any) -> None:
     """Raise for a masked array with masked entries: NumPy would hand on the values behind the mask."""
     if np.ma.is_masked(value):
         raise DataError(
-            f"{name} is a masked array, shape {value.shape}, with {np.ma.count_masked(value)} masked entries, whose "
+            f"{name} is a masked array, shape {value.shape}, with {np.count_nonzero(value.mask)} masked entries, whose "
             f"values would be trained on. Expected an array without a mask: {name}.filled(0), or leave these examples "
             "out."
         )
@@ -59,7 +59,7 @@ def _check(name: str, array: Any, finite: bool) -> None:
             )
         if target == array.dtype:
             continue
-        limits = jnp.finfo(target) if floating else jnp.iinfo(target)
+        limits = np.finfo(target) if floating else np.iinfo(target)
         outside = good & ((part < limits.min) | (part > limits.max))
         if outside.any():
             row, column = np.argwhere(outside)[0]

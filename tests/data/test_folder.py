@@ -544,6 +544,17 @@ def test_a_folder_is_a_sequence_of_images_and_labels_that_can_be_sent_to_other_p
     np.testing.assert_array_equal(images[-1][0], x[-1])
 
 
+def test_a_slice_of_a_folder_is_a_folder_and_its_repr_is_short(tmp_path: Path) -> None:
+    images = folder(numbered(tmp_path))
+    part = images[2:7:2]
+    assert part.paths == images.paths[2:7:2]
+    np.testing.assert_array_equal(part.take(slice(0, 3))[0], images.take(slice(2, 7, 2))[0])
+    np.testing.assert_array_equal(part.labels, images.labels[2:7:2])
+    assert part.classes == images.classes
+    assert repr(images).startswith("ImageFolder(12 images of 3 classes, size=None, crop=None, mode='RGB', files=")
+    assert repr(images) != repr(part) != repr(images[:0])
+
+
 def test_fit_trains_on_a_folder(tmp_path: Path) -> None:
     for split, n in (("train", 24), ("val", 9)):
         for i in range(n):
