@@ -8,7 +8,8 @@ import numpy as np
 
 from resfit.callbacks import Callback, ProgressBar
 from resfit.data import Batch
-from resfit.data.arrays import as_arrays, check_finite, class_weights
+from resfit.data.arrays import as_arrays, class_weights
+from resfit.data.values import check_values
 from resfit.errors import DataError
 
 
@@ -38,7 +39,7 @@ def weights_of(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | N
 def one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:
     """The arguments of `train_on_batch` and the like as a batch."""
     x, y, weight = as_arrays(x, y, weights_of(y, sample_weight, class_weight))
-    check_finite(x)
+    check_values(x, y)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
 
 

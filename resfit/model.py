@@ -18,8 +18,11 @@ from resfit.arguments import bar, check_counts, due, listed, one_batch, returned
 from resfit.callbacks import Callback, History
 from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
-from resfit.data.arrays import as_arrays, check_class_weight, check_finite, split_validation
+from resfit.data.arrays import as_arrays, check_class_weight, split_validation
+from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
+from resfit.data.relabeled import relabeled
+from resfit.data.values import check_values
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
@@ -98,6 +101,8 @@ class Model:
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
+        self._trained = False  # whether the weights were trained with self._preprocess
+        self._stepped = False  # whether a training step was taken since compile
         self._example: Any = None  # shapes and dtypes of one example, of the last training or the first call
         self._example_of: Any = None  # what those were of, to see at once that they are the same
         self.stop_training = self.stop_evaluating = self.stop_predicting = False
@@ -130,6 +135,7 @@ class Model:
         batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
         cpu_kernels: str = "auto",
+        replace_preprocess: bool = False,
     ) -> None:
         """Configures training. Keeps the module's variables; the optimizer's state and the step counter start again.
 
@@ -149,8 +155,9 @@ class Model:
             labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
-            and saved with the model. "auto" is what the model brings, from the file that it was loaded from or by its
-            `transforms`; else it scales uint8 images to [0, 1] and leaves floats alone. None does nothing.
+            and saved with the model. "auto" is what the network was trained with, here or in the file that it was
+            loaded from; else that of the model's `transforms`; else it scales uint8 images to [0, 1] and leaves floats
+            alone. None does nothing.
           augment: "cifar", "imagenet" or "none"; or a function (key, x, y) -> (x, y), such as those of
             `resfit.augment`; or several in order. Applied to training batches only, before preprocess, inside the step,
             with a key made from (seed, step).
@@ -175,9 +182,12 @@ class Model:
           compiler_options: XLA's own, by name, for every step, such as {"xla_cpu_enable_fast_math": True}.
           cpu_kernels: what convolves on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`, for the
             convolutions that it makes faster, in any network; "auto", that library where it can be used.
+          replace_preprocess: allow `preprocess` to replace the one that the network was trained with. The network then
+            sees other values and has to be trained again.
 
         Raises:
-          CompileError: for unknown names and combinations that cannot work.
+          CompileError: for unknown names and combinations that cannot work, and for another preprocessing than the one
+            that the network was trained with.
         """
         if self._fitting:
             raise CompileError(
@@ -189,7 +199,8 @@ class Model:
             named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
             learning_rate = named.peak
         transformation, rate_function = optimizers.get(optimizer, learning_rate)
-        preprocess_function = self._automatic if preprocess == "auto" else preprocess_.get(preprocess)
+        replaces = replace_preprocess and preprocess != "auto"
+        preprocess_function = self._chosen_preprocess(preprocess, replaces)
         num_classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
         self.class_names = self._class_names  # which another head of the network may have made those of other classes
         augments = augment_.get(augment, num_classes)
@@ -242,7 +253,9 @@ class Model:
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
-        self._named_schedule, self._rate_index, self._trained_on = named, rate_index, None
+        self._named_schedule, self._rate_index, self._stepped = named, rate_index, False
+        if replaces:
+            self._automatic, self._trained_on, self._trained = preprocess_function, None, False
         self._follows_schedule = named is not None or rate_function is not None
         if learning_rate is not None and rate_function is None:
             rate = check_rate(learning_rate, "learning_rate")
@@ -283,6 +296,18 @@ class Model:
             f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
         )
         self._described_kernels = "" if convolutions is None else f"; convolutions by {kernels.described()}"
+
+    def _chosen_preprocess(self, preprocess: Any, replaces: bool) -> preprocess_.Preprocess | None:
+        """The preprocessing that an argument of `compile` means. Raise if it is not the trained one."""
+        if preprocess == "auto":
+            return self._preprocess if self._trained else self._automatic
+        chosen = preprocess_.get(preprocess)
+        if self._trained and not replaces and not preprocess_.same_values(self._preprocess, chosen, self._example):
+            raise CompileError(
+                f"compile got preprocess={chosen!r}, and the network was trained with {self._preprocess!r}. Expected "
+                "the same: leave preprocess out. To replace it and train again, pass replace_preprocess=True."
+            )
+        return chosen
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
         """Says which parts of the module are not to be trained, from the next `compile` on; no pattern trains them all.
@@ -354,6 +379,8 @@ class Model:
         described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
         if (trained or self._example is None) and (described is None or described != self._example_of):
             self._example, self._example_of = preprocess_.example(x), described
+        if trained:
+            self._trained = self._stepped = True
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
         if isinstance(self._preprocess, preprocess_.Auto):
             # Remembered once a step was taken: what was refused by the network was not trained on.
@@ -366,8 +393,13 @@ class Model:
     def transforms(self) -> Transforms | None:
         """What photographs go through before they are an input: `predict(model.transforms.batch(photographs))`.
 
-        Setting it also sets the preprocessing to their normalisation: at once, and in the next `compile`, which is
-        needed for training. Both are saved with the model. None until it is set.
+        Before training, setting it also sets the preprocessing to their normalization: at once, and in the next
+        `compile`, which is needed for training. After training, the normalization has to be the one that the network
+        was trained with; transforms with `mean=None` and `std=None` only resize and crop, and always keep it. Both are
+        saved with the model. None until it is set.
+
+        Raises:
+          CompileError: for anything but `Transforms`, and for another normalization than the trained one.
 
         Example:
           >>> import resfit
@@ -386,7 +418,25 @@ class Model:
                 f"model.transforms got {value!r}. Expected a resfit.transforms.Transforms, such as that of "
                 "resfit.transforms_for('timm/resnet50.a1_in1k')."
             )
-        self._transforms, self._compiled = value, False
+        if not value.normalizes:
+            keeps = True
+        elif self._trained:
+            keeps = preprocess_.same_values(self._preprocess, value.preprocess, self._example)
+        else:
+            keeps = self._preprocess == value.preprocess
+        if self._trained and not keeps:
+            raise CompileError(
+                f"model.transforms got {value!r}, and the network was trained with {self._preprocess!r}. Expected the "
+                f"normalization that it was trained with. To only resize and crop: Transforms(resize={value.resize}, "
+                f"crop={value.crop}, interpolation={value.interpolation!r}, mean=None, std=None). To replace the "
+                "normalization and train again: model.compile(..., preprocess=transforms.preprocess, "
+                "replace_preprocess=True), then set model.transforms."
+            )
+        self._transforms = value
+        if keeps:
+            self._automatic = self._preprocess
+            return
+        self._compiled = False
         self._bring(value.preprocess, None)
 
     def _bring(self, preprocess: preprocess_.Preprocess | None, trained_on: preprocess_.Kinds | None) -> None:
@@ -397,13 +447,28 @@ class Model:
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes by number, for `resfit.top_k`; saved with the model. None until they are set."""
+        """The names of the classes by number, for `resfit.top_k`; saved with the model.
+
+        `fit` takes those of its data, such as the folders of `resfit.data.folder`, if none are set. `evaluate` and
+        `validation_data` map classes by name to these numbers. None until they are known.
+
+        Raises:
+          DataError: for another number of names than of classes; and after training, for the same names in another
+            order.
+        """
         return self._class_names
 
     @class_names.setter
     def class_names(self, value: Sequence[str] | None) -> None:
         classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
-        self._class_names = None if value is None else check_class_names(value, classes if classes != 1 else None)
+        names = None if value is None else check_class_names(value, classes if classes != 1 else None)
+        before = self._class_names
+        if self._trained and names and before and names != before and sorted(names) == sorted(before):
+            raise DataError(
+                f"model.class_names got {names}, and the network was trained with the same names as {before}. Expected "
+                "the order of the training. If that was wrong, set model.class_names = None first."
+            )
+        self._class_names = names
 
     @property
     def keep_last_step(self) -> bool:
@@ -519,6 +584,7 @@ class Model:
           callbacks: called in order, before History and the progress bar.
           validation_split: the last fraction of the examples, taken before shuffling, to validate on.
           validation_data: (x, y) or (x, y, sample_weight), or an iterable of batches; wins over validation_split.
+            Classes are mapped by name to those of the training data, if both have names.
           shuffle: a new order for every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
           sample_weight: (examples,) weight of each example in the loss.
@@ -591,18 +657,18 @@ class Model:
         self._check_same_data(data)
         each = size / len(self._placement.devices)
         _log.info("%s, batches of %d, %g a device%s.", self._described, size, each, self._described_kernels)
+        names = self._names_of_training(data)
         validation = None
         if held_out is not None:
             validation_x, validation_y, validation_weight = unpacked(held_out, "validation_data")
+            validation_batches = as_batches(
+                validation_x,
+                validation_y,
+                validation_weight,
+                geometry=self._evaluation_geometry(size if validation_batch_size is None else validation_batch_size),
+            )
             validation = Validation(
-                as_batches(
-                    validation_x,
-                    validation_y,
-                    validation_weight,
-                    geometry=self._evaluation_geometry(
-                        size if validation_batch_size is None else validation_batch_size
-                    ),
-                ),
+                relabeled(validation_batches, classes_of(data) or self._class_names, "validation_data"),
                 validation_steps,
                 due(validation_freq),
                 validation_every,
@@ -639,15 +705,17 @@ class Model:
         try:
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
+            self._trained = self._trained or start is not None
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
+                self._class_names = names
                 self._state.publish()
                 return history
             self._requests = keeper
             self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
-            with self._stretched_schedule(stream, epochs_), keeping_memory(platform):
+            with self._starting_over(names), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)
@@ -744,6 +812,48 @@ class Model:
             )
 
     @contextlib.contextmanager
+    def _starting_over(self, names: list[str] | None) -> Iterator[None]:
+        """Learn what is trained on: class names, and after `compile` the scale of the inputs. Forget it without a step.
+
+        The names are known during training, so that models saved by callbacks have them.
+        """
+        before, stepped = (self._trained_on, self._class_names), self._stepped
+        self._class_names, self._stepped = names, False
+        if not stepped:
+            self._trained_on = None
+        try:
+            yield
+        finally:
+            if not self._stepped:
+                self._trained_on, self._class_names = before
+            self._stepped = self._stepped or stepped
+
+    def _names_of_training(self, data: Batches) -> list[str] | None:
+        """The class names of the model once it was trained on the data: its own, or those that the data bring.
+
+        Raises:
+          DataError: if both have names, and they differ.
+        """
+        names, own = classes_of(data), self._class_names
+        if names is None or own is not None:
+            if names is not None and list(names) != own:
+                raise DataError(
+                    f"The training data have the classes {names}, and model.class_names is {own}. Expected the same "
+                    "names in the same order. Order the classes of the data like those of the model, as in "
+                    "resfit.data.folder(path, classes=model.class_names); or set model.class_names = None to take "
+                    "those of the data."
+                )
+            return own
+        outputs = getattr(getattr(self._module, "spec", None), "num_classes", None)
+        if outputs not in (None, 1, len(names)):
+            _log.warning(
+                "The training data have %d classes, and the network has %d outputs, so the class names are not kept.",
+                len(names), outputs,
+            )  # fmt: skip
+            return None
+        return list(names)
+
+    @contextlib.contextmanager
     def _stretched_schedule(self, stream: Epochs, epochs: range) -> Iterator[None]:
         """Lets a named schedule span these epochs; a fit that fails before its first step leaves it as it was."""
         if self._named_schedule is None or not epochs or stream.steps is None:
@@ -776,7 +886,8 @@ class Model:
         """Loss and metrics over a data set, exactly: a short last batch is padded and masked. Changes nothing.
 
         Args:
-          x: images, or an iterable of batches, as in `fit`.
+          x: images, or an iterable of batches, as in `fit`. Classes are mapped by name to `class_names`, if both have
+            names.
           y: labels, as in `fit`.
           batch_size: examples in a step, over all devices together; 32 by default. Does not change the result.
           verbose: as in `fit`.
@@ -792,6 +903,7 @@ class Model:
         self._require_compiled("evaluate")
         self._state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
+        data = relabeled(data, self._class_names, "x")
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions(), keeping_memory(self._placement.devices[0].platform):
@@ -886,7 +998,8 @@ class Model:
                 "A named schedule spans the epochs of a fit, and train_on_batch has none. Compile with a number or "
                 "with a function step -> rate."
             )
-        return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
+        with self._starting_over(self._class_names):
+            return returned(self._loop.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """This batch's loss and metrics, in evaluation mode."""
@@ -896,7 +1009,7 @@ class Model:
     def predict_on_batch(self, x: Any) -> Any:
         """The outputs for this batch, as NumPy."""
         x = as_arrays(x)[0]
-        check_finite(x)
+        check_values(x)
         return self._loop.predict_batch(x)
 
     # --- variables, files, tables -------------------------------------------------------------------------------------
@@ -954,7 +1067,9 @@ class Model:
 
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
-            saved = saving.Saved(module, self._preprocess, self._trained_on, self._transforms, self._class_names)
+            saved = saving.Saved(
+                module, self._preprocess, self._trained_on, self._transforms, self._class_names, self._trained
+            )
             saving.save(path, saved)
 
     def export(
@@ -1020,7 +1135,8 @@ class Model:
         Args:
           path: of the file.
           module: the module to fill; needed where it is not one of resfit's networks, which are rebuilt from the file.
-          preprocess: needed where the model was saved with a function of the user's own.
+          preprocess: needed where the model was saved with a function of the user's own. Any other has to be the one
+            that the network was trained with.
 
         Returns:
           A model that can predict at once, and be compiled to train on.
@@ -1034,6 +1150,7 @@ class Model:
         model = cls(saved.module)
         model._transforms, model._class_names = saved.transforms, saved.class_names
         model._bring(saved.preprocess, saved.trained_on)
+        model._trained = saved.trained
         return model
 
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
@@ -1044,7 +1161,7 @@ class Model:
         nothing of the model changes.
 
         Args:
-          batch: (x, y) or (x, y, sample_weight), arrays as for `train_on_batch`.
+          batch: (x, y) or (x, y, sample_weight), arrays as for `train_on_batch`; or an input_shape.
           input_shape: of one image, (height, width, channels), where there is no batch. By default what resfit's
             networks are made for: 224 x 224 through an ImageNet stem, 32 x 32 through a CIFAR stem.
 
@@ -1057,6 +1174,8 @@ class Model:
         from resfit import summary
 
         console = Console()
+        if isinstance(batch, tuple | list) and batch and all(isinstance(side, int) for side in batch):
+            batch, input_shape = None, tuple(batch)
         if batch is None:
             text = summary.summarize(self.module, input_shape).render(console.width)
         else:

@@ -146,7 +146,8 @@ def mistakes(
     Without a mistake, the images that came nearest to one: those it was least sure of.
 
     Args:
-      images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1].
+      images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1]; or a source such as
+        `resfit.data.folder`, of which only the images that are shown are read.
       labels: (examples,) class numbers.
       logits: (examples, classes), as `Model.predict` returns them.
       class_names: one per class; numbers by default.
@@ -160,16 +161,23 @@ def mistakes(
       >>> figure.axes[0].get_title()
       '0 read as 1\n95 % sure'
     """
-    images, labels, logits = np.asarray(images), np.asarray(labels), np.asarray(logits, np.float64)
-    _check_examples(labels, images=images, logits=logits)
+    labels, logits = np.asarray(labels), np.asarray(logits, np.float64)
+    from_source = hasattr(images, "take") and not hasattr(images, "__array__")
+    if not from_source:
+        images = np.asarray(images)
+        _check_examples(labels, images=images)
+    elif len(images) != len(labels):
+        raise DataError(f"Got {len(images)} images and {len(labels)} labels. Expected one label for each image.")
+    _check_examples(labels, logits=logits)
     if count < 1 or not np.isfinite(logits).all():
         raise DataError(
             f"Got count={count} and logits from {logits.min()} to {logits.max()}. Expected a count of at least 1, and "
             "finite logits."
         )
-    if logits.ndim != 2 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    shape = images.take(slice(0, 1))[0].shape if from_source else images.shape
+    if logits.ndim != 2 or len(shape) != 4 or shape[3] not in (1, 3):
         raise DataError(
-            f"Got images of shape {images.shape} and logits of shape {logits.shape}. Expected (examples, height, "
+            f"Got images of shape {shape} and logits of shape {logits.shape}. Expected (examples, height, "
             "width, 1 or 3) and (examples, classes). Pass what model.predict returned."
         )
     names = _names(class_names, logits.shape[1], labels)
@@ -179,6 +187,7 @@ def mistakes(
     wrong = np.flatnonzero(said != labels)
     order = wrong[np.argsort(-sure[wrong], kind="stable")] if len(wrong) else np.argsort(sure, kind="stable")
     shown = order[:count]
+    pictures = images.take(shown)[0] if from_source else images[shown]
 
     columns = min(max(len(shown), 4), 8)  # a narrower figure would cut the headline
     rows = math.ceil(len(shown) / columns)
@@ -186,7 +195,7 @@ def mistakes(
     figure.suptitle(_headline(len(wrong), len(shown), len(labels)), fontweight="bold")
     for place, i in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(images[i], cmap="gray", vmin=0, vmax=255 if images.dtype == np.uint8 else 1)
+        axes.imshow(pictures[place - 1], cmap="gray", vmin=0, vmax=255 if pictures.dtype == np.uint8 else 1)
         axes.set_title(f"{names[labels[i]]} read as {names[said[i]]}\n{100 * sure[i]:.0f} % sure", fontsize=9)
         axes.set_axis_off()
     return figure

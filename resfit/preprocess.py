@@ -147,6 +147,42 @@ def get(preprocess: str | Preprocess | None) -> Preprocess | None:
     )
 
 
+def same_values(one: Preprocess | None, other: Preprocess | None, example: Any = None) -> bool:
+    """Return True if two preprocessings give a network the same values.
+
+    Functions cannot be compared, so both are applied to random images.
+
+    Args:
+      one: a function of a batch, or None.
+      other: likewise.
+      example: shapes and dtypes of one example, as `example` returns them; by default a small uint8 image.
+
+    Example:
+      >>> same_values(Auto(), Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+      True
+      >>> same_values(Auto(), None)
+      False
+    """
+    if one == other:
+        return True
+    if example is None:
+        channels = [len(known.mean) for known in (one, other) if isinstance(known, Normalize)]
+        example = jax.ShapeDtypeStruct((8, 8, channels[0] if channels else 3), jnp.uint8)
+    batch = jax.tree.map(_random_batch, example)
+    a, b = (jax.tree.leaves(batch if f is None else f(batch)) for f in (one, other))
+    return len(a) == len(b) and all(
+        u.shape == v.shape and u.dtype == v.dtype and bool(jnp.array_equal(u, v)) for u, v in zip(a, b, strict=True)
+    )
+
+
+def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:
+    """Two random examples: 0..255 for uint8, 0 and 1 for other integers, normally distributed floats."""
+    draws, shape = np.random.default_rng(0), (2, *one.shape)
+    if jnp.issubdtype(one.dtype, jnp.floating):
+        return jnp.asarray(draws.normal(size=shape), one.dtype)
+    return jnp.asarray(draws.integers(0, 256 if one.dtype == jnp.uint8 else 2, shape), one.dtype)
+
+
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
     """What is saved with a model, as JSON; a function of the user's own is saved as {"kind": "custom"}."""
     if preprocess is None:

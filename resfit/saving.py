@@ -32,6 +32,7 @@ class Saved(NamedTuple):
       trained_on: what inputs it was trained on.
       transforms: of photographs, before that.
       class_names: by number.
+      trained: whether the module was trained with this preprocessing.
     """
 
     module: nnx.Module
@@ -39,6 +40,7 @@ class Saved(NamedTuple):
     trained_on: preprocess_.Kinds | None = None
     transforms: Transforms | None = None
     class_names: list[str] | None = None
+    trained: bool = True
 
 
 def save(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -66,6 +68,7 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
         "trained_on": saved.trained_on,
         "transforms": to_config(saved.transforms),
         "class_names": saved.class_names,
+        "trained": saved.trained,
     }
     arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(saved.module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
@@ -123,15 +126,38 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
     trained_on = None if kinds is None else tuple(kinds)
     transforms, class_names = _of_photographs(path, header)
-    if preprocess is not None:
-        return Saved(module, preprocess, trained_on, transforms, class_names)
-    config = header["preprocess"]
+    trained = bool(header.get("trained", True))  # earlier versions did not write it
+    return Saved(
+        module,
+        _preprocess(path, header["preprocess"], preprocess, trained),
+        trained_on,
+        transforms,
+        class_names,
+        trained,
+    )
+
+
+def _preprocess(
+    path: Any, config: Any, given: preprocess_.Preprocess | None, trained: bool
+) -> preprocess_.Preprocess | None:
+    """The preprocessing of a saved model: that of the file, or the function that the file cannot hold."""
     if config is not None and config["kind"] == "custom":
+        if given is None:
+            raise SavedModelError(
+                f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
+                "resfit.load(path, preprocess=...)."
+            )
+        return given
+    saved = preprocess_.from_config(config)
+    if given is None:
+        return saved
+    if trained and not preprocess_.same_values(saved, given):
         raise SavedModelError(
-            f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
-            "resfit.load(path, preprocess=...)."
+            f"resfit.load got preprocess={given!r}, and {path} holds a network that was trained with {saved!r}. "
+            "Expected no other one: leave preprocess out. To replace it and train again: model = resfit.load(path); "
+            "model.compile(..., preprocess=..., replace_preprocess=True)."
         )
-    return Saved(module, preprocess_.from_config(config), trained_on, transforms, class_names)
+    return given
 
 
 def _header(path: Any, text: str) -> dict[str, Any]:

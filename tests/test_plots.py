@@ -123,6 +123,27 @@ def test_mistakes_are_those_of_the_logits_the_surest_first() -> None:
     assert figure.get_suptitle() == "2 mistakes among 4 images, the surest first"
 
 
+def test_mistakes_reads_only_the_images_it_shows_from_a_source() -> None:
+    logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0], [0.0, 9.0, 0.0]])
+    images = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
+    read = []
+
+    class Source:
+        def __len__(self) -> int:
+            return len(images)
+
+        def take(self, rows: Any) -> Any:
+            read.append(rows)
+            return images[rows], None, None
+
+    figure = plots.mistakes(Source(), [0, 0, 1, 1], logits)
+    shown = [np.asarray(axes.get_images()[0].get_array()).squeeze() for axes in figure.axes]
+    np.testing.assert_array_equal(shown, images[[2, 1], ..., 0])
+    assert [len(np.arange(4)[rows]) for rows in read] == [1, 2]
+    with pytest.raises(DataError, match="4 images and 2 labels"):
+        plots.mistakes(Source(), [0, 1], logits)
+
+
 @pytest.mark.parametrize(
     ("wrong", "count", "headline"),
     [

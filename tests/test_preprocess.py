@@ -10,7 +10,7 @@ from flax import nnx
 
 import resfit
 from resfit import preprocess
-from resfit.errors import CompileError, DataError
+from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.preprocess import Auto, Normalize
 from tests.helpers import BATCH, PlainNet, assert_close, compiled, fit, images, labels, values
 
@@ -125,3 +125,136 @@ def test_none_hands_images_on_as_they_are() -> None:
     compiled(Looks(rngs=nnx.Rngs(0)), preprocess=None).predict(BYTES, verbose=0)
     compiled(Looks(rngs=nnx.Rngs(0))).predict(BYTES, verbose=0)
     assert seen == [jnp.uint8, jnp.float32]
+
+
+# --- the preprocessing that a network was trained with ----------------------------------------------------------------
+
+COLOR = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+HALF = Normalize(mean=(0.5,) * 3, std=(0.25,) * 3)
+IDENTITY = Normalize(mean=(0.0,) * 3, std=(1.0,) * 3)  # the same values as Auto
+
+
+class ColorNet(nnx.Module):
+    """A dense layer on the pixels of small color images."""
+
+    def __init__(self) -> None:
+        self.head = nnx.Linear(192, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+def scaled(x: Any) -> Any:
+    return x.astype(jnp.float32) / 255
+
+
+def trained(preprocess: Any) -> resfit.Model:
+    model = compiled(ColorNet(), preprocess=preprocess)
+    model.train_on_batch(COLOR, labels(8))
+    return model
+
+
+def loaded(model: resfit.Model, path: Any, **arguments: Any) -> resfit.Model:
+    model.save(path / "net.safetensors")
+    return resfit.load(path / "net.safetensors", module=ColorNet(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("auto", HALF, False),
+        ("auto", None, False),
+        ("auto", lambda x: x.astype(jnp.float32), False),
+        ("auto", IDENTITY, True),
+        ("auto", lambda x: x.astype(jnp.float32) / 255, True),
+        (HALF, IDENTITY, False),
+        (HALF, Normalize(HALF.mean, HALF.std), True),
+        (scaled, lambda x: x.astype(jnp.float32) / 128, False),
+        (scaled, lambda x: x.astype(jnp.float32) / 255, True),
+    ],
+)
+def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after: Any, same: bool) -> None:
+    model = trained(before)
+    expected = model.predict(COLOR, verbose=0)
+    if not same:
+        with pytest.raises(CompileError, match=r"the network was trained with.*replace_preprocess=True"):
+            model.compile("sgd", preprocess=after, dispatch="jit")
+        if isinstance(after, Normalize):
+            with pytest.raises(CompileError, match=r"mean=None, std=None.*replace_preprocess=True"):
+                model.transforms = resfit.transforms.Transforms(8, 8, mean=after.mean, std=after.std)
+            assert model.transforms is None
+        np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
+        model.compile("sgd", preprocess=after, replace_preprocess=True, dispatch="jit")
+        model.compile("sgd", dispatch="jit")
+        assert model._preprocess is after
+        return
+    model.compile("sgd", preprocess=after, dispatch="jit")
+    np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
+
+
+@pytest.mark.parametrize("preprocess", ["auto", HALF, scaled])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_auto_and_transforms_without_mean_keep_the_trained_preprocessing(
+    preprocess: Any, from_file: bool, tmp_path: Any
+) -> None:
+    model = trained(preprocess)
+    expected = model.predict(COLOR, verbose=0)
+    if from_file:
+        model = loaded(model, tmp_path, preprocess=scaled if preprocess is scaled else None)
+    model.transforms = resfit.transforms.Transforms(8, 8, mean=None, std=None)
+    np.testing.assert_allclose(model.predict(model.transforms.batch(COLOR), verbose=0), expected, atol=1e-6)
+    model.compile("adam", dispatch="jit")
+    np.testing.assert_allclose(model.predict(COLOR, verbose=0), expected, atol=1e-6)
+    model = loaded(model, tmp_path, preprocess=scaled if preprocess is scaled else None)
+    assert model.transforms == resfit.transforms.Transforms(8, 8, mean=None, std=None)
+
+
+def test_a_loaded_model_keeps_the_preprocessing_that_it_was_trained_with(tmp_path: Any) -> None:
+    with pytest.raises(SavedModelError, match=r"trained with Normalize.*leave preprocess out"):
+        loaded(trained(HALF), tmp_path, preprocess=Auto())
+    model = loaded(trained(HALF), tmp_path, preprocess=HALF)
+    for change in (
+        lambda: setattr(model, "transforms", resfit.transforms.Transforms(8, 8)),
+        lambda: model.compile("sgd", preprocess=Auto()),
+    ):
+        with pytest.raises(CompileError, match="the network was trained with"):
+            change()
+    model.transforms = resfit.transforms.Transforms(8, 8, mean=HALF.mean, std=HALF.std)
+    untrained = loaded(resfit.Model(ColorNet()), tmp_path, preprocess=HALF)
+    untrained.transforms = resfit.transforms.Transforms(8, 8)
+
+
+def test_transforms_before_training_need_one_line_and_are_trained_with() -> None:
+    model = resfit.Model(ColorNet())
+    model.transforms = resfit.transforms.Transforms(8, 8)
+    model.compile("sgd", dispatch="jit")
+    model.train_on_batch(COLOR, labels(8))
+    model.transforms = resfit.transforms.Transforms(10, 8)  # another size, the same normalization
+    assert model._preprocess == resfit.transforms.Transforms(8, 8).preprocess
+    model.evaluate(COLOR, labels(8), verbose=0)  # and still compiled
+
+
+def test_a_refused_batch_leaves_a_model_untrained() -> None:
+    model = compiled(ColorNet())
+    with pytest.raises(DataError):
+        model.train_on_batch(COLOR.astype("int32"), labels(8))
+    model.transforms = resfit.transforms.Transforms(8, 8)
+
+
+def test_another_compile_does_not_forget_the_scale_of_the_inputs_trained_on() -> None:
+    model = trained("auto")
+    model.compile("sgd", dispatch="jit")
+    with pytest.raises(DataError, match="trained on uint8 images"):
+        model.evaluate(COLOR.astype("float32"), labels(8), verbose=0)
+    with pytest.raises(DataError):
+        model.train_on_batch(COLOR.astype("int32"), labels(8))
+    with pytest.raises(DataError, match="trained on uint8 images"):
+        model.predict(COLOR.astype("float32"), verbose=0)
+    model.train_on_batch(COLOR.astype("float32"), labels(8))  # training starts over
+    model.evaluate(COLOR.astype("float32"), labels(8), verbose=0)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(None, (1.0,)), ((0.0,), None)])
+def test_transforms_with_only_a_mean_or_only_a_deviation_are_refused(mean: Any, std: Any) -> None:
+    with pytest.raises(DataError, match="both None"):
+        resfit.transforms.Transforms(8, 8, mean=mean, std=std)

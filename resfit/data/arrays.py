@@ -9,9 +9,11 @@ import numpy as np
 
 from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
+from resfit.data.values import check_values, refuse_masked
 from resfit.errors import DataError
 
 _LOOKED_AT_AT_ONCE = 1 << 30  # bytes
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _COMPARED = 64  # examples that tell one data set from another: more might be read from a file for long
 
 
@@ -28,6 +30,7 @@ class ArraySource:
     """
 
     threads = 0
+    checked = True
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
@@ -40,9 +43,9 @@ class ArraySource:
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
         # A file larger than memory is not read twice: what is mapped from it is looked at batch by batch.
-        self._looked_at = sum(leaf.nbytes for leaf in jax.tree.leaves(self._x)) <= _LOOKED_AT_AT_ONCE
+        self._looked_at = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _LOOKED_AT_AT_ONCE
         if self._looked_at:
-            check_finite(self._x)
+            check_values(self._x, self._y)
 
     @property
     def labels(self) -> Any:
@@ -65,7 +68,7 @@ class ArraySource:
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([native(array[rows]) for array in self._leaves])
         if not self._looked_at:
-            check_finite(taken[0])
+            check_values(taken[0], taken[1])
         return taken
 
 
@@ -87,29 +90,11 @@ class ArrayBatches(IndexedBatches):
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """An array in this machine's byte order, which is all that JAX takes; some file formats have the other one."""
+    """An array in this machine's byte order and of at most 64 bits, which is all that JAX takes."""
+    if array.dtype == np.longdouble and array.dtype.itemsize > 8:
+        with np.errstate(over="ignore"):  # infinite values are refused later
+            return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-
-
-def check_finite(x: Any) -> None:
-    """Looks for NaN and infinite values in floating-point inputs.
-
-    Raises:
-      DataError: naming the first example that has one.
-    """
-    for path, leaf in jax.tree_util.tree_flatten_with_path(x)[0]:
-        if not np.issubdtype(leaf.dtype, np.floating):
-            continue
-        step = max(1, (1 << 22) // max(1, leaf[0].size))  # a few megabytes at a time
-        for first in range(0, len(leaf), step):
-            part = leaf[first : first + step]
-            if np.isfinite(part).all():
-                continue
-            bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
-            raise DataError(
-                f"x{jax.tree_util.keystr(path)}[{first + bad[0]}] holds NaN or infinite values, as do {len(bad)} of "
-                f"the {len(part)} examples looked at. Expected finite images: leave these out, or np.nan_to_num them."
-            )
 
 
 def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.ndarray | None]:
@@ -126,6 +111,7 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
             raise DataError(
                 f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.{remedy}"
             )
+        refuse_masked(name, value)
         try:
             array = np.asarray(value)
         except ValueError as error:  # lists of unequal lengths
@@ -139,6 +125,8 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
                 if name.startswith("y")
                 else "Take the real part, or np.abs."
                 if array.dtype.kind == "c"
+                else "Files of images are read by resfit.data.folder(path), or by model.transforms.batch(paths)."
+                if array.dtype.kind in "US"
                 else "Are the images of one size?"
             )
             raise DataError(
@@ -193,9 +181,11 @@ def check_weight(weight: np.ndarray) -> np.ndarray:
     if weight.ndim != 1:
         remedy = " Take its one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
         raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
-    if not np.isfinite(weight).all() or weight.min() < 0:
-        raise DataError("sample_weight holds negative or non-finite values. Expected finite weights >= 0.")
-    return weight.astype(np.float32)
+    with np.errstate(over="ignore"):
+        cast = weight.astype(np.float32)
+    if not np.isfinite(cast).all() or cast.min() < 0:
+        raise DataError("sample_weight holds negative or non-finite values, as float32. Expected finite weights >= 0.")
+    return cast
 
 
 def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
@@ -249,7 +239,7 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
             f"class_weight is {dict(class_weight)!r:.60}: {error}. Expected class numbers, as in the labels, and "
             "weights that are numbers: {0: 1.0, 1: 5.0}."
         ) from error
-    if any(key < 0 or not np.isfinite(value) or value < 0 for key, value in names.items()):
+    if any(key < 0 or not 0 <= value <= _LARGEST_WEIGHT for key, value in names.items()):
         raise DataError(f"class_weight is {names}. Expected class numbers from 0 and finite weights >= 0.")
     return names
 

@@ -1,6 +1,6 @@
 """The one form in which data reaches the trainer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -91,6 +91,23 @@ class Positioned(Protocol):
 def description_of(data: Any) -> dict[str, Any]:
     """The description of data that have one."""
     return dict(data.description) if isinstance(data, Described) else {}
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Data that know the names of their classes, such as a `Source` with an attribute `classes`."""
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """The names of the classes by number; None if they have none."""
+
+
+def classes_of(data: Any) -> tuple[str, ...] | None:
+    """Return the class names of data by number, or None if the data have none."""
+    names = data.classes if isinstance(data, Named) else None
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return None
+    return tuple(names) if names and all(isinstance(name, str) for name in names) else None
 
 
 class Source(Protocol):

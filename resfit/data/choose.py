@@ -8,6 +8,7 @@ import numpy as np
 
 from resfit.data.arrays import ArraySource, class_weights
 from resfit.data.batches import Batches, Geometry, Source, Stream
+from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
 from resfit.data.grain import from_grain, is_grain
 from resfit.data.huggingface import huggingface, is_dataset
@@ -47,6 +48,11 @@ def as_batches(
         raise DataError(
             f"cache='device' keeps all examples on one device, and {geometry.shard[1]} processes train together. Leave "
             "cache out: each process reads its part of every batch."
+        )
+    if is_picture(x):
+        raise DataError(
+            f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
+            "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
         )
     if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, and none of arrays
         if class_weight is not None:

@@ -44,6 +44,12 @@ def choose(features: Mapping[str, Any], image: str | None = None, label: str | N
     return Columns(image, _label(features, image, label))
 
 
+def class_names(features: Mapping[str, Any], columns: Columns) -> tuple[str, ...] | None:
+    """Return the class names by number if the label is a ClassLabel, else None."""
+    names = None if columns.label is None else getattr(features.get(columns.label), "names", None)
+    return None if names is None else tuple(names)
+
+
 def _image(features: Mapping[str, Any], name: str | None) -> str:
     if name is not None:
         feature = _named(features, "image", name)

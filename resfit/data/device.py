@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resfit.data.batches import EpochSource, Source, description_of
+from resfit.data.batches import EpochSource, Source, classes_of, description_of
+from resfit.data.values import check_values
 from resfit.errors import DataError
 
 # Of the free memory: the rest is for the network, its gradients and activations.
@@ -27,6 +28,7 @@ class DeviceSource:
     """
 
     threads = 0
+    checked = True
 
     def __init__(self, source: Source) -> None:
         if isinstance(source, EpochSource):
@@ -35,6 +37,7 @@ class DeviceSource:
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
         self.labels = source.labels
+        self.classes = classes_of(source)
         # As the source's own: where they lie changes nothing.
         self.description: Mapping[str, Any] = {"source": type(source).__name__} | description_of(source)
         self._length = len(source)
@@ -49,7 +52,10 @@ class DeviceSource:
                 f"{free / 1e9:.1f} GB free. Expected at most half of that: leave cache out, and batches are sent "
                 "one by one."
             )
-        self._arrays = jax.device_put(source.take(slice(0, self._length)), device)
+        arrays = source.take(slice(0, self._length))
+        if not getattr(source, "checked", False):
+            check_values(arrays[0], arrays[1])
+        self._arrays = jax.device_put(arrays, device)
         self._gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda a: jnp.take(a, rows, axis=0), arrays))
 
     def __len__(self) -> int:

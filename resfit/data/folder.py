@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from resfit.packages import load_package
 
 _log = logging.getLogger("resfit")
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
@@ -35,10 +35,11 @@ def folder(
     """The images of a folder that holds one folder for each class, as data for `fit`, `evaluate` and `predict`.
 
     The layout is ImageNet's and torchvision's: path/class_name/anything.jpg, at any depth below the class folder,
-    through links, suffixes in any case. Files and folders whose names begin with a dot are passed over; files with
-    other suffixes are left out, with a warning that counts them. Images are decoded by threads while the step runs.
+    through links, suffixes in any case. Files and folders whose names begin with a dot, and folders named __MACOSX, are
+    skipped; files with other suffixes are left out, with a warning that counts them. Images are decoded by threads
+    while the step runs.
 
-    The orientation that a camera notes in EXIF data is not applied, as in torchvision, timm and Keras.
+    Images are turned upright by the orientation in their EXIF data. Of an animation, the first frame is taken.
 
     Args:
       path: the folder.
@@ -50,8 +51,9 @@ def folder(
         size.
       mode: "RGB", "L" (grey) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel that is not asked for
         is left out.
-      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. Give
-        `train.classes` to other splits of the data, so that the numbers agree even where a class is missing.
+      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. `fit`
+        and `evaluate` map other orders and missing classes by name; `train.classes` gives another split the same
+        numbers from the start.
       threads: that decode; by default one for each core, at most 16.
 
     Raises:
@@ -98,11 +100,12 @@ def folder(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
     """The images of a folder, as a `Source`: what `folder` returns.
 
-    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read.
+    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read. A
+    slice of it is an `ImageFolder` of these images.
 
     Attributes:
       paths: of the images: class by class, sorted.
@@ -127,7 +130,21 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+    def __repr__(self) -> str:
+        return (
+            f"ImageFolder({len(self)} images of {len(self.classes)} classes, size={self.size}, crop={self.crop!r}, "
+            f"mode={self.mode!r}, files={self.description['files']:08x})"
+        )
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> "ImageFolder": ...
+
+    def __getitem__(self, row: int | slice) -> "tuple[np.ndarray, int] | ImageFolder":
+        if isinstance(row, slice):
+            return dataclasses.replace(self, paths=self.paths[row], labels=self.labels[row])
         x, y, _ = self.take(np.asarray([range(len(self))[row]]))
         return x[0], int(y[0])
 
@@ -142,6 +159,8 @@ class ImageFolder:
 
     @property
     def description(self) -> Mapping[str, Any]:
+        if not self.paths:
+            return {"files": 0}
         # Below their common folder, which may be moved.
         root = len(os.path.commonpath([os.path.dirname(self.paths[0]), os.path.dirname(self.paths[-1])]))
         files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))
@@ -161,7 +180,7 @@ def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...
     """Class names, the label of every image, and its path."""
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Expected one that holds a folder of images for each class.")
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in root.iterdir() if not _is_hidden(entry.name))
     found = [entry.name for entry in entries if entry.is_dir()]
     if not found:
         raise DataError(
@@ -202,6 +221,10 @@ def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...
     return names, np.asarray(labels, np.int32), tuple(paths)
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
+
+
 def _images_below(top: Path) -> tuple[list[str], list[str]]:
     """Image files in a folder and the folders below it, sorted; and its other files."""
 
@@ -216,7 +239,7 @@ def _images_below(top: Path) -> tuple[list[str], list[str]]:
         if real in seen:
             raise DataError(f"{directory} is a link to {real}, which was read before. Expected every image once.")
         seen.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
+        below[:] = [name for name in below if not _is_hidden(name)]
         for name in names:
             if not name.startswith("."):
                 (images if name.lower().endswith(SUFFIXES) else others).append(os.path.join(directory, name))

@@ -122,6 +122,7 @@ class TableSource:
         self.threads = threads
         self._key: tuple[int, int] | None = None
         self._columns, self._pictures = chosen, pictures
+        self.classes = columns.class_names(dataset.features, chosen)
         names = [name for name in chosen if name is not None]
         self._table = pictures.undecoded(dataset.with_format(None).select_columns(names), chosen.image)
         self.labels: Any = None

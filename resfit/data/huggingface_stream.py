@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.data.columns import Columns
+from resfit.data.columns import Columns, class_names
 from resfit.data.pictures import INSTALL, Pictures
 from resfit.data.records import as_labels, stack_images
 from resfit.data.retry import call_again
@@ -47,6 +47,7 @@ class StreamShards:
                 "on. Pass it without .shuffle(...): resfit shuffles it, by the seed of compile."
             )
         self._columns, self._pictures, self._retries = chosen, pictures, retries
+        self.classes = class_names(stream.features or {}, chosen)
         self._row_by_row = stream._distributed is None and all(_is_row_by_row(step) for step in steps)
         self._count = stream.num_shards if self._row_by_row else 1
         source = steps[-1]

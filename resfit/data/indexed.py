@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order
-from resfit.data.batches import Batch, EpochSource, Geometry, Source, description_of
+from resfit.data.batches import Batch, EpochSource, Geometry, Source, classes_of, description_of
+from resfit.data.values import check_values
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
@@ -65,6 +66,10 @@ class IndexedBatches:
         return self._source.labels
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        return classes_of(self._source)
+
+    @property
     def description(self) -> Mapping[str, Any]:
         return {"source": type(self._source).__name__} | description_of(self._source)
 
@@ -94,5 +99,7 @@ class IndexedBatches:
                 f"The {type(self._source).__name__} was asked for {high - low} examples and gave arrays of lengths "
                 f"{lengths}. Expected every one of them, so that none is lost."
             )
+        if not getattr(self._source, "checked", False):
+            check_values(x, y)
         mask = np.arange(low, high) < size if self._geometry.pad else None
         return Batch(x, y, weight, mask, size)

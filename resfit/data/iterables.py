@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resfit.data.arrays import as_arrays, check_finite
+from resfit.data.arrays import as_arrays
 from resfit.data.batches import Batch, Positioned
+from resfit.data.values import check_values
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
@@ -179,7 +180,7 @@ def as_batch(item: Any) -> Batch:
         raise DataError(f"Expected batches (x, y) or (x, y, sample_weight), got a tuple of {len(parts)} entries.")
     # Copies: a loader may write its next batch over this one while a step still reads it.
     x, y, weight = jax.tree.map(np.array, as_arrays(*parts))
-    check_finite(x)
+    check_values(x, y)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
 
 

@@ -1,24 +1,16 @@
 """The values of an image column become arrays."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from resfit.data.crops import crop_of, height_and_width
-from resfit.data.decode import MODES, decode
+from resfit.data.decode import MODES, Encoded, decode, is_picture
 from resfit.errors import BadRecordError, DataError
 from resfit.packages import load_package
 
 INSTALL = "pip install 'resfit[hf]'"
-
-
-class _Encoded(io.BytesIO):
-    """An image file in memory, which messages can name."""
-
-    def __str__(self) -> str:
-        return f"its image ({len(self.getbuffer())} bytes)"
 
 
 class Pictures:
@@ -83,23 +75,25 @@ class Pictures:
         if not self.encoded:
             return np.asarray(value, self._dtype)
         try:
-            return decode(_Encoded(_content(value)), self._mode, self._size, crop)
+            return decode(_image(value), self._mode, self._size, crop)
         except DataError as error:
             raise BadRecordError(str(error)) from error
 
 
-def _content(value: Any) -> bytes:
-    """The file of an image as it is stored, or as rows that nobody encoded hold it: an image of Pillow's."""
+def _image(value: Any) -> Any:
+    """An image as it is stored, a file in memory, or as rows that nobody encoded hold it: a PIL image."""
     if isinstance(value, dict):
         content = value.get("bytes")
         if content is not None:
-            return bytes(content)
+            return Encoded(content)
         path = value.get("path")
         if path is None:
             raise BadRecordError("its image has neither bytes nor a path.")
-        return _read(path)
+        return Encoded(_read(path))
+    if is_picture(value):
+        return value
     datasets = load_package("datasets", "an image column", INSTALL)
-    return _content(datasets.Image().encode_example(value))
+    return _image(datasets.Image().encode_example(value))
 
 
 def _read(path: str) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit.data.decode import decode, is_picture
 from resfit.errors import DataError
 
 
@@ -12,7 +13,7 @@ def stack_images(images: Sequence[Any], names: Sequence[str] | None = None) -> n
     """Images of one size as one array.
 
     Args:
-      images: arrays (height, width) or (height, width, channels), or PIL images.
+      images: arrays (height, width) or (height, width, channels), or PIL images, which become RGB or stay grey.
       names: what to call each of them in an error, such as its path; by default its place in the batch.
 
     Returns:
@@ -25,7 +26,7 @@ def stack_images(images: Sequence[Any], names: Sequence[str] | None = None) -> n
       >>> stack_images([np.zeros((4, 4), np.uint8), np.ones((4, 4, 1), np.uint8)]).shape
       (2, 4, 4, 1)
     """
-    arrays = [np.asarray(image) for image in images]
+    arrays = [decode(image, None) if is_picture(image) else np.asarray(image) for image in images]
     arrays = [array[..., None] if array.ndim == 2 else array for array in arrays]
 
     def name(i: int) -> str:

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from resfit.data.ahead import in_order, prefetch
-from resfit.data.batches import Batch, Geometry, description_of
+from resfit.data.batches import Batch, Geometry, classes_of, description_of
 from resfit.data.interleave import advance, beginning, interleave
 from resfit.data.retry import ReadingFailed, read_on
 from resfit.data.shares import Segment, part, share, stretch
+from resfit.data.values import check_values
 from resfit.errors import BadRecordError, DataError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class StreamBatches:
             raise DataError(f"Expected batch_size to be a whole number from {processes} up, got {size!r}.")
         self._shards, self._settings, self._geometry = shards, settings, geometry
         self._name = type(shards).__name__
+        self.classes = classes_of(shards)
         self._lengths = shards.lengths(processes > 1)
         promised = shards.examples if self._lengths is None else sum(self._lengths)
         self._promised = promised
@@ -201,6 +203,7 @@ class StreamBatches:
             raise DataError(
                 f"{self._name}.stack was given {len(examples)} examples and returned arrays of other lengths."
             )
+        check_values(x, y)
         mask = np.arange(self._low, self._high) < size if self._geometry.pad else None
         return Batch(x, y, weight, mask, size)
 

@@ -1,11 +1,13 @@
 """A random-access data source of TensorFlow Datasets, as a `Source`."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from resfit.data.cores import cores
+from resfit.data.decode import Encoded, decode
 from resfit.data.records import as_labels, stack_images
 from resfit.errors import DataError
 from resfit.packages import load_package
@@ -36,7 +38,7 @@ class TfdsSource:
         package = load_package("tensorflow_datasets", "resfit.data.TfdsSource", INSTALL)
         info = source.dataset_info
         self._image, self._label = columns_of(package, info, image, label)
-        self._source = source
+        self._source, self._mode = _undecoded(package, source, self._image)
         names = None if self._label is None else getattr(info.features[self._label], "names", None)
         self.classes: tuple[str, ...] | None = None if names is None else tuple(names)
         # TFDS writes parquet files that lack rows (seen in 4.9.10), and says nothing. Only its mock has no splits.
@@ -60,10 +62,34 @@ class TfdsSource:
         numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
         examples = self._source.__getitems__(list(numbers))
         names = [f"example {number} of {self._source.dataset_info.full_name}" for number in numbers]
-        images = stack_images([example[self._image] for example in examples], names)
+        images = stack_images(
+            [self._pixels(example[self._image], name) for example, name in zip(examples, names, strict=True)], names
+        )
         if self._label is None:
             return images, None, None
         return images, as_labels([example[self._label] for example in examples], f"The column {self._label!r}"), None
+
+    def _pixels(self, image: Any, name: str) -> Any:
+        if not isinstance(image, bytes):
+            return image
+        try:
+            return decode(Encoded(image), self._mode)
+        except DataError as error:
+            raise DataError(f"{name} cannot be used: {error}") from error
+
+
+def _undecoded(package: Any, source: Any, image: str) -> tuple[Any, str | None]:
+    """The source with encoded images, and the mode that they decode to, as images of every other kind of data do.
+
+    Images of more than 8 bits, and those for which the user chose a decoder, are left to TFDS.
+    """
+    feature, decoders = source.dataset_info.features[image], getattr(source, "decoders", None)
+    chosen = decoders is not None and (not isinstance(decoders, dict) or image in decoders)
+    if chosen or type(feature) is not package.features.Image or feature.np_dtype != np.uint8:
+        return source, None
+    source = copy.copy(source)
+    source.decoders = {**(decoders or {}), image: package.decode.SkipDecoding()}
+    return source, {1: "L", 3: "RGB", 4: "RGBA"}.get(feature.shape[-1])
 
 
 def is_data_source(x: Any) -> bool:

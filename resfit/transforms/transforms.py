@@ -1,13 +1,14 @@
 """`Transforms`: from a photograph to the pixels that a network was trained to see."""
 
 import dataclasses
+import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resfit.data.decode import decode
+from resfit.data.decode import Encoded, decode, is_picture
 from resfit.errors import DataError
 from resfit.packages import load_package
 from resfit.preprocess import Normalize
@@ -31,11 +32,13 @@ class Transforms:
       resize: pixels that the shorter side becomes; the longer one follows it.
       crop: pixels a side of the square that is cut out of the middle.
       interpolation: "bilinear" or "bicubic", antialiased.
-      mean: of each channel, in units of [0, 1].
-      std: likewise.
+      mean: of each channel, in units of [0, 1]. ImageNet's by default. None: the transforms only resize and crop, and
+        a model that they are assigned to keeps its own preprocessing.
+      std: likewise; None together with mean.
 
     Raises:
-      DataError: if the crop is larger than what it is cut out of, or the interpolation is unknown.
+      DataError: if the crop is larger than what it is cut out of, the interpolation is unknown, or only one of mean and
+        std is None.
 
     Example:
       >>> from PIL import Image
@@ -50,12 +53,13 @@ class Transforms:
     resize: int
     crop: int
     interpolation: str = "bilinear"
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] | None = MEAN
+    std: tuple[float, ...] | None = STD
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
+        if self.normalizes:
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"Expected interpolation to be one of {list(INTERPOLATIONS)}, got {self.interpolation!r}.")
         sides = (self.crop, self.resize)
@@ -69,16 +73,31 @@ class Transforms:
             )
 
     @property
+    def normalizes(self) -> bool:
+        """True if the transforms have a mean and a standard deviation, False if both are None."""
+        return (self.mean, self.std) != (None, None)
+
+    @property
     def preprocess(self) -> Normalize:
-        """What happens on the device: for `compile(preprocess=...)`."""
+        """The normalization on the device, for `compile(preprocess=...)`.
+
+        Raises:
+          DataError: if mean or std is None.
+        """
+        if self.mean is None or self.std is None:
+            raise DataError(
+                f"Transforms with mean={self.mean} and std={self.std} have no normalization. Expected both as one "
+                "number per channel, or both None to only resize and crop and keep the model's own preprocessing."
+            )
         return Normalize(self.mean, self.std)
 
     def __call__(self, image: Any) -> np.ndarray:
         """One photograph, resized and cropped.
 
         Args:
-          image: a file's path; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is grey. What
-            is not RGB is converted.
+          image: a file's path or bytes; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is
+            grey. Files and PIL images are turned upright by their EXIF data and converted to RGB, as by
+            `resfit.data.folder`.
 
         Returns:
           (crop, crop, 3) uint8.
@@ -101,7 +120,7 @@ class Transforms:
         """Several photographs, of any sizes, as one array for `Model.predict`.
 
         Args:
-          images: each as for a call.
+          images: each as for a call; or one path.
 
         Returns:
           (images, crop, crop, 3) uint8.
@@ -109,6 +128,8 @@ class Transforms:
         Raises:
           DataError: if there is none.
         """
+        if isinstance(images, str | os.PathLike | bytes):
+            images = [images]
         photographs = [self(image) for image in images]
         if not photographs:
             raise DataError("Transforms.batch got no photographs. Expected at least one.")
@@ -117,10 +138,10 @@ class Transforms:
 
 def _pixels(image: Any) -> np.ndarray:
     """Any photograph as (height, width, 3) uint8."""
-    if isinstance(image, str | os.PathLike):
-        return decode(os.fspath(image))
-    if hasattr(image, "convert") and hasattr(image, "getbands"):
-        return np.asarray(image.convert("RGB"))
+    if isinstance(image, bytes):
+        image = Encoded(image)
+    if isinstance(image, str | os.PathLike | io.IOBase) or is_picture(image):
+        return decode(image)
     pixels = np.asarray(image)
     if pixels.dtype == np.uint8 and pixels.ndim == 2:
         return np.stack([pixels] * 3, axis=-1)

@@ -270,11 +270,18 @@ def test_grey_and_coloured_files_mix_in_either_mode(tmp_path: Path) -> None:
         assert np.abs(x[0].mean(-1) - x[1].mean(-1)).mean() < 16  # grey weighs the colours, the mean does not
 
 
-def test_the_orientation_that_a_camera_notes_is_not_applied(tmp_path: Path) -> None:
+def test_a_large_photograph_on_its_side_is_turned_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    PHOTO.save(tmp_path / "a.jpg", exif=exif)
-    assert decode(str(tmp_path / "a.jpg")).shape == (427, 640, 3)
+    PHOTO.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    PHOTO.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.jpg", quality=95)
+    assert decode(str(tmp_path / "a.jpg")).shape == (640, 427, 3)
+    for size in ((64, 40), (600, 400)):
+        turned, upright = (
+            decode(str(tmp_path / name), "RGB", size, lambda h, w: (7, 20, w, h)) for name in ("a.jpg", "b.jpg")
+        )
+        assert turned.shape == (*size, 3)
+        assert np.abs(turned.astype(int) - upright).mean() < 2
 
 
 def _cut(share: float) -> Any:
@@ -535,6 +542,17 @@ def test_a_folder_is_a_sequence_of_images_and_labels_that_can_be_sent_to_other_p
     np.testing.assert_array_equal(np.stack([image for image, _ in pairs]), x)
     assert [label for _, label in pairs] == y.tolist()
     np.testing.assert_array_equal(images[-1][0], x[-1])
+
+
+def test_a_slice_of_a_folder_is_a_folder_and_its_repr_is_short(tmp_path: Path) -> None:
+    images = folder(numbered(tmp_path))
+    part = images[2:7:2]
+    assert part.paths == images.paths[2:7:2]
+    np.testing.assert_array_equal(part.take(slice(0, 3))[0], images.take(slice(2, 7, 2))[0])
+    np.testing.assert_array_equal(part.labels, images.labels[2:7:2])
+    assert part.classes == images.classes
+    assert repr(images).startswith("ImageFolder(12 images of 3 classes, size=None, crop=None, mode='RGB', files=")
+    assert repr(images) != repr(part) != repr(images[:0])
 
 
 def test_fit_trains_on_a_folder(tmp_path: Path) -> None:

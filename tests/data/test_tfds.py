@@ -1,6 +1,7 @@
 """TensorFlow Datasets without TensorFlow: every row, the right columns, and what is refused."""
 
 import importlib
+import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -182,6 +183,30 @@ def test_other_images_are_not_decoded(tmp_path: Path) -> None:
     source = tfds("table", "train", data_dir=tmp_path, image="b")
     assert isinstance(source._source[0]["a"], bytes)
     assert source.take(slice(0, 3))[0].shape == (3, 8, 8, 1)
+
+
+@pytest.mark.parametrize("passed", ["by name", "as a data source"])
+def test_images_are_decoded_as_those_of_a_folder(passed: str, tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+
+    def turned(row: int, columns: Mapping[str, Any]) -> dict[str, Any]:
+        exif = Image.Exif()
+        exif[0x0112] = 1 + row % 8
+        file = io.BytesIO()
+        Image.fromarray(colors).save(file, "png", exif=exif)
+        return {"photo": io.BytesIO(file.getvalue()), "kind": row % 3}
+
+    prepare(tmp_path, "turned", {"photo": kinds.Image(shape=(4, 4, 3)), "kind": KIND}, rows=8, make=turned)
+    source = (
+        tfds("turned", "train", data_dir=tmp_path)
+        if passed == "by name"
+        else TfdsSource(tensorflow_datasets.data_source("turned", split="train", data_dir=tmp_path, download=False))
+    )
+    x, *_ = source.take(slice(0, 8))
+    assert x[0].shape == (4, 4, 3)
+    expected = {6: np.rot90(colors, -1), 8: np.rot90(colors, 1), 3: colors[::-1, ::-1], 1: colors}
+    for orientation, pixels in expected.items():
+        assert any((one == pixels).all() for one in x), orientation
 
 
 def test_class_names_are_known_by_number(animals: Path, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Batches of other batches, each of them changed by a function."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from resfit.data.batches import Batch, Batches, Positioned, classes_of, description_of
+
+
+class MappedBatches:
+    """The base class of batches that change each batch of others and keep their number, order and position.
+
+    Args:
+      batches: the others.
+      described: what the change adds to their description.
+    """
+
+    def __init__(self, batches: Batches, described: Mapping[str, Any]) -> None:
+        self._batches, self._described = batches, described
+
+    def _map(self, batch: Batch) -> Batch:
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int | None:
+        return self._batches.steps
+
+    @property
+    def examples(self) -> int | None:
+        return self._batches.examples
+
+    @property
+    def labels(self) -> Any:
+        return self._batches.labels
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return classes_of(self._batches)
+
+    @property
+    def report(self) -> Mapping[str, float]:
+        return self._batches.report
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {**description_of(self._batches), **self._described}
+
+    @property
+    def replayable(self) -> bool:
+        return bool(getattr(self._batches, "replayable", True))
+
+    def state_dict(self) -> Any:
+        return self._batches.state_dict() if isinstance(self._batches, Positioned) else None
+
+    def load_state_dict(self, state: Any) -> None:
+        if isinstance(self._batches, Positioned):
+            self._batches.load_state_dict(state)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        return map(self._map, self._batches.epoch(epoch, start))

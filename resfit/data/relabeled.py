@@ -1,0 +1,92 @@
+"""Labels of one dataset in the class numbers of another one, by the names of the classes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.data.batches import Batch, Batches, classes_of
+from resfit.data.mapped import MappedBatches
+from resfit.errors import DataError
+
+_log = logging.getLogger("resfit")
+_SHOWN = 10
+
+
+def relabeled(batches: Batches, classes: Sequence[str] | None, what: str) -> Batches:
+    """Return the batches with the class numbers of `classes`, for evaluation.
+
+    Args:
+      batches: the data. Without class names, they are returned as they are.
+      classes: the class names that the network was trained on, by number, or None if they are unknown.
+      what: the argument that the data came in, for errors.
+
+    Raises:
+      DataError: if a class of the data is not among `classes`.
+    """
+    theirs = classes_of(batches)
+    if theirs is None or classes is None or theirs == tuple(classes):
+        return batches
+    check_known(theirs, classes, what)
+    table = [list(classes).index(name) for name in theirs]
+    _log.info("The class numbers of %s are mapped by name to those of the training data.", what)
+    return Relabeled(batches, table, tuple(classes))
+
+
+def check_known(theirs: Sequence[str], classes: Sequence[str], what: str) -> None:
+    """Raise if names are not among those of the classes, or are there more than once."""
+    unknown = [name for name in theirs if name not in classes]
+    doubtful = [name for name in theirs if list(classes).count(name) > 1 or list(theirs).count(name) > 1]
+    if unknown or doubtful:
+        why = f"{_listed(unknown)} are not among them" if unknown else f"{_listed(doubtful)} occur more than once"
+        raise DataError(
+            f"{what} has the classes {_listed(theirs)}, and the network was trained on {_listed(classes)}: {why}. "
+            "Expected names of training classes, in any order, each once. Rename or remove the other classes. If "
+            "model.class_names are only names to show, set model.class_names = None: then numbers are compared."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", ... {len(names)} in all" if len(names) > _SHOWN else ""
+    return f"[{', '.join(map(repr, names[:_SHOWN]))}{more}]"
+
+
+class Relabeled(MappedBatches):
+    """Batches whose labels are mapped to other class numbers.
+
+    Args:
+      batches: with class numbers or one column per class.
+      table: old class number -> new class number.
+      names: the class names, by new number.
+    """
+
+    def __init__(self, batches: Batches, table: Sequence[int], names: tuple[str, ...]) -> None:
+        super().__init__(batches, {"classes": list(table)})
+        self._table, self._names = np.asarray(table), names
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def labels(self) -> Any:
+        return jax.tree.map(self._renumbered, self._batches.labels)
+
+    def _map(self, batch: Batch) -> Batch:
+        return batch._replace(y=jax.tree.map(self._renumbered, batch.y))
+
+    def _renumbered(self, y: Any) -> np.ndarray:
+        y = np.asarray(y)
+        if y.ndim == 2 and y.shape[1] == len(self._table) > 1:
+            columns = np.zeros((len(y), len(self._names)), y.dtype)
+            columns[:, self._table] = y
+            return columns
+        if y.dtype.kind not in "iu":
+            raise DataError(
+                f"Got labels of dtype {y.dtype} and shape {y.shape} for the classes {_listed(self._names)}. Expected "
+                "class numbers, or one column per class."
+            )
+        known = (y >= 0) & (y < len(self._table))  # others, such as -1 for an unknown class, are refused later
+        return np.where(known, self._table[np.where(known, y, 0)], y).astype(y.dtype)
