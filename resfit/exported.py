@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import struct
 import zipfile
 from typing import Any
 
@@ -121,19 +122,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}. Expected one that Model.export wrote.")
-    try:
-        with zipfile.ZipFile(path) as file:
-            metadata = _metadata(path, file)
-            content = file.read(PROGRAM)
-        with np.load(path, allow_pickle=False) as arrays:
-            weights = [np.asarray(arrays[f"weights/{name}"]) for name in metadata["weights"]]
-    except SavedModelError:
-        raise
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-        raise SavedModelError(
-            f"{path} is no exported model, or is damaged: {error}. Expected a file that Model.export wrote; what "
-            "Model.save wrote is read by resfit.load."
-        ) from error
+    metadata, content, weights = _members(path)
     try:
         program = jax.export.deserialize(bytearray(content))
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
@@ -147,6 +136,25 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
     if found != [(aval.shape, aval.dtype) for aval in expected]:
         raise SavedModelError(f"{path} is damaged: its weights are not those that its program takes. Export it again.")
     return ExportedModel(metadata, program, weights)
+
+
+def _members(path: pathlib.Path) -> tuple[dict[str, Any], bytes, list[Any]]:
+    """Return what the file says of itself, its program, and its weights in the program's order."""
+    with path.open("rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as file:
+                metadata = _metadata(path, file)
+                content = file.read(PROGRAM)
+            with np.load(path, allow_pickle=False) as arrays:
+                return metadata, content, [np.asarray(arrays[f"weights/{name}"]) for name in metadata["weights"]]
+        except SavedModelError:
+            raise
+        # What zipfile raises for damaged directories and members; an OSError for a position before the file's start.
+        except (zipfile.BadZipFile, struct.error, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
+            raise SavedModelError(
+                f"{path} is no exported model, or is damaged: {error}. Expected a file that Model.export wrote; what "
+                "Model.save wrote is read by resfit.load."
+            ) from error
 
 
 def _metadata(path: pathlib.Path, file: zipfile.ZipFile) -> dict[str, Any]:

@@ -26,6 +26,9 @@ _SAFETENSORS: dict[str, np.dtype[Any]] = {
 }
 
 
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+
+
 def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]:
     """The arrays in a file, by the names that they have there. Nothing in the file is executed.
 
@@ -55,19 +58,28 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]
         )
     with path.open("rb") as file:
         begin = file.read(512)
+    if _is_safetensors(begin):  # first: its length can begin with the bytes of any other format
+        return _read_safetensors(path)
     if begin.startswith(b"PK\x03\x04"):
         return torch_files.read_zip(path, ema=ema)
-    if begin.startswith(b"\x80"):
+    if begin.startswith(_PICKLES):
         return torch_files.read_old(path, ema=ema)
     if begin.startswith(b"\x89HDF\r\n\x1a\n"):
         return keras_files.read(path)
-    if begin[8:9] == b"{":
-        return _read_safetensors(path)
     raise WeightsError(
         f"{path} begins with {begin[:8]!r}, as no file of weights does that is read here. Expected safetensors, a file "
         "of torch.save, or an .h5 file of keras.applications."
         + (" A .tar of PyTorch before 0.1.10 is opened in PyTorch and saved again." if b"ustar" in begin else "")
     )
+
+
+def _is_safetensors(begin: bytes) -> bool:
+    """Return True for the first bytes of a safetensors file: a header length below 2^32 in 8 bytes, then `{`.
+
+    No other format has both. The ninth byte is the compression method in a zip file, the version in an HDF5 file and
+    part of the magic number in an old file of `torch.save`.
+    """
+    return begin[4:9] == b"\0\0\0\0{"
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:

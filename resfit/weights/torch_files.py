@@ -52,13 +52,17 @@ def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
 
     Members are read by their names where they are; nothing is unpacked.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, archive, ema=ema)
-    except WeightsError:
-        raise
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is a damaged zip file: {error}. Expected what torch.save writes.") from error
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(path, archive, ema=ema)
+        except WeightsError:
+            raise
+        # What zipfile raises for damaged directories and members; an OSError for a position before the file's start.
+        except (zipfile.BadZipFile, struct.error, ValueError, RuntimeError, EOFError, OSError) as error:
+            raise WeightsError(
+                f"{path} is a damaged zip file: {error}. Expected what torch.save writes. Take another copy."
+            ) from error
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool) -> dict[str, Array]:
