@@ -149,10 +149,11 @@ class Model:
             value stands in the log of every epoch as `learning_rate`.
           loss: "auto" reads the labels: integer class numbers or one-hot and soft targets give softmax cross-entropy, a
             single output gives sigmoid cross-entropy, anything ambiguous raises. Or a name, or a function of (logits,
-            labels) that returns one value per example. The reported and minimised loss is sum(weight * loss) /
+            labels) that returns one value per example; if its parameter names put the labels first, as Keras's (y_true,
+            y_pred), it receives them first. The reported and minimised loss is sum(weight * loss) /
             examples.
           metrics: "auto" is accuracy for class labels; or names, clu.metrics.Metric classes, or functions of (outputs,
-            labels) that return one value per example; a list or a dict of names. They count examples, unweighted.
+            labels), or of (y_true, y_pred), that return one value per example; a list or a dict of names. They count examples, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
             and saved with the model. "auto" is what the network was trained with, here or in the file that it was

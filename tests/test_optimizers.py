@@ -119,7 +119,7 @@ class Optimizer:
         (optax.lamb, None, r"function lamb as optimizer: expected learning_rate="),
         (optax.clip, 0.1, "clip takes no learning_rate"),
         (Sgd(), None, r"keras\.optimizers\.Sgd.*optimizer='sgd'"),
-        (Adam(), None, "torch.optim.Adam.*optax optimizer of the same name"),
+        (Adam(), None, "torch.optim.Adam.*optimizer='adam'"),
         (Optimizer(), None, "flax.nnx.Optimizer.*pass the optax transformation"),
         (3, None, "builtins.int.*Expected a name"),
         ("sgd", "cosine", "number or a schedule.*got 'cosine'"),

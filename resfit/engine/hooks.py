@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from resfit import foreign
 from resfit.errors import CallbackError
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 def _no_callback(callback: Any) -> CallbackError:
+    foreign.refuse(callback, "callbacks", CallbackError)
     if isinstance(callback, type):
         return CallbackError(
             f"callbacks holds the class {callback.__name__}. Expected an object of it: {callback.__name__}(...)."

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from resfit import foreign
 from resfit.errors import CompileError
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
+from resfit.losses.order import outputs_first
 from resfit.losses.regression import mean_squared_error
 from resfit.spelling import did_you_mean
 
@@ -27,10 +29,11 @@ _BY_NAME: dict[str, Loss] = {
 
 
 def get(loss: str | Loss) -> Loss:
-    """The loss of a name, or the function itself.
+    """Return the loss of a name, or the function itself, with its arguments in the order (outputs, labels).
 
     Raises:
-      CompileError: for an unknown name, or something that is no function.
+      CompileError: for an unknown name, an object that is not a function, a loss of another library, or a function
+        whose parameter names do not say which are the labels (see `order.outputs_first`).
     """
     if isinstance(loss, str):
         if loss not in _BY_NAME:
@@ -39,11 +42,12 @@ def get(loss: str | Loss) -> Loss:
                 + did_you_mean(loss, _BY_NAME)
             )
         return _BY_NAME[loss]
+    foreign.refuse(loss, "loss", CompileError)
     if isinstance(loss, type):
         raise CompileError(f"loss is the class {loss.__name__}. Expected an object of it: loss={loss.__name__}(...).")
     if not callable(loss):
         raise CompileError(f"Expected loss to be a name or a function of (logits, labels), got {type(loss).__name__}.")
-    return loss
+    return outputs_first(loss, "loss")
 
 
 def takes_labels(loss: Loss | None) -> bool:

@@ -10,7 +10,7 @@ import clu.metrics
 import jax
 import jax.numpy as jnp
 
-from resfit import losses
+from resfit import foreign, losses
 from resfit.errors import CompileError, LabelError
 from resfit.metrics.accuracy import Accuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
@@ -26,8 +26,10 @@ MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
 @functools.lru_cache(maxsize=128)
 def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
+    ordered = losses.outputs_first(function, "metrics")
+
     def per_example(*, outputs: Any, targets: Any, mask: jax.Array, **_: Any) -> jax.Array:
-        values = function(outputs, targets)
+        values = ordered(outputs, targets)
         if jnp.shape(values) != mask.shape:
             raise LabelError(
                 f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; expected "
@@ -89,6 +91,7 @@ def _resolve(metric: Any, num_classes: int | None) -> type[clu.metrics.Metric]:
             "clu.metrics.Metric class, or a function of (outputs, labels) that returns one value per example."
             + did_you_mean(metric, [*_BY_NAME, *_BY_CLASS, "top_5_accuracy"])
         )
+    foreign.refuse(metric, "metrics", CompileError)
     if isinstance(metric, type) and issubclass(metric, clu.metrics.Metric):
         return repaired(metric)
     if callable(metric) and not isinstance(metric, type):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from resfit import foreign
 from resfit.errors import CompileError
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 from resfit.optimizers.rate import LearningRate, index_of_rate, with_rate
@@ -50,6 +51,7 @@ def get(
         factory, default = _BY_NAME[optimizer]
         rate = default if learning_rate is None else learning_rate
         return factory(_first(rate)), rate if callable(rate) else None
+    foreign.refuse(optimizer, "optimizer", CompileError)
     if callable(optimizer) and not isinstance(optimizer, type):
         if learning_rate is None:
             name = getattr(optimizer, "__name__", str(optimizer))
@@ -57,9 +59,6 @@ def get(
         return _of_function(optimizer, _first(learning_rate)), learning_rate if callable(learning_rate) else None
     module = type(optimizer).__module__.split(".")[0]
     remedy = {
-        "keras": f"Use compile(optimizer={type(optimizer).__name__.lower()!r}, learning_rate=...) or an optax "
-        "optimizer.",
-        "torch": "Use the optax optimizer of the same name.",
         "flax": "resfit keeps the optimizer's state itself: pass the optax transformation that you gave to "
         "nnx.Optimizer.",
     }.get(module, "Expected a name, an optax.GradientTransformation, or a function such as optax.adamw.")

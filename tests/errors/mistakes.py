@@ -802,15 +802,29 @@ COMPILE = [
         "lack a return",
     ),
     Mistake(
-        "A loss with the arguments of Keras, labels first",
-        "def loss(y_true, y_pred):\n"
-        "    return optax.softmax_cross_entropy_with_integer_labels(y_pred, y_true)\n\n"
+        "A loss whose parameter names do not say which are the labels",
+        "def loss(y, x):\n    return optax.softmax_cross_entropy_with_integer_labels(x, y)\n\nmodel.compile(loss=loss)",
+        errors.CompileError,
+        "loss(y, x)",
+        "Rename the parameters",
+    ),
+    Mistake(
+        "A loss that makes NumPy arrays",
+        "def loss(logits, labels):\n"
+        "    return jnp.asarray(np.asarray(logits)[np.arange(16), labels])\n\n"
         'model.compile(loss=loss, dispatch="jit")\n'
         "model.fit(x, y)",
-        TypeError,
+        jax_errors.TracerArrayConversionError,
         "loss was called with (float32[16, 3], int32[16])",
         "dispatch='eager'",
         foreign=True,
+    ),
+    Mistake(
+        "A loss of PyTorch",
+        'class CrossEntropyLoss:\n    __module__ = "torch.nn.modules.loss"\n\nmodel.compile(loss=CrossEntropyLoss())',
+        errors.CompileError,
+        "torch.nn.modules.loss.CrossEntropyLoss",
+        "loss='cross_entropy'",
     ),
     Mistake(
         "A metric misspelt",
