@@ -28,6 +28,7 @@ from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained,
 from resfit.engine.outputs import OUTPUTS
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
+from resfit.engine.signals import at_batch_boundaries
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
@@ -628,8 +629,7 @@ class Model:
             keeper = resuming.keeper(
                 listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
             )
-        self._fitting = True
-        try:
+        with at_batch_boundaries(keeper is not None) as interrupt, self._fitting_with(keeper):
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
             if keeper is not None and start is not None and start.finished:
@@ -641,14 +641,22 @@ class Model:
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
             with self._stretched_schedule(stream, epochs_), keeping_memory(platform):
-                self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
+                stopped = lambda: self.stop_training  # noqa: E731
+                self._loop.train(stream, epochs_, hooks, stopped, validation, interrupt, keeper, start)
             if keeper is not None:
                 keeper.save(Progress(epochs, finished=True), (), stream, hooks)
+        return history
+
+    @contextlib.contextmanager
+    def _fitting_with(self, keeper: Keeper | None) -> Iterator[None]:
+        """Mark the model as in a `fit`; at the end, wait until all checkpoints are written."""
+        self._fitting = True
+        try:
+            yield
         finally:
             self._fitting, self._requests = False, None
             if keeper is not None:
                 keeper.close()
-        return history
 
     def _check_class_weight(self, class_weight: Any) -> None:
         """Raises where a class has a weight that the network, as far as it tells, does not have."""
