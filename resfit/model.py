@@ -20,6 +20,7 @@ from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, check_class_weight, check_finite, split_validation
 from resfit.data.choose import in_memory
+from resfit.data.states import is_storable
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
 from resfit.engine.hooks import CallbackList
@@ -608,7 +609,7 @@ class Model:
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
-        hooks = CallbackList([*listed(callbacks), history, *bar(verbose)], self, params)
+        hooks = CallbackList([*listed(callbacks), history, _SeenInputs(), *bar(verbose)], self, params)
         self.history = history
         fingerprint = self._setup | {
             "initial_epoch": initial_epoch,
@@ -632,19 +633,19 @@ class Model:
         with at_batch_boundaries(keeper is not None) as interrupt, self._fitting_with(keeper):
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
+            self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._state.publish()
                 return history
             self._requests = keeper
-            self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
             with self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 stopped = lambda: self.stop_training  # noqa: E731
                 self._loop.train(stream, epochs_, hooks, stopped, validation, interrupt, keeper, start)
             if keeper is not None:
-                keeper.save(Progress(epochs, finished=True), (), stream, hooks)
+                keeper.save(Progress(epochs, stopping=self.stop_training, finished=True), (), stream, hooks)
         return history
 
     @contextlib.contextmanager
@@ -1060,6 +1061,21 @@ class Model:
         return CallbackList(
             [*listed(callbacks), *bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
         )
+
+
+class _SeenInputs(Callback):
+    """Saves with a run what the model knows of the inputs it was trained on, for `save`, `export` and `predict`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
+        example = jax.tree.map(lambda one: np.empty((0, *one.shape), one.dtype), self.model._example)
+        # Inputs in a container of the user's own class are known again after the next batch.
+        return {"example": example if is_storable(example) else None, "trained_on": self.model._trained_on}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model._trained_on = state["trained_on"]
+        if state["example"] is not None:
+            self.model._example, self.model._example_of = preprocess_.example(state["example"]), None
 
 
 def _scope(placement: Placement, slices: int) -> str:

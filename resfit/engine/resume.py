@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.data.epochs import Epochs
+from resfit.data.states import packed, unpacked
 from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList, read
 from resfit.engine.processes import Processes
 from resfit.engine.state import Leaves, RunState
-from resfit.errors import CheckpointError, NonFiniteLossError, ResumeError
+from resfit.errors import CallbackError, CheckpointError, NonFiniteLossError, ResumeError
 
 _log = logging.getLogger("resfit")
 
@@ -145,7 +146,7 @@ class Keeper:
         if exact:
             self._programs = facts["programs"]
         self._other_rate = "learning_rate" in differs
-        return Progress(**facts["progress"])
+        return _progress(facts)
 
     def roll_back(self) -> Progress:
         """Looks for the checkpoint that `rollback` asks for, to be restored as one that `find` found.
@@ -164,15 +165,15 @@ class Keeper:
                 "The loss is not finite, and there is no checkpoint from before, to go back to. Expected one. Save "
                 "more often (Checkpoint(every=...)), lower the learning rate, or look for NaN in the inputs."
             )
-        return Progress(**self._found.facts["progress"])
+        return _progress(self._found.facts)
 
     def _newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> Saved | None:
         """What all processes go on from: the newest checkpoint that the one that writes can read, and will do."""
         newest = self._checkpoints.newest(accept) if self._writes else None
         number = self._processes.of_first(-1 if newest is None else newest[0])
-        if newest is not None or number < 0:
-            return None if newest is None else newest[1]
-        return self._checkpoints.read(number)
+        if number < 0:
+            return None
+        return _upgraded(self._checkpoints.read(number) if newest is None else newest[1])
 
     def restore(self, data: Epochs, callbacks: CallbackList) -> Leaves:
         """Puts what was found back: state, position in the data, what callbacks remember.
@@ -206,7 +207,7 @@ class Keeper:
         self._state.replace(tuple(self._placement.replicate(leaves, copy=True)))
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
-        callbacks.load_state_dicts(facts["callbacks"])
+        callbacks.load_state_dicts(facts["callback_states"])
         if self.rollback is not None:
             rollback, self.rollback = self.rollback, None
             rollback.then()
@@ -250,10 +251,10 @@ class Keeper:
         if regular and _all_finite(state):
             self._finite.add(number)
         facts = {
-            "progress": progress._asdict() | {"validated": dict(progress.validated), "logs": dict(progress.logs)},
+            "progress": progress._asdict() | _packed_logs(progress._asdict()),
             "epoch": self._state.epoch,
             "data": data.position(inside=bool(progress.batch), alone=self._processes.shard[1] == 1),
-            "callbacks": callbacks.state_dicts() if states is None else dict(states),
+            "callback_states": callbacks.state_dicts() if states is None else dict(states),
             "fingerprint": self._fingerprint,
             "programs": self._programs,
             "shapes": [list(leaf.shape) for leaf in state],
@@ -284,6 +285,34 @@ class Keeper:
             return
         with _training_goes_on():
             self._checkpoints.close()
+
+
+def _progress(facts: Mapping[str, Any]) -> Progress:
+    return Progress(**facts["progress"] | {name: unpacked(facts["progress"][name]) for name in _LOGS})
+
+
+_LOGS = ("validated", "logs")
+
+
+def _packed_logs(progress: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: packed(dict(progress[name]), _refused) for name in _LOGS}
+
+
+def _refused(place: str, what: str) -> CallbackError:
+    return CallbackError(
+        f"The logs, at {place.removeprefix('state_dict()')}, hold {what}, which a checkpoint cannot hold. Expected "
+        "callbacks to add numbers or arrays to the logs."
+    )
+
+
+def _upgraded(saved: Saved) -> Saved:
+    """Return what an earlier version saved, which left it to JSON, in the form of this one."""
+    facts = saved.facts
+    if "callback_states" in facts:
+        return saved
+    states = {name: packed(state) for name, state in facts["callbacks"].items()}
+    progress = facts["progress"] | _packed_logs(facts["progress"])
+    return saved._replace(facts=facts | {"callback_states": states, "progress": progress})
 
 
 def _kept(keep: int, best: int | None, finite: Collection[int], complete: list[int]) -> set[int]:
