@@ -137,7 +137,7 @@ class Loop:
         interrupt: Interrupt,
         keeper: Keeper | None = None,
         start: Progress | None = None,
-    ) -> None:
+    ) -> Progress:
         """Trains. However it ends, the user's module holds the values of the last completed step.
 
         Args:
@@ -149,6 +149,9 @@ class Loop:
           interrupt: what a signal asks for.
           keeper: saves the run where a callback asks for it, and where a signal ends it.
           start: where a saved run goes on.
+
+        Returns:
+          How far it has come.
         """
         check = _label_check(data.batches, self._check)
         here = Progress(epochs.start) if start is None else start
@@ -203,6 +206,7 @@ class Loop:
         finally:
             self.state.publish()
             callbacks.fire("on_train_end", logs)
+        return here
 
     def _train_batches(
         self, data: Epochs, callbacks: CallbackList, check: LabelCheck, done: int, keeper: Keeper | None
