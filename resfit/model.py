@@ -22,6 +22,7 @@ from resfit.data.arrays import as_arrays, check_class_weight, split_validation
 from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
 from resfit.data.relabeled import relabeled
+from resfit.data.states import is_storable
 from resfit.data.values import check_values
 from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement
@@ -31,6 +32,7 @@ from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained,
 from resfit.engine.outputs import OUTPUTS
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
+from resfit.engine.signals import at_batch_boundaries
 from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
@@ -144,9 +146,10 @@ class Model:
             transformation; or a function such as `optax.lion` whose learning_rate is filled in.
           learning_rate: a number; or a schedule by name ("cosine", "warmup_cosine", "step", "one_cycle", "linear") or
             from `resfit.schedules`, which spans the epochs of a `fit` and starts again with the next one; or a function
-            step -> number, as in optax. Defaults by name: sgd 0.1, adam, adamw and rmsprop 0.001, lamb 0.005, lars 1. A
-            number can be changed at any time through `model.learning_rate`, without compiling again; a schedule's
-            value stands in the log of every epoch as `learning_rate`.
+            step -> number, as in optax, whose steps are counted from `compile` on, or from the first step of the
+            `initial_epoch` of the first `fit`. Defaults by name: sgd 0.1, adam, adamw and rmsprop 0.001, lamb 0.005,
+            lars 1. A number can be changed at any time through `model.learning_rate`, without compiling again; a
+            schedule's value stands in the log of every epoch as `learning_rate`.
           loss: "auto" reads the labels: integer class numbers or one-hot and soft targets give softmax cross-entropy, a
             single output gives sigmoid cross-entropy, anything ambiguous raises. Or a name, or a function of (logits,
             labels) that returns one value per example; if its parameter names put the labels first, as Keras's (y_true,
@@ -579,7 +582,7 @@ class Model:
             (x, y) or (x, y, sample_weight) batches, or a function that returns a fresh one for every epoch.
           y: labels, one entry per example; None where x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
-          epochs: the number of the last epoch, counted from initial_epoch = 0.
+          epochs: the number of the last epoch, counted from initial_epoch = 0. A resumed run may have another number.
           verbose: 0 silent; 1 a progress bar, or one line per epoch where there is no terminal; 2 one line per epoch;
             "auto" is 1.
           callbacks: called in order, before History and the progress bar.
@@ -589,7 +592,8 @@ class Model:
           shuffle: a new order for every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
           sample_weight: (examples,) weight of each example in the loss.
-          initial_epoch: the number of the first epoch.
+          initial_epoch: the number of the first epoch. Schedules begin there: those by name, and a function of the step
+            where the model was not trained since `compile`. An optax optimizer with a schedule of its own begins at 0.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
           validation_batch_size: batch_size by default.
@@ -599,9 +603,10 @@ class Model:
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to go on from the newest checkpoint in the `Checkpoint` callback's folder, at its very batch, or
             to begin where there is none; a run that had come to its end gives its History at once. It ends where an
-            uninterrupted run ends, bit for bit, and is refused where something was set up in another way; "inexact"
-            goes on all the same, at another learning rate where one was asked for. False to begin anew, in a folder
-            that holds no run.
+            uninterrupted run ends, bit for bit, and is refused where something was set up in another way; another
+            number of epochs is not, unless a schedule by name spans them, or more were trained already. "inexact" goes
+            on all the same, at another learning rate where one was asked for. False to begin anew, in a folder that
+            holds no run.
           drop_remainder: leave out a short last batch. By default it is trained on, exactly, by an executable of its
             own.
 
@@ -681,7 +686,7 @@ class Model:
         self.stop_training = self.stop_evaluating = False
         history = History()
         params = {"verbose": verbose, "epochs": epochs, "steps": stream.steps}
-        hooks = CallbackList([*listed(callbacks), history, *bar(verbose)], self, params)
+        hooks = CallbackList([*listed(callbacks), history, _SeenInputs(), *bar(verbose)], self, params)
         self.history = history
         fingerprint = self._setup | {
             "initial_epoch": initial_epoch,
@@ -702,29 +707,36 @@ class Model:
             keeper = resuming.keeper(
                 listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
             )
-        self._fitting = True
-        try:
+        with at_batch_boundaries(keeper is not None) as interrupt, self._fitting_with(keeper):
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
             self._trained = self._trained or start is not None
+            self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._class_names = names
                 self._state.publish()
                 return history
             self._requests = keeper
-            self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             epochs_ = range(initial_epoch, epochs)
             platform = self._placement.devices[0].platform
             with self._starting_over(names), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
-                self._loop.train(stream, epochs_, hooks, lambda: self.stop_training, validation, keeper, start)
+                stopped = lambda: self.stop_training  # noqa: E731
+                end = self._loop.train(stream, epochs_, hooks, stopped, validation, interrupt, keeper, start)
             if keeper is not None:
-                keeper.save(Progress(epochs, finished=True), (), stream, hooks)
+                keeper.save(Progress(end.epoch, stopping=self.stop_training, finished=True), (), stream, hooks)
+        return history
+
+    @contextlib.contextmanager
+    def _fitting_with(self, keeper: Keeper | None) -> Iterator[None]:
+        """Mark the model as in a `fit`; at the end, wait until all checkpoints are written."""
+        self._fitting = True
+        try:
+            yield
         finally:
             self._fitting, self._requests = False, None
             if keeper is not None:
                 keeper.close()
-        return history
 
     def _check_class_weight(self, class_weight: Any) -> None:
         """Raises where a class has a weight that the network, as far as it tells, does not have."""
@@ -856,20 +868,37 @@ class Model:
 
     @contextlib.contextmanager
     def _stretched_schedule(self, stream: Epochs, epochs: range) -> Iterator[None]:
-        """Lets a named schedule span these epochs; a fit that fails before its first step leaves it as it was."""
-        if self._named_schedule is None or not epochs or stream.steps is None:
+        """Lets a schedule span these epochs; a fit that fails before its first step leaves it as it was."""
+        if not self._follows_schedule or not epochs:
             yield
             return
         done, before = self._state.steps(), self._state.span()
-        name = type(self._named_schedule).__name__
-        _log.info("The schedule %s %s and spans %d epochs.", name, "starts again" if done else "begins", epochs.stop)
-        self._state.set_span(done - epochs.start * stream.steps, epochs.stop * stream.steps, stream.steps)
+        if self._named_schedule is None:
+            self._begin_function(stream, epochs.start, done)
+        elif stream.steps is not None:
+            name = type(self._named_schedule).__name__
+            begins = "starts again" if done else "begins"
+            _log.info("The schedule %s %s and spans %d epochs.", name, begins, epochs.stop)
+            self._state.set_span(done - epochs.start * stream.steps, epochs.stop * stream.steps, stream.steps)
         try:
             yield
         except BaseException:
             if self._state.steps() == done:
                 self._state.put_span(before)
             raise
+
+    def _begin_function(self, stream: Epochs, initial_epoch: int, done: int) -> None:
+        """Let a function step -> rate begin at `initial_epoch`; a model that has trained counts on."""
+        if done or not initial_epoch:
+            return
+        if stream.steps is None:
+            _log.warning(
+                "The learning rate's schedule begins at step 0, though initial_epoch is %d: this data cannot tell how "
+                "many steps an epoch has. Pass steps_per_epoch, or a function that adds the steps before.",
+                initial_epoch,
+            )
+            return
+        self._state.set_span(-initial_epoch * stream.steps, 0, stream.steps)
 
     def evaluate(
         self,
@@ -1203,6 +1232,21 @@ class Model:
         )
 
 
+class _SeenInputs(Callback):
+    """Saves with a run what the model knows of the inputs it was trained on, for `save`, `export` and `predict`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
+        example = jax.tree.map(lambda one: np.empty((0, *one.shape), one.dtype), self.model._example)
+        # Inputs in a container of the user's own class are known again after the next batch.
+        return {"example": example if is_storable(example) else None, "trained_on": self.model._trained_on}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model._trained_on, self.model._stepped = state["trained_on"], True
+        if state["example"] is not None:
+            self.model._example, self.model._example_of = preprocess_.example(state["example"]), None
+
+
 def _scope(placement: Placement, slices: int) -> str:
     whole = "the whole batch" if placement.batch_norm == "global" else "each device's part of the batch"
     return whole if slices == 1 else f"each of {slices} slices of {whole}"
@@ -1223,5 +1267,5 @@ def _schedule(
     if named is not None:
         return lambda step, span: named.rate(step - span[0], span[1], span[2])
     if function is not None:
-        return lambda step, span: function(step)
+        return lambda step, span: function(step - span[0])
     return None

@@ -125,10 +125,10 @@ def test_a_checkpoint_of_a_later_format_is_refused_and_not_passed_over(
     shutil.copytree(files.CHECKPOINTS, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 2)
+        patch.setattr(checkpoint, "FORMAT", 3)
         checkpoints.save(4, files.saved())
         checkpoints.close()
     checkpoints = Checkpoints(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"step 4 in .* has format 2, of a later resfit; this one knows 1\. Upgr"):
+    with pytest.raises(CheckpointError, match=r"step 4 in .* has format 3, of a later resfit; this one knows 2\. Upgr"):
         checkpoints.newest()
     checkpoints.close()

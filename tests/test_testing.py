@@ -160,12 +160,12 @@ class LogsText(Callback):
         logs["comment"] = "fine"
 
 
-class SavesASet(Callback):
+class SavesAnObject(Callback):
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": {1, 2}}
+        return {"seen": [object()]}
 
 
-class SavesWithNumbersAsKeys(Callback):
+class SavesWithTextAsKeys(Callback):
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
 
@@ -176,7 +176,7 @@ class SavesWithNumbersAsKeys(Callback):
         self.losses[epoch] = logs["loss"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": dict(self.losses)}
+        return {"losses": {str(epoch): loss for epoch, loss in self.losses.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = state["losses"]
@@ -245,8 +245,11 @@ class EvaluatesInTheFirstProcess(Callback):
         (HidesExceptions, "hides the exception of somebody else behind ValueError: something else"),
         (EatsLogs, "takes 'loss' out of the logs of on_epoch_end"),
         (LogsText, "'comment' = 'fine' into the logs. Expected numbers"),
-        (SavesASet, r"state_dict holds \{1, 2\}. Expected JSON values and arrays"),
-        (SavesWithNumbersAsKeys, r"raised KeyError: 0 \(in: a run that is cut and resumed\)"),
+        (
+            SavesAnObject,
+            r"state_dict\(\)\['seen'\]\[0\] is a builtins.object, which a checkpoint cannot hold. Expected",
+        ),
+        (SavesWithTextAsKeys, r"raised KeyError: 0 \(in: a run that is cut and resumed\)"),
         (SavesNoCopy, r"changed by later epochs at .*losses.*Expected a copy"),
         (Forgets, "resumed after epoch 0 ends with other values at .*learning_rate"),
         (WritesInEveryProcess, r"the second process writes \['losses.txt'\] too.*jax.process_index\(\) is 0"),
@@ -322,7 +325,7 @@ def test_what_make_must_return_is_said() -> None:
 
 
 def test_all_mistakes_of_a_callback_are_listed() -> None:
-    class Everything(HidesExceptions, LogsText, SavesASet):
+    class Everything(HidesExceptions, LogsText, SavesAnObject):
         pass
 
     with pytest.raises(CallbackCheckError, match=r"3 problem\(s\)") as caught:

@@ -27,7 +27,8 @@ class LearningRateScheduler(Callback):
         if its second parameter has no default, or is called `lr` or `learning_rate`. optax's schedules fit.
       verbose: 1 logs each change.
       every: "epoch", as in Keras; or a number of steps, before each of which the function is called with the number of
-        training steps done instead of the epoch. Steps are counted on in a second `fit` with the same object.
+        training steps done instead of the epoch. Steps are counted on in a second `fit` with the same object; the
+        first one begins at the first step of its `initial_epoch`.
 
     Raises:
       CallbackError: if schedule is no function of one or two arguments, or returns something else than a number >= 0;
@@ -50,7 +51,7 @@ class LearningRateScheduler(Callback):
         self._verbose = verbose
         self._per_step = every != "epoch"
         self._every = Every(every, "LearningRateScheduler")
-        self._steps = 0
+        self._steps: int | None = None  # None until the first epoch begins
         self._rate = 0.0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -59,15 +60,18 @@ class LearningRateScheduler(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         # Others may have set it. Between epochs the device has nothing to do, so this read does not make it wait.
         self._rate = self.model.learning_rate
+        if self._steps is None:
+            self._steps = epoch * (self.params["steps"] or 0)
         if not self._per_step:
             self._set(epoch, "epoch")
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        if self._per_step and self._every.due(self._steps):
-            self._set(self._steps, "step")
+        steps = self._steps or 0
+        if self._per_step and self._every.due(steps):
+            self._set(steps, "step")
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        self._steps += 1
+        self._steps = (self._steps or 0) + 1
         if self._per_step and logs is not None:
             logs["learning_rate"] = self._rate
 

@@ -110,6 +110,18 @@ def _give_back(libc: Any) -> None:
         libc.malloc_trim(0)
 
 
+def _after_fork_in_child() -> None:
+    """Give the memory back in a forked process: its parent's timer does not run there, and its lock may be held."""
+    global _lock, _running, _giving_back
+    keeps = _running > 0 or _giving_back is not None
+    _lock, _running, _giving_back = threading.Lock(), 0, None
+    if keeps:
+        _set(_glibc(), _LET_GO)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _set(libc: Any, options: tuple[tuple[int, int], ...]) -> None:
     for option, value in options:
         if not libc.mallopt(option, value):

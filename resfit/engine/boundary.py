@@ -33,10 +33,10 @@ class Boundary:
           SystemExit: with 143, where one was to be terminated.
         """
         interrupt = self._interrupt
-        interrupted, interrupt.terminated, stop = self._processes.any(
-            interrupt.requested, interrupt.terminated, self._stopped()
-        )
+        interrupted, terminated, stop = self._processes.any(interrupt.requested, interrupt.terminated, self._stopped())
         if interrupted:
+            # Only added to: a signal may have arrived in this process while it waited for the others.
+            interrupt.terminated |= terminated
             if self._save is not None:
                 self._save()
             with self._processes.raising_together():

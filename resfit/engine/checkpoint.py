@@ -29,7 +29,7 @@ from resfit.errors import CheckpointError
 
 _log = logging.getLogger("resfit")
 
-FORMAT = 1
+FORMAT = 2  # 1: what callbacks remember, as JSON alone gives it back
 
 
 class Saved(NamedTuple):

@@ -1,6 +1,7 @@
 """Callbacks: the protocol, the list that fires hooks, and logs that cost nothing until they are read."""
 
 import contextlib
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from resfit import foreign
+from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.errors import CallbackError
 
 if TYPE_CHECKING:
@@ -203,7 +205,11 @@ class Callback:
         """Called when `fit` (before on_train_end), `evaluate` or `predict` is left by an exception. Not in Keras."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know to go on as if it had never stopped: JSON values and arrays. Not in Keras."""
+        """Return what a resumed run must know to go on as if it had never stopped. Not in Keras.
+
+        It comes back exactly, types and the order of keys included. It may be made of dicts, lists, tuples, sets, plain
+        values, bytes, and NumPy and JAX arrays; anything else is an error at the first checkpoint.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -241,15 +247,22 @@ class CallbackList:
         for listener in listeners:
             listener(*args)
 
-    def state_dicts(self) -> dict[str, dict[str, Any]]:
-        """What the callbacks remember, by their classes' names; a second one of a class is `Name 2`."""
-        return {name: state for name, callback in self._named().items() if (state := callback.state_dict())}
+    def state_dicts(self) -> dict[str, Any]:
+        """Return what the callbacks remember, packed for a checkpoint; nothing that they do later changes it.
 
-    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """The inverse of `state_dicts`; a callback that has no state there begins anew."""
+        The keys are the names of their classes; a second callback of a class is `Name 2`.
+
+        Raises:
+          CallbackError: naming the callback and the key of what a checkpoint cannot hold.
+        """
+        states = {name: state for name, callback in self._named().items() if (state := callback.state_dict())}
+        return {name: packed(state, functools.partial(_refused, name)) for name, state in states.items()}
+
+    def load_state_dicts(self, states: Mapping[str, Any]) -> None:
+        """Take what `state_dicts` gave; a callback that has no state there begins anew."""
         for name, callback in self._named().items():
             if name in states:
-                callback.load_state_dict(states[name])
+                callback.load_state_dict(unpacked(states[name]))
 
     def names(self) -> list[str]:
         """Of the callbacks, as in `state_dicts`."""
@@ -259,7 +272,7 @@ class CallbackList:
         named: dict[str, Callback] = {}
         for callback in self._callbacks:
             name = type(callback).__name__
-            number = sum(type(other) is type(callback) for other in named.values()) + 1
+            number = sum(type(other).__name__ == name for other in named.values()) + 1
             named[name if number == 1 else f"{name} {number}"] = callback
         return named
 
@@ -273,6 +286,13 @@ class CallbackList:
         except BaseException as exception:
             self.fire("on_exception", exception)
             raise
+
+
+def _refused(name: str, place: str, what: str) -> CallbackError:
+    return CallbackError(
+        f"{name}.{place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}. Let state_dict return those, "
+        "and load_state_dict make the rest of them."
+    )
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

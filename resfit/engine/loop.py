@@ -22,7 +22,7 @@ from resfit.engine.outputs import OUTPUTS
 from resfit.engine.processes import Processes, Turn
 from resfit.engine.resume import Keeper, Progress
 from resfit.engine.run import Run, Validation
-from resfit.engine.signals import Interrupt, at_batch_boundaries
+from resfit.engine.signals import Interrupt
 from resfit.engine.state import Leaves, RunState
 from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
 from resfit.engine.waiting import Waiting
@@ -134,9 +134,10 @@ class Loop:
         callbacks: CallbackList,
         stopped: Callable[[], bool],
         validation: Validation | None,
+        interrupt: Interrupt,
         keeper: Keeper | None = None,
         start: Progress | None = None,
-    ) -> None:
+    ) -> Progress:
         """Trains. However it ends, the user's module holds the values of the last completed step.
 
         Args:
@@ -145,20 +146,25 @@ class Loop:
           callbacks: to fire.
           stopped: whether somebody asked to stop.
           validation: None for none.
+          interrupt: what a signal asks for.
           keeper: saves the run where a callback asks for it, and where a signal ends it.
           start: where a saved run goes on.
+
+        Returns:
+          How far it has come.
         """
         check = _label_check(data.batches, self._check)
         here = Progress(epochs.start) if start is None else start
         logs = dict(here.logs)
         try:
-            with at_batch_boundaries(keeper is not None) as interrupt, self.processes.failing_together():
+            with self.processes.failing_together():
                 run = Run(self, data, callbacks, validation, keeper, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
                 self.state.take_from_module()
                 self.state.between_steps = True
                 if start is not None and not start.batch:
                     run.restore()
+                run.check_interrupt()
                 while here.epoch < epochs.stop and not (here.stopping and not here.batch):
                     callbacks.fire("on_epoch_begin", here.epoch, {})
                     last: LazyLogs | None = None
@@ -205,6 +211,7 @@ class Loop:
             self.state.publish()
             self.state.between_steps = False
             callbacks.fire("on_train_end", logs)
+        return here
 
     def _train_batches(
         self, data: Epochs, callbacks: CallbackList, check: LabelCheck, done: int, keeper: Keeper | None

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.data.epochs import Epochs
+from resfit.data.states import packed, unpacked
 from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList, read
 from resfit.engine.processes import Processes
 from resfit.engine.state import Leaves, RunState
-from resfit.errors import CheckpointError, NonFiniteLossError, ResumeError
+from resfit.errors import CallbackError, CheckpointError, NonFiniteLossError, ResumeError
 
 _log = logging.getLogger("resfit")
 
@@ -104,10 +105,10 @@ class Keeper:
         self._found: Saved | None = None
         self._exact = True
         self._programs: dict[str, str] = {}
-        self._other_rate = False
+        self._other_rate = self._other_span = False
 
     def find(self, *, exact: bool) -> Progress | None:
-        """Looks for the newest checkpoint.
+        """Look for the newest checkpoint that the run can go on from.
 
         Args:
           exact: refuse one of a run that was set up in another way.
@@ -119,21 +120,24 @@ class Keeper:
           ResumeError: naming what differs.
         """
         self._exact = exact
-        self._found = self._newest()
-        if self._found is None:
+        found = self._newest()
+        if found is None:
             return None
-        facts = self._found.facts
-        before, now = _flat(facts["fingerprint"]), _flat(self._fingerprint)
-        differs = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        differs = self._differences(found)
         if differs and exact:
+            before, now = _flat(found.facts["fingerprint"]), _flat(self._fingerprint)
             told = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in differs)
             raise ResumeError(
                 f"The run in this folder was set up in another way: {told}. Expected the same, to end where an "
                 "uninterrupted run ends. Set it back, begin in another folder, or pass resume='inexact' to go on with "
                 "the difference."
             )
+        self._found = found = self._before_end(found)
+        facts, progress = found.facts, _progress(found.facts)
         if differs:
-            _log.warning("The run goes on, and not exactly: it was saved with other %s.", ", ".join(differs))
+            trains = "The run goes on, and not exactly", "The run is done, and nothing is trained"
+            told = trains[not self._trains(progress)]
+            _log.warning("%s: it was saved with other %s.", told, ", ".join(differs))
         shapes = [list(leaf.shape) for leaf in self._state.leaves]
         if shapes != facts["shapes"]:
             raise ResumeError(
@@ -145,7 +149,56 @@ class Keeper:
         if exact:
             self._programs = facts["programs"]
         self._other_rate = "learning_rate" in differs
-        return Progress(**facts["progress"])
+        self._other_span = self._trains(progress) and not exact and _spans_epochs(self._fingerprint)
+        return progress if self._trains(progress) else progress._replace(finished=True)
+
+    def _differences(self, found: Saved) -> list[str]:
+        """What was set up in another way, by name.
+
+        Another number of epochs is none, if nothing before the end depends on it and the run has not come further.
+        """
+        before, now = _flat(found.facts["fingerprint"]), _flat(self._fingerprint)
+        differs = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        progress = found.facts["progress"]
+        further = (progress["epoch"], progress["batch"]) > (now["epochs"], 0)
+        if "epochs" in differs and not (_spans_epochs(now) or _spans_epochs(before) or further):
+            differs.remove("epochs")
+        return differs
+
+    def _trains(self, progress: Progress) -> bool:
+        """Return True if there is something left of the run."""
+        return not progress.finished and (progress.epoch, progress.batch) <= (self._fingerprint["epochs"], 0)
+
+    def _before_end(self, found: Saved) -> Saved:
+        """Return where a finished run goes on if it is to have more epochs; else what was found.
+
+        At the end callbacks may have changed the state, as `EarlyStopping` does, and an uninterrupted run would not
+        have come to that end.
+
+        Raises:
+          ResumeError: if there is no checkpoint from before the end.
+        """
+        progress = _progress(found.facts)
+        if not progress.finished or self._fingerprint["epochs"] <= found.facts["fingerprint"]["epochs"]:
+            return found
+        before = self._newest(lambda saved: not saved.facts["progress"]["finished"])
+        if before is None and self._exact:
+            raise ResumeError(
+                f"The run in this folder was finished after {progress.epoch} epochs, and no checkpoint from before its "
+                f"end is left, from which it could go on exactly to {self._fingerprint['epochs']}. Pass "
+                "resume='inexact' to go on from its end, or begin in another folder."
+            )
+        before = before or found
+        if self._exact and before.facts["progress"]["stopping"]:
+            _log.warning(
+                "A callback stopped the run in this folder after %d epochs, as it would have done in a run of %d too, "
+                "so nothing is trained. resume='inexact' trains on.",
+                progress.epoch,
+                self._fingerprint["epochs"],
+            )
+            return found
+        trains_on = before.facts["progress"] | {"stopping": False, "finished": False}
+        return before._replace(facts=before.facts | {"progress": trains_on})
 
     def roll_back(self) -> Progress:
         """Looks for the checkpoint that `rollback` asks for, to be restored as one that `find` found.
@@ -164,15 +217,15 @@ class Keeper:
                 "The loss is not finite, and there is no checkpoint from before, to go back to. Expected one. Save "
                 "more often (Checkpoint(every=...)), lower the learning rate, or look for NaN in the inputs."
             )
-        return Progress(**self._found.facts["progress"])
+        return _progress(self._found.facts)
 
     def _newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> Saved | None:
         """What all processes go on from: the newest checkpoint that the one that writes can read, and will do."""
         newest = self._checkpoints.newest(accept) if self._writes else None
         number = self._processes.of_first(-1 if newest is None else newest[0])
-        if newest is not None or number < 0:
-            return None if newest is None else newest[1]
-        return self._checkpoints.read(number)
+        if number < 0:
+            return None
+        return _upgraded(self._checkpoints.read(number) if newest is None else newest[1])
 
     def restore(self, data: Epochs, callbacks: CallbackList) -> Leaves:
         """Puts what was found back: state, position in the data, what callbacks remember.
@@ -202,16 +255,24 @@ class Keeper:
         if self._other_rate and (index := self._state.rate_index()) is not None:  # it was asked for
             leaves[self._state.layout.n_model + index] = np.asarray(self._state.leaf(index))
         self._other_rate = False  # going back later is to a rate of this run
+        if self._other_span:
+            leaves[-2] = self._span(leaves, facts["progress"])
         # In memory of their own: a step gives them up.
         self._state.replace(tuple(self._placement.replicate(leaves, copy=True)))
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
-        callbacks.load_state_dicts(facts["callbacks"])
+        callbacks.load_state_dicts(facts["callback_states"])
         if self.rollback is not None:
             rollback, self.rollback = self.rollback, None
             rollback.then()
         count = sum(name.startswith("sums/") for name in arrays)
         return tuple(self._placement.replicate([arrays[f"sums/{i}"] for i in range(count)]))
+
+    def _span(self, leaves: Sequence[np.ndarray], progress: Mapping[str, Any]) -> np.ndarray:
+        """The span of a schedule in a run that goes on with a difference: over the epochs of this fit."""
+        steps, each = self._state.span()[1:3]
+        begin = int(leaves[-1]) - (progress["epoch"] * each + progress["batch"])
+        return np.array([begin, steps, each, leaves[-2][3]], np.int32)
 
     def save(
         self,
@@ -251,10 +312,10 @@ class Keeper:
         if regular and _all_finite(state):
             self._finite.add(number)
         facts = {
-            "progress": progress._asdict() | {"validated": dict(progress.validated), "logs": dict(progress.logs)},
+            "progress": progress._asdict() | _packed_logs(progress._asdict()),
             "epoch": self._state.epoch,
             "data": data.position(inside=bool(progress.batch), alone=self._processes.shard[1] == 1),
-            "callbacks": callbacks.state_dicts() if states is None else dict(states),
+            "callback_states": callbacks.state_dicts() if states is None else dict(states),
             "fingerprint": self._fingerprint,
             "programs": self._programs,
             "shapes": [list(leaf.shape) for leaf in state],
@@ -262,7 +323,9 @@ class Keeper:
             "finite": sorted(self._finite),
             "regular": regular,
         }
-        kept = functools.partial(_kept, self._keep, self._best, frozenset(self._finite))
+        # More epochs of a finished run go on from the checkpoint before its end.
+        keep = max(self._keep, 2) if progress.finished else self._keep
+        kept = functools.partial(_kept, keep, self._best, frozenset(self._finite))
         with _training_goes_on():
             self._checkpoints.save(number, Saved(arrays, facts), kept)
 
@@ -287,6 +350,39 @@ class Keeper:
             self._checkpoints.close()
 
 
+def _spans_epochs(fingerprint: Mapping[str, Any]) -> bool:
+    """Return True for a named schedule, whose rates depend on the number of epochs; its name is in the fingerprint."""
+    return isinstance(fingerprint["learning_rate"], str)
+
+
+def _progress(facts: Mapping[str, Any]) -> Progress:
+    return Progress(**facts["progress"] | {name: unpacked(facts["progress"][name]) for name in _LOGS})
+
+
+_LOGS = ("validated", "logs")
+
+
+def _packed_logs(progress: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: packed(dict(progress[name]), _refused) for name in _LOGS}
+
+
+def _refused(place: str, what: str) -> CallbackError:
+    return CallbackError(
+        f"The logs, at {place.removeprefix('state_dict()')}, hold {what}, which a checkpoint cannot hold. Expected "
+        "callbacks to add numbers or arrays to the logs."
+    )
+
+
+def _upgraded(saved: Saved) -> Saved:
+    """Return what an earlier version saved, which left it to JSON, in the form of this one."""
+    facts = saved.facts
+    if "callback_states" in facts:
+        return saved
+    states = {name: packed(state) for name, state in facts["callbacks"].items()}
+    progress = facts["progress"] | _packed_logs(facts["progress"])
+    return saved._replace(facts=facts | {"callback_states": states, "progress": progress})
+
+
 def _kept(keep: int, best: int | None, finite: Collection[int], complete: list[int]) -> set[int]:
     """Which checkpoints stay: the newest, the best, and those that a run that diverges can go back to."""
     regular = [number for number in complete if number in finite]
@@ -303,7 +399,9 @@ def _is_regular(saved: Saved) -> bool:
 
 
 def _is_finite(saved: Saved) -> bool:
-    return _all_finite([array for name, array in saved.arrays.items() if name.startswith("state/")])
+    return not saved.facts["progress"]["finished"] and _all_finite(
+        [array for name, array in saved.arrays.items() if name.startswith("state/")]
+    )
 
 
 def _all_finite(arrays: Sequence[np.ndarray]) -> bool:

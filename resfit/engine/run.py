@@ -81,6 +81,10 @@ class Run:
         if self._keeper is not None:
             self._loop.sums = self._keeper.restore(self._data, self._callbacks)
 
+    def check_interrupt(self) -> None:
+        """End the run where a signal arrived before its first step; nothing is new, so nothing is saved."""
+        Boundary(self._loop.processes, self._interrupt, self._stopped)()
+
     def rolls_back(self) -> bool:
         """Whether a callback asked to go back to the last good checkpoint."""
         return self._keeper is not None and self._keeper.rollback is not None

@@ -127,6 +127,8 @@ class Bridge:
             raise Unavailable("no thread could be started for oneDNN")
         # Steps may still run when the interpreter ends, and the library is taken down then.
         atexit.register(native.resfit_close)
+        # In a forked process the thread is gone, and the lock that closing waits for may be held for ever.
+        os.register_at_fork(after_in_child=lambda: atexit.unregister(native.resfit_close))
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(native.resfit_convolution), platform="cpu")
         self._plans: list[Plan] = []
 

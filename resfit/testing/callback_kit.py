@@ -2,7 +2,6 @@
 
 import collections
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,6 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from resfit.callbacks import Callback
+from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.engine.hooks import CallbackList, LazyLogs
 from resfit.errors import CallbackCheckError, CallbackError
 from resfit.model import Model
@@ -49,9 +49,9 @@ def check_callback(make: Callable[[], Callback]) -> Report:
     A tiny model is trained on the CPU or whatever device there is, with a learning rate that can be set, accuracy, and
     averaged weights. What each scene demands: no exception of the callback's own, also where it never saw
     on_train_begin; the exception of somebody else comes out as it was; a request to stop is obeyed; `loss` stays in the
-    logs, and what is added to them is numbers; `state_dict` is JSON values and arrays, is a copy, and lets a new object
-    go on as if the run had never stopped. Wall-clock values in the state may differ. Of two processes, both must steer
-    training alike and call `model.evaluate` and its like equally often, and only the first, whose
+    logs, and what is added to them is numbers; `state_dict` is what a checkpoint can hold, is a copy, and lets a new
+    object go on as if the run had never stopped. Wall-clock values in the state may differ. Of two processes, both must
+    steer training alike and call `model.evaluate` and its like equally often, and only the first, whose
     `jax.process_index()` is 0, may write files; a callback may also refuse by a `CallbackError` in on_train_begin. The
     two are played one after the other, so what a callback would send from one to the other is not seen.
 
@@ -325,7 +325,7 @@ class _Play:
 
     def result(self) -> dict[str, Any]:
         """What the run came to; ends it."""
-        model, state = self._kit.model, _through_json(self.callback.state_dict())
+        model, state = self._kit.model, _stored(self.callback.state_dict())
         stopped = model.stop_training
         self._hooks.fire("on_train_end", {"loss": _LOSSES[-1]})
         outcome = {"state": state, "stop_training": stopped, "learning_rate": self.rates}
@@ -340,21 +340,14 @@ def _lazy(value: _Value) -> LazyLogs:
     return LazyLogs(value, finish, ["loss", "accuracy"], cast(jax.Array, value), _BATCH)
 
 
-def _through_json(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint gives it back: JSON, with arrays beside it."""
-    arrays: list[np.ndarray] = []
-
-    def set_aside(value: Any) -> dict[str, int]:
-        if not isinstance(value, np.ndarray | np.generic | jax.Array):
-            raise _Wrong(f"its state_dict holds {value!r}. Expected JSON values and arrays")
-        arrays.append(np.array(value))
-        return {"__array__": len(arrays) - 1}
-
-    def put_back(value: dict[str, Any]) -> Any:
-        return arrays[value["__array__"]] if "__array__" in value else value
-
-    restored: dict[str, Any] = json.loads(json.dumps(state, default=set_aside), object_hook=put_back)
+def _stored(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as a checkpoint gives it back."""
+    restored: dict[str, Any] = unpacked(packed(state, _refused))
     return restored
+
+
+def _refused(place: str, what: str) -> _Wrong:
+    return _Wrong(f"its {place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}")
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -387,7 +380,7 @@ def _state(kit: _Kit) -> None:
     play.epochs(0, 3)
     state = play.callback.state_dict()
     before = copy.deepcopy(state)
-    _through_json(state)
+    _stored(state)
     play.epochs(3, len(_LOSSES))
     changed = _differences(before, state)
     play.result()
@@ -405,7 +398,7 @@ def _resumed(kit: _Kit) -> None:
         if kit.model.stop_training:  # by its own will: nothing is left to resume
             first.result()
             return
-        state = _through_json(first.callback.state_dict())
+        state = _stored(first.callback.state_dict())
         second = _Play(kit, kit.make())
         second.callback.load_state_dict(state)
         second.rates |= first.rates

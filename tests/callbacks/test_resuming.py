@@ -1,6 +1,6 @@
 """What a callback remembers survives a resume: cut anywhere, a run ends as if it had never stopped."""
 
-import json
+import collections
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from resfit.callbacks import Callback, EarlyStopping, History, ModelCheckpoint
+from resfit.callbacks import Callback, Checkpoint, EarlyStopping, History, ModelCheckpoint
+from resfit.data.states import packed, unpacked
+from resfit.engine import resume
+from resfit.engine.checkpoint import Saved
+from resfit.engine.hooks import CallbackList
+from resfit.errors import CallbackError
 from tests.callbacks.fakes import FakeModel, batch, begin
+from tests.helpers import compiled, fit
 
 LOSSES = [5.0, 3.0, 4.0, 2.5, 2.75, 2.625, 2.0]
 BATCHES = 3
@@ -37,11 +43,8 @@ class Watched(FakeModel):
 
 
 def saved(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint gives it back: JSON, and arrays beside it."""
-    leaves, tree = jax.tree.flatten(state)
-    arrays = {i: np.copy(leaf) for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray)}
-    plain = json.loads(json.dumps([None if i in arrays else leaf for i, leaf in enumerate(leaves)]))
-    restored: dict[str, Any] = jax.tree.unflatten(tree, [arrays.get(i, leaf) for i, leaf in enumerate(plain)])
+    """A state as a checkpoint gives it back."""
+    restored: dict[str, Any] = unpacked(packed(state))
     return restored
 
 
@@ -104,3 +107,48 @@ def test_a_callback_without_a_memory_has_an_empty_state() -> None:
     callback = Callback()
     assert callback.state_dict() == {}
     callback.load_state_dict({})
+
+
+class Remembers(Callback):
+    """Holds any state."""
+
+    def __init__(self, held: Any = None) -> None:
+        self.held = held
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"held": self.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state["held"]
+
+
+def test_what_a_callback_remembers_comes_back_through_a_run_exactly(tmp_path: Path) -> None:
+    held = {0: (1, 2), "__array__": collections.Counter("aab"), (3,): {np.float32(0.5)}, 1: [b"", None]}
+    fit(compiled(), callbacks=[Remembers(held), Checkpoint(tmp_path)])
+    again = Remembers()
+    fit(compiled(), callbacks=[again, Checkpoint(tmp_path)], resume=True)
+    assert repr(again.held) == repr(held)
+
+
+def test_what_a_checkpoint_cannot_hold_ends_the_run_at_the_first_one_and_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CallbackError, match=r"Remembers\.state_dict\(\)\['held'\]\[1\] is a builtins\.object, which"):
+        fit(compiled(), epochs=2, callbacks=[Remembers([0, object()]), Checkpoint(tmp_path, every=1)])
+
+
+def test_callbacks_of_classes_with_one_name_keep_their_own_states() -> None:
+    other = type("Remembers", (Callback,), {key: vars(Remembers)[key] for key in ("state_dict", "load_state_dict")})
+    first, second = Remembers(1), other()
+    second.held = 2
+    states = CallbackList([first, second], None, {}).state_dicts()  # type: ignore[arg-type]
+    first.held = second.held = 0
+    CallbackList([first, second], None, {}).load_state_dicts(states)  # type: ignore[arg-type]
+    assert (first.held, second.held) == (1, 2)
+
+
+def test_a_checkpoint_of_the_first_format_is_read() -> None:
+    progress = {"epoch": 1, "logs": {"loss": 0.5, "recall": np.ones(2)}, "validated": {}}
+    facts = resume._upgraded(Saved({}, {"callbacks": {"Remembers": {"held": {"0": [1]}}}, "progress": progress})).facts
+    again = Remembers()
+    CallbackList([again], None, {}).load_state_dicts(facts["callback_states"])  # type: ignore[arg-type]
+    assert again.held == {"0": [1]}
+    assert resume._progress(facts).logs["loss"] == 0.5

@@ -49,7 +49,17 @@ Sides = tuple[dict[str, Any], dict[str, Any]]
 DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
     "batch size": (({}, {}), ({}, {"batch_size": 5}), "batch_size was 4, is 5"),
     "a larger batch": (({}, {}), ({}, {"batch_size": 10}), "batch_size was 4, is 10"),
-    "more epochs": (({}, {}), ({}, {"epochs": 4}), "epochs was 2, is 4"),
+    "more epochs under a schedule that spans them": (
+        ({"learning_rate": "cosine"}, {}),
+        ({"learning_rate": "cosine"}, {"epochs": 4}),
+        "epochs was 2, is 4",
+    ),
+    "steps of an epoch": (({}, {"steps_per_epoch": 3}), ({}, {"steps_per_epoch": 4}), "steps_per_epoch was 3, is 4"),
+    "fewer steps than are done of an epoch": (
+        ({}, {"steps_per_epoch": 4}),
+        ({}, {"steps_per_epoch": 1}),
+        "steps_per_epoch was 4, is 1",
+    ),
     "4 devices, then 1": (({"dispatch": "sharded"}, {}), ({}, {}), "devices was 4, is 1; dispatch was 'sharded', is"),
     "1 device, then 4": (({}, {}), ({"dispatch": "sharded"}, {}), "devices was 1, is 4; dispatch was 'jit', is"),
     "labels": (({}, {}), ({}, {"y": labels(EXAMPLES, seed=9)}), r"data\.labels was \d+, is"),
@@ -110,9 +120,9 @@ def test_each_difference_is_named_and_gone_on_with_when_asked(
 
 def test_several_differences_are_all_named(tmp_path: Path) -> None:
     stopped(tmp_path)
-    said = r"batch_size was 4, is 5; epochs was 2, is 3; learning_rate was .*; seed was 0, is 1"
+    said = r"batch_size was 4, is 5; learning_rate was .*; seed was 0, is 1; validation_batch_size was None, is 3"
     with pytest.raises(ResumeError, match=said):
-        go(tmp_path, made=model(seed=1, learning_rate=0.5), resume=True, batch_size=5, epochs=3)
+        go(tmp_path, made=model(seed=1, learning_rate=0.5), resume=True, batch_size=5, validation_batch_size=3)
 
 
 @pytest.mark.parametrize(("resume", "rate"), [(True, 0.025), ("inexact", 0.5)])

@@ -1,0 +1,77 @@
+"""A model whose run is resumed, or was finished, is the model that the run left behind."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import resfit
+from resfit.callbacks import Callback, Checkpoint
+from resfit.errors import DataError
+from tests.faults import runs
+from tests.helpers import compiled, images, labels
+
+BYTES = (images(10) * 20 + 128).astype(np.uint8)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def trained(folder: Path, *more: Callback, made: resfit.Model | None = None) -> resfit.Model:
+    model = compiled() if made is None else made
+    model.fit(BYTES, labels(10), epochs=2, verbose=0, callbacks=[*more, Checkpoint(folder)], resume=True)
+    return model
+
+
+def stops(model: resfit.Model) -> Callable[[], None]:
+    return lambda: setattr(model, "stop_training", True)
+
+
+@pytest.mark.parametrize("end", ["finished", "terminated after the last epoch", "stopped by a callback"])
+def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Path) -> None:
+    first = compiled()
+    if end == "finished":
+        trained(tmp_path, made=first)
+    elif end == "stopped by a callback":
+        trained(tmp_path, runs.Stops(1, stops(first)), made=first)
+    else:
+        with runs.stopped(SystemExit):
+            trained(tmp_path, runs.Stops(2, terminate, "on_epoch_end"), made=first)
+    again = trained(tmp_path)
+    for name in ("_trained_on", "_example", "stop_training"):
+        assert getattr(again, name) == getattr(first, name), name
+    assert again._trained_on == ("uint8",)
+    with pytest.raises(DataError, match="trained on uint8"):
+        again.predict(BYTES.astype(np.float32), verbose=0)
+    again.save(tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="trained on uint8"):
+        resfit.load(tmp_path / "model.safetensors", module=again.module).predict(BYTES.astype(np.float32), verbose=0)
+
+
+class Pair(NamedTuple):
+    """Inputs in a container that a checkpoint does not know."""
+
+    left: Any
+    right: Any
+
+
+@pytest.mark.parametrize(
+    ("inputs", "known"), [({"b": BYTES, "a": [BYTES, images(2)]}, True), (BYTES, True), (Pair(BYTES, BYTES), False)]
+)
+def test_inputs_of_any_structure_are_saved_or_left_out(inputs: Any, known: bool) -> None:
+    from resfit.data.states import packed, unpacked
+    from resfit.model import _SeenInputs
+    from resfit.preprocess import example
+
+    model, other, callback = compiled(), compiled(), _SeenInputs()
+    model._example = example(inputs)
+    callback.set_model(model)
+    state = unpacked(packed(callback.state_dict()))
+    callback.set_model(other)
+    callback.load_state_dict(state)
+    assert other._example == (model._example if known else None)
