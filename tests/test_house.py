@@ -50,8 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.signals": set(),
     "engine.hooks": set(),
     "engine.programs": set(),
+    "engine.containers": set(),
     "engine.outline": {"engine.modes"},
-    "engine.state": {"engine.modes", "engine.outline", "engine.programs", "optimizers"},
+    "engine.state": {"engine.containers", "engine.modes", "engine.outline", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
     "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
     "engine.dispatch": {"engine.programs"},
@@ -77,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
-    "saving": {"classes", "nets", "preprocess", "transforms", "whole_file"},
+    "saving": {"classes", "engine.containers", "nets", "preprocess", "transforms", "whole_file"},
     # What was exported runs without the rest of the house.
     "exported": set(),
     "exporting": {

@@ -115,6 +115,7 @@ def plan(
         nnx.pop(copy, nnx.Intermediate)
         graph, state = nnx.split(copy)
     slots = tuple(_slot(path, leaf, freeze) for path, leaf in nnx.to_flat_state(state))
+    _check_names(slots)
     for pattern in freeze.patterns:
         if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
             parts = sorted({str(slot.path[0]) for slot in slots})
@@ -129,6 +130,17 @@ def plan(
     if axis is not None or (convolutions is not None and convolutions.part != whole):
         part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
     return Plan(train, part, evaluate, slots)
+
+
+def _check_names(slots: Sequence[Slot]) -> None:
+    """Raise if files could not tell two arrays apart."""
+    paths = {slot.name: slot.path for slot in slots}
+    for slot in slots:
+        if paths[slot.name] != slot.path:
+            raise ModuleError(
+                f"Two arrays of the module have the name {slot.name!r}: their paths are {slot.path} and "
+                f"{paths[slot.name]}. Expected different dotted paths. Rename a key of the dict that holds one of them."
+            )
 
 
 def _no_module(module: Any) -> ModuleError:

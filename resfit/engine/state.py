@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from resfit.engine import modes
+from resfit.engine.containers import assign
 from resfit.engine.modes import Plan, plan
 from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
@@ -171,8 +172,9 @@ class RunState:
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
             init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
-        averages = (*params, *carried) if ema else ()
-        leaves = [*params, *carried, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
+        visible = [_strong(array) for array in self._shared]
+        averages = visible if ema else []
+        leaves = [*visible, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
         self.leaves: Leaves = tuple(replicate(leaves))
         self.epoch = 0
 
@@ -362,16 +364,15 @@ class RunState:
         self._shared = visible
 
     def _fill(self, module: nnx.Module, found: Sequence[tuple[Any, Any]], visible: tuple[Any, ...]) -> None:
-        sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
-        leaves = dict(found)
-        for slot in self.layout.plan.slots:
-            if slot.kind not in sources:
-                continue
-            value, leaf = next(sources[slot.kind]), leaves[slot.path]
-            if isinstance(leaf, nnx.Variable):
-                leaf.set_raw_value(value)
-            else:
-                _assign(module, slot.path, value)
+        slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
+        values = {slot.path: value for slot, value in zip(slots, visible, strict=True)}
+        # Variables are at hand; only bare arrays need the way through their containers.
+        bare = {path: values[path] for path, leaf in found if path in values and not isinstance(leaf, nnx.Variable)}
+        if bare:
+            assign(module, bare)
+        for path, leaf in found:
+            if path in values and path not in bare:
+                leaf.set_raw_value(values[path])
 
     def _warn_of_lost_assignments(self, leaves: Sequence[tuple[Any, Any]]) -> None:
         triples = zip(self.layout.visible_names, self._held, self._in_module(leaves), strict=True)
@@ -409,15 +410,10 @@ def _span(begin: int, steps: int, steps_per_epoch: int, factor: float = 1.0) -> 
     return np.array([begin, steps, steps_per_epoch, np.float32(factor).view(np.int32)], np.int32)
 
 
+def _strong(array: Any) -> Any:
+    """Return the array without JAX's weak type, which a checkpoint cannot keep and which makes another program."""
+    return jnp.asarray(array, array.dtype) if isinstance(array, jax.Array) and array.weak_type else array
+
+
 def _arrays(leaves: Sequence[tuple[Any, Any]]) -> list[Any]:
     return [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in leaves]
-
-
-def _assign(module: Any, path: tuple[Any, ...], value: jax.Array) -> None:
-    """Assigns an array that a module holds directly, not in a Variable."""
-    for key in path[:-1]:
-        module = module[key] if isinstance(key, int) else getattr(module, key)
-    if isinstance(path[-1], int):
-        module[path[-1]] = value
-    else:
-        setattr(module, path[-1], value)
