@@ -21,6 +21,7 @@ from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
+from resfit.optimizers.parts import tied_names
 
 _log = logging.getLogger("resfit")
 
@@ -51,11 +52,24 @@ class Layout:
         self.n_visible = self.n_params + len(self.carried)
         self.n_model = 2 * self.n_visible if ema else self.n_visible  # everything but the optimizer and the step
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
+        self._tied = {
+            slot.name: [".".join(map(str, path)) for path in slot.others] for slot in plan.slots if slot.others
+        }
         self.optimizer_tree: Any = None
         if optimizer is not None:
             # A Variable may hold a NumPy array of a dtype that JAX narrows when it arrives.
             abstract = tuple(jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params)
-            self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
+            self.optimizer_tree = jax.tree.structure(jax.eval_shape(self.optimizer_state, self.nest(abstract)))
+
+    def optimizer_state(self, params: dict[str, Any]) -> Any:
+        """Return the optimizer's state before the first update, of parameters as `nest` returns them."""
+        with tied_names(self._tied):
+            return self._trained_by().init(params)
+
+    def _trained_by(self) -> optax.GradientTransformationExtraArgs:
+        if self.optimizer is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
+        return self.optimizer
 
     @property
     def visible_names(self) -> list[str]:
@@ -90,10 +104,11 @@ class Layout:
 
     def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
         """(params, optimizer state) after one update. Dtypes stay."""
-        if self.optimizer is None:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
         tree = self.nest(params)
-        updates, optimizer_state = self.optimizer.update(self.nest(gradients), optimizer_state, tree, value=loss)
+        with tied_names(self._tied):
+            updates, optimizer_state = self._trained_by().update(
+                self.nest(gradients), optimizer_state, tree, value=loss
+            )
         params = tuple(
             (param + update).astype(param.dtype) for param, update in zip(params, self.flatten(updates), strict=True)
         )
@@ -170,7 +185,7 @@ class RunState:
         if optimizer is not None:
             nested = self.layout.nest([jnp.asarray(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
-            init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
+            init = compiled(jax.jit(self.layout.optimizer_state).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
         visible = [_strong(array) for array in self._shared]
         averages = visible if ema else []
