@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 
 from resfit import losses
-from resfit.engine.modes import mode_keyword
 from resfit.errors import CompileError, ModuleError
 from resfit.model import Model
+from resfit.nets.modes import in_mode, mode_keywords
 
 
 class StudentAndTeacher(nnx.Module):
@@ -24,21 +24,13 @@ class StudentAndTeacher(nnx.Module):
         self.teacher = teacher
 
     def __call__(self, x: Any, *, train: bool = False) -> Any:
-        return _called(self.student, x, train=train)
+        student: Any = self.student
+        return student(x, **mode_keywords(student, train))
 
     def ask(self, x: Any) -> Any:
         """What the teacher says: always in evaluation mode, without a gradient."""
-        teacher = nnx.view(self.teacher, raise_if_not_found=False, deterministic=True, use_running_average=True)
-        teacher.eval()  # a view reaches only layers that implement set_view
-        return jax.lax.stop_gradient(_called(teacher, x, train=False))
-
-
-def _called(module: Any, x: Any, *, train: bool) -> Any:
-    keyword = mode_keyword(type(module))
-    if keyword is None:
-        return module(x)  # it goes by its flags, which are set already
-    name, means_train = keyword
-    return module(x, **{name: train == means_train})
+        teacher, mode = in_mode(self.teacher, train=False)
+        return jax.lax.stop_gradient(teacher(x, **mode))
 
 
 class Distiller(Model):

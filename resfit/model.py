@@ -245,7 +245,8 @@ class Model:
                 "Call freeze with fewer patterns."
                 if self._freeze.patterns
                 else f"{type(self._module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
-                "Expected layers, or nnx.Param attributes, that are made in its __init__."
+                "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
+                "nnx.bridge.ToNNX has them after .lazy_init(x)."
             )
         rate_index = state.rate_index()
         if learning_rate is not None and rate_index is None:
@@ -320,7 +321,8 @@ class Model:
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a part
-            that matches is frozen.
+            that matches is frozen. A Variable or part that the module holds more than once is matched by each of its
+            paths.
           batch_norm: whether frozen BatchNorms also keep their statistics and normalise by them (as Keras's
             trainable=False does); False lets the statistics go on moving.
 

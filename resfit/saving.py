@@ -14,6 +14,7 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit import whole_file
 from resfit.classes import check_class_names
+from resfit.engine.containers import assign
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.spelling import did_you_mean
@@ -236,4 +237,4 @@ def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
         place: jax.numpy.asarray(np.asarray(arrays[".".join(map(str, place))]), old.dtype)
         for place, old in _arrays(module).items()
     }
-    nnx.update(module, nnx.from_flat_state(filled))
+    assign(module, filled)

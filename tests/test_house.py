@@ -46,16 +46,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transforms": {"data", "packages", "preprocess"},
     "classes": set(),
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
-    "engine.modes": set(),
-    "engine.outputs": {"engine.modes", "losses"},
+    "engine.modes": {"nets"},
+    "engine.outputs": {"losses"},
     "engine.allocator": set(),
     "engine.signals": set(),
     "engine.hooks": {"foreign"},
     "engine.programs": set(),
+    "engine.attributes": set(),
+    "engine.containers": set(),
     "engine.outline": {"engine.modes"},
-    "engine.state": {"engine.modes", "engine.outline", "engine.programs", "optimizers"},
+    "engine.state": {"engine.containers", "engine.modes", "engine.outline", "engine.programs", "optimizers"},
     "engine.replicas": {"engine.modes"},
-    "engine.step": {"engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
+    "engine.step": {"engine.attributes", "engine.modes", "engine.state", "engine.replicas", "metrics", "optimizers"},
     "engine.dispatch": {"engine.programs"},
     "engine.processes": {"engine.dispatch", "data"},
     "engine.boundary": {"engine.processes", "engine.signals"},
@@ -79,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Callbacks know the model they are given and the logs.
     "callbacks": {"packages", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
-    "saving": {"classes", "nets", "preprocess", "transforms", "whole_file"},
+    "saving": {"classes", "engine.containers", "nets", "preprocess", "transforms", "whole_file"},
     # What was exported runs without the rest of the house.
     "exported": set(),
     "exporting": {
@@ -99,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.state", "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
         "transforms", "arguments", "classes", "engine.allocator",
     },
-    "distillation": {"model", "losses", "engine.modes"},
+    "distillation": {"model", "losses", "nets"},
     # Drives hooks itself, with logs of its own.
     "testing": {"model", "callbacks", "engine.hooks", "nets"},
     # Tools take a model and look at it.

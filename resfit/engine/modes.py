@@ -1,28 +1,25 @@
 """Training and evaluation mode for any nnx.Module, without touching the user's own mode flags.
 
-NNX layers read their mode from attributes (`deterministic`, `use_running_average`), from an argument of the call, or
-from both. Any one of these alone is silently wrong for some modules, so a module in a mode is here a *copy of its
-graph* with the attributes set, called with the keyword that its `__call__` names. Copies are made of the graph
-definition only: the arrays stay where they are, and the module that the user holds is never changed.
+A module in a mode is a *copy of its graph* in which `nets.modes.switched` has set flags and mode arguments. Copies are
+made of the graph definition only: the arrays stay where they are, and the module that the user holds is never changed.
 """
 
 import contextlib
 import fnmatch
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx import graphlib
 
 from resfit.errors import ModuleError, ResfitError
+from resfit.nets import linen
+from resfit.nets.modes import hold_in_evaluation, switched
 from resfit.spelling import did_you_mean
-
-# How modules name the mode in their call signature, and the value that means "train".
-_MODE_KEYWORDS = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
 
 
 class Slot(NamedTuple):
@@ -33,6 +30,7 @@ class Slot(NamedTuple):
     type: type
     shape: tuple[int, ...] = ()
     frozen: bool = False  # keeps its value whatever a training step does to it
+    others: tuple[tuple[Any, ...], ...] = ()  # the other paths of a Variable that the module holds more than once
 
     @property
     def name(self) -> str:
@@ -80,8 +78,9 @@ class Freeze(NamedTuple):
     patterns: tuple[str, ...] = ()
     batch_norm: bool = True
 
-    def covers(self, path: Sequence[Any]) -> bool:
-        names = [".".join(map(str, path[:n])) for n in range(1, len(path) + 1)]
+    def covers(self, *paths: Sequence[Any]) -> bool:
+        """Return whether a pattern matches one of these paths of a part, or a part around it."""
+        names = [".".join(map(str, path[:n])) for path in paths for n in range(1, len(path) + 1)]
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.patterns)
 
 
@@ -114,21 +113,34 @@ def plan(
         copy = nnx.merge(graph, state)
         nnx.pop(copy, nnx.Intermediate)
         graph, state = nnx.split(copy)
-    slots = tuple(_slot(path, leaf, freeze) for path, leaf in nnx.to_flat_state(state))
+    tied = tied_paths(module)
+    slots = tuple(_slot(path, leaf, freeze, tied.get(path, ())) for path, leaf in nnx.to_flat_state(state))
+    _check_names(slots)
     for pattern in freeze.patterns:
-        if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
+        if not any(Freeze((pattern,)).covers(slot.path, *slot.others) for slot in slots):
             parts = sorted({str(slot.path[0]) for slot in slots})
             raise ModuleError(
                 f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
                 f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )
-    make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, precision=precision)
+    make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, tied=tied, precision=precision)
     whole = None if convolutions is None else convolutions.whole
     train, evaluate = (make(train=train, convolve=whole) for train in (True, False))
     part = train
     if axis is not None or (convolutions is not None and convolutions.part != whole):
         part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
     return Plan(train, part, evaluate, slots)
+
+
+def _check_names(slots: Sequence[Slot]) -> None:
+    """Raise if files could not tell two arrays apart."""
+    paths = {slot.name: slot.path for slot in slots}
+    for slot in slots:
+        if paths[slot.name] != slot.path:
+            raise ModuleError(
+                f"Two arrays of the module have the name {slot.name!r}: their paths are {slot.path} and "
+                f"{paths[slot.name]}. Expected different dotted paths. Rename a key of the dict that holds one of them."
+            )
 
 
 def _no_module(module: Any) -> ModuleError:
@@ -150,8 +162,9 @@ def _no_module(module: Any) -> ModuleError:
             "nnx.Module; the weights of PyTorch's ResNets are read by resfit.weights.load_state_dict."
         )
     return ModuleError(
-        f"Expected a flax.nnx.Module, got {kind}. Linen modules and functions can be wrapped with "
-        "flax.nnx.bridge.ToNNX, or called from the __call__ of an nnx.Module of your own."
+        f"Expected a flax.nnx.Module, got {kind}. Wrap a Linen module as "
+        "flax.nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(x); call a function from the __call__ of a custom "
+        "nnx.Module."
     )
 
 
@@ -188,12 +201,35 @@ class _short:  # noqa: N801 - it makes reprs
         return self._text
 
 
+def tied_paths(module: nnx.Module) -> dict[tuple[Any, ...], tuple[tuple[Any, ...], ...]]:
+    """Return the other paths of every Variable and part that a module holds more than once, by each of its paths.
+
+    Example:
+      >>> layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+      >>> tied_paths(nnx.Sequential(layer, layer))["layers", 1, "bias"]
+      (('layers', 0, 'bias'),)
+    """
+    found: dict[int, list[tuple[Any, ...]]] = {}
+
+    def walk(node: Any, path: tuple[Any, ...], around: frozenset[int]) -> None:
+        if isinstance(node, nnx.Variable | nnx.Pytree):
+            found.setdefault(id(node), []).append(path)
+        container: Any = graphlib.get_node_impl(node)
+        if container is not None and id(node) not in around:
+            for key, child in container.node_dict(node).items():
+                walk(child, (*path, key), around | {id(node)})
+
+    walk(module, (), frozenset())
+    tied = [paths for paths in found.values() if len(paths) > 1]
+    return {path: tuple(other for other in paths if other != path) for paths in tied for path in paths}
+
+
 def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
     """Path and leaf of everything that a module holds, in the plan's order, but not what it sowed in a call."""
     return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Intermediate))))
 
 
-def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
+def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze, others: tuple[tuple[Any, ...], ...]) -> Slot:
     value = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
     kind = type(leaf)
     name = ".".join(map(str, path))
@@ -208,10 +244,10 @@ def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
         return Slot(path, "count", kind, value.shape)
     if issubclass(kind, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact):
         # A frozen parameter is carried: no gradient is computed for it and no optimizer state kept.
-        frozen = freeze.covers(path)
-        return Slot(path, "carried" if frozen else "param", kind, value.shape, frozen)
-    frozen = freeze.batch_norm and issubclass(kind, nnx.BatchStat) and freeze.covers(path)
-    return Slot(path, "carried", kind, value.shape, frozen)
+        frozen = freeze.covers(path, *others)
+        return Slot(path, "carried" if frozen else "param", kind, value.shape, frozen, others)
+    frozen = freeze.batch_norm and issubclass(kind, nnx.BatchStat) and freeze.covers(path, *others)
+    return Slot(path, "carried", kind, value.shape, frozen, others)
 
 
 def _graph_in_mode(
@@ -220,6 +256,7 @@ def _graph_in_mode(
     *,
     train: bool,
     freeze: Freeze,
+    tied: Mapping[tuple[Any, ...], tuple[tuple[Any, ...], ...]],
     precision: str,
     axis: str | None = None,
     convolve: Callable[..., jax.Array] | None = None,
@@ -234,18 +271,21 @@ def _graph_in_mode(
             part.conv_general_dilated = convolve
     if precision != "float32":
         compute_in(copy, precision)
-    # Both are needed: a view reaches only layers that implement set_view, train()/eval() only plain attributes.
-    if train:
-        copy.train()
-    else:
-        copy.eval()
-    copy = nnx.view(copy, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
+    copy = switched(copy, train)
     if train and freeze.batch_norm and freeze.patterns:
-        for path, part in nnx.iter_modules(copy):
-            if freeze.covers(path) and any(isinstance(value, nnx.BatchStat) for value in vars(part).values()):
-                part.eval()
-                _call_in_mode(part, train=False, forced=True)
+        _hold_frozen_norms(copy, lambda path: freeze.covers(path, *tied.get(path, ())))
     return nnx.split(copy)[0]
+
+
+def _hold_frozen_norms(copy: nnx.Module, covers: Callable[[tuple[Any, ...]], bool]) -> None:
+    for path, part in nnx.iter_modules(copy):
+        if isinstance(part, nnx.bridge.ToNNX):
+            statistics = [inside for inside, _ in nnx.to_flat_state(nnx.state(part, nnx.BatchStat))]
+            norms = {inside[:-1] for inside in statistics if covers((*path, *inside))}
+            if norms:
+                linen.hold_in_evaluation(part, frozenset(norms))
+        elif covers(path) and any(isinstance(value, nnx.BatchStat) for value in vars(part).values()):
+            hold_in_evaluation(part)
 
 
 _JAXS = jax.lax.conv_general_dilated
@@ -293,7 +333,7 @@ def assemble(
       part: whether it will see a part of a batch, see `Plan`.
 
     Returns:
-      A module whose `__call__` supplies the mode keyword that its signature names, if it names one.
+      A module of which every part supplies the mode arguments that its caller leaves out.
     """
     arrays = {"param": iter(params), "carried": iter(carried)}
     filled: list[tuple[tuple[Any, ...], Any]] = []
@@ -309,59 +349,7 @@ def assemble(
             filled.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
     graph = (plan.part_graph if part else plan.train_graph) if train else plan.eval_graph
     module: nnx.Module = nnx.merge(graph, nnx.from_flat_state(filled))
-    _call_in_mode(module, train=train)
     return module
-
-
-def _call_in_mode(module: nnx.Module, *, train: bool, forced: bool = False) -> None:
-    """Makes a copy of a module pass its mode keyword, if it has one, wherever it is called; forced: always this one."""
-    keyword = mode_keyword(type(module))
-    if keyword is not None:
-        name, means_train = keyword
-        # The class is swapped so that `module(x)` is right wherever it is called, also in an overridden compute_loss.
-        object.__setattr__(module, "__class__", _called_in_mode(type(module), name, train == means_train, forced))
-
-
-def embedding(module: Any, x: Any) -> Any:
-    """What a module's method `embed` returns in evaluation.
-
-    Args:
-      module: in evaluation mode.
-      x: its inputs.
-    """
-    keyword = mode_keyword(type(module), "embed")
-    return module.embed(x) if keyword is None else module.embed(x, **{keyword[0]: not keyword[1]})
-
-
-def mode_keyword(cls: type, method: str = "__call__") -> tuple[str, bool] | None:
-    """The argument by which a module class is told its mode, and the value that means training; None if it has none.
-
-    Args:
-      cls: of the module.
-      method: that takes it.
-    """
-    parameters = inspect.signature(getattr(cls, method)).parameters
-    for name, means_train in _MODE_KEYWORDS.items():
-        parameter = parameters.get(name)
-        if parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            return name, means_train
-    return None
-
-
-@functools.cache
-def _called_in_mode(cls: type, keyword: str, value: bool, forced: bool) -> type:
-    signature = inspect.signature(cls.__call__)
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = signature.bind_partial(self, *args, **kwargs)
-        if forced or keyword not in call.arguments:
-            call.arguments[keyword] = value
-        return cls.__call__(*call.args, **call.kwargs)
-
-    in_mode: Any = type(cls)(cls.__name__, (cls,), {"__module__": cls.__module__})
-    in_mode.__call__ = __call__  # set afterwards: Residual refuses to be subclassed with one
-    kind: type = in_mode
-    return kind
 
 
 def read(plan: Plan, module: nnx.Module) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from resfit import losses
-from resfit.engine import modes
 
 
 class Output(NamedTuple):
@@ -24,7 +23,11 @@ def _logits(module: Any, x: Any) -> Any:
     return module(x)
 
 
+def _embedding(module: Any, x: Any) -> Any:
+    return module.embed(x)
+
+
 OUTPUTS: Mapping[str, Output] = MappingProxyType(
     {name: Output(_logits, finish) for name, finish in losses.FINISHES.items()}
-    | {"embedding": Output(modes.embedding, losses.at_least_float32)}
+    | {"embedding": Output(_embedding, losses.at_least_float32)}
 )

@@ -15,11 +15,13 @@ import optax
 from flax import nnx
 
 from resfit.engine import modes
+from resfit.engine.containers import assign
 from resfit.engine.modes import Plan, plan
 from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
+from resfit.optimizers.parts import tied_names
 
 _log = logging.getLogger("resfit")
 
@@ -50,11 +52,24 @@ class Layout:
         self.n_visible = self.n_params + len(self.carried)
         self.n_model = 2 * self.n_visible if ema else self.n_visible  # everything but the optimizer and the step
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
+        self._tied = {
+            slot.name: [".".join(map(str, path)) for path in slot.others] for slot in plan.slots if slot.others
+        }
         self.optimizer_tree: Any = None
         if optimizer is not None:
             # A Variable may hold a NumPy array of a dtype that JAX narrows when it arrives.
             abstract = tuple(jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params)
-            self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
+            self.optimizer_tree = jax.tree.structure(jax.eval_shape(self.optimizer_state, self.nest(abstract)))
+
+    def optimizer_state(self, params: dict[str, Any]) -> Any:
+        """Return the optimizer's state before the first update, of parameters as `nest` returns them."""
+        with tied_names(self._tied):
+            return self._trained_by().init(params)
+
+    def _trained_by(self) -> optax.GradientTransformationExtraArgs:
+        if self.optimizer is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
+        return self.optimizer
 
     @property
     def visible_names(self) -> list[str]:
@@ -89,10 +104,11 @@ class Layout:
 
     def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
         """(params, optimizer state) after one update. Dtypes stay."""
-        if self.optimizer is None:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
         tree = self.nest(params)
-        updates, optimizer_state = self.optimizer.update(self.nest(gradients), optimizer_state, tree, value=loss)
+        with tied_names(self._tied):
+            updates, optimizer_state = self._trained_by().update(
+                self.nest(gradients), optimizer_state, tree, value=loss
+            )
         params = tuple(
             (param + update).astype(param.dtype) for param, update in zip(params, self.flatten(updates), strict=True)
         )
@@ -172,10 +188,11 @@ class RunState:
         if optimizer is not None:
             nested = self.layout.nest([jnp.asarray(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
-            init = compiled(jax.jit(optimizer.init).lower(nested), devices).run
+            init = compiled(jax.jit(self.layout.optimizer_state).lower(nested), devices).run
             state = jax.tree.leaves(init(nested))
-        averages = map(_averaged, (*params, *carried)) if ema else ()
-        leaves = [*params, *carried, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
+        visible = [_strong(array) for array in self._shared]
+        averages = map(_averaged, visible) if ema else ()
+        leaves = [*visible, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
         # Copies of NumPy arrays: on a CPU they would share memory with the module's.
         self.leaves: Leaves = tuple(replicate([np.array(a) if isinstance(a, np.ndarray) else a for a in leaves]))
         self._set: dict[int, float] = {}  # leaves of the optimizer's state that were set
@@ -383,16 +400,15 @@ class RunState:
         self._shared = visible
 
     def _fill(self, module: nnx.Module, found: Sequence[tuple[Any, Any]], visible: tuple[Any, ...]) -> None:
-        sources = {"param": iter(visible), "carried": iter(visible[self.layout.n_params :])}
-        leaves = dict(found)
-        for slot in self.layout.plan.slots:
-            if slot.kind not in sources:
-                continue
-            value, leaf = next(sources[slot.kind]), leaves[slot.path]
-            if isinstance(leaf, nnx.Variable):
-                leaf.set_raw_value(value)
-            else:
-                _assign(module, slot.path, value)
+        slots = [slot for kind in ("param", "carried") for slot in self.layout.plan.slots if slot.kind == kind]
+        values = {slot.path: value for slot, value in zip(slots, visible, strict=True)}
+        # Variables are at hand; only bare arrays need the way through their containers.
+        bare = {path: values[path] for path, leaf in found if path in values and not isinstance(leaf, nnx.Variable)}
+        if bare:
+            assign(module, bare)
+        for path, leaf in found:
+            if path in values and path not in bare:
+                leaf.set_raw_value(values[path])
 
     def _warn_of_lost_assignments(self, leaves: Sequence[tuple[Any, Any]]) -> None:
         triples = zip(self.layout.visible_names, self._held, self._in_module(leaves), strict=True)
@@ -441,15 +457,10 @@ def _equal(a: jax.Array, b: jax.Array) -> bool:
     return np.array_equal(np.asarray(a.addressable_data(0)), np.asarray(b.addressable_data(0)))
 
 
+def _strong(array: Any) -> Any:
+    """Return the array without JAX's weak type, which a checkpoint cannot keep and which makes another program."""
+    return jnp.asarray(array, array.dtype) if isinstance(array, jax.Array) and array.weak_type else array
+
+
 def _arrays(leaves: Sequence[tuple[Any, Any]]) -> list[Any]:
     return [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in leaves]
-
-
-def _assign(module: Any, path: tuple[Any, ...], value: jax.Array) -> None:
-    """Assigns an array that a module holds directly, not in a Variable."""
-    for key in path[:-1]:
-        module = module[key] if isinstance(key, int) else getattr(module, key)
-    if isinstance(path[-1], int):
-        module[path[-1]] = value
-    else:
-        setattr(module, path[-1], value)

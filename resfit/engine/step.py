@@ -16,6 +16,7 @@ from flax import nnx
 
 from resfit import metrics
 from resfit.engine import modes, replicas
+from resfit.engine.attributes import watched
 from resfit.engine.state import Layout, Leaves, rate_factor
 from resfit.errors import LossError
 from resfit.optimizers import skips
@@ -121,7 +122,8 @@ def train_step(
 
     def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
         module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
-        losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+        with watched(module):
+            losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
         losses = _per_example(losses, part.x)
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
@@ -197,7 +199,8 @@ def evaluate_step(
     """
     module = _evaluation_module(layout, leaves, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+    with watched(module):
+        losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, leaves[layout.n_params :], module)
     losses = _per_example(losses, x)
     mask = _mask(batch, losses)
@@ -217,7 +220,7 @@ def predict_step(
 ) -> Any:
     """What `finish` makes of the module's outputs for one batch, or of what `call` does with module and batch."""
     module: Any = _evaluation_module(layout, leaves, key)
-    with modes.explained(module, x):
+    with modes.explained(module, x), watched(module):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, leaves[layout.n_params :], module)

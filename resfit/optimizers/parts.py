@@ -1,8 +1,11 @@
 """Learning rates by part of the network."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,7 +24,7 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
     Args:
       parts: pattern -> factor. Patterns are those of a shell (`*`, `?`, `[ab]`) over dotted parameter paths such as
         "stage1.blocks.0.branch.conv1.kernel"; a star spans dots. The first that matches decides; what none matches has
-        factor 1.
+        factor 1. A parameter that the network holds under several paths is matched by each of them.
       optimizer: any optax transformation.
 
     Raises:
@@ -48,12 +51,12 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
             raise CompileError(f"by_part got {factor!r} for {pattern!r}. Expected a factor of zero or more.")
 
     def init(params: Any) -> optax.EmptyState:
-        _check(parts, [_dotted(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)])
+        _check(parts, [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)])
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
         del params
-        return jax.tree_util.tree_map_with_path(lambda path, u: u * _factor(parts, _dotted(path)), updates), state
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * _factor(parts, _names(path)), updates), state
 
     scaled: optax.GradientTransformation = optax.chain(optimizer, optax.GradientTransformation(init, update))
     return scaled
@@ -94,30 +97,53 @@ def by_depth(
     return by_part({f"{part}.*": decay**i for i, part in enumerate(reversed(parts))}, optimizer)
 
 
-def _dotted(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+_TIED: ContextVar[Mapping[str, Sequence[str]]] = ContextVar("_TIED", default=types.MappingProxyType({}))
 
 
-def _decides(parts: Mapping[str, float], name: str) -> str | None:
-    return next((pattern for pattern in parts if fnmatchcase(name, pattern)), None)
+@contextlib.contextmanager
+def tied_names(names: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Let patterns match every name of a parameter that a module holds more than once.
+
+    Args:
+      names: the other names, by the one in the tree that optimizers see.
+    """
+    token = _TIED.set(names)
+    try:
+        yield
+    finally:
+        _TIED.reset(token)
 
 
-def _factor(parts: Mapping[str, float], name: str) -> float:
-    pattern = _decides(parts, name)
+def _names(path: Any) -> list[str]:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    return [name, *_TIED.get().get(name, ())]
+
+
+def _matches(names: list[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _decides(parts: Mapping[str, float], names: list[str]) -> str | None:
+    return next((pattern for pattern in parts if _matches(names, pattern)), None)
+
+
+def _factor(parts: Mapping[str, float], names: list[str]) -> float:
+    pattern = _decides(parts, names)
     return 1.0 if pattern is None else float(parts[pattern])
 
 
-def _check(parts: Mapping[str, float], names: list[str]) -> None:
-    used = {_decides(parts, name) for name in names}
+def _check(parts: Mapping[str, float], params: list[list[str]]) -> None:
+    used = {_decides(parts, names) for names in params}
     for pattern in parts:
         if pattern in used:
             continue
-        if taken := [name for name in names if fnmatchcase(name, pattern)]:
+        if taken := [names for names in params if _matches(names, pattern)]:
             raise CompileError(
                 f"The pattern {pattern!r} decides about nothing: {_decides(parts, taken[0])!r} stands before it and "
-                f"takes all it would match, such as {taken[0]!r}. Put the narrower pattern first."
+                f"takes all it would match, such as {taken[0][0]!r}. Put the narrower pattern first."
             )
-        raise CompileError(f"The pattern {pattern!r} matches no parameter. {_nearest(pattern, names)}")
+        every = [name for names in params for name in names]
+        raise CompileError(f"The pattern {pattern!r} matches no parameter. {_nearest(pattern, every)}")
 
 
 def _nearest(pattern: str, names: list[str]) -> str:

@@ -6,8 +6,10 @@ import pytest
 from flax import nnx
 
 import resfit
+from resfit import optimizers
+from resfit.engine import modes
 from resfit.errors import CompileError, ModuleError, NotCompiledError
-from tests.helpers import compiled, images, labels, values
+from tests.helpers import CLASSES, compiled, differ, images, labels, values
 
 
 def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
@@ -96,3 +98,51 @@ def test_freezing_everything_is_refused() -> None:
     model.freeze("*")
     with pytest.raises(CompileError, match="nothing to train"):
         model.compile()
+
+
+class TiedNet(nnx.Module):
+    """A Variable of two layers, and a norm that stands at two places."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.a = nnx.Linear(64, 64, use_bias=False, rngs=rngs)
+        self.b = nnx.Linear(64, 64, rngs=rngs)
+        self.b.kernel = self.a.kernel
+        self.norm = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
+        self.same = nnx.data({"norm": (self.norm,)})
+        self.head = nnx.Linear(64, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.b(nnx.tanh(self.a(x.reshape(len(x), -1))))
+        return self.head(self.same["norm"][0](nnx.tanh(self.norm(x))))
+
+
+def test_a_pattern_matches_every_path_of_what_is_held_twice() -> None:
+    def frozen(*patterns: str) -> set[str]:
+        return {slot.name for slot in modes.plan(TiedNet(), modes.Freeze(patterns)).slots if slot.frozen}
+
+    norm = {"norm.bias", "norm.scale", "norm.mean", "norm.var"}
+    assert frozen("a") == {"a.kernel"}
+    assert frozen("b") == {"a.kernel", "b.bias"}
+    assert frozen("b.kernel") == {"a.kernel"}
+    assert frozen("norm") == frozen("same") == frozen("same.norm.*") == norm
+
+
+def test_freezing_the_second_path_keeps_a_tied_kernel_and_the_statistics_of_a_shared_norm() -> None:
+    module = TiedNet()
+    model = resfit.Model(module)
+    model.freeze("b.kernel", "same")
+    before = values(module)
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    model.train_on_batch(images(8), labels(8))
+    assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias"}
+
+
+def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
+    module = TiedNet()
+    before = values(module)
+    parts = {"b.kernel": 0.0, "same.*": 0.0, "*": 1.0}
+    compiled(module, optimizer=optimizers.by_part(parts, optimizers.sgd(0.1)), learning_rate=None).train_on_batch(
+        images(8), labels(8)
+    )
+    assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias", "norm.mean", "norm.var"}
