@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +114,7 @@ def plan(
         copy = nnx.merge(graph, state)
         nnx.pop(copy, nnx.Intermediate)
         graph, state = nnx.split(copy)
-    slots = tuple(_slot(path, leaf, freeze) for path, leaf in nnx.to_flat_state(state))
+    slots = slots_of(nnx.to_flat_state(state), freeze)
     for pattern in freeze.patterns:
         if not any(Freeze((pattern,)).covers(slot.path) for slot in slots):
             parts = sorted({str(slot.path[0]) for slot in slots})
@@ -191,6 +191,15 @@ class _short:  # noqa: N801 - it makes reprs
 def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
     """Path and leaf of everything that a module holds, in the plan's order, but not what it sowed in a call."""
     return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Intermediate))))
+
+
+def slots_of(leaves: Iterable[tuple[tuple[Any, ...], Any]], freeze: Freeze) -> tuple[Slot, ...]:
+    """Return the slots of a module's leaves, in their order.
+
+    Raises:
+      ModuleError: if a Variable holds something else than one array.
+    """
+    return tuple(_slot(path, leaf, freeze) for path, leaf in leaves)
 
 
 def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze) -> Slot:
