@@ -1,6 +1,9 @@
 """An equal program is compiled once in a process; compiler options reach XLA."""
 
+import dataclasses
+import gc
 import hashlib
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resfit
+from resfit.engine import programs
 from resfit.engine.dispatch import Step
+from resfit.engine.programs import Program, Programs, text_digest
 from resfit.engine.programs import compiled as compile_program
-from resfit.engine.programs import text_digest
 from resfit.errors import CompileError, ResumeError
-from tests.helpers import TinyNet, compiled, counting_compilations, fit, images, labels
+from tests.helpers import PlainNet, TinyNet, compiled, counting_compilations, fit, images, labels
 
 
 def a_run(seed: int, **arguments: Any) -> Any:
@@ -237,3 +241,120 @@ def test_a_key_of_text_and_trees_takes_other_programs_for_the_same(changed: dict
     assert not first._replace(**changed).is_right_by(cache)
     assert first.is_right_by(cached)
     assert first._replace(**changed).is_right_by(cached)
+
+
+# --- what stays in memory ---------------------------------------------------------------------------------------------
+
+
+class Teacher:
+    """Arrays that a user's functions close over."""
+
+    def __init__(self) -> None:
+        self.weights = np.ones(3, np.float32)
+
+    def __call__(self) -> jax.Array:
+        return jnp.asarray(self.weights).sum()
+
+
+def distance(teacher: Teacher) -> Callable[[Any, Any], jax.Array]:
+    def distance(outputs: Any, y: Any) -> jax.Array:
+        return (outputs[:, 0] - teacher()) ** 2
+
+    return distance
+
+
+def own_step(teacher: Teacher) -> type[resfit.Model]:
+    class Distilled(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+            outputs = module(x)
+            return distance(teacher)(outputs, y), outputs
+
+    return Distilled
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A result of a type of the user's, which holds something that is no array."""
+
+    array: Any
+    teacher: Teacher
+
+
+jax.tree_util.register_dataclass(Scaled, ["array"], ["teacher"])
+
+
+class Wrapping(PlainNet):
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__(rngs=nnx.Rngs(0))
+        self.teacher = nnx.static(teacher)
+
+    def __call__(self, x: jax.Array) -> Any:
+        return Scaled(super().__call__(x), self.teacher)
+
+
+USES: dict[str, Callable[[Teacher], dict[str, Any]]] = {
+    "loss": lambda teacher: {"loss": distance(teacher)},
+    "metric": lambda teacher: {"metrics": [distance(teacher)]},
+    "augmentation": lambda teacher: {"augment": lambda key, x, y: (x + teacher(), y)},
+    "preprocessing": lambda teacher: {"preprocess": lambda x: x + teacher()},
+    "optimizer": lambda teacher: {
+        "optimizer": optax.stateless(lambda updates, _: jax.tree.map(lambda leaf: leaf * teacher(), updates)),
+        "learning_rate": None,
+    },
+    "schedule": lambda teacher: {"optimizer": optax.sgd, "learning_rate": lambda step: 0.1 * teacher()},
+    "step": lambda teacher: {"kind": own_step(teacher)},
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_function_closes_over_is_freed_with_its_model(use: str) -> None:
+    teacher = Teacher()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), **USES[use](teacher))
+    fit(model, validation_data=(images(9), labels(9)))
+    alive = weakref.ref(teacher)
+    del teacher, model
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_program_that_returns_objects_of_the_user_is_held_by_its_models_alone() -> None:
+    programs.PROGRAMS.clear()
+    model = resfit.Model(Wrapping(Teacher()))
+    model.predict(images(9), verbose=0)
+    assert (len(programs.PROGRAMS), programs.PROGRAMS.size) == (1, 0)
+    del model
+    gc.collect()
+    assert len(programs.PROGRAMS) == 0
+
+
+def a_program(name: str, size: int) -> Program:
+    return Program(lambda: name, name, size)
+
+
+def test_the_cache_holds_the_last_programs_up_to_its_limit_and_knows_those_in_use() -> None:
+    cache = Programs(limit=10)
+    used = a_program("used", 8)
+    cache.add("used", used, hold=True)
+    for name in "abc":
+        cache.add(name, a_program(name, 4), hold=True)
+    assert cache.find("a") is None
+    assert [cache.find(name).digest for name in "bc"] == ["b", "c"]
+    assert cache.find("used") is used  # not held by the cache any more, but by this test
+    assert (len(cache), cache.size) == (3, 8)
+    del used
+    assert cache.find("used") is None
+    assert cache.find("b") is not None  # which is the last used one now
+    cache.add("d", a_program("d", 4), hold=True)
+    assert (cache.find("b") is not None, cache.find("c")) == (True, None)
+    cache.add("large", a_program("large", 11), hold=True)
+    cache.add("not held", a_program("not held", 1), hold=False)
+    assert (len(cache), cache.size) == (0, 0)
+
+
+def test_a_large_constant_counts_in_the_size_of_a_program() -> None:
+    sizes = []
+    for count in (1, 100_000):
+        constant = np.random.default_rng(0).normal(size=count).astype(np.float32)
+        lowered = jax.jit(lambda x, constant=constant: (x * constant).sum()).lower(np.float32(1))
+        sizes.append(compile_program(lowered, jax.devices()[:1]).size)
+    assert sizes[1] - sizes[0] > 400_000
