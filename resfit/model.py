@@ -156,7 +156,8 @@ class Model:
             y_pred), it receives them first. The reported and minimised loss is sum(weight * loss) /
             examples.
           metrics: "auto" is accuracy for class labels; or names, clu.metrics.Metric classes, or functions of (outputs,
-            labels), or of (y_true, y_pred), that return one value per example; a list or a dict of names. They count examples, unweighted.
+            labels), or of (y_true, y_pred), that return one value per example; a list or a dict of names. They count
+            examples, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied in training, evaluation and prediction alike, inside the step,
             and saved with the model. "auto" is what the network was trained with, here or in the file that it was

@@ -103,7 +103,7 @@ def counting_compilations(*, known_programs: bool = False) -> Iterator[list[floa
       known_programs: leave out those that an equal program of this process, such as another test's, has saved.
     """
     if not known_programs:
-        programs._PROGRAMS.clear()
+        programs.PROGRAMS.clear()
     found: list[float] = []
 
     def listen(event: str, seconds: float, **_: Any) -> None:

@@ -67,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.packing": set(),
     "engine.checkpoint": {"engine.packing"},
     "engine.resume": {
-        "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.state", "data",
+        "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.programs", "engine.state",
+        "data",
     },
     "engine.run": {
         "engine.boundary", "engine.hooks", "engine.processes", "engine.resume", "engine.signals", "engine.state",

@@ -222,7 +222,9 @@ class Step:
 
 def _key(batch: Any) -> Any:
     leaves, structure = jax.tree.flatten(batch)
-    return structure, *[(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
+    return structure, *[
+        (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None)) for leaf in leaves
+    ]
 
 
 class Throttle:

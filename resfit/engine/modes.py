@@ -7,7 +7,7 @@ made of the graph definition only: the arrays stay where they are, and the modul
 import contextlib
 import fnmatch
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +114,7 @@ def plan(
         nnx.pop(copy, nnx.Intermediate)
         graph, state = nnx.split(copy)
     tied = tied_paths(module)
-    slots = tuple(_slot(path, leaf, freeze, tied.get(path, ())) for path, leaf in nnx.to_flat_state(state))
+    slots = slots_of(nnx.to_flat_state(state), freeze, tied)
     _check_names(slots)
     for pattern in freeze.patterns:
         if not any(Freeze((pattern,)).covers(slot.path, *slot.others) for slot in slots):
@@ -229,6 +229,23 @@ def leaves(module: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
     return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Intermediate))))
 
 
+Tied = Mapping[tuple[Any, ...], tuple[tuple[Any, ...], ...]]
+
+
+def slots_of(leaves: Iterable[tuple[tuple[Any, ...], Any]], freeze: Freeze, tied: Tied) -> tuple[Slot, ...]:
+    """Return the slots of a module's leaves, in their order.
+
+    Args:
+      leaves: of the module.
+      freeze: what does not train.
+      tied: of `tied_paths`.
+
+    Raises:
+      ModuleError: if a Variable holds something else than one array.
+    """
+    return tuple(_slot(path, leaf, freeze, tied.get(path, ())) for path, leaf in leaves)
+
+
 def _slot(path: tuple[Any, ...], leaf: Any, freeze: Freeze, others: tuple[tuple[Any, ...], ...]) -> Slot:
     value = leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
     kind = type(leaf)
@@ -256,7 +273,7 @@ def _graph_in_mode(
     *,
     train: bool,
     freeze: Freeze,
-    tied: Mapping[tuple[Any, ...], tuple[tuple[Any, ...], ...]],
+    tied: Tied,
     precision: str,
     axis: str | None = None,
     convolve: Callable[..., jax.Array] | None = None,

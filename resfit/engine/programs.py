@@ -1,62 +1,184 @@
-"""Programs that were compiled in this process: an equal one is never compiled again, whoever asks for it."""
+"""Cache of compiled programs: a program equal to one that is still held is not compiled again in this process."""
 
 import collections
+import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from resfit.errors import CompileError
 
-_PROGRAMS: collections.OrderedDict[Any, Callable[..., Any]] = collections.OrderedDict()
-_MOST = 64
-
-# Rematerialisation and slices of a batch hold parts of a program apart by optimization barriers. XLA's compiler for
+# Rematerialization and slices of a batch hold parts of a program apart by optimization barriers. XLA's compiler for
 # CPUs, in jaxlib 0.10.2, takes these out too early: what is computed again becomes one with what was computed before
 # and is kept, and no memory is saved. It can leave them in, as later ones (0.12) do by themselves.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
+# Settings of JAX that its compiler reads and that the text of a program does not show.
+_SETTINGS = (
+    "jax_exec_time_optimization_effort",
+    "jax_memory_fitting_effort",
+    "jax_optimization_level",
+    "jax_memory_fitting_level",
+    "jax_compiler_enable_remat_pass",
+    "jax_use_shardy_partitioner",
+    "jax_xla_profile_version",
+    "jax_enable_pgle",
+)
+# Measured on a CPU: 8 to 11 kB of memory for each operation. A constant stands in the text as two characters a byte.
+_BYTES_OF_OPERATION = 10_000
 
-class Program(NamedTuple):
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Program:
     """A compiled program.
 
     Attributes:
       run: the executable.
-      digest: of its text, the same in every process; "" if the text does not show all that it does.
+      digest: SHA-256 of its text, "+", and SHA-256 of the paths of the arguments that it reads, which the text does not
+        name. The same in every process. "" if the text does not show all that the program does.
+      size: estimated bytes of memory.
     """
 
     run: Callable[..., Any]
     digest: str
+    size: int
+
+
+class Programs:
+    """Programs by what decides them.
+
+    A program is found for as long as somebody holds it. The cache itself holds the programs that were used last, up to
+    a number of bytes, so that the next model of the same architecture finds them after the previous one is gone.
+
+    Args:
+      limit: bytes that the cache itself holds, estimated.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._known: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
+        self._recent: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def size(self) -> int:
+        """Estimated bytes of the programs that the cache itself holds."""
+        return sum(program.size for program in self._recent.values())
+
+    def find(self, key: Hashable) -> Program | None:
+        """Return the program of a key, or None."""
+        with self._lock:
+            program = self._known.get(key)
+            if key in self._recent:
+                self._recent.move_to_end(key)
+            return program
+
+    def add(self, key: Hashable, program: Program, *, hold: bool) -> None:
+        """Make a program known.
+
+        Args:
+          key: equal for equal programs only.
+          program: compiled.
+          hold: whether the cache itself may hold it. Otherwise it is known only while somebody else holds it.
+        """
+        with self._lock:
+            self._known[key] = program
+            if hold:
+                self._recent[key] = program
+                while self.size > self._limit:
+                    self._recent.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all programs."""
+        with self._lock:
+            self._known.clear()
+            self._recent.clear()
+
+
+PROGRAMS = Programs(limit=256 * 2**20)
 
 
 def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None) -> Program:
-    """The executable of a lowered program: the one that an equal program got before, or a new one.
+    """Return the program of a lowered function: one that an equal function was compiled to before, or a new one.
 
     Three seeds of one network, each with its own Model and optimizer, thus cost one compilation.
 
     Args:
       lowered: what `jax.jit(...).lower(...)` returned.
-      devices: it will run on.
-      options: XLA's, by name.
+      devices: the devices that the program runs on.
+      options: XLA's compiler options by name.
 
     Raises:
-      CompileError: if XLA does not know an option, or not its value.
+      CompileError: if XLA does not know an option or rejects its value.
     """
     options = dict(options or {})
     text = lowered.as_text()
     if "optimization_barrier" in text and devices[0].platform == "cpu":
         options = _KEEP_BARRIERS | options
-    program = hashlib.sha256(text.encode()).hexdigest()
-    if "callback" in text:  # calls a Python function that the text does not show
-        return Program(_compile(lowered, options), "")
-    key = (program, lowered.in_tree, lowered.out_tree, tuple(devices), tuple(sorted(options.items())))
-    if key not in _PROGRAMS:
-        _PROGRAMS[key] = _compile(lowered, options)
-        if len(_PROGRAMS) > _MOST:
-            _PROGRAMS.popitem(last=False)
-    _PROGRAMS.move_to_end(key)
-    return Program(_PROGRAMS[key], program)
+    size = text.count("\n") * _BYTES_OF_OPERATION + len(text) // 2
+    lowering = lowered._lowering
+    # The text does not show Python functions that a program calls, nor constants that are handed to it.
+    if "callback" in text or lowering.const_args or lowering.compile_args["mut"]:
+        return Program(_compile(lowered, options), "", size)
+    digest = f"{_sha256(text)}+{_sha256(' '.join(_reads(lowered)))}"
+    settings = tuple(getattr(jax.config, name, None) for name in _SETTINGS)
+    key = (digest, _signature(lowered), tuple(devices), tuple(sorted(options.items())), settings)
+    program = PROGRAMS.find(key)
+    if program is None:
+        program = Program(_compile(lowered, options), digest, size)
+        PROGRAMS.add(key, program, hold=_is_plain(lowered.in_tree) and _is_plain(lowered.out_tree))
+    return program
+
+
+def text_digest(digest: str) -> str:
+    """Return the part of a digest that covers the text alone, which is all that early checkpoints hold."""
+    return digest.partition("+")[0]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reads(lowered: Any) -> list[str]:
+    """Return the paths of the arguments that a program reads.
+
+    `jax.jit` leaves the others out of the text: functions that read x["a"] and x["b"] have the same text.
+    """
+    kept = lowered._lowering.compile_args["kept_var_idx"]
+    arguments = jax.tree_util.tree_flatten_with_path(lowered.args_info)[0]
+    return [jax.tree_util.keystr(path) for i, (path, _) in enumerate(arguments) if i in kept]
+
+
+def _signature(lowered: Any) -> Hashable:
+    """Return how an executable is called, which the text does not show: the type of every argument and result."""
+    of = lowered._lowering.compile_args
+    return (
+        lowered.in_tree,
+        lowered.out_tree,
+        tuple(of["all_args_info"].in_avals),
+        tuple(of["global_out_avals"]),
+        tuple(info.donated for info in jax.tree.leaves(lowered.args_info)),
+        *(tuple(of[name]) for name in ("in_shardings", "out_shardings", "in_layouts", "out_layouts")),
+        of["committed"],
+    )
+
+
+def _is_plain(tree: Any) -> bool:
+    """Return whether a tree structure holds no object of the user's, which the cache would keep alive."""
+    node = tree.node_data()
+    if node is None:  # a leaf
+        return True
+    kind, keys = node
+    own = kind in (tuple, list, dict, type(None)) or kind.__module__.startswith("resfit.")
+    named = kind is not dict or all(isinstance(key, str | int) for key in keys)
+    return own and named and all(map(_is_plain, tree.children()))
 
 
 def _compile(lowered: Any, options: dict[str, Any]) -> Callable[..., Any]:

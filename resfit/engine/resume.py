@@ -15,6 +15,7 @@ from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.engine.dispatch import Placement
 from resfit.engine.hooks import CallbackList, read
 from resfit.engine.processes import Processes
+from resfit.engine.programs import text_digest
 from resfit.engine.state import Leaves, RunState
 from resfit.errors import CallbackError, CheckpointError, NonFiniteLossError, ResumeError
 
@@ -330,17 +331,23 @@ class Keeper:
             self._checkpoints.save(number, Saved(arrays, facts), kept)
 
     def check_program(self, batch: str, program: str) -> None:
-        """Compares a training step with the one that the saved run took for such a batch.
+        """Compare a training step with the one that the saved run took for such a batch.
 
         Raises:
-          ResumeError: if it is another program: the loss, the optimizer, an augmentation or a version has changed.
+          ResumeError: if it is another program: the loss, the optimizer, an augmentation, the inputs or labels that are
+            read, or a version has changed.
         """
-        if program and self._programs.setdefault(batch, program) != program:
+        if not program:
+            return
+        # Early checkpoints hold the digest of the program's text alone.
+        if self._programs.get(batch, program) not in (program, text_digest(program)):
             raise ResumeError(
                 f"The training step for a batch of {batch} is another program than that of the saved run: the network, "
-                "the loss, the optimizer's constants, an augmentation or a version has changed. Expected the same, to "
-                "end where an uninterrupted run ends. Set it back, begin in another folder, or pass resume='inexact'."
+                "the loss, the optimizer's constants, an augmentation, the inputs or labels that are read, or a "
+                "version has changed. Expected the same, to end where an uninterrupted run ends. Set it back, begin in "
+                "another folder, or pass resume='inexact'."
             )
+        self._programs[batch] = program
 
     def close(self) -> None:
         """Waits until all is written."""

@@ -188,8 +188,11 @@ class RunState:
         if optimizer is not None:
             nested = self.layout.nest([jnp.asarray(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
-            init = compiled(jax.jit(self.layout.optimizer_state).lower(nested), devices).run
-            state = jax.tree.leaves(init(nested))
+
+            def init(params: Any) -> list[Any]:  # a list of arrays: the cache of programs must not hold user classes
+                return jax.tree.leaves(self.layout.optimizer_state(params))
+
+            state = compiled(jax.jit(init).lower(nested), devices).run(nested)
         visible = [_strong(array) for array in self._shared]
         averages = map(_averaged, visible) if ema else ()
         leaves = [*visible, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
@@ -204,11 +207,11 @@ class RunState:
 
     def _planned(self, other: "RunState") -> bool:
         """Whether the plan is that of the module as it is now, for what another state of it was made with."""
-        shapes = [np.shape(array) for array in _arrays(modes.leaves(self._module))]
+        slots = modes.slots_of(modes.leaves(self._module), self._freeze, modes.tied_paths(self._module))
         mine, theirs = (
             (state._graph, state._freeze, state.precision, state._axis, state.convolutions) for state in (self, other)
         )
-        return mine == theirs and shapes == [slot.shape for slot in self.layout.plan.slots]
+        return mine == theirs and slots == self.layout.plan.slots
 
     def check_structure(self) -> None:
         """Raises if the module is not built as it was when the steps were made; its mode flags may have changed.

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import clu.metrics
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -19,6 +18,7 @@ from resfit.engine import modes, replicas
 from resfit.engine.attributes import watched
 from resfit.engine.state import Layout, Leaves, rate_factor
 from resfit.errors import LossError
+from resfit.metrics.collection import Collection
 from resfit.optimizers import skips
 
 _log = logging.getLogger("resfit")
@@ -44,7 +44,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       compute_loss: (module, x, y, *, key, train) -> ((batch,) loss, outputs).
-      metrics: the clu collection class whose sums the steps carry.
+      metrics: the collection whose sums the steps carry.
       preprocess: applied to x in every step; None for nothing.
       augment: (key, x, y) -> (x, y) functions applied in order to training batches, before preprocess.
       schedule: (step, span) -> learning rate, see `Layout` for the span; None to leave the optimizer's own rate.
@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
     """
 
     compute_loss: ComputeLoss
-    metrics: type[clu.metrics.Collection]
+    metrics: Collection
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any, Any], Any] | None

@@ -29,7 +29,7 @@ CrossEntropy = Mean.from_fun(_cross_entropy)
 """Mean softmax (or, for one binary logit, sigmoid) cross-entropy, whatever the training loss is; never weighted."""
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def top_k_accuracy(k: int) -> type[Mean]:
     """The metric class of the share of examples whose class is among the k largest logits.
 

@@ -79,7 +79,7 @@ def log_odds(logits: jax.Array) -> jax.Array:
     return jnp.where(top, logits - against_top, log_p - jnp.log1p(-jnp.exp(jnp.where(top, -1.0, log_p))))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def auc(num_classes: int, *, bins: int = 1000) -> type[clu.metrics.Metric]:
     """The metric class of the area under the ROC curve: how often an example of a class scores above another one.
 

@@ -74,7 +74,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
         return float(np.abs(np.asarray(self.correct, np.float64) - confidence).sum() / total)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def calibration_error(bins: int = 15) -> type[clu.metrics.Metric]:
     """The metric class of the expected calibration error: by how much confidence and accuracy differ on average.
 

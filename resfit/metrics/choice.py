@@ -15,7 +15,6 @@ from resfit.errors import CompileError, LabelError
 from resfit.metrics.accuracy import Accuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.collection import Collection
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Mean
 from resfit.metrics.repair import repaired
@@ -24,22 +23,29 @@ from resfit.spelling import did_you_mean
 MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
 
-@functools.lru_cache(maxsize=128)
 def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
+    """Return the metric class of a function. Its sums are a `Mean`: JAX keeps classes of pytrees for ever."""
     ordered = losses.outputs_first(function, "metrics")
 
-    def per_example(*, outputs: Any, targets: Any, mask: jax.Array, **_: Any) -> jax.Array:
-        values = ordered(outputs, targets)
-        if jnp.shape(values) != mask.shape:
-            raise LabelError(
-                f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; expected "
-                f"one value per example, {mask.shape}, so that short batches are averaged rightly. "
-                "Leave out the mean."
-            )
-        return values
+    class OfFunction(Mean):
+        @classmethod
+        def empty(cls) -> Mean:
+            return Mean.empty()
 
-    metric: type[Mean] = Mean.from_fun(per_example)
-    return metric
+        @classmethod
+        def from_model_output(  # type: ignore[override]  # it reads a model's outputs
+            cls, *, outputs: Any, targets: Any, mask: jax.Array, **_: Any
+        ) -> Mean:
+            values = ordered(outputs, targets)
+            if jnp.shape(values) != mask.shape:
+                raise LabelError(
+                    f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; "
+                    f"expected one value per example, {mask.shape}, so that short batches are averaged rightly. "
+                    "Leave out the mean."
+                )
+            return Mean.from_model_output(values, mask=mask)
+
+    return OfFunction
 
 
 _BY_NAME: dict[str, type[clu.metrics.Metric]] = {
@@ -66,11 +72,13 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
 }
 
 
-# What a collection calls its own.
-_RESERVED = {name for name in dir(Collection) if not name.startswith("_")}
+# What a collection of clu calls its own.
+_RESERVED = {name for name in dir(clu.metrics.Collection) if not name.startswith("_")}
 
 
-def _resolve(metric: Any, num_classes: int | None) -> type[clu.metrics.Metric]:
+def _resolve(
+    metric: Any, num_classes: int | None, of_functions: dict[int, type[clu.metrics.Metric]]
+) -> type[clu.metrics.Metric]:
     if isinstance(metric, str):
         if metric in _BY_NAME:
             return _BY_NAME[metric]
@@ -95,7 +103,7 @@ def _resolve(metric: Any, num_classes: int | None) -> type[clu.metrics.Metric]:
     if isinstance(metric, type) and issubclass(metric, clu.metrics.Metric):
         return repaired(metric)
     if callable(metric) and not isinstance(metric, type):
-        return _of_function(metric)
+        return of_functions.setdefault(id(metric), _of_function(metric))
     raise CompileError(f"Expected a metric's name, class or function, got {metric!r}.")
 
 
@@ -134,7 +142,8 @@ def by_name(metrics: MetricsArgument, num_classes: int | None = None) -> dict[st
             )
     if "loss" in named:
         raise CompileError("A metric cannot be named 'loss': that is the training loss, which is always reported.")
-    return {name: _resolve(metric, num_classes) for name, metric in named.items()}
+    of_functions: dict[int, type[clu.metrics.Metric]] = {}  # a function that is given twice has its sums once
+    return {name: _resolve(metric, num_classes, of_functions) for name, metric in named.items()}
 
 
 def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:

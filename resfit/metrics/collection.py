@@ -1,8 +1,8 @@
-"""The collection of metrics that the steps carry, and what one batch adds to it."""
+"""The metrics that the steps carry, their sums, and what one batch adds to them."""
 
-import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import clu.metrics
 import flax.struct
@@ -12,59 +12,90 @@ import jax.numpy as jnp
 from resfit.metrics.mean import Loss
 
 
-class Collection(clu.metrics.Collection):  # type: ignore[misc]  # clu is untyped
-    """A clu collection in which metrics that read the same sums carry them once."""
+@flax.struct.dataclass
+class Sums:
+    """The sums of a collection: a pytree, to be merged with those of other batches.
 
-    readings: ClassVar[Mapping[str, tuple[str, type[clu.metrics.Metric]]]] = {}  # name -> (field of the sums, metric)
+    JAX never forgets a class of pytrees, so this one serves all collections: a class for each would keep the metric
+    functions of every model, and the arrays they close over, for as long as the process lives.
+
+    Attributes:
+      batches: () int32, how many sums were merged.
+      held: the metrics of the collection's fields, in order.
+      collection: what the sums are of.
+    """
+
+    batches: Any
+    held: tuple[clu.metrics.Metric, ...]
+    collection: "Collection" = flax.struct.field(pytree_node=False)
+
+    def merge(self, other: "Sums") -> "Sums":
+        """Return the sums of both."""
+        held = tuple(mine.merge(theirs) for mine, theirs in zip(self.held, other.held, strict=True))
+        return Sums(self.batches + other.batches, held, self.collection)
 
     def compute(self) -> dict[str, Any]:
-        """The metrics by name, loss first."""
+        """Return the metrics by name, loss first."""
+        fields = dict(zip(self.collection.fields, self.held, strict=True))
         values = {}
-        for name, (field, metric) in self.readings.items():
-            sums = getattr(self, field)
+        for name, (field, metric) in self.collection.readings.items():
+            sums = fields[field]
             values[name] = (sums if type(sums) is metric else metric(**vars(sums))).compute()
         return values
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> type[Collection]:
-    """One clu collection of the loss and the given metrics.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collection:
+    """The metrics of a model. Metrics that read the same sums carry them once.
+
+    Attributes:
+      fields: the metric classes that hold sums, by name, loss first.
+      readings: every metric's name -> (the field that holds its sums, the metric class).
+    """
+
+    fields: Mapping[str, type[clu.metrics.Metric]]
+    readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
+
+    def empty(self) -> Sums:
+        """Return the sums of no examples."""
+        return self._sums(metric.empty() for metric in self.fields.values())
+
+    def of_batch(self, **outputs: Any) -> Sums:
+        """Return the sums of one batch, from what each metric's `from_model_output` reads."""
+        return self._sums(metric.from_model_output(**outputs) for metric in self.fields.values())
+
+    def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
+        return Sums(jnp.array(1, jnp.int32), tuple(held), self)
+
+
+def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> Collection:
+    """Return the collection of the loss and the given metrics.
 
     Metrics whose `shares` attribute is the same have the same sums: all that count a confusion matrix, for instance.
 
     Example:
       >>> from resfit.metrics import f1, precision
       >>> kind = collection({"precision": precision(10), "f1": f1(10)})
-      >>> names(kind), [name for name in kind.__annotations__]
+      >>> names(kind), list(kind.fields)
       (['loss', 'precision', 'f1'], ['loss', 'precision'])
     """
-    return _collection(tuple(metrics.items()))
-
-
-@functools.lru_cache(maxsize=128)  # a second model with the same metrics has the same class, hence the same steps
-def _collection(metrics: tuple[tuple[str, type[clu.metrics.Metric]], ...]) -> type[Collection]:
     fields: dict[Any, str] = {}  # what is shared -> the field that holds it
     readings = {}
-    for name, metric in (("loss", Loss), *metrics):
+    for name, metric in (("loss", Loss), *metrics.items()):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
-    held = {field: readings[field][1] for field in fields.values()}
-    kind: type[Collection] = flax.struct.dataclass(
-        type("Metrics", (Collection,), {"__annotations__": held, "readings": readings})
-    )
-    return kind
+    return Collection({field: readings[field][1] for field in fields.values()}, readings)
 
 
-def names(kind: type[Collection]) -> list[str]:
-    """The names in a collection class, loss first."""
+def names(kind: Collection) -> list[str]:
+    """Return the names in a collection, loss first."""
     return list(kind.readings)
 
 
-def from_step(
-    kind: type[clu.metrics.Collection], *, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array
-) -> clu.metrics.Collection:
-    """The collection of one batch.
+def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Sums:
+    """Return the sums of one batch.
 
     Args:
-      kind: a class made by `collection`.
+      kind: made by `collection`.
       outputs: what the network returned.
       targets: the labels as they were given.
       loss: (batch,) loss of each example times its weight.
@@ -83,4 +114,4 @@ def from_step(
             extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
     if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
         extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu insists on int32
-    return kind.single_from_model_output(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)
+    return kind.of_batch(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)

@@ -161,7 +161,7 @@ def accuracy_per_class(num_classes: int) -> type[clu.metrics.Metric]:
     return _reading("accuracy_per_class", num_classes, _accuracy)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def _reading(
     name: str, num_classes: int, read: Callable[[np.ndarray], np.ndarray], averaged: bool = False
 ) -> type[clu.metrics.Metric]:
