@@ -65,7 +65,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.memory": set(),
     "engine.non_finite": {"probe", "engine.modes", "engine.state", "engine.step"},
     "engine.packing": set(),
-    "engine.checkpoint": {"engine.packing"},
+    "engine.checkpoint_files": set(),
+    "engine.held_folder": set(),
+    "engine.checkpoint": {"engine.checkpoint_files", "engine.held_folder", "engine.packing"},
     "engine.resume": {
         "engine.checkpoint", "engine.dispatch", "engine.hooks", "engine.processes", "engine.programs", "engine.state",
         "data",

@@ -1,8 +1,10 @@
 """A folder of checkpoints of one run: written by Orbax in the background, whole or not at all, checked when read.
 
-Whatever has a checkpoint's name, a number, is complete and on the disk: it was written under another name, flushed, and
-renamed. Nobody can know what becomes of files afterwards. So checksums are kept beside the content, and a checkpoint
-that cannot be read, or does not hold what was written, is passed over for the one before it.
+A checkpoint is written under another name, flushed, and renamed to its number; then its facts get their name, which
+makes it complete. Nobody can know what becomes of files afterwards. So checksums are kept beside the content, and a
+checkpoint that cannot be read, or does not hold what was written, is passed over for the one before it. Nothing is
+deleted but what `checkpoint_files` knows to be written by resfit, and nothing is written or deleted in a folder that is
+not `HeldFolder`'s.
 
 A thread of this folder does all the work but the copying. Orbax gets all arrays as one: by itself it takes as long for
 many small ones as a step of training takes, and it only tells of the first one that fails; the others it leaves behind,
@@ -11,19 +13,20 @@ which Python complains about later, out of nowhere.
 
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import pathlib
-import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from resfit.engine import checkpoint_files as files
+from resfit.engine.checkpoint_files import ARRAYS, FACTS, UNFINISHED
+from resfit.engine.held_folder import HeldFolder
 from resfit.engine.packing import pack, unpack
 from resfit.errors import CheckpointError
 
@@ -59,17 +62,20 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path, *, writes: bool = True) -> None:
-        self._directory, self._named = directory.absolute(), directory
+        self._directory = directory.absolute()
+        self._folder = HeldFolder(self._directory, directory) if writes else None
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "resfit-checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
-        self._lock: IO[str] | None = None
         self._keep: Callable[[list[int]], Collection[int]] | None = None
+        self._ours: dict[int, bool] = {}
+        self._told: set[str] = set()  # what was said once
         self.unreadable: set[int] = set()
-        if not writes:
+        if self._folder is None:
             return
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._take()
+            self._folder.take()
+            with self._folder.opened() as here:
+                self._clear(here)
         except CheckpointError:
             raise
         except OSError as error:
@@ -78,41 +84,30 @@ class Checkpoints:
                 "written to."
             ) from error
 
-    def _take(self) -> None:
-        """Keeps others out of the folder; again where it was made again."""
-        path = self._directory / ".lock"
-        if self._lock is not None and path.exists():
-            return
-        lock = path.open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise CheckpointError(
-                f"Another run is at work in {str(self._named)!r}. Expected one run in a folder. Wait for it, or "
-                "pass another folder."
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            _log.warning("%s cannot be locked (%s): a second run in it would not be noticed.", path, error)
-        if self._lock is not None:
-            self._lock.close()
-        self._lock = lock
-
     @property
     def steps(self) -> list[int]:
-        """The numbers of the complete checkpoints, from the oldest on.
+        """The numbers of the complete checkpoints, from the oldest on; of a folder that this run lost, none.
 
         Raises:
           CheckpointError: if the folder cannot be looked into.
         """
+        return sorted(number for number, path in self._numbered() if files.is_checkpoint(path))
+
+    @property
+    def next_step(self) -> int:
+        """The first number that is larger than all in the folder, whatever has them as names."""
+        return max((number for number, _ in self._numbered()), default=-1) + 1
+
+    def _numbered(self) -> list[tuple[int, pathlib.Path]]:
+        if self._folder is not None and not self._folder.is_there():
+            return []
         try:
-            return sorted(
-                int(path.name) for path in self._directory.iterdir() if path.name.isdecimal() and path.is_dir()
-            )
+            numbers = [(files.number(path), path) for path in self._directory.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise CheckpointError(f"The folder of checkpoints cannot be read: {error}.") from error
+        return [(number, path) for number, path in numbers if number is not None]
 
     def save(self, step: int, saved: Saved, keep: Callable[[list[int]], Collection[int]] | None = None) -> None:
         """Begins to write, once what was begun before is written; then deletes old ones.
@@ -140,30 +135,94 @@ class Checkpoints:
             return {"__array__": name}
 
         facts = json.loads(json.dumps(saved.facts, default=set_aside))
-        with self._failures(f"The checkpoint of step {step} could not be written"):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._take()
+        if not self._takes():
+            return
         self._keep = keep
         self._writing = self._writer.submit(self._write, step, arrays, facts)
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], facts: Any) -> None:
-        _write(self._directory, step, arrays, facts)
-        self._delete(but=step)
+    def _takes(self) -> bool:
+        """Return True if the folder is this run's; say once if it is not."""
+        if self._folder is None:
+            raise CheckpointError("A checkpoint could not be written: this process only reads them.")
+        try:
+            self._folder.take()
+        except (OSError, CheckpointError) as error:
+            if self._first_time("lost"):
+                raise CheckpointError(
+                    f"A checkpoint could not be written to {str(self._directory)!r}: the folder that this run began in "
+                    f"was moved away or replaced ({str(error).rstrip('.')}). Nothing is written to what is there now, "
+                    "and this is not said again. Move the folder back, and the next checkpoint is written to it."
+                ) from error
+            return False
+        self._told.discard("lost")
+        return True
 
-    def _delete(self, but: int | None = None) -> None:
-        """Deletes old ones; one that was written just now does not count yet: the run may have to go back before it."""
+    def _first_time(self, what: str) -> bool:
+        first = what not in self._told
+        self._told.add(what)
+        return first
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray], facts: Any) -> None:
+        if self._folder is None or not self._folder.is_held():
+            return  # the next save says so
+        with self._folder.opened() as here:
+            self._clear(here)
+            _write(here, step, arrays, facts)
+            self._ours[step] = True
+            self._delete(here, but=step)
+
+    def _clear(self, here: pathlib.Path) -> None:
+        """Delete what a killed process or a failed save left, and say once what looks like that and is kept."""
+        for path in here.iterdir():
+            try:
+                if files.is_unfinished(path):
+                    files.remove(path)
+                elif files.has_name_of_work(path) and self._first_time(path.name):
+                    _log.warning(
+                        "%s is kept: it may be yours, or left of a checkpoint by an earlier version of resfit. Delete "
+                        "it if it is not needed.", self._directory / path.name,
+                    )  # fmt: skip
+            except OSError as error:
+                if self._first_time(path.name):
+                    _log.warning("%s, left of a checkpoint, cannot be deleted: %s.", self._directory / path.name, error)
+
+    def _delete(self, here: pathlib.Path, but: int | None = None) -> None:
+        """Delete old ones; one that was written just now does not count yet: the run may have to go back before it."""
         if self._keep is None:
             return
         complete = [number for number in self.steps if number not in self.unreadable and number != but]
+        complete = [number for number in complete if self._is_ours(here, number)]
         for old in sorted(set(complete) - set(self._keep(complete))):
-            path, going = self._directory / str(old), self._directory / f"{old}.deleted"
             try:
-                path.rename(going)  # what is half deleted has no checkpoint's name
-                shutil.rmtree(going)
+                self._delete_one(here, old)
             except FileNotFoundError:  # somebody else did
                 continue
             except OSError as error:
+                path = self._directory / str(old)
                 raise CheckpointError(f"The old checkpoint {str(path)!r} cannot be deleted: {error}.") from error
+
+    def _is_ours(self, here: pathlib.Path, number: int) -> bool:
+        """Return True if a checkpoint is one that resfit wrote under this number; others neither count nor go."""
+        if number not in self._ours:
+            self._ours[number] = _own_facts(here / str(number)) is not None
+            if not self._ours[number]:
+                _log.warning(
+                    "%s is kept, and not counted among the checkpoints: it is damaged, a copy or a link.",
+                    self._directory / str(number),
+                )
+        return self._ours[number]
+
+    def _delete_one(self, here: pathlib.Path, number: int) -> None:
+        folder = here / str(number)
+        facts = _own_facts(folder)
+        if facts is None or (others := files.strangers(folder, facts)):
+            if self._first_time(folder.name):
+                held = "it was changed" if facts is None else f"resfit did not write all that it holds: {others[:3]}"
+                _log.warning("The old checkpoint %s is kept: %s.", self._directory / folder.name, held)
+            return
+        (folder / FACTS).rename(folder / UNFINISHED)
+        folder.rename(going := files.free(here, f"{number}.deleted"))
+        files.remove(going)
 
     def wait(self) -> None:
         """Returns once all is written.
@@ -180,11 +239,13 @@ class Checkpoints:
         """Writes what is left, deletes old ones, and leaves the folder to others."""
         try:
             self.wait()
-            self._delete()
+            if self._folder is not None and self._folder.is_held():
+                with self._folder.opened() as here:
+                    self._delete(here)
         finally:
             self._writer.shutdown()
-            if self._lock is not None:
-                self._lock.close()
+            if self._folder is not None:
+                self._folder.release()
 
     def newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> tuple[int, Saved] | None:
         """The newest checkpoint that is whole, and its step; later ones that are not are named in a warning.
@@ -229,14 +290,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         folder = self._directory / str(step)
-        content = json.loads((folder / "facts.json").read_bytes())
-        if content.pop("checksum", None) != _checksum(_text(content)):
-            raise CheckpointError("its facts are not those that were written")
-        if content["format"] > FORMAT:
-            raise _LaterFormatError(content["format"])
+        content = _facts(folder)
         with _orbax() as reader:
             host = {"content": ocp.RestoreArgs(restore_type=np.ndarray)}
-            packed = reader.restore(folder / "arrays", ocp.args.PyTreeRestore(restore_args=host))["content"]
+            packed = reader.restore(folder / ARRAYS, ocp.args.PyTreeRestore(restore_args=host))["content"]
         if _checksum(packed) != content["arrays_checksum"]:
             raise CheckpointError("its arrays are not those that were written")
         arrays = unpack(packed, content["arrays"])
@@ -262,28 +319,57 @@ class _LaterFormatError(Exception):
     """A checkpoint that is whole, and that only a later version can read."""
 
 
+def _facts(folder: pathlib.Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+      Exception: of many kinds, if it is damaged, is not this checkpoint's, or is of a later version.
+    """
+    content: dict[str, Any] = json.loads((folder / FACTS).read_bytes())
+    if content.pop("checksum", None) != _checksum(_text(content)):
+        raise CheckpointError("its facts are not those that were written")
+    if content["format"] > FORMAT:
+        raise _LaterFormatError(content["format"])
+    step = content.get("step", files.number(folder))  # not there in checkpoints of earlier versions
+    if step != files.number(folder):
+        raise CheckpointError(f"it is a copy of that of step {step}. Give it this name to go on from it")
+    return content
+
+
+def _own_facts(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, or None if nobody knows that resfit wrote it here."""
+    if folder.is_symlink():
+        return None
+    try:
+        return _facts(folder)
+    except Exception:  # noqa: BLE001  # whatever a damaged file makes its reader say
+        return None
+
+
 def _write(directory: pathlib.Path, step: int, arrays: dict[str, np.ndarray], facts: Any) -> None:
-    """Writes a checkpoint under another name, brings it to the disk, and gives it its own."""
+    """Write a checkpoint under another name, bring it to the disk, and give it its own."""
     import orbax.checkpoint as ocp
 
-    for left in directory.iterdir():  # by a process that was killed, or on a full disk
-        if left.name.partition(".")[0].isdecimal() and "." in left.name:
-            try:
-                shutil.rmtree(left)
-            except OSError as error:
-                _log.warning("%r, left of a checkpoint, cannot be deleted: %s.", str(left), error)
     packed, index = pack(arrays)
-    content = {"format": FORMAT, "facts": facts, "arrays": index, "arrays_checksum": _checksum(packed)}
-    unsynced = directory / f"{step}.unsynced"
+    unsynced, folder = files.free(directory, f"{step}.unsynced"), directory / str(step)
+    if os.path.lexists(folder):  # a rename would take the place of an empty folder
+        raise FileExistsError(f"There is a {folder.name} already, which this run did not write")
     unsynced.mkdir()
-    (unsynced / "facts.json").write_bytes(_text({**content, "checksum": _checksum(_text(content))}))
+    (unsynced / UNFINISHED).open("xb").close()  # from here on it is known to be resfit's
     with _orbax() as writer:
-        writer.save(unsynced / "arrays", ocp.args.PyTreeSave({"content": packed}))
-    for folder, _, files in os.walk(unsynced):
-        for path in (folder, *(os.path.join(folder, file) for file in files)):
+        writer.save(unsynced / ARRAYS, ocp.args.PyTreeSave({"content": packed}))
+    content = {
+        "format": FORMAT, "step": step, "facts": facts, "arrays": index, "arrays_checksum": _checksum(packed),
+        "files": files.listed(unsynced),
+    }  # fmt: skip
+    (unsynced / UNFINISHED).write_bytes(_text({**content, "checksum": _checksum(_text(content))}))
+    for inside, _, names in os.walk(unsynced):
+        for path in (inside, *(os.path.join(inside, name) for name in names)):
             _flush(path)
-    unsynced.rename(directory / str(step))
+    unsynced.rename(folder)
     _flush(directory)
+    (folder / UNFINISHED).rename(folder / FACTS)
+    _flush(folder)
 
 
 def _flush(path: str | os.PathLike[str]) -> None:

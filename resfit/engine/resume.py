@@ -100,8 +100,7 @@ class Keeper:
         self.wanted = self.wanted_as_best = False
         self.rollback: Rollback | None = None
         self._finite: set[int] = set()  # the checkpoints to go back to, in which all is finite
-        numbers = checkpoints.steps
-        self._numbers = numbers[-1] + 1 if numbers else 0
+        self._numbers = checkpoints.next_step
         self._best: int | None = None
         self._found: Saved | None = None
         self._exact = True

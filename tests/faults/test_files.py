@@ -206,6 +206,7 @@ def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_c
         checkpoints = Checkpoints(copy)
         newest = checkpoints.newest()
         checkpoints.close()
+        assert [path.name for path in copy.iterdir() if "." in path.name] == [".lock"]
         number, content = (-1, Saved({}, {})) if newest is None else newest
         if number not in found:  # the same bits go on the same way
             assert_same(fit(copy, resume=True), expected)
@@ -217,14 +218,13 @@ def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_c
 def test_the_layer_sees_a_checkpoint_fail_that_nobody_reports(shared: Path, tmp_path: Path) -> None:
     """The negative control: an error that is swallowed is missed by the test above."""
     _, seen = whole(plain, shared)
-    name = "rename 3.unsynced"
+    name = "rename 3/facts.unfinished"
     assert name in seen
     folder = tmp_path / "run"
 
     def swallow(operation: str) -> None:
         if operation == name:
-            shutil.rmtree(folder / "3.unsynced")
-            (folder / "3.unsynced").mkdir()
+            shutil.rmtree(folder / "3" / "arrays")
 
     with files.watched(folder, swallow), runs.stopped(ZeroDivisionError):
         plain(folder, runs.Stops(4, lambda: 1 / 0))

@@ -1,0 +1,64 @@
+"""A folder is held by one process, and by no child of it."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from resfit.engine.held_folder import HeldFolder
+from resfit.errors import CheckpointError
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[HeldFolder]:
+    folder = HeldFolder(tmp_path / "run", Path("run"))
+    folder.take()
+    yield folder
+    folder.release()
+
+
+def assert_free(folder: Path) -> None:
+    other = HeldFolder(folder, folder)
+    other.take()
+    other.release()
+
+
+def test_a_second_one_is_refused_until_the_first_lets_go(held: HeldFolder, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Another run is at work in 'other'"):
+        HeldFolder(tmp_path / "run", Path("other")).take()
+    held.take()  # again: nothing happens
+    held.release()
+    assert not held.is_held()
+    assert_free(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+    parent_end, child_end = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(child_end[1], b"1" if held.is_held() else b"0")
+        os.read(parent_end[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(child_end[0], 1) == b"0"
+        assert held.is_held()
+        with pytest.raises(CheckpointError, match="Another run"):
+            assert_free(tmp_path / "run")  # the child ended only its own copy
+        held.release()
+        assert_free(tmp_path / "run")
+    finally:
+        os.write(parent_end[1], b"1")
+        os.waitpid(child, 0)
+        for end in (*parent_end, *child_end):
+            os.close(end)
+
+
+def test_a_program_that_was_started_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
+        held.release()
+        assert_free(tmp_path / "run")
+        assert child.poll() is None
+        child.communicate()
