@@ -25,7 +25,7 @@ from resfit.data.relabeled import relabeled
 from resfit.data.states import is_storable
 from resfit.data.values import check_values
 from resfit.engine.allocator import keeping_memory
-from resfit.engine.dispatch import AXIS, Placement
+from resfit.engine.dispatch import AXIS, Placement, preferred_device
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
 from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained, plan
@@ -89,7 +89,7 @@ class Model:
                 "def __call__(self, x) that returns logits, (batch, classes)."
             )
         self._module = module
-        self._placement = Placement("auto")
+        self._placement = Placement("auto", device=self._device() if isinstance(module, nnx.Module) else None)
         self._state = RunState(
             module, None, self._placement.replicate, convolutions=_convolutions("auto", self._placement)
         )
@@ -112,6 +112,9 @@ class Model:
         self.validation_weights = "raw"
         self._requests: Keeper | None = None
         self._loop = self._make_loop(None)
+
+    def _device(self) -> jax.Device | None:
+        return preferred_device(jax.tree.leaves(nnx.state(self._module)))
 
     def _make_loop(self, recipe: Recipe | None) -> Loop:
         return Loop(
@@ -180,7 +183,10 @@ class Model:
             normalises slice by slice, and moves its statistics as often.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices of all processes), "auto" (by the
             number of devices), "pmap" (the same training by `jax.pmap`, on the devices of one process, with random
-            numbers of its own on each), or "eager" (nothing compiled, for debugging).
+            numbers of its own on each), or "eager" (nothing compiled, for debugging). "auto", "jit" and "eager" run on
+            the device that JAX was told of when compile is called: the one to which the module's arrays are committed
+            by `jax.device_put`, or the one of `jax.default_device`, as a context or in `jax.config`. Otherwise "jit"
+            and "eager" run on the first device.
           batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices; or "per_replica",
             each device's part, whose statistics are then made one: the mean of the means, and the variance of all
             values together. A short batch that the devices do not divide is one part.
@@ -216,7 +222,7 @@ class Model:
             if metrics == "auto"
             else metrics_.by_name(metrics, num_classes=num_classes)
         )
-        placement = Placement(dispatch, compiler_options, batch_norm)
+        placement = Placement(dispatch, compiler_options, batch_norm, self._device())
         convolutions = _convolutions(cpu_kernels, placement)
         if precision not in ("float32", "bfloat16"):
             raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {precision!r}.")

@@ -1,7 +1,7 @@
 """How a step meets devices: where arrays live, how a step is compiled, how far the host may run ahead. Nothing else."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,13 +28,19 @@ class Placement:
       compiler_options: XLA's, by name, for every step.
       batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices, or "per_replica",
         each device's part of it.
+      device: the one to run on with "auto", "jit" and "eager" in a single process; None for the first, or for all of
+        them with "auto". See `preferred_device`.
 
     Raises:
       CompileError: for another kind, or one that cannot be had here.
     """
 
     def __init__(
-        self, kind: str = "auto", compiler_options: Mapping[str, Any] | None = None, batch_norm: str = "global"
+        self,
+        kind: str = "auto",
+        compiler_options: Mapping[str, Any] | None = None,
+        batch_norm: str = "global",
+        device: jax.Device | None = None,
     ) -> None:
         if kind not in KINDS:
             raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.{did_you_mean(kind, KINDS)}")
@@ -50,6 +56,8 @@ class Placement:
                 f"dispatch={kind!r} with {self.processes} processes would train a network in each of them on its own. "
                 "Expected 'sharded' or 'auto', which train one network together."
             )
+        if device is not None and self.processes == 1 and kind not in ("sharded", "pmap"):
+            every = [device]
         self.devices = every if kind in ("auto", "sharded", "pmap") else every[:1]
         self.kind = kind if kind != "auto" else ("sharded" if len(every) > 1 else "jit")
         self.state: jax.sharding.Sharding = SingleDeviceSharding(self.devices[0])
@@ -103,7 +111,7 @@ class Placement:
         if self.kind == "jit":
             # A compiled step takes host arrays as they are, at half of what device_put costs the host.
             leaves, structure = jax.tree.flatten(batch)
-            return jax.tree.unflatten(structure, [_own(leaf) for leaf in leaves])
+            return jax.tree.unflatten(structure, [_own(leaf, self.devices[0]) for leaf in leaves])
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
 
@@ -141,16 +149,48 @@ class Placement:
         return call_sharded
 
 
+def preferred_device(arrays: Iterable[Any]) -> jax.Device | None:
+    """Return the device that the user chose by JAX's own means; None if there was no choice.
+
+    That is the device to which the arrays are committed, unless it is the first, where resfit itself leaves them; else
+    the one of `jax.default_device`.
+
+    Args:
+      arrays: of a module.
+
+    Raises:
+      CompileError: if arrays are committed to different devices.
+    """
+    committed = {
+        device
+        for array in arrays
+        if isinstance(array, jax.Array) and array.committed and len(array.devices()) == 1
+        for device in array.devices()
+    }
+    if len(committed) > 1:
+        raise CompileError(
+            f"The module's arrays are committed to different devices, {sorted(map(str, committed))}. Expected one "
+            "device: resfit keeps the whole network on every device of a run. Move the arrays, as in "
+            "nnx.update(module, jax.device_put(nnx.state(module), jax.devices()[0]))."
+        )
+    if committed and committed != {jax.devices()[0]}:
+        return committed.pop()
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]  # in the docs of JAX, not in its types
+    return jax.devices(default)[0] if isinstance(default, str) else default
+
+
 def _is_global(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _own(leaf: Any) -> Any:
-    """A host array as a compiled step may have it: of a dtype that JAX has, and no view of what others write to.
+def _own(leaf: Any, device: jax.Device) -> Any:
+    """An array as a compiled step may have it: on its device; a host array of a dtype that JAX has, and no view.
 
-    The step reads it while it runs, when the host has long gone on.
+    The step reads a host array while it runs, when the host has long gone on and others may write to what it views.
     """
-    if isinstance(leaf, jax.Array) or (leaf.base is None and leaf.dtype in _AS_THEY_ARE):
+    if isinstance(leaf, jax.Array):
+        return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
+    if leaf.base is None and leaf.dtype in _AS_THEY_ARE:
         return leaf
     return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 

@@ -111,6 +111,72 @@ def test_a_batch_lies_where_its_step_runs(kind: str, devices: int) -> None:
     assert ragged.addressable_shards[0].data.shape[0] == 6  # whole, on each of them
 
 
+def places(model: Any) -> set[Any]:
+    return {
+        device
+        for leaf in (*model._state.leaves, *jax.tree.leaves(nnx.state(model.module)))
+        for device in leaf.devices()
+    }
+
+
+def in_a_context(device: Any, **arguments: Any) -> Any:
+    with jax.default_device(device):
+        return compiled(PlainNet(rngs=nnx.Rngs(0)), **arguments)
+
+
+def by_the_configuration(device: Any, **arguments: Any) -> Any:
+    before = jax.config.jax_default_device
+    jax.config.update("jax_default_device", device)
+    try:
+        return compiled(PlainNet(rngs=nnx.Rngs(0)), **arguments)
+    finally:
+        jax.config.update("jax_default_device", before)
+
+
+def committed(device: Any, **arguments: Any) -> Any:
+    module = PlainNet(rngs=nnx.Rngs(0))
+    nnx.update(module, jax.device_put(nnx.state(module), device))
+    return compiled(module, **arguments)
+
+
+@pytest.mark.parametrize("dispatch", ["auto", "jit", "eager"])
+@pytest.mark.parametrize("choose", [in_a_context, by_the_configuration, committed])
+def test_a_chosen_device_is_where_a_run_stays(choose: Any, dispatch: str) -> None:
+    device = jax.devices()[2]
+    model = choose(device, dispatch=dispatch)
+    fit(model, images(8), labels(8))
+    model.predict(images(8), verbose=0)
+    assert places(model) == {device}
+    model.compile("sgd", learning_rate=0.1, dispatch=dispatch)  # the arrays are committed now
+    assert places(model) == {device}
+
+
+def test_data_on_other_devices_come_to_the_chosen_one() -> None:
+    first, _, device, other = jax.devices()
+    model = in_a_context(device)
+    fit(model, images(8), labels(8), cache="device")
+    fit(model, jax.device_put(images(8), other), jax.device_put(labels(8), first))
+    fit(model, [(jax.device_put(images(8), other), jax.device_put(labels(8), first))])
+    assert places(model) == {device}
+
+
+def test_sharded_uses_all_devices_whatever_was_chosen() -> None:
+    model = in_a_context(jax.devices()[2], dispatch="sharded")
+    assert len({device for leaf in model._state.leaves for device in leaf.devices()}) == 4
+    fit(model, images(8), labels(8))
+    model.compile("sgd", learning_rate=0.1)  # resfit's own commitment to the first device is no choice
+    assert model._placement.kind == "sharded"
+
+
+def test_arrays_committed_to_different_devices_are_refused() -> None:
+    module = PlainNet(rngs=nnx.Rngs(0))
+    for variable, device in zip(jax.tree.leaves(nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable)),
+                                jax.devices(), strict=False):  # fmt: skip
+        variable.set_raw_value(jax.device_put(variable.get_raw_value(), device))
+    with pytest.raises(CompileError, match=r"committed to different devices.*Move the arrays"):
+        resfit.Model(module)
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(CompileError, match=r"Unknown dispatch 'tpu'.*'auto', 'jit', 'sharded', 'pmap', 'eager'"):
         Placement("tpu")
