@@ -160,7 +160,8 @@ class Loop:
             with self.processes.failing_together():
                 run = Run(self, data, callbacks, validation, keeper, interrupt, stopped)
                 callbacks.fire("on_train_begin", {})
-                self.state.take_from_module()
+                if start is None:
+                    self.state.take_from_module()
                 self.state.between_steps = True
                 if start is not None and not start.batch:
                     run.restore()

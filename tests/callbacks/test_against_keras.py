@@ -37,13 +37,15 @@ class Watched(FakeModel):
         self.weights = -1
         self.files: list[str] = []
 
-    def get_weights(self) -> int:
+    keeps_averages, validation_weights = False, "raw"
+
+    def get_weights(self, weights: str = "raw") -> int:
         return self.weights
 
-    def set_weights(self, weights: int) -> None:
+    def set_weights(self, weights: int, averages: None = None) -> None:
         self.weights = weights
 
-    def save(self, path: Any, overwrite: bool = True) -> None:
+    def save(self, path: Any, overwrite: bool = True, weights: str = "raw") -> None:
         self.files.append(Path(path).stem)
 
 
