@@ -9,7 +9,7 @@ from flax import nnx
 
 from resfit import nets
 from resfit.errors import SpecError, WeightsError
-from resfit.weights import load_state_dict, read
+from resfit.weights import architecture, load_state_dict, read
 from resfit.weights.hub import locate
 from resfit.weights.state_dict import Head, Stem, first_kernel_channels, number_of_classes
 
@@ -42,7 +42,8 @@ def create_model(
 
     Raises:
         SpecError: if the name or a field is unknown, or a value is not allowed.
-        WeightsError: if the weights do not fit the network, or their file cannot be read.
+        WeightsError: if the weights do not fit the network, their source describes a network that computes something
+            else (see `resfit.weights.load`), or their file cannot be read.
         DownloadError: if they are not on this machine and cannot be downloaded.
 
     Example:
@@ -70,6 +71,7 @@ def create_model(
         was = "holds no last layer" if theirs is None else f"is for {theirs} classes"
         _log.info("%s %s: the last layer, of %s classes, starts anew.", path.name, was, classes)
     try:
+        architecture.check(path, net.spec)
         load_state_dict(net, arrays, head=head, stem=_stem(net, arrays, path.name))
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error

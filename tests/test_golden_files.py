@@ -75,6 +75,20 @@ def rewritten(target: Path, change: Any) -> Path:
     return target
 
 
+@pytest.mark.parametrize(("before", "now"), [(True, "blur"), (False, None)])
+def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_is_the_same_network(
+    before: bool, now: str | None, tmp_path: Path
+) -> None:
+    """Earlier versions knew blurring alone, also under the name of the zoo that averages now."""
+    spec = loaded("net_that_scales").module.spec
+    found = resfit.load(rewritten(tmp_path / "net.safetensors", {"spec": spec.to_dict() | {"antialias": before}}))
+    assert found.module.spec.antialias == now
+    expected = files.model(files.net(antialias=now), preprocess="auto")
+    np.testing.assert_array_equal(files.predicted(found), files.predicted(expected))
+    other = files.model(files.net(antialias="avg"), preprocess="auto")
+    assert (files.predicted(found) != files.predicted(other)).any()
+
+
 def test_what_a_header_holds_besides_is_ignored(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "net.safetensors", {"author": "somebody", "notes": {"any": ["thing"]}})
     assert_same(values(resfit.load(path).module), values(loaded("net_that_scales").module))

@@ -90,7 +90,7 @@ def test_own_parts_pass_and_have_what_ours_have(tmp_path: Path) -> None:
         loaded: Any = resfit.load(tmp_path / "net.safetensors").module
         assert_same(values(loaded), values(whole.module))
         with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
-            resfit.create_model("inverted8", num_classes=3, antialias=True, stem="imagenet")
+            resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
     with pytest.raises(SpecError, match=r"block='inverted'.*known once its code has called resfit.nets.BLOCKS.reg"):
         resfit.load(tmp_path / "net.safetensors")
 

@@ -7,27 +7,39 @@ from flax import nnx
 
 from resfit.errors import SpecError
 from resfit.nets.layers import Layers
-from resfit.nets.pool import blur_pool
+from resfit.nets.pool import ANTIALIAS, antialias_kind
 from resfit.nets.residual import Residual
 
 StrideOn = Literal["3x3", "1x1"]
 
 
-class _Blur(nnx.Module):
-    """`blur_pool` where a block is anti-aliased and steps over pixels; else nothing."""
+class _AntiAlias(nnx.Module):
+    """The pooling with which an anti-aliased block steps over pixels; the identity where `kind` is None."""
 
-    def __init__(self, strides: int | None) -> None:
+    def __init__(self, kind: str | None, strides: int) -> None:
+        self.kind = kind
         self.strides = strides
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x if self.strides is None else blur_pool(x, strides=self.strides)
+        return x if self.kind is None else ANTIALIAS[self.kind](x, strides=self.strides)
 
 
-def _stepping(strides: int, first_dilation: int, dilation: int, *, antialias: bool) -> tuple[int, _Blur]:
-    """The strides of the convolution that steps, and what steps after it instead, if the block is anti-aliased."""
-    if antialias and (strides > 1 or first_dilation != dilation):
-        return 1, _Blur(strides)
-    return strides, _Blur(None)
+def _stepping(
+    strides: int, first_dilation: int, dilation: int, *, antialias: str | bool | None
+) -> tuple[int, _AntiAlias]:
+    """Return the strides of the convolution that steps, and the pooling that steps after it in its place.
+
+    As in timm, a blurred block also blurs where it dilates in place of a step.
+    """
+    kind = antialias_kind(antialias)
+    if kind == "avg" and strides > 2:
+        raise SpecError(
+            f"A block received antialias='avg' and strides={strides}. Expected strides of 1 or 2, as averages are of "
+            "2x2 pixels. Use antialias='blur' for other strides."
+        )
+    if strides > 1 or (kind == "blur" and first_dilation != dilation):
+        return 1 if kind else strides, _AntiAlias(kind, strides)
+    return strides, _AntiAlias(None, strides)
 
 
 class BasicBranch(nnx.Module):
@@ -41,12 +53,12 @@ class BasicBranch(nnx.Module):
         strides: int,
         dilation: int,
         first_dilation: int,
-        antialias: bool,
+        antialias: str | bool | None,
         zero_init_last: bool,
         layers: Layers,
         rngs: nnx.Rngs,
     ) -> None:
-        strides, self.blur = _stepping(strides, first_dilation, dilation, antialias=antialias)
+        strides, self.antialias = _stepping(strides, first_dilation, dilation, antialias=antialias)
         self.conv1 = layers.conv(in_channels, width, kernel=3, strides=strides, dilation=first_dilation, rngs=rngs)
         self.norm1 = layers.norm(width, rngs=rngs)
         self.conv2 = layers.conv(width, width, kernel=3, dilation=dilation, rngs=rngs)
@@ -55,7 +67,7 @@ class BasicBranch(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
         evaluating = None if train is None else not train
-        x = self.blur(nnx.relu(self.norm1(self.conv1(x), evaluating)))
+        x = self.antialias(nnx.relu(self.norm1(self.conv1(x), evaluating)))
         return self.norm2(self.conv2(x), evaluating)
 
 
@@ -68,7 +80,8 @@ class BasicBlock(Residual):
         strides: step of the first convolution in pixels (default 1).
         dilation: distance between the taps of the 3x3 convolutions in pixels (default 1).
         first_dilation: that of the first one alone, where another stage comes before (default: `dilation`).
-        antialias: blur where the block steps (`blur_pool`; default False).
+        antialias: where the block steps, step by pooling after the convolution: `"avg"` (`average_pool`) or `"blur"`
+            (`blur_pool`). None (default) steps in the convolution.
         zero_init_last: start the last norm's scale at zero, so that a new block passes its shortcut on unchanged
             (Goyal et al. 2017, arXiv:1706.02677, section 5.1; timm's default, and ours).
         layers: dtypes and kind of norm (default float32).
@@ -91,7 +104,7 @@ class BasicBlock(Residual):
         strides: int = 1,
         dilation: int = 1,
         first_dilation: int | None = None,
-        antialias: bool = False,
+        antialias: str | None = None,
         zero_init_last: bool = True,
         layers: Layers | None = None,
         rngs: nnx.Rngs,
@@ -126,18 +139,18 @@ class BottleneckBranch(nnx.Module):
         stride_on: StrideOn,
         groups: int,
         width_per_group: int,
-        antialias: bool,
+        antialias: str | bool | None,
         zero_init_last: bool,
         layers: Layers,
         rngs: nnx.Rngs,
     ) -> None:
         if antialias and stride_on == "1x1":
             raise SpecError(
-                "A bottleneck block received antialias=True and stride_on='1x1'. Expected the stride in the 3x3 "
-                "convolution, behind which there is something to blur. Use block='bottleneck', or antialias=False."
+                f"A bottleneck block received antialias={antialias!r} and stride_on='1x1'. Expected the stride in the "
+                "3x3 convolution, after which the pooling steps. Use block='bottleneck', or antialias=None."
             )
         strides1, strides2 = (strides, 1) if stride_on == "1x1" else (1, strides)
-        strides2, self.blur = _stepping(strides2, first_dilation, dilation, antialias=antialias)
+        strides2, self.antialias = _stepping(strides2, first_dilation, dilation, antialias=antialias)
         inner, out_channels = inner_width(width, groups, width_per_group), width * BottleneckBlock.expansion
         self.conv1 = layers.conv(in_channels, inner, kernel=1, strides=strides1, rngs=rngs)
         self.norm1 = layers.norm(inner, rngs=rngs)
@@ -152,7 +165,7 @@ class BottleneckBranch(nnx.Module):
         """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm1(self.conv1(x), evaluating))
-        x = self.blur(nnx.relu(self.norm2(self.conv2(x), evaluating)))
+        x = self.antialias(nnx.relu(self.norm2(self.conv2(x), evaluating)))
         return self.norm3(self.conv3(x), evaluating)
 
 
@@ -170,7 +183,8 @@ class BottleneckBlock(Residual):
         groups: into how many parts the 3x3 convolution is cut (Xie et al. 2016, arXiv:1611.05431; default 1).
         width_per_group: channels of each part where `width` is 64, and in proportion elsewhere (default 64). 128 is
             "wide ResNet-50-2" (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
-        antialias: blur where the block steps (`blur_pool`; default False).
+        antialias: where the block steps, step by pooling after the convolution: `"avg"` (`average_pool`) or `"blur"`
+            (`blur_pool`). None (default) steps in the convolution.
         zero_init_last: as in `BasicBlock` (default True).
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
@@ -197,7 +211,7 @@ class BottleneckBlock(Residual):
         stride_on: StrideOn = "3x3",
         groups: int = 1,
         width_per_group: int = 64,
-        antialias: bool = False,
+        antialias: str | None = None,
         zero_init_last: bool = True,
         layers: Layers | None = None,
         rngs: nnx.Rngs,

@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
+from resfit.errors import SpecError
 from resfit.stored import stored
 
 
@@ -131,6 +135,27 @@ def blur_pool(x: jax.Array, *, strides: int = 2) -> jax.Array:
         left, middle, right = (lax.slice_in_dim(padded, i, size + i, strides, axis) for i in range(3))
         x = (left + 2 * middle + right) / 4
     return x
+
+
+# What an anti-aliased network steps with, by the value of `ResNetSpec.antialias`.
+ANTIALIAS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({"avg": average_pool, "blur": blur_pool})
+
+
+def antialias_kind(value: Any) -> str | None:
+    """Return a key of `ANTIALIAS`, or None.
+
+    Args:
+        value: that, or a boolean, as files of earlier versions have it: True is `"blur"`, False is None.
+
+    Raises:
+        SpecError: for any other value.
+    """
+    if isinstance(value, bool):
+        value = "blur" if value else None
+    if value is not None and value not in tuple(ANTIALIAS):
+        raise SpecError(f"A spec or block received antialias={value!r}. Expected one of {[None, *ANTIALIAS]}.")
+    kind: str | None = value
+    return kind
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from resfit.errors import SpecError
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.layers import NORMS, Layers
+from resfit.nets.pool import antialias_kind
 from resfit.nets.preact_blocks import PreActBasicBlock, PreActBottleneckBlock
 from resfit.nets.recompute import PARTS
 from resfit.nets.registry import Registry
@@ -89,7 +90,9 @@ class ResNetSpec:
         width_per_group: channels of each part, where `widths` has 64 (ResNeXt, wide ResNets; default 64).
         squeeze: ratio of squeeze and excitation after every branch (default None: there is none).
         norm: `"batch"` (default) or `"group"`, or one of your own in `NORMS`.
-        antialias: blur wherever the network steps over pixels, but not in shortcuts, as timm's `aa` (default False).
+        antialias: step over pixels by pooling, in the stem and in branches but not in shortcuts, as timm's `aa_layer`:
+            `"avg"` by averages of 2x2 pixels, `"blur"` by `blur_pool`. None (default) steps in convolutions. True and
+            False, which files of earlier versions hold, mean `"blur"` and None.
         output_stride: pixels of the image for one of the last features; stages beyond it dilate their convolutions
             instead of stepping (default None: every stage steps).
         dropout: probability of dropout inside pre-activated basic blocks (wide ResNets; default 0).
@@ -122,7 +125,7 @@ class ResNetSpec:
     width_per_group: int = 64
     squeeze: float | None = None
     norm: str = "batch"
-    antialias: bool = False
+    antialias: str | None = None
     output_stride: int | None = None
     dropout: float = 0.0
     head_dropout: float = 0.0
@@ -131,6 +134,7 @@ class ResNetSpec:
     def __post_init__(self) -> None:
         for name in ("depths", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as JSON has them, are welcome
+        object.__setattr__(self, "antialias", antialias_kind(self.antialias))
         for name, known in (
             ("block", BLOCKS),
             ("stem", STEMS),

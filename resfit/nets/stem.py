@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 from resfit.nets.layers import KAIMING_NORMAL, Layers
-from resfit.nets.pool import blur_pool, max_pool
+from resfit.nets.pool import antialias_kind, average_pool, blur_pool, max_pool
 from resfit.nets.registry import Registry
 
 
@@ -39,7 +39,9 @@ class ImageNetStem(nnx.Module):
     Args:
         in_channels: channels of the image.
         width: channels of the output.
-        antialias: pool without a step and blur with one (`blur_pool`; default False).
+        antialias: `"avg"` takes averages of 2x2 pixels in place of the maximum, and drops the last row or column of an
+            odd size, as timm does; `"blur"` takes the maximum without a step and then steps by `blur_pool`. None
+            (default) is the plain max pool.
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
 
@@ -54,17 +56,31 @@ class ImageNetStem(nnx.Module):
     image_size: ClassVar[int] = 224  # pixels a side that the stem was made for
 
     def __init__(
-        self, in_channels: int, width: int, *, antialias: bool = False, layers: Layers | None = None, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        antialias: str | None = None,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
     ) -> None:
         layers = layers or Layers()
         self.conv = layers.conv(in_channels, width, kernel=7, strides=2, rngs=rngs)
         self.norm = layers.norm(width, rngs=rngs)
-        self.antialias = antialias
+        self.antialias = antialias_kind(antialias)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         x = nnx.relu(self.norm(self.conv(x), None if train is None else not train))
-        return blur_pool(max_pool(x, strides=1)) if self.antialias else max_pool(x)
+        return _pooled(x, self.antialias)
+
+
+def _pooled(x: jax.Array, antialias: str | None) -> jax.Array:
+    """Return every second pixel of a stem's features by its kind of pooling, as in timm."""
+    if antialias == "avg":
+        height, width = (size // 2 * 2 for size in x.shape[1:3])
+        return average_pool(x[:, :height, :width])
+    return blur_pool(max_pool(x, strides=1)) if antialias == "blur" else max_pool(x)
 
 
 def _of_blocks(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
@@ -127,7 +143,9 @@ class DeepStem(nnx.Module):
     Args:
         in_channels: channels of the image.
         width: channels of the output; the first two convolutions have half as many.
-        antialias: pool without a step and blur with one (`blur_pool`; default False).
+        antialias: `"avg"` takes averages of 2x2 pixels in place of the maximum, and drops the last row or column of an
+            odd size, as timm does; `"blur"` takes the maximum without a step and then steps by `blur_pool`. None
+            (default) is the plain max pool.
         layers: dtypes and kind of norm (default float32).
         rngs: where the weights' first values come from.
 
@@ -143,7 +161,13 @@ class DeepStem(nnx.Module):
     first_width: ClassVar[float] = 0.5  # of the first convolution, over that of the stem
 
     def __init__(
-        self, in_channels: int, width: int, *, antialias: bool = False, layers: Layers | None = None, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        antialias: str | None = None,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
     ) -> None:
         layers = layers or Layers()
         first, second = int(width * self.first_width), width // 2
@@ -153,12 +177,12 @@ class DeepStem(nnx.Module):
         self.norm2 = layers.norm(second, rngs=rngs)
         self.conv3 = layers.conv(second, width, kernel=3, rngs=rngs)
         self.norm = layers.norm(width, rngs=rngs)
-        self.antialias = antialias
+        self.antialias = antialias_kind(antialias)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         x = self.convolved(x, train)
-        return blur_pool(max_pool(x, strides=1)) if self.antialias else max_pool(x)
+        return _pooled(x, self.antialias)
 
     def convolved(self, x: jax.Array, train: bool | None) -> jax.Array:
         """What comes before the pool, (batch, ceil(height / 2), ceil(width / 2), width)."""

@@ -44,7 +44,8 @@ _D = "He et al. 2018, arXiv:1812.01187 (ResNet-D); numbers as timm"
 _T = "timm's ResNet-T: arXiv:1812.01187 with a stem of 24, 32 and 64 channels"
 _SE = "Hu et al. 2017, arXiv:1709.01507; numbers as timm"
 _RS = "Bello et al. 2021, arXiv:2103.07579; numbers as timm"
-_AA = "Zhang 2019, arXiv:1904.11486 (anti-aliased); numbers as timm, without the blur"
+_AA = "timm's anti-aliasing by averages, after arXiv:1904.11486; numbers as timm"
+_BLUR = "Zhang 2019, arXiv:1904.11486 (anti-aliased); numbers as timm, without the blur"
 _GN = "Wu and He 2018, arXiv:1803.08494 (group norm); numbers as timm"
 
 _18, _34, _50, _101 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 6, 3), (3, 4, 23, 3)
@@ -143,7 +144,8 @@ ZOO: Registry[ZooRow] = Registry(
         "resnetrs101": _imagenet(_101, 63_618_696, 8_175_624_192, _RS, **_OF_RS),
         "resnetrs152": _imagenet(_152, 86_621_576, 11_895_185_408, _RS, **_OF_RS),
         "resnetrs200": _imagenet(_200, 93_209_992, 15_391_137_792, _RS, **_OF_RS),
-        "resnetaa50": _imagenet(_50, 25_557_032, 5_129_633_792, _AA, antialias=True),
+        "resnetaa50": _imagenet(_50, 25_557_032, 5_129_633_792, _AA, antialias="avg"),
+        "resnetblur50": _imagenet(_50, 25_557_032, 5_129_633_792, _BLUR, antialias="blur"),
         "resnet50_gn": _imagenet(_50, 25_557_032, 4_089_184_256, _GN, norm="group"),
     },
 )

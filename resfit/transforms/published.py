@@ -66,7 +66,8 @@ _TIMM = {
         resnet101d.gluon_in1k resnet152d.gluon_in1k""",
     Published(224, 0.875, 288, 0.95): """
         resnet34.bt_in1k resnet50.bt_in1k resnet50.ra_in1k resnet50.ram_in1k wide_resnet50_2.racm_in1k
-        resnext50_32x4d.ra_in1k resnet18d.ra2_in1k resnet34d.ra2_in1k resnet50d.ra2_in1k seresnet50.ra2_in1k""",
+        resnext50_32x4d.ra_in1k resnet18d.ra2_in1k resnet34d.ra2_in1k resnet50d.ra2_in1k seresnet50.ra2_in1k
+        resnetblur50.bt_in1k""",
     Published(224, 0.9, 288, 1.0, mean=_HALF, std=_HALF): """
         resnet34.ra4_e3600_r224_in1k resnetv2_18.ra4_e3600_r224_in1k resnetv2_34.ra4_e3600_r224_in1k
         resnet18d.ra4_e3600_r224_in1k""",

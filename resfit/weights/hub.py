@@ -10,10 +10,10 @@ from resfit.download import cache_folder, fetch, is_published
 from resfit.errors import DownloadError, WeightsError
 from resfit.packages import load_package
 from resfit.spelling import did_you_mean
+from resfit.weights.architecture import CONFIG, HUB_FILES
 from resfit.weights.published import TORCHVISION
 
 HUB_OWNERS = ("timm", "microsoft")
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of the hub, the better one first
 _INSTALL = "pip install 'resfit[weights]'"
 
 
@@ -68,7 +68,7 @@ def _of_hub(text: str) -> Path:
     repository, _, revision = text.partition("@")
     hub = load_package("huggingface_hub", f"weights={text!r}", _INSTALL)
     errors = load_package("huggingface_hub.errors", f"weights={text!r}", _INSTALL)
-    for name in _FILES:
+    for name in HUB_FILES:
         found = hub.try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(found, str):
             return _whole(Path(found))
@@ -85,16 +85,19 @@ def _of_hub(text: str) -> Path:
 
 
 def _downloaded(hub: Any, errors: Any, repository: str, revision: str | None) -> str:
-    def download(name: str) -> str:
-        return str(hub.hf_hub_download(repository, name, revision=revision))
+    """Download the description of the network and then its weights; return the path of the latter."""
 
-    better, other = _FILES
-    try:
-        return download(better)
-    except errors.LocalEntryNotFoundError:  # a missing network, and no missing file
-        raise
-    except errors.EntryNotFoundError:
-        return download(other)
+    def download(name: str) -> str | None:
+        try:
+            return str(hub.hf_hub_download(repository, name, revision=revision))
+        except errors.LocalEntryNotFoundError:  # a missing network, and no missing file
+            raise
+        except errors.EntryNotFoundError:
+            return None
+
+    download(CONFIG)
+    better, other = HUB_FILES
+    return download(better) or str(hub.hf_hub_download(repository, other, revision=revision))
 
 
 def _whole(path: Path) -> Path:

@@ -8,6 +8,8 @@ from flax import nnx
 
 from resfit import whole_file
 from resfit.errors import WeightsError
+from resfit.nets import ResNet
+from resfit.weights import architecture
 from resfit.weights.files import read, to_safetensors
 from resfit.weights.names import COUNT_OF_NORM, NAMINGS
 from resfit.weights.state_dict import Head, Stem, fitting, load_state_dict, state_dict
@@ -38,7 +40,9 @@ def load(
             both).
 
     Raises:
-        WeightsError: if the file cannot be read, or does not fit the network; all that differs is listed.
+        WeightsError: if the file cannot be read or does not fit the network (all that differs is listed), or if its
+            source describes a network that computes something else: a `config.json` of timm or transformers beside a
+            `model.safetensors`, the repository in the hub's cache, or the name of a torchvision file.
 
     Example:
         >>> from resfit.nets import create_model
@@ -46,6 +50,8 @@ def load(
         >>> load(create_model("resnet20", num_classes=3), "resnet20.safetensors", head="reset")
     """
     try:
+        if isinstance(module, ResNet):
+            architecture.check(Path(path), module.spec)
         load_state_dict(module, read(path, ema=ema), naming=naming, head=head, stem=stem)
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error

@@ -45,6 +45,7 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
             "Received naming='keras', whose networks have biases in their convolutions and another epsilon: they are "
             f"read, not written. Expected one of {[name for name in NAMINGS if name != 'keras']}."
         )
+    _check_arithmetic(module, naming)
     return {name: entry.value() for name, entry in named(module, naming)}
 
 
@@ -89,8 +90,8 @@ def load_state_dict(
     values = {name: np.asarray(value) for name, value in without_prefix(mapping).items()}
     naming = naming or fitting(module, values)
     entries = dict(named(module, naming))
+    _check_arithmetic(module, naming)
     if naming == "keras":
-        _check_steps(module)
         values = folded(values)
     of_head = {name for name, entry in entries.items() if entry.path[0] == "head"}
     if head == "reset":
@@ -147,8 +148,15 @@ def _first_kernel(entries: Mapping[str, "Stored"]) -> str:
     return next((name for name, entry in entries.items() if entry.is_first_kernel), "")
 
 
-def _check_steps(module: nnx.Module) -> None:
-    if not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1":
+def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
+    """Raise if the network computes what no network of the library does, although its names and shapes fit."""
+    if naming == "transformers" and isinstance(module, ResNet) and module.spec.antialias is not None:
+        raise WeightsError(
+            f"The network has antialias={module.spec.antialias!r}, and transformers has no anti-aliased ResNet: names "
+            "and shapes fit, but the logits would differ. Expected antialias=None, or the names of timm "
+            "(naming='torchvision')."
+        )
+    if naming == "keras" and (not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1"):
         raise WeightsError(
             f"These are weights of keras.applications, whose blocks step in their first 1x1 convolution; the network "
             f"has {module.spec.block if isinstance(module, ResNet) else type(module).__name__!r} blocks, which would "

@@ -21,7 +21,7 @@ MEMBERS = [
     "resnetv2_50", "resnetv2_101", "resnetv2_152", "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d",
     "resnext101_32x8d", "resnext101_64x4d", "resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d",
     "resnet200d", "resnet50t", "seresnet18", "seresnet34", "seresnet50", "seresnet101", "seresnet152", "resnetrs50",
-    "resnetrs101", "resnetrs152", "resnetrs200", "resnetaa50", "resnet50_gn",
+    "resnetrs101", "resnetrs152", "resnetrs200", "resnetaa50", "resnetblur50", "resnet50_gn",
 ]  # fmt: skip
 SEEN = ["timm/resnet50.a1_in1k", "timm/resnetrs50.tf_in1k", "timm/resnet18.a3_in1k", "timm/resnet50.tv2_in1k"]
 SEEN += ["torchvision/resnet50.IMAGENET1K_V1", "torchvision/resnet50.IMAGENET1K_V2"]

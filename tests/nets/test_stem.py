@@ -74,17 +74,26 @@ def test_a_stem_steps_as_often_as_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["imagenet", "deep", "deep_tiered"])
-def test_an_anti_aliased_stem_pools_and_then_blurs(name: str) -> None:
+def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) -> None:
     """Moving the image by the two pixels that the pool steps over moves its features less than without."""
     x = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
     moved = jnp.roll(x, 2, axis=2)
 
-    def change(**asked: bool) -> float:
+    def change(**asked: str) -> float:
         stem = STEMS[name](3, 16, rngs=nnx.Rngs(0), **asked)
         before, after = (np.asarray(stem(image, train=False))[:, 4:-4, 4:-4] for image in (x, moved))
         return float(np.abs(after - before).mean() / before.mean())
 
-    assert change(antialias=True) < 0.8 * change()
+    assert change(antialias="blur") < 0.8 * change()
+
+
+def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timms_does() -> None:
+    stem = STEMS["imagenet"](3, 16, antialias="avg", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 65, 66, 3))  # 33 x 33 pixels before the average
+    assert stem(x).shape == (1, 16, 16, 16)
+    convolved = nnx.relu(stem.norm(stem.conv(x)))[:, :32, :32]
+    expected = convolved.reshape(1, 16, 2, 16, 2, 16).mean((2, 4))
+    np.testing.assert_allclose(stem(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "bare"), [("imagenet_conv", True), ("cifar_conv", True), ("imagenet", False)])

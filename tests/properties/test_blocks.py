@@ -49,8 +49,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stochastic depth": {"drop_path": 0.5},
 }
 BLURRED: dict[str, dict[str, Any]] = {
-    "anti-aliased": {"antialias": True},
-    "anti-aliased, dilated": {"antialias": True, "dilation": 2, "first_dilation": 1},
+    "blurred": {"antialias": "blur"},
+    "blurred, dilated": {"antialias": "blur", "dilation": 2, "first_dilation": 1},
+    "averaged": {"antialias": "avg"},
 }
 GROUPED: dict[str, dict[str, Any]] = {
     "two groups": {"groups": 2, "width_per_group": 64},
@@ -117,7 +118,7 @@ def cases(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, pixels: int = 20, 
         kind,
         in_channels,
         width,
-        draw(st.integers(1, min(strides, 2) if shortcut == "D" else strides)),
+        draw(st.integers(1, min(strides, 2) if shortcut == "D" or option == "averaged" else strides)),
         shortcut,
         option,
         draw(st.tuples(sides, sides)),
@@ -302,7 +303,14 @@ def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, da
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "a bottleneck of no channels": ("bottleneck", {"width_per_group": 1}, SpecError, "0.0625 channels.*widths from 64"),
-    "blur behind a strided 1x1": ("bottleneck_v1", {"antialias": True}, SpecError, "stride_on='1x1'"),
+    "blur behind a strided 1x1": ("bottleneck_v1", {"antialias": "blur"}, SpecError, "stride_on='1x1'"),
+    "an anti-aliasing average over three pixels": (
+        "basic",
+        {"antialias": "avg", "strides": 3},
+        SpecError,
+        "antialias='avg' and strides=3.*Expected",
+    ),
+    "an unknown anti-aliasing": ("basic", {"antialias": "gauss"}, SpecError, "Expected one of .None, 'avg', 'blur'."),
     "an average over three pixels": ("basic", {"shortcut": "D", "strides": 3}, ShortcutShapeError, "Expected 1 or 2"),
 }
 

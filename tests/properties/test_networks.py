@@ -19,7 +19,7 @@ UNCOMMON: dict[str, st.SearchStrategy[Any]] = {
     "groups": st.just(2),
     "width_per_group": st.sampled_from([4, 128]),
     "squeeze": st.sampled_from([1 / 16, 1.0]),
-    "antialias": st.just(True),
+    "antialias": st.sampled_from(["avg", "blur"]),
     "output_stride": st.sampled_from([1, 2, 4, 8]),
     "dropout": st.just(0.5),
     "head_dropout": st.just(0.5),
@@ -87,6 +87,8 @@ def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
     assert count_multiply_adds(net, (*size, spec.in_channels)) > 0
     last = nnx.eval_shape(lambda net, x: net.features(x, stages=(len(spec.depths),), train=train), net, x)[0]
     stride = spec.output_stride or math.prod(STEMS[spec.stem].strides) * 2 ** (len(spec.depths) - 1)
+    if spec.antialias == "avg" and spec.of_stem:  # whose average drops an odd last row
+        size = tuple(-(-side // 2) // 2 * 4 for side in size)
     assert last.shape[1:3] == tuple(-(-side // stride) for side in size)
     preactivated = spec.block.startswith("preact")
     assert (net.norm is not None) == preactivated

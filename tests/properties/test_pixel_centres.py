@@ -80,7 +80,7 @@ def test_branch_and_shortcut_sample_the_same_pixels(
 @pytest.mark.parametrize("size", [(8, 9), (9, 8)])
 def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
     """Pixels are numbered evenly, so the mean over a window is its centre, but at the edge, which is reflected."""
-    branch, shortcut = sampled_by_branch(kind, 2, size, antialias=True), sampled_by_shortcut(2, size)
+    branch, shortcut = sampled_by_branch(kind, 2, size, antialias="blur"), sampled_by_shortcut(2, size)
     np.testing.assert_allclose(branch[:, 1:-1, 1:-1], shortcut[:, 1:-1, 1:-1], rtol=1e-4)
     image = jnp.asarray(numbered(size, 1))
     np.testing.assert_allclose(blur_pool(image)[:, 1:-1, 1:-1], image[:, 2:-2:2, 2:-2:2][:, : branch.shape[1] - 2])
@@ -122,7 +122,7 @@ def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tupl
     step = math.prod(STEMS[name].strides)
     inner = (slice(None), slice(1, -2), slice(1, -2))
     expected = numbered(size, 1)[:, ::step, ::step, 0][inner]
-    for asked in ({}, {"antialias": True}) if name in ("imagenet", "deep", "deep_tiered") else ({},):
+    for asked in ({}, {"antialias": "blur"}) if name in ("imagenet", "deep", "deep_tiered") else ({},):
         np.testing.assert_allclose(centres_of_stem(name, size, **asked)[inner], expected, rtol=1e-3)
     if name != "space_to_depth" and step > 1 and size[0] % 2 == 0:  # the negative control
         assert not np.allclose(centres_of_stem(name, size, padding="SAME")[inner], expected, rtol=1e-3)

@@ -244,7 +244,9 @@ def cache(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
     return folder
 
 
-def in_cache(cache: Path, content: bytes, repository: str = "timm--thin", name: str = "model.safetensors") -> Path:
+def in_cache(
+    cache: Path, content: bytes, repository: str = "timm--resnet18.thin", name: str = "model.safetensors"
+) -> Path:
     """As huggingface_hub keeps it: the file under its checksum, and a link by its name."""
     folder = cache / f"models--{repository}"
     blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
@@ -263,7 +265,7 @@ def test_what_the_cache_holds_is_taken_without_a_network(
 ) -> None:
     in_cache(cache, file.read_bytes(), name=name)
     server.close()
-    net = resfit.create_model("resnet18", weights=f"timm/thin{revision}", **THIN)
+    net = resfit.create_model("resnet18", weights=f"timm/resnet18.thin{revision}", **THIN)
     assert net.spec.num_classes == 5
     assert server.asked == []
 
@@ -272,7 +274,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_named(cache: Path, file: Path) -> N
     blob = in_cache(cache, file.read_bytes())
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
     with pytest.raises(WeightsError, match=r"is damaged.*Delete .*blobs/[0-9a-f]{64}, and"):
-        resfit.create_model("resnet18", weights="timm/thin", **THIN)
+        resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -283,15 +285,33 @@ def test_a_repository_of_the_hub_is_downloaded_once(
     source = resfit.create_model("resnet18", num_classes=5, rngs=7, **THIN)
     naming = "transformers" if owner == "microsoft" else None
     weights.save(source, tmp_path / "a.safetensors", naming=naming)
-    server.files[f"/{owner}/thin/resolve/main/{name}"] = (tmp_path / "a.safetensors").read_bytes()
+    server.files[f"/{owner}/resnet18.thin/resolve/main/{name}"] = (tmp_path / "a.safetensors").read_bytes()
     for _ in range(2):
-        net = resfit.create_model("resnet18", weights=f"{owner}/thin", **THIN)
+        net = resfit.create_model("resnet18", weights=f"{owner}/resnet18.thin", **THIN)
         np.testing.assert_array_equal(head(net), head(source))
         asked = list(server.asked)
-    assert any(line == f"GET /{owner}/thin/resolve/main/{name}" for line in asked)
+    assert any(line == f"GET /{owner}/resnet18.thin/resolve/main/{name}" for line in asked)
     server.close()
-    resfit.create_model("resnet18", weights=f"{owner}/thin", **THIN)
+    resfit.create_model("resnet18", weights=f"{owner}/resnet18.thin", **THIN)
     assert server.asked == asked
+
+
+def test_the_description_in_a_repository_is_downloaded_and_compared(cache: Path, server: Server, file: Path) -> None:
+    place = "/timm/resnet18.thin/resolve/main"
+    server.files = {
+        f"{place}/model.safetensors": file.read_bytes(),
+        f"{place}/config.json": b'{"architecture": "resnetblur18"}',
+    }
+    for _ in range(2):
+        with pytest.raises(WeightsError, match=r"timm's resnetblur18, which has antialias='blur'"):
+            resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
+        asked = list(server.asked)
+    assert f"GET {place}/config.json" in asked
+    server.close()
+    with pytest.raises(WeightsError, match="resnetblur18"):
+        resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
+    assert server.asked == asked
+    resfit.create_model("resnet18", weights="timm/resnet18.thin", antialias="blur", **THIN)
 
 
 @pytest.mark.parametrize("offline", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
@@ -301,12 +321,12 @@ def test_neither_in_the_hubs_cache_nor_reachable_is_said(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     server.close()
     with pytest.raises(DownloadError, match=r"is not in the cache of huggingface_hub.*pass its path as weights="):
-        resfit.create_model("resnet18", weights="timm/thin", **THIN)
+        resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
 def test_a_repository_without_weights_is_said(cache: Path, server: Server) -> None:
     with pytest.raises(DownloadError, match="could not be downloaded"):
-        resfit.create_model("resnet18", weights="timm/thin", **THIN)
+        resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
 def test_without_the_hubs_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,4 +334,4 @@ def test_without_the_hubs_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         MissingPackageError, match=r"needs the package huggingface_hub.*pip install 'resfit\[weights\]'"
     ):
-        resfit.create_model("resnet18", weights="timm/thin")
+        resfit.create_model("resnet18", weights="timm/resnet18.thin")

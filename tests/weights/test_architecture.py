@@ -1,0 +1,187 @@
+"""Weights whose names and shapes fit a network that computes something else: refused, with both named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit import weights
+from resfit.errors import SpecError, WeightsError
+from resfit.nets import ResNet, ResNetSpec
+
+THIN: dict[str, Any] = {"depths": (1, 1), "widths": (4, 8), "num_classes": 3}
+PLAIN: dict[str, Any] = {"block": "bottleneck"}
+V1 = {"block": "bottleneck_v1"}
+BLUR, AVG = PLAIN | {"antialias": "blur"}, PLAIN | {"antialias": "avg"}
+V2 = {"block": "preact_bottleneck", "stem": "imagenet_conv", "shortcut": "conv", "norm": "group", "widths": (32, 64)}
+TIMM = {"pretrained_cfg": {}}
+TRANSFORMERS = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_bottleneck": False}
+
+
+def network(fields: dict[str, Any]) -> ResNet:
+    return ResNet(ResNetSpec(**THIN | fields), rngs=nnx.Rngs(0))
+
+
+def file(folder: Path, config: dict[str, Any] | None, repository: str, fields: dict[str, Any]) -> Path:
+    """Weights as the hub's cache keeps those of a repository, or in a plain folder."""
+    place = folder / f"models--{repository.replace('/', '--')}" / "snapshots" / "abc" if repository else folder
+    place.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        (place / "config.json").write_text(json.dumps(config))
+    path = place / "model.safetensors"
+    naming = "transformers" if config is not None and config.get("model_type") == "resnet" else None
+    weights.save(network(PLAIN if naming else fields), path, naming=naming)
+    return path
+
+
+# what the file is, where it is from -> what the network has, and what the error says
+REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
+    "blurred, by the repository": (None, "timm/resnetblur50.bt_in1k", PLAIN, "resnetblur50.*antialias='blur'.*None"),
+    "blurred, by the description": ({"architecture": "resnetblur50"} | TIMM, "", PLAIN, "create_model.'resnetblur50'"),
+    "averaged": ({"architecture": "resnetaa50"}, "timm/x", PLAIN, "has antialias='avg'; the network has .*None"),
+    "averaged, into the blurred one": (None, "timm/resnetaa50.a1h_in1k", BLUR, "create_model.'resnetaa50', "),
+    "averaged, not in the zoo": (None, "timm/resnetaa101d.sw_in12k", PLAIN, r"create_model.\.\.\., antialias='avg'"),
+    "plain, into the averaged one": ({"architecture": "resnet50"} | TIMM, "", AVG, "create_model.'resnet50', "),
+    "v1.5 of timm": (None, "timm/resnet50.a1_in1k", V1, "block='bottleneck'; .*block='bottleneck_v1'.*'resnet50', "),
+    "v1.5 of transformers": (TRANSFORMERS, "microsoft/resnet-50", V1, "transformers' resnet50.*block='bottleneck'"),
+    "v1.5 of transformers, undescribed": (None, "microsoft/resnet-50", V1, "create_model.'resnet50', "),
+    "v1 of transformers": (
+        TRANSFORMERS | {"downsample_in_bottleneck": True}, "microsoft/resnet-50", PLAIN, "create_model.'resnet50_v1', ",
+    ),
+    "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', where resfit's have ReLU"),
+    "an early step": (TRANSFORMERS | {"downsample_in_first_stage": True}, "", PLAIN, "downsample_in_first_stage=True"),
+    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which is not among"),
+    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which is not among"),
+    "unknown": ({"architecture": "nf_resnet50"} | TIMM, "", PLAIN, "load_state_dict.net, resfit.weights.read.path"),
+    "built otherwise": (
+        {"architecture": "resnet50", "model_args": {"act_layer": "silu", "in_chans": 3}} | TIMM, "", PLAIN,
+        "timm's resnet50, built with {'act_layer': 'silu'}",
+    ),
+    "another pool": ({"architecture": "resnet50", "global_pool": "max"} | TIMM, "", PLAIN, "pools by 'max'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_weights_of_a_network_with_another_arithmetic_are_refused(case: str, tmp_path: Path) -> None:
+    config, repository, fields, said = REFUSED[case]
+    path = file(tmp_path, config, repository, fields)
+    net = network(fields)
+    before = np.asarray(net.head.dense.kernel[...]).copy()
+    with pytest.raises(WeightsError, match=said):
+        weights.load(net, path)
+    name = "resnetv2_50" if "preact" in fields["block"] else "resnet50"
+    with pytest.raises(WeightsError, match=said):
+        resfit.create_model(name, weights=path, **THIN | fields)
+    np.testing.assert_array_equal(net.head.dense.kernel[...], before)
+    weights.load_state_dict(net, weights.read(path))  # the negative control: names and shapes fit
+
+
+ACCEPTED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any]]] = {
+    "blurred": (None, "timm/resnetblur50.bt_in1k", BLUR),
+    "averaged": ({"architecture": "resnetaa50"} | TIMM, "", AVG),
+    "v1.5": (None, "timm/resnet50.a1_in1k", PLAIN),
+    "of other sizes": ({"architecture": "resnet50", "model_args": {"num_classes": 3}} | TIMM, "", PLAIN),
+    "transformers": (TRANSFORMERS, "microsoft/resnet-50", PLAIN),
+    "v1 of transformers": (TRANSFORMERS | {"downsample_in_bottleneck": True}, "", V1),
+    "pre-activated": (None, "timm/resnetv2_50.a1h_in1k", V2 | {"norm": "batch"}),
+    "space to depth": (None, "timm/resnet50.a1_in1k", PLAIN | {"stem": "space_to_depth"}),
+    "without a description": (None, "", V1),
+    "beside the description of something else": ({"architecture": "not timm's", "name": "x"}, "", PLAIN),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_weights_of_the_same_arithmetic_are_taken(case: str, tmp_path: Path) -> None:
+    config, repository, fields = ACCEPTED[case]
+    weights.load(network(fields), file(tmp_path, config, repository, fields))
+
+
+def test_a_file_of_torchvision_is_known_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "resnet50-0676ba61.pth"
+    weights.save(network(PLAIN), tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(path)
+    weights.load(network(PLAIN), path)
+    with pytest.raises(WeightsError, match=r"torchvision's resnet50, which has block='bottleneck'.*'bottleneck_v1'"):
+        weights.load(network(V1), path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_description_is_named(content: bytes, tmp_path: Path) -> None:
+    path = file(tmp_path, {}, "", PLAIN)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"config\.json is damaged"):
+        weights.load(network(PLAIN), path)
+
+
+@pytest.mark.parametrize("antialias", ["avg", "blur"])
+def test_no_anti_aliased_network_takes_or_gives_the_names_of_transformers(antialias: str) -> None:
+    net = network(PLAIN | {"antialias": antialias})
+    held = weights.state_dict(network(PLAIN), naming="transformers")
+    for call in (lambda: weights.load_state_dict(net, held), lambda: weights.state_dict(net, naming="transformers")):
+        with pytest.raises(WeightsError, match=f"antialias='{antialias}', and transformers has no anti-aliased"):
+            call()
+
+
+# --- state dicts of other code, which would compute something else under the zoo's names --------------------------
+
+
+def renamed(net: ResNet, *pairs: tuple[str, str]) -> dict[str, np.ndarray]:
+    held = weights.state_dict(net)
+    for old, new in pairs:
+        held = {name.replace(old, new): value for name, value in held.items()}
+    return held
+
+
+def cifar(shortcut: str) -> ResNet:
+    return network({"stem": "cifar", "shortcut": shortcut})
+
+
+@pytest.mark.parametrize("head", ["keep", "reset"])
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_cifar_networks_with_a_linear_head_and_their_own_option_a_are_refused(shortcut: str, head: str) -> None:
+    """Their option A pads channels on both sides, and shows in no name: only `linear` tells such files apart."""
+    held = renamed(cifar("A"), ("fc.", "linear."))
+    with pytest.raises(WeightsError, match=r"unexpected: linear\.weight"):
+        weights.load_state_dict(cifar(shortcut), held, head=head)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", [None, 3, 5])
+def test_create_model_refuses_a_linear_head_too(classes: int | None, tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    safetensors.numpy.save_file(renamed(cifar("A"), ("fc.", "linear.")), tmp_path / "a.safetensors")
+    fields = {name: value for name, value in THIN.items() if name != "num_classes"}
+    with pytest.raises((WeightsError, SpecError), match=r"unexpected: linear\.weight|holds no last layer"):
+        resfit.create_model("resnet20", num_classes=classes, weights=tmp_path / "a.safetensors", **fields)
+
+
+@pytest.mark.parametrize("head", ["keep", "reset"])
+@pytest.mark.parametrize("block", ["basic", "preact_basic"])
+def test_pre_activated_blocks_under_the_names_of_the_first_paper_are_refused(block: str, head: str) -> None:
+    """Their blocks begin with the norm, and the last norm is called `bn`."""
+    v2 = {"stem": "cifar_conv", "shortcut": "conv"} if "preact" in block else {"stem": "cifar"}
+    held = renamed(network({"stem": "cifar"}), ("bn1.", "bn."))
+    held |= {name: value for name, value in weights.state_dict(network({"stem": "cifar"})).items() if "layer" in name}
+    held = {name: value for name, value in held.items() if ".bn." not in name}
+    with pytest.raises(WeightsError, match=r"unexpected: bn\.weight"):
+        weights.load_state_dict(network({"block": block} | v2), held, head=head)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head", ["keep", "reset"])
+def test_the_names_of_detectron2_are_refused(head: str) -> None:
+    """Its published weights step in the 1x1 convolution."""
+    held = renamed(network(PLAIN), ("conv1.weight", "conv1.weight"), ("layer1.", "res2."), ("layer2.", "res3."))
+    with pytest.raises(WeightsError, match=r"unexpected: res2\.0\.conv1\.weight"):
+        weights.load_state_dict(network(PLAIN), held, head=head)  # type: ignore[arg-type]
+
+
+def test_arrays_of_flax_and_of_big_vision_are_refused(tmp_path: Path) -> None:
+    """Flax's pad by 'SAME' at even sizes, and BiT's standardize their kernels."""
+    for name in ("params/Conv_0/kernel", "resnet/root_block/standardized_conv2d/kernel"):
+        np.savez(tmp_path / "a.npz", **{name: np.ones((7, 7, 3, 4), "f4")})
+        with pytest.raises(WeightsError, match=r"0 data\.pkl\. Expected what torch\.save writes"):
+            weights.load(network(PLAIN), tmp_path / "a.npz")
