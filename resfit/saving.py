@@ -16,6 +16,7 @@ from resfit import whole_file
 from resfit.classes import check_class_names
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
+from resfit.paths import expand_user
 from resfit.spelling import did_you_mean
 from resfit.transforms import Transforms
 from resfit.transforms.transforms import from_config, to_config
@@ -50,7 +51,7 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
     """
     import safetensors.flax
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise SavedModelError(
             f"Expected a path ending in '.safetensors', got {str(path)!r}. Save to "
@@ -81,7 +82,7 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     """
     import safetensors
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if path.is_dir():
         raise SavedModelError(
             f"{path} is a folder. Expected a file that Model.save wrote. The folder of a Checkpoint is gone on with by "

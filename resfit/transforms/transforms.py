@@ -10,6 +10,7 @@ import numpy as np
 from resfit.data.decode import decode
 from resfit.errors import DataError
 from resfit.packages import load_package
+from resfit.paths import expand_user
 from resfit.preprocess import Normalize
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Transforms:
 def _pixels(image: Any) -> np.ndarray:
     """Any photograph as (height, width, 3) uint8."""
     if isinstance(image, str | os.PathLike):
-        return decode(os.fspath(image))
+        return decode(expand_user(image))
     if hasattr(image, "convert") and hasattr(image, "getbands"):
         return np.asarray(image.convert("RGB"))
     pixels = np.asarray(image)

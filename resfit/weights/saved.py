@@ -8,6 +8,7 @@ from flax import nnx
 
 from resfit import whole_file
 from resfit.errors import WeightsError
+from resfit.paths import expand_user
 from resfit.weights.files import read, to_safetensors
 from resfit.weights.names import COUNT_OF_NORM, NAMINGS
 from resfit.weights.state_dict import Head, Stem, fitting, load_state_dict, state_dict
@@ -70,7 +71,7 @@ def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None
         >>> from resfit.nets import create_model
         >>> save(create_model("resnet20", num_classes=10), "resnet20.safetensors")
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"Received the path {str(path)!r}. Expected one that ends in '.safetensors', which "
