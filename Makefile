@@ -91,8 +91,11 @@ lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH
 	$(LOCK) --extra recipes --constraints requirements/dev.txt --output-file requirements/demo.txt
 	$(LOCK) --extra against --constraints requirements/dev.txt --output-file requirements/against.txt
 
+# Somebody else's .venv-something is not ours to remove.
 clean:  ## remove environments, caches and what was built
-	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist docs/_build docs/api/_generated
+	@for folder in .venv .venv-*; do if [ -e "$$folder/made-by-make" ]; then rm -rf "$$folder"; \
+		elif [ -e "$$folder" ]; then echo "Kept $$folder: it was not made by this version of the Makefile."; fi; done
+	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist docs/_build docs/api/_generated
 
 has-python:
 	@test -n "$(PYTHON)"
@@ -115,6 +118,7 @@ LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 
 # --- environments: one stamp a step, each after the one before, so that `make -j` never runs pip twice at once ----------
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No working python$(PY) was found, neither on PATH nor under pyenv: install it, or choose another with PY=3.x."; exit 1; }
+	@if [ ! -e $(VENV) ]; then mkdir $(VENV) && touch $(VENV)/made-by-make; fi  # also if the next step fails
 	@# Debian keeps ensurepip in a package of its own (python3-venv): without it, the interpreter's pip installs one.
 	@if "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv $(VENV); else \
 		"$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --python $(BIN)/python install --quiet pip; fi

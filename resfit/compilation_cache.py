@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from resfit.paths import cache_folder
+
 SWITCH = "RESFIT_COMPILATION_CACHE"
 # JAX keeps what took a second. A small network's step takes less, and is most of the time that its script takes.
 SECONDS = 0.1
@@ -40,8 +42,7 @@ def use() -> None:
 
 
 def _folder() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "resfit" / "jax" / _processor()
+    return cache_folder() / "jax" / _processor()
 
 
 @functools.cache

@@ -111,8 +111,3 @@ def _once(remote: Remote, file: IO[bytes]) -> None:
 def is_published(sha256: str, remote: Remote) -> bool:
     """Whether a file with this checksum is the published one."""
     return sha256.startswith(remote.sha256)
-
-
-def cache_folder() -> Path:
-    """Where what is downloaded is kept: .cache/resfit of your home, or resfit in what XDG_CACHE_HOME names."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"

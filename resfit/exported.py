@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import DataError, InputShapeError, SavedModelError
+from resfit.paths import expand_user
 
 FORMAT, FORMAT_VERSION = "resfit-export", 1
 METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is one more, "weights/<name>.npy"
@@ -119,7 +120,7 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
       SavedModelError: if the file is no exported model, is damaged, or is of a version that this resfit, or this jax,
         does not read.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}. Expected one that Model.export wrote.")
     metadata, content, weights = _members(path)

@@ -27,6 +27,7 @@ from resfit.engine.step import predict_step
 from resfit.errors import ExportError
 from resfit.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
+from resfit.paths import expand_user
 from resfit.whole_file import write
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -119,7 +120,7 @@ def export(
       class_names: of the outputs.
       platforms: where the program shall run.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if path.suffix != ".npz":
         raise ExportError(f"export received the path {str(path)!r}. Expected one that ends in '.npz'.")
     if outputs not in losses.FINISHES:

@@ -17,6 +17,7 @@ from resfit.classes import check_class_names
 from resfit.engine.containers import assign
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
+from resfit.paths import expand_user
 from resfit.spelling import did_you_mean
 from resfit.transforms import Transforms
 from resfit.transforms.transforms import from_config, to_config
@@ -53,7 +54,7 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
     """
     import safetensors.flax
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise SavedModelError(
             f"Expected a path ending in '.safetensors', got {str(path)!r}. Save to "
@@ -85,7 +86,7 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     """
     import safetensors
 
-    path = pathlib.Path(path)
+    path = pathlib.Path(expand_user(path))
     if path.is_dir():
         raise SavedModelError(
             f"{path} is a folder. Expected a file that Model.save wrote. The folder of a Checkpoint is gone on with by "

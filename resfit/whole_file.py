@@ -1,12 +1,13 @@
 """Writes a file whole or not at all."""
 
+import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes beside the file's place, flushes to the disk, and moves it there.
+    """Write beside the file's place, flush to the disk, and move it there.
 
     Raises:
       FileNotFoundError: if there is no such folder.
@@ -16,20 +17,15 @@ def write(path: Path, content: bytes) -> None:
             f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
             f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
         )
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    opened = temporary.open("xb")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with opened as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is the cause
+            temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

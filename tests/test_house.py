@@ -18,17 +18,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "spelling": set(),
     "packages": set(),
+    "paths": set(),
     # What users of other libraries pass from habit.
     "foreign": set(),
     "whole_file": set(),
     "download": set(),
-    "compilation_cache": set(),
+    "compilation_cache": {"paths"},
     # What convolves on a CPU: functions that stand in for JAX's own. Nobody below the model knows of them.
-    "kernels": set(),
+    "kernels": {"paths"},
     # Networks stand alone: they can be used with somebody else's loop.
     "stored": set(),
     "nets": {"compilation_cache", "stored"},
-    "weights": {"nets", "packages", "whole_file", "download"},
+    "weights": {"nets", "packages", "paths", "whole_file", "download"},
     "pretrained": {"nets", "weights"},
     "summary": {"nets", "engine.memory"},
     # Pure functions of arrays.
@@ -41,9 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": set(),
     "distributed": set(),
     # Data know no step.
-    "data": {"packages", "download"},
+    "data": {"packages", "paths", "download"},
     # What a weight file expects of photographs.
-    "transforms": {"data", "packages", "preprocess"},
+    "transforms": {"data", "packages", "paths", "preprocess"},
     "classes": set(),
     # The trainer: a step knows no device, a dispatch no callback, the hooks no concrete callback.
     "engine.modes": {"nets"},
@@ -82,13 +83,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "engine.non_finite", "engine.memory", "engine.processes", "losses", "metrics", "data", "optimizers",
     },
     # Callbacks know the model they are given and the logs.
-    "callbacks": {"packages", "engine.hooks", "plots"},
+    "callbacks": {"packages", "paths", "whole_file", "engine.hooks", "plots"},
     # A saved model is a network's spec, its variables and its preprocessing.
-    "saving": {"classes", "engine.containers", "nets", "preprocess", "transforms", "whole_file"},
+    "saving": {"classes", "engine.containers", "nets", "paths", "preprocess", "transforms", "whole_file"},
     # What was exported runs without the rest of the house.
-    "exported": set(),
+    "exported": {"paths"},
     "exporting": {
-        "nets", "losses", "preprocess", "exported", "engine.modes", "engine.state", "engine.step", "whole_file",
+        "nets", "losses", "preprocess", "exported", "engine.modes", "engine.state", "engine.step", "paths",
+        "whole_file",
     },
     # Where a run is saved, and what must be the same when it goes on.
     "resuming": {

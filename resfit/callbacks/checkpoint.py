@@ -8,6 +8,7 @@ from resfit.callbacks.every import Every
 from resfit.callbacks.monitor import Monitor
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
+from resfit.paths import expand_user
 
 
 class Checkpoint(Callback):
@@ -42,7 +43,7 @@ class Checkpoint(Callback):
     ) -> None:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise CallbackError(f"Expected keep to be a positive number of checkpoints, got {keep!r}.")
-        self.directory = pathlib.Path(directory)
+        self.directory = pathlib.Path(expand_user(directory))
         self.keep = keep
         self._every = Every(every, "Checkpoint")
         self._monitor = None if best is None else Monitor(best, mode)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from resfit import whole_file
 from resfit.callbacks import first_process
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
+from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 _MISSING = "NA"
@@ -40,7 +42,7 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise CallbackError(f"Expected separator to be one character, got {separator!r}.")
-        self._path = pathlib.Path(filename)
+        self._path = pathlib.Path(expand_user(filename))
         self._separator = separator
         self._append = append
         self._columns: list[str] | None = None  # of the file; None until it was looked at
@@ -59,7 +61,7 @@ class CSVLogger(Callback):
         row = {"epoch": str(epoch), **{name: _cell(value) for name, value in (logs or {}).items()}}
         columns = ["epoch", *sorted({*(self._columns or ()), *row} - {"epoch"})]
         if columns == self._columns:
-            with self._path.open("a", newline="") as file:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
                 file.write(self._text(columns, [row]))
         else:
             self._rewrite(columns, [*self._read()[1], row])
@@ -78,17 +80,15 @@ class CSVLogger(Callback):
         self._rows = len(rows)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        with self._path.open(newline="") as file:
+        with self._path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, delimiter=self._separator, restval=_MISSING)
             rows = list(reader)
             return list(reader.fieldnames or ()), rows
 
     def _rewrite(self, columns: list[str], rows: Sequence[dict[str, str]]) -> None:
-        # In another file first: whoever pulls the plug now finds the old one whole.
-        other = self._path.with_name(f"{self._path.name}.new")
         header = dict(zip(columns, columns, strict=True))
-        other.write_text(self._text(columns, [header, *rows]) if columns else "", newline="")
-        other.replace(self._path)
+        text = self._text(columns, [header, *rows]) if columns else ""
+        whole_file.write(self._path, text.encode())
         self._columns = columns
 
     def _text(self, columns: list[str], rows: Sequence[dict[str, str]]) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from resfit import whole_file
 from resfit.callbacks import first_process
 from resfit.callbacks.metric_logger import MetricLogger, Moment
 from resfit.engine.hooks import Logs
+from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 
@@ -41,7 +43,7 @@ class JSONLogger(MetricLogger):
         append: bool = False,
     ) -> None:
         super().__init__(every)
-        self._path = pathlib.Path(filename)
+        self._path = pathlib.Path(expand_user(filename))
         self._append = append
         self._keep: int | None = None if append else 0  # lines of the file that stay; None for all
         self._lines: int | None = None  # of the file; None until it was looked at
@@ -73,10 +75,7 @@ class JSONLogger(MetricLogger):
                     self._keep,
                 )
             lines = lines[: self._keep]
-        # In another file first: whoever pulls the plug now finds the old one whole.
-        other = self._path.with_name(f"{self._path.name}.new")
-        other.write_text("".join(f"{line}\n" for line in lines))
-        other.replace(self._path)
+        whole_file.write(self._path, "".join(f"{line}\n" for line in lines).encode())
         return len(lines)
 
     def state_dict(self) -> dict[str, Any]:

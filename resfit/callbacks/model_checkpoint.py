@@ -4,12 +4,14 @@ import logging
 import pathlib
 import re
 import string
+import zlib
 from typing import Any
 
 from resfit.callbacks import first_process
 from resfit.callbacks.monitor import Monitor, measured_weights
 from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
+from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 
@@ -34,7 +36,8 @@ class ModelCheckpoint(Callback):
       save_freq: "epoch", or a number of steps, counted on from one epoch to the next.
       initial_value_threshold: with save_best_only, what the first value must beat.
       keep: how many of the files it wrote to keep: the last ones, or with save_best_only the best ones (a value need
-        then only beat the worst of them). None keeps all. Not in Keras.
+        then only beat the worst of them). None keeps all. A file that was changed after it was written is left alone.
+        Not in Keras.
 
     Raises:
       CallbackError: for a wrong ending, an unknown save_freq, a keep that cannot work, more than plain names in the
@@ -55,7 +58,7 @@ class ModelCheckpoint(Callback):
         initial_value_threshold: float | None = None,
         keep: int | None = None,
     ) -> None:
-        self._template = str(filepath)
+        self._template = _expanded(str(filepath))
         if not self._template.endswith(".safetensors"):
             raise CallbackError(f"Expected filepath to end in '.safetensors', got {self._template!r}.")
         fields = [
@@ -82,6 +85,7 @@ class ModelCheckpoint(Callback):
         self._keep = keep
         self._threshold = initial_value_threshold
         self._kept: list[tuple[float | None, str]] = []  # (monitored value, path), the oldest first
+        self._checksums: dict[str, int] = {}  # by path: of what this callback wrote and has not deleted
         self._verbose = verbose
         self._every = None if save_freq == "epoch" else int(save_freq)
         self._steps = 0
@@ -103,6 +107,8 @@ class ModelCheckpoint(Callback):
 
     def _save(self, logs: Logs, batch: int | None) -> None:
         value = None
+        if self._keep is not None and first_process.is_first():
+            self._kept = [(value, path) for value, path in self._kept if pathlib.Path(path).exists()]
         if self._monitor is not None:
             value = self._monitor.value(logs, "ModelCheckpoint")
             if value is not None and not (self._monitor.improves(value) or self._among_the_best(value)):
@@ -123,18 +129,35 @@ class ModelCheckpoint(Callback):
         return len(values) < self._keep or any(self._monitor.beats(value, kept) for kept in values)
 
     def _forget(self, value: float | None, path: str) -> None:
-        """Takes a file into account that was just written, and removes the one there is no room for any more."""
-        self._kept = [entry for entry in self._kept if entry[1] != path] + [(value, path)]
-        if self._keep is None or len(self._kept) <= self._keep:
+        """Take a file into account that was just written, and delete those that there is no room for any more."""
+        if self._keep is None:
             return
-        worst = 0  # the oldest, where no value says otherwise
-        for i, (candidate, _) in enumerate(self._kept):
-            reference = self._kept[worst][0]
-            if self._monitor is not None and reference is not None and candidate is not None:
-                worst = i if self._monitor.beats(reference, candidate) else worst
-        _, removed = self._kept.pop(worst)
+        self._kept = [entry for entry in self._kept if entry[1] != path] + [(value, path)]
+        while len(self._kept) > self._keep:
+            worst = 0  # the oldest, where no value says otherwise
+            for i, (candidate, _) in enumerate(self._kept):
+                reference = self._kept[worst][0]
+                if self._monitor is not None and reference is not None and candidate is not None:
+                    worst = i if self._monitor.beats(reference, candidate) else worst
+            self._kept.pop(worst)
         if first_process.is_first():
-            pathlib.Path(removed).unlink(missing_ok=True)
+            self._checksums[path] = _checksum(path)
+            for old in sorted(self._checksums.keys() - {name for _, name in self._kept}):
+                self._delete(old)
+
+    def _delete(self, path: str) -> None:
+        """Delete a file that this callback wrote, unless it was changed since; what fails is tried again."""
+        try:
+            if _checksum(path) == self._checksums[path]:
+                pathlib.Path(path).unlink()
+            else:
+                _log.warning("ModelCheckpoint: %s is kept: it was changed after it was written.", path)
+        except FileNotFoundError:
+            _log.debug("ModelCheckpoint: %s is gone already.", path)
+        except OSError as error:
+            _log.warning("ModelCheckpoint: %s cannot be deleted: %s. The next save tries again.", path, error)
+            return
+        del self._checksums[path]
 
     def _path(self, logs: Logs, batch: int | None) -> str:
         values: dict[str, Any] = {"epoch": self._epoch + 1}
@@ -162,10 +185,30 @@ class ModelCheckpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         best = None if self._monitor is None else self._monitor.best
-        return {"best": best, "steps": self._steps, "kept": [list(entry) for entry in self._kept]}
+        kept = [list(entry) for entry in self._kept]
+        return {"best": best, "steps": self._steps, "kept": kept, "checksums": dict(self._checksums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._monitor is not None:
             self._monitor.best = state["best"]
         self._steps = state["steps"]
         self._kept = [(value, path) for value, path in state["kept"] if self._is_mine(path)]
+        checksums = state.get("checksums")
+        if checksums is None:  # of an earlier version: what is there is taken for what was written
+            checksums = {path: _checksum(path) for _, path in self._kept if pathlib.Path(path).is_file()}
+        self._checksums = {path: checksum for path, checksum in checksums.items() if self._is_mine(path)}
+
+
+def _expanded(template: str) -> str:
+    """A template whose `~` is replaced by a folder in which braces are no fields."""
+    home, slash, rest = template.partition("/")
+    expanded = expand_user(home)
+    return template if expanded == home else expanded.replace("{", "{{").replace("}", "}}") + slash + rest
+
+
+def _checksum(path: str) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

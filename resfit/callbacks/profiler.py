@@ -9,6 +9,7 @@ import jax
 from resfit.callbacks import first_process
 from resfit.engine.hooks import Callback, LazyLogs, Logs, batch_losses
 from resfit.errors import CallbackError
+from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 
@@ -37,7 +38,7 @@ class Profiler(Callback):
     def __init__(self, log_dir: str | os.PathLike[str], start: int = 10, stop: int = 15) -> None:
         if not 0 <= start < stop:
             raise CallbackError(f"Expected 0 <= start < stop, got start={start} and stop={stop}.")
-        self._log_dir = os.fspath(log_dir)
+        self._log_dir = expand_user(log_dir)
         self._start, self._stop = start, stop
         self._step = 0
         self._last: Logs | None = None

@@ -13,6 +13,7 @@ from resfit.data.load import load
 from resfit.data.tfds import tfds
 from resfit.errors import DataError
 from resfit.packages import load_package
+from resfit.paths import expand_user
 
 _OFFICIAL = ("mnist", "fashion_mnist")
 _OURS = {
@@ -53,6 +54,7 @@ def prepare_tfds(
             f"{name!r} cannot be prepared from original files. Expected one of {', '.join((*_OFFICIAL, *_OURS))}; the "
             f"others are prepared by resfit.data.tfds({name!r}, ..., download=True)."
         )
+    data_dir = None if data_dir is None else expand_user(data_dir)
     package = load_package("tensorflow_datasets", "resfit.data.prepare_tfds", "pip install 'resfit[tfds]'")
     load_package("PIL.Image", "resfit.data.prepare_tfds", "pip install 'resfit[tfds]'")
     kind = _builder_class(package, name, path)

@@ -16,6 +16,7 @@ from resfit.data.decode import MODES, decode
 from resfit.data.records import stack_images
 from resfit.errors import DataError
 from resfit.packages import load_package
+from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 
@@ -88,7 +89,7 @@ def folder(
         raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
     if threads is not None and threads < 0:
         raise DataError(f"Expected threads to be 0 (none) or more, got {threads}.")
-    names, labels, paths = _listed(Path(path), None if classes is None else tuple(classes))
+    names, labels, paths = _listed(Path(expand_user(path)), None if classes is None else tuple(classes))
     return ImageFolder(
         paths=paths,
         labels=labels,

@@ -8,8 +8,9 @@ import numpy as np
 from resfit.data import bundled
 from resfit.data.archives import cifar, idx
 from resfit.data.archives.published import CIFAR_ARCHIVES, IDX_FILES
-from resfit.download import Remote, cache_folder, fetch
+from resfit.download import Remote, fetch
 from resfit.errors import DataError
+from resfit.paths import cache_folder, expand_user
 from resfit.spelling import did_you_mean
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -63,7 +64,7 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
       >>> x_train.shape, x_train.dtype, y_test.shape
       ((1437, 8, 8, 1), dtype('uint8'), (360,))
     """
-    folder = None if path is None else Path(path)
+    folder = None if path is None else Path(expand_user(path))
     if name in IDX_FILES:
         train, test = _idx(name, folder)
     elif name in CIFAR_ARCHIVES:

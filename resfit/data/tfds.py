@@ -7,6 +7,7 @@ from typing import Any
 from resfit.data.tfds_source import INSTALL, TfdsSource, columns_of
 from resfit.errors import DataError, MissingPackageError
 from resfit.packages import load_package
+from resfit.paths import expand_user
 
 _Path = str | os.PathLike[str]
 _WITHOUT_TENSORFLOW = ("mnist", "fashion_mnist", "digits", "mnist_5k")  # what prepare_tfds prepares
@@ -46,6 +47,7 @@ def tfds(
       >>> len(train), train.take(slice(0, 64))[0].shape, train.classes[:3]
       (1437, (64, 8, 8, 1), ('0', '1', '2'))
     """
+    data_dir = None if data_dir is None else expand_user(data_dir)
     package = load_package("tensorflow_datasets", "resfit.data.tfds", INSTALL)
     load_package("array_record.python.array_record_data_source", "resfit.data.tfds", INSTALL)
     try:

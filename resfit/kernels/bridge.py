@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from resfit.kernels.library import Library, Unavailable, load
+from resfit.paths import cache_folder
 
 TARGET = "resfit_onednn"
 SOURCE = pathlib.Path(__file__).parent / "bridge.c"
@@ -158,8 +159,7 @@ def _connected() -> Bridge:
 
 def folder() -> pathlib.Path:
     """Where the compiled bridge is kept: ``~/.cache/resfit/kernels``, in the folder that XDG_CACHE_HOME names."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "resfit" / "kernels"
+    return cache_folder() / "kernels"
 
 
 def built(where: pathlib.Path) -> pathlib.Path:

@@ -11,6 +11,7 @@ import numpy as np
 from resfit.data.decode import Encoded, decode, is_picture
 from resfit.errors import DataError
 from resfit.packages import load_package
+from resfit.paths import expand_user
 from resfit.preprocess import Normalize
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def _pixels(image: Any) -> np.ndarray:
     """Any photograph as (height, width, 3) uint8."""
     if isinstance(image, bytes):
         image = Encoded(image)
-    if isinstance(image, str | os.PathLike | io.IOBase) or is_picture(image):
+    elif isinstance(image, str | os.PathLike):
+        image = expand_user(image)
+    if isinstance(image, os.PathLike | io.IOBase) or is_picture(image):
         return decode(image)
     pixels = np.asarray(image)
     if pixels.dtype == np.uint8 and pixels.ndim == 2:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import WeightsError
+from resfit.paths import expand_user
 from resfit.spelling import did_you_mean
 from resfit.weights import keras_files, torch_files
 from resfit.weights.layouts import Array
@@ -49,7 +50,7 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]
         >>> read("resnet20.safetensors")["fc.weight"].shape
         (10, 64)
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     if not path.is_file():
         there = sorted(file.name for file in path.parent.glob("*") if file.is_file())
         raise FileNotFoundError(

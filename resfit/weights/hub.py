@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from resfit.download import cache_folder, fetch, is_published
+from resfit.download import fetch, is_published
 from resfit.errors import DownloadError, WeightsError
 from resfit.packages import load_package
+from resfit.paths import cache_folder, expand_user
 from resfit.spelling import did_you_mean
 from resfit.weights.architecture import CONFIG, HUB_FILES
 from resfit.weights.published import TORCHVISION
@@ -31,7 +32,7 @@ def locate(weights: str | os.PathLike[str], network: str) -> Path:
         MissingPackageError: for a repository of the hub, without huggingface_hub.
         FileNotFoundError: if there is no such file.
     """
-    text = os.fspath(weights)
+    text = expand_user(weights)
     if isinstance(weights, str) and not Path(text).exists():
         owner, _, name = text.partition("/")
         if owner == "torchvision":

@@ -9,6 +9,7 @@ from flax import nnx
 from resfit import whole_file
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
+from resfit.paths import expand_user
 from resfit.weights import architecture
 from resfit.weights.files import read, to_safetensors
 from resfit.weights.names import COUNT_OF_NORM, NAMINGS
@@ -76,7 +77,7 @@ def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None
         >>> from resfit.nets import create_model
         >>> save(create_model("resnet20", num_classes=10), "resnet20.safetensors")
     """
-    path = Path(path)
+    path = Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"Received the path {str(path)!r}. Expected one that ends in '.safetensors', which "

@@ -138,3 +138,10 @@ def test_the_rows_of_a_fit_are_its_history() -> None:
     assert [int(row["epoch"]) for row in rows] == history.epoch
     for name, values in history.history.items():
         assert [None if row[name] == "NA" else float(row[name]) for row in rows] == values
+
+
+def test_a_file_of_the_user_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "log.csv.new").write_text("mine")
+    play(CSVLogger(tmp_path / "log.csv"), [{"loss": 2.0}, {"loss": 1.0}])
+    assert (tmp_path / "log.csv.new").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2

@@ -236,3 +236,10 @@ def test_scalars_are_numbers_only() -> None:
     values = {"a": 1, "b": np.float32(2), "c": np.array([3, 4]), "d": np.eye(2), "e": "text", "f": True}
     assert scalars(values) == {"a": 1.0, "b": 2.0, "c_0": 3.0, "c_1": 4.0, "f": 1.0}
     assert Moment(1, None, 2)._asdict() == {"epoch": 1, "batch": None, "step": 2}
+
+
+def test_a_file_of_the_user_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl.new").write_text("mine")
+    play(JSONLogger(tmp_path / "log.jsonl"), [{"loss": 2.0}, {"loss": 1.0}])
+    assert (tmp_path / "log.jsonl.new").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2

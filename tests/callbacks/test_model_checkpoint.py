@@ -77,6 +77,61 @@ def test_the_files_to_keep_are_known_again_after_a_resume(model: Any, tmp_path: 
     assert names(tmp_path) == ["2.safetensors", "4.safetensors"]
 
 
+def test_a_file_that_the_user_put_in_the_place_of_an_old_one_is_kept(
+    model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = ModelCheckpoint(tmp_path / "{epoch}.safetensors", keep=1)
+    run(model, callback, epochs=1)
+    (tmp_path / "1.safetensors").write_bytes(b"mine")
+    resumed = ModelCheckpoint(tmp_path / "{epoch}.safetensors", keep=1)
+    resumed.load_state_dict(callback.state_dict())
+    with caplog.at_level(logging.WARNING, "resfit"):
+        run(model, resumed, epochs=3, initial_epoch=1)
+    assert names(tmp_path) == ["1.safetensors", "3.safetensors"]
+    assert (tmp_path / "1.safetensors").read_bytes() == b"mine"
+    assert [text for text in caplog.messages if "is kept: it was changed" in text] == [
+        f"ModelCheckpoint: {tmp_path / '1.safetensors'} is kept: it was changed after it was written."
+    ]
+
+
+def test_a_file_that_could_not_be_deleted_is_deleted_after_a_later_save_also_of_a_resumed_run(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def checkpoint() -> ModelCheckpoint:
+        return ModelCheckpoint(tmp_path / "{epoch}.safetensors", keep=1)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "no", str(path))
+
+    callback, resumed = checkpoint(), checkpoint()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "resfit"):
+        patch.setattr(Path, "unlink", refuse)
+        run(model, callback, epochs=2)
+    assert "1.safetensors cannot be deleted" in caplog.text
+    assert names(tmp_path) == ["1.safetensors", "2.safetensors"]
+    resumed.load_state_dict(callback.state_dict())
+    run(model, resumed, epochs=3, initial_epoch=2)
+    assert names(tmp_path) == ["3.safetensors"]
+
+
+def test_a_file_that_the_user_deleted_makes_room_for_another(model: Any, tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True, keep=2)
+    run(model, callback, [Scripted("val_loss", [1, 2])], epochs=2)
+    (tmp_path / "1.safetensors").unlink()
+    run(model, callback, [Scripted("val_loss", [0, 0, 3, 4])], epochs=4, initial_epoch=2)
+    assert names(tmp_path) == ["2.safetensors", "3.safetensors"]
+
+
+def test_the_state_of_an_earlier_version_without_checksums_is_read(model: Any, tmp_path: Path) -> None:
+    callback, resumed = (ModelCheckpoint(tmp_path / "{epoch}.safetensors", keep=1) for _ in range(2))
+    run(model, callback, epochs=1)
+    state = callback.state_dict()
+    del state["checksums"]
+    resumed.load_state_dict(state)
+    run(model, resumed, epochs=2, initial_epoch=1)
+    assert names(tmp_path) == ["2.safetensors"]
+
+
 @pytest.mark.parametrize(("keep", "path"), [(0, "{epoch}"), (True, "{epoch}"), (1.5, "{epoch}"), (2, "last")])
 def test_a_number_of_files_that_cannot_be_kept_is_refused(keep: Any, path: str) -> None:
     with pytest.raises(CallbackError, match="keep"):
