@@ -15,7 +15,17 @@ from resfit import compilation_cache, kernels, losses, optimizers, resuming, sch
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit.arguments import bar, check_counts, due, listed, one_batch, returned, unpacked
-from resfit.callbacks import Callback, History
+from resfit.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    History,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+    RollbackOnNaN,
+    SwapEMAWeights,
+    TerminateOnNaN,
+)
 from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
 from resfit.data.arrays import as_arrays, check_class_weight, split_validation
@@ -712,6 +722,10 @@ class Model:
         }
         compared = {"data": data, "validation": None if validation is None else validation.data}
         processes = self._loop.processes
+        self._check_same_settings(
+            fingerprint
+            | {"validation": validation is not None, "resume": resume, "callbacks": _steering(listed(callbacks))}
+        )
         with processes.failing_together():
             keeper = resuming.keeper(
                 listed(callbacks), resume, fingerprint, compared, self._state, self._placement, processes
@@ -821,6 +835,15 @@ class Model:
             entries,
             "Pass the whole data set in every process, of which each reads its part. Data that are split already are "
             "passed as an iterable of batches.",
+        )
+
+    def _check_same_settings(self, settings: Mapping[str, Any]) -> None:
+        compared = {name: value for name, value in settings.items() if name != "cpu_kernels"}
+        self._loop.processes.check_same(
+            "arguments of compile or fit",
+            (repr(value).encode() for value in compared.values()),
+            (f"{name}, here {value!r:.200}," for name, value in compared.items()),
+            "Processes with other arguments would wait for one another for ever. Pass the same in every process.",
         )
 
     def _check_schedule(self, stream: Epochs, epochs: int, initial_epoch: int) -> None:
@@ -1239,6 +1262,16 @@ class Model:
         return CallbackList(
             [*listed(callbacks), *bar(verbose)], self, {"verbose": verbose, "epochs": 1, "steps": total}
         )
+
+
+_STEERING = (
+    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN, SwapEMAWeights, TerminateOnNaN,
+)  # fmt: skip
+
+
+def _steering(callbacks: Sequence[Callback]) -> list[str]:
+    """The names of the callbacks that change how a run goes on; others may be in one process alone."""
+    return [type(callback).__name__ for callback in callbacks if isinstance(callback, _STEERING)]
 
 
 class _SeenInputs(Callback):

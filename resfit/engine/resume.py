@@ -138,7 +138,7 @@ class Keeper:
             trains = "The run goes on, and not exactly", "The run is done, and nothing is trained"
             told = trains[not self._trains(progress)]
             _log.warning("%s: it was saved with other %s.", told, ", ".join(differs))
-        shapes = [list(leaf.shape) for leaf in self._state.leaves]
+        shapes = self._state.shapes_on_host()
         if shapes != facts["shapes"]:
             raise ResumeError(
                 "The checkpoint holds the state of another network or optimizer: "
@@ -257,8 +257,7 @@ class Keeper:
         self._other_rate = False  # going back later is to a rate of this run
         if self._other_span:
             leaves[-2] = self._span(leaves, facts["progress"])
-        # In memory of their own: a step gives them up.
-        self._state.replace(tuple(self._placement.replicate(leaves, copy=True)))
+        self._state.take_from_host(leaves)
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
         callbacks.load_state_dicts(facts["callback_states"])
@@ -300,8 +299,7 @@ class Keeper:
             self._checkpoints.wait()
         with _training_goes_on():  # also where the one before could not be written
             self._finite &= set(self._checkpoints.steps)
-        # Copies: on a CPU the host would else look into memory that the next step writes to.
-        state = [np.array(leaf) for leaf in read(list(self._state.leaves))]
+        state = self._state.on_host()
         arrays = {f"state/{i}": leaf for i, leaf in enumerate(state)}
         arrays |= {f"sums/{i}": np.array(leaf) for i, leaf in enumerate(read(list(sums)))}
         number = self._numbers

@@ -16,6 +16,7 @@ from flax import nnx
 
 from resfit.engine import modes
 from resfit.engine.containers import assign
+from resfit.engine.dispatch import is_key
 from resfit.engine.modes import Plan, plan
 from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
@@ -308,6 +309,20 @@ class RunState:
         # NumPy's copy, not JAX's: that one compiles a program for every shape.
         return [np.array(array, leaf.dtype) for array, leaf in zip(arrays, visible, strict=True)]
 
+    def on_host(self) -> list[np.ndarray]:
+        """Return a copy of every leaf as NumPy, random keys as their numbers. Waits for the device."""
+        # Copies: on a CPU the host would else look into memory that the next step writes to.
+        return [np.array(leaf) for leaf in jax.device_get([_numbers(leaf) for leaf in self.leaves])]
+
+    def shapes_on_host(self) -> list[list[int]]:
+        """Return the shapes of the arrays of `on_host`."""
+        return [list(_numbers(leaf).shape) for leaf in self.leaves]
+
+    def take_from_host(self, arrays: Sequence[np.ndarray]) -> None:
+        """Take what `on_host` gave, in memory of its own: a step gives it up."""
+        leaves = [_as_key(array, leaf) for array, leaf in zip(arrays, self.leaves, strict=True)]
+        self.replace(tuple(self._replicate(leaves, copy=True)))
+
     def rate_index(self) -> int | None:
         """Which leaf of the optimizer's state is its learning rate; None unless there is exactly one to set."""
         return index_of_rate(self.layout.split(self.leaves)[3])
@@ -438,6 +453,14 @@ class RunState:
             )
         pairs = list(zip(arrays, slots, strict=True))
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
+
+
+def _numbers(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def _as_key(array: Any, leaf: Any) -> Any:
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)) if is_key(leaf) else array
 
 
 def rate_factor(span: jax.Array) -> jax.Array:

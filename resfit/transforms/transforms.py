@@ -143,7 +143,7 @@ def _pixels(image: Any) -> np.ndarray:
         image = Encoded(image)
     elif isinstance(image, str | os.PathLike):
         image = expand_user(image)
-    if isinstance(image, os.PathLike | io.IOBase) or is_picture(image):
+    if isinstance(image, str | io.IOBase) or is_picture(image):
         return decode(image)
     pixels = np.asarray(image)
     if pixels.dtype == np.uint8 and pixels.ndim == 2:

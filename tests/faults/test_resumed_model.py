@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import DataError
 from tests.faults import runs
-from tests.helpers import compiled, images, labels
+from tests.helpers import assert_same, compiled, images, labels
 
 BYTES = (images(10) * 20 + 128).astype(np.uint8)
 
@@ -51,6 +53,20 @@ def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Pat
     again.save(tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="trained on uint8"):
         resfit.load(tmp_path / "model.safetensors", module=again.module).predict(BYTES.astype(np.float32), verbose=0)
+
+
+@pytest.mark.parametrize("dispatch", ["jit", "sharded"])
+def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, tmp_path: Path) -> None:
+    def run(folder: str, *more: Callback) -> list[np.ndarray]:
+        noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))
+        model = compiled(optimizer=noisy, learning_rate=None, dispatch=dispatch)
+        trained(tmp_path / folder, *more, made=model)
+        return model._state.on_host()
+
+    whole = run("whole")
+    with runs.stopped(SystemExit):
+        run("run", runs.Stops(1, terminate))
+    assert_same(run("run"), whole)
 
 
 class Pair(NamedTuple):

@@ -88,6 +88,9 @@ def test_processes_agree_before_they_go_on_stop_or_fail(tmp_path: Path) -> None:
         assert found["other values"].startswith("DataError: The processes hold different first values: conv.kernel")
         assert found["other kind"].startswith("CompileError: dispatch='jit' with 2 processes")
         assert "2 processes train together" in found["cache"]
+        for name in ("epochs", "steps_per_epoch", "validation", "callbacks", "seed"):
+            said = found[f"other {name.removesuffix('_per_epoch')}"]
+            assert said.startswith(f"DataError: The processes hold different arguments of compile or fit: {name}, here")
     assert first["failure"].startswith("ProcessFailed: Process 1 failed, and process 0 stops with it")
     assert second["failure"].startswith("ZeroDivisionError")
     assert first["an empty stream"].startswith("ProcessFailed: Process 1 failed")

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 import resfit
-from resfit.callbacks import Callback, Checkpoint
+from resfit.callbacks import Callback, Checkpoint, EarlyStopping
 from resfit.errors import ResfitError
 from tests.helpers import BATCH, TinyNet, images, labels, values
 
@@ -133,6 +133,14 @@ def agreement(folder: Path, process: int, processes: int) -> dict[str, Any]:
     attempt("other values", lambda: model_of(net_seed=process))
     attempt("other kind", lambda: model_of(dispatch="jit"))
     attempt("cache", lambda: model_of().fit(x, y, cache="device", verbose=0))
+    for name, arguments in {
+        "epochs": {"epochs": 2 + process},
+        "steps": {"steps_per_epoch": 2 + process},
+        "validation": {"validation_data": (x, y) if second else None},
+        "callbacks": {"callbacks": [EarlyStopping("loss")] if second else []},
+    }.items():
+        attempt(f"other {name}", lambda arguments=arguments: model_of().fit(x, y, verbose=0, **arguments))
+    attempt("other seed", lambda: model_of(seed=process).fit(x, y, verbose=0))
     attempt("again", lambda: fit_with(lambda model: None))  # nothing of the above has left them apart
     return found
 
