@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from resfit.data.arrays import check_class_weight, class_weights
 from resfit.data.batches import Batch, Batches, Positioned, description_of
 from resfit.errors import DataError
@@ -63,4 +61,4 @@ class ClassWeighted:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
             if batch.y is None:
                 raise DataError("class_weight needs labels, and the batches have none. Expected batches (x, y).")
-            yield batch._replace(weight=class_weights(np.asarray(batch.y), self._class_weight))
+            yield batch._replace(weight=class_weights(batch.y, self._class_weight))
