@@ -32,6 +32,7 @@ class Saved(NamedTuple):
       trained_on: what inputs it was trained on.
       transforms: of photographs, before that.
       class_names: by number.
+      multi_label: whether every output is a label of its own; None if it is not known.
     """
 
     module: nnx.Module
@@ -39,6 +40,7 @@ class Saved(NamedTuple):
     trained_on: preprocess_.Kinds | None = None
     transforms: Transforms | None = None
     class_names: list[str] | None = None
+    multi_label: bool | None = None
 
 
 def save(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -66,6 +68,7 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
         "trained_on": saved.trained_on,
         "transforms": to_config(saved.transforms),
         "class_names": saved.class_names,
+        "multi_label": saved.multi_label,
     }
     arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(saved.module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
@@ -123,15 +126,16 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
     trained_on = None if kinds is None else tuple(kinds)
     transforms, class_names = _of_photographs(path, header)
+    multi_label = header.get("multi_label")  # not there in the files of earlier versions
     if preprocess is not None:
-        return Saved(module, preprocess, trained_on, transforms, class_names)
+        return Saved(module, preprocess, trained_on, transforms, class_names, multi_label)
     config = header["preprocess"]
     if config is not None and config["kind"] == "custom":
         raise SavedModelError(
             f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
             "resfit.load(path, preprocess=...)."
         )
-    return Saved(module, preprocess_.from_config(config), trained_on, transforms, class_names)
+    return Saved(module, preprocess_.from_config(config), trained_on, transforms, class_names, multi_label)
 
 
 def _header(path: Any, text: str) -> dict[str, Any]:

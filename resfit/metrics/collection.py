@@ -15,6 +15,7 @@ from resfit.metrics.mean import Loss
 class Collection(clu.metrics.Collection):  # type: ignore[misc]  # clu is untyped
     """A clu collection in which metrics that read the same sums carry them once."""
 
+    multi_label: ClassVar[bool] = False
     readings: ClassVar[Mapping[str, tuple[str, type[clu.metrics.Metric]]]] = {}  # name -> (field of the sums, metric)
 
     def compute(self) -> dict[str, Any]:
@@ -26,8 +27,11 @@ class Collection(clu.metrics.Collection):  # type: ignore[misc]  # clu is untype
         return values
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> type[Collection]:
-    """One clu collection of the loss and the given metrics.
+def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> type[Collection]:
+    """Return one clu collection class of the loss and the given metrics.
+
+    With multi_label, metrics of clu that read `labels` receive the labels of all outputs. Else, where the labels are a
+    matrix like the outputs, each row's largest one.
 
     Metrics whose `shares` attribute is the same have the same sums: all that count a confusion matrix, for instance.
 
@@ -37,18 +41,18 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> type[Collecti
       >>> names(kind), [name for name in kind.__annotations__]
       (['loss', 'precision', 'f1'], ['loss', 'precision'])
     """
-    return _collection(tuple(metrics.items()))
+    return _collection(tuple(metrics.items()), multi_label)
 
 
 @functools.lru_cache(maxsize=128)  # a second model with the same metrics has the same class, hence the same steps
-def _collection(metrics: tuple[tuple[str, type[clu.metrics.Metric]], ...]) -> type[Collection]:
+def _collection(metrics: tuple[tuple[str, type[clu.metrics.Metric]], ...], multi_label: bool) -> type[Collection]:
     fields: dict[Any, str] = {}  # what is shared -> the field that holds it
     readings = {}
     for name, metric in (("loss", Loss), *metrics):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
     held = {field: readings[field][1] for field in fields.values()}
     kind: type[Collection] = flax.struct.dataclass(
-        type("Metrics", (Collection,), {"__annotations__": held, "readings": readings})
+        type("Metrics", (Collection,), {"__annotations__": held, "readings": readings, "multi_label": multi_label})
     )
     return kind
 
@@ -73,7 +77,9 @@ def from_step(
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
         extra["logits"] = outputs
-        if (
+        if issubclass(kind, Collection) and kind.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
+            extra["labels"] = targets
+        elif (
             hasattr(targets, "shape")
             and outputs.ndim == 2
             and targets.ndim == 2
