@@ -32,12 +32,13 @@ from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
 from resfit.optimizers.choice import check_rate
+from resfit.overrides import Guarded, check_flags
 from resfit.transforms import Transforms
 
 _log = logging.getLogger("resfit")
 
 
-class Model:
+class Model(Guarded):
     """Trains, evaluates and applies an nnx.Module, with the argument names, defaults and return values of Keras.
 
     Any module that maps a batch of inputs to outputs will do. Its mode (BatchNorm, Dropout) is switched automatically,
@@ -237,6 +238,7 @@ class Model:
                 else f"{type(self._module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
                 "Expected layers, or nnx.Param attributes, that are made in its __init__."
             )
+        check_flags(self._module, state.layout.plan)
         rate_index = state.rate_index()
         if learning_rate is not None and rate_index is None:
             raise CompileError(
@@ -588,6 +590,7 @@ class Model:
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._require_compiled("fit")
+        check_flags(self._module, self._state.layout.plan)
         self._state.check_structure()
         if self._fitting:
             raise CallbackError(
