@@ -33,7 +33,7 @@ def weights_of(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | N
         return sample_weight
     if sample_weight is not None:
         raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
-    return class_weights(np.asarray(y), class_weight)
+    return class_weights(y, class_weight)
 
 
 def one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:

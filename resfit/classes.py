@@ -41,7 +41,8 @@ def top_k(
     if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=1e-3)):
         raise LabelError(
             f"top_k got rows with values from {rows.min():.4g} to {rows.max():.4g} that do not each add up to 1. "
-            "Expected probabilities: predict(x, outputs='probabilities') instead of logits."
+            "Expected probabilities: predict(x, outputs='probabilities') instead of logits. Labels of a multi-label "
+            "model do not compete: predict(x, outputs='labels') marks those above 0.5."
         )
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise DataError(f"Expected k to be a positive integer, got {k!r}.")

@@ -85,6 +85,13 @@ class Distiller(Model):
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """See `Model.compute_loss`."""
+        if self._multi_label:
+            raise CompileError(
+                "Distiller got a loss for several labels per example, and the teacher's part of its loss compares the "
+                "softmax of all classes. Expected a loss for one class, such as loss='cross_entropy'. For several "
+                "labels override Model.compute_loss with losses.binary_cross_entropy(logits, "
+                "jax.nn.sigmoid(teacher_logits))."
+            )
         of_labels, logits = super().compute_loss(module, x, y, key=key, train=train)
         of_teacher = losses.distillation(logits, module.ask(x), self._temperature)
         return self._label_weight * of_labels + (1 - self._label_weight) * of_teacher, logits

@@ -67,6 +67,10 @@ class ModuleError(ResfitError, TypeError):
     """The module cannot be trained: it is no nnx.Module, or it changes its own structure while it is called."""
 
 
+class OverrideError(ResfitError, AttributeError):
+    """A subclass of `Model` defines, or an assignment sets, a name of another library that resfit does not read."""
+
+
 class DataError(ResfitError, ValueError):
     """The input data are empty, of unequal length, or of a kind that resfit cannot read."""
 

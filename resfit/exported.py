@@ -24,7 +24,8 @@ class ExportedModel:
 
     Attributes:
       metadata: what the file says of itself: "versions" (of resfit and jax, by which it was written), "inputs" (shape
-        and dtype of each, None for the batch's size), "outputs" (as for `Model.export`), "class_names", "platforms",
+        and dtype of each, None for the batch's size), "outputs" (as for `Model.export`), "multi_label" (whether
+        every output is a label of its own; not in older files), "class_names", "platforms",
         "weights" (their names, in the order in which the program takes them), and where they come from.
       class_names: of the outputs, or None.
     """

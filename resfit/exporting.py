@@ -104,6 +104,7 @@ def export(
     fold: bool,
     class_names: Sequence[str] | None,
     platforms: Sequence[str],
+    multi_label: bool = False,
 ) -> None:
     """Writes what predicts as `Model.predict` does; see `Model.export`.
 
@@ -119,6 +120,7 @@ def export(
       fold: whether to fold batch norms into convolutions.
       class_names: of the outputs.
       platforms: where the program shall run.
+      multi_label: whether every output is a label of its own.
     """
     path = pathlib.Path(expand_user(path))
     if path.suffix != ".npz":
@@ -135,7 +137,8 @@ def export(
     if fold:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
         module = fold_batch_norm(module, one if preprocess is None else jax.eval_shape(preprocess, one))
-    names, arrays, predict = _function(module, precision, preprocess, outputs, seed)
+    finish = (losses.MULTI_LABEL_FINISHES if multi_label else losses.FINISHES)[outputs]
+    names, arrays, predict = _function(module, precision, preprocess, finish, seed)
     program = _program(predict, arrays, example, platforms, type(module).__name__)
     _check_rows(program)
     metadata = {
@@ -148,6 +151,7 @@ def export(
             for where, leaf in jax.tree_util.tree_flatten_with_path(example)[0]
         ],
         "outputs": outputs,
+        "multi_label": multi_label,
         "class_names": None if class_names is None else _names(class_names, program, outputs),
         "platforms": list(program.platforms),
         "precision": precision,
@@ -168,7 +172,11 @@ def export(
 
 
 def _function(
-    module: nnx.Module, precision: str, preprocess: preprocess_.Preprocess | None, outputs: str, seed: int
+    module: nnx.Module,
+    precision: str,
+    preprocess: preprocess_.Preprocess | None,
+    finish: Callable[[Any], Any],
+    seed: int,
 ) -> tuple[list[str], list[np.ndarray[Any, Any]], Callable[[Any, Any], Any]]:
     """The weights by name, as files hold them, and the function of them and of a batch."""
     plan = modes.plan(module, precision=precision)
@@ -187,7 +195,7 @@ def _function(
             array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
             for array, dtype in zip(stored, dtypes, strict=True)
         )
-        return predict_step(layout, preprocess, losses.FINISHES[outputs], weights, jax.numpy.asarray(key), x)
+        return predict_step(layout, preprocess, finish, weights, jax.numpy.asarray(key), x)
 
     return layout.visible_names, [_storable(array) for array in arrays], predict
 
@@ -230,8 +238,8 @@ def _batch(program: jax.export.Exported) -> list[Any]:
 def _names(class_names: Sequence[str], program: jax.export.Exported, outputs: str) -> list[str]:
     names = list(class_names)
     expected = len(names)
-    if outputs != "labels":
-        shape = program.out_avals[0].shape
+    shape = program.out_avals[0].shape
+    if outputs != "labels" or len(shape) == 2:  # the labels of a multi-label model
         # A single logit tells two classes apart.
         expected = 2 if shape[1:] in ((), (1,)) else shape[-1]
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names) or len(names) != expected:

@@ -1,7 +1,7 @@
 """Objects of other libraries that users pass from habit, and what replaces each of them here.
 
-Libraries are recognized by the names of their modules, so none is imported. A loss of Keras takes (labels, outputs), and
-a metric of PyTorch wants tensors: called by resfit, they would fail inside a step or, worse, return wrong numbers.
+Libraries are recognized by the names of their modules, so none is imported. A loss of Keras takes (labels, outputs),
+and a metric of PyTorch takes tensors: called by resfit, they fail inside a step or return wrong numbers.
 """
 
 import functools

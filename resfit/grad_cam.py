@@ -27,7 +27,8 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
       x: a few images (examples, height, width, channels), as `Model.predict` takes them.
       part: dotted path of a module whose output is (batch, height, width, channels): "stage4", "stage2.blocks.0". The
         last stage tells classes apart best; earlier ones see finer detail.
-      classes: (examples,) class numbers; the predicted ones by default.
+      classes: (examples,) class numbers; the predicted ones by default. A multi-label model needs them, since it may
+        predict several.
 
     Returns:
       (examples, height, width) float32 from 0 to 1, of the images' size; each image's largest value is 1, or all are 0
@@ -75,6 +76,11 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
     if getattr(logits, "ndim", 0) != 2:
         raise ModuleError(
             f"Grad-CAM needs logits (batch, classes); the module returns {jax.tree.map(np.shape, logits)}."
+        )
+    if classes is None and model._multi_label and logits.shape[1] > 1:
+        raise DataError(
+            "Grad-CAM got no classes, and the model is multi-label: an image may have several labels, or none. "
+            "Expected one label number for each image, such as classes=np.full(len(x), 3)."
         )
     if classes is not None and (
         classes.shape != (len(x),)

@@ -39,7 +39,7 @@ from resfit.engine.dispatch import AXIS, Placement, preferred_device
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
 from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained, plan
-from resfit.engine.outputs import OUTPUTS
+from resfit.engine.outputs import NAMES, kind
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
 from resfit.engine.signals import at_batch_boundaries
@@ -47,12 +47,13 @@ from resfit.engine.state import RunState
 from resfit.engine.step import Recipe
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
 from resfit.optimizers.choice import check_rate
+from resfit.overrides import Guarded, check_flags
 from resfit.transforms import Transforms
 
 _log = logging.getLogger("resfit")
 
 
-class Model:
+class Model(Guarded):
     """Trains, evaluates and applies an nnx.Module, with the argument names, defaults and return values of Keras.
 
     Any module that maps a batch of inputs to outputs will do. Its mode (BatchNorm, Dropout) is switched automatically,
@@ -60,7 +61,8 @@ class Model:
     copy of its graph: the module's own flags are never changed. If its `__call__` names `train`, `training`,
     `deterministic` or `use_running_average`, that argument is passed.
 
-    Subclasses that need another step override `compute_loss`.
+    Subclasses that need another step override `compute_loss`. Members of Keras's and Lightning's models that nothing
+    here reads, such as `train_step` or `trainable`, raise `OverrideError` when they are defined or set.
 
     Args:
       module: the network. It stays the caller's own object, holds the trained variables after `fit`, and is never
@@ -110,6 +112,8 @@ class Model:
         self._transforms: Transforms | None = None
         self._class_names: list[str] | None = None
         self._compiled = self._fitting = False
+        self._multi_label: bool | None = None  # whether every output is a label of its own; None: it is not known
+        self._one_label_metrics: list[str] = []
         self._freeze = NOTHING_FROZEN
         self._outputs_shape: tuple[int, ...] | None = None
         self._trained_on: preprocess_.Kinds | None = None
@@ -227,10 +231,13 @@ class Model:
         augments = augment_.get(augment, num_classes)
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
+        by_loss = losses.multi_label(loss_function)
+        if own_step and not by_loss:
+            by_loss = None  # compute_loss may read the labels in any way
         chosen = (
             metrics_.automatic(None if own_step else loss_function)
             if metrics == "auto"
-            else metrics_.by_name(metrics, num_classes=num_classes)
+            else metrics_.by_name(metrics, num_classes, multi_label=by_loss)
         )
         placement = Placement(dispatch, compiler_options, batch_norm, self._device())
         convolutions = _convolutions(cpu_kernels, placement)
@@ -265,6 +272,7 @@ class Model:
                 "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
                 "nnx.bridge.ToNNX has them after .lazy_init(x)."
             )
+        check_flags(self._module, state.layout.plan)
         rate_index = state.rate_index()
         if learning_rate is not None and rate_index is None:
             raise CompileError(
@@ -272,6 +280,8 @@ class Model:
                 "out, or pass "
                 "the function instead (optimizer=optax.adamw, learning_rate=...)."
             )
+        self._multi_label = by_loss if by_loss is not None else self._multi_label or None
+        self._one_label_metrics = [name for name, metric in chosen.items() if metrics_.reads_one_label(metric)]
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
         )  # fmt: skip
@@ -286,7 +296,7 @@ class Model:
         self._loop = self._make_loop(
             Recipe(
                 self.compute_loss,
-                metrics_.collection(chosen),
+                metrics_.collection(chosen, multi_label=bool(by_loss)),
                 preprocess_function,
                 augments,
                 _schedule(named, rate_function),
@@ -397,6 +407,43 @@ class Model:
         own_step = type(self).compute_loss is not Model.compute_loss
         if not own_step and self._outputs_shape is not None:
             losses.check(self._loss, labels, self._outputs_shape)
+        self._note_labels(labels)
+
+    def _reads_each_output(self, outputs: str) -> bool:
+        """Whether these outputs are of a multi-label model.
+
+        Raises:
+          CompileError: if that decides them and is not known.
+        """
+        single = 1 in (
+            getattr(getattr(self._module, "spec", None), "num_classes", None),
+            *(self._outputs_shape or ())[1:],
+        )
+        undecided = self._multi_label is None and isinstance(self._loss, losses.BinaryCrossEntropy) and not single
+        if undecided and outputs in ("probabilities", "labels"):
+            raise CompileError(
+                f"outputs={outputs!r} of a model with the loss BinaryCrossEntropy() depend on its labels, and it has "
+                "seen none. Expected the loss to say which: compile with BinaryCrossEntropy(multi_label=True) for "
+                "several labels per example, or multi_label=False for one class."
+            )
+        return bool(self._multi_label)
+
+    def _note_labels(self, labels: Any) -> None:
+        """Learns from labels whether the model is multi-label, where its loss does not tell."""
+        if losses.multi_label(self._loss):
+            return
+        row = losses.multi_hot_row(labels)
+        if row is not None and self._one_label_metrics:
+            raise LabelError(
+                f"Row {row} of the labels has {int((np.asarray(labels)[row] == 1).sum())} labels, and the metrics "
+                f"{self._one_label_metrics} read one label per example. Expected metrics for several: use "
+                "loss='binary_cross_entropy', BinaryCrossEntropy(multi_label=True), or, with a custom loss, "
+                "'binary_accuracy' and classes such as resfit.metrics.f1(num_classes, multi_label=True)."
+            )
+        if row is not None:
+            self._multi_label = True
+        elif self._multi_label is None and isinstance(self._loss, losses.BinaryCrossEntropy):
+            self._multi_label = False
 
     def _check_inputs(self, x: Any, trained: bool) -> None:
         described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
@@ -597,8 +644,9 @@ class Model:
 
         Args:
           x: images (examples, height, width, channels), uint8 or float, NumPy or JAX; or a dict or tuple of arrays; or
-            what `resfit.data` makes of folders and data sets; a data set of TFDS, Hugging Face or Grain; an iterable of
-            (x, y) or (x, y, sample_weight) batches, or a function that returns a fresh one for every epoch.
+            what `resfit.data` makes of folders and data sets; a data set of TFDS, Hugging Face, Grain or Keras
+            (`PyDataset`); an iterable of (x, y) or (x, y, sample_weight) batches, or a function that returns a fresh
+            one for every epoch.
           y: labels, one entry per example; None where x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0. A resumed run may have another number.
@@ -609,7 +657,8 @@ class Model:
           validation_data: (x, y) or (x, y, sample_weight), or an iterable of batches; wins over validation_split.
             Classes are mapped by name to those of the training data, if both have names.
           shuffle: a new order for every epoch, made from (seed, epoch).
-          class_weight: class number -> weight of its examples in the loss.
+          class_weight: class number -> weight of its examples in the loss. Refused for several labels per example,
+            which a loss has to weigh one by one.
           sample_weight: (examples,) weight of each example in the loss.
           initial_epoch: the number of the first epoch. Schedules begin there: those by name, and a function of the step
             where the model was not trained since `compile`. An optax optimizer with a schedule of its own begins at 0.
@@ -637,6 +686,7 @@ class Model:
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._require_compiled("fit")
+        check_flags(self._module, self._state.layout.plan)
         self._state.check_structure()
         if self._fitting:
             raise CallbackError(
@@ -680,6 +730,12 @@ class Model:
         )
         data = as_batches(x, y, sample_weight, class_weight, geometry=geometry, cache=cache)
         self._check_same_data(data)
+        if losses.multi_label(self._loss) and losses.one_hot(data.labels):
+            _log.warning(
+                "Every row of the labels has exactly one label, and the loss reads several: probabilities are a "
+                "sigmoid each, and accuracy is the share of single labels. If an image has one class, use "
+                "loss='cross_entropy'."
+            )
         each = size / len(self._placement.devices)
         _log.info("%s, batches of %d, %g a device%s.", self._described, size, each, self._described_kernels)
         names = self._names_of_training(data)
@@ -738,6 +794,7 @@ class Model:
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._class_names = names
+                self._note_labels(data.labels)
                 self._state.publish()
                 return history
             self._requests = keeper
@@ -993,7 +1050,10 @@ class Model:
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits": what the module returns; "probabilities": their softmax, or sigmoid for a single output;
             "labels": the number of the most probable class; "embedding": what the module's method `embed` returns, for
-            resfit's networks the pooled features that their last layer sees.
+            resfit's networks the pooled features that their last layer sees. Of a multi-label model "probabilities" are
+            the sigmoid of every logit, and "labels" 1 where that is above 0.5, else 0, (examples, labels). A model is
+            multi-label if its loss is "binary_cross_entropy" and it has several outputs, or, for a custom loss, if the
+            labels that it has seen were multi-hot.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
@@ -1031,8 +1091,9 @@ class Model:
         Yields:
           The outputs of each batch in order, as NumPy, without padding.
         """
-        if outputs not in OUTPUTS:
-            raise CompileError(f"Expected outputs to be one of {list(OUTPUTS)}, got {outputs!r}.")
+        if outputs not in NAMES:
+            raise CompileError(f"Expected outputs to be one of {list(NAMES)}, got {outputs!r}.")
+        asked = kind(outputs, multi_label=self._reads_each_output(outputs))
         if outputs == "embedding" and not callable(getattr(self._module, "embed", None)):
             raise ModuleError(
                 f"predict(outputs='embedding') calls the module's method embed, and {type(self._module).__name__} has "
@@ -1043,7 +1104,7 @@ class Model:
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.told_of_exceptions(), keeping_memory(self._placement.devices[0].platform):
-            yield from self._loop.predict(data, outputs, steps, hooks, lambda: self.stop_predicting, weights)
+            yield from self._loop.predict(data, asked, steps, hooks, lambda: self.stop_predicting, weights)
 
     def train_on_batch(
         self,
@@ -1130,7 +1191,13 @@ class Model:
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
             saved = saving.Saved(
-                module, self._preprocess, self._trained_on, self._transforms, self._class_names, self._trained
+                module,
+                self._preprocess,
+                self._trained_on,
+                self._transforms,
+                self._class_names,
+                self._trained,
+                self._multi_label,
             )
             saving.save(path, saved)
 
@@ -1183,6 +1250,7 @@ class Model:
             fold=fold_batch_norm,
             class_names=self._class_names if class_names is None else class_names,
             platforms=platforms,
+            multi_label=self._reads_each_output(outputs),
         )
 
     @classmethod
@@ -1211,6 +1279,7 @@ class Model:
         saved = saving.load(path, module, preprocess)
         model = cls(saved.module)
         model._transforms, model._class_names = saved.transforms, saved.class_names
+        model._multi_label = saved.multi_label
         model._bring(saved.preprocess, saved.trained_on)
         model._trained = saved.trained
         return model

@@ -230,7 +230,8 @@ def _check_examples(labels: np.ndarray, **arrays: np.ndarray) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
         raise DataError(
             f"Got labels of dtype {labels.dtype} in {shapes}. Expected (examples,) class numbers; for one-hot labels "
-            "pass labels.argmax(axis=1)."
+            "pass labels.argmax(axis=1). Of several labels per example draw one at a time: labels[:, i] and "
+            "predict(x, outputs='labels')[:, i]."
         )
     if any(array.ndim == 0 or len(array) != len(labels) for array in arrays.values()):
         raise DataError(f"Got {shapes}. Expected as many examples in each. Pass the same rows, in the same order.")

@@ -35,6 +35,7 @@ class Saved(NamedTuple):
       transforms: of photographs, before that.
       class_names: by number.
       trained: whether the module was trained with this preprocessing.
+      multi_label: whether every output is a label of its own; None if it is not known.
     """
 
     module: nnx.Module
@@ -43,6 +44,7 @@ class Saved(NamedTuple):
     transforms: Transforms | None = None
     class_names: list[str] | None = None
     trained: bool = True
+    multi_label: bool | None = None
 
 
 def save(path: str | os.PathLike[str], saved: Saved) -> None:
@@ -71,6 +73,7 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
         "transforms": to_config(saved.transforms),
         "class_names": saved.class_names,
         "trained": saved.trained,
+        "multi_label": saved.multi_label,
     }
     arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(saved.module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
@@ -128,6 +131,7 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
     trained_on = None if kinds is None else tuple(kinds)
     transforms, class_names = _of_photographs(path, header)
+    multi_label = header.get("multi_label")  # not there in the files of earlier versions
     trained = bool(header.get("trained", True))  # earlier versions did not write it
     return Saved(
         module,
@@ -136,6 +140,7 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
         transforms,
         class_names,
         trained,
+        multi_label,
     )
 
 

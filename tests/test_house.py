@@ -97,6 +97,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "callbacks", "data", "engine.checkpoint", "engine.dispatch", "engine.processes", "engine.resume",
         "engine.state",
     },
+    # What of other libraries' models does nothing here.
+    "overrides": set(),
     # What the arguments of the model's methods mean.
     "arguments": {"callbacks", "data"},
     # The model assembles all of the above; nothing but the façade stands on it.
@@ -104,7 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary", "losses", "metrics", "optimizers", "schedules", "preprocess", "augment", "saving", "exporting",
         "data", "callbacks", "compilation_cache", "kernels", "engine.hooks", "engine.modes", "engine.outputs",
         "engine.state", "engine.step", "engine.dispatch", "engine.loop", "engine.resume", "engine.run", "resuming",
-        "transforms", "arguments", "classes", "engine.allocator",
+        "transforms", "arguments", "classes", "engine.allocator", "overrides",
     },
     "distillation": {"model", "losses", "nets"},
     # Drives hooks itself, with logs of its own.

@@ -148,6 +148,12 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         return jax.tree.unflatten(structure, [convert(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths])
 
+    if _is_container(weight):
+        raise DataError(
+            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight, "
+            "for all of its outputs. Weigh outputs against one another in Model.compute_loss. Weights by class are "
+            "class_weight."
+        )
     x, y, weight = convert_tree("x", x), convert_tree("y", y), convert_tree("sample_weight", weight)
     if not lengths or min(lengths.values()) == 0:
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one.")
@@ -192,16 +198,27 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
     """The weight of each example by its class, as Keras's class_weight: classes that are not named weigh 1.
 
     Args:
-      y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets.
+      y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets, of which the
+        largest counts.
       class_weight: class number -> weight.
+
+    Raises:
+      DataError: if the labels are none of these, such as those of several outputs, or multi-hot.
 
     Example:
       >>> class_weights(np.array([0, 1, 2, 1]), {1: 2.0})
       array([1., 2., 1., 2.], dtype=float32)
     """
     names = check_class_weight(class_weight)
+    if _is_container(y):
+        raise DataError(
+            f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
+            "Leave class_weight out and pass sample_weight, one weight for each example: an example has one loss, in "
+            "which Model.compute_loss weighs the outputs."
+        )
+    y = None if y is None else np.asarray(y)
     if getattr(y, "ndim", 0) not in (1, 2):
-        found = "none" if y is None or getattr(y, "shape", None) == () else f"{y!r:.60}"
+        found = "none" if y is None or y.shape == () else f"{y!r:.60}"
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "
             "leave class_weight out and give sample_weight."
@@ -214,10 +231,34 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
             f"class_weight names the class {max(names)}, and the labels have {y.shape[1]} columns. Expected class "
             f"numbers from 0 to {y.shape[1] - 1}."
         )
+    if y.ndim == 2 and y.shape[1] > 1:
+        _check_one_class_each(y)
     table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
     table[list(names)] = list(names.values())
     weights: np.ndarray = table[classes]
     return weights
+
+
+def _check_one_class_each(targets: np.ndarray) -> None:
+    sums = targets.sum(axis=1, dtype=np.float64)
+    off = np.flatnonzero(~(np.abs(sums - 1) <= 1e-3))
+    if len(off):
+        raise DataError(
+            f"class_weight weighs whole examples by their one class, and row {off[0]} of the labels sums to "
+            f"{sums[off[0]]:.4g}. Expected one class for each example. Weigh several labels inside the loss: "
+            "loss=lambda logits, labels: (weights * optax.sigmoid_binary_cross_entropy(logits, labels)).mean(axis=1)."
+        )
+
+
+def _is_container(tree: Any) -> bool:
+    """Whether a tree is of several arrays; a list of numbers, or of rows of numbers, is one array."""
+    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
+
+
+def structure_of(tree: Any) -> str:
+    """A container of arrays in words, for messages: dict of ['a', 'b'], tuple of 2."""
+    held = sorted(tree, key=str) if isinstance(tree, Mapping) else len(tree)
+    return f"{type(tree).__name__} of {held}"
 
 
 def check_class_weight(class_weight: Any) -> dict[int, float]:
@@ -231,6 +272,12 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
             f"class_weight is {class_weight!r:.60}. Expected a dict of class numbers and weights, such as "
             "{0: 1.0, 1: 5.0}. Weights that balance the classes: dict(enumerate(len(y) / (n * np.bincount(y)))) for n "
             "classes; a list of weights: dict(enumerate(weights))."
+        )
+    if any(isinstance(value, Mapping) for value in class_weight.values()):
+        raise DataError(
+            f"class_weight is {dict(class_weight)!r:.60}, weights for each output. Expected weights for the classes of "
+            "one array of labels, {0: 1.0, 1: 5.0}. Pass sample_weight, one weight for each example, or weigh the "
+            "outputs in Model.compute_loss."
         )
     try:
         names = {int(key): float(value) for key, value in class_weight.items()}

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from resfit.data.arrays import ArraySource, class_weights
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.decode import is_picture
@@ -14,6 +12,7 @@ from resfit.data.grain import from_grain, is_grain
 from resfit.data.huggingface import huggingface, is_dataset
 from resfit.data.indexed import IndexedBatches
 from resfit.data.iterables import IterableBatches
+from resfit.data.keras_dataset import KerasDataset, is_keras_dataset
 from resfit.data.tfds_source import TfdsSource, is_data_source
 from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
@@ -31,8 +30,8 @@ def as_batches(
     """The batches of anything `fit` takes.
 
     Args:
-      x: arrays, dicts and tuples of arrays; a `Source` or `Stream`; a data set of TFDS, Hugging Face or Grain; an
-        iterable of batches; a function that returns an iterator of batches; or `Batches`.
+      x: arrays, dicts and tuples of arrays; a `Source` or `Stream`; a data set of TFDS, Hugging Face, Grain or
+        Keras (`PyDataset`); an iterable of batches; a function that returns an iterator of batches; or `Batches`.
       y: labels, with arrays only.
       weight: (examples,) likewise.
       class_weight: class number -> weight.
@@ -58,7 +57,7 @@ def as_batches(
         if class_weight is not None:
             if weight is not None:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
-            weight = class_weights(np.asarray(y), class_weight)
+            weight = class_weights(y, class_weight)
         return _indexed(ArraySource(x, y, weight), geometry, cache)
     if x is None:
         raise DataError("x is None. Expected images: an array, a data set, or an iterable of batches.")
@@ -108,6 +107,7 @@ _ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
     (is_dataset, huggingface),
     (is_grain, from_grain),
     (is_data_source, TfdsSource),
+    (is_keras_dataset, KerasDataset),
 ]
 
 

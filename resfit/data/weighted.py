@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from resfit.data.arrays import check_class_weight, class_weights
 from resfit.data.batches import Batch, Batches
 from resfit.data.mapped import MappedBatches
@@ -31,4 +29,4 @@ class ClassWeighted(MappedBatches):
             raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
         if batch.y is None:
             raise DataError("class_weight needs labels, and the batches have none. Expected batches (x, y).")
-        return batch._replace(weight=class_weights(np.asarray(batch.y), self._class_weight))
+        return batch._replace(weight=class_weights(batch.y, self._class_weight))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -90,9 +91,7 @@ class Placement:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
         if self.processes > 1 and any(map(is_key, jax.tree.leaves(tree))):
             numbers = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
-            new = self.replicate(numbers, copy=copy)
-            wrap = lambda leaf, one: jax.random.wrap_key_data(one, impl=jax.random.key_impl(leaf))  # noqa: E731
-            return jax.tree.map(lambda leaf, one: wrap(leaf, one) if is_key(leaf) else one, tree, new)
+            return jax.tree.map(_as_kind_of, tree, self.replicate(numbers, copy=copy))
         tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
         if copy and self.processes > 1:
             # From one device to several, device_put keeps the one's buffer, whatever it is told.
@@ -267,7 +266,14 @@ class Step:
 
 def is_key(leaf: Any) -> bool:
     """Return True for an array of random keys, which NumPy cannot hold."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_kind_of(leaf: Any, numbers: Any) -> Any:
+    """Return the numbers of an array of random keys as such keys, those of any other array as they are."""
+    if not is_key(leaf):
+        return numbers
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))  # type: ignore[no-untyped-call]
 
 
 def _key(batch: Any) -> Any:

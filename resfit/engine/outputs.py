@@ -27,7 +27,31 @@ def _embedding(module: Any, x: Any) -> Any:
     return module.embed(x)
 
 
+_MULTI_LABEL = "multi-label "
+
 OUTPUTS: Mapping[str, Output] = MappingProxyType(
     {name: Output(_logits, finish) for name, finish in losses.FINISHES.items()}
+    | {
+        _MULTI_LABEL + name: Output(_logits, finish)
+        for name, finish in losses.MULTI_LABEL_FINISHES.items()
+        if name != "logits"
+    }
     | {"embedding": Output(_embedding, losses.at_least_float32)}
 )
+
+NAMES = (*losses.FINISHES, "embedding")
+"""The outputs that a user can ask for."""
+
+
+def kind(name: str, *, multi_label: bool) -> str:
+    """Return the key in `OUTPUTS` of an output that a user asks for.
+
+    Args:
+      name: one of `NAMES`.
+      multi_label: whether every output of the module is a label of its own.
+
+    Example:
+      >>> kind("labels", multi_label=False), kind("logits", multi_label=True)
+      ('labels', 'logits')
+    """
+    return _MULTI_LABEL + name if multi_label and name in ("probabilities", "labels") else name

@@ -245,9 +245,10 @@ class Keeper:
         if not data.replayable and self._exact and not self._found.facts["progress"]["finished"]:
             raise ResumeError(
                 f"The saved run had had {self._found.facts['data']['taken']} batches of its data, which are an "
-                "iterator now, and nobody can tell what it has left. Expected a function that returns a fresh one, or "
-                "a loader, with or without state_dict and load_state_dict. Or pass resume='inexact' to go on with what "
-                "this one has left."
+                "iterator now, or a dataset that changes itself between epochs, so the place cannot be found. Expected "
+                "a function that returns a fresh iterator; a loader, with or without state_dict and load_state_dict; "
+                "or a dataset of Keras with set_epoch(epoch). Or pass resume='inexact' to go on with what this one "
+                "has left."
             )
         found, self._found = self._found, None
         arrays, facts = found.arrays, found.facts

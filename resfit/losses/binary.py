@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resfit.errors import CompileError
+from resfit.errors import CompileError, LabelError
 from resfit.losses.cross_entropy import check_smoothing
 from resfit.losses.labels import same_shape, task
 
@@ -43,11 +43,15 @@ class BinaryCrossEntropy:
         0.1 in the source's recipe A1, 0 in A2 and A3.
       target_threshold: targets above it become 1, the others 0, before they are smoothed; None leaves them. With it,
         what mixup and CutMix made counts as both of its classes.
+      multi_label: True if an example may have several labels, or none, given as a matrix (examples, labels) of 0 and 1:
+        metrics and `predict` then read every output on its own. False if an example has exactly one class. None: the
+        labels that the model sees tell, and class numbers mean one class.
       reduction: "mean" or "sum" over the outputs of an example. The source takes the mean, which makes gradients
         smaller by the number of classes; LAMB does not mind, SGD wants another learning rate.
 
     Raises:
-      CompileError: for values that are none of these.
+      CompileError: for other values.
+      LabelError: for class numbers with multi_label=True; for several labels per example with multi_label=False.
 
     Example:
       >>> loss = BinaryCrossEntropy(target_threshold=0.2)
@@ -58,6 +62,7 @@ class BinaryCrossEntropy:
     label_smoothing: float = 0.0
     target_threshold: float | None = None
     reduction: str = "mean"
+    multi_label: bool | None = None
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
@@ -67,6 +72,8 @@ class BinaryCrossEntropy:
             raise CompileError(
                 f"Got reduction={self.reduction!r}. Expected 'mean' or 'sum', over an example's outputs."
             )
+        if self.multi_label not in (None, True, False):
+            raise CompileError(f"Got multi_label={self.multi_label!r}. Expected True, False or None.")
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """(batch,) float32 from logits (batch, classes) and class numbers or targets in [0, 1], or one binary logit."""
@@ -74,6 +81,12 @@ class BinaryCrossEntropy:
         if kind == "binary":
             logits, targets = logits[:, None], targets[:, None]
         elif kind == "classes":
+            if self.multi_label:
+                raise LabelError(
+                    f"BinaryCrossEntropy(multi_label=True) got class numbers of shape {labels.shape} for "
+                    f"{logits.shape[1]} outputs. Expected a matrix of 0 and 1, (examples, {logits.shape[1]}). If every "
+                    "example has one class, leave multi_label out."
+                )
             known = (targets >= 0) & (targets < logits.shape[1])
             targets = jax.nn.one_hot(targets, logits.shape[1], dtype=jnp.float32)
             # No class at all would be a legal target, so an unknown one must not become it.

@@ -60,6 +60,22 @@ def takes_labels(loss: Loss | None) -> bool:
     return loss is cross_entropy or isinstance(loss, CrossEntropy | Focal)
 
 
+def multi_label(loss: Loss | None) -> bool | None:
+    """Return True if a loss of resfit reads every output as a yes-or-no label of its own, and False if it does not.
+
+    None if only the labels can tell: for `BinaryCrossEntropy()`, which takes both, and for custom losses.
+
+    Example:
+      >>> multi_label(binary_cross_entropy), multi_label(cross_entropy), multi_label(BinaryCrossEntropy())
+      (True, False, None)
+    """
+    if isinstance(loss, BinaryCrossEntropy):
+        return loss.multi_label
+    if loss is binary_cross_entropy:
+        return True
+    return False if takes_labels(loss) or loss is mean_squared_error else None
+
+
 def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None:
     """Checks the values of the labels of a loss of ours, on the host; of any other loss nothing is known.
 
@@ -74,7 +90,7 @@ def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None
     Example:
       >>> check(BinaryCrossEntropy(), np.array([[1, 1, 0]]), (1, 3))
     """
-    if takes_labels(loss):
+    if takes_labels(loss) or (isinstance(loss, BinaryCrossEntropy) and loss.multi_label is False):
         check_labels(np.asarray(labels), logits_shape)
     elif loss is binary_cross_entropy or isinstance(loss, BinaryCrossEntropy):
         check_each_output(np.asarray(labels), logits_shape)

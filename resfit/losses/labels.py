@@ -135,6 +135,37 @@ def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None
         )
 
 
+def multi_hot_row(labels: Any) -> int | None:
+    """Return the number of the first row of multi-hot labels that does not have exactly one label, or None.
+
+    Multi-hot labels are one matrix (examples, labels) of 0 and 1. Values that mark a missing label, NaN or -1, are
+    allowed, since custom losses use them. Any other labels give None.
+
+    Example:
+      >>> multi_hot_row(np.array([[0, 1, 0], [1, 1, 0]])), multi_hot_row(np.eye(3)), multi_hot_row(np.array([2, 0]))
+      (1, None, None)
+    """
+    labels = np.asarray(labels) if hasattr(labels, "shape") else None
+    if labels is None or labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "biuf":
+        return None
+    yes = labels == 1
+    if not (yes | (labels == 0) | (labels == -1) | (labels != labels)).all():
+        return None
+    rows = np.flatnonzero(yes.sum(axis=1) != 1)
+    return int(rows[0]) if len(rows) else None
+
+
+def one_hot(labels: Any) -> bool:
+    """Return True if labels are one matrix of 0 and 1 with exactly one label in every row.
+
+    Example:
+      >>> one_hot(np.eye(3)), one_hot(np.array([[0, 1, 0], [1, 1, 0]])), one_hot(np.array([2, 0]))
+      (True, False, False)
+    """
+    matrix = hasattr(labels, "shape") and len(labels.shape) == 2 and labels.shape[1] > 1
+    return matrix and bool(np.isin(labels, (0, 1)).all()) and multi_hot_row(labels) is None
+
+
 def _finite_range(labels: np.ndarray) -> tuple[Any, Any]:
     low, high = labels.min(), labels.max()
     if not np.isfinite([float(low), float(high)]).all():

@@ -45,9 +45,9 @@ class LabelsFirst:
 def outputs_first(function: Callable[..., Any], argument: str) -> Callable[[Any, Any], Any]:
     """Return the function with its arguments in the order (outputs, labels).
 
-    The names of the first two positional parameters decide: `(y_true, y_pred)`, `(labels, logits)` and `(target, input)`
-    name the labels first, so the function is called with the two exchanged. Names that say nothing, `*args`, and
-    functions without a signature are called with (outputs, labels), as documented.
+    The names of the first two positional parameters decide: `(y_true, y_pred)`, `(labels, logits)` and
+    `(target, input)` name the labels first, so the function is called with the two exchanged. Functions whose names say
+    nothing, functions of `*args`, and functions without a signature are called with (outputs, labels), as documented.
 
     Args:
       function: a function, lambda, `functools.partial`, bound method, or an object with `__call__`.

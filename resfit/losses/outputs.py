@@ -1,4 +1,4 @@
-"""What logits say: probabilities and class numbers."""
+"""Probabilities and labels from logits, for one label per example and for several."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,9 +59,38 @@ def class_numbers(outputs: Any) -> jax.Array:
     return jnp.argmax(logits, axis=1).astype(jnp.int32)
 
 
+def each_probability(outputs: Any) -> jax.Array:
+    """Return the sigmoid of every logit, in its shape: the probabilities of a multi-label model.
+
+    Example:
+      >>> each_probability(jnp.array([[0.0, 0.0]]))
+      Array([[0.5, 0.5]], dtype=float32)
+    """
+    return jax.nn.sigmoid(_logits(outputs))
+
+
+def each_label(outputs: Any) -> jax.Array:
+    """Return 1 for every logit whose probability is above 0.5, else 0: (batch, labels) int32.
+
+    A single logit gives (batch,), as `class_numbers` does.
+
+    Example:
+      >>> each_label(jnp.array([[2.0, -1.0, 0.5]]))
+      Array([[1, 0, 1]], dtype=int32)
+    """
+    logits = _logits(outputs)
+    return class_numbers(logits) if logits.ndim == 1 or logits.shape[1] == 1 else jnp.asarray(logits > 0, jnp.int32)
+
+
 FINISHES: dict[str, Callable[[Any], Any]] = {
     "logits": at_least_float32,
     "probabilities": probabilities,
     "labels": class_numbers,
 }
 """What `Model.predict(outputs=...)` makes of a module's outputs."""
+
+MULTI_LABEL_FINISHES: dict[str, Callable[[Any], Any]] = FINISHES | {
+    "probabilities": each_probability,
+    "labels": each_label,
+}
+"""The same for a multi-label model, whose outputs are independent yes-or-no questions."""

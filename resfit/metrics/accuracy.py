@@ -15,6 +15,19 @@ def _accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
     return _correct(logits, targets, k=1)
 
 
+def _binary_accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        return _correct(logits, targets, k=1)
+    logits, targets = losses.same_shape(logits, targets)
+    return jnp.asarray(((logits > 0) == (targets > 0.5)) & ~jnp.isnan(logits), jnp.float32).mean(axis=1)
+
+
+def _binary_cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        return losses.cross_entropy(logits, targets)
+    return losses.binary_cross_entropy(logits, targets)
+
+
 def _cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
     return losses.cross_entropy(logits, targets)
 
@@ -24,6 +37,15 @@ Accuracy = Mean.from_fun(_accuracy)
 
 Soft targets count as their largest class.
 """
+
+BinaryAccuracy = Mean.from_fun(_binary_accuracy)
+"""Share of labels that are right, over all labels of all examples: Keras's "binary_accuracy", for multi-label models.
+
+The prediction of a label is its probability above 0.5. For one binary logit it is `Accuracy`.
+"""
+
+BinaryCrossEntropy = Mean.from_fun(_binary_cross_entropy)
+"""Mean sigmoid cross-entropy over the labels of each example, whatever the training loss is; never weighted."""
 
 CrossEntropy = Mean.from_fun(_cross_entropy)
 """Mean softmax (or, for one binary logit, sigmoid) cross-entropy, whatever the training loss is; never weighted."""
@@ -40,8 +62,9 @@ def top_k_accuracy(k: int) -> type[Mean]:
     def top_k(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
         return _correct(logits, targets, k=k)
 
-    metric: type[Mean] = Mean.from_fun(top_k)
-    return metric
+    metric: Any = Mean.from_fun(top_k)
+    metric.one_class = True  # of several: it has no meaning for several labels
+    return metric  # type: ignore[no-any-return]
 
 
 def _correct(logits: Any, targets: Any, *, k: int) -> jax.Array:

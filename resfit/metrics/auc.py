@@ -28,6 +28,7 @@ class _Auc(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
     num_classes: ClassVar[int]
     bins: ClassVar[int]
+    multi_label: ClassVar[bool]
 
     @classmethod
     def empty(cls) -> "_Auc":
@@ -37,15 +38,8 @@ class _Auc(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     @classmethod
     def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "_Auc":
         """From (batch, outputs) logits, labels as `losses.task` reads them, and an optional boolean mask, (batch,)."""
-        kind, logits, labels = losses.task(logits, targets)
-        check_outputs(cls.__name__, cls.num_classes, 1 if kind == "binary" else logits.shape[1])
-        logits = logits.astype(jnp.float32)
-        if kind == "binary":
-            scores, actual = logits[:, None], (labels > 0.5)[:, None]
-        else:
-            labels = labels.argmax(axis=1) if kind == "soft" else labels
-            scores, actual = log_odds(logits), jax.nn.one_hot(labels, cls.num_classes, dtype=bool)
-        mask = jnp.ones(logits.shape[:1], bool) if mask is None else mask
+        scores, actual = cls._scores_and_labels(logits, targets)
+        mask = jnp.ones(scores.shape[:1], bool) if mask is None else mask
         # The area depends on the order of the scores alone, so they may be squeezed into (0, 1) in any monotone way.
         # This one leaves bins for the sure predictions of a trained network, where the sigmoid is flat.
         share = 0.5 + 0.5 * scores / (1 + jnp.abs(scores))
@@ -56,6 +50,21 @@ class _Auc(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
             empty.positives.at[row, place].add((actual & mask[:, None]).astype(jnp.int32)),
             empty.negatives.at[row, place].add((~actual & mask[:, None]).astype(jnp.int32)),
         )
+
+    @classmethod
+    def _scores_and_labels(cls, logits: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
+        """Scores and labels of every class, (batch, classes)."""
+        if cls.multi_label:
+            logits, labels = losses.same_shape(logits, targets)
+            check_outputs(cls.__name__, cls.num_classes, logits.shape[1])
+            return logits, labels > 0.5
+        kind, logits, labels = losses.task(logits, targets)
+        check_outputs(cls.__name__, cls.num_classes, 1 if kind == "binary" else logits.shape[1])
+        logits = logits.astype(jnp.float32)
+        if kind == "binary":
+            return logits[:, None], (labels > 0.5)[:, None]
+        labels = labels.argmax(axis=1) if kind == "soft" else labels
+        return log_odds(logits), jax.nn.one_hot(labels, cls.num_classes, dtype=bool)
 
     def merge(self, other: "_Auc") -> "_Auc":
         return type(self)(self.positives + other.positives, self.negatives + other.negatives)
@@ -80,7 +89,7 @@ def log_odds(logits: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
-def auc(num_classes: int, *, bins: int = 1000) -> type[clu.metrics.Metric]:
+def auc(num_classes: int, *, bins: int = 1000, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of the area under the ROC curve: how often an example of a class scores above another one.
 
     For one binary logit that of the positive class; for several classes the unweighted mean of each against the rest,
@@ -92,6 +101,8 @@ def auc(num_classes: int, *, bins: int = 1000) -> type[clu.metrics.Metric]:
     Args:
       num_classes: outputs of the network; 1 for one binary logit.
       bins: of the histogram.
+      multi_label: True if every output is a label of its own: the mean of the labels' areas. A label's score is its
+        logit.
 
     Example:
       >>> logits, labels = jnp.array([[-1.0], [0.5], [0.0], [2.0]]), jnp.array([0, 0, 1, 1])
@@ -101,6 +112,14 @@ def auc(num_classes: int, *, bins: int = 1000) -> type[clu.metrics.Metric]:
     check_num_classes("auc", num_classes)
     if not isinstance(bins, int) or bins < 2:
         raise CompileError(f"auc got bins={bins!r}. Expected a whole number of two or more.")
-    members = {"num_classes": num_classes, "bins": bins, "__module__": __name__}
+    multi_label = multi_label and num_classes > 1
+    members: dict[str, Any] = {
+        "num_classes": num_classes,
+        "bins": bins,
+        "multi_label": multi_label,
+        "__module__": __name__,
+    }
+    if not multi_label:
+        members["for_several_labels"] = staticmethod(lambda: auc(num_classes, bins=bins, multi_label=True))
     metric: type[clu.metrics.Metric] = flax.struct.dataclass(type("auc", (_Auc,), members))
     return metric

@@ -31,6 +31,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     error: Any
 
     bins: ClassVar[int]
+    one_class: ClassVar[bool] = True  # of several: it has no meaning for several labels
 
     @classmethod
     def empty(cls) -> "_Calibration":

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from resfit import foreign, losses
 from resfit.errors import CompileError, LabelError
-from resfit.metrics.accuracy import Accuracy, CrossEntropy, top_k_accuracy
+from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Mean
+from resfit.metrics.multi_label import for_one_label, for_several_labels
 from resfit.metrics.repair import repaired
 from resfit.spelling import did_you_mean
 
@@ -53,6 +54,7 @@ _BY_NAME: dict[str, type[clu.metrics.Metric]] = {
     "cross_entropy": CrossEntropy,
     # Keras's names.
     "acc": Accuracy,
+    "binary_accuracy": BinaryAccuracy,
     "crossentropy": CrossEntropy,
     "ce": CrossEntropy,
     "calibration_error": calibration_error(),
@@ -107,12 +109,16 @@ def _resolve(
     raise CompileError(f"Expected a metric's name, class or function, got {metric!r}.")
 
 
-def by_name(metrics: MetricsArgument, num_classes: int | None = None) -> dict[str, type[clu.metrics.Metric]]:
+def by_name(
+    metrics: MetricsArgument, num_classes: int | None = None, *, multi_label: bool | None = None
+) -> dict[str, type[clu.metrics.Metric]]:
     """The metrics argument of `Model.compile` as name -> class, in order.
 
     Args:
       metrics: names, classes and functions.
       num_classes: outputs of the network, for the names that count by class; None if unknown.
+      multi_label: whether the loss reads every output as a label of its own (see `losses.multi_label`); None if that is
+        unknown.
 
     Raises:
       CompileError: for unknown names, a name given twice or that cannot be one, and what is no metric.
@@ -143,7 +149,11 @@ def by_name(metrics: MetricsArgument, num_classes: int | None = None) -> dict[st
     if "loss" in named:
         raise CompileError("A metric cannot be named 'loss': that is the training loss, which is always reported.")
     of_functions: dict[int, type[clu.metrics.Metric]] = {}  # a function that is given twice has its sums once
-    return {name: _resolve(metric, num_classes, of_functions) for name, metric in named.items()}
+    resolved = {name: _resolve(metric, num_classes, of_functions) for name, metric in named.items()}
+    if num_classes == 1 or multi_label is None:
+        return resolved
+    suited = for_several_labels if multi_label else for_one_label
+    return {name: suited(name, metric) for name, metric in resolved.items()}
 
 
 def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:

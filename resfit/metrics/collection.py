@@ -51,10 +51,12 @@ class Collection:
     Attributes:
       fields: the metric classes that hold sums, by name, loss first.
       readings: every metric's name -> (the field that holds its sums, the metric class).
+      multi_label: whether every output is a label of its own.
     """
 
     fields: Mapping[str, type[clu.metrics.Metric]]
     readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
+    multi_label: bool = False
 
     def empty(self) -> Sums:
         """Return the sums of no examples."""
@@ -68,8 +70,11 @@ class Collection:
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> Collection:
+def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> Collection:
     """Return the collection of the loss and the given metrics.
+
+    With multi_label, metrics of clu that read `labels` receive the labels of all outputs. Else, where the labels are a
+    matrix like the outputs, each row's largest one.
 
     Metrics whose `shares` attribute is the same have the same sums: all that count a confusion matrix, for instance.
 
@@ -83,7 +88,7 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]]) -> Collection:
     readings = {}
     for name, metric in (("loss", Loss), *metrics.items()):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
-    return Collection({field: readings[field][1] for field in fields.values()}, readings)
+    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label)
 
 
 def names(kind: Collection) -> list[str]:
@@ -104,7 +109,9 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
         extra["logits"] = outputs
-        if (
+        if kind.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
+            extra["labels"] = targets
+        elif (
             hasattr(targets, "shape")
             and outputs.ndim == 2
             and targets.ndim == 2

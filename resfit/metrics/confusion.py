@@ -19,7 +19,8 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     """Counts of (label, prediction), exact: int32, on the device.
 
     Attributes:
-      counts: (classes, classes) int32; rows are labels, columns what was predicted.
+      counts: (classes, classes) int32; rows are labels, columns what was predicted. For several labels per example
+        (labels, 2, 2): such a matrix of no and yes for each label.
     """
 
     counts: Any
@@ -27,15 +28,18 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     num_classes: ClassVar[int]  # outputs of the network; 1 is a binary logit, with two classes
     read: ClassVar[Callable[[np.ndarray], np.ndarray]]  # what the counts say, by class
     averaged: ClassVar[bool]
+    multi_label: ClassVar[bool]
 
     @classmethod
     def empty(cls) -> "_Confusion":
         classes = max(cls.num_classes, 2)
-        return cls(jnp.zeros((classes, classes), jnp.int32))
+        return cls(jnp.zeros((classes, 2, 2) if cls.multi_label else (classes, classes), jnp.int32))
 
     @classmethod
     def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "_Confusion":
         """From (batch, outputs) logits, labels as `losses.task` reads them, and an optional boolean mask, (batch,)."""
+        if cls.multi_label:
+            return cls._of_each_label(logits, targets, mask)
         kind, logits, labels = losses.task(logits, targets)
         outputs = 1 if kind == "binary" else logits.shape[1]
         check_outputs(cls.__name__, cls.num_classes, outputs)
@@ -45,6 +49,15 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
             actual, predicted = (labels.argmax(axis=1) if kind == "soft" else labels), logits.argmax(axis=1)
         ones = jnp.ones(actual.shape, jnp.int32) if mask is None else mask.astype(jnp.int32)
         return cls(cls.empty().counts.at[actual.astype(jnp.int32), predicted.astype(jnp.int32)].add(ones))
+
+    @classmethod
+    def _of_each_label(cls, logits: Any, targets: Any, mask: jax.Array | None) -> "_Confusion":
+        logits, labels = losses.same_shape(logits, targets)
+        check_outputs(cls.__name__, cls.num_classes, logits.shape[1])
+        actual, predicted = (labels > 0.5).astype(jnp.int32), (logits > 0).astype(jnp.int32)
+        ones = jnp.ones(len(labels), jnp.int32) if mask is None else mask.astype(jnp.int32)
+        label = jnp.arange(cls.num_classes)[None, :]
+        return cls(cls.empty().counts.at[label, actual, predicted].add(ones[:, None]))
 
     def merge(self, other: "_Confusion") -> "_Confusion":
         return type(self)(self.counts + other.counts)
@@ -75,13 +88,15 @@ def check_num_classes(metric: str, num_classes: int) -> None:
         )
 
 
-def confusion_matrix(num_classes: int) -> type[clu.metrics.Metric]:
+def confusion_matrix(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of the confusion matrix: (classes, classes) int64, rows are labels, columns predictions.
 
     The prediction is the largest logit's class, the lower of equals. Soft targets count as their largest class.
 
     Args:
       num_classes: outputs of the network; 1 for one binary logit, whose matrix is 2 x 2.
+      multi_label: True if every output is a label of its own: (labels, 2, 2), a matrix of no and yes for each label, as
+        scikit-learn's multilabel_confusion_matrix.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -89,10 +104,10 @@ def confusion_matrix(num_classes: int) -> type[clu.metrics.Metric]:
       array([[1, 0],
              [1, 1]])
     """
-    return _reading("confusion_matrix", num_classes, _matrix)
+    return _reading("confusion_matrix", num_classes, _matrix, multi_label=multi_label)
 
 
-def precision(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+def precision(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of precision: of what was predicted to be a class, the share that is.
 
     A class that was never predicted has precision 0; one that neither occurs nor is predicted has none (NaN), and is
@@ -101,18 +116,18 @@ def precision(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.
     Args:
       num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
       per_class: (classes,) values instead of their unweighted mean (macro precision).
+      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
       >>> float(precision(2).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute())
       0.75
     """
-    return _reading(
-        "precision_per_class" if per_class else "precision", num_classes, _precision, averaged=not per_class
-    )
+    name = "precision_per_class" if per_class else "precision"
+    return _reading(name, num_classes, _precision, averaged=not per_class, multi_label=multi_label)
 
 
-def recall(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+def recall(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of recall: of the examples of a class, the share that was found.
 
     A class that is predicted but does not occur has recall 0; one that neither occurs nor is predicted has none (NaN),
@@ -121,16 +136,18 @@ def recall(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Met
     Args:
       num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
       per_class: (classes,) values instead of their unweighted mean (macro recall).
+      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
       >>> recall(2, per_class=True).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
       array([1. , 0.5])
     """
-    return _reading("recall_per_class" if per_class else "recall", num_classes, _recall, averaged=not per_class)
+    name = "recall_per_class" if per_class else "recall"
+    return _reading(name, num_classes, _recall, averaged=not per_class, multi_label=multi_label)
 
 
-def f1(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]:
+def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of F1, the harmonic mean of precision and recall.
 
     A class that neither occurs nor is predicted has none (NaN), and is left out of the mean, as in scikit-learn.
@@ -138,43 +155,71 @@ def f1(num_classes: int, *, per_class: bool = False) -> type[clu.metrics.Metric]
     Args:
       num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
       per_class: (classes,) values instead of their unweighted mean (macro F1).
+      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
       >>> round(float(f1(2).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()), 4)
       0.6667
     """
-    return _reading("f1_per_class" if per_class else "f1", num_classes, _f1, averaged=not per_class)
+    name = "f1_per_class" if per_class else "f1"
+    return _reading(name, num_classes, _f1, averaged=not per_class, multi_label=multi_label)
 
 
-def accuracy_per_class(num_classes: int) -> type[clu.metrics.Metric]:
+def accuracy_per_class(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """The metric class of the share of each class's examples that is right: (classes,), NaN for one without examples.
 
     Args:
       num_classes: outputs of the network; 1 for one binary logit, with two classes.
+      multi_label: True if every output is a label of its own: the share of the examples whose label is predicted right.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
       >>> accuracy_per_class(3).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
       array([1. , 0.5, nan])
     """
-    return _reading("accuracy_per_class", num_classes, _accuracy)
+    return _reading("accuracy_per_class", num_classes, _accuracy, multi_label=multi_label)
+
+
+def _reading(
+    name: str,
+    num_classes: int,
+    read: Callable[[np.ndarray], np.ndarray],
+    *,
+    averaged: bool = False,
+    multi_label: bool = False,
+) -> type[clu.metrics.Metric]:
+    check_num_classes(name, num_classes)
+    return _metric(name, num_classes, read, averaged, multi_label and num_classes > 1)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
-def _reading(
-    name: str, num_classes: int, read: Callable[[np.ndarray], np.ndarray], averaged: bool = False
+def _metric(
+    name: str, num_classes: int, read: Callable[[np.ndarray], np.ndarray], averaged: bool, multi_label: bool
 ) -> type[clu.metrics.Metric]:
-    check_num_classes(name, num_classes)
-    members = {
+    members: dict[str, Any] = {
         "num_classes": num_classes,
-        "read": staticmethod(read),
+        "read": staticmethod(functools.partial(_of_each, read) if multi_label else read),
         "averaged": averaged,
-        "shares": (_Confusion, num_classes),  # one matrix serves all readings of a collection
+        "multi_label": multi_label,
+        "shares": (_Confusion, num_classes, multi_label),  # one matrix serves all readings of a collection
         "__module__": __name__,
     }
+    if not multi_label:
+        members["for_several_labels"] = staticmethod(
+            functools.partial(_reading, name, num_classes, read, averaged=averaged, multi_label=True)
+        )
     metric: type[clu.metrics.Metric] = flax.struct.dataclass(type(name, (_Confusion,), members))
     return metric
+
+
+def _of_each(read: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """What a matrix of no and yes says of each label."""
+    if read is _matrix:
+        return counts
+    if read is _accuracy:
+        return _share(counts.trace(axis1=1, axis2=2), counts.sum(axis=(1, 2)))
+    return np.array([read(matrix)[1] for matrix in counts])  # of the label, not of its absence
 
 
 def mean_of_defined(values: np.ndarray) -> float:

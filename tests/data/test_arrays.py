@@ -144,3 +144,35 @@ def test_split_validation_takes_the_last_part_of_everything() -> None:
 def test_a_split_that_leaves_one_side_empty_is_refused(fraction: float) -> None:
     with pytest.raises(DataError, match=r"between 0 and 1|leaves one side empty"):
         split_validation(fraction, np.arange(10), None, None)
+
+
+Y = {"kind": np.arange(4), "size": np.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("y", "class_weight", "message"),
+    [
+        (np.array([[0, 1, 0], [1, 1, 0]]), {1: 2.0}, "row 1 of the labels sums to 2.*inside the loss"),
+        (np.array([[0, 0, 0], [0, 1, 0]]), {1: 2.0}, "row 0 of the labels sums to 0"),
+        (np.array([[0.5, np.nan]]), {1: 2.0}, "row 0 of the labels sums to nan"),
+        (Y, {1: 2.0}, r"dict of \['kind', 'size'\].*sample_weight"),
+        ((np.arange(4), np.ones(4)), {1: 2.0}, "tuple of 2"),
+        ([np.arange(4), np.ones(4)], {1: 2.0}, "list of 2"),
+        (np.arange(4), {"kind": {1: 2.0}}, "weights for each output"),
+        (None, {1: 2.0}, "got none"),
+    ],
+)
+def test_class_weights_need_one_class_for_each_example(y: Any, class_weight: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        class_weights(y, class_weight)
+
+
+@pytest.mark.parametrize("weight", [{"kind": np.ones(4), "size": np.ones(4)}, (np.ones(4),) * 2, [np.ones(4)] * 2])
+def test_weights_of_several_outputs_are_refused(weight: Any) -> None:
+    with pytest.raises(DataError, match=rf"sample_weight is a {type(weight).__name__} of .*one weight.*compute_loss"):
+        as_arrays(np.ones((4, 2)), Y, weight)
+
+
+def test_a_list_of_numbers_is_one_array_of_weights() -> None:
+    assert as_arrays(np.ones((2, 2)), [0, 1], [1.0, 2.0])[2].tolist() == [1, 2]
+    assert class_weights([0, 1], {1: 3.0}).tolist() == [1, 3]

@@ -39,7 +39,7 @@ LABELS_FIRST: dict[str, Any] = {
     "scikit-learn's": lambda labels_true, labels_pred: labels_pred - labels_true,
     "one letter each": lambda y, p: p - y,
     "y_hat": lambda y, y_hat: y_hat - y,
-    "camel case": lambda yTrue, yPred: yPred - yTrue,  # noqa: N803 - as users write them
+    "camel case": lambda yTrue, yPred: yPred - yTrue,
     "only the first name says it": lambda target, embedding: embedding - target,
     "only the second name says it": lambda a, logits: logits - a,
     "object": KerasStyle(),

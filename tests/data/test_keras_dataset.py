@@ -1,0 +1,175 @@
+"""Datasets of Keras are read as Keras reads them: each batch once, shuffled, with their hooks and workers."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.callbacks import Checkpoint
+from resfit.data.batches import Geometry
+from resfit.data.choose import as_batches
+from resfit.errors import DataError, ResumeError
+from tests.helpers import PlainNet, compiled, images, values
+
+
+class PyDataset:
+    """As Keras has it, which is not installed here."""
+
+    __module__ = "keras.src.trainers.data_adapters.py_dataset_adapter"
+
+    def __init__(self, workers: int = 1, use_multiprocessing: bool = False) -> None:
+        self.workers, self.use_multiprocessing = workers, use_multiprocessing
+
+    def on_epoch_begin(self) -> None: ...
+
+    def on_epoch_end(self) -> None: ...
+
+
+class Numbered(PyDataset):
+    """Batches of two examples; their labels tell the number of the batch."""
+
+    def __init__(self, n: int = 6, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.n, self.threads = n, set[str]()
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        self.threads.add(threading.current_thread().name)
+        return images(2, seed=i), np.full(2, i % 3)
+
+
+class Hooked(Numbered):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def on_epoch_begin(self) -> None:
+        self.calls.append("begin")
+
+    def on_epoch_end(self) -> None:
+        self.calls.append("end")
+
+
+class Listed(Numbered):
+    def __getitem__(self, i: int) -> Any:
+        return list(super().__getitem__(i))
+
+
+class Endless(Numbered):
+    """ImageDataGenerator's iterators have a length, and iterating over them never ends."""
+
+    def __iter__(self) -> Any:
+        while True:
+            yield self[0]
+
+
+class Infinite(Numbered):
+    __len__ = None  # type: ignore[assignment]
+
+
+def order(x: Any, epoch: int = 0, *, seed: int | None = 0, start: int = 0, n: int | None = None) -> list[float]:
+    """A number for each batch, in the order of an epoch."""
+    batches = as_batches(x, geometry=Geometry(32, seed=seed))
+    taken = batches.epoch(epoch, start)
+    return [float(batch.x.sum()) for batch, _ in zip(taken, range(n if n is not None else 100), strict=False)]
+
+
+def test_batches_are_shuffled_by_seed_and_epoch_and_each_is_read_once() -> None:
+    plain = order(Numbered(), seed=None)
+    first, second = order(Numbered()), order(Numbered(), epoch=1)
+    assert sorted(first) == sorted(second) == sorted(plain)
+    assert len({tuple(plain), tuple(first), tuple(second)}) == 3
+    assert order(Numbered()) == first
+    assert order(Numbered(), start=2) == first[2:]
+
+
+def test_hooks_are_called_around_every_epoch_of_a_fit_and_of_an_evaluation() -> None:
+    dataset = Hooked()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    model.fit(dataset, epochs=2, verbose=0)
+    model.evaluate(dataset, verbose=0)
+    assert dataset.calls == ["begin", "end"] * 3
+    assert model.predict(dataset, verbose=0).shape == (12, 3)
+
+
+@pytest.mark.parametrize(("arguments", "threaded"), [({}, False), ({"workers": 3}, True), ({"workers": 1}, False)])
+def test_workers_are_threads_that_read_ahead_in_order(arguments: Any, threaded: bool) -> None:
+    dataset = Numbered(**arguments)
+    assert order(dataset) == order(Numbered())
+    assert any(name.startswith("resfit-data") for name in dataset.threads) is threaded
+
+
+def test_lists_are_tuples_endless_iterators_end_and_no_length_needs_steps() -> None:
+    assert order(Listed()) == order(Numbered()) == order(Endless())
+    assert as_batches(Endless(), geometry=Geometry(32)).steps == 6
+    assert len(order(Infinite(), n=9)) == 9
+    with pytest.raises(DataError, match="holds no batches"):
+        as_batches(Numbered(0), geometry=Geometry(32))
+
+
+def test_class_weight_weighs_the_batches() -> None:
+    batches = as_batches(Numbered(3), class_weight={1: 2.0}, geometry=Geometry(32))
+    assert [batch.weight.tolist() for batch in batches.epoch(0)] == [[1, 1], [2, 2], [1, 1]]
+
+
+class Stop(Exception):  # noqa: N818 - it is an event
+    """What interrupts a run."""
+
+
+class Interrupted(Numbered):
+    def __init__(self, reads: int) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __getitem__(self, i: int) -> Any:
+        self.reads -= 1
+        if self.reads < 0:
+            raise Stop
+        return super().__getitem__(i)
+
+
+class SetsEpoch(Hooked):
+    def set_epoch(self, epoch: int) -> None:
+        self.calls.append(f"epoch {epoch}")
+
+
+def run(dataset: Any, folder: Path, *, resume: bool = False) -> Any:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    model.fit(dataset, epochs=3, verbose=0, callbacks=[Checkpoint(folder, every=4)], resume=resume)
+    return values(model.module)
+
+
+def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
+    whole = run(Numbered(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        run(Interrupted(9), tmp_path / "cut")
+    resumed = run(Interrupted(100), tmp_path / "cut", resume=True)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_a_dataset_that_changes_itself_between_epochs_does_not_resume_unless_it_is_told_the_epoch() -> None:
+    for dataset, replayable in ((Numbered(), True), (Hooked(), False), (SetsEpoch(), True)):
+        batches: Any = as_batches(dataset, geometry=Geometry(32, seed=0))
+        assert batches.replayable is replayable
+
+
+class HookedAndInterrupted(Interrupted):
+    def on_epoch_end(self) -> None:
+        self.n = self.n
+
+
+def test_resuming_a_dataset_that_changes_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        run(HookedAndInterrupted(9), tmp_path)
+    with pytest.raises(ResumeError, match=r"changes itself between epochs.*set_epoch\(epoch\)"):
+        run(HookedAndInterrupted(100), tmp_path, resume=True)
+
+
+def test_sequences_of_python_are_none_of_keras() -> None:
+    assert as_batches([(images(2), np.arange(2))], geometry=Geometry(32)).steps == 1
