@@ -273,7 +273,7 @@ def _as_kind_of(leaf: Any, numbers: Any) -> Any:
     """Return the numbers of an array of random keys as such keys, those of any other array as they are."""
     if not is_key(leaf):
         return numbers
-    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))  # type: ignore[no-untyped-call]
+    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
 
 
 def _key(batch: Any) -> Any:
