@@ -57,6 +57,7 @@ typedef struct {
   void (*set_dynamic)(int on);
   void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
   int (*thread_number)(void);
+  int (*plan_again)(const char* name, int64_t length);  // in Python: makes a plan that was released; 0: there is none
   void* stream;
   int32_t threads;
   int32_t bind;       // whether each thread is bound to a processor of its own
@@ -66,8 +67,10 @@ static Library library;
 static Plan* plans;
 static pthread_mutex_t plans_lock = PTHREAD_MUTEX_INITIALIZER;
 
-// Whose turn it is: held by the caller from handing over its work until the work is done.
+// Whose turn it is: held by the caller from finding its plan until the work is done. No plan is released meanwhile.
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
+static int asking;    // callers that wait for Python
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t given = PTHREAD_COND_INITIALIZER, finished = PTHREAD_COND_INITIALIZER;
 static const Plan* work;
@@ -147,6 +150,21 @@ static const Plan* find(const char* name, size_t length) {
   return plan;
 }
 
+// Finds a plan, also one that was released. The caller has the turn, and gives it up while Python makes the plan again.
+static const Plan* found(const char* name, size_t length) {
+  const Plan* plan;
+  int known = 1;
+  while (!(plan = find(name, length)) && known && !closed) {
+    asking++;
+    pthread_mutex_unlock(&turn);
+    known = library.plan_again(name, (int64_t)length);
+    pthread_mutex_lock(&turn);
+    asking--;
+    pthread_cond_signal(&answered);
+  }
+  return plan;
+}
+
 // Why a buffer is not what the plan was made for; NULL if it is.
 static const char* mismatch(const Buffer* expected, const XLA_FFI_Buffer* buffer) {
   if (!buffer || !buffer->data) return "resfit: a buffer of a convolution has no memory";
@@ -156,19 +174,10 @@ static const char* mismatch(const Buffer* expected, const XLA_FFI_Buffer* buffer
   return elements == expected->elements ? NULL : "resfit: a buffer of a convolution has another size";
 }
 
-XLA_FFI_Error* resfit_convolution(XLA_FFI_CallFrame* frame) {
-  if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
-    XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)(void*)frame->extension_start)->metadata;
-    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-    metadata->traits = 0;
-    return NULL;
-  }
-  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return NULL;
-  if (frame->attrs.size != 1 || frame->attrs.types[0] != XLA_FFI_AttrType_STRING)
-    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "resfit: a convolution was called without its name");
-  const XLA_FFI_ByteSpan* name = frame->attrs.attrs[0];
-  const Plan* plan = find(name->ptr, name->len);
+// Executes a call. The caller has the turn.
+static XLA_FFI_Error* executed(XLA_FFI_CallFrame* frame, const XLA_FFI_ByteSpan* name) {
+  const Plan* plan = found(name->ptr, name->len);
+  if (closed) return error(frame, XLA_FFI_Error_Code_CANCELLED, "resfit: the process is ending");
   if (!plan)
     return error(frame, XLA_FFI_Error_Code_NOT_FOUND,
                  "resfit: this program holds a convolution that was not planned in this process");
@@ -184,24 +193,35 @@ XLA_FFI_Error* resfit_convolution(XLA_FFI_CallFrame* frame) {
   if (plan->aliased && pointers[plan->aliased] != pointers[plan->inputs])
     return error(frame, XLA_FFI_Error_Code_INTERNAL, "resfit: what is added to a convolution is not where it should be");
 
-  pthread_mutex_lock(&turn);
   pthread_mutex_lock(&lock);
-  int shut = closed, failed = 0;
-  if (!shut) {
-    memcpy(data, pointers, sizeof data);
-    done = 0;
-    work = plan;
-    pthread_cond_signal(&given);
-    while (!done) pthread_cond_wait(&finished, &lock);
-    failed = status;
-  }
+  memcpy(data, pointers, sizeof data);
+  done = 0;
+  work = plan;
+  pthread_cond_signal(&given);
+  while (!done) pthread_cond_wait(&finished, &lock);
+  int failed = status;
   pthread_mutex_unlock(&lock);
-  pthread_mutex_unlock(&turn);
-  if (shut) return error(frame, XLA_FFI_Error_Code_CANCELLED, "resfit: the process is ending");
   if (!failed) return NULL;
   return error(frame, failed == 1 ? XLA_FFI_Error_Code_RESOURCE_EXHAUSTED : XLA_FFI_Error_Code_INTERNAL,
                failed == 1 ? "resfit: oneDNN had no memory for a convolution"
                            : "resfit: oneDNN could not execute a convolution; compile(cpu_kernels='xla') does not use it");
+}
+
+XLA_FFI_Error* resfit_convolution(XLA_FFI_CallFrame* frame) {
+  if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
+    XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)(void*)frame->extension_start)->metadata;
+    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+    metadata->traits = 0;
+    return NULL;
+  }
+  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return NULL;
+  if (frame->attrs.size != 1 || frame->attrs.types[0] != XLA_FFI_AttrType_STRING)
+    return error(frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, "resfit: a convolution was called without its name");
+  pthread_mutex_lock(&turn);
+  XLA_FFI_Error* failed = executed(frame, frame->attrs.attrs[0]);
+  pthread_mutex_unlock(&turn);
+  return failed;
 }
 
 // Takes over oneDNN's functions and starts the thread. Returns 0, or the number of an error.
@@ -219,15 +239,27 @@ int resfit_open(const Library* given_library) {
 void resfit_close(void) {
   pthread_mutex_lock(&turn);
   closed = 1;
+  while (asking) pthread_cond_wait(&answered, &turn);  // the interpreter must still be there to answer
   pthread_mutex_unlock(&turn);
 }
 
-// The plan stays the caller's, who must keep it for ever.
+// The plan stays the caller's, who must keep it until it is removed.
 void resfit_add(Plan* plan) {
   pthread_mutex_lock(&plans_lock);
   plan->next = plans;
   plans = plan;
   pthread_mutex_unlock(&plans_lock);
+}
+
+// Waits for what runs; afterwards the plan may be freed.
+void resfit_remove(Plan* plan) {
+  pthread_mutex_lock(&turn);
+  pthread_mutex_lock(&plans_lock);
+  Plan** link = &plans;
+  while (*link && *link != plan) link = &(*link)->next;
+  if (*link) *link = plan->next;
+  pthread_mutex_unlock(&plans_lock);
+  pthread_mutex_unlock(&turn);
 }
 
 int64_t resfit_plan_size(void) { return (int64_t)sizeof(Plan); }

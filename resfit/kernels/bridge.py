@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,6 +85,7 @@ class _Functions(ctypes.Structure):
         ("set_dynamic", ctypes.c_void_p),
         ("parallel", ctypes.c_void_p),
         ("thread_number", ctypes.c_void_p),
+        ("plan_again", ctypes.c_void_p),
         ("stream", ctypes.c_void_p),
         ("threads", ctypes.c_int32),
         ("bind", ctypes.c_int32),
@@ -99,6 +101,7 @@ _HANDED_OVER = (
     "GOMP_parallel",
     "omp_get_thread_num",
 )
+_PLAN_AGAIN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 
 
 class Bridge:
@@ -108,13 +111,19 @@ class Bridge:
       library: oneDNN.
       native: the compiled `bridge.c`.
 
+    Attributes:
+      plan_again: (name) -> bool, adds a plan that was removed and that a program calls; False if there was none. XLA's
+        threads call it.
+
     Raises:
       Unavailable: if one of the two does not start.
     """
 
     def __init__(self, library: Library, native: Any) -> None:
         self.library = library
+        self.plan_again: Callable[[str], bool] = lambda name: False
         self._native = native
+        self._plan_again = _PLAN_AGAIN(lambda name, length: self.plan_again(ctypes.string_at(name, length).decode()))
         native.resfit_plan_size.restype = ctypes.c_int64
         if native.resfit_plan_size() != ctypes.sizeof(Plan):
             raise Unavailable("the compiled bridge and Python disagree on the layout of a plan")
@@ -124,6 +133,7 @@ class Bridge:
         if status:
             raise Unavailable(f"{library} does not start (status {status})")
         pointers = [ctypes.cast(getattr(library.functions, name), ctypes.c_void_p) for name in _HANDED_OVER]
+        pointers.append(ctypes.cast(self._plan_again, ctypes.c_void_p))
         if native.resfit_open(ctypes.byref(_Functions(*pointers, self.stream, library.threads, library.bound))):
             raise Unavailable("no thread could be started for oneDNN")
         # Steps may still run when the interpreter ends, and the library is taken down then.
@@ -131,12 +141,18 @@ class Bridge:
         # In a forked process the thread is gone, and the lock that closing waits for may be held for ever.
         os.register_at_fork(after_in_child=lambda: atexit.unregister(native.resfit_close))
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(native.resfit_convolution), platform="cpu")
-        self._plans: list[Plan] = []
 
     def add(self, plan: Plan) -> None:
-        """Makes a plan known by its name, for as long as the process lives: a program that calls it may be kept."""
-        self._plans.append(plan)
+        """Make a plan known by its name. The caller keeps it until it is removed."""
         self._native.resfit_add(ctypes.byref(plan))
+
+    def remove(self, plan: Plan) -> None:
+        """Free what a plan holds, once no call uses it."""
+        self._native.resfit_remove(ctypes.byref(plan))
+        for call in plan.calls[: plan.call_count]:
+            self.library.functions.dnnl_primitive_destroy(ctypes.c_void_p(call.primitive))
+        for memory in plan.memories[: plan.memory_count]:
+            self.library.functions.dnnl_memory_destroy(ctypes.c_void_p(memory.memory))
 
 
 _starting = threading.Lock()

@@ -1,5 +1,6 @@
 """What oneDNN does for one convolution of known shapes: its primitives, built once, with the reorderings they need."""
 
+import collections
 import contextlib
 import ctypes
 import threading
@@ -84,25 +85,59 @@ class Planned(NamedTuple):
 
 
 class Planner:
-    """Builds plans, each once.
+    """Builds plans, and holds those that were built or asked for last.
+
+    A plan takes about 0.1 MB. A program that calls one that was released gets it built again, with the same bits.
 
     Args:
       bridge: takes the plans.
+
+    Attributes:
+      limit: how many plans are held.
     """
 
     def __init__(self, bridge: Bridge) -> None:
+        self.limit = 1024
         self._bridge = bridge
         self._functions = bridge.library.functions
         self._planned: dict[Shape, Planned | None] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._held: collections.OrderedDict[str, Plan] = collections.OrderedDict()
         self._lock = threading.Lock()
+        bridge.plan_again = self._plan_again
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def plan(self, shape: Shape) -> Planned | None:
-        """The plan of a convolution; None if oneDNN has no fast code for it."""
+        """Return the plan of a convolution; None if oneDNN has no fast code for it."""
         with self._lock:
             if shape not in self._planned:
-                with self._threads():
-                    self._planned[shape] = self._build(shape)
-            return self._planned[shape]
+                self._planned[shape] = self._build(shape)
+            planned = self._planned[shape]
+            if planned is not None and planned.name in self._held:
+                self._held.move_to_end(planned.name)
+            return planned
+
+    def _plan_again(self, name: str) -> bool:
+        with self._lock:
+            shape = self._shapes.get(name)
+            return shape is not None and (name in self._held or self._build(shape) is not None)
+
+    def _build(self, shape: Shape) -> Planned | None:
+        with contextlib.ExitStack() as stack, self._threads():
+            build = _Build(self._bridge, shape, stack)
+            try:
+                planned = build.planned()
+            except _Unimplemented:
+                return None
+        if planned is not None:
+            self._shapes[planned.name] = shape
+            self._held[planned.name] = build.plan
+            self._bridge.add(build.plan)
+            while len(self._held) > self.limit:
+                self._bridge.remove(self._held.popitem(last=False)[1])
+        return planned
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
@@ -113,13 +148,6 @@ class Planner:
             yield
         finally:
             self._functions.omp_set_num_threads(before)
-
-    def _build(self, shape: Shape) -> Planned | None:
-        with contextlib.ExitStack() as stack:
-            try:
-                return _Build(self._bridge, shape, stack).planned()
-            except _Unimplemented:
-                return None
 
 
 class _Unimplemented(Exception):  # noqa: N818 - it ends the building of one plan
@@ -134,11 +162,11 @@ class _Build:
         self._dnnl = bridge.library.functions
         self._shape = shape
         self._stack = stack
-        self._plan = Plan()
+        self.plan = Plan()
         self._scratch = 0
 
     def planned(self) -> Planned | None:
-        shape, plan = self._shape, self._plan
+        shape, plan = self._shape, self.plan
         read = [what for what in shape.after if what != RELU]
         plan.inputs, plan.outputs = 2 + len(read), 2
         plan.aliased = 2 + read.index(ADD) if ADD in read else 0
@@ -187,7 +215,6 @@ class _Build:
         plan.buffers[plan.inputs + 1] = Buffer(_BYTES_XLA, scratch)
         name = shape.name(str(self._bridge.library))
         plan.name, plan.length = name.encode(), len(name.encode())
-        self._bridge.add(plan)
         return Planned(name, scratch, implementation)
 
     # --- oneDNN's objects ---------------------------------------------------------------------------------------------
@@ -231,7 +258,7 @@ class _Build:
                 found.append((role | _WEIGHTS, self._memory(slope, _NO_BUFFER, 0, ctypes.addressof(_ZERO))))
                 continue
             size = _product(self._shape.output) if what == ADD else self._shape.output[3]
-            self._plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
+            self.plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
             if what != ADD:  # which reads the result's place
                 found.append((role | _SECOND, self._memory(self._by_channel(), buffer, -1)))
             buffer += 1
@@ -320,16 +347,16 @@ class _Build:
     # --- the plan -----------------------------------------------------------------------------------------------------
 
     def _memory(self, description: Any, buffer: int, offset: int, data: int = 0) -> Any:
-        # 0: without data, which are set before every execution. Kept as long as the plan: for ever.
+        # 0: without data, which are set before every execution. Kept as long as the plan.
         memory = self._made(
             self._dnnl.dnnl_memory_create, None, description, self._bridge.engine, ctypes.c_void_p(data)
         )
-        self._plan.memories[self._plan.memory_count] = Memory(memory, buffer, offset)
-        self._plan.memory_count += 1
+        self.plan.memories[self.plan.memory_count] = Memory(memory, buffer, offset)
+        self.plan.memory_count += 1
         return memory
 
     def _scratch_memory(self, description: Any) -> Any:
-        memory = self._memory(description, self._plan.inputs + 1, self._scratch)
+        memory = self._memory(description, self.plan.inputs + 1, self._scratch)
         size = self._dnnl.dnnl_memory_desc_get_size(description)
         self._scratch += -(-size // ALIGNMENT) * ALIGNMENT
         return memory
@@ -342,8 +369,8 @@ class _Build:
         call = Call(primitive, len(arguments))
         for i, (role, memory) in enumerate(arguments):
             call.arguments[i] = Argument(role, memory)
-        self._plan.calls[self._plan.call_count] = call
-        self._plan.call_count += 1
+        self.plan.calls[self.plan.call_count] = call
+        self.plan.call_count += 1
 
 
 def _dims(values: Sequence[int]) -> Any:

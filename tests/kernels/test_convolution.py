@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from resfit.kernels import Convolve
+from resfit.kernels import Convolve, convolution
 from resfit.kernels.bridge import TARGET
 from tests.kernels.needed import onednn
 
@@ -265,6 +265,32 @@ def test_a_call_that_cannot_be_is_an_error_with_a_message(results: int, attribut
     out = [jax.ShapeDtypeStruct((1, 3, 3, 4), x.dtype), jax.ShapeDtypeStruct((plan.scratch,), jnp.uint8)][:results]
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(jax.jit(lambda: jax.ffi.ffi_call(TARGET, out)(x, w, **given))())
+
+
+def test_a_plan_that_was_released_is_built_again_when_a_program_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = convolution._planner(convolution.connect())
+    x, w = arrays((2, 8, 8, 16), (3, 3, 16, 16))
+
+    @jax.jit
+    def run(x: jax.Array, w: jax.Array) -> Any:
+        y, pull = jax.vjp(lambda x, w: ONEDNN(x, w, dimension_numbers=NHWC, **PLAIN), x, w)
+        return y, *pull(y)
+
+    before = run(x, w)
+    held = len(planner)
+    assert held >= 3
+    monkeypatch.setattr(planner, "limit", 2)
+    text(lambda x, w: ONEDNN(x, w, dimension_numbers=NHWC, **PLAIN), *arrays((3, 5, 9, 7), (3, 3, 7, 11)))  # a new plan
+    assert len(planner) == 2
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(run(x, w))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for after in found:
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+    assert (len(found), len(planner)) == (4, 2)
 
 
 @pytest.mark.slow
