@@ -242,6 +242,10 @@ class Checkpoints:
             if self._folder is not None and self._folder.is_held():
                 with self._folder.opened() as here:
                     self._delete(here)
+        except CheckpointError:
+            raise
+        except OSError as error:  # it was moved just now
+            raise CheckpointError(f"Old checkpoints cannot be deleted: {error}.") from error
         finally:
             self._writer.shutdown()
             if self._folder is not None:
