@@ -10,6 +10,7 @@ from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from resfit.engine.programs import Program, compiled
+from resfit.engine.random_keys import as_key, as_numbers, is_key
 from resfit.errors import CompileError
 from resfit.spelling import did_you_mean
 
@@ -81,10 +82,7 @@ class Placement:
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
         if self.processes > 1 and any(map(is_key, jax.tree.leaves(tree))):
-            numbers = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
-            new = self.replicate(numbers, copy=copy)
-            wrap = lambda leaf, one: jax.random.wrap_key_data(one, impl=jax.random.key_impl(leaf))  # noqa: E731
-            return jax.tree.map(lambda leaf, one: wrap(leaf, one) if is_key(leaf) else one, tree, new)
+            return jax.tree.map(as_key, self.replicate(jax.tree.map(as_numbers, tree), copy=copy), tree)
         tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
         if copy and self.processes > 1:
             # From one device to several, device_put keeps the one's buffer, whatever it is told.
@@ -223,11 +221,6 @@ class Step:
         """The shapes of a batch that was prepared for, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
         return shapes, "" if self._eager else self._programs[_key(batch)].digest
-
-
-def is_key(leaf: Any) -> bool:
-    """Return True for an array of random keys, which NumPy cannot hold."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _key(batch: Any) -> Any:

@@ -58,7 +58,9 @@ def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
 
     wanted = (signal.SIGINT, signal.SIGTERM) if terminating else (signal.SIGINT,)
     # A handler that was not installed from Python could not be put back.
-    previous = {number: handler for number in wanted if (handler := signal.getsignal(number)) is not None}
+    previous: dict[int, _Handler] = {
+        number: handler for number in wanted if (handler := signal.getsignal(number)) is not None
+    }
     _replaced.append(previous)
     for number in previous:
         signal.signal(number, handle)
