@@ -139,10 +139,10 @@ class MetricLogger(Callback):
     def state_dict(self) -> dict[str, Any]:
         self._write_all()  # whoever saves now counts them as written
         validated = None if self._validated is None else [list(self._validated[0]), self._validated[1]]
-        return {"step": self._step, "validated": validated}
+        return {"step": self._step, "batch": self._batch, "validated": validated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step = state["step"]
+        self._step, self._batch = state["step"], state.get("batch", 0)  # which earlier versions did not save
         validated = state["validated"]
         self._validated = None if validated is None else (Moment(*validated[0]), validated[1])
 

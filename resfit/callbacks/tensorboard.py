@@ -74,6 +74,7 @@ class TensorBoard(MetricLogger):
         self._writers: dict[str, Any] = {}
         self._resumed: dict[str, int] = {}
         self._next_epoch = 0
+        self._newest: tuple[Moment, dict[str, float]] | None = None  # batch that was written
 
     # --- when ---------------------------------------------------------------------------------------------------------
 
@@ -107,8 +108,7 @@ class TensorBoard(MetricLogger):
 
     def write(self, moment: Moment, values: dict[str, Any]) -> None:
         if moment.batch is not None:
-            for name, value in scalars(values).items():
-                self._writer("batches").add_scalar(f"batch_{name}", value, moment.step)
+            self._write_batch(moment, scalars(values))
             return
         figures = self.figures
         if self._write_steps_per_second:
@@ -116,6 +116,11 @@ class TensorBoard(MetricLogger):
         for name, value in scalars(values | figures).items():
             run = "validation" if name.startswith("val_") else "train"
             self._writer(run).add_scalar(f"epoch_{name.removeprefix('val_')}", value, moment.epoch)
+
+    def _write_batch(self, moment: Moment, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer("batches").add_scalar(f"batch_{name}", value, moment.step)
+        self._newest = moment, values
 
     def _write_variables(self, epoch: int) -> None:
         state = nnx.to_flat_state(nnx.state(self.model.module, (nnx.Param, nnx.BatchStat)))
@@ -154,14 +159,23 @@ class TensorBoard(MetricLogger):
         self._writers = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "next_epoch": self._next_epoch}
+        state = super().state_dict()
+        newest = self._newest if self._newest is not None and self._newest[0].step == self._step else None
+        newest_ = None if newest is None else [list(newest[0]), newest[1]]
+        return {**state, "next_epoch": self._next_epoch, "newest": newest_}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.close()
         self._next_epoch = state["next_epoch"]
         # The first step of each run that is not to be remembered from the files that are there.
-        self._resumed = {"train": self._next_epoch, "validation": self._next_epoch, "batches": self._step + 1}
+        self._resumed = {"train": self._next_epoch, "validation": self._next_epoch, "batches": self._step}
+        # The validation after this step may stand there too, and comes again; so the whole step is written again.
+        newest = state.get("newest")
+        if newest is None and "newest" not in state:  # of an earlier version
+            self._resumed["batches"] += 1
+        elif newest is not None and first_process.is_first():
+            self._write_batch(Moment(*newest[0]), newest[1])
 
 
 def _pixels(figure: Any) -> np.ndarray:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from resfit.engine.programs import Program, compiled
+from resfit.engine.random_keys import as_key, as_numbers, is_key
 from resfit.errors import CompileError
 from resfit.spelling import did_you_mean
 
@@ -90,8 +90,7 @@ class Placement:
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
         if self.processes > 1 and any(map(is_key, jax.tree.leaves(tree))):
-            numbers = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
-            return jax.tree.map(_as_kind_of, tree, self.replicate(numbers, copy=copy))
+            return jax.tree.map(as_key, self.replicate(jax.tree.map(as_numbers, tree), copy=copy), tree)
         tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
         if copy and self.processes > 1:
             # From one device to several, device_put keeps the one's buffer, whatever it is told.
@@ -262,18 +261,6 @@ class Step:
         """The shapes of a batch that was prepared for, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
         return shapes, "" if self._eager else self._programs[_key(batch)].digest
-
-
-def is_key(leaf: Any) -> bool:
-    """Return True for an array of random keys, which NumPy cannot hold."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _as_kind_of(leaf: Any, numbers: Any) -> Any:
-    """Return the numbers of an array of random keys as such keys, those of any other array as they are."""
-    if not is_key(leaf):
-        return numbers
-    return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
 
 
 def _key(batch: Any) -> Any:

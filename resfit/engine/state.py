@@ -16,10 +16,10 @@ from flax import nnx
 
 from resfit.engine import modes
 from resfit.engine.containers import assign
-from resfit.engine.dispatch import is_key
 from resfit.engine.modes import Plan, plan
 from resfit.engine.outline import Outline
 from resfit.engine.programs import compiled
+from resfit.engine.random_keys import as_key, as_numbers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
 from resfit.optimizers.parts import tied_names
@@ -312,15 +312,15 @@ class RunState:
     def on_host(self) -> list[np.ndarray]:
         """Return a copy of every leaf as NumPy, random keys as their numbers. Waits for the device."""
         # Copies: on a CPU the host would else look into memory that the next step writes to.
-        return [np.array(leaf) for leaf in jax.device_get([_numbers(leaf) for leaf in self.leaves])]
+        return [np.array(leaf) for leaf in jax.device_get([as_numbers(leaf) for leaf in self.leaves])]
 
     def shapes_on_host(self) -> list[list[int]]:
         """Return the shapes of the arrays of `on_host`."""
-        return [list(_numbers(leaf).shape) for leaf in self.leaves]
+        return [list(as_numbers(leaf).shape) for leaf in self.leaves]
 
     def take_from_host(self, arrays: Sequence[np.ndarray]) -> None:
         """Take what `on_host` gave, in memory of its own: a step gives it up."""
-        leaves = [_as_key(array, leaf) for array, leaf in zip(arrays, self.leaves, strict=True)]
+        leaves = [as_key(array, leaf) for array, leaf in zip(arrays, self.leaves, strict=True)]
         self.replace(tuple(self._replicate(leaves, copy=True)))
 
     def rate_index(self) -> int | None:
@@ -453,14 +453,6 @@ class RunState:
             )
         pairs = list(zip(arrays, slots, strict=True))
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
-
-
-def _numbers(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
-
-
-def _as_key(array: Any, leaf: Any) -> Any:
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)) if is_key(leaf) else array
 
 
 def rate_factor(span: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +15,11 @@ import PIL.Image
 import pytest
 from flax import nnx
 
-from resfit.callbacks import TensorBoard
+from resfit.callbacks import Callback, Checkpoint, JSONLogger, TensorBoard
 from resfit.callbacks.tensorboard import _filters
 from resfit.errors import CallbackError, MissingPackageError
 from tests.callbacks.fakes import FakeModel, batch, begin, counting_reads, play
+from tests.faults.runs import Stops
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, fit, images, labels
 
 accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -166,6 +169,31 @@ def test_a_second_fit_in_the_same_second_writes_beside_the_first() -> None:
     for first in (0, 2, 4):
         play(callback, [{"loss": 1.0}, {"loss": 2.0}], first=first)
     assert series("train", "epoch_loss") == [(i, 1.0 + i % 2) for i in range(6)]
+
+
+def test_a_run_that_fails_after_a_validation_by_steps_and_is_resumed_has_each_row_once() -> None:
+    def run(folder: str, *more: Callback) -> Any:
+        loggers = [TensorBoard(f"{folder}/logs", update_freq=2), JSONLogger(f"{folder}/log.jsonl", every=2)]
+        validation = {"validation_data": (images(9), labels(9)), "validation_every": 2}
+        fit(
+            compiled(),
+            epochs=2,
+            callbacks=[*loggers, *more, Checkpoint(f"{folder}/run", every=2)],
+            resume=True,
+            **validation,
+        )
+        events = read("batches", f"{folder}/logs")
+        rows = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        return rows, Path(f"{folder}/log.jsonl").read_text()
+
+    whole = run("whole")
+    with pytest.raises(ZeroDivisionError):  # the validation after step 2 is written, and comes again
+        run("failed", Stops(3, lambda: 1 / 0))
+    assert run("failed") == whole
+    with pytest.raises(SystemExit):  # which of its batch is told again
+        run("ended", Stops(1, lambda: os.kill(os.getpid(), signal.SIGTERM), "on_test_begin"))
+    assert run("ended") == whole
+    assert whole[0]["batch_val_loss"]
 
 
 @pytest.mark.parametrize("saved", [2, 3, 5, 6])
