@@ -1,41 +1,37 @@
-# The two commands are `make demo` and `make test`. Everything else is for whoever works on resfit itself.
-# PY chooses the interpreter: `make test PY=3.13`. Each has its own environment, so switching reinstalls nothing.
-PY ?= 3.11
-VENV := $(if $(filter 3.11,$(PY)),.venv,.venv-$(PY))
+# The two commands are `make demo` and `make test`. Everything else is for contributors.
+# PY chooses the interpreter, as in `make test PY=3.11`, and gets an environment of its own. Without PY, the newest
+# supported Python of this machine is used, in .venv.
+SUPPORTED := 3.13 3.12 3.11
+VENV := $(if $(PY),.venv-$(PY),.venv)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The first python$(PY) that really starts. A pyenv shim on PATH may exist and fail, hence the try and the second place.
-PYTHON = $(shell for python in python$(PY) $$(pyenv root 2>/dev/null)/versions/$(PY).*/bin/python$(PY); do \
-	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
+# The first Python of these versions that starts: a pyenv shim on PATH can exist and fail.
+PYTHON = $(shell for version in $(or $(PY),$(SUPPORTED)); do \
+	for python in python$$version python3 python $$(pyenv root 2>/dev/null)/versions/$$version.*/bin/python; do \
+		"$$python" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" >/dev/null 2>&1 \
+			&& echo "$$python" && exit; done; done)
+
+# uv installs faster than pip and can download a Python. pip is enough.
+UV := $(shell command -v uv 2>/dev/null)
+PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow exhaustive newest accelerator kills search against originals lint format types docs errors zoo bench audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo bench audit lock clean has-python
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z][a-z-]*\):.*##/\1:/p' Makefile | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/resfit.stamp  ## train a ResNet on real handwritten digits and draw its curves
 	$(BIN)/python recipes/digits.py $(ARGS)
 
-test: $(VENV)/dev.stamp  ## the test suite (ARGS="-k name" narrows it)
-	$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
-
-quick: $(VENV)/dev.stamp  ## the tests that are not marked slow
+test: $(VENV)/dev.stamp  ## the tests to run first: every module, every kind of check (ARGS="-k name" narrows it)
 	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(ARGS)
 
-slow: $(VENV)/dev.stamp  ## the tests that are marked slow
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-all: $(VENV)/dev.stamp  ## the whole suite: also what is slow, and every row of the tables
+	$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
 
-exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: what is too much for each change
+exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: too slow for each change
 	$(BIN)/python -m pytest -m exhaustive $(ARGS)
-
-# What a newer jax or flax is likeliest to break; `make quick PY=3.13` has the rest as well.
-NEWEST := tests/engine tests/kernels tests/nets tests/properties tests/faults/test_cut_points.py tests/test_model.py \
-	tests/test_saving.py tests/test_golden_files.py tests/test_compilation_cache.py
-
-newest: $(VENV)/dev.stamp  ## the quick tests of what depends on jax and flax (PY=3.13 has the newest)
-	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(NEWEST) $(ARGS)
 
 # Bit for bit, a GPU needs XLA's deterministic operations; and several workers share its memory.
 accelerator: $(VENV)/dev.stamp  ## what only a GPU or TPU can show (PLATFORM=tpu); needs JAX for it in the environment
@@ -117,11 +113,14 @@ LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 
 
 # --- environments: one stamp a step, each after the one before, so that `make -j` never runs pip twice at once ----------
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No working python$(PY) was found, neither on PATH nor under pyenv: install it, or choose another with PY=3.x."; exit 1; }
+	@test -n "$(PYTHON)$(UV)" || { \
+		echo "None of Python $(or $(PY),$(SUPPORTED)) starts, neither from PATH nor from pyenv, and there is no uv to download one."; \
+		echo "Install one of them, or choose another with PY=3.x."; exit 1; }
 	@if [ ! -e $(VENV) ]; then mkdir $(VENV) && touch $(VENV)/made-by-make; fi  # also if the next step fails
 	@# Debian keeps ensurepip in a package of its own (python3-venv): without it, the interpreter's pip installs one.
-	@if "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv $(VENV); else \
-		"$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --python $(BIN)/python install --quiet pip; fi
+	@if [ -n "$(UV)" ]; then "$(UV)" venv --quiet --seed --allow-existing --python "$(or $(PYTHON),$(PY),3.13)" $(VENV); \
+	elif "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv $(VENV); \
+	else "$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --python $(BIN)/python install --quiet pip; fi
 
 $(VENV)/demo.stamp: requirements/demo.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (half a minute) ..."
