@@ -22,7 +22,8 @@ class Checkpoint(Callback):
     Args:
       directory: made if it is not there. One run has it for itself.
       every: "epoch", a number of steps, or a datetime.timedelta; with the latter two, at the end of epochs as well.
-      keep: how many of the newest checkpoints to keep, at least 1.
+      keep: how many of the newest checkpoints to keep, at least 1. A finished run keeps at least 2: its end, and that
+        of its last epoch, from which more epochs can go on.
       best: the name of a value, such as "val_loss", whose best epoch's checkpoint is kept too; None for none.
       mode: "min", "max", or "auto" to tell by the name.
 

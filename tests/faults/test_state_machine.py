@@ -323,11 +323,11 @@ class Runs(RuleBasedStateMachine):
             call(self.model)
 
     @precondition(lambda self: self.pending is not None and not self.pending.empty)
-    @rule(differs=st.sampled_from(["a second run", "epochs"]))
+    @rule(differs=st.sampled_from(["a second run", "steps of an epoch"]))
     def refuse(self, differs: str) -> None:
         """A folder that holds a run is not begun in, nor gone on in with another fit; and nothing is lost."""
         again = differs == "a second run"
-        plan = self.pending.plan if again else self.pending.plan._replace(epochs=5)
+        plan = self.pending.plan if again else self.pending.plan._replace(steps_per_epoch=7)
         with pytest.raises(resfit.errors.ResumeError):
             twin.fit(self.model, plan, self.setup, Checkpoint(self.pending.folder), resume=not again)
 
