@@ -51,7 +51,11 @@ def difference(name: str) -> float:
     """Of a whole network of the zoo from the library's own of that name: of logits, over the library's largest."""
     golden = MEMBERS[name]
     net = create_model(name, num_classes=1000)
-    weights.load_state_dict(net, {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()})
+    held = {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()}
+    scales = {key: value for key, value in held.items() if value.ndim == 1 and key.endswith(".weight")}
+    weights.load_state_dict(
+        net, held | {key: value * np.float32(golden["norm_scale"]) for key, value in scales.items()}
+    )
     logits = np.asarray(net(images(2, golden["size"]), train=False))  # by operation: compiling a deep one takes longer
     return float(np.abs(logits[:, :8] - golden["first_eval_logits"]).max() / golden["largest_eval_logit"])
 
