@@ -96,7 +96,8 @@ def find_learning_rate(
     # NumPy's copy: device_get may give a view of a buffer that the first step is given for its results.
     saved, epoch = [np.array(leaf) for leaf in state.leaves], state.epoch
     try:
-        model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
+        with model._learning_nothing():
+            model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
     finally:
         state.replace(tuple(model._placement.replicate(saved)))
         state.epoch = epoch

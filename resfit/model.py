@@ -280,7 +280,10 @@ class Model(Guarded):
                 "out, or pass "
                 "the function instead (optimizer=optax.adamw, learning_rate=...)."
             )
-        self._multi_label = by_loss if by_loss is not None else self._multi_label or None
+        if by_loss is not None:
+            self._multi_label = by_loss
+        elif not self._trained:  # what trained weights are for stays known
+            self._multi_label = self._multi_label or None
         self._one_label_metrics = [name for name, metric in chosen.items() if metrics_.reads_one_label(metric)]
         self._loss, self._preprocess, self._placement, self._seed, self._state = (
             loss_function, preprocess_function, placement, seed, state,
@@ -334,12 +337,19 @@ class Model(Guarded):
         if preprocess == "auto":
             return self._preprocess if self._trained else self._automatic
         chosen = preprocess_.get(preprocess)
-        if self._trained and not replaces and not preprocess_.same_values(self._preprocess, chosen, self._example):
+        if self._trained and not replaces and not self._is_trained_one(chosen):
             raise CompileError(
                 f"compile got preprocess={chosen!r}, and the network was trained with {self._preprocess!r}. Expected "
                 "the same: leave preprocess out. To replace it and train again, pass replace_preprocess=True."
             )
         return chosen
+
+    def _is_trained_one(self, preprocess: preprocess_.Preprocess | None) -> bool:
+        """Whether a preprocessing gives the network the values that it was trained on."""
+        example, channels = self._example, getattr(getattr(self._module, "spec", None), "in_channels", None)
+        if example is None and channels is not None:  # a loaded network that has seen no input
+            example = preprocess_.typical_example(channels, self._trained_on)
+        return preprocess_.same_values(self._preprocess, preprocess, example)
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
         """Says which parts of the module are not to be trained, from the next `compile` on; no pattern trains them all.
@@ -491,7 +501,7 @@ class Model(Guarded):
         if not value.normalizes:
             keeps = True
         elif self._trained:
-            keeps = preprocess_.same_values(self._preprocess, value.preprocess, self._example)
+            keeps = self._is_trained_one(value.preprocess)
         else:
             keeps = self._preprocess == value.preprocess
         if self._trained and not keeps:
@@ -929,6 +939,17 @@ class Model(Guarded):
             if not self._stepped:
                 self._trained_on, self._class_names = before
             self._stepped = self._stepped or stepped
+
+    @contextlib.contextmanager
+    def _learning_nothing(self) -> Iterator[None]:
+        """Forget afterwards what was learned of the data: the weights that were trained on them are taken back."""
+        learned = ("_trained", "_stepped", "_trained_on", "_class_names", "_multi_label")
+        before = {name: getattr(self, name) for name in learned}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def _names_of_training(self, data: Batches) -> list[str] | None:
         """The class names of the model once it was trained on the data: its own, or those that the data bring.

@@ -129,8 +129,9 @@ def check_flags(module: nnx.Module, plan: Any) -> None:
     parts = [(path, type(part), vars(part)) for path, part in nnx.iter_modules(module)]
     for path, kind, held in parts:
         for flag in _FLAGS:
-            inside = any(parameter[: len(path)] == path for parameter in trained)
-            if held.get(flag) is False and inside and not _uses(kind, flag):
+            if held.get(flag) is not False or _uses(kind, flag):
+                continue
+            if any(parameter[: len(path)] == path for parameter in trained):
                 name = ".".join(map(str, path))
                 raise ModuleError(
                     f"{f'The part {name!r}' if name else 'The module'} has {flag} = False, which neither flax nor "

@@ -150,12 +150,15 @@ def get(preprocess: str | Preprocess | None) -> Preprocess | None:
 def same_values(one: Preprocess | None, other: Preprocess | None, example: Any = None) -> bool:
     """Return True if two preprocessings give a network the same values.
 
-    Functions cannot be compared, so both are applied to random images.
+    Functions cannot be compared, so both are applied to random images. Values that differ by rounding are the same.
 
     Args:
       one: a function of a batch, or None.
       other: likewise.
       example: shapes and dtypes of one example, as `example` returns them; by default a small uint8 image.
+
+    Raises:
+      CompileError: if no example is given, and one of the functions cannot be applied to an image.
 
     Example:
       >>> same_values(Auto(), Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
@@ -163,16 +166,33 @@ def same_values(one: Preprocess | None, other: Preprocess | None, example: Any =
       >>> same_values(Auto(), None)
       False
     """
-    if one == other:
+    if one is other:  # not ==, which an object that holds arrays may not have
         return True
-    if example is None:
-        channels = [len(known.mean) for known in (one, other) if isinstance(known, Normalize)]
-        example = jax.ShapeDtypeStruct((8, 8, channels[0] if channels else 3), jnp.uint8)
-    batch = jax.tree.map(_random_batch, example)
+    if example is not None:
+        return _same_on(jax.tree.map(_random_batch, example), one, other)
+    channels = [len(known.mean) for known in (one, other) if isinstance(known, Normalize)]
+    batch = _random_batch(typical_example(channels[0] if channels else 3))
+    try:
+        return _same_on(batch, one, other)
+    except Exception as error:
+        raise CompileError(
+            f"The preprocessing {other!r} could not be compared with {one!r}, which the network was trained with: "
+            f"{error} Both were applied to an image of shape {batch.shape[1:]}, since the model has seen no input "
+            "since it was loaded. Leave preprocess out, or call model.predict(x) before."
+        ) from error
+
+
+def _same_on(batch: Any, one: Preprocess | None, other: Preprocess | None) -> bool:
     a, b = (jax.tree.leaves(batch if f is None else f(batch)) for f in (one, other))
     return len(a) == len(b) and all(
-        u.shape == v.shape and u.dtype == v.dtype and bool(jnp.array_equal(u, v)) for u, v in zip(a, b, strict=True)
+        u.shape == v.shape and u.dtype == v.dtype and bool(jnp.allclose(u, v, rtol=1e-5, atol=1e-6, equal_nan=True))
+        for u, v in zip(a, b, strict=True)
     )
+
+
+def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of a small image: uint8, or float32 if `kinds` says that the inputs were floats."""
+    return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
 
 
 def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:

@@ -44,7 +44,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     ),
     "method of Keras": (losses.get, of("keras.losses", "Huber")().call, "optax.huber_loss"),
     "subclass of a loss of Keras": (
-        losses.get, derived("keras.losses", "MeanSquaredError"), r"Mine, which derives from .*\(outputs, labels\)",
+        losses.get, derived("keras.losses", "MeanSquaredError"), r"function of \(outputs, labels\)",
     ),
     "object of PyTorch": (losses.get, of("torch.nn.modules.loss", "CrossEntropyLoss")(), "'cross_entropy'"),
     "function of PyTorch": (losses.get, function_of("torch.nn.functional", "mse_loss"), "'mean_squared_error'"),

@@ -223,6 +223,19 @@ def test_tools_for_one_class_name_the_remedy_for_several_labels() -> None:
         distiller.evaluate(X, Y, verbose=0)
 
 
+@pytest.mark.parametrize("y", [Y, ONE_HOT, ONE_HOT.argmax(axis=1)], ids=["several", "one-hot", "numbers"])
+def test_a_trained_model_still_knows_what_its_labels_were_after_another_compile(y: Any, tmp_path: Path) -> None:
+    model = model_of(BinaryCrossEntropy())
+    fit(model, X, y)
+    expected = model.predict(X, outputs="labels", verbose=0)
+    model.compile("sgd", loss=BinaryCrossEntropy(), metrics=None, dispatch="jit")
+    np.testing.assert_array_equal(model.predict(X, outputs="labels", verbose=0), expected)
+    model.save(tmp_path / "net.safetensors")
+    loaded = resfit.load(tmp_path / "net.safetensors", module=net())
+    loaded.compile("sgd", loss=BinaryCrossEntropy(), metrics=None, dispatch="jit")
+    np.testing.assert_array_equal(loaded.predict(X, outputs="labels", verbose=0), expected)
+
+
 def test_early_stopping_restores_the_best_by_a_metric_for_several_labels() -> None:
     model = model_of(names=["accuracy"])
     stop = resfit.callbacks.EarlyStopping("val_accuracy", patience=1, restore_best_weights=True)

@@ -1,8 +1,10 @@
 """Preprocessing: uint8 images are scaled, floats are left alone, and the rest says why not."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -190,6 +192,61 @@ def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after:
         return
     model.compile("sgd", preprocess=after, dispatch="jit")
     np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
+
+
+@dataclasses.dataclass
+class Shift:
+    """Its `==` raises, as NumPy's of several values does."""
+
+    by: np.ndarray
+
+    def __call__(self, x: Any) -> Any:
+        return x - self.by
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Shift(np.ones((1, 1, 1, 3))), Shift(np.ones((1, 1, 1, 3)))),
+        (lambda x: jnp.log(x - 1), lambda x: jnp.log(x - 1)),  # NaN
+        (Normalize((0.485,) * 3, (0.229,) * 3), lambda x: (x - 0.485 * 255) / (0.229 * 255)),  # rounded otherwise
+    ],
+)
+def test_the_same_function_made_again_is_the_trained_preprocessing(one: Any, other: Any) -> None:
+    for dtype in (jnp.uint8, jnp.float32):
+        if not (isinstance(one, Normalize) and dtype == jnp.float32):
+            assert preprocess.same_values(one, other, jax.ShapeDtypeStruct((4, 4, 3), dtype))
+
+
+def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_path: Any) -> None:
+    def times(x: Any) -> Any:
+        return x * jnp.arange(6.0).reshape(1, 1, 1, 6)
+
+    path = tmp_path / "net.safetensors"
+    net = resfit.create_model("resnet20", num_classes=2, in_channels=6, depths=(1,), widths=(4,))
+    model = compiled(net, preprocess=times)
+    model._trained = True
+    model.save(path)
+    model = resfit.load(path, preprocess=times)
+    model.compile("sgd", preprocess=lambda x: x * jnp.arange(6.0).reshape(1, 1, 1, 6), dispatch="jit")
+    with pytest.raises(CompileError, match="the network was trained with"):
+        model.compile("sgd", preprocess=lambda x: x * 2.0, dispatch="jit")
+    other = compiled(net)
+    other._trained, other._trained_on = True, ("other",)
+    other.save(path)
+    resfit.load(path).compile("sgd", preprocess=None, dispatch="jit")  # Auto leaves floats as they are
+
+
+def test_a_preprocessing_that_cannot_be_compared_names_the_remedy() -> None:
+    with pytest.raises(CompileError, match=r"could not be compared.*Leave preprocess out, or call model\.predict"):
+        preprocess.same_values(lambda x: x["image"], lambda x: x["image"])
+
+
+def test_a_range_test_does_not_count_as_training() -> None:
+    model = compiled(ColorNet())
+    resfit.find_learning_rate(model, COLOR, labels(8), batch_size=4, steps=3)
+    model.transforms = resfit.transforms.Transforms(8, 8)
+    model.compile("sgd", preprocess=scaled)
 
 
 @pytest.mark.parametrize("preprocess", ["auto", HALF, scaled])

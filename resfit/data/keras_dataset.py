@@ -22,6 +22,17 @@ def is_keras_dataset(x: Any) -> bool:
     return _base(x) is not None
 
 
+def _length(dataset: Any) -> int | None:
+    """The number of batches; None for a dataset without an end."""
+    try:
+        if hasattr(dataset, "__len__"):
+            return len(dataset)
+        batches: int | None = dataset.num_batches if hasattr(type(dataset), "num_batches") else None
+    except (TypeError, NotImplementedError):
+        return None
+    return batches
+
+
 def _base(x: Any) -> type | None:
     for kind in type(x).__mro__:
         if kind.__name__ in ("PyDataset", "Sequence") and kind.__module__.partition(".")[0] in _PACKAGES:
@@ -65,10 +76,7 @@ class KerasBatches:
 
     def __init__(self, dataset: Any, seed: int | None) -> None:
         self._dataset, self._seed = dataset, seed
-        try:
-            self.steps: int | None = len(dataset)
-        except (TypeError, NotImplementedError, AttributeError):
-            self.steps = None
+        self.steps: int | None = _length(dataset)
         self.examples: int | None = None
         self.labels: Any = None
         self.report: Mapping[str, float] = {}

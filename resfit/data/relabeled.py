@@ -83,10 +83,17 @@ class Relabeled(MappedBatches):
             columns = np.zeros((len(y), len(self._names)), y.dtype)
             columns[:, self._table] = y
             return columns
-        if y.dtype.kind not in "iu":
+        if y.dtype.kind not in "biu":
             raise DataError(
                 f"Got labels of dtype {y.dtype} and shape {y.shape} for the classes {_listed(self._names)}. Expected "
                 "class numbers, or one column per class."
             )
-        known = (y >= 0) & (y < len(self._table))  # others, such as -1 for an unknown class, are refused later
-        return np.where(known, self._table[np.where(known, y, 0)], y).astype(y.dtype)
+        numbers = y.astype(np.int64)
+        if numbers.max(initial=0) >= len(self._table):
+            raise DataError(
+                f"Got the class number {numbers.max()}, and the data have names for {len(self._table)} classes. "
+                f"Expected numbers from 0 to {len(self._table) - 1}."
+            )
+        # Negative numbers, such as -1 for an unknown class, have no name, and the losses refuse them.
+        renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
+        return renumbered.astype(np.result_type(y.dtype, np.int32))  # 8 bits may not hold the new numbers

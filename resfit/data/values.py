@@ -43,6 +43,8 @@ def _check(name: str, array: Any, finite: bool) -> None:
     refuse_masked(name, array)
     if isinstance(array, jax.Array) or not len(array) or not jnp.issubdtype(array.dtype, np.number):
         return  # what is on a device already was not changed on the way, and reading it would make the host wait
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return  # losses of one's own may read complex labels; complex inputs are refused elsewhere
     floating = jnp.issubdtype(array.dtype, jnp.floating)  # NumPy does not count bfloat16 and float8
     target = jax.dtypes.canonicalize_dtype(array.dtype)
     if target == array.dtype and not (floating and finite):

@@ -72,6 +72,15 @@ class Infinite(Numbered):
     __len__ = None  # type: ignore[assignment]
 
 
+class Counted(PyDataset):
+    """Keras 3 reads `num_batches`, which may stand in for a length."""
+
+    num_batches = 6
+
+    def __getitem__(self, i: int) -> Any:
+        return Numbered()[i]
+
+
 def order(x: Any, epoch: int = 0, *, seed: int | None = 0, start: int = 0, n: int | None = None) -> list[float]:
     """A number for each batch, in the order of an epoch."""
     batches = as_batches(x, geometry=Geometry(32, seed=seed))
@@ -108,6 +117,7 @@ def test_lists_are_tuples_endless_iterators_end_and_no_length_needs_steps() -> N
     assert order(Listed()) == order(Numbered()) == order(Endless())
     assert as_batches(Endless(), geometry=Geometry(32)).steps == 6
     assert len(order(Infinite(), n=9)) == 9
+    assert order(Counted()) == order(Numbered())
     with pytest.raises(DataError, match="holds no batches"):
         as_batches(Numbered(0), geometry=Geometry(32))
 

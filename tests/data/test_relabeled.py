@@ -51,13 +51,26 @@ def test_labels_are_mapped_by_name_to_the_training_classes(order: list[str], kep
     np.testing.assert_array_equal(batches.labels, [NAMES.index(order[i % kept]) for i in range(12)])
 
 
-def test_columns_of_soft_labels_are_mapped_and_unknown_numbers_left_to_be_refused() -> None:
+def test_columns_of_soft_labels_are_mapped_and_negative_numbers_left_to_be_refused() -> None:
     soft = NamedSource(images(2), np.array([[0.25, 0.75], [1.0, 0.0]]), ("cat", "ant"))
     np.testing.assert_array_equal(relabeled(cut(soft), NAMES, "x").labels, [[0.75, 0, 0.25], [0, 0, 1]])
-    unknown = NamedSource(images(2), np.array([-1, 5]), ("cat", "ant"))
-    np.testing.assert_array_equal(relabeled(cut(unknown), NAMES, "x").labels, [-1, 5])
+    unknown = NamedSource(images(2), np.array([-1, 1]), ("cat", "ant"))
+    np.testing.assert_array_equal(relabeled(cut(unknown), NAMES, "x").labels, [-1, 0])
     with pytest.raises(DataError, match="one column per class"):
         _ = relabeled(cut(NamedSource(images(2), np.array([0.0, 1.0]), ("cat", "ant"))), NAMES, "x").labels
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64])
+def test_new_class_numbers_that_the_dtype_of_the_labels_cannot_hold_are_kept(dtype: Any) -> None:
+    many = [f"class {i}" for i in range(400)]
+    data = NamedSource(images(3), np.array([0, 1, 0], dtype), ("class 300", "class 2"))
+    np.testing.assert_array_equal(relabeled(cut(data), many, "x").labels, [300, 2, 300])
+
+
+def test_a_class_number_without_a_name_is_refused_instead_of_taken_for_a_training_class() -> None:
+    data = NamedSource(images(3), np.array([0, 1, 2]), ("cat", "ant"))
+    with pytest.raises(DataError, match="the class number 2, and the data have names for 2 classes"):
+        _ = relabeled(cut(data), NAMES, "x").labels
 
 
 @pytest.mark.parametrize(

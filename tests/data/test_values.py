@@ -120,6 +120,7 @@ def test_finite_values_of_every_dtype_pass(kind: str) -> None:
 
 def test_a_mask_without_masked_entries_and_nan_labels_for_custom_losses_pass() -> None:
     check_values(np.ma.masked_array(images(3)), np.array([np.nan, 1.0, 2.0]))
+    check_values(images(3), np.ones(3, complex))
 
 
 @pytest.mark.parametrize("weight", [1e39, np.nan, -1.0, ml_dtypes.bfloat16("nan")])
