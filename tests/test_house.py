@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine.hooks": {"data", "foreign"},
     "engine.random_keys": set(),
     "engine.programs": set(),
-    "engine.attributes": set(),
+    "engine.attributes": {"nets"},
     "engine.containers": set(),
     "engine.outline": {"engine.modes"},
     "engine.state": {

@@ -1,6 +1,8 @@
 """Plain Python attributes that a call writes: a warning, because every step starts with their old values again."""
 
 import contextlib
+import functools
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -9,19 +11,23 @@ import jax
 import numpy as np
 from flax import nnx
 
+from resfit.nets.modes import MODE_KEYWORDS
+
 _log = logging.getLogger("resfit")
 _MISSING = object()
 _GROWING = (list, dict, set)
 
 
 @contextlib.contextmanager
-def watched(module: nnx.Module) -> Iterator[None]:
+def watched(module: nnx.Module, known: set[str] | None = None) -> Iterator[None]:
     """Warn of plain attributes of a module that change inside the context.
 
-    Variables, Intermediates and other data of NNX may change: a step reads them afterwards.
+    Variables, Intermediates and other data of NNX may change: a step reads them afterwards. So may mode flags, which a
+    call sets before it reads them, and what `functools.cached_property` keeps, which is computed again.
 
     Args:
       module: the copy that a step calls.
+      known: names of which no warning is needed any more; those of new warnings are added.
 
     Example:
       >>> module = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
@@ -30,11 +36,14 @@ def watched(module: nnx.Module) -> Iterator[None]:
     """
     parts = [(path, part, _plain(part)) for path, part in nnx.iter_graph(module) if isinstance(part, nnx.Pytree)]
     yield
+    known = set() if known is None else known
     for path, part, before in parts:
         for name, (value, content) in _plain(part).items():
+            full = ".".join(map(str, (*path, name)))
             old, old_content = before.get(name, (_MISSING, None))
-            if not _same(old, value) or not _same(old_content, content):
-                _warn(".".join(map(str, (*path, name))), part, old if content is None else old_content, value)
+            if full not in known and not (_same(old, value) and _same(old_content, content)):
+                known.add(full)
+                _warn(full, part, old if content is None else old_content, value)
 
 
 def _plain(part: nnx.Pytree) -> dict[str, tuple[Any, Any]]:
@@ -43,7 +52,9 @@ def _plain(part: nnx.Pytree) -> dict[str, tuple[Any, Any]]:
     return {
         name: (value, type(value)(value) if type(value) in _GROWING else None)
         for name, value in vars(part).items()
-        if not name.startswith("_pytree__") and not data.get(name) and not isinstance(value, nnx.Variable | nnx.Pytree)
+        if not (name.startswith("_pytree__") or data.get(name) or isinstance(value, nnx.Variable | nnx.Pytree))
+        and name not in MODE_KEYWORDS
+        and not isinstance(inspect.getattr_static(type(part), name, None), functools.cached_property)
     }
 
 
@@ -56,7 +67,10 @@ def _same(old: Any, new: Any) -> bool:
         return len(old) == len(new) and all(map(_same, old, new))
     if isinstance(new, dict):
         return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in new)
-    return bool(old == new)
+    try:
+        return bool(old == new)
+    except (TypeError, ValueError):  # objects that hold arrays have no truth value of their equality
+        return False
 
 
 def _warn(name: str, part: nnx.Pytree, old: Any, new: Any) -> None:

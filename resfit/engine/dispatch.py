@@ -1,6 +1,7 @@
 """How a step meets devices: where arrays live, how a step is compiled, how far the host may run ahead. Nothing else."""
 
 import collections
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -134,10 +135,16 @@ class Placement:
         if self.kind == "pmap":
 
             def call(*arguments: Any) -> Any:
+                # JAX never forgets what it mapped, so it is given a function that does not hold the model.
+                alive: Any = weakref.ref(function)
+
+                def part(*arguments: Any) -> Any:
+                    return alive()(*arguments)
+
                 *others, batch = arguments
                 parts = jax.tree.map(lambda leaf: rearrange(leaf, "(d n) ... -> d n ...", d=len(self.devices)), batch)
                 axes = (*(None for _ in others), 0)
-                return jax.pmap(function, AXIS, in_axes=axes, out_axes=None, devices=self.devices)(*others, parts)
+                return jax.pmap(part, AXIS, in_axes=axes, out_axes=None, devices=self.devices)(*others, parts)
 
             return call
         whole, split = PartitionSpec(), PartitionSpec(AXIS)

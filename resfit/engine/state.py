@@ -5,6 +5,7 @@ copied before the first step; on the way out the arrays are handed over, and cop
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class Layout:
     Free of arrays. The averages are there only if `ema`. The span, (4,) int32, is what a named schedule stretches over:
     the step at which it begins, its steps, and the steps of an epoch; and the bits of a float32 by which a schedule's
     rates are multiplied.
+
+    Attributes:
+      warned: for each kind of step, the plain attributes of which `attributes.watched` has warned.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Layout:
         self.n_visible = self.n_params + len(self.carried)
         self.n_model = 2 * self.n_visible if ema else self.n_visible  # everything but the optimizer and the step
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
+        self.warned: defaultdict[str, set[str]] = defaultdict(set)
         self._tied = {
             slot.name: [".".join(map(str, path)) for path in slot.others] for slot in plan.slots if slot.others
         }

@@ -122,7 +122,7 @@ def train_step(
 
     def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
         module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
-        with watched(module):
+        with watched(module, layout.warned["train"]):
             losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
         losses = _per_example(losses, part.x)
         new_params, new_carried = modes.read(layout.plan, module)
@@ -199,7 +199,7 @@ def evaluate_step(
     """
     module = _evaluation_module(layout, leaves, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    with watched(module):
+    with watched(module, layout.warned["evaluate"]):
         losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, leaves[layout.n_params :], module)
     losses = _per_example(losses, x)
@@ -220,7 +220,7 @@ def predict_step(
 ) -> Any:
     """What `finish` makes of the module's outputs for one batch, or of what `call` does with module and batch."""
     module: Any = _evaluation_module(layout, leaves, key)
-    with modes.explained(module, x), watched(module):
+    with modes.explained(module, x), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, leaves[layout.n_params :], module)

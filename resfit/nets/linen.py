@@ -6,11 +6,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import errors, linen, nnx
 
 from resfit.errors import ModuleError
+from resfit.nets.stand_in import stand_in
 
 _KEPT = frozenset({"params", "intermediates"})  # collections that a call in training does not rewrite
+
+
+def is_mode(parameter: inspect.Parameter) -> bool:
+    """Return whether a parameter that is named like a mode is one; a float named `train` is a rate, or a share."""
+    default = parameter.default
+    typed = default is parameter.empty or isinstance(default, bool | int | np.bool_ | None)
+    return typed and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
 def switch(part: nnx.bridge.ToNNX, train: bool, keywords: Mapping[str, bool]) -> None:
@@ -58,7 +67,7 @@ def _in_mode(cls: type, train: bool, values: tuple[tuple[str, bool], ...]) -> ty
                 "Expected a module that is initialized. Call .lazy_init(x) of the ToNNX with a batch of inputs."
             ) from error
 
-    return _subclass(cls, __call__)
+    return stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)})
 
 
 def _left_out(module: Any, method: Any, args: Any, kwargs: Any, values: Mapping[str, bool]) -> dict[str, bool]:
@@ -66,7 +75,12 @@ def _left_out(module: Any, method: Any, args: Any, kwargs: Any, values: Mapping[
     function = getattr(type(module), method or "__call__") if method is None or isinstance(method, str) else method
     signature = inspect.signature(function)
     given = signature.bind_partial(module, *args, **kwargs).arguments
-    return {name: value for name, value in values.items() if name in signature.parameters and name not in given}
+    parameters = signature.parameters
+    return {
+        name: value
+        for name, value in values.items()
+        if name in parameters and name not in given and is_mode(parameters[name])
+    }
 
 
 def _collections(part: nnx.bridge.ToNNX) -> list[str]:
@@ -91,11 +105,4 @@ def _held(cls: type, norms: frozenset[tuple[Any, ...]]) -> type:
         with linen.intercept_methods(evaluate):
             return cls.__call__(self, *args, **kwargs)
 
-    return _subclass(cls, __call__)
-
-
-def _subclass(cls: type, call: Any) -> type:
-    subclass: Any = type(cls)(cls.__name__, (cls,), {"__module__": cls.__module__})
-    subclass.__call__ = functools.wraps(cls.__call__)(call)
-    kind: type = subclass
-    return kind
+    return stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)})

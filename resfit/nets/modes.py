@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from resfit.nets import linen
+from resfit.nets.stand_in import stand_in
 
 # The arguments by which a call takes its mode, and the value of each in training.
 MODE_KEYWORDS: Mapping[str, bool] = types.MappingProxyType(
@@ -19,10 +20,10 @@ MODE_KEYWORDS: Mapping[str, bool] = types.MappingProxyType(
 _SETTERS = frozenset({"train", "eval", "set_view", "set_attributes"})
 
 
-class Supplies(NamedTuple):
-    """The mode that a method gets where its caller leaves it out; forced: whatever its caller says."""
+class Supplied(NamedTuple):
+    """What a class whose methods get the mode stands in for; forced: they get it whatever their caller says."""
 
-    train: bool
+    cls: type
     forced: bool
 
 
@@ -90,44 +91,65 @@ def _become(part: nnx.Module, cls: type) -> None:
 
 
 def _named(function: Any, train: bool) -> dict[str, bool]:
+    parameters = inspect.signature(function).parameters
     return {
         name: value == train
         for name, value in MODE_KEYWORDS.items()
-        if (parameter := inspect.signature(function).parameters.get(name)) is not None
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if name in parameters and linen.is_mode(parameters[name]) and _reaches(function, name)
     }
+
+
+def _reaches(function: Any, name: str) -> bool:
+    """Return whether a decorator, whose signature seems to be that of what it decorates, takes an argument itself."""
+    if not isinstance(function, types.FunctionType):
+        return True
+    own = inspect.signature(function, follow_wrapped=False).parameters
+    return name in own or any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in own.values())
 
 
 @functools.cache
 def _supplied(cls: type, train: bool, *, forced: bool) -> type:
     """Return a subclass whose methods get the mode where it is left out (forced: always), or the class if none need it.
 
-    Equal arguments give the same subclass, so that two copies of a module have equal graphs.
+    A method that calls `super()` leaves it out too: the stand-ins of parents come before them in the order of
+    resolution. Equal arguments give the same subclass, so that two copies of a module have equal graphs.
     """
-    methods: dict[str, Callable[..., Any]] = {}
-    for name in dir(cls):
-        method = inspect.getattr_static(cls, name)
-        if (name.startswith("__") and name != "__call__") or name in _SETTERS or isinstance(method, property):
-            continue
-        if isinstance(method, types.FunctionType) or (callable(method) and hasattr(method, "__wrapped__")):
-            method = getattr(cls, name)
-            values = _named(method, train) if forced else _missing(method, train)
-            if values:
-                methods[name] = _supplying(method, values, Supplies(train, forced))
-    if not methods:
+    known = vars(cls).get("_supplied")
+    if known is not None:
+        return cls if known.forced else _supplied(known.cls, train, forced=forced)
+    parents = [
+        stand_in(base, found, metaclass=type(cls))
+        for base in cls.__mro__[1:]
+        if (found := _methods(base, train, forced=forced))
+    ]
+    methods = _methods(cls, train, forced=forced)
+    if not methods and not parents:
         return cls
-    options = {} if getattr(cls, "_pytree__is_pytree", True) else {"pytree": False}
-    subclass: type = type(cls)(cls.__name__, (cls,), {"__module__": cls.__module__}, **options)
-    for name, method in methods.items():
-        setattr(subclass, name, method)  # not in the class body: Residual refuses subclasses that define a call
-    return subclass
+    return stand_in(cls, {**methods, "_supplied": Supplied(cls, forced)}, *parents)
+
+
+def _methods(cls: type, train: bool, *, forced: bool) -> dict[str, Callable[..., Any]]:
+    """Return the methods that a class itself defines and that need the mode, made to get it."""
+    methods: dict[str, Callable[..., Any]] = {}
+    for name, method in vars(cls).items():
+        if (name.startswith("__") and name != "__call__") or name in _SETTERS or not _is_method(method):
+            continue
+        method = getattr(cls, name)
+        values = _named(method, train) if forced else _missing(method, train)
+        if values:
+            methods[name] = _supplying(method, values, forced=forced)
+    return methods
+
+
+def _is_method(value: Any) -> bool:
+    if isinstance(value, types.FunctionType | functools.partialmethod):
+        return True
+    made = callable(value) and hasattr(value, "__wrapped__") and hasattr(type(value), "__get__")  # by nnx.jit
+    return made and not isinstance(value, staticmethod | type)
 
 
 def _missing(method: Any, train: bool) -> dict[str, bool]:
     """Return the mode keywords of a method whose defaults say something else."""
-    supplies = getattr(method, "supplies", None)
-    if supplies is not None:
-        return {} if supplies.forced or supplies.train == train else _named(method, train)
     parameters = inspect.signature(method).parameters
     # In layers of flax and resfit, None leaves the mode to flags, which are set.
     by_flag = (getattr(method, "__module__", None) or "").partition(".")[0] in ("flax", "resfit")
@@ -138,16 +160,21 @@ def _missing(method: Any, train: bool) -> dict[str, bool]:
     }
 
 
-def _supplying(method: Any, values: Mapping[str, bool], supplies: Supplies) -> Callable[..., Any]:
+def _supplying(method: Any, values: Mapping[str, bool], *, forced: bool) -> Callable[..., Any]:
     signature = inspect.signature(method)
+    kinds: set[Any] = set()
+    if isinstance(method, types.FunctionType):
+        kinds = {one.kind for one in inspect.signature(method, follow_wrapped=False).parameters.values()}
+    # What nnx.remat made knows its static arguments by position; a decorator's (self, x, **kwargs) knows none.
+    by_keyword = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind_partial(self, *args, **kwargs)
-        for name, value in values.items():
-            if supplies.forced or name not in bound.arguments:
-                bound.arguments[name] = value
+        added = {name: value for name, value in values.items() if forced or name not in bound.arguments}
+        if by_keyword:
+            return method(self, *args, **kwargs | added)
+        bound.arguments |= added
         return method(*bound.args, **bound.kwargs)
 
-    call.supplies = supplies  # type: ignore[attr-defined]
     return call

@@ -1,16 +1,26 @@
 """A plain attribute that a call writes is named in a warning; what Flax and resfit keep for themselves is not."""
 
+import dataclasses
+import functools
 import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen, nnx
 
 import resfit
 from resfit.engine.attributes import watched
 from tests.helpers import PlainNet, compiled, images, labels
+
+
+@dataclasses.dataclass
+class Constants:
+    """Objects of which the comparison raises."""
+
+    array: Any
 
 
 class Writes(PlainNet):
@@ -20,6 +30,12 @@ class Writes(PlainNet):
         self.seen = nnx.static([])
         self.sizes = nnx.static({})
         self.inner = nnx.data({("a", 1): [nnx.Sequential()]})
+        self.constants = nnx.static(Constants(np.ones(2)))
+        self.dropout = nnx.Dropout(0.5, deterministic=False)
+
+    @functools.cached_property
+    def scale(self) -> float:
+        return 2.0
 
     def __call__(self, x: Any) -> Any:
         self.write(x)
@@ -61,8 +77,22 @@ def kept_as_it_was(self: Any, x: Any) -> None:
     self.seen = list(self.seen)
 
 
+def renew(self: Any, x: Any) -> None:
+    self.constants = nnx.static(Constants(np.ones(2)))
+
+
+def set_mode(self: Any, x: Any) -> None:
+    self.dropout.deterministic = True
+    self.training = False
+
+
+def compute_once(self: Any, x: Any) -> None:
+    assert self.scale == 2.0
+
+
 WRITES = {count: "calls", keep: "last", switch: "flag", append: "seen", insert: "sizes", create: "shape",
-          nested: "inner.('a', 1).0.calls", kept_as_it_was: ""}  # fmt: skip
+          nested: "inner.('a', 1).0.calls", kept_as_it_was: "", renew: "constants", set_mode: "",
+          compute_once: ""}  # fmt: skip
 
 
 def warned(log: pytest.LogCaptureFixture) -> list[str]:
@@ -81,13 +111,14 @@ def test_a_call_that_writes_a_plain_attribute_warns_and_names_it(write: Any, cap
 
 
 @pytest.mark.parametrize("dispatch", ["jit", "eager"])
-def test_training_evaluation_and_prediction_each_warn_of_a_counter(
+def test_training_evaluation_and_prediction_each_warn_once_of_a_counter(
     dispatch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = compiled(type("Net", (Writes,), {"write": count})(), dispatch=dispatch)
     for call in (model.train_on_batch, model.test_on_batch, lambda x, y: model.predict_on_batch(x)):
         caplog.clear()
-        call(images(4), labels(4))
+        for _ in range(2):
+            call(images(4), labels(4))
         assert len(warned(caplog)) == 1
         assert "before 0, after 1" in warned(caplog)[0]
     assert model.module.calls == 0

@@ -1,8 +1,10 @@
 """The same training on 1, 2, 4 and 8 devices: steps from the same state agree, for every way to split a batch."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.helpers import TinyNet, assert_close, compiled, images, labels, values
+from tests.helpers import PlainNet, TinyNet, assert_close, compiled, images, labels, values
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
@@ -132,3 +134,14 @@ def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
     for kind in ("pmap", "sharded"):
         model = compiled(Masks(rngs=nnx.Rngs(0)), dispatch=kind, batch_norm="per_replica", metrics={"spread": spread})
         assert model.train_on_batch(x, y, return_dict=True)["spread"] > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sharded", "pmap"])
+@pytest.mark.parametrize("batch_norm", ["global", "per_replica"])
+def test_a_model_on_several_devices_is_freed_with_its_programs(kind: str, batch_norm: str) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind, batch_norm=batch_norm)
+    model.train_on_batch(images(8), labels(8))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None

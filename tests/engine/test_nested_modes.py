@@ -1,5 +1,6 @@
 """The mode reaches every part of a module where the caller leaves it out; an explicit argument of the caller wins."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import resfit
 from resfit.engine import modes
 from resfit.errors import ModuleError
 from resfit.nets import Residual
-from resfit.nets.modes import MODE_KEYWORDS, in_mode
+from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
 from tests.helpers import assert_same, compiled, fit, images, labels, values
 
 X = jnp.zeros((2, 4))
@@ -270,3 +271,141 @@ def test_a_linen_module_without_parameters_is_told_how_to_get_them() -> None:
 
     with pytest.raises(ModuleError, match=r"Dense in nnx\.bridge\.ToNNX lacks a parameter.*lazy_init"):
         module_in_mode(Net(), train=True)(X)
+
+
+def halved(x: Any, train: bool) -> Any:
+    return x / 2 if train else x
+
+
+class Halving(nnx.Module):
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return halved(x, train)
+
+
+class CallsItsParent(Halving):
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x)
+
+
+class CallsItsGrandparent(CallsItsParent):
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return super().__call__(x)
+
+
+class HalvingMixin:
+    def half(self, x: Any, deterministic: bool = True) -> Any:
+        return halved(x, not deterministic)
+
+
+class WithMixin(HalvingMixin, nnx.Module):
+    def __call__(self, x: Any) -> Any:
+        return self.half(x)
+
+
+class WithStaticMethod(nnx.Module):
+    half = staticmethod(halved)
+
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return self.half(x, train)
+
+
+def taking_keywords(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(self: Any, x: Any, **keywords: Any) -> Any:
+        return function(self, x, **keywords)
+
+    return call
+
+
+class Decorated(nnx.Module):
+    @taking_keywords
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return halved(x, train)
+
+
+class Partial(nnx.Module):
+    def half(self, scale: float, x: Any, train: bool = False) -> Any:
+        return scale * halved(x, train)
+
+    __call__ = functools.partialmethod(half, 1.0)
+
+
+class Rematerialized(nnx.Module):
+    @functools.partial(nnx.remat, static_argnums=2)
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return halved(x, train)
+
+
+class Jitted(nnx.Module):
+    @functools.partial(nnx.jit, static_argnames="train")
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return halved(x, train)
+
+
+REGISTERED = {}
+
+
+class Registered(nnx.Module):
+    def __init_subclass__(cls, name: str) -> None:
+        super().__init_subclass__()
+        REGISTERED[name] = REGISTERED[cls.__name__] = cls
+
+
+class RegisteredHalving(Registered, name="half"):
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return halved(x, train)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        CallsItsParent, CallsItsGrandparent, WithMixin, WithStaticMethod, Decorated, Partial, Rematerialized, Jitted,
+        RegisteredHalving,
+    ],
+)  # fmt: skip
+def test_the_mode_reaches_methods_however_they_are_defined(kind: type) -> None:
+    module = nnx.Sequential(kind())
+    view = switched(module, train=True)
+    assert view(8.0) == 4.0
+    assert switched(module, train=False)(8.0) == switched(view, train=False)(8.0) == module(8.0) == 8.0
+    assert type(switched(view, train=True).layers[0]) is type(view.layers[0])
+
+
+def test_classes_that_stand_in_are_not_announced_to_the_user() -> None:
+    switched(nnx.Sequential(RegisteredHalving()), train=True)
+    assert set(REGISTERED) == {"half", "RegisteredHalving"}
+    assert set(REGISTERED.values()) == {RegisteredHalving}
+
+
+def fixing_the_mode(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(self: Any, x: Any) -> Any:
+        return function(self, x, train=False)
+
+    return call
+
+
+class Fixed(nnx.Module):
+    @fixing_the_mode
+    def __call__(self, x: Any, train: bool = True) -> Any:
+        return halved(x, train)
+
+
+class Scaled(nnx.Module):
+    def __call__(self, x: Any, train: float = 1.0, training: str = "all") -> Any:
+        return x * train if training == "all" else -x
+
+
+class LinenScaled(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any, train: float = 1.0) -> Any:
+        return x * train
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_arguments_that_are_no_mode_keep_their_defaults(train: bool) -> None:
+    linen_module = nnx.bridge.ToNNX(LinenScaled(), rngs=nnx.Rngs(0)).lazy_init(X)
+    for module in (Fixed(), Scaled()):
+        assert switched(nnx.Sequential(module), train)(8.0) == 8.0
+        assert mode_keywords(module, train) == {}
+    assert switched(nnx.Sequential(linen_module), train)(8.0) == 8.0
