@@ -327,6 +327,8 @@ class Runs(RuleBasedStateMachine):
     def refuse(self, differs: str) -> None:
         """A folder that holds a run is not begun in, nor gone on in with another fit; and nothing is lost."""
         again = differs == "a second run"
+        if not (again or twin.scheduled(self.setup)):  # then a run may have more epochs
+            return
         plan = self.pending.plan if again else self.pending.plan._replace(epochs=5)
         with pytest.raises(resfit.errors.ResumeError):
             twin.fit(self.model, plan, self.setup, Checkpoint(self.pending.folder), resume=not again)
