@@ -799,12 +799,11 @@ class Model(Guarded):
         with at_batch_boundaries(keeper is not None) as interrupt, self._fitting_with(keeper):
             with processes.failing_together():
                 start = keeper.find(exact=resume != "inexact") if keeper is not None and resume else None
-            self._trained = self._trained or start is not None
             self.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
             if keeper is not None and start is not None and start.finished:
                 keeper.restore(stream, hooks)
                 self._class_names = names
-                self._note_labels(data.labels)
+                self._note_restored(data.labels)
                 self._state.publish()
                 return history
             self._requests = keeper
@@ -813,9 +812,22 @@ class Model(Guarded):
             with self._starting_over(names), self._stretched_schedule(stream, epochs_), keeping_memory(platform):
                 stopped = lambda: self.stop_training  # noqa: E731
                 end = self._loop.train(stream, epochs_, hooks, stopped, validation, interrupt, keeper, start)
+                if start is not None:
+                    self._note_restored(data.labels)
             if keeper is not None:
                 keeper.save(Progress(end.epoch, stopping=self.stop_training, finished=True), (), stream, hooks)
         return history
+
+    def _note_restored(self, labels: Any) -> None:
+        """Learn from a run that was restored, perhaps without another step, what its steps would have told.
+
+        Args:
+          labels: all of them; None where only the batches have them: then those of the restored steps, which
+            `_SeenInputs` brings, are what is known.
+        """
+        self._trained = self._stepped = True
+        if labels is not None:
+            self._note_labels(labels)
 
     @contextlib.contextmanager
     def _fitting_with(self, keeper: Keeper | None) -> Iterator[None]:
@@ -1365,16 +1377,23 @@ def _steering(callbacks: Sequence[Callback]) -> list[str]:
 
 
 class _SeenInputs(Callback):
-    """Saves with a run what the model knows of the inputs it was trained on, for `save`, `export` and `predict`."""
+    """Saves with a run what the model knows of its inputs and labels, for `save`, `export` and `predict`."""
 
     def state_dict(self) -> dict[str, Any]:
         # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
         example = jax.tree.map(lambda one: np.empty((0, *one.shape), one.dtype), self.model._example)
         # Inputs in a container of the user's own class are known again after the next batch.
-        return {"example": example if is_storable(example) else None, "trained_on": self.model._trained_on}
+        return {
+            "example": example if is_storable(example) else None,
+            "trained_on": self.model._trained_on,
+            "multi_label": self.model._multi_label,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model._trained_on, self.model._stepped = state["trained_on"], True
+        self.model._trained_on = state["trained_on"]
+        self.model._trained = self.model._stepped = True
+        if self.model._multi_label is None:  # else the loss tells
+            self.model._multi_label = state["multi_label"]
         if state["example"] is not None:
             self.model._example, self.model._example_of = preprocess_.example(state["example"]), None
 

@@ -60,8 +60,13 @@ def strangers(folder: pathlib.Path, facts: Mapping[str, Any]) -> list[str]:
     """
     known: Collection[str] | None = facts.get("files")
     if known is None:
-        return [name for name in listed(folder) if name.partition("/")[0].partition(".")[0] != ARRAYS]
+        return [name for name in listed(folder) if not _is_of_arrays(name.partition("/")[0])]
     return [name for name in listed(folder) if name not in known]
+
+
+def _is_of_arrays(name: str) -> bool:
+    """Return True for the name of the folder of arrays, or of that in which Orbax begins it."""
+    return name == ARRAYS or name.startswith(f"{ARRAYS}.orbax-checkpoint-tmp")
 
 
 def is_unfinished(path: pathlib.Path) -> bool:

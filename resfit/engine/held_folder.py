@@ -22,7 +22,8 @@ class HeldFolder:
 
     A lock on the file `.lock` in the folder keeps other runs out. The lock ends with the process, and a forked child
     does not inherit it. A folder can be moved away while a run trains, and another run can begin in its place, so
-    every write is preceded by `is_held`, which compares the inodes of the folder and of its lock.
+    every write is preceded by `is_held`, which compares the inodes of the folder and of its lock. Both stay open
+    until then: some file systems (FUSE) give another inode number to what was closed meanwhile.
 
     Args:
       directory: of the folder, absolute.
@@ -32,6 +33,7 @@ class HeldFolder:
     def __init__(self, directory: pathlib.Path, named: pathlib.Path) -> None:
         self._directory, self._named, self._lock_path = directory, named, directory / LOCK
         self._lock: IO[bytes] | None = None
+        self._descriptor: int | None = None  # of the folder
         self._folder: os.stat_result | None = None  # what the path led to when the lock was taken
         with _guard:
             _held.add(self)
@@ -56,15 +58,15 @@ class HeldFolder:
                 self._directory.mkdir(parents=True)
                 _log.warning("The folder %s was deleted while a run wrote to it. It is made again.", self)
         with _guard:  # no fork between opening the file and remembering it
-            lock = os.fdopen(os.open(self._lock_path, new, 0o666), "r+b", buffering=0)
-            try:
+            with contextlib.ExitStack() as opened:
+                lock = opened.enter_context(os.fdopen(os.open(self._lock_path, new, 0o666), "r+b", buffering=0))
                 self._keep_others_out(lock)
-            except BaseException:
-                lock.close()
-                raise
-            if self._lock is not None:
-                self._lock.close()
-            self._lock, self._folder = lock, os.stat(self._directory)
+                descriptor = os.open(self._directory, os.O_RDONLY)
+                opened.callback(os.close, descriptor)
+                folder = os.fstat(descriptor)
+                opened.pop_all()
+            self.release()
+            self._lock, self._descriptor, self._folder = lock, descriptor, folder
 
     def _keep_others_out(self, lock: IO[bytes]) -> None:
         try:
@@ -79,11 +81,14 @@ class HeldFolder:
 
     def is_held(self) -> bool:
         """Return True if the path still leads to the folder that this process locked."""
-        return self.is_there() and self._lock is not None and _is(self._lock_path, os.fstat(self._lock.fileno()))
+        return self.is_there() and self._lock is not None and _is(self._lock_path, self._lock.fileno())
 
     def _is_elsewhere(self) -> bool:
         """Return True if the folder was moved, not deleted: its lock still has a name."""
-        return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
+        try:
+            return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
+        except OSError:  # NFS, of a file that another machine deleted
+            return False
 
     def is_there(self) -> bool:
         """Return True if the path still leads to the folder that this process locked, be it released by now."""
@@ -96,29 +101,28 @@ class HeldFolder:
         Raises:
           OSError: if the folder is not held, or cannot be opened.
         """
-        descriptor = os.open(self._directory, os.O_RDONLY)
-        try:
-            if self._folder is None or not os.path.samestat(os.fstat(descriptor), self._folder):
-                raise FileNotFoundError(f"{str(self)!r} is not the folder any more that this run locked")
-            anchor = pathlib.Path(f"/proc/self/fd/{descriptor}")
-            yield anchor if anchor.is_dir() else self._directory
-        finally:
-            os.close(descriptor)
+        if self._descriptor is None or not self.is_there():
+            raise FileNotFoundError(f"{str(self)!r} is not the folder any more that this run locked")
+        anchor = pathlib.Path(f"/proc/self/fd/{self._descriptor}")
+        yield anchor if anchor.is_dir() else self._directory
 
     def release(self) -> None:
         """Leave the folder to others."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __str__(self) -> str:
         return str(self._named)
 
 
-def _is(path: pathlib.Path, expected: os.stat_result) -> bool:
-    """Return True if the path leads to this file or folder; False also where it cannot be looked at."""
+def _is(path: pathlib.Path, expected: os.stat_result | int) -> bool:
+    """Return True if the path leads to this file or folder, or open file; False also where it cannot be looked at."""
     try:
-        return os.path.samestat(path.stat(), expected)
+        return os.path.samestat(path.stat(), os.fstat(expected) if isinstance(expected, int) else expected)
     except OSError:
         return False
 

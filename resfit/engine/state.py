@@ -324,8 +324,14 @@ class RunState:
         return [list(as_numbers(leaf).shape) for leaf in self.leaves]
 
     def take_from_host(self, arrays: Sequence[np.ndarray]) -> None:
-        """Take what `on_host` gave, in memory of its own: a step gives it up."""
-        leaves = [as_key(array, leaf) for array, leaf in zip(arrays, self.leaves, strict=True)]
+        """Take what `on_host` gave, in memory of its own: a step gives it up.
+
+        Dtypes stay those of this state: earlier versions kept the averages of bfloat16 parameters in bfloat16.
+        """
+        leaves = [
+            as_key(array.astype(as_numbers(leaf).dtype, copy=False), leaf)
+            for array, leaf in zip(arrays, self.leaves, strict=True)
+        ]
         self.replace(tuple(self._replicate(leaves, copy=True)))
 
     def rate_index(self) -> int | None:

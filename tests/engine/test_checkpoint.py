@@ -243,10 +243,11 @@ def test_a_copy_under_another_number_is_named_and_not_gone_on_from(
 def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not_what_lies_in_them(
     tmp_path: Path,
 ) -> None:
-    for name in ("run", "with a note"):
+    for name in ("run", "with a note", "with a backup"):
         shutil.copytree(golden.CHECKPOINTS, tmp_path / name)
-    (tmp_path / "with a note" / "3" / "note.txt").write_text("mine")
-    for name, left in (("run", [5, 6]), ("with a note", [3, 5, 6])):
+    put(tmp_path / "with a note" / "3", "note.txt")
+    put(tmp_path / "with a backup" / "3", "arrays.backup/note.txt")
+    for name, left in (("run", [5, 6]), ("with a note", [3, 5, 6]), ("with a backup", [3, 5, 6])):
         go_on(tmp_path / name, 4, 5, 6)
         assert Checkpoints(tmp_path / name, writes=False).steps == left
 

@@ -176,6 +176,15 @@ def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -
         np.testing.assert_allclose(average.astype(np.float64), 1 + 2**-5 * (1 - 0.9**20), rtol=2**-8)
 
 
+def test_averages_that_an_earlier_version_kept_in_bfloat16_go_on_in_float32() -> None:
+    model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=DECAY)
+    dtypes = [leaf.dtype for leaf in model._state.leaves]
+    narrow = [array.astype(jax.numpy.bfloat16) if array.ndim else array for array in model._state.on_host()]
+    model._state.take_from_host([narrow[i] if i < 4 else array for i, array in enumerate(model._state.on_host())])
+    assert [leaf.dtype for leaf in model._state.leaves] == dtypes
+    fit(model)
+
+
 # --- weights that are set ---------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,9 @@ import pytest
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import DataError
+from resfit.losses import BinaryCrossEntropy
 from tests.faults import runs
-from tests.helpers import assert_same, compiled, images, labels
+from tests.helpers import CLASSES, assert_same, compiled, images, labels
 
 BYTES = (images(10) * 20 + 128).astype(np.uint8)
 
@@ -53,6 +54,39 @@ def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Pat
     again.save(tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="trained on uint8"):
         resfit.load(tmp_path / "model.safetensors", module=again.module).predict(BYTES.astype(np.float32), verbose=0)
+
+
+@pytest.mark.parametrize("end", ["finished", "terminated in the middle", "terminated after the last epoch"])
+def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: str, tmp_path: Path) -> None:
+    """Those of the first batch are; the others have one label a row, as labels of classes do."""
+    hot = np.eye(CLASSES, dtype=np.float32)[labels(10)]
+    hot[0] = 1
+
+    def fit(*more: Callback) -> resfit.Model:
+        model = compiled(loss=BinaryCrossEntropy(), metrics=["binary_accuracy"])
+        batches = lambda: iter([(images(5), hot[:5]), (images(5), hot[5:])])  # noqa: E731
+        callbacks = [*more, Checkpoint(tmp_path)]
+        model.fit(batches, epochs=1, steps_per_epoch=2, verbose=0, callbacks=callbacks, resume=True)
+        return model
+
+    if end == "finished":
+        fit()
+    else:
+        last = end == "terminated after the last epoch"
+        with runs.stopped(SystemExit):
+            fit(runs.Stops(1, terminate, "on_epoch_end" if last else "on_train_batch_end"))
+    again = fit()
+    logits, probabilities = (again.predict(images(4), outputs=name, verbose=0) for name in ("logits", "probabilities"))
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_a_run_that_fails_before_it_is_restored_leaves_the_model_untrained(tmp_path: Path) -> None:
+    trained(tmp_path)
+    model = compiled()
+    with runs.stopped(ZeroDivisionError):
+        callbacks = [Checkpoint(tmp_path), runs.Stops(1, lambda: 1 / 0, "on_train_begin")]
+        model.fit(BYTES, labels(10), epochs=3, verbose=0, callbacks=callbacks, resume=True)
+    model.compile("sgd", preprocess=None)  # a network that was trained with another one refuses it
 
 
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
