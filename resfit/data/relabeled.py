@@ -95,5 +95,5 @@ class Relabeled(MappedBatches):
                 f"Expected numbers from 0 to {len(self._table) - 1}."
             )
         # Negative numbers, such as -1 for an unknown class, have no name, and the losses refuse them.
-        renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
+        renumbered: np.ndarray = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
         return renumbered.astype(np.result_type(y.dtype, np.int32))  # 8 bits may not hold the new numbers
