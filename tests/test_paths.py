@@ -60,6 +60,29 @@ def write_files(home: Path) -> None:
     assert [name for name in written if not (home / name).exists()] == []
 
 
+def test_relative_paths_are_of_the_folder_in_which_a_callback_was_made(home: Path) -> None:
+    """Wherever the process goes while it trains: a file of the user by the same name is not written to."""
+
+    def leave(*_: Any) -> None:
+        (Path.cwd() / "other" / "models").mkdir(parents=True)
+        monkeypatch.chdir(Path.cwd() / "other")
+        for name in ("log.csv", "log.jsonl", "models/1.safetensors"):
+            Path(name).write_text("mine")
+
+    here = Path.cwd()
+    made = [
+        cb.CSVLogger("log.csv"),
+        cb.JSONLogger("log.jsonl"),
+        cb.ModelCheckpoint("models/{epoch}.safetensors", keep=1),
+    ]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[*made, cb.LambdaCallback(on_epoch_end=leave)])
+        assert {path.read_text() for path in here.rglob("other/**/*.*")} == {"mine"}
+    assert len((here / "log.csv").read_text().splitlines()) == 3
+    assert len((here / "log.jsonl").read_text().splitlines()) == 2
+    assert [path.name for path in (here / "models").iterdir()] == ["2.safetensors"]
+
+
 def read_files(home: Path) -> None:
     resfit.Model(net()).save("~/model.safetensors")
     resfit.load("~/model.safetensors")

@@ -42,7 +42,7 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise CallbackError(f"Expected separator to be one character, got {separator!r}.")
-        self._path = pathlib.Path(expand_user(filename))
+        self._path = pathlib.Path(expand_user(filename)).absolute()
         self._separator = separator
         self._append = append
         self._columns: list[str] | None = None  # of the file; None until it was looked at

@@ -43,7 +43,7 @@ class JSONLogger(MetricLogger):
         append: bool = False,
     ) -> None:
         super().__init__(every)
-        self._path = pathlib.Path(expand_user(filename))
+        self._path = pathlib.Path(expand_user(filename)).absolute()
         self._append = append
         self._keep: int | None = None if append else 0  # lines of the file that stay; None for all
         self._lines: int | None = None  # of the file; None until it was looked at

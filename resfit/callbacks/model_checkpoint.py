@@ -59,6 +59,7 @@ class ModelCheckpoint(Callback):
         keep: int | None = None,
     ) -> None:
         self._template = _expanded(str(filepath))
+        self._folder = pathlib.Path.cwd()  # of relative paths, wherever the process goes later
         if not self._template.endswith(".safetensors"):
             raise CallbackError(f"Expected filepath to end in '.safetensors', got {self._template!r}.")
         fields = [
@@ -108,16 +109,16 @@ class ModelCheckpoint(Callback):
     def _save(self, logs: Logs, batch: int | None) -> None:
         value = None
         if self._keep is not None and first_process.is_first():
-            self._kept = [(value, path) for value, path in self._kept if pathlib.Path(path).exists()]
+            self._kept = [(value, path) for value, path in self._kept if (self._folder / path).exists()]
         if self._monitor is not None:
             value = self._monitor.value(logs, "ModelCheckpoint")
             if value is not None and not (self._monitor.improves(value) or self._among_the_best(value)):
                 return
-        path = pathlib.Path(self._path(logs, batch))
+        path = str(pathlib.Path(self._path(logs, batch)))
         if first_process.is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.model.save(path, weights=measured_weights(self.model, self._decisive))
-        self._forget(value, str(path))
+            (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self._folder / path, weights=measured_weights(self.model, self._decisive))
+        self._forget(value, path)
         if self._verbose and first_process.is_first():
             _log.warning("ModelCheckpoint: wrote %s.", path)
 
@@ -141,15 +142,15 @@ class ModelCheckpoint(Callback):
                     worst = i if self._monitor.beats(reference, candidate) else worst
             self._kept.pop(worst)
         if first_process.is_first():
-            self._checksums[path] = _checksum(path)
+            self._checksums[path] = _checksum(self._folder / path)
             for old in sorted(self._checksums.keys() - {name for _, name in self._kept}):
                 self._delete(old)
 
     def _delete(self, path: str) -> None:
         """Delete a file that this callback wrote, unless it was changed since; what fails is tried again."""
         try:
-            if _checksum(path) == self._checksums[path]:
-                pathlib.Path(path).unlink()
+            if _checksum(self._folder / path) == self._checksums[path]:
+                (self._folder / path).unlink()
             else:
                 _log.warning("ModelCheckpoint: %s is kept: it was changed after it was written.", path)
         except FileNotFoundError:
@@ -195,7 +196,8 @@ class ModelCheckpoint(Callback):
         self._kept = [(value, path) for value, path in state["kept"] if self._is_mine(path)]
         checksums = state.get("checksums")
         if checksums is None:  # of an earlier version: what is there is taken for what was written
-            checksums = {path: _checksum(path) for _, path in self._kept if pathlib.Path(path).is_file()}
+            there = [path for _, path in self._kept if (self._folder / path).is_file()]
+            checksums = {path: _checksum(self._folder / path) for path in there}
         self._checksums = {path: checksum for path, checksum in checksums.items() if self._is_mine(path)}
 
 
@@ -206,7 +208,7 @@ def _expanded(template: str) -> str:
     return template if expanded == home else expanded.replace("{", "{{").replace("}", "}}") + slash + rest
 
 
-def _checksum(path: str) -> int:
+def _checksum(path: pathlib.Path) -> int:
     checksum = 0
     with open(path, "rb") as file:
         while chunk := file.read(1 << 22):

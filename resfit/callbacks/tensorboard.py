@@ -66,7 +66,7 @@ class TensorBoard(MetricLogger):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
         self._package = load_package("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
-        self._log_dir = pathlib.Path(expand_user(log_dir))
+        self._log_dir = pathlib.Path(expand_user(log_dir)).absolute()
         self._histogram_freq = histogram_freq
         self._write_images = write_images
         self._write_steps_per_second = write_steps_per_second

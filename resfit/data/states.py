@@ -105,8 +105,8 @@ def _packed_value(state: Any) -> Any:
         return {"complex": [state.real, state.imag]}
     if kind in (bytes, bytearray, np.bytes_):
         return {kind.__name__: _bytes(state)}
-    if kind is np.str_:  # an array would lose zeros at its end
-        return {"str_": _packed_value(str(state))}
+    if kind is np.str_:  # an array or str() would lose zeros at its end
+        return {"str_": _packed_value("".join(state))}
     if kind is np.ndarray or isinstance(state, np.generic):
         array = np.array(state)
         return {"array" if kind is np.ndarray else "scalar": array} if _is_stored(array.dtype) else NotImplemented

@@ -92,6 +92,12 @@ def test_any_state_comes_back_exactly(state: Any) -> None:
     assert same(stored(state), state)
 
 
+@pytest.mark.parametrize("text", ["a\0", np.str_("a\0"), b"a\0", np.bytes_(b"a\0")])
+def test_text_keeps_the_zeros_at_its_end(text: Any) -> None:
+    found = stored(text)
+    assert (type(found), list(found)) == (type(text), list(text))
+
+
 def test_jax_arrays_and_keys_come_back() -> None:
     state = {"array": jnp.ones(2, jnp.bfloat16), "key": jax.random.key(3, impl="rbg"), "old": jax.random.PRNGKey(1)}
     found = stored(state)
