@@ -485,7 +485,8 @@ def _on_one_device(array: Any) -> jax.Array:
     if not isinstance(array, jax.Array) or not array.is_fully_addressable or jax.typeof(array).sharding.mesh.empty:
         return jnp.asarray(array)
     # Given a device instead of a sharding, device_put keeps the mesh.
-    return jax.device_put(array, jax.sharding.SingleDeviceSharding(min(array.devices(), key=str)))
+    moved: jax.Array = jax.device_put(array, jax.sharding.SingleDeviceSharding(min(array.devices(), key=str)))
+    return moved
 
 
 def _strong(array: Any) -> Any:
