@@ -192,7 +192,7 @@ class RunState:
         self._held: tuple[Any, ...] = self._shared  # what it held when they parted
         state: list[Any] = []
         if optimizer is not None:
-            nested = self.layout.nest([jnp.asarray(param) for param in params])
+            nested = self.layout.nest([_on_one_device(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
 
             def init(params: Any) -> list[Any]:  # a list of arrays: the cache of programs must not hold user classes
@@ -484,6 +484,15 @@ def _averaged(array: Any) -> Any:
 def _equal(a: jax.Array, b: jax.Array) -> bool:
     """Return True if two arrays, each whole on every device, hold the same values. Waits for the device."""
     return np.array_equal(np.asarray(a.addressable_data(0)), np.asarray(b.addressable_data(0)))
+
+
+def _on_one_device(array: Any) -> jax.Array:
+    """Return the array without the mesh that the user put it on: its type would name a mesh that nobody entered."""
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable or jax.typeof(array).sharding.mesh.empty:
+        return jnp.asarray(array)
+    # Given a device instead of a sharding, device_put keeps the mesh.
+    moved: jax.Array = jax.device_put(array, jax.sharding.SingleDeviceSharding(min(array.devices(), key=str)))
+    return moved
 
 
 def _strong(array: Any) -> Any:

@@ -168,6 +168,19 @@ def test_sharded_uses_all_devices_whatever_was_chosen() -> None:
     assert model._placement.kind == "sharded"
 
 
+@pytest.mark.parametrize("dispatch", ["auto", "jit"])
+def test_arrays_that_are_spread_over_a_mesh_train_as_others(dispatch: str) -> None:
+    """JAX's meshes are a part of the types of arrays."""
+    spread = jax.NamedSharding(jax.make_mesh((4,), ("x",)), jax.P())
+    module = PlainNet(rngs=nnx.Rngs(0))
+    nnx.update(module, jax.device_put(nnx.state(module), spread))
+    model = compiled(module, dispatch=dispatch)
+    assert np.isfinite(model.train_on_batch(images(8), labels(8))[0])
+    nnx.update(model.module, jax.device_put(nnx.state(model.module), spread))  # assigned between steps
+    model.train_on_batch(images(8), labels(8))
+    assert model.predict(images(8), verbose=0).shape == (8, 3)
+
+
 def test_arrays_committed_to_different_devices_are_refused() -> None:
     module = PlainNet(rngs=nnx.Rngs(0))
     for variable, device in zip(jax.tree.leaves(nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable)),
