@@ -96,4 +96,5 @@ class Relabeled(MappedBatches):
             )
         # Negative numbers, such as -1 for an unknown class, have no name, and the losses refuse them.
         renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
-        return renumbered.astype(np.result_type(y.dtype, np.int32))  # 8 bits may not hold the new numbers
+        mapped: np.ndarray = renumbered.astype(np.int64 if y.dtype.itemsize > 4 else np.int32)
+        return mapped  # not of 8 bits, which may not hold the new numbers
