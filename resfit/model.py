@@ -441,7 +441,7 @@ class Model(Guarded):
 
     def _note_labels(self, labels: Any) -> None:
         """Learns from labels whether the model is multi-label, where its loss does not tell."""
-        if losses.multi_label(self._loss):
+        if labels is None or losses.multi_label(self._loss):
             return
         row = losses.multi_hot_row(labels)
         if row is not None and self._one_label_metrics:
@@ -1379,16 +1379,22 @@ def _steering(callbacks: Sequence[Callback]) -> list[str]:
 
 
 class _SeenInputs(Callback):
-    """Saves with a run what the model knows of the inputs it was trained on, for `save`, `export` and `predict`."""
+    """Saves with a run what the model knows of the data it was trained on, for `save`, `export` and `predict`."""
 
     def state_dict(self) -> dict[str, Any]:
         # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
         example = jax.tree.map(lambda one: np.empty((0, *one.shape), one.dtype), self.model._example)
         # Inputs in a container of the user's own class are known again after the next batch.
-        return {"example": example if is_storable(example) else None, "trained_on": self.model._trained_on}
+        return {
+            "example": example if is_storable(example) else None,
+            "trained_on": self.model._trained_on,
+            "multi_label": self.model._multi_label,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model._trained_on, self.model._stepped = state["trained_on"], True
+        if self.model._multi_label is None:
+            self.model._multi_label = state.get("multi_label")  # not there in the checkpoints of earlier versions
         if state["example"] is not None:
             self.model._example, self.model._example_of = preprocess_.example(state["example"]), None
 
