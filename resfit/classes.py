@@ -68,9 +68,10 @@ def check_class_names(names: Any, classes: int | None) -> list[str]:
         raise DataError(f"Expected the names of classes as a list of strings by number, got {str(names)[:80]!r}.")
     listed = list(names)
     if classes is not None and len(listed) != classes:
+        shown = listed[:3] + ["..."] * (len(listed) > 3)
         raise DataError(
-            f"Got {len(listed)} names of classes, {[*listed[:3], '...']}, and there are {classes} classes. Expected "
-            "one for each: set model.class_names anew, or to None."
+            f"Got {len(listed)} names of classes, {shown}, and there are {classes} classes. Expected one for each: set "
+            "model.class_names anew, or to None."
         )
     return listed
 

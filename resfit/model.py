@@ -111,6 +111,7 @@ class Model(Guarded):
         self._automatic: preprocess_.Preprocess | None = self._preprocess  # what preprocess="auto" means for this model
         self._transforms: Transforms | None = None
         self._class_names: list[str] | None = None
+        self._names_were_set = False  # by the user; otherwise they are those of the training data
         self._compiled = self._fitting = False
         self._multi_label: bool | None = None  # whether every output is a label of its own; None: it is not known
         self._one_label_metrics: list[str] = []
@@ -227,7 +228,7 @@ class Model(Guarded):
         replaces = replace_preprocess and preprocess != "auto"
         preprocess_function = self._chosen_preprocess(preprocess, replaces)
         num_classes = getattr(getattr(self._module, "spec", None), "num_classes", None)
-        self.class_names = self._class_names  # which another head of the network may have made those of other classes
+        self._check_names_of_head()
         augments = augment_.get(augment, num_classes)
         own_step = type(self).compute_loss is not Model.compute_loss
         loss_function = losses.get(loss)
@@ -440,7 +441,7 @@ class Model(Guarded):
 
     def _note_labels(self, labels: Any) -> None:
         """Learns from labels whether the model is multi-label, where its loss does not tell."""
-        if losses.multi_label(self._loss):
+        if labels is None or losses.multi_label(self._loss):
             return
         row = losses.multi_hot_row(labels)
         if row is not None and self._one_label_metrics:
@@ -548,7 +549,20 @@ class Model(Guarded):
                 f"model.class_names got {names}, and the network was trained with the same names as {before}. Expected "
                 "the order of the training. If that was wrong, set model.class_names = None first."
             )
-        self._class_names = names
+        self._class_names, self._names_were_set = names, names is not None
+
+    def _check_names_of_head(self) -> None:
+        """Forget class names that came with training data if the network has another head now; raise for set ones."""
+        names, outputs = self._class_names, getattr(getattr(self._module, "spec", None), "num_classes", None)
+        if names is None or outputs in (None, 1, len(names)):
+            return
+        if self._names_were_set:
+            check_class_names(names, outputs)
+        _log.warning(
+            "The network has %d outputs now, so the names of the %d classes that it was trained on are forgotten.",
+            outputs, len(names),
+        )  # fmt: skip
+        self._class_names = None
 
     @property
     def keep_last_step(self) -> bool:
@@ -1377,7 +1391,7 @@ def _steering(callbacks: Sequence[Callback]) -> list[str]:
 
 
 class _SeenInputs(Callback):
-    """Saves with a run what the model knows of its inputs and labels, for `save`, `export` and `predict`."""
+    """Saves with a run what the model knows of the data it was trained on, for `save`, `export` and `predict`."""
 
     def state_dict(self) -> dict[str, Any]:
         # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
@@ -1393,7 +1407,7 @@ class _SeenInputs(Callback):
         self.model._trained_on = state["trained_on"]
         self.model._trained = self.model._stepped = True
         if self.model._multi_label is None:  # else the loss tells
-            self.model._multi_label = state["multi_label"]
+            self.model._multi_label = state.get("multi_label")
         if state["example"] is not None:
             self.model._example, self.model._example_of = preprocess_.example(state["example"]), None
 

@@ -3,8 +3,9 @@
 To override or set one of them has no effect here, so it raises and names the substitute.
 """
 
+import dis
 import inspect
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from flax import nnx
@@ -122,24 +123,31 @@ def check_flags(module: nnx.Module, plan: Any) -> None:
       plan: of `engine.modes`, which says what is trained.
 
     Raises:
-      ModuleError: if a part has trainable=False or requires_grad=False, has parameters that would be trained, and its
-        class does not use that attribute itself.
+      ModuleError: if a part has trainable=False or requires_grad=False, has parameters that would be trained, and no
+        class of the module's parts reads that attribute.
     """
     trained = [slot.path for slot in plan.slots if slot.kind == "param"]
     parts = [(path, type(part), vars(part)) for path, part in nnx.iter_modules(module)]
-    for path, kind, held in parts:
-        for flag in _FLAGS:
-            if held.get(flag) is not False or _uses(kind, flag):
-                continue
-            if any(parameter[: len(path)] == path for parameter in trained):
-                name = ".".join(map(str, path))
-                raise ModuleError(
-                    f"{f'The part {name!r}' if name else 'The module'} has {flag} = False, which neither flax nor "
-                    f"resfit reads: its parameters would be trained. Expected model.freeze({name or 'part'!r}), then "
-                    "compile."
-                )
+    for flag in _FLAGS:
+        marked = (path for path, _, held in parts if held.get(flag) is False)
+        ignored = next((path for path in marked if any(taken[: len(path)] == path for taken in trained)), None)
+        # A part's own class may read its flag, or that of a part around it.
+        if ignored is None or any(_reads(kind, flag) for kind in {kind for _, kind, _ in parts}):
+            continue
+        name = ".".join(map(str, ignored))
+        raise ModuleError(
+            f"{f'The part {name!r}' if name else 'The module'} has {flag} = False, which neither flax nor resfit "
+            f"reads: its parameters would be trained. Expected model.freeze({name or 'part'!r}), then compile."
+        )
 
 
-def _uses(kind: type, attribute: str) -> bool:
+def _reads(kind: type, attribute: str) -> bool:
     functions = (member for base in kind.__mro__ for member in vars(base).values())
-    return any(attribute in member.__code__.co_names for member in functions if isinstance(member, FunctionType))
+    return any(_loads(member.__code__, attribute) for member in functions if isinstance(member, FunctionType))
+
+
+def _loads(code: CodeType, attribute: str) -> bool:
+    """Whether code reads an attribute, also by getattr; to set it, as __init__ does, is something else."""
+    reads = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_CONST"))
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return attribute in reads or any(_loads(function, attribute) for function in inner)

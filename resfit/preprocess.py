@@ -191,7 +191,12 @@ def _same_on(batch: Any, one: Preprocess | None, other: Preprocess | None) -> bo
 
 
 def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtypeStruct:
-    """Return shape and dtype of a small image: uint8, or float32 if `kinds` says that the inputs were floats."""
+    """Return shape and dtype of a small image: uint8, or float32 if `kinds` says that the inputs were floats.
+
+    Example:
+      >>> typical_example(3, ("other",))
+      ShapeDtypeStruct(shape=(8, 8, 3), dtype=float32)
+    """
     return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
 
 

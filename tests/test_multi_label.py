@@ -236,6 +236,16 @@ def test_a_trained_model_still_knows_what_its_labels_were_after_another_compile(
     np.testing.assert_array_equal(loaded.predict(X, outputs="labels", verbose=0), expected)
 
 
+def test_a_finished_run_that_is_resumed_knows_what_the_labels_of_its_batches_were(tmp_path: Path) -> None:
+    predicted = []
+    for _ in range(2):
+        model = model_of(BinaryCrossEntropy())
+        model.fit([(X, Y)], verbose=0, callbacks=[resfit.callbacks.Checkpoint(tmp_path)], resume=True)
+        predicted.append(model.predict(X, outputs="labels", verbose=0))
+    np.testing.assert_array_equal(*predicted)
+    assert predicted[0].shape == Y.shape
+
+
 def test_early_stopping_restores_the_best_by_a_metric_for_several_labels() -> None:
     model = model_of(names=["accuracy"])
     stop = resfit.callbacks.EarlyStopping("val_accuracy", patience=1, restore_best_weights=True)

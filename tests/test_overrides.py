@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -106,21 +107,49 @@ def test_a_part_marked_as_not_trainable_is_an_error_unless_it_is_frozen(flag: st
         model.compile("sgd")
 
 
+class Marked(nnx.Module):
+    """Sets a flag of Keras's in its __init__, as Keras's layers do."""
+
+    def __init__(self, *, trainable: bool, rngs: nnx.Rngs) -> None:
+        self.trainable = trainable
+        self.head = nnx.Linear(64, 3, rngs=rngs)
+        self.rest = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.rest(self.head(x.reshape(len(x), -1)))
+
+
+class Reading(Marked):
+    """Acts on the flag, in a function within a method."""
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) if (lambda: self.trainable)() else 0 * super().__call__(x)
+
+
+class Around(nnx.Module):
+    """Acts on the flag of a part."""
+
+    def __init__(self, part: nnx.Module) -> None:
+        self.part = part
+
+    def __call__(self, x: Any) -> Any:
+        part: Any = self.part
+        return part(x) if part.trainable else jax.lax.stop_gradient(part(x))
+
+
 def test_a_frozen_part_and_a_class_that_reads_the_flag_itself_may_have_it() -> None:
-    class Own(nnx.Module):
-        def __init__(self, *, trainable: bool, rngs: nnx.Rngs) -> None:
-            self.trainable = trainable
-            self.head = nnx.Linear(64, 3, rngs=rngs)
-            self.rest = nnx.Linear(3, 3, rngs=rngs)
-
-        def __call__(self, x: Any) -> Any:
-            return self.rest(self.head(x.reshape(len(x), -1)))
-
-    net = Own(trainable=False, rngs=nnx.Rngs(0))
+    net = Reading(trainable=False, rngs=nnx.Rngs(0))
     net.head.trainable = False
     model = resfit.Model(net)
     model.freeze("head")
     model.compile("sgd", dispatch="jit")
+    resfit.Model(Around(Marked(trainable=False, rngs=nnx.Rngs(0)))).compile("sgd", dispatch="jit")
+
+
+def test_a_class_that_only_sets_the_flag_does_not_read_it() -> None:
+    with pytest.raises(ModuleError, match="The module has trainable = False"):
+        resfit.Model(Marked(trainable=False, rngs=nnx.Rngs(0))).compile("sgd", dispatch="jit")
+    resfit.Model(Marked(trainable=True, rngs=nnx.Rngs(0))).compile("sgd", dispatch="jit")
 
 
 def test_no_member_of_the_model_itself_is_in_the_tables() -> None:

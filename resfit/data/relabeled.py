@@ -95,5 +95,6 @@ class Relabeled(MappedBatches):
                 f"Expected numbers from 0 to {len(self._table) - 1}."
             )
         # Negative numbers, such as -1 for an unknown class, have no name, and the losses refuse them.
-        renumbered: np.ndarray = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
-        return renumbered.astype(np.result_type(y.dtype, np.int32))  # 8 bits may not hold the new numbers
+        renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
+        mapped: np.ndarray = renumbered.astype(np.int64 if y.dtype.itemsize > 4 else np.int32)
+        return mapped  # not of 8 bits, which may not hold the new numbers

@@ -60,11 +60,13 @@ def test_columns_of_soft_labels_are_mapped_and_negative_numbers_left_to_be_refus
         _ = relabeled(cut(NamedSource(images(2), np.array([0.0, 1.0]), ("cat", "ant"))), NAMES, "x").labels
 
 
-@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64, np.uint64])
 def test_new_class_numbers_that_the_dtype_of_the_labels_cannot_hold_are_kept(dtype: Any) -> None:
     many = [f"class {i}" for i in range(400)]
     data = NamedSource(images(3), np.array([0, 1, 0], dtype), ("class 300", "class 2"))
-    np.testing.assert_array_equal(relabeled(cut(data), many, "x").labels, [300, 2, 300])
+    mapped = relabeled(cut(data), many, "x").labels
+    np.testing.assert_array_equal(mapped, [300, 2, 300])
+    assert mapped.dtype.kind == "i"
 
 
 def test_a_class_number_without_a_name_is_refused_instead_of_taken_for_a_training_class() -> None:
@@ -181,3 +183,13 @@ def test_fewer_classes_than_outputs_are_no_names_of_the_outputs(caplog: pytest.L
     net = resfit.create_model("resnet20", num_classes=5, in_channels=1, depths=(1,), widths=(4,))
     assert compiled(net)._names_of_training(cut(named(NAMES))) is None
     assert "3 classes, and the network has 5 outputs" in caplog.text
+
+
+def test_names_that_came_with_data_go_with_the_head_that_was_trained_on_them(caplog: pytest.LogCaptureFixture) -> None:
+    net = resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1,), widths=(4,))
+    tuned = compiled(net)
+    tuned._class_names = list(NAMES)  # as after a fit
+    tuned.module.replace_head(2)
+    tuned.compile("sgd", dispatch="jit")
+    assert "2 outputs now, so the names of the 3 classes" in caplog.text
+    assert tuned._names_of_training(cut(named(("bee", "cat")))) == ["bee", "cat"]
