@@ -1352,7 +1352,7 @@ class Model(Guarded):
         from resfit import summary
 
         console = Console()
-        if isinstance(batch, tuple | list) and batch and all(isinstance(side, int) for side in batch):
+        if isinstance(batch, tuple | list) and 1 <= len(batch) <= 3 and all(isinstance(side, int) for side in batch):
             batch, input_shape = None, tuple(batch)
         if batch is None:
             text = summary.summarize(self.module, input_shape).render(console.width)

@@ -103,6 +103,14 @@ def test_modules_of_which_there_can_be_no_table_have_their_memory_shown(capsys: 
     assert text.count("Memory of a training step on 8 examples") == 2
 
 
+def test_a_shape_in_place_of_a_batch_is_that_of_an_image(capsys: pytest.CaptureFixture[str]) -> None:
+    model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
+    model.summary(input_shape=(8, 8, 1))
+    expected = capsys.readouterr().out
+    model.summary((8, 8, 1))
+    assert capsys.readouterr().out == expected != ""
+
+
 def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotCompiledError, match=r"compile.*summary of a batch"):
         resfit.Model(TinyNet(rngs=nnx.Rngs(0))).summary((X, Y))

@@ -32,7 +32,7 @@ def test_a_folded_network_has_the_logits_of_the_network(variant: str) -> None:
     assert count(folded, FoldedNorm) == norms - LEFT.get(variant, 0) > 0
     logits, expected = (np.asarray(nnx.jit(lambda net, x: net(x))(one, images(2, 64))) for one in (folded, net))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    assert np.abs(expected).max() > 1
+    assert np.abs(expected).max() > 0.1  # or equality up to 1e-5 would say little
 
 
 def test_the_statistics_and_scales_are_what_is_folded() -> None:
