@@ -864,7 +864,7 @@ COMPILE = [
     ),
     Mistake(
         "layer.trainable = False",
-        "model.module.stem.trainable = False\nmodel.fit(x, y)",
+        "net = resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))\nnet.stem.trainable = False\nresfit.Model(net).compile('sgd')",
         errors.ModuleError,
         "The part 'stem' has trainable = False",
         "model.freeze('stem')",
