@@ -864,7 +864,9 @@ COMPILE = [
     ),
     Mistake(
         "layer.trainable = False",
-        "net = resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))\nnet.stem.trainable = False\nresfit.Model(net).compile('sgd')",
+        "net = resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))\n"
+        "net.stem.trainable = False\n"
+        "resfit.Model(net).compile('sgd')",
         errors.ModuleError,
         "The part 'stem' has trainable = False",
         "model.freeze('stem')",
