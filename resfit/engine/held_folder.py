@@ -101,10 +101,15 @@ class HeldFolder:
         Raises:
           OSError: if the folder is not held, or cannot be opened.
         """
-        if self._descriptor is None or not self.is_there():
-            raise FileNotFoundError(f"{str(self)!r} is not the folder any more that this run locked")
-        anchor = pathlib.Path(f"/proc/self/fd/{self._descriptor}")
-        yield anchor if anchor.is_dir() else self._directory
+        # Opened anew: the path may lead through another mount by now, such as one that is read-only.
+        descriptor = os.open(self._directory, os.O_RDONLY)
+        try:
+            if self._lock is None or self._folder is None or not os.path.samestat(os.fstat(descriptor), self._folder):
+                raise FileNotFoundError(f"{str(self)!r} is not the folder any more that this run locked")
+            anchor = pathlib.Path(f"/proc/self/fd/{descriptor}")
+            yield anchor if anchor.is_dir() else self._directory
+        finally:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Leave the folder to others."""
