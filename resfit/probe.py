@@ -12,6 +12,7 @@ from flax import nnx
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.resnet import Stage
+from resfit.nets.stand_in import stand_in
 
 
 class BlockStatistics(NamedTuple):
@@ -123,10 +124,8 @@ def tap_module(
         calls[name] = calls.get(name, 0) + 1
         return change(name if calls[name] == 1 else f"{name} ({calls[name]})", output)
 
-    tapped: Any = type(cls)(cls.__name__, (cls,), {})
-    # Assigned, not in the class body: Residual refuses subclasses that define a call. The signature stays the part's.
-    tapped.__call__ = functools.wraps(cls.__call__)(__call__)
-    object.__setattr__(part, "__class__", tapped)
+    # The signature stays the part's.
+    object.__setattr__(part, "__class__", stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)}))
 
 
 def block_statistics(

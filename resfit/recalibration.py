@@ -13,6 +13,7 @@ from resfit.engine import modes
 from resfit.engine.modes import Plan
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
+from resfit.nets.stand_in import stand_in
 
 Path = tuple[Any, ...]
 
@@ -145,7 +146,7 @@ def _measure(norm: Any, record: Callable[[Moments], None]) -> None:
     norm.momentum = 0.0  # the running statistics become those of the batch
     if hasattr(norm, "unbiased"):
         norm.unbiased = False  # corrected once, for all batches together
-    object.__setattr__(norm, "__class__", type(cls)(cls.__name__, (cls,), {"__call__": __call__}))
+    object.__setattr__(norm, "__class__", stand_in(cls, {"__call__": __call__}))
 
 
 def _name(path: Path) -> str:

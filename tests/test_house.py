@@ -116,7 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Drives hooks itself, with logs of its own.
     "testing": {"model", "callbacks", "data", "engine.hooks", "nets"},
     # Tools take a model and look at it.
-    "recalibration": {"model", "data", "engine.modes"},
+    "recalibration": {"model", "data", "engine.modes", "nets"},
     "lr_finder": {"model", "callbacks", "plots"},
     "probe": {"nets"},
     "grad_cam": {"model", "probe", "data", "engine.modes"},

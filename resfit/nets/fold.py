@@ -15,6 +15,7 @@ from jax.extend import core
 from resfit.errors import ModuleError
 from resfit.nets.modes import in_mode
 from resfit.nets.resnet import ResNet
+from resfit.nets.stand_in import stand_in
 
 _Module = TypeVar("_Module", bound=nnx.Module)
 _CONV, _NORM = "resfit.fold/conv/", "resfit.fold/norm/"  # how calls are marked in a program, before the module's path
@@ -156,7 +157,7 @@ def _mark(part: Any, name: str) -> None:
     elif isinstance(part, nnx.BatchNorm) and part.axis == -1:
         call = norm
     if call is not None:
-        object.__setattr__(part, "__class__", type(cls)(cls.__name__, (cls,), {"__call__": call}))
+        object.__setattr__(part, "__class__", stand_in(cls, {"__call__": call}))
 
 
 class _Found(NamedTuple):
