@@ -251,7 +251,7 @@ def _check_one_class_each(targets: np.ndarray) -> None:
 
 
 def _is_container(tree: Any) -> bool:
-    """Whether a tree is of several arrays; a list of numbers, or of rows of numbers, is one array."""
+    """Return True if a tree holds several arrays; a list of numbers, or of rows of numbers, is one array."""
     return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
 
 

@@ -94,7 +94,7 @@ class KerasBatches:
 
     @property
     def replayable(self) -> bool:
-        """Whether a resumed run can find its place."""
+        """Return True if a resumed run can find its place in the data."""
         kind, base = type(self._dataset), _base(self._dataset)
         overridden = any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in _HOOKS)
         return not overridden or hasattr(self._dataset, "set_epoch")

@@ -93,7 +93,7 @@ def _packed(state: Any, place: str, refused: Refused, depth: int) -> Any:
 
 
 def _packed_value(state: Any) -> Any:
-    """What is no container; NotImplemented for what cannot be held."""
+    """Pack a value that is not a container; return NotImplemented for a value that a checkpoint cannot hold."""
     kind = type(state)
     if kind is int:
         return state if -(2**63) <= state < 2**63 else {"int": hex(state)}

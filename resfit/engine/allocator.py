@@ -111,7 +111,7 @@ def _give_back(libc: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Give the memory back in a forked process: its parent's timer does not run there, and its lock may be held."""
+    """Return the memory in a forked process, where the parent's timer does not run and its lock can be held."""
     global _lock, _running, _giving_back
     keeps = _running > 0 or _giving_back is not None
     _lock, _running, _giving_back = threading.Lock(), 0, None
