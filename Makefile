@@ -28,10 +28,10 @@ test: $(VENV)/dev.stamp  ## the tests to run first: every module, every kind of 
 	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the whole suite: also what is slow, and every row of the tables
-	$(BIN)/python -m pytest -m "not exhaustive" $(ARGS)
+	$(BIN)/python -m pytest -m "not exhaustive" --hypothesis-profile=all $(ARGS)
 
 exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: too slow for each change
-	$(BIN)/python -m pytest -m exhaustive $(ARGS)
+	$(BIN)/python -m pytest -m exhaustive --hypothesis-profile=exhaustive $(ARGS)
 
 # Bit for bit, a GPU needs XLA's deterministic operations; and several workers share its memory.
 accelerator: $(VENV)/dev.stamp  ## what only a GPU or TPU can show (PLATFORM=tpu); needs JAX for it in the environment

@@ -9,6 +9,8 @@ from typing import Any
 
 # Before jax starts a backend: the CPU, also where there is an accelerator, unless JAX_PLATFORMS chooses it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what the suite costs. XLA's passes stay; LLVM does less. See `_compiler_effort`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
 import jax
@@ -26,17 +28,35 @@ CACHE = Path(__file__).parent / ".cache" / "jax"
 jax.config.update("jax_num_cpu_devices", DEVICES)
 # (10,) labels against (10, 10) logits broadcast without a word otherwise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of what the suite costs: keep every executable, however small, for the next run and worker.
+# Keep every executable, however small, for the next run and worker.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 mpl.use("Agg")
 
-# The first example of a shape compiles, which no per-example deadline survives.
-hypothesis.settings.register_profile("local", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+# How many examples a property is tried on: `--hypothesis-profile`, which the Makefile gives, chooses. No deadline: the
+# first example of a shape compiles.
+for _profile, _examples in (("test", 10), ("all", 40), ("exhaustive", 400)):
+    hypothesis.settings.register_profile(
+        _profile,
+        deadline=None,
+        max_examples=_examples,
+        derandomize="CI" in os.environ,
+        print_blob="CI" in os.environ,
+    )
+hypothesis.settings.load_profile("test")
+
+
+@pytest.fixture(autouse=True)
+def _compiler_effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile for speed of compiling, here and in child processes, unless the test is marked `optimized`."""
+    optimized = request.node.get_closest_marker("optimized") is not None
+    if optimized:
+        monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
+    if jax.config.read("jax_disable_most_optimizations") is optimized:
+        jax.config.update("jax_disable_most_optimizations", not optimized)
+        jax.clear_caches()  # JAX's caches in memory do not know of the setting
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import jax
 import numpy as np
 from einops import reduce
@@ -139,3 +140,8 @@ def _record(hook: str) -> Any:
 for _hook in Recorder.HOOKS:
     if _hook not in ("on_batch_begin", "on_batch_end"):
         setattr(Recorder, _hook, _record(_hook))
+
+
+def fewer_examples(divisor: int) -> hypothesis.settings:
+    """Return settings for a property whose examples are expensive: the profile's number of them, divided."""
+    return hypothesis.settings(max_examples=max(1, hypothesis.settings.default.max_examples // divisor))

@@ -19,6 +19,7 @@ _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # Settings of JAX that its compiler reads and that the text of a program does not show.
 _SETTINGS = (
+    "jax_disable_most_optimizations",
     "jax_exec_time_optimization_effort",
     "jax_memory_fitting_effort",
     "jax_optimization_level",
@@ -128,7 +129,8 @@ def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, 
     if "callback" in text or lowering.const_args or lowering.compile_args["mut"]:
         return Program(_compile(lowered, options), "", size)
     digest = f"{_sha256(text)}+{_sha256(' '.join(_reads(lowered)))}"
-    settings = tuple(getattr(jax.config, name, None) for name in _SETTINGS)
+    values = jax.config.values
+    settings = tuple(values.get(name) for name in _SETTINGS)
     key = (digest, _signature(lowered), tuple(devices), tuple(sorted(options.items())), settings)
     program = PROGRAMS.find(key)
     if program is None:
