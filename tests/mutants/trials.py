@@ -1,0 +1,266 @@
+"""Run the tests on mutants, each in a fork of one process that has imported everything but resfit.
+
+A fork starts in the time that importing resfit takes. That is safe as long as no JAX backend has started in the
+parent.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.mutants.near import GROUPS
+from tests.mutants.sample import Mutant
+
+ROOT = Path(__file__).parents[2]
+GROUP = {group.name: group for group in GROUPS}
+
+
+class Code:
+    """A clone of the repository, at one commit, whose files are mutated.
+
+    Attributes:
+      folder: of the clone. Its `.cache/jax` stays, so that programs are compiled once.
+      commit: the commit.
+    """
+
+    def __init__(self, folder: Path, commit: str) -> None:
+        self.folder = folder.resolve()
+        self.commit = _git(ROOT, "rev-parse", commit)
+        if not self.folder.exists():
+            _git(ROOT, "clone", "--quiet", "--shared", "--no-checkout", ROOT, self.folder)
+        _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
+        self._newest = 0
+
+    def write(self, file: str, text: str) -> None:
+        """Write a file with a time of its own: Python tells by time and size whether its bytecode is out of date."""
+        self._newest = max(int(time.time()), self._newest + 1)
+        (self.folder / file).write_text(text)
+        os.utime(self.folder / file, (self._newest, self._newest))
+
+    def arguments(self, level: str) -> list[str]:
+        """Return the options that the Makefile of the commit gives pytest in `make level`."""
+        found = re.search(
+            rf"^{level}:.*\n\t\S+ -m pytest (.*) \$\(ARGS\)$", (self.folder / "Makefile").read_text(), re.M
+        )
+        return shlex.split(found[1])
+
+    def tests(self, patterns: Iterable[str]) -> list[str]:
+        """Return the test files of patterns below tests/, in the order of the patterns."""
+        paths = [path for pattern in patterns for path in sorted((self.folder / "tests").glob(pattern))]
+        return [str(path.relative_to(self.folder)) for path in dict.fromkeys(paths)]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run of tests says of a mutant.
+
+    Attributes:
+      outcome: "killed", "timeout" (killed too: a test hung), "survived", or "gone" (its lines are no more).
+      test: the test that failed or hung, or the file that could not be imported.
+      why: the first words of the failure.
+      seconds: processor time.
+    """
+
+    outcome: str
+    test: str = ""
+    why: str = ""
+    seconds: float = 0.0
+
+
+def trial(
+    code: Code,
+    mutant: Mutant,
+    level: str,
+    *,
+    killers: Sequence[str],
+    bad: Collection[str],
+    whole: bool,
+    patience: float,
+) -> Outcome:
+    """Run the tests of a level on a mutant: known killers, then what is near, then wide, and the rest if `whole`.
+
+    Args:
+      code: the clone.
+      mutant: the change.
+      level: "test" or "test-all".
+      killers: tests that killed this mutant, or others of its group; the likeliest first.
+      bad: tests that fail without any mutant.
+      whole: whether all other tests follow.
+      patience: seconds after which a test counts as hung.
+    """
+    source = (code.folder / mutant.file).read_text()
+    mutated = mutant.applied(source)
+    if mutated is None:
+        return Outcome("gone")
+    group = GROUP[mutant.group]
+    near = [*([mutant.file] if ">>> " in source else []), *code.tests(group.near)]
+    wide = [test for test in code.tests(group.wide) if test not in near]
+    rows: list[tuple[list[str], Sequence[str]]] = [(near, ()), (wide, ())]
+    if whole:
+        rows.append((["tests", "resfit", *(f"--ignore={test}" for test in [*near, *wide])], ()))
+    known = [test for test in killers if (code.folder / test.partition("::")[0]).exists()]
+    if known:
+        rows.insert(0, (list(dict.fromkeys(test.partition("::")[0] for test in known)), known))
+    seconds = 0.0
+    code.write(mutant.file, mutated)
+    try:
+        for files, only in rows:
+            files = [file for file in files if file not in bad]
+            found = run(code, [*files, "-x", *code.arguments(level)], only=only, bad=bad, patience=patience)
+            seconds += found.seconds
+            if found.outcome != "survived":
+                break
+        return dataclasses.replace(found, seconds=round(seconds, 1))
+    finally:
+        code.write(mutant.file, source)
+
+
+def failing(code: Code, tests: Sequence[str], level: str, patience: float) -> list[str]:
+    """Return those of some tests that fail without a mutant."""
+    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+    events: list[dict[str, str]] = []
+    run(code, [*files, *code.arguments(level)], only=tests, bad=(), patience=patience, events=events)
+    return sorted({event["failed"] for event in events if "failed" in event})
+
+
+def run(
+    code: Code,
+    arguments: Sequence[str],
+    *,
+    only: Sequence[str],
+    bad: Collection[str],
+    patience: float,
+    events: list[dict[str, str]] | None = None,
+) -> Outcome:
+    """Run pytest in a fork, in the clone.
+
+    Args:
+      code: the clone.
+      arguments: of pytest.
+      only: the tests to run, in this order; empty for all.
+      bad: tests to leave out.
+      patience: seconds after which a test counts as hung.
+      events: what happened, added to this list.
+    """
+    scratch = code.folder / ".cache" / "mutants"
+    scratch.mkdir(parents=True, exist_ok=True)
+    log, told = scratch / "log", scratch / "events"
+    told.write_text("")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = os.fork()
+    if child == 0:
+        try:
+            _pytest(code.folder, [*arguments, f"--basetemp={scratch / 'tmp'}"], _Recorder(told, only, bad), log)
+        finally:
+            os._exit(70)
+    hung = False
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.time() - told.stat().st_mtime > patience:
+            hung = True
+            os.killpg(child, signal.SIGKILL)
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what the tests started and did not end
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    happened = [json.loads(line) for line in told.read_text().splitlines()]
+    if events is not None:
+        events += happened
+    last = next((event["test"] for event in reversed(happened) if "test" in event), arguments[0])
+    if hung:
+        return Outcome("timeout", last, seconds=seconds)
+    for event in happened:
+        if "failed" in event:
+            return Outcome("killed", event["failed"], event["why"], seconds)
+    if not any("exit" in event for event in happened):
+        return Outcome("killed", last, "the process died", seconds)
+    exit_ = next(event["exit"] for event in happened if "exit" in event)
+    if exit_ not in ("0", "5"):  # passed; nothing left to run
+        raise RuntimeError(f"pytest ended with {exit_}; expected a failing test. See {log}:\n{log.read_text()[-3000:]}")
+    return Outcome("survived", seconds=seconds)
+
+
+def _pytest(folder: Path, arguments: list[str], recorder: "_Recorder", log: Path) -> None:
+    os.setsid()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
+        os.dup2(target, stream)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)
+    sys.path[:] = [str(folder), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    import pytest
+
+    code = pytest.main([*arguments, "-n", "0", "-q", "-p", "no:cacheprovider"], plugins=[recorder])
+    recorder.tell(exit=str(int(code)))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+class _Recorder:
+    """Tells the parent of each test, and which failed. A plugin of pytest."""
+
+    def __init__(self, file: Path, only: Sequence[str], bad: Collection[str]) -> None:
+        self._file, self._only, self._bad = file, only, frozenset(bad)
+
+    def tell(self, **event: str) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        kept = [item for item in items if item.nodeid not in self._bad]
+        if self._only:
+            order = {test: i for i, test in enumerate(self._only)}
+            kept = sorted((item for item in kept if item.nodeid in order), key=lambda item: order[item.nodeid])
+        items[:] = kept
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.tell(test=nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._report(report)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self._report(report)
+
+    def _report(self, report: Any) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = (crash.message if crash else str(report.longrepr)).strip()
+            self.tell(failed=report.nodeid, why=why.splitlines()[-1 if not crash else 0][:200] if why else "")
+
+
+def prepare() -> None:
+    """Import what tests import and no mutant changes, once for all forks."""
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        CI="true",  # Hypothesis tries the same examples in each run
+        OPENBLAS_NUM_THREADS="1",
+    )
+    for name in _THIRD_PARTY.split():
+        importlib.import_module(name)
+
+
+_THIRD_PARTY = (
+    "pytest hypothesis.strategies jax flax.nnx optax orbax.checkpoint clu.metrics matplotlib.pyplot rich.progress"
+)
+
+
+def _git(folder: Path, *arguments: Any) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *map(str, arguments)], check=True, capture_output=True, text=True
+    ).stdout.strip()
