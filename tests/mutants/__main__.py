@@ -1,4 +1,4 @@
-"""Test the tests: `make mutants`, or `python -m tests.mutants sample|run|summary`."""
+"""Test the tests: change resfit in small ways, and see which changes the tests notice."""
 
 import argparse
 import collections
@@ -13,43 +13,47 @@ from tests.mutants import sample, trials
 from tests.mutants.near import GROUPS
 from tests.mutants.sample import Mutant
 
-LEVELS = ("test", "test-all")
+LEVELS = ("test", "test-all")  # of the Makefile; the second has all tests of the first
 CACHE = trials.ROOT / ".cache" / "mutants"
-COMMITTED = Path(__file__).with_name("sample.jsonl")
+SAMPLE = Path(__file__).with_name("sample.jsonl")
 
 
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    new = commands.add_parser("sample", help="sample mutants of the working tree")
+    new = commands.add_parser("sample", help="sample mutants of the working tree; needs cosmic-ray")
     new.add_argument("--seed", type=int, default=0)
-    new.add_argument("--mutants", type=Path, default=COMMITTED)
+    new.add_argument("--mutants", type=Path, default=SAMPLE, help="the file to write")
 
-    run = commands.add_parser("run", help="run the tests of a level on them; goes on where it was stopped")
-    run.add_argument("--mutants", type=Path, default=COMMITTED)
-    run.add_argument("--level", choices=LEVELS, default="test", help="test-all: on those that survive test")
-    run.add_argument("--commit", default="HEAD", help="the code to change and to test (default HEAD)")
-    run.add_argument("--results", type=Path, default=CACHE / "results.jsonl")
-    run.add_argument("--killers", type=Path, help="results of an earlier run, whose killing tests are tried first")
-    run.add_argument("--folder", type=Path, default=CACHE / "code", help="of the clone that is changed")
-    run.add_argument("--whole", action="store_true", help="on survivors, also run the tests far from the change")
-    run.add_argument("--patience", type=float, default=300, help="seconds after which a test hangs")
-    run.add_argument("--limit", type=int, help="how many mutants at most")
-
-    summary = commands.add_parser("summary", help="print what a run found")
-    summary.add_argument("--results", type=Path, default=CACHE / "results.jsonl")
-    summary.add_argument("--before", type=Path, help="results of an earlier run to compare with")
+    run = commands.add_parser("run", help="run tests on each mutant; a run that is stopped resumes there")
+    show = commands.add_parser("summary", help="print what a run has found so far")
+    for command in (run, show):
+        command.add_argument("--commit", default="HEAD", help="the code to change and its tests (default HEAD)")
+        command.add_argument("--results", type=Path, help="(default: a file of the commit in .cache/mutants)")
+        command.add_argument("--before", type=Path, help="earlier results: tried first, and compared with")
+    run.add_argument("--mutants", type=Path, default=SAMPLE, help="the sample (default: the committed one)")
+    run.add_argument("--level", choices=LEVELS, default=LEVELS[-1], help="test-all: after test, on its survivors")
+    run.add_argument("--folder", type=Path, default=CACHE / "code", help="the clone that is changed")
+    run.add_argument("--whole", action="store_true", help="also run the tests that are far from the change")
+    run.add_argument("--patience", type=float, default=300, help="seconds after which a test counts as hung")
+    run.add_argument("--limit", type=int, help="how many mutants of the sample")
 
     options = parser.parse_args(words)
     if options.command == "sample":
         mutants = sample.sample(trials.ROOT, options.seed)
         sample.write(options.mutants, mutants)
         print(f"{len(mutants)} mutants in {options.mutants}")
-    elif options.command == "run":
-        _run(options)
-    else:
-        _summary(_Results(options.results), _Results(options.before) if options.before else None)
+        return
+    results = _Results(options.results or CACHE / f"{trials.full_name(options.commit)}.jsonl")
+    before = _Results(options.before) if options.before else None
+    if options.command == "run":
+        code = trials.Code(options.folder, options.commit)
+        mutants = sample.read(options.mutants)[: options.limit]
+        trials.prepare()
+        for level in LEVELS[: LEVELS.index(options.level) + 1]:
+            _run(code, mutants, level, results, before, whole=options.whole, patience=options.patience)
+    print(*_summary(results, before), sep="\n")
 
 
 class _Results:
@@ -81,89 +85,79 @@ class _Results:
             (self.good if entry["passes"] else self.bad).add(entry["test"])
 
     def at(self, mutant: Mutant, level: str) -> dict[str, Any] | None:
-        """Return what decided about a mutant at a level; what kills it at `test`, kills it at `test-all`."""
+        """Return what is known of a mutant at a level. What kills it at `test`, kills it at `test-all`."""
         found = [self._entries.get((mutant, name)) for name in LEVELS[: LEVELS.index(level) + 1]]
         valid = [entry for entry in found if entry and entry["test"] not in self.bad]
         decided = [entry for entry in valid if entry["outcome"] != "survived"]
         return decided[0] if decided else next((entry for entry in valid if entry["level"] == level), None)
+
+    def outcome(self, mutant: Mutant, level: str) -> str | None:
+        """Return "killed", "timeout", "survived" or "gone"; at a level that was not run, what the one below it says."""
+        entry = self.at(mutant, level) or self.at(mutant, LEVELS[0])
+        return entry["outcome"] if entry else None
 
     def mutants(self) -> list[Mutant]:
         return list(dict.fromkeys(mutant for mutant, _ in self._entries))
 
     def killers(self, mutants: Iterable[Mutant]) -> list[str]:
         """Return the tests that killed mutants, the most successful first."""
-        found = [
-            entry["test"] for mutant in mutants if (entry := self.at(mutant, LEVELS[-1]) or self.at(mutant, "test"))
-        ]
+        found = [entry["test"] for mutant in mutants if (entry := self.at(mutant, LEVELS[-1]))]
         return [test for test, _ in collections.Counter(filter(None, found)).most_common()]
 
 
-def _run(options: argparse.Namespace) -> None:
-    results = _Results(options.results)
-    earlier = _Results(options.killers) if options.killers else None
-    mutants, level = sample.read(options.mutants)[: options.limit], options.level
-    code = trials.Code(options.folder, options.commit)
-    trials.prepare()
+def _run(
+    code: trials.Code,
+    mutants: list[Mutant],
+    level: str,
+    results: _Results,
+    before: _Results | None,
+    *,
+    whole: bool,
+    patience: float,
+) -> None:
     while todo := [mutant for mutant in mutants if results.at(mutant, level) is None]:
         for i, mutant in enumerate(todo):
             alike = [one for one in results.mutants() if one.group == mutant.group]
-            killers = [*(earlier.killers([mutant]) if earlier else ()), *results.killers(alike)[:4]]
+            killers = [*(before.killers([mutant]) if before else ()), *results.killers(alike)[:4]]
             outcome = trials.trial(
-                code,
-                mutant,
-                level,
-                killers=[test for test in dict.fromkeys(killers) if "::" in test],
-                bad=results.bad,
-                whole=options.whole,
-                patience=options.patience,
+                code, mutant, level, killers=killers, bad=results.bad, whole=whole, patience=patience
             )
             told = dataclasses.asdict(outcome)
             results.add(mutant=dataclasses.asdict(mutant), level=level, commit=code.commit, **told)
-            where = f"{mutant.file} {mutant.function}"
-            print(
-                f"{i + 1}/{len(todo)} {outcome.outcome:8} {outcome.seconds:6.1f} s  {where}  {outcome.test}", flush=True
-            )
+            what = f"{i + 1}/{len(todo)} {outcome.outcome:8} {outcome.seconds:6.1f} s"
+            print(f"{what}  {mutant.file} {mutant.function}  {outcome.test}", flush=True)
         # A test that fails without a mutant kills none: those that it "killed" are tried again without it.
         tests = [test for test in results.killers(mutants) if test not in results.good]
-        bad = trials.failing(code, tests, level, options.patience) if tests else []
+        bad = trials.failing(code, tests, level, patience) if tests else []
         for test in tests:
             results.add(test=test, passes=test not in bad, level=level, commit=code.commit)
 
 
-def _summary(results: _Results, before: _Results | None) -> None:
-    print(f"{'':30}mutants  gone  killed by test  by test-all")
-    rows = [(group.name, [m for m in results.mutants() if m.group == group.name]) for group in GROUPS]
-    for name, mutants in [*rows, ("all", results.mutants())]:
-        gone = sum(_outcome(results, mutant, "test") == "gone" for mutant in mutants)
-        killed = [sum(_killed(results, mutant, level) for mutant in mutants) for level in LEVELS]
-        print(f"{name:30}{len(mutants):7}{gone:6}{killed[0]:16}{killed[1]:13}")
-    print("\nsurvivors:")
-    for mutant in results.mutants():
-        if not _killed(results, mutant, LEVELS[-1]) and _outcome(results, mutant, "test") != "gone":
-            level = LEVELS[-1] if results.at(mutant, LEVELS[-1]) else "test"
-            print(f"\n{mutant.file} {mutant.function} (of {level})\n- {mutant.old}\n+ {mutant.new}")
+def _summary(results: _Results, before: _Results | None) -> Iterable[str]:
+    mutants = results.mutants()
+    yield f"{'':28}mutants  gone  killed by: {'  '.join(f'make {level}' for level in LEVELS)}"
+    for name in [*(group.name for group in GROUPS), "all"]:
+        rows = [mutant for mutant in mutants if name in (mutant.group, "all")]
+        gone = sum(results.outcome(mutant, LEVELS[0]) == "gone" for mutant in rows)
+        killed = [sum(results.outcome(mutant, level) in ("killed", "timeout") for mutant in rows) for level in LEVELS]
+        yield f"{name:28}{len(rows):7}{gone:6}{killed[0]:21}{killed[1]:15}"
+    for mutant in mutants:
+        if results.outcome(mutant, LEVELS[-1]) == "survived":
+            level = LEVELS[-1] if results.at(mutant, LEVELS[-1]) else LEVELS[0]
+            yield f"\nmake {level} does not notice:\n{_diff(mutant)}"
     if before:
-        comparable = [m for m in results.mutants() if before.at(m, "test") and _outcome(results, m, "test") != "gone"]
-        killed = [mutant for mutant in comparable if _killed(before, mutant, LEVELS[-1])]
-        kept = [mutant for mutant in killed if _killed(results, mutant, "test")]
-        print(
-            f"\nOf {len(killed)} mutants that the whole suite killed before, make test kills {len(kept)}. The others:"
-        )
-        for mutant in killed:
-            if mutant not in kept:
-                test = (before.at(mutant, LEVELS[-1]) or before.at(mutant, "test") or {})["test"]
-                print(f"\n{mutant.file} {mutant.function}, before by {test}\n- {mutant.old}\n+ {mutant.new}")
+        killed = [mutant for mutant in mutants if before.outcome(mutant, LEVELS[-1]) in ("killed", "timeout")]
+        killed = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) != "gone"]
+        lost = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) == "survived"]
+        for mutant in lost:
+            yield f"\nmake {LEVELS[0]} no longer notices ({before.killers([mutant])[0]} did):\n{_diff(mutant)}"
+        kept = len(killed) - len(lost)
+        yield f"\nOf {len(killed)} mutants that some level killed before, make {LEVELS[0]} kills {kept}."
 
 
-def _outcome(results: _Results, mutant: Mutant, level: str) -> str | None:
-    entry = results.at(mutant, level)
-    return entry["outcome"] if entry else None
-
-
-def _killed(results: _Results, mutant: Mutant, level: str) -> bool:
-    """Return whether a level kills a mutant; a level that was not run kills what the one below it does."""
-    levels = LEVELS[: LEVELS.index(level) + 1]
-    return any(_outcome(results, mutant, name) in ("killed", "timeout") for name in levels)
+def _diff(mutant: Mutant) -> str:
+    lines = [*(f"- {line}" for line in mutant.old.splitlines()), *(f"+ {line}" for line in mutant.new.splitlines())]
+    return "\n".join([f"{mutant.file} {mutant.function}", *lines])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Code:
 
     def __init__(self, folder: Path, commit: str) -> None:
         self.folder = folder.resolve()
-        self.commit = _git(ROOT, "rev-parse", commit)
+        self.commit = full_name(commit)
         if not self.folder.exists():
             _git(ROOT, "clone", "--quiet", "--shared", "--no-checkout", ROOT, self.folder)
         _git(self.folder, "checkout", "--quiet", "--force", "--detach", self.commit)
@@ -95,7 +96,7 @@ def trial(
       code: the clone.
       mutant: the change.
       level: "test" or "test-all".
-      killers: tests that killed this mutant, or others of its group; the likeliest first.
+      killers: tests that killed this mutant, or others of its group, the likeliest first; they may be gone.
       bad: tests that fail without any mutant.
       whole: whether all other tests follow.
       patience: seconds after which a test counts as hung.
@@ -163,8 +164,11 @@ def run(
     if child == 0:
         try:
             _pytest(code.folder, [*arguments, f"--basetemp={scratch / 'tmp'}"], _Recorder(told, only, bad), log)
+        except BaseException:  # noqa: BLE001 - or the fork would go on as its parent
+            traceback.print_exc()
         finally:
-            os._exit(70)
+            sys.stderr.flush()
+            os._exit(1)
     hung = False
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.time() - told.stat().st_mtime > patience:
@@ -184,12 +188,12 @@ def run(
     for event in happened:
         if "failed" in event:
             return Outcome("killed", event["failed"], event["why"], seconds)
-    if not any("exit" in event for event in happened):
+    end = next((event["exit"] for event in happened if "exit" in event), None)
+    if end in ("0", "5"):  # all passed, or there was none
+        return Outcome("survived", seconds=seconds)
+    if end is None and any("test" in event for event in happened):
         return Outcome("killed", last, "the process died", seconds)
-    exit_ = next(event["exit"] for event in happened if "exit" in event)
-    if exit_ not in ("0", "5"):  # passed; nothing left to run
-        raise RuntimeError(f"pytest ended with {exit_}; expected a failing test. See {log}:\n{log.read_text()[-3000:]}")
-    return Outcome("survived", seconds=seconds)
+    raise RuntimeError(f"pytest ended with {end} and no failing test:\n{log.read_text()[-3000:]}")
 
 
 def _pytest(folder: Path, arguments: list[str], recorder: "_Recorder", log: Path) -> None:
@@ -204,7 +208,9 @@ def _pytest(folder: Path, arguments: list[str], recorder: "_Recorder", log: Path
         del sys.modules[name]
     import pytest
 
-    code = pytest.main([*arguments, "-n", "0", "-q", "-p", "no:cacheprovider"], plugins=[recorder])
+    imported_before = "ignore::pytest.PytestAssertRewriteWarning"
+    options = ["-n", "0", "-q", "-p", "no:cacheprovider", "-W", imported_before]
+    code = pytest.main([*arguments, *options], plugins=[recorder])
     recorder.tell(exit=str(int(code)))
     sys.stdout.flush()
     os._exit(0)
@@ -258,6 +264,11 @@ def prepare() -> None:
 _THIRD_PARTY = (
     "pytest hypothesis.strategies jax flax.nnx optax orbax.checkpoint clu.metrics matplotlib.pyplot rich.progress"
 )
+
+
+def full_name(commit: str) -> str:
+    """Return the hash of a commit."""
+    return _git(ROOT, "rev-parse", f"{commit}^{{commit}}")
 
 
 def _git(folder: Path, *arguments: Any) -> str:
