@@ -6,6 +6,7 @@ parent.
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -257,8 +258,11 @@ def prepare() -> None:
         CI="true",  # Hypothesis tries the same examples in each run
         OPENBLAS_NUM_THREADS="1",
     )
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     for name in _THIRD_PARTY.split():
         importlib.import_module(name)
+    gc.freeze()  # what is imported is never looked through in a fork
 
 
 _THIRD_PARTY = (
