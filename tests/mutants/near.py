@@ -62,8 +62,8 @@ GROUPS = [
         10,
         "resfit/engine/modes.py",
         "engine/test_nested_modes.py engine/test_freeze.py engine/test_modules.py engine/test_containers.py",
-        "engine/test_precision.py engine/test_outline.py engine/test_attributes.py test_model.py nets/test_use.py "
-        "engine/test_device_counts.py kernels/test_fit.py",
+        "engine/test_precision.py engine/test_outline.py engine/test_attributes.py callbacks/test_terminate_on_nan.py "
+        "test_doctor.py nets/test_use.py test_model.py engine/test_device_counts.py kernels/test_fit.py",
     ),
     _group(
         "nets/modes.py",
