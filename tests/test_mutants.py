@@ -51,5 +51,5 @@ def test_a_mutant_whose_line_or_function_is_gone_changes_nothing(change: tuple[s
 def test_every_pattern_of_the_mutation_run_names_a_file() -> None:
     root = Path(__file__).parents[1]
     patterns = [pattern for group in GROUPS for pattern in group.files]
-    patterns += [f"tests/{pattern}" for group in GROUPS for pattern in (*group.near, *group.wide)]
+    patterns += [f"tests/{pattern}" for group in GROUPS for row in group.rows for pattern in row]
     assert [pattern for pattern in patterns if not list(root.glob(pattern))] == []

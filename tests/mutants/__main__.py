@@ -4,6 +4,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(words: list[str]) -> None:
         code = trials.Code(options.folder, options.commit)
         mutants = sample.read(options.mutants)[: options.limit]
         trials.prepare()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # which leaves no tests behind
         for level in LEVELS[: LEVELS.index(options.level) + 1]:
             _run(code, mutants, level, results, before, whole=options.whole, patience=options.patience)
     print(*_summary(results, before), sep="\n")
@@ -87,9 +89,7 @@ class _Results:
     def at(self, mutant: Mutant, level: str) -> dict[str, Any] | None:
         """Return what is known of a mutant at a level. What kills it at `test`, kills it at `test-all`."""
         found = [self._entries.get((mutant, name)) for name in LEVELS[: LEVELS.index(level) + 1]]
-        valid = [entry for entry in found if entry and entry["test"] not in self.bad]
-        decided = [entry for entry in valid if entry["outcome"] != "survived"]
-        return decided[0] if decided else next((entry for entry in valid if entry["level"] == level), None)
+        return next((entry for entry in found if entry and entry["outcome"] != "survived"), found[-1])
 
     def outcome(self, mutant: Mutant, level: str) -> str | None:
         """Return "killed", "timeout", "survived" or "gone"; at a level that was not run, what the one below it says."""
@@ -115,44 +115,66 @@ def _run(
     whole: bool,
     patience: float,
 ) -> None:
-    while todo := [mutant for mutant in mutants if results.at(mutant, level) is None]:
+    """Run row after row of tests, each on all mutants that are left."""
+    rows = {mutant: trials.rows(code, mutant, whole=whole) for mutant in mutants}
+
+    def trial(mutant: Mutant, tests: list[str], *, only: bool) -> trials.Outcome:
+        while True:
+            outcome = trials.trial(code, mutant, level, tests, bad=results.bad, patience=patience, only=only)
+            # A test that fails without a mutant kills none: what it "killed" is tried again without it.
+            test = outcome.test
+            if test and test not in results.good | results.bad:
+                passes = not trials.failing(code, [test], level, patience)
+                results.add(test=test, passes=passes, level=level, commit=code.commit)
+            if test not in results.bad:
+                return outcome
+
+    for depth in range(max(map(len, rows.values()))):
+        todo = [m for m in mutants if depth < len(rows[m]) and _rows_run(results.at(m, level)) == depth]
         for i, mutant in enumerate(todo):
-            alike = [one for one in results.mutants() if one.group == mutant.group]
-            killers = [*(before.killers([mutant]) if before else ()), *results.killers(alike)[:4]]
-            outcome = trials.trial(
-                code, mutant, level, killers=killers, bad=results.bad, whole=whole, patience=patience
-            )
-            told = dataclasses.asdict(outcome)
+            outcome, seconds = None, 0.0
+            if not depth:
+                alike = [one for one in results.mutants() if one.group == mutant.group]
+                killers = [*(before.killers([mutant]) if before else ()), *results.killers(alike)[:3]]
+                outcome = trial(mutant, killers, only=True)
+                seconds = outcome.seconds
+            if outcome is None or outcome.outcome == "survived":
+                outcome = trial(mutant, rows[mutant][depth], only=False)
+                seconds += outcome.seconds
+            outcome.seconds = round(seconds, 1)
+            told = dataclasses.asdict(outcome) | {"rows": depth + 1, "of": len(rows[mutant])}
             results.add(mutant=dataclasses.asdict(mutant), level=level, commit=code.commit, **told)
-            what = f"{i + 1}/{len(todo)} {outcome.outcome:8} {outcome.seconds:6.1f} s"
+            what = f"{level} row {depth + 1}: {i + 1}/{len(todo)} {outcome.outcome:8} {outcome.seconds:6.1f} s"
             print(f"{what}  {mutant.file} {mutant.function}  {outcome.test}", flush=True)
-        # A test that fails without a mutant kills none: those that it "killed" are tried again without it.
-        tests = [test for test in results.killers(mutants) if test not in results.good]
-        bad = trials.failing(code, tests, level, patience) if tests else []
-        for test in tests:
-            results.add(test=test, passes=test not in bad, level=level, commit=code.commit)
+
+
+def _rows_run(entry: dict[str, Any] | None) -> float:
+    """Return how many rows of tests a mutant has survived; infinity for one that has not, or is gone."""
+    if entry is None:
+        return 0
+    return float(entry["rows"]) if entry["outcome"] == "survived" else float("inf")
 
 
 def _summary(results: _Results, before: _Results | None) -> Iterable[str]:
     mutants = results.mutants()
+    for mutant in mutants:
+        entry = results.at(mutant, LEVELS[-1]) or results.at(mutant, LEVELS[0])
+        if entry and entry["outcome"] == "survived":
+            rows = f"{entry['rows']} of {entry['of']} rows run"
+            yield f"make {entry['level']} does not notice ({rows}):\n{_diff(mutant)}\n"
+    killed = [mutant for mutant in mutants if before and before.outcome(mutant, LEVELS[-1]) in ("killed", "timeout")]
+    killed = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) != "gone"]
+    lost = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) == "survived"]
+    for mutant in lost:
+        yield f"make {LEVELS[0]} no longer notices ({before.killers([mutant])[0]} did):\n{_diff(mutant)}\n"
     yield f"{'':28}mutants  gone  killed by: {'  '.join(f'make {level}' for level in LEVELS)}"
     for name in [*(group.name for group in GROUPS), "all"]:
-        rows = [mutant for mutant in mutants if name in (mutant.group, "all")]
-        gone = sum(results.outcome(mutant, LEVELS[0]) == "gone" for mutant in rows)
-        killed = [sum(results.outcome(mutant, level) in ("killed", "timeout") for mutant in rows) for level in LEVELS]
-        yield f"{name:28}{len(rows):7}{gone:6}{killed[0]:21}{killed[1]:15}"
-    for mutant in mutants:
-        if results.outcome(mutant, LEVELS[-1]) == "survived":
-            level = LEVELS[-1] if results.at(mutant, LEVELS[-1]) else LEVELS[0]
-            yield f"\nmake {level} does not notice:\n{_diff(mutant)}"
+        found = [mutant for mutant in mutants if name in (mutant.group, "all")]
+        gone = sum(results.outcome(mutant, LEVELS[0]) == "gone" for mutant in found)
+        dead = [sum(results.outcome(mutant, level) in ("killed", "timeout") for mutant in found) for level in LEVELS]
+        yield f"{name:28}{len(found):7}{gone:6}{dead[0]:21}{dead[1]:15}"
     if before:
-        killed = [mutant for mutant in mutants if before.outcome(mutant, LEVELS[-1]) in ("killed", "timeout")]
-        killed = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) != "gone"]
-        lost = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) == "survived"]
-        for mutant in lost:
-            yield f"\nmake {LEVELS[0]} no longer notices ({before.killers([mutant])[0]} did):\n{_diff(mutant)}"
-        kept = len(killed) - len(lost)
-        yield f"\nOf {len(killed)} mutants that some level killed before, make {LEVELS[0]} kills {kept}."
+        yield f"Of {len(killed)} mutants that were killed before, make {LEVELS[0]} kills {len(killed) - len(lost)}."
 
 
 def _diff(mutant: Mutant) -> str:

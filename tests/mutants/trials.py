@@ -26,7 +26,6 @@ from tests.mutants.near import GROUPS
 from tests.mutants.sample import Mutant
 
 ROOT = Path(__file__).parents[2]
-GROUP = {group.name: group for group in GROUPS}
 
 
 class Code:
@@ -81,60 +80,55 @@ class Outcome:
     seconds: float = 0.0
 
 
+def rows(code: Code, mutant: Mutant, *, whole: bool) -> list[list[str]]:
+    """Return the test files to run on a mutant, row by row; `whole`: and all others at the end."""
+    group = next(group for group in GROUPS if group.name == mutant.group)
+    found = [code.tests(row) for row in group.rows]
+    if ">>> " in (code.folder / mutant.file).read_text():
+        found[0].insert(0, mutant.file)
+    if whole:
+        found.append(["tests", "resfit", *(f"--ignore={test}" for row in found for test in row)])
+    return found
+
+
 def trial(
-    code: Code,
-    mutant: Mutant,
-    level: str,
-    *,
-    killers: Sequence[str],
-    bad: Collection[str],
-    whole: bool,
-    patience: float,
+    code: Code, mutant: Mutant, level: str, tests: Sequence[str], *, bad: Collection[str], patience: float, only: bool
 ) -> Outcome:
-    """Run the tests of a level on a mutant: known killers, then what is near, then wide, and the rest if `whole`.
+    """Run tests on a mutant, up to the first that fails.
 
     Args:
       code: the clone.
       mutant: the change.
       level: "test" or "test-all".
-      killers: tests that killed this mutant, or others of its group, the likeliest first; they may be gone.
+      tests: files, or single tests where `only`; some of them may be gone.
       bad: tests that fail without any mutant.
-      whole: whether all other tests follow.
       patience: seconds after which a test counts as hung.
+      only: whether to run no other test of the files.
     """
     source = (code.folder / mutant.file).read_text()
     mutated = mutant.applied(source)
     if mutated is None:
         return Outcome("gone")
-    group = GROUP[mutant.group]
-    near = [*([mutant.file] if ">>> " in source else []), *code.tests(group.near)]
-    wide = [test for test in code.tests(group.wide) if test not in near]
-    rows: list[tuple[list[str], Sequence[str]]] = [(near, ()), (wide, ())]
-    if whole:
-        rows.append((["tests", "resfit", *(f"--ignore={test}" for test in [*near, *wide])], ()))
-    known = [test for test in killers if (code.folder / test.partition("::")[0]).exists()]
-    if known:
-        rows.insert(0, (list(dict.fromkeys(test.partition("::")[0] for test in known)), known))
-    seconds = 0.0
+    files = [test for test in _files(tests) if test not in bad and ("=" in test or (code.folder / test).exists())]
+    if not files:
+        return Outcome("survived")
     code.write(mutant.file, mutated)
     try:
-        for files, only in rows:
-            files = [file for file in files if file not in bad]
-            found = run(code, [*files, "-x", *code.arguments(level)], only=only, bad=bad, patience=patience)
-            seconds += found.seconds
-            if found.outcome != "survived":
-                break
-        return dataclasses.replace(found, seconds=round(seconds, 1))
+        arguments = [*files, "-x", *code.arguments(level)]
+        return run(code, arguments, only=tests if only else (), bad=bad, patience=patience)
     finally:
         code.write(mutant.file, source)
 
 
 def failing(code: Code, tests: Sequence[str], level: str, patience: float) -> list[str]:
     """Return those of some tests that fail without a mutant."""
-    files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
     events: list[dict[str, str]] = []
-    run(code, [*files, *code.arguments(level)], only=tests, bad=(), patience=patience, events=events)
+    run(code, [*_files(tests), *code.arguments(level)], only=tests, bad=(), patience=patience, events=events)
     return sorted({event["failed"] for event in events if "failed" in event})
+
+
+def _files(tests: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(test.partition("::")[0] for test in tests))
 
 
 def run(
@@ -171,15 +165,17 @@ def run(
             sys.stderr.flush()
             os._exit(1)
     hung = False
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.time() - told.stat().st_mtime > patience:
-            hung = True
-            os.killpg(child, signal.SIGKILL)
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what the tests started and did not end
+    try:
+        while os.waitpid(child, os.WNOHANG) == (0, 0) and not hung:
+            hung = time.time() - told.stat().st_mtime > patience
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # also what the tests started and did not end
+    if hung:
+        os.waitpid(child, 0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
     happened = [json.loads(line) for line in told.read_text().splitlines()]
     if events is not None:
         events += happened
