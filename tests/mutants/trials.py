@@ -226,9 +226,11 @@ class _Recorder:
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         kept = [item for item in items if item.nodeid not in self._bad]
         if self._only:
-            order = {test: i for i, test in enumerate(self._only)}
-            kept = sorted((item for item in kept if item.nodeid in order), key=lambda item: order[item.nodeid])
-        items[:] = kept
+            found = {item.nodeid: [item] for item in kept}
+            for item in kept:  # the other rows of its table stand for a row that is gone
+                found.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            kept = [item for test in self._only for item in found.get(test) or found.get(test.partition("[")[0], [])]
+        items[:] = dict.fromkeys(kept)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.tell(test=nodeid)
