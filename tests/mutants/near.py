@@ -35,6 +35,7 @@ GROUPS = [
         "resfit/engine/step.py",
         "engine/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
         "engine/test_modules.py engine/test_step.py",
+        "test_preprocess.py engine/test_lowering.py",
         "test_model.py engine/test_ema.py",
         "engine/test_accumulation.py engine/test_freeze.py engine/test_schedule*.py engine/test_attributes.py",
         "test_tutorial_trainer.py engine/test_precision.py test_keras_contract.py engine/test_device_counts.py",
@@ -45,7 +46,8 @@ GROUPS = [
         "resfit/engine/loop.py",
         "engine/test_validation.py callbacks/test_checkpoint.py",
         "engine/test_hooks.py callbacks/test_terminate_on_nan.py",
-        "test_model.py engine/test_ema.py data/test_bad_inputs.py",
+        "data/test_bad_inputs.py test_preprocess.py engine/test_lowering.py",
+        "test_model.py engine/test_ema.py",
         "engine/test_memory.py faults/test_other_epochs.py engine/test_signals.py engine/test_schedule*.py",
         "test_keras_contract.py test_tutorial_trainer.py faults/test_data.py faults/test_resume_again.py "
         "faults/test_rollback.py",
