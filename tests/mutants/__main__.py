@@ -129,23 +129,25 @@ def _run(
             if test not in results.bad:
                 return outcome
 
-    for depth in range(max(map(len, rows.values()))):
-        todo = [m for m in mutants if depth < len(rows[m]) and _rows_run(results.at(m, level)) == depth]
-        for i, mutant in enumerate(todo):
-            outcome, seconds = None, 0.0
-            if not depth:
-                alike = [one for one in results.mutants() if one.group == mutant.group]
-                killers = [*(before.killers([mutant]) if before else ()), *results.killers(alike)[:3]]
-                outcome = trial(mutant, killers, only=True)
-                seconds = outcome.seconds
-            if outcome is None or outcome.outcome == "survived":
-                outcome = trial(mutant, rows[mutant][depth], only=False)
-                seconds += outcome.seconds
-            outcome.seconds = round(seconds, 1)
-            told = dataclasses.asdict(outcome) | {"rows": depth + 1, "of": len(rows[mutant])}
-            results.add(mutant=dataclasses.asdict(mutant), level=level, commit=code.commit, **told)
-            what = f"{level} row {depth + 1}: {i + 1}/{len(todo)} {outcome.outcome:8} {outcome.seconds:6.1f} s"
-            print(f"{what}  {mutant.file} {mutant.function}  {outcome.test}", flush=True)
+    def report(mutant: Mutant, outcome: trials.Outcome, done: int) -> None:
+        told = dataclasses.asdict(outcome) | {"rows": done, "of": len(rows[mutant])}
+        results.add(mutant=dataclasses.asdict(mutant), level=level, commit=code.commit, **told)
+        where = f"{mutant.file} {mutant.function}"
+        print(f"{level} {done} {outcome.outcome:8} {outcome.seconds:6.1f} s  {where}  {outcome.test}", flush=True)
+
+    if before:  # what killed a mutant once is likely to do it again
+        for mutant in mutants:
+            killers = before.killers([mutant])
+            if killers and not results.at(mutant, level):
+                report(mutant, trial(mutant, killers, only=True), 0)
+    for done in range(max(map(len, rows.values()))):
+        for mutant in mutants:
+            if done < len(rows[mutant]) and _rows_run(results.at(mutant, level)) == done:
+                killers = results.killers(one for one in results.mutants() if one.group == mutant.group)[:3]
+                outcome = trial(mutant, killers, only=True) if not done else trials.Outcome("survived")
+                if outcome.outcome == "survived":
+                    outcome = trial(mutant, rows[mutant][done], only=False)
+                report(mutant, outcome, done + 1)
 
 
 def _rows_run(entry: dict[str, Any] | None) -> float:

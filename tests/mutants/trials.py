@@ -205,6 +205,8 @@ def _pytest(folder: Path, arguments: list[str], recorder: "_Recorder", log: Path
         del sys.modules[name]
     import pytest
 
+    with contextlib.suppress(BaseException):  # before pytest imports one of its modules by its file, for doctests
+        importlib.import_module("resfit")
     imported_before = "ignore::pytest.PytestAssertRewriteWarning"
     options = ["-n", "0", "-q", "-p", "no:cacheprovider", "-W", imported_before]
     code = pytest.main([*arguments, *options], plugins=[recorder])
