@@ -188,6 +188,18 @@ def with_numbers(block: Residual) -> Residual:
     return block
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind: str) -> None:
+    spelled_out: dict[str, Any] = {"strides": 1, "dilation": 1}
+    if EXPANSION[kind] > 1:
+        spelled_out |= {"groups": 1, "width_per_group": 64}
+    default, same = (
+        nnx.eval_shape(lambda arguments=arguments: BLOCKS[kind](8, 8, **arguments, rngs=nnx.Rngs(0)))
+        for arguments in ({}, spelled_out)
+    )
+    assert nnx.graphdef(default) == nnx.graphdef(same)
+
+
 def last_parameter(block: Residual) -> nnx.Variable[Any]:
     """What starts at zero: the last scale, or where no norm is last, the last kernel."""
     branch = block.branch
