@@ -9,7 +9,7 @@ import resfit
 from resfit import optimizers
 from resfit.engine import modes
 from resfit.errors import CompileError, ModuleError, NotCompiledError
-from tests.helpers import CLASSES, compiled, differ, images, labels, values
+from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, values
 
 
 def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
@@ -36,6 +36,12 @@ def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains()
     assert changed
     assert not any(name.startswith(("stem", "stage1")) for name in changed)
     assert {"head.dense.kernel", "stage2.blocks.0.branch.norm2.mean"} <= changed
+
+
+def test_frozen_statistics_are_not_reported_as_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a part that trains has no norm: other statistics that change would hide the mistake."""
+    assert "norm.mean" not in trained(TinyNet(classes=4, rngs=nnx.Rngs(0)), "norm")
+    assert "unchanged" not in caplog.text
 
 
 def test_without_batch_norm_the_statistics_of_a_frozen_part_go_on_moving() -> None:
