@@ -225,6 +225,14 @@ class _Recorder:
         with self._file.open("a") as file:
             file.write(json.dumps(event) + "\n")
 
+    def pytest_collection(self) -> None:
+        from hypothesis import Phase, settings
+
+        # A failing example is enough; to make it small takes minutes.
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", parent=settings.default, phases=phases)
+        settings.load_profile("mutants")
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         kept = [item for item in items if item.nodeid not in self._bad]
         if self._only:

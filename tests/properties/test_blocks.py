@@ -283,14 +283,19 @@ def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObje
         for train in (False, None, True):
             call(block, x, train)
             history.append(variances(block))
-        return history
+        block.train()  # the flags, which a bare call follows
+        call(block, x, None)
+        return [*history, variances(block)]
 
     block = with_numbers(nnx.eval_shape(case.build))
-    new, evaluated, bare, trained = histories(block, jax.random.normal(jax.random.key(0), case.input_shape))
+    new, evaluated, bare, trained, trained_by_flags = histories(
+        block, jax.random.normal(jax.random.key(0), case.input_shape)
+    )
     assert len(new) == norms(case)
     assert all(map(np.array_equal, new, evaluated))
     assert all(map(np.array_equal, new, bare))
     assert not any(map(np.array_equal, new, trained))
+    assert not any(map(np.array_equal, trained, trained_by_flags))
 
 
 @pytest.mark.parametrize("kind", KINDS)
