@@ -150,3 +150,10 @@ def test_class_numbers_of_one_independent_output_are_zero_and_one(logits_shape: 
     losses.check_each_output(np.array([0, 1, 1, 0]), logits_shape)
     with pytest.raises(LabelError, match=r"run from 0 to 2.*expected 0 to 1"):
         losses.check_each_output(np.array([0, 1, 2, 0]), logits_shape)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_one_logit_has_the_probability_of_the_sigmoid_and_the_class_of_its_sign(shape: tuple[int, ...]) -> None:
+    logits = np.array([-1, 0.5, 2], np.float32).reshape(shape)
+    np.testing.assert_allclose(losses.probabilities(logits), 1 / (1 + np.exp(-logits)), rtol=1e-6)
+    assert losses.class_numbers(logits).tolist() == [0, 1, 1]
