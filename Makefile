@@ -78,7 +78,7 @@ bench:  ## resfit beside other loops and libraries, in an environment of their o
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
 	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
 
-mutants:  ## whether the tests notice 134 small changes of the code (an hour), in an environment of their own
+mutants:  ## whether the tests notice small changes of the code (an hour), in an environment of its own
 	@$(MAKE) --no-print-directory VENV=$(VENV)-mutants $(VENV)-mutants/mutants.stamp
 	$(VENV)-mutants/bin/python -m tests.mutants $(or $(ARGS),run)
 
