@@ -54,6 +54,7 @@ def with_known_programs(made: resfit.Model, architecture: Hashable, arguments: M
     setup = (architecture, frozenset(arguments.items()))  # holds what is in it, so that no address comes twice
     for step, first in zip(steps, _FIRST.setdefault(setup, steps), strict=True):
         step._programs = first._programs
+    made._outputs_shape = (BATCH, CLASSES)  # which tracing would note down
     return made
 
 

@@ -11,13 +11,13 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import ResumeError
 from tests.faults import runs, twin
-from tests.helpers import compiled, images, labels
+from tests.helpers import images, labels
 
 EXAMPLES, BATCH = twin.EXAMPLES, twin.BATCH
 
 
 def model(**arguments: Any) -> resfit.Model:
-    return compiled(twin.new_module(0)[0], **arguments)
+    return runs.small(twin.ThinNet, **arguments)
 
 
 def go(folder: Path, *more: Callback, made: resfit.Model | None = None, **arguments: Any) -> resfit.callbacks.History:
@@ -99,7 +99,16 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize(
+    "name",
+    runs.slow_unless(
+        {
+            "batch size", "more epochs under a schedule that spans them", "fewer steps than are done of an epoch",
+            "1 device, then 4", "labels", "weights", "learning rate", "loss",
+        },
+        DIFFERENCES,
+    ),
+)  # fmt: skip
 def test_each_difference_is_named_and_gone_on_with_when_asked(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,14 +162,16 @@ def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_pat
     assert made.learning_rate == pytest.approx(0.025)
 
 
-@pytest.mark.parametrize("dispatch", [("sharded", "jit"), ("jit", "sharded")])
+@pytest.mark.parametrize(
+    ("before", "now"), runs.slow_unless([("jit", "sharded")], [("jit", "sharded"), ("sharded", "jit")])
+)
 def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additions(
-    dispatch: tuple[str, str], tmp_path: Path
+    before: str, now: str, tmp_path: Path
 ) -> None:
-    whole = model(dispatch=dispatch[0])
+    whole = model(dispatch=before)
     go(tmp_path / "whole", made=whole)
-    stopped(tmp_path / "run", made=model(dispatch=dispatch[0]))
-    found = model(dispatch=dispatch[1])
+    stopped(tmp_path / "run", made=model(dispatch=before))
+    found = model(dispatch=now)
     go(tmp_path / "run", made=found, resume="inexact")
     assert found._state.steps() == whole._state.steps()
     for u, v in zip(found._state.leaves[:-2], whole._state.leaves[:-2], strict=True):
