@@ -52,19 +52,20 @@ def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, A
     return runs.run(runs.model(**arguments), folder, resume=True, **fit, **more)
 
 
-# In the middle of an epoch, before and after a checkpoint; at the end of an epoch, with its partial batch; at the last.
-STEPS = runs.slow_unless((1, 2, 3, runs.STEPS), range(1, runs.STEPS + 1))
+STEPS = range(1, runs.STEPS + 1)
 
 
 @pytest.mark.parametrize("setting", runs.slow_unless(["jit"], SETTINGS))
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", runs.slow_unless([3, runs.STEPS], STEPS)
+)  # the ends of the first epoch and of the last
 def test_a_run_that_is_terminated_after_any_step_goes_on_there(
     setting: str, step: int, shared: Path, tmp_path: Path
 ) -> None:
     assert_same(resumed(setting, tmp_path / "run", runs.Stops(step, runs.terminate)), whole(shared, setting))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", runs.slow_unless([1, 3], STEPS))  # before the first checkpoint, and a step after it
 def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
     step: int, shared: Path, tmp_path: Path
 ) -> None:
@@ -184,10 +185,13 @@ def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "leave_out",
-    [
-        without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,
-        without_callbacks,
-    ],
+    runs.slow_unless(
+        [without_the_position, without_metric_sums],
+        [
+            without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,
+            without_callbacks,
+        ],
+    ),
 )  # fmt: skip
 def test_whatever_is_left_out_is_missed(
     leave_out: Callable[[pytest.MonkeyPatch], None], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,7 +300,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_resumed_is_said(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ResumeError, match=said):
-        runs.small().fit(**runs.arrays(), verbose=0, **arguments)
+        runs.small(PlainNet).fit(**runs.arrays(), verbose=0, **arguments)
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
@@ -311,7 +315,7 @@ def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.request_checkpoint()
 
-    made = runs.small()
+    made = runs.small(PlainNet)
     made.fit(**runs.arrays(), callbacks=[Asks(), Checkpoint(tmp_path, keep=100)], verbose=0)
     assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 3 + 1 + 1  # batches, epoch, end
     with pytest.raises(CallbackError, match="without a Checkpoint callback"):
@@ -319,7 +323,7 @@ def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
-    made = runs.small()
+    made = runs.small(PlainNet)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
 
     class Says(resfit.callbacks.Callback):
