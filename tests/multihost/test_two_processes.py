@@ -63,7 +63,8 @@ class Pair:
         for process in self._started:
             process.stdin.close()  # type: ignore[union-attr]  # of all, before waiting: none leaves before the others
         for process in self._started:
-            process.stdout.read()  # type: ignore[union-attr]
+            with process.stdout:  # type: ignore[union-attr]
+                process.stdout.read()  # type: ignore[union-attr]
         codes = [process.wait() for process in self._started]
         self._started = []
         return codes
