@@ -121,8 +121,9 @@ def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(pair: P
 def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_writes(pair: Pair, tmp_path: Path) -> None:
     model = worker.model_of(dispatch="jit")
     history = model.fit(
-        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)), verbose=0
-    )
+        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
+        validation_batch_size=7, verbose=0,
+    )  # fmt: skip
     x, y = images(15, seed=7), labels(15)
     first, second = pair.run("same_fit", tmp_path)
     assert first.pop("bar").startswith("Evaluate")

@@ -60,8 +60,9 @@ def same_fit(folder: Path, process: int, processes: int) -> dict[str, Any]:
     """A fit with a tail and a validation that four devices do not divide, then everything that can be asked."""
     model = model_of()
     history = model.fit(
-        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)), verbose=0
-    )
+        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
+        validation_batch_size=7, verbose=0,
+    )  # fmt: skip
     folder.joinpath(str(process)).mkdir()
     model.save(folder / str(process) / "model.safetensors")
     x, y = images(15, seed=7), labels(15)
@@ -76,7 +77,7 @@ def same_fit(folder: Path, process: int, processes: int) -> dict[str, Any]:
 
 def verbose_output(model: resfit.Model) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        model.evaluate(images(8), labels(8), verbose=2)
+        model.evaluate(images(8), labels(8), batch_size=7, verbose=2)
     return text.getvalue()
 
 
