@@ -61,10 +61,10 @@ class Pair:
 
     def _close(self) -> list[int]:
         for process in self._started:
-            process.stdin.close()  # type: ignore[union-attr]  # of all, before waiting: none leaves before the others
+            process.stdin.close()  # of all, before waiting: none leaves before the others
         for process in self._started:
-            with process.stdout:  # type: ignore[union-attr]
-                process.stdout.read()  # type: ignore[union-attr]
+            with process.stdout:
+                process.stdout.read()
         codes = [process.wait() for process in self._started]
         self._started = []
         return codes
@@ -76,10 +76,10 @@ class Pair:
         timer = threading.Timer(300, self._kill)
         timer.start()
         for process in self._started:
-            process.stdin.write(f"{scenario} {folder}\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
+            process.stdin.write(f"{scenario} {folder}\n")
+            process.stdin.flush()
         # Among what XLA prints. A process that ends has no line left.
-        done = ["done\n" in iter(process.stdout.readline, "") for process in self._started]  # type: ignore[union-attr]
+        done = ["done\n" in iter(process.stdout.readline, "") for process in self._started]
         timer.cancel()
         if not all(done):
             self._kill()
