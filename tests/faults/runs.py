@@ -3,18 +3,20 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from einops import reduce
 from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, ReduceLROnPlateau
-from tests.helpers import CLASSES, images, labels, values
+from resfit.engine.dispatch import Step
+from tests.helpers import CLASSES, TinyNet, compiled, images, labels, values
 
 EXAMPLES, BATCH, EPOCHS = 22, 8, 3
 STEPS = EPOCHS * 3  # two full batches an epoch, and a tail of six
@@ -34,6 +36,28 @@ class Net(nnx.Module):
         return self.head(self.dropout(reduce(x, "n h w c -> n c", "mean")))
 
 
+_FIRST: dict[Hashable, list[Step]] = {}
+
+
+def with_known_programs(made: resfit.Model, architecture: Hashable, arguments: Mapping[str, Any]) -> resfit.Model:
+    """Give a model the programs of the first one of its set-up, so that it traces and compiles none that are known.
+
+    All else is its own, as in a new process, in which tracing would cost three quarters of a run. Real new processes
+    are in test_kills.py and test_resume_again.py.
+
+    Args:
+      made: a compiled model.
+      architecture: of its network, such as a class.
+      arguments: of compile.
+    """
+    steps = [step for step in (*vars(made._loop).values(), *made._loop._predict.values()) if isinstance(step, Step)]
+    setup = (architecture, frozenset(arguments.items()))  # holds what is in it, so that no address comes twice
+    for step, first in zip(steps, _FIRST.setdefault(setup, steps), strict=True):
+        step._programs = first._programs
+    made._outputs_shape = (BATCH, CLASSES)  # which tracing would note down
+    return made
+
+
 def model(**arguments: Any) -> resfit.Model:
     """Compiled with mixup, averages, a schedule with warm-up, and two slices a batch."""
     made = resfit.Model(Net(rngs=nnx.Rngs(0)))
@@ -48,7 +72,12 @@ def model(**arguments: Any) -> resfit.Model:
             **arguments,
         }
     )
-    return made
+    return with_known_programs(made, Net, arguments)
+
+
+def small(kind: type[nnx.Module] = TinyNet, **arguments: Any) -> resfit.Model:
+    """Compiled with plain SGD."""
+    return with_known_programs(compiled(kind(rngs=nnx.Rngs(0)), **arguments), kind, arguments)
 
 
 class Counts(Callback):
@@ -84,6 +113,14 @@ class Stops(Callback):
         self._calls += 1
         if self._calls == self._at:
             self._action()
+
+
+def slow_unless(chosen: Container[Any], rows: Iterable[Any]) -> list[Any]:
+    """Return the rows of a table as parameters, all marked slow but the chosen ones."""
+    return [
+        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=() if row in chosen else pytest.mark.slow)
+        for row in rows
+    ]
 
 
 def terminate() -> None:

@@ -16,6 +16,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from tests.faults import runs
 from tests.helpers import CLASSES, images, labels, values
 
 EXAMPLES, BATCH = 10, 4  # two full batches a pass, and a tail of two
@@ -54,11 +55,15 @@ SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def compile_(model: resfit.Model, setup: str) -> None:
-    """Sets a model up."""
+def compile_(model: resfit.Model, setup: str, *, own_programs: bool = False) -> None:
+    """Sets a model up, with the programs of the one that answers for all or, to see that tracing depends on no state,
+    with programs of its own.
+    """
     frozen, arguments = SETUPS[setup]
     model.freeze(*frozen)
     model.compile(dispatch="jit", **arguments)
+    if not own_programs:
+        runs.with_known_programs(model, ThinNet, {"setup": setup})
 
 
 def scheduled(setup: str) -> bool:
