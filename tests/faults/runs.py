@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, ReduceLROnPlateau
-from resfit.engine.dispatch import Step
 from tests.helpers import CLASSES, TinyNet, compiled, images, labels, values
 
 EXAMPLES, BATCH, EPOCHS = 22, 8, 3
@@ -36,28 +35,6 @@ class Net(nnx.Module):
         return self.head(self.dropout(reduce(x, "n h w c -> n c", "mean")))
 
 
-_FIRST: dict[Hashable, list[Step]] = {}
-
-
-def with_known_programs(made: resfit.Model, architecture: Hashable, arguments: Mapping[str, Any]) -> resfit.Model:
-    """Give a model the programs of the first one of its set-up, so that it traces and compiles none that are known.
-
-    All else is its own, as in a new process, in which tracing would cost three quarters of a run. Real new processes
-    are in test_kills.py and test_resume_again.py.
-
-    Args:
-      made: a compiled model.
-      architecture: of its network, such as a class.
-      arguments: of compile.
-    """
-    steps = [step for step in (*vars(made._loop).values(), *made._loop._predict.values()) if isinstance(step, Step)]
-    setup = (architecture, frozenset(arguments.items()))  # holds what is in it, so that no address comes twice
-    for step, first in zip(steps, _FIRST.setdefault(setup, steps), strict=True):
-        step._programs = first._programs
-    made._outputs_shape = (BATCH, CLASSES)  # which tracing would note down
-    return made
-
-
 def model(**arguments: Any) -> resfit.Model:
     """Compiled with mixup, averages, a schedule with warm-up, and two slices a batch."""
     made = resfit.Model(Net(rngs=nnx.Rngs(0)))
@@ -72,12 +49,13 @@ def model(**arguments: Any) -> resfit.Model:
             **arguments,
         }
     )
-    return with_known_programs(made, Net, arguments)
+    return made
 
 
 def small(kind: type[nnx.Module] = TinyNet, **arguments: Any) -> resfit.Model:
     """Compiled with plain SGD."""
-    return with_known_programs(compiled(kind(rngs=nnx.Rngs(0)), **arguments), kind, arguments)
+    made: resfit.Model = compiled(kind(rngs=nnx.Rngs(0)), **arguments)
+    return made
 
 
 class Counts(Callback):

@@ -16,7 +16,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
-from tests.faults import runs
+from resfit.engine import programs
 from tests.helpers import CLASSES, images, labels, values
 
 EXAMPLES, BATCH = 10, 4  # two full batches a pass, and a tail of two
@@ -56,14 +56,12 @@ SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def compile_(model: resfit.Model, setup: str, *, own_programs: bool = False) -> None:
-    """Sets a model up, with the programs of the one that answers for all or, to see that tracing depends on no state,
-    with programs of its own.
-    """
+    """Compile a model, with the programs of an equal one or, to see that tracing depends on no state, with its own."""
+    if own_programs:
+        programs.PROGRAMS.clear()
     frozen, arguments = SETUPS[setup]
     model.freeze(*frozen)
     model.compile(dispatch="jit", **arguments)
-    if not own_programs:
-        runs.with_known_programs(model, ThinNet, {"setup": setup})
 
 
 def scheduled(setup: str) -> bool:

@@ -20,7 +20,6 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping
 from resfit.errors import ResfitError
-from tests.faults import runs
 from tests.helpers import BATCH, TinyNet, images, labels, values
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +30,7 @@ STEPS = 20
 def model_of(**arguments: Any) -> resfit.Model:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(arguments.pop("net_seed", 0))))
     model.compile("sgd", learning_rate=0.1, **arguments)
-    return runs.with_known_programs(model, TinyNet, arguments)
+    return model
 
 
 def step_batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
