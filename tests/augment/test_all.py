@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -74,7 +74,6 @@ def test_shape_and_dtype_are_kept_for_any_image(name: str, shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from([(COLOR, np.uint8), (GREY, np.float32)]))
 def test_values_stay_in_the_range_of_images(name: str, seed: int, form: tuple[tuple[int, ...], Any]) -> None:
     shape, dtype = form
@@ -86,7 +85,6 @@ def test_values_stay_in_the_range_of_images(name: str, seed: int, form: tuple[tu
 
 
 @pytest.mark.parametrize("name", sorted(set(OF_IMAGES) - {"random_erasing with noise"}))
-@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), value=st.integers(0, 255))
 def test_uint8_and_float_are_the_same_image(name: str, seed: int, value: int) -> None:
     x = pictures(COLOR, np.uint8, seed)
@@ -108,7 +106,6 @@ def test_the_same_key_gives_the_same_images_and_another_key_others(name: str) ->
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
-@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), row=st.integers(0, COLOR[0] - 1))
 def test_a_row_does_not_depend_on_the_other_rows(name: str, seed: int, row: int) -> None:
     x = pictures(COLOR, np.uint8, seed)

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageEnhance
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import augment
@@ -26,7 +26,6 @@ def pixels(seed: int, n: int = 4, channels: int = 3) -> np.ndarray:
     return x
 
 
-@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), turns=st.floats(-1.5, 1.5, width=32))
 def test_turning_the_hue_is_that_of_the_standard_library(seed: int, turns: float) -> None:
     x = pixels(seed, n=1).astype(np.float32) / 255
@@ -94,7 +93,6 @@ STRENGTHS = {"brightness": 0.7, "contrast": 0.8, "saturation": 1.4, "hue": 0.3}
 ALL_FOUR = jax.jit(lambda key, x: augment.color_jitter(**STRENGTHS)(key, x, None)[0])
 
 
-@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_all_four_are_those_changes_one_after_the_other_in_an_order_of_each_image(seed: int) -> None:
     x, key = pixels(seed, n=8).astype(np.float32) / 255, jax.random.key(seed)

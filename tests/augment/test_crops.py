@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import augment
@@ -32,7 +32,6 @@ def shifted(pixels: int, mode: str) -> Any:
 
 
 @pytest.mark.parametrize(("pixels", "mode"), [(1, "zeros"), (3, "zeros"), (4, "reflect")])
-@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_shifted_image_is_a_window_of_the_padded_one(pixels: int, mode: str, seed: int) -> None:
     x = np.random.default_rng(seed).integers(1, 256, (5, 6, 9, 1), dtype=np.uint8)
@@ -78,7 +77,6 @@ def scaled(size: tuple[int, int]) -> Any:
 
 
 @pytest.mark.parametrize("size", [(9, 8), (20, 31), IMAGE], ids=str)
-@settings(max_examples=30)
 @given(drawn=boxes(), seed=st.integers(0, 2**32 - 1))
 def test_scaling_a_crop_is_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(3, *IMAGE, 2)).astype(np.float32)

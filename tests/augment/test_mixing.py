@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import augment
@@ -40,7 +40,6 @@ def shares(y: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", RUN)
-@settings(max_examples=25)
 @given(seed=seeds)
 def test_rows_of_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(name: str, seed: int) -> None:
     x, y = batch(seed)
@@ -51,7 +50,6 @@ def test_rows_of_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(na
     np.testing.assert_allclose(targets.mean(axis=0), np.eye(CLASSES)[y].mean(axis=0), atol=1e-6)
 
 
-@settings(max_examples=25)
 @given(seed=seeds, dtype=st.sampled_from([np.uint8, np.float32]))
 def test_mixup_blends_images_and_labels_by_one_share(seed: int, dtype: Any) -> None:
     x, y = batch(seed, dtype)
@@ -65,7 +63,6 @@ def test_mixup_blends_images_and_labels_by_one_share(seed: int, dtype: Any) -> N
     assert mixed.dtype == dtype
 
 
-@settings(max_examples=25)
 @given(seed=seeds, dtype=st.sampled_from([np.uint8, np.float32]))
 def test_cutmix_pastes_one_rectangle_and_the_share_is_the_area_that_is_left(seed: int, dtype: Any) -> None:
     _, y = batch(seed)

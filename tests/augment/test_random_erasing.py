@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import augment
@@ -15,7 +15,6 @@ from resfit.errors import CompileError, DataError
 ERASING = jax.jit(lambda key, x: augment.random_erasing(0.6, area=(0.1, 0.4), ratio=(0.5, 2.0))(key, x, None)[0])
 
 
-@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_an_image_stays_or_loses_one_rectangle_within_the_bounds(seed: int) -> None:
     x = np.ones((8, 20, 24, 2), np.float32)

@@ -25,7 +25,6 @@ def binned(scores: np.ndarray, bins: int) -> np.ndarray:
 
 
 @given(scored(1))
-@settings(max_examples=60)
 def test_of_binned_scores_it_is_exactly_that_of_scikit_learn(drawn: Any) -> None:
     logits, labels = drawn
     assume(0 < labels.sum() < len(labels))
@@ -61,7 +60,6 @@ def test_of_several_classes_it_is_the_mean_of_each_against_the_rest(classes: int
 
 
 @given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0.1, 1.0, 20.0, 200.0]))
-@settings(max_examples=40)
 def test_log_odds_are_those_of_the_softmax_also_where_it_saturates(seed: int, spread: float) -> None:
     logits = (spread * np.random.default_rng(seed).normal(size=(16, 4))).astype(np.float32)
     ours = np.asarray(LOG_ODDS(logits))
@@ -74,7 +72,6 @@ LOG_ODDS = jax.jit(log_odds)
 
 
 @given(scored(1))
-@settings(max_examples=30)
 def test_the_other_sign_gives_the_other_area(drawn: Any) -> None:
     logits, labels = drawn
     assume(0 < labels.sum() < len(labels))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import metrics
@@ -24,7 +24,6 @@ THEIRS = {
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @given(data=st.data())
-@settings(max_examples=40)
 def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(classes))
     expected = sklearn.metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))
@@ -34,7 +33,6 @@ def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -
 @pytest.mark.parametrize("name", READINGS)
 @pytest.mark.parametrize("classes", [2, 4])
 @given(data=st.data())
-@settings(max_examples=40)
 def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: int, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(classes))
     predicted = logits.argmax(axis=1)
@@ -50,7 +48,6 @@ def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: in
 
 @pytest.mark.parametrize("name", READINGS)
 @given(data=st.data())
-@settings(max_examples=40)
 def test_of_a_binary_logit_the_positive_class_is_meant(name: str, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(1))
     predicted = (logits[:, 0] > 0).astype(int)
@@ -63,7 +60,6 @@ def test_of_a_binary_logit_the_positive_class_is_meant(name: str, data: st.DataO
 
 
 @given(scored(3))
-@settings(max_examples=40)
 def test_accuracy_by_class_is_recall_where_the_class_occurs_and_averages_to_accuracy(drawn: Any) -> None:
     logits, labels = drawn
     by_class = run(metrics.accuracy_per_class(3), logits, labels)
@@ -76,7 +72,6 @@ def test_accuracy_by_class_is_recall_where_the_class_occurs_and_averages_to_accu
 
 
 @given(scored(3))
-@settings(max_examples=20)
 def test_soft_targets_count_as_their_largest_class(drawn: Any) -> None:
     logits, labels = drawn
     soft = 0.6 * np.eye(3, dtype=np.float32)[labels] + np.float32(0.4 / 3)
