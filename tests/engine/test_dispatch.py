@@ -141,8 +141,14 @@ def committed(device: Any, **arguments: Any) -> Any:
 
 
 CHOSEN = [(in_a_context, "auto"), (by_the_configuration, "jit"), (committed, "auto")]
-OTHERS = [(in_a_context, "jit"), (in_a_context, "eager"), (by_the_configuration, "auto"), (by_the_configuration, "eager"),
-          (committed, "jit"), (committed, "eager")]  # fmt: skip
+OTHERS = [
+    (in_a_context, "jit"),
+    (in_a_context, "eager"),
+    (by_the_configuration, "auto"),
+    (by_the_configuration, "eager"),
+    (committed, "jit"),
+    (committed, "eager"),
+]
 
 
 @pytest.mark.parametrize(

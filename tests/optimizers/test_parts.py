@@ -27,10 +27,14 @@ PATHS = [
 
 
 def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
+    @jax.jit
+    def step(params: Any, state: Any, number: int) -> Any:
+        updates, state = optimizer.update(jax.tree.map(lambda p: jnp.cos(p + number), params), state, params)
+        return optax.apply_updates(params, updates), state
+
     params, state = PARAMS, optimizer.init(PARAMS)
-    for step in range(steps):
-        updates, state = optimizer.update(jax.tree.map(lambda p, s=step: jnp.cos(p + s), params), state, params)
-        params = optax.apply_updates(params, updates)
+    for number in range(steps):
+        params, state = step(params, state, number)
     return params
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 import resfit
 from resfit.errors import CompileError, DataError, SavedModelError, WeightsError
@@ -34,6 +33,8 @@ def published(key: str, **options: bool) -> Transforms:
 
 
 def photograph(name: str) -> np.ndarray:
+    from sklearn.datasets import load_sample_image
+
     pixels = load_sample_image(name.partition(",")[0])
     return pixels.transpose(1, 0, 2) if "on its side" in name else pixels
 
