@@ -136,7 +136,7 @@ def torchvision_crop(
     ("image", "scale", "ratio"),
     [
         ((40, 40), (0.08, 1.0), (3 / 4, 4 / 3)),
-        ((30, 50), (0.3, 0.9), (0.5, 2.0)),
+        pytest.param((30, 50), (0.3, 0.9), (0.5, 2.0), marks=pytest.mark.slow),
         ((12, 40), (0.3, 1.0), (3 / 4, 4 / 3)),  # often nothing fits
     ],
     ids=str,

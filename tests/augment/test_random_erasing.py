@@ -92,8 +92,15 @@ def test_it_is_filled_with_what_was_asked_for(fill: Any, dtype: Any, value: list
     np.testing.assert_array_equal(np.unique(erased_with(fill, np.full((1, 20, 20, 3), 77, dtype)), axis=0), [value])
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.float32, 1)], ids=["uint8", "float32"])
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("dtype", "largest", "channels"),
+    [
+        (np.uint8, 255, 1),
+        (np.float32, 1, 3),
+        *(pytest.param(np.uint8, 255, n, marks=pytest.mark.slow) for n in (3, 5)),
+        *(pytest.param(np.float32, 1, n, marks=pytest.mark.slow) for n in (1, 5)),
+    ],
+)
 def test_noise_is_uniform_and_another_value_for_every_pixel_and_channel(
     dtype: Any, largest: int, channels: int
 ) -> None:
