@@ -25,6 +25,7 @@ def test_the_table_and_the_memory_of_a_step_are_shown(capsys: pytest.CaptureFixt
     assert "KiB" in rows["peak"]
 
 
+@pytest.mark.optimized
 def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
     model = compiled()
     memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))

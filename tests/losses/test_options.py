@@ -122,7 +122,11 @@ def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject
     np.testing.assert_allclose(found, expected, rtol=3e-5, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    # Each compiles a gradient: in the short suite, every loss with one kind of labels.
+    [pytest.param(name, kind, marks=[pytest.mark.slow] * (kind != LOSSES[name][2][0])) for name, kind in CASES],
+)
 @given(data=st.data(), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]))
 def test_a_slope_is_finite_however_sure_the_network_is(name: str, kind: str, data: st.DataObject, scale: float) -> None:
     logits, labels = data.draw(KINDS[kind]())
