@@ -38,13 +38,13 @@ from resfit.engine.allocator import keeping_memory
 from resfit.engine.dispatch import AXIS, Placement, preferred_device
 from resfit.engine.hooks import CallbackList
 from resfit.engine.loop import Loop
-from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, explained, plan
+from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, plan
 from resfit.engine.outputs import NAMES, kind
 from resfit.engine.resume import Keeper, Progress, Rollback
 from resfit.engine.run import Validation
 from resfit.engine.signals import at_batch_boundaries
 from resfit.engine.state import RunState
-from resfit.engine.step import Recipe
+from resfit.engine.step import OutputsShape, Recipe, Supervised
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
 from resfit.optimizers.choice import check_rate
 from resfit.overrides import Guarded, check_flags
@@ -299,7 +299,7 @@ class Model(Guarded):
         self._asked_rate = repr(named) if named is not None else self._rate()
         self._loop = self._make_loop(
             Recipe(
-                self.compute_loss,
+                self.compute_loss if own_step else Supervised(loss_function),
                 metrics_.collection(chosen, multi_label=bool(by_loss)),
                 preprocess_function,
                 augments,
@@ -395,29 +395,14 @@ class Model(Guarded):
         """
         if self._loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
-        if y is None:
-            what = "to train on" if train else "to evaluate on"
-            raise LabelError(
-                f"There are no labels {what}. Pass y, or data that bring labels, as (x, y); for a loss that needs none "
-                "override Model.compute_loss."
-            )
-        with explained(module, x):
-            outputs = losses.at_least_float32(module(x))
-        if hasattr(outputs, "shape"):
-            self._outputs_shape = tuple(outputs.shape)
-        with explained(self._loss, outputs, y):
-            losses_ = self._loss(outputs, y)
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(y)):
-            self._check_labels(
-                y
-            )  # nothing is traced under dispatch="eager", so this is the first that is known of outputs
-        return losses_, outputs
+        return Supervised(self._loss)(module, x, y, key=key, train=train)
 
-    def _check_labels(self, labels: Any) -> None:
+    def _check_labels(self, labels: Any, outputs: OutputsShape) -> None:
+        self._outputs_shape = outputs.shape
         # A compute_loss of the user's own may read the labels in any way it likes.
         own_step = type(self).compute_loss is not Model.compute_loss
-        if not own_step and self._outputs_shape is not None:
-            losses.check(self._loss, labels, self._outputs_shape)
+        if not own_step and outputs.shape is not None:
+            losses.check(self._loss, labels, outputs.shape)
         self._note_labels(labels)
 
     def _reads_each_output(self, outputs: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from resfit.engine.programs import Program, compiled
+from resfit.engine.programs import Program, traced
 from resfit.engine.random_keys import as_key, as_numbers, is_key
 from resfit.errors import CompileError
 from resfit.spelling import did_you_mean
@@ -87,6 +87,10 @@ class Placement:
     def mesh(self) -> Mesh | None:
         """Over which batches are split, of one axis; None on one device."""
         return self._mesh if len(self.devices) > 1 else None
+
+    def decided_by(self) -> tuple[Any, ...]:
+        """Return what decides how a step is split over devices, see `by_value`."""
+        return self.kind, self.batch_norm, self.processes, tuple(self.devices)
 
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
         """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
@@ -234,18 +238,17 @@ class Step:
         self._placement = placement
         self._eager = placement.kind == "eager"
         whole = (returns_state and len(placement.devices) > 1) or placement.processes > 1
-
-        def jitted(function: Callable[..., Any]) -> Any:
-            return jax.jit(
-                function, donate_argnums=(0,) if donate else (), out_shardings=placement.state if whole else None
-            )
-
-        self._jit = jitted(function)
-        self._mapped = None if mapped is None else jitted(placement.mapped(mapped))
+        how: dict[str, Any] = {
+            "donate_argnums": (0,) if donate else (),
+            "out_shardings": placement.state if whole else None,
+        }
+        self._how = tuple(how.values())
+        self._jit = jax.jit(function, **how)
+        self._mapped = None if mapped is None else jax.jit(placement.mapped(mapped), **how)
         self._programs: dict[Any, Program] = {}
 
     def prepare(self, arguments: tuple[Any, ...], on_compile: Callable[[bool], None]) -> Callable[..., Any]:
-        """The executable for these arguments: found, or traced and compiled now.
+        """Return the executable for these arguments: found, or traced and compiled now.
 
         Args:
           arguments: of the call; the last is the batch.
@@ -258,8 +261,8 @@ class Step:
         if program is None:
             on_compile(True)
             split = self._placement.is_split(arguments[-1])
-            lowered = (self._mapped if self._mapped is not None and split else self._jit).lower(*arguments)
-            program = compiled(lowered, self._placement.devices, self._placement.compiler_options)
+            jitted = self._mapped if self._mapped is not None and split else self._jit
+            program = traced(jitted, arguments, self._placement.devices, self._placement.compiler_options, self._how)
             self._programs[key] = program
             on_compile(False)
         return program.run

@@ -24,14 +24,14 @@ from resfit.engine.resume import Keeper, Progress
 from resfit.engine.run import Run, Validation
 from resfit.engine.signals import Interrupt
 from resfit.engine.state import Leaves, RunState
-from resfit.engine.step import DeviceBatch, Recipe, evaluate_step, predict_step, train_step
+from resfit.engine.step import DeviceBatch, OutputsShape, Recipe, evaluate_step, predict_step, train_step
 from resfit.engine.waiting import Waiting
 from resfit.errors import DataError, ModuleError, NonFiniteLossError, StepFailed
 from resfit.optimizers import Skips
 
 _log = logging.getLogger("resfit")
 
-LabelCheck = Callable[[Any], None]
+LabelCheck = Callable[[Any, OutputsShape], None]
 InputCheck = Callable[[Any, bool], None]
 
 
@@ -44,8 +44,9 @@ class Loop:
       preprocess: applied to every input.
       placement: where everything lives.
       seed: of everything random inside the steps.
-      check: raises if labels do not fit the network. Called once their step is traced, before it runs: with all labels
-        where the data set has them at hand, else with each batch's.
+      check: raises if labels do not fit outputs of a shape. Called once the step is traced, before it runs: with all
+        labels where the data set has them at hand, else with the labels of each batch. Where nothing is traced
+        (dispatch="eager"), after the step and before its result is kept.
       check_inputs: (x, whether a step was trained on it): False: raises if inputs are of another kind than those
         trained on; True: remembers of what kind they are.
 
@@ -91,22 +92,20 @@ class Loop:
         if recipe is None:
             return
 
-        empty, sums_tree = jax.tree.flatten(recipe.metrics.empty())
-
         # Metric sums cross into a step flat, as the state does: JAX takes clu's classes apart in Python, at each call.
         def train(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch, axis: str | None = None) -> Any:
-            whole = jax.tree.unflatten(sums_tree, sums)
-            leaves, whole, loss = train_step(layout, recipe, leaves, whole, key, batch, axis)
-            return leaves, tuple(jax.tree.leaves(whole)), loss
+            whole = recipe.metrics.unflatten(sums)
+            leaves, whole, loss, shape = train_step(layout, recipe, leaves, whole, key, batch, axis)
+            return leaves, tuple(jax.tree.leaves(whole)), loss, shape
 
         def evaluate(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
-            whole = jax.tree.unflatten(sums_tree, sums)
-            whole, loss = evaluate_step(layout, recipe, leaves, whole, key, batch)
-            return tuple(jax.tree.leaves(whole)), loss
+            whole = recipe.metrics.unflatten(sums)
+            whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch)
+            return tuple(jax.tree.leaves(whole)), loss, shape
 
         def compute(sums: Leaves) -> dict[str, Any]:
             with np.errstate(invalid="ignore"):  # where every step so far was skipped, a mean is NaN
-                values = jax.tree.unflatten(sums_tree, sums).compute()
+                values = recipe.metrics.unflatten(sums).compute()
             return {name: as_float(values[name]) for name in self._names}
 
         self._compute = compute  # named values of sums on the host: loss first, then metrics as they were given
@@ -123,7 +122,8 @@ class Loop:
         self._scheduled = recipe.rate_index if recipe.schedule is not None else None
         self._skips = state.skips()
         self._skipped_before = 0
-        self._empty: Leaves = tuple(placement.replicate([np.asarray(leaf) for leaf in empty]))
+        empty = [np.asarray(leaf) for leaf in jax.tree.leaves(recipe.metrics.empty())]
+        self._empty: Leaves = tuple(placement.replicate(empty))
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -230,10 +230,12 @@ class Loop:
             if keeper is not None and turn.rows not in checked:
                 keeper.check_program(*self._train.described(turn.placed))
                 checked.add(turn.rows)
-            _check_labels(turn, check)
+            _check_before(step, turn, check)
             if self.keep_last_step:
                 self._kept = self.state.copy(), turn.placed
-            self.state.leaves, self.sums, loss = step(self.state.leaves, *arguments)
+            leaves, sums, loss, shape = step(self.state.leaves, *arguments)
+            _check_after(step, turn, check, shape)
+            self.state.leaves, self.sums = leaves, sums
             self._check_inputs(turn, True)
             waiting.step(loss)
             self.state.epoch = data.passes
@@ -287,8 +289,9 @@ class Loop:
         self._check_inputs(turn, False)
         arguments = (self.state.leaves, self._empty, self._key, turn.placed)
         step = self._train_kept.prepare(arguments, _quiet)
-        _check_labels(turn, self._check)
-        leaves, sums, _ = step(*arguments)
+        _check_before(step, turn, self._check)
+        leaves, sums, _, shape = step(*arguments)
+        _check_after(step, turn, self._check, shape)
         self._check_inputs(turn, True)
         self.state.replace(leaves)
         self.state.publish()
@@ -303,7 +306,7 @@ class Loop:
         turn = self._turn(batch)
         self._check_inputs(turn, False)
         step = self._train.prepare((self.state.leaves, self._empty, self._key, turn.placed), _quiet)
-        _check_labels(turn, self._check)
+        _check_before(step, turn, self._check)
         return step_memory(step), turn.examples
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -356,8 +359,10 @@ class Loop:
         self._check_inputs(turn, False)
         arguments = (leaves, sums, self._key, turn.placed)
         step = self._evaluate.prepare(arguments, announce)
-        _check_labels(turn, check)
-        return step(*arguments)
+        _check_before(step, turn, check)
+        sums, loss, shape = step(*arguments)
+        _check_after(step, turn, check, shape)
+        return sums, loss
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
@@ -449,9 +454,17 @@ def _for_step(batch: Batch) -> DeviceBatch:
     return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask)
 
 
-def _check_labels(turn: Turn, check: LabelCheck) -> None:
-    if turn.host is not None:
-        check(turn.host.y)
+def _check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> None:
+    """Check the labels of a batch before its step runs, if the step is compiled."""
+    if turn.host is not None and isinstance(step, jax.stages.Compiled):
+        results: Any = step.out_tree
+        check(turn.host.y, jax.tree.unflatten(results, range(results.num_leaves))[-1])
+
+
+def _check_after(step: Callable[..., Any], turn: Turn, check: LabelCheck, shape: OutputsShape) -> None:
+    """Check the labels of a batch after its step ran, if the step is not compiled."""
+    if turn.host is not None and not isinstance(step, jax.stages.Compiled):
+        check(turn.host.y, shape)
 
 
 def _some(logs: LazyLogs | None, what: str) -> LazyLogs:
@@ -465,9 +478,9 @@ def _label_check(data: Batches, check: LabelCheck) -> LabelCheck:
         return check
     pending = [data.labels]
 
-    def once(_: Any) -> None:
+    def once(_: Any, shape: OutputsShape) -> None:
         if pending:
-            check(pending.pop())
+            check(pending.pop(), shape)
 
     return once
 

@@ -1,16 +1,26 @@
-"""Cache of compiled programs: a program equal to one that is still held is not compiled again in this process."""
+"""Cache of compiled programs: what is equal to one that is still held is not traced or compiled again in this process.
+
+A function is known as equal in two ways: before it is traced, by what decides it (`traced`), where all of that is
+understood, see `by_value`; and after it is traced, by the text of its program (`compiled`).
+"""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax._src.config import trace_context
 
+from resfit.engine.by_value import NotByValueError, by_value
 from resfit.errors import CompileError
+
+_log = logging.getLogger("resfit")
 
 # Rematerialization and slices of a batch hold parts of a program apart by optimization barriers. XLA's compiler for
 # CPUs, in jaxlib 0.10.2, takes these out too early: what is computed again becomes one with what was computed before
@@ -57,6 +67,9 @@ class Programs:
 
     Args:
       limit: bytes that the cache itself holds, estimated.
+
+    Attributes:
+      traced: the programs by what decides them before they are traced.
     """
 
     def __init__(self, limit: int) -> None:
@@ -64,6 +77,7 @@ class Programs:
         self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
         self._recent: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
+        self.traced: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -101,9 +115,72 @@ class Programs:
         with self._lock:
             self._known.clear()
             self._recent.clear()
+            self.traced.clear()
 
 
 PROGRAMS = Programs(limit=256 * 2**20)
+
+
+def traced(
+    jitted: Any,
+    arguments: tuple[Any, ...],
+    devices: Sequence[jax.Device],
+    options: Mapping[str, Any] | None = None,
+    how: tuple[Any, ...] = (),
+) -> Program:
+    """Return the program of a function for arguments: that of an equal function before, or a new one.
+
+    A function that logs a message while it is traced is traced again each time: the next model's user wants to read it.
+
+    Args:
+      jitted: what `jax.jit` returned.
+      arguments: of the call: pytrees of arrays.
+      devices: the devices that the program runs on.
+      options: XLA's compiler options by name.
+      how: the arguments that `jax.jit` had beside the function.
+
+    Raises:
+      CompileError: see `compiled`.
+    """
+    key = _key(jitted, arguments, devices, options, how)
+    program = None if key is None else PROGRAMS.traced.get(key)
+    if program is None:
+        with _listening() as heard:
+            lowered = jitted.lower(*arguments)
+        program = compiled(lowered, devices, options)
+        if key is not None and program.digest and not heard:
+            PROGRAMS.traced[key] = program
+    return program
+
+
+def _key(jitted: Any, arguments: Any, devices: Any, options: Any, how: Any) -> Hashable | None:
+    """Return what decides a program; None where that is not understood."""
+    leaves, structure = jax.tree.flatten(arguments)
+    try:
+        function = by_value((jitted.__wrapped__, how, devices, options))
+    except NotByValueError as reason:
+        _log.debug("The step is traced anew for each model: %s is not compared by value.", reason)
+        return None
+    return function, structure, tuple(map(_kind, leaves)), trace_context(), _settings()
+
+
+def _kind(array: Any) -> Hashable:
+    placed = (array.weak_type, array.sharding, array.committed) if isinstance(array, jax.Array) else None
+    return array.shape, array.dtype, placed
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[logging.LogRecord]]:
+    """Collect what this thread logs as a warning of resfit inside the context."""
+    heard: list[logging.LogRecord] = []
+    thread = threading.get_ident()
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record) if record.thread == thread else None  # type: ignore[method-assign]
+    _log.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        _log.removeHandler(listener)
 
 
 def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None) -> Program:
@@ -129,14 +206,17 @@ def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, 
     if "callback" in text or lowering.const_args or lowering.compile_args["mut"]:
         return Program(_compile(lowered, options), "", size)
     digest = f"{_sha256(text)}+{_sha256(' '.join(_reads(lowered)))}"
-    values = jax.config.values
-    settings = tuple(values.get(name) for name in _SETTINGS)
-    key = (digest, _signature(lowered), tuple(devices), tuple(sorted(options.items())), settings)
+    key = (digest, _signature(lowered), tuple(devices), tuple(sorted(options.items())), _settings())
     program = PROGRAMS.find(key)
     if program is None:
         program = Program(_compile(lowered, options), digest, size)
         PROGRAMS.add(key, program, hold=_is_plain(lowered.in_tree) and _is_plain(lowered.out_tree))
     return program
+
+
+def _settings() -> tuple[Any, ...]:
+    values = jax.config.values
+    return tuple(values.get(name) for name in _SETTINGS)
 
 
 def text_digest(digest: str) -> str:

@@ -4,6 +4,7 @@ A step donates its input state, so the trainer must never hold an array that som
 copied before the first step; on the way out the arrays are handed over, and copied again only if training goes on.
 """
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from resfit.engine import modes
 from resfit.engine.containers import assign
 from resfit.engine.modes import Plan, plan
 from resfit.engine.outline import Outline
-from resfit.engine.programs import compiled
+from resfit.engine.programs import traced
 from resfit.engine.random_keys import as_key, as_numbers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
@@ -71,6 +72,12 @@ class Layout:
         """Return the optimizer's state before the first update, of parameters as `nest` returns them."""
         with tied_names(self._tied):
             return self._trained_by().init(params)
+
+    def decided_by(self) -> tuple[Any, ...]:
+        """Return what decides how a step reads and updates the leaves, see `by_value`."""
+        # Not how the optimizer's state begins: a step has the learning rate from there.
+        update = None if self.optimizer is None else self.optimizer.update
+        return self.plan, update, self.n_model, self._tied
 
     def _trained_by(self) -> optax.GradientTransformationExtraArgs:
         if self.optimizer is None:
@@ -195,10 +202,8 @@ class RunState:
             nested = self.layout.nest([_on_one_device(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
 
-            def init(params: Any) -> list[Any]:  # a list of arrays: the cache of programs must not hold user classes
-                return jax.tree.leaves(self.layout.optimizer_state(params))
-
-            state = compiled(jax.jit(init).lower(nested), devices).run(nested)
+            init = functools.partial(_initial_optimizer_state, optimizer, self.layout)
+            state = traced(jax.jit(init), (nested,), devices).run(nested)
         visible = [_strong(array) for array in self._shared]
         averages = map(_averaged, visible) if ema else ()
         leaves = [*visible, *averages, *state, _span(0, 0, 0), np.zeros((), np.int32)]
@@ -464,6 +469,11 @@ class RunState:
             )
         pairs = list(zip(arrays, slots, strict=True))
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
+
+
+def _initial_optimizer_state(_: optax.GradientTransformation, layout: Layout, params: Any) -> list[Any]:
+    """Return the leaves alone: the cache of programs must not hold the user's classes."""
+    return jax.tree.leaves(layout.optimizer_state(params))
 
 
 def rate_factor(span: jax.Array) -> jax.Array:

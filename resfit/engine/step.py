@@ -4,6 +4,7 @@ State is a flat tuple of arrays; see `engine.state.Layout`. What is static (grap
 functions) is closed over.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from resfit import metrics
+from resfit import losses, metrics
 from resfit.engine import modes, replicas
 from resfit.engine.attributes import watched
 from resfit.engine.state import Layout, Leaves, rate_factor
-from resfit.errors import LossError
+from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.optimizers import skips
 
@@ -37,6 +38,45 @@ class ComputeLoss(Protocol):
     """`Model.compute_loss`: one loss per example, (batch,), and the outputs."""
 
     def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """`Model.compute_loss` where no subclass overrides it: a loss of (outputs, labels).
+
+    Attributes:
+      loss: (outputs, labels) -> (batch,) loss.
+    """
+
+    loss: losses.Loss
+
+    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+        if y is None:
+            what = "to train on" if train else "to evaluate on"
+            raise LabelError(
+                f"There are no labels {what}. Pass y, or data that bring labels, as (x, y); for a loss that needs none "
+                "override Model.compute_loss."
+            )
+        with modes.explained(module, x):
+            outputs = losses.at_least_float32(module(x))
+        with modes.explained(self.loss, outputs, y):
+            return self.loss(outputs, y), outputs
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class OutputsShape:
+    """What a step returns of the network's outputs: nothing but their shape, which is known once it is traced.
+
+    Attributes:
+      shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are no single array.
+    """
+
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, outputs: Any) -> "OutputsShape":
+        return cls(tuple(outputs.shape) if hasattr(outputs, "shape") else None)
 
 
 class Recipe(NamedTuple):
@@ -95,7 +135,7 @@ def train_step(
     key: jax.Array,
     batch: DeviceBatch,
     axis: str | None = None,
-) -> tuple[Leaves, Any, jax.Array]:
+) -> tuple[Leaves, Any, jax.Array, OutputsShape]:
     """One update.
 
     Args:
@@ -109,7 +149,7 @@ def train_step(
         for all parts. Each part draws random numbers of its own.
 
     Returns:
-      (new state, new metric sums, the batch's loss as () float32).
+      (new state, new metric sums, the batch's loss as () float32, the shape of the outputs).
     """
     params, carried, averages, optimizer_state, span, step = layout.split(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), step)
@@ -123,8 +163,8 @@ def train_step(
     def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
         module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
         with watched(module, layout.warned["train"]):
-            losses, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
-        losses = _per_example(losses, part.x)
+            found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+        each = _per_example(found, part.x)
         new_params, new_carried = modes.read(layout.plan, module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
         _warn_if_frozen(layout, carried, new_carried)
@@ -133,11 +173,11 @@ def train_step(
         new_carried = tuple(
             old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
         )
-        mask = _mask(part, losses)
-        weighted = losses if part.weight is None else losses * part.weight
+        mask = _mask(part, each)
+        weighted = each if part.weight is None else each * part.weight
         loss = jnp.where(mask, weighted, 0).sum() / count
         seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
-        return loss, (new_carried, rewritten, _merge(recipe, None, *seen))
+        return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
     before, merged = (carried, averages, sums), sums
     total: Any = None  # (loss, gradients) of the slices so far
@@ -153,7 +193,7 @@ def train_step(
             # One slice after the other, or the compiler may hold the activations of all of them at once.
             part, total = jax.lax.optimization_barrier((part, total))
         gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (carried, rewritten, found)), gradients = gradient_of(params, carried, part, part_keys)
+        (loss, (carried, rewritten, found, shape)), gradients = gradient_of(params, carried, part, part_keys)
         # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
         params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
         total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
@@ -172,7 +212,7 @@ def train_step(
         finite = jax.tree.leaves(optimizer_state)[skipping.finite]
         after = (carried, averages, merged)
         carried, averages, merged = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-    return layout.join(params, carried, averages, optimizer_state, span, step + 1), merged, loss
+    return layout.join(params, carried, averages, optimizer_state, span, step + 1), merged, loss, shape
 
 
 def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -> Leaves:
@@ -186,8 +226,8 @@ def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -
 
 def evaluate_step(
     layout: Layout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
-) -> tuple[Any, jax.Array]:
-    """The metric sums after one more batch, and the batch's loss. Changes nothing else.
+) -> tuple[Any, jax.Array, OutputsShape]:
+    """The metric sums after one more batch, the batch's loss, the shape of the outputs. Changes nothing else.
 
     Args:
       layout: which leaf is what.
@@ -200,13 +240,13 @@ def evaluate_step(
     module = _evaluation_module(layout, leaves, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
     with watched(module, layout.warned["evaluate"]):
-        losses, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+        found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, leaves[layout.n_params :], module)
-    losses = _per_example(losses, x)
-    mask = _mask(batch, losses)
-    weighted = losses if batch.weight is None else losses * batch.weight
+    each = _per_example(found, x)
+    mask = _mask(batch, each)
+    weighted = each if batch.weight is None else each * batch.weight
     loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
-    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss
+    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
 
 
 def predict_step(
@@ -239,24 +279,22 @@ def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Arra
     return found if sums is None else sums.merge(found)
 
 
-def _mask(batch: DeviceBatch, losses: jax.Array) -> jax.Array:
-    return jnp.ones(losses.shape, bool) if batch.mask is None else batch.mask
+def _mask(batch: DeviceBatch, each: jax.Array) -> jax.Array:
+    return jnp.ones(each.shape, bool) if batch.mask is None else batch.mask
 
 
-def _per_example(losses: Any, x: Any) -> jax.Array:
+def _per_example(found: Any, x: Any) -> jax.Array:
     n = jax.tree.leaves(x)[0].shape[0]
-    if losses is None:
+    if found is None:
         raise LossError(f"The loss returned None; expected one value per example, ({n},). Does it lack a return?")
-    if jnp.shape(losses) != (n,):
+    if jnp.shape(found) != (n,):
         remedy = (
             "Leave out the mean: resfit averages, so that weights and short batches count rightly."
-            if jnp.ndim(losses) == 0
+            if jnp.ndim(found) == 0
             else "Average over the other axes."
         )
-        raise LossError(
-            f"The loss returned shape {jnp.shape(losses)}; expected one value per example, ({n},). {remedy}"
-        )
-    return jnp.asarray(losses, jnp.float32)
+        raise LossError(f"The loss returned shape {jnp.shape(found)}; expected one value per example, ({n},). {remedy}")
+    return jnp.asarray(found, jnp.float32)
 
 
 def _warn_if_moving(layout: Layout, before: Leaves, module: Any) -> None:

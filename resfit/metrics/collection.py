@@ -1,7 +1,8 @@
 """The metrics that the steps carry, their sums, and what one batch adds to them."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import clu.metrics
@@ -61,6 +62,19 @@ class Collection:
     def empty(self) -> Sums:
         """Return the sums of no examples."""
         return self._sums(metric.empty() for metric in self.fields.values())
+
+    def unflatten(self, leaves: Sequence[Any]) -> Sums:
+        """Return the sums with these leaves, in the order of `jax.tree.leaves`."""
+        sums: Sums = jax.tree.unflatten(self._structure, leaves)
+        return sums
+
+    @functools.cached_property
+    def _structure(self) -> Any:
+        return jax.tree.structure(self.empty())
+
+    def decided_by(self) -> tuple[Any, ...]:
+        """Return what decides the sums and the metrics, see `engine.by_value`."""
+        return self.fields, self.readings, self.multi_label
 
     def of_batch(self, **outputs: Any) -> Sums:
         """Return the sums of one batch, from what each metric's `from_model_output` reads."""
