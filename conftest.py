@@ -4,6 +4,7 @@ It stands at the root so that the doctests in `resfit/` run under the same rules
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of what the suite costs. XLA's passes stay; LLVM does less. See `_compiler_effort`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+# Rewriting the assertions of the suite takes long: keep the result for the next run and worker, whatever the environment.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import hypothesis
 import jax

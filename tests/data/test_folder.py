@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
-from sklearn.datasets import load_sample_images
 
 import resfit
 from resfit.data import Geometry, IndexedBatches, folder
 from resfit.data.crops import center_crop, random_crop
 from resfit.data.decode import decode
 from resfit.errors import DataError
+from tests.helpers import sample_photograph
 
-PHOTO = Image.fromarray(load_sample_images().images[0])  # 640 x 427
+PHOTO = sample_photograph("china.jpg")  # 640 x 427
 
 
 def numbered(path: Path, images: int = 12, classes: int = 3, size: tuple[int, int] = (6, 5)) -> Path:

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
-import sklearn.metrics
+import scipy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,8 @@ def binned(scores: np.ndarray, bins: int) -> np.ndarray:
 @given(scored(1))
 @settings(max_examples=60)
 def test_of_binned_scores_it_is_exactly_that_of_scikit_learn(drawn: Any) -> None:
+    import sklearn.metrics  # slow to import
+
     logits, labels = drawn
     assume(0 < labels.sum() < len(labels))
     for bins in (7, 1000):
@@ -35,6 +36,8 @@ def test_of_binned_scores_it_is_exactly_that_of_scikit_learn(drawn: Any) -> None
 
 
 def test_with_the_default_bins_it_is_close_to_the_exact_area_also_for_sure_predictions() -> None:
+    import sklearn.metrics
+
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 4000).astype(np.int32)
     for shift, spread in ((0.3, 0.5), (1.0, 3.0), (8.0, 8.0)):
@@ -47,6 +50,8 @@ def test_with_the_default_bins_it_is_close_to_the_exact_area_also_for_sure_predi
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_of_several_classes_it_is_the_mean_of_each_against_the_rest(classes: int) -> None:
+    import sklearn.metrics
+
     random = np.random.default_rng(1)
     labels = random.integers(0, classes, 500).astype(np.int32)
     logits = (random.normal(size=(500, classes)) + 1.5 * np.eye(classes)[labels]).astype(np.float32)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
-import sklearn.metrics
 from flax import nnx
 
 from resfit import metrics
@@ -66,6 +65,8 @@ def test_a_training_run_carries_vectors_and_matrices_through_every_hook() -> Non
     found = model.evaluate(*data, batch_size=BATCH, verbose=0, return_dict=True)
     for name, value in found.items():
         np.testing.assert_array_equal(value, history[f"val_{name}"][-1], err_msg=name)
+    import sklearn.metrics  # slow to import
+
     predicted = model.predict(images(20), verbose=0).argmax(axis=1)
     np.testing.assert_array_equal(found["confusion_matrix"], sklearn.metrics.confusion_matrix(labels(20), predicted))
     np.testing.assert_allclose(

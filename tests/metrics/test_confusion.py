@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +14,14 @@ from resfit.errors import CompileError, LabelError
 from tests.metrics.running import run, scored
 
 READINGS = {"precision": metrics.precision, "recall": metrics.recall, "f1": metrics.f1}
-THEIRS = {
-    "precision": sklearn.metrics.precision_score,
-    "recall": sklearn.metrics.recall_score,
-    "f1": sklearn.metrics.f1_score,
-}
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @given(data=st.data())
 @settings(max_examples=40)
 def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -> None:
+    import sklearn.metrics  # slow to import
+
     logits, labels = data.draw(scored(classes))
     expected = sklearn.metrics.confusion_matrix(labels, logits.argmax(axis=1), labels=range(classes))
     np.testing.assert_array_equal(run(metrics.confusion_matrix(classes), logits, labels), expected)
@@ -36,9 +32,11 @@ def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -
 @given(data=st.data())
 @settings(max_examples=40)
 def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: int, data: st.DataObject) -> None:
+    import sklearn.metrics
+
     logits, labels = data.draw(scored(classes))
     predicted = logits.argmax(axis=1)
-    ours, theirs = READINGS[name], THEIRS[name]
+    ours, theirs = READINGS[name], getattr(sklearn.metrics, f"{name}_score")
     macro = run(ours(classes), logits, labels)
     np.testing.assert_allclose(macro, theirs(labels, predicted, average="macro", zero_division=0.0), rtol=1e-12)
     by_class = run(ours(classes, per_class=True), logits, labels)
@@ -52,11 +50,14 @@ def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: in
 @given(data=st.data())
 @settings(max_examples=40)
 def test_of_a_binary_logit_the_positive_class_is_meant(name: str, data: st.DataObject) -> None:
+    import sklearn.metrics
+
     logits, labels = data.draw(scored(1))
     predicted = (logits[:, 0] > 0).astype(int)
     value = run(READINGS[name](1), logits, labels)
     if labels.any() or predicted.any():
-        np.testing.assert_allclose(value, THEIRS[name](labels, predicted, zero_division=0.0), rtol=1e-12)
+        theirs = getattr(sklearn.metrics, f"{name}_score")
+        np.testing.assert_allclose(value, theirs(labels, predicted, zero_division=0.0), rtol=1e-12)
     else:
         assert np.isnan(value)
     assert run(READINGS[name](1, per_class=True), logits, labels).shape == (2,)

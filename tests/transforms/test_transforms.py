@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 import resfit
 from resfit.errors import CompileError, DataError, SavedModelError, WeightsError
@@ -18,7 +17,7 @@ from resfit.nets import ZOO
 from resfit.preprocess import Normalize
 from resfit.transforms import Transforms, transforms_for
 from resfit.transforms.published import PUBLISHED
-from tests.helpers import CLASSES, compiled, fit, labels
+from tests.helpers import CLASSES, compiled, fit, labels, sample_photograph
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "transforms.json").read_text())
 ONE_LEVEL = 2  # of 255, which another version of a JPEG decoder may differ by
@@ -34,7 +33,7 @@ def published(key: str, **options: bool) -> Transforms:
 
 
 def photograph(name: str) -> np.ndarray:
-    pixels = load_sample_image(name.partition(",")[0])
+    pixels = np.asarray(sample_photograph(name.partition(",")[0]))
     return pixels.transpose(1, 0, 2) if "on its side" in name else pixels
 
 
