@@ -13,10 +13,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of what the suite costs. XLA's passes stay; LLVM does less. See `_compiler_effort`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
-# Rewriting the assertions of the suite takes long: keep the result for the next run and worker, whatever the environment.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -24,6 +20,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from flax import nnx
+
+# Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment says.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resfit.errors import ResfitError
-from tests.errors.mistakes import MISTAKES, WARNING, Mistake
+from tests.errors.mistakes import BEFORE, MISTAKES, WARNING, Mistake
 from tests.errors.outcomes import Outcome, names, run, section
 from tests.errors.page import INTRO, PAGE, expected_headings, headings
 from tests.helpers import assert_same, values
@@ -63,6 +63,19 @@ def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake
         assert all(np.isfinite(value).all() for value in now.values())
     else:
         assert_same(now, after_a_step)
+
+
+def test_every_row_begins_with_what_the_page_shows() -> None:
+    shown: dict[str, Any] = {"__name__": "mistake"}
+    exec(BEFORE, shown)
+    given, again = names(), names()
+    assert set(given) == set(shown)
+    for name in ("x", "y"):
+        np.testing.assert_array_equal(given[name], shown[name])
+        assert given[name] is not again[name]
+    assert_same(values(given["model"].module), values(shown["model"].module))
+    assert given["model"].module is not again["model"].module
+    assert BEFORE.splitlines()[-1].startswith("model.compile(")
 
 
 def test_the_page_holds_the_table_and_nothing_else() -> None:
