@@ -43,15 +43,19 @@ def _first_names() -> dict[str, Any]:
     return made
 
 
-def names() -> dict[str, Any]:
+def names(model: Any = None) -> dict[str, Any]:
     """Return what `BEFORE` makes: the names that every row can use.
 
     The arrays and the model are new ones. The network is a copy, because a ResNet takes long to initialize.
+
+    Args:
+      model: a compiled model to use in place of a new one.
     """
     first = _first_names()
-    model = first["resfit"].Model(nnx.clone(first["model"].module))
     made = first | {"x": first["x"].copy(), "y": first["y"].copy(), "model": model}
-    exec(BEFORE.splitlines()[-1], made)  # compiles the model
+    if model is None:
+        made["model"] = first["resfit"].Model(nnx.clone(first["model"].module))
+        exec(BEFORE.splitlines()[-1], made)  # compiles the model
     return made
 
 
