@@ -4,6 +4,7 @@ It stands at the root so that the doctests in `resfit/` run under the same rules
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax._src import compiler
+
+# Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment says.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
 

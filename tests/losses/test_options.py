@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.special
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
+import scipy
 from hypothesis import assume, given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from resfit.nets import BasicBlock, ResNet, ResNetSpec
 
-X = jax.random.normal(jax.random.key(0), (400, 2, 2, 4))
+X = np.random.default_rng(0).normal(size=(400, 2, 2, 4)).astype(np.float32)
 
 
 def net(**fields: Any) -> ResNet:

@@ -23,7 +23,7 @@ from resfit.nets import ResNet, ResNetSpec, create_model
 from resfit.nets.spec import BLOCKS
 
 THIN = ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=3)
-X = jax.random.normal(jax.random.key(0), (4, 6, 6, 3))
+X = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)
 
 
 def net(spec: ResNetSpec = THIN, **fields: Any) -> ResNet:
