@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from resfit.nets import (
@@ -67,7 +67,6 @@ KINDS = tuple(BLOCKS)
 DILATIONS = st.sampled_from([{}, {"dilation": 2}, {"dilation": 4, "first_dilation": 2}])
 
 
-@settings(max_examples=20)
 @given(st.sampled_from(KINDS), st.integers(1, 3), SIZES, DILATIONS)
 def test_branch_and_shortcut_sample_the_same_pixels(
     kind: str, strides: int, size: tuple[int, int], dilation: dict[str, int]
@@ -116,7 +115,7 @@ def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **ask
     return np.asarray(call(image) + last - call(last - image)) / 2
 
 
-@pytest.mark.parametrize("size", [(32, 33), (35, 30)])
+@pytest.mark.parametrize("size", [(32, 33), pytest.param((35, 30), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", tuple(STEMS))
 def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:
     step = math.prod(STEMS[name].strides)
@@ -128,7 +127,6 @@ def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tupl
         assert not np.allclose(centres_of_stem(name, size, padding="SAME")[inner], expected, rtol=1e-3)
 
 
-@settings(max_examples=20)
 @given(
     st.sampled_from(KINDS), st.sampled_from(tuple(STEMS)), st.sampled_from(tuple(SHORTCUTS)), st.sampled_from([4, 8])
 )
@@ -155,7 +153,6 @@ def first_centre_with_same(kernel: int, strides: int, size: int) -> int:
     return kernel // 2 - total // 2
 
 
-@settings(max_examples=20)
 @given(st.integers(1, 3), SIZES)
 def test_with_same_padding_they_do_not(strides: int, size: tuple[int, int]) -> None:
     """The negative control: exactly where 'SAME' pads unevenly, the property above is violated."""
