@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
 from resfit.kernels import Convolve, convolution
 from resfit.kernels.bridge import TARGET
+from tests.helpers import fewer_examples
 from tests.kernels.needed import onednn
 
 pytestmark = onednn()
@@ -81,7 +82,7 @@ def test_it_is_xlas_forward_and_in_both_gradients(case: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@fewer_examples(2)
 @given(data=st.data())
 def test_it_is_xlas_for_any_window(data: st.DataObject) -> None:
     def pick(*values: int) -> int:

@@ -31,7 +31,12 @@ def filled(variant: str) -> ResNet:
     return net
 
 
-@pytest.mark.parametrize("variant", GOLDEN)
+def rows(*quick: str) -> list[Any]:
+    """Every variant, all but these slow."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in GOLDEN]
+
+
+@pytest.mark.parametrize("variant", rows("T", "RS", "ResNeXt", "group norm", "v2, bottleneck", "space to depth"))
 def test_names_and_shapes_are_theirs(variant: str) -> None:
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
     net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
@@ -40,7 +45,7 @@ def test_names_and_shapes_are_theirs(variant: str) -> None:
 
 
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("variant", GOLDEN)
+@pytest.mark.parametrize("variant", rows("RS", "averaged, bottleneck", "v2, bottleneck"))
 def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
     golden = GOLDEN[variant]["runs"][run]
     logits = nnx.jit(lambda net, x: net(x, train=False))(filled(variant), images(2, golden["size"]))
