@@ -59,7 +59,7 @@ def test_every_registered_part_is_in_some_variant() -> None:
         assert any(getattr(spec, field) != getattr(specs[0], field) for spec in specs), field
 
 
-@pytest.mark.parametrize("variant", rows("SE", "wide, dropout"))
+@pytest.mark.parametrize("variant", rows("wide, dropout"))
 def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(variant: str, tmp_path: Path) -> None:
     whole = compiled(variant)
     before = values(whole.module)

@@ -39,8 +39,9 @@ def test_stages_beyond_the_stride_dilate_and_their_first_convolution_as_the_stag
 
 @pytest.mark.parametrize(
     ("stem", "block"),
-    [(stem, "basic") for stem in STEMS]
-    + [("cifar", block) for block in ("bottleneck", "preact_basic", "preact_bottleneck")],
+    [pytest.param(stem, "basic", marks=() if stem in ("imagenet", "cifar") else pytest.mark.slow) for stem in STEMS]
+    + [("cifar", "preact_bottleneck")]
+    + [pytest.param("cifar", block, marks=pytest.mark.slow) for block in ("bottleneck", "preact_basic")],
 )
 def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem: str, block: str) -> None:
     least = int(np.prod(STEMS[stem].strides))
@@ -57,7 +58,10 @@ def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem
 
 @pytest.mark.parametrize(
     "block",
-    ["basic", "preact_bottleneck", *(pytest.param(b, marks=pytest.mark.slow) for b in ("bottleneck", "preact_basic"))],
+    [
+        "basic",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("bottleneck", "preact_basic", "preact_bottleneck")),
+    ],
 )
 def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block: str) -> None:
     """The reason for the first dilation: every second pixel of the dilated features is the strided ones' own."""

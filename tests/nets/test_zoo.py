@@ -101,7 +101,7 @@ def params(names: list[str]) -> list[Any]:
 
     def marks(name: str) -> Any:
         blocks = sum(ZOO[name].spec.depths)
-        if blocks <= 9 or name in ("resnext50_32x4d", "resnetblur50"):
+        if blocks <= 9:
             return ()
         return pytest.mark.slow if blocks <= 16 or name == "resnet101" else pytest.mark.exhaustive
 
@@ -166,6 +166,7 @@ def test_multiply_adds_of_the_table_are_the_published_ones(name: str) -> None:
     assert ZOO[name].multiply_adds / 1e9 == pytest.approx(published, abs=half_a_digit)
 
 
+@pytest.mark.slow
 def test_the_papers_stride_placement_costs_less() -> None:
     net = nnx.eval_shape(lambda: create_model("resnet50", num_classes=1000, block="bottleneck_v1"))
     assert count_params(net) == ZOO["resnet50"].parameters
