@@ -1,6 +1,5 @@
 """Every variant of the family through everything a network goes through."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS
 from resfit.summary import summarize
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, differ, values
-from tests.variants import VARIANTS, images, labels, network, side, spec
+from tests.variants import VARIANTS, images, labels, network, rows, side, spec
 
 BATCH = 4  # of twelve images: three steps
 RANDOM = ("stochastic depth", "wide, dropout", "dropout before the last layer")
 
-
-def rows(*quick: str, of: Iterable[str] = VARIANTS) -> list[Any]:
-    """Every variant, all but these slow."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in of]
+# Together they have every part: what takes a training run for each variant runs the others in the exhaustive suite.
+EVERY_PART = ("v1", "basic, option A", "v2, large images", "T", "RS", "ResNeXt", "averaged", "dilated, D", "group norm")
+ONE_OF_EACH_KIND = ("RS", "wide, dropout", "group norm", "space to depth")
 
 
 class Losses(Callback):
@@ -59,7 +57,9 @@ def test_every_registered_part_is_in_some_variant() -> None:
         assert any(getattr(spec, field) != getattr(specs[0], field) for spec in specs), field
 
 
-@pytest.mark.parametrize("variant", rows("wide, dropout"))
+@pytest.mark.parametrize(
+    "variant", rows(VARIANTS, quick=("wide, dropout",), slow=(*EVERY_PART, "v2, bottleneck", "stochastic depth"))
+)
 def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(variant: str, tmp_path: Path) -> None:
     whole = compiled(variant)
     before = values(whole.module)
@@ -80,7 +80,7 @@ def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_hav
     assert_same(values(resumed.module), values(whole.module))
 
 
-@pytest.mark.parametrize("variant", rows("stochastic depth", of=RANDOM))
+@pytest.mark.parametrize("variant", rows(RANDOM, quick=("stochastic depth",)))
 def test_what_is_random_follows_from_the_seed_and_the_step(variant: str) -> None:
     losses = fit(compiled(variant), variant)
     assert fit(compiled(variant), variant) == losses
@@ -124,7 +124,7 @@ def test_it_trains_under_every_dispatch_and_precision(how: str, variant: str) ->
     np.testing.assert_allclose(losses, expected, rtol=10 * tolerance)
 
 
-@pytest.mark.parametrize("variant", rows("RS", "wide, dropout", "group norm", "space to depth"))
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
 def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     net = network(variant)
     resfit.Model(net).save(tmp_path / "net.safetensors")
@@ -133,7 +133,7 @@ def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     assert_same(values(loaded), values(net))
 
 
-@pytest.mark.parametrize("variant", rows("RS", "wide, dropout", "group norm", "space to depth"))
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
 def test_its_summary_counts_every_part(variant: str) -> None:
     net = nnx.eval_shape(lambda: network(variant))
     text = str(summarize(net, (side(variant), side(variant), 3)))

@@ -16,7 +16,7 @@ from resfit.nets import Layers, ResNet, ResNetSpec, first_values
 from resfit.nets.first_values import FirstValues
 from resfit.nets.keys import LayerKeys
 from tests.helpers import assert_same, counting_compilations, differ, values
-from tests.variants import VARIANTS
+from tests.variants import VARIANTS, rows
 from tests.variants import spec as variant_spec
 
 BASIC = ResNetSpec(depths=(3, 1), widths=(4, 8), stem="cifar", num_classes=5)
@@ -35,6 +35,7 @@ def built_plainly(spec: ResNetSpec, rngs: nnx.Rngs, monkeypatch: pytest.MonkeyPa
 
 
 QUICK = ("SE", "space to depth", "group norm")
+SLOW = ("v1", "v2, bottleneck", "T", "RS", "ResNeXt", "wide, dropout", "dropout before the last layer", "dilated, D")
 SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", shortcut="A")]
 
 
@@ -46,8 +47,8 @@ SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", s
         for rows in (3, 1024)
     ]
     + [
-        pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in VARIANTS
+        pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name, marks=marks)
+        for name, marks in ((row.values[0], row.marks) for row in rows(VARIANTS, quick=QUICK, slow=SLOW))
     ],
 )
 def test_a_network_starts_with_the_values_of_layers_that_draw_one_by_one(

@@ -12,6 +12,7 @@ from resfit.errors import ModuleError
 from resfit.nets import FoldedNorm, fold_batch_norm
 from tests.helpers import TinyNet, assert_same, flags, values
 from tests.thin_variants import VARIANTS, thin
+from tests.variants import rows
 from tests.weights.test_torch_oracle import images
 
 # How many batch norms stay: those that stand before the convolutions of pre-activated blocks, and the last one.
@@ -22,13 +23,11 @@ def count(module: nnx.Module, kind: type) -> int:
     return sum(isinstance(part, kind) for _, part in nnx.iter_modules(module))
 
 
-QUICK = {"v1", "SE, basic", "D, bottleneck", "v2, bottleneck", "space to depth"}
+QUICK = ("v1", "SE, basic", "D, bottleneck", "v2, bottleneck", "space to depth")
+NORMS_OF_BATCHES = [name for name in VARIANTS if name != "group norm"]
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS if name != "group norm"],
-)
+@pytest.mark.parametrize("variant", rows(NORMS_OF_BATCHES, quick=QUICK))
 def test_a_folded_network_has_the_logits_of_the_network(variant: str) -> None:
     net = thin(variant)
     before, norms = values(net), count(net, nnx.BatchNorm)

@@ -244,7 +244,7 @@ def test_a_summary_and_a_class_activation_map_are_the_same() -> None:
 def test_what_looks_inside_a_network_sees_the_same() -> None:
     found = []
     for kind in (None, *KINDS):
-        module = net(kind)
+        module = net(kind, depths=(1, 1))
         model = compiled(module)
         model.keep_last_step = True
         fit(model)

@@ -15,6 +15,7 @@ from resfit.errors import ChannelError, ModuleError, SpecError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.nets.resnet import Stage
 from tests.helpers import assert_same, compiled, differ, values
+from tests.variants import rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "variants.json"
 QUICK = {"RS", "v2, bottleneck"}
@@ -50,13 +51,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return outputs
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow if name in SLOW else pytest.mark.exhaustive)
-        for name in VARIANTS
-    ],
-)
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=QUICK, slow=SLOW))
 def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])
     x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
@@ -240,9 +235,7 @@ TUNED = {
     "squeeze and excitation": {"squeeze": 0.25},
     "deep stem": {"stem": "deep", "shortcut": "D"},
 }
-TUNED_PARAMS = [
-    pytest.param(name, marks=() if name == "squeeze and excitation" else pytest.mark.slow) for name in TUNED
-]
+TUNED_ROWS = rows(TUNED, quick=("squeeze and excitation",))
 
 
 def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
@@ -262,7 +255,7 @@ def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
     return {name: after[name] - before[name] for name in before}
 
 
-@pytest.mark.parametrize("variant", TUNED_PARAMS)
+@pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> None:
     moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")
     frozen = {name for name in moved if name.startswith(("stem.", "stage1."))}
@@ -271,7 +264,7 @@ def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> 
     assert any("squeeze" in name for name in frozen) == (variant == "squeeze and excitation")
 
 
-@pytest.mark.parametrize("variant", TUNED_PARAMS)
+@pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_every_part_of_a_variant_trains_at_its_own_rate(variant: str) -> None:
     sgd = resfit.optimizers.sgd(0.1, momentum=0.0)
     net = tiny(**TUNED[variant])

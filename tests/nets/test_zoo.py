@@ -103,7 +103,8 @@ def params(names: list[str]) -> list[Any]:
         blocks = sum(ZOO[name].spec.depths)
         if blocks <= 9:
             return ()
-        return pytest.mark.slow if blocks <= 16 or name == "resnet101" else pytest.mark.exhaustive
+        deep = name in ("resnet50", "resnet50t", "resnetrs50", "resnetblur50", "resnet50_gn", "resnetv2_50")
+        return pytest.mark.slow if deep or name in ("resnet101", "resnext50_32x4d") else pytest.mark.exhaustive
 
     return [pytest.param(name, marks=marks(name)) for name in names]
 
