@@ -34,8 +34,18 @@ def built_plainly(spec: ResNetSpec, rngs: nnx.Rngs, monkeypatch: pytest.MonkeyPa
         return ResNet(spec, rngs=rngs)
 
 
-QUICK = ("SE", "space to depth", "group norm")
-SLOW = ("v1", "v2, bottleneck", "T", "RS", "ResNeXt", "wide, dropout", "dropout before the last layer", "dilated, D")
+QUICK = ("space to depth", "group norm")
+SLOW = (
+    "v1",
+    "SE",
+    "v2, bottleneck",
+    "T",
+    "RS",
+    "ResNeXt",
+    "wide, dropout",
+    "dropout before the last layer",
+    "dilated, D",
+)
 SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", shortcut="A")]
 
 

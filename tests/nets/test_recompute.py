@@ -260,6 +260,7 @@ def test_what_looks_inside_a_network_sees_the_same() -> None:
         assert others == list(found[0][1:])
 
 
+@pytest.mark.slow
 def test_a_second_model_of_the_same_spec_compiles_nothing() -> None:
     fit(compiled(net("block", depths=(1,), widths=(4,))))
     with counting_compilations(known_programs=True) as compilations:
