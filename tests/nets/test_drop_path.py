@@ -54,7 +54,7 @@ def test_two_blocks_and_two_calls_never_drop_the_same_images() -> None:
     "fields",
     [
         {"drop_path": 0.5},
-        {"head_dropout": 0.5},
+        pytest.param({"head_dropout": 0.5}, marks=pytest.mark.slow),
         {"block": "preact_basic", "stem": "cifar_conv", "dropout": 0.5},
     ],
     ids=["drop_path", "head_dropout", "dropout"],

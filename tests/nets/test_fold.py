@@ -23,7 +23,7 @@ def count(module: nnx.Module, kind: type) -> int:
     return sum(isinstance(part, kind) for _, part in nnx.iter_modules(module))
 
 
-QUICK = ("v1", "SE, basic", "D, bottleneck", "v2, bottleneck", "space to depth")
+QUICK = ("v1", "SE, basic", "v2, bottleneck", "space to depth")
 NORMS_OF_BATCHES = [name for name in VARIANTS if name != "group norm"]
 
 

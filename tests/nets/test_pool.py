@@ -12,7 +12,13 @@ from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "strides"), [((1, 2), 3, 2), ((7, 8), 3, 2), ((9, 4), 5, 3), ((5, 5), 1, 2)]
+    ("size", "window", "strides"),
+    [
+        ((7, 8), 3, 2),
+        ((9, 4), 5, 3),
+        pytest.param((1, 2), 3, 2, marks=pytest.mark.slow),
+        pytest.param((5, 5), 1, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_max_pool_and_its_gradient_are_those_of_flax(size: tuple[int, int], window: int, strides: int) -> None:
     pad = window // 2

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from resfit.errors import ShortcutShapeError, SpecError
 from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS, ResNet, ResNetSpec, count_multiply_adds
+from tests.helpers import fewer_examples
 
 PARTS = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "shortcut": tuple(SHORTCUTS), "norm": tuple(NORMS)}
 UNCOMMON: dict[str, st.SearchStrategy[Any]] = {
@@ -68,6 +69,7 @@ def why_not(fields: dict[str, Any]) -> str | None:
     return None
 
 
+@fewer_examples(2)
 @given(fields(), st.tuples(st.integers(64, 70), st.integers(64, 70)), st.booleans())
 def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
     fields: dict[str, Any], size: tuple[int, int], train: bool

@@ -76,7 +76,7 @@ def test_branch_and_shortcut_sample_the_same_pixels(
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-@pytest.mark.parametrize("size", [(8, 9), (9, 8)])
+@pytest.mark.parametrize("size", [(8, 9), pytest.param((9, 8), marks=pytest.mark.slow)])
 def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
     """Pixels are numbered evenly, so the mean over a window is its centre, but at the edge, which is reflected."""
     branch, shortcut = sampled_by_branch(kind, 2, size, antialias="blur"), sampled_by_shortcut(2, size)
@@ -85,7 +85,7 @@ def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[i
     np.testing.assert_allclose(blur_pool(image)[:, 1:-1, 1:-1], image[:, 2:-2:2, 2:-2:2][:, : branch.shape[1] - 2])
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 8), (9, 7)])
+@pytest.mark.parametrize("size", [(9, 7), *(pytest.param(size, marks=pytest.mark.slow) for size in ((8, 8), (7, 8)))])
 def test_the_average_of_the_pooled_shortcut_begins_at_the_same_pixels(size: tuple[int, int]) -> None:
     """So it is half a pixel beside the branch, and never more; without a step too."""
     image = numbered(size, 1)
