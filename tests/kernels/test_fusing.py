@@ -294,7 +294,7 @@ NETWORKS: dict[str, Callable[[], nnx.Module]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("basic", "squeeze") else pytest.mark.slow) for name in NETWORKS]
+    "name", [pytest.param(name, marks=() if name == "squeeze" else pytest.mark.slow) for name in NETWORKS]
 )
 def test_networks_evaluate_and_predict_as_with_xla(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resfit.kernels.convolution.wins", lambda shape: True)
