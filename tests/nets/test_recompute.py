@@ -99,7 +99,7 @@ def test_outputs_gradients_and_statistics_are_those_without_it(remat: str, train
         ("block", "jit", "float32"),
         pytest.param("stage", "jit", "float32", marks=pytest.mark.slow),
         pytest.param("block", "sharded", "float32", marks=pytest.mark.slow),
-        pytest.param("stage", "sharded", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("stage", "sharded", "bfloat16", marks=pytest.mark.exhaustive),
     ],
 )
 def test_training_is_the_same_bit_for_bit_in_float32(remat: str, dispatch: str, precision: str) -> None:
