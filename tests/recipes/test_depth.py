@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import PNG, load, percent, run, write
+from tests.recipes.fashion import PNG, load, percent, run, say, write
 
 
 @pytest.fixture(scope="module")
@@ -98,5 +98,5 @@ def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: P
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"], ["--depths", "8", "21"], ["--depths", "2"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str]) -> None:
-    assert " ".join(wrong) in run("depth.py", *wrong, fails=True)
+def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType) -> None:
+    assert " ".join(wrong) in say(recipe, *wrong, status=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import load, percent, run, write
+from tests.recipes.fashion import load, percent, run, say, write
 
 CHANCE = 0.1
 
@@ -83,5 +83,5 @@ def test_every_convolution_is_trained_by_muon_and_nothing_else_is(recipe: Module
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], folder: Path) -> None:
-    assert " ".join(wrong) in run("fashion_mnist.py", *wrong, "--data", str(folder), fails=True)
+def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType, folder: Path) -> None:
+    assert " ".join(wrong) in say(recipe, *wrong, "--data", str(folder), status=2)
