@@ -15,25 +15,26 @@ from resfit.errors import BlockCheckError, BlockError, SpecError
 from resfit.nets import BLOCKS, NORMS, STEMS, ZOO, Layers, Residual, count_multiply_adds, count_params
 from resfit.summary import summarize
 from resfit.testing import check_block, check_norm, check_stem
+from tests import levels
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, values
 from tests.own_parts import HalvingStem, InvertedBlock, channel_norm, registered
 
-X = np.random.default_rng(0).normal(size=(12, 64, 64, 3)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(12, 32, 32, 3)).astype(np.float32)
 Y = np.arange(12, dtype=np.int32) % 3
 
 
 # --- all that is registered is checked --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tuple(BLOCKS))
+@pytest.mark.parametrize("name", levels.only(["basic", "preact_bottleneck"], BLOCKS))
 def test_our_blocks_pass(name: str) -> None:
     report = check_block(BLOCKS[name])
     assert report.notes == ()
     assert len(report.checks) >= 10
 
 
-@pytest.mark.parametrize("name", tuple(STEMS))
+@pytest.mark.parametrize("name", levels.only(["cifar", "imagenet", "space_to_depth"], STEMS))
 def test_our_stems_pass(name: str) -> None:
     assert check_stem(STEMS[name]).notes == ()
 
@@ -43,6 +44,7 @@ def test_our_norms_pass(name: str) -> None:
     check_norm(NORMS[name])
 
 
+@pytest.mark.slow
 def test_what_blocks_can_be_asked_for_is_checked_too() -> None:
     check_block(BLOCKS["bottleneck"], groups=2, squeeze=1 / 4, drop_path=0.5, shortcut="A")
     check_block(BLOCKS["preact_basic"], dropout=0.5)
@@ -176,9 +178,12 @@ def test_without_a_mistake_that_block_passes() -> None:
     check_block(with_mistake("none"))
 
 
-@pytest.mark.parametrize(("mistake", "says"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_in_a_block_is_found(mistake: str, says: str) -> None:
-    with pytest.raises(BlockCheckError, match=says) as raised:
+SLOW = {"channels", "dropout", "flax"}
+
+
+@pytest.mark.parametrize("mistake", levels.only(MISTAKES.keys() - SLOW, MISTAKES))
+def test_a_mistake_in_a_block_is_found(mistake: str) -> None:
+    with pytest.raises(BlockCheckError, match=MISTAKES[mistake]) as raised:
         check_block(with_mistake(mistake))
     assert str(raised.value).startswith("Own: ")
 
