@@ -71,18 +71,25 @@ def test_where_a_block_looks_that_sees_the_whole_image_is_noted() -> None:
 # --- one's own --------------------------------------------------------------------------------------------------------
 
 
-def test_own_parts_pass_and_have_what_ours_have(tmp_path: Path) -> None:
+def test_own_parts_pass_the_checks_and_are_named_counted_and_described() -> None:
     check_block(InvertedBlock)
-    check_block(InvertedBlock, dropout=0.5, squeeze=1 / 4)
     check_stem(HalvingStem)
     check_norm(channel_norm)
     with registered():
         row = ZOO["inverted8"]
-        net = resfit.create_model("inverted8", num_classes=3, dropout=0.2, drop_path=0.2)
+        net = nnx.eval_shape(lambda: resfit.create_model("inverted8", num_classes=3, dropout=0.2, drop_path=0.2))
         assert "inverted8" in resfit.list_models("inv*")
         assert count_params(net) == row.parameters
         assert count_multiply_adds(net, (64, 64, 3)) == row.multiply_adds
         assert f"{row.parameters:,}" in str(summarize(net, (64, 64, 3)))
+        with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
+            resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
+
+
+@pytest.mark.slow
+def test_own_parts_are_trained_resumed_and_saved_as_ours_are(tmp_path: Path) -> None:
+    check_block(InvertedBlock, dropout=0.5, squeeze=1 / 4)
+    with registered():
         whole = fitted(tmp_path / "whole")
         with stopped(KeyboardInterrupt):
             fitted(tmp_path / "cut", Stops(2, interrupt))
@@ -91,8 +98,6 @@ def test_own_parts_pass_and_have_what_ours_have(tmp_path: Path) -> None:
         whole.save(tmp_path / "net.safetensors")
         loaded: Any = resfit.load(tmp_path / "net.safetensors").module
         assert_same(values(loaded), values(whole.module))
-        with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
-            resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
     with pytest.raises(SpecError, match=r"block='inverted'.*known once its code has called resfit.nets.BLOCKS.reg"):
         resfit.load(tmp_path / "net.safetensors")
 
