@@ -20,7 +20,7 @@ from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, values
 from tests.own_parts import HalvingStem, InvertedBlock, channel_norm, registered
 
-X = np.random.default_rng(0).normal(size=(12, 32, 32, 3)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(12, 64, 64, 3)).astype(np.float32)
 Y = np.arange(12, dtype=np.int32) % 3
 
 

@@ -91,7 +91,7 @@ def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folde
         assert percent(rf"(\d+\.\d+)%  {kind}-{depth},", text) == pytest.approx(100 * curve[:, -1].mean(), abs=0.006)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
     x, y = recipe.data(write(tmp_path, learnable=False), 640)
     assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=8, seed=0)[-1] > 0.6

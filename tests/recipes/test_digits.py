@@ -72,7 +72,8 @@ def test_the_reloaded_model_is_as_good_as_the_trained_one(short_run: tuple[str, 
     assert trained > (50 if whole else 10)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.optimized  # its steps cost more than compiling them
 def test_one_full_seed_is_right_on_at_least_985_of_1000(tmp_path: Path) -> None:
     text = run("digits.py", "--out", str(tmp_path))
     accuracy = percent(r"Seed 0: test accuracy (\d+\.\d+)%", text)

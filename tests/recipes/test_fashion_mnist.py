@@ -23,14 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("learnable"), learnable=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learnable", "arguments", "part", "least", "most"),
     [
-        (True, ["--seeds", "2"], "test", 0.5, 1.0),
-        (False, [], "test", 0.0, 2 * CHANCE),
+        pytest.param(True, ["--seeds", "2"], "test", 0.5, 1.0, marks=pytest.mark.slow),
+        pytest.param(False, [], "test", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
         # Labels held out say as much about images held out as the test's do: nothing.
-        (False, ["--validate"], "validation", 0.0, 2 * CHANCE),
+        pytest.param(False, ["--validate"], "validation", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
     ],
 )
 def test_it_learns_what_there_is_to_learn_and_saves_what_it_says(
