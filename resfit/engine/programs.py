@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax._src.config import trace_context
+from jax._src.config import config_states, trace_context
 
 from resfit.engine.by_value import NotByValueError, by_value
 from resfit.errors import CompileError
@@ -157,11 +157,13 @@ def _key(jitted: Any, arguments: Any, devices: Any, options: Any, how: Any) -> H
     """Return what decides a program; None where that is not understood."""
     leaves, structure = jax.tree.flatten(arguments)
     try:
-        function = by_value((jitted.__wrapped__, how, devices, options))
+        decided = by_value((jitted.__wrapped__, how, tuple(devices), options, structure))
     except NotByValueError as reason:
         _log.debug("The step is traced anew for each model: %s is not compared by value.", reason)
         return None
-    return function, structure, tuple(map(_kind, leaves)), trace_context(), _settings()
+    # All settings of JAX, as its own key of what it traced leaves some out; and whether a warning would be heard.
+    settings = trace_context(), tuple(state.value for state in config_states.values()), _settings()
+    return decided, tuple(map(_kind, leaves)), settings, _log.isEnabledFor(logging.WARNING)
 
 
 def _kind(array: Any) -> Hashable:
