@@ -178,7 +178,8 @@ def _holds(name: str, value: Any) -> bool:
 
 @_for(int, str, bytes)
 def _plain(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
-    return next(kind.__getnewargs__(thing) for kind in (int, str, bytes) if isinstance(thing, kind))  # type: ignore[attr-defined,no-any-return]
+    kind: Any = next(kind for kind in (int, str, bytes) if isinstance(thing, kind))
+    return (kind.__getnewargs__(thing),)
 
 
 @_for(float)
@@ -202,13 +203,13 @@ _SINGLE = (
 )  # fmt: skip
 
 
-def _single(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+def _single(thing: Any, walk: _Walk) -> Hashable:
     if _is_of(type(thing).__module__, _PURE):
         return type(thing), thing
     raise NotByValueError(f"an object of {type(thing)}")
 
 
-def _array(array: Any, walk: _Walk) -> tuple[Hashable, ...]:
+def _array(array: Any, walk: _Walk) -> Hashable:
     if (
         isinstance(array, jax.core.Tracer)
         or jnp.issubdtype(array.dtype, jax.dtypes.extended)
