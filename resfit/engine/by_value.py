@@ -26,7 +26,7 @@ import numpy as np
 _PACKAGES = frozenset({"resfit", "flax", "jax", "jaxlib", "optax", "clu", "einops", "ml_dtypes"})
 _PURE = _PACKAGES | {
     "builtins", "functools", "itertools", "math", "operator", "numpy", "typing", "collections", "dataclasses", "enum",
-    "abc", "_operator", "_functools",
+    "abc", "reprlib", "_operator", "_functools",
 }  # fmt: skip
 _PURE_CLASSES = _PURE | {"inspect"}
 _IMPURE = frozenset({
@@ -348,12 +348,7 @@ def _annotation(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
 def _type(cls: type, walk: _Walk) -> tuple[Hashable, ...]:
     if _is_of(cls.__module__, _PURE_CLASSES) and (cls.__flags__ & _IMMUTABLE or _lookup(cls) is cls):
         # A method that somebody replaced is another one.
-        methods = [
-            value
-            for base in cls.__mro__
-            for name, value in vars(base).items()
-            if type(value) is types.FunctionType and name != "__repr__"
-        ]
+        methods = [value for base in cls.__mro__ for value in vars(base).values() if type(value) is types.FunctionType]
         replaced = [method for method in methods if not _is_of(method.__globals__.get("__name__"), _PURE_CLASSES)]
         return "type", cls, tuple(methods), walk.all(replaced)
     content = [pair for pair in vars(cls).items() if pair[0] not in _OF_EVERY_CLASS and not _is_slot(pair[1])]
