@@ -16,7 +16,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, checkpoints, cpu_kernels, machine, report, resident, startup, structure, training, zoo
+from benchmarks import (
+    callbacks,
+    checkpoints,
+    cpu_kernels,
+    machine,
+    report,
+    resident,
+    second_model,
+    startup,
+    structure,
+    training,
+    zoo,
+)
 from benchmarks.child import ROOT, ask
 from benchmarks.problems import BY_PLATFORM, CPU, GPU
 from benchmarks.rows import Row, left_out
@@ -33,6 +45,7 @@ SECTIONS: dict[str, Section] = {
     "callbacks": callbacks.rows,
     "checkpoints": checkpoints.rows,
     "startup": startup.rows,
+    "second_model": second_model.rows,
     "zoo": zoo.rows,
 }
 

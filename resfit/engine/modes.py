@@ -5,8 +5,10 @@ made of the graph definition only: the arrays stay where they are, and the modul
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,13 +39,27 @@ class Slot(NamedTuple):
         return ".".join(map(str, self.path))
 
 
-class Plan(NamedTuple):
-    """How to put a module together in either mode. Hashable and free of arrays."""
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
+class Plan:
+    """How to put a module together in either mode. Free of arrays.
 
-    train_graph: Any  # nnx.GraphDef with every layer in training mode
-    part_graph: Any  # the same, for a part of a batch whose other parts are on other devices
+    Attributes:
+      train_graph: nnx.GraphDef with every layer in training mode.
+      part_graph: the same, for a part of a batch whose other parts are on other devices.
+      eval_graph: nnx.GraphDef with every layer in evaluation mode.
+      slots: in the order of the module's flat state.
+      source: what the graphs are made of: the module's own graph, and the arguments of `plan`.
+    """
+
+    train_graph: Any
+    part_graph: Any
     eval_graph: Any
-    slots: tuple[Slot, ...]  # in the order of the module's flat state
+    slots: tuple[Slot, ...]
+    source: tuple[Any, ...] = dataclasses.field(compare=False)
+
+    def decided_by(self) -> tuple[Any, ...]:
+        """Return what decides the graphs and slots, see `by_value`."""
+        return self.slots, self.source
 
     def names(self, kind: str) -> tuple[str, ...]:
         return tuple(slot.name for slot in self.slots if slot.kind == kind)
@@ -123,13 +139,30 @@ def plan(
                 f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
                 f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )
+    source = (graph, freeze, precision, axis, convolutions)
+    key = (*source, slots, tuple(type(getattr(value, "value", None)) for _, value in graph.attributes))  # True equals 1
+    known = _PLANS.get(key) if _is_of_libraries(graph) else None
+    if known is not None:
+        return known
     make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, tied=tied, precision=precision)
     whole = None if convolutions is None else convolutions.whole
     train, evaluate = (make(train=train, convolve=whole) for train in (True, False))
     part = train
     if axis is not None or (convolutions is not None and convolutions.part != whole):
         part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
-    return Plan(train, part, evaluate, slots)
+    made = Plan(train, part, evaluate, slots, source)
+    if _is_of_libraries(graph):
+        _PLANS[key] = made
+    return made
+
+
+# Plans in use, for the next module of an equal graph. Not those of custom layers, which can take their mode in any way.
+_PLANS: weakref.WeakValueDictionary[Any, Plan] = weakref.WeakValueDictionary()
+
+
+def _is_of_libraries(graph: Any) -> bool:
+    kinds = {node.type for node in graph.nodes if isinstance(getattr(node, "type", None), type)}
+    return all(kind.__module__.partition(".")[0] in ("builtins", "flax", "resfit") for kind in kinds)
 
 
 def _check_names(slots: Sequence[Slot]) -> None:

@@ -59,25 +59,21 @@ class Layout:
         self.n_model = 2 * self.n_visible if ema else self.n_visible  # everything but the optimizer and the step
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.warned: defaultdict[str, set[str]] = defaultdict(set)
-        self._tied = {
+        self.tied = {
             slot.name: [".".join(map(str, path)) for path in slot.others] for slot in plan.slots if slot.others
         }
         self.optimizer_tree: Any = None
         if optimizer is not None:
             # A Variable may hold a NumPy array of a dtype that JAX narrows when it arrives.
             abstract = tuple(jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params)
-            self.optimizer_tree = jax.tree.structure(jax.eval_shape(self.optimizer_state, self.nest(abstract)))
-
-    def optimizer_state(self, params: dict[str, Any]) -> Any:
-        """Return the optimizer's state before the first update, of parameters as `nest` returns them."""
-        with tied_names(self._tied):
-            return self._trained_by().init(params)
+            with tied_names(self.tied):
+                self.optimizer_tree = jax.tree.structure(jax.eval_shape(optimizer.init, self.nest(abstract)))
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return what decides how a step reads and updates the leaves, see `by_value`."""
         # Not how the optimizer's state begins: a step has the learning rate from there.
         update = None if self.optimizer is None else self.optimizer.update
-        return self.plan, update, self.optimizer_tree, self.n_model, self._tied
+        return self.plan, update, self.optimizer_tree, self.n_model, self.tied
 
     def _trained_by(self) -> optax.GradientTransformationExtraArgs:
         if self.optimizer is None:
@@ -118,7 +114,7 @@ class Layout:
     def update(self, gradients: Leaves, optimizer_state: Any, params: Leaves, loss: jax.Array) -> tuple[Leaves, Any]:
         """(params, optimizer state) after one update. Dtypes stay."""
         tree = self.nest(params)
-        with tied_names(self._tied):
+        with tied_names(self.tied):
             updates, optimizer_state = self._trained_by().update(
                 self.nest(gradients), optimizer_state, tree, value=loss
             )
@@ -202,7 +198,7 @@ class RunState:
             nested = self.layout.nest([_on_one_device(param) for param in params])
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
 
-            init = functools.partial(_initial_optimizer_state, optimizer, self.layout)
+            init = functools.partial(_initial_state, self.layout.optimizer, self.layout.tied)
             state = traced(jax.jit(init), (nested,), devices).run(nested)
         visible = [_strong(array) for array in self._shared]
         averages = map(_averaged, visible) if ema else ()
@@ -471,9 +467,10 @@ class RunState:
         return tuple(a for kind in ("param", "carried") for a, slot in pairs if slot.kind == kind)
 
 
-def _initial_optimizer_state(_: optax.GradientTransformation, layout: Layout, params: Any) -> list[Any]:
-    """Return the leaves alone: the cache of programs must not hold the user's classes."""
-    return jax.tree.leaves(layout.optimizer_state(params))
+def _initial_state(optimizer: optax.GradientTransformation, tied: dict[str, list[str]], params: Any) -> list[Any]:
+    """Return the leaves of an optimizer's state: the cache of programs must not hold the user's classes."""
+    with tied_names(tied):
+        return jax.tree.leaves(optimizer.init(params))
 
 
 def rate_factor(span: jax.Array) -> jax.Array:

@@ -94,6 +94,7 @@ def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_
     fit(model)
 
 
+@pytest.mark.optimized  # one device and four return the same bits of optimized code alone
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_compiled_programs_hold_no_weights(kernels: str) -> None:
     """Evaluation and prediction of a model whose weights are set are those of a model that was born with them."""
