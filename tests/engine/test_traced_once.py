@@ -1,6 +1,7 @@
 """A second Model of equal architecture and equal compile arguments is neither traced nor lowered nor compiled."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -154,6 +155,26 @@ def test_a_global_that_a_module_reads_decides(monkeypatch: pytest.MonkeyPatch) -
         outputs.append(resfit.Model(Scaled(rngs=nnx.Rngs(0))).predict(images(8), verbose=0))
     np.testing.assert_allclose(outputs[1], 3 * outputs[0], rtol=1e-6)
     np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Equal to others that compute something else."""
+
+    factor: float = dataclasses.field(compare=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.factor * x
+
+
+def flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def test_what_seems_equal_in_a_layer_of_flax_is_looked_into() -> None:
+    models = [resfit.Model(nnx.Sequential(flat, nnx.Linear(64, 3, rngs=nnx.Rngs(0)), Times(n))) for n in (1.0, 3.0)]
+    first, second = (model.predict(images(8), verbose=0) for model in models)
+    np.testing.assert_allclose(second, 3 * first, rtol=1e-6)
 
 
 class Own(resfit.Model):
