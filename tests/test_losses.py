@@ -143,3 +143,10 @@ def test_good_values_of_labels_pass(labels: Any, logits_shape: Any) -> None:
 def test_bad_values_of_labels_are_refused_with_a_remedy(labels: Any, logits_shape: Any, message: str) -> None:
     with pytest.raises(LabelError, match=message):
         losses.check_labels(labels, logits_shape)
+
+
+@pytest.mark.parametrize("logits_shape", [(4,), (4, 1)])
+def test_class_numbers_of_one_independent_output_are_zero_and_one(logits_shape: tuple[int, ...]) -> None:
+    losses.check_each_output(np.array([0, 1, 1, 0]), logits_shape)
+    with pytest.raises(LabelError, match=r"run from 0 to 2.*expected 0 to 1"):
+        losses.check_each_output(np.array([0, 1, 2, 0]), logits_shape)

@@ -105,8 +105,9 @@ def test_what_was_trained_on_before_a_stream_died_is_kept() -> None:
     assert_same(values(model.module), values(reference.module))
 
 
-def test_eight_bit_images_are_refused_where_floats_were_trained() -> None:
+@pytest.mark.parametrize("train", [resfit.Model.fit, resfit.Model.train_on_batch])
+def test_eight_bit_images_are_refused_where_floats_were_trained(train: Callable[..., Any]) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
-    model.fit(images(), labels(), verbose=0)
+    train(model, images(), labels())
     with pytest.raises(DataError, match="Got uint8 images"):
         model.predict(np.zeros((4, 8, 8, 1), np.uint8), verbose=0)

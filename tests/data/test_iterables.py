@@ -178,14 +178,11 @@ def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
     assert first(plain.epoch(0, start=2)) == [2]
 
 
-class Kept:
-    """A loader that is told the epoch, keeps its place, and has two ways to say that a pass is over."""
+class Untold:
+    """A loader that keeps its place, and has two ways to say that a pass is over."""
 
     def __init__(self, *, put_back: bool) -> None:
         self._put_back, self._epoch, self._done, self._start = put_back, 0, 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch, self._start = epoch, 0
 
     def __iter__(self) -> Iterator[Any]:
         start, self._start = self._start, 0
@@ -200,6 +197,13 @@ class Kept:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._epoch, self._start = state["epoch"], state["done"]
+
+
+class Kept(Untold):
+    """It is told the epoch, too."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch, self._start = epoch, 0
 
 
 @pytest.mark.parametrize("put_back", [True, False])
@@ -225,6 +229,15 @@ def test_between_two_passes_the_next_one_is_whole(put_back: bool) -> None:
     resumed = Epochs(IterableBatches(Kept(put_back=put_back)), None)
     resumed.seek(**begun.position(inside=False))
     assert first(resumed.next()) == [10, 11, 12]
+
+
+@pytest.mark.parametrize("put_back", [True, False])
+def test_a_loader_that_first_yields_the_end_of_the_last_pass_is_asked_again(put_back: bool) -> None:
+    begun = Epochs(IterableBatches(Untold(put_back=put_back)), None)
+    list(begun.next())
+    resumed = Epochs(IterableBatches(Untold(put_back=put_back)), None)
+    resumed.seek(**begun.position(inside=False))
+    assert first(resumed.next()) == [0, 1, 2]
 
 
 def test_a_loader_is_told_the_epoch_if_it_asks() -> None:

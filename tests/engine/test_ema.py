@@ -242,6 +242,19 @@ def test_an_assigned_array_starts_its_own_average_again_and_no_other() -> None:
     )
 
 
+def test_an_array_assigned_before_a_fit_starts_its_own_average_again() -> None:
+    """As if the weights were read between the assignment and the fit, which takes the assignment over."""
+    found = []
+    for reads in (True, False):
+        model, _ = with_averages_elsewhere()
+        model.module.head.dense.kernel[...] += 3
+        if reads:
+            model.get_weights()
+        fit(model, images(BATCH), labels(BATCH))
+        found.append(model.get_weights("ema"))
+    assert_same(*found)
+
+
 def test_a_module_that_nnx_jit_was_given_keeps_its_averages() -> None:
     """nnx.jit puts every array back as another object of the same values."""
     model, before = with_averages_elsewhere()

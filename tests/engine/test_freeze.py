@@ -39,6 +39,12 @@ def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains()
     assert {"head.dense.kernel", "stage2.blocks.0.branch.norm2.mean"} <= changed
 
 
+def test_frozen_statistics_are_not_reported_as_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a part that trains has no norm: other statistics that change would hide the mistake."""
+    assert "norm.mean" not in trained(TinyNet(classes=4, rngs=nnx.Rngs(0)), "norm")
+    assert "unchanged" not in caplog.text
+
+
 def test_without_batch_norm_the_statistics_of_a_frozen_part_go_on_moving() -> None:
     changed = trained(TinyNet(rngs=nnx.Rngs(0)), "conv", "norm", batch_norm=False)
     assert changed == {"norm.mean", "norm.var", "head.kernel", "head.bias"}

@@ -87,6 +87,12 @@ def test_the_memory_of_every_leaf_of_the_state_is_used_again(platform: str, disp
     assert len(inputs) > leaves + 2
 
 
+def test_each_slice_of_a_batch_waits_for_the_gradients_of_the_slice_before() -> None:
+    text = lowered(compiled(NoNorm(), gradient_accumulation_steps=3), "cuda")
+    held = re.findall(r"optimization_barrier .*? : (.*)", text)
+    assert [types.count("tensor<") > len(parameters(NoNorm())) for types in held] == [True, True]
+
+
 @pytest.mark.parametrize(("platform", "its_own"), [("cuda", OF_A_GPU), ("tpu", set())])
 @pytest.mark.parametrize("arguments", [{}, {"augment": "cifar", "gradient_accumulation_steps": 2}], ids=str)
 def test_nothing_is_called_but_what_the_platform_has(platform: str, its_own: set[str], arguments: Any) -> None:

@@ -15,7 +15,7 @@ from resfit.engine import modes
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
-from tests.helpers import assert_same, compiled, fit, images, labels, values
+from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, values
 
 X = jnp.zeros((2, 4))
 KEY = jax.random.key(0)
@@ -409,3 +409,14 @@ def test_arguments_that_are_no_mode_keep_their_defaults(train: bool) -> None:
         assert switched(nnx.Sequential(module), train)(8.0) == 8.0
         assert mode_keywords(module, train) == {}
     assert switched(nnx.Sequential(linen_module), train)(8.0) == 8.0
+
+
+@pytest.mark.parametrize("given", [None, modes.Convolutions(whole=max, part=min, fused=functools.partial)])
+def test_only_a_part_of_a_batch_sees_the_norms_and_convolutions_made_for_parts(given: Any) -> None:
+    net = TinyNet(rngs=nnx.Rngs(0))
+    plan = modes.plan(net, axis="devices", convolutions=given)
+    assemble = functools.partial(modes.assemble, plan, *modes.read(plan, net), jax.random.key(0))
+    part, *whole = assemble(train=True, part=True), assemble(train=True), assemble(train=False)
+    assert [part.norm.axis_name, *(module.norm.axis_name for module in whole)] == ["devices", None, None]
+    convolutions = [module.conv.conv_general_dilated for module in (part, *whole)]
+    assert convolutions == ([jax.lax.conv_general_dilated] * 3 if given is None else [min, max, max])

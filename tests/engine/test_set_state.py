@@ -94,6 +94,23 @@ def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_
     fit(model)
 
 
+def test_a_state_that_a_step_failed_to_compute_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where steps run asynchronously, the error waits in the arrays that the step has returned."""
+
+    def fails(arrays: Any) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: the step failed")
+
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model)
+    held = model.get_weights()
+    assert not model._state.recover()
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "block_until_ready", fails)
+        assert model._state.recover()
+    assert model._state.steps() == 0
+    assert_same(model.get_weights(), held)
+
+
 @pytest.mark.optimized  # one device and four return the same bits of optimized code alone
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_compiled_programs_hold_no_weights(kernels: str) -> None:

@@ -185,6 +185,18 @@ def with_numbers(block: Residual) -> Residual:
     return block
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind: str) -> None:
+    spelled_out: dict[str, Any] = {"strides": 1, "dilation": 1}
+    if EXPANSION[kind] > 1:
+        spelled_out |= {"groups": 1, "width_per_group": 64}
+    default, same = (
+        nnx.eval_shape(lambda arguments=arguments: BLOCKS[kind](8, 8, **arguments, rngs=nnx.Rngs(0)))
+        for arguments in ({}, spelled_out)
+    )
+    assert nnx.graphdef(default) == nnx.graphdef(same)
+
+
 def last_parameter(block: Residual) -> nnx.Variable[Any]:
     """What starts at zero: the last scale, or where no norm is last, the last kernel."""
     branch = block.branch
@@ -274,14 +286,19 @@ def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObje
         for train in (False, None, True):
             call(block, x, train)
             history.append(variances(block))
-        return history
+        block.train()  # the flags, which a bare call follows
+        call(block, x, None)
+        return [*history, variances(block)]
 
     block = with_numbers(nnx.eval_shape(case.build))
-    new, evaluated, bare, trained = histories(block, jax.random.normal(jax.random.key(0), case.input_shape))
+    new, evaluated, bare, trained, trained_by_flags = histories(
+        block, jax.random.normal(jax.random.key(0), case.input_shape)
+    )
     assert len(new) == norms(case)
     assert all(map(np.array_equal, new, evaluated))
     assert all(map(np.array_equal, new, bare))
     assert not any(map(np.array_equal, new, trained))
+    assert not any(map(np.array_equal, trained, trained_by_flags))
 
 
 @pytest.mark.parametrize("kind", KINDS)

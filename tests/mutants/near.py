@@ -1,0 +1,174 @@
+"""What is mutated, and the tests that are likely to notice, the likeliest first."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Files whose mutants the same tests notice.
+
+    Attributes:
+      name: for tables.
+      mutants: how many are sampled.
+      files: patterns of paths.
+      rows: patterns of tests below tests/, row by row. A row runs in one process, which stops at the first failure. All
+        mutants go through their first row before one goes through its second, so that a run that is cut short has
+        looked at each. The doctests of the mutated file come before the first row.
+    """
+
+    name: str
+    mutants: int
+    files: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _group(name: str, mutants: int, files: str, *rows: str) -> Group:
+    return Group(name, mutants, tuple(files.split()), tuple(tuple(row.split()) for row in rows))
+
+
+# In the order of how much the tests find for their cost. A file that moves is found by no pattern, and
+# tests/test_mutants.py says so.
+GROUPS = [
+    _group(
+        "engine/step.py",
+        13,
+        "resfit/engine/step.py",
+        "engine/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
+        "engine/test_modules.py engine/test_step.py",
+        "test_preprocess.py engine/test_lowering.py",
+        "test_model.py engine/test_ema.py",
+        "engine/test_accumulation.py engine/test_freeze.py engine/test_schedule*.py engine/test_attributes.py",
+        "test_tutorial_trainer.py engine/test_precision.py test_keras_contract.py engine/test_device_counts.py",
+    ),
+    _group(
+        "engine/loop.py",
+        13,
+        "resfit/engine/loop.py",
+        "engine/test_validation.py callbacks/test_checkpoint.py",
+        "engine/test_hooks.py callbacks/test_terminate_on_nan.py",
+        "data/test_bad_inputs.py test_preprocess.py engine/test_lowering.py",
+        "test_model.py engine/test_ema.py",
+        "engine/test_memory.py faults/test_other_epochs.py engine/test_signals.py engine/test_schedule*.py",
+        "test_keras_contract.py test_tutorial_trainer.py faults/test_data.py faults/test_resume_again.py "
+        "faults/test_rollback.py",
+        "faults/test_cut_points.py",
+    ),
+    _group(
+        "engine/state.py",
+        12,
+        "resfit/engine/state.py",
+        "engine/test_set_state.py engine/test_validation.py test_saving.py",
+        "test_model.py",
+        "engine/test_ema.py engine/test_outline.py engine/test_containers.py test_optimizers.py",
+        "engine/test_freeze.py optimizers/test_parts.py engine/test_schedule*.py callbacks/test_checkpoint.py",
+        "faults/test_resumed_model.py engine/test_step.py engine/test_modules.py faults/test_rollback.py "
+        "engine/test_device_counts.py",
+    ),
+    _group(
+        "engine/modes.py",
+        10,
+        "resfit/engine/modes.py",
+        "engine/test_nested_modes.py engine/test_set_state.py",
+        "engine/test_modules.py engine/test_freeze.py",
+        "engine/test_containers.py engine/test_outline.py engine/test_attributes.py callbacks/test_terminate_on_nan.py "
+        "test_doctor.py",
+        "engine/test_precision.py test_model.py nets/test_use.py engine/test_device_counts.py",
+        "kernels/test_fit.py",
+    ),
+    _group(
+        "nets/modes.py",
+        6,
+        "resfit/nets/modes.py",
+        "engine/test_nested_modes.py nets/test_tutorial_defects.py",
+        "nets/test_residual.py engine/test_freeze.py nets/test_use.py",
+        "engine/test_modules.py test_own_parts.py test_doctor.py test_recalibration.py",
+        "nets/test_fold.py test_testing.py",
+    ),
+    _group(
+        "nets/residual.py",
+        8,
+        "resfit/nets/residual.py",
+        "nets/test_residual.py nets/test_squeeze.py",
+        "nets/test_drop_path.py nets/test_tutorial_defects.py test_own_parts.py",
+        "test_testing.py nets/test_resnet.py nets/test_geometry.py",
+        "properties/test_blocks.py errors/test_mistakes.py",
+    ),
+    _group(
+        "nets/blocks",
+        9,
+        "resfit/nets/blocks.py resfit/nets/preact_blocks.py",
+        "nets/test_count.py nets/test_resnet.py",
+        "nets/test_drop_path.py nets/test_residual.py nets/test_squeeze.py nets/test_geometry.py",
+        "nets/test_pool.py nets/test_use.py test_golden_files.py test_variants.py",
+        "properties/test_blocks.py nets/test_zoo.py weights/test_torch_oracle.py",
+    ),
+    _group(
+        "nets/norm.py",
+        6,
+        "resfit/nets/norm.py",
+        "nets/test_norm.py",
+        "nets/test_tutorial_defects.py nets/test_residual.py nets/test_count.py",
+        "nets/test_use.py test_own_parts.py engine/test_precision.py nets/test_fold.py engine/test_device_counts.py",
+    ),
+    _group(
+        "nets/shortcut.py",
+        5,
+        "resfit/nets/shortcut.py",
+        "nets/test_residual.py nets/test_count.py",
+        "nets/test_geometry.py nets/test_tutorial_defects.py nets/test_pool.py",
+        "nets/test_resnet.py test_own_parts.py properties/test_blocks.py",
+        "nets/test_zoo.py",
+    ),
+    _group(
+        "callbacks/early_stopping.py",
+        6,
+        "resfit/callbacks/early_stopping.py resfit/callbacks/monitor.py",
+        "callbacks/test_early_stopping.py callbacks/test_model_checkpoint.py callbacks/test_reduce*.py "
+        "callbacks/test_resuming.py",
+        "callbacks/test_measured_weights.py callbacks/test_all_together.py test_keras_contract.py test_testing.py",
+    ),
+    _group(
+        "callbacks/model_checkpoint.py",
+        8,
+        "resfit/callbacks/model_checkpoint.py",
+        "callbacks/test_model_checkpoint.py callbacks/test_resuming.py",
+        "callbacks/test_measured_weights.py callbacks/test_all_together.py test_keras_contract.py test_testing.py",
+        "faults/test_files.py",
+    ),
+    _group(
+        "data/arrays.py",
+        8,
+        "resfit/data/arrays.py",
+        "data/test_arrays.py data/test_choose.py data/test_values.py properties/test_trainer_data.py",
+        "data/test_bad_inputs.py data/test_relabeled.py test_multi_label.py",
+        "test_model.py test_keras_contract.py",
+        "faults/test_data.py errors/test_mistakes.py",
+    ),
+    _group(
+        "data/iterables.py",
+        8,
+        "resfit/data/iterables.py",
+        "data/test_iterables.py data/test_choose.py data/test_states.py",
+        "data/test_stream.py data/test_bad_inputs.py data/test_keras_dataset.py",
+        "test_model.py faults/test_data.py",
+        "engine/test_hooks.py errors/test_mistakes.py",
+    ),
+    _group(
+        "losses",
+        10,
+        "resfit/losses/*.py",
+        "test_losses.py losses/test_*.py",
+        "test_multi_label.py test_metrics.py test_distillation.py",
+        "data/test_bad_inputs.py test_model.py test_keras_contract.py test_foreign.py",
+        "errors/test_mistakes.py",
+    ),
+    _group(
+        "metrics",
+        12,
+        "resfit/metrics/*.py",
+        "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
+        "test_multi_label.py test_foreign.py",
+        "test_model.py engine/test_hooks.py test_keras_contract.py",
+        "errors/test_mistakes.py",
+    ),
+]
