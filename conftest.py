@@ -4,6 +4,7 @@ It stands at the root so that the doctests in `resfit/` run under the same rules
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src import compiler
+
+# Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment says.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
 
@@ -46,6 +52,29 @@ for _profile, _examples in (("test", 10), ("all", 40), ("exhaustive", 400)):
         print_blob="CI" in os.environ,
     )
 hypothesis.settings.load_profile("test")
+
+
+def _with_older_emitters(options_of: Any) -> Any:
+    """Compile in less than half the time: XLA's older emitters of fused loops, and one module of LLVM for a program.
+
+    JAX has no setting for these, and XLA_FLAGS cannot be switched within a process. XLA of JAX 0.12 has no older ones.
+    """
+
+    def get_compile_options(*arguments: Any, **keywords: Any) -> Any:
+        options = options_of(*arguments, **keywords)
+        if jax.config.read("jax_disable_most_optimizations"):
+            options.env_option_overrides = [
+                *options.env_option_overrides,
+                ("xla_cpu_use_fusion_emitters", False),
+                ("xla_cpu_parallel_codegen_split_count", 1),
+            ]
+        return options
+
+    return get_compile_options
+
+
+if jax.__version_info__ < (0, 11):
+    compiler.get_compile_options = _with_older_emitters(compiler.get_compile_options)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,9 @@
 """One tiny network and one tiny data set for all tests of the trainer: what is compiled once serves them all."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -79,6 +81,16 @@ def flags(module: nnx.Module) -> dict[str, tuple[Any, Any]]:
         ".".join(map(str, path)): (getattr(node, "use_running_average", None), getattr(node, "deterministic", None))
         for path, node in nnx.iter_modules(module)
     }
+
+
+def sample_photograph(name: str) -> Any:
+    """Return a picture from `sklearn/datasets/images`, without the seconds that `import sklearn` takes."""
+    import PIL.Image
+
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return PIL.Image.open(Path(package.origin).parent / "datasets" / "images" / name).convert("RGB")
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 import resfit
 from resfit import losses
 from resfit.errors import CompileError, LabelError, ModuleError
+from tests import levels
 from tests.helpers import CLASSES, PlainNet, TinyNet, counting_compilations, differ, fit, flags, images, labels, values
 
 
@@ -76,7 +77,7 @@ def test_a_step_is_that_of_the_mixed_loss_with_a_teacher_that_evaluates(kind: st
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), after, stepped)
 
 
-@pytest.mark.parametrize("kind", TEACHERS)
+@pytest.mark.parametrize("kind", levels.only(["by its flags"], TEACHERS))
 def test_the_teacher_stays_as_it_is_and_alive(kind: str) -> None:
     teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
     before, said, modes = values(teacher), evaluated(teacher, images(8)), flags(teacher)

@@ -2,17 +2,24 @@
 
 import ast
 import doctest
+import importlib
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import resfit
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
-SLOW = {"README.md", "your_first_resnet.md", "tensorboard.md", "tools.md"}  # they train a network to the end
+# The pages whose blocks cost little run in `make test`, and the README shortened; `make test-all` runs every page.
+CHEAP = {ROOT / "docs" / name for name in ("callbacks.md", "cpu.md", "index.md", "how-to/weights.md")}
+TRAINED_TO_THE_END = {"README.md", "your_first_resnet.md"}
 
 # Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.
 MISTAKES = "errors.md"
@@ -41,6 +48,13 @@ def after(diff: str) -> str:
     return "\n".join("" if line.startswith("-") else line[1:] for line in diff.split("\n"))
 
 
+def source(block: Block) -> str:
+    """The Python that a block holds, or only shows the result of."""
+    if block.language == "pycon":
+        return "".join(example.source for example in doctest.DocTestParser().get_examples(block.code))
+    return after(block.code) if block.language == "diff" else block.code
+
+
 def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
     """Runs one block in the page's namespace; tracebacks point at the page's own lines."""
     if block.language == "pycon":
@@ -51,24 +65,102 @@ def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
         assert runner.failures == 0, "".join(said)
         namespace.update(test.globs)
     else:
-        code = after(block.code) if block.language == "diff" else block.code
-        exec(compile("\n" * (block.line - 1) + code, page, "exec"), namespace)
+        exec(compile("\n" * (block.line - 1) + source(block), page, "exec"), namespace)
+
+
+def run_page(page: Path) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page.read_text()):
+        if not SHOWN.fullmatch(block.language):
+            run(block, str(page), namespace)
+    return namespace
+
+
+def marks(page: Path) -> list[pytest.MarkDecorator]:
+    """Where a network is trained to the end, its steps cost more than compiling it."""
+    return [pytest.mark.slow] * (page not in CHEAP) + [pytest.mark.optimized] * (page.name in TRAINED_TO_THE_END)
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=str(page.relative_to(ROOT)), marks=pytest.mark.slow if page.name in SLOW else ())
-        for page in PAGES
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks(page))
+        for page in sorted(PAGES, key=lambda page: page.name in TRAINED_TO_THE_END)
         if page.name != MISTAKES
     ],
 )
 def test_every_block_of_a_page_runs_in_order(page: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": "page"}
+    run_page(page)
+
+
+def test_the_readme_runs_in_order_with_thin_networks_and_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_model, fit = resfit.create_model, resfit.Model.fit
+
+    def thin(name: str, **arguments: Any) -> Any:
+        stages = 1 if name == "resnet20" else 3
+        return create_model(name, **{"depths": (1,) * stages, "widths": (4,) * stages, **arguments})
+
+    def short(self: resfit.Model, *arguments: Any, **keywords: Any) -> Any:
+        return fit(self, *arguments, **keywords | {"epochs": 1})
+
+    monkeypatch.setattr(resfit, "create_model", thin)
+    monkeypatch.setattr(resfit.Model, "fit", short)
+    assert 0 <= run_page(ROOT / "README.md")["accuracy"] <= 1
+    assert all(Path(name).exists() for name in ("curves.png", "digits.safetensors"))
+
+
+def wrong_names(tree: ast.Module) -> list[str]:
+    """What is imported or read of resfit and does not exist there, and packages that are not installed."""
+    wrong: list[str] = []
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"resfit(\.\w+)+", text := ast.unparse(node)):
+            names = [text]
+        wrong += [name for name in names if not exists(name)]
+    return wrong
+
+
+def exists(name: str) -> bool:
+    package, *parts = name.split(".")
+    if package != "resfit":  # to import it could take seconds
+        return importlib.util.find_spec(package) is not None
+    found: Any = resfit
+    for i, part in enumerate(parts):
+        if not hasattr(found, part):
+            module = ".".join(["resfit", *parts[: i + 1]])
+            if not isinstance(found, ModuleType) or importlib.util.find_spec(module) is None:
+                return False
+            importlib.import_module(module)
+        found = getattr(found, part)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_a_page_is_python_and_names_what_exists(page: Path) -> None:
+    """The cheap half of running it."""
     for block in blocks(page.read_text()):
         if not SHOWN.fullmatch(block.language):
             assert block.language in {"python", "pycon", "diff"}, f"{page.name}:{block.line} is neither run nor shown"
-            run(block, str(page), namespace)
+            tree = ast.parse(source(block), f"{page}:{block.line}")
+            assert page.name == MISTAKES or wrong_names(tree) == [], f"{page.name}:{block.line}"
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("import resfit.gone", ["resfit.gone"]),
+        ("from resfit.callbacks import EarlyStopping, Gone", ["resfit.callbacks.Gone"]),
+        ("net = resfit.create_model('resnet20')\nresfit.nets.gone(net)", ["resfit.nets.gone"]),
+        ("import a_package_that_is_nowhere.part", ["a_package_that_is_nowhere.part"]),
+        ("import jax.numpy as jnp\nfrom resfit.preprocess import Normalize\nresfit.Model.fit", []),
+    ],
+)
+def test_a_name_that_does_not_exist_is_found(code: str, wrong: list[str]) -> None:
+    assert wrong_names(ast.parse(code)) == wrong
 
 
 def test_every_fence_of_a_page_is_seen() -> None:

@@ -15,6 +15,7 @@ import resfit
 from resfit.doctor import Report
 from resfit.errors import NotCompiledError
 from resfit.probe import parts
+from tests import levels
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, labels, values
 
 N = 48
@@ -110,7 +111,7 @@ NETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", levels.only(["nnx.BatchNorm by flags", "no norm"], NETS))
 def test_nothing_is_found_in_a_model_that_is_well(name: str) -> None:
     x, y = data()
     model = compiled(NETS[name](), learning_rate=0.02)
@@ -151,7 +152,11 @@ WRONG: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], tuple[Any, Any]],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", WRONG)
+SLOW = {"scaled twice", "labels from 1 and one class too many", "one-hot labels without a class", "sigmoid at the end",
+        "tanh at the end", "started too large"}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", levels.only(WRONG.keys() - SLOW, WRONG))
 def test_a_mistake_is_found_by_its_check_alone_and_comes_with_a_remedy(mistake: str) -> None:
     build, spoil, expected, words = WRONG[mistake]
     net = build(rngs=nnx.Rngs(0)) if build is PlainNet else build()
@@ -180,10 +185,10 @@ def test_frozen_statistics_are_no_problem_when_they_were_asked_for() -> None:
 
 
 def test_a_teacher_who_gets_no_gradient_is_no_problem() -> None:
-    model = resfit.Distiller(residual(), residual(depths=(1,), widths=(4,)))
+    model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.compile("sgd")
     report = resfit.doctor(model, *data())
-    assert any(block.name.startswith("teacher.") and block.gradient == 0 for block in report.blocks)
+    assert any(block.name.startswith("teacher") and block.gradient == 0 for block in report.blocks)
     assert problems(report) == [], str(report)
 
 

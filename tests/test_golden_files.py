@@ -112,7 +112,9 @@ def test_a_header_that_cannot_be_is_refused_before_anything_is_built(change: Any
         resfit.load(rewritten(tmp_path / "net.safetensors", change))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "resnet110"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet20", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "resnet110"))]
+)
 def test_no_network_of_the_zoo_has_less_than_its_description_promises(name: str) -> None:
     net: Any = nnx.eval_shape(lambda: resfit.create_model(name, num_classes=10))
     spec = net.spec

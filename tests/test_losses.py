@@ -14,17 +14,17 @@ from resfit.errors import CompileError, LabelError
 @pytest.mark.parametrize(
     ("logits", "labels", "kind"),
     [
-        ((4, 10), jnp.zeros(4, jnp.int32), "classes"),
-        ((4, 10), jnp.zeros((4, 1), jnp.uint8), "classes"),
-        ((10, 10), jnp.zeros(10, jnp.int32), "classes"),
-        ((4, 10), jnp.zeros((4, 10)), "soft"),
-        ((4, 10), jnp.zeros((4, 10), jnp.int32), "soft"),
-        ((4, 2), jnp.zeros((4, 2), bool), "soft"),
-        ((4, 2), jnp.zeros(4, jnp.int32), "classes"),
-        ((4, 1), jnp.zeros(4, jnp.int32), "binary"),
-        ((4, 1), jnp.zeros((4, 1), bool), "binary"),
-        ((4,), jnp.zeros(4), "binary"),
-        ((4,), jnp.zeros((4, 1)), "binary"),
+        ((4, 10), np.zeros(4, np.int32), "classes"),
+        ((4, 10), np.zeros((4, 1), np.uint8), "classes"),
+        ((10, 10), np.zeros(10, np.int32), "classes"),
+        ((4, 10), np.zeros((4, 10)), "soft"),
+        ((4, 10), np.zeros((4, 10), np.int32), "soft"),
+        ((4, 2), np.zeros((4, 2), bool), "soft"),
+        ((4, 2), np.zeros(4, np.int32), "classes"),
+        ((4, 1), np.zeros(4, np.int32), "binary"),
+        ((4, 1), np.zeros((4, 1), bool), "binary"),
+        ((4,), np.zeros(4), "binary"),
+        ((4,), np.zeros((4, 1)), "binary"),
     ],
 )
 def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kind: str) -> None:
@@ -38,15 +38,15 @@ def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kin
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        ((4, 10), jnp.zeros(5, jnp.int32), r"logits of shape \(4, 10\) and labels of shape \(5,\)"),
-        ((4, 10), jnp.zeros(4), "must be integers"),
-        ((4, 10), jnp.zeros((4, 1)), "must be integers"),
-        ((4, 10), jnp.zeros(4, bool), "must be integers"),
-        ((4, 10), jnp.zeros((4, 9)), r"as many columns as the network has outputs \(10\)"),
-        ((4, 10), jnp.zeros((4, 9), jnp.int32), r"as many columns"),
-        ((4, 1), jnp.zeros((4, 3)), "One logit per example is binary"),
-        ((4, 2, 2, 10), jnp.zeros(4, jnp.int32), "global pooling and a dense layer"),
-        ((4, 10), jnp.zeros((4, 1, 1), jnp.int32), "class numbers or"),
+        ((4, 10), np.zeros(5, np.int32), r"logits of shape \(4, 10\) and labels of shape \(5,\)"),
+        ((4, 10), np.zeros(4), "must be integers"),
+        ((4, 10), np.zeros((4, 1)), "must be integers"),
+        ((4, 10), np.zeros(4, bool), "must be integers"),
+        ((4, 10), np.zeros((4, 9)), r"as many columns as the network has outputs \(10\)"),
+        ((4, 10), np.zeros((4, 9), np.int32), r"as many columns"),
+        ((4, 1), np.zeros((4, 3)), "One logit per example is binary"),
+        ((4, 2, 2, 10), np.zeros(4, np.int32), "global pooling and a dense layer"),
+        ((4, 10), np.zeros((4, 1, 1), np.int32), "class numbers or"),
     ],
 )
 def test_what_cannot_belong_together_is_refused(logits: Any, labels: Any, message: str) -> None:

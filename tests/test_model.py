@@ -1,5 +1,6 @@
 """What a user sees of `Model`: fit, evaluate, predict, and a module that stays the user's own."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,12 @@ def cross_entropy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     return -log_softmax(np.asarray(logits, np.float64))[np.arange(len(y)), y]
 
 
+@functools.cache
+def ready() -> Any:
+    """One model for all tests to which its values do not matter: its steps are traced once."""
+    return compiled()
+
+
 # --- the module stays the user's own ----------------------------------------------------------------------------------
 
 ACTIONS: dict[str, Callable[[resfit.Model], Any]] = {
@@ -74,7 +81,7 @@ def test_the_module_keeps_its_flags_whatever_is_called_in_whatever_order(actions
 
 @pytest.mark.parametrize("action", ["evaluate", "predict", "test_on_batch", "predict_on_batch"])
 def test_evaluating_and_predicting_change_nothing(action: str) -> None:
-    model = compiled()
+    model = ready()
     fit(model)
     before = values(model.module)
     ACTIONS[action](model)
@@ -507,7 +514,7 @@ def test_validation_equals_evaluate_on_the_same_data() -> None:
 
 def test_validation_data_wins_over_validation_split() -> None:
     recorder = Recorder()
-    fit(compiled(), validation_split=0.5, validation_data=(images(8), labels(8)), callbacks=[recorder])
+    fit(ready(), validation_split=0.5, validation_data=(images(8), labels(8)), callbacks=[recorder])
     assert recorder.names().count("on_train_batch_end") == 3
 
 
@@ -515,14 +522,14 @@ def test_validation_data_wins_over_validation_split() -> None:
     ("frequency", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])]
 )
 def test_validation_freq_counts_epochs_from_one(frequency: Any, expected: list[int]) -> None:
-    history = fit(compiled(), epochs=5, validation_data=(images(8), labels(8)), validation_freq=frequency)
+    history = fit(ready(), epochs=5, validation_data=(images(8), labels(8)), validation_freq=frequency)
     found = history.history.get("val_loss", [None] * 5)
     assert [epoch for epoch, value in enumerate(found) if value is not None] == expected
 
 
 def test_initial_epoch_and_epochs_number_them_as_keras_does() -> None:
     recorder = Recorder()
-    history = fit(compiled(), initial_epoch=3, epochs=5, callbacks=[recorder])
+    history = fit(ready(), initial_epoch=3, epochs=5, callbacks=[recorder])
     assert history.epoch == [3, 4]
     assert [entry[1] for entry in recorder.trace if entry[0] == "on_epoch_begin"] == [3, 4]
     assert recorder.params == {"verbose": 0, "epochs": 5, "steps": 3}
@@ -618,7 +625,7 @@ def test_an_argument_of_fit_that_cannot_work_is_refused(arguments: dict[str, Any
     ids=["no examples", "other counts", "no labels", "strings", "objects", "a number", "int64 images"],
 )
 def test_data_that_cannot_be_trained_on_are_refused(x: Any, y: Any, message: str) -> None:
-    model = compiled()
+    model = ready()
     before = values(model.module)
     with pytest.raises(DataError, match=message):
         model.fit(x, y, batch_size=BATCH, verbose=0)
@@ -627,7 +634,7 @@ def test_data_that_cannot_be_trained_on_are_refused(x: Any, y: Any, message: str
 
 def test_class_weight_without_labels_is_refused() -> None:
     with pytest.raises(DataError, match="class_weight needs labels"):
-        compiled().fit(images(8), class_weight={0: 1.0}, verbose=0)
+        ready().fit(images(8), class_weight={0: 1.0}, verbose=0)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -653,7 +660,7 @@ GOOD_LABELS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("form", GOOD_LABELS)
 def test_the_form_of_class_labels_does_not_matter(form: str) -> None:
     x, y = images(8), labels(8)
-    model = compiled()
+    model = ready()
     logits = model.predict(x, verbose=0)
     loss, accuracy = model.evaluate(x, GOOD_LABELS[form](y), verbose=0)
     np.testing.assert_allclose(loss, cross_entropy(logits, y).mean(), rtol=1e-5)
@@ -662,7 +669,7 @@ def test_the_form_of_class_labels_does_not_matter(form: str) -> None:
 
 def test_soft_targets_give_their_cross_entropy() -> None:
     x, y = images(8), soft(labels(8), 0.1)
-    model = compiled()
+    model = ready()
     logits = np.asarray(model.predict(x, verbose=0), np.float64)
     np.testing.assert_allclose(
         model.evaluate(x, y, verbose=0)[0], -(y * log_softmax(logits)).sum(axis=1).mean(), rtol=1e-5
@@ -709,19 +716,19 @@ BAD_LABELS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
 @pytest.mark.parametrize("name", BAD_LABELS)
 def test_bad_labels_are_refused_before_a_step_and_leave_the_model_usable(name: str) -> None:
     form, message = BAD_LABELS[name]
-    model = compiled()
-    before = values(model.module)
+    model = ready()
+    before, steps = values(model.module), int(model._state.leaves[-1])
     for call in (fit, lambda model, x, y: model.evaluate(x, y, batch_size=BATCH, verbose=0)):
         with pytest.raises(LabelError, match=message):
             call(model, images(), form(labels()))
     assert differ(before, values(model.module)) == set()
-    assert int(model._state.leaves[-1]) == 0
+    assert int(model._state.leaves[-1]) == steps
     fit(model)
 
 
 @pytest.mark.parametrize("call", ["train_on_batch", "test_on_batch"])
 def test_bad_labels_are_refused_one_batch_at_a_time_too(call: str) -> None:
-    model = compiled()
+    model = ready()
     getattr(model, call)(images(8), labels(8))
     before = values(model.module)
     with pytest.raises(LabelError, match="y - 1"):
@@ -847,12 +854,12 @@ def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
 def test_compile_while_fit_is_running_is_refused_and_possible_again_after_it() -> None:
     class Compiles(resfit.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.model.compile("adam")
+            self.model.compile("adam", dispatch="jit")
 
     model = compiled()
     with pytest.raises(CompileError, match="while fit is running"):
         fit(model, callbacks=[Compiles()])
-    model.compile("adam")
+    model.compile("adam", dispatch="jit")
     fit(model)
 
 
@@ -938,7 +945,7 @@ def test_a_list_of_batches_gives_one_pass_an_epoch() -> None:
 
 def test_endless_generators_with_steps_are_shared_out_over_the_epochs() -> None:
     recorder = Recorder()
-    compiled().fit(
+    ready().fit(
         forever(), steps_per_epoch=3, epochs=2, validation_data=forever(), validation_steps=4, verbose=0,
         callbacks=[recorder],
     )  # fmt: skip
@@ -948,7 +955,7 @@ def test_endless_generators_with_steps_are_shared_out_over_the_epochs() -> None:
 
 def test_a_generator_loses_no_batch_to_a_limited_evaluation() -> None:
     source = iter(batches(3))
-    model = compiled()
+    model = ready()
     model.evaluate(source, steps=2, verbose=0)
     assert len(list(source)) == 1
 
@@ -1024,7 +1031,7 @@ def test_the_share_of_time_spent_waiting_for_data_is_measured() -> None:
             time.sleep(0.15)
             yield images(8), labels(8)
 
-    model = compiled()
+    model = ready()
     fit(model, images(8), labels(8))  # compiles
     history = model.fit(slow, epochs=2, verbose=0)
     assert all(0.5 < share <= 1 for share in history.timings["data_wait"])
@@ -1057,11 +1064,11 @@ def test_callbacks_must_derive_from_callback() -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
 
     with pytest.raises(resfit.errors.CallbackError, match=r"Foreign.*resfit\.callbacks\.Callback"):
-        fit(compiled(), callbacks=[Foreign()])
+        fit(ready(), callbacks=[Foreign()])
 
 
 def test_predict_gives_probabilities_and_labels_on_request() -> None:
-    model, x = compiled(), images(11)
+    model, x = ready(), images(11)
     logits = model.predict(x, batch_size=4, verbose=0)
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = model.predict(x, batch_size=4, verbose=0, outputs="probabilities")
@@ -1072,7 +1079,7 @@ def test_predict_gives_probabilities_and_labels_on_request() -> None:
 
 
 def test_predict_batches_yields_every_row_in_order_and_may_be_left_early() -> None:
-    model, x = compiled(), images(11)
+    model, x = ready(), images(11)
     parts = list(model.predict_batches(x, 4))
     assert [len(part) for part in parts] == [4, 4, 3]
     np.testing.assert_array_equal(np.concatenate(parts), model.predict(x, batch_size=4, verbose=0))
@@ -1119,5 +1126,5 @@ def test_predict_needs_one_output_per_row() -> None:
 
 def test_one_callback_needs_no_list() -> None:
     history = resfit.callbacks.History()
-    fit(compiled(), callbacks=history)
+    fit(ready(), callbacks=history)
     assert len(history.history["loss"]) == 1

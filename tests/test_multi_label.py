@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from sklearn import metrics as sklearn
 
 import resfit
 from resfit import losses, metrics
@@ -58,6 +57,8 @@ EACH: dict[str, Any] = {
 
 def expected(logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """What scikit-learn says."""
+    from sklearn import metrics as sklearn  # slow to import
+
     yes = (logits > 0).astype(int)
     per_label = {
         "f1": sklearn.f1_score, "precision": sklearn.precision_score, "recall": sklearn.recall_score,

@@ -15,6 +15,7 @@ from resfit.errors import BlockCheckError, BlockError, SpecError
 from resfit.nets import BLOCKS, NORMS, STEMS, ZOO, Layers, Residual, count_multiply_adds, count_params
 from resfit.summary import summarize
 from resfit.testing import check_block, check_norm, check_stem
+from tests import levels
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, values
 from tests.own_parts import HalvingStem, InvertedBlock, channel_norm, registered
@@ -26,14 +27,14 @@ Y = np.arange(12, dtype=np.int32) % 3
 # --- all that is registered is checked --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tuple(BLOCKS))
+@pytest.mark.parametrize("name", levels.only(["basic", "preact_bottleneck"], BLOCKS))
 def test_our_blocks_pass(name: str) -> None:
     report = check_block(BLOCKS[name])
     assert report.notes == ()
     assert len(report.checks) >= 10
 
 
-@pytest.mark.parametrize("name", tuple(STEMS))
+@pytest.mark.parametrize("name", levels.only(["cifar", "imagenet", "space_to_depth"], STEMS))
 def test_our_stems_pass(name: str) -> None:
     assert check_stem(STEMS[name]).notes == ()
 
@@ -43,6 +44,7 @@ def test_our_norms_pass(name: str) -> None:
     check_norm(NORMS[name])
 
 
+@pytest.mark.slow
 def test_what_blocks_can_be_asked_for_is_checked_too() -> None:
     check_block(BLOCKS["bottleneck"], groups=2, squeeze=1 / 4, drop_path=0.5, shortcut="A")
     check_block(BLOCKS["preact_basic"], dropout=0.5)
@@ -69,18 +71,25 @@ def test_where_a_block_looks_that_sees_the_whole_image_is_noted() -> None:
 # --- one's own --------------------------------------------------------------------------------------------------------
 
 
-def test_own_parts_pass_and_have_what_ours_have(tmp_path: Path) -> None:
+def test_own_parts_pass_the_checks_and_are_named_counted_and_described() -> None:
     check_block(InvertedBlock)
-    check_block(InvertedBlock, dropout=0.5, squeeze=1 / 4)
     check_stem(HalvingStem)
     check_norm(channel_norm)
     with registered():
         row = ZOO["inverted8"]
-        net = resfit.create_model("inverted8", num_classes=3, dropout=0.2, drop_path=0.2)
+        net = nnx.eval_shape(lambda: resfit.create_model("inverted8", num_classes=3, dropout=0.2, drop_path=0.2))
         assert "inverted8" in resfit.list_models("inv*")
         assert count_params(net) == row.parameters
         assert count_multiply_adds(net, (64, 64, 3)) == row.multiply_adds
         assert f"{row.parameters:,}" in str(summarize(net, (64, 64, 3)))
+        with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
+            resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
+
+
+@pytest.mark.slow
+def test_own_parts_are_trained_resumed_and_saved_as_ours_are(tmp_path: Path) -> None:
+    check_block(InvertedBlock, dropout=0.5, squeeze=1 / 4)
+    with registered():
         whole = fitted(tmp_path / "whole")
         with stopped(KeyboardInterrupt):
             fitted(tmp_path / "cut", Stops(2, interrupt))
@@ -89,8 +98,6 @@ def test_own_parts_pass_and_have_what_ours_have(tmp_path: Path) -> None:
         whole.save(tmp_path / "net.safetensors")
         loaded: Any = resfit.load(tmp_path / "net.safetensors").module
         assert_same(values(loaded), values(whole.module))
-        with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
-            resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
     with pytest.raises(SpecError, match=r"block='inverted'.*known once its code has called resfit.nets.BLOCKS.reg"):
         resfit.load(tmp_path / "net.safetensors")
 
@@ -176,9 +183,12 @@ def test_without_a_mistake_that_block_passes() -> None:
     check_block(with_mistake("none"))
 
 
-@pytest.mark.parametrize(("mistake", "says"), MISTAKES.items(), ids=MISTAKES)
-def test_a_mistake_in_a_block_is_found(mistake: str, says: str) -> None:
-    with pytest.raises(BlockCheckError, match=says) as raised:
+SLOW = {"channels", "dropout", "flax"}
+
+
+@pytest.mark.parametrize("mistake", levels.only(MISTAKES.keys() - SLOW, MISTAKES))
+def test_a_mistake_in_a_block_is_found(mistake: str) -> None:
+    with pytest.raises(BlockCheckError, match=MISTAKES[mistake]) as raised:
         check_block(with_mistake(mistake))
     assert str(raised.value).startswith("Own: ")
 

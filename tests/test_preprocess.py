@@ -60,7 +60,7 @@ def test_inputs_of_another_scale_than_those_trained_on_are_refused(
     for use in uses:
         with contextlib.nullcontext() if words is None else pytest.raises(DataError, match=words):
             use()
-    model.compile("sgd", learning_rate=0.1)  # somebody who starts again says so
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")  # somebody who starts again says so
     fit(model, fed, labels())
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 import resfit
 from resfit.errors import DataError, ModuleError
 from resfit.recalibration import Moments, combine
+from tests import levels
 from tests.helpers import BATCH, PlainNet, TinyNet, assert_close, compiled, differ, fit, flags, images, labels, values
 
 
@@ -62,7 +63,7 @@ def test_combined_moments_are_those_of_all_values() -> None:
     np.testing.assert_allclose(var, every.var(axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("dispatch", ["jit", "sharded", "eager"])
+@pytest.mark.parametrize("dispatch", levels.only(["jit", "sharded"], ["jit", "sharded", "eager"]))
 def test_only_statistics_change_and_training_goes_on_from_them(dispatch: str) -> None:
     model = compiled(dispatch=dispatch)
     fit(model)

@@ -16,6 +16,7 @@ from resfit.callbacks import Callback
 from resfit.errors import CallbackCheckError, CallbackError
 from resfit.testing import check_callback
 from resfit.testing.written_files import written_files
+from tests import levels
 
 
 class Writer:
@@ -75,9 +76,18 @@ def test_every_callback_of_resfit_is_checked() -> None:
     assert {*BUILT_IN, "Profiler", "Checkpoint", "RollbackOnNaN", "Callback"} == set(callbacks.__all__)
 
 
+# Those with a state, a rate, or files of each kind run in `make test`.
+QUICK = {"CSVLogger0", "EarlyStopping1", "LearningRateScheduler0", "ModelCheckpoint2", "ReduceLROnPlateau0",
+         "SwapEMAWeights0", "TensorBoard0"}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(make, id=f"{name}{i}") for name, makes in BUILT_IN.items() for i, make in enumerate(makes)],
+    [
+        pytest.param(make, id=f"{name}{i}", marks=() if f"{name}{i}" in QUICK else pytest.mark.slow)
+        for name, makes in BUILT_IN.items()
+        for i, make in enumerate(makes)
+    ],
 )
 def test_a_callback_of_resfit_has_no_problem_and_no_cost(make: Callable[[], Callback]) -> None:
     report = check_callback(make)
@@ -239,7 +249,7 @@ class EvaluatesInTheFirstProcess(Callback):
         (NeedsValidation, r"raised KeyError: 'val_loss' \(in: fit; "),
         (NeedsTraining, "raised AttributeError.*'tests'.*in: evaluate with a new object"),
         (NeedsItsBeginning, "hides .* AttributeError.*before it raises in on_train_begin"),
-        (NeedsTheLogsOfAnEpoch, "hides .* KeyError.*raises in on_epoch_begin"),
+        pytest.param(NeedsTheLogsOfAnEpoch, "hides .* KeyError.*raises in on_epoch_begin", marks=pytest.mark.slow),
         (ServesOneFit, "RuntimeError: already closed.*in: fit, evaluate, predict and fit again with one object"),
         (TakesTheStopBack, r"stop_training was taken back \(in: somebody stops training in on_train_batch_end"),
         (HidesExceptions, "hides the exception of somebody else behind ValueError: something else"),
@@ -253,7 +263,7 @@ class EvaluatesInTheFirstProcess(Callback):
         (SavesNoCopy, r"changed by later epochs at .*losses.*Expected a copy"),
         (Forgets, "resumed after epoch 0 ends with other values at .*learning_rate"),
         (WritesInEveryProcess, r"the second process writes \['losses.txt'\] too.*jax.process_index\(\) is 0"),
-        (RemovesInEveryProcess, r"the second process writes \['losses.txt'\] too"),
+        pytest.param(RemovesInEveryProcess, r"the second process writes \['losses.txt'\] too", marks=pytest.mark.slow),
         (StopsTheFirstProcess, "the processes end with different values at .*stop_training"),
         (EvaluatesInTheFirstProcess, r"unequally often: \{'evaluate': 8\} and \{\}"),
     ],
@@ -287,7 +297,9 @@ def test_what_is_right_in_two_processes_is_found_right(kind: type[Callback]) -> 
     assert jax.process_count() == 1
 
 
-@pytest.mark.parametrize("name", ["CSVLogger", "JSONLogger", "ModelCheckpoint", "TensorBoard"])
+@pytest.mark.parametrize(
+    "name", levels.only(["CSVLogger", "ModelCheckpoint"], ["CSVLogger", "JSONLogger", "ModelCheckpoint", "TensorBoard"])
+)
 def test_a_callback_of_resfit_that_wrote_in_every_process_would_be_found(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

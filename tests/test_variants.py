@@ -14,10 +14,14 @@ from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS
 from resfit.summary import summarize
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, differ, values
-from tests.variants import VARIANTS, images, labels, network, side, spec
+from tests.variants import VARIANTS, images, labels, network, rows, side, spec
 
 BATCH = 4  # of twelve images: three steps
 RANDOM = ("stochastic depth", "wide, dropout", "dropout before the last layer")
+
+# Together they have every part: what takes a training run for each variant runs the others in the exhaustive suite.
+EVERY_PART = ("v1", "basic, option A", "v2, large images", "T", "RS", "ResNeXt", "averaged", "dilated, D", "group norm")
+ONE_OF_EACH_KIND = ("RS", "wide, dropout", "group norm", "space to depth")
 
 
 class Losses(Callback):
@@ -53,7 +57,9 @@ def test_every_registered_part_is_in_some_variant() -> None:
         assert any(getattr(spec, field) != getattr(specs[0], field) for spec in specs), field
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", rows(VARIANTS, quick=("wide, dropout",), slow=(*EVERY_PART, "v2, bottleneck", "stochastic depth"))
+)
 def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(variant: str, tmp_path: Path) -> None:
     whole = compiled(variant)
     before = values(whole.module)
@@ -74,7 +80,7 @@ def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_hav
     assert_same(values(resumed.module), values(whole.module))
 
 
-@pytest.mark.parametrize("variant", RANDOM)
+@pytest.mark.parametrize("variant", rows(RANDOM, quick=("stochastic depth",)))
 def test_what_is_random_follows_from_the_seed_and_the_step(variant: str) -> None:
     losses = fit(compiled(variant), variant)
     assert fit(compiled(variant), variant) == losses
@@ -91,10 +97,15 @@ HOWS: dict[str, dict[str, Any]] = {
     "pmap, bfloat16": {"dispatch": "pmap", "precision": "bfloat16"},
     "eager": {"dispatch": "eager"},
 }
-# One variant for each way in the suite, all of them in the exhaustive one.
-QUICK = {("bfloat16", "RS"), ("sharded", "stochastic depth"), ("pmap", "ResNeXt"), ("eager", "group norm")}
+# One variant for each way in the suite, one of those without `slow`, all of them in the exhaustive one.
+MARKS: dict[tuple[str, str], Any] = {
+    ("sharded", "stochastic depth"): (),
+    ("bfloat16", "RS"): pytest.mark.slow,
+    ("pmap", "ResNeXt"): pytest.mark.slow,
+    ("eager", "group norm"): pytest.mark.slow,
+}
 EVERY_WAY = [
-    pytest.param(how, variant, marks=() if (how, variant) in QUICK else pytest.mark.exhaustive)
+    pytest.param(how, variant, marks=MARKS.get((how, variant), pytest.mark.exhaustive))
     for how in HOWS
     for variant in VARIANTS
 ]
@@ -113,7 +124,7 @@ def test_it_trains_under_every_dispatch_and_precision(how: str, variant: str) ->
     np.testing.assert_allclose(losses, expected, rtol=10 * tolerance)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
 def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     net = network(variant)
     resfit.Model(net).save(tmp_path / "net.safetensors")
@@ -122,9 +133,9 @@ def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     assert_same(values(loaded), values(net))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
 def test_its_summary_counts_every_part(variant: str) -> None:
-    net = network(variant)
+    net = nnx.eval_shape(lambda: network(variant))
     text = str(summarize(net, (side(variant), side(variant), 3)))
     total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
     assert f"{total:,}" in text

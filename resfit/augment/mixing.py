@@ -98,4 +98,5 @@ def share_of(uniform: jax.Array, alpha: float) -> jax.Array:
     """
     radius = jnp.expm1(-jnp.log(uniform[0]) / alpha)  # squared; infinity is a share of 0 or 1
     cosine = jnp.cos(2 * jnp.pi * uniform[1])
-    return 0.5 + 0.5 * cosine / jnp.sqrt(1 / radius + cosine**2)
+    # In a fused program, rounding can leave the range by 2**-24.
+    return jnp.clip(0.5 + 0.5 * cosine / jnp.sqrt(1 / radius + cosine**2), 0, 1)

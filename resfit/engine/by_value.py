@@ -11,28 +11,30 @@ import collections
 import dis
 import enum
 import functools
+import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-# The code of these packages decides nothing by globals that change, other than JAX's settings; see `Step.prepare`.
+# The code of these packages decides nothing by globals that change, other than JAX's settings; see `programs.traced`.
 _PACKAGES = frozenset({"resfit", "flax", "jax", "jaxlib", "optax", "clu", "einops", "ml_dtypes"})
-_PURE_MODULES = frozenset(
-    {"functools", "itertools", "math", "operator", "numpy", "typing", "collections", "dataclasses"}
-)
-_IMPURE = frozenset({"breakpoint", "eval", "exec", "globals", "id", "input", "locals", "open", "print", "__import__"})
-_ATOMS = (
-    type(...), type(NotImplemented), bool, int, complex, str, bytes, np.dtype, enum.Enum, slice, range,
-    jax.Device, jax.sharding.Mesh, jax.sharding.Sharding, jax.sharding.PartitionSpec, jax.tree_util.PyTreeDef,
-)  # fmt: skip
+_PURE = _PACKAGES | {
+    "builtins", "functools", "itertools", "math", "operator", "numpy", "typing", "collections", "dataclasses", "enum",
+    "abc", "reprlib", "_operator", "_functools",
+}  # fmt: skip
+_PURE_CLASSES = _PURE | {"inspect"}
+_IMPURE = frozenset({
+    "breakpoint", "compile", "delattr", "eval", "exec", "globals", "id", "input", "locals", "open", "print",
+    "__import__",
+})  # fmt: skip
 _ARRAY_BYTES = 4096  # a larger array is not compared
+_MOST = 500_000  # things to look at: a ResNet-200 has 120,000
 # What Python writes into classes and no computation reads.
 _OF_EVERY_CLASS = frozenset({
     "__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__", "__hash__",
@@ -41,7 +43,7 @@ _OF_EVERY_CLASS = frozenset({
 })  # fmt: skip
 
 
-_Describe = TypeVar("_Describe", bound=Callable[[Any, Any], Hashable])
+_Describe = TypeVar("_Describe", bound=Callable[[Any, Any], tuple[Hashable, ...]])
 
 
 class NotByValueError(Exception):
@@ -63,14 +65,23 @@ def by_value(thing: Any) -> Hashable:
       >>> by_value(power(2)) == by_value(power(2)), by_value(power(2)) == by_value(power(3))
       (True, False)
     """
-    return _Walk().of(thing)
+    try:
+        description = _Walk().of(thing)
+        hash(description)
+    except NotByValueError:
+        raise
+    except Exception as error:  # objects of users can do anything when they are looked at
+        raise NotByValueError(f"{type(error).__name__}: {error}") from error
+    return description
 
 
 class _Walk:
-    """One description. Objects that are met again, in a cycle too, are described once."""
+    """One description. An object that is met again, in a cycle too, is named by its number: identity can decide."""
 
     def __init__(self) -> None:
         self._met: dict[int, tuple[Any, Hashable]] = {}  # with the object: a number can name another one later
+        self._slots: dict[type, list[Any]] = {}
+        self._left = _MOST
 
     def of(self, thing: Any) -> Hashable:
         kind = type(thing)
@@ -78,135 +89,294 @@ class _Walk:
             return thing  # type: ignore[no-any-return]
         if kind in (bool, int):  # True equals 1
             return kind, thing
-        known = self._met.get(id(thing))
-        if known is None:
+        self._left -= 1
+        if self._left < 0:
+            raise NotByValueError("an object that reaches very much")
+        if kind not in _WITHOUT_IDENTITY:
+            known = self._met.get(id(thing))
+            if known is not None:
+                return known[1]
             self._met[id(thing)] = thing, ("met", len(self._met))
-            known = self._met[id(thing)] = thing, _described(thing, self)
-        return known[1]
+        return _describe_as(kind)(thing, self)
 
     def all(self, things: Iterable[Any]) -> tuple[Hashable, ...]:
         return tuple([self.of(thing) for thing in things])
+
+    def pairs(self, items: Iterable[tuple[Any, Any]]) -> tuple[Hashable, ...]:
+        return tuple([self.of(thing) for pair in items for thing in pair])
+
+    def own(self, thing: Any, base: type) -> tuple[Hashable, ...]:
+        """Describe class and attributes of an object, also of those that a subclass or a property hides.
+
+        Raises:
+          NotByValueError: if they are not all that it has beside what objects of `base` have.
+        """
+        cls = type(thing)
+        slots = self._slots.get(cls)
+        if slots is None:
+            if _hidden(cls) > _hidden(base):
+                raise NotByValueError(f"an object of {cls.__module__}.{cls.__qualname__}")
+            slots = self._slots[cls] = [slot for kind in cls.__mro__ for slot in vars(kind).items() if _holds(*slot)]
+        found: list[Hashable] = [self.of(cls)]
+        for name, slot in slots:
+            try:
+                value = slot.__get__(thing)
+            except AttributeError:
+                found.append(())
+                continue
+            found.append(self.pairs(value.items()) if name == "__dict__" else self.of(value))
+        return tuple(found)
 
 
 @functools.singledispatch
 def _described(thing: Any, walk: _Walk) -> Hashable:
     """Describe an object: what its package knows under its name, or its class and attributes."""
+    if type(thing) is object or (isinstance(thing, enum.Enum) and _is_of(type(thing).__module__, _PURE_CLASSES)):
+        return "itself", thing
     if _is_named(thing):
         return "named", thing
-    cls = type(thing)
-    if _package(cls.__module__) == "resfit" and hasattr(cls, "decided_by"):
-        return walk.of(cls), walk.of(thing.decided_by())
-    attributes = dict(_attributes(thing))
-    if not attributes and not _is_empty(cls):
-        raise NotByValueError(f"an object of {cls.__module__}.{cls.__qualname__}")
-    return walk.of(cls), walk.of(attributes)
+    if _is_of(type(thing).__module__, {"resfit"}) and hasattr(thing, "decided_by"):
+        return walk.of(type(thing)), walk.of(thing.decided_by())
+    return walk.own(thing, object)
+
+
+_describe_as = _described.dispatch  # by the type, as an object can lie about its __class__
+# Whether two of these are equal or the same is an accident.
+_WITHOUT_IDENTITY = frozenset({float, complex, bytes, slice, range, tuple, types.MethodType, jax.tree_util.PyTreeDef})
 
 
 def _for(*kinds: Any) -> Callable[[_Describe], _Describe]:
+    """Register how objects of these classes are described. Those of subclasses have attributes too."""
+
     def register(describe: _Describe) -> _Describe:
         for kind in kinds:
-            _described.register(kind, describe)
+
+            def whole(thing: Any, walk: _Walk, kind: Any = kind) -> Hashable:
+                return kind if type(thing) is kind else walk.own(thing, kind), *describe(thing, walk)
+
+            _described.register(kind, whole)
         return describe
 
     return register
 
 
-@_for(*_ATOMS)
-def _atom(thing: Any, walk: _Walk) -> Hashable:
-    return type(thing), thing
+def _hidden(cls: Any) -> int:
+    """Return how many bytes of an object no attribute shows: those of classes that are written in C."""
+    slots = sum(isinstance(value, types.MemberDescriptorType) for base in cls.__mro__ for value in vars(base).values())
+    # An offset of -1, and any negative one of weak references, is that of something outside of these bytes.
+    return int(cls.__basicsize__ - 8 * (slots + (cls.__dictoffset__ not in (0, -1)) + (cls.__weakrefoffset__ > 0)))
+
+
+def _is_slot(value: Any) -> bool:
+    return isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+
+
+def _holds(name: str, value: Any) -> bool:
+    """Return whether a slot holds attributes."""
+    return isinstance(value, types.MemberDescriptorType) or (name == "__dict__" and _is_slot(value))
+
+
+@_for(int, str, bytes)
+def _plain(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    kind: Any = next(kind for kind in (int, str, bytes) if isinstance(thing, kind))
+    return (kind.__getnewargs__(thing),)
 
 
 @_for(float)
-def _float(thing: float, walk: _Walk) -> Hashable:
-    return type(thing), thing.hex()  # 0.0 equals -0.0
+def _float(thing: float, walk: _Walk) -> tuple[Hashable, ...]:
+    return (float.hex(thing),)  # 0.0 equals -0.0
 
 
-@_for(np.ndarray, np.generic, jax.Array, jax.core.Tracer)
+@_for(complex)
+def _complex(thing: complex, walk: _Walk) -> tuple[Hashable, ...]:
+    return (complex.__repr__(thing),)
+
+
+@_for(slice, range)
+def _range(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.all((thing.start, thing.stop, thing.step))
+
+
+_SINGLE = (
+    type(...), type(NotImplemented), np.dtype, jax.Device, jax.sharding.Mesh, jax.sharding.Sharding,
+    jax.sharding.PartitionSpec,
+)  # fmt: skip
+
+
+def _single(thing: Any, walk: _Walk) -> Hashable:
+    if _is_of(type(thing).__module__, _PURE):
+        return type(thing), thing
+    raise NotByValueError(f"an object of {type(thing)}")
+
+
 def _array(array: Any, walk: _Walk) -> Hashable:
-    traced, extended = isinstance(array, jax.core.Tracer), jnp.issubdtype(array.dtype, jax.dtypes.extended)
     if (
-        traced
-        or extended
-        or isinstance(array, np.ma.MaskedArray)
+        isinstance(array, jax.core.Tracer)
+        or jnp.issubdtype(array.dtype, jax.dtypes.extended)
+        or not _is_of(type(array).__module__, _PURE)
+        or isinstance(array, np.ma.MaskedArray | np.memmap)
         or array.dtype.hasobject
         or array.nbytes > _ARRAY_BYTES
     ):
         raise NotByValueError(f"an array of {array.dtype}{list(array.shape)}")
     content = np.asarray(array)
-    return type(array), content.shape, content.dtype, content.tobytes(), getattr(array, "weak_type", False)
+    kind = (array.weak_type, array.sharding, array.committed) if isinstance(array, jax.Array) else content.strides
+    return type(array), kind, content.shape, content.dtype, content.tobytes()
 
 
-@_for(tuple, list, collections.deque)
-def _sequence(things: Iterable[Any], walk: _Walk) -> Hashable:
-    return walk.of(type(things)), walk.all(things), walk.of(_extra(things))
+for _kind in _SINGLE:
+    _described.register(_kind, _single)
+for _kind in (np.ndarray, np.generic, jax.Array, jax.core.Tracer):
+    _described.register(_kind, _array)
+
+
+@_for(tuple)
+def _tuple(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.all(tuple.__iter__(things))
+
+
+@_for(list)
+def _list(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.all(list.__iter__(things))
+
+
+@_for(collections.deque)
+def _deque(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.of(things.maxlen), *walk.all(collections.deque.__iter__(things))
 
 
 @_for(set, frozenset)
-def _set(things: Iterable[Any], walk: _Walk) -> Hashable:
-    return walk.of(type(things)), frozenset(walk.all(things)), walk.of(_extra(things))
+def _set(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    # In their order: a loop over equal sets can take another one.
+    return walk.all((set if isinstance(things, set) else frozenset).__iter__(things))
 
 
-@_for(dict, types.MappingProxyType)
-def _mapping(things: Mapping[Any, Any], walk: _Walk) -> Hashable:
-    return walk.of(type(things)), walk.all(things.keys()), walk.all(things.values()), walk.of(_extra(things))
+@_for(dict)
+def _dict(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.pairs(dict.items(things))
+
+
+@_for(collections.OrderedDict)
+def _ordered(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.pairs(collections.OrderedDict.items(things))
+
+
+@_for(collections.defaultdict)
+def _defaulting(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.of(things.default_factory), *walk.pairs(dict.items(things))
+
+
+@_for(types.MappingProxyType)
+def _mapping(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.pairs(things.items())
+
+
+@_for(jax.tree_util.PyTreeDef)
+def _tree(tree: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    node = tree.node_data()
+    return () if node is None else (walk.of(node), *walk.all(tree.children()))
 
 
 @_for(types.ModuleType)
-def _module(module: types.ModuleType, walk: _Walk) -> Hashable:
-    if _package(module.__name__) in _PACKAGES | _PURE_MODULES and not module.__name__.startswith("numpy.random"):
-        return "module", module.__name__
+def _module(module: types.ModuleType, walk: _Walk) -> tuple[Hashable, ...]:
+    if _is_of(module.__name__, _PURE - {"builtins", "numpy"}):  # which hold numpy.random and open
+        return (module.__name__,)
     raise NotByValueError(f"the module {module.__name__}")
 
 
 @_for(types.FunctionType)
-def _function(function: types.FunctionType, walk: _Walk) -> Hashable:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    own = function.__code__, walk.of(function.__defaults__), walk.of(function.__kwdefaults__), walk.all(cells)
-    if _package(function.__module__) in _PACKAGES:
-        return "function", function.__module__, own
-    return "function", own, walk.of(vars(function)), walk.all(_globals(function))
+def _function(function: types.FunctionType, walk: _Walk) -> tuple[Hashable, ...]:
+    # Not its __module__, which functools.wraps takes from another function.
+    module = function.__globals__.get("__name__")
+    if _is_of(module, _PURE) and _is_named(function):
+        return "named", function
+    own = function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function) or None
+    return function.__code__, *walk.all(own), module if _is_of(module, _PURE) else walk.all(_globals(function))
+
+
+@_for(types.CellType)
+def _cell(cell: types.CellType, walk: _Walk) -> tuple[Hashable, ...]:
+    return (walk.of(cell.cell_contents),)
 
 
 @_for(types.MethodType, staticmethod, classmethod)
-def _method(method: Any, walk: _Walk) -> Hashable:
-    return type(method), walk.of(method.__func__), walk.of(getattr(method, "__self__", None))
+def _method(method: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.of(method.__func__), walk.of(getattr(method, "__self__", None))
+
+
+@_for(types.BuiltinMethodType)
+def _builtin(method: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    if _is_named(method):
+        return (method,)
+    if isinstance(method.__self__, type):
+        return method.__name__, walk.of(method.__self__)
+    raise NotByValueError(f"the function {method.__name__}")
+
+
+@_for(type(collections.namedtuple("_", "field").field))  # type: ignore[attr-defined]
+def _field(field: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return (walk.of(field.__reduce__()[1][0]),)  # its index
 
 
 @_for(functools.partial)
-def _partial(thing: Any, walk: _Walk) -> Hashable:
-    return "partial", walk.of(thing.func), walk.all(thing.args), walk.of(thing.keywords)
+def _partial(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.all((thing.func, thing.args, thing.keywords, vars(thing)))
 
 
-@_for(property, functools.cached_property)
-def _property(thing: Any, walk: _Walk) -> Hashable:
-    return type(thing), walk.all(getattr(thing, name, None) for name in ("fget", "fset", "fdel", "func"))
+@_for(property)
+def _property(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.all((thing.fget, thing.fset, thing.fdel))
 
 
-@_for(type)
-def _type(cls: type, walk: _Walk) -> Hashable:
-    if _package(cls.__module__) in _PACKAGES | _PURE_MODULES | {"builtins"} and "<locals>" not in cls.__qualname__:
+@_for(functools.cached_property)
+def _cached_property(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return (walk.of(thing.func),)
+
+
+@_for(inspect.Signature)
+def _signature(signature: inspect.Signature, walk: _Walk) -> tuple[Hashable, ...]:
+    # What decides how arguments are bound.
+    return walk.all((one.name, one.kind.name, one.default) for one in signature.parameters.values())
+
+
+@_for(types.UnionType, types.GenericAlias)
+def _annotation(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
+    return walk.of(getattr(thing, "__origin__", None)), walk.of(thing.__args__)
+
+
+@_described.register(type)
+def _type(cls: type, walk: _Walk) -> tuple[Hashable, ...]:
+    if _is_of(cls.__module__, _PURE_CLASSES) and (cls.__flags__ & _IMMUTABLE or _lookup(cls) is cls):
         # A method that somebody replaced is another one.
-        return "type", cls, cls.__call__ if issubclass(cls, nnx.Module) else None
-    content = {name: value for name, value in vars(cls).items() if name not in _OF_EVERY_CLASS and not _is_slot(value)}
+        methods = [value for base in cls.__mro__ for value in vars(base).values() if type(value) is types.FunctionType]
+        replaced = [method for method in methods if not _is_of(method.__globals__.get("__name__"), _PURE_CLASSES)]
+        return "type", cls, tuple(methods), walk.all(replaced)
+    content = [pair for pair in vars(cls).items() if pair[0] not in _OF_EVERY_CLASS and not _is_slot(pair[1])]
     # By identity too: results can hold objects of the class. Weakly: a description must not keep the class alive.
-    return "custom type", weakref.ref(cls), walk.all(cls.__bases__), walk.of(type(cls)), walk.of(content)
+    return "type", weakref.ref(cls), walk.of(cls.__bases__), walk.of(type(cls)), walk.pairs(content)
 
 
-def _package(name: str | None) -> str:
-    return (name or "").partition(".")[0]
+_IMMUTABLE = 1 << 8  # a flag of types that are written in C
+
+
+def _is_of(module: Any, packages: frozenset[str] | set[str]) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] in packages and not module.startswith("numpy.random")
+
+
+def _lookup(thing: Any) -> Any:
+    """Return what the module of a thing holds under the name of the thing."""
+    name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
+    found = sys.modules.get(thing.__module__)
+    for part in name.split(".") if isinstance(name, str) else ():
+        found = getattr(found, part, None)
+    return found
 
 
 def _is_named(thing: Any) -> bool:
     """Return whether an opaque object is what its package knows under its name: `jnp.exp`, `jax.nn.relu`, `len`."""
-    module, name = (
-        getattr(thing, "__module__", None),
-        getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None),
-    )
-    if not isinstance(module, str) or not isinstance(name, str) or module.startswith("numpy.random"):
-        return False
-    known = _package(module) in _PACKAGES | _PURE_MODULES | {"_operator", "_functools"}
-    pure = known or (module == "builtins" and name not in _IMPURE)
-    return pure and getattr(sys.modules.get(module), name, None) is thing
+    module = getattr(thing, "__module__", None)
+    named = _is_of(module, _PURE) and _lookup(thing) is thing
+    return named and not (module == "builtins" and thing.__name__ in _IMPURE)
 
 
 def _globals(function: types.FunctionType) -> Iterator[Any]:
@@ -233,46 +403,21 @@ def _loads(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
     """Return the globals that code loads, each followed by the attributes that are loaded from it.
 
     Raises:
-      NotByValueError: if the code imports or assigns globals.
+      NotByValueError: if the code imports, or assigns what outlasts the call.
     """
     found: list[list[str]] = []
     follows = False  # whether the last instruction loaded a global or an attribute of one
     for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             found.append([instruction.argval])
             follows = True
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and follows:
             found[-1].append(instruction.argval)
-        elif instruction.opname in ("IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
+        elif instruction.opname in ("IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL") or (
+            instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars
+        ):
             raise NotByValueError(f"{instruction.opname} {instruction.argval}")
         else:
             follows = instruction.opname == "EXTENDED_ARG" and follows
     inside = [_loads(const) for const in code.co_consts if isinstance(const, types.CodeType)]
     return tuple(dict.fromkeys([*map(tuple, found), *(one for loads in inside for one in loads)]))
-
-
-def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
-    yield from getattr(thing, "__dict__", {}).items()
-    for cls in type(thing).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
-                yield name, getattr(thing, name)
-
-
-def _extra(things: Any) -> Any:
-    """Return the attributes of a container of the user's class."""
-    return None if type(things) in (tuple, list, dict, set, frozenset) else dict(_attributes(things))
-
-
-def _is_slot(value: Any) -> bool:
-    return isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
-
-
-def _is_empty(cls: type) -> bool:
-    """Return whether objects of a class hold nothing: a class written in Python, whose bases are such too."""
-    return all(base is object or ("__module__" in vars(base) and not _is_c(base)) for base in cls.__mro__)
-
-
-def _is_c(cls: type) -> bool:
-    return any(isinstance(value, types.MethodDescriptorType) for value in vars(cls).values())

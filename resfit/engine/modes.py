@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import graphlib
 
+from resfit.engine.by_value import NotByValueError, by_value
 from resfit.errors import ModuleError, ResfitError
 from resfit.nets import linen
 from resfit.nets.modes import hold_in_evaluation, switched
@@ -59,7 +60,10 @@ class Plan:
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return what decides the graphs and slots, see `by_value`."""
-        return self.slots, self.source
+        graphs = (
+            self.source if _is_of_libraries(self.source[0]) else (self.train_graph, self.part_graph, self.eval_graph)
+        )
+        return self.slots, *graphs
 
     def names(self, kind: str) -> tuple[str, ...]:
         return tuple(slot.name for slot in self.slots if slot.kind == kind)
@@ -140,8 +144,11 @@ def plan(
                 f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )
     source = (graph, freeze, precision, axis, convolutions)
-    key = (*source, slots, tuple(type(getattr(value, "value", None)) for _, value in graph.attributes))  # True equals 1
-    known = _PLANS.get(key) if _is_of_libraries(graph) else None
+    key = None
+    if _is_of_libraries(graph):
+        with contextlib.suppress(NotByValueError):
+            key = by_value((slots, *source))
+    known = None if key is None else _PLANS.get(key)
     if known is not None:
         return known
     make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, tied=tied, precision=precision)
@@ -151,7 +158,7 @@ def plan(
     if axis is not None or (convolutions is not None and convolutions.part != whole):
         part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
     made = Plan(train, part, evaluate, slots, source)
-    if _is_of_libraries(graph):
+    if key is not None:
         _PLANS[key] = made
     return made
 

@@ -14,8 +14,12 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
-from jax._src.config import trace_context
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen.module import _global_interceptor_stack
+from flax.nnx.variablelib import VARIABLE_CONTEXT
+from jax._src.config import config_states, trace_context
 
 from resfit.engine.by_value import NotByValueError, by_value
 from resfit.errors import CompileError
@@ -41,6 +45,7 @@ _SETTINGS = (
 )
 # Measured on a CPU: 8 to 11 kB of memory for each operation. A constant stands in the text as two characters a byte.
 _BYTES_OF_OPERATION = 10_000
+_KEYS = 4  # for each program. A key of a deep network takes megabytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -78,6 +83,7 @@ class Programs:
         self._known: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
         self._recent: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
         self.traced: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
+        self._keys: weakref.WeakKeyDictionary[Program, collections.deque[Hashable]] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -110,12 +116,26 @@ class Programs:
                 while self.size > self._limit:
                     self._recent.popitem(last=False)
 
+    def remember(self, key: Hashable, program: Program) -> None:
+        """Make a program known by what decides it before it is traced.
+
+        The last few such keys are kept: a class that is made anew for each model makes another key each time.
+        """
+        with self._lock:
+            if key not in self.traced:
+                keys = self._keys.setdefault(program, collections.deque())
+                if len(keys) == _KEYS:
+                    self.traced.pop(keys.popleft(), None)
+                keys.append(key)
+                self.traced[key] = program
+
     def clear(self) -> None:
         """Forget all programs."""
         with self._lock:
             self._known.clear()
             self._recent.clear()
             self.traced.clear()
+            self._keys.clear()
 
 
 PROGRAMS = Programs(limit=256 * 2**20)
@@ -149,7 +169,7 @@ def traced(
             lowered = jitted.lower(*arguments)
         program = compiled(lowered, devices, options)
         if key is not None and program.digest and not heard:
-            PROGRAMS.traced[key] = program
+            PROGRAMS.remember(key, program)
     return program
 
 
@@ -157,11 +177,19 @@ def _key(jitted: Any, arguments: Any, devices: Any, options: Any, how: Any) -> H
     """Return what decides a program; None where that is not understood."""
     leaves, structure = jax.tree.flatten(arguments)
     try:
-        function = by_value((jitted.__wrapped__, how, devices, options))
+        decided = by_value((jitted.__wrapped__, how, tuple(devices), options, structure, _of_flax()))
     except NotByValueError as reason:
         _log.debug("The step is traced anew for each model: %s is not compared by value.", reason)
         return None
-    return function, structure, tuple(map(_kind, leaves)), trace_context(), _settings()
+    # All settings of JAX, as its own key of what it traced leaves some out; and whether a warning would be heard.
+    settings = trace_context(), tuple(state.value for state in config_states.values()), _settings()
+    return decided, tuple(map(_kind, leaves)), settings, _log.isEnabledFor(logging.WARNING)
+
+
+def _of_flax() -> Any:
+    """Return the settings that the code of Flax reads: flags, and what contexts of this thread set."""
+    flags: Any = flax.config
+    return flags._values, vars(VARIABLE_CONTEXT), get_logical_axis_rules(), tuple(_global_interceptor_stack)
 
 
 def _kind(array: Any) -> Hashable:

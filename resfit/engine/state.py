@@ -73,7 +73,7 @@ class Layout:
         """Return what decides how a step reads and updates the leaves, see `by_value`."""
         # Not how the optimizer's state begins: a step has the learning rate from there.
         update = None if self.optimizer is None else self.optimizer.update
-        return self.plan, update, self.n_model, self.tied
+        return self.plan, update, self.optimizer_tree, self.n_model, self.tied
 
     def _trained_by(self) -> optax.GradientTransformationExtraArgs:
         if self.optimizer is None:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 import resfit
 from resfit.callbacks import Checkpoint, LambdaCallback
@@ -40,6 +39,8 @@ def elsewhere(*arguments: str, **environment: str) -> str:
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # slow to import
+
     x, y = load_digits(return_X_y=True)
     return (x * 15.9).astype(np.uint8).reshape(-1, 8, 8, 1), y.astype(np.int32)
 

@@ -5,17 +5,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import augment
 from resfit.augment.boxes import DRAWS, random_boxes
 from resfit.errors import CompileError, DataError
+from tests.augment.running import run
 
 ERASING = jax.jit(lambda key, x: augment.random_erasing(0.6, area=(0.1, 0.4), ratio=(0.5, 2.0))(key, x, None)[0])
 
 
-@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_an_image_stays_or_loses_one_rectangle_within_the_bounds(seed: int) -> None:
     x = np.ones((8, 20, 24, 2), np.float32)
@@ -56,7 +56,8 @@ def torchvision_box(random: np.random.Generator, image: Any, area: Any, ratio: A
 
 def test_rectangles_are_distributed_as_torchvisions() -> None:
     n, image, area, ratio = 4000, (16, 20), (0.02, 0.7), (0.3, 3.3)
-    boxes, found = random_boxes(jax.random.uniform(jax.random.key(0), (n, DRAWS)), image, (15, 19), area, ratio)
+    draw = jax.jit(lambda key: random_boxes(jax.random.uniform(key, (n, DRAWS)), image, (15, 19), area, ratio))
+    boxes, found = draw(jax.random.key(0))
     ours = np.stack(boxes, axis=1)[np.asarray(found)]
     random = np.random.default_rng(1)
     theirs = np.array([box for _ in range(n) if (box := torchvision_box(random, image, area, ratio)) is not None])
@@ -69,8 +70,7 @@ def test_rectangles_are_distributed_as_torchvisions() -> None:
 
 def erased_with(fill: Any, x: np.ndarray) -> np.ndarray:
     """The erased pixels of one image, (pixels, channels)."""
-    half = augment.random_erasing(1.0, area=(0.4, 0.5), fill=fill)
-    got = np.asarray(half(jax.random.key(0), x, None)[0])
+    got = run(augment.random_erasing(1.0, area=(0.4, 0.5), fill=fill), x)
     assert got.dtype == x.dtype
     changed = (got != x).any(axis=(0, 3))
     assert 0.3 < changed.mean() < 0.6
@@ -92,8 +92,15 @@ def test_it_is_filled_with_what_was_asked_for(fill: Any, dtype: Any, value: list
     np.testing.assert_array_equal(np.unique(erased_with(fill, np.full((1, 20, 20, 3), 77, dtype)), axis=0), [value])
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.float32, 1)], ids=["uint8", "float32"])
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("dtype", "largest", "channels"),
+    [
+        (np.uint8, 255, 1),
+        (np.float32, 1, 3),
+        *(pytest.param(np.uint8, 255, n, marks=pytest.mark.slow) for n in (3, 5)),
+        *(pytest.param(np.float32, 1, n, marks=pytest.mark.slow) for n in (1, 5)),
+    ],
+)
 def test_noise_is_uniform_and_another_value_for_every_pixel_and_channel(
     dtype: Any, largest: int, channels: int
 ) -> None:
@@ -110,7 +117,7 @@ def test_noise_is_uniform_and_another_value_for_every_pixel_and_channel(
 
 def test_an_image_of_one_pixel_stays() -> None:
     x = np.ones((5, 1, 1, 3), np.float32)
-    np.testing.assert_array_equal(augment.random_erasing(1.0)(jax.random.key(0), x, None)[0], x)
+    np.testing.assert_array_equal(run(augment.random_erasing(1.0), x), x)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +127,7 @@ def test_an_image_of_one_pixel_stays() -> None:
 )
 def test_a_filling_that_does_not_fit_the_images_is_an_error(fill: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        augment.random_erasing(fill=fill)(jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8), None)
+        run(augment.random_erasing(fill=fill), np.zeros((1, 8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

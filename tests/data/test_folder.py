@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
-from sklearn.datasets import load_sample_images
 
 import resfit
 from resfit.data import Geometry, IndexedBatches, folder
 from resfit.data.crops import center_crop, random_crop
 from resfit.data.decode import decode
 from resfit.errors import DataError
+from tests.helpers import sample_photograph
 
-PHOTO = Image.fromarray(load_sample_images().images[0])  # 640 x 427
+PHOTO = sample_photograph("china.jpg")  # 640 x 427
 
 
 def numbered(path: Path, images: int = 12, classes: int = 3, size: tuple[int, int] = (6, 5)) -> Path:
@@ -337,7 +337,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()} | {"sixteen.png": png(GREY16, 0)}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; here only images and errors count
 def test_a_damaged_file_is_an_image_or_an_error_of_ours(tmp_path: Path, files: dict[str, bytes], data: Any) -> None:
@@ -387,7 +387,6 @@ def test_the_centre_is_that_of_resizing_and_cutting(tmp_path: Path, size: tuple[
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 1000))
-@settings(max_examples=300, deadline=None)
 def test_a_random_crop_is_inside_the_image_and_of_the_promised_shape(height: int, width: int, seed: int) -> None:
     left, top, right, bottom = random_crop(height, width, np.random.default_rng(seed))
     assert 0 <= left < right <= width
@@ -564,7 +563,7 @@ def test_fit_trains_on_a_folder(tmp_path: Path) -> None:
     train = folder(tmp_path / "train", size=16, crop="random")
     val = folder(tmp_path / "val", size=16, crop="center", classes=train.classes)
     model = resfit.Model(resfit.create_model("resnet20", num_classes=2, depths=(1,), widths=(4,)))
-    model.compile(optimizer="adamw", learning_rate=0.02)
+    model.compile(optimizer="adamw", learning_rate=0.02, dispatch="jit")
     history = model.fit(train, batch_size=8, epochs=4, validation_data=val, verbose=0)
     assert history.history["val_accuracy"][-1] == 1
     assert model.predict(val, verbose=0).shape == (9, 2)

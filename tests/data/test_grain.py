@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from absl import flags
 
-import resfit
 from resfit.data import Batches, Epochs, Geometry, as_batches, folder
 from resfit.errors import DataError
+from tests.helpers import compiled
 
 N = 23
 
@@ -225,8 +225,6 @@ def test_flags_that_were_not_parsed_are_an_error_that_says_what_to_do() -> None:
 WORKERS = """
 import grain
 import numpy as np
-from absl import flags
-from resfit.data import Epochs, Geometry, as_batches
 
 class Examples:
     def __len__(self):
@@ -236,6 +234,10 @@ class Examples:
         return np.full((2, 2, 1), i, np.uint8), i % 3
 
 def main():
+    # Here, because every worker process imports this file.
+    from absl import flags
+    from resfit.data import Epochs, Geometry, as_batches
+
     data = grain.MapDataset.source(Examples()).seed(5).shuffle().batch(4).to_iter_dataset()
     data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
     batches = as_batches(data, geometry=Geometry(32))
@@ -278,8 +280,7 @@ def test_a_folder_is_a_source_for_grain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["MapDataset", "DataLoader"])
 def test_fit_evaluate_and_predict_take_it(kind: str) -> None:
-    model = resfit.Model(resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1,), widths=(2,)))
-    model.compile(optimizer="adamw", learning_rate=0.01)
+    model = compiled()
     history = model.fit(KINDS[kind](), epochs=2, validation_data=mapped(), verbose=0)
     assert len(history.history["loss"]) == 2
     loss, accuracy = model.evaluate(KINDS[kind](), verbose=0)

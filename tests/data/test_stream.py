@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from resfit.data import Batches, Geometry, ShardStream, Stream, retry
@@ -108,7 +108,6 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any),
     window=st.integers(1, 20),
@@ -195,7 +194,6 @@ def test_the_windows_of_an_epoch_are_permuted_each_in_its_own_way() -> None:
     assert len({tuple(window) for window in order.tolist()}) == 4
 
 
-@settings(max_examples=200)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 5), st.data())
 def test_reckoning_ahead_agrees_with_reading(lengths: list[int], width: int, data: st.DataObject) -> None:
     def read(shard: int, row: int) -> Iterator[tuple[int, int]]:
@@ -262,7 +260,6 @@ def test_a_stream_is_a_stream_and_its_batches_are_batches() -> None:
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 15), min_size=1, max_size=5),
     processes=st.integers(1, 4),

@@ -1,51 +1,60 @@
 """Gradient accumulation: a batch in slices gives the whole batch's update."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit.errors import CompileError
-from tests.helpers import PlainNet, TinyNet, assert_close, compiled, fit, images, labels, values
+from tests.helpers import PlainNet, assert_close, compiled, fewer_examples, fit, images, labels, values
 
 
-def trained(slices: int, n: int = 20, net: type = PlainNet, **arguments: Any) -> tuple[Any, Any]:
-    model = compiled(
-        net(rngs=nnx.Rngs(0)), gradient_accumulation_steps=slices, dispatch=arguments.pop("dispatch", "jit")
-    )
+def trained(slices: int, n: int, **arguments: Any) -> tuple[Any, Any]:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), gradient_accumulation_steps=slices, **arguments)
     weight = np.random.default_rng(3).uniform(0, 2, n).astype(np.float32)
-    history = fit(model, images(n), labels(n), sample_weight=weight, epochs=2, **arguments)
+    history = fit(model, images(n), labels(n), sample_weight=weight, epochs=2)
     return values(model.module), history.history
 
 
-@pytest.mark.parametrize("slices", [2, 3, 4, 8, 100])
-def test_slices_sum_to_the_whole_batch_also_ragged_and_weighted(slices: int) -> None:
+@functools.cache
+def whole(n: int) -> tuple[Any, Any]:
+    """Return the outcome of the same training without slices."""
+    return trained(1, n)
+
+
+@pytest.mark.parametrize(
+    ("slices", "n"), [(3, 20), (100, 8), *(pytest.param(k, 20, marks=pytest.mark.slow) for k in (2, 4, 8, 100))]
+)
+def test_slices_sum_to_the_whole_batch_also_ragged_and_weighted(slices: int, n: int) -> None:
     """Twenty examples in batches of eight: three slices divide neither the batches nor the tail of four."""
-    whole, history = trained(1)
-    sliced, found = trained(slices)
-    assert_close(sliced, whole, 2e-6)
+    weights, history = whole(n)
+    sliced, found = trained(slices, n)
+    assert_close(sliced, weights, 2e-6)
     assert_close(found, history, 1e-5)
 
 
-@settings(max_examples=6)
+@pytest.mark.slow
+@fewer_examples(4)
 @given(n=st.integers(1, 17), slices=st.integers(2, 5))
 def test_every_number_of_examples_is_cut_into_slices_that_hold_them_all(n: int, slices: int) -> None:
-    assert_close(trained(slices, n)[0], trained(1, n)[0], 2e-6)
+    assert_close(trained(slices, n)[0], whole(n)[0], 2e-6)
 
 
 def test_slices_of_a_sharded_batch_sum_to_it_as_well() -> None:
-    assert_close(trained(2, 32, dispatch="sharded")[0], trained(1, 32)[0], 1e-5)
+    assert_close(trained(2, 16, dispatch="sharded")[0], whole(16)[0], 1e-5)
 
 
 def test_batchnorm_normalises_slice_by_slice_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="resfit")
-    sliced, _ = trained(2, 32, net=TinyNet)
-    whole, _ = trained(1, 32, net=TinyNet)
-    assert not np.allclose(sliced["norm.mean"], whole["norm.mean"], rtol=1e-3)
+    sliced, together = compiled(gradient_accumulation_steps=2), compiled()
+    for model in (sliced, together):
+        fit(model, images(8), labels(8))
+    assert not np.allclose(sliced.module.norm.mean, together.module.norm.mean, rtol=1e-3)
     assert "BatchNorm over each of 2 slices" in caplog.text
 
 

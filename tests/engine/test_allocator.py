@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from resfit.engine import allocator
@@ -120,9 +121,17 @@ def test_threads_share_an_arena_only_where_the_cpu_is_all_there_is(
 STEPS = """
 import resource
 import numpy as np
+from flax import nnx
 import resfit
-net = resfit.create_model("resnet20", num_classes=10, depths=(1,), widths=(16,))
-model = resfit.Model(net)
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv, self.head = nnx.Conv(3, 16, (3, 3), rngs=rngs), nnx.Linear(16, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.conv(x)).mean(axis=(1, 2)))
+
+model = resfit.Model(Net(nnx.Rngs(0)))
 model.compile("sgd", learning_rate=0.1, dispatch="jit")
 x, y = np.zeros((1536, 32, 32, 3), np.uint8), np.arange(1536) % 10
 model.fit(x, y, batch_size=256, verbose=0)
@@ -132,12 +141,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.optimized
+@pytest.mark.slow
 @pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc")
 def test_the_steps_of_a_fit_fault_less() -> None:
+    cached = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+
     def faults(**env: str) -> int:
         ended = subprocess.run(
             [sys.executable, "-c", STEPS],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **env},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cached, **env},
             cwd=ROOT,
             capture_output=True,
             text=True,

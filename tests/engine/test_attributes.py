@@ -110,7 +110,7 @@ def test_a_call_that_writes_a_plain_attribute_warns_and_names_it(write: Any, cap
     assert all(expected in message and "nnx.Variable" in message for message in messages)
 
 
-@pytest.mark.parametrize("dispatch", ["jit", "eager"])
+@pytest.mark.parametrize("dispatch", ["jit", pytest.param("eager", marks=pytest.mark.slow)])
 def test_training_evaluation_and_prediction_each_warn_once_of_a_counter(
     dispatch: str, caplog: pytest.LogCaptureFixture
 ) -> None:

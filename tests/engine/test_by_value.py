@@ -1,9 +1,16 @@
 """Descriptions of functions by value: equal where functions compute the same, and none where that is unknown."""
 
+import collections
+import contextvars
+import datetime
+import enum
 import functools
+import itertools
 import math
 import operator
+import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +38,56 @@ def power(n: Any) -> Callable[[Any], Any]:
     return lambda x: x**n
 
 
+class Hidden:
+    """Its state has a name that only its own code knows."""
+
+    __slots__ = ("__n",)
+
+    def __init__(self, n: int) -> None:
+        self.__n = n
+
+    def __call__(self, x: Any) -> Any:
+        return self.__n * x
+
+
+class Text(str):
+    n: int
+
+
+def text(n: int) -> Text:
+    made = Text("a")
+    made.n = n
+    return made
+
+
+def ordered(last: str) -> collections.OrderedDict[str, int]:
+    made = collections.OrderedDict(a=1, b=2)
+    made.move_to_end(last)
+    return made
+
+
+class Zero(functools.partial[Any]):
+    def __call__(self, x: Any) -> Any:
+        return 0 * x
+
+
+def mixed(*, train: bool) -> type:
+    class Counter(itertools.count if train else itertools.repeat):  # type: ignore[misc]
+        """Python attributes, and a number that none of them shows."""
+
+    return Counter
+
+
+def tree(n: int) -> list[Any]:
+    shared = [0]
+    return [shared, shared if n == 1 else [0]]
+
+
+NOBODY = object()
+Color = enum.Enum("Color", ["RED"])
+PAIR = collections.namedtuple("PAIR", "a b")
+
+
 EQUAL: dict[str, Callable[[], Any]] = {
     "closure": lambda: power(2),
     "default": lambda: lambda x, n=2: x**n,
@@ -48,8 +105,24 @@ EQUAL: dict[str, Callable[[], Any]] = {
     "custom module": lambda: plan(TinyNet(rngs=nnx.Rngs(0))),
     "global": lambda: namespace("SCALE = 2\ndef f(x): return SCALE * x")["f"],
     "global function": lambda: namespace("def g(x): return x + 1\ndef f(x): return g(x)")["f"],
+    "named tuple of the user's": lambda: power(PAIR(1, 2.0)),
+    "enum": lambda: power(Color.RED),
+    "mode by argument": lambda: plan(Modal(rngs=nnx.Rngs(0))),
+    "structure": lambda: jax.tree.structure({"a": (1, None), "b": PAIR(1, [2])}),
+    "sentinel": lambda: power(NOBODY),
+    "optional": lambda: power(int | None),
     "recursion": lambda: namespace("def f(n): return n * f(n - 1) if n else 1")["f"],
 }
+
+
+class Modal(nnx.Module):
+    """Takes its mode as an argument, which resfit supplies by a stand-in of the class."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        return self.head(x) if train else 2 * self.head(x)
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -68,7 +141,13 @@ def config_with(scale: float) -> types.ModuleType:
     return module
 
 
-DIFFERENT: dict[str, tuple[Any, Any]] = {
+def scripts(source: str, **names: Any) -> tuple[Any, ...]:
+    return tuple(namespace(source.replace("NUMBER", str(n)), **names)["f"] for n in (1, 2))
+
+
+READS = "SCALE = NUMBER\nimport enum, functools\n"
+
+DIFFERENT: dict[str, tuple[Any, ...]] = {
     "closure": (power(2), power(3)),
     "type in a closure": (power(1), power(True)),
     "sign of zero": (power(0.0), power(-0.0)),
@@ -97,6 +176,32 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "attribute of a function": tuple(
         namespace(f"def g(x): return g.scale * x\ng.scale = {n}\ndef f(x): return g(x)")["f"] for n in (1, 2)
     ),
+    "global of a function that wraps jax's": scripts(
+        READS + "@functools.wraps(jnp.sin)\ndef f(x): return SCALE * x"
+    ),
+    "global of a method of an enum": scripts(
+        READS + "class A(enum.Enum):\n  B = 1\n  def __call__(self, x): return SCALE * x\nf = A.B"
+    ),
+    "global of a kind of property": scripts(
+        READS + "class P(property):\n  def __get__(self, *_): return SCALE\nclass A:\n  scale = P()\nf = A()"
+    ),
+    "global of a metaclass": scripts(
+        READS + "class M(type):\n  def __call__(cls, x): return SCALE * x\nclass f(metaclass=M): pass"
+    ),
+    "attribute of a base class": scripts("class A:\n  SCALE = NUMBER\nclass B(A): pass\nf = B()"),
+    "default of a dict": tuple(power(collections.defaultdict(kind)) for kind in (int, float)),
+    "order that a dict was given": tuple(map(power, map(ordered, "ab"))),
+    "limit of a deque": tuple(power(collections.deque([1], n)) for n in (1, 2)),
+    "order of a set": (power({1, 9}), power({9, 1})),
+    "hidden slot": (Hidden(1), Hidden(2)),
+    "attribute of a text": (power(text(1)), power(text(2))),
+    "attribute of a partial": (functools.partial(power), Zero(power)),
+    "sign of a complex zero": (power(0j), power(complex(-0.0, 0))),
+    "end of a range": (power(range(0, 3, 2)), power(range(0, 4, 2))),
+    "type in a slice": (power(slice(0, 1)), power(slice(0, True))),
+    "one list twice": (power(tree(1)), power(tree(2))),
+    "sentinels": (power((NOBODY, NOBODY)), power((NOBODY, object()))),
+    "structures": (jax.tree.structure((1, None)), jax.tree.structure((None, 1))),
     "list that grew": tuple(namespace(f"SEEN = [0] * {n}\ndef f(x): return x + len(SEEN)")["f"] for n in (1, 2)),
 }  # fmt: skip
 
@@ -107,6 +212,15 @@ def test_different_things_have_different_descriptions(name: str) -> None:
     assert by_value(first) != by_value(second)
 
 
+def test_a_global_of_a_method_that_replaces_a_layer_s_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = scripts("SCALE = NUMBER\ndef f(self, x): return SCALE * x")
+    found = []
+    for call in calls:
+        monkeypatch.setattr(nnx.Linear, "__call__", call)
+        found.append(by_value(plan(TinyNet(rngs=nnx.Rngs(0)))))
+    assert found[0] != found[1]
+
+
 def test_a_method_of_a_layer_that_is_replaced_gives_another_description(monkeypatch: pytest.MonkeyPatch) -> None:
     def call(self: nnx.Linear, x: Any) -> Any:
         return x
@@ -115,6 +229,35 @@ def test_a_method_of_a_layer_that_is_replaced_gives_another_description(monkeypa
     monkeypatch.setattr(nnx.Linear, "__call__", call)
     assert by_value(plan(TinyNet(rngs=nnx.Rngs(0)))) != before
 
+
+class Odd(type):
+    def __eq__(cls, other: object) -> bool:
+        raise RuntimeError
+
+
+def deep() -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(10_000):
+        nested = [nested]
+    return nested
+
+
+def before_assignment() -> Callable[[], Any]:
+    def function() -> Any:
+        return late
+
+    if NOBODY is None:
+        late = 1
+    return function
+
+
+@functools.lru_cache
+def kept() -> int:
+    return 1
+
+
+LOCAL = threading.local()
+LOCAL.scale = 1
 
 UNKNOWN: dict[str, Any] = {
     "large array": power(np.zeros(5000)),
@@ -130,6 +273,21 @@ UNKNOWN: dict[str, Any] = {
     "iterator": power(iter([1, 2])),
     "bound method of a list": [].append,
     "missing name": namespace("def f(x): return missing * x")["f"],
+    "assignment to a variable of a function around": namespace(
+        "def g(n):\n  def f(x):\n    nonlocal n\n    n = n + 1\n    return x\n  return f\nf = g(0)"
+    )["f"],
+    "numpy under another name": namespace("def f(x):\n  other = np\n  return x + other.random.normal()")["f"],
+    "clock of a class": namespace("def f(x): return x * now().second", now=datetime.datetime.now)["f"],
+    "counter with attributes": mixed(train=True)(),
+    "iterator with attributes": mixed(train=False)(1),
+    "attribute of a thread": LOCAL,
+    "context": contextvars.ContextVar("context"),
+    "cached result": kept,
+    "empty cell": before_assignment(),
+    "deep nesting": deep(),
+    "class that is not compared": Odd("Odd", (), {}),
+    "dead proxy": weakref.proxy(TinyNet(rngs=nnx.Rngs(0))),
+    "array of the user's class": np.zeros(3).view(type("Array", (np.ndarray,), {})),
     "jitted function": namespace("@jax.jit\ndef g(x): return x\ndef f(x): return g(x)")["f"],
 }
 
@@ -147,3 +305,11 @@ def test_a_traced_value_has_no_description() -> None:
         return x
 
     jax.make_jaxpr(look)(1.0)
+
+
+def test_what_reaches_very_much_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [float(n) for n in range(100)]
+    assert by_value(numbers)
+    monkeypatch.setattr("resfit.engine.by_value._MOST", 100)
+    with pytest.raises(NotByValueError, match="very much"):
+        by_value(numbers)

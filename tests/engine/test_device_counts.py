@@ -1,10 +1,12 @@
 """The same training on 1, 2, 4 and 8 devices: steps from the same state agree, for every way to split a batch."""
 
+import functools
 import gc
 import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,17 @@ from flax import nnx
 from tests.helpers import PlainNet, TinyNet, assert_close, compiled, images, labels, values
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
+SIZES = (16, 6, 3)  # 4 and 8 devices do not divide 6, and 3 rows are fewer than they are
 
 
-def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of 16 rows, or of 6, which 4 and 8 devices do not divide, or of 3."""
-    n = (16, 6, 3)[step % 3]
-    return images(n, seed=step), labels(n, seed=step), np.linspace(0.5, 2, n).astype(np.float32)
-
-
-def compare(devices: int) -> None:
-    """Takes twenty steps on one device, and each of them on all, in both ways, from the same state."""
+def compare(devices: int, steps: int = 20, sizes: Sequence[int] = SIZES) -> None:
+    """Take steps on one device, and each of them on all devices, in both ways, from the same state."""
     assert len(jax.devices()) == devices
     one = compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch="jit", ema=0.9)
     others = [compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch=kind, ema=0.9) for kind in ("sharded", "pmap")]
-    for step in range(STEPS):
-        x, y, weight = batch(step)
+    for step in range(steps):
+        n = sizes[step % len(sizes)]
+        x, y, weight = images(n, seed=step), labels(n, seed=step), np.linspace(0.5, 2, n).astype(np.float32)
         before = [np.asarray(leaf) for leaf in one._state.leaves]
         expected = one.train_on_batch(x, y, sample_weight=weight)
         for other in others:
@@ -44,6 +41,11 @@ def compare(devices: int) -> None:
             assert_close(list(map(np.asarray, other._state.leaves)), list(map(np.asarray, one._state.leaves)), 1e-5)
 
 
+def test_steps_on_four_devices_agree_with_one_device() -> None:
+    compare(4, steps=4, sizes=(8, 6))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_twenty_steps_agree_with_one_device(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     there = jax.devices()
@@ -65,13 +67,20 @@ def test_twenty_steps_on_eight_devices_agree_with_one_device() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def per_replica_by_hand(net: TinyNet, x: np.ndarray, y: np.ndarray, parts: int) -> tuple[float, dict[str, Any]]:
-    """One step of plain SGD, written out: every part normalised by itself, statistics made one afterwards.
+def far_apart() -> tuple[np.ndarray, np.ndarray]:
+    """Return a batch for four devices whose parts have means that are far apart."""
+    return images(8) + np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1), labels(8)
+
+
+@functools.cache
+def per_replica_by_hand(parts: int) -> tuple[float, dict[str, Any]]:
+    """Take one step of plain SGD, written out: each part is normalized by itself, then their statistics are merged.
 
     Returns:
-      The loss, and what the network then holds.
+      The loss, and the contents of the network after the step.
     """
-    start = {name: jnp.asarray(value) for name, value in values(net).items()}
+    x, y = far_apart()
+    start = values(TinyNet(rngs=nnx.Rngs(0)))
     trained = ("conv.kernel", "norm.scale", "norm.bias", "head.kernel", "head.bias")
 
     def loss_of(params: dict[str, jax.Array]) -> Any:
@@ -93,7 +102,8 @@ def per_replica_by_hand(net: TinyNet, x: np.ndarray, y: np.ndarray, parts: int) 
         mean, squares = (jnp.stack(column).mean(0) for column in zip(*moments, strict=True))
         return jnp.concatenate(losses).mean(), (mean, squares - mean**2)
 
-    (loss, (mean, var)), gradients = jax.value_and_grad(loss_of, has_aux=True)({name: start[name] for name in trained})
+    of_all = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, (mean, var)), gradients = jax.tree.map(np.asarray, of_all({name: start[name] for name in trained}))
     after = {name: start[name] - 0.1 * gradients[name] for name in trained}
     after |= {"norm.mean": 0.9 * start["norm.mean"] + 0.1 * mean, "norm.var": 0.9 * start["norm.var"] + 0.1 * var}
     return float(loss), after
@@ -101,10 +111,9 @@ def per_replica_by_hand(net: TinyNet, x: np.ndarray, y: np.ndarray, parts: int) 
 
 @pytest.mark.parametrize("kind", ["sharded", "pmap"])
 def test_per_replica_batch_norm_is_what_its_definition_says(kind: str) -> None:
-    x, y = images(8) + np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1), labels(8)  # parts of far-apart means
-    net = TinyNet(rngs=nnx.Rngs(0))
-    loss, expected = per_replica_by_hand(net, x, y, parts=4)
-    model = compiled(net, optimizer=optax.sgd, dispatch=kind, batch_norm="per_replica")
+    x, y = far_apart()
+    loss, expected = per_replica_by_hand(parts=4)
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)), optimizer=optax.sgd, dispatch=kind, batch_norm="per_replica")
     found, _ = model.train_on_batch(x, y)
     np.testing.assert_allclose(found, loss, rtol=1e-5)
     now = values(model.module)
@@ -136,8 +145,15 @@ def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
         assert model.train_on_batch(x, y, return_dict=True)["spread"] > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["sharded", "pmap"])
-@pytest.mark.parametrize("batch_norm", ["global", "per_replica"])
+@pytest.mark.parametrize(
+    ("kind", "batch_norm"),
+    [
+        ("sharded", "global"),
+        ("pmap", "per_replica"),
+        pytest.param("sharded", "per_replica", marks=pytest.mark.slow),
+        pytest.param("pmap", "global", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_on_several_devices_is_freed_with_its_programs(kind: str, batch_norm: str) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind, batch_norm=batch_norm)
     model.train_on_batch(images(8), labels(8))

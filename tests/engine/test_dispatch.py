@@ -17,7 +17,7 @@ def model_on(dispatch: str, **arguments: Any) -> Any:
     return compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch=dispatch, **arguments)
 
 
-@pytest.mark.parametrize("n", [8, 4, 6, 3])
+@pytest.mark.parametrize("n", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 4, 3))])
 def test_a_step_on_four_devices_is_the_step_on_one_also_where_four_does_not_divide_the_batch(n: int) -> None:
     one, four = model_on("jit"), model_on("sharded")
     x, y = images(n), labels(n)
@@ -35,7 +35,7 @@ def test_a_fit_on_four_devices_with_a_ragged_tail_and_validation_is_the_fit_on_o
     one, four = model_on("jit"), model_on("sharded")
     validation = images(9, seed=5), labels(9)
     for model in (one, four):
-        fit(model, images(22), labels(22), epochs=1, validation_data=validation)  # a tail of six
+        fit(model, images(14), labels(14), epochs=1, validation_data=validation)  # a tail of six
     for name, found in four.history.history.items():
         np.testing.assert_allclose(found, one.history.history[name], rtol=1e-4)
     assert_close(values(four.module), values(one.module), 1e-4)
@@ -44,17 +44,18 @@ def test_a_fit_on_four_devices_with_a_ragged_tail_and_validation_is_the_fit_on_o
 
 def test_a_net_that_was_trained_on_four_devices_lives_on_one() -> None:
     model = model_on("sharded")
-    fit(model)
+    fit(model, images(8), labels(8))
     kernel = model.module.head.kernel[...]
     assert len(kernel.sharding.device_set) == 1
     assert len(model._state.leaves[0].sharding.device_set) == 4
     model.module.eval()
-    np.testing.assert_allclose(model.module(images()), model.predict(images(), verbose=0), atol=1e-5)
+    alone = nnx.jit(lambda module, x: module(x))(model.module, images(8))
+    np.testing.assert_allclose(alone, model.predict(images(8), verbose=0), atol=1e-5)
 
 
 def test_on_four_devices_too_a_fit_compiles_each_step_once_and_a_second_fit_nothing() -> None:
     model = model_on("sharded")
-    arguments: dict[str, Any] = {"x": images(22), "y": labels(22), "validation_data": (images(9), labels(9))}
+    arguments: dict[str, Any] = {"x": images(14), "y": labels(14), "validation_data": (images(9), labels(9))}
     with counting_compilations() as found:
         fit(model, epochs=5, **arguments)
     assert len(found) == 3  # training with 8 and with 6 rows, evaluation
@@ -64,9 +65,13 @@ def test_on_four_devices_too_a_fit_compiles_each_step_once_and_a_second_fit_noth
     assert found == []
 
 
+def brighter(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x + jax.random.uniform(key), y
+
+
 def test_eager_is_the_same_training_with_nothing_compiled() -> None:
     # No BatchNorm: every operation of an eager step is compiled on its own, and a convolution's are slow to.
-    jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind) for kind in ("jit", "eager"))
+    jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind, augment=brighter) for kind in ("jit", "eager"))
     traces: list[bool] = []
 
     class Looks(resfit.Model):
@@ -75,7 +80,7 @@ def test_eager_is_the_same_training_with_nothing_compiled() -> None:
             return super().compute_loss(module, x, y, key=key, train=train)
 
     for model in (jit, eager):
-        fit(model, images(12), labels(12), validation_data=(images(9), labels(9)))
+        fit(model, images(8), labels(8), epochs=2, validation_data=(images(9), labels(9)))
     assert_close(jit.history.history, eager.history.history, 1e-5)
     assert_close(values(jit.module), values(eager.module), 1e-5)
     assert_close(jit.predict(images(9), verbose=0), eager.predict(images(9), verbose=0), 1e-5)
@@ -139,8 +144,20 @@ def committed(device: Any, **arguments: Any) -> Any:
     return compiled(module, **arguments)
 
 
-@pytest.mark.parametrize("dispatch", ["auto", "jit", "eager"])
-@pytest.mark.parametrize("choose", [in_a_context, by_the_configuration, committed])
+CHOSEN = [(in_a_context, "auto"), (by_the_configuration, "jit"), (committed, "auto")]
+OTHERS = [
+    (in_a_context, "jit"),
+    (in_a_context, "eager"),
+    (by_the_configuration, "auto"),
+    (by_the_configuration, "eager"),
+    (committed, "jit"),
+    (committed, "eager"),
+]
+
+
+@pytest.mark.parametrize(
+    ("choose", "dispatch"), [*CHOSEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
 def test_a_chosen_device_is_where_a_run_stays(choose: Any, dispatch: str) -> None:
     device = jax.devices()[2]
     model = choose(device, dispatch=dispatch)

@@ -1,5 +1,6 @@
 """The running average of the weights: updated in the step, used only where it is asked for."""
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -14,6 +15,7 @@ from resfit.optimizers import sgd, skip_non_finite
 from tests.helpers import BATCH, CLASSES, TinyNet, assert_same, compiled, fit, images, labels, values
 
 DECAY, BAD = 0.8, 7.0
+X, Y = images(16), labels(16)
 
 
 class Weights(resfit.callbacks.Callback):
@@ -37,59 +39,58 @@ def expected_average(steps: list[list[np.ndarray]], skipped: Collection[int] = (
     return average
 
 
+@functools.cache
+def trained_without() -> resfit.Model:
+    """Return a model of two epochs that keeps no averages."""
+    model = compiled()
+    fit(model, X, Y, epochs=2)
+    return model
+
+
 def test_the_average_changes_nothing_that_is_trained_and_is_not_used_unasked() -> None:
-    plain, averaged = compiled(), compiled(ema=DECAY)
-    for model in (plain, averaged):
-        fit(model, epochs=2)
-    for a, b in zip(plain.get_weights(), averaged.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    x, y = images(), labels()
-    assert plain.evaluate(x, y, verbose=0) == averaged.evaluate(x, y, verbose=0)
-    np.testing.assert_array_equal(plain.predict(x, verbose=0), averaged.predict(x, verbose=0))
+    plain, averaged = trained_without(), compiled(ema=DECAY)
+    fit(averaged, X, Y, epochs=2)
+    assert_same(plain.get_weights(), averaged.get_weights())
+    assert plain.evaluate(X, Y, verbose=0) == averaged.evaluate(X, Y, verbose=0)
+    assert_same(plain.predict(X, verbose=0), averaged.predict(X, verbose=0))
 
 
 def test_evaluate_predict_and_save_use_the_average_on_request(tmp_path) -> None:
     model = compiled(ema=DECAY)
-    fit(model, epochs=2)
+    fit(model, X, Y, epochs=2)
     before = values(model.module)
-    x, y = images(), labels()
-    logits = model.predict(x, verbose=0, weights="ema")
-    loss = model.evaluate(x, y, verbose=0, weights="ema")
-    assert not np.allclose(logits, model.predict(x, verbose=0))
-    np.testing.assert_allclose(loss[1], (logits.argmax(1) == y).mean(), rtol=1e-6)
+    logits = model.predict(X, verbose=0, weights="ema")
+    loss = model.evaluate(X, Y, verbose=0, weights="ema")
+    assert not np.allclose(logits, model.predict(X, verbose=0))
+    np.testing.assert_allclose(loss[1], (logits.argmax(1) == Y).mean(), rtol=1e-6)
     model.save(tmp_path / "ema.safetensors", weights="ema")
     after = values(model.module)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     loaded = resfit.load(tmp_path / "ema.safetensors", module=TinyNet(rngs=nnx.Rngs(5)))
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), logits, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), logits, atol=1e-6)
 
 
 def test_the_average_is_refused_where_there_is_none() -> None:
     with pytest.raises(CompileError, match=r"ema=0\.999"):
-        compiled().evaluate(images(), labels(), verbose=0, weights="ema")
+        compiled().evaluate(X, Y, verbose=0, weights="ema")
     with pytest.raises(CompileError, match="'raw' or 'ema'"):
-        compiled(ema=DECAY).predict(images(), verbose=0, weights="mean")
+        compiled(ema=DECAY).predict(X, verbose=0, weights="mean")
     with pytest.raises(CompileError, match="between 0 and 1"):
         compiled(ema=1.0)
 
 
 def test_swap_ema_weights_validates_with_the_average_and_leaves_the_trained_weights() -> None:
     held_out = (images(7, seed=3), labels(7, seed=3))
-    trained = compiled()
-    fit(trained, epochs=2)
     model = compiled(ema=DECAY)
-    history = fit(model, epochs=2, validation_data=held_out, callbacks=[resfit.callbacks.SwapEMAWeights()])
+    history = fit(model, X, Y, epochs=2, validation_data=held_out, callbacks=[resfit.callbacks.SwapEMAWeights()])
     assert history.history["val_loss"][-1] == model.evaluate(*held_out, verbose=0, weights="ema", batch_size=BATCH)[0]
     assert history.history["val_loss"][-1] != model.evaluate(*held_out, verbose=0, batch_size=BATCH)[0]
-    for a, b in zip(trained.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(trained_without().get_weights(), model.get_weights())
 
 
 def test_swap_on_epoch_lets_later_callbacks_save_the_average_and_training_goes_on_from_the_raw_weights(
     tmp_path,
 ) -> None:
-    trained = compiled()
-    fit(trained, epochs=2)
     model = compiled(ema=DECAY)
     saved = []
 
@@ -97,12 +98,10 @@ def test_swap_on_epoch_lets_later_callbacks_save_the_average_and_training_goes_o
         def on_epoch_end(self, epoch: int, logs: object = None) -> None:
             saved.append((self.model.get_weights(), self.model.get_weights("ema")))
 
-    fit(model, epochs=2, callbacks=[resfit.callbacks.SwapEMAWeights(swap_on_epoch=True), After()])
+    fit(model, X, Y, epochs=2, callbacks=[resfit.callbacks.SwapEMAWeights(swap_on_epoch=True), After()])
     for module, average in saved:
-        for a, b in zip(module, average, strict=True):
-            np.testing.assert_array_equal(a, b)
-    for a, b in zip(trained.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+        assert_same(module, average)
+    assert_same(trained_without().get_weights(), model.get_weights())
 
 
 def test_swap_ema_weights_without_an_average_says_what_to_do() -> None:
@@ -136,12 +135,12 @@ class HalfNet(nnx.Module):
     [
         pytest.param(TinyNet, {}, {}, (), id="plain"),
         pytest.param(TinyNet, {}, {"gradient_accumulation_steps": 2}, (), id="accumulation"),
-        pytest.param(TinyNet, {"batch_norm": True}, {}, (), id="frozen norm"),
+        pytest.param(TinyNet, {"batch_norm": True}, {}, (), id="frozen norm", marks=pytest.mark.slow),
         pytest.param(TinyNet, {"batch_norm": False}, {}, (), id="frozen norm whose statistics move"),
-        pytest.param(TinyNet, {}, {"dispatch": "sharded"}, (), id="sharded"),
-        pytest.param(TinyNet, {}, {"dispatch": "pmap"}, (), id="pmap"),
+        pytest.param(TinyNet, {}, {"dispatch": "sharded"}, (), id="sharded", marks=pytest.mark.slow),
+        pytest.param(TinyNet, {}, {"dispatch": "pmap"}, (), id="pmap", marks=pytest.mark.slow),
         pytest.param(TinyNet, {}, {"dispatch": "pmap", "batch_norm": "per_replica"}, (), id="pmap per replica"),
-        pytest.param(TinyNet, {}, {"precision": "bfloat16"}, (), id="bfloat16"),
+        pytest.param(TinyNet, {}, {"precision": "bfloat16"}, (), id="bfloat16", marks=pytest.mark.slow),
         pytest.param(
             Poisoned, {}, {"optimizer": skip_non_finite(sgd(0.1)), "learning_rate": None}, (1, 4), id="skipped steps"
         ),
@@ -167,10 +166,10 @@ def test_the_average_is_what_numpy_averages_for_every_way_to_train(
 def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -> None:
     """A tenth of the distance from 1 to 1 + 2^-5 is less than half the spacing of bfloat16 there, 2^-8."""
     model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=0.9, learning_rate=0.0)
-    fit(model, steps_per_epoch=90)  # past the first steps, which forget faster
+    fit(model, X, Y, steps_per_epoch=90)  # past the first steps, which forget faster
     ones = [np.ones_like(array) for array in model.get_weights()]
     model.set_weights([array * (1 + 2**-5) for array in ones], averages=ones)
-    fit(model, steps_per_epoch=20)
+    fit(model, X, Y, steps_per_epoch=20)
     for average in model.get_weights("ema"):
         assert average.dtype == ones[0].dtype
         np.testing.assert_allclose(average.astype(np.float64), 1 + 2**-5 * (1 - 0.9**20), rtol=2**-8)
@@ -182,7 +181,7 @@ def test_averages_that_an_earlier_version_kept_in_bfloat16_go_on_in_float32() ->
     narrow = [array.astype(jax.numpy.bfloat16) if array.ndim else array for array in model._state.on_host()]
     model._state.take_from_host([narrow[i] if i < 4 else array for i, array in enumerate(model._state.on_host())])
     assert [leaf.dtype for leaf in model._state.leaves] == dtypes
-    fit(model)
+    fit(model, X, Y)
 
 
 # --- weights that are set ---------------------------------------------------------------------------------------------
@@ -288,7 +287,7 @@ def test_averages_continue_over_what_a_callback_assigns_between_steps() -> None:
             self.model.module.head.kernel[0] = 0.0
 
     model, watch = compiled(ema=DECAY), Weights()
-    fit(model, epochs=2, callbacks=[Masks(), watch])
+    fit(model, X, Y, epochs=2, callbacks=[Masks(), watch])
     index = model._state.layout.visible_names.index("head.bias")
     expected = expected_average(watch.raw)[index]
     np.testing.assert_allclose(model.get_weights("ema")[index], expected, rtol=1e-5, atol=1e-6)

@@ -470,7 +470,7 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
         def __call__(self, x: jax.Array) -> jax.Array:
             outputs = super().__call__(x)
             square = jnp.outer(jnp.resize(x, 700), jnp.resize(x, 700)) * 1e-3
-            busy = jax.lax.fori_loop(0, 20, lambda _, a: jnp.tanh(a @ square), square)
+            busy = jax.lax.fori_loop(0, 10, lambda _, a: jnp.tanh(a @ square), square)
             return outputs + 1e-6 * busy.sum().reshape(1, 1)
 
     class Looks(Callback):
@@ -485,8 +485,8 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
     model = compiled(Heavy(rngs=nnx.Rngs(0)))
     fit(model, images(8), labels(8))  # compiles
     lets_go, waits = Looks(read=False), Looks(read=True)
-    fit(model, images(64), labels(64), callbacks=[lets_go])
-    fit(model, images(64), labels(64), callbacks=[waits])
+    fit(model, images(32), labels(32), callbacks=[lets_go])
+    fit(model, images(32), labels(32), callbacks=[waits])
     assert not all(lets_go.ready)
     assert all(waits.ready)
 

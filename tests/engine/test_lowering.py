@@ -60,7 +60,7 @@ def convolutions(text: str) -> list[str]:
 # --- for a GPU and a TPU ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "bf16"), ("float32", "f32")])
 def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
     platform: str, precision: str, dtype: str
@@ -73,7 +73,7 @@ def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
     assert "bf16" not in signature
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "optimizer": "adamw"}], ids=["sgd", "adamw with averages"])
 def test_the_memory_of_every_leaf_of_the_state_is_used_again(platform: str, dispatch: str, extra: Any) -> None:
@@ -159,7 +159,7 @@ def test_the_gradients_of_all_devices_are_summed_in_one_exchange() -> None:
     assert all(shape == () for shape in (Counter(only.shapes) - Counter(parameters(NoNorm()))))
 
 
-@pytest.mark.parametrize("remat", [None, "block"])
+@pytest.mark.parametrize("remat", [None, pytest.param("block", marks=pytest.mark.slow)])
 def test_gradients_travel_with_the_sums_of_batchnorm_and_need_one_exchange_more(remat: str | None) -> None:
     """Statistics over the whole batch need an exchange in each norm, forward and backward, each waiting for the one
     before it. Gradients go along as soon as they are there, and the last of them in one at the end."""

@@ -25,17 +25,6 @@ def test_the_table_and_the_memory_of_a_step_are_shown(capsys: pytest.CaptureFixt
     assert "KiB" in rows["peak"]
 
 
-def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
-    model = compiled()
-    memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
-    state = sum(leaf.nbytes for leaf in model._state.leaves)
-    assert memory.aliased == state
-    assert state + X.nbytes + Y.nbytes < memory.arguments < state + X.nbytes + Y.nbytes + 500
-    assert state < memory.outputs < state + 2000  # and sums, the loss, and the pointers to all of them
-    assert memory.peak == memory.arguments + memory.outputs - state + memory.temporary
-    assert memory.temporary > X.nbytes
-
-
 def test_the_step_is_compiled_once_for_the_summary_and_for_fit(capsys: pytest.CaptureFixture[str]) -> None:
     model = compiled()
     with counting_compilations() as found:
@@ -120,3 +109,15 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         compiled().summary((X, Y + 5))
     with pytest.raises(DataError, match="a batch as"):
         compiled().summary((8, 8, 1, 1))
+
+
+@pytest.mark.optimized
+def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
+    model = compiled()
+    memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
+    state = sum(leaf.nbytes for leaf in model._state.leaves)
+    assert memory.aliased == state
+    assert state + X.nbytes + Y.nbytes < memory.arguments < state + X.nbytes + Y.nbytes + 500
+    assert state < memory.outputs < state + 2000  # and sums, the loss, and the pointers to all of them
+    assert memory.peak == memory.arguments + memory.outputs - state + memory.temporary
+    assert memory.temporary > X.nbytes

@@ -39,7 +39,12 @@ def test_a_change_is_noticed(change: str) -> None:
     assert not outline.is_unchanged()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in VARIANTS]
+)
 def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(variant: str) -> None:
     module = network(variant)
     outline = Outline(module)

@@ -306,7 +306,10 @@ USES: dict[str, Callable[[Teacher], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "use",
+    [pytest.param(use, marks=[pytest.mark.slow] * (use in ("metric", "preprocessing", "schedule"))) for use in USES],
+)
 def test_what_a_function_closes_over_is_freed_with_its_model(use: str) -> None:
     teacher = Teacher()
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), **USES[use](teacher))

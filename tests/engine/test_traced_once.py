@@ -1,9 +1,10 @@
 """A second Model of equal architecture and equal compile arguments is neither traced nor lowered nor compiled."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 
 import resfit
+from resfit.engine import programs
 from tests.helpers import BATCH, PlainNet, assert_same, compiled, fit, images, labels, values
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
@@ -80,7 +82,7 @@ def test_the_second_model_is_not_traced(name: str) -> None:
     # JAX traces the abstract state of the optimizer, once for each model.
     assert LOWER not in found
     assert found.count(TRACE) <= 3
-    resfit.engine.programs.PROGRAMS.clear()
+    programs.PROGRAMS.clear()
     assert_same(values(model.module), values(run(start=2, **second).module))
 
 
@@ -94,12 +96,35 @@ def test_a_network_of_the_zoo_is_not_traced_again() -> None:
     assert LOWER not in found
 
 
+class Before(NamedTuple):
+    m: Any
+    v: Any
+
+
+class After(NamedTuple):
+    v: Any
+    m: Any
+
+
+def step_of_m(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    return jax.tree.map(lambda gradient: -state.m * gradient, gradients), state
+
+
+def beginning(kind: Any) -> optax.GradientTransformation:
+    """Return an optimizer whose update is the same function for each kind of state."""
+    return optax.GradientTransformation(lambda params: kind(m=jnp.float32(0.1), v=jnp.float32(0.3)), step_of_m)
+
+
 DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weight decay": ({"optimizer": resfit.optimizers.sgd}, {"optimizer": optax.sgd}),
     "loss": ({"loss": resfit.losses.CrossEntropy(0.1)}, {"loss": resfit.losses.CrossEntropy(0.3)}),
     "augmentation": ({"augment": [resfit.augment.flip(0.5)]}, {"augment": [resfit.augment.flip(0.2)]}),
     "decay of averages": ({"ema": 0.9}, {"ema": 0.5}),
     "metrics": ({"metrics": ["accuracy"]}, {"metrics": ["top_2_accuracy"]}),
+    "state of the optimizer": (
+        {"optimizer": beginning(Before), "learning_rate": None},
+        {"optimizer": beginning(After), "learning_rate": None},
+    ),
     "preprocessing": ({"preprocess": None}, {"preprocess": lambda x: 2 * x}),
 }  # fmt: skip
 
@@ -130,6 +155,26 @@ def test_a_global_that_a_module_reads_decides(monkeypatch: pytest.MonkeyPatch) -
         outputs.append(resfit.Model(Scaled(rngs=nnx.Rngs(0))).predict(images(8), verbose=0))
     np.testing.assert_allclose(outputs[1], 3 * outputs[0], rtol=1e-6)
     np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Equal to others that compute something else."""
+
+    factor: float = dataclasses.field(compare=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.factor * x
+
+
+def flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def test_what_seems_equal_in_a_layer_of_flax_is_looked_into() -> None:
+    models = [resfit.Model(nnx.Sequential(flat, nnx.Linear(64, 3, rngs=nnx.Rngs(0)), Times(n))) for n in (1.0, 3.0)]
+    first, second = (model.predict(images(8), verbose=0) for model in models)
+    np.testing.assert_allclose(second, 3 * first, rtol=1e-6)
 
 
 class Own(resfit.Model):
@@ -177,6 +222,23 @@ def test_settings_of_jax_are_not_mixed() -> None:
         compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0)
     assert LOWER in found
     np.testing.assert_array_equal(compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0), plain)
+
+
+def test_settings_of_flax_are_not_mixed() -> None:
+    for shard in (False, True):
+        with counting() as found, nnx.use_eager_sharding(shard):
+            compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0)
+    assert LOWER in found
+
+
+def test_a_class_that_is_made_for_each_model_does_not_pile_up_keys() -> None:
+    for _ in range(2 * programs._KEYS):
+
+        class Net(PlainNet):
+            pass
+
+        resfit.Model(Net(rngs=nnx.Rngs(0))).predict(images(8), verbose=0)
+    assert len(programs.PROGRAMS.traced) <= programs._KEYS * len(programs.PROGRAMS)
 
 
 def test_labels_are_checked_against_the_outputs_of_a_program_that_was_not_traced() -> None:

@@ -1,20 +1,22 @@
 """Inputs that look unusual and are right: no error, no warning, no line in the log that warns."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import resfit
-from tests.errors.outcomes import names
+from tests.helpers import compiled, fit
 
-X: np.ndarray = names()["x"]
-Y: np.ndarray = names()["y"]
+X = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+Y = np.arange(16) % 3
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -23,12 +25,36 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
+class Flat(nnx.Module):
+    """A dense layer on all pixels: the smallest network for these images."""
+
+    def __init__(self, classes: int, *, rngs: nnx.Rngs) -> None:
+        self.head = nnx.Linear(8 * 8 * 3, classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(x.reshape(len(x), -1))
+
+
+@functools.cache
+def network(kind: str, classes: int) -> nnx.Module:
+    """Return the one network of a kind; take `nnx.clone` of it."""
+    if kind == "flat":
+        return Flat(classes, rngs=nnx.Rngs(0))
+    spec = resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(4,), stem="cifar", num_classes=classes)
+    return resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))
+
+
+# The checks look at arrays and outputs. Only the number of channels and classes is also read from a ResNet's spec.
+each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", marks=pytest.mark.slow)])
+
+
 class Good(NamedTuple):
-    """x, y and the other arguments of fit."""
+    """x, y, the other arguments of fit, and what makes JAX's arrays of x and y where these are meant."""
 
     x: Any
     y: Any = None
     arguments: Mapping[str, Any] = MappingProxyType({})
+    convert: Callable[[Any, Any], tuple[Any, Any]] = lambda x, y: (x, y)
 
 
 GOOD: dict[str, Good] = {
@@ -45,8 +71,8 @@ GOOD: dict[str, Good] = {
     "arrays that are not contiguous": Good(X.transpose(3, 1, 2, 0)[::1].transpose(3, 1, 2, 0)[::-1], Y[::-1]),
     "every second image": Good(X[::2], Y[::2]),
     "big-endian arrays": Good(X.astype(">f4"), Y.astype(">i4")),
-    "jax arrays": Good(jnp.asarray(X), jnp.asarray(Y)),
-    "bfloat16 images": Good(jnp.asarray(X, jnp.bfloat16), Y),
+    "jax arrays": Good(X, Y, convert=lambda x, y: (jnp.asarray(x), jnp.asarray(y))),
+    "bfloat16 images": Good(X, Y, convert=lambda x, y: (jnp.asarray(x, jnp.bfloat16), y)),
     "labels with an axis of one": Good(X, Y[:, None]),
     "uint8 labels": Good(X, Y.astype("uint8")),
     "one-hot integers": Good(X, np.eye(3, dtype=int)[Y]),
@@ -85,36 +111,36 @@ def silent(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@each_network
 @pytest.mark.parametrize("name", GOOD)
-def test_what_looks_unusual_and_is_right_trains_without_a_word(name: str, silent: Callable[[], list[str]]) -> None:
+def test_what_looks_unusual_and_is_right_trains_without_a_word(
+    name: str, kind: str, silent: Callable[[], list[str]]
+) -> None:
     good = GOOD[name]
-    model = names()["model"]
-    history = model.fit(good.x, good.y, **{"verbose": 0, **good.arguments})
+    model = compiled(nnx.clone(network(kind, 3)))
+    x, y = good.convert(good.x, good.y)
+    history = model.fit(x, y, **{"verbose": 0, **good.arguments})
     assert all(np.isfinite(values).all() for values in history.history.values())
     assert silent() == []
 
 
 @pytest.mark.parametrize("dispatch", ["sharded", "pmap"])
 def test_batches_that_the_devices_do_not_divide_are_fine(dispatch: str, silent: Callable[[], list[str]]) -> None:
-    model = names()["model"]
-    model.compile("sgd", learning_rate=0.1, dispatch=dispatch)
-    model.fit(X, Y, batch_size=6, verbose=0)
+    fit(compiled(dispatch=dispatch), batch_size=6)
     assert silent() == []
 
 
+@each_network
 @pytest.mark.parametrize("labels", [Y > 0, (Y > 0).astype(int), (Y > 0)[:, None], np.linspace(0, 1, 16)])
-def test_labels_of_one_binary_output(labels: np.ndarray, silent: Callable[[], list[str]]) -> None:
-    spec = resfit.nets.ResNetSpec(block="basic", depths=(1,), widths=(4,), stem="cifar", num_classes=1)
-    model = resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0)))
-    model.compile("sgd", learning_rate=0.0, dispatch="jit", seed=np.int64(3))
+def test_labels_of_one_binary_output(labels: np.ndarray, kind: str, silent: Callable[[], list[str]]) -> None:
+    model = compiled(nnx.clone(network(kind, 1)), learning_rate=0.0, seed=np.int64(3))
     model.fit(X, labels, verbose=0)
     model.predict(X, outputs="probabilities", verbose=0)
     assert silent() == []
 
 
 def test_one_model_in_a_callback_of_another_may_train(silent: Callable[[], list[str]]) -> None:
-    inner = names()["model"]
-    outer = names()["model"]
+    inner, outer = (compiled(nnx.clone(network("flat", 3))) for _ in range(2))
     again = resfit.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: inner.fit(X, Y, verbose=0))
     outer.fit(X, Y, verbose=0, callbacks=again)
     assert silent() == []

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from resfit.errors import ResfitError
-from tests.errors.mistakes import MISTAKES, WARNING, Mistake
-from tests.errors.outcomes import Outcome, names, run, section
+from tests.errors.mistakes import BEFORE, MISTAKES, TOPICS, WARNING, Mistake
+from tests.errors.outcomes import Outcome, in_an_empty_folder, names, run, section
 from tests.errors.page import INTRO, PAGE, expected_headings, headings
 from tests.helpers import assert_same, values
 
@@ -31,6 +31,17 @@ def faults(mistake: Mistake, outcome: Outcome) -> list[str]:
     return found
 
 
+def changes_the_model(mistake: Mistake) -> bool:
+    """Return True if the code of a mistake changes the model on purpose."""
+    return mistake.trains or any(f"model.{call}(" in mistake.code for call in ("compile", "freeze"))
+
+
+def by_itself(mistake: Mistake) -> Any:
+    """Return the parameter for a row that has a model of its own: slow where the test of its topic has the row too."""
+    marks = () if changes_the_model(mistake) else pytest.mark.slow
+    return pytest.param(mistake, marks=marks, id=mistake.title.replace(" ", "-"))
+
+
 @functools.cache
 def untouched() -> tuple[Any, Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images, labels, and a model's variables at first and after one step on them."""
@@ -45,7 +56,22 @@ def step(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     return values(model.module)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.title.replace(" ", "-"))
+@pytest.mark.parametrize("topic", TOPICS)
+def test_one_model_survives_all_mistakes_of_a_topic_that_do_not_change_it(topic: str) -> None:
+    x, y, at_first, after_a_step = untouched()
+    model = names()["model"]
+    page = PAGE.read_text()
+    for mistake in TOPICS[topic]:
+        if not changes_the_model(mistake):
+            with in_an_empty_folder():
+                outcome = run(mistake.code, names(model))
+                assert faults(mistake, outcome) == [], mistake.title
+                assert section(mistake, outcome) in page, REMEDY
+            assert_same(values(model.module), at_first)
+    assert_same(step(model, x, y), after_a_step)
+
+
+@pytest.mark.parametrize("mistake", [by_itself(mistake) for mistake in MISTAKES])
 def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake) -> None:
     x, y, at_first, after_a_step = untouched()
     made = names()
@@ -55,7 +81,7 @@ def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake
     assert section(mistake, outcome) in PAGE.read_text(), REMEDY
     if not mistake.trains:
         assert_same(values(model.module), at_first)
-    if mistake.trains or "model.compile(" in mistake.code or "model.freeze(" in mistake.code:
+    if changes_the_model(mistake):
         model.freeze()  # what the code did on purpose is taken back; whatever else it did would show
         model.compile("sgd", learning_rate=0.1, dispatch="jit")
     now = step(model, x, y)
@@ -63,6 +89,19 @@ def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake
         assert all(np.isfinite(value).all() for value in now.values())
     else:
         assert_same(now, after_a_step)
+
+
+def test_every_row_begins_with_what_the_page_shows() -> None:
+    shown: dict[str, Any] = {"__name__": "mistake"}
+    exec(BEFORE, shown)
+    given, again = names(), names()
+    assert set(given) == set(shown)
+    for name in ("x", "y"):
+        np.testing.assert_array_equal(given[name], shown[name])
+        assert given[name] is not again[name]
+    assert_same(values(given["model"].module), values(shown["model"].module))
+    assert given["model"].module is not again["model"].module
+    assert BEFORE.splitlines()[-1].startswith("model.compile(")
 
 
 def test_the_page_holds_the_table_and_nothing_else() -> None:

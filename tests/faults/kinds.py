@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import grain
 import numpy as np
-import tensorflow_datasets
 from PIL import Image
 
 import resfit
@@ -18,8 +15,6 @@ from resfit.data.batches import Batch
 from resfit.errors import BadRecordError
 from tests.faults.runs import BATCH, EXAMPLES
 from tests.helpers import CLASSES
-
-datasets.disable_progress_bars()
 
 READ: list[int] = []  # the rows that somebody read or decoded; threads append to it
 
@@ -74,20 +69,31 @@ def write(folder: Path) -> None:
     np.save(folder / "x.npy", X)
 
 
+def hugging_face() -> Any:
+    """The package `datasets`. It and others like it take seconds to import: only tests that run do that."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets
+
+
 def table(rows: int = EXAMPLES) -> Any:
+    datasets = hugging_face()
     columns = {"img": [{"bytes": png(i), "path": None} for i in range(rows)], "digit": [int(i) for i in Y[:rows]]}
     features = datasets.Features(img=datasets.Image(), digit=datasets.ClassLabel(num_classes=CLASSES))
     return datasets.Dataset.from_dict(columns, features=features)
 
 
 def parquet(folder: Path, pattern: str = "train-*.parquet") -> Any:
-    return datasets.load_dataset(
+    return hugging_face().load_dataset(
         "parquet", data_files={"train": str(folder / pattern)}, split="train", streaming=True,
         cache_dir=str(folder / "cache"),
     )  # fmt: skip
 
 
 def prepared(folder: Path) -> Any:
+    import tensorflow_datasets
+
     features = tensorflow_datasets.features
 
     class Builder(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
@@ -140,15 +146,21 @@ class Unnamed(Named):
 
 
 def mapped(batch: int = BATCH, seed: int = 5) -> Any:
+    import grain
+
     return grain.MapDataset.source(Named()).seed(seed).shuffle().batch(batch)
 
 
 def passing(batch: int = BATCH) -> Any:
+    import grain
+
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return grain.MapDataset.source(Named()).seed(5).shuffle().to_iter_dataset(options).batch(batch)
 
 
 def grain_loader(source: Any, epochs: int | None = 1) -> Any:
+    import grain
+
     return grain.DataLoader(
         data_source=source,
         sampler=grain.samplers.IndexSampler(num_records=EXAMPLES, shuffle=True, seed=1, num_epochs=epochs),

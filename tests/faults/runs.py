@@ -3,18 +3,19 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from einops import reduce
 from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, ReduceLROnPlateau
-from tests.helpers import CLASSES, images, labels, values
+from tests.helpers import CLASSES, TinyNet, compiled, images, labels, values
 
 EXAMPLES, BATCH, EPOCHS = 22, 8, 3
 STEPS = EPOCHS * 3  # two full batches an epoch, and a tail of six
@@ -51,6 +52,12 @@ def model(**arguments: Any) -> resfit.Model:
     return made
 
 
+def small(kind: type[nnx.Module] = TinyNet, **arguments: Any) -> resfit.Model:
+    """Compiled with plain SGD."""
+    made: resfit.Model = compiled(kind(rngs=nnx.Rngs(0)), **arguments)
+    return made
+
+
 class Counts(Callback):
     """Remembers how often each hook was called, and the loss of each epoch."""
 
@@ -84,6 +91,14 @@ class Stops(Callback):
         self._calls += 1
         if self._calls == self._at:
             self._action()
+
+
+def slow_unless(chosen: Container[Any], rows: Iterable[Any]) -> list[Any]:
+    """Return the rows of a table as parameters, all marked slow but the chosen ones."""
+    return [
+        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=() if row in chosen else pytest.mark.slow)
+        for row in rows
+    ]
 
 
 def terminate() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import resfit
 from resfit.callbacks import Checkpoint
@@ -19,7 +19,7 @@ from resfit.engine.hooks import CallbackList
 from resfit.engine.resume import Keeper
 from resfit.errors import CallbackError, ResumeError, StepFailed
 from tests.faults import runs
-from tests.helpers import PlainNet, assert_same, compiled, labels
+from tests.helpers import PlainNet, assert_same, labels
 
 
 @functools.cache
@@ -52,17 +52,20 @@ def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, A
     return runs.run(runs.model(**arguments), folder, resume=True, **fit, **more)
 
 
+STEPS = range(1, runs.STEPS + 1)
+
+
+@pytest.mark.parametrize("setting", runs.slow_unless(["jit"], SETTINGS))
 @pytest.mark.parametrize(
-    "setting", [pytest.param(name, marks=() if name == "jit" else pytest.mark.slow) for name in SETTINGS]
-)
-@pytest.mark.parametrize("step", range(1, runs.STEPS + 1))
+    "step", runs.slow_unless([3, runs.STEPS], STEPS)
+)  # the ends of the first epoch and of the last
 def test_a_run_that_is_terminated_after_any_step_goes_on_there(
     setting: str, step: int, shared: Path, tmp_path: Path
 ) -> None:
     assert_same(resumed(setting, tmp_path / "run", runs.Stops(step, runs.terminate)), whole(shared, setting))
 
 
-@pytest.mark.parametrize("step", range(1, runs.STEPS + 1))
+@pytest.mark.parametrize("step", runs.slow_unless([1, 3], STEPS))  # before the first checkpoint, and a step after it
 def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
     step: int, shared: Path, tmp_path: Path
 ) -> None:
@@ -83,24 +86,23 @@ def test_a_run_whose_step_dies_on_the_device_goes_on_from_the_newest_checkpoint(
             x = jax.pure_callback(explode, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.lax.stop_gradient(x))
             return super().__call__(x)
 
-    def made() -> resfit.Model:
-        return compiled(Explodes(rngs=nnx.Rngs(0)))
-
-    expected = runs.run(made(), tmp_path / "whole")
+    expected = runs.run(runs.small(Explodes), tmp_path / "whole")
     with pytest.raises(StepFailed, match="resume=True goes on from the newest checkpoint"):
-        runs.run(made(), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
+        runs.run(runs.small(Explodes), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
     armed.clear()
-    assert_same(runs.run(made(), tmp_path / "run", resume=True), expected)
+    assert_same(runs.run(runs.small(Explodes), tmp_path / "run", resume=True), expected)
+
+
+STOPS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
+HOOKS = ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end", "on_test_end"]
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end", "on_test_end"]
+    ("stop", "hook"),
+    runs.slow_unless([*zip(itertools.cycle(STOPS), HOOKS, strict=False)], itertools.product(STOPS, HOOKS)),
 )
-@pytest.mark.parametrize("stop", [runs.interrupt, runs.terminate], ids=["Ctrl-C", "SIGTERM"])
-def test_a_run_that_is_stopped_in_any_hook_goes_on(
-    hook: str, stop: Callable[[], None], shared: Path, tmp_path: Path
-) -> None:
-    assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, stop, hook)), whole(shared, "jit"))
+def test_a_run_that_is_stopped_in_any_hook_goes_on(stop: str, hook: str, shared: Path, tmp_path: Path) -> None:
+    assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, STOPS[stop], hook)), whole(shared, "jit"))
 
 
 def test_a_resumed_run_is_resumed_again_and_again(shared: Path, tmp_path: Path) -> None:
@@ -183,10 +185,13 @@ def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "leave_out",
-    [
-        without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,
-        without_callbacks,
-    ],
+    runs.slow_unless(
+        [without_the_position, without_metric_sums],
+        [
+            without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,
+            without_callbacks,
+        ],
+    ),
 )  # fmt: skip
 def test_whatever_is_left_out_is_missed(
     leave_out: Callable[[pytest.MonkeyPatch], None], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -248,9 +253,7 @@ def test_a_folder_that_vanishes_is_made_again(shared: Path, tmp_path: Path) -> N
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_another_set_up_is_refused_and_named_and_goes_on_inexactly_when_asked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_set_up_is_refused_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with runs.stopped(SystemExit):
         runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
@@ -264,6 +267,15 @@ def test_another_set_up_is_refused_and_named_and_goes_on_inexactly_when_asked(
         runs.run(runs.model(seed=1), folder, resume=True)
     with pytest.raises(ResumeError, match=r"data\.labels was \d+, is \d+"):
         runs.run(runs.model(), folder, resume=True, y=labels(runs.EXAMPLES, seed=9))
+
+
+@pytest.mark.slow  # test_inexact.py has each difference of a smaller run
+def test_another_program_is_refused_and_another_set_up_goes_on_inexactly_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    with runs.stopped(SystemExit):
+        runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
     with pytest.raises(ResumeError, match="another program than that of the saved run"):
         runs.run(runs.model(loss=resfit.losses.CrossEntropy(label_smoothing=0.1)), folder, resume=True)
     found = runs.run(runs.model(), folder, resume="inexact", batch_size=4, epochs=5)
@@ -288,7 +300,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_resumed_is_said(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ResumeError, match=said):
-        runs.model(learning_rate=0.01).fit(**runs.arrays(), verbose=0, **arguments)
+        runs.small(PlainNet).fit(**runs.arrays(), verbose=0, **arguments)
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
@@ -303,7 +315,7 @@ def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.request_checkpoint()
 
-    made = runs.model(learning_rate=0.01)
+    made = runs.small(PlainNet)
     made.fit(**runs.arrays(), callbacks=[Asks(), Checkpoint(tmp_path, keep=100)], verbose=0)
     assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == 3 + 1 + 1  # batches, epoch, end
     with pytest.raises(CallbackError, match="without a Checkpoint callback"):
@@ -311,7 +323,7 @@ def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
-    made = runs.model(learning_rate=0.01)
+    made = runs.small(PlainNet)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
 
     class Says(resfit.callbacks.Callback):

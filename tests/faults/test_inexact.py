@@ -6,18 +6,19 @@ from typing import Any
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import ResumeError
 from tests.faults import runs, twin
-from tests.helpers import compiled, images, labels
+from tests.helpers import PlainNet, images, labels
 
 EXAMPLES, BATCH = twin.EXAMPLES, twin.BATCH
 
 
-def model(**arguments: Any) -> resfit.Model:
-    return compiled(twin.new_module(0)[0], **arguments)
+def model(kind: type[nnx.Module] = PlainNet, **arguments: Any) -> resfit.Model:
+    return runs.small(kind, **arguments)
 
 
 def go(folder: Path, *more: Callback, made: resfit.Model | None = None, **arguments: Any) -> resfit.callbacks.History:
@@ -99,7 +100,12 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize(
+    "name",
+    runs.slow_unless(
+        {"batch size", "fewer steps than are done of an epoch", "labels", "learning rate", "loss"}, DIFFERENCES
+    ),
+)
 def test_each_difference_is_named_and_gone_on_with_when_asked(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,9 +126,15 @@ def test_each_difference_is_named_and_gone_on_with_when_asked(
 
 def test_several_differences_are_all_named(tmp_path: Path) -> None:
     stopped(tmp_path)
-    said = r"batch_size was 4, is 5; learning_rate was .*; seed was 0, is 1; validation_batch_size was None, is 3"
+    said = (
+        r"batch_size was 4, is 5; data\.weights was None, is .*; devices was 1, is 4; "
+        r"dispatch was 'jit', is 'sharded'; learning_rate was .*; seed was 0, is 1; "
+        r"validation_batch_size was None, is 3"
+    )
+    made = model(seed=1, learning_rate=0.5, dispatch="sharded")
+    weights = np.full(EXAMPLES, 0.5)
     with pytest.raises(ResumeError, match=said):
-        go(tmp_path, made=model(seed=1, learning_rate=0.5), resume=True, batch_size=5, validation_batch_size=3)
+        go(tmp_path, made=made, resume=True, batch_size=5, validation_batch_size=3, sample_weight=weights)
 
 
 @pytest.mark.parametrize(("resume", "rate"), [(True, 0.025), ("inexact", 0.5)])
@@ -153,14 +165,20 @@ def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_pat
     assert made.learning_rate == pytest.approx(0.025)
 
 
-@pytest.mark.parametrize("dispatch", [("sharded", "jit"), ("jit", "sharded")])
+@pytest.mark.parametrize(
+    ("before", "now", "kind"),
+    runs.slow_unless(
+        [("jit", "sharded", PlainNet)],
+        [("jit", "sharded", PlainNet), ("jit", "sharded", twin.ThinNet), ("sharded", "jit", twin.ThinNet)],
+    ),
+)
 def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additions(
-    dispatch: tuple[str, str], tmp_path: Path
+    before: str, now: str, kind: type[nnx.Module], tmp_path: Path
 ) -> None:
-    whole = model(dispatch=dispatch[0])
+    whole = model(kind, dispatch=before)
     go(tmp_path / "whole", made=whole)
-    stopped(tmp_path / "run", made=model(dispatch=dispatch[0]))
-    found = model(dispatch=dispatch[1])
+    stopped(tmp_path / "run", made=model(kind, dispatch=before))
+    found = model(kind, dispatch=now)
     go(tmp_path / "run", made=found, resume="inexact")
     assert found._state.steps() == whole._state.steps()
     for u, v in zip(found._state.leaves[:-2], whole._state.leaves[:-2], strict=True):

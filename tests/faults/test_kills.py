@@ -14,7 +14,7 @@ import pytest
 from tests.helpers import assert_same
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("RESFIT_KILLS", "10"))
+KILLS = int(os.environ.get("RESFIT_KILLS", "4"))
 
 
 def start(folder: Path, result: Path) -> subprocess.Popen[str]:

@@ -1,5 +1,6 @@
 """A run that was stopped is stopped again, resumed twice, by whatever means, and in whatever part of it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -57,8 +58,10 @@ STOPS: dict[str, tuple[Callable[[], None], str, int]] = {
 }
 
 
-@pytest.mark.parametrize("in_the_same_model", [False, True])
-@pytest.mark.parametrize("name", STOPS)
+EVERY_STOP = [*itertools.product(STOPS, [False, True])]
+
+
+@pytest.mark.parametrize(("name", "in_the_same_model"), runs.slow_unless(EVERY_STOP[::3], EVERY_STOP))
 def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
     name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -71,7 +74,7 @@ def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
     assert_same(go(tmp_path, model=again), whole)  # finished: at once
 
 
-@pytest.mark.parametrize("second", STOPS)
+@pytest.mark.parametrize("second", runs.slow_unless(["Ctrl-C in a validation"], STOPS))
 def test_a_resumed_run_that_is_stopped_is_resumed(second: str, whole: dict[str, Any], tmp_path: Path) -> None:
     action, hook, _ = STOPS[second]
     with runs.stopped(SystemExit):
@@ -81,17 +84,20 @@ def test_a_resumed_run_that_is_stopped_is_resumed(second: str, whole: dict[str, 
     assert_same(go(tmp_path), whole)
 
 
-@pytest.mark.parametrize("stop", [runs.interrupt, runs.terminate], ids=["Ctrl-C", "SIGTERM"])
-@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_epoch_end"])
+SIGNALS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
+ENDS = [*itertools.product(["on_train_batch_end", "on_test_batch_end", "on_epoch_end"], SIGNALS)]
+
+
+@pytest.mark.parametrize(("hook", "signal_"), runs.slow_unless(ENDS[::3], ENDS))
 def test_the_epoch_that_was_to_be_the_last_one_is_the_last_one_of_the_resumed_run(
-    hook: str, stop: Callable[[], None], tmp_path: Path
+    hook: str, signal_: str, tmp_path: Path
 ) -> None:
     """model.stop_training was set in its second batch, and then somebody stopped the run as well."""
     plan = PLAN._replace(epochs=3, steps_per_epoch=4, asked=2)
     expected = go(tmp_path / "whole", plan=plan)
     assert expected["state"].steps == 2
     with runs.stopped(SystemExit, KeyboardInterrupt):
-        go(tmp_path / "run", runs.Stops(2 if hook == "on_train_batch_end" else 1, stop, hook), plan=plan)
+        go(tmp_path / "run", runs.Stops(2 if hook == "on_train_batch_end" else 1, SIGNALS[signal_], hook), plan=plan)
     assert_same(go(tmp_path / "run", plan=plan), expected)
 
 
@@ -132,7 +138,9 @@ test_resume_again.go(test_resume_again.Path(sys.argv[1]), runs.Stops(3, twice))
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGTERM", 128 + signal.SIGTERM), ("SIGINT", -signal.SIGINT)], ids=["SIGTERM", "Ctrl-C"]
+    ("name", "code"),
+    [("SIGTERM", 128 + signal.SIGTERM), pytest.param("SIGINT", -signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
 )
 def test_a_second_signal_ends_the_process_at_once_and_it_goes_on_from_the_newest_checkpoint(
     name: str, code: int, whole: dict[str, Any], tmp_path: Path

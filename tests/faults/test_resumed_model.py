@@ -16,7 +16,7 @@ from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import DataError
 from resfit.losses import BinaryCrossEntropy
 from tests.faults import runs
-from tests.helpers import CLASSES, assert_same, compiled, images, labels
+from tests.helpers import CLASSES, PlainNet, assert_same, compiled, images, labels
 
 BYTES = (images(10) * 20 + 128).astype(np.uint8)
 
@@ -26,7 +26,7 @@ def terminate() -> None:
 
 
 def trained(folder: Path, *more: Callback, made: resfit.Model | None = None) -> resfit.Model:
-    model = compiled() if made is None else made
+    model = runs.small(PlainNet) if made is None else made
     model.fit(BYTES, labels(10), epochs=2, verbose=0, callbacks=[*more, Checkpoint(folder)], resume=True)
     return model
 
@@ -37,7 +37,7 @@ def stops(model: resfit.Model) -> Callable[[], None]:
 
 @pytest.mark.parametrize("end", ["finished", "terminated after the last epoch", "stopped by a callback"])
 def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Path) -> None:
-    first = compiled()
+    first = runs.small(PlainNet)
     if end == "finished":
         trained(tmp_path, made=first)
     elif end == "stopped by a callback":
@@ -56,14 +56,18 @@ def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Pat
         resfit.load(tmp_path / "model.safetensors", module=again.module).predict(BYTES.astype(np.float32), verbose=0)
 
 
-@pytest.mark.parametrize("end", ["finished", "terminated in the middle", "terminated after the last epoch"])
+ENDS = ["finished", "terminated in the middle", "terminated after the last epoch"]
+
+
+@pytest.mark.parametrize("end", runs.slow_unless(["terminated in the middle"], ENDS))
 def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: str, tmp_path: Path) -> None:
     """Those of the first batch are; the others have one label a row, as labels of classes do."""
     hot = np.eye(CLASSES, dtype=np.float32)[labels(10)]
     hot[0] = 1
+    loss = BinaryCrossEntropy()
 
     def fit(*more: Callback) -> resfit.Model:
-        model = compiled(loss=BinaryCrossEntropy(), metrics=["binary_accuracy"])
+        model = runs.small(PlainNet, loss=loss, metrics=("binary_accuracy",))
         batches = lambda: iter([(images(5), hot[:5]), (images(5), hot[5:])])  # noqa: E731
         callbacks = [*more, Checkpoint(tmp_path)]
         model.fit(batches, epochs=1, steps_per_epoch=2, verbose=0, callbacks=callbacks, resume=True)
@@ -82,18 +86,19 @@ def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: 
 
 def test_a_run_that_fails_before_it_is_restored_leaves_the_model_untrained(tmp_path: Path) -> None:
     trained(tmp_path)
-    model = compiled()
+    model = runs.small(PlainNet)
     with runs.stopped(ZeroDivisionError):
         callbacks = [Checkpoint(tmp_path), runs.Stops(1, lambda: 1 / 0, "on_train_begin")]
         model.fit(BYTES, labels(10), epochs=3, verbose=0, callbacks=callbacks, resume=True)
     model.compile("sgd", preprocess=None)  # a network that was trained with another one refuses it
 
 
-@pytest.mark.parametrize("dispatch", ["jit", "sharded"])
+@pytest.mark.parametrize("dispatch", runs.slow_unless(["jit"], ["jit", "sharded"]))
 def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, tmp_path: Path) -> None:
+    noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))
+
     def run(folder: str, *more: Callback) -> list[np.ndarray]:
-        noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))
-        model = compiled(optimizer=noisy, learning_rate=None, dispatch=dispatch)
+        model = runs.small(PlainNet, optimizer=noisy, learning_rate=None, dispatch=dispatch)
         trained(tmp_path / folder, *more, made=model)
         return model._state.on_host()
 

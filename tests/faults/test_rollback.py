@@ -1,5 +1,6 @@
 """A run that diverges goes back to its last good checkpoint, with a lower learning rate, and may be stopped besides."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import resfit
 from resfit import schedules
 from resfit.callbacks import Callback, Checkpoint, RollbackOnNaN
 from resfit.errors import CallbackError, NonFiniteLossError
+from tests.faults import runs
 from tests.faults.runs import Stops, stopped, terminate
 from tests.helpers import PlainNet, assert_same, fit, images, labels
 from tests.optimizers.test_finite import BAD, Poisoned
@@ -25,14 +27,15 @@ def steep(logits: jax.Array, y: jax.Array) -> jax.Array:
     return 50 * jax.numpy.square(logits - y[:, None]).sum(-1)
 
 
+PLAIN_SGD = resfit.optimizers.sgd(0.0, momentum=0.0)
+
+
 def model(**arguments: Any) -> resfit.Model:
-    made = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
-    made.compile(**{"optimizer": "sgd", "learning_rate": 0.1, "dispatch": "jit", **arguments})
-    return made
+    return runs.small(PlainNet, **arguments)
 
 
 def diverging(rate: Any = 0.4) -> resfit.Model:
-    return model(optimizer=resfit.optimizers.sgd(0.0, momentum=0.0), learning_rate=rate, loss=steep, metrics=[])
+    return model(optimizer=PLAIN_SGD, learning_rate=rate, loss=steep, metrics=())
 
 
 class Seen(Callback):
@@ -75,20 +78,34 @@ def train(made: resfit.Model, folder: Path, *callbacks: Callback, every: Any = 2
     )
 
 
-@pytest.mark.parametrize("where", [(0, 1), (1, 0), (1, 4), (3, 3)])
-@pytest.mark.parametrize("every", [1, 2, "epoch"])
-def test_a_fault_of_the_machine_leaves_no_trace(where: tuple[int, int], every: Any, tmp_path: Path) -> None:
+def left(made: resfit.Model, history: Any) -> dict[str, Any]:
+    leaves = [np.asarray(leaf) for leaf in made._state.leaves]
+    return {"history": history.history, "epoch": history.epoch, "leaves": leaves}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run leaves behind that no fault disturbs."""
+    made = model()
+    return left(made, train(made, tmp_path_factory.mktemp("whole")))
+
+
+FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
+
+
+@pytest.mark.parametrize(
+    ("every", "where"), runs.slow_unless([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
+)
+def test_a_fault_of_the_machine_leaves_no_trace(
+    every: Any, where: tuple[int, int], whole: dict[str, Any], tmp_path: Path
+) -> None:
     """With factor=1 the run ends bit for bit where it would have ended without the fault."""
-    whole, hurt = model(), model()
-    expected = train(whole, tmp_path / "whole")
-    history = train(hurt, tmp_path / "hurt", Poisons(where), RollbackOnNaN(factor=1), every=every)
-    assert history.history == expected.history
-    assert history.epoch == expected.epoch
-    for a, b in zip(whole._state.leaves, hurt._state.leaves, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    hurt = model()
+    history = train(hurt, tmp_path, Poisons(where), RollbackOnNaN(factor=1), every=every)
+    assert_same(left(hurt, history), whole)
 
 
-@pytest.mark.parametrize("steps_per_epoch", [3, 7])
+@pytest.mark.parametrize("steps_per_epoch", runs.slow_unless([3], [3, 7]))
 def test_so_it_does_where_an_epoch_is_a_number_of_steps(steps_per_epoch: int, tmp_path: Path) -> None:
     whole, hurt = model(), model()
     expected = train(whole, tmp_path / "whole", steps_per_epoch=steps_per_epoch)
@@ -121,14 +138,13 @@ def test_a_run_that_cannot_be_saved_raises_and_names_the_layer(tmp_path: Path) -
     x = images(8 * STEPS)
     x[17] = BAD
     callbacks = [Checkpoint(tmp_path, every=1), RollbackOnNaN(times=2)]
-    made = resfit.Model(Poisoned(rngs=nnx.Rngs(0)))
-    made.compile("sgd", learning_rate=0.1, dispatch="jit")
+    made = runs.small(Poisoned)
     with pytest.raises(NonFiniteLossError, match=r"batch 2 in epoch 0 is nan.*: the output of the layer 'head'"):
         fit(made, x, labels(8 * STEPS), shuffle=False, callbacks=callbacks)
     assert not made.keep_last_step
 
 
-@pytest.mark.parametrize("at", [1, 4, 9, 14, 17])
+@pytest.mark.parametrize("at", runs.slow_unless([9], [1, 4, 9, 14, 17]))
 def test_a_run_that_is_stopped_besides_ends_where_it_would_have_ended(at: int, tmp_path: Path) -> None:
     def started(folder: Path, *extra: Callback) -> Any:
         made = diverging()

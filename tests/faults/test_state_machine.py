@@ -28,11 +28,13 @@ from resfit.engine.loop import Loop
 from resfit.engine.resume import Keeper
 from resfit.engine.state import RunState
 from tests.faults import runs, twin
-from tests.helpers import assert_close, assert_same, flags, images, labels
+from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels
 
-EXAMPLES = int(os.environ.get("RESFIT_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("RESFIT_EXAMPLES", "0"))  # of the long search; 0 for a number of the profile's
 
-setups = st.sampled_from(list(twin.SETUPS))
+# Each set-up costs a dozen compilations. The profile of `make test` has two that have nothing in common.
+FEW = settings.default.max_examples <= 10 and not EXAMPLES
+setups = st.sampled_from(["sgd", "adamw, averages, schedule"] if FEW else list(twin.SETUPS))
 seeds = st.integers(1, 3)
 intervals = st.sampled_from([1, 2, "epoch"])
 plans = st.builds(
@@ -140,6 +142,8 @@ class Pending:
 class Runs(RuleBasedStateMachine):
     """A model, and beside it where it must be."""
 
+    own_programs = False
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = Path(tempfile.mkdtemp())
@@ -160,13 +164,13 @@ class Runs(RuleBasedStateMachine):
         self.net, held = twin.new_module(seed)
         self.flags = flags(self.net)
         self.model = resfit.Model(self.net)
-        twin.compile_(self.model, setup)
+        twin.compile_(self.model, setup, own_programs=self.own_programs)
         self.setup, self.where, self.asked = setup, twin.compiled(setup, held), None
 
     @rule(setup=setups)
     def compile(self, setup: str) -> None:
         held = twin.chosen(self.setup, self.where)
-        twin.compile_(self.model, setup)
+        twin.compile_(self.model, setup, own_programs=self.own_programs)
         self.setup, self.where, self.asked = setup, twin.compiled(setup, held), None
 
     @rule(rate=st.sampled_from([0.05, 0.01]))
@@ -309,7 +313,7 @@ class Runs(RuleBasedStateMachine):
         ask = lambda model, **more: model.predict(images(7), batch_size=4, verbose=0, **more)  # noqa: E731
         asked = ask(self.model, weights=weights)
         assert_close(ask(loaded), asked)  # on all devices, until compile says otherwise
-        twin.compile_(loaded, setup)
+        twin.compile_(loaded, setup, own_programs=self.own_programs)
         assert_same(ask(loaded), asked)
         if go_on:
             self.model, self.net, self.flags = loaded, module, flags(module)
@@ -349,8 +353,20 @@ class Runs(RuleBasedStateMachine):
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
+def search(machine: type[Runs], examples: int) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=12, **QUIET))
+
+
 def test_whatever_is_done_with_a_model_it_is_what_its_description_says() -> None:
-    run_state_machine_as_test(Runs, settings=settings(max_examples=EXAMPLES, stateful_step_count=12, **QUIET))
+    search(Runs, EXAMPLES or fewer_examples(2).max_examples)
+
+
+@pytest.mark.slow
+def test_so_it_is_where_each_model_traces_its_own_programs_in_whatever_state_it_is() -> None:
+    class RunsThatTrace(Runs):
+        own_programs = True
+
+    search(RunsThatTrace, fewer_examples(8).max_examples)
 
 
 # --- negative controls: the machine finds what it is for ----------------------------------------------------------
@@ -408,7 +424,11 @@ def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "break_", [restoring_no_optimizer, evaluating_moves_a_value, losing_the_passes, a_failure_costs_a_step]
+    "break_",
+    runs.slow_unless(
+        [losing_the_passes],
+        [restoring_no_optimizer, evaluating_moves_a_value, losing_the_passes, a_failure_costs_a_step],
+    ),
 )
 def test_the_machine_finds(break_: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     for setup in twin.SETUPS:

@@ -16,6 +16,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from resfit.engine import programs
 from tests.helpers import CLASSES, images, labels, values
 
 EXAMPLES, BATCH = 10, 4  # two full batches a pass, and a tail of two
@@ -54,8 +55,10 @@ SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def compile_(model: resfit.Model, setup: str) -> None:
-    """Sets a model up."""
+def compile_(model: resfit.Model, setup: str, *, own_programs: bool = False) -> None:
+    """Compile a model, with the programs of an equal one or, to see that tracing depends on no state, with its own."""
+    if own_programs:
+        programs.PROGRAMS.clear()
     frozen, arguments = SETUPS[setup]
     model.freeze(*frozen)
     model.compile(dispatch="jit", **arguments)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
 from resfit.kernels import Convolve, convolution
 from resfit.kernels.bridge import TARGET
+from tests.helpers import fewer_examples
 from tests.kernels.needed import onednn
 
 pytestmark = onednn()
@@ -72,7 +73,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("1x1 with stride", "3x3", "7x7 stem", "groups", "dilated", "one side padded", "padding beyond the kernel")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 def test_it_is_xlas_forward_and_in_both_gradients(case: str) -> None:
     image, kernel, window = CASES[case]
     x, w = arrays(image, kernel)
@@ -81,7 +87,7 @@ def test_it_is_xlas_forward_and_in_both_gradients(case: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@fewer_examples(2)
 @given(data=st.data())
 def test_it_is_xlas_for_any_window(data: st.DataObject) -> None:
     def pick(*values: int) -> int:
@@ -103,7 +109,9 @@ def test_it_is_xlas_for_any_window(data: st.DataObject) -> None:
     assert_near(three(ONEDNN, x, w, **window), three(lax.conv_general_dilated, x, w, **window))
 
 
-@pytest.mark.parametrize("case", ["1x1", "3x3", "7x7 stem", "groups"])
+@pytest.mark.parametrize(
+    "case", ["3x3", *(pytest.param(case, marks=pytest.mark.slow) for case in ("1x1", "7x7 stem", "groups"))]
+)
 def test_in_bfloat16_it_is_as_near_to_float32_as_xlas(case: str) -> None:
     image, kernel, window = CASES[case]
     half = arrays(image, kernel, "bfloat16")

@@ -45,8 +45,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "one device" else pytest.mark.slow) for way in WAYS]
+)
 def test_it_trains_evaluates_and_predicts_as_with_xla(way: str) -> None:
     found = []
     for choice in ("xla", "onednn"):

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import resfit
 from resfit.kernels import Convolve, convolution, fused, fusing
 from resfit.kernels.bridge import TARGET
 from resfit.kernels.planning import ADD, FORWARD
+from tests.helpers import fewer_examples
 from tests.kernels.needed import onednn
 
 pytestmark = onednn()
@@ -125,7 +126,7 @@ def test_what_follows_is_done_in_the_same_call(names: tuple[str, ...], left: int
     assert_near(jax.jit(fused(function))(*arrays.values()), jax.jit(function)(*arrays.values()))
 
 
-@settings(deadline=None, max_examples=20)
+@fewer_examples(2)
 @given(st.lists(st.sampled_from(list(OPERATIONS)), max_size=7), st.booleans())
 def test_whatever_follows_comes_to_the_same(names: list[str], kept: bool) -> None:
     def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
@@ -292,7 +293,9 @@ NETWORKS: dict[str, Callable[[], nnx.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "squeeze" else pytest.mark.slow) for name in NETWORKS]
+)
 def test_networks_evaluate_and_predict_as_with_xla(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resfit.kernels.convolution.wins", lambda shape: True)
     rng = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.special
-from hypothesis import given, settings
+import scipy
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resfit import losses, metrics
@@ -113,7 +113,6 @@ SLOPES = {name: jax.jit(jax.grad(lambda x, y, loss=loss: loss(x, y).sum())) for 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @given(data=st.data())
-@settings(max_examples=30)
 def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject) -> None:
     logits, labels = data.draw(KINDS[kind]())
     expected = LOSSES[name][1](logits.astype(np.float64), labels)
@@ -123,16 +122,18 @@ def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject
     np.testing.assert_allclose(found, expected, rtol=3e-5, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    # Each compiles a gradient: in the short suite, every loss with one kind of labels.
+    [pytest.param(name, kind, marks=[pytest.mark.slow] * (kind != LOSSES[name][2][0])) for name, kind in CASES],
+)
 @given(data=st.data(), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]))
-@settings(max_examples=30)
 def test_a_slope_is_finite_however_sure_the_network_is(name: str, kind: str, data: st.DataObject, scale: float) -> None:
     logits, labels = data.draw(KINDS[kind]())
     assert np.isfinite(SLOPES[name](logits * np.float32(scale), labels)).all()
 
 
 @given(drawn=classes())
-@settings(max_examples=20)
 def test_without_its_option_a_loss_is_plain_cross_entropy(drawn: Drawn) -> None:
     logits, labels = drawn
     plain = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))

@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
-from hypothesis import assume, given, settings
+import scipy
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from resfit import metrics
@@ -31,7 +31,6 @@ def away_from_edges(confidence: np.ndarray, bins: int) -> bool:
 
 @pytest.mark.parametrize("bins", [4, 15])
 @given(drawn=scored(3))
-@settings(max_examples=40)
 def test_the_error_follows_its_definition(bins: int, drawn: Any) -> None:
     logits, labels = drawn
     confidence = scipy.special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
@@ -41,7 +40,6 @@ def test_the_error_follows_its_definition(bins: int, drawn: Any) -> None:
 
 
 @given(drawn=scored(1))
-@settings(max_examples=40)
 def test_a_binary_logit_is_as_sure_as_the_likelier_side(drawn: Any) -> None:
     logits, labels = drawn
     confidence = scipy.special.expit(np.abs(logits[:, 0].astype(np.float64)))
@@ -89,7 +87,6 @@ def test_nan_and_no_examples_give_nan() -> None:
 
 
 @given(st.one_of(st.integers(max_value=0), st.floats(), st.none()))
-@settings(max_examples=10)
 def test_bins_are_counted_from_one(bins: Any) -> None:
     with pytest.raises(CompileError, match="bins="):
         metrics.calibration_error(bins)

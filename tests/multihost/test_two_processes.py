@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +22,89 @@ from tests.multihost import worker
 
 PROCESSES = 2
 
+pytestmark = pytest.mark.xdist_group("two processes")
 
-def run(scenario: str, folder: Path) -> list[dict[str, Any]]:
-    """What each of the processes found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "error", "-m", "tests.multihost.worker", scenario, str(folder), str(port)]
-    started = [
-        subprocess.Popen(
-            [*command, str(i), str(PROCESSES)],
-            cwd=worker.ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(PROCESSES)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * PROCESSES, "\n".join(outputs)
-    return [np.load(folder / f"{i}.npy", allow_pickle=True).item() for i in range(PROCESSES)]
+
+class Pair:
+    """Processes that join each other once and do one scenario after another. After a failure, others take their place.
+
+    Args:
+      folder: for what they write to stderr.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[subprocess.Popen[str]] = []
+
+    def _start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-W", "error", "-m", "tests.multihost.worker", str(port)]
+        for i in range(PROCESSES):
+            with (self._folder / f"{i}.txt").open("w") as said:
+                self._started.append(
+                    subprocess.Popen(
+                        [*command, str(i), str(PROCESSES)],
+                        cwd=worker.ROOT,
+                        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=said,
+                        text=True,
+                    )
+                )
+
+    def _kill(self) -> None:
+        for process in self._started:
+            process.kill()
+
+    def _close(self) -> list[int]:
+        for process in self._started:
+            process.stdin.close()  # of all, before waiting: none leaves before the others
+        for process in self._started:
+            with process.stdout:
+                process.stdout.read()
+        codes = [process.wait() for process in self._started]
+        self._started = []
+        return codes
+
+    def run(self, scenario: str, folder: Path) -> list[dict[str, Any]]:
+        """What each of the processes found."""
+        if not self._started:
+            self._start()
+        timer = threading.Timer(300, self._kill)
+        timer.start()
+        for process in self._started:
+            process.stdin.write(f"{scenario} {folder}\n")
+            process.stdin.flush()
+        # Among what XLA prints. A process that ends has no line left.
+        done = ["done\n" in iter(process.stdout.readline, "") for process in self._started]
+        timer.cancel()
+        if not all(done):
+            self._kill()
+            self._close()
+            raise AssertionError("\n".join((self._folder / f"{i}.txt").read_text() for i in range(PROCESSES)))
+        return [np.load(folder / f"{i}.npy", allow_pickle=True).item() for i in range(PROCESSES)]
+
+    def end(self) -> None:
+        """Both come to their end by themselves."""
+        timer = threading.Timer(300, self._kill)
+        timer.start()
+        codes = self._close()
+        timer.cancel()
+        assert not any(codes), codes
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    made = Pair(tmp_path_factory.mktemp("said"))
+    yield made
+    made.end()
 
 
 @pytest.mark.slow
-def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(tmp_path: Path) -> None:
+def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(pair: Pair, tmp_path: Path) -> None:
     expected = {}
     for kind in ("global", "per_replica"):
         # One process of four devices does per replica what two of two do.
@@ -54,18 +114,18 @@ def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(tmp_pat
             x, y, weight = worker.step_batch(step)
             loss, _ = model.train_on_batch(x, y, sample_weight=weight)
             expected[f"{kind} {step}"] = {"loss": loss, **values(model.module)}
-    for found in run("same_steps", tmp_path):
+    for found in pair.run("same_steps", tmp_path):
         assert_close(found, expected, 1e-5)
 
 
-@pytest.mark.slow
-def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_writes(tmp_path: Path) -> None:
+def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_writes(pair: Pair, tmp_path: Path) -> None:
     model = worker.model_of(dispatch="jit")
     history = model.fit(
-        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)), verbose=0
-    )
+        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
+        validation_batch_size=7, verbose=0,
+    )  # fmt: skip
     x, y = images(15, seed=7), labels(15)
-    first, second = run("same_fit", tmp_path)
+    first, second = pair.run("same_fit", tmp_path)
     assert first.pop("bar").startswith("Evaluate")
     assert second.pop("bar") == ""
     assert_same(first, second)
@@ -77,8 +137,8 @@ def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_wri
 
 
 @pytest.mark.slow
-def test_processes_agree_before_they_go_on_stop_or_fail(tmp_path: Path) -> None:
-    first, second = run("agreement", tmp_path)
+def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.run("agreement", tmp_path)
 
     assert_same(first["stop"], second["stop"])
     for found in (first, second):
@@ -113,8 +173,8 @@ def test_processes_agree_before_they_go_on_stop_or_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(tmp_path: Path) -> None:
-    first, second = run("stopped_and_resumed", tmp_path)
+def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(pair: Pair, tmp_path: Path) -> None:
+    first, second = pair.run("stopped_and_resumed", tmp_path)
     for found in (first, second):
         assert found["stopped exit"] == found["left exit"] == 143
         assert_same(found["stopped leaves"], found["whole leaves"])
@@ -135,7 +195,7 @@ def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(tmp_
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_inexactly_in_two(tmp_path: Path) -> None:
+def test_a_run_of_one_process_goes_on_inexactly_in_two(pair: Pair, tmp_path: Path) -> None:
     def leaves(model: resfit.Model) -> list[np.ndarray]:
         return [np.asarray(leaf) for leaf in model._state.leaves]
 
@@ -144,7 +204,7 @@ def test_a_run_of_one_process_goes_on_inexactly_in_two(tmp_path: Path) -> None:
     stops = worker.Acts(True, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         worker.resumable_fit(begun, [Checkpoint(tmp_path / "runs" / "alone"), stops], resume=True)
-    first, second = run("gone_on_in_more", tmp_path)
+    first, second = pair.run("gone_on_in_more", tmp_path)
     assert_same(first, second)
     assert_close(first["history"], expected.history, 1e-3)
     assert_close(first["leaves"], leaves(whole), 1e-3)

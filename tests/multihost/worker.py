@@ -1,6 +1,7 @@
-"""What each process of a test does: `python -m tests.multihost.worker SCENARIO FOLDER PORT PROCESS PROCESSES`.
+"""What each process of the tests does: `python -m tests.multihost.worker PORT PROCESS PROCESSES`.
 
-Its results are written to FOLDER/PROCESS.pkl by NumPy, for the test to look at.
+It reads "SCENARIO FOLDER" lines from its input, one after the other. The results of each are written to
+FOLDER/PROCESS.npy by NumPy, for the test to look at; then it prints "done".
 """
 
 import contextlib
@@ -58,8 +59,9 @@ def same_fit(folder: Path, process: int, processes: int) -> dict[str, Any]:
     """A fit with a tail and a validation that four devices do not divide, then everything that can be asked."""
     model = model_of()
     history = model.fit(
-        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)), verbose=0
-    )
+        images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
+        validation_batch_size=7, verbose=0,
+    )  # fmt: skip
     folder.joinpath(str(process)).mkdir()
     model.save(folder / str(process) / "model.safetensors")
     x, y = images(15, seed=7), labels(15)
@@ -74,7 +76,7 @@ def same_fit(folder: Path, process: int, processes: int) -> dict[str, Any]:
 
 def verbose_output(model: resfit.Model) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        model.evaluate(images(8), labels(8), verbose=2)
+        model.evaluate(images(8), labels(8), batch_size=7, verbose=2)
     return text.getvalue()
 
 
@@ -187,13 +189,16 @@ def resumable_fit(model: resfit.Model, callbacks: Any, **arguments: Any) -> Any:
 
 
 def main() -> None:
-    scenario, folder, port, process, processes = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+    port, process, processes = map(int, sys.argv[1:])
     jax.config.update("jax_num_cpu_devices", DEVICES // processes)
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     resfit.distributed.initialize(f"127.0.0.1:{port}", processes=processes, process=process)
-    found = globals()[scenario](folder, process, processes)
-    np.save(folder / f"{process}.npy", np.array(found, dtype=object))
+    for line in sys.stdin:
+        scenario, _, folder = line.strip().partition(" ")
+        found = globals()[scenario](Path(folder), process, processes)
+        np.save(Path(folder) / f"{process}.npy", np.array(found, dtype=object))
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from resfit.nets import Layers, ResNet, ResNetSpec, first_values
 from resfit.nets.first_values import FirstValues
 from resfit.nets.keys import LayerKeys
 from tests.helpers import assert_same, counting_compilations, differ, values
-from tests.variants import VARIANTS
+from tests.variants import VARIANTS, rows
 from tests.variants import spec as variant_spec
 
-BASIC = ResNetSpec(depths=(3, 2), widths=(4, 8), stem="cifar", num_classes=5)
-BOTTLENECK = ResNetSpec(depths=(2, 3), widths=(4, 6), block="bottleneck", num_classes=3, in_channels=1)
+BASIC = ResNetSpec(depths=(3, 1), widths=(4, 8), stem="cifar", num_classes=5)
+BOTTLENECK = ResNetSpec(depths=(1, 2), widths=(4, 6), block="bottleneck", num_classes=3, in_channels=1)
 
 
 def assert_equal_but_for_the_last_bit(a: Any, b: Any) -> None:
@@ -34,13 +34,32 @@ def built_plainly(spec: ResNetSpec, rngs: nnx.Rngs, monkeypatch: pytest.MonkeyPa
         return ResNet(spec, rngs=rngs)
 
 
+QUICK = ("space to depth", "group norm")
+SLOW = (
+    "v1",
+    "SE",
+    "v2, bottleneck",
+    "T",
+    "RS",
+    "ResNeXt",
+    "wide, dropout",
+    "dropout before the last layer",
+    "dilated, D",
+)
 SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", shortcut="A")]
 
 
 @pytest.mark.parametrize(
     ("spec", "rows"),
-    [(spec, rows) for spec in SPECS for rows in (3, 1024)]
-    + [pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name) for name in VARIANTS],
+    [
+        pytest.param(spec, rows, marks=() if (i, rows) in ((0, 3), (1, 1024)) else pytest.mark.slow)
+        for i, spec in enumerate(SPECS)
+        for rows in (3, 1024)
+    ]
+    + [
+        pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name, marks=marks)
+        for name, marks in ((row.values[0], row.marks) for row in rows(VARIANTS, quick=QUICK, slow=SLOW))
+    ],
 )
 def test_a_network_starts_with_the_values_of_layers_that_draw_one_by_one(
     spec: ResNetSpec, rows: int, monkeypatch: pytest.MonkeyPatch
@@ -69,9 +88,7 @@ def test_the_keys_are_folded_from_one_of_the_callers_in_the_order_of_the_layers(
     conv(net.stem.conv.kernel, 1)
     conv(net.stage1.blocks[0].branch.conv1.kernel, 4)  # the stem's norm had a turn for its scale and its bias
     conv(net.stage1.blocks[2].branch.conv2.kernel, 4 + 2 * 6 + 3)  # a copied block
-    bias = jax.random.uniform(
-        jax.random.fold_in(base, 4 + 3 * 6 + 2 * 6 + 3 + 1), (5,), jnp.float32, -(8**-0.5), 8**-0.5
-    )
+    bias = jax.random.uniform(jax.random.fold_in(base, 4 + 3 * 6 + 6 + 3 + 1), (5,), jnp.float32, -(8**-0.5), 8**-0.5)
     assert_equal_but_for_the_last_bit(net.head.dense.bias[...], bias)
 
 
@@ -145,12 +162,13 @@ def test_what_is_no_default_key_or_dtype_draws_as_ever(monkeypatch: pytest.Monke
 
 
 def test_a_network_can_be_built_inside_a_trace() -> None:
-    net = ResNet(BASIC, rngs=nnx.Rngs(3))
-    abstract = nnx.eval_shape(lambda: ResNet(BASIC, rngs=nnx.Rngs(3)))
+    spec = ResNetSpec(depths=(2,), widths=(4,), stem="cifar", num_classes=5)
+    net = ResNet(spec, rngs=nnx.Rngs(3))
+    abstract = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(3)))
     assert jax.tree.leaves(nnx.state(abstract)) == [
         jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(nnx.state(net))
     ]
     assert nnx.graphdef(abstract) == nnx.graphdef(net)
-    traced = jax.jit(lambda: nnx.state(ResNet(BASIC, rngs=nnx.Rngs(3))))()
+    traced = jax.jit(lambda: nnx.state(ResNet(spec, rngs=nnx.Rngs(3))))()
     for leaf, expected in zip(jax.tree.leaves(traced), jax.tree.leaves(nnx.state(net)), strict=True):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)  # compiled as one, XLA may round otherwise

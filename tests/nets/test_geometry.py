@@ -39,8 +39,9 @@ def test_stages_beyond_the_stride_dilate_and_their_first_convolution_as_the_stag
 
 @pytest.mark.parametrize(
     ("stem", "block"),
-    [(stem, "basic") for stem in STEMS]
-    + [("cifar", block) for block in ("bottleneck", "preact_basic", "preact_bottleneck")],
+    [pytest.param(stem, "basic", marks=() if stem in ("imagenet", "cifar") else pytest.mark.slow) for stem in STEMS]
+    + [("cifar", "preact_bottleneck")]
+    + [pytest.param("cifar", block, marks=pytest.mark.slow) for block in ("bottleneck", "preact_basic")],
 )
 def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem: str, block: str) -> None:
     least = int(np.prod(STEMS[stem].strides))
@@ -55,20 +56,30 @@ def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("block", ["basic", "bottleneck", "preact_basic", "preact_bottleneck"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        "basic",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("bottleneck", "preact_basic", "preact_bottleneck")),
+    ],
+)
 def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block: str) -> None:
     """The reason for the first dilation: every second pixel of the dilated features is the strided ones' own."""
     stepping, dilated = (
         ResNet(spec("cifar", stride, block=block, zero_init_last=False), rngs=nnx.Rngs(0)) for stride in (8, 2)
     )
     x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-    strided, dense = (net.features(x, stages=(4,))[0] for net in (stepping, dilated))
+
+    def last_features(net: ResNet) -> np.ndarray:
+        return np.asarray(nnx.jit(lambda net, x: net.features(x, stages=(4,))[0])(net, x))
+
+    strided, dense = last_features(stepping), last_features(dilated)
     np.testing.assert_allclose(dense[:, ::4, ::4], strided, atol=1e-4, rtol=1e-4)
     # A negative control: with the stage's own dilation in its first convolution it would be another network.
     first = dilated.stage4.blocks[0].branch
     conv = first.conv1 if "basic" in block else first.conv2
     conv.kernel_dilation, conv.padding = (4, 4), ((4, 4), (4, 4))
-    assert not np.allclose(dilated.features(x, stages=(4,))[0][:, ::4, ::4], strided, atol=1e-2)
+    assert not np.allclose(last_features(dilated)[:, ::4, ::4], strided, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 from resfit.errors import InputShapeError, SpecError
 from resfit.nets import BatchNorm, GroupNorm
 
-X = 3 * jax.random.normal(jax.random.key(0), (4, 3, 5, 2)) + jnp.array([1.0, -2.0]).reshape(1, 1, 1, 2)
-MASK = (jnp.arange(4) < 3).reshape(4, 1, 1, 1)
+X = np.random.default_rng(0).normal([1, -2], 3, (4, 3, 5, 2)).astype(np.float32)
+MASK = (np.arange(4) < 3).reshape(4, 1, 1, 1)
 
 
 def norm(**kwargs: bool | str) -> BatchNorm:
@@ -99,7 +99,7 @@ def test_a_zero_scale_starts_at_the_bias_alone() -> None:
 # --- group norm -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 8, 32, 64, 96])
+@pytest.mark.parametrize("channels", [1, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 32, 96))])
 def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> None:
     """PyTorch's and timm's: 32 groups of neighbours, the biased variance, 1e-5."""
     layer = GroupNorm(channels, rngs=nnx.Rngs(0))
@@ -117,12 +117,13 @@ def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> 
 
 def test_a_group_norm_sees_one_image_at_a_time_and_holds_no_statistics() -> None:
     layer = GroupNorm(64, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 64))
-    np.testing.assert_allclose(layer(x, False)[:1], layer(x[:1], False), atol=1e-6)
+    x = np.random.default_rng(0).normal(size=(3, 4, 4, 64)).astype(np.float32)
+    call = nnx.jit(lambda layer, x: layer(x, False))
+    np.testing.assert_allclose(call(layer, x)[:1], call(layer, x[:1]), atol=1e-6)
     assert not jax.tree.leaves(nnx.state(layer, nnx.BatchStat))
     # A negative control: the other norm sees all of them.
     batch = BatchNorm(64, rngs=nnx.Rngs(0))
-    assert not np.allclose(batch(x, False)[:1], batch(x[:1], False), atol=1e-2)
+    assert not np.allclose(call(batch, x)[:1], call(batch, x[:1]), atol=1e-2)
 
 
 def test_a_group_norm_computes_in_float32_and_returns_its_dtype() -> None:

@@ -1,5 +1,6 @@
 """Residual: one addition, one activation after it, and a shortcut that is checked when the block is built."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from resfit.nets import (
     Residual,
 )
 
-X = jax.random.normal(jax.random.key(0), (2, 6, 7, 4))
+X = np.random.default_rng(0).normal(size=(2, 6, 7, 4)).astype(np.float32)
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, strides: Any = 1, padding: Any = None) -> nnx.Conv:
@@ -61,19 +62,22 @@ def test_the_activation_follows_the_addition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("branch", "shortcut", "kind", "strides"),
+    ("make_branch", "shortcut", "kind", "strides"),
     [
-        (conv(4, 4), "auto", IdentityShortcut, None),
-        (conv(4, 4), "identity", IdentityShortcut, None),
-        (conv(4, 4), "A", IdentityShortcut, None),
-        (conv(4, 8), "auto", ProjectionShortcut, (1, 1)),
-        (conv(4, 4, strides=2), "auto", ProjectionShortcut, (2, 2)),
-        (conv(4, 2, strides=3), "B", ProjectionShortcut, (3, 3)),
-        (conv(4, 8, strides=(2, 1)), "auto", ProjectionShortcut, (2, 1)),
-        (conv(4, 8, strides=2), "A", PadShortcut, (2, 2)),
+        (lambda: conv(4, 4), "auto", IdentityShortcut, None),
+        (lambda: conv(4, 4), "identity", IdentityShortcut, None),
+        (lambda: conv(4, 4), "A", IdentityShortcut, None),
+        (lambda: conv(4, 8), "auto", ProjectionShortcut, (1, 1)),
+        (lambda: conv(4, 4, strides=2), "auto", ProjectionShortcut, (2, 2)),
+        (lambda: conv(4, 2, strides=3), "B", ProjectionShortcut, (3, 3)),
+        (lambda: conv(4, 8, strides=(2, 1)), "auto", ProjectionShortcut, (2, 1)),
+        (lambda: conv(4, 8, strides=2), "A", PadShortcut, (2, 2)),
     ],
 )
-def test_the_shortcut_is_what_the_shapes_ask_for(branch: nnx.Module, shortcut: str, kind: type, strides: Any) -> None:
+def test_the_shortcut_is_what_the_shapes_ask_for(
+    make_branch: Callable[[], nnx.Module], shortcut: str, kind: type, strides: Any
+) -> None:
+    branch = make_branch()
     block = residual(branch, shortcut)
     assert type(block.shortcut) is kind
     if kind is ProjectionShortcut:
@@ -82,23 +86,24 @@ def test_the_shortcut_is_what_the_shapes_ask_for(branch: nnx.Module, shortcut: s
     assert block.out_channels == branch(X).shape[-1]
 
 
-MISFITS = {
-    "identity across channels": (conv(4, 8), "identity"),
-    "identity across strides": (conv(4, 4, strides=2), "identity"),
-    "option A takes no channels away": (conv(4, 2), "A"),
-    "a window without padding": (conv(4, 4, padding="VALID"), "auto"),
-    "a size rounded down": (conv(4, 4, kernel=2, strides=2, padding=0), "auto"),
-    "a branch for other channels": (conv(5, 4), "auto"),
-    "channels first": (ChannelsFirst(), "auto"),
-    "no image": (Flatten(), "auto"),
-    "no array": (Two(), "auto"),
-    "a shortcut of one's own with another stride": (conv(4, 8, strides=2), conv(4, 8, kernel=1)),
-    "a shortcut of one's own for other channels": (conv(4, 4), conv(5, 4)),
+MISFITS: dict[str, Callable[[], tuple[nnx.Module, Any]]] = {
+    "identity across channels": lambda: (conv(4, 8), "identity"),
+    "identity across strides": lambda: (conv(4, 4, strides=2), "identity"),
+    "option A takes no channels away": lambda: (conv(4, 2), "A"),
+    "a window without padding": lambda: (conv(4, 4, padding="VALID"), "auto"),
+    "a size rounded down": lambda: (conv(4, 4, kernel=2, strides=2, padding=0), "auto"),
+    "a branch for other channels": lambda: (conv(5, 4), "auto"),
+    "channels first": lambda: (ChannelsFirst(), "auto"),
+    "no image": lambda: (Flatten(), "auto"),
+    "no array": lambda: (Two(), "auto"),
+    "a shortcut of one's own with another stride": lambda: (conv(4, 8, strides=2), conv(4, 8, kernel=1)),
+    "a shortcut of one's own for other channels": lambda: (conv(4, 4), conv(5, 4)),
 }
 
 
-@pytest.mark.parametrize(("branch", "shortcut"), MISFITS.values(), ids=MISFITS)
-def test_what_cannot_be_added_is_refused_when_built(branch: nnx.Module, shortcut: Any) -> None:
+@pytest.mark.parametrize("parts", MISFITS.values(), ids=MISFITS)
+def test_what_cannot_be_added_is_refused_when_built(parts: Callable[[], tuple[nnx.Module, Any]]) -> None:
+    branch, shortcut = parts()
     with pytest.raises(ShortcutShapeError, match=r"Residual.*Expected") as raised:
         residual(branch, shortcut)
     assert type(raised.value) is ShortcutShapeError

@@ -1,5 +1,6 @@
 """Reading features and embeddings, and another head, for every variant of the family."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from resfit.errors import ChannelError, ModuleError, SpecError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.nets.resnet import Stage
 from tests.helpers import assert_same, compiled, differ, values
+from tests.variants import rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "variants.json"
-QUICK = {"D, bottleneck", "RS", "ResNeXt", "v2, bottleneck", "output stride 8, basic"}
+QUICK = {"v2, bottleneck"}
+SLOW = {"RS", "D, bottleneck", "ResNeXt", "output stride 8, basic"}
 VARIANTS: dict[str, Any] = {name: row["spec"] for name, row in json.loads(GOLDEN.read_text())["variants"].items()}
 
 
@@ -28,7 +31,12 @@ def thin(stages: int = 4, **fields: Any) -> ResNet:
 
 
 def tiny(**fields: Any) -> ResNet:
-    return thin(2, **{"widths": (4, 8), "stem": "cifar", "in_channels": 1} | fields)
+    return nnx.clone(_built(tuple(fields.items())))
+
+
+@functools.cache
+def _built(fields: tuple[tuple[str, Any], ...]) -> ResNet:
+    return thin(2, **{"widths": (4, 8), "stem": "cifar", "in_channels": 1} | dict(fields))
 
 
 def small_images(n: int = 4) -> jax.Array:
@@ -49,9 +57,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return outputs
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in VARIANTS]
-)
+@pytest.mark.parametrize("variant", rows(VARIANTS, quick=QUICK, slow=SLOW))
 def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])
     x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
@@ -211,16 +217,16 @@ def test_a_head_of_no_classes_is_refused_and_changes_nothing(classes: Any) -> No
 
 
 def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) -> None:
-    net = tiny()
+    net = tiny(depths=(1,), widths=(4,))
     model = compiled(net)
     x = np.asarray(small_images(8))
-    model.fit(x, np.arange(8) % 5, batch_size=4, verbose=0)
+    model.fit(x, np.arange(8) % 5, batch_size=8, verbose=0)
     net.replace_head(3)
     stem = values(net)["stem.conv.kernel"]
     with pytest.raises(ModuleError, match="compile"):
         model.predict(x, verbose=0)
     model.compile("sgd", learning_rate=0.0, dispatch="jit")
-    model.fit(x, np.arange(8) % 3, batch_size=4, verbose=0)
+    model.fit(x, np.arange(8) % 3, batch_size=8, verbose=0)
     assert_same(values(net)["stem.conv.kernel"], stem)
     model.save(tmp_path / "net.safetensors")
     loaded = resfit.load(tmp_path / "net.safetensors")
@@ -235,6 +241,7 @@ TUNED = {
     "squeeze and excitation": {"squeeze": 0.25},
     "deep stem": {"stem": "deep", "shortcut": "D"},
 }
+TUNED_ROWS = rows(TUNED, quick=("squeeze and excitation",))
 
 
 def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
@@ -254,7 +261,7 @@ def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
     return {name: after[name] - before[name] for name in before}
 
 
-@pytest.mark.parametrize("variant", TUNED)
+@pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> None:
     moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")
     frozen = {name for name in moved if name.startswith(("stem.", "stage1."))}
@@ -263,11 +270,12 @@ def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> 
     assert any("squeeze" in name for name in frozen) == (variant == "squeeze and excitation")
 
 
-@pytest.mark.parametrize("variant", TUNED)
+@pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_every_part_of_a_variant_trains_at_its_own_rate(variant: str) -> None:
     sgd = resfit.optimizers.sgd(0.1, momentum=0.0)
-    net = tiny(**TUNED[variant])
-    plain = tuned(tiny(**TUNED[variant]), sgd)
+    fields = {"depths": (1,), "widths": (8,)} | TUNED[variant]
+    net = tiny(**fields)
+    plain = tuned(tiny(**fields), sgd)
     slowed = tuned(net, resfit.optimizers.by_depth(net.parts, sgd, decay=0.5))
     factors = {part: 0.5**i for i, part in enumerate(reversed(net.parts))}
     assert factors["head"] == 1

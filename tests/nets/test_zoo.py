@@ -1,6 +1,7 @@
 """Every network of the zoo, and its option-B twin, against golden numbers and against a closed formula."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -89,14 +90,23 @@ def formula(spec: ResNetSpec, size: int) -> tuple[int, int]:
     return parameters + dense + spec.num_classes, multiply_adds + dense
 
 
-def abstract(name: str, **fields: str) -> ResNet:
-    return nnx.eval_shape(lambda: create_model(name, num_classes=ZOO[name].spec.num_classes, **fields))
+@functools.cache
+def abstract(name: str) -> ResNet:
+    """The network without values, for every test of the table."""
+    return nnx.eval_shape(lambda: create_model(name, num_classes=ZOO[name].spec.num_classes))
 
 
 def params(names: list[str]) -> list[Any]:
-    """Building a deep network abstractly takes seconds, and it differs from a shallower one in depth alone."""
-    marks = {name: [pytest.mark.exhaustive] if sum(ZOO[name].spec.depths) > 35 else [] for name in names}
-    return [pytest.param(name, marks=marks[name]) for name in names]
+    """Mark deep networks: building one takes seconds, and it differs from a shallower one in depth alone."""
+
+    def marks(name: str) -> Any:
+        blocks = sum(ZOO[name].spec.depths)
+        if blocks <= 9:
+            return ()
+        deep = name in ("resnet50", "resnet50t", "resnetrs50", "resnetblur50", "resnet50_gn", "resnetv2_50")
+        return pytest.mark.slow if deep or name in ("resnet101", "resnext50_32x4d") else pytest.mark.exhaustive
+
+    return [pytest.param(name, marks=marks(name)) for name in names]
 
 
 @pytest.mark.parametrize("name", params(list(ZOO)))
@@ -157,6 +167,7 @@ def test_multiply_adds_of_the_table_are_the_published_ones(name: str) -> None:
     assert ZOO[name].multiply_adds / 1e9 == pytest.approx(published, abs=half_a_digit)
 
 
+@pytest.mark.slow
 def test_the_papers_stride_placement_costs_less() -> None:
     net = nnx.eval_shape(lambda: create_model("resnet50", num_classes=1000, block="bottleneck_v1"))
     assert count_params(net) == ZOO["resnet50"].parameters
@@ -167,10 +178,20 @@ def test_other_classes_channels_and_stems_count_as_published() -> None:
     net = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10, stem="cifar"))
     assert count_params(net) == 11_173_962
     assert count_multiply_adds(net, (32, 32, 3)) == pytest.approx(0.555e9, rel=1e-3)
-    for name, parameters in {"resnet18": 11_181_642, "resnet34": 21_289_802, "resnet50": 23_528_522}.items():
-        assert count_params(nnx.eval_shape(lambda name=name: create_model(name, num_classes=10))) == parameters
     grey = nnx.eval_shape(lambda: create_model("resnet20", num_classes=10, in_channels=1))
     assert count_params(grey) == ZOO["resnet20"].parameters - 2 * 9 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_181_642),
+        pytest.param("resnet34", 21_289_802, marks=pytest.mark.slow),
+        pytest.param("resnet50", 23_528_522, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_of_ten_classes_count_as_published(name: str, parameters: int) -> None:
+    assert count_params(nnx.eval_shape(lambda: create_model(name, num_classes=10))) == parameters
 
 
 def test_the_table_is_listed_by_pattern() -> None:

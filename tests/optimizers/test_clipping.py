@@ -24,7 +24,8 @@ def clipped(gradients: Any, **arguments: Any) -> Any:
 
 
 def gradients(scale: float) -> Any:
-    return {"kernel": scale * jnp.array([[3.0, 0.1], [-2.0, 0.2], [1.0, 0.1]]), "bias": scale * jnp.array([5.0, -1.0])}
+    kernel = np.array([[3.0, 0.1], [-2.0, 0.2], [1.0, 0.1]], np.float32)
+    return {"kernel": np.float32(scale) * kernel, "bias": np.float32(scale) * np.array([5.0, -1.0], np.float32)}
 
 
 def norm(tree: Any) -> float:

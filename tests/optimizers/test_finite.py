@@ -57,9 +57,9 @@ class Leaves(Callback):
     ("arguments", "wrap"),
     [
         ({}, optimizers.skip_non_finite),
-        ({"ema": 0.9}, optimizers.skip_non_finite),
+        pytest.param({"ema": 0.9}, optimizers.skip_non_finite, marks=pytest.mark.slow),
         ({"gradient_accumulation_steps": 2}, optimizers.skip_non_finite),
-        ({"dispatch": "sharded"}, optimizers.skip_non_finite),
+        pytest.param({"dispatch": "sharded"}, optimizers.skip_non_finite, marks=pytest.mark.slow),
         ({"dispatch": "pmap", "batch_norm": "per_replica"}, optimizers.skip_non_finite),
         ({}, lambda optimizer: optax.apply_if_finite(optimizer, 3)),
         ({}, lambda optimizer: optimizers.clip(optimizers.skip_non_finite(optimizer), norm=1.0)),

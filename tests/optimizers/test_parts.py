@@ -34,7 +34,10 @@ def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
     return params
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lamb", "lars", "rmsprop"])
+@pytest.mark.parametrize(
+    "name",
+    ["sgd", "adamw", "lamb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "lars", "rmsprop"))],
+)
 def test_a_part_trains_as_if_it_had_an_optimizer_of_its_own(name: str) -> None:
     make = getattr(optimizers, name)
     together = run(optimizers.by_part({"head.*": 1.0, "stage1.*": 0.5, "*": 0.1}, make(0.02)))

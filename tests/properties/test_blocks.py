@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from resfit.errors import ShortcutShapeError, SpecError
@@ -30,6 +30,7 @@ from resfit.nets import (
 )
 from resfit.nets.recompute import recomputed
 from resfit.nets.spec import BLOCKS
+from tests.helpers import fewer_examples
 
 KINDS = tuple(BLOCKS)  # those of resfit; other tests may register more
 EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
@@ -135,20 +136,6 @@ def test_all_blocks_of_resfit_are_here() -> None:
     assert set(PROJECTIONS) == {"auto", *SHORTCUTS}
 
 
-@given(cases(), st.booleans())
-def test_the_output_has_the_formulas_shape(case: Case, train: bool) -> None:
-    block = nnx.eval_shape(case.build)
-    x = jax.ShapeDtypeStruct(case.input_shape, jnp.float32)
-    assert nnx.eval_shape(lambda block, x: call(block, x, train), block, x).shape == case.output_shape
-
-
-@given(cases())
-def test_the_shortcut_is_the_identity_exactly_when_shapes_agree(case: Case) -> None:
-    block = nnx.eval_shape(case.build)
-    event("identity" if case.keeps_shape else "other")
-    assert type(block.shortcut) is (IdentityShortcut if case.keeps_shape else PROJECTIONS[case.shortcut])
-
-
 def parameters(case: Case) -> int:
     """By arithmetic alone."""
     a, w, out = case.in_channels, case.width, case.out_channels
@@ -168,9 +155,19 @@ def parameters(case: Case) -> int:
     return branch + projection + excitation
 
 
-@given(cases())
-def test_the_parameters_are_as_many_as_the_formula_says(case: Case) -> None:
-    assert count_params(nnx.eval_shape(case.build)) == parameters(case)
+@pytest.mark.parametrize("kind", KINDS)
+@fewer_examples(2)
+@given(data=st.data(), train=st.booleans())
+def test_output_shape_shortcut_and_parameters_are_those_of_the_formulas(
+    kind: str, data: st.DataObject, train: bool
+) -> None:
+    case = data.draw(cases(kinds=(kind,)))
+    event("identity" if case.keeps_shape else "other")
+    block = nnx.eval_shape(case.build)
+    assert type(block.shortcut) is (IdentityShortcut if case.keeps_shape else PROJECTIONS[case.shortcut])
+    assert count_params(block) == parameters(case)
+    x = jax.ShapeDtypeStruct(case.input_shape, jnp.float32)
+    assert nnx.eval_shape(lambda block, x: call(block, x, train), block, x).shape == case.output_shape
 
 
 def with_numbers(block: Residual) -> Residual:
@@ -224,7 +221,7 @@ def test_what_starts_at_zero_is_that_last_parameter_unless_told_otherwise(kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=2)
+@fewer_examples(20)
 @given(data=st.data(), train=st.booleans())
 def test_with_its_last_parameter_zero_a_block_is_its_activated_shortcut(
     kind: str, data: st.DataObject, train: bool
@@ -252,14 +249,20 @@ def test_a_projection_that_saw_what_came_before_the_activation_would_be_seen(kin
     """The negative control of the test above."""
     block = with_numbers(nnx.eval_shape(Case(kind, 3, 2, 2, "conv", "plain", (4, 4), 2).build))
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    seen, unseen = block.shortcut(block.before(x, train=False)), block.shortcut(x)
+
+    @nnx.jit
+    def both(block: Residual, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return block.shortcut(block.before(x, train=False)), block.shortcut(x)
+
+    seen, unseen = both(block, x)
     assert not np.allclose(seen, unseen, atol=1e-2)
     kept = with_numbers(nnx.eval_shape(Case(kind, 2 * EXPANSION[kind], 2, 1, "conv", "plain", (4, 4), 2).build))
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2 * EXPANSION[kind]))
     last = last_parameter(kept)
     last.set_value(0 * last[...])
-    np.testing.assert_array_equal(kept(x, train=False), x)  # below zero too
-    assert not np.allclose(kept.before(x, train=False), x, atol=1e-2)
+    output, before = nnx.jit(lambda block, x: (block(x, train=False), block.before(x, train=False)))(kept, x)
+    np.testing.assert_array_equal(output, x)  # below zero too
+    assert not np.allclose(before, x, atol=1e-2)
 
 
 def norms(case: Case) -> int:
@@ -269,7 +272,7 @@ def norms(case: Case) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=2)
+@fewer_examples(20)
 @given(data=st.data())
 def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObject) -> None:
     case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
@@ -299,7 +302,7 @@ def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObje
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=2)
+@fewer_examples(20)
 @given(data=st.data(), train=st.booleans())
 def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, data: st.DataObject, train: bool) -> None:
     case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
@@ -415,7 +418,6 @@ def joints(draw: st.DrawFn) -> Joint:
     return Joint(channels, kernel, step, padding, out, draw(st.just(channels) | few), shortcut)
 
 
-@settings(max_examples=300)
 @given(joints(), st.tuples(st.integers(6, 40), st.integers(6, 40)))
 def test_every_inconsistent_shape_is_refused_when_built_and_nothing_else_is(
     joint: Joint, size: tuple[int, int]

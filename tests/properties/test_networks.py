@@ -1,5 +1,6 @@
 """Networks as a whole: rows are independent in evaluation, and gradients reach the first layer of the deepest."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from resfit.errors import ShortcutShapeError, SpecError
 from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS, ResNet, ResNetSpec, count_multiply_adds
+from tests.helpers import fewer_examples
 
 PARTS = {"block": tuple(BLOCKS), "stem": tuple(STEMS), "shortcut": tuple(SHORTCUTS), "norm": tuple(NORMS)}
 UNCOMMON: dict[str, st.SearchStrategy[Any]] = {
@@ -67,7 +69,7 @@ def why_not(fields: dict[str, Any]) -> str | None:
     return None
 
 
-@settings(max_examples=40)
+@fewer_examples(2)
 @given(fields(), st.tuples(st.integers(64, 70), st.integers(64, 70)), st.booleans())
 def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
     fields: dict[str, Any], size: tuple[int, int], train: bool
@@ -94,19 +96,23 @@ def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
     assert (net.norm is not None) == preactivated
 
 
-@settings(max_examples=5)
+@functools.cache
+def small() -> ResNet:
+    return ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=3), rngs=nnx.Rngs(0))
+
+
+@nnx.jit(static_argnames="train")
+def logits(net: ResNet, x: jax.Array, *, train: bool) -> jax.Array:
+    return nnx.clone(net)(x, train=train)
+
+
 @given(st.integers(0, 4), st.integers(0, 99))
 def test_evaluating_a_row_does_not_depend_on_the_other_rows(row: int, seed: int) -> None:
-    net = ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=3), rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(seed), (5, 6, 6, 3))
-    others = 100 * jax.random.normal(jax.random.key(seed + 1), x.shape)
-    keep = (jnp.arange(5) == row).reshape(5, 1, 1, 1)
-    mixed = jnp.where(keep, x, others)
-
-    @nnx.jit(static_argnames="train")
-    def logits(net: ResNet, x: jax.Array, *, train: bool) -> jax.Array:
-        return nnx.clone(net)(x, train=train)
-
+    net = small()
+    generator = np.random.default_rng(seed)
+    x, others = generator.normal(size=(2, 5, 6, 6, 3)).astype(np.float32)
+    mixed = 100 * others
+    mixed[row] = x[row]
     np.testing.assert_allclose(logits(net, mixed, train=False)[row], logits(net, x, train=False)[row], atol=1e-5)
     # A negative control: in training every row is normalised by all.
     assert not np.allclose(logits(net, mixed, train=True)[row], logits(net, x, train=True)[row], atol=1e-3)
@@ -123,9 +129,9 @@ class Nothing(nnx.Module):
         return 0 * output
 
 
-def gradient_of_first_convolution(depth: int, *, shortcuts: bool) -> float:
-    """Norm of the loss's gradient, for a net of 6 * depth + 2 layers. Not jitted: compiling it would take minutes."""
-    spec = ResNetSpec(depths=(depth,) * 3, widths=(2, 4, 8), stem="cifar", shortcut="A", num_classes=3)
+def gradient_of_first_convolution(depth: int, stages: int, *, shortcuts: bool) -> float:
+    """Norm of the loss's gradient, for 2 * depth * stages + 2 layers. Not jitted: compiling would take minutes."""
+    spec = ResNetSpec(depths=(depth,) * stages, widths=(2, 4, 8)[:stages], stem="cifar", shortcut="A", num_classes=3)
     net = ResNet(spec, rngs=nnx.Rngs(0))
     if not shortcuts:
         for stage in net.stages:
@@ -141,7 +147,11 @@ def gradient_of_first_convolution(depth: int, *, shortcuts: bool) -> float:
     return float(jnp.linalg.norm(jax.grad(loss)(params).stem.conv.kernel[...]))
 
 
-def test_gradients_reach_the_first_convolution_of_a_110_layer_net() -> None:
-    deep, shallow = (gradient_of_first_convolution(depth, shortcuts=True) for depth in (18, 1))
+@pytest.mark.parametrize(
+    ("depth", "stages"),
+    [pytest.param(18, 1, id="38 layers"), pytest.param(18, 3, id="110 layers", marks=pytest.mark.slow)],
+)
+def test_gradients_reach_the_first_convolution_of_a_deep_net(depth: int, stages: int) -> None:
+    deep, shallow = (gradient_of_first_convolution(d, stages, shortcuts=True) for d in (depth, 1))
     assert 0.1 < deep / shallow < 10
-    assert gradient_of_first_convolution(1, shortcuts=False) == 0  # the negative control
+    assert gradient_of_first_convolution(1, stages, shortcuts=False) == 0  # the negative control

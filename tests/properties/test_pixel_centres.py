@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from resfit.nets import (
@@ -67,7 +67,6 @@ KINDS = tuple(BLOCKS)
 DILATIONS = st.sampled_from([{}, {"dilation": 2}, {"dilation": 4, "first_dilation": 2}])
 
 
-@settings(max_examples=20)
 @given(st.sampled_from(KINDS), st.integers(1, 3), SIZES, DILATIONS)
 def test_branch_and_shortcut_sample_the_same_pixels(
     kind: str, strides: int, size: tuple[int, int], dilation: dict[str, int]
@@ -77,7 +76,7 @@ def test_branch_and_shortcut_sample_the_same_pixels(
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-@pytest.mark.parametrize("size", [(8, 9), (9, 8)])
+@pytest.mark.parametrize("size", [(8, 9), pytest.param((9, 8), marks=pytest.mark.slow)])
 def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
     """Pixels are numbered evenly, so the mean over a window is its centre, but at the edge, which is reflected."""
     branch, shortcut = sampled_by_branch(kind, 2, size, antialias="blur"), sampled_by_shortcut(2, size)
@@ -86,7 +85,7 @@ def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[i
     np.testing.assert_allclose(blur_pool(image)[:, 1:-1, 1:-1], image[:, 2:-2:2, 2:-2:2][:, : branch.shape[1] - 2])
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 8), (9, 7)])
+@pytest.mark.parametrize("size", [(9, 7), *(pytest.param(size, marks=pytest.mark.slow) for size in ((8, 8), (7, 8)))])
 def test_the_average_of_the_pooled_shortcut_begins_at_the_same_pixels(size: tuple[int, int]) -> None:
     """So it is half a pixel beside the branch, and never more; without a step too."""
     image = numbered(size, 1)
@@ -116,8 +115,14 @@ def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **ask
     return np.asarray(call(image) + last - call(last - image)) / 2
 
 
-@pytest.mark.parametrize("size", [(32, 33), (35, 30)])
-@pytest.mark.parametrize("name", tuple(STEMS))
+@pytest.mark.parametrize("size", [(32, 33), pytest.param((35, 30), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("imagenet", "deep", "cifar", "space_to_depth") else pytest.mark.slow)
+        for name in STEMS
+    ],
+)
 def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:
     step = math.prod(STEMS[name].strides)
     inner = (slice(None), slice(1, -2), slice(1, -2))
@@ -128,7 +133,6 @@ def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tupl
         assert not np.allclose(centres_of_stem(name, size, padding="SAME")[inner], expected, rtol=1e-3)
 
 
-@settings(max_examples=20)
 @given(
     st.sampled_from(KINDS), st.sampled_from(tuple(STEMS)), st.sampled_from(tuple(SHORTCUTS)), st.sampled_from([4, 8])
 )
@@ -155,7 +159,6 @@ def first_centre_with_same(kernel: int, strides: int, size: int) -> int:
     return kernel // 2 - total // 2
 
 
-@settings(max_examples=20)
 @given(st.integers(1, 3), SIZES)
 def test_with_same_padding_they_do_not(strides: int, size: tuple[int, int]) -> None:
     """The negative control: exactly where 'SAME' pads unevenly, the property above is violated."""

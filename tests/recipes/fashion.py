@@ -1,15 +1,19 @@
 """Files in the form of Fashion-MNIST's, and what a recipe prints about them."""
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 
 from tests.data.originals import idx_bytes
 
@@ -28,7 +32,22 @@ def load(recipe: str) -> ModuleType:
     return module
 
 
-def run(recipe: str, *arguments: str, fails: bool = False) -> str:
+def say(recipe: ModuleType, *arguments: str, status: int | None = None) -> str:
+    """What `main` of a recipe prints in this process, which starts no other; the status if it exits."""
+    said = io.StringIO()
+    exits = contextlib.nullcontext() if status is None else pytest.raises(SystemExit)
+    with (
+        mock.patch.object(sys, "argv", ["recipe", *arguments]),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        exits as raised,
+    ):
+        recipe.main()
+    assert raised is None or raised.value.code == status
+    return said.getvalue()
+
+
+def run(recipe: str, *arguments: str) -> str:
     """What a recipe prints, run as a newcomer runs it. Its executables are kept where those of the tests are."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
@@ -36,8 +55,8 @@ def run(recipe: str, *arguments: str, fails: bool = False) -> str:
     }
     command = [sys.executable, "-W", "error", str(RECIPES / recipe), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stderr if fails else done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def percent(pattern: str, text: str) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import PNG, load, percent, run, write
+from tests.recipes.fashion import PNG, load, percent, run, say, write
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,12 @@ def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folde
         assert percent(rf"(\d+\.\d+)%  {kind}-{depth},", text) == pytest.approx(100 * curve[:, -1].mean(), abs=0.006)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
     x, y = recipe.data(write(tmp_path, learnable=False), 640)
     assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=8, seed=0)[-1] > 0.6
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"], ["--depths", "8", "21"], ["--depths", "2"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str]) -> None:
-    assert " ".join(wrong) in run("depth.py", *wrong, fails=True)
+def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType) -> None:
+    assert " ".join(wrong) in say(recipe, *wrong, status=2)

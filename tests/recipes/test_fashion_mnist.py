@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.recipes.fashion import load, percent, run, write
+from tests.recipes.fashion import load, percent, run, say, write
 
 CHANCE = 0.1
 
@@ -23,14 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("learnable"), learnable=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learnable", "arguments", "part", "least", "most"),
     [
-        (True, ["--seeds", "2"], "test", 0.5, 1.0),
-        (False, [], "test", 0.0, 2 * CHANCE),
+        pytest.param(True, ["--seeds", "2"], "test", 0.5, 1.0, marks=pytest.mark.slow),
+        pytest.param(False, [], "test", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
         # Labels held out say as much about images held out as the test's do: nothing.
-        (False, ["--validate"], "validation", 0.0, 2 * CHANCE),
+        pytest.param(False, ["--validate"], "validation", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
     ],
 )
 def test_it_learns_what_there_is_to_learn_and_saves_what_it_says(
@@ -83,5 +82,5 @@ def test_every_convolution_is_trained_by_muon_and_nothing_else_is(recipe: Module
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], folder: Path) -> None:
-    assert " ".join(wrong) in run("fashion_mnist.py", *wrong, "--data", str(folder), fails=True)
+def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType, folder: Path) -> None:
+    assert " ".join(wrong) in say(recipe, *wrong, "--data", str(folder), status=2)

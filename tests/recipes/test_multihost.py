@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,11 @@ def test_two_processes_end_where_one_does() -> None:
     assert Path("out/multihost/2_processes/1/logits.npy").exists()
 
 
-def test_help_says_what_it_reaches() -> None:
-    text = run("--help")
+def test_help_says_what_it_reaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
     for said in ("--processes", "--devices", "--epochs", "cores"):
         assert said in text

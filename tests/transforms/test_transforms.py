@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 import resfit
 from resfit.errors import CompileError, DataError, SavedModelError, WeightsError
@@ -34,6 +33,8 @@ def published(key: str, **options: bool) -> Transforms:
 
 
 def photograph(name: str) -> np.ndarray:
+    from sklearn.datasets import load_sample_image
+
     pixels = load_sample_image(name.partition(",")[0])
     return pixels.transpose(1, 0, 2) if "on its side" in name else pixels
 
@@ -215,6 +216,19 @@ def test_auto_preprocessing_is_what_the_model_brings(how: str, tmp_path: Path) -
     assert model._preprocess == Normalize((0.0,) * 3, (1.0,) * 3)
 
 
+Saved = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """The header and the arrays of a saved model."""
+    path = tmp_path_factory.mktemp("saved") / "net.safetensors"
+    resfit.Model(small()).save(path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()["resfit"]), arrays
+
+
 @pytest.mark.parametrize(
     "entry",
     [
@@ -229,19 +243,20 @@ def test_auto_preprocessing_is_what_the_model_brings(how: str, tmp_path: Path) -
     ],
     ids=str,
 )
-def test_a_file_that_says_what_cannot_be_is_refused(entry: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "net.safetensors"
-    resfit.Model(small()).save(path)
-    with safetensors.safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()["resfit"])
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    safetensors.numpy.save_file(arrays, path, {"resfit": json.dumps(header | entry)})
+def test_a_file_that_says_what_cannot_be_is_refused(entry: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
+    header, arrays = saved
+    safetensors.numpy.save_file(arrays, tmp_path / "net.safetensors", {"resfit": json.dumps(header | entry)})
     with pytest.raises(SavedModelError, match="damaged"):
-        resfit.load(path)
-    for name in entry:  # what a file of an earlier version has not
-        del header[name]
-    safetensors.numpy.save_file(arrays, path, {"resfit": json.dumps(header)})
-    assert (resfit.load(path).transforms, resfit.load(path).class_names) == (None, None)
+        resfit.load(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize("missing", ["transforms", "class_names"])
+def test_a_file_of_an_earlier_version_has_neither(missing: str, saved: Saved, tmp_path: Path) -> None:
+    header, arrays = saved
+    less = {name: value for name, value in header.items() if name != missing}
+    safetensors.numpy.save_file(arrays, tmp_path / "net.safetensors", {"resfit": json.dumps(less)})
+    loaded = resfit.load(tmp_path / "net.safetensors")
+    assert (loaded.transforms, loaded.class_names) == (None, None)
 
 
 def test_evaluation_after_loading_is_that_of_the_trained_model(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weights whose names and shapes fit a network that computes something else: refused, with both named."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ TRANSFORMERS = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_bot
 
 
 def network(fields: dict[str, Any]) -> ResNet:
-    return ResNet(ResNetSpec(**THIN | fields), rngs=nnx.Rngs(0))
+    return nnx.clone(_built(tuple((THIN | fields).items())))
+
+
+@functools.cache
+def _built(fields: tuple[tuple[str, Any], ...]) -> ResNet:
+    return ResNet(ResNetSpec(**dict(fields)), rngs=nnx.Rngs(0))
 
 
 def file(folder: Path, config: dict[str, Any] | None, repository: str, fields: dict[str, Any]) -> Path:

@@ -52,7 +52,10 @@ def filled(name: str) -> ResNet:
     return net
 
 
-@pytest.fixture(scope="module", params=GOLDEN)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name == "resnet18" else pytest.mark.slow) for name in GOLDEN],
+)
 def net_and_golden(request: pytest.FixtureRequest) -> tuple[ResNet, dict[str, Any]]:
     return filled(request.param), GOLDEN[request.param]
 

@@ -15,6 +15,7 @@ from flax import nnx
 from resfit import weights
 from resfit.nets import ResNet, ResNetSpec, create_model
 from resfit.weights.state_dict import named
+from tests.variants import rows
 from tests.weights.test_torch_oracle import LABELS, TOLERANCE, close, drawn, images
 
 _READ: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "variants.json").read_text())
@@ -31,7 +32,14 @@ def filled(variant: str) -> ResNet:
     return net
 
 
-@pytest.mark.parametrize("variant", GOLDEN)
+QUICK = ("RS", "averaged, bottleneck", "v2, bottleneck")
+SLOW = (
+    "T", "SE, basic", "ResNeXt", "wide", "anti-aliased, D", "output stride 8, D", "output stride 8, averaged",
+    "torchvision, stride replaced by dilation", "group norm", "v2, output stride 8", "space to depth",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", rows(GOLDEN, quick=(*QUICK, "ResNeXt", "group norm", "space to depth")))
 def test_names_and_shapes_are_theirs(variant: str) -> None:
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
     net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
@@ -40,7 +48,7 @@ def test_names_and_shapes_are_theirs(variant: str) -> None:
 
 
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("variant", GOLDEN)
+@pytest.mark.parametrize("variant", rows(GOLDEN, quick=QUICK, slow=SLOW))
 def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
     golden = GOLDEN[variant]["runs"][run]
     logits = nnx.jit(lambda net, x: net(x, train=False))(filled(variant), images(2, golden["size"]))

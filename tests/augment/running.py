@@ -1,0 +1,13 @@
+"""Augmentations run as the steps run them: compiled as one program, not operation by operation."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.augment import Augment
+
+
+def run(function: Augment, x: Any, seed: int = 0) -> np.ndarray:
+    """Return images as an augmentation that leaves labels alone gives them."""
+    return np.asarray(jax.jit(lambda key, x: function(key, x, None)[0])(jax.random.key(seed), x))
