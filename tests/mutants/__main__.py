@@ -92,7 +92,7 @@ class _Results:
         return next((entry for entry in found if entry and entry["outcome"] != "survived"), found[-1])
 
     def outcome(self, mutant: Mutant, level: str) -> str | None:
-        """Return "killed", "timeout", "survived" or "gone"; at a level that was not run, what the one below it says."""
+        """Return the outcome; at a level that was not run, what the one below it says."""
         entry = self.at(mutant, level) or self.at(mutant, LEVELS[0])
         return entry["outcome"] if entry else None
 
@@ -165,16 +165,16 @@ def _summary(results: _Results, before: _Results | None) -> Iterable[str]:
             rows = f"{entry['rows']} of {entry['of']} rows run"
             yield f"make {entry['level']} does not notice ({rows}):\n{_diff(mutant)}\n"
     killed = [mutant for mutant in mutants if before and before.outcome(mutant, LEVELS[-1]) in ("killed", "timeout")]
-    killed = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) != "gone"]
+    killed = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) not in ("gone", "equivalent")]
     lost = [mutant for mutant in killed if results.outcome(mutant, LEVELS[0]) == "survived"]
     for mutant in lost:
         yield f"make {LEVELS[0]} no longer notices ({before.killers([mutant])[0]} did):\n{_diff(mutant)}\n"
-    yield f"{'':28}mutants  gone  killed by: {'  '.join(f'make {level}' for level in LEVELS)}"
+    yield f"{'':28}mutants  gone or equivalent  killed by: {'  '.join(f'make {level}' for level in LEVELS)}"
     for name in [*(group.name for group in GROUPS), "all"]:
         found = [mutant for mutant in mutants if name in (mutant.group, "all")]
-        gone = sum(results.outcome(mutant, LEVELS[0]) == "gone" for mutant in found)
+        gone = sum(results.outcome(mutant, LEVELS[0]) in ("gone", "equivalent") for mutant in found)
         dead = [sum(results.outcome(mutant, level) in ("killed", "timeout") for mutant in found) for level in LEVELS]
-        yield f"{name:28}{len(found):7}{gone:6}{dead[0]:21}{dead[1]:15}"
+        yield f"{name:28}{len(found):7}{gone:20}{dead[0]:23}{dead[1]:15}"
     if before:
         yield f"Of {len(killed)} mutants that were killed before, make {LEVELS[0]} kills {len(killed) - len(lost)}."
 

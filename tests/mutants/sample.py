@@ -29,6 +29,7 @@ class Mutant:
       new: the lines after it, likewise.
       nth: which of the equal lines in the function, from 0.
       operator: cosmic-ray's name of the kind of change.
+      equivalent: why the change makes no difference, so that no test is run on it; "" if it may make one.
     """
 
     group: str
@@ -38,6 +39,7 @@ class Mutant:
     new: str
     nth: int
     operator: str
+    equivalent: str = dataclasses.field(default="", compare=False)
 
     def applied(self, source: str) -> str | None:
         """Return the source with the change, or None if its lines are not there."""

@@ -68,7 +68,8 @@ class Outcome:
     """What a run of tests says of a mutant.
 
     Attributes:
-      outcome: "killed", "timeout" (killed too: a test hung), "survived", or "gone" (its lines are no more).
+      outcome: "killed", "timeout" (killed too: a test hung), "survived", "gone" (its lines are no more), or "equivalent"
+        (its reason stands in the sample).
       test: the test that failed or hung, or the file that could not be imported.
       why: the first words of the failure.
       seconds: processor time.
@@ -109,6 +110,8 @@ def trial(
     mutated = mutant.applied(source)
     if mutated is None:
         return Outcome("gone")
+    if mutant.equivalent:
+        return Outcome("equivalent")
     files = [test for test in _files(tests) if test not in bad and ("=" in test or (code.folder / test).exists())]
     if not files:
         return Outcome("survived")
