@@ -1,18 +1,19 @@
 """Which rows of a table run at which level: in `make test`, in `make test-all`, in `make exhaustive`."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import pytest
 
 
-def only(quick: Iterable[Any], rows: Iterable[Any], slow: Iterable[Any] | None = None) -> list[Any]:
-    """The rows as parameters: unmarked in `quick`; the others are slow, or exhaustive if `slow` lacks them."""
-    rows, quick = list(rows), list(quick)
-    slow = rows if slow is None else list(slow)
-    assert all(row in rows for row in [*quick, *slow]), f"{[row for row in [*quick, *slow] if row not in rows]}"
+def only(quick: Container[Any], rows: Iterable[Any], slow: Container[Any] | None = None) -> list[Any]:
+    """Return the rows as parameters: unmarked in `quick`; the others are slow, or exhaustive if `slow` lacks them."""
 
     def marks(row: Any) -> Any:
-        return () if row in quick else pytest.mark.slow if row in slow else pytest.mark.exhaustive
+        if row in quick:
+            return ()
+        return pytest.mark.slow if slow is None or row in slow else pytest.mark.exhaustive
 
-    return [pytest.param(row, marks=marks(row)) for row in rows]
+    found = [pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=marks(row)) for row in rows]
+    assert any(not row.marks for row in found), "make test would have no row of the table"
+    return found

@@ -12,9 +12,10 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS
 from resfit.summary import summarize
+from tests import levels
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, differ, values
-from tests.variants import VARIANTS, images, labels, network, rows, side, spec
+from tests.variants import VARIANTS, images, labels, network, side, spec
 
 BATCH = 4  # of twelve images: three steps
 RANDOM = ("stochastic depth", "wide, dropout", "dropout before the last layer")
@@ -58,7 +59,7 @@ def test_every_registered_part_is_in_some_variant() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", rows(VARIANTS, quick=("wide, dropout",), slow=(*EVERY_PART, "v2, bottleneck", "stochastic depth"))
+    "variant", levels.only(("wide, dropout",), VARIANTS, (*EVERY_PART, "v2, bottleneck", "stochastic depth"))
 )
 def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(variant: str, tmp_path: Path) -> None:
     whole = compiled(variant)
@@ -80,7 +81,7 @@ def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_hav
     assert_same(values(resumed.module), values(whole.module))
 
 
-@pytest.mark.parametrize("variant", rows(RANDOM, quick=("stochastic depth",)))
+@pytest.mark.parametrize("variant", levels.only(("stochastic depth",), RANDOM))
 def test_what_is_random_follows_from_the_seed_and_the_step(variant: str) -> None:
     losses = fit(compiled(variant), variant)
     assert fit(compiled(variant), variant) == losses
@@ -124,7 +125,7 @@ def test_it_trains_under_every_dispatch_and_precision(how: str, variant: str) ->
     np.testing.assert_allclose(losses, expected, rtol=10 * tolerance)
 
 
-@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
+@pytest.mark.parametrize("variant", levels.only(ONE_OF_EACH_KIND, VARIANTS))
 def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     net = network(variant)
     resfit.Model(net).save(tmp_path / "net.safetensors")
@@ -133,7 +134,7 @@ def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
     assert_same(values(loaded), values(net))
 
 
-@pytest.mark.parametrize("variant", rows(VARIANTS, quick=ONE_OF_EACH_KIND))
+@pytest.mark.parametrize("variant", levels.only(ONE_OF_EACH_KIND, VARIANTS))
 def test_its_summary_counts_every_part(variant: str) -> None:
     net = nnx.eval_shape(lambda: network(variant))
     text = str(summarize(net, (side(variant), side(variant), 3)))

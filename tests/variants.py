@@ -1,29 +1,13 @@
 """One thin network for each variant of the family: what every table of tests walks."""
 
-from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
-import pytest
 from flax import nnx
 
 from resfit.nets import STEMS, ResNet, ResNetSpec
 
 CLASSES = 3
-
-
-def rows(table: Iterable[str], *, quick: Container[str], slow: Container[str] | None = None) -> list[Any]:
-    """Return the names of a table as parameters: `quick` ones without a mark, `slow` ones slow, the rest exhaustive.
-
-    Without `slow`, the rest is slow.
-    """
-
-    def marks(name: str) -> Any:
-        if name in quick:
-            return ()
-        return pytest.mark.slow if slow is None or name in slow else pytest.mark.exhaustive
-
-    return [pytest.param(name, marks=marks(name)) for name in table]
 
 
 _V2: dict[str, Any] = {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}

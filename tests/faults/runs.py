@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 from einops import reduce
 from flax import nnx
 
@@ -91,14 +90,6 @@ class Stops(Callback):
         self._calls += 1
         if self._calls == self._at:
             self._action()
-
-
-def slow_unless(chosen: Container[Any], rows: Iterable[Any]) -> list[Any]:
-    """Return the rows of a table as parameters, all marked slow but the chosen ones."""
-    return [
-        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=() if row in chosen else pytest.mark.slow)
-        for row in rows
-    ]
 
 
 def terminate() -> None:

@@ -18,6 +18,7 @@ from resfit.data.epochs import Epochs
 from resfit.engine.hooks import CallbackList
 from resfit.engine.resume import Keeper
 from resfit.errors import CallbackError, ResumeError, StepFailed
+from tests import levels
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, labels
 
@@ -55,17 +56,15 @@ def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, A
 STEPS = range(1, runs.STEPS + 1)
 
 
-@pytest.mark.parametrize("setting", runs.slow_unless(["jit"], SETTINGS))
-@pytest.mark.parametrize(
-    "step", runs.slow_unless([3, runs.STEPS], STEPS)
-)  # the ends of the first epoch and of the last
+@pytest.mark.parametrize("setting", levels.only(["jit"], SETTINGS))
+@pytest.mark.parametrize("step", levels.only([3, runs.STEPS], STEPS))  # the ends of the first epoch and of the last
 def test_a_run_that_is_terminated_after_any_step_goes_on_there(
     setting: str, step: int, shared: Path, tmp_path: Path
 ) -> None:
     assert_same(resumed(setting, tmp_path / "run", runs.Stops(step, runs.terminate)), whole(shared, setting))
 
 
-@pytest.mark.parametrize("step", runs.slow_unless([1, 3], STEPS))  # before the first checkpoint, and a step after it
+@pytest.mark.parametrize("step", levels.only([1, 3], STEPS))  # before the first checkpoint, and a step after it
 def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
     step: int, shared: Path, tmp_path: Path
 ) -> None:
@@ -99,7 +98,7 @@ HOOKS = ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end",
 
 @pytest.mark.parametrize(
     ("stop", "hook"),
-    runs.slow_unless([*zip(itertools.cycle(STOPS), HOOKS, strict=False)], itertools.product(STOPS, HOOKS)),
+    levels.only([*zip(itertools.cycle(STOPS), HOOKS, strict=False)], itertools.product(STOPS, HOOKS)),
 )
 def test_a_run_that_is_stopped_in_any_hook_goes_on(stop: str, hook: str, shared: Path, tmp_path: Path) -> None:
     assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, STOPS[stop], hook)), whole(shared, "jit"))
@@ -185,7 +184,7 @@ def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "leave_out",
-    runs.slow_unless(
+    levels.only(
         [without_the_position, without_metric_sums],
         [
             without_statistics, without_the_step, without_the_optimizer, without_the_position, without_metric_sums,

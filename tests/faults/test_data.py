@@ -19,6 +19,7 @@ from resfit.data import decode as decoding
 from resfit.data.tfds_source import TfdsSource
 from resfit.engine.checkpoint import Checkpoints
 from resfit.errors import DataError, ResumeError
+from tests import levels
 from tests.faults import kinds, runs
 from tests.faults.kinds import KINDS, READ, X, Y
 from tests.helpers import PlainNet, assert_same
@@ -180,7 +181,7 @@ def stopped(kind: str, files: Path, shared: Path, path: Path) -> Path:
 # One for each way in which data find their place again; the test of every position has all of them.
 @pytest.mark.parametrize(
     "kind",
-    runs.slow_unless(
+    levels.only(
         {
             "arrays", "arrays on the device", "a folder", "TFDS", "Hugging Face", "a stream",
             "MapDataset of Grain", "IterDataset of Grain", "a function of batches", "a generator",
@@ -207,7 +208,7 @@ def test_one_that_is_terminated_saves_its_loaders_place_too(files: Path, shared:
 
 @pytest.mark.parametrize(
     "kind",
-    runs.slow_unless(
+    levels.only(
         {"arrays", "IterDataset of Grain", "a function of batches"},
         ["arrays", "a folder", "a stream of Hugging Face", "MapDataset of Grain", "IterDataset of Grain",
          "a function of batches", "a loader with state"],
@@ -312,7 +313,7 @@ def test_other_data_are_refused_and_the_difference_is_named(
 
 @pytest.mark.parametrize(
     "change",
-    runs.slow_unless(["a file of another name"], ["a file of another name", "another split", "other batches"]),
+    levels.only(["a file of another name"], ["a file of another name", "another split", "other batches"]),
 )
 def test_other_data_are_gone_on_with_when_asked(change: str, files: Path, shared: Path, tmp_path: Path) -> None:
     kind, other, _ = CHANGES[change]

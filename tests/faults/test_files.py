@@ -20,6 +20,7 @@ from flax import nnx
 import resfit
 from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.errors import CheckpointError
+from tests import levels
 from tests.faults import files, runs
 from tests.helpers import PlainNet, assert_same
 
@@ -263,7 +264,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    runs.slow_unless([flip, Path.unlink], [truncate, flip, empty, Path.unlink]),
+    levels.only([flip, Path.unlink], [truncate, flip, empty, Path.unlink]),
     ids=lambda damage: damage.__name__,
 )
 def test_each_file_of_the_newest_checkpoint_is_damaged_in_turn_and_the_run_ends_the_same(

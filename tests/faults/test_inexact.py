@@ -11,6 +11,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import ResumeError
+from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import PlainNet, images, labels
 
@@ -102,7 +103,7 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
 
 @pytest.mark.parametrize(
     "name",
-    runs.slow_unless(
+    levels.only(
         {"batch size", "fewer steps than are done of an epoch", "labels", "learning rate", "loss"}, DIFFERENCES
     ),
 )
@@ -167,7 +168,7 @@ def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_pat
 
 @pytest.mark.parametrize(
     ("before", "now", "kind"),
-    runs.slow_unless(
+    levels.only(
         [("jit", "sharded", PlainNet)],
         [("jit", "sharded", PlainNet), ("jit", "sharded", twin.ThinNet), ("sharded", "jit", twin.ThinNet)],
     ),

@@ -12,6 +12,7 @@ import pytest
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateScheduler
 from resfit.errors import ResumeError
+from tests import levels
 from tests.engine.test_schedule_of_a_fit import Rates
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, fit, images, labels
@@ -38,7 +39,7 @@ RATES = {"a number": 0.1, "a function of the step": optax.cosine_decay_schedule(
 
 
 @pytest.mark.parametrize(
-    ("kind", "keep"), runs.slow_unless([("a function of the step", 1)], itertools.product(RATES, (1, 2)))
+    ("kind", "keep"), levels.only([("a function of the step", 1)], itertools.product(RATES, (1, 2)))
 )
 def test_more_epochs_of_a_finished_run_end_where_a_run_of_that_many_ends(kind: str, keep: int, tmp_path: Path) -> None:
     rate = RATES[kind]
@@ -51,7 +52,7 @@ def test_more_epochs_of_a_finished_run_end_where_a_run_of_that_many_ends(kind: s
     )  # done now: at once
 
 
-@pytest.mark.parametrize(("before", "now"), runs.slow_unless([(4, 2)], [(2, 3), (4, 2)]))
+@pytest.mark.parametrize(("before", "now"), levels.only([(4, 2)], [(2, 3), (4, 2)]))
 def test_a_stopped_run_goes_on_exactly_to_another_number_of_epochs(before: int, now: int, tmp_path: Path) -> None:
     whole = go(tmp_path / "whole", now)
     with runs.stopped(SystemExit):

@@ -14,6 +14,7 @@ import pytest
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import LabelError, ResumeError
+from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import Recorder, assert_same, labels
 
@@ -61,7 +62,7 @@ STOPS: dict[str, tuple[Callable[[], None], str, int]] = {
 EVERY_STOP = [*itertools.product(STOPS, [False, True])]
 
 
-@pytest.mark.parametrize(("name", "in_the_same_model"), runs.slow_unless(EVERY_STOP[::3], EVERY_STOP))
+@pytest.mark.parametrize(("name", "in_the_same_model"), levels.only(EVERY_STOP[::3], EVERY_STOP))
 def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
     name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -74,7 +75,7 @@ def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
     assert_same(go(tmp_path, model=again), whole)  # finished: at once
 
 
-@pytest.mark.parametrize("second", runs.slow_unless(["Ctrl-C in a validation"], STOPS))
+@pytest.mark.parametrize("second", levels.only(["Ctrl-C in a validation"], STOPS))
 def test_a_resumed_run_that_is_stopped_is_resumed(second: str, whole: dict[str, Any], tmp_path: Path) -> None:
     action, hook, _ = STOPS[second]
     with runs.stopped(SystemExit):
@@ -88,7 +89,7 @@ SIGNALS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
 ENDS = [*itertools.product(["on_train_batch_end", "on_test_batch_end", "on_epoch_end"], SIGNALS)]
 
 
-@pytest.mark.parametrize(("hook", "signal_"), runs.slow_unless(ENDS[::3], ENDS))
+@pytest.mark.parametrize(("hook", "signal_"), levels.only(ENDS[::3], ENDS))
 def test_the_epoch_that_was_to_be_the_last_one_is_the_last_one_of_the_resumed_run(
     hook: str, signal_: str, tmp_path: Path
 ) -> None:

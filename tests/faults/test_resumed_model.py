@@ -15,6 +15,7 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import DataError
 from resfit.losses import BinaryCrossEntropy
+from tests import levels
 from tests.faults import runs
 from tests.helpers import CLASSES, PlainNet, assert_same, compiled, images, labels
 
@@ -59,7 +60,7 @@ def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Pat
 ENDS = ["finished", "terminated in the middle", "terminated after the last epoch"]
 
 
-@pytest.mark.parametrize("end", runs.slow_unless(["terminated in the middle"], ENDS))
+@pytest.mark.parametrize("end", levels.only(["terminated in the middle"], ENDS))
 def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: str, tmp_path: Path) -> None:
     """Those of the first batch are; the others have one label a row, as labels of classes do."""
     hot = np.eye(CLASSES, dtype=np.float32)[labels(10)]
@@ -93,7 +94,7 @@ def test_a_run_that_fails_before_it_is_restored_leaves_the_model_untrained(tmp_p
     model.compile("sgd", preprocess=None)  # a network that was trained with another one refuses it
 
 
-@pytest.mark.parametrize("dispatch", runs.slow_unless(["jit"], ["jit", "sharded"]))
+@pytest.mark.parametrize("dispatch", levels.only(["jit"], ["jit", "sharded"]))
 def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, tmp_path: Path) -> None:
     noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))
 

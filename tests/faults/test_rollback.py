@@ -14,6 +14,7 @@ import resfit
 from resfit import schedules
 from resfit.callbacks import Callback, Checkpoint, RollbackOnNaN
 from resfit.errors import CallbackError, NonFiniteLossError
+from tests import levels
 from tests.faults import runs
 from tests.faults.runs import Stops, stopped, terminate
 from tests.helpers import PlainNet, assert_same, fit, images, labels
@@ -94,7 +95,7 @@ FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
 
 
 @pytest.mark.parametrize(
-    ("every", "where"), runs.slow_unless([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
+    ("every", "where"), levels.only([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
 )
 def test_a_fault_of_the_machine_leaves_no_trace(
     every: Any, where: tuple[int, int], whole: dict[str, Any], tmp_path: Path
@@ -105,7 +106,7 @@ def test_a_fault_of_the_machine_leaves_no_trace(
     assert_same(left(hurt, history), whole)
 
 
-@pytest.mark.parametrize("steps_per_epoch", runs.slow_unless([3], [3, 7]))
+@pytest.mark.parametrize("steps_per_epoch", levels.only([3], [3, 7]))
 def test_so_it_does_where_an_epoch_is_a_number_of_steps(steps_per_epoch: int, tmp_path: Path) -> None:
     whole, hurt = model(), model()
     expected = train(whole, tmp_path / "whole", steps_per_epoch=steps_per_epoch)
@@ -144,7 +145,7 @@ def test_a_run_that_cannot_be_saved_raises_and_names_the_layer(tmp_path: Path) -
     assert not made.keep_last_step
 
 
-@pytest.mark.parametrize("at", runs.slow_unless([9], [1, 4, 9, 14, 17]))
+@pytest.mark.parametrize("at", levels.only([9], [1, 4, 9, 14, 17]))
 def test_a_run_that_is_stopped_besides_ends_where_it_would_have_ended(at: int, tmp_path: Path) -> None:
     def started(folder: Path, *extra: Callback) -> Any:
         made = diverging()

@@ -27,6 +27,7 @@ from resfit.callbacks import Callback, Checkpoint
 from resfit.engine.loop import Loop
 from resfit.engine.resume import Keeper
 from resfit.engine.state import RunState
+from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels
 
@@ -425,7 +426,7 @@ def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "break_",
-    runs.slow_unless(
+    levels.only(
         [losing_the_passes],
         [restoring_no_optimizer, evaluating_moves_a_value, losing_the_passes, a_failure_costs_a_step],
     ),

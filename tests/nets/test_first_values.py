@@ -15,8 +15,9 @@ from flax import nnx
 from resfit.nets import Layers, ResNet, ResNetSpec, first_values
 from resfit.nets.first_values import FirstValues
 from resfit.nets.keys import LayerKeys
+from tests import levels
 from tests.helpers import assert_same, counting_compilations, differ, values
-from tests.variants import VARIANTS, rows
+from tests.variants import VARIANTS
 from tests.variants import spec as variant_spec
 
 BASIC = ResNetSpec(depths=(3, 1), widths=(4, 8), stem="cifar", num_classes=5)
@@ -58,7 +59,7 @@ SPECS = [BASIC, BOTTLENECK, ResNetSpec(depths=(1,), widths=(4,), stem="cifar", s
     ]
     + [
         pytest.param(variant_spec(name, depths=(1, 3)), 1024, id=name, marks=marks)
-        for name, marks in ((row.values[0], row.marks) for row in rows(VARIANTS, quick=QUICK, slow=SLOW))
+        for name, marks in ((row.values[0], row.marks) for row in levels.only(QUICK, VARIANTS, SLOW))
     ],
 )
 def test_a_network_starts_with_the_values_of_layers_that_draw_one_by_one(

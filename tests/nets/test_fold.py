@@ -10,9 +10,9 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.nets import FoldedNorm, fold_batch_norm
+from tests import levels
 from tests.helpers import TinyNet, assert_same, flags, values
 from tests.thin_variants import VARIANTS, thin
-from tests.variants import rows
 from tests.weights.test_torch_oracle import images
 
 # How many batch norms stay: those that stand before the convolutions of pre-activated blocks, and the last one.
@@ -27,7 +27,7 @@ QUICK = ("v1", "SE, basic", "v2, bottleneck", "space to depth")
 NORMS_OF_BATCHES = [name for name in VARIANTS if name != "group norm"]
 
 
-@pytest.mark.parametrize("variant", rows(NORMS_OF_BATCHES, quick=QUICK))
+@pytest.mark.parametrize("variant", levels.only(QUICK, NORMS_OF_BATCHES))
 def test_a_folded_network_has_the_logits_of_the_network(variant: str) -> None:
     net = thin(variant)
     before, norms = values(net), count(net, nnx.BatchNorm)

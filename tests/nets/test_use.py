@@ -15,8 +15,8 @@ import resfit
 from resfit.errors import ChannelError, ModuleError, SpecError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.nets.resnet import Stage
+from tests import levels
 from tests.helpers import assert_same, compiled, differ, values
-from tests.variants import rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "variants.json"
 QUICK = {"v2, bottleneck"}
@@ -57,7 +57,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return outputs
 
 
-@pytest.mark.parametrize("variant", rows(VARIANTS, quick=QUICK, slow=SLOW))
+@pytest.mark.parametrize("variant", levels.only(QUICK, VARIANTS, SLOW))
 def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])
     x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
@@ -241,7 +241,7 @@ TUNED = {
     "squeeze and excitation": {"squeeze": 0.25},
     "deep stem": {"stem": "deep", "shortcut": "D"},
 }
-TUNED_ROWS = rows(TUNED, quick=("squeeze and excitation",))
+TUNED_ROWS = levels.only(("squeeze and excitation",), TUNED)
 
 
 def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from flax import nnx
 from resfit import weights
 from resfit.nets import ResNet, ResNetSpec, create_model
 from resfit.weights.state_dict import named
-from tests.variants import rows
+from tests import levels
 from tests.weights.test_torch_oracle import LABELS, TOLERANCE, close, drawn, images
 
 _READ: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "variants.json").read_text())
@@ -39,7 +39,7 @@ SLOW = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", rows(GOLDEN, quick=(*QUICK, "ResNeXt", "group norm", "space to depth")))
+@pytest.mark.parametrize("variant", levels.only((*QUICK, "ResNeXt", "group norm", "space to depth"), GOLDEN))
 def test_names_and_shapes_are_theirs(variant: str) -> None:
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
     net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
@@ -48,7 +48,7 @@ def test_names_and_shapes_are_theirs(variant: str) -> None:
 
 
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("variant", rows(GOLDEN, quick=QUICK, slow=SLOW))
+@pytest.mark.parametrize("variant", levels.only(QUICK, GOLDEN, SLOW))
 def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
     golden = GOLDEN[variant]["runs"][run]
     logits = nnx.jit(lambda net, x: net(x, train=False))(filled(variant), images(2, golden["size"]))
