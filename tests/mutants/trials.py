@@ -68,8 +68,8 @@ class Outcome:
     """What a run of tests says of a mutant.
 
     Attributes:
-      outcome: "killed", "timeout" (killed too: a test hung), "survived", "gone" (its lines are no more), or "equivalent"
-        (its reason stands in the sample).
+      outcome: "killed", "timeout" (killed too: a test hung), "survived", "gone" (its lines are no more), or
+        "equivalent" (its reason stands in the sample).
       test: the test that failed or hung, or the file that could not be imported.
       why: the first words of the failure.
       seconds: processor time.
