@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import resfit
+from resfit.engine.programs import PROGRAMS
 from resfit.nets import residual
 from resfit.stored import stored
 from tests import levels
@@ -28,6 +29,7 @@ def most_operands(program: Any) -> int:
 
 def programs(**fields: Any) -> dict[str, int]:
     """The most that one fused operation of each step reads."""
+    PROGRAMS.clear()  # an equal model before would serve, whatever is replaced inside of resfit
     model = compiled(deep(**fields), cpu_kernels="xla")
     batch = resfit.data.Batch(images(8), labels(8), None, None, 8)
     loop = model._loop

@@ -160,7 +160,7 @@ def test_tensors_come_back_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"a": [1, object()]}, r"state_dict\(\)\['a'\]\[1\] of the data is a builtins\.object"),
         (np.array([object()]), r"is a numpy\.ndarray"),
         (random.Random(0), r"is a random\.Random"),
-        ({pathlib.PurePosixPath(): 1}, r"'s key of the data is a pathlib\.PurePosixPath"),
+        ({pathlib.PurePosixPath(): 1}, r"'s key of the data is a pathlib\..*PurePosixPath"),
         (np.zeros(2, [("a", int)]), r"is a numpy\.ndarray of dtype \[\('a', '<i8'\)\]"),
         (np.ma.masked_array([1]), r"is a numpy\.ma.*MaskedArray"),
         (collections.defaultdict(lambda: 1), r"is a defaultdict of <function"),
