@@ -194,6 +194,7 @@ def test_weights_that_are_bfloat16_are_read_without_resfit(tmp_path: Path) -> No
     np.testing.assert_allclose(alone(tmp_path / "net.npz", images())[0], expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_on_four_devices_runs_on_one(tmp_path: Path) -> None:
     assert jax.device_count() == 4
     model = compiled(small(), dispatch="sharded")

@@ -173,6 +173,7 @@ def test_gradients_travel_with_the_sums_of_batchnorm_and_need_one_exchange_more(
     assert max(len(one.kernels) for one in found) >= 5  # of seven: not the first layer's and the last one's
 
 
+@pytest.mark.slow
 def test_per_replica_all_gradients_are_summed_in_one_exchange_too() -> None:
     found = exchanges(compiled(net(), dispatch="sharded", batch_norm="per_replica"))
     (gradients,) = [one for one in found if one.kernels and one.name == "all-reduce"]
