@@ -13,6 +13,7 @@ from flax import nnx
 from resfit.errors import InputShapeError
 from resfit.nets import ZOO, ResNet, ResNetSpec, count_multiply_adds, count_params, create_model
 from resfit.summary import OUTSIDE, summarize
+from tests import levels
 
 THIN = ResNetSpec(depths=(1, 2), widths=(4, 8), stem="cifar", num_classes=3)
 
