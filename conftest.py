@@ -3,6 +3,7 @@
 It stands at the root so that the doctests in `resfit/` run under the same rules as `tests/`.
 """
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
+if importlib.util.find_spec("keras") is None and "keras" not in os.environ.get("RESFIT_REQUIRE", ""):
+    collect_ignore_glob.append("tests/callbacks/test_against_keras.py")  # it is all beside Keras
 
 DEVICES = 4
 CACHE = Path(__file__).parent / ".cache" / "jax"

@@ -20,7 +20,10 @@ from tests.packages import package
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = package("keras")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Can save best model only:UserWarning")
+pytestmark = [
+    pytest.mark.originals,
+    pytest.mark.filterwarnings("ignore:Can save best model only:UserWarning"),
+]
 
 EIGHTHS = st.integers(0, 16).map(lambda n: n / 8)
 VALUES = st.lists(EIGHTHS, min_size=1, max_size=12)

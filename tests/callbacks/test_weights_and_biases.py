@@ -106,7 +106,7 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 
-@pytest.mark.slow
+@pytest.mark.originals
 def test_the_real_package_has_the_run_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb = package("wandb")
     reads = counting_reads(monkeypatch)

@@ -18,6 +18,7 @@ from resfit.preprocess import Normalize
 from resfit.transforms import Transforms, transforms_for
 from resfit.transforms.published import PUBLISHED
 from tests.helpers import CLASSES, compiled, fit, labels
+from tests.packages import package
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "transforms.json").read_text())
 ONE_LEVEL = 2  # of 255, which another version of a JPEG decoder may differ by
@@ -71,16 +72,11 @@ def test_the_comparison_sees_one_pixel_and_another_interpolation(wrong: Transfor
     assert np.abs(seen(wrong, photograph("china.jpg")) - expected).max() > 2 * ONE_LEVEL
 
 
-TORCHVISION = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="torchvision, which this is compared with, is not installed"
-)
-
-
-@TORCHVISION
+@pytest.mark.originals
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize", [160, 232, 256])
 def test_every_pixel_is_torchvisions(resize: int, interpolation: str) -> None:
-    torchvision = pytest.importorskip("torchvision.transforms", exc_type=Exception)
+    torchvision = package("torchvision").transforms
     photographs = [photograph("china.jpg"), photograph("flower.jpg, on its side")]
     if importlib.util.find_spec("skimage"):
         from skimage import data

@@ -227,6 +227,7 @@ def images(size: int = 64) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, size, size, 3)).astype("f4")
 
 
+@pytest.mark.originals
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnet18d", "seresnet50", "resnetv2_50"])
 def test_the_real_library_loads_the_file_strictly_and_agrees(name: str, library: str, tmp_path: Path) -> None:
@@ -253,6 +254,7 @@ def test_the_real_library_loads_the_file_strictly_and_agrees(name: str, library:
     assert leaves(again) == leaves(ours)
 
 
+@pytest.mark.originals
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_transformers_loads_the_file_strictly_and_agrees(block: str, tmp_path: Path) -> None:
     torch, transformers = package("torch"), package("transformers")

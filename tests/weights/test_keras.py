@@ -189,7 +189,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         weights.read(path)
 
 
-@pytest.mark.slow
+@pytest.mark.originals
 @pytest.mark.parametrize("size", [64, 75])
 def test_keras_computes_the_same(size: int, tmp_path: Path) -> None:
     """ResNet50 of Keras itself, with statistics and biases that a new network has not."""

@@ -149,7 +149,7 @@ def originals_probabilities(name: str, x: np.ndarray) -> np.ndarray:
     return np.concatenate(outputs)
 
 
-@pytest.mark.slow
+@pytest.mark.originals
 @pytest.mark.parametrize("name", FILES)
 def test_trained_weights_give_the_originals_probabilities(name: str) -> None:
     net = loaded(name)
@@ -166,7 +166,7 @@ def odds(probabilities: np.ndarray) -> np.ndarray:
     return np.log(probabilities[:, 1]) - np.log(probabilities[:, 0])
 
 
-@pytest.mark.slow
+@pytest.mark.originals
 @pytest.mark.parametrize("name", FILES)
 def test_a_symmetric_pool_or_another_step_would_be_seen(name: str) -> None:
     """A negative control: what the networks differ in from torchvision's is not lost in the tolerance."""
