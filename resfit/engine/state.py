@@ -182,10 +182,11 @@ class RunState:
         self.precision = precision
         self._axis = axis
         self.convolutions = convolutions
-        self._graph = nnx.graphdef(module)
+        self._graph = None if before is None else nnx.graphdef(module)
         self._outline: Outline | None = None  # of the module as it was last looked at, made when it is called for
         known = before.layout.plan if before is not None and before._planned(self) else None
         plan_ = known or self._plan()
+        self._graph = self._graph or plan_.source[0]
         arrays = _arrays(modes.leaves(module))
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
