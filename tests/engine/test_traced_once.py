@@ -196,23 +196,33 @@ def test_an_overridden_step_is_traced_for_each_model() -> None:
     assert losses[1] == pytest.approx(2 * losses[0])
 
 
-class Noisy(PlainNet):
-    """Its norms stay in evaluation mode while it trains, of which resfit warns when it traces the step."""
+class OneMode(PlainNet):
+    """Its norm keeps one mode whatever it is told, of which resfit warns when it traces a step of the other mode."""
 
-    def __init__(self, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, evaluates: bool, *, rngs: nnx.Rngs) -> None:
         super().__init__(rngs=rngs)
         self.norm = nnx.BatchNorm(64, rngs=rngs)
+        self.evaluates = evaluates
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.head(self.norm(x.reshape(x.shape[0], -1), use_running_average=True))
+        return self.head(self.norm(x.reshape(x.shape[0], -1), use_running_average=self.evaluates))
 
 
-def test_a_warning_of_the_trace_is_given_for_each_model(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("evaluates", "method", "says"),
+    [
+        (True, "train_on_batch", "leaves every BatchNorm statistic unchanged"),
+        (False, "test_on_batch", "moves in evaluation too"),
+    ],
+)
+def test_a_warning_of_the_trace_is_given_for_each_model(
+    evaluates: bool, method: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "resfit"):
-            compiled(Noisy(rngs=nnx.Rngs(0))).train_on_batch(images(8), labels(8))
-        assert "leaves every BatchNorm statistic unchanged" in caplog.text
+            getattr(compiled(OneMode(evaluates, rngs=nnx.Rngs(0))), method)(images(8), labels(8))
+        assert says in caplog.text
 
 
 def test_settings_of_jax_are_not_mixed() -> None:
