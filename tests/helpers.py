@@ -109,25 +109,32 @@ def differ(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set[str]:
 
 
 @contextlib.contextmanager
-def counting_compilations(*, known_programs: bool = False) -> Iterator[list[float]]:
-    """Collects the seconds of every compilation, also of those that the persistent cache serves.
-
-    Args:
-      known_programs: leave out those that an equal program of this process, such as another test's, has saved.
-    """
-    if not known_programs:
-        programs.PROGRAMS.clear()
-    found: list[float] = []
+def counting(*events: str) -> Iterator[list[str]]:
+    """Collect the names of these events of JAX, once for each time that one occurs inside the context."""
+    found: list[str] = []
 
     def listen(event: str, seconds: float, **_: Any) -> None:
-        if event == COMPILE_EVENT:
-            found.append(seconds)
+        if event in events:
+            found.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         yield found
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@contextlib.contextmanager
+def counting_compilations(*, known_programs: bool = False) -> Iterator[list[str]]:
+    """Collect an event for every compilation, also for those that the persistent cache serves.
+
+    Args:
+      known_programs: leave out those that an equal program of this process, such as another test's, has saved.
+    """
+    if not known_programs:
+        programs.PROGRAMS.clear()
+    with counting(COMPILE_EVENT) as found:
+        yield found
 
 
 class Recorder(resfit.callbacks.Callback):

@@ -141,7 +141,7 @@ def _described(thing: Any, walk: _Walk) -> Hashable:
 
 
 _describe_as = _described.dispatch  # by the type, as an object can lie about its __class__
-# Whether two of these are equal or the same is an accident.
+# Python may or may not reuse one object for equal values of these types, so identity decides nothing.
 _WITHOUT_IDENTITY = frozenset({float, complex, bytes, slice, range, tuple, types.MethodType, jax.tree_util.PyTreeDef})
 
 
@@ -335,7 +335,7 @@ def _cached_property(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
 
 @_for(inspect.Signature)
 def _signature(signature: inspect.Signature, walk: _Walk) -> tuple[Hashable, ...]:
-    # What decides how arguments are bound.
+    # Only what decides how arguments are bound.
     return walk.all((one.name, one.kind.name, one.default) for one in signature.parameters.values())
 
 

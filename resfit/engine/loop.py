@@ -458,7 +458,7 @@ def _check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> No
     """Check the labels of a batch before its step runs, if the step is compiled."""
     if turn.host is not None and isinstance(step, jax.stages.Compiled):
         results: Any = step.out_tree
-        check(turn.host.y, jax.tree.unflatten(results, range(results.num_leaves))[-1])
+        check(turn.host.y, results.children()[-1].node_data()[1])
 
 
 def _check_after(step: Callable[..., Any], turn: Turn, check: LabelCheck, shape: OutputsShape) -> None:

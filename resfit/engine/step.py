@@ -66,7 +66,7 @@ class Supervised:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OutputsShape:
-    """What a step returns of the network's outputs: nothing but their shape, which is known once it is traced.
+    """The shape of the network's outputs, as a static part of a step's result: known once the step is traced.
 
     Attributes:
       shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are no single array.

@@ -40,7 +40,7 @@ def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains()
 
 
 def test_frozen_statistics_are_not_reported_as_unchanged(caplog: pytest.LogCaptureFixture) -> None:
-    """Where a part that trains has no norm: other statistics that change would hide the mistake."""
+    """The trained part has no norm: statistics that change elsewhere would hide the mistake."""
     assert "norm.mean" not in trained(TinyNet(classes=4, rngs=nnx.Rngs(0)), "norm")
     assert "unchanged" not in caplog.text
 

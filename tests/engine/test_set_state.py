@@ -95,7 +95,7 @@ def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_
 
 
 def test_a_state_that_a_step_failed_to_compute_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where steps run asynchronously, the error waits in the arrays that the step has returned."""
+    """An asynchronous step returns arrays that raise its error when they are read."""
 
     def fails(arrays: Any) -> None:
         raise jax.errors.JaxRuntimeError("INTERNAL: the step failed")

@@ -1,9 +1,7 @@
 """A second Model of equal architecture and equal compile arguments is neither traced nor lowered nor compiled."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,26 +13,10 @@ from flax import nnx
 
 import resfit
 from resfit.engine import programs
-from tests.helpers import BATCH, PlainNet, assert_same, compiled, fit, images, labels, values
+from tests.helpers import BATCH, PlainNet, assert_same, compiled, counting, fit, images, labels, values
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
 LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
-
-
-@contextlib.contextmanager
-def counting() -> Iterator[list[str]]:
-    """Collect the events of tracing and lowering inside the context."""
-    found: list[str] = []
-
-    def listen(event: str, seconds: float, **_: Any) -> None:
-        if event in (TRACE, LOWER):
-            found.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def squared(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -77,7 +59,7 @@ def test_the_second_model_is_not_traced(name: str) -> None:
     first, second = EQUAL[name]
     run(**first)
     run(start=1, **second)  # its optimizer can begin with other constants
-    with counting() as found:
+    with counting(TRACE, LOWER) as found:
         model = run(start=2, **second)
     # JAX traces the abstract state of the optimizer, once for each model.
     assert LOWER not in found
@@ -91,7 +73,7 @@ def test_a_network_of_the_zoo_is_not_traced_again() -> None:
     for repeat in range(2):
         model = resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(repeat)))
         model.compile("sgd", learning_rate=0.1, dispatch="jit")
-        with counting() as found:
+        with counting(TRACE, LOWER) as found:
             model.train_on_batch(images(8), labels(8))
     assert LOWER not in found
 
@@ -133,7 +115,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_other_compile_arguments_are_traced(name: str) -> None:
     first, second = DIFFERENT[name]
     run(**first)
-    with counting() as found:
+    with counting(TRACE, LOWER) as found:
         run(**second)
     assert LOWER in found
 
@@ -228,7 +210,7 @@ def test_a_warning_of_the_trace_is_given_for_each_model(
 def test_settings_of_jax_are_not_mixed() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     plain = model.predict(images(8), verbose=0)
-    with jax.default_matmul_precision("bfloat16"), counting() as found:
+    with jax.default_matmul_precision("bfloat16"), counting(TRACE, LOWER) as found:
         compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0)
     assert LOWER in found
     np.testing.assert_array_equal(compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0), plain)
@@ -236,7 +218,7 @@ def test_settings_of_jax_are_not_mixed() -> None:
 
 def test_settings_of_flax_are_not_mixed() -> None:
     for shard in (False, True):
-        with counting() as found, nnx.use_eager_sharding(shard):
+        with counting(TRACE, LOWER) as found, nnx.use_eager_sharding(shard):
             compiled(PlainNet(rngs=nnx.Rngs(0))).predict(images(8), verbose=0)
     assert LOWER in found
 

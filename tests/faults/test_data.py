@@ -46,7 +46,7 @@ def begin(kind: str, files: Path) -> Epochs:
 
 
 def walk(data: Epochs, length: int, done: int = 0) -> Iterator[tuple[Any, bool, Any]]:
-    """What two epochs hand out from a place on: each batch, and where the data are then, as `fit` saves it."""
+    """Return each batch of two epochs from a position on, with the position that `fit` saves after it."""
     while done < 2 * length:
         for batch in data.next(done % length):
             done += 1

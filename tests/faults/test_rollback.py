@@ -86,7 +86,7 @@ def left(made: resfit.Model, history: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run leaves behind that no fault disturbs."""
+    """Return the state and history of an undisturbed run."""
     made = model()
     return left(made, train(made, tmp_path_factory.mktemp("whole")))
 

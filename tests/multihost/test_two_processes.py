@@ -70,7 +70,7 @@ class Pair:
         return codes
 
     def run(self, scenario: str, folder: Path) -> list[dict[str, Any]]:
-        """What each of the processes found."""
+        """Return the findings of each process."""
         if not self._started:
             self._start()
         timer = threading.Timer(300, self._kill)
