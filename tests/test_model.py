@@ -1004,7 +1004,8 @@ def test_the_whole_data_set_on_the_device_trains_the_same() -> None:
     one, other = compiled(), compiled()
     fit(one, epochs=2, cache="device")
     fit(other, epochs=2)
-    assert_same(values(one.module), values(other.module))
+    # Two programs: XLA may fuse the gather of the batch into the step, which moves the last bit on some processors.
+    assert_close(values(one.module), values(other.module), 1e-5)
     spread = compiled(dispatch="sharded")
     fit(spread, epochs=2, cache="device")
     assert_close(values(spread.module), values(other.module), 1e-4)
