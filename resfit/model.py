@@ -11,10 +11,11 @@ import numpy as np
 from flax import nnx
 
 from resfit import augment as augment_
-from resfit import compilation_cache, kernels, losses, optimizers, resuming, schedules
+from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
-from resfit.arguments import bar, check_counts, due, listed, one_batch, returned, unpacked
+from resfit.backends import compilation_cache, onednn
+from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import (
     Callback,
     Checkpoint,
@@ -26,29 +27,30 @@ from resfit.callbacks import (
     SwapEMAWeights,
     TerminateOnNaN,
 )
-from resfit.classes import check_class_names
 from resfit.data import Batches, Epochs, Geometry, as_batches
-from resfit.data.arrays import as_arrays, check_class_weight, split_validation
 from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
 from resfit.data.relabeled import relabeled
+from resfit.data.sources.arrays import as_arrays, check_class_weight, split_validation
 from resfit.data.states import is_storable
 from resfit.data.values import check_values
-from resfit.engine.allocator import keeping_memory
-from resfit.engine.dispatch import AXIS, Placement, preferred_device
-from resfit.engine.hooks import CallbackList
-from resfit.engine.loop import Loop
-from resfit.engine.modes import NOTHING_FROZEN, Convolutions, Freeze, plan
-from resfit.engine.outputs import NAMES, kind
-from resfit.engine.resume import Keeper, Progress, Rollback
-from resfit.engine.run import Validation
-from resfit.engine.signals import at_batch_boundaries
-from resfit.engine.state import RunState
-from resfit.engine.step import OutputsShape, Recipe, Supervised
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError
-from resfit.optimizers.choice import check_rate
-from resfit.overrides import Guarded, check_flags
+from resfit.optimizers.resolve import check_rate
+from resfit.trainer.arguments import bar, check_counts, due, listed, one_batch, returned, unpacked
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.checkpoint import fingerprint as resuming
+from resfit.trainer.checkpoint.manager import Keeper, Progress, Rollback
+from resfit.trainer.graph.plan import NOTHING_FROZEN, Convolutions, Freeze, plan
+from resfit.trainer.interrupts import at_batch_boundaries
+from resfit.trainer.loop import Loop
+from resfit.trainer.outputs import NAMES, kind
+from resfit.trainer.overrides import Guarded, check_flags
+from resfit.trainer.placement import AXIS, Placement, preferred_device
+from resfit.trainer.run import Validation
+from resfit.trainer.state import RunState
+from resfit.trainer.step import OutputsShape, Recipe, Supervised
 from resfit.transforms import Transforms
+from resfit.transforms.class_names import check_class_names
 
 _log = logging.getLogger("resfit")
 
@@ -322,7 +324,7 @@ class Model(Guarded):
             "batch_norm": batch_norm,
             "precision": precision,
             "gradient_accumulation_steps": slices,
-            "cpu_kernels": "xla" if convolutions is None else kernels.described(),
+            "cpu_kernels": "xla" if convolutions is None else onednn.described(),
             "compiler_options": {name: str(value) for name, value in placement.compiler_options.items()},
             "seed": seed,
             "ema": ema,
@@ -331,7 +333,7 @@ class Model(Guarded):
             f"{precision}; BatchNorm over {_scope(placement, slices)}; seed {seed}; "
             f"{placement.kind} on {len(placement.devices)} {placement.devices[0].platform} device(s)"
         )
-        self._described_kernels = "" if convolutions is None else f"; convolutions by {kernels.described()}"
+        self._described_kernels = "" if convolutions is None else f"; convolutions by {onednn.described()}"
 
     def _chosen_preprocess(self, preprocess: Any, replaces: bool) -> preprocess_.Preprocess | None:
         """The preprocessing that an argument of `compile` means. Raise if it is not the trained one."""
@@ -1218,7 +1220,7 @@ class Model(Guarded):
           path: ending in ".safetensors". `resfit.load` reads it.
           weights: "raw", as trained; "ema", averaged (see `compile`).
         """
-        from resfit import saving
+        from resfit.export import saving
 
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
@@ -1268,7 +1270,7 @@ class Model(Guarded):
             or an argument is none of those above.
           ModuleError: if there is no batch norm to fold.
         """
-        from resfit import exporting
+        from resfit.export import exporter as exporting
 
         exporting.export(
             path,
@@ -1306,7 +1308,7 @@ class Model(Guarded):
         Raises:
           SavedModelError: if the file is none of resfit's, or needs one of the arguments.
         """
-        from resfit import saving
+        from resfit.export import saving
 
         saved = saving.load(path, module, preprocess)
         model = cls(saved.module)
@@ -1334,7 +1336,7 @@ class Model(Guarded):
         """
         from rich.console import Console
 
-        from resfit import summary
+        from resfit.diagnostics import summary
 
         console = Console()
         if isinstance(batch, tuple | list) and 1 <= len(batch) <= 3 and all(isinstance(side, int) for side in batch):
@@ -1378,6 +1380,8 @@ def _steering(callbacks: Sequence[Callback]) -> list[str]:
 class _SeenInputs(Callback):
     """Saves with a run what the model knows of the data it was trained on, for `save`, `export` and `predict`."""
 
+    model: Model
+
     def state_dict(self) -> dict[str, Any]:
         # An array without rows has the shape and the dtype of an example, and a checkpoint can hold it.
         example = jax.tree.map(lambda one: np.empty((0, *one.shape), one.dtype), self.model._example)
@@ -1405,9 +1409,9 @@ def _scope(placement: Placement, slices: int) -> str:
 def _convolutions(choice: str, placement: Placement) -> Convolutions | None:
     """What convolves instead of XLA, by the choice of `compile`; None: nothing does."""
     platform, mesh = placement.devices[0].platform, placement.mesh
-    if not kernels.chosen(choice, platform, compiled=placement.kind != "eager"):
+    if not onednn.chosen(choice, platform, compiled=placement.kind != "eager"):
         return None
-    return Convolutions(whole=kernels.Convolve(mesh), part=kernels.Convolve(), fused=kernels.fused)
+    return Convolutions(whole=onednn.Convolve(mesh), part=onednn.Convolve(), fused=onednn.fused)
 
 
 def _schedule(

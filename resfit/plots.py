@@ -5,7 +5,7 @@ A Figure shows itself in a notebook; `figure.savefig("curves.png")` writes it to
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,11 +14,17 @@ from resfit.errors import DataError
 if TYPE_CHECKING:
     import matplotlib.figure
 
-    from resfit.callbacks import History
-    from resfit.probe import BlockStatistics
+    from resfit.nets.probe import BlockStatistics
 
 TRAINING, VALIDATION = "#4c72b0", "#dd8452"  # blue and orange: told apart by every kind of colour vision
 _DPI = 120
+
+
+class _Epochs(Protocol):
+    """The part of `resfit.callbacks.History` that is drawn."""
+
+    epoch: list[int]
+    history: dict[str, list[Any]]
 
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
@@ -28,7 +34,7 @@ def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
 
 
-def curves(history: "History") -> "matplotlib.figure.Figure":
+def curves(history: _Epochs) -> "matplotlib.figure.Figure":
     """Every value of a run over its epochs: one panel per value, training and validation together, last values named.
 
     Args:
@@ -327,7 +333,7 @@ def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.
       DataError: if there are none.
 
     Example:
-      >>> from resfit.probe import BlockStatistics
+      >>> from resfit.nets.probe import BlockStatistics
       >>> figure = block_statistics([BlockStatistics("stem", 1.0, 0.0, 0.1), BlockStatistics("head", 2.0, 0.0, 0.2)])
       >>> [axes.get_title(loc="left") for axes in figure.axes]
       ['output, root mean square', 'gradient, norm', 'dead channels, %']

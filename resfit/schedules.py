@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError
-from resfit.spelling import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from einops import reduce
 from flax import nnx
 
 import resfit
-from resfit.engine import programs
+from resfit.backends import program_cache as programs
 
 CLASSES = 3
 BATCH = 8

@@ -16,7 +16,7 @@ from flax import nnx
 
 import resfit
 from resfit import weights
-from resfit.data.archives import cifar, idx
+from resfit.data.datasets.archives import cifar, idx
 from resfit.data.decode import decode
 from resfit.errors import ResfitError, WeightsError
 from resfit.weights import torch_files

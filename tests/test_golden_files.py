@@ -12,9 +12,9 @@ import safetensors.flax
 from flax import nnx
 
 import resfit
-from resfit.engine import checkpoint
-from resfit.engine.checkpoint import Checkpoints
 from resfit.errors import CheckpointError, SavedModelError
+from resfit.trainer.checkpoint import store as checkpoint
+from resfit.trainer.checkpoint.store import Checkpoints
 from tests.golden import files
 from tests.helpers import TinyNet, assert_same, values
 

@@ -11,9 +11,9 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Checkpoint
+from resfit.diagnostics.summary import summarize
 from resfit.errors import BlockCheckError, BlockError, SpecError
 from resfit.nets import BLOCKS, NORMS, STEMS, ZOO, Layers, Residual, count_multiply_adds, count_params
-from resfit.summary import summarize
 from resfit.testing import check_block, check_norm, check_stem
 from tests import levels
 from tests.faults.runs import Stops, interrupt, stopped

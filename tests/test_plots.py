@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from resfit import plots
 from resfit.callbacks import History
 from resfit.errors import DataError
-from resfit.probe import BlockStatistics
+from resfit.nets.probe import BlockStatistics
 
 
 def history_of(**values: list[float | None]) -> History:

@@ -18,10 +18,10 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import ModelCheckpoint
-from resfit.data.archives import cifar, idx
-from resfit.engine.checkpoint import Checkpoints
-from resfit.engine.packing import pack, unpack
+from resfit.data.datasets.archives import cifar, idx
 from resfit.errors import CallbackError, DataError
+from resfit.trainer.checkpoint.packing import pack, unpack
+from resfit.trainer.checkpoint.store import Checkpoints
 from tests.faults import runs
 from tests.golden import files
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
@@ -207,7 +207,7 @@ def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
     content = json.loads(path.read_bytes())
     del content["checksum"]
     content["arrays"]["state/0"][0] = "object"
-    from resfit.engine import checkpoint  # whoever can write can also make the checksum fit
+    from resfit.trainer.checkpoint import store as checkpoint  # whoever can write can also make the checksum fit
 
     path.write_bytes(checkpoint._text({**content, "checksum": checkpoint._checksum(checkpoint._text(content))}))
     newest = checkpoints.newest()

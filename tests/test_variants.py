@@ -10,8 +10,8 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
+from resfit.diagnostics.summary import summarize
 from resfit.nets import BLOCKS, NORMS, SHORTCUTS, STEMS
-from resfit.summary import summarize
 from tests import levels
 from tests.faults.runs import Stops, interrupt, stopped
 from tests.helpers import assert_same, differ, values

@@ -6,13 +6,13 @@ or a preset's name; those made here keep the images' dtype, uint8 or float, and 
 `mixup` and `cutmix`, which mix the images of a batch, draw one share for all.
 """
 
-from resfit.augment.choice import AugmentArgument, get
 from resfit.augment.color_jitter import color_jitter
 from resfit.augment.cutmix import cutmix
 from resfit.augment.flip import flip
 from resfit.augment.mixup import mixup
 from resfit.augment.one_of import one_of
 from resfit.augment.pad_crop import pad_crop
+from resfit.augment.pipeline import AugmentArgument, get
 from resfit.augment.presets import PRESETS
 from resfit.augment.random_erasing import random_erasing
 from resfit.augment.random_resized_crop import random_resized_crop

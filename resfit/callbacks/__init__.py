@@ -1,25 +1,25 @@
 """Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
 
+from resfit.callbacks.base import Callback
 from resfit.callbacks.checkpoint import Checkpoint
-from resfit.callbacks.clu_metric_writer import CLUMetricWriter
-from resfit.callbacks.csv_logger import CSVLogger
 from resfit.callbacks.early_stopping import EarlyStopping
 from resfit.callbacks.history import History
-from resfit.callbacks.json_logger import JSONLogger
 from resfit.callbacks.lambda_callback import LambdaCallback
 from resfit.callbacks.learning_rate_scheduler import LearningRateScheduler
+from resfit.callbacks.loggers.clu_metric_writer import CLUMetricWriter
+from resfit.callbacks.loggers.csv_logger import CSVLogger
+from resfit.callbacks.loggers.json_logger import JSONLogger
+from resfit.callbacks.loggers.tensorboard import TensorBoard
+from resfit.callbacks.loggers.weights_and_biases import WeightsAndBiases
 from resfit.callbacks.model_checkpoint import ModelCheckpoint
 from resfit.callbacks.profiler import Profiler
 from resfit.callbacks.progress_bar import ProgressBar
 from resfit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from resfit.callbacks.rollback_on_nan import RollbackOnNaN
 from resfit.callbacks.swap_ema_weights import SwapEMAWeights
-from resfit.callbacks.tensorboard import TensorBoard
 from resfit.callbacks.terminate_on_nan import TerminateOnNaN
 from resfit.callbacks.throughput import Throughput
 from resfit.callbacks.timer import Timer
-from resfit.callbacks.weights_and_biases import WeightsAndBiases
-from resfit.engine.hooks import Callback
 
 __all__ = [
     "CLUMetricWriter",

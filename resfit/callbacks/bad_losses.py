@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
-from resfit.engine.hooks import LazyLogs, Logs, batch_losses
+from resfit.callbacks.logs import LazyLogs, Logs, batch_losses
 
 # The loop never runs further ahead of the device than this, so a loss that is as many steps old is there to be read.
 _LAG = 8

@@ -4,11 +4,12 @@ import datetime
 import pathlib
 from typing import Any
 
+from resfit._utils.paths import expand_user
+from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
+from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor
-from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
-from resfit.paths import expand_user
 
 
 class Checkpoint(Callback):

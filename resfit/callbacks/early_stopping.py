@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor, measured_weights
-from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")

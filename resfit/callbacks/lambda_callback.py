@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from resfit.engine.hooks import HOOKS, Callback
+from resfit._utils.suggest import did_you_mean
+from resfit.callbacks.base import HOOKS, Callback
 from resfit.errors import CallbackError
-from resfit.spelling import did_you_mean
 
 
 class LambdaCallback(Callback):

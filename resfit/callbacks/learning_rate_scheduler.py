@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
+from resfit.callbacks.logs import Logs
 from resfit.callbacks.rate import require_settable
-from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")

@@ -7,11 +7,12 @@ import string
 import zlib
 from typing import Any
 
+from resfit._utils.paths import expand_user
 from resfit.callbacks import first_process
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor, measured_weights
-from resfit.engine.hooks import Callback, Logs
 from resfit.errors import CallbackError
-from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 

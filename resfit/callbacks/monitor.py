@@ -3,16 +3,14 @@
 import logging
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from resfit.engine.hooks import Logs
+from resfit._utils.suggest import did_you_mean
+from resfit.callbacks.base import TrainedModel
+from resfit.callbacks.logs import Logs
 from resfit.errors import CallbackError
-from resfit.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from resfit.model import Model
 
 _log = logging.getLogger("resfit")
 _LOWER_IS_BETTER = ("loss", "error", "cross_entropy", "crossentropy", "mse", "mae")
@@ -96,7 +94,7 @@ class Monitor:
         self.best = state["best"]
 
 
-def measured_weights(model: "Model", names: Iterable[str]) -> str:
+def measured_weights(model: TrainedModel, names: Iterable[str]) -> str:
     """Return which weights the values with these names were measured with: "raw" or "ema".
 
     A validation measures `model.validation_weights`; the loss and metrics of training belong to the raw weights.

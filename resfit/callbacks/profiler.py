@@ -6,10 +6,11 @@ from typing import cast
 
 import jax
 
+from resfit._utils.paths import expand_user
 from resfit.callbacks import first_process
-from resfit.engine.hooks import Callback, LazyLogs, Logs, batch_losses
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import LazyLogs, Logs, batch_losses
 from resfit.errors import CallbackError
-from resfit.paths import expand_user
 
 _log = logging.getLogger("resfit")
 

@@ -5,7 +5,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from resfit.engine.hooks import Callback, LazyLogs, Logs
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import LazyLogs, Logs
 
 if TYPE_CHECKING:
     import rich.console

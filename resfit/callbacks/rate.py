@@ -1,14 +1,10 @@
 """The learning rate as callbacks see it: some need one that they can set, others show it where there is one."""
 
-from typing import TYPE_CHECKING
-
+from resfit.callbacks.base import TrainedModel
 from resfit.errors import CallbackError, CompileError
 
-if TYPE_CHECKING:
-    from resfit.model import Model
 
-
-def require_settable(model: "Model", who: str) -> None:
+def require_settable(model: TrainedModel, who: str) -> None:
     """Checks that a callback may set the model's learning rate.
 
     Raises:
@@ -22,7 +18,7 @@ def require_settable(model: "Model", who: str) -> None:
         ) from error
 
 
-def require_adjustable(model: "Model", who: str) -> None:
+def require_adjustable(model: TrainedModel, who: str) -> None:
     """Checks that a callback may scale the model's learning rate, whether it is a number or a schedule's.
 
     Raises:
@@ -34,7 +30,7 @@ def require_adjustable(model: "Model", who: str) -> None:
         raise CallbackError(f"{who} lowers the learning rate. {error} Or pass {who}(factor=1).") from error
 
 
-def current(model: "Model") -> float | None:
+def current(model: TrainedModel) -> float | None:
     """The learning rate; None for an optimizer that shows none."""
     try:
         return model.learning_rate

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from resfit.engine.hooks import Callback, Logs
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
 
 _log = logging.getLogger("resfit")
 

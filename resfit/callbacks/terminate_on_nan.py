@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from resfit.callbacks.bad_losses import BadLoss, BadLosses
-from resfit.engine.hooks import Callback, Logs
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
 from resfit.errors import CallbackError, NonFiniteLossError
 
 _log = logging.getLogger("resfit")

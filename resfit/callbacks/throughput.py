@@ -1,7 +1,8 @@
 """How many images a second a run trains on."""
 
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import LazyLogs, Logs
 from resfit.callbacks.stopwatch import Stopwatch
-from resfit.engine.hooks import Callback, LazyLogs, Logs
 
 
 class Throughput(Callback):

@@ -5,7 +5,8 @@ import logging
 import time
 from typing import Any
 
-from resfit.engine.hooks import Callback, Logs
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")

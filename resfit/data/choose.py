@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from resfit.data.arrays import ArraySource, class_weights
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
-from resfit.data.grain import from_grain, is_grain
-from resfit.data.huggingface import huggingface, is_dataset
 from resfit.data.indexed import IndexedBatches
-from resfit.data.iterables import IterableBatches
-from resfit.data.keras_dataset import KerasDataset, is_keras_dataset
-from resfit.data.tfds_source import TfdsSource, is_data_source
+from resfit.data.sources.arrays import ArraySource, class_weights
+from resfit.data.sources.grain import from_grain, is_grain
+from resfit.data.sources.huggingface import huggingface, is_dataset
+from resfit.data.sources.iterables import IterableBatches
+from resfit.data.sources.keras_dataset import KerasDataset, is_keras_dataset
+from resfit.data.sources.tfds_source import TfdsSource, is_data_source
 from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
 

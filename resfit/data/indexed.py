@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from resfit.data.ahead import in_order
 from resfit.data.batches import Batch, EpochSource, Geometry, Source, classes_of, description_of
+from resfit.data.streaming.ahead import in_order
 from resfit.data.values import check_values
 from resfit.errors import DataError
 
@@ -28,7 +28,7 @@ class IndexedBatches:
       DataError: if there are no examples, or none would be left.
 
     Example:
-      >>> from resfit.data.arrays import ArraySource
+      >>> from resfit.data.sources.arrays import ArraySource
       >>> batches = IndexedBatches(ArraySource(np.arange(5.0), np.arange(5)), Geometry(batch_size=2, seed=0))
       >>> batches.steps, [batch.size for batch in batches.epoch(0)], [batch.size for batch in batches.epoch(0, start=1)]
       (3, [2, 2, 1], [2, 1])

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.optional_import import load_package
 from resfit.errors import CheckpointError, DataError
-from resfit.packages import load_package
 
 _PLAIN = (type(None), bool, float, str)
 _SEQUENCES: dict[str, type] = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from resfit.data.arrays import check_class_weight, class_weights
 from resfit.data.batches import Batch, Batches
 from resfit.data.mapped import MappedBatches
+from resfit.data.sources.arrays import check_class_weight, class_weights
 from resfit.errors import DataError
 
 

@@ -9,10 +9,10 @@ Those that give one value per class, or a matrix, appear in logs as NumPy arrays
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.choice import MetricsArgument, automatic, by_name
 from resfit.metrics.collection import collection, from_step, names
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Loss, Mean
+from resfit.metrics.metric_names import MetricsArgument, automatic, by_name
 from resfit.metrics.multi_label import reads_one_label
 
 __all__ = [

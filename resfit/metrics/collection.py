@@ -73,7 +73,7 @@ class Collection:
         return jax.tree.structure(self.empty())
 
     def decided_by(self) -> tuple[Any, ...]:
-        """Return what decides the sums and the metrics, see `engine.by_value`."""
+        """Return what decides the sums and the metrics, see `backends.by_value`."""
         return self.fields, self.readings, self.multi_label
 
     def of_batch(self, **outputs: Any) -> Sums:

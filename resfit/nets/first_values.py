@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend import random as extended_random
 from jax.typing import DTypeLike
 
-from resfit import compilation_cache
+from resfit.backends import compilation_cache
 
 ROW = 1024  # values in a row
 ROWS = 1024  # rows in a call of the program; enough to keep it off the main thread, where a network is being built

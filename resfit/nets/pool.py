@@ -12,8 +12,8 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
+from resfit.backends.cpu_barrier import stored
 from resfit.errors import SpecError
-from resfit.stored import stored
 
 
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from einops import EinopsError
 from flax import nnx
 
+from resfit.backends.cpu_barrier import stored
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
 from resfit.nets.shortcut import SHORTCUTS, IdentityShortcut
 from resfit.nets.squeeze import SqueezeExcite
-from resfit.stored import stored
 
 # Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a
 # shortcut rounds it up agrees with the shortcut on one of them at most.

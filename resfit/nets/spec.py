@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
+from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.layers import NORMS, Layers
@@ -16,7 +17,6 @@ from resfit.nets.registry import Registry
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import SHORTCUTS
 from resfit.nets.stem import STEMS
-from resfit.spelling import did_you_mean
 
 MakeBlock = Callable[..., Residual]
 """(in_channels, width, *, strides, layers, rngs, and what else a spec asks for) -> a block; see `ResNetSpec`."""

@@ -6,11 +6,11 @@ from typing import Any
 
 from flax import nnx
 
+from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
 from resfit.nets.registry import Registry
 from resfit.nets.resnet import ResNet
 from resfit.nets.spec import ResNetSpec
-from resfit.spelling import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from einops import rearrange
 from flax import nnx
 
 from resfit.callbacks import Callback
+from resfit.callbacks.logs import LazyLogs
 from resfit.data.states import EXPECTED, packed, unpacked
-from resfit.engine.hooks import CallbackList, LazyLogs
 from resfit.errors import CallbackCheckError, CallbackError
 from resfit.model import Model
 from resfit.testing.processes import as_process
 from resfit.testing.written_files import written_files
+from resfit.trainer.callback_list import CallbackList
 
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 _RATE, _EPOCHS, _BATCH = 0.1, 2, 4

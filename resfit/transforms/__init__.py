@@ -4,7 +4,7 @@
 the model.
 """
 
-from resfit.transforms.published import transforms_for
+from resfit.transforms.pretrained_transforms import transforms_for
 from resfit.transforms.transforms import Transforms
 
 __all__ = ["Transforms", "transforms_for"]

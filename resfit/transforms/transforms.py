@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit._utils.optional_import import load_package
+from resfit._utils.paths import expand_user
 from resfit.data.decode import Encoded, decode, is_picture
 from resfit.errors import DataError
-from resfit.packages import load_package
-from resfit.paths import expand_user
 from resfit.preprocess import Normalize
 
 if TYPE_CHECKING:

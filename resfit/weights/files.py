@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.paths import expand_user
+from resfit._utils.suggest import did_you_mean
 from resfit.errors import WeightsError
-from resfit.paths import expand_user
-from resfit.spelling import did_you_mean
 from resfit.weights import keras_files, torch_files
 from resfit.weights.layouts import Array
 

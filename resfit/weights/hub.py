@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from resfit.download import fetch, is_published
+from resfit._utils.download import fetch, is_published
+from resfit._utils.optional_import import load_package
+from resfit._utils.paths import cache_folder, expand_user
+from resfit._utils.suggest import did_you_mean
 from resfit.errors import DownloadError, WeightsError
-from resfit.packages import load_package
-from resfit.paths import cache_folder, expand_user
-from resfit.spelling import did_you_mean
 from resfit.weights.architecture import CONFIG, HUB_FILES
 from resfit.weights.published import TORCHVISION
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.optional_import import load_package
 from resfit.errors import WeightsError
-from resfit.packages import load_package
 from resfit.weights.layouts import Array
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from resfit.download import Remote
+from resfit._utils.download import Remote
 
 _FOLDER = "https://download.pytorch.org/models/"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from resfit import whole_file
+from resfit._utils import atomic_write
+from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
-from resfit.paths import expand_user
 from resfit.weights import architecture
 from resfit.weights.files import read, to_safetensors
 from resfit.weights.names import COUNT_OF_NORM, NAMINGS
@@ -89,4 +89,4 @@ def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None
         last = library.separator + library.leaves["mean"]
         counts = {name.removesuffix(last) for name in arrays if name.endswith(last)}
         arrays |= {f"{norm}{library.separator}{COUNT_OF_NORM}": np.zeros((), "i8") for norm in sorted(counts)}
-    whole_file.write(path, to_safetensors(arrays))
+    atomic_write.write(path, to_safetensors(arrays))

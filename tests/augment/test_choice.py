@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from resfit import augment
-from resfit.augment import choice
+from resfit.augment import pipeline as choice
 from resfit.errors import CompileError
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 import resfit
-from resfit.engine import hooks
-from resfit.engine.hooks import Callback, LazyLogs
+from resfit.callbacks import logs
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import LazyLogs
 from resfit.errors import CompileError
 
 
@@ -90,11 +91,11 @@ def play(
 
 def counting_reads(monkeypatch: Any) -> types.SimpleNamespace:
     """Counts the transfers from the device that logs make."""
-    count, read = types.SimpleNamespace(reads=0), hooks.read
+    count, read = types.SimpleNamespace(reads=0), logs.read
 
     def counted(values: Any) -> Any:
         count.reads += 1
         return read(values)
 
-    monkeypatch.setattr(hooks, "read", counted)
+    monkeypatch.setattr(logs, "read", counted)
     return count

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from resfit import callbacks
-from resfit.engine.hooks import Callback
+from resfit.callbacks.base import Callback
 from tests.callbacks.fakes import counting_reads
 from tests.helpers import PlainNet, compiled, fit, images, labels
 

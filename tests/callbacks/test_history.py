@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from resfit.callbacks import Callback, History
-from resfit.engine.hooks import LazyLogs
+from resfit.callbacks.logs import LazyLogs
 from tests.helpers import PlainNet, compiled, fit, images, labels
 
 

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from resfit.callbacks import LearningRateScheduler
-from resfit.engine.hooks import Callback
+from resfit.callbacks.base import Callback
 from resfit.errors import CallbackError
 from tests.callbacks.fakes import FakeModel, begin, counting_reads, play
 from tests.helpers import PlainNet, compiled, counting_compilations, fit

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from resfit.callbacks import Profiler
-from resfit.engine.hooks import Callback
+from resfit.callbacks.base import Callback
 from resfit.errors import CallbackError
 from tests.callbacks.fakes import batch, begin, counting_reads
 from tests.helpers import PlainNet, compiled, fit

@@ -9,8 +9,7 @@ import pytest
 import rich.console
 from flax import nnx
 
-from resfit.callbacks import Callback, ProgressBar
-from resfit.engine import hooks
+from resfit.callbacks import Callback, ProgressBar, logs
 from tests.helpers import BATCH, PlainNet, compiled, fit, images, labels
 
 
@@ -149,7 +148,7 @@ def test_a_bar_does_not_go_on_after_an_exception(call: str) -> None:
 def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing: list[EveryBatch] = []
     ready: list[bool] = []
-    original = hooks.read
+    original = logs.read
 
     def watched(values: Any) -> Any:
         if drawing:
@@ -166,18 +165,18 @@ def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             jax.block_until_ready(logs._sums)
 
-    class Unready(hooks.LazyLogs):
+    class Unready(logs.LazyLogs):
         def ready(self) -> bool:
             return False
 
-    monkeypatch.setattr(hooks, "read", watched)
+    monkeypatch.setattr(logs, "read", watched)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert all(ready)
     fit(model, images(64), labels(64), callbacks=[WaitsFirst(), Watched(console=terminal()[0])])
     assert ready[-8:] == [True] * 8  # where every step is done, the bar reads every step
     ready.clear()
-    monkeypatch.setattr("resfit.engine.loop.LazyLogs", Unready)
+    monkeypatch.setattr("resfit.trainer.loop.LazyLogs", Unready)
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert ready == []  # and where none is, it waits for none
 

@@ -11,10 +11,10 @@ import pytest
 
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, History, ModelCheckpoint
 from resfit.data.states import packed, unpacked
-from resfit.engine import resume
-from resfit.engine.checkpoint import Saved
-from resfit.engine.hooks import CallbackList
 from resfit.errors import CallbackError
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.checkpoint import manager as resume
+from resfit.trainer.checkpoint.store import Saved
 from tests.callbacks.fakes import FakeModel, batch, begin
 from tests.helpers import compiled, fit
 

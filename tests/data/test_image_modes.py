@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resfit.data import folder, huggingface
 from resfit.data.crops import center_crop
 from resfit.data.decode import decode
-from resfit.data.pictures import Pictures
 from resfit.data.records import stack_images
+from resfit.data.sources import folder, huggingface
+from resfit.data.sources.pictures import Pictures
 from resfit.errors import DataError
 from resfit.transforms import Transforms
 

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy
 
 from resfit.data.states import packed, unpacked
-from resfit.engine.checkpoint import Checkpoints, Saved
-from resfit.engine.packing import pack, unpack
 from resfit.errors import DataError
+from resfit.trainer.checkpoint.packing import pack, unpack
+from resfit.trainer.checkpoint.store import Checkpoints, Saved
 
 TEXT = st.text(st.characters(codec=None))  # lone surrogates too
 INTEGERS = st.integers() | st.integers(-(10**400), 10**400)

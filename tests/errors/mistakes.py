@@ -349,7 +349,11 @@ DATA = [
         "remove the file",
     ),
     Mistake(
-        "An unknown data set", 'resfit.data.load("cifar11")', errors.DataError, "'cifar11'", "Did you mean 'cifar10'?"
+        "An unknown data set",
+        'resfit.data.load("cifar11")',
+        errors.DataError,
+        "'cifar11'",
+        "Did you mean 'cifar10'?",
     ),
     Mistake(
         "A data set of TFDS that is not prepared",

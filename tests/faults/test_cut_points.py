@@ -15,9 +15,9 @@ import pytest
 import resfit
 from resfit.callbacks import Checkpoint
 from resfit.data.epochs import Epochs
-from resfit.engine.hooks import CallbackList
-from resfit.engine.resume import Keeper
 from resfit.errors import CallbackError, ResumeError, StepFailed
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.checkpoint.manager import Keeper
 from tests import levels
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, labels

@@ -14,17 +14,18 @@ import pytest
 
 import resfit
 from resfit.callbacks import Callback
-from resfit.data import Epochs, Geometry, as_batches, pictures
+from resfit.data import Epochs, Geometry, as_batches
 from resfit.data import decode as decoding
-from resfit.data.tfds_source import TfdsSource
-from resfit.engine.checkpoint import Checkpoints
+from resfit.data.sources import pictures
+from resfit.data.sources.tfds_source import TfdsSource
 from resfit.errors import DataError, ResumeError
+from resfit.trainer.checkpoint.store import Checkpoints
 from tests import levels
 from tests.faults import kinds, runs
 from tests.faults.kinds import KINDS, READ, X, Y
 from tests.helpers import PlainNet, assert_same
 
-folder_module = importlib.import_module("resfit.data.folder")  # resfit.data.folder is the function
+folder_module = importlib.import_module("resfit.data.sources.folder")  # resfit.data.folder is the function
 VALIDATION = X[:9], Y[:9]
 
 

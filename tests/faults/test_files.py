@@ -18,8 +18,8 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.errors import CheckpointError
+from resfit.trainer.checkpoint.store import Checkpoints, Saved
 from tests import levels
 from tests.faults import files, runs
 from tests.helpers import PlainNet, assert_same

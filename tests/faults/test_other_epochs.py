@@ -13,9 +13,9 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateScheduler
 from resfit.errors import ResumeError
 from tests import levels
-from tests.engine.test_schedule_of_a_fit import Rates
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, fit, images, labels
+from tests.trainer.test_schedule_of_a_fit import Rates
 
 STEPS = 3  # of an epoch
 

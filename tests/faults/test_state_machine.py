@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
-from resfit.engine.loop import Loop
-from resfit.engine.resume import Keeper
-from resfit.engine.state import RunState
+from resfit.trainer.checkpoint.manager import Keeper
+from resfit.trainer.loop import Loop
+from resfit.trainer.state import RunState
 from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels

@@ -15,8 +15,8 @@ from einops import rearrange
 from flax import nnx
 
 import resfit
+from resfit.backends import program_cache as programs
 from resfit.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
-from resfit.engine import programs
 from tests.helpers import CLASSES, images, labels, values
 
 EXAMPLES, BATCH = 10, 4  # two full batches a pass, and a tail of two

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 import resfit
-from resfit.engine.checkpoint import Checkpoints, Saved
 from resfit.preprocess import Normalize
+from resfit.trainer.checkpoint.store import Checkpoints, Saved
 from tests.helpers import CLASSES, TinyNet, compiled
 
 FOLDER = Path(__file__).parent

@@ -32,7 +32,7 @@ GROUPS = [
     _group(
         "engine/step.py",
         13,
-        "resfit/engine/step.py",
+        "resfit/trainer/step.py",
         "engine/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
         "engine/test_modules.py engine/test_step.py",
         "test_preprocess.py engine/test_lowering.py",
@@ -43,9 +43,9 @@ GROUPS = [
     _group(
         "engine/loop.py",
         13,
-        "resfit/engine/loop.py",
+        "resfit/trainer/loop.py",
         "engine/test_validation.py callbacks/test_checkpoint.py",
-        "engine/test_hooks.py callbacks/test_terminate_on_nan.py",
+        "engine/test_callback_list.py callbacks/test_terminate_on_nan.py",
         "data/test_bad_inputs.py test_preprocess.py engine/test_lowering.py",
         "test_model.py engine/test_ema.py",
         "engine/test_memory.py faults/test_other_epochs.py engine/test_signals.py engine/test_schedule*.py",
@@ -56,7 +56,7 @@ GROUPS = [
     _group(
         "engine/state.py",
         12,
-        "resfit/engine/state.py",
+        "resfit/trainer/state.py",
         "engine/test_set_state.py engine/test_validation.py test_saving.py",
         "test_model.py",
         "engine/test_ema.py engine/test_outline.py engine/test_containers.py test_optimizers.py",
@@ -67,7 +67,7 @@ GROUPS = [
     _group(
         "engine/modes.py",
         10,
-        "resfit/engine/modes.py",
+        "resfit/trainer/graph/plan.py",
         "engine/test_nested_modes.py engine/test_set_state.py",
         "engine/test_modules.py engine/test_freeze.py",
         "engine/test_containers.py engine/test_outline.py engine/test_attributes.py callbacks/test_terminate_on_nan.py "
@@ -138,7 +138,7 @@ GROUPS = [
     _group(
         "data/arrays.py",
         8,
-        "resfit/data/arrays.py",
+        "resfit/data/sources/arrays.py",
         "data/test_arrays.py data/test_choose.py data/test_values.py properties/test_trainer_data.py",
         "data/test_bad_inputs.py data/test_relabeled.py test_multi_label.py",
         "test_model.py test_keras_contract.py",
@@ -147,11 +147,11 @@ GROUPS = [
     _group(
         "data/iterables.py",
         8,
-        "resfit/data/iterables.py",
+        "resfit/data/sources/iterables.py",
         "data/test_iterables.py data/test_choose.py data/test_states.py",
         "data/test_stream.py data/test_bad_inputs.py data/test_keras_dataset.py",
         "test_model.py faults/test_data.py",
-        "engine/test_hooks.py errors/test_mistakes.py",
+        "engine/test_callback_list.py errors/test_mistakes.py",
     ),
     _group(
         "losses",
@@ -168,7 +168,7 @@ GROUPS = [
         "resfit/metrics/*.py",
         "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
         "test_multi_label.py test_foreign.py",
-        "test_model.py engine/test_hooks.py test_keras_contract.py",
+        "test_model.py engine/test_callback_list.py test_keras_contract.py",
         "errors/test_mistakes.py",
     ),
 ]

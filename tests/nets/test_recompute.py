@@ -11,13 +11,13 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit.engine.memory import step_memory
-from resfit.engine.programs import compiled as compile_program
+from resfit.backends.program_cache import compiled as compile_program
+from resfit.diagnostics.summary import summarize
 from resfit.errors import SpecError
 from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
 from resfit.nets.spec import BLOCKS
-from resfit.summary import summarize
+from resfit.trainer.memory import step_memory
 from tests.helpers import assert_close, assert_same, compiled, counting_compilations, fit, images, labels, values
 
 KINDS = ("block", "stage")

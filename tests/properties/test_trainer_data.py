@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import resfit
 from resfit.data import ArrayBatches, Epochs
-from resfit.data.arrays import class_weights, split_validation
+from resfit.data.sources.arrays import class_weights, split_validation
 
 sizes = st.integers(1, 60)
 

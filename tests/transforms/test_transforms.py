@@ -16,7 +16,7 @@ from resfit.errors import CompileError, DataError, SavedModelError, WeightsError
 from resfit.nets import ZOO
 from resfit.preprocess import Normalize
 from resfit.transforms import Transforms, transforms_for
-from resfit.transforms.published import PUBLISHED
+from resfit.transforms.pretrained_transforms import PUBLISHED
 from tests.helpers import CLASSES, compiled, fit, labels
 from tests.packages import package
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit import download, weights
-from resfit.download import Remote
+from resfit import weights
+from resfit._utils import download
+from resfit._utils.download import Remote
 from resfit.errors import DownloadError, MissingPackageError, SpecError, WeightsError
 from resfit.weights import hub, published
 
@@ -101,7 +102,7 @@ def test_what_is_neither_a_path_nor_a_name_says_what_may_be(name: str) -> None:
 
 
 def test_an_unknown_network_is_found_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resfit.pretrained.locate", None)
+    monkeypatch.setattr("resfit.weights.pretrained.locate", None)
     with pytest.raises(SpecError, match="Did you mean 'resnet"):
         resfit.create_model("resnet5O", weights="timm/resnet50.a1_in1k")
 

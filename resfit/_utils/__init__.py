@@ -1,0 +1,1 @@
+"""Helpers that any subpackage can import: they import nothing of resfit but `errors`."""

@@ -1,0 +1,169 @@
+"""The base class of all callbacks, and what a callback sees of the model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from flax import nnx
+
+from resfit.callbacks.logs import Logs
+
+
+class TrainedModel(Protocol):
+    """The part of `resfit.Model` that callbacks use; callbacks import no trainer.
+
+    Attributes:
+      compile: see `resfit.Model.compile`.
+      fit: see `resfit.Model.fit`.
+      evaluate: see `resfit.Model.evaluate`.
+      predict: see `resfit.Model.predict`.
+      stop_training: set it to True to stop `fit` after this batch.
+      stop_evaluating: set it to True to stop `evaluate` or this validation.
+      stop_predicting: set it to True to stop `predict`.
+      validation_weights: "raw" or "ema", see `resfit.Model`.
+      keep_last_step: see `resfit.Model.keep_last_step`.
+      learning_rate: of the last step, or of the next one.
+      history: of the last `fit`: a `resfit.callbacks.History`, or None.
+      module: the trained module with its current variables.
+      keeps_averages: True if there are averaged weights.
+      saves_checkpoints: True if a checkpoint can be requested.
+      data_wait: share of the last epoch in which the device waited for data.
+    """
+
+    stop_training: bool
+    stop_evaluating: bool
+    stop_predicting: bool
+    validation_weights: str
+    keep_last_step: bool
+    learning_rate: float
+    history: Any
+
+    @property
+    def compile(self) -> Callable[..., None]: ...
+    @property
+    def fit(self) -> Callable[..., Any]: ...
+    @property
+    def evaluate(self) -> Callable[..., Any]: ...
+    @property
+    def predict(self) -> Callable[..., Any]: ...
+    @property
+    def save(self) -> Callable[..., None]: ...
+    @property
+    def module(self) -> nnx.Module: ...
+    @property
+    def keeps_averages(self) -> bool: ...
+    @property
+    def saves_checkpoints(self) -> bool: ...
+    @property
+    def data_wait(self) -> float: ...
+    def first_non_finite(self) -> str | None: ...
+    def get_weights(self, weights: str = "raw") -> list[np.ndarray]: ...
+    def set_weights(self, weights: Sequence[Any], averages: Sequence[Any] | None = None) -> None: ...
+    def request_checkpoint(self, *, best: bool = False) -> None: ...
+    def request_rollback(self, *, bad: tuple[int, int] | None = None, learning_rate_factor: float = 1.0) -> None: ...
+
+
+class Callback:
+    """Base class of everything that watches or steers training. Hooks, order and arguments are Keras's.
+
+    Override what you need. `fit` calls on_train_begin, then for each epoch on_epoch_begin, for each batch
+    on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end,
+    which always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
+
+    Logs map names to floats. A batch's log holds the running means since the epoch began; nothing waits for the device
+    until a value is read, so reading one in every batch makes every step wait.
+
+    Attributes:
+      model: the `resfit.Model`. `model.module` holds the current variables and may be assigned to at any batch
+        boundary; `model.stop_training = True` stops after this batch.
+      params: {"verbose", "epochs", "steps"}.
+
+    Example:
+      >>> class Print(Callback):
+      ...     def on_epoch_end(self, epoch, logs=None):
+      ...         print(f"epoch {epoch}: loss {logs['loss']:.3f}")
+    """
+
+    model: TrainedModel
+    params: dict[str, Any]
+
+    def set_model(self, model: TrainedModel) -> None:
+        """Called once before training with the model."""
+        self.model = model
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Called once before training with the run's parameters."""
+        self.params = params
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        """Called when `fit` begins."""
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        """Called when `fit` ends, however it ends. logs: those of the last epoch."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        """Called before an epoch, counted from zero."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        """Called after an epoch and its validation. logs: loss, metrics and their val_ twins."""
+
+    def on_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called by on_train_batch_begin."""
+
+    def on_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called by on_train_batch_end."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before a training step."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called once a training step has been handed to the device."""
+        self.on_batch_end(batch, logs)
+
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        """Called when `evaluate`, or a validation inside `fit`, begins."""
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        """Called when it ends. logs: loss and metrics."""
+
+    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before an evaluation step."""
+
+    def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called after an evaluation step."""
+
+    def on_predict_begin(self, logs: Logs | None = None) -> None:
+        """Called when `predict` begins."""
+
+    def on_predict_end(self, logs: Logs | None = None) -> None:
+        """Called when `predict` ends."""
+
+    def on_predict_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        """Called before a prediction step."""
+
+    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        """Called after a prediction step. logs: {"outputs": the batch's outputs}."""
+
+    def on_compile_begin(self, what: str) -> None:
+        """Called before a step is compiled, with "train", "evaluate" or "predict". Not in Keras."""
+
+    def on_compile_end(self, what: str) -> None:
+        """Called when that is done. Not in Keras."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Called when `fit` (before on_train_end), `evaluate` or `predict` is left by an exception. Not in Keras."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run must know to go on as if it had never stopped. Not in Keras.
+
+        It comes back exactly, types and the order of keys included. It may be made of dicts, lists, tuples, sets, plain
+        values, bytes, and NumPy and JAX arrays; anything else is an error at the first checkpoint.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave, after on_train_begin of the run that goes on. Not in Keras."""
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

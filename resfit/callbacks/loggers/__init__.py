@@ -1,0 +1,1 @@
+"""Callbacks that write logs to files and services."""

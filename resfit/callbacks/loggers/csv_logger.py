@@ -1,0 +1,117 @@
+"""Every epoch as a row of a CSV file."""
+
+import csv
+import io
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resfit._utils import atomic_write
+from resfit._utils.paths import expand_user
+from resfit.callbacks import first_process
+from resfit.callbacks.base import Callback
+from resfit.callbacks.logs import Logs
+from resfit.errors import CallbackError
+
+_log = logging.getLogger("resfit")
+_MISSING = "NA"
+
+
+class CSVLogger(Callback):
+    """Writes every epoch's logs as a row of a CSV file, as in Keras: `epoch` (counted from zero), then names in order.
+
+    A name that first comes up in a later epoch (validation_freq) gets a column, in which the rows before say NA. A
+    resumed run goes on after the last epoch that its checkpoint knows of. With several processes, the first writes.
+
+    Args:
+      filename: of the file. Its folder is made.
+      separator: one character between the values.
+      append: go on in the file if there is one, whose header is not repeated. By default every `fit` starts it anew.
+
+    Raises:
+      CallbackError: if separator is not one character.
+
+    Example:
+      >>> callback = CSVLogger("runs/a/log.csv", append=True)
+    """
+
+    def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
+        if not isinstance(separator, str) or len(separator) != 1:
+            raise CallbackError(f"Expected separator to be one character, got {separator!r}.")
+        self._path = pathlib.Path(expand_user(filename)).absolute()
+        self._separator = separator
+        self._append = append
+        self._columns: list[str] | None = None  # of the file; None until it was looked at
+        self._keep: int | None = None if append else 0  # rows of the file that stay; None for all
+        self._rows = 0
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self._columns = None
+        self._keep = None if self._append else 0
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        if not first_process.is_first():
+            return
+        if self._columns is None:
+            self._begin()
+        row = {"epoch": str(epoch), **{name: _cell(value) for name, value in (logs or {}).items()}}
+        columns = ["epoch", *sorted({*(self._columns or ()), *row} - {"epoch"})]
+        if columns == self._columns:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._text(columns, [row]))
+        else:
+            self._rewrite(columns, [*self._read()[1], row])
+        self._rows += 1
+
+    def _begin(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        columns, rows = ([], []) if self._keep == 0 or not self._path.exists() else self._read()
+        if self._keep is not None:
+            if len(rows) < self._keep:
+                _log.warning(
+                    "CSVLogger: %s has %d rows, but the run that goes on wrote %d.", self._path, len(rows), self._keep
+                )
+            rows = rows[: self._keep]
+        self._rewrite(columns, rows)
+        self._rows = len(rows)
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        with self._path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, delimiter=self._separator, restval=_MISSING)
+            rows = list(reader)
+            return list(reader.fieldnames or ()), rows
+
+    def _rewrite(self, columns: list[str], rows: Sequence[dict[str, str]]) -> None:
+        header = dict(zip(columns, columns, strict=True))
+        text = self._text(columns, [header, *rows]) if columns else ""
+        atomic_write.write(self._path, text.encode())
+        self._columns = columns
+
+    def _text(self, columns: list[str], rows: Sequence[dict[str, str]]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, columns, restval=_MISSING, delimiter=self._separator, lineterminator="\n", extrasaction="raise"
+        )
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._columns is None and first_process.is_first():
+            self._begin()  # to know how many rows were there before this run
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._columns, self._keep = None, state["rows"]
+
+
+def _cell(value: Any) -> str:
+    """A number as it prints, an array as a JSON list."""
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    return str(float(array)) if array.ndim == 0 else json.dumps(array.tolist())

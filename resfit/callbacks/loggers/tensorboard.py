@@ -1,0 +1,198 @@
+"""Event files for TensorBoard, without TensorFlow."""
+
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from flax import nnx
+
+from resfit import plots
+from resfit._utils.optional_import import load_package
+from resfit._utils.paths import expand_user
+from resfit.callbacks import first_process
+from resfit.callbacks.loggers.metric_logger import MetricLogger, Moment, scalars
+from resfit.callbacks.logs import Logs, read
+from resfit.errors import CallbackError
+
+
+class TensorBoard(MetricLogger):
+    """Writes what TensorBoard shows with `tensorboard --logdir logs`. Needs `pip install "resfit[tensorboard]"`.
+
+    Names are Keras's. Every epoch: `epoch_loss` and so on in the runs `train` and `validation`, so that TensorBoard
+    draws them in one panel; in `train` also `epoch_learning_rate`, `epoch_images_per_second`, and `epoch_data_wait`,
+    the share of the time in which the device waited for data. Batches: `batch_loss` and so on in the run `batches`,
+    over training steps; each is written some steps later, when the device has it. Outside `fit`,
+    `evaluate(callbacks=[...])` writes `evaluation_loss` and so on in the run `evaluation`. A resumed run goes on where
+    its checkpoint was, and TensorBoard forgets what came after that. With several processes, the first writes.
+
+    Args:
+      log_dir: where the runs' folders go.
+      histogram_freq: every so many epochs, a histogram and the norm of each parameter and statistic, as
+        `stem/conv/kernel/histogram` and `stem/conv/kernel/norm`; 0: never.
+      write_images: with histogram_freq, also the first convolutions' kernels (of 1 or 3 input channels) as images.
+      write_steps_per_second: every epoch, `epoch_steps_per_second` too.
+      update_freq: "epoch"; "batch" or a number of steps, to write batches as well.
+      confusion_matrix: (x, y), with class numbers as y: predicted after every epoch, and drawn as an image.
+
+    Raises:
+      CallbackError: for values that cannot work.
+      MissingPackageError: without tensorboardX.
+
+    Example:
+      >>> callback = TensorBoard("runs/a", histogram_freq=5, update_freq=100)
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] = "logs",
+        *,
+        histogram_freq: int = 0,
+        write_images: bool = False,
+        write_steps_per_second: bool = False,
+        update_freq: str | int = "epoch",
+        confusion_matrix: tuple[Any, Any] | None = None,
+    ) -> None:
+        if isinstance(histogram_freq, bool) or not isinstance(histogram_freq, int) or histogram_freq < 0:
+            raise CallbackError(f"Expected histogram_freq to be a number of epochs >= 0, got {histogram_freq!r}.")
+        if write_images and not histogram_freq:
+            raise CallbackError("write_images draws kernels when histograms are written: pass histogram_freq as well.")
+        if confusion_matrix is not None and (not isinstance(confusion_matrix, tuple) or len(confusion_matrix) != 2):
+            raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
+        super().__init__(1 if update_freq == "batch" else update_freq)
+        self._package = load_package("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
+        self._log_dir = pathlib.Path(expand_user(log_dir)).absolute()
+        self._histogram_freq = histogram_freq
+        self._write_images = write_images
+        self._write_steps_per_second = write_steps_per_second
+        self._confusion_matrix = confusion_matrix
+        self._writers: dict[str, Any] = {}
+        self._resumed: dict[str, int] = {}
+        self._next_epoch = 0
+        self._newest: tuple[Moment, dict[str, float]] | None = None  # batch that was written
+
+    # --- when ---------------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        super().on_train_begin(logs)
+        self._resumed = {}
+        self._next_epoch = 0
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        self._next_epoch = epoch + 1
+        if self._confusion_matrix is not None:
+            x, y = self._confusion_matrix
+            predictions = self.model.predict(x, verbose=0)  # by all processes together
+            if first_process.is_first():
+                self._image("validation", "confusion_matrix", _pixels(plots.confusion_matrix(y, predictions)), epoch)
+        if first_process.is_first():
+            if self._histogram_freq and (epoch + 1) % self._histogram_freq == 0:
+                self._write_variables(epoch)
+            for writer in self._writers.values():
+                writer.flush()
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        super().on_test_end(logs)
+        if not self._training and first_process.is_first():
+            for name, value in scalars(dict(logs or {})).items():
+                self._writer("evaluation").add_scalar(f"evaluation_{name}", value, self._step)
+            self.close()
+
+    # --- what ---------------------------------------------------------------------------------------------------------
+
+    def write(self, moment: Moment, values: dict[str, Any]) -> None:
+        if moment.batch is not None:
+            self._write_batch(moment, scalars(values))
+            return
+        figures = self.figures
+        if self._write_steps_per_second:
+            figures["steps_per_second"] = self.steps_per_second
+        for name, value in scalars(values | figures).items():
+            run = "validation" if name.startswith("val_") else "train"
+            self._writer(run).add_scalar(f"epoch_{name.removeprefix('val_')}", value, moment.epoch)
+
+    def _write_batch(self, moment: Moment, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer("batches").add_scalar(f"batch_{name}", value, moment.step)
+        self._newest = moment, values
+
+    def _write_variables(self, epoch: int) -> None:
+        state = nnx.to_flat_state(nnx.state(self.model.module, (nnx.Param, nnx.BatchStat)))
+        names = ["/".join(map(str, path)) for path, _ in state]
+        writer = self._writer("train")
+        for name, array in zip(names, read([leaf.get_raw_value() for _, leaf in state]), strict=True):
+            if not jnp.issubdtype(array.dtype, jnp.floating):
+                continue
+            values = np.asarray(array, np.float32)
+            # A name for each: TensorBoard shows nothing under one that has both a histogram and an image.
+            writer.add_scalar(f"{name}/norm", float(np.linalg.norm(values)), epoch)
+            finite = values[
+                np.isfinite(values)
+            ]  # a histogram has no place for the rest; the norm shows that it is there
+            if finite.size:
+                writer.add_histogram(f"{name}/histogram", finite, epoch)
+            if self._write_images and values.ndim == 4 and values.shape[2] in (1, 3):
+                self._image("train", f"{name}/image", _filters(values), epoch)
+
+    def _image(self, run: str, name: str, pixels: np.ndarray, epoch: int) -> None:
+        self._writer(run).add_image(name, pixels, epoch, dataformats="HWC")
+
+    def _writer(self, run: str) -> Any:
+        if run not in self._writers:
+            # tensorboardX names a file by the second, and would write over one that is younger than that.
+            self._writers[run] = self._package.SummaryWriter(
+                str(self._log_dir / run),
+                purge_step=self._resumed.pop(run, None),
+                filename_suffix=f".{time.time_ns()}",
+            )
+        return self._writers[run]
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        newest = self._newest if self._newest is not None and self._newest[0].step == self._step else None
+        newest_ = None if newest is None else [list(newest[0]), newest[1]]
+        return {**state, "next_epoch": self._next_epoch, "newest": newest_}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.close()
+        self._next_epoch = state["next_epoch"]
+        # The first step of each run that is not to be remembered from the files that are there.
+        self._resumed = {"train": self._next_epoch, "validation": self._next_epoch, "batches": self._step}
+        # The validation after this step may stand there too, and comes again; so the whole step is written again.
+        newest = state.get("newest")
+        if newest is None and "newest" not in state:  # of an earlier version
+            self._resumed["batches"] += 1
+        elif newest is not None and first_process.is_first():
+            self._write_batch(Moment(*newest[0]), newest[1])
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    """A figure as (height, width, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _filters(kernel: np.ndarray, zoom: int = 8) -> np.ndarray:
+    """A kernel (height, width, channels, filters) as one image of all filters, (height, width, channels) uint8."""
+    low, high = np.nanmin(kernel), np.nanmax(kernel)
+    scaled = np.nan_to_num((kernel - low) / max(high - low, np.finfo(np.float32).tiny))
+    columns = math.ceil(math.sqrt(kernel.shape[-1]))
+    rows = math.ceil(kernel.shape[-1] / columns)
+    # One black pixel between filters, black ones where the last row is not full.
+    padded = np.pad(scaled, ((0, 1), (0, 1), (0, 0), (0, rows * columns - kernel.shape[-1])))
+    tiled = rearrange(padded, "h w c (rows columns) -> (rows h) (columns w) c", rows=rows)
+    return repeat((255 * tiled).astype(np.uint8), "h w c -> (h a) (w b) c", a=zoom, b=zoom)

@@ -1,0 +1,100 @@
+"""Logs that cost nothing until a callback reads them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+Logs = MutableMapping[str, Any]
+
+
+def read(values: Any) -> Any:
+    """Copies device values to the host, waiting for them. Every read of a log passes through here."""
+    return jax.device_get(values)
+
+
+class LazyLogs(MutableMapping[str, Any]):
+    """A log whose values stay on the device until somebody reads them.
+
+    `dict(logs)`, `logs["loss"]` and the like give plain Python floats and wait for the device if they must; writing,
+    listing keys and asking `ready()` never wait. One object is shared by all callbacks of a hook, in list order, so
+    that a value added or changed by the first is seen by those after it.
+
+    Args:
+      sums: metric sums on the device.
+      finish: turns the sums, once on the host, into named floats.
+      keys: the names that `finish` will return, in order.
+      loss: the batch's own loss, () float32.
+      examples: how many examples the batch had.
+    """
+
+    def __init__(
+        self,
+        sums: Any,
+        finish: Callable[[Any], Mapping[str, Any]],
+        keys: Iterable[str],
+        loss: jax.Array,
+        examples: int,
+    ) -> None:
+        self.examples = examples
+        self._sums = sums
+        self._finish: Callable[[Any], Mapping[str, Any]] | None = finish
+        self._loss = loss
+        self._values: dict[str, Any] = dict.fromkeys(keys)
+
+    def ready(self) -> bool:
+        """Whether reading would not wait."""
+        return self._finish is None or all(leaf.is_ready() for leaf in jax.tree.leaves(self._sums))
+
+    def wait(self) -> None:
+        """Waits until the device has made the values, and reads none."""
+        if self._finish is not None:
+            jax.block_until_ready(self._sums)
+
+    @property
+    def batch_loss(self) -> float:
+        """The batch's own loss, where `logs["loss"]` is the mean since the epoch began. Waits for the device."""
+        return float(read(self._loss))
+
+    def _read(self) -> dict[str, Any]:
+        if self._finish is not None:
+            finish, self._finish = self._finish, None
+            for key, value in finish(read(self._sums)).items():
+                if key in self._values and self._values[key] is None:  # neither deleted nor overwritten since
+                    self._values[key] = value
+            self._sums = None
+        return self._values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        return self._read()[key] if value is None else value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._values[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values  # Mapping's own asks for the value, and waits for it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def batch_losses(logs: Sequence[LazyLogs]) -> list[float]:
+    """Several batches' own losses, read in one transfer."""
+    return [float(loss) for loss in read([log._loss for log in logs])]
+
+
+def as_float(value: Any) -> Any:
+    """A scalar as a Python float, anything larger as a NumPy array."""
+    array = np.asarray(value)
+    return float(array) if array.ndim == 0 else array

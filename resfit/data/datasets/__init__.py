@@ -1,0 +1,1 @@
+"""The classic small datasets: downloaded, checked, and loaded as arrays."""

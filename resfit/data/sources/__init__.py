@@ -1,0 +1,1 @@
+"""Adapters, one a file, from an input format to examples or batches."""

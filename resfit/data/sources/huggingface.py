@@ -1,0 +1,160 @@
+"""Data sets of Hugging Face's library, map-style and streaming, as data for `fit`, `evaluate` and `predict`."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from resfit.data.cores import cores
+from resfit.data.records import as_labels, stack_images
+from resfit.data.sources import columns
+from resfit.data.sources.columns import Columns
+from resfit.data.sources.pictures import Pictures
+from resfit.data.streaming.stream import ShardStream
+from resfit.errors import BadRecordError, DataError
+
+
+def huggingface(
+    dataset: Any,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    crop: str | None = None,
+    mode: str | None = None,
+    threads: int | None = None,
+    window: int = 2048,
+    interleave: int = 4,
+    max_bad_records: int = 0,
+    retries: int = 5,
+) -> Any:
+    """A `datasets.Dataset` or `datasets.IterableDataset` with options; without any, pass the data set itself to `fit`.
+
+    Image and label are found by the types of the columns, never by their names. Images are decoded by threads while the
+    step runs. A map-style data set is read in any order; a stream is read shard by shard, as `ShardStream` describes:
+    shuffled by resfit alone, resumable at any batch. Where the rows are known (parquet files on disk, a split's
+    metadata, a map-style data set turned into a stream), an epoch that yields others is an error.
+
+    Args:
+      dataset: one split, as `datasets.load_dataset(..., split="train")` returns it, with or without `streaming=True`.
+      image: the name of the image column; by default the one of type Image, Array2D or Array3D.
+      label: the name of the label column; by default the one ClassLabel, or else the one column of integers.
+      size: pixels of what comes out: n for squares, or (height, width). None keeps every image as it is; they must then
+        be of one size.
+      crop: None resizes the whole image. "random", for training, and "center", for evaluation, are those of
+        `resfit.data.folder`; a random crop is decided by (seed, epoch, row) alone.
+      mode: "RGB", "L" (grey) or "RGBA"; None takes the column's own mode, or keeps grey images grey and makes all
+        others RGB.
+      threads: that decode; by default one for each core, at most 16.
+      window: for streams: rows that are shuffled together.
+      interleave: for streams: shards that are read in turns.
+      max_bad_records: for streams: how many records an epoch may leave out because their image does not decode or their
+        label is missing.
+      retries: for streams: how often in a row to try again after an error of a file or the network.
+
+    Returns:
+      A `Source` for a map-style data set, a `Stream` for a stream.
+
+    Raises:
+      DataError: if the data set is none, has no images, or columns are missing or ambiguous: the message lists them.
+
+    Example:
+      >>> import datasets
+      >>> pixels = datasets.Array3D((4, 4, 3), "uint8")
+      >>> data = datasets.Dataset.from_dict(
+      ...     {"pixels": np.zeros((6, 4, 4, 3), np.uint8), "fine": [0, 1] * 3, "coarse": [0] * 6},
+      ...     features=datasets.Features(pixels=pixels, fine=datasets.Value("int8"), coarse=datasets.Value("int8")))
+      >>> x, y, _ = huggingface(data, label="fine").take(slice(0, 4))
+      >>> x.shape, x.dtype, y
+      ((4, 4, 4, 3), dtype('uint8'), array([0, 1, 0, 1], dtype=int32))
+    """
+    _check_kind(dataset)
+    threads = cores() if threads is None else threads
+    if type(dataset).__name__ == "Dataset":
+        chosen = columns.choose(dataset.features, image, label)
+        kind = RandomTableSource if crop == "random" else TableSource
+        return kind(dataset, chosen, Pictures(size, crop, mode, dataset.features[chosen.image]), threads)
+    from resfit.data.sources.huggingface_stream import StreamShards, features_of
+
+    features = features_of(dataset)
+    chosen = columns.choose(features, image, label)
+    return ShardStream(
+        StreamShards(dataset, chosen, Pictures(size, crop, mode, features[chosen.image]), retries),
+        window=window,
+        interleave=interleave,
+        max_bad_records=max_bad_records,
+        retries=retries,
+        threads=threads,
+    )
+
+
+def is_dataset(x: Any) -> bool:
+    """Whether x comes from Hugging Face's library, which is not imported to find out."""
+    return type(x).__module__.partition(".")[0] == "datasets"
+
+
+def _check_kind(dataset: Any) -> None:
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(repr(name) for name in dataset)
+        raise DataError(f"A {kind} holds several splits: {splits}. Expected one of them, such as dataset['train'].")
+    if not is_dataset(dataset) or kind not in ("Dataset", "IterableDataset"):
+        raise DataError(f"Expected a datasets.Dataset or datasets.IterableDataset, got a {kind}.")
+
+
+class TableSource:
+    """A map-style data set as a `Source`.
+
+    Args:
+      dataset: a `datasets.Dataset`.
+      chosen: its columns.
+      pictures: what becomes of its images.
+      threads: that decode.
+    """
+
+    def __init__(self, dataset: Any, chosen: Columns, pictures: Pictures, threads: int) -> None:
+        if dataset.format["type"] == "custom":
+            raise DataError(
+                "The data set has a transform of its own (with_transform or set_transform), which several threads "
+                "would call at once. Expected none: augment with compile(augment=...), prepare with dataset.map."
+            )
+        self.threads = threads
+        self._key: tuple[int, int] | None = None
+        self._columns, self._pictures = chosen, pictures
+        self.classes = columns.class_names(dataset.features, chosen)
+        names = [name for name in chosen if name is not None]
+        self._table = pictures.undecoded(dataset.with_format(None).select_columns(names), chosen.image)
+        self.labels: Any = None
+        if chosen.label is not None:
+            rows = self._table.select_columns([chosen.label])[:][chosen.label]
+            self.labels = as_labels(rows, f"The column {chosen.label!r}") if len(rows) else None
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {**self._columns._asdict(), "split": str(self._table.split), **self._pictures.description}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, Any, None]:
+        numbers = np.arange(len(self))[rows].tolist()
+        taken = self._table[rows if isinstance(rows, slice) else numbers]
+        images, names = [], []
+        for number, value in zip(numbers, taken[self._columns.image], strict=True):
+            names.append(f"Row {number} of the data set")
+            try:
+                images.append(self._pictures.decode(value, self._key, (number,)))
+            except BadRecordError as error:
+                raise DataError(f"{names[-1]} cannot be used: {error}") from error
+        return stack_images(images, names), None if self.labels is None else self.labels[numbers], None
+
+
+class RandomTableSource(TableSource):
+    """A map-style data set whose images are cropped anew in every epoch, as an `EpochSource`."""
+
+    def for_epoch(self, seed: int | None, epoch: int) -> "RandomTableSource":
+        """The same images with the crops of one epoch; a seed of None is none."""
+        cropped = copy.copy(self)
+        cropped._key = None if seed is None else (seed, epoch)
+        return cropped

@@ -1,0 +1,132 @@
+"""Keras's own datasets, which are read by the number of a batch: `PyDataset`, the older `Sequence`, and their heirs."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from resfit.data.batches import Batch, Geometry
+from resfit.data.sources.iterables import as_batch
+from resfit.data.streaming.ahead import in_order
+from resfit.errors import DataError
+
+_log = logging.getLogger("resfit")
+
+_HOOKS = ("on_epoch_begin", "on_epoch_end")
+
+
+def is_keras_dataset(x: Any) -> bool:
+    """Return True for a `keras.utils.PyDataset` or `Sequence`, recognized by name: Keras is not imported."""
+    return _base(x) is not None
+
+
+def _length(dataset: Any) -> int | None:
+    """The number of batches; None for a dataset without an end."""
+    try:
+        if hasattr(dataset, "__len__"):
+            return len(dataset)
+        batches: int | None = dataset.num_batches if hasattr(type(dataset), "num_batches") else None
+    except (TypeError, NotImplementedError):
+        return None
+    return batches
+
+
+def _base(x: Any) -> type | None:
+    for kind in type(x).__mro__:
+        if kind.__name__ in ("PyDataset", "Sequence") and kind.__module__.partition(".")[0] in _PACKAGES:
+            return kind
+    return None
+
+
+_PACKAGES = ("keras", "tf_keras", "tensorflow")
+
+
+class KerasDataset:
+    """A dataset of Keras as a `Stream`.
+
+    Args:
+      dataset: with `__getitem__(i)` for batch i, and usually a length.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def batches(self, geometry: Geometry) -> "KerasBatches":
+        return KerasBatches(self._dataset, geometry.seed)
+
+
+class KerasBatches:
+    """The batches of a dataset of Keras: each once in an epoch, in an order made from (seed, epoch).
+
+    `on_epoch_begin` and `on_epoch_end` are called around every pass. With `workers` above one, as many threads read
+    ahead; `use_multiprocessing` means threads too. A dataset without a length goes on until `steps_per_epoch`.
+
+    A run resumes exactly if the dataset overrides neither hook, or has a method `set_epoch(epoch)`, which is called
+    first. Otherwise nobody knows what the hooks of earlier epochs did, and resuming is refused.
+
+    Args:
+      dataset: the object of Keras.
+      seed: of the order of the batches; None keeps the dataset's order.
+
+    Raises:
+      DataError: if the dataset holds no batches.
+    """
+
+    def __init__(self, dataset: Any, seed: int | None) -> None:
+        self._dataset, self._seed = dataset, seed
+        self.steps: int | None = _length(dataset)
+        self.examples: int | None = None
+        self.labels: Any = None
+        self.report: Mapping[str, float] = {}
+        if self.steps == 0:
+            raise DataError(f"The {type(dataset).__name__} holds no batches: its length is 0. Expected at least one.")
+        workers, processes = getattr(dataset, "workers", 1), getattr(dataset, "use_multiprocessing", False)
+        self._threads = workers if workers > 1 or (workers and processes) else 0
+        if self._threads and processes:
+            _log.info("use_multiprocessing: %d threads read ahead instead of processes.", self._threads)
+        self._warned = False
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return {"source": type(self._dataset).__name__, "batches": self.steps}
+
+    @property
+    def replayable(self) -> bool:
+        """Return True if a resumed run can find its place in the data."""
+        kind, base = type(self._dataset), _base(self._dataset)
+        overridden = any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in _HOOKS)
+        return not overridden or hasattr(self._dataset, "set_epoch")
+
+    def state_dict(self) -> None:
+        """Batches are counted, so there is nothing to save; warn once if that does not suffice."""
+        if not self.replayable and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s changes itself in on_epoch_begin or on_epoch_end, so a run cannot resume exactly from this "
+                "checkpoint. Make its order a function of the epoch, in a method set_epoch(epoch).",
+                type(self._dataset).__name__,
+            )
+
+    def load_state_dict(self, state: None) -> None:
+        """A no-op: `epoch(epoch, start)` finds the place."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        if hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+        self._call("on_epoch_begin")
+        numbers: Iterable[int] = itertools.count() if self.steps is None else range(self.steps)
+        if self._seed is not None and self.steps is not None:
+            numbers = np.random.default_rng((self._seed, epoch)).permutation(self.steps).tolist()
+        yield from in_order(self._batch, itertools.islice(numbers, start, None), self._threads)
+        self._call("on_epoch_end")
+
+    def _batch(self, number: int) -> Batch:
+        item = self._dataset[number]
+        # Keras takes a list for a tuple.
+        return as_batch(tuple(item) if isinstance(item, list) else item)
+
+    def _call(self, hook: str) -> None:
+        if hasattr(self._dataset, hook):
+            getattr(self._dataset, hook)()

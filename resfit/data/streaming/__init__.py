@@ -1,0 +1,1 @@
+"""Shards that are read in order, several at a time."""

@@ -1,0 +1,286 @@
+"""What a network consists of, part by part: `summarize` gives plain data that prints as a table."""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from resfit.errors import InputShapeError
+from resfit.nets.count import Operation, count_params, dense_operations
+from resfit.nets.resnet import ResNet
+from resfit.trainer.memory import StepMemory
+
+OUTSIDE = "(itself)"  # the row of what a module holds and computes outside its parts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a network.
+
+    Attributes:
+        name: attribute path of the part, such as `"stage1"` or `"layers.0"`.
+        type: its class.
+        output_shapes: shape of each array that it returns for one example, without the batch axis; none where the part
+            was not called as a whole.
+        parameters: its trained scalars; those shared with an earlier part are counted there.
+        multiply_adds: of its convolutions and matrix products, for one example.
+        activation_bytes: see `Summary`.
+    """
+
+    name: str
+    type: str
+    output_shapes: tuple[tuple[int, ...], ...]
+    parameters: int
+    multiply_adds: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's parts and totals. `print(summary)` shows them as a table.
+
+    Attributes:
+        name: class of the network.
+        input_shape: shape of one example, without the batch axis.
+        rows: the parts, in the order in which the network calls them.
+        parameters: trained scalars.
+        statistics: running statistics (`nnx.BatchStat`), which are not trained by gradients.
+        parameter_bytes: memory of the trained scalars.
+        multiply_adds: of all convolutions and matrix products, for one example.
+        activation_bytes: memory of the distinct arrays that convolutions and matrix products read and write, for one
+            example: what a backward pass needs of the forward pass at the least. Pooling and compilers add to it.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    rows: tuple[Row, ...]
+    parameters: int
+    statistics: int
+    parameter_bytes: int
+    multiply_adds: int
+    activation_bytes: int
+
+    def render(self, width: int = 100) -> str:
+        """The table as text.
+
+        Args:
+            width: columns of the terminal (default 100).
+        """
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        shape = " x ".join(map(str, self.input_shape))
+        table = Table(
+            title=f"{self.name} on {shape}", title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False
+        )
+        table.add_column("part", "total")
+        table.add_column("type")
+        table.add_column("output", no_wrap=True)
+        table.add_column("parameters", f"{self.parameters:,}", justify="right", no_wrap=True)
+        table.add_column("multiply-adds", _amount(self.multiply_adds), justify="right", no_wrap=True)
+        table.add_column("activations", _memory(self.activation_bytes), justify="right", no_wrap=True)
+        for row in self.rows:
+            outputs = ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in row.output_shapes)
+            table.add_row(
+                row.name,
+                row.type,
+                outputs,
+                f"{row.parameters:,}",
+                _amount(row.multiply_adds),
+                _memory(row.activation_bytes),
+            )
+        text = io.StringIO()
+        console = Console(file=text, width=width, color_system=None, legacy_windows=False)
+        console.print(table)
+        console.print(
+            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
+            "statistics. Multiply-adds and activation memory are for one example.",
+            soft_wrap=False,
+        )
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *, dtype: str = "float32") -> Summary:
+    """Describes a module part by part. Nothing is computed, and the module is not changed.
+
+    The module is evaluated abstractly on one example, in evaluation mode.
+
+    Args:
+        module: any module from a batch to anything, also one made by `nnx.eval_shape` that holds no arrays.
+        input_shape: shape of one example, without the batch axis. By default what a `ResNet` was made for: 224 x 224
+            pixels through an ImageNet stem, 32 x 32 through a CIFAR stem.
+        dtype: dtype of the example (default `"float32"`).
+
+    Raises:
+        InputShapeError: if no shape is given for a module that is not a `ResNet`.
+
+    Example:
+        >>> from flax import nnx
+        >>> from resfit.nets import create_model
+        >>> summary = summarize(nnx.eval_shape(lambda: create_model("resnet50", num_classes=1000)))
+        >>> [row.name for row in summary.rows]
+        ['stem', 'stage1', 'stage2', 'stage3', 'stage4', 'head']
+        >>> f"{summary.parameters:,} parameters, {summary.multiply_adds:,} multiply-adds"
+        '25,557,032 parameters, 4,089,184,256 multiply-adds'
+    """
+    if input_shape is None:
+        if not isinstance(module, ResNet):
+            raise InputShapeError(
+                f"summarize received a {type(module).__name__} and no input_shape. Expected the shape of one example. "
+                "Pass it without the batch axis, for example input_shape=(32, 32, 3)."
+            )
+        size = module.stem.image_size
+        input_shape = (size, size, module.spec.in_channels)
+    outputs: dict[str, tuple[tuple[int, ...], ...]] = {}
+    operations = dense_operations(module, input_shape, dtype=dtype, watch=lambda copy: _watch(copy, outputs))
+    called = {name: position for position, name in enumerate(outputs)}
+    parts = sorted(_parts(module), key=lambda part: called.get(part.name, len(called)))
+    costs = _costs_by_part(operations, {part.name for part in parts})
+    held = _parameters_by_part(parts)
+    rows = [
+        Row(part.name, type(part.module).__name__, outputs.get(part.name, ()), held[part.name], *costs[part.name])
+        for part in parts
+    ]
+    parameters = count_params(module)
+    own = parameters - sum(held.values())
+    if own or any(costs[OUTSIDE]) or not rows:
+        rows.append(Row(OUTSIDE, type(module).__name__, outputs[OUTSIDE], own, *costs[OUTSIDE]))
+    return Summary(
+        name=type(module).__name__,
+        input_shape=tuple(input_shape),
+        rows=tuple(rows),
+        parameters=parameters,
+        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))),
+        parameter_bytes=sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))
+        ),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        activation_bytes=sum(row.activation_bytes for row in rows),
+    )
+
+
+def table_of_parts(module: nnx.Module, x: Any, width: int = 100) -> str:
+    """The table of a module for inputs like these; or why there is none.
+
+    Args:
+        module: any module.
+        x: a batch as the module gets it, arrays or their shapes.
+        width: columns of the terminal (default 100).
+    """
+    if not hasattr(x, "shape"):
+        return f"There is no table of the parts: its input would be one array, and is {jax.tree.structure(x)}."
+    try:
+        return summarize(module, tuple(x.shape[1:]), dtype=str(x.dtype)).render(width)
+    except Exception as error:  # noqa: BLE001  # the module is anybody's, and may need another call than module(x)
+        return f"There is no table of the parts: one example cannot go through the module alone. {error}"
+
+
+def memory_of_a_step(memory: StepMemory, examples: int, devices: int) -> str:
+    """What a training step takes, in words.
+
+    Args:
+        memory: of the step.
+        examples: in its batch.
+        devices: how many it runs on.
+    """
+    rows = (
+        ("arguments", memory.arguments, "the state, metric sums and the batch"),
+        ("outputs", memory.outputs, f"the new state; {_memory(memory.aliased)} of it in the place of the old one"),
+        ("temporary", memory.temporary, "activations kept for the gradient, gradients, scratch space"),
+        ("peak", memory.peak, "all of these, what takes the place of another once"),
+    )
+    where = f"each of {devices} devices" if devices > 1 else "the device"
+    lines = [f"  {name:<10} {_memory(size):>9}  {words}" for name, size, words in rows]
+    return "\n".join([f"Memory of a training step on {examples} examples, on {where}:", *lines])
+
+
+class _Watched:
+    """Stands in for a module in a copy of its parent: names the module's operations, and notes what it returns."""
+
+    def __init__(self, module: Any, name: str, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> None:
+        self._module = module
+        self._name = name
+        self._outputs = outputs
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._module, attribute)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(self._name):
+            output = self._module(*args, **kwargs)
+        self._outputs[self._name] = tuple(tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(output))
+        return output
+
+
+def _watch(module: Any, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> _Watched:
+    """Puts a watch on a copy of a module and on each of its parts."""
+    for holder, key, name, part in tuple(_parts(module)):
+        # Past nnx's own __setattr__, which accepts no module's stand-in; the copy is thrown away after one call.
+        vars(holder)[key] = _Watched(part, name, outputs)
+    return _Watched(module, OUTSIDE, outputs)
+
+
+class _Part(NamedTuple):
+    holder: nnx.Module
+    key: str
+    name: str
+    module: nnx.Module
+
+
+def _parts(module: nnx.Module, prefix: str = "") -> Iterator[_Part]:
+    """The modules that a module holds as attributes, or as elements of an nnx.List or nnx.Dict among them."""
+    for key, value in vars(module).items():
+        if isinstance(value, nnx.List | nnx.Dict):
+            yield from _parts(value, f"{prefix}{key}.")
+        elif isinstance(value, nnx.Module):
+            yield _Part(module, key, f"{prefix}{key}", value)
+
+
+def _parameters_by_part(parts: list[_Part]) -> dict[str, int]:
+    """Trained scalars of each part, each scalar once."""
+    seen: set[int] = set()
+    held: dict[str, int] = {}
+    for part in parts:
+        variables = [node for _, node in nnx.iter_graph(part.module) if isinstance(node, nnx.Param)]
+        held[part.name] = sum(math.prod(v.get_value().shape) for v in variables if id(v) not in seen)
+        seen |= {id(variable) for variable in variables}
+    return held
+
+
+def _costs_by_part(operations: list[Operation], names: set[str]) -> dict[str, tuple[int, int]]:
+    """Multiply-adds and activation bytes of each part; an array counts where it is met first."""
+    multiply_adds, activation_bytes = Counter[str](), Counter[str]()
+    seen: set[int] = set()
+    for operation in operations:
+        part = next((scope for scope in operation.scope.split("/") if scope in names), OUTSIDE)
+        multiply_adds[part] += operation.multiply_adds
+        activation_bytes[part] += sum(size for name, size in operation.activations.items() if name not in seen)
+        seen |= operation.activations.keys()
+    return {name: (multiply_adds[name], activation_bytes[name]) for name in (*names, OUTSIDE)}
+
+
+def _amount(count: int) -> str:
+    """A count in three digits: 40.6 M."""
+    return _scaled(count, 1000, ("", " k", " M", " G", " T"))
+
+
+def _memory(size: int) -> str:
+    """Bytes in three digits: 1.2 MiB."""
+    return _scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if value < base:
+            return f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+        value /= base
+    return f"{value:.1f}{units[-1]}"

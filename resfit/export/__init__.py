@@ -1,0 +1,1 @@
+"""Saved models, and exported programs that run without resfit."""

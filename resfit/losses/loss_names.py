@@ -1,0 +1,96 @@
+"""What the loss argument of `Model.compile` means, and how its labels are checked."""
+
+from typing import Any
+
+import numpy as np
+
+from resfit._utils import foreign
+from resfit._utils.suggest import did_you_mean
+from resfit.errors import CompileError
+from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
+from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
+from resfit.losses.focal import Focal
+from resfit.losses.labels import Loss, check_each_output, check_labels
+from resfit.losses.order import outputs_first
+from resfit.losses.regression import mean_squared_error
+
+_BY_NAME: dict[str, Loss] = {
+    "auto": cross_entropy,
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "focal": Focal(),
+    "mean_squared_error": mean_squared_error,
+    # Keras's names. They mean the same here because every resfit network returns logits.
+    "sparse_categorical_crossentropy": cross_entropy,
+    "categorical_crossentropy": cross_entropy,
+    "binary_crossentropy": binary_cross_entropy,
+    "mse": mean_squared_error,
+}
+
+
+def get(loss: str | Loss) -> Loss:
+    """Return the loss of a name, or the function itself, with its arguments in the order (outputs, labels).
+
+    Raises:
+      CompileError: for an unknown name, an object that is not a function, a loss of another library, or a function
+        whose parameter names do not say which are the labels (see `order.outputs_first`).
+    """
+    if isinstance(loss, str):
+        if loss not in _BY_NAME:
+            raise CompileError(
+                f"Unknown loss {loss!r}. Expected a function of (logits, labels), or one of {list(_BY_NAME)}."
+                + did_you_mean(loss, _BY_NAME)
+            )
+        return _BY_NAME[loss]
+    foreign.refuse(loss, "loss", CompileError)
+    if isinstance(loss, type):
+        raise CompileError(f"loss is the class {loss.__name__}. Expected an object of it: loss={loss.__name__}(...).")
+    if not callable(loss):
+        raise CompileError(f"Expected loss to be a name or a function of (logits, labels), got {type(loss).__name__}.")
+    return outputs_first(loss, "loss")
+
+
+def takes_labels(loss: Loss | None) -> bool:
+    """Whether a loss is ours and reads class labels: class numbers, targets that sum to one, or one binary label.
+
+    Example:
+      >>> takes_labels(CrossEntropy(label_smoothing=0.1)), takes_labels(mean_squared_error)
+      (True, False)
+    """
+    return loss is cross_entropy or isinstance(loss, CrossEntropy | Focal)
+
+
+def multi_label(loss: Loss | None) -> bool | None:
+    """Return True if a loss of resfit reads every output as a yes-or-no label of its own, and False if it does not.
+
+    None if only the labels can tell: for `BinaryCrossEntropy()`, which takes both, and for custom losses.
+
+    Example:
+      >>> multi_label(binary_cross_entropy), multi_label(cross_entropy), multi_label(BinaryCrossEntropy())
+      (True, False, None)
+    """
+    if isinstance(loss, BinaryCrossEntropy):
+        return loss.multi_label
+    if loss is binary_cross_entropy:
+        return True
+    return False if takes_labels(loss) or loss is mean_squared_error else None
+
+
+def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None:
+    """Checks the values of the labels of a loss of ours, on the host; of any other loss nothing is known.
+
+    Args:
+      loss: that will read them.
+      labels: all of them, or one batch.
+      logits_shape: of one batch.
+
+    Raises:
+      LabelError: see `check_labels`, `check_each_output`.
+
+    Example:
+      >>> check(BinaryCrossEntropy(), np.array([[1, 1, 0]]), (1, 3))
+    """
+    if takes_labels(loss) or (isinstance(loss, BinaryCrossEntropy) and loss.multi_label is False):
+        check_labels(np.asarray(labels), logits_shape)
+    elif loss is binary_cross_entropy or isinstance(loss, BinaryCrossEntropy):
+        check_each_output(np.asarray(labels), logits_shape)

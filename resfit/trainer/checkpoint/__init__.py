@@ -1,0 +1,1 @@
+"""Checkpoints of a run: the store on disk, what must be equal to resume, and the manager of both."""

@@ -1,0 +1,298 @@
+"""How a step meets devices: where arrays live, how a step is compiled, how far the host may run ahead. Nothing else."""
+
+import collections
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from resfit._utils.suggest import did_you_mean
+from resfit.backends.program_cache import Program, traced
+from resfit.errors import CompileError
+from resfit.trainer.graph.random_keys import as_key, as_numbers, is_key
+
+KINDS = ("auto", "jit", "sharded", "pmap", "eager")
+BATCH_NORMS = ("global", "per_replica")
+AXIS = "data"  # the mesh's only axis, over which batches are split
+
+
+class Placement:
+    """The devices of a run.
+
+    Args:
+      kind: "jit": one device. "sharded": the state on every device of every process, the batch split over them; XLA
+        inserts the all-reduces. "pmap": the devices of one process, each running the step on its part of the batch.
+        "eager": one device, nothing compiled, for debugging. "auto": "sharded" on several devices, else "jit".
+      compiler_options: XLA's, by name, for every step.
+      batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices, or "per_replica",
+        each device's part of it.
+      device: the one to run on with "auto", "jit" and "eager" in a single process; None for the first, or for all of
+        them with "auto". See `preferred_device`.
+
+    Raises:
+      CompileError: for another kind, or one that cannot be had here.
+    """
+
+    def __init__(
+        self,
+        kind: str = "auto",
+        compiler_options: Mapping[str, Any] | None = None,
+        batch_norm: str = "global",
+        device: jax.Device | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise CompileError(f"Unknown dispatch {kind!r}. Expected one of {list(KINDS)}.{did_you_mean(kind, KINDS)}")
+        if batch_norm not in BATCH_NORMS:
+            raise CompileError(f"Unknown batch_norm {batch_norm!r}. Expected one of {list(BATCH_NORMS)}.")
+        self.compiler_options = dict(compiler_options or {})
+        self.batch_norm = batch_norm
+        # In the order of the processes, so that the parts that they hold of a batch lie in it one after another.
+        every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        self.processes = len({device.process_index for device in every})
+        if self.processes > 1 and kind in ("jit", "pmap", "eager"):
+            raise CompileError(
+                f"dispatch={kind!r} with {self.processes} processes would train a network in each of them on its own. "
+                "Expected 'sharded' or 'auto', which train one network together."
+            )
+        if device is not None and self.processes == 1 and kind not in ("sharded", "pmap"):
+            every = [device]
+        self.devices = every if kind in ("auto", "sharded", "pmap") else every[:1]
+        self.kind = kind if kind != "auto" else ("sharded" if len(every) > 1 else "jit")
+        self.state: jax.sharding.Sharding = SingleDeviceSharding(self.devices[0])
+        self._split: jax.sharding.Sharding = self.state
+        self._here: jax.sharding.Sharding = self.state
+        self._mesh: Mesh | None = None
+        if self.kind in ("sharded", "pmap"):
+            # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
+            self._mesh = Mesh(self.devices, (AXIS,), axis_types=(AxisType.Auto,))
+            self.state = self._here = NamedSharding(self._mesh, PartitionSpec())
+            self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+            if self.processes > 1:
+                local = Mesh(jax.local_devices(), (AXIS,), axis_types=(AxisType.Auto,))
+                self._here = NamedSharding(local, PartitionSpec())
+        # Bounds the memory of batches in flight. Several CPU devices share threads: too many waiting steps deadlock.
+        self.run_ahead = 2 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 8
+
+    @property
+    def replicas(self) -> int:
+        """The parts of a batch on each of which the training step runs as if alone; 1 if the compiler splits it."""
+        mapped = self.kind == "pmap" or (self.kind == "sharded" and self.batch_norm == "per_replica")
+        return len(self.devices) if mapped else 1
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Over which batches are split, of one axis; None on one device."""
+        return self._mesh if len(self.devices) > 1 else None
+
+    def decided_by(self) -> tuple[Any, ...]:
+        """Return what decides how a step is split over devices, see `by_value`."""
+        return self.kind, self.batch_norm, self.processes, tuple(self.devices)
+
+    def replicate(self, tree: Any, *, copy: bool = False) -> Any:
+        """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
+        if self.processes > 1 and any(map(is_key, jax.tree.leaves(tree))):
+            return jax.tree.map(as_key, self.replicate(jax.tree.map(as_numbers, tree), copy=copy), tree)
+        tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
+        if copy and self.processes > 1:
+            # From one device to several, device_put keeps the one's buffer, whatever it is told.
+            tree = jax.tree.map(np.array, tree)
+        here = jax.device_put(tree, self._here, may_alias=False if copy else None)
+        if self.processes == 1:
+            return here
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_single_device_arrays(
+                leaf.shape, self.state, [shard.data for shard in leaf.addressable_shards]
+            ),
+            here,
+        )
+
+    def divides(self, rows: int) -> bool:
+        """Whether the devices divide a batch of so many rows, over all of them together."""
+        return rows % len(self.devices) == 0
+
+    def place(self, batch: Any) -> Any:
+        """Puts a batch on the devices, split over them; where they do not divide it, every device gets all of it."""
+        if self.kind == "jit":
+            # A compiled step takes host arrays as they are, at half of what device_put costs the host.
+            leaves, structure = jax.tree.flatten(batch)
+            return jax.tree.unflatten(structure, [_own(leaf, self.devices[0]) for leaf in leaves])
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
+
+    def join(self, part: Any) -> Any:
+        """A batch, split over the devices of all processes, of which this process holds this part, as large as any."""
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._split, leaf), part)
+
+    def is_split(self, batch: Any) -> bool:
+        """Whether a placed batch is spread over several devices."""
+        return len(self.devices) > 1 and not jax.tree.leaves(batch)[0].is_fully_replicated
+
+    def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that runs on every device with its part of the last argument, and the others whole.
+
+        What it returns must be the same on all of them.
+        """
+        if self.kind == "pmap":
+
+            def call(*arguments: Any) -> Any:
+                # JAX never forgets what it mapped, so it is given a function that does not hold the model.
+                alive: Any = weakref.ref(function)
+
+                def part(*arguments: Any) -> Any:
+                    return alive()(*arguments)
+
+                *others, batch = arguments
+                parts = jax.tree.map(lambda leaf: rearrange(leaf, "(d n) ... -> d n ...", d=len(self.devices)), batch)
+                axes = (*(None for _ in others), 0)
+                return jax.pmap(part, AXIS, in_axes=axes, out_axes=None, devices=self.devices)(*others, parts)
+
+            return call
+        whole, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def call_sharded(*arguments: Any) -> Any:
+            specs = (*(whole for _ in arguments[1:]), split)
+            # Unchecked: checking would sum the gradients of what is replicated a second time.
+            return jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=whole, check_vma=False)(
+                *arguments
+            )
+
+        return call_sharded
+
+
+def preferred_device(arrays: Iterable[Any]) -> jax.Device | None:
+    """Return the device that the user chose by JAX's own means; None if there was no choice.
+
+    That is the device to which the arrays are committed, unless it is the first, where resfit itself leaves them; else
+    the one of `jax.default_device`.
+
+    Args:
+      arrays: of a module.
+
+    Raises:
+      CompileError: if arrays are committed to different devices.
+    """
+    committed = {
+        device
+        for array in arrays
+        if isinstance(array, jax.Array) and array.committed and len(array.devices()) == 1
+        for device in array.devices()
+    }
+    if len(committed) > 1:
+        raise CompileError(
+            f"The module's arrays are committed to different devices, {sorted(map(str, committed))}. Expected one "
+            "device: resfit keeps the whole network on every device of a run. Move the arrays, as in "
+            "nnx.update(module, jax.device_put(nnx.state(module), jax.devices()[0]))."
+        )
+    if committed and committed != {jax.devices()[0]}:
+        return committed.pop()
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]  # in the docs of JAX, not in its types
+    return jax.devices(default)[0] if isinstance(default, str) else default
+
+
+def _is_global(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+
+def _own(leaf: Any, device: jax.Device) -> Any:
+    """An array as a compiled step may have it: on its device; a host array of a dtype that JAX has, and no view.
+
+    The step reads a host array while it runs, when the host has long gone on and others may write to what it views.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
+    if leaf.base is None and leaf.dtype in _AS_THEY_ARE:
+        return leaf
+    return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
+_AS_THEY_ARE = frozenset(map(np.dtype, ("bool", "uint8", "int32", "float32")))  # also where JAX has 64 bits
+
+
+class Step:
+    """A step function, compiled once per shape of its batch.
+
+    Args:
+      function: pure; its first argument is the state, its last the batch.
+      placement: where it runs.
+      donate: whether the state's buffers are reused for the new state. The caller must not touch the old one again.
+      returns_state: whether all it returns lives where the state does; a batch's outputs stay where they are made,
+        unless other processes need them too.
+      mapped: what to run on every device instead, each with its part of the batch, where the batch is split; None to
+        let the compiler split `function`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        placement: Placement,
+        *,
+        donate: bool = False,
+        returns_state: bool = True,
+        mapped: Callable[..., Any] | None = None,
+    ) -> None:
+        self._function = function
+        self._placement = placement
+        self._eager = placement.kind == "eager"
+        whole = (returns_state and len(placement.devices) > 1) or placement.processes > 1
+        how: dict[str, Any] = {
+            "donate_argnums": (0,) if donate else (),
+            "out_shardings": placement.state if whole else None,
+        }
+        self._how = tuple(how.values())
+        self._jit = jax.jit(function, **how)
+        self._mapped = None if mapped is None else jax.jit(placement.mapped(mapped), **how)
+        self._programs: dict[Any, Program] = {}
+
+    def prepare(self, arguments: tuple[Any, ...], on_compile: Callable[[bool], None]) -> Callable[..., Any]:
+        """Return the executable for these arguments: found, or traced and compiled now.
+
+        Args:
+          arguments: of the call; the last is the batch.
+          on_compile: called with True before, and with False after a compilation.
+        """
+        if self._eager:
+            return self._function
+        key = _key(arguments[-1])
+        program = self._programs.get(key)
+        if program is None:
+            on_compile(True)
+            split = self._placement.is_split(arguments[-1])
+            jitted = self._mapped if self._mapped is not None and split else self._jit
+            program = traced(jitted, arguments, self._placement.devices, self._placement.compiler_options, self._how)
+            self._programs[key] = program
+            on_compile(False)
+        return program.run
+
+    def described(self, batch: Any) -> tuple[str, str]:
+        """The shapes of a batch that was prepared for, and the digest of its program ("" if nothing is compiled)."""
+        shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
+        return shapes, "" if self._eager else self._programs[_key(batch)].digest
+
+
+def _key(batch: Any) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, *[
+        (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None)) for leaf in leaves
+    ]
+
+
+class Throttle:
+    """Keeps the host from running more than a few steps ahead of the device.
+
+    Args:
+      limit: steps in flight.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._flying: collections.deque[Any] = collections.deque()
+
+    def add(self, result: Any) -> None:
+        """Registers a step by one of its outputs, and waits for the oldest if there are too many."""
+        self._flying.append(result)
+        if len(self._flying) > self._limit:
+            self._flying.popleft().block_until_ready()

@@ -1,0 +1,173 @@
+"""`~` is the home folder in every path that a public function takes."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import resfit
+from resfit import callbacks as cb
+from resfit._utils import paths
+from tests.helpers import PlainNet, compiled, fit
+
+
+def net() -> Any:
+    return resfit.create_model("resnet20", num_classes=10, depths=(1,), widths=(4,))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder that is not the working folder. Its braces are no fields of a template."""
+    for name in ("{home}", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "{home}"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "{home}"
+
+
+def trained(*callbacks: Any) -> Any:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, epochs=1, callbacks=list(callbacks))
+    return model
+
+
+def says(home: Path, name: str, function: Callable[[], Any]) -> None:
+    """The error names the place in the home folder: to read what is there takes long."""
+    with pytest.raises(resfit.errors.DataError, match=re.escape(str(home / name))):
+        function()
+
+
+def write_files(home: Path) -> None:
+    model = trained(
+        cb.Checkpoint("~/run"),
+        cb.ModelCheckpoint("~/best/{epoch}.safetensors"),
+        cb.CSVLogger("~/log.csv"),
+        cb.JSONLogger("~/log.jsonl"),
+        cb.TensorBoard("~/tb"),
+        cb.Profiler("~/trace", start=0, stop=1),
+    )
+    model.save("~/model.safetensors")
+    model.export("~/model.npz")
+    resfit.weights.save(net(), "~/weights.safetensors")
+    written = ("run/0", "best/1.safetensors", "log.csv", "log.jsonl", "tb/train", "trace", "model.safetensors",
+               "model.npz", "weights.safetensors")  # fmt: skip
+    assert [name for name in written if not (home / name).exists()] == []
+
+
+def test_relative_paths_are_of_the_folder_in_which_a_callback_was_made(home: Path) -> None:
+    """Wherever the process goes while it trains: a file of the user by the same name is not written to."""
+
+    def leave(*_: Any) -> None:
+        (Path.cwd() / "other" / "models").mkdir(parents=True)
+        monkeypatch.chdir(Path.cwd() / "other")
+        for name in ("log.csv", "log.jsonl", "models/1.safetensors"):
+            Path(name).write_text("mine")
+
+    here = Path.cwd()
+    made = [
+        cb.CSVLogger("log.csv"),
+        cb.JSONLogger("log.jsonl"),
+        cb.ModelCheckpoint("models/{epoch}.safetensors", keep=1),
+    ]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[*made, cb.LambdaCallback(on_epoch_end=leave)])
+        assert {path.read_text() for path in here.rglob("other/**/*.*")} == {"mine"}
+    assert len((here / "log.csv").read_text().splitlines()) == 3
+    assert len((here / "log.jsonl").read_text().splitlines()) == 2
+    assert [path.name for path in (here / "models").iterdir()] == ["2.safetensors"]
+
+
+def read_files(home: Path) -> None:
+    resfit.Model(net()).save("~/model.safetensors")
+    resfit.load("~/model.safetensors")
+    resfit.weights.save(net(), "~/weights.safetensors")
+    resfit.weights.load(net(), "~/weights.safetensors")
+    resfit.create_model("resnet20", depths=(1,), widths=(4,), weights="~/weights.safetensors")
+    assert "fc.weight" in resfit.weights.read("~/weights.safetensors")
+    with pytest.raises(FileNotFoundError, match=re.escape(str(home / "none.npz"))):
+        resfit.load_exported("~/none.npz")
+    (home / "photos" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(home / "photos" / "cat" / "1.png")
+    assert len(resfit.data.folder("~/photos")) == 1
+    photograph = resfit.transforms.Transforms(resize=8, crop=8)("~/photos/cat/1.png")
+    assert np.asarray(photograph).shape == (8, 8, 3)
+    says(home, "mnist", lambda: resfit.data.load("mnist", path="~/mnist"))
+
+
+def read_tfds(home: Path) -> None:
+    pytest.importorskip("tensorflow_datasets")
+    says(home, "sets", lambda: resfit.data.tfds("no_such", "train", data_dir="~/sets"))
+    says(home, "mnist", lambda: resfit.data.prepare_tfds("mnist", data_dir="~/sets", path="~/mnist"))
+
+
+TRIED = {
+    "callbacks.Checkpoint", "callbacks.ModelCheckpoint", "callbacks.CSVLogger", "callbacks.JSONLogger",
+    "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.export", "Model.load", "load",
+    "load_exported", "weights.save", "weights.load", "weights.read", "create_model", "data.folder", "data.load",
+    "data.tfds", "data.prepare_tfds",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", [write_files, read_files, read_tfds], ids=lambda use: use.__name__)
+def test_a_tilde_is_the_home_folder(use: Callable[[Path], None], home: Path) -> None:
+    use(home)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def takes_path(function: Any) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any("Path" in str(parameter.annotation) for parameter in parameters)
+
+
+def with_paths() -> Iterator[str]:
+    for line in (Path(__file__).parent / "public_names.txt").read_text().split():
+        name = line.removeprefix("resfit.")
+        found: Any = resfit
+        for part in name.split(".") if line != "resfit" else ():
+            found = getattr(found, part, None)
+        if takes_path(found):
+            yield name
+        if inspect.isclass(found):
+            methods = [method for method in vars(found) if not method.startswith("_")]
+            yield from (f"{name}.{method}" for method in methods if takes_path(getattr(found, method)))
+
+
+def test_every_public_function_that_takes_a_path_is_tried() -> None:
+    assert set(with_paths()) == TRIED
+
+
+def test_caches_are_in_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert paths.cache_folder() == home / ".cache" / "resfit"
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
+    assert paths.cache_folder() == home / "elsewhere" / "resfit"
+
+
+def test_no_path_of_the_library_is_made_without_it() -> None:
+    """Whoever reads XDG_CACHE_HOME or asks for the home folder elsewhere would forget it."""
+    package = Path(resfit.__file__).parent
+    others = [path for path in package.rglob("*.py") if path.name != "paths.py"]
+    assert [path.name for path in others if "Path.home()" in path.read_text() or "expanduser" in path.read_text()] == []
+
+
+@pytest.mark.parametrize("path", ["a/~/b", "~nobody-of-this-name.safetensors", "über {x} y", r"C:\\models\\m"])
+def test_other_paths_stay_as_they_are(path: str) -> None:
+    assert paths.expand_user(path) == path
+    assert paths.expand_user(Path(path)) == path
+
+
+def test_bytes_and_a_home_that_nobody_knows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="Expected a path as str"):
+        paths.expand_user(b"m.safetensors")  # type: ignore[arg-type]
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(FileNotFoundError, match="Set HOME"):
+        paths.expand_user("~/run")

@@ -1,0 +1,15 @@
+"""What a test does that needs oneDNN, where it cannot be used."""
+
+import os
+
+import pytest
+
+from resfit.backends import onednn
+
+
+def needs_onednn() -> pytest.MarkDecorator:
+    """Skips with the reason, or fails if RESFIT_REQUIRE (names between commas) has "onednn"."""
+    reason = onednn.why_not()
+    if reason is not None and "onednn" in os.environ.get("RESFIT_REQUIRE", "").split(","):
+        raise RuntimeError(f"RESFIT_REQUIRE has onednn, and it cannot be used: {reason}")
+    return pytest.mark.skipif(reason is not None, reason=f"oneDNN cannot be used here: {reason}")

@@ -1,0 +1,79 @@
+"""On a CPU a block's output is computed once; elsewhere nothing changes."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resfit
+from resfit.backends.cpu_barrier import stored
+from resfit.backends.program_cache import PROGRAMS
+from resfit.nets import residual
+from tests import levels
+from tests.helpers import compiled, images, labels
+
+BLOCKS = 4
+
+
+def deep(**fields: Any) -> Any:
+    return resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(BLOCKS,), widths=(4,), **fields)
+
+
+def most_operands(program: Any) -> int:
+    """Of all fusions of a compiled program."""
+    return max(found.count("%") for found in re.findall(r" fusion\((.*?)\), kind", program.as_text()))
+
+
+def programs(**fields: Any) -> dict[str, int]:
+    """The most that one fused operation of each step reads."""
+    PROGRAMS.clear()  # an equal model before would serve, whatever is replaced inside of resfit
+    model = compiled(deep(**fields), cpu_kernels="xla")
+    batch = resfit.data.Batch(images(8), labels(8), None, None, 8)
+    loop = model._loop
+    turn = loop._turn(batch)
+    train = loop._train.prepare((model._state.leaves, loop._empty, loop._key, turn.placed), lambda _: None)
+    turn = loop._turn(batch, lambda batch: batch.x)
+    predict = loop._predict["logits"].prepare((model._state.visible(), loop._key, turn.placed), lambda _: None)
+    return {"train": most_operands(train), "predict": most_operands(predict)}
+
+
+@pytest.mark.parametrize("block", levels.only(["basic"], ["basic", "preact_basic"]))
+def test_no_operation_reads_the_branches_of_several_blocks(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"block": block, **({"stem": "cifar_conv", "shortcut": "conv"} if block != "basic" else {})}
+    found = programs(**fields)
+    # Without it, the last addition reads all of them: the more blocks, the more.
+    monkeypatch.setattr(residual, "stored", lambda x: x)
+    without = programs(**fields)
+    assert found["predict"] < without["predict"]
+    assert block != "basic" or without["predict"] > 2 * BLOCKS
+    assert found["train"] <= without["train"]
+
+
+def test_several_arrays_and_their_gradients_stay_apart() -> None:
+    found = jax.grad(lambda a, b: (stored({"a": a, "b": b})["a"] ** 2).sum(), argnums=(0, 1))(jnp.ones(2), jnp.ones(3))
+    np.testing.assert_array_equal(found[0], 2 * np.ones(2))
+    np.testing.assert_array_equal(found[1], np.zeros(3))
+
+
+def test_it_is_the_identity_in_every_transformation() -> None:
+    x = jnp.arange(3.0)
+    assert (stored(x) == x).all()
+    f = lambda x: (stored(x) ** 3).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(f)(x), 3 * x**2)
+    np.testing.assert_array_equal(jax.hessian(f)(x), jnp.diag(6 * x))
+    np.testing.assert_array_equal(jax.jvp(stored, (x,), (x + 1,))[1], x + 1)
+    np.testing.assert_array_equal(jax.vmap(jax.jit(stored))(x), x)
+    np.testing.assert_array_equal(jax.grad(jax.checkpoint(f))(x), 3 * x**2)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "barriers"), [(("cpu",), 2), (("cuda",), 0), (("tpu",), 0), (("cpu", "cuda", "tpu"), 2)], ids=str
+)
+def test_only_a_cpu_is_told(platforms: tuple[str, ...], barriers: int) -> None:
+    traced = jax.jit(jax.value_and_grad(lambda x: stored(x * 2).sum())).trace(jnp.ones(3))
+    text = traced.lower(lowering_platforms=platforms).as_text()
+    assert text.count("optimization_barrier") == barriers
+    assert "case" not in text

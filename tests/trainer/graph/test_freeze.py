@@ -1,0 +1,156 @@
+"""Frozen parts do not train, and nothing else stops training."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit import optimizers
+from resfit.errors import CompileError, ModuleError, NotCompiledError
+from resfit.trainer.graph import plan as modes
+from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, values
+
+
+def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
+    return {name for name, array in values(module).items() if not np.array_equal(array, before[name])}
+
+
+def tiny_resnet() -> nnx.Module:
+    spec = resfit.nets.ResNetSpec(depths=(1, 1), widths=(4, 4), stem="cifar", num_classes=CLASSES, in_channels=1)
+    return resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))
+
+
+def trained(net: nnx.Module, *patterns: str, **options: bool) -> set[str]:
+    model = resfit.Model(net)
+    model.freeze(*patterns, **options)
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    before = values(net)
+    model.fit(images(16), labels(16), batch_size=8, epochs=2, verbose=0)
+    return moved(net, before)
+
+
+def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains() -> None:
+    changed = trained(tiny_resnet(), "stem", "stage1")
+    assert changed
+    assert not any(name.startswith(("stem", "stage1")) for name in changed)
+    assert {"head.dense.kernel", "stage2.blocks.0.branch.norm2.mean"} <= changed
+
+
+def test_frozen_statistics_are_not_reported_as_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    """The trained part has no norm: statistics that change elsewhere would hide the mistake."""
+    assert "norm.mean" not in trained(TinyNet(classes=4, rngs=nnx.Rngs(0)), "norm")
+    assert "unchanged" not in caplog.text
+
+
+def test_without_batch_norm_the_statistics_of_a_frozen_part_go_on_moving() -> None:
+    changed = trained(TinyNet(rngs=nnx.Rngs(0)), "conv", "norm", batch_norm=False)
+    assert changed == {"norm.mean", "norm.var", "head.kernel", "head.bias"}
+
+
+def test_a_frozen_batch_norm_normalises_by_its_running_statistics_in_training() -> None:
+    net = resfit.nets.ResNet(dataclasses.replace(tiny_resnet().spec, depths=(1,), widths=(4,)), rngs=nnx.Rngs(0))
+    seen: list[np.ndarray] = []
+
+    class Spy(resfit.Model):
+        def compute_loss(self, module, x, y, *, key, train):
+            if train:
+                jax.debug.callback(lambda features: seen.append(np.array(features)), module.stem(x))
+            return super().compute_loss(module, x, y, key=key, train=train)
+
+    x, y = images(8), labels(8)
+    model = Spy(net)
+    model.freeze("stem")
+    model.compile("sgd", learning_rate=0.1, dispatch="jit", metrics=None)
+    by_statistics, by_batch = (
+        nnx.jit(lambda stem, x, train=train: stem(x, train=train))(nnx.clone(net.stem), x) for train in (False, True)
+    )
+    model.train_on_batch(x, y)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen[0], by_statistics, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(seen[0], by_batch, rtol=1e-2, atol=1e-2)
+
+
+def test_frozen_parameters_have_no_optimizer_state() -> None:
+    model = resfit.Model(tiny_resnet())
+    model.compile("adam", dispatch="jit")
+    everything = sum(leaf.size for leaf in model._state.leaves)
+    model.freeze("stage*")
+    model.compile("adam", dispatch="jit")
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.module.stage1, nnx.Param)))
+    assert everything - sum(leaf.size for leaf in model._state.leaves) >= 2 * frozen > 0
+
+
+def test_freezing_takes_effect_at_the_next_compile_and_never_silently_later() -> None:
+    model = compiled()
+    model.freeze("conv")
+    with pytest.raises(NotCompiledError):
+        model.fit(images(8), labels(8), verbose=0)
+
+
+def test_freezing_nothing_trains_everything_again() -> None:
+    net = TinyNet(rngs=nnx.Rngs(0))
+    trained(net, "conv", "norm")
+    assert {"conv.kernel", "norm.mean"} <= trained(net)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ModuleError, match=r"'stagex'.*'stage1'"):
+        resfit.Model(tiny_resnet()).freeze("stagex")
+
+
+def test_freezing_everything_is_refused() -> None:
+    model = resfit.Model(tiny_resnet())
+    model.freeze("*")
+    with pytest.raises(CompileError, match="nothing to train"):
+        model.compile()
+
+
+class TiedNet(nnx.Module):
+    """A Variable of two layers, and a norm that stands at two places."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.a = nnx.Linear(64, 64, use_bias=False, rngs=rngs)
+        self.b = nnx.Linear(64, 64, rngs=rngs)
+        self.b.kernel = self.a.kernel
+        self.norm = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
+        self.same = nnx.data({"norm": (self.norm,)})
+        self.head = nnx.Linear(64, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.b(nnx.tanh(self.a(x.reshape(len(x), -1))))
+        return self.head(self.same["norm"][0](nnx.tanh(self.norm(x))))
+
+
+def test_a_pattern_matches_every_path_of_what_is_held_twice() -> None:
+    def frozen(*patterns: str) -> set[str]:
+        return {slot.name for slot in modes.plan(TiedNet(), modes.Freeze(patterns)).slots if slot.frozen}
+
+    norm = {"norm.bias", "norm.scale", "norm.mean", "norm.var"}
+    assert frozen("a") == {"a.kernel"}
+    assert frozen("b") == {"a.kernel", "b.bias"}
+    assert frozen("b.kernel") == {"a.kernel"}
+    assert frozen("norm") == frozen("same") == frozen("same.norm.*") == norm
+
+
+def test_freezing_the_second_path_keeps_a_tied_kernel_and_the_statistics_of_a_shared_norm() -> None:
+    module = TiedNet()
+    model = resfit.Model(module)
+    model.freeze("b.kernel", "same")
+    before = values(module)
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")
+    model.train_on_batch(images(8), labels(8))
+    assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias"}
+
+
+def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
+    module = TiedNet()
+    before = values(module)
+    parts = {"b.kernel": 0.0, "same.*": 0.0, "*": 1.0}
+    compiled(module, optimizer=optimizers.by_part(parts, optimizers.sgd(0.1)), learning_rate=None).train_on_batch(
+        images(8), labels(8)
+    )
+    assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias", "norm.mean", "norm.var"}

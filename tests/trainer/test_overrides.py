@@ -1,0 +1,156 @@
+"""Members that Keras and Lightning read from a model, and resfit does not, raise and name the substitute."""
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import resfit
+from resfit.errors import ModuleError, OverrideError
+from resfit.trainer import overrides
+from tests.helpers import PlainNet, compiled, fit
+
+METHODS = {
+    "train_step": "compute_loss",
+    "test_step": "compute_loss",
+    "predict_step": r"predict\(outputs",
+    "compute_metrics": r"compile\(metrics",
+    "call": "__call__",
+    "training_step": "compute_loss",
+    "configure_optimizers": r"compile\(optimizer",
+    "on_train_epoch_end": "Callback",
+    "train_dataloader": "fit",
+}
+ATTRIBUTES = {
+    "trainable": r"model\.freeze",
+    "run_eagerly": "dispatch='eager'",
+    "optimizer": r"compile\(optimizer",
+    "loss": r"compile\(loss",
+    "jit_compile": "dispatch='eager'",
+    "metrics": r"compile\(metrics",
+}
+
+
+@pytest.mark.parametrize(("name", "substitute"), METHODS.items())
+def test_a_subclass_that_defines_a_method_nobody_calls_is_an_error(name: str, substitute: str) -> None:
+    members = {name: lambda self, *arguments: None}
+    with pytest.raises(OverrideError, match=rf"Mine defines {name}.*{substitute}"):
+        type("Mine", (resfit.Model,), dict(members))
+    with pytest.raises(OverrideError, match=rf"Mine defines {name}"):
+        type("Mine", (type("Mixin", (), members), resfit.Distiller), {})
+    with pytest.raises(OverrideError, match=rf"model\.{name} was set"):
+        setattr(compiled(), name, members[name])
+
+
+@pytest.mark.parametrize(("name", "substitute"), ATTRIBUTES.items())
+def test_an_attribute_that_nobody_reads_is_an_error(name: str, substitute: str) -> None:
+    with pytest.raises(OverrideError, match=rf"model\.{name} was set to False.*{substitute}"):
+        setattr(compiled(), name, False)
+    for member in (False, property(lambda self: [])):
+        with pytest.raises(OverrideError, match=rf"Mine defines {name}.*{substitute}"):
+            type("Mine", (resfit.Model,), {name: member})
+
+
+def test_a_compute_loss_with_the_parameters_of_keras_is_an_error() -> None:
+    with pytest.raises(OverrideError, match=r"compute_loss has the parameters .*def compute_loss\(self, module, x, y"):
+
+        class Mine(resfit.Model):
+            def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # type: ignore
+                return 0
+
+
+def test_other_members_of_a_subclass_stay_allowed() -> None:
+    class Mine(resfit.Model):
+        limit = 3
+
+        def __init__(self, module: nnx.Module) -> None:
+            super().__init__(module)
+            self.temperature = 2.0
+
+        def loss(self, outputs: Any) -> Any:
+            return (outputs**2).mean(axis=1) / self.temperature
+
+        def compute_loss(self, module: Any, x: Any, y: Any, **rest: Any) -> Any:
+            outputs = module(x)
+            return self.loss(outputs), outputs
+
+    class Further(Mine):
+        def fit(self, *arguments: Any, **named: Any) -> Any:
+            return super().fit(*arguments, **named)
+
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Further, metrics=None)
+    model.temperature = 1.0
+    assert np.isfinite(fit(model).history["loss"][0])
+
+
+def test_a_copy_of_a_model_has_its_attributes() -> None:
+    model = compiled()
+    model.limit = 3
+    assert copy.copy(model).limit == 3
+
+
+@pytest.mark.parametrize("flag", ["trainable", "requires_grad"])
+def test_a_part_marked_as_not_trainable_is_an_error_unless_it_is_frozen(flag: str) -> None:
+    net = PlainNet(rngs=nnx.Rngs(0))
+    setattr(net.head, flag, True)
+    model = compiled(net)
+    setattr(net.head, flag, False)
+    for call in (lambda: fit(model), lambda: model.compile("sgd")):
+        with pytest.raises(ModuleError, match=rf"The part 'head' has {flag} = False.*model\.freeze\('head'\)"):
+            call()
+    setattr(net.head, flag, True)
+    setattr(net, flag, False)
+    with pytest.raises(ModuleError, match=r"The module has .*model\.freeze\('part'\)"):
+        model.compile("sgd")
+
+
+class Marked(nnx.Module):
+    """Sets a flag of Keras's in its __init__, as Keras's layers do."""
+
+    def __init__(self, *, trainable: bool, rngs: nnx.Rngs) -> None:
+        self.trainable = trainable
+        self.head = nnx.Linear(64, 3, rngs=rngs)
+        self.rest = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.rest(self.head(x.reshape(len(x), -1)))
+
+
+class Reading(Marked):
+    """Acts on the flag, in a function within a method."""
+
+    def __call__(self, x: Any) -> Any:
+        return super().__call__(x) if (lambda: self.trainable)() else 0 * super().__call__(x)
+
+
+class Around(nnx.Module):
+    """Acts on the flag of a part."""
+
+    def __init__(self, part: nnx.Module) -> None:
+        self.part = part
+
+    def __call__(self, x: Any) -> Any:
+        part: Any = self.part
+        return part(x) if part.trainable else jax.lax.stop_gradient(part(x))
+
+
+def test_a_frozen_part_and_a_class_that_reads_the_flag_itself_may_have_it() -> None:
+    net = Reading(trainable=False, rngs=nnx.Rngs(0))
+    net.head.trainable = False
+    model = resfit.Model(net)
+    model.freeze("head")
+    model.compile("sgd", dispatch="jit")
+    resfit.Model(Around(Marked(trainable=False, rngs=nnx.Rngs(0)))).compile("sgd", dispatch="jit")
+
+
+def test_a_class_that_only_sets_the_flag_does_not_read_it() -> None:
+    with pytest.raises(ModuleError, match="The module has trainable = False"):
+        resfit.Model(Marked(trainable=False, rngs=nnx.Rngs(0))).compile("sgd", dispatch="jit")
+    resfit.Model(Marked(trainable=True, rngs=nnx.Rngs(0))).compile("sgd", dispatch="jit")
+
+
+def test_no_member_of_the_model_itself_is_in_the_tables() -> None:
+    assert not {*overrides._METHODS, *overrides._ATTRIBUTES} & set(dir(resfit.Model))
