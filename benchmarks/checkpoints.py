@@ -42,8 +42,8 @@ def rows(platform: str, quick: bool) -> list[Row]:
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step, of the loop in a save, and of the processor until that is written."""
     import resfit
-    from resfit.trainer.checkpoint.manager import Keeper, Progress
-    from resfit.trainer.checkpoint.store import Checkpoints
+    from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+    from resfit.trainer.checkpoint.store import CheckpointStore
 
     problem = problems.problem(platform, name, STEPS[name])
     x, y = problems.images(problem)
@@ -53,8 +53,8 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     callbacks: Any = SimpleNamespace(state_dicts=dict)
     clocks: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = Checkpoints(Path(folder))
-        keeper = Keeper(checkpoints, 2, {}, model._state, model._placement, model._loop.processes)
+        checkpoints = CheckpointStore(Path(folder))
+        keeper = CheckpointManager(checkpoints, 2, {}, model._state, model._placement, model._loop.processes)
 
         def fit() -> float:
             start = time.perf_counter()

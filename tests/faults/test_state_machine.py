@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
-from resfit.trainer.checkpoint.manager import Keeper
+from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.loop import Loop
 from resfit.trainer.state import RunState
 from tests import levels
@@ -374,9 +374,9 @@ def test_so_it_is_where_each_model_traces_its_own_programs_in_whatever_state_it_
 
 
 def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before, n = [np.array(leaf) for leaf in self._state.leaves], self._state.layout.n_model
         sums = restore(self, *arguments)
         self._state.leaves = (
@@ -386,7 +386,7 @@ def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def evaluating_moves_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,15 +403,15 @@ def evaluating_moves_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losing_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before = self._state.epoch
         sums = restore(self, *arguments)
         self._state.epoch = before
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

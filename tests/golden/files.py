@@ -14,7 +14,7 @@ from flax import nnx
 
 import resfit
 from resfit.preprocess import Normalize
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 from tests.helpers import CLASSES, TinyNet, compiled
 
 FOLDER = Path(__file__).parent
@@ -115,7 +115,7 @@ def main() -> None:
             found[f"exported/{name}"] = np.asarray(expected, np.float32).tolist()
     PREDICTIONS.write_text(json.dumps(found, indent=1) + "\n")
     if not CHECKPOINTS.exists():
-        checkpoints = Checkpoints(CHECKPOINTS)
+        checkpoints = CheckpointStore(CHECKPOINTS)
         checkpoints.save(3, saved())
         checkpoints.close()
         (CHECKPOINTS / ".lock").unlink()
