@@ -493,7 +493,11 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
 
 def test_the_first_line_of_the_log_says_where_training_runs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
-        fit(compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"))
+        fit(
+            compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"),
+            images(8),
+            labels(8),
+        )
     # Before the first model of a process, one more line may say why its convolutions are XLA's.
     said = next(message for message in caplog.messages if "batches of" in message)
     assert "float32; BatchNorm over each device's part of the batch; seed 3" in said

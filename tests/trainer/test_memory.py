@@ -9,7 +9,18 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError, DataError, LabelError, NotCompiledError
-from tests.helpers import BATCH, TinyNet, assert_same, compiled, counting_compilations, fit, images, labels, values
+from tests.helpers import (
+    BATCH,
+    PlainNet,
+    TinyNet,
+    assert_same,
+    compiled,
+    counting_compilations,
+    fit,
+    images,
+    labels,
+    values,
+)
 
 X, Y = images(BATCH), labels(BATCH)
 
@@ -52,7 +63,7 @@ def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixtu
 
 
 def test_images_of_either_kind_can_still_be_trained_on_after_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    model = compiled()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     model.summary((X.astype(np.uint8), Y))
     fit(model, X, Y)
 

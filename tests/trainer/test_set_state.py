@@ -58,7 +58,7 @@ def test_numpy_arrays_of_a_module_that_are_written_in_place_are_used_at_once(wri
 def test_a_state_does_not_share_memory_with_the_numpy_arrays_of_the_module() -> None:
     net = NumPyNet()
     model = compiled(net)
-    fit(model)
+    fit(model, images(8), labels(8))
     trained = model.get_weights()
     array = np.zeros((64, CLASSES), np.float32)
     model.set_weights([array, np.ones(CLASSES, np.float32)])
