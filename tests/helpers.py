@@ -1,6 +1,7 @@
 """One tiny network and one tiny data set for all tests of the trainer: what is compiled once serves them all."""
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def fit(model: resfit.Model, x: Any = None, y: Any = None, **arguments: Any) -> 
     if x is None:
         x, y = images(), labels()
     return model.fit(x, y, **{"batch_size": BATCH, "verbose": 0, **arguments})
+
+
+def call(module: nnx.Module, *inputs: Any, method: str = "__call__", **options: Any) -> Any:
+    """Call a module as one compiled program: an eager call compiles a program for each of its operations."""
+    return _calling(method, tuple(options.items()))(module, *inputs)
+
+
+@functools.cache
+def _calling(method: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    return nnx.jit(lambda module, *inputs: getattr(module, method)(*inputs, **dict(options)))
 
 
 def values(module: nnx.Module) -> dict[str, np.ndarray]:

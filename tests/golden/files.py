@@ -25,7 +25,7 @@ MODELS, CHECKPOINTS, PREDICTIONS = FOLDER / "models", FOLDER / "checkpoints", FO
 def pattern(shape: tuple[int, ...], dtype: Any, *, positive: bool = False) -> jax.Array:
     """Multiples of 1/16 from -1/2 to 1/2, or from 1/2 to 3/2."""
     values = np.arange(np.prod(shape, dtype=int)).reshape(shape) * 7 % 17 / 16 + (0.5 if positive else -0.5)
-    return jnp.asarray(values, dtype)
+    return jnp.asarray(values.astype(dtype))
 
 
 def fill(module: nnx.Module) -> None:
