@@ -49,12 +49,13 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     x, y = problems.images(problem)
     model = resfit.Model(problems.network(problem))
     model.compile("sgd", learning_rate=0.1)
+    context: Any = model.control.compiled.context
     data: Any = SimpleNamespace(passes=0, taken=0, fixed=False)
     callbacks: Any = SimpleNamespace(state_dicts=dict)
     clocks: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointStore(Path(folder))
-        keeper = CheckpointManager(checkpoints, 2, {}, model._state, model._placement, model._loop.processes)
+        keeper = CheckpointManager(checkpoints, 2, {}, context.state, context.placement, context.processes)
 
         def fit() -> float:
             start = time.perf_counter()
@@ -71,7 +72,7 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
 
         times = interleaved.turns({"step": fit, "save": save}, rounds)
         keeper.close()
-    leaves = model._state.leaves
+    leaves = context.state.leaves
     return {
         "step": list(times["step"].values()),
         "waits": [waited for waited, _ in clocks[1:]],  # the first turn does not count

@@ -175,3 +175,24 @@ for _hook in Recorder.HOOKS:
 def fewer_examples(divisor: int) -> hypothesis.settings:
     """Return settings for a property whose examples are expensive: the profile's number of them, divided."""
     return hypothesis.settings(max_examples=max(1, hypothesis.settings.default.max_examples // divisor))
+
+
+def context_of(model: Any) -> Any:
+    """The state of a model on its devices, compiled or not: the one place where tests look inside a model."""
+    return model._context
+
+
+def state_of(model: Any) -> Any:
+    """The `RunState` of a model."""
+    return context_of(model).state
+
+
+def compiled_of(model: Any) -> Any:
+    """The `Compiled` object of a model."""
+    return model.control.compiled
+
+
+def train_arguments(model: Any, batch: Any) -> tuple[Any, ...]:
+    """The arguments of a model's training step for a batch."""
+    context = context_of(model)
+    return context.state.leaves, compiled_of(model).evaluator.empty, context.key, context.turn(batch).placed

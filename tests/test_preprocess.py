@@ -14,7 +14,7 @@ import resfit
 from resfit import preprocess
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.preprocess import Auto, Normalize
-from tests.helpers import BATCH, PlainNet, assert_close, compiled, fit, images, labels, values
+from tests.helpers import BATCH, PlainNet, assert_close, compiled, context_of, fit, images, labels, values
 
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
 
@@ -188,7 +188,7 @@ def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after:
         np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
         model.compile("sgd", preprocess=after, replace_preprocess=True, dispatch="jit")
         model.compile("sgd", dispatch="jit")
-        assert model._preprocess is after
+        assert context_of(model).learned.inputs.preprocess is after
         return
     model.compile("sgd", preprocess=after, dispatch="jit")
     np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
@@ -225,14 +225,14 @@ def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_p
     path = tmp_path / "net.safetensors"
     net = resfit.create_model("resnet20", num_classes=2, in_channels=6, depths=(1,), widths=(4,))
     model = compiled(net, preprocess=times)
-    model._trained = True
+    context_of(model).learned.inputs.trained = True
     model.save(path)
     model = resfit.load(path, preprocess=times)
     model.compile("sgd", preprocess=lambda x: x * jnp.arange(6.0).reshape(1, 1, 1, 6), dispatch="jit")
     with pytest.raises(CompileError, match="the network was trained with"):
         model.compile("sgd", preprocess=lambda x: x * 2.0, dispatch="jit")
     other = compiled(net)
-    other._trained, other._trained_on = True, ("other",)
+    context_of(other).learned.inputs.trained, context_of(other).learned.inputs.trained_on = True, ("other",)
     other.save(path)
     resfit.load(path).compile("sgd", preprocess=None, dispatch="jit")  # Auto leaves floats as they are
 
@@ -287,7 +287,7 @@ def test_transforms_before_training_need_one_line_and_are_trained_with() -> None
     model.compile("sgd", dispatch="jit")
     model.train_on_batch(COLOR, labels(8))
     model.transforms = resfit.transforms.Transforms(10, 8)  # another size, the same normalization
-    assert model._preprocess == resfit.transforms.Transforms(8, 8).preprocess
+    assert context_of(model).learned.inputs.preprocess == resfit.transforms.Transforms(8, 8).preprocess
     model.evaluate(COLOR, labels(8), verbose=0)  # and still compiled
 
 

@@ -16,7 +16,7 @@ from resfit.diagnostics.doctor import Report
 from resfit.errors import NotCompiledError
 from resfit.nets.probe import parts
 from tests import levels
-from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, labels, values
+from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, labels, state_of, values
 
 N = 48
 
@@ -218,11 +218,11 @@ def test_parts_are_residual_blocks_and_what_stands_beside_them() -> None:
 def test_nothing_of_the_model_is_changed() -> None:
     model = compiled(dispatch="sharded")
     fit(model, *data())
-    before, modes, leaves = values(model.module), flags(model.module), [np.array(a) for a in model._state.leaves]
+    before, modes, leaves = values(model.module), flags(model.module), [np.array(a) for a in state_of(model).leaves]
     resfit.doctor(model, *data())
     assert differ(before, values(model.module)) == set()
     assert flags(model.module) == modes
-    for old, new in zip(leaves, model._state.leaves, strict=True):
+    for old, new in zip(leaves, state_of(model).leaves, strict=True):
         np.testing.assert_array_equal(old, new)
 
 

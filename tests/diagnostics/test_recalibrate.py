@@ -23,6 +23,7 @@ from tests.helpers import (
     flags,
     images,
     labels,
+    state_of,
     values,
 )
 
@@ -80,17 +81,17 @@ def test_combined_moments_are_those_of_all_values() -> None:
 def test_only_statistics_change_and_training_goes_on_from_them(dispatch: str) -> None:
     model = compiled(dispatch=dispatch)
     fit(model)
-    before, modes, step = values(model.module), flags(model.module), int(model._state.leaves[-1])
-    momenta = [np.array(leaf) for leaf in model._state.leaves[model._state.layout.n_model :]]
+    before, modes, step = values(model.module), flags(model.module), int(state_of(model).leaves[-1])
+    momenta = [np.array(leaf) for leaf in state_of(model).leaves[state_of(model).layout.n_model :]]
     resfit.recalibrate(model, images(), batch_size=BATCH)
     assert differ(before, values(model.module)) == {"norm.mean", "norm.var"}
     assert flags(model.module) == modes
     assert model.module.norm.momentum == 0.9
-    for old, new in zip(momenta, model._state.leaves[model._state.layout.n_model :], strict=True):
+    for old, new in zip(momenta, state_of(model).leaves[state_of(model).layout.n_model :], strict=True):
         np.testing.assert_array_equal(old, new)
     recalibrated = values(model.module)
     fit(model)
-    assert int(model._state.leaves[-1]) == step + 3
+    assert int(state_of(model).leaves[-1]) == step + 3
     assert "norm.mean" in differ(recalibrated, values(model.module))
 
 

@@ -20,7 +20,7 @@ from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from tests import levels
 from tests.faults import runs
-from tests.helpers import PlainNet, assert_same, labels
+from tests.helpers import PlainNet, assert_same, labels, state_of
 
 
 @functools.cache
@@ -175,7 +175,9 @@ def without_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_metric_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = CheckpointManager.restore
-    monkeypatch.setattr(CheckpointManager, "restore", lambda self, *arguments: tuple(0 * one for one in restore(self, *arguments)))
+    monkeypatch.setattr(
+        CheckpointManager, "restore", lambda self, *arguments: tuple(0 * one for one in restore(self, *arguments))
+    )
 
 
 def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +212,7 @@ def test_the_run_has_everything_that_could_be_missed(shared: Path) -> None:
     assert set(found["history"]) >= {"loss", "val_loss", "learning_rate"}
     assert len(set(found["history"]["learning_rate"])) == runs.EPOCHS
     assert found["counts"]["batches"] == runs.STEPS
-    assert runs.model()._state.layout.plan.has_batch_norm
+    assert state_of(runs.model()).layout.plan.has_batch_norm
     assert isinstance(resfit.callbacks.Checkpoint("x"), resfit.callbacks.Callback)
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.trainer.checkpoint.manager import CheckpointManager
-from resfit.trainer.loop import Loop
+from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.state import RunState
 from tests import levels
 from tests.faults import runs, twin
@@ -390,16 +390,17 @@ def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluating_moves_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Loop.evaluate
+    evaluate = Evaluator.evaluate
 
-    def careless(self: Loop, *arguments: Any) -> Any:
+    def careless(self: Evaluator, *arguments: Any) -> Any:
         results = evaluate(self, *arguments)
-        first, *others = self.state.visible()
-        self.state.replace((first + 1, *others, *self.state.leaves[1 + len(others) :]))
-        self.state.publish()
+        state = self._context.state
+        first, *others = state.visible()
+        state.replace((first + 1, *others, *state.leaves[1 + len(others) :]))
+        state.publish()
         return results
 
-    monkeypatch.setattr(Loop, "evaluate", careless)
+    monkeypatch.setattr(Evaluator, "evaluate", careless)
 
 
 def losing_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:

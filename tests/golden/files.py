@@ -15,7 +15,7 @@ from flax import nnx
 import resfit
 from resfit.preprocess import Normalize
 from resfit.trainer.checkpoint.store import CheckpointStore, Saved
-from tests.helpers import CLASSES, TinyNet, compiled
+from tests.helpers import CLASSES, TinyNet, compiled, context_of
 
 FOLDER = Path(__file__).parent
 EXPORTS = FOLDER / "exported"
@@ -76,7 +76,7 @@ def pixels() -> np.ndarray:
 
 
 def inputs(one: resfit.Model) -> np.ndarray:
-    return pixels() if one._preprocess is not None else pixels().astype(np.float32) / 256
+    return pixels() if context_of(one).learned.inputs.preprocess is not None else pixels().astype(np.float32) / 256
 
 
 def predicted(one: resfit.Model) -> Any:

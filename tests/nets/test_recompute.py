@@ -17,9 +17,19 @@ from resfit.errors import SpecError
 from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
 from resfit.nets.spec import BLOCKS
-from resfit.diagnostics.summary import summarize
 from resfit.trainer.memory import step_memory
-from tests.helpers import assert_close, assert_same, call, compiled, counting_compilations, fit, images, labels, values
+from tests.helpers import (
+    assert_close,
+    assert_same,
+    call,
+    compiled,
+    compiled_of,
+    counting_compilations,
+    fit,
+    images,
+    labels,
+    values,
+)
 
 KINDS = ("block", "stage")
 
@@ -131,7 +141,7 @@ def test_without_compilation_too(remat: str) -> None:
 def temporary_memory(remat: str | None, slices: int = 1) -> int:
     """Bytes beside arguments and results, of the training step of a deep and thin network."""
     model = compiled(net(remat, depths=(5,), widths=(4,)), gradient_accumulation_steps=slices)
-    return model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
+    return compiled_of(model).trainer.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
 
 
 def test_a_training_step_needs_much_less_memory() -> None:
@@ -183,7 +193,7 @@ def test_a_module_of_ones_own_saves_memory_by_nnx_remat() -> None:
     found = []
     for lean in (False, True):
         model = compiled(Deep(lean))
-        memory, _ = model._loop.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))
+        memory, _ = compiled_of(model).trainer.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))
         fit(model, images(16), labels(16), batch_size=16)  # the same program
         found.append((memory.temporary, values(model.module)))
     assert found[1][0] < 0.6 * found[0][0]

@@ -12,9 +12,8 @@ from flax import nnx
 from jax._src.array import ArrayImpl  # there is no public name for the class of arrays
 
 import resfit
-from resfit.callbacks import Callback
+from resfit.callbacks import Callback, logs
 from resfit.callbacks.logs import LazyLogs
-from resfit.trainer import hooks
 from tests.helpers import BATCH, PlainNet, Recorder, compiled, fit, images, labels
 
 VALUES = ["accuracy", "loss"]
@@ -307,14 +306,20 @@ def test_the_module_is_up_to_date_in_on_train_end_also_after_an_exception() -> N
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every read of a value from the device."""
     found: list[Any] = []
-    original = hooks.read
+    original = logs.read
 
     def read(values: Any) -> Any:
         found.append(values)
         return original(values)
 
-    monkeypatch.setattr(hooks, "read", read)
-    monkeypatch.setattr("resfit.trainer.loop.read", read)
+    for module in (
+        "callbacks.logs",
+        "trainer.evaluator",
+        "trainer.predictor",
+        "trainer.trainer",
+        "trainer.learning_rate",
+    ):
+        monkeypatch.setattr(f"resfit.{module}.read", read)
     return found
 
 

@@ -15,6 +15,7 @@ from tests.helpers import (
     TinyNet,
     assert_same,
     compiled,
+    compiled_of,
     counting_compilations,
     fit,
     images,
@@ -125,8 +126,8 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.optimized
 def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
     model = compiled()
-    memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
-    state = sum(leaf.nbytes for leaf in model._state.leaves)
+    memory, _ = compiled_of(model).trainer.memory(resfit.data.Batch(X, Y, None, None, BATCH))
+    state = sum(leaf.nbytes for leaf in state_of(model).leaves)
     assert memory.aliased == state
     assert state + X.nbytes + Y.nbytes < memory.arguments < state + X.nbytes + Y.nbytes + 500
     assert state < memory.outputs < state + 2000  # and sums, the loss, and the pointers to all of them
