@@ -36,7 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transforms": {"data", "preprocess"},
     # Callbacks know the model by a protocol, and the logs.
     "callbacks": {"plots"},
-    "trainer": {"backends", "callbacks", "data", "losses", "metrics", "nets", "optimizers"},
+    "trainer": {
+        "augment", "backends", "callbacks", "data", "losses", "metrics", "nets", "optimizers", "preprocess",
+        "schedules", "transforms",
+    },
     "export": {"losses", "nets", "preprocess", "trainer", "transforms"},
     # The model assembles all of the above.
     "model": {

@@ -88,9 +88,10 @@ def find_learning_rate(
             f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and 3 steps or "
             "more."
         )
+    before, history = model.snapshot(), model.history
+    before.require_compiled("find_learning_rate")
     model.learning_rate = model.learning_rate  # raises where it cannot be set
     ramp = _Ramp(np.geomspace(lowest, highest, steps))
-    before, history = model.snapshot(), model.history
     try:
         model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
     finally:

@@ -135,7 +135,7 @@ def compile_model(
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
     """Return the devices of a run, by the arguments of `compile` and the arrays of the module."""
-    device = preferred_device(jax.tree.leaves(nnx.state(module)))
+    device = preferred_device(jax.tree.leaves(nnx.state(module))) if isinstance(module, nnx.Module) else None
     return Placement(config.dispatch, config.compiler_options, config.batch_norm, device)
 
 

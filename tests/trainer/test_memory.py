@@ -20,6 +20,7 @@ from tests.helpers import (
     fit,
     images,
     labels,
+    state_of,
     values,
 )
 
