@@ -40,7 +40,8 @@ from resfit.trainer.arguments import bar, check_counts, due, listed, one_batch, 
 from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint import fingerprint as resuming
 from resfit.trainer.checkpoint.manager import Keeper, Progress, Rollback
-from resfit.trainer.graph.plan import NOTHING_FROZEN, Convolutions, Freeze, plan
+from resfit.trainer.graph.module_plan import Convolutions, plan_module
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.interrupts import at_batch_boundaries
 from resfit.trainer.loop import Loop
 from resfit.trainer.outputs import NAMES, kind
@@ -376,7 +377,7 @@ class Model(Guarded):
           >>> model.compile("sgd", learning_rate=0.01)
         """
         freeze = Freeze(patterns, batch_norm)
-        plan(self._module, freeze)
+        plan_module(self._module, freeze)
         self._freeze = freeze
         self._compiled = False
 

@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit.diagnostics.recalibrate import Moments, combine
 from resfit.errors import DataError, ModuleError
 from tests import levels
 from tests.helpers import BATCH, PlainNet, TinyNet, assert_close, compiled, differ, fit, flags, images, labels, values
@@ -52,15 +51,6 @@ def test_a_norm_behind_another_sees_batches_normalised_as_in_training_but_withou
     seen = np.concatenate([((b - b.mean()) / np.sqrt(b.var() + 1e-5)) ** 3 for b in in_batches(x, 8)])
     assert_close(net.second.mean[...], seen.mean(axis=(0, 1, 2), dtype=np.float64), 1e-4)
     assert_close(net.second.var[...], seen.var(axis=(0, 1, 2), ddof=1, dtype=np.float64), 1e-4)  # unbiased, once
-
-
-def test_combined_moments_are_those_of_all_values() -> None:
-    parts = [np.random.default_rng(i).normal(1e4 * i, 1 + i, size=(5 + i, 3)) for i in range(4)]
-    count, mean, var = combine([Moments(len(p), p.mean(axis=0), p.var(axis=0)) for p in parts])
-    every = np.concatenate(parts)
-    assert count == len(every)
-    np.testing.assert_allclose(mean, every.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(var, every.var(axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dispatch", levels.only(["jit", "sharded"], ["jit", "sharded", "eager"]))

@@ -67,7 +67,7 @@ GROUPS = [
     _group(
         "engine/modes.py",
         10,
-        "resfit/trainer/graph/plan.py",
+        "resfit/trainer/graph/module_plan.py",
         "engine/test_nested_modes.py engine/test_set_state.py",
         "engine/test_modules.py engine/test_freeze.py",
         "engine/test_containers.py engine/test_outline.py engine/test_attributes.py callbacks/test_terminate_on_nan.py "

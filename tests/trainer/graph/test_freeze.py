@@ -10,7 +10,8 @@ from flax import nnx
 import resfit
 from resfit import optimizers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import Freeze
 from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, values
 
 
@@ -127,7 +128,7 @@ class TiedNet(nnx.Module):
 
 def test_a_pattern_matches_every_path_of_what_is_held_twice() -> None:
     def frozen(*patterns: str) -> set[str]:
-        return {slot.name for slot in modes.plan(TiedNet(), modes.Freeze(patterns)).slots if slot.frozen}
+        return {slot.name for slot in plan_module(TiedNet(), Freeze(patterns)).slots if slot.frozen}
 
     norm = {"norm.bias", "norm.scale", "norm.mean", "norm.var"}
     assert frozen("a") == {"a.kernel"}

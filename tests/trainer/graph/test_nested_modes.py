@@ -14,22 +14,23 @@ import resfit
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import Convolutions, plan_module
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze, module_leaves
 from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, values
 
 X = jnp.zeros((2, 4))
 KEY = jax.random.key(0)
 
 
-def module_in_mode(module: nnx.Module, *, train: bool, freeze: modes.Freeze = modes.NOTHING_FROZEN) -> Any:
+def module_in_mode(module: nnx.Module, *, train: bool, freeze: Freeze = NOTHING_FROZEN) -> Any:
     """The copy that a step calls."""
-    plan = modes.plan(module, freeze)
-    found = dict(modes.leaves(module))
+    plan = plan_module(module, freeze)
+    found = dict(module_leaves(module))
     arrays = {
         kind: [found[slot.path].get_raw_value() for slot in plan.slots if slot.kind == kind]
         for kind in ("param", "carried")
     }
-    return modes.assemble(plan, arrays["param"], arrays["carried"], KEY, train=train)
+    return plan.assemble(arrays["param"], arrays["carried"], KEY, train=train)
 
 
 class Weighted(nnx.Module):
@@ -143,7 +144,7 @@ def test_a_module_keeps_its_own_classes_and_flags() -> None:
     module_in_mode(module, train=True)
     assert type(module.layers[0]) is kind
     assert module.layers[1].deterministic
-    assert modes.plan(module) == modes.plan(module)
+    assert plan_module(module) == plan_module(module)
 
 
 class Norm(nnx.Module):
@@ -158,7 +159,7 @@ class Norm(nnx.Module):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_explicit_batch_norm_moves_in_training_unless_it_is_frozen(frozen: bool) -> None:
-    freeze = modes.Freeze(("*.norm",)) if frozen else modes.NOTHING_FROZEN
+    freeze = Freeze(("*.norm",)) if frozen else NOTHING_FROZEN
     x = 3 * jnp.arange(8.0).reshape(2, 4)
     for train in (True, False):
         module = module_in_mode(nnx.Sequential(Norm(), Norm()), train=train, freeze=freeze)
@@ -252,7 +253,7 @@ def test_a_frozen_linen_batch_norm_keeps_its_statistics_and_normalizes_by_them()
     x = images(4) + 5
     module = wrapped(LinenNet(rate=0.0))
     before = values(module)
-    frozen = module_in_mode(module, train=True, freeze=modes.Freeze(("norm",)))
+    frozen = module_in_mode(module, train=True, freeze=Freeze(("norm",)))
     np.testing.assert_allclose(frozen(x), module_in_mode(module, train=False)(x), atol=1e-5)
     assert_same(values(frozen)["norm.mean"], before["norm.mean"])
     free = module_in_mode(module, train=True)
@@ -411,11 +412,11 @@ def test_arguments_that_are_no_mode_keep_their_defaults(train: bool) -> None:
     assert switched(nnx.Sequential(linen_module), train)(8.0) == 8.0
 
 
-@pytest.mark.parametrize("given", [None, modes.Convolutions(whole=max, part=min, fused=functools.partial)])
+@pytest.mark.parametrize("given", [None, Convolutions(whole=max, part=min, fused=functools.partial)])
 def test_only_a_part_of_a_batch_sees_the_norms_and_convolutions_made_for_parts(given: Any) -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
-    plan = modes.plan(net, axis="devices", convolutions=given)
-    assemble = functools.partial(modes.assemble, plan, *modes.read(plan, net), jax.random.key(0))
+    plan = plan_module(net, axis="devices", convolutions=given)
+    assemble = functools.partial(plan.assemble, *plan.read(net), jax.random.key(0))
     part, *whole = assemble(train=True, part=True), assemble(train=True), assemble(train=False)
     assert [part.norm.axis_name, *(module.norm.axis_name for module in whole)] == ["devices", None, None]
     convolutions = [module.conv.conv_general_dilated for module in (part, *whole)]

@@ -10,8 +10,8 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.outline import Outline
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import TinyNet, compiled, images
 from tests.variants import VARIANTS, network
 
@@ -48,11 +48,11 @@ REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
 def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(variant: str) -> None:
     module = network(variant)
     outline = Outline(module)
-    assert [path for path, _ in outline.leaves] == [path for path, _ in modes.leaves(module)]
+    assert [path for path, _ in outline.leaves] == [path for path, _ in module_leaves(module)]
     for path, leaf in outline.leaves:
         if isinstance(leaf, nnx.Param):
             leaf.set_raw_value(leaf.get_raw_value() + 1)
-        assert leaf.get_raw_value() is dict(modes.leaves(module))[path].get_raw_value()
+        assert leaf.get_raw_value() is dict(module_leaves(module))[path].get_raw_value()
     assert outline.is_unchanged()
 
 
