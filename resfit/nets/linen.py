@@ -96,7 +96,7 @@ def _completed(function: Any, values: Mapping[str, bool], args: Any, kwargs: Any
     missing = {name: value for name, value in wanted.items() if name not in bound.arguments}
     if not missing:
         return args, kwargs
-    bound.arguments |= missing  # by position where possible: linen.remat knows static arguments by position
+    bound.arguments |= missing
     return bound.args, bound.kwargs
 
 

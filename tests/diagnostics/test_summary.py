@@ -1,4 +1,4 @@
-"""The summary: rows that add up, for any module, at no cost and without a trace on the module."""
+"""The summary: rows that add up for any module, without computing or changing anything."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ THIN = ResNetSpec(depths=(1, 2), widths=(4, 8), stem="cifar", num_classes=3)
 
 
 class Mixed(nnx.Module):
-    """Parts in a list, in a dict and as attributes, one of them called twice, one never; and a weight of its own."""
+    """Parts in a list, in a dict and as attributes, one called twice, one never called; and a bare weight."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.unused = nnx.Linear(2, 2, rngs=rngs)
@@ -105,7 +105,7 @@ def test_the_module_is_not_changed() -> None:
         np.testing.assert_array_equal(before, after)
 
 
-def test_a_shape_is_asked_for_where_none_is_known() -> None:
+def test_a_missing_input_shape_raises() -> None:
     with pytest.raises(InputShapeError, match=r"Mixed.*input_shape=\(32, 32, 3\)"):
         summarize(Mixed(rngs=nnx.Rngs(0)))
     assert summarize(nnx.eval_shape(lambda: create_model("resnet20", num_classes=10))).input_shape == (32, 32, 3)

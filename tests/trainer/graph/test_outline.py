@@ -1,4 +1,4 @@
-"""What of a module is noticed without walking it: every change of a part; and values are read as they are now."""
+"""An outline detects every change of a part without walking the module, and reads current values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_noticed(change: str) -> None:
+def test_a_change_is_detected(change: str) -> None:
     module = net()
     outline = Outline(module)
     assert outline.is_unchanged()
@@ -45,7 +45,7 @@ REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in VARIANTS]
 )
-def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(variant: str) -> None:
+def test_its_leaves_are_those_of_the_module_with_current_values(variant: str) -> None:
     module = network(variant)
     outline = Outline(module)
     assert [path for path, _ in outline.leaves] == [path for path, _ in module_leaves(module)]
@@ -56,7 +56,7 @@ def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(va
     assert outline.is_unchanged()
 
 
-def test_a_container_that_it_does_not_know_is_walked_every_time() -> None:
+def test_an_unknown_container_is_walked_every_time() -> None:
     class Holds(nnx.Module):
         def __init__(self) -> None:
             self.parts = nnx.data({"a": nnx.Param(jnp.ones(2))})
