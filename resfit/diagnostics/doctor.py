@@ -43,7 +43,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """The result of `doctor`. Its text is a table.
 
     Attributes:
@@ -78,7 +78,7 @@ class Report:
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Report:
+def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
     """Check a model and its training data for the classic mistakes, and name a fix for each.
 
     The mistakes are: inputs that are not normalized; labels that are off by one, out of range, or lack a class; an
@@ -93,7 +93,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
       batch_size: as for `fit`.
 
     Returns:
-      The `Report`; `print(report)` shows it, `plots.block_statistics(report.blocks)` draws the blocks.
+      The `DoctorReport`; `print(report)` shows it, `plots.block_statistics(report.blocks)` draws the blocks.
 
     Raises:
       NotCompiledError: before `compile`.
@@ -129,7 +129,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
     )
     if reason:
         names = ("blocks", "gradients", "statistics", "evaluation")
-        return Report((*checks, *(Check(name, "skipped", reason) for name in names)), ())
+        return DoctorReport((*checks, *(Check(name, "skipped", reason) for name in names)), ())
     blocks, loss, stuck = run.training_step()
     checks += [
         _blocks(blocks),
@@ -137,7 +137,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
         _statistics(run, stuck),
         _evaluation(run, loss, stuck),
     ]
-    return Report(tuple(checks), blocks)
+    return DoctorReport(tuple(checks), blocks)
 
 
 class _Run:

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -16,11 +16,14 @@ from resfit.nets.intercept import intercept
 from resfit.nets.resnet import ResNet
 from resfit.trainer.memory import StepMemory
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 OUTSIDE = "(itself)"  # the row of the parameters and operations outside all parts
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One part of a network.
 
     Attributes:
@@ -59,7 +62,7 @@ class Summary:
 
     name: str
     input_shape: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     parameters: int
     statistics: int
     parameter_bytes: int
@@ -72,8 +75,20 @@ class Summary:
         Args:
             width: columns of the terminal (default 100).
         """
-        from rich import box
         from rich.console import Console
+
+        text = io.StringIO()
+        console = Console(file=text, width=width, color_system=None, legacy_windows=False)
+        console.print(self._table())
+        console.print(
+            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
+            "statistics. Multiply-adds and activation memory are for one example.",
+            soft_wrap=False,
+        )
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def _table(self) -> "Table":
+        from rich import box
         from rich.table import Table
 
         shape = " x ".join(map(str, self.input_shape))
@@ -88,23 +103,9 @@ class Summary:
         table.add_column("activations", _memory(self.activation_bytes), justify="right", no_wrap=True)
         for row in self.rows:
             outputs = ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in row.output_shapes)
-            table.add_row(
-                row.name,
-                row.type,
-                outputs,
-                f"{row.parameters:,}",
-                _amount(row.multiply_adds),
-                _memory(row.activation_bytes),
-            )
-        text = io.StringIO()
-        console = Console(file=text, width=width, color_system=None, legacy_windows=False)
-        console.print(table)
-        console.print(
-            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
-            "statistics. Multiply-adds and activation memory are for one example.",
-            soft_wrap=False,
-        )
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+            costs = (f"{row.parameters:,}", _amount(row.multiply_adds), _memory(row.activation_bytes))
+            table.add_row(row.name, row.type, outputs, *costs)
+        return table
 
     def __str__(self) -> str:
         return self.render()
@@ -133,14 +134,32 @@ def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *,
         >>> f"{summary.parameters:,} parameters, {summary.multiply_adds:,} multiply-adds"
         '25,557,032 parameters, 4,089,184,256 multiply-adds'
     """
-    if input_shape is None:
-        if not isinstance(module, ResNet):
-            raise InputShapeError(
-                f"summarize received a {type(module).__name__} and no input_shape. Expected the shape of one example. "
-                "Pass it without the batch axis, for example input_shape=(32, 32, 3)."
-            )
-        size = module.stem.image_size
-        input_shape = (size, size, module.spec.in_channels)
+    input_shape = _default_shape(module) if input_shape is None else input_shape
+    rows = _rows(module, input_shape, dtype)
+    parameters = jax.tree.leaves(nnx.state(module, nnx.Param))
+    return Summary(
+        name=type(module).__name__,
+        input_shape=tuple(input_shape),
+        rows=rows,
+        parameters=count_params(module),
+        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))),
+        parameter_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in parameters),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        activation_bytes=sum(row.activation_bytes for row in rows),
+    )
+
+
+def _default_shape(module: nnx.Module) -> tuple[int, ...]:
+    if not isinstance(module, ResNet):
+        raise InputShapeError(
+            f"summarize received a {type(module).__name__} and no input_shape. Expected the shape of one example. "
+            "Pass it without the batch axis, for example input_shape=(32, 32, 3)."
+        )
+    return (module.stem.image_size, module.stem.image_size, module.spec.in_channels)
+
+
+def _rows(module: nnx.Module, input_shape: tuple[int, ...], dtype: str) -> tuple[SummaryRow, ...]:
+    """Return a row for each part, in the order of the calls, and one for the rest of the module if it has any."""
     outputs: dict[str, tuple[tuple[int, ...], ...]] = {}
     operations = dense_operations(module, input_shape, dtype=dtype, watch=lambda copy: _watch(copy, outputs))
     called = {name: position for position, name in enumerate(outputs)}
@@ -148,25 +167,15 @@ def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *,
     costs = _costs_by_part(operations, {part.name for part in parts})
     held = _parameters_by_part(parts)
     rows = [
-        Row(part.name, type(part.module).__name__, outputs.get(part.name, ()), held[part.name], *costs[part.name])
+        SummaryRow(
+            part.name, type(part.module).__name__, outputs.get(part.name, ()), held[part.name], *costs[part.name]
+        )
         for part in parts
     ]
-    parameters = count_params(module)
-    own = parameters - sum(held.values())
+    own = count_params(module) - sum(held.values())
     if own or any(costs[OUTSIDE]) or not rows:
-        rows.append(Row(OUTSIDE, type(module).__name__, outputs[OUTSIDE], own, *costs[OUTSIDE]))
-    return Summary(
-        name=type(module).__name__,
-        input_shape=tuple(input_shape),
-        rows=tuple(rows),
-        parameters=parameters,
-        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))),
-        parameter_bytes=sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))
-        ),
-        multiply_adds=sum(row.multiply_adds for row in rows),
-        activation_bytes=sum(row.activation_bytes for row in rows),
-    )
+        rows.append(SummaryRow(OUTSIDE, type(module).__name__, outputs[OUTSIDE], own, *costs[OUTSIDE]))
+    return tuple(rows)
 
 
 def table_of_parts(module: nnx.Module, x: Any, width: int = 100) -> str:

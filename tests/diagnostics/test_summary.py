@@ -86,6 +86,15 @@ def test_any_modules_parts_are_found_in_the_order_of_their_calls() -> None:
     assert rows[OUTSIDE].output_shapes == ((8,), (3,))  # features, logits
 
 
+def test_a_part_that_is_held_twice_has_a_row_for_each_of_its_names() -> None:
+    shared = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    rows = {row.name: row for row in summarize(nnx.Sequential(shared, nnx.relu, shared), (4,)).rows}
+    assert list(rows) == ["layers.0", "layers.2"]
+    assert [row.parameters for row in rows.values()] == [20, 0]
+    assert [row.multiply_adds for row in rows.values()] == [16, 16]
+    assert [row.output_shapes for row in rows.values()] == [((4,),), ((4,),)]
+
+
 def test_activations_of_one_convolution_are_its_input_and_output() -> None:
     summary = summarize(nnx.Sequential(nnx.Conv(3, 8, (3, 3), padding=1, rngs=nnx.Rngs(0))), (4, 4, 3))
     assert summary.activation_bytes == 4 * (4 * 4 * 3 + 4 * 4 * 8)

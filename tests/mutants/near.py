@@ -67,7 +67,7 @@ GROUPS = [
     _group(
         "engine/modes.py",
         10,
-        "resfit/trainer/graph/module_plan.py",
+        "resfit/trainer/graph/module_plan.py resfit/trainer/graph/slots.py resfit/trainer/graph/layer_options.py",
         "engine/test_nested_modes.py engine/test_set_state.py",
         "engine/test_modules.py engine/test_freeze.py",
         "engine/test_containers.py engine/test_outline.py engine/test_attributes.py callbacks/test_terminate_on_nan.py "
@@ -78,7 +78,7 @@ GROUPS = [
     _group(
         "nets/modes.py",
         6,
-        "resfit/nets/modes.py",
+        "resfit/nets/modes.py resfit/nets/intercept.py",
         "engine/test_nested_modes.py nets/test_tutorial_defects.py",
         "nets/test_residual.py engine/test_freeze.py nets/test_use.py",
         "engine/test_modules.py test_own_parts.py test_doctor.py test_recalibration.py",

@@ -174,10 +174,7 @@ def plan_module(
     check_names(slots)
     check_patterns(freeze, slots)
     source = (graph, freeze, precision, axis, convolutions)
-    key = None
-    if _is_of_libraries(graph):
-        with contextlib.suppress(NotByValueError):
-            key = by_value((slots, *source))
+    key = _key(slots, source)
     known = None if key is None else _PLANS.get(key)
     if known is not None:
         return known
@@ -193,8 +190,16 @@ def plan_module(
     return made
 
 
-# Plans in use, for the next module of an equal graph. Not those of custom layers, which can take their mode in any way.
+# Plans in use, for the next module with an equal graph.
 _PLANS: weakref.WeakValueDictionary[Any, ModulePlan] = weakref.WeakValueDictionary()
+
+
+def _key(slots: tuple[Slot, ...], source: tuple[Any, ...]) -> Any:
+    """Return the key of a plan in `_PLANS`; None for custom layers, which can take their mode in any way."""
+    if _is_of_libraries(source[0]):
+        with contextlib.suppress(NotByValueError):
+            return by_value((slots, *source))
+    return None
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any]:
