@@ -149,7 +149,7 @@ class _Run:
         state.check_structure()
         self.leaves, self.layout, self.plan = state.visible(), state.layout, state.layout.plan
         self.carried = self.leaves[self.layout.n_params :]
-        self.trained = bool(int(state.leaves[-1]))
+        self.trained = bool(state.steps())
         self.key = jax.random.key(0)
 
     def _module(self, leaves: Any, *, train: bool) -> Any:

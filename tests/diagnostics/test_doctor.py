@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 from flax import nnx
 
 import resfit
-from resfit.diagnostics.doctor import Report
+from resfit.diagnostics.doctor import DoctorReport
 from resfit.errors import NotCompiledError
 from resfit.nets.probe import parts
 from tests import levels
@@ -34,7 +34,7 @@ def residual(**spec: Any) -> resfit.nets.ResNet:
     return resfit.nets.ResNet(resfit.nets.ResNetSpec(block="basic", num_classes=CLASSES, **settings), rngs=nnx.Rngs(0))
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: DoctorReport) -> list[str]:
     return [check.name for check in report.problems]
 
 
