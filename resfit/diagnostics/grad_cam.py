@@ -53,18 +53,16 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
         raise DataError(
             f"Grad-CAM got x of shape {jax.tree.map(np.shape, x)}. Expected images (examples, height, width, channels)."
         )
-    state, preprocess = model._state, model._preprocess
-    state.check_structure()
-    n_params, plan = state.layout.n_params, state.layout.plan
-    leaves, key = state.visible(), jax.random.key(0)
+    snapshot = model.snapshot()
+    leaves, preprocess = snapshot.variables, snapshot.preprocess
 
     def forward(change: probe.Change, leaves: Any, x: Any) -> Any:
-        module: Any = plan.assemble(leaves[:n_params], leaves[n_params:], key, train=False)
+        module = snapshot.module(leaves)
         probe.tap_part(module, part, change)
         return module(x if preprocess is None else preprocess(x))
 
     output, logits = _shapes(forward, leaves, x, part)
-    _check_classes(classes, len(x), logits.shape[1], multi_label=bool(model._multi_label))
+    _check_classes(classes, len(x), logits.shape[1], multi_label=bool(snapshot.multi_label))
     return np.asarray(_maps(forward, output)(leaves, x, classes))
 
 

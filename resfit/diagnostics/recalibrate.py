@@ -13,10 +13,10 @@ from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets.intercept import intercept
 from resfit.nets.moments import Moments, merge
-from resfit.trainer.graph.module_plan import ModulePlan
+from resfit.trainer.snapshot import Snapshot
 
 Path = tuple[Any, ...]
-Measure = Callable[[Any, jax.Array, Any], dict[str, list[Moments]]]
+Measure = Callable[[Any, Any], dict[str, list[Moments]]]
 
 
 def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
@@ -53,25 +53,21 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
       >>> bool((net.stem.norm.var[...] != 1).all())
       True
     """
-    state = model._state
-    state.check_structure()
-    plan, n_params = state.layout.plan, state.layout.n_params
-    leaves = state.visible()
-    key = jax.random.key(0)  # evaluation mode draws nothing, but the module may hold random streams
-    norms = _norms(plan, leaves[:n_params], leaves[n_params:], key)
+    snapshot = model.snapshot()
+    norms = _norms(snapshot)
     if not norms:
         raise ModuleError(
             f"{type(model.module).__name__} holds no BatchNorm with running statistics that are not frozen. There is "
             "nothing to recalibrate; leave out the call."
         )
-    measure = _measure(plan, n_params, norms, model._preprocess)
+    measure = _measure(snapshot, norms)
     totals: dict[str, list[Moments]] = {_name(path): [] for path in norms}
     for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
-        placed = model._placement.place(batch.x)
-        for name, found in jax.device_get(measure(leaves, key, placed)).items():
+        placed = snapshot.place(batch.x)
+        for name, found in jax.device_get(measure(snapshot.variables, placed)).items():
             totals[name] = [merge([*totals[name], *found])] if totals[name] or found else []
     new = list(model.get_weights())
-    slots = {slot.path: n_params + i for i, slot in enumerate(state.layout.carried)}
+    slots = {slot.path: snapshot.layout.n_params + i for i, slot in enumerate(snapshot.layout.carried)}
     for path, norm in norms.items():
         for moments in totals[_name(path)]:  # empty for a part that the call does not use
             mean, var = _checked(moments, _name(path), unbiased=getattr(norm, "unbiased", False))
@@ -79,10 +75,10 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     model.set_weights(new, averages=model.get_weights("ema") if model.keeps_averages else None)
 
 
-def _norms(plan: ModulePlan, params: Any, carried: Any, key: jax.Array) -> dict[Path, nnx.BatchNorm]:
+def _norms(snapshot: Snapshot) -> dict[Path, nnx.BatchNorm]:
     """Return the BatchNorms that are not frozen, by path."""
-    frozen = {slot.path for slot in plan.slots if slot.frozen}
-    module = plan.assemble(params, carried, key, train=False)
+    frozen = {slot.path for slot in snapshot.layout.plan.slots if slot.frozen}
+    module = snapshot.module(snapshot.variables)
     return {
         path: part
         for path, part in nnx.iter_modules(module)
@@ -90,17 +86,17 @@ def _norms(plan: ModulePlan, params: Any, carried: Any, key: jax.Array) -> dict[
     }
 
 
-def _measure(plan: ModulePlan, n_params: int, norms: dict[Path, nnx.BatchNorm], preprocess: Any) -> Measure:
-    """Return a compiled function of (weights, key, images) that returns the moments of each call of each norm."""
+def _measure(snapshot: Snapshot, norms: dict[Path, nnx.BatchNorm]) -> Measure:
+    """Return a compiled function of (variables, images) that returns the moments of each call of each norm."""
 
     @jax.jit
-    def measure(leaves: Any, key: jax.Array, x: Any) -> dict[str, list[Moments]]:
-        module: Any = plan.assemble(leaves[:n_params], leaves[n_params:], key, train=False)
+    def measure(variables: Any, x: Any) -> dict[str, list[Moments]]:
+        module = snapshot.module(variables)
         seen: dict[str, list[Moments]] = {}
         for path, part in nnx.iter_modules(module):
             if path in norms:
                 _record(part, seen.setdefault(_name(path), []).append)
-        module(x if preprocess is None else preprocess(x))
+        module(x if snapshot.preprocess is None else snapshot.preprocess(x))
         return seen
 
     return measure
