@@ -9,6 +9,7 @@ from flax import nnx
 from jax import lax
 
 from resfit.errors import InputShapeError, SpecError
+from resfit.nets.moments import from_powers
 
 MOMENTUM = 0.9  # weight of the old statistic; flax's default 0.99 still holds 37 % of the first value after 100 steps
 EPSILON = 1e-5
@@ -127,8 +128,7 @@ class BatchNorm(nnx.BatchNorm):
                 f"BatchNorm in training received an input of shape {x.shape}: one value per channel has no unbiased "
                 "variance. Expected at least two. Use a larger batch or image, or build the norm with unbiased=False."
             )
-        mean, mean_of_squares = moments
-        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0), n
+        return *from_powers(*moments), n
 
     def _move(self, statistic: nnx.Variable[jax.Array], batch: jax.Array) -> None:
         # set_value, not statistic[...] = ...: the latter asks a tracer for its sharding, an error that JAX words at a

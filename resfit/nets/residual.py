@@ -63,6 +63,8 @@ class Residual(nnx.Module):
         (1, 4, 4, 8)
     """
 
+    is_block = True  # for `nets.probe.parts`
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__call__" in vars(cls):

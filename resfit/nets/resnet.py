@@ -62,6 +62,10 @@ class Stage(nnx.Module):
             return recomputed(lambda stage, x: stage._through_blocks(x, train), self, x)
         return self._through_blocks(x, train)
 
+    def keep_activations(self) -> None:
+        """End rematerialization, see `nets.probe.Recomputing`."""
+        self.remat = None
+
     def _through_blocks(self, x: jax.Array, train: bool | None) -> jax.Array:
         for block in self.blocks:
             if self.remat == "block":

@@ -9,7 +9,6 @@ from resfit import losses
 from resfit.errors import NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph import plan as plans
 from resfit.trainer.state import Layout, Leaves
 
 
@@ -88,7 +87,7 @@ class Snapshot:
         """
         n = self.layout.n_params
         # Evaluation draws nothing, but the module may hold random streams.
-        return plans.assemble(self.layout.plan, variables[:n], variables[n:], jax.random.key(0), train=train)
+        return self.layout.plan.assemble(variables[:n], variables[n:], jax.random.key(0), train=train)
 
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""

@@ -20,11 +20,11 @@ from resfit.backends.program_cache import traced
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.optimizers import Skips, index_of_rate, skips
 from resfit.optimizers.parts import tied_names
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.containers import assign
+from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
-from resfit.trainer.graph.plan import Plan, plan
 from resfit.trainer.graph.random_keys import as_key, as_numbers
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze, module_leaves, slots_of, tied_paths
 
 _log = logging.getLogger("resfit")
 
@@ -49,7 +49,12 @@ class Layout:
     """
 
     def __init__(
-        self, plan: Plan, params: Sequence[Any], optimizer: optax.GradientTransformation | None, *, ema: bool = False
+        self,
+        plan: ModulePlan,
+        params: Sequence[Any],
+        optimizer: optax.GradientTransformation | None,
+        *,
+        ema: bool = False,
     ) -> None:
         self.plan = plan
         self.param_paths = tuple(slot.path for slot in plan.slots if slot.kind == "param")
@@ -153,7 +158,7 @@ class RunState:
     Attributes:
       layout: what each leaf is.
       leaves: the arrays themselves, where `replicate` puts them.
-      precision: what the steps compute in, see `trainer.graph.plan.plan`.
+      precision: what the steps compute in, see `trainer.graph.layer_options`.
       convolutions: what convolves instead of XLA, if anything does.
       epoch: passes over the data begun since `compile`; with the seed it decides the order of the next one.
       between_steps: True while a `fit` runs. The averages then continue over an assignment to a Variable, as over a
@@ -165,12 +170,12 @@ class RunState:
         module: nnx.Module,
         optimizer: optax.GradientTransformation | None,
         replicate: Replicate,
-        freeze: modes.Freeze = modes.NOTHING_FROZEN,
+        freeze: Freeze = NOTHING_FROZEN,
         *,
         ema: bool = False,
         precision: str = "float32",
         axis: str | None = None,
-        convolutions: modes.Convolutions | None = None,
+        convolutions: Convolutions | None = None,
         before: "RunState | None" = None,
     ) -> None:
         # `before` is a state of the same module, whose plan, which takes long to make, serves again if nothing changed.
@@ -187,7 +192,7 @@ class RunState:
         known = before.layout.plan if before is not None and before._planned(self) else None
         plan_ = known or self._plan()
         self._graph = self._graph or plan_.source[0]
-        arrays = _arrays(modes.leaves(module))
+        arrays = _arrays(module_leaves(module))
         params = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "param"]
         carried = [a for a, slot in zip(arrays, plan_.slots, strict=True) if slot.kind == "carried"]
         self.layout = Layout(plan_, params, optimizer, ema=ema)
@@ -220,12 +225,12 @@ class RunState:
         """The user's own module; see `publish` for when it is up to date."""
         return self._module
 
-    def _plan(self) -> Plan:
-        return plan(self._module, self._freeze, self.precision, self._axis, self.convolutions)
+    def _plan(self) -> ModulePlan:
+        return plan_module(self._module, self._freeze, self.precision, self._axis, self.convolutions)
 
     def _planned(self, other: "RunState") -> bool:
         """Whether the plan is that of the module as it is now, for what another state of it was made with."""
-        slots = modes.slots_of(modes.leaves(self._module), self._freeze, modes.tied_paths(self._module))
+        slots = slots_of(module_leaves(self._module), self._freeze, tied_paths(self._module))
         mine, theirs = (
             (state._graph, state._freeze, state.precision, state._axis, state.convolutions) for state in (self, other)
         )
@@ -296,7 +301,7 @@ class RunState:
             self.publish()
             return self._module
         copy: nnx.Module = nnx.clone(self._module)
-        self._fill(copy, modes.leaves(copy), tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
+        self._fill(copy, module_leaves(copy), tuple(leaf.addressable_data(0) for leaf in self.visible(weights)))
         return copy
 
     def set_visible(self, arrays: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
@@ -464,7 +469,7 @@ class RunState:
     def _leaves_of_module(self) -> Sequence[tuple[Any, Any]]:
         if self._outline is not None and self._outline.is_unchanged():
             return self._outline.leaves
-        return modes.leaves(self._module)
+        return module_leaves(self._module)
 
     def _in_module(self, leaves: Sequence[tuple[Any, Any]]) -> tuple[Any, ...]:
         arrays = _arrays(leaves)

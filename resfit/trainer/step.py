@@ -19,8 +19,9 @@ from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.optimizers import skips
 from resfit.trainer import replicas
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.attributes import watched
+from resfit.trainer.graph.explain import explained
+from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state import Layout, Leaves, rate_factor
 
 _log = logging.getLogger("resfit")
@@ -58,9 +59,9 @@ class Supervised:
                 f"There are no labels {what}. Pass y, or data that bring labels, as (x, y); for a loss that needs none "
                 "override Model.compute_loss."
             )
-        with modes.explained(module, x):
+        with explained(module, x):
             outputs = losses.at_least_float32(module(x))
-        with modes.explained(self.loss, outputs, y):
+        with explained(self.loss, outputs, y):
             return self.loss(outputs, y), outputs
 
 
@@ -162,11 +163,11 @@ def train_step(
     slices = min(recipe.slices, rows)
 
     def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
-        module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
+        module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
         with watched(module, layout.warned["train"]):
             found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
         each = _per_example(found, part.x)
-        new_params, new_carried = modes.read(layout.plan, module)
+        new_params, new_carried = layout.plan.read(module)
         rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
         _warn_if_frozen(layout, carried, new_carried)
         if axis is not None:
@@ -261,7 +262,7 @@ def predict_step(
 ) -> Any:
     """What `finish` makes of the module's outputs for one batch, or of what `call` does with module and batch."""
     module: Any = _evaluation_module(layout, leaves, key)
-    with modes.explained(module, x), watched(module, layout.warned["predict"]):
+    with explained(module, x), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, leaves[layout.n_params :], module)
@@ -270,7 +271,7 @@ def predict_step(
 
 def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
     params, carried = leaves[: layout.n_params], leaves[layout.n_params :]
-    return modes.assemble(layout.plan, params, carried, keys(key).module, train=False)
+    return layout.plan.assemble(params, carried, keys(key).module, train=False)
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
@@ -300,7 +301,7 @@ def _per_example(found: Any, x: Any) -> jax.Array:
 
 def _warn_if_moving(layout: Layout, before: Leaves, module: Any) -> None:
     """Tells of BatchNorms that go on training in evaluation: each batch would be normalised by itself."""
-    now = dict(modes.leaves(module))
+    now = dict(module_leaves(module))
     for slot, old in zip(layout.carried, before, strict=True):
         leaf = now.get(slot.path)
         if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:

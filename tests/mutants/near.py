@@ -37,7 +37,8 @@ GROUPS = [
         "trainer/graph/test_modules.py trainer/test_step.py",
         "test_preprocess.py trainer/test_lowering.py",
         "test_model.py trainer/test_ema.py",
-        "trainer/test_accumulation.py trainer/graph/test_freeze.py trainer/test_schedule*.py trainer/graph/test_attributes.py",
+        "trainer/test_accumulation.py trainer/graph/test_freeze.py trainer/test_schedule*.py "
+        "trainer/graph/test_attributes.py",
         "test_tutorial_trainer.py trainer/test_precision.py test_keras_contract.py trainer/test_device_counts.py",
     ),
     _group(
@@ -67,18 +68,18 @@ GROUPS = [
     _group(
         "trainer/graph",
         10,
-        "resfit/trainer/graph/plan.py",
+        "resfit/trainer/graph/module_plan.py resfit/trainer/graph/slots.py resfit/trainer/graph/layer_options.py",
         "trainer/graph/test_nested_modes.py trainer/test_set_state.py",
         "trainer/graph/test_modules.py trainer/graph/test_freeze.py",
-        "trainer/graph/test_containers.py trainer/graph/test_outline.py trainer/graph/test_attributes.py callbacks/test_terminate_on_nan.py "
-        "diagnostics/test_doctor.py",
+        "trainer/graph/test_containers.py trainer/graph/test_outline.py trainer/graph/test_attributes.py "
+        "callbacks/test_terminate_on_nan.py diagnostics/test_doctor.py",
         "trainer/test_precision.py test_model.py nets/test_use.py trainer/test_device_counts.py",
         "backends/onednn/test_fit.py",
     ),
     _group(
         "nets/modes.py",
         6,
-        "resfit/nets/modes.py",
+        "resfit/nets/modes.py resfit/nets/intercept.py",
         "trainer/graph/test_nested_modes.py nets/test_tutorial_defects.py",
         "nets/test_residual.py trainer/graph/test_freeze.py nets/test_use.py",
         "trainer/graph/test_modules.py test_own_parts.py diagnostics/test_doctor.py diagnostics/test_recalibrate.py",
