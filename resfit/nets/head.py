@@ -5,10 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
-from resfit.nets.first_values import Initializer, between, uniform
-from resfit.nets.keys import turns
+from resfit.nets.init import uniform
 from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
@@ -47,21 +45,15 @@ class ClassifierHead(nnx.Module):
     ) -> None:
         layers = layers or Layers()
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
-        bound = 1.0 / math.sqrt(in_channels)
+        initial = uniform(1.0 / math.sqrt(in_channels))
         self.dense = _Logits(
             in_channels,
             num_classes,
-            kernel_init=Initializer(
-                initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
-                lambda shape: uniform(1.0 / 3.0 / shape[0]),
-            ),
-            bias_init=Initializer(
-                lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-                lambda shape: between(-bound, bound),
-            ),
+            kernel_init=initial,
+            bias_init=initial,
             dtype=jnp.promote_types(layers.dtype, jnp.float32),
             param_dtype=jnp.dtype(layers.param_dtype),
-            rngs=turns(rngs),
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:

@@ -1,27 +1,16 @@
 """The layers that every network here is made of, with the choices that are easy to get wrong made once."""
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
 from resfit.errors import SpecError
-from resfit.nets.first_values import Initializer, normal
-from resfit.nets.keys import turns
+from resfit.nets.init import ZEROS, kaiming_normal
 from resfit.nets.norm import BatchNorm, GroupNorm
 from resfit.nets.registry import Registry
-
-# He et al. 2015 (arXiv:1502.01852) for ReLU nets, counted over the outputs as in torchvision and timm.
-KAIMING_NORMAL = Initializer(
-    initializers.variance_scaling(2.0, "fan_out", "normal"),
-    lambda shape: normal(2.0 / (math.prod(shape[:-2]) * shape[-1])),
-)
-
-ZERO = Initializer(initializers.zeros, lambda shape: normal(0.0))
 
 
 class Norm(Protocol):
@@ -43,14 +32,12 @@ def _batch_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.
         zero_scale=zero_scale,
         dtype=layers.dtype,
         param_dtype=layers.param_dtype,
-        rngs=turns(rngs),
+        rngs=rngs,
     )
 
 
 def _group_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm:
-    return GroupNorm(
-        channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=turns(rngs)
-    )
+    return GroupNorm(channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=rngs)
 
 
 NORMS: Registry[MakeNorm] = Registry("norm", {"batch": _batch_norm, "group": _group_norm})
@@ -124,10 +111,10 @@ class Layers:
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=False,
-            kernel_init=ZERO if zero else KAIMING_NORMAL,
+            kernel_init=ZEROS if zero else kaiming_normal,
             dtype=jnp.dtype(self.dtype),
             param_dtype=jnp.dtype(self.param_dtype),
-            rngs=turns(rngs),
+            rngs=rngs,
         )
 
     def norm(self, channels: int, *, zero_scale: bool = False, rngs: nnx.Rngs) -> Norm:

@@ -1,17 +1,20 @@
 """Batch and group normalisation with the constants of the ResNet papers, in float32, and with an explicit mode."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
 from resfit.errors import InputShapeError, SpecError
+from resfit.nets.init import ONES, ZEROS
 
 MOMENTUM = 0.9  # weight of the old statistic; flax's default 0.99 still holds 37 % of the first value after 100 steps
 EPSILON = 1e-5
+_NO_KEYS: Any = SimpleNamespace(params=lambda: None)  # for flax's constructors, which draw keys for constants too
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -58,25 +61,22 @@ class BatchNorm(nnx.BatchNorm):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
-        # Flax's own constants are of one channel and replaced: each width would cost it two small programs.
+        # One channel, because flax compiles two small programs for each width. The values below replace its own.
         super().__init__(
             1,
             use_running_average=True,
             momentum=MOMENTUM,
             epsilon=EPSILON,
             param_dtype=jnp.dtype(param_dtype),
-            rngs=rngs,
+            scale_init=ZEROS,
+            bias_init=ZEROS,
+            rngs=_NO_KEYS,
         )
-
-        def constant(value: float, dtype: str) -> jax.Array:
-            values: jax.Array = jax.device_put(np.full((num_features,), value, jnp.dtype(dtype)))
-            return values
-
         self.num_features = num_features
-        self.mean = nnx.BatchStat(constant(0, "float32"))
-        self.var = nnx.BatchStat(constant(1, "float32"))
-        self.scale = nnx.Param(constant(0 if zero_scale else 1, param_dtype))
-        self.bias = nnx.Param(constant(0, param_dtype))
+        self.mean = nnx.BatchStat(ZEROS(None, (num_features,), "float32"))
+        self.var = nnx.BatchStat(ONES(None, (num_features,), "float32"))
+        self.scale = nnx.Param((ZEROS if zero_scale else ONES)(None, (num_features,), param_dtype))
+        self.bias = nnx.Param(ZEROS(None, (num_features,), param_dtype))
         self.unbiased = unbiased
         self.output_dtype = dtype
 
@@ -184,11 +184,18 @@ class GroupNorm(nnx.GroupNorm):
                 f"A group norm received {num_features} channels. Expected a multiple of 32, or fewer than that. Choose "
                 "other widths, or norm='batch'."
             )
-        super().__init__(1, num_groups=1, epsilon=EPSILON, param_dtype=jnp.dtype(param_dtype), rngs=rngs)
+        super().__init__(
+            1,
+            num_groups=1,
+            epsilon=EPSILON,
+            param_dtype=jnp.dtype(param_dtype),
+            scale_init=ZEROS,
+            bias_init=ZEROS,
+            rngs=_NO_KEYS,
+        )
         self.num_groups, self.group_size = groups, num_features // groups
-        start = np.full((num_features,), 0 if zero_scale else 1, jnp.dtype(param_dtype))
-        self.scale = nnx.Param(jax.device_put(start))
-        self.bias = nnx.Param(jax.device_put(np.zeros((num_features,), jnp.dtype(param_dtype))))
+        self.scale = nnx.Param((ZEROS if zero_scale else ONES)(None, (num_features,), param_dtype))
+        self.bias = nnx.Param(ZEROS(None, (num_features,), param_dtype))
         self.output_dtype = dtype
 
     def __call__(

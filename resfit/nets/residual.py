@@ -1,5 +1,6 @@
 """`Residual`: one class that adds a branch to its shortcut, then activates. Every block is built on it."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -159,6 +160,24 @@ def _probe(
     return probes + more, shapes + (_output_shapes(branch, "branch", more, block) if more else [])
 
 
+def _evaluate(graphdef: nnx.GraphDef[Any], state: Any, images: list[jax.Array]) -> list[Any]:
+    module: Any = nnx.merge(graphdef, state)
+    return [module(x, **mode_keywords(module, train=False)) for x in images]
+
+
+_evaluate_once = jax.jit(_evaluate, static_argnums=0)  # equal blocks of a network share one trace
+
+
+def _abstract_outputs(graphdef: nnx.GraphDef[Any], state: Any, images: list[jax.ShapeDtypeStruct]) -> list[Any]:
+    try:
+        hash(graphdef)
+    except TypeError:  # an attribute without a hash, such as a set
+        outputs: list[Any] = jax.eval_shape(functools.partial(_evaluate, graphdef), state, images)
+    else:
+        outputs = _evaluate_once.eval_shape(graphdef, state, images)
+    return outputs
+
+
 def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct], block: str) -> list[tuple[int, ...]]:
     """The shapes in which a module leaves images, by abstract evaluation of a copy: nothing is computed or moved."""
     if not isinstance(module, nnx.Module) or not callable(module):
@@ -170,12 +189,8 @@ def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct]
     # Shapes alone: while a network is itself built abstractly, JAX would ask each tracer for more than it has.
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
-    def call(state: Any, images: list[jax.Array]) -> list[Any]:
-        copy: Any = nnx.merge(graphdef, state)
-        return [copy(x, **mode_keywords(copy, train=False)) for x in images]
-
     try:
-        outputs = jax.eval_shape(call, state, probes)
+        outputs = _abstract_outputs(graphdef, state, probes)
     except (TypeError, ValueError, EinopsError) as error:
         raise ShortcutShapeError(
             f"{block} received a {role}, {type(module).__name__}, that cannot take inputs of shape {probes[0].shape} "

@@ -10,7 +10,7 @@ from flax import nnx
 
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
-from resfit.nets.keys import LayerKeys
+from resfit.nets.init import LayerKeys
 from resfit.nets.layers import NormRelu
 from resfit.nets.recompute import recomputed
 from resfit.nets.residual import Residual
@@ -30,7 +30,7 @@ class Stage(nnx.Module):
         rngs: where the weights' first values come from.
     """
 
-    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: LayerKeys) -> None:
+    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: nnx.Rngs) -> None:
         build, width = BLOCKS[spec.block], spec.widths[index]
         geometry = spec.geometry[index]
         self.strides = geometry.strides
@@ -45,15 +45,9 @@ class Stage(nnx.Module):
                 arguments["drop_path"] = drop_path
             return build(in_channels, width, strides=strides, layers=spec.layers, rngs=rngs, **arguments)
 
-        def other(drop_path: float = 0.0) -> Residual:
-            return block(self.out_channels, 1, geometry.dilation, drop_path)
-
         first = block(in_channels, geometry.strides, geometry.first_dilation, drop_rates[0])
         self.out_channels = first.out_channels
-        if spec.drop_path:  # every block has a rate of its own
-            others = [other(rate) for rate in drop_rates[1:]]
-        else:
-            others = rngs.repeat(other, spec.depths[index] - 1)
+        others = [block(self.out_channels, 1, geometry.dilation, rate) for rate in drop_rates[1:]]
         self.blocks = nnx.List([first, *others])
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
@@ -101,7 +95,7 @@ class ResNet(nnx.Module):
     """
 
     def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
-        rngs = keys = LayerKeys(rngs)
+        rngs = LayerKeys(rngs)
         self.spec = spec
         self.small_image_notice = _Notice()
         channels = spec.widths[0] if spec.stem_width is None else spec.stem_width
@@ -113,7 +107,6 @@ class ResNet(nnx.Module):
         preactivated = self.stages[-1].blocks[-1].before is not None
         self.norm = NormRelu(channels, layers=spec.layers, rngs=rngs) if preactivated else None
         self.head = ClassifierHead(channels, spec.num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=rngs)
-        keys.finish(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -215,7 +208,6 @@ class ResNet(nnx.Module):
         keys = LayerKeys(nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
         channels, old = self.head.dense.in_features, self.head
         self.head = ClassifierHead(channels, num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=keys)
-        keys.finish(self.head)
         if self.head.dropout is not None and old.dropout is not None:
             self.head.dropout.deterministic = old.dropout.deterministic
         self.spec = spec

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
-from resfit.nets.keys import turns
-from resfit.nets.layers import KAIMING_NORMAL, Layers
+from resfit.nets.init import ZEROS, kaiming_normal
+from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
 
@@ -35,11 +34,11 @@ class SqueezeExcite(nnx.Module):
             return nnx.Linear(
                 n_in,
                 n_out,
-                kernel_init=KAIMING_NORMAL,
-                bias_init=initializers.zeros,
+                kernel_init=kaiming_normal,
+                bias_init=ZEROS,
                 dtype=jnp.dtype(layers.dtype),
                 param_dtype=jnp.dtype(layers.param_dtype),
-                rngs=turns(rngs),
+                rngs=rngs,
             )
 
         self.fc1, self.fc2 = dense(channels, inner), dense(inner, channels)

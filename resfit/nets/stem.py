@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from resfit.nets.layers import KAIMING_NORMAL, Layers
+from resfit.nets.init import kaiming_normal
+from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind, average_pool, blur_pool, max_pool
 from resfit.nets.registry import Registry
 
@@ -86,7 +87,7 @@ def _pooled(x: jax.Array, antialias: str | None) -> jax.Array:
 def _of_blocks(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
     """A new 7x7 kernel, as one over blocks of 2x2 pixels."""
     channels, width = shape[2:]
-    pixels = KAIMING_NORMAL.plain(key, (7, 7, channels // 4, width), dtype)
+    pixels = kaiming_normal(key, (7, 7, channels // 4, width), dtype)
     padded = jnp.pad(pixels, ((1, 0), (1, 0), (0, 0), (0, 0)))
     return rearrange(padded, "(h i) (w j) c o -> h w (i j c) o", i=2, j=2)
 

@@ -180,7 +180,7 @@ def test_building_abstractly_allocates_nothing_and_agrees_with_building() -> Non
 
 def test_dropout_of_a_users_block_can_keep_its_keys() -> None:
     """The keys that a network is built with can be forked, which is what nnx.Dropout does with them."""
-    from resfit.nets.keys import LayerKeys
+    from resfit.nets.init import LayerKeys
 
     dropout = nnx.Dropout(0.5, rngs=LayerKeys(nnx.Rngs(0)))
     first, second = dropout(X), dropout(X)
