@@ -1,5 +1,6 @@
 """The blocks of the ResNet papers. Each writes its branch; `Residual` does the rest."""
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 from resfit.errors import SpecError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import ANTIALIAS, antialias_kind
+from resfit.nets.registry import BLOCKS
 from resfit.nets.residual import Residual
 
 StrideOn = Literal["3x3", "1x1"]
@@ -249,3 +251,8 @@ def inner_width(width: int, groups: int, width_per_group: int) -> int:
             f"{-(-64 // width_per_group)} on."
         )
     return inner
+
+
+BLOCKS.register("basic", BasicBlock)
+BLOCKS.register("bottleneck", BottleneckBlock)
+BLOCKS.register("bottleneck_v1", partial(BottleneckBlock, stride_on="1x1"))

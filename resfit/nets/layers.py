@@ -1,7 +1,6 @@
 """The layers that every network here is made of, with the choices that are easy to get wrong made once."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,7 @@ from flax import nnx
 from resfit.errors import SpecError
 from resfit.nets.init import ZEROS, kaiming_normal
 from resfit.nets.norm import BatchNorm, GroupNorm
-from resfit.nets.registry import Registry
-
-
-class Norm(Protocol):
-    """A norm as a block calls it: x (batch, height, width, channels), and whether to evaluate (None: its own mode)."""
-
-    def __call__(self, x: jax.Array, evaluating: bool | None = None, /) -> jax.Array: ...
-
-
-class MakeNorm(Protocol):
-    """What makes a norm of a `Layers`: channels, and whether its scale begins at zero."""
-
-    def __call__(self, channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm: ...
+from resfit.nets.registry import NORMS, Norm
 
 
 def _batch_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm:
@@ -40,7 +27,8 @@ def _group_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.
     return GroupNorm(channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=rngs)
 
 
-NORMS: Registry[MakeNorm] = Registry("norm", {"batch": _batch_norm, "group": _group_norm})
+NORMS.register("batch", _batch_norm)
+NORMS.register("group", _group_norm)
 
 
 @dataclass(frozen=True)

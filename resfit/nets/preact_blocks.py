@@ -11,6 +11,7 @@ from flax import nnx
 
 from resfit.nets.blocks import BottleneckBlock, inner_width
 from resfit.nets.layers import Layers, NormRelu
+from resfit.nets.registry import BLOCKS
 from resfit.nets.residual import Residual
 
 
@@ -204,3 +205,7 @@ class PreActBottleneckBlock(_PreActivated):
             rngs=rngs,
         )
         super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
+
+
+BLOCKS.register("preact_basic", PreActBasicBlock)
+BLOCKS.register("preact_bottleneck", PreActBottleneckBlock)

@@ -13,7 +13,8 @@ from resfit.backends.cpu_barrier import stored
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
-from resfit.nets.shortcut import SHORTCUTS, IdentityShortcut
+from resfit.nets.registry import SHORTCUTS
+from resfit.nets.shortcut import IdentityShortcut
 from resfit.nets.squeeze import SqueezeExcite
 
 # Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a

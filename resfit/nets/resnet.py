@@ -13,9 +13,9 @@ from resfit.nets.head import ClassifierHead
 from resfit.nets.init import LayerKeys
 from resfit.nets.layers import NormRelu
 from resfit.nets.recompute import recomputed
+from resfit.nets.registry import BLOCKS, STEMS
 from resfit.nets.residual import Residual
-from resfit.nets.spec import BLOCKS, ResNetSpec
-from resfit.nets.stem import STEMS
+from resfit.nets.spec import ResNetSpec
 
 SMALL_IMAGE = 64  # pixels; below this the ImageNet stem leaves less than 16x16 positions, and stage 4 less than 2x2
 

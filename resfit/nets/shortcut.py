@@ -1,7 +1,5 @@
 """The shortcuts of a residual block: identity, zeros, and projections."""
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +7,7 @@ from flax import nnx
 from resfit.errors import ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import average_pool
-from resfit.nets.registry import Registry
+from resfit.nets.registry import SHORTCUTS
 
 
 class IdentityShortcut(nnx.Module):
@@ -193,22 +191,8 @@ class PadShortcut(nnx.Module):
         return jnp.pad(sampled, ((0, 0), (0, 0), (0, 0), (0, self.extra_channels)))
 
 
-class MakeShortcut(Protocol):
-    """What makes a shortcut for a branch that changes the shape."""
-
-    def __call__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        strides: tuple[int, int],
-        dilation: int,
-        layers: Layers,
-        rngs: nnx.Rngs,
-    ) -> nnx.Module: ...
-
-
-# A and B are the first paper's names (He et al. 2015, arXiv:1512.03385, section 3.3), D is that of ResNet-D.
-SHORTCUTS: Registry[MakeShortcut] = Registry(
-    "shortcut", {"A": PadShortcut, "B": ProjectionShortcut, "D": PooledShortcut, "conv": ConvShortcut}
-)
+# A and B are the first paper's names (He et al. 2015, arXiv:1512.03385, section 3.3). D is the name of ResNet-D.
+SHORTCUTS.register("A", PadShortcut)
+SHORTCUTS.register("B", ProjectionShortcut)
+SHORTCUTS.register("D", PooledShortcut)
+SHORTCUTS.register("conv", ConvShortcut)

@@ -1,36 +1,19 @@
 """`ResNetSpec`: a ResNet as plain data, and the blocks that it may name."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
-from resfit.nets.blocks import BasicBlock, BottleneckBlock
-from resfit.nets.layers import NORMS, Layers
+from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind
-from resfit.nets.preact_blocks import PreActBasicBlock, PreActBottleneckBlock
 from resfit.nets.recompute import PARTS
-from resfit.nets.registry import Registry
+from resfit.nets.registry import BLOCKS, NORMS, SHORTCUTS, STEMS, Registry
 from resfit.nets.residual import Residual
-from resfit.nets.shortcut import SHORTCUTS
-from resfit.nets.stem import STEMS
 
-MakeBlock = Callable[..., Residual]
-"""(in_channels, width, *, strides, layers, rngs, and what else a spec asks for) -> a block; see `ResNetSpec`."""
-
-BLOCKS: Registry[MakeBlock] = Registry(
-    "block",
-    {
-        "basic": BasicBlock,
-        "bottleneck": BottleneckBlock,
-        "bottleneck_v1": partial(BottleneckBlock, stride_on="1x1"),
-        "preact_basic": PreActBasicBlock,
-        "preact_bottleneck": PreActBottleneckBlock,
-    },
-)
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # What a spec asks of blocks and of the stem beyond their shapes: field -> the name of the argument. An argument is only
@@ -133,31 +116,33 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as JSON has them, are welcome
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         object.__setattr__(self, "antialias", antialias_kind(self.antialias))
-        for name, known in (
-            ("block", BLOCKS),
-            ("stem", STEMS),
-            ("shortcut", SHORTCUTS),
-            ("norm", NORMS),
-            ("dtype", COMPUTE_DTYPES),
-            ("param_dtype", COMPUTE_DTYPES),
-            ("remat", (None, *PARTS)),
-        ):
+        self._check_names()
+        self._check_stages()
+        self._check_numbers()
+        self._check_parts()
+
+    def _check_names(self) -> None:
+        """Raise if a field names a part or a dtype that does not exist."""
+        for name, known in _KNOWN.items():
             if getattr(self, name) not in tuple(known):
+                custom = f" Call resfit.nets.{name.upper()}S.register first to use a custom one."
                 raise SpecError(
                     f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}."
-                    + (
-                        f" One of your own is known once its code has called resfit.nets.{name.upper()}S.register."
-                        if isinstance(known, Registry)
-                        else ""
-                    )
+                    + (custom if isinstance(known, Registry) else "")
                 )
+
+    def _check_stages(self) -> None:
+        """Raise if there is no stage, or if the numbers of depths and widths differ."""
         if not self.depths or len(self.depths) != len(self.widths):
             raise SpecError(
-                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected as many widths as "
-                "depths, at least one. Give each stage one of both."
+                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected at least one stage, and "
+                "one depth and one width for each stage."
             )
+
+    def _check_numbers(self) -> None:
+        """Raise if a count is not a positive integer, or if a probability or a ratio is out of range."""
         counts: dict[str, object] = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
         counts |= {f"{name}[{i}]": n for name in ("depths", "widths") for i, n in enumerate(getattr(self, name))}
         for name, count in counts.items():
@@ -168,6 +153,9 @@ class ResNetSpec:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected a probability below 1.")
         if self.squeeze is not None and not 0 < self.squeeze <= 1:
             raise SpecError(f"ResNetSpec received squeeze={self.squeeze!r}. Expected a ratio between 0 and 1, or None.")
+
+    def _check_parts(self) -> None:
+        """Raise if the block or the stem does not support a field that this spec sets."""
         _check_able("block", self.block, BLOCKS[self.block], self.of_blocks)
         _check_able("stem", self.stem, STEMS[self.stem], self.of_stem)
         if any(stage.dilation > 1 for stage in self.geometry):
@@ -248,6 +236,16 @@ class ResNetSpec:
         return cls(**values)
 
 
+# The values that a field may have.
+_KNOWN: dict[str, Iterable[Any]] = {
+    "block": BLOCKS,
+    "stem": STEMS,
+    "shortcut": SHORTCUTS,
+    "norm": NORMS,
+    "dtype": COMPUTE_DTYPES,
+    "param_dtype": COMPUTE_DTYPES,
+    "remat": (None, *PARTS),
+}
 _NOT_ASKED = {"self", "rngs", "layers", "branch", "activation", "before", "in_channels", "width", "residual"}
 _COUNTS = ("num_classes", "in_channels", "stem_width", "groups", "width_per_group", "output_stride")
 

@@ -1,7 +1,6 @@
 """What an image goes through before the first block."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +10,7 @@ from flax import nnx
 from resfit.nets.init import kaiming_normal
 from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind, average_pool, blur_pool, max_pool
-from resfit.nets.registry import Registry
-
-
-class Stem(Protocol):
-    """What a network needs of its stem.
-
-    Attributes:
-        strides: of its layers that step over pixels, in order.
-        image_size: pixels a side of the images that it was made for.
-    """
-
-    strides: ClassVar[tuple[int, ...]]
-    image_size: ClassVar[int]
-
-    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array: ...
-
-
-MakeStem = Callable[..., Stem]
-"""(in_channels, width, *, layers, rngs, and what else a spec asks for) -> a stem."""
+from resfit.nets.registry import STEMS
 
 
 class ImageNetStem(nnx.Module):
@@ -276,16 +257,11 @@ class CifarConvStem(nnx.Module):
         return self.conv(x)
 
 
-STEMS: Registry[MakeStem] = Registry(
-    "stem",
-    {
-        "imagenet": ImageNetStem,
-        "cifar": CifarStem,
-        "deep": DeepStem,
-        "deep_tiered": DeepTieredStem,
-        "rs": ResNetRSStem,
-        "space_to_depth": SpaceToDepthStem,
-        "imagenet_conv": ImageNetConvStem,
-        "cifar_conv": CifarConvStem,
-    },
-)
+STEMS.register("imagenet", ImageNetStem)
+STEMS.register("cifar", CifarStem)
+STEMS.register("deep", DeepStem)
+STEMS.register("deep_tiered", DeepTieredStem)
+STEMS.register("rs", ResNetRSStem)
+STEMS.register("space_to_depth", SpaceToDepthStem)
+STEMS.register("imagenet_conv", ImageNetConvStem)
+STEMS.register("cifar_conv", CifarConvStem)

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resfit.nets.layers import Layers, MakeNorm
+from resfit.nets.layers import Layers
 from resfit.nets.recompute import recomputed
+from resfit.nets.registry import MakeBlock, MakeNorm, MakeStem
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import IdentityShortcut
-from resfit.nets.spec import MakeBlock
-from resfit.nets.stem import MakeStem
 from resfit.testing.calls import Call, Convention, abstract, called, named
 from resfit.testing.centres import check_centres
 from resfit.testing.findings import Findings, PartReport, Wrong, name_of

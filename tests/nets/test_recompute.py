@@ -16,7 +16,7 @@ from resfit.diagnostics.summary import summarize
 from resfit.errors import SpecError
 from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 from resfit.trainer.memory import step_memory
 from tests.helpers import assert_close, assert_same, compiled, counting_compilations, fit, images, labels, values
 

@@ -8,7 +8,9 @@ from resfit.nets.registry import Registry
 
 
 def parts() -> Registry[object]:
-    return Registry("part", {"max": max})
+    registry: Registry[object] = Registry("part")
+    registry.register("max", max)
+    return registry
 
 
 def test_a_new_name_is_known_in_order() -> None:

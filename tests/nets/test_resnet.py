@@ -21,7 +21,7 @@ from resfit.errors import (
     StemWarning,
 )
 from resfit.nets import ResNet, ResNetSpec, create_model
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 
 THIN = ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=3)
 X = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype(np.float32)

@@ -29,7 +29,7 @@ from resfit.nets import (
     count_params,
 )
 from resfit.nets.recompute import recomputed
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 from tests.helpers import fewer_examples
 
 KINDS = tuple(BLOCKS)  # those of resfit; other tests may register more
