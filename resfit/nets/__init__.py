@@ -1,7 +1,7 @@
 """The networks: plain Flax NNX modules, usable without the trainer.
 
-`create_model` builds a network of the zoo by name, `ResNet` one from a `ResNetSpec`, and `Residual` turns any branch of
-your own into a residual block. Images are (batch, height, width, channels). `net(x)` evaluates, `net(x, train=True)`
+`create_model` builds a network of the zoo by name. `ResNet` builds one from a `ResNetSpec`. `Residual` turns a custom
+branch into a residual block. Images are (batch, height, width, channels). `net(x)` evaluates; `net(x, train=True)`
 trains.
 """
 

@@ -1,4 +1,4 @@
-"""The networks by name: a table of specs, each with the numbers that it must have and where they come from."""
+"""The networks by name: a table of specs, with their exact numbers and sources."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,11 +18,11 @@ class ZooRow:
     """One network of the zoo.
 
     Attributes:
-        spec: what to build, with the source's number of classes.
-        image_size: side in pixels of the square images that `multiply_adds` is for.
-        parameters: trained scalars, exactly; batch statistics are not among them.
-        multiply_adds: of the convolutions and the dense layer for one image, exactly.
-        source: where the network and its numbers come from.
+        spec: the architecture, with the number of classes of the source.
+        image_size: side in pixels of the square images of `multiply_adds`.
+        parameters: exact number of trained scalars, without batch statistics.
+        multiply_adds: exact number for one image, of the convolutions and the dense layer.
+        source: the source of the network and of its numbers.
     """
 
     spec: ResNetSpec
@@ -151,7 +151,7 @@ for _name, _row in _ROWS.items():
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of the zoo's networks, shallowest first within each family.
+    """Return the names of the networks, shallowest first within each family.
 
     Args:
         pattern: a shell pattern, such as `"resnet1*"` (default: all).
@@ -166,13 +166,13 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(
     name: str, *, num_classes: int, in_channels: int = 3, rngs: nnx.Rngs | int = 0, **spec_overrides: Any
 ) -> ResNet:
-    """Builds a network of the zoo with new weights.
+    """Build a network of the zoo with initial weights.
 
     Args:
         name: one of `list_models()`.
         num_classes: number of logits.
         in_channels: channels of the images (default 3).
-        rngs: where the first weights come from: an `nnx.Rngs`, or a seed (default 0).
+        rngs: keys for the initial weights: an `nnx.Rngs` or a seed (default 0).
         **spec_overrides: any other field of `ResNetSpec`, such as `stem="cifar"`, `shortcut="B"` or
             `dtype="bfloat16"`.
 
