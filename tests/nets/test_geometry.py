@@ -85,10 +85,10 @@ def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block:
 @pytest.mark.parametrize(
     ("stem", "stride", "says"),
     [
-        ("imagenet", 2, "stem alone steps 4"),
-        ("imagenet", 64, "step to 32"),
-        ("imagenet", 12, "step to 8"),
-        ("cifar", 16, "step to 8"),
+        ("imagenet", 2, "stem steps 4"),
+        ("imagenet", 64, "reach a stride of 32"),
+        ("imagenet", 12, "reach a stride of 8"),
+        ("cifar", 16, "reach a stride of 8"),
     ],
 )
 def test_a_stride_that_stages_do_not_reach_is_refused(stem: str, stride: int, says: str) -> None:
