@@ -23,7 +23,7 @@ BOTTLENECK = ResNetSpec(depths=(1, 2), widths=(4, 6), block="bottleneck", num_cl
 
 
 def drawn(net: nnx.Module) -> dict[str, np.ndarray[Any, Any]]:
-    """The values that are drawn, not constant."""
+    """Return the values that are not constant."""
     return {name: value for name, value in values(net).items() if value.size > 1 and np.ptp(value)}
 
 

@@ -322,7 +322,12 @@ def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, da
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
-    "a bottleneck of no channels": ("bottleneck", {"width_per_group": 1}, SpecError, "0.0625 channels.*width of 64 or more"),
+    "a bottleneck of no channels": (
+        "bottleneck",
+        {"width_per_group": 1},
+        SpecError,
+        "0.0625 channels.*width of 64 or more",
+    ),
     "blur behind a strided 1x1": ("bottleneck_v1", {"antialias": "blur"}, SpecError, "stride_on='1x1'"),
     "an anti-aliasing average over three pixels": (
         "basic",
