@@ -18,19 +18,22 @@ HEAD = ("network", "parameters", "multiply-adds", "pixels", "oracle", "differenc
 INTRO = f"""\
 # The zoo
 
-`resfit.create_model` builds these networks by name. The numbers of parameters are exact. The multiply-adds are those of the
-convolutions and dense layers for one image with the given number of pixels per side. Tests count both, and compare them with the
-network of the oracle.
+`resfit.create_model` builds these networks by name. The numbers of parameters are exact. The multiply-adds are those of
+the convolutions and dense layers for one image with the given number of pixels per side. Tests count both, and compare
+them with the network of the oracle.
 
-The *oracle* is the network that torchvision or timm builds by the same name, without other arguments. `resfit.weights` reads and
-writes the names and shapes of its state dict, strictly. The *difference* is the largest difference between our logits and those of
-the oracle, divided by the largest logit of the oracle, for whole networks with the same weights, in evaluation, for two images of 64
-pixels per side. `tests/weights/` also compares networks of five blocks of every kind at other sizes and in training steps. Networks
-without an oracle are compared with arithmetic and with the numbers in their papers.
+The *oracle* is the network that torchvision or timm builds by the same name, without other arguments. `resfit.weights`
+reads and writes the names and shapes of its state dict, strictly. The *difference* is the largest difference between
+our logits and those of the oracle, divided by the largest logit of the oracle, for whole networks with the same
+weights, in evaluation, for two images of 64 pixels per side. `tests/weights/` also compares networks of five blocks of
+every kind at other sizes and in training steps. Networks without an oracle are compared with arithmetic and with the
+numbers in their papers.
 
-Every network accepts the fields of `ResNetSpec`: `create_model("resnet50d", num_classes=10, squeeze=1 / 16, drop_path=0.1)`.
+Every network accepts the fields of `ResNetSpec`: `create_model("resnet50d", num_classes=10, squeeze=1 / 16,
+drop_path=0.1)`.
 
-The [benchmarks](benchmarks.md) compare the speed on one CPU with torchvision's and timm's networks, and list compile times by depth.
+The [benchmarks](benchmarks.md) compare the speed on one CPU with torchvision's and timm's networks, and list compile
+times by depth.
 
 `make zoo` writes this page, with torch {GOLDEN["versions"]["torch"]}, torchvision
 {GOLDEN["versions"]["torchvision"]} and timm {GOLDEN["versions"]["timm"]} as the oracles.
