@@ -64,7 +64,7 @@ def waiting(files: str, steps: int) -> None:
 
         start = time.perf_counter()
         read = sum(batch.size for batch in as_batches(data, geometry=Geometry(128, seed=0)).epoch(0))
-        print(f"the same data set read alone: {read / (time.perf_counter() - start):.0f} images/s")
+        print(f"the same dataset read alone: {read / (time.perf_counter() - start):.0f} images/s")
 
 
 def main() -> None:

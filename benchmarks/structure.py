@@ -5,7 +5,7 @@ from benchmarks.child import ask
 from benchmarks.rows import Row, compared, counted, divided, timed
 
 HOST = "state of ResNet-50 (429 arrays), no arithmetic"
-COMPILATIONS = "five epochs, ragged tail, validation"
+COMPILATIONS = "five epochs, partial last batch, validation"
 DEVICES = "ResNet-20, 32 x 32, batch 128, 1 -> 8 processor devices"
 
 
@@ -23,7 +23,9 @@ def compilation_rows(platform: str, quick: bool) -> list[Row]:
     """Return the numbers of compilations."""
     counts = ask("benchmarks.compilations:counts")
     return [
-        counted(COMPILATIONS, "training steps compiled", counts["train"], "<= 2", note="whole batch, ragged tail"),
+        counted(
+            COMPILATIONS, "training steps compiled", counts["train"], "<= 2", note="whole batch, partial last batch"
+        ),
         counted(COMPILATIONS, "evaluation steps compiled", counts["evaluate"], "<= 1"),
         counted(COMPILATIONS, "programs compiled after the first epoch", counts["later"], "<= 0"),
         counted(COMPILATIONS, "programs compiled by a second Model of the spec", counts["second"], "<= 0"),

@@ -127,7 +127,7 @@ def main() -> None:
         pretrain((first[0][: options.images], first[1][: options.images]), options.pretraining, path)
         model = resfit.load(path)
         print(f"The first net: {accuracy(model, first_test):.2%} on MNIST's test images.", flush=True)
-        print(f"It reads {accuracy(model, test):.2%} of the other data set's without having learned any.", flush=True)
+        print(f"Its accuracy on the other dataset is {accuracy(model, test):.2%} without fine-tuning.", flush=True)
 
     found: dict[str, list[float]] = {"frozen backbone": [], "then everything": [], "from scratch": []}
     for seed in range(options.seeds):
