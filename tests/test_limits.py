@@ -1,4 +1,4 @@
-"""Every sentence of the docs that says that something is impossible or missing is in a table, with the reason."""
+"""Claims of the docs: every limit is in a table with the reason, and counts are those of the code."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,9 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError
+from resfit.nets import ZOO
+from tests.errors.mistakes import TOPICS
+from tests.faults.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -102,3 +105,23 @@ def test_there_is_no_float16_mode() -> None:
     model = resfit.Model(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     with pytest.raises(CompileError, match="precision"):
         model.compile("sgd", learning_rate=0.1, precision="float16")
+
+
+# (page, sentence with {}): the number that the code has.
+COUNTS = {
+    ("README.md", "has {} networks"): len(ZOO),
+    ("CHANGELOG.md", "docs/errors.md: {} mistakes"): sum(map(len, TOPICS.values())),
+    ("CHANGELOG.md", "{} behaviors of Keras"): len(
+        re.findall(r"^\| \d+ \|", (ROOT / "docs" / "keras.md").read_text(), re.MULTILINE)
+    ),
+    ("CONTRIBUTING.md", "lists {} small changes"): len(
+        (ROOT / "tests" / "mutants" / "sample.jsonl").read_text().splitlines()
+    ),
+    ("docs/resume.md", "{} kinds of data"): len(KINDS),
+}
+
+
+@pytest.mark.parametrize(("page", "sentence"), COUNTS, ids=lambda text: text)
+def test_a_count_in_the_docs_is_the_count_in_the_code(page: str, sentence: str) -> None:
+    found = re.findall(sentence.replace("{}", r"(\d+)"), (ROOT / page).read_text())
+    assert found == [str(COUNTS[page, sentence])]
