@@ -84,6 +84,12 @@ class Placement:
         return len(self.devices) if mapped else 1
 
     @property
+    def platform(self) -> str:
+        """The platform of the devices, such as "cpu"."""
+        platform: str = self.devices[0].platform
+        return platform
+
+    @property
     def mesh(self) -> Mesh | None:
         """Over which batches are split, of one axis; None on one device."""
         return self._mesh if len(self.devices) > 1 else None

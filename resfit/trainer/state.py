@@ -210,6 +210,16 @@ class RunState:
         self.epoch = 0
         self.between_steps = False
 
+    @property
+    def keeps_averages(self) -> bool:
+        """True if there are averaged weights."""
+        return self._ema
+
+    @property
+    def module(self) -> nnx.Module:
+        """The user's own module; see `publish` for when it is up to date."""
+        return self._module
+
     def _plan(self) -> Plan:
         return plan(self._module, self._freeze, self.precision, self._axis, self.convolutions)
 
