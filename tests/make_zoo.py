@@ -41,7 +41,7 @@ times by depth.
 
 
 def row(name: str, difference: str) -> tuple[str, ...]:
-    """A member's row."""
+    """Return the row of a network."""
     member, golden = ZOO[name], GOLDEN["members"].get(name)
     return (
         f"`{name}`",
@@ -56,7 +56,7 @@ def row(name: str, difference: str) -> tuple[str, ...]:
 
 
 def page(differences: Mapping[str, float]) -> str:
-    """The page, given the difference of each network that has an oracle."""
+    """Return the page, given the difference of each network with an oracle."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * 3 + "|---|---:|---|---|"]
     for name in ZOO:
         difference = f"{differences[name]:.0e}" if name in GOLDEN["members"] else ""

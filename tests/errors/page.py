@@ -30,7 +30,7 @@ Every example begins with this:
 
 
 def page() -> str:
-    """The whole page; every row is run."""
+    """Return the whole page, after running every row."""
     parts = [INTRO]
     for topic, mistakes in TOPICS.items():
         parts.append(f"\n## {topic}\n")
@@ -44,7 +44,7 @@ def headings(text: str) -> list[str]:
 
 
 def expected_headings() -> list[str]:
-    """What `headings` of the page must be."""
+    """Return the expected `headings` of the page."""
     return [
         line
         for topic, mistakes in TOPICS.items()
