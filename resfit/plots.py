@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from resfit._utils.optional_import import load_package
 from resfit.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ class _Epochs(Protocol):
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     # Not pyplot: a library must not touch the user's backend or their list of open figures.
-    from matplotlib.figure import Figure
+    make = _matplotlib("figure").Figure
+    figure: matplotlib.figure.Figure = make(figsize=(width, height), layout="constrained", dpi=_DPI)
+    return figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=_DPI)
+
+def _matplotlib(module: str) -> Any:
+    return load_package(f"matplotlib.{module}", "Drawing", "pip install 'resfit[plot]'")
 
 
 def curves(history: _Epochs) -> "matplotlib.figure.Figure":
@@ -50,8 +55,6 @@ def curves(history: _Epochs) -> "matplotlib.figure.Figure":
       >>> [axes.get_title(loc="left") for axes in curves(history).axes]
       ['loss']
     """
-    from matplotlib.ticker import MaxNLocator
-
     if not history.epoch:
         raise DataError("The history holds no finished epoch. Draw it after fit has run for at least one.")
     # A value per class, or a matrix, is no curve; the learning rate is a setting and no result.
@@ -81,7 +84,7 @@ def curves(history: _Epochs) -> "matplotlib.figure.Figure":
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(integer=True))
         axes.legend(frameon=False)
     return figure
 
@@ -338,8 +341,6 @@ def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.
       >>> [axes.get_title(loc="left") for axes in figure.axes]
       ['output, root mean square', 'gradient, norm', 'dead channels, %']
     """
-    from matplotlib.ticker import NullFormatter
-
     if not blocks:
         raise DataError(
             "There are no blocks to draw. Expected those of a report of resfit.doctor that ran the network."
@@ -362,7 +363,7 @@ def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.
             axes.set_xscale("log", nonpositive="clip")
             low, high = (math.floor(math.log10(pick(positive))) for pick in (min, max))
             axes.set_xlim(10 ** (low - 0.1), 10 ** (high + 1.1))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_formatter(_matplotlib("ticker").NullFormatter())
         axes.invert_yaxis()
         shown = range(0, len(blocks), math.ceil(len(blocks) / 50))
         axes.set_yticks(shown, [blocks[i].name if place == 1 else "" for i in shown])

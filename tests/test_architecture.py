@@ -83,12 +83,12 @@ def module_name(path: Path) -> str:
 
 
 def subpackage(module: str) -> str:
-    """The first part of a dotted module name below resfit: `resfit.nets.stem` is in "nets"."""
+    """Return the first part of a dotted module name below resfit: `resfit.nets.stem` is in "nets"."""
     return (module.split(".")[1:] or [FACADE])[0]
 
 
 def imports(source: str, module: str, modules: set[str]) -> Iterator[str]:
-    """The resfit modules that a source imports: at the top, inside a function, or for type checkers."""
+    """Yield the resfit modules that a source imports: at the top, inside a function, or for type checkers."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -130,7 +130,7 @@ def is_within(module: str, package: str) -> bool:
 
 
 def cycle(sources: dict[str, str]) -> list[str]:
-    """The modules of one import cycle; empty if there is none."""
+    """Return the modules of one import cycle; an empty list without a cycle."""
     modules = set(sources)
     graph = {
         module: {name for name in imports(source, module, modules) if name in modules and name != module}

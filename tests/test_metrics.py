@@ -14,7 +14,7 @@ from tests.helpers import BATCH, CLASSES, PlainNet, compiled, fit, images, label
 
 
 def evaluated(names: Any, **arguments: Any) -> Any:
-    """What evaluate gives, and the logits it was computed from. 20 examples in batches of 8: the last one is padded."""
+    """Return the result of evaluate and its logits, for 20 examples in batches of 8: the last batch is padded."""
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=names, **arguments)
     found = model.evaluate(images(), labels(), batch_size=BATCH, verbose=0, return_dict=True)
     return found, model.predict(images(), verbose=0)

@@ -53,7 +53,7 @@ def ready() -> Any:
 
 @nnx.jit
 def forward(module: Any, x: Any) -> Any:
-    """What the module itself returns: one program in place of one for each operation."""
+    """Return the outputs of the module, with one program instead of one for each operation."""
     return module(x)
 
 
@@ -108,7 +108,7 @@ class BrokenError(RuntimeError):
 
 
 def raise_in(hook: str, at: int = 1) -> Callback:
-    """A callback that raises in the second call of a hook, or the first if there is but one."""
+    """Return a callback that raises in the second call of a hook, or in the only one."""
     calls: list[None] = []
 
     def method(*_: Any) -> None:
@@ -470,7 +470,7 @@ class Batches(Callback):
 
 
 def numbered() -> Any:
-    """A model whose loss is the sum of powers of two of its examples' numbers: it tells which ones a batch had."""
+    """Return a model whose loss is a sum of powers of two, which identifies the examples of a batch."""
 
     class Numbers(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:

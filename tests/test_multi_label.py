@@ -34,7 +34,7 @@ def model_of(loss: Any = "binary_cross_entropy", names: Any = None, outputs: int
 
 
 def own(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """A custom loss, which may mark missing labels by -1."""
+    """Return a custom loss, which can mark missing labels by -1."""
     known = labels >= 0
     return jnp.where(known, optax.sigmoid_binary_cross_entropy(logits, labels), 0).mean(axis=1)
 
@@ -56,7 +56,7 @@ EACH: dict[str, Any] = {
 
 
 def expected(logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """What scikit-learn says."""
+    """Return the values of scikit-learn."""
     from sklearn import metrics as sklearn  # slow to import
 
     yes = (logits > 0).astype(int)

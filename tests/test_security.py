@@ -50,7 +50,7 @@ sys.addaudithook(_listen)  # it cannot be taken away again, and does nothing out
 
 @contextmanager
 def nothing_executed() -> Iterator[None]:
-    """The interpreter itself tells of whatever is unpickled, compiled from a text, or started."""
+    """Require that the block unpickles, compiles from text and starts nothing, by the audit events."""
     global _heard
     _heard = []
     try:
@@ -117,7 +117,7 @@ FORBIDDEN_METHODS = {"extractall", "extract", "unpack_archive"}
 
 
 def dangers(source: str) -> list[str]:
-    """What could execute something, or write where an archive says."""
+    """Return the calls that could execute something, or write to a path from an archive."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

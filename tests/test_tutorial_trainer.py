@@ -71,7 +71,7 @@ def bright_or_dark(n: int = 48) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tutorial() -> Any:
-    """The tutorial's class after three lines of resfit."""
+    """Train the class of the tutorial with three lines of resfit."""
     x, y = bright_or_dark()
     module = TutorialResNet(rngs=nnx.Rngs(0))
     model = resfit.Model(module)

@@ -48,7 +48,7 @@ class _Written:
 
 @contextlib.contextmanager
 def watched(folder: Path, action: Action) -> Iterator[None]:
-    """Calls `action` before each operation that changes something in the folder, one at a time.
+    """Call `action` before each operation that changes something in the folder, one at a time.
 
     Its name is such as "rename 3.unsynced": what is done, and to what inside the folder. It is the same in another run.
     """
@@ -99,7 +99,7 @@ def watched(folder: Path, action: Action) -> Iterator[None]:
 
 
 def copy(folder: Path, target: Path) -> None:
-    """What a process that died now would leave behind, also while somebody writes."""
+    """Return the folder that a process leaves if it dies now, also during a write."""
     for here, _, names in os.walk(folder):
         (target / Path(here).relative_to(folder)).mkdir(parents=True, exist_ok=True)
         for name in names:

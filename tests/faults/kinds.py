@@ -31,7 +31,7 @@ Y = (np.arange(EXAMPLES) % CLASSES).astype(np.int32)
 
 
 def read(row: int) -> tuple[np.ndarray, int]:
-    """An example, noted down as read."""
+    """Return an example, and record that it was read."""
     READ.append(row)
     return picture(row), row % CLASSES
 
@@ -58,7 +58,7 @@ def png(row: int) -> bytes:
 
 
 def write(folder: Path) -> None:
-    """The files that some of them are read from."""
+    """Write the files of the kinds that read files."""
     for row in range(EXAMPLES):
         place = folder / "images" / f"class{row % CLASSES}" / f"{row:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def write(folder: Path) -> None:
 
 
 def hugging_face() -> Any:
-    """The package `datasets`. It and others like it take seconds to import: only tests that run do that."""
+    """Import `datasets`. Such packages take seconds to import, so only the tests that need them do."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -145,7 +145,7 @@ def run(
 
 @contextlib.contextmanager
 def stopped(*kinds: type[BaseException]) -> Iterator[None]:
-    """The block is left by one of these exceptions."""
+    """Require that one of these exceptions ends the block."""
     try:
         yield
     except kinds:

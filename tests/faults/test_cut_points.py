@@ -25,7 +25,7 @@ from tests.helpers import PlainNet, assert_same, labels, state_of
 
 @functools.cache
 def whole(folder: Path, setting: str) -> dict[str, Any]:
-    """What the run leaves behind when nothing stops it."""
+    """Return the results of the uninterrupted run."""
     arguments, fit = SETTINGS[setting]
     return runs.run(runs.model(**arguments), folder / setting, **fit)
 
@@ -45,7 +45,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, Any]:
-    """What a run leaves behind that is stopped by each of these in turn, by processes of their own in spirit."""
+    """Return the results of a run that each of these stops in turn, each time resumed as if by a new process."""
     arguments, fit = SETTINGS[setting]
     for stop in stops:
         with runs.stopped(SystemExit, KeyboardInterrupt, ZeroDivisionError):

@@ -147,14 +147,14 @@ def test_what_threads_read_ahead_counts_as_not_read(kind: str, files: Path, coun
 
 
 def run(kind: str, files: Path, path: Path, *extra: Callback, **arguments: Any) -> dict[str, Any]:
-    """A fit of two epochs by a model that is made anew."""
+    """Fit a new model for two epochs."""
     given = {"validation_data": VALIDATION, "epochs": 2, "every": 100, **KINDS[kind](files), **arguments}
     return runs.run(runs.small(PlainNet), path, *extra, data=dict, **given)
 
 
 @functools.cache
 def whole(kind: str, files: Path, path: Path) -> tuple[dict[str, Any], Path]:
-    """What is left behind by a run that nothing stops, and what it had saved after four steps."""
+    """Return the results of the uninterrupted run, and its checkpoint after four steps."""
     place = path / kind.replace(" ", "-")
     left = run(kind, files, place, every=4, keep=100)
     checkpoints = CheckpointStore(place, writes=False)
@@ -173,7 +173,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stopped(kind: str, files: Path, shared: Path, path: Path) -> Path:
-    """A folder as a run leaves it that dies after its fourth step, which a thread may have read far beyond."""
+    """Return the folder of a run that dies after its fourth step, while threads have read further ahead."""
     saved = whole(kind, files, shared)[1]
     shutil.copytree(saved, path / "run" / saved.name)
     return path / "run"

@@ -32,19 +32,19 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 
 def plain(folder: Path, *extra: Any, **arguments: Any) -> dict[str, Any]:
-    """A run of six steps, which saves after each and after its two epochs, and by then deletes old checkpoints."""
+    """Run six steps that save after each step and each of two epochs, and delete old checkpoints."""
     made = runs.small(PlainNet, optimizer="adamw", learning_rate=0.01)
     return runs.run(made, folder, *extra, every=1, epochs=2, **arguments)
 
 
 def everything(folder: Path, *extra: Any, **arguments: Any) -> dict[str, Any]:
-    """The run with everything in it."""
+    """Run with all features."""
     return runs.run(runs.model(), folder, *extra, every=1, **arguments)
 
 
 @functools.cache
 def whole(fit: Callable[..., dict[str, Any]], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a run leaves behind that nothing disturbs, and all its operations up to its fifth step, where it crashes."""
+    """Return the results of an undisturbed run, and its operations up to the fifth step, where it crashes."""
     seen: list[str] = []
     with files.watched(folder / f"{fit.__name__} crash", seen.append), runs.stopped(ZeroDivisionError):
         fit(folder / f"{fit.__name__} crash", runs.Stops(5, lambda: 1 / 0))
@@ -58,7 +58,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is such a thing: thousands of flushes to a disk take a minute."""
+    """Return a folder in memory if there is one: thousands of flushes to a disk take a minute."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -319,7 +319,7 @@ def mount(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, size: str) -> Iterator[None]:
-    """A small file system in a folder."""
+    """Mount a small file system in a folder."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     try:

@@ -27,7 +27,7 @@ def leaves(model: resfit.Model) -> list[np.ndarray]:
 def go(
     folder: Path, epochs: int, *more: Callback, made: resfit.Model | None = None, keep: int = 2, **more_: Any
 ) -> Any:
-    """A run whose end changes the state: the weights of the best epoch are put back."""
+    """Run a fit whose end changes the state: the weights of the best epoch are restored."""
     model = made or runs.small(PlainNet)
     back = EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)  # to the worst, the first
     callbacks = [back, *more, Checkpoint(folder, keep=keep)]

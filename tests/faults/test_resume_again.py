@@ -28,7 +28,7 @@ def explode() -> None:
 
 
 def fresh(setup: str = SETUP) -> resfit.Model:
-    """What a new process builds."""
+    """Build what a new process builds."""
     module, _ = twin.new_module(0)
     model = resfit.Model(module)
     twin.compile_(model, setup)
@@ -38,7 +38,7 @@ def fresh(setup: str = SETUP) -> resfit.Model:
 def go(
     folder: Path, *more: Callback, model: resfit.Model | None = None, plan: twin.Plan = PLAN, **arguments: Any
 ) -> dict[str, Any]:
-    """A run, begun or resumed, and all that it leaves."""
+    """Start or resume a run, and return its results."""
     model = fresh() if model is None else model
     checkpoint = Checkpoint(folder, every=2)
     says = twin.fit(model, plan, SETUP, checkpoint, *more, **{"resume": True, **arguments})

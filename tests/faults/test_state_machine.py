@@ -207,7 +207,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule(plan=plans, every=intervals, ends=st.lists(st.tuples(stops, st.none() | seeds), min_size=1, max_size=3))
     def fit_and_resume(self, plan: twin.Plan, every: Any, ends: list[tuple[Stop, int | None]]) -> None:
-        """Stopped, again and again, and at last at its end."""
+        """Stop and resume a run repeatedly until it ends."""
         self.fit(plan, every, ends[0][0])
         for (_, seed), (stop, _) in itertools.pairwise(ends):
             self.resume(seed, stop)
@@ -322,7 +322,7 @@ class Runs(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(list(FAILURES)))
     def fail(self, name: str) -> None:
-        """What fails loses nothing: the invariants look."""
+        """Make a call that fails; the invariants check that nothing is lost."""
         error, call = FAILURES[name]
         with pytest.raises(error):
             call(self.model)
@@ -330,7 +330,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: self.pending is not None and not self.pending.empty)
     @rule(differs=st.sampled_from(["a second run", "steps of an epoch"]))
     def refuse(self, differs: str) -> None:
-        """A folder that holds a run is not begun in, nor gone on in with another fit; and nothing is lost."""
+        """Start a run in a folder that holds another run, or resume another fit there; both raise."""
         again = differs == "a second run"
         plan = self.pending.plan if again else self.pending.plan._replace(steps_per_epoch=7)
         with pytest.raises(resfit.errors.ResumeError):

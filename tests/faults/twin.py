@@ -180,14 +180,14 @@ def same(a: State, b: State) -> bool:
 
 @functools.cache
 def first(setup: str) -> tuple[resfit.Model, State]:
-    """The model of a set-up that answers for all, and its state after compile."""
+    """Return the model of a setup, and its state after compile."""
     model = resfit.Model(ThinNet(rngs=nnx.Rngs(0)))
     compile_(model, setup)
     return model, state(model)
 
 
 def at(setup: str, where: State) -> resfit.Model:
-    """The same model, in another state."""
+    """Return the same model in another state."""
     model, _ = first(setup)
     state_of(model).replace(tuple(context_of(model).placement.replicate(list(where.leaves), copy=True)))
     state_of(model).epoch = where.passes
@@ -202,7 +202,7 @@ def names(setup: str) -> list[str]:
 def with_values(
     setup: str, where: State, held: dict[str, np.ndarray], averages: Mapping[str, np.ndarray] = MappingProxyType({})
 ) -> State:
-    """A state whose parameters and statistics are these, and some of the averages, where there are averages."""
+    """Return a state with these parameters and statistics, and these averages if there are any."""
     new = tuple(held[name] for name in names(setup))
     if averaged(setup):
         after = {**chosen(setup, where, "ema"), **averages}
@@ -211,19 +211,19 @@ def with_values(
 
 
 def with_rate(setup: str, where: State, rate: float) -> State:
-    """A state whose learning rate is this."""
+    """Return a state with this learning rate."""
     model, leaves = first(setup)[0], list(where.leaves)
     leaves[state_of(model).layout.n_model + compiled_of(model).rate.index] = np.float32(rate)
     return where._replace(leaves=tuple(leaves))
 
 
 def compiled(setup: str, held: dict[str, np.ndarray]) -> State:
-    """After compile, of a module that holds these: averages begin at the values, all else begins anew."""
+    """Return the state after compile of a module with these values: averages start at the values."""
     return with_values(setup, first(setup)[1], held, held)
 
 
 def chosen(setup: str, where: State, weights: str = "raw") -> dict[str, np.ndarray]:
-    """What a state has of parameters and statistics, by name."""
+    """Return the parameters and statistics of a state by name."""
     n = len(names(setup))
     leaves = where.leaves[:n] if weights == "raw" else where.leaves[n : 2 * n]
     return dict(zip(names(setup), leaves, strict=True))
@@ -260,25 +260,25 @@ class Run(NamedTuple):
 
 
 def run(setup: str, where: State, plan: Plan) -> Run:
-    """A fit from a state."""
+    """Fit from a state."""
     model, trail = at(setup, where), Trail()
     says = fit(model, plan, setup, trail)
     return Run(says, state(model), trail.states)
 
 
 def after(setup: str, where: State, call: Callable[[resfit.Model], Any]) -> tuple[Any, State]:
-    """What a call returns, and where it leads, from a state."""
+    """Return the result of a call from a state, and the state after it."""
     model = at(setup, where)
     result = call(model)
     return result, state(model)
 
 
 def new_module(seed: int) -> tuple[ThinNet, dict[str, np.ndarray]]:
-    """A network, and what it holds."""
+    """Return a network and its values."""
     module = ThinNet(rngs=nnx.Rngs(seed))
     return module, holds(module)
 
 
 def holds(module: ThinNet) -> dict[str, np.ndarray]:
-    """What a network holds, but for its generator, which no step asks."""
+    """Return the values of a network, except those of its random generator, which no step reads."""
     return {name: value for name, value in values(module).items() if "rngs" not in name}

@@ -171,7 +171,7 @@ def test_output_shape_shortcut_and_parameters_are_those_of_the_formulas(
 
 
 def with_numbers(block: Residual) -> Residual:
-    """Fills a block that was built abstractly, without compiling an initialiser for each of its shapes."""
+    """Fill a block that was built abstractly, without compiling an initializer for each shape."""
     generator = np.random.default_rng(0)
     constants = {"mean": np.zeros, "bias": np.zeros, "var": np.ones, "scale": np.ones}
     for path, node in nnx.iter_graph(block):
@@ -198,7 +198,7 @@ def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind
 
 
 def last_parameter(block: Residual) -> nnx.Variable[Any]:
-    """What starts at zero: the last scale, or where no norm is last, the last kernel."""
+    """Return the arrays that start at zero: the last scale, or the last kernel if no norm is last."""
     branch = block.branch
     if block.before is not None:
         return (branch.conv3 if hasattr(branch, "conv3") else branch.conv2).kernel
