@@ -47,7 +47,7 @@ from resfit.trainer.outputs import NAMES, kind
 from resfit.trainer.overrides import Guarded, check_flags
 from resfit.trainer.placement import AXIS, Placement, preferred_device
 from resfit.trainer.run import Validation
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from resfit.trainer.step import OutputsShape, Recipe, Supervised
 from resfit.transforms import Transforms
 from resfit.transforms.class_names import check_class_names

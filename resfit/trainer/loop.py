@@ -27,7 +27,8 @@ from resfit.trainer.non_finite import first_non_finite
 from resfit.trainer.outputs import OUTPUTS
 from resfit.trainer.placement import AXIS, Placement, Step, Throttle
 from resfit.trainer.run import Run, Validation
-from resfit.trainer.state import Leaves, RunState
+from resfit.trainer.run_state import RunState
+from resfit.trainer.state import Leaves
 from resfit.trainer.step import DeviceBatch, OutputsShape, Recipe, evaluate_step, predict_step, train_step
 
 _log = logging.getLogger("resfit")

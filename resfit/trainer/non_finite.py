@@ -8,11 +8,13 @@ from flax import nnx
 
 from resfit.nets import probe
 from resfit.trainer.graph import plan as modes
-from resfit.trainer.state import Layout, Leaves
+from resfit.trainer.state import Leaves, StateLayout
 from resfit.trainer.step import DeviceBatch, Recipe, keys, prepared
 
 
-def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch) -> str | None:
+def first_non_finite(
+    layout: StateLayout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch
+) -> str | None:
     """Goes through a training step again, in its own order: inputs, parameters, statistics, layer by layer, the loss.
 
     Args:
@@ -25,7 +27,7 @@ def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Ar
     Returns:
       What was the first to hold a value that is not finite, in words; None if nothing does.
     """
-    key = jax.device_put(key, leaves[-1].sharding)
+    key = jax.device_put(key, layout.unflatten(leaves).step.sharding)
     names: list[str] = []
 
     def run(leaves: Leaves, batch: DeviceBatch) -> list[jax.Array]:
@@ -38,15 +40,15 @@ def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Ar
                     names.append(name)
                     flags.append(jnp.isfinite(leaf).all())
 
-        params, carried, _, _, _, step = layout.split(leaves)
+        params, carried, _, _, _, step = layout.unflatten(leaves)
         key_of = keys(key, step)
         look("the batch's inputs, as they came", batch.x)
         look("the batch's labels", batch.y)
         look("the batch's sample weights", batch.weight)
         x, y = prepared(recipe, key_of, batch)
         look("the batch's inputs after augment and preprocess", x)
-        for path, param in zip(layout.param_paths, params, strict=True):
-            look(f"the parameter {'.'.join(map(str, path))!r}, before the step", param)
+        for slot, param in zip(layout.params, params, strict=True):
+            look(f"the parameter {slot.name!r}, before the step", param)
         for slot, value in zip(layout.carried, carried, strict=True):
             look(f"the statistic {slot.name!r}, before the step", value)
         module = modes.assemble(layout.plan, params, carried, key_of.module, train=True)

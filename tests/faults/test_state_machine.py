@@ -26,7 +26,7 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.trainer.checkpoint.manager import Keeper
 from resfit.trainer.loop import Loop
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels

@@ -16,7 +16,7 @@ from resfit.trainer.checkpoint.manager import Keeper
 from resfit.trainer.checkpoint.store import Checkpoints
 from resfit.trainer.multihost import Processes
 from resfit.trainer.placement import Placement
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 
 _PACKAGES = ("resfit", "jax", "jaxlib", "flax", "optax", "numpy")
 
