@@ -12,7 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer import state
+from resfit.trainer import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
 
@@ -396,8 +396,8 @@ def test_a_residual_block_of_its_own_trains_though_it_refuses_to_be_overridden()
 
 def test_compiling_makes_no_plan_of_a_module_anew_unless_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []
-    made = state.plan
-    monkeypatch.setattr(state, "plan", lambda *arguments: plans.append(arguments) or made(*arguments))
+    made = user_module.plan
+    monkeypatch.setattr(user_module, "plan", lambda *arguments: plans.append(arguments) or made(*arguments))
     # Over the devices that a new model is for: where a convolution is told how batches are split, others change it.
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch="sharded")
     assert len(plans) == 1
