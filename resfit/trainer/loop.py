@@ -25,7 +25,7 @@ from resfit.trainer.memory import StepMemory, step_memory
 from resfit.trainer.multihost import Processes, Turn
 from resfit.trainer.non_finite import first_non_finite
 from resfit.trainer.outputs import OUTPUTS
-from resfit.trainer.placement import AXIS, Placement, Step, Throttle
+from resfit.trainer.placement import AXIS, CompiledStep, Placement, Throttle
 from resfit.trainer.run import Run, Validation
 from resfit.trainer.run_state import RunState
 from resfit.trainer.state import Leaves
@@ -84,7 +84,7 @@ class Loop:
             return state.convolutions.fused(step)
 
         self._predict = {
-            name: Step(
+            name: CompiledStep(
                 fused(functools.partial(predict_step, layout, preprocess, output.finish, call=output.call)),
                 placement,
                 returns_state=False,
@@ -114,10 +114,10 @@ class Loop:
 
         self._recipe = recipe
         part = functools.partial(train, axis=AXIS) if placement.replicas > 1 else None
-        self._train = Step(train, placement, donate=True, mapped=part)
+        self._train = CompiledStep(train, placement, donate=True, mapped=part)
         # For train_on_batch, whose result the user's module shares.
-        self._train_kept = Step(train, placement, mapped=part)
-        self._evaluate = Step(fused(evaluate), placement)
+        self._train_kept = CompiledStep(train, placement, mapped=part)
+        self._evaluate = CompiledStep(fused(evaluate), placement)
         self._names = metrics.names(recipe.metrics)
         self.sums: Leaves = ()  # of the metrics, since the epoch began
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.

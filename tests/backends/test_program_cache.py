@@ -22,7 +22,7 @@ from resfit.backends import program_cache as programs
 from resfit.backends.program_cache import Program, Programs, text_digest
 from resfit.backends.program_cache import compiled as compile_program
 from resfit.errors import CompileError, ResumeError
-from resfit.trainer.placement import Step
+from resfit.trainer.placement import CompiledStep
 from tests.helpers import PlainNet, TinyNet, compiled, counting_compilations, fit, images, labels
 
 
@@ -146,9 +146,9 @@ def test_a_run_that_reads_another_input_or_label_is_not_resumed(tmp_path: Path) 
 def test_a_checkpoint_with_the_digest_of_the_text_alone_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = Step.described
+    described = CompiledStep.described
     with monkeypatch.context() as early:
-        early.setattr(Step, "described", lambda self, batch: tuple(map(text_digest, described(self, batch))))
+        early.setattr(CompiledStep, "described", lambda self, batch: tuple(map(text_digest, described(self, batch))))
         cut_run(tmp_path / "run")
     run(tmp_path / "run", "a", "a", resume=True)
 
