@@ -307,9 +307,9 @@ def test_a_traced_value_has_no_description() -> None:
     jax.make_jaxpr(look)(1.0)
 
 
-def test_what_reaches_very_much_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_reaches_too_many_others_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [float(n) for n in range(100)]
     assert by_value(numbers)
     monkeypatch.setattr("resfit.backends.by_value._MOST", 100)
-    with pytest.raises(NotByValueError, match="very much"):
+    with pytest.raises(NotByValueError, match="more than 100 others"):
         by_value(numbers)

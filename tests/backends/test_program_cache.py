@@ -78,7 +78,7 @@ def test_compiler_options_reach_xla() -> None:
     fit(model)
     for options in ({"xla_nonsense": 1}, {"xla_cpu_enable_fast_math": "perhaps"}):
         model = compiled(compiler_options=options)
-        with pytest.raises(CompileError, match=r"compiler_options=.*XLA says"):
+        with pytest.raises(CompileError, match=r"compiler_options=.*XLA raised"):
             fit(model)
 
 
