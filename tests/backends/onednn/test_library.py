@@ -160,7 +160,7 @@ def test_without_a_compiler_the_tiny_one_will_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "cache"
     native = ctypes.CDLL(str(bridge.built(folder)))
-    assert native.resfit_plan_size() == ctypes.sizeof(bridge.Plan)
+    assert native.resfit_plan_size() == ctypes.sizeof(bridge.NativePlan)
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
@@ -212,9 +212,9 @@ def test_auto_is_xla_where_it_cannot_be_used_and_one_line_says_why(caplog: pytes
     with caplog.at_level(logging.INFO, "resfit"):
         assert [onednn.chosen("auto", "cpu") for _ in range(3)] == [False] * 3
         compiled()
-    (record,) = [record for record in caplog.records if "XLA's" in record.message]
+    (record,) = [record for record in caplog.records if "use XLA" in record.message]
     assert record.levelname == "WARNING"
-    assert record.message == "Convolutions on the CPU are XLA's: it is broken."
+    assert record.message == "Convolutions on the CPU use XLA: it is broken."
 
 
 @pytest.mark.usefixtures("broken")
