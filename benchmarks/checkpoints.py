@@ -42,19 +42,20 @@ def rows(platform: str, quick: bool) -> list[Row]:
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step, of the loop in a save, and of the processor until that is written."""
     import resfit
-    from resfit.trainer.checkpoint.manager import Keeper, Progress
-    from resfit.trainer.checkpoint.store import Checkpoints
+    from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+    from resfit.trainer.checkpoint.store import CheckpointStore
 
     problem = problems.problem(platform, name, STEPS[name])
     x, y = problems.images(problem)
     model = resfit.Model(problems.network(problem))
     model.compile("sgd", learning_rate=0.1)
+    context: Any = model.control.compiled.context
     data: Any = SimpleNamespace(passes=0, taken=0, fixed=False)
     callbacks: Any = SimpleNamespace(state_dicts=dict)
     clocks: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints = Checkpoints(Path(folder))
-        keeper = Keeper(checkpoints, 2, {}, model._state, model._placement, model._loop.processes)
+        checkpoints = CheckpointStore(Path(folder))
+        keeper = CheckpointManager(checkpoints, 2, {}, context.state, context.placement, context.processes)
 
         def fit() -> float:
             start = time.perf_counter()
@@ -71,7 +72,7 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
 
         times = interleaved.turns({"step": fit, "save": save}, rounds)
         keeper.close()
-    leaves = model._state.leaves
+    leaves = context.state.leaves
     return {
         "step": list(times["step"].values()),
         "waits": [waited for waited, _ in clocks[1:]],  # the first turn does not count

@@ -85,7 +85,7 @@ class Distiller(Model):
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """See `Model.compute_loss`."""
-        if self._multi_label:
+        if self.multi_label:
             raise CompileError(
                 "Distiller got a loss for several labels per example, and the teacher's part of its loss compares the "
                 "softmax of all classes. Expected a loss for one class, such as loss='cross_entropy'. For several "

@@ -1,6 +1,7 @@
 """One tiny network and one tiny data set for all tests of the trainer: what is compiled once serves them all."""
 
 import contextlib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def fit(model: resfit.Model, x: Any = None, y: Any = None, **arguments: Any) -> 
     if x is None:
         x, y = images(), labels()
     return model.fit(x, y, **{"batch_size": BATCH, "verbose": 0, **arguments})
+
+
+def call(module: nnx.Module, *inputs: Any, method: str = "__call__", **options: Any) -> Any:
+    """Call a module as one compiled program: an eager call compiles a program for each of its operations."""
+    return _calling(method, tuple(options.items()))(module, *inputs)
+
+
+@functools.cache
+def _calling(method: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    return nnx.jit(lambda module, *inputs: getattr(module, method)(*inputs, **dict(options)))
 
 
 def values(module: nnx.Module) -> dict[str, np.ndarray]:
@@ -164,3 +175,24 @@ for _hook in Recorder.HOOKS:
 def fewer_examples(divisor: int) -> hypothesis.settings:
     """Return settings for a property whose examples are expensive: the profile's number of them, divided."""
     return hypothesis.settings(max_examples=max(1, hypothesis.settings.default.max_examples // divisor))
+
+
+def context_of(model: Any) -> Any:
+    """The state of a model on its devices, compiled or not: the one place where tests look inside a model."""
+    return model._context
+
+
+def state_of(model: Any) -> Any:
+    """The `RunState` of a model."""
+    return context_of(model).state
+
+
+def compiled_of(model: Any) -> Any:
+    """The `Compiled` object of a model."""
+    return model.control.compiled
+
+
+def train_arguments(model: Any, batch: Any) -> tuple[Any, ...]:
+    """The arguments of a model's training step for a batch."""
+    context = context_of(model)
+    return context.state.leaves, compiled_of(model).evaluator.empty, context.key, context.turn(batch).placed

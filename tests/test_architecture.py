@@ -54,7 +54,7 @@ MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     # A step knows no device, and no callback.
     "trainer.step": ("trainer.placement", "callbacks", "data"),
     # Where a step runs is independent of what fires around it.
-    "trainer.placement": ("callbacks", "data", "trainer.loop"),
+    "trainer.placement": ("callbacks", "data", "trainer.trainer"),
     # The structure of a module is known without a run.
     "trainer.graph": ("trainer.state", "trainer.step", "trainer.placement", "callbacks", "data"),
     # An exported program runs without the rest of resfit.

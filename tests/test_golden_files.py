@@ -14,9 +14,9 @@ from flax import nnx
 import resfit
 from resfit.errors import CheckpointError, SavedModelError
 from resfit.trainer.checkpoint import store as checkpoint
-from resfit.trainer.checkpoint.store import Checkpoints
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.golden import files
-from tests.helpers import TinyNet, assert_same, values
+from tests.helpers import TinyNet, assert_same, context_of, values
 
 
 def loaded(kind: str) -> resfit.Model:
@@ -32,7 +32,7 @@ def test_a_model_that_an_earlier_version_saved_is_the_same_to_the_bit(kind: str)
     assert {name: array.dtype for name, array in values(found.module).items()} == {
         name: array.dtype for name, array in values(expected.module).items()
     }
-    assert found._preprocess == expected._preprocess
+    assert context_of(found).learned.inputs.preprocess == context_of(expected).learned.inputs.preprocess
     predictions = np.asarray(files.predicted(found), np.float32)
     np.testing.assert_array_equal(predictions, np.asarray(files.predicted(expected), np.float32))
     tolerance = 2e-2 if kind == "net_of_bfloat16" else 1e-5  # other processors add in another order
@@ -123,7 +123,7 @@ def test_no_network_of_the_zoo_has_less_than_its_description_promises(name: str)
 
 
 def test_a_checkpoint_that_an_earlier_version_wrote_is_read() -> None:
-    newest = Checkpoints(files.CHECKPOINTS, writes=False).newest()
+    newest = CheckpointStore(files.CHECKPOINTS, writes=False).newest()
     assert newest is not None
     number, found = newest
     assert number == 3
@@ -139,12 +139,12 @@ def test_a_checkpoint_of_a_later_format_is_refused_and_not_passed_over(
 ) -> None:
     """To go on from an older one would lose what the later version has done, and delete it in the end."""
     shutil.copytree(files.CHECKPOINTS, tmp_path / "run")
-    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints = CheckpointStore(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", 3)
         checkpoints.save(4, files.saved())
         checkpoints.close()
-    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints = CheckpointStore(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"step 4 in .* has format 3, of a later resfit; this one knows 2\. Upgr"):
         checkpoints.newest()
     checkpoints.close()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -28,11 +29,11 @@ from resfit.errors import CompileError, LabelError
     ],
 )
 def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kind: str) -> None:
-    task = losses.task(jnp.zeros(logits), labels)
+    task = losses.task(np.zeros(logits, np.float32), labels)
     assert task.kind == kind
     assert task.labels.ndim == {"classes": 1, "soft": 2, "binary": 1}[kind]
     assert task.logits.ndim == {"classes": 2, "soft": 2, "binary": 1}[kind]
-    assert losses.cross_entropy(jnp.zeros(logits), labels).shape == logits[:1]
+    assert jax.eval_shape(losses.cross_entropy, np.zeros(logits, np.float32), labels).shape == logits[:1]
 
 
 @pytest.mark.parametrize(
@@ -51,35 +52,40 @@ def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kin
 )
 def test_what_cannot_belong_together_is_refused(logits: Any, labels: Any, message: str) -> None:
     with pytest.raises(LabelError, match=message):
-        losses.task(jnp.zeros(logits), labels)
+        losses.task(np.zeros(logits, np.float32), labels)
 
 
 def test_several_outputs_or_labels_need_a_loss_of_ones_own() -> None:
-    for logits, labels in (({"a": jnp.zeros(3)}, jnp.zeros(3)), (jnp.zeros((3, 2)), [jnp.zeros(3)])):
+    for logits, labels in (({"a": np.zeros(3)}, np.zeros(3)), (np.zeros((3, 2)), [np.zeros(3)])):
         with pytest.raises(LabelError, match=r"one array of .*Model\.compute_loss"):
             losses.task(logits, labels)
 
 
 def test_losses_are_float32_whatever_the_logits_are() -> None:
-    half, labels = jnp.ones((4, 3), jnp.bfloat16), jnp.zeros(4, jnp.int32)
-    assert losses.cross_entropy(half, labels).dtype == jnp.float32
-    assert losses.mean_squared_error(half, jnp.zeros((4, 3), jnp.bfloat16)).dtype == jnp.float32
+    half = np.ones((4, 3), jnp.bfloat16)
+    assert jax.eval_shape(losses.cross_entropy, half, np.zeros(4, np.int32)).dtype == jnp.float32
+    assert jax.eval_shape(losses.mean_squared_error, half, half).dtype == jnp.float32
 
 
 def test_binary_cross_entropy_averages_independent_outputs() -> None:
-    logits, labels = jnp.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), jnp.array([[1, 0, 1], [0, 0, 1]])
-    expected = optax.sigmoid_binary_cross_entropy(logits, labels).mean(axis=1)
-    np.testing.assert_allclose(losses.binary_cross_entropy(logits, labels), expected, rtol=1e-6)
+    logits, labels = np.float32([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]]), np.int32([[1, 0, 1], [0, 0, 1]])
+    found, each = (
+        jax.jit(loss)(logits, labels) for loss in (losses.binary_cross_entropy, optax.sigmoid_binary_cross_entropy)
+    )
+    np.testing.assert_allclose(found, np.mean(each, axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [losses.binary_cross_entropy, losses.mean_squared_error])
 def test_columns_never_broadcast_against_rows(loss: Any) -> None:
     # (n, 1) against (n,) is the classic silent (n, n) of a regression.
-    outputs, targets = jnp.arange(4.0)[:, None], jnp.array([1.0, 0.0, 1.0, 0.0])
-    np.testing.assert_allclose(loss(outputs, targets), loss(outputs[:, 0], targets), rtol=1e-6)
-    assert loss(outputs, targets).shape == (4,)
+    outputs, targets = np.arange(4, dtype=np.float32)[:, None], np.float32([1.0, 0.0, 1.0, 0.0])
+    column, row = jax.jit(lambda outputs, targets: (loss(outputs, targets), loss(outputs[:, 0], targets)))(
+        outputs, targets
+    )
+    np.testing.assert_allclose(column, row, rtol=1e-6)
+    assert column.shape == (4,)
     with pytest.raises(LabelError, match=r"outputs of shape \(4, 1\) and targets of shape \(4, 2\)"):
-        loss(outputs, jnp.zeros((4, 2)))
+        loss(outputs, np.zeros((4, 2), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ import resfit
 from resfit import preprocess
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.preprocess import Auto, Normalize
-from tests.helpers import BATCH, PlainNet, assert_close, compiled, fit, images, labels, values
+from tests.helpers import BATCH, PlainNet, assert_close, compiled, context_of, fit, images, labels, values
 
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
 
 
 def test_eight_bit_images_are_scaled_and_floats_left_alone() -> None:
     np.testing.assert_allclose(Auto()(jnp.asarray(BYTES)), BYTES / 255, rtol=1e-6)
-    floats = jnp.asarray(images()) * 300
+    floats = jnp.asarray(images() * 300)
     assert Auto()(floats) is floats
-    both = Auto()({"image": jnp.asarray(BYTES), "side": jnp.arange(20)})
+    both = Auto()({"image": jnp.asarray(BYTES), "side": jnp.asarray(np.arange(20, dtype=np.int32))})
     assert both["side"].dtype == jnp.int32  # numbers that are no images
 
 
@@ -66,15 +66,15 @@ def test_inputs_of_another_scale_than_those_trained_on_are_refused(
 
 def test_normalize_works_per_channel_in_units_of_zero_to_one() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
-    found = Normalize(mean=(0.1, 0.2, 0.3), std=(1, 2, 4))(jnp.asarray(x))
+    found = jax.jit(Normalize(mean=(0.1, 0.2, 0.3), std=(1, 2, 4)))(x)
     np.testing.assert_allclose(found, (x / 255 - [0.1, 0.2, 0.3]) / [1, 2, 4], atol=1e-6)
-    half = Normalize(mean=(0.1,), std=(2,))(jnp.ones((1, 2, 2, 1), jnp.bfloat16))
+    half = jax.eval_shape(Normalize(mean=(0.1,), std=(2,)), jax.ShapeDtypeStruct((1, 2, 2, 1), jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
 
 
 def test_normalize_refuses_what_does_not_fit() -> None:
     with pytest.raises(DataError, match=r"1 channel means.*have 3 channels"):
-        Normalize(mean=(0.5,), std=(1,))(jnp.ones((1, 2, 2, 3)))
+        Normalize(mean=(0.5,), std=(1,))(np.ones((1, 2, 2, 3), np.float32))
     for mean, std in (((0.5,), (1, 1)), ((0.5,), (0,)), ((0.5,), (-1,))):
         with pytest.raises(CompileError, match="positive std per channel"):
             Normalize(mean=mean, std=std)
@@ -188,7 +188,7 @@ def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after:
         np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
         model.compile("sgd", preprocess=after, replace_preprocess=True, dispatch="jit")
         model.compile("sgd", dispatch="jit")
-        assert model._preprocess is after
+        assert context_of(model).learned.inputs.preprocess is after
         return
     model.compile("sgd", preprocess=after, dispatch="jit")
     np.testing.assert_array_equal(model.predict(COLOR, verbose=0), expected)
@@ -225,14 +225,14 @@ def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_p
     path = tmp_path / "net.safetensors"
     net = resfit.create_model("resnet20", num_classes=2, in_channels=6, depths=(1,), widths=(4,))
     model = compiled(net, preprocess=times)
-    model._trained = True
+    context_of(model).learned.inputs.trained = True
     model.save(path)
     model = resfit.load(path, preprocess=times)
     model.compile("sgd", preprocess=lambda x: x * jnp.arange(6.0).reshape(1, 1, 1, 6), dispatch="jit")
     with pytest.raises(CompileError, match="the network was trained with"):
         model.compile("sgd", preprocess=lambda x: x * 2.0, dispatch="jit")
     other = compiled(net)
-    other._trained, other._trained_on = True, ("other",)
+    context_of(other).learned.inputs.trained, context_of(other).learned.inputs.trained_on = True, ("other",)
     other.save(path)
     resfit.load(path).compile("sgd", preprocess=None, dispatch="jit")  # Auto leaves floats as they are
 
@@ -287,7 +287,7 @@ def test_transforms_before_training_need_one_line_and_are_trained_with() -> None
     model.compile("sgd", dispatch="jit")
     model.train_on_batch(COLOR, labels(8))
     model.transforms = resfit.transforms.Transforms(10, 8)  # another size, the same normalization
-    assert model._preprocess == resfit.transforms.Transforms(8, 8).preprocess
+    assert context_of(model).learned.inputs.preprocess == resfit.transforms.Transforms(8, 8).preprocess
     model.evaluate(COLOR, labels(8), verbose=0)  # and still compiled
 
 

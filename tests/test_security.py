@@ -21,7 +21,7 @@ from resfit.callbacks import ModelCheckpoint
 from resfit.data.datasets.archives import cifar, idx
 from resfit.errors import CallbackError, DataError
 from resfit.trainer.checkpoint.packing import pack, unpack
-from resfit.trainer.checkpoint.store import Checkpoints
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.faults import runs
 from tests.golden import files
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
@@ -84,7 +84,7 @@ def read_archive(folder: Path) -> None:
 
 LOADS: dict[str, Callable[[Path], Any]] = {
     "a model": lambda folder: resfit.load(files.MODELS / "net_that_normalizes.safetensors"),
-    "a checkpoint": lambda folder: Checkpoints(files.CHECKPOINTS, writes=False).newest(),
+    "a checkpoint": lambda folder: CheckpointStore(files.CHECKPOINTS, writes=False).newest(),
     "a run": resume,
     "weights": load_weights,
     "files of weights": load_weight_files,
@@ -199,7 +199,7 @@ def test_the_index_of_a_checkpoint_reaches_only_what_is_there(entry: Any) -> Non
 def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointStore(tmp_path)
     checkpoints.save(0, files.saved())
     checkpoints.save(1, files.saved())
     checkpoints.wait()

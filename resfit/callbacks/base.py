@@ -9,6 +9,25 @@ from flax import nnx
 from resfit.callbacks.logs import Logs
 
 
+class RunControl(Protocol):
+    """The requests that a callback can make of a running `fit`.
+
+    Attributes:
+      saves_checkpoints: True if `fit` runs with a `Checkpoint` callback.
+      data_wait: the share of the last epoch's training in which the device waited for data, from 0 to 1.
+    """
+
+    @property
+    def saves_checkpoints(self) -> bool: ...
+    @property
+    def data_wait(self) -> float: ...
+    def request_checkpoint(self, *, best: bool = False) -> None:
+        """Save the run after all hooks of this batch or epoch; `best` keeps the checkpoint as the best so far."""
+
+    def request_rollback(self, *, bad: tuple[int, int] | None = None, learning_rate_factor: float = 1.0) -> None:
+        """Go back to the newest checkpoint in which all values are finite, after all hooks of this batch or epoch."""
+
+
 class TrainedModel(Protocol):
     """The part of `resfit.Model` that callbacks use; callbacks import no trainer.
 
@@ -26,8 +45,7 @@ class TrainedModel(Protocol):
       history: of the last `fit`: a `resfit.callbacks.History`, or None.
       module: the trained module with its current variables.
       keeps_averages: True if there are averaged weights.
-      saves_checkpoints: True if a checkpoint can be requested.
-      data_wait: share of the last epoch in which the device waited for data.
+      control: takes requests, see `RunControl`.
     """
 
     stop_training: bool
@@ -53,14 +71,10 @@ class TrainedModel(Protocol):
     @property
     def keeps_averages(self) -> bool: ...
     @property
-    def saves_checkpoints(self) -> bool: ...
-    @property
-    def data_wait(self) -> float: ...
+    def control(self) -> RunControl: ...
     def first_non_finite(self) -> str | None: ...
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]: ...
     def set_weights(self, weights: Sequence[Any], averages: Sequence[Any] | None = None) -> None: ...
-    def request_checkpoint(self, *, best: bool = False) -> None: ...
-    def request_rollback(self, *, bad: tuple[int, int] | None = None, learning_rate_factor: float = 1.0) -> None: ...
 
 
 class Callback:

@@ -57,12 +57,12 @@ class Checkpoint(Callback):
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._steps += 1
         if self._every.due(self._steps):
-            self.model.request_checkpoint()
+            self.model.control.request_checkpoint()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         value = None if self._monitor is None else self._monitor.value(logs, "Checkpoint")
         improves = self._monitor is not None and value is not None and self._monitor.improves(value)
-        self.model.request_checkpoint(best=improves)
+        self.model.control.request_checkpoint(best=improves)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "best": None if self._monitor is None else self._monitor.best}

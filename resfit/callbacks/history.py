@@ -77,7 +77,7 @@ class History(Callback):
         self.history = {name: self.history[name] for name in sorted(self.history, key=_order)}
         self.epoch.append(epoch)
         self.timings["epoch_seconds"].append(time.perf_counter() - self._epoch_start)
-        self.timings["data_wait"].append(self.model.data_wait if hasattr(self, "model") else 0.0)
+        self.timings["data_wait"].append(self.model.control.data_wait if hasattr(self, "model") else 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -50,7 +50,7 @@ class RollbackOnNaN(Callback):
         self.count = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        if not self.model.saves_checkpoints:
+        if not self.model.control.saves_checkpoints:
             raise CallbackError(
                 "RollbackOnNaN goes back to a checkpoint, and this fit saves none. Pass a Checkpoint beside it: "
                 "callbacks=[resfit.callbacks.Checkpoint(folder), RollbackOnNaN()]."
@@ -66,7 +66,7 @@ class RollbackOnNaN(Callback):
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if not self._began:  # the first step of the run: there must be something to go back to
             self._began = True
-            self.model.request_checkpoint()
+            self.model.control.request_checkpoint()
         closely = self._failed is not None and (self._epoch, batch) <= self._failed
         bad = self._losses.add(batch, logs, wait=closely)
         self._go_back(bad)
@@ -96,7 +96,7 @@ class RollbackOnNaN(Callback):
             "%g.", message, self.count, self._times, self._factor,
         )  # fmt: skip
         self.model.keep_last_step = True
-        self.model.request_rollback(bad=self._failed, learning_rate_factor=self._factor)
+        self.model.control.request_rollback(bad=self._failed, learning_rate_factor=self._factor)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from resfit.model import Model
 from resfit.nets import probe
 from resfit.nets.probe import BlockStatistics
 from resfit.trainer.graph import plan as modes
+from resfit.trainer.snapshot import Snapshot
 
 # The limits beyond which something is called a problem: generous, because a false alarm costs more than a late one.
 SPREAD = (0.02, 5.0)  # standard deviation of the inputs; one of well-scaled images is 0.2 to 1
@@ -112,19 +113,20 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
       >>> report["inputs"].found
       'The inputs have mean 128 and standard deviation 74.6 after preprocessing.'
     """
-    model._require_compiled("doctor")
+    snapshot = model.snapshot()
+    loss_function = snapshot.require_compiled("doctor")
     x, y, _ = as_arrays(x, y)
     size = min(batch_size, len(jax.tree.leaves(x)[0]))
     batch_x, batch_y = jax.tree.map(lambda a: a[:size], (x, y))
-    if model._preprocess is not None:
-        batch_x = model._preprocess(batch_x)
-    run = _Run(model, batch_x, batch_y)
+    if snapshot.preprocess is not None:
+        batch_x = snapshot.preprocess(batch_x)
+    run = _Run(model, snapshot, batch_x, batch_y)
     logits = run.logits()
 
     alone = size == 1 and run.plan.has_batch_norm
-    labels = _labels(model, y, logits)
+    labels = _labels(model, loss_function, y, logits)
     checks = [_inputs(batch_x), labels, _last_layer(logits, run), _batch_of_one(alone)]
-    wrong_labels = labels.status == "problem" and not _learnable(model, y, logits)
+    wrong_labels = labels.status == "problem" and not _learnable(loss_function, y, logits)
     reason = (
         "It needs more than one example." if alone else "It needs labels that fit the network." if wrong_labels else ""
     )
@@ -144,18 +146,13 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
 class _Run:
     """A model on one batch, in either mode, without changing it."""
 
-    def __init__(self, model: Model, x: Any, y: Any) -> None:
+    def __init__(self, model: Model, snapshot: Snapshot, x: Any, y: Any) -> None:
         self.model, self.x, self.y = model, x, y
-        state = model._state
-        state.check_structure()
-        self.leaves, self.layout, self.plan = state.visible(), state.layout, state.layout.plan
+        self.leaves, self.layout, self.plan = snapshot.variables, snapshot.layout, snapshot.layout.plan
         self.carried = self.leaves[self.layout.n_params :]
-        self.trained = bool(int(state.leaves[-1]))
+        self.trained = bool(snapshot.steps)
         self.key = jax.random.key(0)
-
-    def _module(self, leaves: Any, *, train: bool) -> Any:
-        n = self.layout.n_params
-        return modes.assemble(self.plan, leaves[:n], leaves[n:], self.key, train=train)
+        self._module = snapshot.module
 
     def logits(self, scale: float = 1.0) -> np.ndarray | None:
         """The outputs in evaluation, (batch, classes), for inputs times a number; None if they are something else."""
@@ -250,22 +247,22 @@ def _inputs(x: Any) -> Check:
     return Check("inputs", "ok", seen)
 
 
-def _learnable(model: Model, y: Any, logits: np.ndarray | None) -> bool:
+def _learnable(loss: losses.Loss, y: Any, logits: np.ndarray | None) -> bool:
     if y is None or logits is None:
         return True
     try:
-        losses.check(model._loss, y, logits.shape)
+        losses.check(loss, y, logits.shape)
     except LabelError:
         return False
     return True
 
 
-def _labels(model: Model, y: Any, logits: np.ndarray | None) -> Check:
+def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) -> Check:
     own_step = type(model).compute_loss is not Model.compute_loss
-    if own_step or y is None or logits is None or not losses.takes_labels(model._loss) or logits.shape[1] == 1:
+    if own_step or y is None or logits is None or not losses.takes_labels(loss) or logits.shape[1] == 1:
         return Check("labels", "skipped", "Only labels of one class per example can be looked at.")
     try:
-        losses.check(model._loss, y, logits.shape)
+        losses.check(loss, y, logits.shape)
     except LabelError as error:
         return Check("labels", "problem", str(error), "fit refuses them until then.")
     classes = logits.shape[1]

@@ -11,7 +11,6 @@ from resfit.data.sources.arrays import as_arrays
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets import probe
-from resfit.trainer.graph import plan as modes
 
 
 def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray:
@@ -50,13 +49,11 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
         raise DataError(
             f"Grad-CAM got x of shape {jax.tree.map(np.shape, x)}. Expected images (examples, height, width, channels)."
         )
-    state, preprocess = model._state, model._preprocess
-    state.check_structure()
-    n_params, plan = state.layout.n_params, state.layout.plan
-    leaves, key = state.visible(), jax.random.key(0)
+    snapshot = model.snapshot()
+    leaves, preprocess = snapshot.variables, snapshot.preprocess
 
     def forward(change: Any, leaves: Any, x: Any) -> Any:
-        module: Any = modes.assemble(plan, leaves[:n_params], leaves[n_params:], key, train=False)
+        module = snapshot.module(leaves)
         probe.tap_part(module, part, change)
         return module(x if preprocess is None else preprocess(x))
 
@@ -77,7 +74,7 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
         raise ModuleError(
             f"Grad-CAM needs logits (batch, classes); the module returns {jax.tree.map(np.shape, logits)}."
         )
-    if classes is None and model._multi_label and logits.shape[1] > 1:
+    if classes is None and snapshot.multi_label and logits.shape[1] > 1:
         raise DataError(
             "Grad-CAM got no classes, and the model is multi-label: an image may have several labels, or none. "
             "Expected one label number for each image, such as classes=np.full(len(x), 3)."

@@ -83,7 +83,6 @@ def find_learning_rate(
       >>> found.learning_rates[0] <= found.suggestion < found.learning_rates[-1], model.learning_rate
       (True, 0.10000000149011612)
     """
-    model._require_compiled("find_learning_rate")
     if not 0 < lowest < highest < math.inf or steps < 3:
         raise DataError(
             f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and 3 steps or "
@@ -91,17 +90,11 @@ def find_learning_rate(
         )
     model.learning_rate = model.learning_rate  # raises where it cannot be set
     ramp = _Ramp(np.geomspace(lowest, highest, steps))
-    state, history = model._state, model.history
-    state.take_from_module()
-    # NumPy's copy: device_get may give a view of a buffer that the first step is given for its results.
-    saved, epoch = [np.array(leaf) for leaf in state.leaves], state.epoch
+    before, history = model.snapshot(), model.history
     try:
-        with model._learning_nothing():
-            model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
+        model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
     finally:
-        state.replace(tuple(model._placement.replicate(saved)))
-        state.epoch = epoch
-        state.publish()
+        before.restore()
         model.history, model.stop_training = history, False
     if not math.isfinite(ramp.losses[0]):
         raise DataError(

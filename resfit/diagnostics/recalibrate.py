@@ -12,8 +12,7 @@ from resfit.data import Geometry, as_batches
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets.stand_in import stand_in
-from resfit.trainer.graph import plan as modes
-from resfit.trainer.graph.plan import Plan
+from resfit.trainer.snapshot import Snapshot
 
 Path = tuple[Any, ...]
 
@@ -60,12 +59,8 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
       >>> bool((net.stem.norm.var[...] != 1).all())
       True
     """
-    state, preprocess = model._state, model._preprocess
-    state.check_structure()
-    plan, n_params = state.layout.plan, state.layout.n_params
-    leaves = state.visible()
-    key = jax.random.key(0)  # evaluation mode draws nothing, but the module may hold random streams
-    norms = _norms(plan, leaves[:n_params], leaves[n_params:], key)
+    snapshot = model.snapshot()
+    norms = _norms(snapshot)
     if not norms:
         raise ModuleError(
             f"{type(model.module).__name__} holds no BatchNorm with running statistics that are not frozen. There is "
@@ -73,22 +68,22 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
         )
 
     @jax.jit
-    def measure(leaves: Any, key: jax.Array, x: Any) -> dict[str, list[Moments]]:
-        module: Any = modes.assemble(plan, leaves[:n_params], leaves[n_params:], key, train=False)
+    def measure(variables: Any, x: Any) -> dict[str, list[Moments]]:
+        module = snapshot.module(variables)
         seen: dict[str, list[Moments]] = {}
         for path, part in nnx.iter_modules(module):
             if path in norms:
                 _measure(part, seen.setdefault(_name(path), []).append)
-        module(x if preprocess is None else preprocess(x))
+        module(x if snapshot.preprocess is None else snapshot.preprocess(x))
         return seen
 
     totals: dict[str, list[Moments]] = {_name(path): [] for path in norms}
     for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
-        placed = model._placement.place(batch.x)
-        for name, moments in jax.device_get(measure(leaves, key, placed)).items():
+        placed = snapshot.place(batch.x)
+        for name, moments in jax.device_get(measure(snapshot.variables, placed)).items():
             totals[name] = [combine([*totals[name], *moments])] if totals[name] or moments else []
     new = list(model.get_weights())
-    slots = {slot.path: n_params + i for i, slot in enumerate(state.layout.carried)}
+    slots = {slot.path: snapshot.layout.n_params + i for i, slot in enumerate(snapshot.layout.carried)}
     for path, norm in norms.items():
         if not totals[_name(path)]:
             continue  # a part that the call does not use
@@ -122,10 +117,10 @@ def combine(parts: list[Moments]) -> Moments:
     return Moments(total, np.asarray(mean), np.asarray(var))
 
 
-def _norms(plan: Plan, params: Any, carried: Any, key: jax.Array) -> dict[Path, nnx.BatchNorm]:
+def _norms(snapshot: Snapshot) -> dict[Path, nnx.BatchNorm]:
     """The BatchNorms whose statistics may move, by path."""
-    frozen = {slot.path for slot in plan.slots if slot.frozen}
-    module = modes.assemble(plan, params, carried, key, train=False)
+    frozen = {slot.path for slot in snapshot.layout.plan.slots if slot.frozen}
+    module = snapshot.module(snapshot.variables)
     return {
         path: part
         for path, part in nnx.iter_modules(module)

@@ -3,17 +3,20 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from rich.console import Console
 
 from resfit.errors import InputShapeError
 from resfit.nets.count import Operation, count_params, dense_operations
 from resfit.nets.resnet import ResNet
+from resfit.trainer.arguments import one_batch, unpacked
 from resfit.trainer.memory import StepMemory
+from resfit.trainer.trainer import Trainer
 
 OUTSIDE = "(itself)"  # the row of what a module holds and computes outside its parts
 
@@ -284,3 +287,34 @@ def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
             return f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
         value /= base
     return f"{value:.1f}{units[-1]}"
+
+
+def show(
+    module: nnx.Module,
+    batch: Any,
+    input_shape: tuple[int, ...] | None,
+    preprocess: Callable[[Any], Any] | None,
+    trainer: Callable[[], Trainer],
+) -> None:
+    """Print the table of `Model.summary`.
+
+    Args:
+      module: the network.
+      batch: (x, y) or (x, y, sample_weight), an input shape, or None.
+      input_shape: of one image, if `batch` is None.
+      preprocess: of the model.
+      trainer: returns the compiled trainer, or raises; called for a batch of arrays.
+    """
+    console = Console()
+    if isinstance(batch, tuple | list) and 1 <= len(batch) <= 3 and all(isinstance(side, int) for side in batch):
+        batch, input_shape = None, tuple(batch)
+    if batch is None:
+        text = summarize(module, input_shape).render(console.width)
+    else:
+        compiled = trainer()
+        one = one_batch(*unpacked(batch, "a batch"), None)
+        memory, examples = compiled.memory(one)
+        x = one.x if preprocess is None else jax.eval_shape(preprocess, one.x)
+        step = memory_of_a_step(memory, examples, compiled.devices)
+        text = f"{table_of_parts(module, x, console.width)}\n\n{step}"
+    console.print(text, soft_wrap=True, highlight=False)

@@ -1,10 +1,9 @@
 """What the arguments of `Model`'s methods mean: Keras's forms, taken apart and checked."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from resfit.callbacks import Callback, ProgressBar
 from resfit.data import Batch
@@ -41,29 +40,6 @@ def one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, flo
     x, y, weight = as_arrays(x, y, weights_of(y, sample_weight, class_weight))
     check_values(x, y)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
-
-
-def check_counts(**counts: Any) -> None:
-    """Raises for what is not None and no positive integer."""
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
-            raise DataError(f"Expected {name} to be a positive integer{_OR_NONE.get(name, '')}, got {count!r}.")
-
-
-_OR_NONE = {
-    "steps_per_epoch": ", or None for one pass over the data",
-    "validation_steps": ", or None for all of validation_data",
-    "validation_every": " of steps, or None to validate after epochs",
-}
-
-
-def due(frequency: int | Sequence[int]) -> Callable[[int], bool]:
-    """Whether to validate after an epoch, counted from zero, by `validation_freq`."""
-    if isinstance(frequency, int):
-        if frequency < 1:
-            raise DataError(f"Expected validation_freq to be a positive number of epochs, got {frequency}.")
-        return lambda epoch: (epoch + 1) % frequency == 0
-    return lambda epoch: epoch + 1 in frequency
 
 
 def bar(verbose: str | int) -> list[Callback]:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from resfit import losses
+from resfit.errors import CompileError, ModuleError
 
 
 class Output(NamedTuple):
@@ -55,3 +56,26 @@ def kind(name: str, *, multi_label: bool) -> str:
       ('labels', 'logits')
     """
     return _MULTI_LABEL + name if multi_label and name in ("probabilities", "labels") else name
+
+
+def kind_of(name: str, module: Any, is_multi_label: Callable[[str], bool]) -> str:
+    """Return the key in `OUTPUTS` of the argument `outputs` of `Model.predict`.
+
+    Args:
+      name: the argument.
+      module: the network.
+      is_multi_label: name -> True if these outputs are those of a multi-label model.
+
+    Raises:
+      CompileError: for an unknown name.
+      ModuleError: for "embedding" of a module without a method `embed`.
+    """
+    if name not in NAMES:
+        raise CompileError(f"Expected outputs to be one of {list(NAMES)}, got {name!r}.")
+    found = kind(name, multi_label=is_multi_label(name))
+    if name == "embedding" and not callable(getattr(module, "embed", None)):
+        raise ModuleError(
+            f"predict(outputs='embedding') calls the module's method embed, and {type(module).__name__} has "
+            "none. Expected def embed(self, x) that returns (batch, features)."
+        )
+    return found

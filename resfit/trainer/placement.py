@@ -91,6 +91,12 @@ class Placement:
         return len(self.devices) if mapped else 1
 
     @property
+    def platform(self) -> str:
+        """The platform of the devices, such as "cpu"."""
+        platform: str = self.devices[0].platform
+        return platform
+
+    @property
     def mesh(self) -> Mesh | None:
         """The mesh of one axis over which batches are split; None on one device."""
         return self._mesh if len(self.devices) > 1 else None

@@ -1,17 +1,21 @@
-"""What training does between two batches, and between two epochs."""
+"""One call of `fit`: epochs, validation, checkpoints and rollbacks around the training steps."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from resfit.callbacks.logs import LazyLogs
 from resfit.data.batches import Batches
 from resfit.data.epochs import Epochs
-from resfit.errors import ResumeError
+from resfit.errors import DataError, ResumeError, StepFailed
 from resfit.trainer.boundary import Boundary
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint.manager import Keeper, Progress
+from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+from resfit.trainer.context import LabelCheck, RunContext
+from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.interrupts import Interrupt
-from resfit.trainer.multihost import Processes
-from resfit.trainer.state import Leaves
+from resfit.trainer.learning_rate import LearningRate
+from resfit.trainer.trainer import Trainer
 
 
 class Validation(NamedTuple):
@@ -19,11 +23,11 @@ class Validation(NamedTuple):
 
     Attributes:
       data: the examples.
-      steps: how many batches; None for all.
-      due: epoch, counted from zero -> whether to validate after it.
+      steps: the number of batches; None for all.
+      due: epoch, counted from zero -> True if a validation follows it.
       every: validate after every so many steps of this fit instead; None for `due`.
-      stopped: whether somebody asked to stop this validation.
-      weights: -> "raw" or "ema", asked before each validation.
+      stopped: returns True if somebody asked to stop this validation.
+      weights: returns "raw" or "ema"; asked before each validation.
     """
 
     data: Batches
@@ -34,108 +38,176 @@ class Validation(NamedTuple):
     weights: Callable[[], str]
 
 
-class Trains(Protocol):
-    """What `Run` needs of the loop.
+@dataclasses.dataclass
+class Run:
+    """One `fit`: the objects that it works with, and the log of its last epoch.
 
     Attributes:
-      sums: metric sums since the epoch began.
-      processes: of the run.
-    """
-
-    sums: Leaves
-    processes: Processes
-
-    def validate(
-        self, validation: Validation, callbacks: CallbackList, interrupt: Interrupt, save: Callable[[], None]
-    ) -> dict[str, Any]: ...
-
-
-class Run:
-    """What training does between two batches, and between two epochs: stop, validate, save, go back.
-
-    Args:
-      loop: what trains.
-      data: of the run.
+      context: of the model.
+      trainer: takes the steps.
+      evaluator: validates.
+      rate: of the model.
+      data: cut into epochs.
       callbacks: to fire.
       validation: None for none.
-      keeper: saves the run; None where no callback says where.
+      manager: saves the run; None if no callback names a folder.
       interrupt: what a signal asks for.
-      stopped: whether somebody asked to stop.
+      stopped: returns True if somebody asked to stop.
+      logs: of the last epoch, for on_train_end.
     """
 
-    def __init__(
-        self,
-        loop: Trains,
-        data: Epochs,
-        callbacks: CallbackList,
-        validation: Validation | None,
-        keeper: Keeper | None,
-        interrupt: Interrupt,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._loop, self._data, self._callbacks, self._validation = loop, data, callbacks, validation
-        self._keeper, self._interrupt, self._stopped = keeper, interrupt, stopped
+    context: RunContext
+    trainer: Trainer
+    evaluator: Evaluator
+    rate: LearningRate
+    data: Epochs
+    callbacks: CallbackList
+    validation: Validation | None
+    manager: CheckpointManager | None
+    interrupt: Interrupt
+    stopped: Callable[[], bool]
+    logs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def restore(self) -> None:
-        """Puts back what was found in the folder."""
-        if self._keeper is not None:
-            self._loop.sums = self._keeper.restore(self._data, self._callbacks)
+    def train(self, epochs: range, start: Progress | None) -> Progress:
+        """Train. However it ends, the user's module holds the values of the last completed step.
 
-    def check_interrupt(self) -> None:
-        """End the run where a signal arrived before its first step; nothing is new, so nothing is saved."""
-        Boundary(self._loop.processes, self._interrupt, self._stopped)()
+        Args:
+          epochs: their numbers, as callbacks see them.
+          start: where a saved run resumes, or None.
 
-    def rolls_back(self) -> bool:
-        """Whether a callback asked to go back to the last good checkpoint."""
-        return self._keeper is not None and self._keeper.rollback is not None
-
-    def rolled_back(self) -> Progress:
-        """Where the run goes on from its last good checkpoint."""
-        if self._keeper is None:
-            raise ResumeError("There is no checkpoint to go back to. fit needs a Checkpoint callback.")
-        with self._loop.processes.failing_together():
-            here = self._keeper.roll_back()
-        if not here.batch:
-            self.restore()
+        Returns:
+          The progress at the end.
+        """
+        state = self.context.state
+        check = self.context.label_check(self.data.batches)
+        here = Progress(epochs.start) if start is None else start
+        self.logs = dict(here.logs)
+        try:
+            with self.context.processes.failing_together():
+                self.callbacks.fire("on_train_begin", {})
+                if start is None:
+                    state.take_from_module()
+                state.between_steps = True
+                if start is not None and not start.batch:
+                    self._restore()
+                # A signal before the first step ends the run; nothing is new, so nothing is saved.
+                Boundary(self.context.processes, self.interrupt, self.stopped)()
+                while here.epoch < epochs.stop and not (here.stopping and not here.batch):
+                    here = self._epoch(here, check)
+                state.take_from_module()  # what callbacks assigned last, as after every other step
+        except BaseException as exception:
+            self._explain(exception)
+            raise
+        finally:
+            state.publish()
+            state.between_steps = False
+            self.callbacks.fire("on_train_end", self.logs)
         return here
 
-    def after_batch(self, here: Progress) -> Progress:
-        """Where the run is after a batch, its hooks, and what was due then."""
-        every = None if self._validation is None else self._validation.every
+    def _explain(self, exception: BaseException) -> None:
+        """Recover a state that a failed step took with it, and raise StepFailed in that case."""
+        lost = self.context.state.recover()
+        self.callbacks.fire("on_exception", exception)
+        if lost and isinstance(exception, Exception):
+            raise StepFailed(
+                f"A step failed on the device and took the state with it: {exception}. The module is back at the "
+                "values it last held (of the start of this fit, or of the last time model.module was read); the "
+                "optimizer, the averages and the step counter start again, as after compile."
+                + ("" if self.manager is None else " fit with resume=True resumes from the newest checkpoint.")
+            ) from exception
+
+    def _epoch(self, here: Progress, check: LabelCheck) -> Progress:
+        """Train one epoch, or what is left of it."""
+        self.callbacks.fire("on_epoch_begin", here.epoch, {})
+        last: LazyLogs | None = None
+        if here.batch:
+            self._restore()
+            last = self.trainer.logs()
+        else:
+            self.trainer.begin_epoch()
+        if here.validating:
+            here = self._validated(here)
+        if not here.stopping:
+            for last in self.trainer.batches(self.data, here.batch, self.callbacks, check, self.manager):  # noqa: B007
+                here = self._after_batch(here)
+                if here.stopping or self._rolls_back:
+                    break
+        if not self._rolls_back:
+            here = self._after_epoch(here, last)
+        return self._rolled_back() if self._rolls_back else here
+
+    def _after_batch(self, here: Progress) -> Progress:
+        """Validate, save and stop as far as they are due after a batch and its hooks."""
+        every = None if self.validation is None else self.validation.every
         here = here._replace(batch=here.batch + 1, steps=here.steps + 1)
         here = here._replace(validating=every is not None and here.steps % every == 0)
         here = self._boundary(here)
         if here.validating:
-            here = self._boundary(self.validated(here))
+            here = self._boundary(self._validated(here))
         self._save_if_wanted(here)
         return here
 
-    def validated(self, here: Progress) -> Progress:
-        """After the validation that is due."""
-        if self._validation is None:
+    def _after_epoch(self, here: Progress, last: LazyLogs | None) -> Progress:
+        """Validate, fire on_epoch_end, and save and stop as far as they are due."""
+        if last is None:
+            raise DataError(f"Epoch {here.epoch} had no batches. Expected at least one.")
+        self.logs = {**last, **self.data.report}
+        self.logs |= self.trainer.skipped_steps(here.epoch, here.batch)
+        validation = self.validation
+        if validation is not None and not validation.every and validation.due(here.epoch):
+            here = self._validated(here)
+        self.logs |= here.validated
+        self.logs |= self.rate.in_logs()
+        self.callbacks.fire("on_epoch_end", here.epoch, self.logs)
+        here = self._boundary(Progress(here.epoch + 1, steps=here.steps, logs=self.logs))
+        self._save_if_wanted(here)
+        return here
+
+    def _validated(self, here: Progress) -> Progress:
+        """Run the validation that is due."""
+        validation = self.validation
+        if validation is None:
             return here
         # A validation that is interrupted begins anew, so callbacks go back to where they were before it.
-        states = self._callbacks.state_dicts() if self._keeper is not None else None
-        values = self._loop.validate(
-            self._validation, self._callbacks, self._interrupt, lambda: self._save(here, states=states)
+        states = self.callbacks.state_dicts() if self.manager is not None else None
+        boundary = Boundary(
+            self.context.processes, self.interrupt, validation.stopped, lambda: self._save(here, states=states)
         )
-        return here._replace(validated=values, validating=False)
+        values = self.evaluator.evaluate_until(
+            boundary, validation.data, validation.steps, self.callbacks, validation.weights()
+        )
+        return here._replace(validated={f"val_{name}": value for name, value in values.items()}, validating=False)
 
-    def after_epoch(self, here: Progress, logs: dict[str, Any]) -> Progress:
-        """Where the run is after an epoch and its hooks."""
-        here = self._boundary(Progress(here.epoch + 1, steps=here.steps, logs=logs))
-        self._save_if_wanted(here)
+    def _restore(self) -> None:
+        """Restore the state and the metric sums that were found in the folder."""
+        if self.manager is not None:
+            self.trainer.sums = self.manager.restore(self.data, self.callbacks)
+
+    @property
+    def _rolls_back(self) -> bool:
+        """True if a callback requested a rollback to the last good checkpoint."""
+        return self.manager is not None and self.manager.rollback is not None
+
+    def _rolled_back(self) -> Progress:
+        """Go back to the last good checkpoint."""
+        if self.manager is None:
+            raise ResumeError("There is no checkpoint to go back to. fit needs a Checkpoint callback.")
+        with self.context.processes.failing_together():
+            here = self.manager.roll_back()
+        if not here.batch:
+            self._restore()
         return here
 
     def _boundary(self, here: Progress) -> Progress:
-        save = lambda: self._save(here._replace(stopping=self._stopped()))  # noqa: E731
-        stop = Boundary(self._loop.processes, self._interrupt, self._stopped, save)()
+        """Stop if somebody asked to; save first if a signal ends the run."""
+        save = lambda: self._save(here._replace(stopping=self.stopped()))  # noqa: E731
+        stop = Boundary(self.context.processes, self.interrupt, self.stopped, save)()
         return here._replace(stopping=stop)
 
     def _save_if_wanted(self, here: Progress) -> None:
-        if self._keeper is not None and self._keeper.wanted:
+        if self.manager is not None and self.manager.wanted:
             self._save(here)
 
     def _save(self, here: Progress, states: dict[str, Any] | None = None) -> None:
-        if self._keeper is not None:
-            self._keeper.save(here, self._loop.sums, self._data, self._callbacks, states)
+        if self.manager is not None:
+            self.manager.save(here, self.trainer.sums, self.data, self.callbacks, states)

@@ -106,6 +106,16 @@ class RunState:
     def leaves(self, leaves: Leaves) -> None:
         self.arrays = self.layout.unflatten(leaves)
 
+    @property
+    def keeps_averages(self) -> bool:
+        """True if there are averaged weights."""
+        return self._ema
+
+    @property
+    def module(self) -> nnx.Module:
+        """The user's own module; see `publish` for when it is up to date."""
+        return self._module.module
+
     # --- exchange with the module -------------------------------------------------------------------------------------
 
     def check_structure(self) -> None:

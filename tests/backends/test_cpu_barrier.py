@@ -13,7 +13,7 @@ from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.backends.program_cache import PROGRAMS
 from resfit.nets import residual
 from tests import levels
-from tests.helpers import compiled, images, labels
+from tests.helpers import compiled, compiled_of, context_of, images, labels, train_arguments
 
 BLOCKS = 4
 
@@ -32,11 +32,11 @@ def programs(**fields: Any) -> dict[str, int]:
     PROGRAMS.clear()  # an equal model before would serve, whatever is replaced inside of resfit
     model = compiled(deep(**fields), cpu_kernels="xla")
     batch = resfit.data.Batch(images(8), labels(8), None, None, 8)
-    loop = model._loop
-    turn = loop._turn(batch)
-    train = loop._train.prepare((model._state.leaves, loop._empty, loop._key, turn.placed), lambda _: None)
-    turn = loop._turn(batch, lambda batch: batch.x)
-    predict = loop._predict["logits"].prepare((model._state.visible(), loop._key, turn.placed), lambda _: None)
+    steps, context = compiled_of(model), context_of(model)
+    train = steps.trainer.step.prepare(train_arguments(model, batch), lambda _: None)
+    turn = context.turn(batch, lambda batch: batch.x)
+    arguments = (context.state.visible(), context.key, turn.placed)
+    predict = steps.predictor.steps["logits"].prepare(arguments, lambda _: None)
     return {"train": most_operands(train), "predict": most_operands(predict)}
 
 

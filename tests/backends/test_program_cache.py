@@ -28,7 +28,7 @@ from tests.helpers import PlainNet, TinyNet, compiled, counting_compilations, fi
 
 def a_run(seed: int, **arguments: Any) -> Any:
     model = compiled(TinyNet(rngs=nnx.Rngs(seed)), seed=seed, **arguments)
-    fit(model, epochs=2, validation_data=(images(9), labels(9)))
+    fit(model, images(16), labels(16), epochs=2, validation_data=(images(9), labels(9)))
     model.predict(images(9), verbose=0)
     return model
 
@@ -48,7 +48,7 @@ def test_another_network_is_another_program() -> None:
     a_run(0)
     with counting_compilations(known_programs=True) as found:
         model = compiled(TinyNet(classes=5, rngs=nnx.Rngs(0)))
-        fit(model)
+        fit(model, images(8), labels(8))
     assert len(found) > 0
 
 
@@ -75,7 +75,7 @@ def test_programs_that_call_python_are_never_taken_for_one_another() -> None:
 
 def test_compiler_options_reach_xla() -> None:
     model = compiled(compiler_options={"xla_cpu_enable_fast_math": True})
-    fit(model)
+    fit(model, images(8), labels(8))
     for options in ({"xla_nonsense": 1}, {"xla_cpu_enable_fast_math": "perhaps"}):
         model = compiled(compiler_options=options)
         with pytest.raises(CompileError, match=r"compiler_options=.*XLA raised"):
@@ -115,7 +115,7 @@ def test_models_that_read_other_inputs_or_labels_do_not_share_programs(dispatch:
 
 def test_a_network_of_other_widths_under_an_optimizer_without_state_is_another_program() -> None:
     for classes in (3, 5):
-        fit(compiled(TinyNet(classes, rngs=nnx.Rngs(0)), optimizer=optax.sgd))
+        fit(compiled(PlainNet(classes, rngs=nnx.Rngs(0)), optimizer=optax.sgd), images(8), labels(8))
 
 
 def run(folder: Path, which: str, label: str, *others: Any, resume: bool = False) -> None:
@@ -313,7 +313,7 @@ USES: dict[str, Callable[[Teacher], dict[str, Any]]] = {
 def test_what_a_function_closes_over_is_freed_with_its_model(use: str) -> None:
     teacher = Teacher()
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), **USES[use](teacher))
-    fit(model, validation_data=(images(9), labels(9)))
+    fit(model, images(8), labels(8), validation_data=(images(8), labels(8)))
     alive = weakref.ref(teacher)
     del teacher, model
     gc.collect()

@@ -176,7 +176,7 @@ def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None
     fit(model, images(64), labels(64), callbacks=[WaitsFirst(), Watched(console=terminal()[0])])
     assert ready[-8:] == [True] * 8  # where every step is done, the bar reads every step
     ready.clear()
-    monkeypatch.setattr("resfit.trainer.loop.LazyLogs", Unready)
+    monkeypatch.setattr("resfit.trainer.evaluator.LazyLogs", Unready)
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert ready == []  # and where none is, it waits for none
 

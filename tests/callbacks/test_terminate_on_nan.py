@@ -125,7 +125,7 @@ class Exploding(nnx.Module):
 
 def _set(model: resfit.Model, layer: str, value: float) -> None:
     part = getattr(model.module, layer)
-    part.kernel[...] = part.kernel[...] * 0 + value
+    part.kernel[...] = np.full(part.kernel.shape, value, np.float32)
 
 
 class Spoil(resfit.callbacks.Callback):

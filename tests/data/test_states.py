@@ -24,7 +24,7 @@ from hypothesis.extra import numpy
 from resfit.data.states import packed, unpacked
 from resfit.errors import DataError
 from resfit.trainer.checkpoint.packing import pack, unpack
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 
 TEXT = st.text(st.characters(codec=None))  # lone surrogates too
 INTEGERS = st.integers() | st.integers(-(10**400), 10**400)
@@ -120,7 +120,7 @@ def test_a_state_comes_back_from_the_files_of_a_checkpoint(tmp_path: Path) -> No
         "bits": rng.bit_generator.state, "python": random.Random(0).getstate(), 3: (b"", b"\0\1\0", None),
         "rows": np.arange(5), "none": np.zeros((0, 2)), "one": np.int64(7), "flag": np.True_, "__array__": "no name",
     }  # fmt: skip
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointStore(tmp_path)
     checkpoints.save(0, Saved({}, {"data": {"loader": packed(state)}}))
     state["rows"][:] = 0  # the loader's own, which it goes on with
     checkpoints.wait()

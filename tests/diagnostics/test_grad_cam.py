@@ -11,14 +11,14 @@ from flax import nnx
 import resfit
 from resfit.errors import DataError, ModuleError
 from tests import levels
-from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, values
+from tests.helpers import CLASSES, PlainNet, TinyNet, call, compiled, differ, fit, flags, images, values
 
 
 def by_formula(net: Any, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Of TinyNet's norm, whose output goes through ReLU, mean and a dense layer."""
     copy = nnx.clone(net)
     copy.eval()
-    output = np.asarray(copy.norm(copy.conv(x)))  # (n, h, w, c)
+    output = np.asarray(call(copy.norm, call(copy.conv, x)))  # (n, h, w, c)
     gradient = (output > 0) * np.asarray(net.head.kernel[...]).T[classes][:, None, None, :] / 64
     heat = np.maximum((output * gradient.mean(axis=(1, 2), keepdims=True)).sum(axis=3), 0)
     largest = heat.max(axis=(1, 2), keepdims=True)
@@ -57,8 +57,10 @@ def test_any_part_that_gives_an_image_will_do_at_the_images_size(part: str) -> N
 def test_the_place_that_decides_is_the_place_that_is_shown() -> None:
     """The network's only feature is brightness, so the map must peak where the image is bright."""
     net = TinyNet(rngs=nnx.Rngs(0))
-    net.conv.kernel[...] = jnp.zeros((3, 3, 1, 4)).at[1, 1].set(1.0)
-    net.head.kernel[...] = jnp.ones((4, 1)) * jnp.arange(CLASSES)[None]
+    kernel = np.zeros((3, 3, 1, 4), np.float32)
+    kernel[1, 1] = 1
+    net.conv.kernel.set_value(jnp.asarray(kernel))
+    net.head.kernel.set_value(jnp.asarray(np.float32([range(CLASSES)] * 4)))
     x = np.zeros((3, 8, 8, 1), np.float32)
     places = [(1, 2), (5, 5), (7, 0)]
     for i, place in enumerate(places):

@@ -11,7 +11,7 @@ from flax import nnx
 import resfit
 from resfit.diagnostics.lr_finder import LearningRateSearch, suggest
 from resfit.errors import CompileError, DataError, NotCompiledError
-from tests.helpers import PlainNet, TinyNet, compiled, fit, flags, images, labels, values
+from tests.helpers import PlainNet, TinyNet, compiled, fit, flags, images, labels, state_of, values
 
 
 def separable(n: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +21,7 @@ def separable(n: int = 64) -> tuple[np.ndarray, np.ndarray]:
 
 
 def everything(model: resfit.Model) -> list[Any]:
-    state = model._state
+    state = state_of(model)
     return [*map(np.array, state.visible()), *map(np.array, state.leaves), np.array(state.epoch)]
 
 

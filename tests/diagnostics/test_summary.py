@@ -26,7 +26,7 @@ class Mixed(nnx.Module):
         self.last = nnx.Linear(8, 3, rngs=rngs)
         self.blocks = nnx.List([nnx.Conv(4, 4, (3, 3), padding=1, rngs=rngs) for _ in range(2)])
         self.named = nnx.Dict({"norm": nnx.BatchNorm(4, rngs=rngs), "activation": nnx.relu})
-        self.weight = nnx.Param(jnp.ones((4, 8)))
+        self.weight = nnx.Param(jnp.asarray(np.ones((4, 8), np.float32)))
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         for block in self.blocks:

@@ -32,8 +32,11 @@ def faults(mistake: Mistake, outcome: Outcome) -> list[str]:
 
 
 def changes_the_model(mistake: Mistake) -> bool:
-    """Return True if the code of a mistake changes the model on purpose."""
-    return mistake.trains or any(f"model.{call}(" in mistake.code for call in ("compile", "freeze"))
+    """Return True if the code of a mistake changes the model on purpose: a call of compile that fails does not."""
+    calls = [f"model.{name}(" for name in ("compile", "freeze")]
+    if mistake.error is not WARNING and "\n" not in mistake.code and mistake.code.startswith(tuple(calls)):
+        return mistake.trains
+    return mistake.trains or any(call in mistake.code for call in calls)
 
 
 def by_itself(mistake: Mistake) -> Any:

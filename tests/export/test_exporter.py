@@ -57,7 +57,7 @@ def pixels(n: int = 20) -> np.ndarray:
 def trained() -> Any:
     """Trained on uint8, with averages."""
     model = compiled(small(), ema=0.5, preprocess=Normalize((0.5,), (0.25,)))
-    fit(model, pixels(), labels())
+    fit(model, pixels(16), labels(16))
     return model
 
 
@@ -150,7 +150,7 @@ def test_batch_norm_is_folded_on_request_and_the_file_is_smaller(
 
 def test_a_module_of_ones_own_is_exported_and_folded(tmp_path: Path) -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
-    fit(model)
+    fit(model, images(16), labels(16))
     expected = model.predict(images(), verbose=0)
     for fold in (False, True):
         found = exported(model, tmp_path, fold_batch_norm=fold)
@@ -177,7 +177,7 @@ def resfit_program(path: Path) -> jax.export.Exported:
 
 
 def test_weights_that_are_bfloat16_keep_their_bits(tmp_path: Path) -> None:
-    model = resfit.Model(small(param_dtype="bfloat16"))
+    model = resfit.Model(small(param_dtype="bfloat16", depths=(1,), widths=(4,)))
     expected = model.predict(images(), verbose=0)
     found = exported(model, tmp_path)
     np.testing.assert_allclose(found.predict(images()), expected, rtol=1e-6, atol=1e-6)
@@ -252,7 +252,7 @@ def test_what_a_module_draws_in_evaluation_is_what_predict_draws(tmp_path: Path)
 
 
 def test_a_loaded_model_is_exported_for_what_it_was_trained_on(tmp_path: Path) -> None:
-    model = compiled(small())
+    model = compiled(small(depths=(1,), widths=(4,)))
     model.train_on_batch(pixels(8), labels(8))
     model.save(tmp_path / "net.safetensors")
     found = exported(resfit.load(tmp_path / "net.safetensors"), tmp_path, input_shape=(8, 8, 1))

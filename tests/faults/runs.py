@@ -14,7 +14,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, ReduceLROnPlateau
-from tests.helpers import CLASSES, TinyNet, compiled, images, labels, values
+from tests.helpers import CLASSES, TinyNet, compiled, images, labels, state_of, values
 
 EXAMPLES, BATCH, EPOCHS = 22, 8, 3
 STEPS = EPOCHS * 3  # two full batches an epoch, and a tail of six
@@ -139,7 +139,7 @@ def run(
         "counts": counts.seen,
         "stopping": stopping.state_dict(),
         "values": values(made.module),
-        "leaves": [np.asarray(leaf) for leaf in made._state.leaves],
+        "leaves": [np.asarray(leaf) for leaf in state_of(made).leaves],
     }
 
 

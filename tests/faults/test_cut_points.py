@@ -17,10 +17,10 @@ from resfit.callbacks import Checkpoint
 from resfit.data.epochs import Epochs
 from resfit.errors import CallbackError, ResumeError, StepFailed
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint.manager import Keeper
+from resfit.trainer.checkpoint.manager import CheckpointManager
 from tests import levels
 from tests.faults import runs
-from tests.helpers import PlainNet, assert_same, labels
+from tests.helpers import PlainNet, assert_same, labels, state_of
 
 
 @functools.cache
@@ -128,9 +128,9 @@ def test_a_fresh_folder_is_begun_in(shared: Path, tmp_path: Path) -> None:
 
 
 def without_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         state = self._state
         before, n = state.leaves, state.layout.n_params
         sums = restore(self, *arguments)
@@ -139,31 +139,31 @@ def without_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
         state.leaves = tuple(leaves)
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def without_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before = self._state.leaves[-1]
         sums = restore(self, *arguments)
         self._state.leaves = (*self._state.leaves[:-1], before)
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def without_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before, n = self._state.leaves, self._state.layout.n_model
         sums = restore(self, *arguments)
         self._state.leaves = (*self._state.leaves[:n], *before[n:-2], *self._state.leaves[-2:])
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def without_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +174,10 @@ def without_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_metric_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
-    monkeypatch.setattr(Keeper, "restore", lambda self, *arguments: tuple(0 * one for one in restore(self, *arguments)))
+    restore = CheckpointManager.restore
+    monkeypatch.setattr(
+        CheckpointManager, "restore", lambda self, *arguments: tuple(0 * one for one in restore(self, *arguments))
+    )
 
 
 def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +212,7 @@ def test_the_run_has_everything_that_could_be_missed(shared: Path) -> None:
     assert set(found["history"]) >= {"loss", "val_loss", "learning_rate"}
     assert len(set(found["history"]["learning_rate"])) == runs.EPOCHS
     assert found["counts"]["batches"] == runs.STEPS
-    assert runs.model()._state.layout.plan.has_batch_norm
+    assert state_of(runs.model()).layout.plan.has_batch_norm
     assert isinstance(resfit.callbacks.Checkpoint("x"), resfit.callbacks.Callback)
 
 

@@ -19,7 +19,7 @@ from resfit.data import decode as decoding
 from resfit.data.sources import pictures
 from resfit.data.sources.tfds_source import TfdsSource
 from resfit.errors import DataError, ResumeError
-from resfit.trainer.checkpoint.store import Checkpoints
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests import levels
 from tests.faults import kinds, runs
 from tests.faults.kinds import KINDS, READ, X, Y
@@ -157,7 +157,7 @@ def whole(kind: str, files: Path, path: Path) -> tuple[dict[str, Any], Path]:
     """What is left behind by a run that nothing stops, and what it had saved after four steps."""
     place = path / kind.replace(" ", "-")
     left = run(kind, files, place, every=4, keep=100)
-    checkpoints = Checkpoints(place, writes=False)
+    checkpoints = CheckpointStore(place, writes=False)
     (saved,) = [
         number
         for number in checkpoints.steps

@@ -19,7 +19,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 from tests import levels
 from tests.faults import files, runs
 from tests.helpers import PlainNet, assert_same
@@ -106,7 +106,7 @@ def newest_two(complete: list[int]) -> list[int]:
 
 def four(folder: Path) -> list[CheckpointError]:
     """Four checkpoints, of which the two newest are kept. Returns what went wrong."""
-    checkpoints, found = Checkpoints(folder), []
+    checkpoints, found = CheckpointStore(folder), []
     for number in range(4):
         try:
             checkpoints.save(number, saved(number), newest_two)
@@ -148,7 +148,7 @@ def test_each_operation_of_a_checkpoint_fails_in_turn(code: int, chosen: Any, me
         else:  # Orbax removes what is not there: no matter
             assert name.split()[0] == "unlink"
             assert "rename 2.unsynced" in fails.after
-        checkpoints = Checkpoints(folder)
+        checkpoints = CheckpointStore(folder)
         newest = checkpoints.newest()
         assert newest is not None
         assert newest[0] == 3  # for all that happened to the one before
@@ -211,7 +211,7 @@ def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_c
     assert len(copies) == len(concerning(seen, 0, 2))
     found: dict[int, Saved] = {}
     for copy in copies:
-        checkpoints = Checkpoints(copy)
+        checkpoints = CheckpointStore(copy)
         newest = checkpoints.newest()
         checkpoints.close()
         assert [path.name for path in copy.iterdir() if "." in path.name] == [".lock"]
@@ -237,7 +237,7 @@ def test_the_layer_sees_a_checkpoint_fail_that_nobody_reports(shared: Path, tmp_
     with files.watched(folder, swallow), runs.stopped(ZeroDivisionError):
         plain(folder, runs.Stops(4, lambda: 1 / 0))
     assert complete(folder)[-1] == 3
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     newest = checkpoints.newest()
     assert newest is not None
     assert newest[0] == 2
@@ -280,7 +280,7 @@ def test_each_file_of_the_newest_checkpoint_is_damaged_in_turn_and_the_run_ends_
         copy = memory / path.name
         shutil.copytree(folder, copy)
         damage(copy / path.relative_to(folder))
-        checkpoints = Checkpoints(copy)
+        checkpoints = CheckpointStore(copy)
         found = checkpoints.newest()
         checkpoints.close()
         assert found is not None
@@ -407,11 +407,11 @@ def test_a_folder_that_vanishes_and_what_takes_its_place(
 
 
 def test_a_folder_that_is_made_again_is_locked_again(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints = CheckpointStore(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     checkpoints.save(0, Saved({"a": np.zeros(3)}, {}))
     with pytest.raises(CheckpointError, match="Another run is at work"):
-        Checkpoints(tmp_path / "run")
+        CheckpointStore(tmp_path / "run")
     checkpoints.close()
 
 

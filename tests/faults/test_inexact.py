@@ -13,7 +13,7 @@ from resfit.callbacks import Callback, Checkpoint
 from resfit.errors import ResumeError
 from tests import levels
 from tests.faults import runs, twin
-from tests.helpers import PlainNet, images, labels
+from tests.helpers import PlainNet, images, labels, state_of
 
 EXAMPLES, BATCH = twin.EXAMPLES, twin.BATCH
 
@@ -118,7 +118,7 @@ def test_each_difference_is_named_and_gone_on_with_when_asked(
     history = go(tmp_path, made=found, resume="inexact", **fit_now)
     assert history.epoch == list(range(fit_now.get("epochs", 2)))
     assert all(np.isfinite(history.history["loss"]))
-    assert found._state.steps() > 2  # those before the stop count
+    assert state_of(found).steps() > 2  # those before the stop count
     if name != "loss":
         assert "goes on, and not exactly: it was saved with other" in caplog.text
     # What was gone on with is what the run is now.
@@ -181,8 +181,8 @@ def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additio
     stopped(tmp_path / "run", made=model(kind, dispatch=before))
     found = model(kind, dispatch=now)
     go(tmp_path / "run", made=found, resume="inexact")
-    assert found._state.steps() == whole._state.steps()
-    for u, v in zip(found._state.leaves[:-2], whole._state.leaves[:-2], strict=True):
+    assert state_of(found).steps() == state_of(whole).steps()
+    for u, v in zip(state_of(found).leaves[:-2], state_of(whole).leaves[:-2], strict=True):
         np.testing.assert_allclose(u, v, rtol=1e-3, atol=1e-4)
 
 

@@ -14,14 +14,14 @@ from resfit.callbacks import Callback, Checkpoint, EarlyStopping, LearningRateSc
 from resfit.errors import ResumeError
 from tests import levels
 from tests.faults import runs
-from tests.helpers import PlainNet, assert_same, fit, images, labels
+from tests.helpers import PlainNet, assert_same, fit, images, labels, state_of
 from tests.trainer.test_schedule_of_a_fit import Rates
 
 STEPS = 3  # of an epoch
 
 
 def leaves(model: resfit.Model) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in model._state.leaves]
+    return [np.asarray(leaf) for leaf in state_of(model).leaves]
 
 
 def go(

@@ -17,7 +17,7 @@ from resfit.errors import DataError
 from resfit.losses import BinaryCrossEntropy
 from tests import levels
 from tests.faults import runs
-from tests.helpers import CLASSES, PlainNet, assert_same, compiled, images, labels
+from tests.helpers import CLASSES, PlainNet, assert_same, compiled, context_of, images, labels, state_of
 
 BYTES = (images(10) * 20 + 128).astype(np.uint8)
 
@@ -49,7 +49,7 @@ def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Pat
     again = trained(tmp_path)
     for name in ("_trained_on", "_example", "stop_training"):
         assert getattr(again, name) == getattr(first, name), name
-    assert again._trained_on == ("uint8",)
+    assert context_of(again).learned.inputs.trained_on == ("uint8",)
     with pytest.raises(DataError, match="trained on uint8"):
         again.predict(BYTES.astype(np.float32), verbose=0)
     again.save(tmp_path / "model.safetensors")
@@ -101,7 +101,7 @@ def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, 
     def run(folder: str, *more: Callback) -> list[np.ndarray]:
         model = runs.small(PlainNet, optimizer=noisy, learning_rate=None, dispatch=dispatch)
         trained(tmp_path / folder, *more, made=model)
-        return model._state.on_host()
+        return state_of(model).on_host()
 
     whole = run("whole")
     with runs.stopped(SystemExit):
@@ -121,13 +121,11 @@ class Pair(NamedTuple):
 )
 def test_inputs_of_any_structure_are_saved_or_left_out(inputs: Any, known: bool) -> None:
     from resfit.data.states import packed, unpacked
-    from resfit.model import _SeenInputs
     from resfit.preprocess import example
+    from resfit.trainer.learned import SeenData
 
-    model, other, callback = compiled(), compiled(), _SeenInputs()
-    model._example = example(inputs)
-    callback.set_model(model)
-    state = unpacked(packed(callback.state_dict()))
-    callback.set_model(other)
-    callback.load_state_dict(state)
-    assert other._example == (model._example if known else None)
+    model, other = compiled(), compiled()
+    context_of(model).learned.inputs.example = example(inputs)
+    state = unpacked(packed(SeenData(context_of(model).learned).state_dict()))
+    SeenData(context_of(other).learned).load_state_dict(state)
+    assert context_of(other).learned.inputs.example == (context_of(model).learned.inputs.example if known else None)

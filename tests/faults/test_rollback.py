@@ -17,7 +17,7 @@ from resfit.errors import CallbackError, NonFiniteLossError
 from tests import levels
 from tests.faults import runs
 from tests.faults.runs import Stops, stopped, terminate
-from tests.helpers import PlainNet, assert_same, fit, images, labels
+from tests.helpers import PlainNet, assert_same, fit, images, labels, state_of
 from tests.optimizers.test_finite import BAD, Poisoned
 
 EPOCHS, STEPS = 4, 5
@@ -80,7 +80,7 @@ def train(made: resfit.Model, folder: Path, *callbacks: Callback, every: Any = 2
 
 
 def left(made: resfit.Model, history: Any) -> dict[str, Any]:
-    leaves = [np.asarray(leaf) for leaf in made._state.leaves]
+    leaves = [np.asarray(leaf) for leaf in state_of(made).leaves]
     return {"history": history.history, "epoch": history.epoch, "leaves": leaves}
 
 
@@ -150,7 +150,7 @@ def test_a_run_that_is_stopped_besides_ends_where_it_would_have_ended(at: int, t
     def started(folder: Path, *extra: Callback) -> Any:
         made = diverging()
         history = train(made, folder, RollbackOnNaN(factor=0.01), *extra, resume=True)
-        return history.history, [np.asarray(leaf) for leaf in made._state.leaves]
+        return history.history, [np.asarray(leaf) for leaf in state_of(made).leaves]
 
     expected = started(tmp_path / "whole")
     with stopped(SystemExit):

@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
-from resfit.trainer.checkpoint.manager import Keeper
-from resfit.trainer.loop import Loop
+from resfit.trainer.checkpoint.manager import CheckpointManager
+from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.run_state import RunState
 from tests import levels
 from tests.faults import runs, twin
@@ -374,9 +374,9 @@ def test_so_it_is_where_each_model_traces_its_own_programs_in_whatever_state_it_
 
 
 def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before, n = [np.array(leaf) for leaf in self._state.leaves], self._state.layout.n_model
         sums = restore(self, *arguments)
         self._state.leaves = (
@@ -386,32 +386,33 @@ def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def evaluating_moves_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = Loop.evaluate
+    evaluate = Evaluator.evaluate
 
-    def careless(self: Loop, *arguments: Any) -> Any:
+    def careless(self: Evaluator, *arguments: Any) -> Any:
         results = evaluate(self, *arguments)
-        first, *others = self.state.visible()
-        self.state.replace((first + 1, *others, *self.state.leaves[1 + len(others) :]))
-        self.state.publish()
+        state = self._context.state
+        first, *others = state.visible()
+        state.replace((first + 1, *others, *state.leaves[1 + len(others) :]))
+        state.publish()
         return results
 
-    monkeypatch.setattr(Loop, "evaluate", careless)
+    monkeypatch.setattr(Evaluator, "evaluate", careless)
 
 
 def losing_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    restore = Keeper.restore
+    restore = CheckpointManager.restore
 
-    def forgetful(self: Keeper, *arguments: Any) -> Any:
+    def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
         before = self._state.epoch
         sums = restore(self, *arguments)
         self._state.epoch = before
         return sums
 
-    monkeypatch.setattr(Keeper, "restore", forgetful)
+    monkeypatch.setattr(CheckpointManager, "restore", forgetful)
 
 
 def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

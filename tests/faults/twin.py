@@ -17,7 +17,7 @@ from flax import nnx
 import resfit
 from resfit.backends import program_cache as programs
 from resfit.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
-from tests.helpers import CLASSES, images, labels, values
+from tests.helpers import CLASSES, compiled_of, context_of, images, labels, state_of, values
 
 EXAMPLES, BATCH = 10, 4  # two full batches a pass, and a tail of two
 STEPS = 3
@@ -169,8 +169,8 @@ class State(NamedTuple):
 
 def state(model: resfit.Model) -> State:
     """Where a model is, with what was assigned to its module."""
-    model._state.visible()
-    return State(tuple(np.array(leaf) for leaf in model._state.leaves), model._state.epoch)
+    state_of(model).visible()
+    return State(tuple(np.array(leaf) for leaf in state_of(model).leaves), state_of(model).epoch)
 
 
 def same(a: State, b: State) -> bool:
@@ -189,14 +189,14 @@ def first(setup: str) -> tuple[resfit.Model, State]:
 def at(setup: str, where: State) -> resfit.Model:
     """The same model, in another state."""
     model, _ = first(setup)
-    model._state.replace(tuple(model._placement.replicate(list(where.leaves), copy=True)))
-    model._state.epoch = where.passes
-    model._state.publish()
+    state_of(model).replace(tuple(context_of(model).placement.replicate(list(where.leaves), copy=True)))
+    state_of(model).epoch = where.passes
+    state_of(model).publish()
     return model
 
 
 def names(setup: str) -> list[str]:
-    return first(setup)[0]._state.layout.visible_names
+    return state_of(first(setup)[0]).layout.visible_names
 
 
 def with_values(
@@ -213,7 +213,7 @@ def with_values(
 def with_rate(setup: str, where: State, rate: float) -> State:
     """A state whose learning rate is this."""
     model, leaves = first(setup)[0], list(where.leaves)
-    leaves[model._state.layout.n_model + model._rate_index] = np.float32(rate)
+    leaves[state_of(model).layout.n_model + compiled_of(model).rate.index] = np.float32(rate)
     return where._replace(leaves=tuple(leaves))
 
 

@@ -14,8 +14,8 @@ from flax import nnx
 
 import resfit
 from resfit.preprocess import Normalize
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
-from tests.helpers import CLASSES, TinyNet, compiled
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from tests.helpers import CLASSES, TinyNet, compiled, context_of
 
 FOLDER = Path(__file__).parent
 EXPORTS = FOLDER / "exported"
@@ -25,7 +25,7 @@ MODELS, CHECKPOINTS, PREDICTIONS = FOLDER / "models", FOLDER / "checkpoints", FO
 def pattern(shape: tuple[int, ...], dtype: Any, *, positive: bool = False) -> jax.Array:
     """Multiples of 1/16 from -1/2 to 1/2, or from 1/2 to 3/2."""
     values = np.arange(np.prod(shape, dtype=int)).reshape(shape) * 7 % 17 / 16 + (0.5 if positive else -0.5)
-    return jnp.asarray(values, dtype)
+    return jnp.asarray(values.astype(dtype))
 
 
 def fill(module: nnx.Module) -> None:
@@ -76,7 +76,7 @@ def pixels() -> np.ndarray:
 
 
 def inputs(one: resfit.Model) -> np.ndarray:
-    return pixels() if one._preprocess is not None else pixels().astype(np.float32) / 256
+    return pixels() if context_of(one).learned.inputs.preprocess is not None else pixels().astype(np.float32) / 256
 
 
 def predicted(one: resfit.Model) -> Any:
@@ -115,7 +115,7 @@ def main() -> None:
             found[f"exported/{name}"] = np.asarray(expected, np.float32).tolist()
     PREDICTIONS.write_text(json.dumps(found, indent=1) + "\n")
     if not CHECKPOINTS.exists():
-        checkpoints = Checkpoints(CHECKPOINTS)
+        checkpoints = CheckpointStore(CHECKPOINTS)
         checkpoints.save(3, saved())
         checkpoints.close()
         (CHECKPOINTS / ".lock").unlink()

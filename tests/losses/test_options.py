@@ -136,34 +136,47 @@ def test_a_slope_is_finite_however_sure_the_network_is(name: str, kind: str, dat
 @given(drawn=classes())
 def test_without_its_option_a_loss_is_plain_cross_entropy(drawn: Drawn) -> None:
     logits, labels = drawn
-    plain = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
-    np.testing.assert_array_equal(CrossEntropy()(jnp.asarray(logits), jnp.asarray(labels)), plain)
-    np.testing.assert_allclose(
-        Focal(gamma=0.0)(jnp.asarray(logits), jnp.asarray(labels)), plain, rtol=1e-6, atol=ROUNDING
-    )
-    smooth = CrossEntropy(label_smoothing=0.1)(jnp.asarray(logits), jnp.asarray(labels))
+    plain, same, focal, smooth = (np.asarray(loss) for loss in without_option(logits, labels))
+    np.testing.assert_array_equal(same, plain)
+    np.testing.assert_allclose(focal, plain, rtol=1e-6, atol=ROUNDING)
     assert np.abs(smooth - plain).max() > 1e-6
 
 
+@jax.jit
+def without_option(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    made = (losses.cross_entropy, CrossEntropy(), Focal(gamma=0.0), CrossEntropy(label_smoothing=0.1))
+    return tuple(loss(logits, labels) for loss in made)
+
+
 def test_smoothing_is_that_of_optax() -> None:
-    logits, labels = jax.random.normal(jax.random.key(0), (5, 7)), jnp.arange(5)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.2)
-    expected = optax.softmax_cross_entropy(logits, targets)
-    np.testing.assert_allclose(CrossEntropy(label_smoothing=0.2)(logits, labels), expected, rtol=1e-6)
-    expected = optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=1)
-    np.testing.assert_allclose(BinaryCrossEntropy(label_smoothing=0.2)(logits, labels), expected, rtol=1e-6)
+
+    @jax.jit
+    def found_and_expected(logits: jax.Array, labels: jax.Array) -> Any:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.2)
+        return (
+            (CrossEntropy(label_smoothing=0.2)(logits, labels), optax.softmax_cross_entropy(logits, targets)),
+            (
+                BinaryCrossEntropy(label_smoothing=0.2)(logits, labels),
+                optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=1),
+            ),
+        )
+
+    logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    for found, expected in found_and_expected(logits, np.arange(5)):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_binary_focal_is_that_of_optax() -> None:
-    logits, labels = jnp.linspace(-5, 5, 10)[:, None], jnp.arange(10) % 2
-    expected = optax.sigmoid_focal_loss(logits[:, 0], labels.astype(jnp.float32), alpha=0.25, gamma=2.0)
-    np.testing.assert_allclose(Focal(alpha=0.25)(logits, labels), expected, rtol=1e-5)
+    logits, labels = np.linspace(-5, 5, 10, dtype=np.float32)[:, None], np.arange(10, dtype=np.int32) % 2
+    theirs = jax.jit(lambda logits, labels: optax.sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0))
+    expected = theirs(logits[:, 0], labels.astype(np.float32))
+    np.testing.assert_allclose(jax.jit(Focal(alpha=0.25))(logits, labels), expected, rtol=1e-5)
 
 
 def test_of_a_mixed_picture_the_threshold_makes_both_its_classes() -> None:
-    logits, mixed = jnp.zeros((1, 4)), jnp.array([[0.7, 0.3, 0.0, 0.0]])
-    both = losses.binary_cross_entropy(logits + 1.0, jnp.array([[1, 1, 0, 0]]))
-    np.testing.assert_allclose(BinaryCrossEntropy(target_threshold=0.2)(logits + 1.0, mixed), both, rtol=1e-6)
+    logits, mixed = np.ones((1, 4), np.float32), np.float32([[0.7, 0.3, 0.0, 0.0]])
+    both = jax.jit(losses.binary_cross_entropy)(logits, np.int32([[1, 1, 0, 0]]))
+    np.testing.assert_allclose(jax.jit(BinaryCrossEntropy(target_threshold=0.2))(logits, mixed), both, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -175,7 +188,7 @@ def test_equal_losses_are_one_key_and_others_another(name: str) -> None:
 
 
 def test_a_class_number_out_of_range_makes_the_loss_nan_not_a_picture_of_nothing() -> None:
-    found = BinaryCrossEntropy(target_threshold=0.2)(jnp.zeros((3, 4)), jnp.array([3, 4, -1]))
+    found = jax.jit(BinaryCrossEntropy(target_threshold=0.2))(np.zeros((3, 4), np.float32), np.int32([3, 4, -1]))
     np.testing.assert_array_equal(np.isnan(found), [False, True, True])
 
 
@@ -200,7 +213,7 @@ def test_options_that_cannot_be_are_refused(make: Any, words: str) -> None:
 
 def test_alpha_is_for_two_classes_only() -> None:
     with pytest.raises(LabelError, match=r"alpha=0.25 and 4 classes.*class_weight"):
-        Focal(alpha=0.25)(jnp.zeros((2, 4)), jnp.array([0, 1]))
+        Focal(alpha=0.25)(np.zeros((2, 4), np.float32), np.int32([0, 1]))
 
 
 def test_a_loss_on_class_labels_is_watched_by_accuracy_and_has_its_labels_checked() -> None:

@@ -15,7 +15,7 @@ from resfit.errors import CompileError
 from tests.helpers import compiled, images
 
 # (outputs - labels) of outputs 3 and labels 1 is 2, whichever way the function is written.
-OUTPUTS, LABELS = jnp.array([3.0]), jnp.array([1.0])
+OUTPUTS, LABELS = np.float32([3.0]), np.float32([1.0])
 
 
 class KerasStyle:

@@ -17,7 +17,7 @@ import pytest
 import resfit
 from resfit.callbacks import Checkpoint
 from resfit.errors import DistributedError, ResumeError
-from tests.helpers import BATCH, assert_close, assert_same, images, labels, values
+from tests.helpers import BATCH, assert_close, assert_same, images, labels, state_of, values
 from tests.multihost import worker
 
 PROCESSES = 2
@@ -110,7 +110,7 @@ def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(pair: P
         # One process of four devices does per replica what two of two do.
         model = worker.model_of(dispatch="jit" if kind == "global" else "sharded", batch_norm=kind)
         for step in range(worker.STEPS):
-            np.savez(tmp_path / f"{kind}_{step}.npz", *map(np.asarray, model._state.leaves))
+            np.savez(tmp_path / f"{kind}_{step}.npz", *map(np.asarray, state_of(model).leaves))
             x, y, weight = worker.step_batch(step)
             loss, _ = model.train_on_batch(x, y, sample_weight=weight)
             expected[f"{kind} {step}"] = {"loss": loss, **values(model.module)}
@@ -191,13 +191,13 @@ def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(pair
     model = one()
     history = worker.resumable_fit(model, [Checkpoint(folder), worker.Acts(False, None)], resume="inexact")
     assert_close(history.history, first["whole history"], 1e-3)
-    assert_close([np.asarray(leaf) for leaf in model._state.leaves], first["whole leaves"], 1e-3)
+    assert_close([np.asarray(leaf) for leaf in state_of(model).leaves], first["whole leaves"], 1e-3)
 
 
 @pytest.mark.slow
 def test_a_run_of_one_process_goes_on_inexactly_in_two(pair: Pair, tmp_path: Path) -> None:
     def leaves(model: resfit.Model) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in model._state.leaves]
+        return [np.asarray(leaf) for leaf in state_of(model).leaves]
 
     whole, begun = (worker.model_of(dispatch="jit", ema=0.9) for _ in range(2))
     expected = worker.resumable_fit(whole, [])

@@ -20,7 +20,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping
 from resfit.errors import ResfitError
-from tests.helpers import BATCH, TinyNet, images, labels, values
+from tests.helpers import BATCH, TinyNet, context_of, images, labels, state_of, values
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4  # of all processes together
@@ -46,8 +46,10 @@ def same_steps(folder: Path, process: int, processes: int) -> dict[str, Any]:
         model = model_of(batch_norm=kind)
         for step in range(STEPS):
             before = np.load(folder / f"{kind}_{step}.npz")
-            state = model._state
-            state.replace(tuple(model._placement.replicate([before[f"arr_{i}"] for i in range(len(state.leaves))])))
+            state = state_of(model)
+            state.replace(
+                tuple(context_of(model).placement.replicate([before[f"arr_{i}"] for i in range(len(state.leaves))]))
+            )
             x, y, weight = step_batch(step)
             rows = slice(process * len(x) // processes, (process + 1) * len(x) // processes)
             loss, _ = model.train_on_batch(x[rows], y[rows], sample_weight=weight[rows])
@@ -158,7 +160,7 @@ def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str,
         try:
             history = resumable_fit(model, callbacks, resume=resume)
             found[f"{name} history"] = history.history
-            found[f"{name} leaves"] = [np.asarray(leaf) for leaf in model._state.leaves]
+            found[f"{name} leaves"] = [np.asarray(leaf) for leaf in state_of(model).leaves]
         except SystemExit as error:
             found[f"{name} exit"] = error.code
 
@@ -178,7 +180,7 @@ def gone_on_in_more(folder: Path, process: int, processes: int) -> dict[str, Any
     model = model_of(ema=0.9)
     callbacks = [Checkpoint(folder / "runs" / "alone"), Acts(False, None)]
     history = resumable_fit(model, callbacks, resume="inexact")
-    return {"history": history.history, "leaves": [np.asarray(leaf) for leaf in model._state.leaves]}
+    return {"history": history.history, "leaves": [np.asarray(leaf) for leaf in state_of(model).leaves]}
 
 
 def resumable_fit(model: resfit.Model, callbacks: Any, **arguments: Any) -> Any:

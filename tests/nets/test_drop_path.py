@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from resfit.nets import BasicBlock, ResNet, ResNetSpec
+from tests.helpers import call
 
 X = np.random.default_rng(0).normal(size=(400, 2, 2, 4)).astype(np.float32)
 
@@ -29,13 +30,20 @@ def test_a_single_block_is_the_first() -> None:
     assert net(depths=(1,), widths=(4,), drop_path=0.4).stage1.blocks[0].drop_path is None
 
 
+class Scaled(nnx.Module):
+    """A new norm in evaluation, without statistics."""
+
+    def __call__(self, x: jax.Array, evaluating: bool) -> jax.Array:
+        return x / np.sqrt(np.float32(1 + 1e-5))
+
+
 def test_the_branches_of_whole_images_are_dropped_and_the_others_scaled_up() -> None:
     """Each image is its shortcut alone, or has its branch four times; on average, once."""
     block = BasicBlock(4, 4, drop_path=0.75, zero_init_last=False, rngs=nnx.Rngs(0))
     block.activation = lambda x: x
-    branch = np.asarray(nnx.jit(lambda branch: branch(X, train=False))(block.branch))
-    block.branch.norm1 = block.branch.norm2 = lambda x, evaluating: x / np.sqrt(np.float32(1 + 1e-5))  # no statistics
-    added = np.asarray(block(X, train=True) - X)
+    branch = np.asarray(call(block.branch, X, train=False))
+    block.branch.norm1 = block.branch.norm2 = Scaled()
+    added = np.asarray(call(block, X, train=True)) - X
     factors = (added * branch).sum((1, 2, 3)) / (branch**2).sum((1, 2, 3))
     np.testing.assert_allclose(added, branch * factors[:, None, None, None], atol=1e-4)
     assert set(np.round(factors, 3)) == {0.0, 4.0}
@@ -45,7 +53,9 @@ def test_the_branches_of_whole_images_are_dropped_and_the_others_scaled_up() -> 
 def test_two_blocks_and_two_calls_never_drop_the_same_images() -> None:
     module = net(depths=(1, 4), drop_path=0.5)
     rates = [block.drop_path for block in module.stage2.blocks[1:]]
-    masks = [np.asarray(drop(jnp.ones((64, 1, 1, 1)), deterministic=False)).ravel() for drop in (*rates, rates[0])]
+    ones = np.ones((64, 1, 1, 1), np.float32)
+    called = nnx.jit(lambda rates: [drop(ones, deterministic=False) for drop in (*rates, rates[0])])
+    masks = [np.asarray(mask).ravel() for mask in called(rates)]
     for i, mask in enumerate(masks):
         assert not any(np.array_equal(mask, other) for other in masks[i + 1 :])
 
@@ -63,7 +73,7 @@ def test_a_new_network_evaluates_and_training_alone_draws(fields: dict[str, Any]
     module = net(depths=(1, 1), zero_init_last=False, **fields)
     counts = [leaf for _, leaf in nnx.to_flat_state(nnx.state(module, nnx.RngCount))]
     assert counts
-    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    x = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
     without = ResNet(ResNetSpec(**module.spec.to_dict() | dict.fromkeys(fields, 0.0) | {
         name: fields[name] for name in ("block", "stem") if name in fields
     }), rngs=nnx.Rngs(0))  # fmt: skip
@@ -83,9 +93,12 @@ def test_a_new_network_evaluates_and_training_alone_draws(fields: dict[str, Any]
 
 def test_the_heads_dropout_is_between_the_mean_and_the_logits() -> None:
     head = net(head_dropout=0.5).head
-    features = jnp.ones((64, 2, 2, 8))
-    head.dense.kernel.set_value(jnp.eye(8, 3))
-    head.dense.bias.set_value(jnp.zeros(3))
-    assert set(np.unique(head(features, train=True))) == {0.0, 2.0}
-    np.testing.assert_array_equal(head(features, train=False), 1.0)
-    np.testing.assert_array_equal(head.pooled(features), 1.0)
+    features = np.ones((64, 2, 2, 8), np.float32)
+    head.dense.kernel.set_value(jnp.asarray(np.eye(8, 3, dtype=np.float32)))
+    head.dense.bias.set_value(jnp.asarray(np.zeros(3, np.float32)))
+    trained, evaluated, pooled = nnx.jit(lambda head, x: (head(x, train=True), head(x, train=False), head.pooled(x)))(
+        head, features
+    )
+    assert set(np.unique(trained)) == {0.0, 2.0}
+    np.testing.assert_array_equal(evaluated, 1.0)
+    np.testing.assert_array_equal(pooled, 1.0)

@@ -68,7 +68,7 @@ def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block:
     stepping, dilated = (
         ResNet(spec("cifar", stride, block=block, zero_init_last=False), rngs=nnx.Rngs(0)) for stride in (8, 2)
     )
-    x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    x = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
     def last_features(net: ResNet) -> np.ndarray:
         return np.asarray(nnx.jit(lambda net, x: net.features(x, stages=(4,))[0])(net, x))

@@ -1,11 +1,13 @@
 """Squeeze and excitation, by its formula."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from resfit.nets import BasicBlock, Layers, SqueezeExcite
+from tests.helpers import call
 
 X = np.random.default_rng(0).normal(size=(2, 3, 5, 16)).astype(np.float32)
 
@@ -18,7 +20,7 @@ def test_it_is_the_formula_with_one_factor_for_each_image_and_channel() -> None:
     x = np.asarray(X, np.float64)
     hidden = np.maximum(x.mean((1, 2)) @ w1 + b1, 0)
     factors = 1 / (1 + np.exp(-(hidden @ w2 + b2)))
-    np.testing.assert_allclose(layer(X), x * factors[:, None, None, :], rtol=1e-5)
+    np.testing.assert_allclose(call(layer, X), x * factors[:, None, None, :], rtol=1e-5)
     assert (factors.std(1) > 0).all()
 
 
@@ -28,17 +30,24 @@ def test_it_is_the_formula_with_one_factor_for_each_image_and_channel() -> None:
 )
 def test_the_channels_between_are_a_multiple_of_eight(channels: int, ratio: float, inner: int) -> None:
     """timm's make_divisible: half of eight rounds up, and eight is the least."""
-    layer = SqueezeExcite(channels, ratio, rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: SqueezeExcite(channels, ratio, rngs=nnx.Rngs(0)))
     assert (layer.fc1.out_features, layer.fc2.out_features) == (inner, channels)
 
 
 def test_it_weighs_the_branch_and_not_the_shortcut() -> None:
     block = BasicBlock(16, 16, squeeze=1 / 2, zero_init_last=False, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(block(X), nnx.relu(block.squeeze(block.branch(X)) + X), atol=1e-6)
-    assert not np.allclose(block(X), nnx.relu(block.squeeze(block.branch(X) + X)), atol=1e-3)  # a negative control
+
+    @nnx.jit
+    def weighed(block: BasicBlock, x: jax.Array) -> tuple[jax.Array, ...]:
+        branch = block.branch(x)
+        return block(x), nnx.relu(block.squeeze(branch) + x), nnx.relu(block.squeeze(branch + x))
+
+    found, expected, wrong = weighed(block, X)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.allclose(found, wrong, atol=1e-3)  # a negative control
 
 
 def test_its_dtypes_are_those_of_the_layers() -> None:
     layer = SqueezeExcite(16, 1 / 2, layers=Layers(dtype="bfloat16"), rngs=nnx.Rngs(0))
-    assert layer(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert nnx.eval_shape(lambda layer, x: layer(x), layer, X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert layer.fc1.kernel.dtype == jnp.float32

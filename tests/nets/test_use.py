@@ -16,7 +16,7 @@ from resfit.errors import ChannelError, ModuleError, SpecError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.nets.resnet import Stage
 from tests import levels
-from tests.helpers import assert_same, compiled, differ, values
+from tests.helpers import assert_same, call, compiled, differ, values
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "variants.json"
 QUICK = {"v2, bottleneck"}
@@ -39,18 +39,18 @@ def _built(fields: tuple[tuple[str, Any], ...]) -> ResNet:
     return thin(2, **{"widths": (4, 8), "stem": "cifar", "in_channels": 1} | dict(fields))
 
 
-def small_images(n: int = 4) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (n, 8, 8, 1))
+def small_images(n: int = 4) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(n, 8, 8, 1)).astype(np.float32)
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the stages return, whoever calls them."""
     outputs: list[Any] = []
-    call = Stage.__call__
+    called = Stage.__call__
 
     def watched(self: Stage, *args: Any, **kwargs: Any) -> Any:
-        outputs.append(call(self, *args, **kwargs))
+        outputs.append(called(self, *args, **kwargs))
         return outputs[-1]
 
     monkeypatch.setattr(Stage, "__call__", watched)
@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("variant", levels.only(QUICK, VARIANTS, SLOW))
 def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])
-    x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
     @nnx.jit
     def all_of_it(net: ResNet, x: jax.Array) -> Any:
@@ -75,17 +75,23 @@ def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: s
     for found, stride, stage in zip(features, strides, net.stages, strict=True):
         assert found.shape == (2, 64 // stride, 64 // stride, stage.out_channels)
         assert np.ptp(found) > 0
-    np.testing.assert_allclose(net.head.dense(embedding), logits, rtol=1e-5, atol=1e-5)
-    last = features[-1] if net.norm is None else net.norm(features[-1])
+    np.testing.assert_allclose(call(net.head.dense, embedding), logits, rtol=1e-5, atol=1e-5)
+    last = features[-1] if net.norm is None else call(net.norm, features[-1])
     np.testing.assert_allclose(embedding, np.mean(last, axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_features_come_in_the_order_that_was_asked_for_and_no_later_stage_is_computed(seen: list[Any]) -> None:
     net = tiny()
-    two, one = net.features(small_images(), stages=(2, 1))
+
+    @nnx.jit
+    def both(net: ResNet, x: jax.Array) -> Any:
+        two, one = net.features(x, stages=(2, 1))
+        seen.clear()
+        return two, one, *net.features(x, stages=[1])
+
+    two, one, alone = both(net, small_images())
     assert (one.shape, two.shape) == ((4, 8, 8, 4), (4, 4, 4, 8))
-    seen.clear()
-    assert_same(net.features(small_images(), stages=[1]), (one,))
+    np.testing.assert_array_equal(alone, one)
     assert len(seen) == 1
 
 
@@ -93,22 +99,23 @@ def test_features_come_in_the_order_that_was_asked_for_and_no_later_stage_is_com
 def test_the_mode_is_that_of_a_call(method: str) -> None:
     net = tiny()
     before = values(net)
-    bare = getattr(net, method)(small_images())
-    assert_same(bare, getattr(net, method)(small_images(), train=False))
+    bare = call(net, small_images(), method=method)
+    assert_same(bare, call(net, small_images(), method=method, train=False))
     assert not differ(before, values(net))
-    trained = getattr(net, method)(small_images(), train=True)
+    trained = call(net, small_images(), method=method, train=True)
     assert differ(before, values(net))
     assert not np.allclose(jax.tree.leaves(bare)[-1], jax.tree.leaves(trained)[-1])
     after = values(net)
     other = tiny()
-    other(small_images(), train=True)
+    call(other, small_images(), train=True)
     assert_same(after, values(other))
 
 
 def test_features_keep_the_dtype_of_the_layers_and_an_embedding_is_never_narrower_than_float32() -> None:
     net = tiny(dtype="bfloat16")
-    assert {f.dtype for f in net.features(small_images())} == {jnp.dtype("bfloat16")}
-    assert net.embed(small_images()).dtype == jnp.float32
+    features, embedding = nnx.eval_shape(lambda net, x: (net.features(x), net.embed(x)), net, small_images())
+    assert {f.dtype for f in features} == {jnp.dtype("bfloat16")}
+    assert embedding.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("stages", [(), (0,), (1, 3), (-1,)])
@@ -120,7 +127,7 @@ def test_stages_that_are_not_there_are_refused(stages: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("method", ["features", "embed"])
 def test_images_are_checked_as_in_a_call(method: str) -> None:
     with pytest.raises(ChannelError):
-        getattr(tiny(), method)(jnp.zeros((1, 8, 8, 3)))
+        getattr(tiny(), method)(np.zeros((1, 8, 8, 3), np.float32))
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------
@@ -129,12 +136,13 @@ def test_images_are_checked_as_in_a_call(method: str) -> None:
 @pytest.mark.parametrize("variant", [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
 def test_predict_gives_embeddings_preprocessed_in_batches_of_every_row(variant: dict[str, str]) -> None:
     net = tiny(**variant)
-    net(small_images(), train=True)  # statistics that are not the first ones
+    call(net, small_images(), train=True)  # statistics that are not the first ones
     model = compiled(net)
-    x = (np.asarray(small_images(7)) * 40 + 100).astype(np.uint8)
+    x = (small_images(7) * 40 + 100).astype(np.uint8)
     found = model.predict(x, batch_size=3, outputs="embedding", verbose=0)
-    np.testing.assert_allclose(found, net.embed(x / np.float32(255), train=False), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(found, net.embed(x.astype(np.float32), train=False))  # not preprocessed: something else
+    expected, other = (call(net, x / np.float32(by), method="embed", train=False) for by in (255, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found, other)  # not preprocessed: something else
 
 
 class Told(nnx.Module):
@@ -152,16 +160,16 @@ class Told(nnx.Module):
 
 
 def test_a_module_of_ones_own_embeds_in_evaluation_too() -> None:
-    x = np.asarray(small_images()) + 3
+    x = small_images() + 3
     found = compiled(Told()).predict(x, outputs="embedding", verbose=0)
-    np.testing.assert_allclose(found, Told().embed(x, deterministic=True), rtol=1e-6)
-    assert not np.allclose(found, Told().embed(x))
+    np.testing.assert_allclose(found, call(Told(), x, method="embed", deterministic=True), rtol=1e-6)
+    assert not np.allclose(found, call(Told(), x, method="embed"))
 
 
 def test_a_module_that_embeds_nothing_is_told_so() -> None:
     model = compiled()
     with pytest.raises(ModuleError, match="TinyNet has none"):
-        model.predict(np.asarray(small_images()), outputs="embedding", verbose=0)
+        model.predict(small_images(), outputs="embedding", verbose=0)
 
 
 # --- another head -----------------------------------------------------------------------------------------------------
@@ -172,7 +180,7 @@ def test_a_module_that_embeds_nothing_is_told_so() -> None:
 )
 def test_another_head_leaves_the_rest_and_is_drawn_with_its_own_seed(fields: dict[str, Any]) -> None:
     net = tiny(**fields)
-    before, embedding = values(net), net.embed(small_images())
+    before, embedding = values(net), call(net, small_images(), method="embed")
     net.replace_head(3, rngs=7)
     after = values(net)
     assert {name for name in before if before[name].shape != after[name].shape} == {
@@ -181,8 +189,8 @@ def test_another_head_leaves_the_rest_and_is_drawn_with_its_own_seed(fields: dic
     }
     rest = [name for name in before if not name.startswith("head")]
     assert_same({name: before[name] for name in rest}, {name: after[name] for name in rest})
-    assert_same(net.embed(small_images()), embedding)
-    assert net(small_images()).shape == (4, 3)
+    assert_same(call(net, small_images(), method="embed"), embedding)
+    assert nnx.eval_shape(lambda net, x: net(x), net, small_images()).shape == (4, 3)
     assert net.spec == ResNetSpec.from_dict(net.spec.to_dict() | {"num_classes": 3})
     again, other = tiny(**fields), tiny(**fields)
     again.replace_head(3, rngs=nnx.Rngs(7))
@@ -203,7 +211,7 @@ def test_dropout_in_another_head_is_in_the_mode_of_the_old_one() -> None:
     net.train()
     net.replace_head(3)
     assert net.head.dropout.deterministic is False
-    assert not np.allclose(net(small_images()), net(small_images()))
+    assert not np.allclose(call(net, small_images()), call(net, small_images()))
 
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True])
@@ -219,7 +227,7 @@ def test_a_head_of_no_classes_is_refused_and_changes_nothing(classes: Any) -> No
 def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) -> None:
     net = tiny(depths=(1,), widths=(4,))
     model = compiled(net)
-    x = np.asarray(small_images(8))
+    x = small_images(8)
     model.fit(x, np.arange(8) % 5, batch_size=8, verbose=0)
     net.replace_head(3)
     stem = values(net)["stem.conv.kernel"]
@@ -230,7 +238,7 @@ def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) 
     assert_same(values(net)["stem.conv.kernel"], stem)
     model.save(tmp_path / "net.safetensors")
     loaded = resfit.load(tmp_path / "net.safetensors")
-    np.testing.assert_allclose(loaded.predict(x, verbose=0), net(x, train=False), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), call(net, x, train=False), rtol=1e-5, atol=1e-6)
     assert loaded.module.spec.num_classes == 3
 
 
@@ -247,8 +255,9 @@ TUNED_ROWS = levels.only(("squeeze and excitation",), TUNED)
 def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
     """How far everything moves in one step of a net whose blocks all do something."""
     for path, variable in nnx.to_flat_state(nnx.state(net, nnx.Param)):
-        if path[-1] in ("scale", "kernel") and not np.any(variable[...]):  # the last of a block, which starts at zero
-            variable.set_value(jnp.full_like(variable[...], 0.1))
+        # The last of a block, which starts at zero.
+        if path[-1] in ("scale", "kernel") and not np.any(np.asarray(variable[...])):
+            variable.set_value(jnp.asarray(np.full(variable.shape, 0.1, np.float32)))
             nnx.update(net, nnx.from_flat_state([(path, variable)]))
     before = values(net)
     model = resfit.Model(net)

@@ -14,7 +14,7 @@ import resfit
 from resfit import optimizers
 from resfit.callbacks import Callback
 from resfit.errors import CompileError, NonFiniteLossError
-from tests.helpers import PlainNet, assert_same, images, labels
+from tests.helpers import PlainNet, assert_same, compiled_of, images, labels, state_of
 
 BAD = 7.0
 
@@ -40,7 +40,7 @@ def model(optimizer: Any = None, **arguments: Any) -> resfit.Model:
 
 
 def leaves(made: resfit.Model) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in made._state.leaves]
+    return [np.asarray(leaf) for leaf in state_of(made).leaves]
 
 
 class Leaves(Callback):
@@ -50,7 +50,7 @@ class Leaves(Callback):
         self.after: list[list[np.ndarray]] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.after.append([np.array(leaf) for leaf in self.model._state.leaves])
+        self.after.append([np.array(leaf) for leaf in state_of(self.model).leaves])
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,19 @@ class Leaves(Callback):
 def test_a_skipped_step_changes_nothing_but_the_counts(arguments: Any, wrap: Any) -> None:
     made, seen = model(wrap(optimizers.sgd(0.1)), **arguments), Leaves()
     made.fit(lambda: batches((2,)), steps_per_epoch=5, callbacks=[seen], verbose=0)
-    skips = made._state.skips()
+    skips = state_of(made).skips()
     assert skips is not None
-    counts = {made._state.layout.n_model + i for i in skips}
-    counts |= {made._state.layout.n_model + i for i in [made._rate_index] if "learning_rate" in arguments}
+    counts = {state_of(made).layout.n_model + i for i in skips}
+    counts |= {
+        state_of(made).layout.n_model + i for i in [compiled_of(made).rate.index] if "learning_rate" in arguments
+    }
     counts.add(len(seen.after[0]) - 1)  # of the steps
     keep = [i for i in range(len(seen.after[0])) if i not in counts]
     for i in keep:
         np.testing.assert_array_equal(seen.after[2][i], seen.after[1][i])
     assert any((seen.after[3][i] != seen.after[2][i]).any() for i in keep)
     assert all(np.isfinite(leaf).all() for leaf in leaves(made))
-    assert int(made._state.leaf(skips.total)) == 1
+    assert int(state_of(made).leaf(skips.total)) == 1
 
 
 def test_the_log_counts_them_and_its_means_are_those_of_the_steps_that_were_taken(

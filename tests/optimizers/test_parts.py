@@ -17,9 +17,14 @@ from resfit.errors import CompileError
 from tests.helpers import PlainNet, compiled
 
 PARAMS = {
-    "stem": {"conv": {"kernel": jnp.full((2, 2), 1.0)}},
-    "stage1": {"0": {"conv1": {"kernel": jnp.full((2, 2), 2.0)}, "norm1": {"scale": jnp.ones(2), "bias": jnp.ones(2)}}},
-    "head": {"kernel": jnp.full((2, 3), 3.0), "bias": jnp.zeros(3)},
+    "stem": {"conv": {"kernel": np.full((2, 2), 1, np.float32)}},
+    "stage1": {
+        "0": {
+            "conv1": {"kernel": np.full((2, 2), 2, np.float32)},
+            "norm1": {"scale": np.ones(2, np.float32), "bias": np.ones(2, np.float32)},
+        }
+    },
+    "head": {"kernel": np.full((2, 3), 3, np.float32), "bias": np.zeros(3, np.float32)},
 }
 PATHS = [
     jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(PARAMS)
@@ -27,11 +32,15 @@ PATHS = [
 
 
 def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
-    params, state = PARAMS, optimizer.init(PARAMS)
+    @jax.jit
+    def stepped(params: Any, state: Any, step: Any) -> Any:
+        updates, state = optimizer.update(jax.tree.map(lambda p: jnp.cos(p + step), params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, jax.jit(optimizer.init)(PARAMS)
     for step in range(steps):
-        updates, state = optimizer.update(jax.tree.map(lambda p, s=step: jnp.cos(p + s), params), state, params)
-        params = optax.apply_updates(params, updates)
-    return params
+        params, state = stepped(params, state, np.float32(step))
+    return jax.tree.map(np.asarray, params)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +73,7 @@ def test_the_first_pattern_that_matches_decides(patterns: list[str]) -> None:
             optimizers.by_part(parts, optax.sgd(1.0)).init(PARAMS)
         return
     optimizer = optimizers.by_part(parts, optax.sgd(1.0))
-    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), optimizer.init(PARAMS), PARAMS)
+    updates, _ = optimizer.update(jax.tree.map(np.ones_like, PARAMS), optimizer.init(PARAMS), PARAMS)
     for path, update in zip(PATHS, jax.tree.leaves(updates), strict=True):
         np.testing.assert_array_equal(update, -1.0 if decided[path] is None else -parts[decided[path]])
 
@@ -81,7 +90,7 @@ def test_there_is_one_rate_and_it_is_found() -> None:
 def test_a_factor_keeps_the_dtype_of_the_parameters() -> None:
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     optimizer = optimizers.by_part({"head.*": np.float64(0.5)}, optax.sgd(1.0))
-    updates, _ = optimizer.update(half, optimizer.init(half), half)
+    updates, _ = jax.eval_shape(lambda half: optimizer.update(half, optimizer.init(half), half), half)
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
 
 

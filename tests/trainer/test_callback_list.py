@@ -12,9 +12,8 @@ from flax import nnx
 from jax._src.array import ArrayImpl  # there is no public name for the class of arrays
 
 import resfit
-from resfit.callbacks import Callback
+from resfit.callbacks import Callback, logs
 from resfit.callbacks.logs import LazyLogs
-from resfit.trainer import hooks
 from tests.helpers import BATCH, PlainNet, Recorder, compiled, fit, images, labels
 
 VALUES = ["accuracy", "loss"]
@@ -307,14 +306,20 @@ def test_the_module_is_up_to_date_in_on_train_end_also_after_an_exception() -> N
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every read of a value from the device."""
     found: list[Any] = []
-    original = hooks.read
+    original = logs.read
 
     def read(values: Any) -> Any:
         found.append(values)
         return original(values)
 
-    monkeypatch.setattr(hooks, "read", read)
-    monkeypatch.setattr("resfit.trainer.loop.read", read)
+    for module in (
+        "callbacks.logs",
+        "trainer.evaluator",
+        "trainer.predictor",
+        "trainer.trainer",
+        "trainer.learning_rate",
+    ):
+        monkeypatch.setattr(f"resfit.{module}.read", read)
     return found
 
 
@@ -493,7 +498,11 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
 
 def test_the_first_line_of_the_log_says_where_training_runs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
-        fit(compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"))
+        fit(
+            compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"),
+            images(8),
+            labels(8),
+        )
     # Before the first model of a process, one more line may say why its convolutions are XLA's.
     said = next(message for message in caplog.messages if "batches of" in message)
     assert "float32; BatchNorm over each device's part of the batch; seed 3" in said

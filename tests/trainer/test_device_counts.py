@@ -17,7 +17,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.helpers import PlainNet, TinyNet, assert_close, compiled, images, labels, values
+from tests.helpers import PlainNet, TinyNet, assert_close, compiled, context_of, images, labels, state_of, values
 
 ROOT = Path(__file__).parents[2]
 SIZES = (16, 6, 3)  # 4 and 8 devices do not divide 6, and 3 rows are fewer than they are
@@ -31,18 +31,20 @@ def compare(devices: int, steps: int = 20, sizes: Sequence[int] = SIZES) -> None
     for step in range(steps):
         n = sizes[step % len(sizes)]
         x, y, weight = images(n, seed=step), labels(n, seed=step), np.linspace(0.5, 2, n).astype(np.float32)
-        before = [np.asarray(leaf) for leaf in one._state.leaves]
+        before = [np.asarray(leaf) for leaf in state_of(one).leaves]
         expected = one.train_on_batch(x, y, sample_weight=weight)
         for other in others:
-            other._state.replace(tuple(other._placement.replicate(before)))
+            state_of(other).replace(tuple(context_of(other).placement.replicate(before)))
             assert_close(other.train_on_batch(x, y, sample_weight=weight), expected, 1e-5)
             assert_close(values(other.module), values(one.module), 1e-5)
             # Optimizer, averages and counters too.
-            assert_close(list(map(np.asarray, other._state.leaves)), list(map(np.asarray, one._state.leaves)), 1e-5)
+            assert_close(
+                list(map(np.asarray, state_of(other).leaves)), list(map(np.asarray, state_of(one).leaves)), 1e-5
+            )
 
 
 def test_steps_on_four_devices_agree_with_one_device() -> None:
-    compare(4, steps=4, sizes=(8, 6))
+    compare(4, steps=2, sizes=(6,))  # which four do not divide
 
 
 @pytest.mark.slow

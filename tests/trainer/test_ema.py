@@ -12,7 +12,7 @@ from flax import nnx
 import resfit
 from resfit.errors import CompileError, ModuleError
 from resfit.optimizers import sgd, skip_non_finite
-from tests.helpers import BATCH, CLASSES, TinyNet, assert_same, compiled, fit, images, labels, values
+from tests.helpers import BATCH, CLASSES, TinyNet, assert_same, compiled, fit, images, labels, state_of, values
 
 DECAY, BAD = 0.8, 7.0
 X, Y = images(16), labels(16)
@@ -177,10 +177,10 @@ def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -
 
 def test_averages_that_an_earlier_version_kept_in_bfloat16_go_on_in_float32() -> None:
     model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=DECAY)
-    dtypes = [leaf.dtype for leaf in model._state.leaves]
-    narrow = [array.astype(jax.numpy.bfloat16) if array.ndim else array for array in model._state.on_host()]
-    model._state.take_from_host([narrow[i] if i < 4 else array for i, array in enumerate(model._state.on_host())])
-    assert [leaf.dtype for leaf in model._state.leaves] == dtypes
+    dtypes = [leaf.dtype for leaf in state_of(model).leaves]
+    narrow = [array.astype(jax.numpy.bfloat16) if array.ndim else array for array in state_of(model).on_host()]
+    state_of(model).take_from_host([narrow[i] if i < 4 else array for i, array in enumerate(state_of(model).on_host())])
+    assert [leaf.dtype for leaf in state_of(model).leaves] == dtypes
     fit(model, X, Y)
 
 
@@ -230,7 +230,7 @@ def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
 def test_an_assigned_array_starts_its_own_average_again_and_no_other() -> None:
     model, before = with_averages_elsewhere()
     model.module.head.dense.kernel[...] += 3
-    names = model._state.layout.visible_names
+    names = state_of(model).layout.visible_names
     changed = {
         name
         for name, old, new in zip(names, before, model.get_weights("ema"), strict=True)
@@ -288,10 +288,10 @@ def test_averages_continue_over_what_a_callback_assigns_between_steps() -> None:
 
     model, watch = compiled(ema=DECAY), Weights()
     fit(model, X, Y, epochs=2, callbacks=[Masks(), watch])
-    index = model._state.layout.visible_names.index("head.bias")
+    index = state_of(model).layout.visible_names.index("head.bias")
     expected = expected_average(watch.raw)[index]
     np.testing.assert_allclose(model.get_weights("ema")[index], expected, rtol=1e-5, atol=1e-6)
-    kernel = model._state.layout.visible_names.index("head.kernel")
+    kernel = state_of(model).layout.visible_names.index("head.kernel")
     assert (np.abs(model.get_weights("ema")[kernel][1:] - model.get_weights()[kernel][1:]) > 1e-4).any()
 
 

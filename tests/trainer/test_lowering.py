@@ -12,7 +12,7 @@ from einops import reduce
 from flax import nnx
 
 import resfit
-from tests.helpers import BATCH, compiled, images, labels
+from tests.helpers import BATCH, compiled, compiled_of, images, labels, state_of, train_arguments
 
 # What a GPU's own compiler has besides XLA's operations: JAX's counter-based random numbers.
 OF_A_GPU = {"cu_threefry2x32_ffi"}
@@ -37,15 +37,13 @@ class NoNorm(nnx.Module):
 
 def arguments(model: Any, rows: int = BATCH) -> tuple[Any, ...]:
     """Of the training step."""
-    loop = model._loop
-    turn = loop._turn(resfit.data.Batch(images(rows), labels(rows), None, None, rows))
-    return loop.state.leaves, loop._empty, loop._key, turn.placed
+    return train_arguments(model, resfit.data.Batch(images(rows), labels(rows), None, None, rows))
 
 
 def lowered(model: Any, platform: str) -> str:
     """The training step in StableHLO, as another platform's compiler gets it."""
     given = arguments(model)
-    program = model._loop._train._jit.trace(*given).lower(lowering_platforms=(platform,))
+    program = compiled_of(model).trainer.step._jit.trace(*given).lower(lowering_platforms=(platform,))
     text: str = program.as_text()
     return text
 
@@ -82,7 +80,7 @@ def test_the_memory_of_every_leaf_of_the_state_is_used_again(platform: str, disp
     signature = next(line for line in text.splitlines() if "func.func public @main" in line)
     inputs = re.split(r"%arg\d+: ", signature.split(" -> ")[0])[1:]
     given_up = [bool(re.search("tf.aliasing_output|jax.buffer_donor", one)) for one in inputs]
-    leaves = len(model._state.leaves)
+    leaves = len(state_of(model).leaves)
     assert given_up == [True] * leaves + [False] * (len(inputs) - leaves)
     assert len(inputs) > leaves + 2
 
@@ -121,7 +119,7 @@ class Exchange(NamedTuple):
 
 def exchanges(model: Any) -> list[Exchange]:
     """All of them in the compiled training step."""
-    return exchanges_in(model._loop._train.prepare(arguments(model, ROWS), lambda _: None))
+    return exchanges_in(compiled_of(model).trainer.step.prepare(arguments(model, ROWS), lambda _: None))
 
 
 def exchanges_in(executable: Any) -> list[Exchange]:

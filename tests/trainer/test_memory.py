@@ -9,7 +9,20 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError, DataError, LabelError, NotCompiledError
-from tests.helpers import BATCH, TinyNet, assert_same, compiled, counting_compilations, fit, images, labels, values
+from tests.helpers import (
+    BATCH,
+    PlainNet,
+    TinyNet,
+    assert_same,
+    compiled,
+    compiled_of,
+    counting_compilations,
+    fit,
+    images,
+    labels,
+    values,
+    state_of,
+)
 
 X, Y = images(BATCH), labels(BATCH)
 
@@ -52,7 +65,7 @@ def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixtu
 
 
 def test_images_of_either_kind_can_still_be_trained_on_after_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
-    model = compiled()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     model.summary((X.astype(np.uint8), Y))
     fit(model, X, Y)
 
@@ -114,8 +127,8 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.optimized
 def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
     model = compiled()
-    memory, _ = model._loop.memory(resfit.data.Batch(X, Y, None, None, BATCH))
-    state = sum(leaf.nbytes for leaf in model._state.leaves)
+    memory, _ = compiled_of(model).trainer.memory(resfit.data.Batch(X, Y, None, None, BATCH))
+    state = sum(leaf.nbytes for leaf in state_of(model).leaves)
     assert memory.aliased == state
     assert state + X.nbytes + Y.nbytes < memory.arguments < state + X.nbytes + Y.nbytes + 500
     assert state < memory.outputs < state + 2000  # and sums, the loss, and the pointers to all of them

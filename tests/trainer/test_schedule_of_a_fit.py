@@ -1,7 +1,7 @@
 """Named learning-rate schedules span the epochs of a fit."""
 
+import jax
 import numpy as np
-import optax
 import pytest
 
 import resfit
@@ -26,7 +26,7 @@ def test_a_named_schedule_spans_the_epochs_and_starts_again_with_the_next_fit_wi
     with counting_compilations() as compilations:
         fit(model, X, Y, epochs=4, callbacks=[rates])
     assert not compilations
-    two, four = (np.asarray(optax.cosine_decay_schedule(0.1, steps)(np.arange(steps))) for steps in (4, 8))
+    two, four = (0.05 * (1 + np.cos(np.pi * np.arange(steps) / steps)) for steps in (4, 8))
     expected = [*two, *four]
     np.testing.assert_allclose(rates.values, expected, rtol=1e-5, atol=1e-8)
 
@@ -35,8 +35,8 @@ def test_a_schedule_object_has_options_and_initial_epoch_begins_in_the_middle() 
     rates = Rates()
     schedule = resfit.schedules.Cosine(peak=0.4)
     fit(compiled(learning_rate=schedule), X, Y, epochs=4, initial_epoch=2, callbacks=[rates])
-    over = schedule.over(epochs=4, steps_per_epoch=2)
-    np.testing.assert_allclose(rates.values, [float(over(step)) for step in range(4, 8)], rtol=1e-5)
+    over = jax.jit(jax.vmap(schedule.over(epochs=4, steps_per_epoch=2)))
+    np.testing.assert_allclose(rates.values, over(np.arange(4, 8)), rtol=1e-5)
 
 
 def test_the_rate_of_a_schedule_stands_in_every_epochs_log() -> None:

@@ -10,7 +10,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback
 from resfit.errors import StepFailed
-from tests.helpers import CLASSES, PlainNet, TinyNet, assert_same, compiled, fit, images, labels
+from tests.helpers import CLASSES, PlainNet, TinyNet, assert_same, compiled, fit, images, labels, state_of
 
 
 class NumPyNet(nnx.Module):
@@ -58,7 +58,7 @@ def test_numpy_arrays_of_a_module_that_are_written_in_place_are_used_at_once(wri
 def test_a_state_does_not_share_memory_with_the_numpy_arrays_of_the_module() -> None:
     net = NumPyNet()
     model = compiled(net)
-    fit(model)
+    fit(model, images(8), labels(8))
     trained = model.get_weights()
     array = np.zeros((64, CLASSES), np.float32)
     model.set_weights([array, np.ones(CLASSES, np.float32)])
@@ -71,19 +71,19 @@ def test_optimizer_step_counter_and_learning_rate_continue_after_weights_are_set
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model)
     model.learning_rate = 0.025
-    n = model._state.layout.n_model
-    before = [np.array(leaf) for leaf in model._state.leaves[n:]]
+    n = state_of(model).layout.n_model
+    before = [np.array(leaf) for leaf in state_of(model).leaves[n:]]
     model.set_weights([array + 1 for array in model.get_weights()])
     model.module.head.bias[...] += 1
     model.get_weights()
-    assert_same([np.array(leaf) for leaf in model._state.leaves[n:]], before)
+    assert_same([np.array(leaf) for leaf in state_of(model).leaves[n:]], before)
     assert model.learning_rate == np.float32(0.025)
 
 
 def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_it() -> None:
     class Loses(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            for leaf in self.model._state.leaves:
+            for leaf in state_of(self.model).leaves:
                 leaf.delete()
 
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
@@ -103,11 +103,11 @@ def test_a_state_that_a_step_failed_to_compute_is_made_anew(monkeypatch: pytest.
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model)
     held = model.get_weights()
-    assert not model._state.recover()
+    assert not state_of(model).recover()
     with monkeypatch.context() as patched:
         patched.setattr(jax, "block_until_ready", fails)
-        assert model._state.recover()
-    assert model._state.steps() == 0
+        assert state_of(model).recover()
+    assert state_of(model).steps() == 0
     assert_same(model.get_weights(), held)
 
 

@@ -113,10 +113,10 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_compile_arguments_are_traced(name: str) -> None:
-    first, second = DIFFERENT[name]
-    run(**first)
+    first, second = (compiled(PlainNet(rngs=nnx.Rngs(0)), **arguments) for arguments in DIFFERENT[name])
+    first.train_on_batch(images(8), labels(8))
     with counting(TRACE, LOWER) as found:
-        run(**second)
+        second.train_on_batch(images(8), labels(8))
     assert LOWER in found
 
 

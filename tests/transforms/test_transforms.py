@@ -17,7 +17,7 @@ from resfit.nets import ZOO
 from resfit.preprocess import Normalize
 from resfit.transforms import Transforms, transforms_for
 from resfit.transforms.pretrained_transforms import PUBLISHED
-from tests.helpers import CLASSES, compiled, fit, labels
+from tests.helpers import CLASSES, compiled, context_of, fit, labels
 from tests.packages import package
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "transforms.json").read_text())
@@ -207,9 +207,9 @@ def test_auto_preprocessing_is_what_the_model_brings(how: str, tmp_path: Path) -
         model.transforms = Transforms(10, 8)
     expected = {"file with none": None, "file, then its transforms anew": Transforms(10, 8).preprocess}
     model.compile("sgd", learning_rate=0.1, dispatch="jit")
-    assert model._preprocess == expected.get(how, OWN.preprocess)
+    assert context_of(model).learned.inputs.preprocess == expected.get(how, OWN.preprocess)
     model.compile("sgd", preprocess=Normalize((0.0,) * 3, (1.0,) * 3), dispatch="jit")
-    assert model._preprocess == Normalize((0.0,) * 3, (1.0,) * 3)
+    assert context_of(model).learned.inputs.preprocess == Normalize((0.0,) * 3, (1.0,) * 3)
 
 
 Saved = tuple[dict[str, Any], dict[str, np.ndarray]]

@@ -53,7 +53,7 @@ def _built(seed: int, asked: tuple[tuple[str, Any], ...]) -> ResNet:
     generator = np.random.default_rng(seed)
     for _, node in nnx.iter_graph(made):
         if isinstance(node, nnx.BatchStat):
-            node.set_value(jax.numpy.asarray(generator.uniform(0.5, 1.5, node.get_value().shape), "float32"))
+            node.set_value(jax.numpy.asarray(generator.uniform(0.5, 1.5, node.get_value().shape).astype("float32")))
     return made
 
 

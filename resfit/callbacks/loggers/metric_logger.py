@@ -58,7 +58,7 @@ class MetricLogger(Callback):
     @property
     def figures(self) -> dict[str, float]:
         """Wall-clock figures of the epoch that ends, which are no part of the logs."""
-        return {"images_per_second": self._speed.images_per_second[-1], "data_wait": self.model.data_wait}
+        return {"images_per_second": self._speed.images_per_second[-1], "data_wait": self.model.control.data_wait}
 
     @property
     def steps_per_second(self) -> float:

@@ -15,7 +15,7 @@ from resfit.data.epochs import Epochs
 from resfit.data.states import packed, unpacked
 from resfit.errors import CallbackError, CheckpointError, NonFiniteLossError, ResumeError
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 from resfit.trainer.multihost import Processes
 from resfit.trainer.placement import Placement
 from resfit.trainer.run_state import RunState
@@ -69,7 +69,7 @@ class Rollback(NamedTuple):
     then: Callable[[], None]
 
 
-class Keeper:
+class CheckpointManager:
     """Saves a run, and brings one back.
 
     Args:
@@ -88,7 +88,7 @@ class Keeper:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointStore,
         keep: int,
         fingerprint: Mapping[str, Any],
         state: RunState,
@@ -383,12 +383,18 @@ def _refused(place: str, what: str) -> CallbackError:
     )
 
 
+_RENAMED = {"_SeenInputs": "SeenData"}
+
+
 def _upgraded(saved: Saved) -> Saved:
     """Return what an earlier version saved, which left it to JSON, in the form of this one."""
     facts = saved.facts
+    if "_SeenInputs" in facts.get("callback_states", {}):  # the former name of SeenData
+        states = {_RENAMED.get(name, name): state for name, state in facts["callback_states"].items()}
+        return saved._replace(facts=facts | {"callback_states": states})
     if "callback_states" in facts:
         return saved
-    states = {name: packed(state) for name, state in facts["callbacks"].items()}
+    states = {_RENAMED.get(name, name): packed(state) for name, state in facts["callbacks"].items()}
     progress = facts["progress"] | _packed_logs(facts["progress"])
     return saved._replace(facts=facts | {"callback_states": states, "progress": progress})
 

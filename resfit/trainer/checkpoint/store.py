@@ -47,7 +47,7 @@ class Saved(NamedTuple):
     facts: dict[str, Any]
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one run, which one process writes and no other run may write to.
 
     Args:

@@ -304,7 +304,7 @@ def test_networks_evaluate_and_predict_as_with_xla(name: str, monkeypatch: pytes
         if isinstance(part, nnx.BatchNorm):
             for statistic in (part.scale, part.bias, part.mean, part.var):
                 assert statistic is not None
-                statistic.set_value(jnp.asarray(rng.uniform(0.5, 1.5, statistic[...].shape), jnp.float32))
+                statistic.set_value(jnp.asarray(rng.uniform(0.5, 1.5, statistic.shape).astype(np.float32)))
     x, y = rng.normal(size=(6, 64, 64, 3)).astype("float32"), np.arange(6) % 4
     found = []
     for choice in ("xla", "onednn"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import Checkpoints, Saved
+from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 from tests.faults import files as layer
 from tests.golden import files as golden
 from tests.helpers import assert_same
@@ -29,7 +29,7 @@ def saved(number: int) -> Saved:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Holds three checkpoints."""
-    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints = CheckpointStore(tmp_path / "run")
     for number in range(3):
         checkpoints.save(number, saved(number))
     checkpoints.close()
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def newest(folder: Path) -> Any:
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     try:
         return checkpoints.newest()
     finally:
@@ -60,7 +60,7 @@ def test_an_empty_folder_has_none(tmp_path: Path) -> None:
 
 
 def test_those_that_are_not_kept_are_deleted(folder: Path) -> None:
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     checkpoints.save(3, saved(3), lambda complete: {0, *complete[-2:]})
     checkpoints.close()
     assert checkpoints.steps == [0, 2, 3]
@@ -110,8 +110,8 @@ def test_where_none_can_be_read_it_is_said(folder: Path) -> None:
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Path) -> None:
     program = (
-        "import sys, pathlib; from resfit.trainer.checkpoint.store import Checkpoints; "
-        f"c = Checkpoints(pathlib.Path({str(folder)!r})); print('has it', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from resfit.trainer.checkpoint.store import CheckpointStore; "
+        f"c = CheckpointStore(pathlib.Path({str(folder)!r})); print('has it', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -119,7 +119,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Pa
         assert other.stdout is not None
         assert other.stdout.readline() == "has it\n"
         with pytest.raises(CheckpointError, match="Another run is at work"):
-            Checkpoints(folder)
+            CheckpointStore(folder)
         other.kill()
     assert newest(folder)[0] == 2
 
@@ -127,11 +127,11 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Pa
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="Expected a folder that can be made"):
-        Checkpoints(tmp_path / "file" / "run")
+        CheckpointStore(tmp_path / "file" / "run")
 
 
 def test_a_folder_that_vanishes_is_an_error_or_made_again(folder: Path) -> None:
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     shutil.rmtree(folder)
     folder.write_text("in its place")
     with pytest.raises(CheckpointError, match="could not be written"):
@@ -164,7 +164,7 @@ def newest_one(complete: list[int]) -> list[int]:
 
 
 def go_on(folder: Path, *numbers: int, keep: Callable[[list[int]], list[int]] = newest_two) -> None:
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     for number in numbers:
         checkpoints.save(number, saved(number), keep)
     checkpoints.close()
@@ -208,7 +208,7 @@ def test_what_the_user_keeps_in_the_folder_stays_and_the_run_goes_on(
     change(folder)
     mine = {name: content for name, content in tree(folder).items() if made.get(name) != content}
     assert len(mine) >= 3
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     first = checkpoints.next_step
     for number in range(first, first + 4):
         checkpoints.save(number, saved(number), newest_two)
@@ -221,7 +221,7 @@ def test_what_the_user_keeps_in_the_folder_stays_and_the_run_goes_on(
 
 
 def test_a_folder_that_appears_under_the_next_number_is_left_alone(folder: Path) -> None:
-    checkpoints = Checkpoints(folder)
+    checkpoints = CheckpointStore(folder)
     (folder / "3").mkdir()
     checkpoints.save(3, saved(3))
     with pytest.raises(CheckpointError, match="There is a 3 already"):
@@ -249,7 +249,7 @@ def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not
     put(tmp_path / "with a backup" / "3", "arrays.backup/note.txt")
     for name, left in (("run", [5, 6]), ("with a note", [3, 5, 6]), ("with a backup", [3, 5, 6])):
         go_on(tmp_path / name, 4, 5, 6)
-        assert Checkpoints(tmp_path / name, writes=False).steps == left
+        assert CheckpointStore(tmp_path / name, writes=False).steps == left
 
 
 def test_leftovers_of_an_earlier_version_are_named_once_and_kept(
@@ -271,12 +271,12 @@ def test_a_lock_file_that_was_there_keeps_its_content(tmp_path: Path) -> None:
 def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone_and_goes_on_when_it_is_back(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = Checkpoints(folder)
+    first = CheckpointStore(folder)
     folder.rename(folder.with_name("moved"))
     with pytest.raises(CheckpointError, match="moved away or replaced"):
         first.save(3, saved(3), newest_two)
     assert not folder.exists()
-    second = Checkpoints(folder)
+    second = CheckpointStore(folder)
     second.save(0, saved(7))
     second.close()
     before = tree(folder)
@@ -294,9 +294,9 @@ def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone_and_goes
 
 
 def test_a_folder_whose_lock_was_replaced_is_not_written_to(folder: Path) -> None:
-    first = Checkpoints(folder)
+    first = CheckpointStore(folder)
     (folder / ".lock").unlink()
-    second = Checkpoints(folder)
+    second = CheckpointStore(folder)
     before = tree(folder)
     with pytest.raises(CheckpointError, match="File exists"):
         first.save(3, saved(3))
@@ -327,4 +327,4 @@ def test_a_folder_that_is_moved_while_a_checkpoint_is_written_gets_it_and_the_on
             go_on(folder, 0, 1, keep=newest_one)
         assert moved.is_dir(), name
         assert tree(folder) == {}, name
-        assert Checkpoints(moved, writes=False).steps[-1] == 1, name
+        assert CheckpointStore(moved, writes=False).steps[-1] == 1, name

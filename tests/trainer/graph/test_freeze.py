@@ -11,7 +11,7 @@ import resfit
 from resfit import optimizers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.trainer.graph import plan as modes
-from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, values
+from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, state_of, values
 
 
 def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
@@ -76,11 +76,11 @@ def test_a_frozen_batch_norm_normalises_by_its_running_statistics_in_training() 
 def test_frozen_parameters_have_no_optimizer_state() -> None:
     model = resfit.Model(tiny_resnet())
     model.compile("adam", dispatch="jit")
-    everything = sum(leaf.size for leaf in model._state.leaves)
+    everything = sum(leaf.size for leaf in state_of(model).leaves)
     model.freeze("stage*")
     model.compile("adam", dispatch="jit")
     frozen = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.module.stage1, nnx.Param)))
-    assert everything - sum(leaf.size for leaf in model._state.leaves) >= 2 * frozen > 0
+    assert everything - sum(leaf.size for leaf in state_of(model).leaves) >= 2 * frozen > 0
 
 
 def test_freezing_takes_effect_at_the_next_compile_and_never_silently_later() -> None:

@@ -246,12 +246,12 @@ def test_a_module_that_sows_intermediates_trains() -> None:
 @ignore_sow
 def test_what_a_call_of_the_user_sowed_does_not_disturb_training() -> None:
     module = Sows(rngs=nnx.Rngs(0))
-    module(jnp.asarray(images(2)))  # before the model is made
+    bare_call(module, images(2))  # before the model is made
     model = compiled(module)
     fit(model, images(8), labels(8))
-    module(jnp.asarray(images(2)))  # and between two calls
+    bare_call(module, images(2))  # and between two calls
     fit(model, images(8), labels(8))
-    module(jnp.asarray(images(2)))
+    bare_call(module, images(2))
     assert model.predict(images(8), verbose=0).shape == (8, CLASSES)
     assert len(module.features.get_raw_value()) == 3
 

@@ -237,7 +237,7 @@ def test_a_wrapped_linen_module_trains_as_by_hand_and_keeps_its_statistics(tmp_p
 
     model, by_hand = compiled(wrapped(LinenNet())), compiled(ByHand())
     for one in (model, by_hand):
-        fit(one)
+        fit(one, images(16), labels(16))
     assert_same(model.get_weights(), by_hand.get_weights())
     assert (np.asarray(model.module.norm["mean"]) != 0).all()
     predicted = model.predict(images(4), verbose=0)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(va
     assert [path for path, _ in outline.leaves] == [path for path, _ in modes.leaves(module)]
     for path, leaf in outline.leaves:
         if isinstance(leaf, nnx.Param):
-            leaf.set_raw_value(leaf.get_raw_value() + 1)
+            leaf.set_raw_value(jax.device_put(np.asarray(leaf.get_raw_value()) + 1))
         assert leaf.get_raw_value() is dict(modes.leaves(module))[path].get_raw_value()
     assert outline.is_unchanged()
 

@@ -1,0 +1,178 @@
+"""The result of `Model.compile`: one frozen object that holds the state and the steps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from resfit import augment, losses
+from resfit import metrics as metrics_
+from resfit.backends import onednn
+from resfit.errors import CompileError
+from resfit.trainer.config import CompileConfig
+from resfit.trainer.context import RunContext
+from resfit.trainer.evaluator import Evaluator
+from resfit.trainer.graph.plan import Convolutions, Freeze
+from resfit.trainer.input_format import spec_entry
+from resfit.trainer.learned import Learned
+from resfit.trainer.learning_rate import LearningRate, resolve
+from resfit.trainer.overrides import check_flags
+from resfit.trainer.placement import AXIS, Placement, preferred_device
+from resfit.trainer.predictor import Predictor
+from resfit.trainer.run_state import RunState
+from resfit.trainer.step import ComputeLoss, Recipe, Supervised
+from resfit.trainer.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A model that can be trained.
+
+    Attributes:
+      config: of `compile`, with "auto" resolved.
+      context: the state on its devices.
+      rate: the learning rate.
+      trainer: takes training steps.
+      evaluator: measures.
+      predictor: applies the module.
+    """
+
+    config: CompileConfig
+    context: RunContext
+    rate: LearningRate
+    trainer: Trainer
+    evaluator: Evaluator
+    predictor: Predictor
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must be equal in a resumed run, by name."""
+        return {**self.config.fingerprint(), "platform": self.context.placement.platform}
+
+    def described(self, batch_size: int) -> str:
+        """Describe the steps in one line, for the log of a `fit`."""
+        config, placement = self.config, self.context.placement
+        batch = "the whole batch" if config.batch_norm == "global" else "each device's part of the batch"
+        slices = config.gradient_accumulation_steps
+        normalized = batch if slices == 1 else f"each of {slices} slices of {batch}"
+        kernels = "" if config.cpu_kernels == "xla" else f"; convolutions by {config.cpu_kernels}"
+        each = batch_size / len(placement.devices)
+        return (
+            f"{config.precision}; BatchNorm over {normalized}; seed {config.seed}; {placement.kind} on "
+            f"{len(placement.devices)} {placement.platform} device(s), batches of {batch_size}, {each:g} a device"
+            f"{kernels}."
+        )
+
+
+def compile_model(
+    module: nnx.Module,
+    config: CompileConfig,
+    learned: Learned,
+    freeze: Freeze,
+    before: RunState,
+    compute_loss: ComputeLoss | None,
+) -> Compiled:
+    """Build the state and the steps of a model. The module keeps its values.
+
+    Args:
+      module: the network.
+      config: the arguments of `compile`.
+      learned: of the model; takes over loss and preprocessing.
+      freeze: the parts that are not trained.
+      before: the present state of the module.
+      compute_loss: of a subclass that overrides it, else None.
+
+    Raises:
+      CompileError: for unknown names, and combinations that cannot work.
+    """
+    transformation, number, named, function = resolve(config.optimizer, config.learning_rate)
+    preprocess = learned.inputs.chosen(config.preprocess, replace=config.replaces_preprocess)
+    learned.labels.check_head()
+    num_classes = spec_entry(module, "num_classes")
+    augments = augment.get(config.augment, num_classes)
+    loss = losses.get(config.loss)
+    metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
+    placement = placement_of(module, config)
+    convolutions = convolutions_of(config.cpu_kernels, placement)
+
+    before.publish()
+    state = RunState(
+        module,
+        transformation,
+        placement.replicate,
+        freeze,
+        ema=config.ema is not None,
+        precision=config.precision,
+        axis=AXIS if placement.replicas > 1 and config.batch_norm == "global" else None,
+        convolutions=convolutions,
+        before=before,
+    )
+    _check_trainable(module, state, freeze)
+    rate = LearningRate(state, number, named, function)
+    learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
+    context = RunContext(state, placement, config.seed, learned)
+    recipe = Recipe(
+        compute_loss or Supervised(loss),
+        metrics_.collection(metrics, multi_label=bool(learned.labels.by_loss(loss))),
+        preprocess,
+        augments,
+        rate.in_step,
+        rate.index,
+        config.ema,
+        config.gradient_accumulation_steps,
+    )
+    _check_same_values(context)
+    resolved = dataclasses.replace(
+        config,
+        dispatch=placement.kind,
+        cpu_kernels="xla" if convolutions is None else onednn.described(),
+    )
+    evaluator = Evaluator(context, recipe)
+    trainer = Trainer(context, recipe, evaluator)
+    return Compiled(resolved, context, rate, trainer, evaluator, Predictor(context, preprocess))
+
+
+def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
+    """Return the devices of a run, by the arguments of `compile` and the arrays of the module."""
+    device = preferred_device(jax.tree.leaves(nnx.state(module)))
+    return Placement(config.dispatch, config.compiler_options, config.batch_norm, device)
+
+
+def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
+    """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
+    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager"):
+        return None
+    return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
+
+
+def _metrics(
+    given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool
+) -> dict[str, Any]:
+    if given == "auto":
+        return metrics_.automatic(None if custom_step else loss)
+    return metrics_.by_name(given, num_classes, multi_label=learned.labels.by_loss(loss))
+
+
+def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:
+    """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
+    if not state.layout.n_params:
+        raise CompileError(
+            f"Every parameter is frozen by freeze{freeze.patterns}, so there is nothing to train. "
+            "Call freeze with fewer patterns."
+            if freeze.patterns
+            else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
+            "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
+            "nnx.bridge.ToNNX has them after .lazy_init(x)."
+        )
+    check_flags(module, state.layout.plan)
+
+
+def _check_same_values(context: RunContext) -> None:
+    """Raise if the processes of a run hold different networks."""
+    context.processes.check_same(
+        "initial values",
+        (np.asarray(array).tobytes() for array in context.state.visible()),
+        context.state.layout.visible_names,
+        "Build the network from the same seed, or load the same file, in every process.",
+    )

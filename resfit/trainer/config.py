@@ -1,0 +1,163 @@
+"""The arguments of `Model.compile` and `Model.fit` as frozen objects that validate and fingerprint themselves."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resfit.errors import CompileError, DataError, ResumeError
+
+PRECISIONS = ("float32", "bfloat16")
+
+# A field with this metadata may differ between a run and its resumption, or is compared in another way.
+_NOT_COMPARED: Mapping[str, bool] = {"compared": False}
+
+
+class _Fingerprinted:
+    """A dataclass whose fields decide the result of a run, unless a field's metadata says otherwise."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the JSON value of every field that must be equal in a resumed run, by name."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {
+            field.name: _as_json(getattr(self, field.name)) for field in fields if field.metadata.get("compared", True)
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileConfig(_Fingerprinted):
+    """The arguments of `Model.compile`, which documents each of them.
+
+    Optimizer, loss, metrics, preprocessing and augmentation are compared by the program of the step, the learning rate
+    by `FitConfig`.
+
+    Raises:
+      CompileError: for a value that no argument can have.
+    """
+
+    optimizer: Any = dataclasses.field(default="sgd", metadata=_NOT_COMPARED)
+    learning_rate: Any = dataclasses.field(default=None, metadata=_NOT_COMPARED)
+    loss: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    metrics: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    seed: int = 0
+    preprocess: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    augment: Any = dataclasses.field(default=None, metadata=_NOT_COMPARED)
+    ema: float | None = None
+    precision: str = "float32"
+    gradient_accumulation_steps: int = 1
+    dispatch: str = "auto"
+    batch_norm: str = "global"
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cpu_kernels: str = "auto"
+    replace_preprocess: bool = dataclasses.field(default=False, metadata=_NOT_COMPARED)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compiler_options", dict(self.compiler_options or {}))
+        if self.precision not in PRECISIONS:
+            raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {self.precision!r}.")
+        slices = self.gradient_accumulation_steps
+        if not _is_integer(slices) or slices < 1:
+            raise CompileError(f"Expected gradient_accumulation_steps to be a positive integer, got {slices!r}.")
+        if self.ema is not None and (not isinstance(self.ema, int | float) or not 0 < self.ema < 1):
+            raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {self.ema!r}.")
+        if not _is_integer(self.seed) or self.seed < 0:
+            raise CompileError(f"Expected seed to be an integer that is not negative, such as 0, got {self.seed!r}.")
+
+    @property
+    def replaces_preprocess(self) -> bool:
+        """True if the preprocessing replaces the one that the network was trained with."""
+        return self.replace_preprocess and self.preprocess != "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig(_Fingerprinted):
+    """The arguments of `Model.fit`, which documents each of them, but for data and callbacks.
+
+    Data are compared by their description, see `trainer.checkpoint.fingerprint`.
+
+    Attributes:
+      learning_rate: as the user would write it; the name of a schedule; or None if the optimizer decides it.
+
+    Raises:
+      DataError: for a value that no argument can have.
+      ResumeError: for an unknown value of `resume`.
+    """
+
+    epochs: int = 1
+    initial_epoch: int = 0
+    steps_per_epoch: int | None = None
+    batch_size: Any = 32
+    shuffle: bool = True
+    drop_remainder: bool = False
+    learning_rate: float | str | None = None
+    validation_steps: int | None = None
+    validation_every: int | None = None
+    validation_freq: int | Sequence[int] = 1
+    validation_batch_size: int | None = None
+    verbose: str | int = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    cache: str | None = dataclasses.field(default=None, metadata=_NOT_COMPARED)
+    resume: bool | str = dataclasses.field(default=False, metadata=_NOT_COMPARED)
+
+    def __post_init__(self) -> None:
+        for name, remedy in _POSITIVE.items():
+            count = getattr(self, name)
+            if count is not None and (not _is_integer(count) or count < 1):
+                raise DataError(f"Expected {name} to be a positive integer{remedy}, got {count!r}.")
+        if not _is_integer(self.initial_epoch) or self.initial_epoch < 0:
+            raise DataError(f"Expected initial_epoch to be a number of epochs, 0 or more, got {self.initial_epoch!r}.")
+        if self.initial_epoch > self.epochs:
+            raise DataError(
+                f"fit got initial_epoch={self.initial_epoch} and epochs={self.epochs}, so there is no epoch to train. "
+                "Expected epochs to be the number of the last epoch, counted from the beginning of the whole run."
+            )
+        if self.shuffle not in (True, False):
+            raise DataError(
+                f"Expected shuffle to be True or False, got {self.shuffle!r}. Every epoch has an order of all examples "
+                "of its own; to keep batches as they are pass an iterable of them."
+            )
+        if self.resume not in (True, False, "inexact"):
+            raise ResumeError(f"Expected resume to be True, False or 'inexact', got {self.resume!r}.")
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """The batch size of validation."""
+        size: int = self.batch_size if self.validation_batch_size is None else self.validation_batch_size
+        return size
+
+    @property
+    def validates_after(self) -> Callable[[int], bool]:
+        """A function: epoch, counted from zero -> True if a validation follows it.
+
+        Raises:
+          DataError: for a frequency below one.
+        """
+        frequency = self.validation_freq
+        if not _is_integer(frequency):
+            return lambda epoch: epoch + 1 in frequency  # type: ignore[operator]
+        if frequency < 1:  # type: ignore[operator]
+            raise DataError(f"Expected validation_freq to be a positive number of epochs, got {frequency}.")
+        return lambda epoch: (epoch + 1) % frequency == 0  # type: ignore[operator]
+
+
+_POSITIVE = {
+    "epochs": "",
+    "steps_per_epoch": ", or None for one pass over the data",
+    "validation_steps": ", or None for all of validation_data",
+    "validation_every": " of steps, or None to validate after epochs",
+}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _as_json(value: Any) -> Any:
+    """Return a JSON value: numbers, strings and None as they are, sequences as lists, the rest as text."""
+    if isinstance(value, Mapping):
+        return {str(name): str(entry) for name, entry in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple | range):
+        return [_as_json(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,94 @@
+"""The parts that training, evaluation and prediction share: state, devices, key, and the checks of each batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from resfit.data.batches import Batch, Batches
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.learned import Learned
+from resfit.trainer.multihost import Processes, Turn
+from resfit.trainer.placement import Placement
+from resfit.trainer.run_state import RunState
+from resfit.trainer.step import DeviceBatch, OutputsShape
+
+LabelCheck = Callable[[Any, OutputsShape], None]
+
+
+class RunContext:
+    """A state on its devices, with the key of everything random.
+
+    Args:
+      state: of the run.
+      placement: where everything lives.
+      seed: of everything random inside the steps.
+      learned: compares the inputs and labels of each batch with those of training.
+
+    Attributes:
+      state: of the run.
+      placement: where everything lives.
+      seed: of everything random inside the steps.
+      learned: what is known of the data.
+      processes: of the run.
+      key: made from the seed, on every device.
+    """
+
+    def __init__(self, state: RunState, placement: Placement, seed: int, learned: Learned) -> None:
+        self.state, self.placement, self.seed, self.learned = state, placement, seed, learned
+        self.processes = Processes(placement)
+        self.key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
+
+    def inference_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a step without gradients, in which CPU kernels may fuse a convolution with what follows it."""
+        convolutions = self.state.convolutions
+        # An eager step runs as it is written.
+        return step if convolutions is None or self.placement.kind == "eager" else convolutions.fused(step)
+
+    def turn(self, batch: Batch, wanted: Callable[[Batch], Any] | None = None) -> Turn:
+        """Place a batch on its own: of every process, its part."""
+        return next(self.processes.turns([batch], wanted or for_step))
+
+    def check_inputs(self, turn: Turn, *, trained: bool = False) -> None:
+        """Compare the inputs of a batch with those of training; after a step, remember them."""
+        if turn.host is not None:
+            self.learned.check_inputs(turn.host.x, trained)
+
+    def label_check(self, data: Batches) -> LabelCheck:
+        """Return the check of the labels: of all of them once if they are at hand, else of each batch."""
+        if data.labels is None:
+            return self.learned.check_labels
+        pending = [data.labels]
+
+        def once(_: Any, shape: OutputsShape) -> None:
+            if pending:
+                self.learned.check_labels(pending.pop(), shape)
+
+        return once
+
+
+def for_step(batch: Batch) -> DeviceBatch:
+    """Return the arrays of a batch that a training or evaluation step takes."""
+    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask)
+
+
+def check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> None:
+    """Check the labels of a batch before its step runs, if the step is compiled."""
+    if turn.host is not None and isinstance(step, jax.stages.Compiled):
+        results: Any = step.out_tree
+        check(turn.host.y, results.children()[-1].node_data()[1])
+
+
+def check_after(step: Callable[..., Any], turn: Turn, check: LabelCheck, shape: OutputsShape) -> None:
+    """Check the labels of a batch after its step ran, if the step is not compiled."""
+    if turn.host is not None and not isinstance(step, jax.stages.Compiled):
+        check(turn.host.y, shape)
+
+
+def announce(callbacks: CallbackList, what: str) -> Callable[[bool], None]:
+    """Return a function that fires the compile hooks: with True before, with False after a compilation."""
+    return lambda begins: callbacks.fire("on_compile_begin" if begins else "on_compile_end", what)
+
+
+def quiet(begins: bool) -> None:
+    """Fire no hook."""

@@ -1,0 +1,126 @@
+"""Evaluation: loss and metrics over a dataset, exactly."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit import metrics
+from resfit.callbacks.logs import LazyLogs, as_float, read
+from resfit.data.batches import Batch, Batches
+from resfit.errors import DataError
+from resfit.trainer.boundary import Boundary
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.interrupts import Interrupt
+from resfit.trainer.multihost import Turn
+from resfit.trainer.placement import CompiledStep, Throttle
+from resfit.trainer.state import Leaves
+from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
+
+
+class Evaluator:
+    """Measures a model: runs evaluation steps, and turns sums of metrics into values.
+
+    Args:
+      context: of the model.
+      recipe: what the steps do.
+
+    Attributes:
+      names: of the loss and the metrics, in order.
+      empty: the sums of no example, on the devices.
+    """
+
+    def __init__(self, context: RunContext, recipe: Recipe) -> None:
+        self._context, self._metrics = context, recipe.metrics
+        self.names = metrics.names(recipe.metrics)
+        # By way of NumPy: a weakly typed zero would make the first step another program than the second.
+        empty = [np.asarray(leaf) for leaf in jax.tree.leaves(recipe.metrics.empty())]
+        self.empty: Leaves = tuple(context.placement.replicate(empty))
+        layout = context.state.layout
+
+        # Metric sums cross into a step flat, as the state does: JAX takes clu's classes apart in Python, at each call.
+        def evaluate(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
+            whole = recipe.metrics.unflatten(sums)
+            whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch)
+            return tuple(jax.tree.leaves(whole)), loss, shape
+
+        self._step = CompiledStep(context.inference_step(evaluate), context.placement)
+
+    def values(self, sums: Leaves) -> dict[str, Any]:
+        """Return the named values of sums on the host: the loss first, then metrics as they were given."""
+        with np.errstate(invalid="ignore"):  # if every step so far was skipped, a mean is NaN
+            values = self._metrics.unflatten(sums).compute()
+        return {name: as_float(values[name]) for name in self.names}
+
+    def logs(self, sums: Leaves, loss: jax.Array, examples: int) -> LazyLogs:
+        """Return the log of a batch, read from the device when somebody asks."""
+        return LazyLogs(sums, self.values, self.names, loss, examples)
+
+    def evaluate(
+        self,
+        data: Batches,
+        steps: int | None,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        weights: str = "raw",
+    ) -> dict[str, Any]:
+        """Return loss and metrics over a dataset, or its first batches.
+
+        Args:
+          data: the examples.
+          steps: the number of batches; None for all.
+          callbacks: to fire.
+          stopped: returns True if somebody asked to stop.
+          weights: "raw", as trained, or "ema", averaged.
+        """
+        with self._context.processes.failing_together():
+            boundary = Boundary(self._context.processes, Interrupt(), stopped)
+            return self.evaluate_until(boundary, data, steps, callbacks, weights)
+
+    def evaluate_until(
+        self, boundary: Boundary, data: Batches, steps: int | None, callbacks: CallbackList, weights: str
+    ) -> dict[str, Any]:
+        """Evaluate as `evaluate` does, inside a run that a boundary may end.
+
+        Raises:
+          DataError: if there are no examples.
+        """
+        context = self._context
+        callbacks.fire("on_test_begin", {})
+        leaves, sums, check = context.state.visible(weights), self.empty, context.label_check(data)
+        throttle = Throttle(context.placement.run_ahead)
+        seen = 0
+        for i, turn in enumerate(context.processes.turns(itertools.islice(data.epoch(0), steps), for_step)):
+            callbacks.fire("on_test_batch_begin", i, {})
+            sums, loss = self._run(leaves, turn, sums, check, announce(callbacks, "evaluate"))
+            callbacks.fire("on_test_batch_end", i, self.logs(sums, loss, turn.examples))
+            throttle.add(loss)
+            seen += turn.examples
+            if boundary():
+                break
+        if not seen:
+            raise DataError("There are no examples to evaluate on. Expected at least one.")
+        results = self.values(read(sums))
+        callbacks.fire("on_test_end", dict(results))
+        return results
+
+    def evaluate_batch(self, batch: Batch) -> dict[str, Any]:
+        """Return loss and metrics of one batch."""
+        context = self._context
+        turn = context.turn(batch)
+        sums, _ = self._run(context.state.visible(), turn, self.empty, context.learned.check_labels, quiet)
+        return self.values(read(sums))
+
+    def _run(
+        self, leaves: Leaves, turn: Turn, sums: Leaves, check: LabelCheck, on_compile: Callable[[bool], None]
+    ) -> tuple[Leaves, jax.Array]:
+        self._context.check_inputs(turn)
+        arguments = (leaves, sums, self._context.key, turn.placed)
+        step = self._step.prepare(arguments, on_compile)
+        check_before(step, turn, check)
+        sums, loss, shape = step(*arguments)
+        check_after(step, turn, check, shape)
+        return sums, loss

@@ -1,0 +1,102 @@
+"""The requests that callbacks make of a running `fit`."""
+
+import contextlib
+from collections.abc import Iterator
+
+from resfit.errors import CallbackError, NotCompiledError
+from resfit.trainer.checkpoint.manager import CheckpointManager, Rollback
+from resfit.trainer.compiled import Compiled
+from resfit.trainer.learned import Learned
+
+
+class FitControl:
+    """The `RunControl` of a model, and the facts and steps that its `fit` works with.
+
+    Args:
+      learned: facts about the model's data.
+
+    Attributes:
+      learned: facts about the model's data.
+      compiled: the model's steps, or None before `compile`.
+      fitting: True while `fit` runs.
+    """
+
+    def __init__(self, learned: Learned) -> None:
+        self.learned = learned
+        self.compiled: Compiled | None = None
+        self.fitting = False
+        self._manager: CheckpointManager | None = None
+
+    @contextlib.contextmanager
+    def during(self, manager: CheckpointManager | None) -> Iterator[None]:
+        """Mark the model as in a `fit`; at the end, wait until all checkpoints are written."""
+        self.fitting = True
+        try:
+            yield
+        finally:
+            self.fitting, self._manager = False, None
+            if manager is not None:
+                manager.close()
+
+    def accept(self, manager: CheckpointManager | None) -> None:
+        """Accept requests from now on: the run trains."""
+        self._manager = manager
+
+    @property
+    def saves_checkpoints(self) -> bool:
+        """True if `fit` runs with a `Checkpoint` callback."""
+        return self._manager is not None
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the last epoch's training in which the device waited for data, from 0 to 1 (an upper bound)."""
+        return 0.0 if self.compiled is None else self.compiled.trainer.data_wait
+
+    def request_checkpoint(self, *, best: bool = False) -> None:
+        """Save the run after all hooks of this batch or epoch.
+
+        Args:
+          best: True to keep the checkpoint as the best so far.
+
+        Raises:
+          CallbackError: if `fit` runs without a `Checkpoint` callback, which names the folder.
+        """
+        if self._manager is not None:
+            self._manager.wanted = True
+            self._manager.wanted_as_best |= best
+        elif self.fitting:
+            raise CallbackError(
+                "A checkpoint was requested in a fit without a Checkpoint callback. Pass one, which names the folder: "
+                "callbacks=[resfit.callbacks.Checkpoint(folder), ...]."
+            )
+
+    def request_rollback(self, *, bad: tuple[int, int] | None = None, learning_rate_factor: float = 1.0) -> None:
+        """Go back to the newest checkpoint in which all values are finite, after all hooks of this batch or epoch.
+
+        Training then continues as if the run had been resumed: the position in the data, metrics, `History` and the
+        state of callbacks go back too.
+
+        Args:
+          bad: (epoch, batch) of a step that went wrong: the checkpoint is one from before it, if there is one.
+          learning_rate_factor: multiplies the present learning rate, or all rates of a schedule.
+
+        Raises:
+          CallbackError: if `fit` runs without a `Checkpoint` callback.
+          CompileError: if the optimizer has no learning rate that can be set, and the factor is not 1.
+        """
+        if self._manager is None or self.compiled is None:
+            raise CallbackError(
+                "A rollback was requested in a fit without a Checkpoint callback, so there is nothing to go back to. "
+                "Pass one: callbacks=[resfit.callbacks.Checkpoint(folder), ...]."
+            )
+        self._manager.rollback = Rollback(bad, self.compiled.rate.scaled(learning_rate_factor))
+
+    def require_compiled(self, method: str) -> Compiled:
+        """Return the compiled steps.
+
+        Raises:
+          NotCompiledError: before `compile`.
+        """
+        if self.compiled is None:
+            raise NotCompiledError(f"The model was not compiled. Call model.compile(...) before {method}.")
+        return self.compiled

@@ -1,0 +1,217 @@
+"""`Model.fit`, step by step: data, callbacks, checkpoints, and the run itself."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resfit.backends.allocator import keeping_memory
+from resfit.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    History,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+    RollbackOnNaN,
+    SwapEMAWeights,
+    TerminateOnNaN,
+)
+from resfit.callbacks.base import TrainedModel
+from resfit.data import Batches, Epochs, Geometry, as_batches
+from resfit.data.batches import classes_of
+from resfit.data.choose import in_memory
+from resfit.data.relabeled import relabeled
+from resfit.data.sources.arrays import split_validation
+from resfit.errors import CallbackError, DataError
+from resfit.trainer.arguments import bar, listed, unpacked
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.checkpoint import fingerprint
+from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+from resfit.trainer.compiled import Compiled
+from resfit.trainer.config import FitConfig
+from resfit.trainer.context import RunContext
+from resfit.trainer.fit_control import FitControl
+from resfit.trainer.interrupts import at_batch_boundaries
+from resfit.trainer.learned import Learned, SeenData
+from resfit.trainer.multihost import Processes
+from resfit.trainer.overrides import check_flags
+from resfit.trainer.run import Run, Validation
+from resfit.trainer.run_state import RunState
+
+_log = logging.getLogger("resfit")
+
+
+class FitData(NamedTuple):
+    """The data arguments of `Model.fit`."""
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    class_weight: Mapping[int, float] | None
+    validation_split: float
+    validation_data: Any
+
+    def split(self) -> "FitData":
+        """Take the last part of arrays as validation data, if there are no other."""
+        if not self.validation_split or self.validation_data is not None:
+            return self
+        if not in_memory(self.x):
+            raise DataError("validation_split needs arrays, whose last part it takes. Pass validation_data instead.")
+        (x, y, weight), held_out = split_validation(self.validation_split, self.x, self.y, self.sample_weight)
+        return self._replace(x=x, y=y, sample_weight=weight, validation_data=held_out)
+
+
+def fit(
+    model: TrainedModel,
+    control: FitControl,
+    config: FitConfig,
+    given: FitData,
+    callbacks: Callback | Iterable[Callback] | None,
+) -> History:
+    """Train a compiled model; see `Model.fit`."""
+    compiled, learned = control.require_compiled("fit"), control.learned
+    context = compiled.context
+    processes, state = context.processes, context.state
+    _check_model(control, state)
+    data, held_out = _data(compiled, config, given, learned)
+    names = learned.labels.names_after_training(data)
+    validation = _validation(model, context, config, data, held_out)
+    stream = Epochs(data, config.steps_per_epoch, state.epoch)
+    epochs = range(config.initial_epoch, config.epochs)
+    compiled.rate.check_span(stream, epochs)
+    model.stop_training = model.stop_evaluating = False
+    history = model.history = History()
+    given_callbacks = listed(callbacks)
+    hooks = CallbackList(
+        [*given_callbacks, history, SeenData(learned), *bar(config.verbose)],
+        model,
+        {"verbose": config.verbose, "epochs": config.epochs, "steps": stream.steps},
+    )
+    settings = compiled.fingerprint() | config.fingerprint()
+    steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
+    extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}
+    _check_same_settings(processes, settings | extra)
+    compared = {"data": data, "validation": None if validation is None else validation.data}
+    with processes.failing_together():
+        manager = fingerprint.manager_of(given_callbacks, config.resume, settings, compared, context)
+    with at_batch_boundaries(manager is not None) as interrupt, control.during(manager):
+        start = None
+        if manager is not None and config.resume:
+            with processes.failing_together():
+                start = manager.find(exact=config.resume != "inexact")
+        model.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
+        if manager is not None and start is not None and start.finished:
+            _restore_finished(manager, stream, hooks, learned, names, data)
+            state.publish()
+            return history
+        control.accept(manager)
+        run = Run(
+            context, compiled.trainer, compiled.evaluator, compiled.rate, stream, hooks, validation, manager, interrupt,
+            lambda: model.stop_training,
+        )  # fmt: skip
+        kept = keeping_memory(context.placement.platform)
+        with learned.starting_over(names), compiled.rate.spanning(stream, epochs), kept:
+            end = run.train(epochs, start)
+            if start is not None:
+                learned.note_restored(data.labels)
+        if manager is not None:
+            manager.save(Progress(end.epoch, stopping=model.stop_training, finished=True), (), stream, hooks)
+    return history
+
+
+_STEERING = (
+    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN, SwapEMAWeights, TerminateOnNaN,
+)  # fmt: skip
+"""The callbacks that change how a run continues; others may be in one process alone."""
+
+
+def _check_model(control: FitControl, state: RunState) -> None:
+    """Raise if the module changed since `compile`, or `fit` runs already."""
+    check_flags(state.module, state.layout.plan)
+    state.check_structure()
+    if control.fitting:
+        raise CallbackError(
+            "fit was called while fit is running, by a callback: both would train the same state. Stop with "
+            "model.stop_training = True and call fit again, or train another Model."
+        )
+
+
+def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learned) -> tuple[Batches, Any]:
+    """Return the training data as batches, and the validation data as they were given."""
+    if given.class_weight is not None:
+        learned.labels.check_class_weight(given.class_weight)
+    given = given.split()
+    context = compiled.context
+    geometry = Geometry(
+        config.batch_size,
+        seed=context.seed if config.shuffle else None,
+        min_batch=2 if context.state.layout.plan.has_batch_norm else 1,
+        drop_remainder=config.drop_remainder,
+        shard=context.processes.shard,
+    )
+    data = as_batches(given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache)
+    _check_same_data(context.processes, data)
+    learned.labels.warn_of_one_hot(data.labels)
+    _log.info("%s", compiled.described(config.batch_size))
+    return data, given.validation_data
+
+
+def _validation(
+    model: TrainedModel, context: RunContext, config: FitConfig, data: Batches, held_out: Any
+) -> Validation | None:
+    if held_out is None:
+        return None
+    x, y, weight = unpacked(held_out, "validation_data")
+    geometry = Geometry(config.evaluation_batch_size, pad=True, shard=context.processes.shard)
+    batches = as_batches(x, y, weight, geometry=geometry)
+
+    def stopped() -> bool:
+        # One validation inside `fit` is stopped, not the next one.
+        asked, model.stop_evaluating = model.stop_evaluating, False
+        return asked
+
+    return Validation(
+        relabeled(batches, classes_of(data) or context.learned.labels.names, "validation_data"),
+        config.validation_steps,
+        config.validates_after,
+        config.validation_every,
+        stopped,
+        lambda: model.validation_weights,
+    )
+
+
+def _restore_finished(
+    manager: CheckpointManager,
+    stream: Epochs,
+    hooks: CallbackList,
+    learned: Learned,
+    names: list[str] | None,
+    data: Batches,
+) -> None:
+    manager.restore(stream, hooks)
+    learned.labels.names = names
+    learned.note_restored(data.labels)
+
+
+def _check_same_data(processes: Processes, data: Batches) -> None:
+    entries = {"the number of examples": data.examples, "a label": data.labels}
+    processes.check_same(
+        "data",
+        (b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(entry)) for entry in entries.values()),
+        entries,
+        "Pass the whole dataset in every process, of which each reads its part. Data that are split already are "
+        "passed as an iterable of batches.",
+    )
+
+
+def _check_same_settings(processes: Processes, settings: Mapping[str, Any]) -> None:
+    compared = {name: value for name, value in settings.items() if name != "cpu_kernels"}
+    processes.check_same(
+        "arguments of compile or fit",
+        (repr(value).encode() for value in compared.values()),
+        (f"{name}, here {value!r:.200}," for name, value in compared.items()),
+        "Processes with other arguments would wait for one another for ever. Pass the same in every process.",
+    )

@@ -1,0 +1,190 @@
+"""The labels of a model: one or several per example, and the names of the classes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from resfit import losses
+from resfit import metrics as metrics_
+from resfit.data import Batches
+from resfit.data.batches import classes_of
+from resfit.data.sources.arrays import check_class_weight
+from resfit.errors import CompileError, DataError, LabelError
+from resfit.trainer.input_format import spec_entry
+from resfit.trainer.step import OutputsShape
+from resfit.transforms.class_names import check_class_names
+
+_log = logging.getLogger("resfit")
+
+
+class LabelFormat:
+    """The meaning of a model's outputs and labels.
+
+    Args:
+      module: the network; one of resfit's tells its number of outputs.
+      custom_step: True if a subclass overrides `compute_loss`, which may read labels in any way.
+
+    Attributes:
+      loss: of the last `compile`, or None.
+      multi_label: True if every output is a label of its own; None if that is unknown.
+      names: of the classes, by number, or None.
+    """
+
+    def __init__(self, module: nnx.Module, *, custom_step: bool) -> None:
+        self._module, self._custom_step = module, custom_step
+        self.loss: losses.Loss | None = None
+        self.multi_label: bool | None = None
+        self.names: list[str] | None = None
+        self._names_were_set = False  # by the user; otherwise they are those of the training data
+        self._one_label_metrics: list[str] = []
+        self._outputs_shape: tuple[int, ...] | None = None
+
+    @property
+    def _num_classes(self) -> int | None:
+        number: int | None = spec_entry(self._module, "num_classes")
+        return number
+
+    def compiled(self, loss: losses.Loss, metrics: dict[str, Any], *, trained: bool) -> None:
+        """Take over what `compile` decided.
+
+        Args:
+          loss: of the steps.
+          metrics: by name.
+          trained: True if the weights are trained; the meaning of their outputs then stays known.
+        """
+        by_loss = self.by_loss(loss)
+        if by_loss is not None:
+            self.multi_label = by_loss
+        elif not trained:
+            self.multi_label = self.multi_label or None
+        self._one_label_metrics = [name for name, metric in metrics.items() if metrics_.reads_one_label(metric)]
+        self.loss = loss
+
+    def by_loss(self, loss: losses.Loss) -> bool | None:
+        """Return whether a loss reads several labels per example; None if the labels decide."""
+        several = losses.multi_label(loss)
+        return None if self._custom_step and not several else several
+
+    def check(self, labels: Any, outputs: OutputsShape) -> None:
+        """Raise LabelError if labels do not fit the loss and outputs of a shape; remember both."""
+        self._outputs_shape = outputs.shape
+        if not self._custom_step and outputs.shape is not None:
+            losses.check(self.loss, labels, outputs.shape)
+        self.note(labels)
+
+    def note(self, labels: Any) -> None:
+        """Learn from labels whether the model is multi-label, if its loss does not tell.
+
+        Raises:
+          LabelError: for several labels per example, if a metric reads one.
+        """
+        if labels is None or losses.multi_label(self.loss):
+            return
+        row = losses.multi_hot_row(labels)
+        if row is not None and self._one_label_metrics:
+            raise LabelError(
+                f"Row {row} of the labels has {int((np.asarray(labels)[row] == 1).sum())} labels, and the metrics "
+                f"{self._one_label_metrics} read one label per example. Expected metrics for several: use "
+                "loss='binary_cross_entropy', BinaryCrossEntropy(multi_label=True), or, with a custom loss, "
+                "'binary_accuracy' and classes such as resfit.metrics.f1(num_classes, multi_label=True)."
+            )
+        if row is not None:
+            self.multi_label = True
+        elif self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy):
+            self.multi_label = False
+
+    def is_multi_label(self, outputs: str) -> bool:
+        """Return True if these outputs of `predict` are those of a multi-label model.
+
+        Raises:
+          CompileError: if that decides the outputs and is unknown.
+        """
+        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:])
+        undecided = self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy) and not single
+        if undecided and outputs in ("probabilities", "labels"):
+            raise CompileError(
+                f"outputs={outputs!r} of a model with the loss BinaryCrossEntropy() depend on its labels, and it has "
+                "seen none. Expected the loss to say which: compile with BinaryCrossEntropy(multi_label=True) for "
+                "several labels per example, or multi_label=False for one class."
+            )
+        return bool(self.multi_label)
+
+    def check_class_weight(self, class_weight: Any) -> None:
+        """Raise DataError for the weight of a class that the network, as far as it tells, does not have."""
+        classes, highest = self._num_classes, max(check_class_weight(class_weight), default=0)
+        if classes is not None and classes > 1 and highest >= classes:
+            raise DataError(
+                f"class_weight names the class {highest}, and the network has {classes} outputs. Expected class "
+                f"numbers from 0 to {classes - 1}."
+            )
+
+    def warn_of_one_hot(self, labels: Any) -> None:
+        """Warn if all labels name one class, and the loss reads several."""
+        if losses.multi_label(self.loss) and losses.one_hot(labels):
+            _log.warning(
+                "Every row of the labels has exactly one label, and the loss reads several: probabilities are a "
+                "sigmoid each, and accuracy is the share of single labels. If an image has one class, use "
+                "loss='cross_entropy'."
+            )
+
+    # --- names of the classes -----------------------------------------------------------------------------------------
+
+    def set_names(self, value: Sequence[str] | None, *, trained: bool) -> None:
+        """Set the names of the classes.
+
+        Raises:
+          DataError: for another number of names than of classes; after training, for the same names in another order.
+        """
+        classes = self._num_classes
+        names = None if value is None else check_class_names(value, classes if classes != 1 else None)
+        before = self.names
+        if trained and names and before and names != before and sorted(names) == sorted(before):
+            raise DataError(
+                f"model.class_names got {names}, and the network was trained with the same names as {before}. Expected "
+                "the order of the training. If that was wrong, set model.class_names = None first."
+            )
+        self.names, self._names_were_set = names, names is not None
+
+    def check_head(self) -> None:
+        """Forget the names of the training data if the network has another number of outputs now.
+
+        Raises:
+          DataError: if names that the user set do not fit.
+        """
+        num_classes = self._num_classes
+        if self.names is None or num_classes in (None, 1, len(self.names)):
+            return
+        if self._names_were_set:
+            check_class_names(self.names, num_classes)
+        _log.warning(
+            "The network has %d outputs now, so the names of the %d classes that it was trained on are forgotten.",
+            num_classes, len(self.names),
+        )  # fmt: skip
+        self.names = None
+
+    def names_after_training(self, data: Batches) -> list[str] | None:
+        """Return the names of the classes once the model was trained on the data: its own, or those of the data.
+
+        Raises:
+          DataError: if both have names, and they differ.
+        """
+        names, own = classes_of(data), self.names
+        if names is None or own is not None:
+            if names is not None and list(names) != own:
+                raise DataError(
+                    f"The training data have the classes {names}, and model.class_names is {own}. Expected the same "
+                    "names in the same order. Order the classes of the data like those of the model, as in "
+                    "resfit.data.folder(path, classes=model.class_names); or set model.class_names = None to take "
+                    "those of the data."
+                )
+            return own
+        if self._num_classes not in (None, 1, len(names)):
+            _log.warning(
+                "The training data have %d classes, and the network has %d outputs, so the class names are not kept.",
+                len(names), self._num_classes,
+            )  # fmt: skip
+            return None
+        return list(names)

@@ -1,0 +1,111 @@
+"""The facts that a model learns from the data it is trained on, and forgets if no step was taken."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+from resfit.callbacks.base import Callback
+from resfit.losses import Loss
+from resfit.preprocess import Preprocess
+from resfit.trainer.input_format import InputFormat
+from resfit.trainer.label_format import LabelFormat
+from resfit.trainer.step import OutputsShape
+
+
+class Learned:
+    """What a model knows of its data.
+
+    Args:
+      module: the network; one of resfit's tells its input channels and classes.
+      custom_step: True if a subclass of the model overrides `compute_loss`.
+
+    Attributes:
+      inputs: their format.
+      labels: their format.
+      stepped: True if a training step was taken since `compile`.
+    """
+
+    def __init__(self, module: nnx.Module, *, custom_step: bool) -> None:
+        self.inputs = InputFormat(module)
+        self.labels = LabelFormat(module, custom_step=custom_step)
+        self.stepped = False
+
+    def compiled(
+        self, loss: Loss, metrics: dict[str, Any], preprocess: Preprocess | None, *, replaces_preprocess: bool
+    ) -> None:
+        """Take over what `compile` decided.
+
+        Args:
+          loss: of the steps.
+          metrics: by name.
+          preprocess: of the steps.
+          replaces_preprocess: True if the weights have to be trained again, on other values.
+        """
+        self.labels.compiled(loss, metrics, trained=self.inputs.trained)
+        if replaces_preprocess:
+            self.inputs.replace(preprocess)
+        self.inputs.preprocess, self.stepped = preprocess, False
+
+    def check_labels(self, labels: Any, outputs: OutputsShape) -> None:
+        """See `LabelFormat.check`."""
+        self.labels.check(labels, outputs)
+
+    def check_inputs(self, x: Any, trained: bool) -> None:
+        """See `InputFormat.check`."""
+        self.inputs.check(x, trained=trained)
+        self.stepped |= trained
+
+    def note_restored(self, labels: Any) -> None:
+        """Learn from a restored run, perhaps without another step, what its steps would have told.
+
+        Args:
+          labels: all of them; None if only the batches have them: `SeenData` then restores what is known.
+        """
+        self.inputs.trained = self.stepped = True
+        if labels is not None:
+            self.labels.note(labels)
+
+    @contextlib.contextmanager
+    def starting_over(self, names: list[str] | None) -> Iterator[None]:
+        """Learn class names, and after `compile` the scale of the inputs; forget both if no step is taken.
+
+        The names are known during training, so that models saved by callbacks have them.
+        """
+        before, stepped = (self.inputs.trained_on, self.labels.names), self.stepped
+        self.labels.names, self.stepped = names, False
+        if not stepped:
+            self.inputs.trained_on = None
+        try:
+            yield
+        finally:
+            if not self.stepped:
+                self.inputs.trained_on, self.labels.names = before
+            self.stepped = self.stepped or stepped
+
+    def facts(self) -> tuple[Any, ...]:
+        """Return what training changes, for `put_facts`."""
+        inputs, labels = self.inputs, self.labels
+        return inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label
+
+    def put_facts(self, facts: tuple[Any, ...]) -> None:
+        """Set what `facts` returned: the weights that were trained since are taken back."""
+        inputs, labels = self.inputs, self.labels
+        inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label = facts
+
+
+class SeenData(Callback):
+    """Saves with a run the facts of its data that `save`, `export` and `predict` need."""
+
+    def __init__(self, learned: Learned) -> None:
+        self._learned = learned
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._learned.inputs.state_dict(), "multi_label": self._learned.labels.multi_label}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._learned.inputs.load_state_dict(state)
+        self._learned.stepped = True
+        if self._learned.labels.multi_label is None:  # otherwise the loss tells
+            self._learned.labels.multi_label = state.get("multi_label")

@@ -1,0 +1,116 @@
+"""Prediction: the outputs of every row, in order, while only a few batches are on the device."""
+
+import collections
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.callbacks.logs import read
+from resfit.data.batches import Batch, Batches
+from resfit.errors import DataError, ModuleError
+from resfit.preprocess import Preprocess
+from resfit.trainer.boundary import Boundary
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.context import RunContext, announce, quiet
+from resfit.trainer.interrupts import Interrupt
+from resfit.trainer.multihost import Turn
+from resfit.trainer.outputs import OUTPUTS
+from resfit.trainer.placement import CompiledStep
+from resfit.trainer.state import Leaves
+from resfit.trainer.step import predict_step
+
+
+class Predictor:
+    """Applies a module in evaluation mode, batch by batch.
+
+    Args:
+      context: of the model.
+      preprocess: applied to every input, or None.
+    """
+
+    def __init__(self, context: RunContext, preprocess: Preprocess | None) -> None:
+        self._context = context
+        self.steps = {
+            name: CompiledStep(
+                context.inference_step(
+                    functools.partial(predict_step, context.state.layout, preprocess, output.finish, call=output.call)
+                ),
+                context.placement,
+                returns_state=False,
+            )
+            for name, output in OUTPUTS.items()
+        }
+
+    def predict(
+        self,
+        data: Batches,
+        kind: str,
+        steps: int | None,
+        callbacks: CallbackList,
+        stopped: Callable[[], bool],
+        weights: str,
+    ) -> Iterator[Any]:
+        """Yield the outputs of each batch in order, as NumPy, without padding.
+
+        Args:
+          data: the examples; labels are ignored.
+          kind: a key of `OUTPUTS`.
+          steps: the number of batches; None for all.
+          callbacks: to fire.
+          stopped: returns True if somebody asked to stop.
+          weights: "raw", as trained, or "ema", averaged.
+
+        Raises:
+          DataError: if there are no examples.
+          ModuleError: if the module returns another number of rows than it was given.
+        """
+        context = self._context
+        with context.processes.failing_together():
+            callbacks.fire("on_predict_begin", {})
+            context.state.take_from_module()
+            boundary = Boundary(context.processes, Interrupt(), stopped)
+            in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
+            empty = True
+            batches = itertools.islice(data.epoch(0), steps)
+            for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
+                empty = False
+                callbacks.fire("on_predict_batch_begin", i, {})
+                # Chosen anew for every batch: a training step in between donates the former arrays.
+                leaves = context.state.layout.chosen(context.state.leaves, weights)
+                outputs = self._run(leaves, turn, kind, announce(callbacks, "predict"))
+                callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
+                in_flight.append((outputs, turn))
+                if len(in_flight) > context.placement.run_ahead:
+                    yield _on_host(*in_flight.popleft())
+                if boundary():
+                    break
+            while in_flight:
+                yield _on_host(*in_flight.popleft())
+            if empty:
+                raise DataError("There are no examples to predict. Expected at least one.")
+            callbacks.fire("on_predict_end", {})
+
+    def predict_batch(self, x: Any) -> Any:
+        """Return the logits of one batch, as NumPy."""
+        batch = Batch(x, None, None, None, len(jax.tree.leaves(x)[0]))
+        turn = self._context.turn(batch, lambda batch: batch.x)
+        return jax.tree.map(np.asarray, read(self._run(self._context.state.visible(), turn, "logits", quiet)))
+
+    def _run(self, leaves: Leaves, turn: Turn, kind: str, on_compile: Callable[[bool], None]) -> Any:
+        self._context.check_inputs(turn)
+        arguments = (leaves, self._context.key, turn.placed)
+        return self.steps[kind].prepare(arguments, on_compile)(*arguments)
+
+
+def _on_host(outputs: Any, turn: Turn) -> Any:
+    shapes = jax.tree.map(np.shape, outputs)
+    if any(np.shape(leaf)[:1] != (turn.rows,) for leaf in jax.tree.leaves(outputs)):
+        raise ModuleError(
+            f"For a batch of {turn.rows} rows the module returned shape {shapes}. Expected one output per row, "
+            "so that predict can leave out those that only fill up the last batch."
+        )
+    return jax.tree.map(lambda a: np.asarray(a)[: turn.examples], read(outputs))

@@ -1,0 +1,107 @@
+"""A frozen copy of a model, for tools that examine it and for going back to it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from resfit import losses
+from resfit.errors import NotCompiledError
+from resfit.preprocess import Preprocess
+from resfit.trainer.context import RunContext
+from resfit.trainer.graph import plan as plans
+from resfit.trainer.state import Leaves, StateLayout
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """The state of a model at one moment, on its devices, in memory of its own.
+
+    Attributes:
+      layout: the names and order of the arrays.
+      leaves: all arrays, those of the optimizer included.
+      preprocess: applied to every input, or None.
+      loss: of the last `compile`, or None if the model is not compiled.
+      multi_label: True if every output is a label of its own; None if that is unknown.
+      steps: training steps since `compile`.
+      epoch: passes over the data begun since `compile`.
+      facts: what the model had learned from its data.
+    """
+
+    layout: StateLayout
+    leaves: Leaves
+    preprocess: Preprocess | None
+    loss: losses.Loss | None
+    multi_label: bool | None
+    steps: int
+    epoch: int
+    facts: tuple[Any, ...]
+    _context: RunContext
+
+    @classmethod
+    def of(cls, context: RunContext, *, compiled: bool) -> "Snapshot":
+        """Copy the present state.
+
+        Args:
+          context: of the model.
+          compiled: True if the model is compiled.
+
+        Raises:
+          ModuleError: if the module was changed since the model was made.
+        """
+        state, learned = context.state, context.learned
+        state.check_structure()
+        state.take_from_module()
+        return cls(
+            state.layout,
+            state.copy(),
+            learned.inputs.preprocess,
+            learned.labels.loss if compiled else None,
+            learned.labels.multi_label,
+            state.steps(),
+            state.epoch,
+            learned.facts(),
+            context,
+        )
+
+    def require_compiled(self, method: str) -> losses.Loss:
+        """Return the loss.
+
+        Raises:
+          NotCompiledError: if the model is not compiled.
+        """
+        if self.loss is None:
+            raise NotCompiledError(f"The model was not compiled. Call model.compile(...) before {method}.")
+        return self.loss
+
+    @property
+    def variables(self) -> Leaves:
+        """The parameters and carried arrays, for `module`."""
+        return self.layout.chosen(self.leaves, "raw")
+
+    def module(self, variables: Leaves, *, train: bool = False) -> Any:
+        """Return the module with these variables in a mode, for use under `jax.jit`.
+
+        Args:
+          variables: such as those of this snapshot, perhaps traced.
+          train: the mode.
+        """
+        params, carried = self.layout.unflatten_model(variables)
+        # Evaluation draws nothing, but the module may hold random streams.
+        return plans.assemble(self.layout.plan, params, carried, jax.random.key(0), train=train)
+
+    def place(self, batch: Any) -> Any:
+        """Put a batch on the devices of the model."""
+        return self._context.placement.place(batch)
+
+    def restore(self) -> None:
+        """Set the model's state and what it had learned back to this snapshot.
+
+        Raises:
+          CompileError: if the model was compiled since.
+        """
+        state = self._context.state
+        state.replace(tuple(self._context.placement.replicate(list(self.leaves), copy=True)))
+        state.epoch = self.epoch
+        state.publish()
+        self._context.learned.put_facts(self.facts)

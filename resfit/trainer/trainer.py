@@ -1,0 +1,190 @@
+"""Training: runs compiled training steps, one batch after another."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from resfit.callbacks.logs import LazyLogs, read
+from resfit.data.batches import Batch
+from resfit.data.epochs import Epochs
+from resfit.errors import ModuleError, NonFiniteLossError
+from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.checkpoint.manager import CheckpointManager
+from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.evaluator import Evaluator
+from resfit.trainer.input_stall import Waiting
+from resfit.trainer.memory import StepMemory, step_memory
+from resfit.trainer.non_finite import first_non_finite
+from resfit.trainer.placement import AXIS, CompiledStep, Throttle
+from resfit.trainer.state import Leaves
+from resfit.trainer.step import DeviceBatch, Recipe, train_step
+
+_log = logging.getLogger("resfit")
+
+
+class Trainer:
+    """Takes training steps and keeps their metric sums.
+
+    Args:
+      context: of the model.
+      recipe: what the steps do.
+      evaluator: names and reads the metrics.
+
+    Attributes:
+      sums: of the metrics, since the epoch began.
+      keep_last_step: True to keep a copy of the state before each training step, and its batch. It costs the memory and
+        the time of a copy.
+    """
+
+    def __init__(self, context: RunContext, recipe: Recipe, evaluator: Evaluator) -> None:
+        self._context, self._recipe, self._evaluator = context, recipe, evaluator
+        self.sums: Leaves = ()
+        self.keep_last_step = False
+        self._kept: tuple[Leaves, DeviceBatch] | None = None
+        self._waiting = Waiting()
+        self._skips = context.state.skips()
+        self._skipped_before = 0
+        layout = context.state.layout
+
+        def train(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch, axis: str | None = None) -> Any:
+            whole = recipe.metrics.unflatten(sums)
+            leaves, whole, loss, shape = train_step(layout, recipe, leaves, whole, key, batch, axis)
+            return leaves, tuple(jax.tree.leaves(whole)), loss, shape
+
+        def train_part(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
+            return train(leaves, sums, key, batch, AXIS)
+
+        part = train_part if context.placement.replicas > 1 else None
+        self.step = CompiledStep(train, context.placement, donate=True, mapped=part)
+        # For train_on_batch, whose result the user's module shares.
+        self._kept_step = CompiledStep(train, context.placement, mapped=part)
+
+    def begin_epoch(self) -> None:
+        """Reset the metric sums."""
+        self.sums = self._evaluator.empty
+
+    def logs(self) -> LazyLogs:
+        """Return the log of the epoch so far."""
+        return self._evaluator.logs(self.sums, self._context.state.arrays.step, 0)
+
+    def batches(
+        self, data: Epochs, done: int, callbacks: CallbackList, check: LabelCheck, manager: CheckpointManager | None
+    ) -> Iterator[LazyLogs]:
+        """Train on one epoch; yield the log of each batch once its step is on the device and its hooks have fired.
+
+        Args:
+          data: cut into epochs.
+          done: batches of the epoch that an earlier run took.
+          callbacks: to fire.
+          check: of the labels.
+          manager: compares the program of the step with that of the saved run, or None.
+        """
+        context, state = self._context, self._context.state
+        throttle = Throttle(context.placement.run_ahead)
+        waiting = self._waiting = Waiting()
+        checked: set[int] = set()
+        turns = context.processes.turns(data.next(done), for_step)
+        for i, turn in enumerate(waiting.over(turns), done):
+            callbacks.fire("on_train_batch_begin", i, {})
+            state.own()
+            context.check_inputs(turn)
+            arguments = (self.sums, context.key, turn.placed)
+            step = self.step.prepare((state.leaves, *arguments), announce(callbacks, "train"))
+            if manager is not None and turn.rows not in checked:
+                manager.check_program(*self.step.described(turn.placed))
+                checked.add(turn.rows)
+            check_before(step, turn, check)
+            if self.keep_last_step:
+                self._kept = state.copy(), turn.placed
+            leaves, sums, loss, shape = step(state.leaves, *arguments)
+            check_after(step, turn, check, shape)
+            state.leaves, self.sums = leaves, sums
+            context.check_inputs(turn, trained=True)
+            waiting.step(loss)
+            state.epoch = data.passes
+            logs = self._evaluator.logs(self.sums, loss, turn.examples)
+            callbacks.fire("on_train_batch_end", i, logs)
+            throttle.add(loss)
+            yield logs
+
+    def train_batch(self, batch: Batch) -> dict[str, float]:
+        """Take one training step on its own; the user's module holds the result.
+
+        Returns:
+          The loss and metrics of the batch.
+        """
+        context, state = self._context, self._context.state
+        state.take_from_module()
+        turn = context.turn(batch)
+        context.check_inputs(turn)
+        arguments = (state.leaves, self._evaluator.empty, context.key, turn.placed)
+        step = self._kept_step.prepare(arguments, quiet)
+        check_before(step, turn, context.learned.check_labels)
+        leaves, sums, _, shape = step(*arguments)
+        check_after(step, turn, context.learned.check_labels, shape)
+        context.check_inputs(turn, trained=True)
+        state.replace(leaves)
+        state.publish()
+        return self._evaluator.values(read(sums))
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that a step runs on."""
+        return len(self._context.placement.devices)
+
+    def memory(self, batch: Batch) -> tuple[StepMemory, int]:
+        """Return the memory that the training step of `fit` needs for such a batch, and its examples in all processes.
+
+        The step is compiled if it was not, and not run.
+        """
+        context = self._context
+        context.state.take_from_module()
+        turn = context.turn(batch)
+        context.check_inputs(turn)
+        arguments = (context.state.leaves, self._evaluator.empty, context.key, turn.placed)
+        step = self.step.prepare(arguments, quiet)
+        check_before(step, turn, context.learned.check_labels)
+        return step_memory(step), turn.examples
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the last epoch's training, so far, in which the device waited for data, from 0 to 1."""
+        return self._waiting.share
+
+    def first_non_finite(self) -> str | None:
+        """Describe where the last training step first made NaN or an infinite value; None if it made none.
+
+        Raises:
+          ModuleError: if the step was not kept.
+        """
+        if self._kept is None:
+            raise ModuleError("No step was kept. Set model.keep_last_step = True before the training step in question.")
+        leaves, batch = self._kept
+        return first_non_finite(self._context.state.layout, self._recipe, leaves, self._context.key, batch)
+
+    def skipped_steps(self, epoch: int, batches: int) -> dict[str, float]:
+        """Return the number of updates that were skipped so far, as an entry of the epoch's log; {} if none can be.
+
+        Args:
+          epoch: that ends.
+          batches: of the epoch.
+
+        Raises:
+          NonFiniteLossError: if every update of the epoch was skipped.
+        """
+        if self._skips is None:
+            return {}
+        state = self._context.state
+        in_a_row, total = (int(read(state.leaf(i))) for i in (self._skips.in_a_row, self._skips.total))
+        if in_a_row >= batches:
+            raise NonFiniteLossError(
+                f"All {batches} updates of epoch {epoch} were skipped, as their gradients held NaN or infinite "
+                "values. Expected a finite one. The parameters are those of before. Lower the learning rate, look for "
+                "NaN in the inputs, or find the layer with TerminateOnNaN(locate=True)."
+            )
+        if total != self._skipped_before:
+            _log.warning("%d updates were skipped so far, as their gradients were not finite.", total)
+        self._skipped_before = total
+        return {"skipped_steps": float(total)}
