@@ -20,8 +20,8 @@ from tests.helpers import (
     fit,
     images,
     labels,
-    values,
     state_of,
+    values,
 )
 
 X, Y = images(BATCH), labels(BATCH)
