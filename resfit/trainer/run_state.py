@@ -47,7 +47,7 @@ class RunState:
 
     Attributes:
       layout: the order of the arrays.
-      arrays: the arrays, on the devices of the run.
+      leaves: the arrays in the flat form in which a step takes and returns them, so that a step costs no conversion.
       precision: see the argument.
       convolutions: see the argument.
       epoch: the passes over the data begun since `compile`. With the seed it decides the order of the next pass.
@@ -74,12 +74,12 @@ class RunState:
         self._module: UserModule = UserModule(module, freeze, precision, axis, convolutions, known)
         shared = self._module.share()
         self.layout = StateLayout(self._module.plan, shared.params, optimizer, ema=ema)
-        self.arrays = self._initial(shared.params, shared.carried)
+        self.leaves = self._initial(shared.params, shared.carried)
         self._set: dict[int, float] = {}  # the leaves of the optimizer's state that were set
         self.epoch = 0
         self.between_steps = False
 
-    def _initial(self, params: Sequence[Any], carried: Sequence[Any]) -> TrainState:
+    def _initial(self, params: Sequence[Any], carried: Sequence[Any]) -> Leaves:
         """Return the state before the first step."""
         optimizer_state: Iterable[Any] = ()
         if self.layout.optimizer is not None:
@@ -95,16 +95,16 @@ class RunState:
         # Copies of NumPy arrays: on a CPU they would share memory with the module's.
         leaves: list[Any] = [*self.layout.flatten(state)]
         leaves = [np.array(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        return self.layout.unflatten(self._replicate(leaves))
+        return tuple(self._replicate(leaves))
 
     @property
-    def leaves(self) -> Leaves:
-        """The arrays in the flat form in which a step takes and returns them."""
-        return self.layout.flatten(self.arrays)
+    def arrays(self) -> TrainState:
+        """The arrays by name, on the devices of the run."""
+        return self.layout.unflatten(self.leaves)
 
-    @leaves.setter
-    def leaves(self, leaves: Leaves) -> None:
-        self.arrays = self.layout.unflatten(leaves)
+    @arrays.setter
+    def arrays(self, arrays: TrainState) -> None:
+        self.leaves = self.layout.flatten(arrays)
 
     @property
     def keeps_averages(self) -> bool:
@@ -131,8 +131,9 @@ class RunState:
         assigned = self._module.assigned()
         if not assigned:
             return
-        visible, averages = list(self.arrays.visible), list(self.arrays.averages)
-        for i, (slot, old) in enumerate(zip(self.layout.visible, self.arrays.visible, strict=True)):
+        before = self.arrays
+        visible, averages = list(before.visible), list(before.averages)
+        for i, (slot, old) in enumerate(zip(self.layout.visible, before.visible, strict=True)):
             if slot.path not in assigned:
                 continue
             visible[i] = self._taken(slot.name, assigned[slot.path], old)
@@ -295,7 +296,7 @@ class RunState:
         if not self._lost():
             return False
         shared = self._module.share()
-        self.arrays = self._initial(shared.params, shared.carried)
+        self.leaves = self._initial(shared.params, shared.carried)
         for index, value in self._set.items():
             self.set_leaf(index, value)
         return True

@@ -1,7 +1,7 @@
 """The state of training: its named parts, and the flat form in which a compiled step takes and returns it.
 
-The flat form is made where a step is called and taken apart inside it. It stays because the digest of a program covers
-the paths of the arguments: checkpoints of earlier versions compare theirs with it.
+A step takes the flat form apart first and makes it again last. `RunState` keeps it between steps. A program takes the
+flat form because its digest covers the paths of the arguments, and checkpoints of earlier versions hold such digests.
 """
 
 from collections import defaultdict

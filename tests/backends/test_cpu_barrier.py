@@ -1,4 +1,4 @@
-"""On a CPU a block's output is computed once; elsewhere nothing changes."""
+"""A CPU computes the output of a block once; on other devices nothing changes."""
 
 import re
 from typing import Any
@@ -23,12 +23,12 @@ def deep(**fields: Any) -> Any:
 
 
 def most_operands(program: Any) -> int:
-    """Of all fusions of a compiled program."""
+    """Return the numbers of operands of all fusions of a compiled program."""
     return max(found.count("%") for found in re.findall(r" fusion\((.*?)\), kind", program.as_text()))
 
 
 def programs(**fields: Any) -> dict[str, int]:
-    """The most that one fused operation of each step reads."""
+    """Return the most operands of a fused operation, for each step."""
     PROGRAMS.clear()  # an equal model before would serve, whatever is replaced inside of resfit
     model = compiled(deep(**fields), cpu_kernels="xla")
     batch = resfit.data.Batch(images(8), labels(8), None, None, 8)
@@ -60,7 +60,7 @@ def test_several_arrays_and_their_gradients_stay_apart() -> None:
     np.testing.assert_array_equal(found[1], np.zeros(3))
 
 
-def test_it_is_the_identity_in_every_transformation() -> None:
+def test_materialize_on_cpu_is_the_identity_in_every_transformation() -> None:
     x = jnp.arange(3.0)
     assert (materialize_on_cpu(x) == x).all()
     f = lambda x: (materialize_on_cpu(x) ** 3).sum()  # noqa: E731
@@ -74,7 +74,7 @@ def test_it_is_the_identity_in_every_transformation() -> None:
 @pytest.mark.parametrize(
     ("platforms", "barriers"), [(("cpu",), 2), (("cuda",), 0), (("tpu",), 0), (("cpu", "cuda", "tpu"), 2)], ids=str
 )
-def test_only_a_cpu_is_told(platforms: tuple[str, ...], barriers: int) -> None:
+def test_only_a_cpu_gets_barriers(platforms: tuple[str, ...], barriers: int) -> None:
     traced = jax.jit(jax.value_and_grad(lambda x: materialize_on_cpu(x * 2).sum())).trace(jnp.ones(3))
     text = traced.lower(lowering_platforms=platforms).as_text()
     assert text.count("optimization_barrier") == barriers

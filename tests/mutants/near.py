@@ -56,7 +56,7 @@ GROUPS = [
     _group(
         "engine/state.py",
         12,
-        "resfit/trainer/state.py",
+        "resfit/trainer/state.py resfit/trainer/run_state.py resfit/trainer/user_module.py",
         "engine/test_set_state.py engine/test_validation.py test_saving.py",
         "test_model.py",
         "engine/test_ema.py engine/test_outline.py engine/test_containers.py test_optimizers.py",
