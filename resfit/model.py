@@ -32,8 +32,8 @@ from resfit.trainer.learned import Learned
 from resfit.trainer.outputs import kind_of
 from resfit.trainer.overrides import Guarded
 from resfit.trainer.predictor import Predictor
+from resfit.trainer.run_state import RunState
 from resfit.trainer.snapshot import Snapshot
-from resfit.trainer.state import RunState
 from resfit.trainer.step import Supervised
 from resfit.transforms import Transforms
 

@@ -145,11 +145,11 @@ def test_after_an_exception_the_module_holds_the_last_completed_step(fail: Any, 
     with pytest.raises(BrokenError):
         fail(model)
     assert flags(module) == came_with
-    assert int(state_of(model).leaves[-1]) == steps
+    assert state_of(model).steps() == steps
     assert differ(before, values(module)) == (set(before) if steps else set())
     assert_close(model.predict(images(), verbose=0), forward(module, images()))
     fit(model)  # and training goes on
-    assert int(state_of(model).leaves[-1]) == steps + 3
+    assert state_of(model).steps() == steps + 3
 
 
 def test_an_exception_while_tracing_leaves_everything_as_it_was() -> None:
@@ -724,12 +724,12 @@ BAD_LABELS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
 def test_bad_labels_are_refused_before_a_step_and_leave_the_model_usable(name: str) -> None:
     form, message = BAD_LABELS[name]
     model = ready()
-    before, steps = values(model.module), int(state_of(model).leaves[-1])
+    before, steps = values(model.module), state_of(model).steps()
     for call in (fit, lambda model, x, y: model.evaluate(x, y, batch_size=BATCH, verbose=0)):
         with pytest.raises(LabelError, match=message):
             call(model, images(), form(labels()))
     assert differ(before, values(model.module)) == set()
-    assert int(state_of(model).leaves[-1]) == steps
+    assert state_of(model).steps() == steps
     fit(model)
 
 
@@ -749,14 +749,14 @@ def test_a_bad_label_in_any_batch_of_the_data_set_is_found_before_the_first_step
     model = compiled()
     with pytest.raises(LabelError, match="num_classes=8"):
         fit(model, images(20), y, shuffle=False)
-    assert int(state_of(model).leaves[-1]) == 0
+    assert state_of(model).steps() == 0
 
 
 def test_a_bad_label_in_a_later_batch_of_an_iterable_is_found_when_it_comes() -> None:
     model = compiled()
     with pytest.raises(LabelError, match="y - 1"):
         fit(model, [(images(8), labels(8)), (images(8), labels(8) + 1)], None)
-    assert int(state_of(model).leaves[-1]) == 1
+    assert state_of(model).steps() == 1
 
 
 @pytest.mark.parametrize("binary", [np.array([0, 2] * 4), np.array([-1, 1] * 4)])
@@ -853,7 +853,7 @@ def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
     trained = values(model.module)
     model.compile("sgd", learning_rate=0.5, metrics=["accuracy", "cross_entropy"], dispatch="jit")
     assert differ(trained, values(model.module)) == set()
-    assert int(state_of(model).leaves[-1]) == 0
+    assert state_of(model).steps() == 0
     assert model.learning_rate == 0.5
     assert list(fit(model, images(16), labels(16)).history) == ["loss", "accuracy", "cross_entropy"]
 
@@ -971,7 +971,7 @@ def test_a_generator_that_is_used_up_says_so() -> None:
     model = compiled()
     with pytest.raises(DataError, match="generator is an iterator, and all its batches have been used"):
         model.fit((batch for batch in batches()), epochs=2, verbose=0)
-    assert int(state_of(model).leaves[-1]) == 3
+    assert state_of(model).steps() == 3
     with pytest.raises(DataError, match="yielded no batch"):
         model.fit(iter(()), verbose=0)
     with pytest.raises(DataError, match=r"list holds no batches|no examples"):

@@ -160,7 +160,7 @@ def test_the_last_batch_is_trained_on_and_counted() -> None:
     model = compiled()
     fit(model, images(20), labels(20), callbacks=[recorder])
     assert recorder.names().count("on_train_batch_end") == 3
-    assert int(state_of(model).leaves[-1]) == 3
+    assert state_of(model).steps() == 3
 
 
 def test_the_mean_over_a_set_is_that_of_its_examples_not_of_its_batches() -> None:

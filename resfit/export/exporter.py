@@ -28,7 +28,7 @@ from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
 from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state import Layout
+from resfit.trainer.state import StateLayout
 from resfit.trainer.step import predict_step
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -186,7 +186,7 @@ def _function(
         kind: [leaf for leaf, slot in zip(leaves, plan.slots, strict=True) if slot.kind == kind]
         for kind in ("param", "carried")
     }
-    layout = Layout(plan, of_kind["param"], None)
+    layout = StateLayout(plan, of_kind["param"], None)
     arrays = [np.asarray(jax.numpy.asarray(leaf)) for leaf in (*of_kind["param"], *of_kind["carried"])]
     dtypes = [array.dtype for array in arrays]
     key = np.asarray(jax.random.key_data(jax.random.key(seed)))

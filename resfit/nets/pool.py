@@ -12,7 +12,7 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
-from resfit.backends.cpu_barrier import stored
+from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.errors import SpecError
 
 
@@ -48,7 +48,7 @@ def _max_pool_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """Keep the position of each maximum, one byte each; JAX would keep one comparison for each pixel of a window."""
     (x,), (tangent,) = primals, tangents
-    pooled, which = stored(_largest(x, window, strides))  # in one pass: both halves of every comparison
+    pooled, which = materialize_on_cpu(_largest(x, window, strides))  # in one pass: both halves of every comparison
 
     # A checkpoint, so that the gradient keeps `which` and compares again. No barrier is needed: prevent_cse=False.
     @functools.partial(jax.checkpoint, prevent_cse=False)

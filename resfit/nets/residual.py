@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import EinopsError
 from flax import nnx
 
-from resfit.backends.cpu_barrier import stored
+from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
@@ -136,7 +136,7 @@ class Residual(nnx.Module):
         if self.drop_path is not None:
             branch = _call(self.drop_path, branch, train)
         passed_on = x if isinstance(self.shortcut, IdentityShortcut) else activated
-        return stored(self.activation(branch + _call(self.shortcut, passed_on, train)))
+        return materialize_on_cpu(self.activation(branch + _call(self.shortcut, passed_on, train)))
 
 
 def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:

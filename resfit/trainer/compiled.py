@@ -22,7 +22,7 @@ from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.overrides import check_flags
 from resfit.trainer.placement import AXIS, Placement, preferred_device
 from resfit.trainer.predictor import Predictor
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from resfit.trainer.step import ComputeLoss, Recipe, Supervised
 from resfit.trainer.trainer import Trainer
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resfit.nets import probe
-from resfit.trainer.state import Layout, Leaves
+from resfit.trainer.state import Leaves, StateLayout
 from resfit.trainer.step import DeviceBatch, Recipe, keys, prepared
 
 
-def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch) -> str | None:
+def first_non_finite(
+    layout: StateLayout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch
+) -> str | None:
     """Run a training step again and return the name of the first value that is not finite; None if all are finite.
 
     The search follows the order of the step: inputs, parameters, statistics, layer by layer, the loss.
@@ -23,7 +25,7 @@ def first_non_finite(layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Ar
       key: the run's.
       batch: the step's.
     """
-    key = jax.device_put(key, leaves[-1].sharding)
+    key = jax.device_put(key, layout.unflatten(leaves).step.sharding)
     names: list[str] = []
 
     def run(leaves: Leaves, batch: DeviceBatch) -> list[jax.Array]:
@@ -55,17 +57,17 @@ class _Watch:
 
 
 def _run_step(
-    watch: _Watch, layout: Layout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch
+    watch: _Watch, layout: StateLayout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch
 ) -> None:
-    params, carried, _, _, _, step = layout.split(leaves)
+    params, carried, _, _, _, step = layout.unflatten(leaves)
     key_of = keys(key, step)
     watch.look("the batch's inputs, as they came", batch.x)
     watch.look("the batch's labels", batch.y)
     watch.look("the batch's sample weights", batch.weight)
     x, y = prepared(recipe, key_of, batch)
     watch.look("the batch's inputs after augment and preprocess", x)
-    for path, param in zip(layout.param_paths, params, strict=True):
-        watch.look(f"the parameter {'.'.join(map(str, path))!r}, before the step", param)
+    for slot, param in zip(layout.params, params, strict=True):
+        watch.look(f"the parameter {slot.name!r}, before the step", param)
     for slot, value in zip(layout.carried, carried, strict=True):
         watch.look(f"the statistic {slot.name!r}, before the step", value)
     module = layout.plan.assemble(params, carried, key_of.module, train=True)

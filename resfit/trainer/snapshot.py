@@ -9,7 +9,7 @@ from resfit import losses
 from resfit.errors import NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
-from resfit.trainer.state import Layout, Leaves
+from resfit.trainer.state import Leaves, StateLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Snapshot:
       facts: what the model had learned from its data.
     """
 
-    layout: Layout
+    layout: StateLayout
     leaves: Leaves
     preprocess: Preprocess | None
     loss: losses.Loss | None
@@ -85,9 +85,9 @@ class Snapshot:
           variables: such as those of this snapshot, perhaps traced.
           train: the mode.
         """
-        n = self.layout.n_params
+        params, carried = self.layout.unflatten_model(variables)
         # Evaluation draws nothing, but the module may hold random streams.
-        return self.layout.plan.assemble(variables[:n], variables[n:], jax.random.key(0), train=train)
+        return self.layout.plan.assemble(params, carried, jax.random.key(0), train=train)
 
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""

@@ -1,4 +1,4 @@
-"""Descriptions of functions by value: equal where functions compute the same, and none where that is unknown."""
+"""Descriptions of functions by value: equal for functions that compute the same, and none if that is unknown."""
 
 import collections
 import contextvars
@@ -39,7 +39,7 @@ def power(n: Any) -> Callable[[Any], Any]:
 
 
 class Hidden:
-    """Its state has a name that only its own code knows."""
+    """An object whose attribute has a private name."""
 
     __slots__ = ("__n",)
 
@@ -73,7 +73,7 @@ class Zero(functools.partial[Any]):
 
 def mixed(*, train: bool) -> type:
     class Counter(itertools.count if train else itertools.repeat):  # type: ignore[misc]
-        """Python attributes, and a number that none of them shows."""
+        """An object with Python attributes, and a number that no attribute shows."""
 
     return Counter
 
@@ -116,7 +116,7 @@ EQUAL: dict[str, Callable[[], Any]] = {
 
 
 class Modal(nnx.Module):
-    """Takes its mode as an argument, which resfit supplies by a stand-in of the class."""
+    """A network that takes its mode as an argument."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.head = nnx.Linear(4, 3, rngs=rngs)
@@ -126,7 +126,7 @@ class Modal(nnx.Module):
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_equal_things_that_are_made_twice_have_equal_descriptions(name: str) -> None:
+def test_equal_things_made_twice_have_equal_descriptions(name: str) -> None:
     first, second = EQUAL[name](), EQUAL[name]()
     assert by_value(first) == by_value(second)
     assert hash(by_value(first)) == hash(by_value(second))
@@ -293,7 +293,7 @@ UNKNOWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_can_change_unseen_has_no_description(name: str) -> None:
+def test_things_that_can_change_unseen_have_no_description(name: str) -> None:
     with pytest.raises(NotByValueError):
         by_value(UNKNOWN[name])
 
@@ -307,9 +307,9 @@ def test_a_traced_value_has_no_description() -> None:
     jax.make_jaxpr(look)(1.0)
 
 
-def test_what_reaches_very_much_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_reaches_too_many_others_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [float(n) for n in range(100)]
     assert by_value(numbers)
     monkeypatch.setattr("resfit.backends.by_value._MOST", 100)
-    with pytest.raises(NotByValueError, match="very much"):
+    with pytest.raises(NotByValueError, match="more than 100 others"):
         by_value(numbers)

@@ -1,4 +1,4 @@
-"""Hooks fire as Keras's do, and a log costs nothing until somebody reads it."""
+"""Hooks fire as in Keras, and a log costs nothing until a callback reads it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ VALIDATED = ["accuracy", "loss", "val_accuracy", "val_loss"]
 
 
 def epoch(number: int, batches: int, validation: int = 0) -> list[tuple[Any, ...]]:
-    """What Keras fires in one epoch."""
+    """Return the hooks that Keras fires in one epoch."""
     trace: list[tuple[Any, ...]] = [("on_epoch_begin", number, [])]
     for i in range(batches):
         trace += [("on_train_batch_begin", i, []), ("on_train_batch_end", i, VALUES)]
@@ -200,7 +200,7 @@ def test_compiling_is_announced() -> None:
 
 
 class Stops(Callback):
-    """Sets a stop flag in the n-th batch."""
+    """A callback that sets a stop flag in the n-th batch."""
 
     def __init__(self, flag: str, n: int) -> None:
         self.flag, self.n, self.batches = flag, n, 0
@@ -252,7 +252,7 @@ def test_an_epoch_that_is_stopped_is_still_validated_and_ended() -> None:
     assert recorder.trace == [("on_train_begin", []), *epoch(0, 2, validation=1), ("on_train_end", VALIDATED)]
 
 
-def test_stopping_a_validation_inside_fit_stops_that_one_alone() -> None:
+def test_stopping_a_validation_inside_fit_stops_only_this_validation() -> None:
     recorder = Recorder()
     arguments: dict[str, Any] = {"validation_data": (images(), labels()), "epochs": 2}
     fit(compiled(), callbacks=[Stops("stop_evaluating", 1), recorder], **arguments)
@@ -304,7 +304,7 @@ def test_the_module_is_up_to_date_in_on_train_end_also_after_an_exception() -> N
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every read of a value from the device."""
+    """Count every read of a value from the device."""
     found: list[Any] = []
     original = logs.read
 
@@ -319,7 +319,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 class Counts(Callback):
-    """Does something to the log of each batch, and notes how often the device was read meanwhile."""
+    """A callback that uses the log of each batch, and records the number of reads from the device."""
 
     def __init__(self, reads: list[Any], look: Callable[[Any], Any]) -> None:
         self.reads, self.look, self.per_batch = reads, look, []  # type: ignore[var-annotated]
@@ -381,10 +381,8 @@ def test_the_built_in_callbacks_read_nothing_during_an_epoch(reads: list[Any], t
 
 
 @pytest.mark.parametrize("reading", [False, True])
-def test_nothing_reads_the_device_during_an_epoch_by_another_way(
-    reading: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However it is read: by float(), bool() or device_get, or, where arrays are not in the host's memory, at all."""
+def test_nothing_else_reads_the_device_during_an_epoch(reading: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads by float(), bool() or device_get; on a device with its own memory, all reads."""
     inside = reads = 0
     original = ArrayImpl._value
 
@@ -491,14 +489,14 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
     assert all(waits.ready)
 
 
-def test_the_first_line_of_the_log_says_where_training_runs(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_line_of_the_log_names_the_devices(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
         fit(
             compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"),
             images(8),
             labels(8),
         )
-    # Before the first model of a process, one more line may say why its convolutions are XLA's.
+    # Before the first model of a process, one more line can give the reason why its convolutions use XLA.
     said = next(message for message in caplog.messages if "batches of" in message)
     assert "float32; BatchNorm over each device's part of the batch; seed 3" in said
     assert "sharded on 4 cpu device(s), batches of 8, 2 a device" in said

@@ -18,7 +18,8 @@ from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.store import CheckpointStore, Saved
 from resfit.trainer.multihost import Processes
 from resfit.trainer.placement import Placement
-from resfit.trainer.state import Leaves, RunState
+from resfit.trainer.run_state import RunState
+from resfit.trainer.state import Leaves, ScheduleSpan, TrainState
 
 _log = logging.getLogger("resfit")
 
@@ -253,13 +254,16 @@ class CheckpointManager:
             )
         found, self._found = self._found, None
         arrays, facts = found.arrays, found.facts
-        leaves = [arrays[f"state/{i}"] for i in range(len(self._state.leaves))]
-        if self._other_rate and (index := self._state.rate_index()) is not None:  # it was asked for
-            leaves[self._state.layout.n_model + index] = np.asarray(self._state.leaf(index))
+        layout = self._state.layout
+        saved: Any = layout.unflatten([arrays[f"state/{i}"] for i in range(len(self._state.leaves))])
+        if self._other_rate and layout.rate_index is not None:  # it was asked for
+            optimizer_state = list(saved.optimizer_state)
+            optimizer_state[layout.rate_index] = np.asarray(self._state.leaf(layout.rate_index))
+            saved = saved._replace(optimizer_state=tuple(optimizer_state))
         self._other_rate = False  # going back later is to a rate of this run
         if self._other_span:
-            leaves[-2] = self._span(leaves, facts["progress"])
-        self._state.take_from_host(leaves)
+            saved = saved._replace(span=self._span(saved, facts["progress"]).packed())
+        self._state.take_from_host(layout.flatten(saved))
         self._state.epoch = facts["epoch"]
         data.seek(**facts["data"])
         callbacks.load_state_dicts(facts["callback_states"])
@@ -269,11 +273,11 @@ class CheckpointManager:
         count = sum(name.startswith("sums/") for name in arrays)
         return tuple(self._placement.replicate([arrays[f"sums/{i}"] for i in range(count)]))
 
-    def _span(self, leaves: Sequence[np.ndarray], progress: Mapping[str, Any]) -> np.ndarray:
+    def _span(self, saved: TrainState, progress: Mapping[str, Any]) -> ScheduleSpan:
         """The span of a schedule in a run that goes on with a difference: over the epochs of this fit."""
-        steps, each = self._state.span()[1:3]
-        begin = int(leaves[-1]) - (progress["epoch"] * each + progress["batch"])
-        return np.array([begin, steps, each, leaves[-2][3]], np.int32)
+        now = self._state.span()
+        begin = int(saved.step) - (progress["epoch"] * now.steps_per_epoch + progress["batch"])
+        return now._replace(begin=begin, rate_factor=ScheduleSpan.unpacked(saved.span).rate_factor)
 
     def save(
         self,

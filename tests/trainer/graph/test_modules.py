@@ -12,7 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer import state
+from resfit.trainer import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
 
@@ -396,8 +396,8 @@ def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden()
 
 def test_compile_plans_a_module_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []
-    made = state.plan_module
-    monkeypatch.setattr(state, "plan_module", lambda *arguments: plans.append(arguments) or made(*arguments))
+    made = user_module.plan_module
+    monkeypatch.setattr(user_module, "plan_module", lambda *arguments: plans.append(arguments) or made(*arguments))
     # Sharded like a new model: a plan depends on the devices where convolutions know how batches are split.
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch="sharded")
     assert len(plans) == 1
