@@ -144,7 +144,7 @@ def cycle(sources: dict[str, str]) -> list[str]:
 
 
 def reachable(sources: dict[str, str], start: set[str]) -> set[str]:
-    """The modules that some modules import, directly or not, and these modules."""
+    """Return the modules that `start` imports, directly or not, and `start` itself."""
     found, pending = set(start), list(start)
     while pending:
         module = pending.pop()
@@ -187,7 +187,7 @@ def test_no_modules_import_each_other(sources: dict[str, str]) -> None:
 
 
 def test_the_trainer_reaches_nothing_of_a_resnet(sources: dict[str, str]) -> None:
-    """Imports of imports count. (Python runs resfit/nets/__init__.py, whose re-exports no module here uses.)"""
+    """Imports of imports count, except the re-exports of resfit/nets/__init__.py."""
     start = {module for module in sources if subpackage(module) == "trainer"}
     found = reachable(sources, start)
     assert {f"resfit.{name}" for name in RESNET} <= set(sources)

@@ -64,7 +64,7 @@ def test_the_last_features_have_the_output_stride_and_parameters_do_not_change(s
     ],
 )
 def test_dilated_features_equal_strided_ones_at_every_second_pixel(block: str) -> None:
-    """This is the reason for the first dilation."""
+    """The first dilation exists for this reason."""
     stepping, dilated = (
         ResNet(spec("cifar", stride, block=block, zero_init_last=False), rngs=nnx.Rngs(0)) for stride in (8, 2)
     )

@@ -50,7 +50,7 @@ class NoisyBranch(nnx.Module):
 
 
 def noisy_net(remat: str | None) -> ResNet:
-    """A custom block with dropout."""
+    """Return a network whose custom block has dropout."""
     module = net(remat, depths=(1,), widths=(4,))
     module.stage1.blocks[0] = resfit.nets.Residual(NoisyBranch(4, rngs=nnx.Rngs(5)), in_channels=4)
     return module
