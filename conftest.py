@@ -23,8 +23,6 @@ import pytest
 from flax import nnx
 from jax._src import compiler
 
-from resfit.nets import first_values
-
 # Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment says.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -45,9 +43,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 mpl.use("Agg")
-
-# A network draws its first values by a program for a million of them, and those of most tests have a few thousand.
-first_values.ROWS = 64
 
 # How many examples a property is tried on: `--hypothesis-profile`, which the Makefile gives, chooses. No deadline: the
 # first example of a shape compiles.

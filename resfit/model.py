@@ -26,7 +26,8 @@ from resfit.trainer.compiled import compile_model, convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.fit_control import FitControl
-from resfit.trainer.graph.plan import NOTHING_FROZEN, Freeze, plan
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.learned import Learned
 from resfit.trainer.outputs import kind_of
 from resfit.trainer.overrides import Guarded
@@ -195,7 +196,7 @@ class Model(Guarded):
           >>> model.compile("sgd", learning_rate=0.01)
         """
         freeze = Freeze(patterns, batch_norm)
-        plan(self._module, freeze)
+        plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.compiled = None
 

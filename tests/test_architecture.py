@@ -36,7 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transforms": {"data", "preprocess"},
     # Callbacks know the model by a protocol, and the logs.
     "callbacks": {"plots"},
-    "trainer": {"backends", "callbacks", "data", "losses", "metrics", "nets", "optimizers"},
+    "trainer": {
+        "augment", "backends", "callbacks", "data", "losses", "metrics", "nets", "optimizers", "preprocess",
+        "schedules", "transforms",
+    },
     "export": {"losses", "nets", "preprocess", "trainer", "transforms"},
     # The model assembles all of the above.
     "model": {
@@ -49,6 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnostics": {"callbacks", "data", "losses", "model", "nets", "plots", "trainer"},
 }  # fmt: skip
 
+# The modules that build residual networks.
+RESNET = tuple(
+    f"nets.{name}"
+    for name in ("resnet", "residual", "blocks", "preact_blocks", "shortcut", "squeeze", "stem", "head", "spec", "zoo")
+)
+
 # Rules between modules of one subpackage, or stricter than the table above.
 MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     # A step knows no device, and no callback.
@@ -57,6 +66,8 @@ MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer.placement": ("callbacks", "data", "trainer.trainer"),
     # The structure of a module is known without a run.
     "trainer.graph": ("trainer.state", "trainer.step", "trainer.placement", "callbacks", "data"),
+    # The trainer trains any module. See also test_the_trainer_reaches_nothing_of_a_resnet.
+    "trainer": RESNET,
     # An exported program runs without the rest of resfit.
     "export.exported": ("nets", "trainer", "data", "callbacks", "losses"),
 }
@@ -132,6 +143,17 @@ def cycle(sources: dict[str, str]) -> list[str]:
     return []
 
 
+def reachable(sources: dict[str, str], start: set[str]) -> set[str]:
+    """The modules that some modules import, directly or not, and these modules."""
+    found, pending = set(start), list(start)
+    while pending:
+        module = pending.pop()
+        new = {name for name in imports(sources[module], module, set(sources)) if name in sources} - found
+        found |= new
+        pending += new
+    return found
+
+
 def forbidden_statements(sources: dict[str, str]) -> list[str]:
     """One line for every assert statement and every call of print."""
     found = []
@@ -162,6 +184,20 @@ def test_imports_point_downwards_only(sources: dict[str, str]) -> None:
 
 def test_no_modules_import_each_other(sources: dict[str, str]) -> None:
     assert cycle(sources) == []
+
+
+def test_the_trainer_reaches_nothing_of_a_resnet(sources: dict[str, str]) -> None:
+    """Imports of imports count. (Python runs resfit/nets/__init__.py, whose re-exports no module here uses.)"""
+    start = {module for module in sources if subpackage(module) == "trainer"}
+    found = reachable(sources, start)
+    assert {f"resfit.{name}" for name in RESNET} <= set(sources)
+    assert [
+        name
+        for name in sorted(found)
+        if is_within(name.removeprefix("resfit."), "nets")
+        and name in {"resfit.nets", *(f"resfit.{part}" for part in RESNET)}
+    ] == []
+    assert "resfit.nets.resnet" in reachable(sources, {"resfit.nets.fold"})
 
 
 def test_a_cycle_is_found_also_in_imports_for_type_checkers() -> None:

@@ -82,7 +82,7 @@ def test_own_parts_pass_the_checks_and_are_named_counted_and_described() -> None
         assert count_params(net) == row.parameters
         assert count_multiply_adds(net, (64, 64, 3)) == row.multiply_adds
         assert f"{row.parameters:,}" in str(summarize(net, (64, 64, 3)))
-        with pytest.raises(SpecError, match=r"'inverted' and asks it for antialias, which it does not know"):
+        with pytest.raises(SpecError, match=r"antialias for block='inverted', which does not support it"):
             resfit.create_model("inverted8", num_classes=3, antialias="blur", stem="imagenet")
 
 

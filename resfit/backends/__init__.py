@@ -1,7 +1,7 @@
 """Platform specifics. Networks and the trainer know each of them by one call only.
 
 - `cpu_barrier`: a JAX primitive. Its lowering rule knows the platform.
-- `onednn`: convolutions that replace XLA's, handed to a plan as `trainer.graph.plan.Convolutions`.
+- `onednn`: convolutions that replace XLA's, handed to a plan as `trainer.graph.module_plan.Convolutions`.
 - `allocator`: a context around fit, evaluate and predict in `Model`.
 - `compilation_cache`: `use`, called before the first compilation.
 - `program_cache`: compiles every step, for all platforms.

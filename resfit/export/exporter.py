@@ -26,7 +26,8 @@ from resfit._utils.paths import expand_user
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state import StateLayout
 from resfit.trainer.step import predict_step
 
@@ -113,7 +114,7 @@ def export(
       module: with the weights to export.
       example: what one example is, see `inputs`.
       preprocess: what happens to a batch before the module.
-      precision: see `trainer.graph.plan.plan`.
+      precision: see `trainer.graph.layer_options`.
       seed: for modules that draw random numbers in evaluation too.
       outputs: a name in `losses.FINISHES`.
       weights: which ones they are.
@@ -179,8 +180,8 @@ def _function(
     seed: int,
 ) -> tuple[list[str], list[np.ndarray[Any, Any]], Callable[[Any, Any], Any]]:
     """The weights by name, as files hold them, and the function of them and of a batch."""
-    plan = modes.plan(module, precision=precision)
-    leaves = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in modes.leaves(module)]
+    plan = plan_module(module, precision=precision)
+    leaves = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in module_leaves(module)]
     of_kind = {
         kind: [leaf for leaf, slot in zip(leaves, plan.slots, strict=True) if slot.kind == kind]
         for kind in ("param", "carried")

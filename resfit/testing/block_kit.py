@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resfit.nets.keys import LayerKeys
-from resfit.nets.layers import Layers, MakeNorm
+from resfit.nets.layers import Layers
 from resfit.nets.recompute import recomputed
+from resfit.nets.registry import MakeBlock, MakeNorm, MakeStem
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import IdentityShortcut
-from resfit.nets.spec import MakeBlock
-from resfit.nets.stem import MakeStem
 from resfit.testing.calls import Call, Convention, abstract, called, named
 from resfit.testing.centres import check_centres
 from resfit.testing.findings import Findings, PartReport, Wrong, name_of
@@ -133,9 +131,7 @@ def check_stem(build: MakeStem, *, width: int = 16, in_channels: int = 3, **argu
     with found.check("modes and parameters"):
         _check_modes(stem, _by_train, in_channels)
     with found.check("where it looks"):
-        keys = LayerKeys(nnx.Rngs(0))
-        real: Any = build(in_channels, width, layers=Layers(), rngs=keys, **arguments)
-        keys.finish(real)
+        real: Any = build(in_channels, width, layers=Layers(), rngs=nnx.Rngs(0), **arguments)
         step = math.prod(strides)
         note = check_centres(real, lambda m, x: m(x, train=False), in_channels, step, (12 * step + 8, 12 * step + 7))
         found.notes += [note] if note else []
@@ -282,9 +278,7 @@ def _recompute(block: Any, in_channels: int) -> None:
 def _look(
     found: Findings, build: MakeBlock, channels: tuple[int, int], strides: int, arguments: Mapping[str, Any]
 ) -> None:
-    keys = LayerKeys(nnx.Rngs(0))
-    block: Any = build(*channels, strides=strides, layers=Layers(), rngs=keys, **arguments)
-    keys.finish(block)
+    block: Any = build(*channels, strides=strides, layers=Layers(), rngs=nnx.Rngs(0), **arguments)
 
     def branch(block: Any, x: jax.Array) -> jax.Array:
         before = x if block.before is None else block.before(x)

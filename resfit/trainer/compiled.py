@@ -14,7 +14,8 @@ from resfit.errors import CompileError
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.graph.plan import Convolutions, Freeze
+from resfit.trainer.graph.module_plan import Convolutions
+from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.input_format import spec_entry
 from resfit.trainer.learned import Learned
 from resfit.trainer.learning_rate import LearningRate, resolve
@@ -135,7 +136,7 @@ def compile_model(
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
     """Return the devices of a run, by the arguments of `compile` and the arrays of the module."""
-    device = preferred_device(jax.tree.leaves(nnx.state(module)))
+    device = preferred_device(jax.tree.leaves(nnx.state(module))) if isinstance(module, nnx.Module) else None
     return Placement(config.dispatch, config.compiler_options, config.batch_norm, device)
 
 

@@ -19,8 +19,9 @@ from resfit.backends.program_cache import traced
 from resfit.errors import ModuleError
 from resfit.optimizers import Skips
 from resfit.optimizers.parts import tied_names
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import Convolutions
 from resfit.trainer.graph.random_keys import as_key, as_numbers
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
 from resfit.trainer.user_module import UserModule
 
@@ -40,8 +41,8 @@ class RunState:
       replicate: puts arrays on the devices of the run.
       freeze: the parts that do not train.
       ema: True to keep averages of params and carried arrays.
-      precision: the precision of the steps, see `trainer.graph.plan.plan`.
-      axis: see `trainer.graph.plan.plan`.
+      precision: the precision of the steps, see `trainer.graph.module_plan.plan_module`.
+      axis: see `trainer.graph.module_plan.plan_module`.
       convolutions: what replaces XLA's convolutions; None to keep them.
       before: an earlier state of the same module, whose plan serves again if nothing changed.
 
@@ -60,12 +61,12 @@ class RunState:
         module: nnx.Module,
         optimizer: optax.GradientTransformation | None,
         replicate: Replicate,
-        freeze: modes.Freeze = modes.NOTHING_FROZEN,
+        freeze: Freeze = NOTHING_FROZEN,
         *,
         ema: bool = False,
         precision: str = "float32",
         axis: str | None = None,
-        convolutions: modes.Convolutions | None = None,
+        convolutions: Convolutions | None = None,
         before: "RunState | None" = None,
     ) -> None:
         self.precision, self.convolutions = precision, convolutions

@@ -9,7 +9,6 @@ from resfit import losses
 from resfit.errors import NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph import plan as plans
 from resfit.trainer.state import Leaves, StateLayout
 
 
@@ -88,7 +87,7 @@ class Snapshot:
         """
         params, carried = self.layout.unflatten_model(variables)
         # Evaluation draws nothing, but the module may hold random streams.
-        return plans.assemble(self.layout.plan, params, carried, jax.random.key(0), train=train)
+        return self.layout.plan.assemble(params, carried, jax.random.key(0), train=train)
 
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""

@@ -16,7 +16,8 @@ import optax
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.parts import tied_names
-from resfit.trainer.graph.plan import Plan, Slot
+from resfit.trainer.graph.module_plan import ModulePlan
+from resfit.trainer.graph.slots import Slot
 
 Leaves = tuple[jax.Array, ...]
 
@@ -115,7 +116,12 @@ class StateLayout:
     """
 
     def __init__(
-        self, plan: Plan, params: Sequence[Any], optimizer: optax.GradientTransformation | None, *, ema: bool = False
+        self,
+        plan: ModulePlan,
+        params: Sequence[Any],
+        optimizer: optax.GradientTransformation | None,
+        *,
+        ema: bool = False,
     ) -> None:
         self.plan = plan
         self.params = tuple(slot for slot in plan.slots if slot.kind == "param")

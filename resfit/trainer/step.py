@@ -18,8 +18,9 @@ from resfit import losses, metrics
 from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.trainer import replicas
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.attributes import watched
+from resfit.trainer.graph.explain import explained
+from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
 
 _log = logging.getLogger("resfit")
@@ -57,9 +58,9 @@ class Supervised:
                 f"There are no labels {what}: got y=None. Pass y, or data with labels, as (x, y). For a loss without "
                 "labels, override Model.compute_loss."
             )
-        with modes.explained(module, x):
+        with explained(module, x):
             outputs = losses.at_least_float32(module(x))
-        with modes.explained(self.loss, outputs, y):
+        with explained(self.loss, outputs, y):
             return self.loss(outputs, y), outputs
 
 
@@ -236,11 +237,11 @@ def _slice_loss(
 
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
-    module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
+    module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
     with watched(module, layout.warned["train"]):
         found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
     each = _per_example(found, part.x)
-    new_params, new_carried = modes.read(layout.plan, module)
+    new_params, new_carried = layout.plan.read(module)
     rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
     _warn_if_frozen(layout, carried, new_carried)
     if axis is not None:
@@ -342,7 +343,7 @@ def predict_step(
     """
     arrays = layout.unflatten_model(leaves)
     module: Any = _evaluation_module(layout, arrays, key)
-    with modes.explained(module, x), watched(module, layout.warned["predict"]):
+    with explained(module, x), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, arrays.carried, module)
@@ -350,7 +351,7 @@ def predict_step(
 
 
 def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array) -> Any:
-    return modes.assemble(layout.plan, arrays.params, arrays.carried, keys(key).module, train=False)
+    return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
@@ -380,7 +381,7 @@ def _per_example(found: Any, x: Any) -> jax.Array:
 
 def _warn_if_moving(layout: StateLayout, before: Leaves, module: Any) -> None:
     """Warn of BatchNorms that stay in training mode in evaluation."""
-    now = dict(modes.leaves(module))
+    now = dict(module_leaves(module))
     for slot, old in zip(layout.carried, before, strict=True):
         leaf = now.get(slot.path)
         if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:

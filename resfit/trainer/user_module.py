@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from resfit.errors import ModuleError
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.containers import assign
+from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
-from resfit.trainer.graph.plan import Plan, plan
+from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
 from resfit.trainer.state import ModelArrays
 
 _log = logging.getLogger("resfit")
@@ -29,9 +29,9 @@ class UserModule:
     Args:
       module: the user's module.
       freeze: the parts that do not train.
-      precision: see `trainer.graph.plan.plan`.
-      axis: see `trainer.graph.plan.plan`.
-      convolutions: see `trainer.graph.plan.plan`.
+      precision: see `trainer.graph.module_plan.plan_module`.
+      axis: see `trainer.graph.module_plan.plan_module`.
+      convolutions: see `trainer.graph.module_plan.plan_module`.
       before: the same module in an earlier run. Its plan, which takes long to make, serves again if nothing changed.
 
     Attributes:
@@ -43,10 +43,10 @@ class UserModule:
     def __init__(
         self,
         module: nnx.Module,
-        freeze: modes.Freeze,
+        freeze: Freeze,
         precision: str,
         axis: str | None,
-        convolutions: modes.Convolutions | None,
+        convolutions: Convolutions | None,
         before: "UserModule | None",
     ) -> None:
         self.module = module
@@ -54,21 +54,21 @@ class UserModule:
         self._outline: Outline | None = None  # of the module at the last check
         self._graph = None if before is None else nnx.graphdef(module)
         known = before.plan if before is not None and before._serves(self) else None
-        self.plan: Plan = known or self._make_plan()
+        self.plan: ModulePlan = known or self._make_plan()
         self._graph = self._graph or self.plan.source[0]
         self.shares = False
         self._paths = [slot.path for kind in ("param", "carried") for slot in self.plan.slots if slot.kind == kind]
         self._held: tuple[Any, ...] = ()  # the arrays of the module at the last exchange
 
-    def _make_plan(self) -> Plan:
-        return plan(self.module, *self._plan_arguments)
+    def _make_plan(self) -> ModulePlan:
+        return plan_module(self.module, *self._plan_arguments)
 
     def _serves(self, other: "UserModule") -> bool:
         """Return True if this plan is also the plan of the other."""
         if (self._graph, self._plan_arguments) != (other._graph, other._plan_arguments):
             return False
         freeze, *_ = self._plan_arguments
-        slots = modes.slots_of(modes.leaves(self.module), freeze, modes.tied_paths(self.module))
+        slots = slots_of(module_leaves(self.module), freeze, tied_paths(self.module))
         return slots == self.plan.slots
 
     def check_structure(self) -> None:
@@ -114,7 +114,7 @@ class UserModule:
     def _leaves(self) -> Sequence[tuple[Path, Any]]:
         if self._outline is not None and self._outline.is_unchanged():
             return self._outline.leaves
-        return modes.leaves(self.module)
+        return module_leaves(self.module)
 
     def _read(self, leaves: Sequence[tuple[Path, Any]]) -> ModelArrays:
         slots = self.plan.slots
@@ -142,7 +142,7 @@ class UserModule:
     def copy_with(self, visible: Sequence[jax.Array]) -> nnx.Module:
         """Return a copy of the module that holds these params and carried arrays."""
         copy: nnx.Module = nnx.clone(self.module)
-        self._fill(copy, modes.leaves(copy), _local(visible))
+        self._fill(copy, module_leaves(copy), _local(visible))
         return copy
 
     def _fill(self, module: nnx.Module, found: Sequence[tuple[Path, Any]], visible: tuple[Any, ...]) -> None:

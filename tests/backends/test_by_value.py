@@ -23,7 +23,7 @@ from flax import nnx
 
 import resfit
 from resfit.backends.by_value import NotByValueError, by_value
-from resfit.trainer.graph.plan import plan
+from resfit.trainer.graph.module_plan import plan_module
 from tests.helpers import TinyNet
 
 
@@ -101,13 +101,13 @@ EQUAL: dict[str, Callable[[], Any]] = {
     "resfit's optimizer": lambda: resfit.optimizers.lamb(0.1),
     "initializer": lambda: nnx.initializers.he_normal(),
     "activations": lambda: (jax.nn.relu, jnp.tanh, nnx.gelu, np.exp, math.sqrt, len, operator.add),
-    "resnet": lambda: plan(resfit.create_model("resnet20", num_classes=3)),
-    "custom module": lambda: plan(TinyNet(rngs=nnx.Rngs(0))),
+    "resnet": lambda: plan_module(resfit.create_model("resnet20", num_classes=3)),
+    "custom module": lambda: plan_module(TinyNet(rngs=nnx.Rngs(0))),
     "global": lambda: namespace("SCALE = 2\ndef f(x): return SCALE * x")["f"],
     "global function": lambda: namespace("def g(x): return x + 1\ndef f(x): return g(x)")["f"],
     "named tuple of the user's": lambda: power(PAIR(1, 2.0)),
     "enum": lambda: power(Color.RED),
-    "mode by argument": lambda: plan(Modal(rngs=nnx.Rngs(0))),
+    "mode by argument": lambda: plan_module(Modal(rngs=nnx.Rngs(0))),
     "structure": lambda: jax.tree.structure({"a": (1, None), "b": PAIR(1, [2])}),
     "sentinel": lambda: power(NOBODY),
     "optional": lambda: power(int | None),
@@ -161,7 +161,7 @@ DIFFERENT: dict[str, tuple[Any, ...]] = {
     "weight decay": (resfit.optimizers.sgd(0.1), resfit.optimizers.sgd(0.1, weight_decay=1e-4)),
     "loss": (resfit.losses.CrossEntropy(0.1), resfit.losses.CrossEntropy(0.2)),
     "activation": (jax.nn.relu, jax.nn.gelu),
-    "network": (plan(TinyNet(3, rngs=nnx.Rngs(0))), plan(TinyNet(4, rngs=nnx.Rngs(0)))),
+    "network": (plan_module(TinyNet(3, rngs=nnx.Rngs(0))), plan_module(TinyNet(4, rngs=nnx.Rngs(0)))),
     "global": tuple(namespace(f"SCALE = {n}\ndef f(x): return SCALE * x")["f"] for n in (1, 2)),
     "global of an inner function": tuple(
         namespace(f"SCALE = {n}\ndef f(x): return (lambda y: SCALE * y)(x)")["f"] for n in (1, 2)
@@ -217,7 +217,7 @@ def test_a_global_of_a_method_that_replaces_a_layer_s_decides(monkeypatch: pytes
     found = []
     for call in calls:
         monkeypatch.setattr(nnx.Linear, "__call__", call)
-        found.append(by_value(plan(TinyNet(rngs=nnx.Rngs(0)))))
+        found.append(by_value(plan_module(TinyNet(rngs=nnx.Rngs(0)))))
     assert found[0] != found[1]
 
 
@@ -225,9 +225,9 @@ def test_a_method_of_a_layer_that_is_replaced_gives_another_description(monkeypa
     def call(self: nnx.Linear, x: Any) -> Any:
         return x
 
-    before = by_value(plan(TinyNet(rngs=nnx.Rngs(0))))
+    before = by_value(plan_module(TinyNet(rngs=nnx.Rngs(0))))
     monkeypatch.setattr(nnx.Linear, "__call__", call)
-    assert by_value(plan(TinyNet(rngs=nnx.Rngs(0)))) != before
+    assert by_value(plan_module(TinyNet(rngs=nnx.Rngs(0)))) != before
 
 
 class Odd(type):

@@ -20,7 +20,7 @@ class FakeModel:
         self._rate = None if learning_rate is None else np.float32(learning_rate)
         self.rates_set: list[float] = []
         self.stop_training = False
-        self.data_wait = 0.0
+        self.control, self.data_wait = self, 0.0
         self.history = resfit.callbacks.History()
 
     @property

@@ -188,7 +188,7 @@ DATA = [
         "'photos/train'",
         "resfit.data.folder(path)",
     ),
-    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Labels go into y"),
+    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Pass labels as y"),
     Mistake(
         "validation_data as a list",
         "model.fit(x, y, validation_data=[x, y])",

@@ -14,7 +14,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, ReduceLROnPlateau
-from tests.helpers import CLASSES, TinyNet, compiled, images, labels, state_of, values
+from tests.helpers import CLASSES, TinyNet, compiled, compiled_of, images, labels, state_of, values
 
 EXAMPLES, BATCH, EPOCHS = 22, 8, 3
 STEPS = EPOCHS * 3  # two full batches an epoch, and a tail of six
@@ -115,7 +115,7 @@ def run(
 ) -> dict[str, Any]:
     """Fits, and returns everything that a run leaves behind."""
     counts, stopping = Counts(), EarlyStopping(patience=5, restore_best_weights=True)
-    plateau = ReduceLROnPlateau(patience=1) if made._named_schedule is None else None
+    plateau = ReduceLROnPlateau(patience=1) if not compiled_of(made).rate.spans_epochs else None
     history = made.fit(
         **{
             **data(),

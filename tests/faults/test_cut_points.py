@@ -86,7 +86,7 @@ def test_a_run_whose_step_dies_on_the_device_goes_on_from_the_newest_checkpoint(
             return super().__call__(x)
 
     expected = runs.run(runs.small(Explodes), tmp_path / "whole")
-    with pytest.raises(StepFailed, match="resume=True goes on from the newest checkpoint"):
+    with pytest.raises(StepFailed, match="resume=True resumes from the newest checkpoint"):
         runs.run(runs.small(Explodes), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
     armed.clear()
     assert_same(runs.run(runs.small(Explodes), tmp_path / "run", resume=True), expected)

@@ -312,14 +312,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append(values)
         return original(values)
 
-    for module in (
-        "callbacks.logs",
-        "trainer.evaluator",
-        "trainer.predictor",
-        "trainer.trainer",
-        "trainer.learning_rate",
-    ):
-        monkeypatch.setattr(f"resfit.{module}.read", read)
+    monkeypatch.setattr(logs, "read", read)
+    for module in ("evaluator", "predictor", "trainer", "learning_rate"):
+        monkeypatch.setattr(f"resfit.trainer.{module}.read", read)
     return found
 
 

@@ -10,7 +10,9 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.layer_options import compute_in
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import PlainNet, TinyNet, assert_same, compiled, fit, images, labels, values
 
 
@@ -20,13 +22,13 @@ def net() -> Any:
 
 def convolutions(module: nnx.Module, precision: str, train: bool) -> set[tuple[str, str]]:
     """Return the operations that multiply by a kernel, and their dtypes."""
-    plan = modes.plan(module, precision=precision)
-    state = [leaf.get_raw_value() for _, leaf in modes.leaves(module)]
+    plan = plan_module(module, precision=precision)
+    state = [leaf.get_raw_value() for _, leaf in module_leaves(module)]
     params = [a for a, slot in zip(state, plan.slots, strict=True) if slot.kind == "param"]
     carried = [a for a, slot in zip(state, plan.slots, strict=True) if slot.kind == "carried"]
 
     def call(x: jax.Array) -> Any:
-        copy: Any = modes.assemble(plan, params, carried, jax.random.key(0), train=train)
+        copy: Any = plan.assemble(params, carried, jax.random.key(0), train=train)
         return copy(x)
 
     equations = jax.make_jaxpr(call)(jnp.zeros((2, 8, 8, 1))).jaxpr.eqns
@@ -87,7 +89,7 @@ def test_the_users_own_module_keeps_its_dtypes() -> None:
 def test_a_norm_of_flax_stays_in_float32() -> None:
     """Otherwise its running statistics would be rounded to bfloat16."""
     module = TinyNet(rngs=nnx.Rngs(0))
-    modes.compute_in(module, "bfloat16")
+    compute_in(module, "bfloat16")
     assert module.conv.dtype == jnp.bfloat16
     assert module.norm.dtype is None
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import resfit
 from resfit.optimizers import Skips
-from resfit.trainer.graph.plan import plan
+from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.state import ScheduleSpan, StateLayout, TrainState, average_of
 from tests.helpers import TinyNet
 
@@ -21,7 +21,7 @@ INT32 = st.integers(-(2**31), 2**31 - 1)
 
 def layout_of(optimizer: optax.GradientTransformation | None, *, ema: bool = False) -> StateLayout:
     module = TinyNet(rngs=nnx.Rngs(0))
-    return StateLayout(plan(module), jax.tree.leaves(nnx.state(module, nnx.Param)), optimizer, ema=ema)
+    return StateLayout(plan_module(module), jax.tree.leaves(nnx.state(module, nnx.Param)), optimizer, ema=ema)
 
 
 @pytest.mark.parametrize("ema", [False, True])
