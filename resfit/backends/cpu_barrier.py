@@ -3,7 +3,7 @@
 Networks call one JAX primitive on every platform. Its lowering rule is the only place that knows the platform.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -36,7 +36,7 @@ def materialize_on_cpu(arrays: T) -> T:
     return kept
 
 
-def barrier_options(text: str, platform: str) -> dict[str, Any]:
+def barrier_options(text: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Return the compiler options by which a CPU keeps the barriers of a program.
 
     Rematerialization and slices of a batch also separate parts of a program by barriers. The compiler of jaxlib 0.10.2
@@ -45,9 +45,9 @@ def barrier_options(text: str, platform: str) -> dict[str, Any]:
 
     Args:
       text: of the program.
-      platform: of the devices, such as "cpu".
+      devices: the devices that the program runs on; none for a program without arrays.
     """
-    keep = "optimization_barrier" in text and platform == "cpu"
+    keep = "optimization_barrier" in text and devices[0].platform == "cpu"
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if keep else {}
 
 

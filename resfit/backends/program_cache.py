@@ -221,7 +221,7 @@ def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, 
       CompileError: if XLA does not know an option or rejects its value.
     """
     text = lowered.as_text()
-    options = barrier_options(text, devices[0].platform) | dict(options or {})
+    options = barrier_options(text, devices) | dict(options or {})
     size = text.count("\n") * _BYTES_OF_OPERATION + len(text) // 2
     lowering = lowered._lowering
     # The text shows neither Python functions that a program calls nor constants that are handed to it.

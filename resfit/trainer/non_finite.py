@@ -59,18 +59,18 @@ class _Watch:
 def _run_step(
     watch: _Watch, layout: StateLayout, recipe: Recipe, leaves: Leaves, key: jax.Array, batch: DeviceBatch
 ) -> None:
-    params, carried, _, _, _, step = layout.unflatten(leaves)
-    key_of = keys(key, step)
+    state = layout.unflatten(leaves)
+    key_of = keys(key, state.step)
     watch.look("the batch's inputs, as they came", batch.x)
     watch.look("the batch's labels", batch.y)
     watch.look("the batch's sample weights", batch.weight)
     x, y = prepared(recipe, key_of, batch)
     watch.look("the batch's inputs after augment and preprocess", x)
-    for slot, param in zip(layout.params, params, strict=True):
+    for slot, param in zip(layout.params, state.params, strict=True):
         watch.look(f"the parameter {slot.name!r}, before the step", param)
-    for slot, value in zip(layout.carried, carried, strict=True):
+    for slot, value in zip(layout.carried, state.carried, strict=True):
         watch.look(f"the statistic {slot.name!r}, before the step", value)
-    module = layout.plan.assemble(params, carried, key_of.module, train=True)
+    module = layout.plan.assemble(state.params, state.carried, key_of.module, train=True)
     probe.keep_activations(module)
     for path, part in list(nnx.iter_modules(module)):
         if path and callable(part):

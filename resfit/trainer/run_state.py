@@ -41,7 +41,7 @@ class RunState:
       replicate: puts arrays on the devices of the run.
       freeze: the parts that do not train.
       ema: True to keep averages of params and carried arrays.
-      precision: the precision of the steps, see `trainer.graph.layer_options`.
+      precision: the precision of the steps, see `trainer.graph.module_plan.plan_module`.
       axis: see `trainer.graph.module_plan.plan_module`.
       convolutions: what replaces XLA's convolutions; None to keep them.
       before: an earlier state of the same module, whose plan serves again if nothing changed.
@@ -83,7 +83,7 @@ class RunState:
     def _initial(self, params: Sequence[Any], carried: Sequence[Any]) -> Leaves:
         """Return the state before the first step."""
         optimizer_state: Iterable[Any] = ()
-        if self.layout.optimizer is not None and params:
+        if self.layout.optimizer is not None:
             nested = self.layout.nested(_on_one_device(param) for param in params)
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
             init = functools.partial(_initial_optimizer_state, self.layout.optimizer, self.layout.tied)

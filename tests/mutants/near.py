@@ -57,7 +57,7 @@ GROUPS = [
     _group(
         "trainer/state.py",
         12,
-        "resfit/trainer/state.py",
+        "resfit/trainer/state.py resfit/trainer/run_state.py resfit/trainer/user_module.py",
         "trainer/test_set_state.py trainer/test_validation.py export/test_saving.py",
         "test_model.py",
         "trainer/test_ema.py trainer/graph/test_outline.py trainer/graph/test_containers.py test_optimizers.py",

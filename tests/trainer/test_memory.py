@@ -101,7 +101,7 @@ def test_modules_without_a_table_have_their_memory_shown(capsys: pytest.CaptureF
     compiled(Pairs(), kind=Scaled, metrics=None).summary(X)
     text = capsys.readouterr().out
     assert "the input is PyTreeDef({'a': *, 'b': *}), expected one array" in text
-    assert "cannot go through the module alone. Pairs.__call__() missing" in text
+    assert "the module raised on a batch of one example. Pairs.__call__() missing" in text
     assert text.count("Memory of a training step on 8 examples") == 2
 
 
