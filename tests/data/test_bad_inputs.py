@@ -66,11 +66,13 @@ MISTAKES = {
     "float labels": Mistake(lambda _: images(), {"y": labels().astype(np.float32)}, "float32", LabelError),
     "nan": Mistake(lambda _: with_nan(), {"y": labels()}, r"x\[5\] holds NaN.*nan_to_num"),
     "text labels": Mistake(
-        lambda _: images(), {"y": np.array(["cat", "dog"] * 10)}, r"Class names need numbers: np.unique\(y, return_inv"
+        lambda _: images(),
+        {"y": np.array(["cat", "dog"] * 10)},
+        r"Convert class names to numbers: np.unique\(y, ret",
     ),
     "labels from one": Mistake(lambda _: images(), {"y": labels() + 1}, f"{CLASSES}", LabelError),
     "objects": Mistake(
-        lambda _: np.array([images(1)[0], images(1)[0, :4]], dtype=object), {"y": [0, 1]}, "Are the images of one size"
+        lambda _: np.array([images(1)[0], images(1)[0, :4]], dtype=object), {"y": [0, 1]}, "all images have one size"
     ),
     "unequal sizes": Mistake(lambda path: folder(path, [8, 10]), {}, r"size=n\b.*to resize"),
     "truncated file": Mistake(lambda path: folder(path, [8], damage=True), {}, r"b/0\.jpg"),

@@ -54,7 +54,7 @@ def test_what_is_no_data_is_refused(x: Any, words: str) -> None:
 
 
 def test_a_source_that_loses_examples_is_found_out() -> None:
-    with pytest.raises(DataError, match=r"asked for 4 examples and gave arrays of lengths \[2\]"):
+    with pytest.raises(DataError, match=r"arrays of lengths \[2\] for 4 requested examples"):
         rows(Half())
 
 
@@ -98,7 +98,7 @@ def test_inputs_that_are_not_finite_are_refused_with_their_place(bad: float, mon
         as_batches({"a": x, "b": X}, geometry=Geometry(4))
     with pytest.raises(DataError, match=r"x\[3\] holds NaN"):
         list(as_batches([(x[:4], Y[:4]), (x[4:], Y[4:])], geometry=Geometry(4)).epoch(0))
-    monkeypatch.setattr("resfit.data.sources.arrays._LOOKED_AT_AT_ONCE", 1)  # as for a file larger than memory
+    monkeypatch.setattr("resfit.data.sources.arrays._CHECKED_AT_ONCE", 1)  # as for a file larger than memory
     batches = as_batches(x, geometry=Geometry(4)).epoch(0)
     next(batches)
     with pytest.raises(DataError, match=r"x\[3\] holds NaN"):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resfit.data import folder, huggingface
 from resfit.data.crops import center_crop
 from resfit.data.decode import decode
 from resfit.data.records import stack_images
-from resfit.data.sources import folder, huggingface
 from resfit.data.sources.pictures import Pictures
 from resfit.errors import DataError
 from resfit.transforms import Transforms
@@ -176,10 +176,10 @@ def test_exif_data_that_cannot_be_parsed_are_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (Image.fromarray(GREY.astype(np.float32)), "floating-point pixels from 0 to 255.*scale them"),
+        (Image.fromarray(GREY.astype(np.float32)), "floating-point pixels from 0 to 255.*Scale the pixels"),
         (Image.fromarray(GREY.astype(np.float32) / 255 - 0.5), "floating-point pixels from -0.5"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating-point pixels from nan"),
-        (Image.fromarray(GREY.astype(np.int32)), "32-bit pixels from 0 to 255, which do not say what is white"),
+        (Image.fromarray(GREY.astype(np.int32)), "32-bit pixels from 0 to 255, whose scale is unknown"),
         (Image.fromarray(GREY.astype(np.int32) * 1000), "32-bit pixels from 0 to 255000"),
         (Image.fromarray(-GREY.astype(np.int32) * 100), "32-bit pixels from -25500"),
     ],

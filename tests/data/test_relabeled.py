@@ -71,7 +71,7 @@ def test_new_class_numbers_that_the_dtype_of_the_labels_cannot_hold_are_kept(dty
 
 def test_a_class_number_without_a_name_is_refused_instead_of_taken_for_a_training_class() -> None:
     data = NamedSource(images(3), np.array([0, 1, 2]), ("cat", "ant"))
-    with pytest.raises(DataError, match="the class number 2, and the data have names for 2 classes"):
+    with pytest.raises(DataError, match="the class number 2, but the data have names for 2 classes"):
         _ = relabeled(cut(data), NAMES, "x").labels
 
 

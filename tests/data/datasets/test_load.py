@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from resfit._utils import download
 from resfit._utils.download import Remote, fetch
-from resfit.data.datasets import load
+from resfit.data import load
 from resfit.data.datasets.archives import cifar, idx
 from resfit.data.datasets.archives import urls as published
 from resfit.errors import DataError, DownloadError, MissingPackageError

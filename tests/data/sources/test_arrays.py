@@ -91,7 +91,7 @@ def test_a_dropped_tail_is_another_one_in_every_epoch() -> None:
         (np.float32(3), None, None, "single value"),
         (np.zeros(3), np.array(["a", "b", "c"]), None, "y is an array of dtype <U1.*np.unique"),
         (np.zeros(3), ["a", "b", "c"], None, "np.unique"),
-        (np.array([[1], None], object), None, None, "Are the images of one size"),
+        (np.array([[1], None], object), None, None, "all images have one size"),
         ("images", None, None, "x is a str"),
         (np.zeros(2), None, [1.0, np.inf], "negative or non-finite"),
     ],
@@ -117,7 +117,7 @@ def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
 
 def test_a_class_that_does_not_occur_may_weigh_and_one_without_a_column_may_not() -> None:
     assert class_weights(np.array([0, 1]), {7: 9.0}).tolist() == [1, 1]
-    with pytest.raises(DataError, match="names the class 7, and the labels have 3 columns"):
+    with pytest.raises(DataError, match="has the class 7, but the labels have 3 columns"):
         class_weights(np.eye(3), {7: 9.0})
 
 
@@ -142,7 +142,7 @@ def test_split_validation_takes_the_last_part_of_everything() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 2.0, 0.99])
 def test_a_split_that_leaves_one_side_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(DataError, match=r"between 0 and 1|leaves one side empty"):
+    with pytest.raises(DataError, match=r"between 0 and 1|leaves one part empty"):
         split_validation(fraction, np.arange(10), None, None)
 
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 import resfit
-from resfit.data import Geometry, IndexedBatches
+from resfit.data import Geometry, IndexedBatches, folder
 from resfit.data.crops import center_crop, random_crop
 from resfit.data.decode import decode
-from resfit.data.sources import folder
 from resfit.errors import DataError
 from tests.helpers import sample_photograph
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from resfit.data import Batches, Epochs, Geometry, as_batches
-from resfit.data.sources import folder
+from resfit.data import Batches, Epochs, Geometry, as_batches, folder
 from resfit.errors import DataError
 from tests.helpers import compiled
 

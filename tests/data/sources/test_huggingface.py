@@ -16,8 +16,7 @@ from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image,
 from PIL import Image as Pillow
 
 from resfit.callbacks import Callback
-from resfit.data import Geometry, as_batches
-from resfit.data.sources import huggingface
+from resfit.data import Geometry, as_batches, huggingface
 from resfit.data.streaming import retry
 from resfit.errors import DataError, LabelError
 from tests.helpers import assert_same, compiled, fit

@@ -17,9 +17,8 @@ from tensorflow_datasets.core import registered
 from tensorflow_datasets.testing import mocking
 
 import resfit
-from resfit.data import Geometry, TfdsSource, as_batches, prepare_tfds
+from resfit.data import Geometry, TfdsSource, as_batches, prepare_tfds, tfds
 from resfit.data.indexed import IndexedBatches
-from resfit.data.sources import tfds
 from resfit.errors import DataError, MissingPackageError
 from tests import helpers
 from tests.data import originals
