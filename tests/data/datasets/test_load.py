@@ -155,18 +155,18 @@ def _a_page(path: Path) -> None:
         (_shorter, "is damaged"),
         (_another_byte, "is damaged"),
         (_a_page, "is damaged"),
-        (Path.unlink, "no folder with train-images"),
+        (Path.unlink, "not a folder that contains train-images"),
         (lambda path: path.write_bytes(gzip.compress(b"")), "begins with b''"),
         (lambda path: path.write_bytes(gzip.compress(b"\x00\x00\x08")), "Expected an IDX file"),
         (lambda path: path.write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\0")), "Expected an IDX file"),  # floats
-        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "promises"),
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "says 0 x 0 x 0 bytes"),
         (
             lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-784])),
-            "promises 30 x 28 x 28 bytes and holds 22736",
+            "says 30 x 28 x 28 bytes; the file has 22736",
         ),
         (
             lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(originals.grey(29, 0)[0]))),
-            "one label for each",
+            "one label per image",
         ),
         (
             lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(np.zeros((30, 28), np.uint8)))),
@@ -190,7 +190,7 @@ def test_damaged_idx_files_are_refused(
     [
         (_shorter, "is damaged"),
         (_a_page, "is damaged"),
-        (lambda path: originals.write_tar(path, {"a": b""}), "holds no cifar-100-binary/test.bin, cifar-100-binary/tr"),
+        (lambda path: originals.write_tar(path, {"a": b""}), "does not contain cifar-100-binary/test.bin, cifar-100-binary/tr"),
         (
             lambda path: originals.write_tar(
                 path, {"cifar-100-binary/train.bin": bytes(3074), "cifar-100-binary/test.bin": bytes(3073)}
@@ -233,7 +233,7 @@ def test_another_number_of_images_than_was_published_is_refused(
 
 
 def test_what_no_data_set_is_called_is_an_error_that_names_them() -> None:
-    with pytest.raises(DataError, match=r"'cifar'. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits"):
+    with pytest.raises(DataError, match=r"'cifar' is not a known dataset. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits"):
         load("cifar")
 
 

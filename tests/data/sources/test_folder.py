@@ -99,7 +99,7 @@ def test_classes_give_the_numbers_of_another_split(tmp_path: Path) -> None:
     assert folder(val, classes=train.classes).labels.tolist() == [0, 2]
     with pytest.raises(DataError, match="holds the folders class0, class2"):
         folder(val, classes=["class0", "class3"])
-    with pytest.raises(DataError, match="named once"):
+    with pytest.raises(DataError, match="name each folder once"):
         folder(val, classes=["class0", "class2", "class2"])
 
 
@@ -132,12 +132,12 @@ def _loop(path: Path) -> None:
     [
         (_empty, {}, "holds 0 files and no folders"),
         (_no_folders, {}, "holds 1 files and no folders"),
-        (_splits, {}, "splits of a data set.*/train"),
+        (_splits, {}, "splits of a dataset.*/train"),
         (_class_without_images, {}, "class9 holds no image among its 1 files"),
         (_loop, {}, "again is a link to .*class1, which was read before"),
         (numbered, {"mode": "CMYK"}, "mode to be one of L, RGB, RGBA, got 'CMYK'"),
         (numbered, {"crop": "centre", "size": 4}, "crop to be None, 'random' or 'center', got 'centre'"),
-        (numbered, {"crop": "random"}, "needs the size"),
+        (numbered, {"crop": "random"}, "without size"),
         (numbered, {"size": 0}, "got 0"),
         (numbered, {"size": (4, 4, 3)}, r"got \(4, 4, 3\)"),
         (numbered, {"size": 4.5}, "got 4.5"),
@@ -359,7 +359,7 @@ def test_a_damaged_file_is_an_image_or_an_error_of_ours(tmp_path: Path, files: d
 
 
 def test_images_of_several_sizes_need_a_size(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"0\.jpg has shape \(80, 90, 3\).*pass size="):
+    with pytest.raises(DataError, match=r"0\.jpg has shape \(80, 90, 3\).*Pass size="):
         folder(photos).take(slice(0, 2))
     assert folder(photos, size=(12, 20)).take(slice(0, 11))[0].shape == (11, 12, 20, 3)
 
@@ -529,7 +529,7 @@ def test_equal_images_are_cropped_each_in_its_own_way(tmp_path: Path) -> None:
     ids=["take", "in order"],
 )
 def test_random_crops_without_a_seed_are_an_error(photos: Path, read: Any) -> None:
-    with pytest.raises(DataError, match="use crop='center' for validation"):
+    with pytest.raises(DataError, match="Use crop='center' for validation"):
         read(folder(photos, size=10, crop="random", threads=0))
 
 
@@ -567,5 +567,5 @@ def test_fit_trains_on_a_folder(tmp_path: Path) -> None:
     history = model.fit(train, batch_size=8, epochs=4, validation_data=val, verbose=0)
     assert history.history["val_accuracy"][-1] == 1
     assert model.predict(val, verbose=0).shape == (9, 2)
-    with pytest.raises(DataError, match="use crop='center'"):
+    with pytest.raises(DataError, match="Use crop='center'"):
         model.evaluate(train, verbose=0)

@@ -176,7 +176,7 @@ def test_an_iterator_that_was_used_up_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: grain.MapDataset.source(Examples(pair)), r"\(2, 2, 1\), \(\), which is one example.*\.batch\(64\)"),
+        (lambda: grain.MapDataset.source(Examples(pair)), r"\(2, 2, 1\), \(\), which is not a batch.*\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(record)), r"\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(pair)).to_iter_dataset(), r"\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(lambda i: (image(i), np.eye(3)[i % 3]))), r"\.batch\(64\)"),
@@ -184,11 +184,11 @@ def test_an_iterator_that_was_used_up_is_an_error() -> None:
             data_source=Examples(pair),
             sampler=grain.samplers.SequentialSampler(num_records=N),
         ), r"\.batch\(64\)"),
-        (lambda: grain.MapDataset.source([]), "holds no batches"),
+        (lambda: grain.MapDataset.source([]), "has no batches"),
         (lambda: grain.MapDataset.source([]).to_iter_dataset(), "yielded no batch"),
         (lambda: mapped().filter(lambda batch: bool(batch[1][0] % 2)), "was filtered out"),
         (lambda: mapped(lambda i: (image(i) * np.nan, i)), "NaN"),
-        (lambda: mapped(lambda i: (image(i), "cat")), "Class names need numbers"),
+        (lambda: mapped(lambda i: (image(i), "cat")), "Convert class names to numbers"),
     ],
 )  # fmt: skip
 def test_what_is_no_batch_is_an_error_that_says_what_to_do(data: Callable[[], Any], message: str) -> None:

@@ -63,7 +63,7 @@ def test_an_iterator_goes_on_where_it_was_left_and_says_when_it_is_used_up() -> 
 
 
 def test_an_iterable_without_batches_is_an_error_not_an_empty_success() -> None:
-    with pytest.raises(DataError, match="list holds no batches"):
+    with pytest.raises(DataError, match="list has no batches"):
         IterableBatches([])
     with pytest.raises(DataError, match="generator yielded no batch in epoch 0"):
         next(IterableBatches(source(0)).epoch(0))
@@ -135,7 +135,7 @@ def test_a_loader_that_yields_fewer_or_more_batches_than_it_promises_is_found_ou
     assert first(IterableBatches(Loader(3)).epoch(0)) == [0, 1, 2]
     with pytest.raises(DataError, match="promised 4 batches and ended after 3"):
         list(IterableBatches(Loader(4)).epoch(0))
-    with pytest.raises(DataError, match="promised 2 batches, and goes on"):
+    with pytest.raises(DataError, match="promised 2 batches and yields more"):
         list(IterableBatches(Loader(2)).epoch(0))
 
 

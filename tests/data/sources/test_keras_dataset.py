@@ -118,7 +118,7 @@ def test_lists_are_tuples_endless_iterators_end_and_no_length_needs_steps() -> N
     assert as_batches(Endless(), geometry=Geometry(32)).steps == 6
     assert len(order(Infinite(), n=9)) == 9
     assert order(Counted()) == order(Numbered())
-    with pytest.raises(DataError, match="holds no batches"):
+    with pytest.raises(DataError, match="has no batches"):
         as_batches(Numbered(0), geometry=Geometry(32))
 
 

@@ -238,7 +238,7 @@ def test_parquet_files_that_lack_rows_are_refused(rows: int, fits: bool, tmp_pat
         return
     for make in (lambda: tfds("animals", "train", data_dir=tmp_path), lambda: TfdsSource(plain)):
         with pytest.raises(
-            DataError, match=rf"has {rows} examples by its own count, and {len(plain)} can be read .parq"
+            DataError, match=rf"has {rows} examples by its metadata, but {len(plain)} can be read .parq"
         ):
             make()
 
@@ -263,7 +263,7 @@ def test_a_lost_file_is_noticed(tmp_path: Path) -> None:
         (
             "cifar10",
             "train",
-            "not prepared in .*download=True.*if preparing needs TensorFlow, as for mnist and cifar10",
+            "not prepared in .*download=True.*if that needs TensorFlow, as for mnist and cifar10",
         ),
         ("beans", "train", "not prepared in .*download=True"),
     ],
