@@ -192,7 +192,7 @@ def _check(entries: Mapping[str, "Stored"], values: Mapping[str, Array], of_head
         remedies.append("For other channels, pass stem='sum' or 'repeat'.")
     listed = "\n  ".join(sorted(problems))
     raise WeightsError(
-        f"The state dict does not fit the network; {len(problems)} entries differ:\n  {listed}\nExpected the names and "
+        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected the names and "
         f"shapes of the network. {' '.join(remedies)}"
     )
 

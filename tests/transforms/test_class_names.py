@@ -61,7 +61,7 @@ def test_names_of_another_head_are_not_kept_silently() -> None:
     model = resfit.Model(resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,)))
     model.class_names = ["cat", "dog", "cow"]
     model.module.replace_head(2)
-    with pytest.raises(DataError, match=r"set model\.class_names anew"):
+    with pytest.raises(DataError, match=r"Set model\.class_names to"):
         model.compile("sgd", dispatch="jit")
     model.class_names = ["hen", "owl"]
     model.compile("sgd", dispatch="jit")

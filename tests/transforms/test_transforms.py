@@ -153,7 +153,7 @@ def test_transforms_that_cannot_be_are_refused(arguments: dict[str, Any]) -> Non
         (("timm/resnet50.a9_in1k",), r"resnet50\.a1_in1k"),
         (("timm/resnet50",), r"resnet50\.a1_in1k"),
         (("timm/resnet50.a1_in1k", "resnet18"), r"resnet18\.a1_in1k"),
-        (("torchvision/IMAGENET1K_V2",), "pass it"),
+        (("torchvision/IMAGENET1K_V2",), "pass the network as well"),
         (("torchvision/IMAGENET1K_V2", "resnet18"), r"resnet18\.IMAGENET1K_V1"),
         (("some/file",), r"Transforms\(resize"),
     ],

@@ -58,10 +58,10 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
     "v1 of transformers": (
         TRANSFORMERS | {"downsample_in_bottleneck": True}, "microsoft/resnet-50", PLAIN, "create_model.'resnet50_v1', ",
     ),
-    "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', where resfit's have ReLU"),
+    "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', while networks of resfit have ReLU"),
     "an early step": (TRANSFORMERS | {"downsample_in_first_stage": True}, "", PLAIN, "downsample_in_first_stage=True"),
-    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which is not among"),
-    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which is not among"),
+    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which a ResNetSpec cannot describe"),
+    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which a ResNetSpec cannot describe"),
     "unknown": ({"architecture": "nf_resnet50"} | TIMM, "", PLAIN, "load_state_dict.net, resfit.weights.read.path"),
     "built otherwise": (
         {"architecture": "resnet50", "model_args": {"act_layer": "silu", "in_chans": 3}} | TIMM, "", PLAIN,
@@ -128,7 +128,7 @@ def test_no_anti_aliased_network_takes_or_gives_the_names_of_transformers(antial
     net = network(PLAIN | {"antialias": antialias})
     held = weights.state_dict(network(PLAIN), naming="transformers")
     for call in (lambda: weights.load_state_dict(net, held), lambda: weights.state_dict(net, naming="transformers")):
-        with pytest.raises(WeightsError, match=f"antialias='{antialias}', and transformers has no anti-aliased"):
+        with pytest.raises(WeightsError, match=f"antialias='{antialias}', but transformers has no anti-aliased"):
             call()
 
 
@@ -161,7 +161,7 @@ def test_create_model_refuses_a_linear_head_too(classes: int | None, tmp_path: P
 
     safetensors.numpy.save_file(renamed(cifar("A"), ("fc.", "linear.")), tmp_path / "a.safetensors")
     fields = {name: value for name, value in THIN.items() if name != "num_classes"}
-    with pytest.raises((WeightsError, SpecError), match=r"unexpected: linear\.weight|holds no last layer"):
+    with pytest.raises((WeightsError, SpecError), match=r"unexpected: linear\.weight|contains no last layer"):
         resfit.create_model("resnet20", num_classes=classes, weights=tmp_path / "a.safetensors", **fields)
 
 
@@ -189,5 +189,5 @@ def test_arrays_of_flax_and_of_big_vision_are_refused(tmp_path: Path) -> None:
     """Flax's pad by 'SAME' at even sizes, and BiT's standardize their kernels."""
     for name in ("params/Conv_0/kernel", "resnet/root_block/standardized_conv2d/kernel"):
         np.savez(tmp_path / "a.npz", **{name: np.ones((7, 7, 3, 4), "f4")})
-        with pytest.raises(WeightsError, match=r"0 data\.pkl\. Expected what torch\.save writes"):
+        with pytest.raises(WeightsError, match=r"0 data\.pkl\. Expected a file of torch\.save"):
             weights.load(network(PLAIN), tmp_path / "a.npz")

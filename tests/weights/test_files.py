@@ -68,7 +68,7 @@ def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Pa
     assert leaves(source) != leaves(target)
     path = tmp_path / "a.safetensors"
     if naming not in (None, *WRITTEN_AS.get(kind, ["torchvision"])):
-        with pytest.raises(WeightsError, match=r"have no counterpart|are read, not written"):
+        with pytest.raises(WeightsError, match=r"which has no name in|which is only for reading"):
             weights.save(source, path, naming=naming)
         assert list(tmp_path.iterdir()) == []
     else:
@@ -90,7 +90,7 @@ def test_a_file_lists_what_pytorch_lists(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["a.pth", "a", "a.h5"])
 def test_only_safetensors_are_written(path: str) -> None:
-    with pytest.raises(WeightsError, match=r"Expected one that ends in '\.safetensors'"):
+    with pytest.raises(WeightsError, match=r"Expected a path that ends in '\.safetensors'"):
         weights.save(net(), path)
 
 
@@ -137,7 +137,7 @@ def test_another_number_of_classes_leaves_the_head_as_it_is_on_request() -> None
     source, target = net(num_classes=10), net(seed=1)
     before = np.asarray(target.head.dense.kernel[...])
     held = weights.state_dict(source)
-    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*For other classes than theirs: head='reset'"):
+    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*For other classes, pass head='reset'"):
         weights.load_state_dict(target, held)
     weights.load_state_dict(target, held, head="reset")
     np.testing.assert_array_equal(target.head.dense.kernel[...], before)
@@ -160,7 +160,7 @@ def test_another_number_of_channels_keeps_what_a_grey_image_means(kind: str, cha
     source = net(**THIN[kind])
     held = weights.state_dict(source)
     target = net(seed=1, in_channels=channels, **THIN[kind])
-    with pytest.raises(WeightsError, match="For other channels than theirs: stem='sum' or 'repeat'"):
+    with pytest.raises(WeightsError, match="For other channels, pass stem='sum' or 'repeat'"):
         weights.load_state_dict(target, held)
     grey = np.random.default_rng(0).normal(size=(1, 64, 64, 1)).astype("f4")
     call = nnx.jit(lambda module, x: module(x))
