@@ -20,7 +20,7 @@ _log = logging.getLogger("resfit")
 class IterableBatches:
     """The batches of an iterable: `(x,)`, `(x, y)` or `(x, y, sample_weight)` tuples, `x` alone, or dicts.
 
-    The source determines the order. A re-iterable source (a list, a loader, a function that returns a new iterator)
+    The source determines the order. A re-iterable source (a list, a loader, a function that returns a fresh iterator)
     gives one pass per epoch, after a call of `set_epoch(epoch)` if the source has this method. An iterator gives its
     remaining batches. A dict with exactly one column besides "label" or "labels" is an image and its label; any other
     dict is an input of several arrays. A list of PyTorch tensors counts as a tuple.
@@ -97,7 +97,7 @@ class IterableBatches:
         if self._used and isinstance(self._source, Iterator):
             raise DataError(
                 f"The {self._name} is an iterator, and all its batches have been used. Pass a re-iterable source (a "
-                "list, a loader, a function that returns a new iterator), or an iterator with enough batches for all "
+                "list, a loader, a function that returns a fresh iterator), or an iterator with enough batches for all "
                 "epochs."
             )
 
@@ -105,8 +105,8 @@ class IterableBatches:
         """Raise if a pass had no batches, or fewer than the length of the source."""
         if not read:
             remedy = (
-                " An iterator that was consumed before, for example by an earlier fit, has nothing left. Make a new "
-                "one, or pass a function that returns one."
+                " An iterator that was consumed before, for example by an earlier fit, has nothing left. Make a "
+                "new one, or pass a function that returns one."
                 if isinstance(self._source, Iterator)
                 else ""
             )
@@ -152,7 +152,7 @@ class IterableBatches:
             self._warned = True
             _log.warning(
                 "The data are an iterator (%s) without state_dict, so a run cannot restore its position in the data "
-                "when it resumes from this checkpoint. Pass a function that returns a new iterator.", self._name,
+                "when it resumes from this checkpoint. Pass a function that returns a fresh iterator.", self._name,
             )  # fmt: skip
         return None
 
@@ -168,7 +168,7 @@ def _check_takes_nothing(function: Callable[..., Any]) -> None:
         name = getattr(function, "__name__", type(function).__name__)
         raise DataError(
             f"x is the function {name}, which cannot be called without arguments: {error}. Expected a function that "
-            f"returns a new iterator of batches for every epoch. Bind its arguments: functools.partial({name}, ...)."
+            f"returns a fresh iterator of batches for every epoch. Bind its arguments: functools.partial({name}, ...)."
         ) from error
     except ValueError:  # a built-in without a signature
         return
