@@ -581,7 +581,7 @@ def test_drop_remainder_leaves_out_the_tail_and_says_so_where_nothing_is_left() 
     fit(numbered(), images(20), np.arange(20), drop_remainder=True, shuffle=False, callbacks=[batches])
     assert [members(batch) for batch in batches.epochs[0]] == [set(range(8)), set(range(8, 16))]
     for n in (4, 5):
-        with pytest.raises(DataError, match=f"{n} examples and batch_size=8 leaves nothing"):
+        with pytest.raises(DataError, match=f"{n} examples and batch_size=8 leaves no batch"):
             fit(numbered(), images(n), np.arange(n), drop_remainder=True)
 
 
@@ -967,7 +967,7 @@ def test_a_generator_that_is_used_up_says_so() -> None:
     assert int(model._state.leaves[-1]) == 3
     with pytest.raises(DataError, match="yielded no batch"):
         model.fit(iter(()), verbose=0)
-    with pytest.raises(DataError, match=r"list holds no batches|no examples"):
+    with pytest.raises(DataError, match=r"list has no batches|no examples"):
         model.fit([], verbose=0)
 
 

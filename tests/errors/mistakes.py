@@ -1,4 +1,4 @@
-"""What users of this field pass by mistake: the code, the error it must raise, and what that error must say.
+"""Common user mistakes: the code, the error that it must raise, and required parts of the message.
 
 `docs/errors.md` is made of these rows (`make errors`), and `test_mistakes.py` runs each of them.
 """

@@ -89,7 +89,7 @@ class BadRow(NamedTuple):
     error: BadRecordError
 
 
-class Progress:
+class EpochCounters:
     """Counters of an epoch: `rows` read (including skipped ones) and `bad` records."""
 
     def __init__(self) -> None:
@@ -174,27 +174,27 @@ class StreamBatches:
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Batch | None, int]]:
         """Iterate over (batch, number of bad records so far); the last batch is None."""
-        progress = Progress()
+        counters = EpochCounters()
         rows = self._high - self._low
         held: list[Any] = []
         last: Any = None
         number = start
-        for example in self._good(epoch, start * rows, progress):
+        for example in self._good(epoch, start * rows, counters):
             held.append(example)
             last = example
             if len(held) == rows:
-                yield self._batch(held, self._size(number)), progress.bad
+                yield self._batch(held, self._size(number)), counters.bad
                 held = []
                 number += 1
         if not number and not held:
             raise DataError(
-                f"The {self._name} yielded no usable example in epoch {epoch}: {progress.rows} rows were read, "
-                f"{progress.bad} of them bad. Expected at least one. Check the data."
+                f"The {self._name} yielded no usable example in epoch {epoch}: {counters.rows} rows were read, "
+                f"{counters.bad} of them bad. Expected at least one. Check the data."
             )
         rest = len(held) if self._geometry.shard[1] == 1 else self._size(number)
         if rest and not self._dropped(rest, number):
-            yield self._last_batch(held, last, rest), progress.bad
-        yield None, progress.bad
+            yield self._last_batch(held, last, rest), counters.bad
+        yield None, counters.bad
 
     def _last_batch(self, held: list[Any], last: Any, rest: int) -> Batch:
         if last is None:
@@ -245,25 +245,25 @@ class StreamBatches:
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
-    def _good(self, epoch: int, skip: int, progress: Progress) -> Iterator[Any]:
+    def _good(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[Any]:
         """Iterate over the examples of an epoch in order, starting at number `skip`."""
         # Only decoding finds bad records. If none are allowed, skipped rows need not be decoded.
         undecoded = 0 if self._settings.max_bad_records else skip
-        rows = self._ordered(epoch, undecoded, progress)
+        rows = self._ordered(epoch, undecoded, counters)
         pieces = _with_error_last(_in_pieces(rows, _DECODED_AT_ONCE))
         good = 0
         key = None if self._geometry.seed is None else (self._geometry.seed, epoch)
         for piece in in_order(partial(self._decoded, key), pieces, self._settings.threads):
             if isinstance(piece, Exception):
-                raise self._explained(piece, epoch, progress) from piece.__cause__
+                raise self._explained(piece, epoch, counters) from piece.__cause__
             for outcome in piece:
                 if isinstance(outcome, BadRow):
-                    self._count_bad(outcome, progress)
+                    self._count_bad(outcome, counters)
                     continue
                 good += 1
                 if good > skip - undecoded:
                     yield outcome
-        there = good if self._settings.max_bad_records else progress.rows
+        there = good if self._settings.max_bad_records else counters.rows
         if there <= skip - (self._high - self._low):  # the last of the skipped batches can be a partial batch
             raise DataError(
                 f"Epoch {epoch} resumes after {skip} examples, but the {self._name} has only {there}. Expected the "
@@ -283,36 +283,36 @@ class StreamBatches:
                 return failed
         return outcomes
 
-    def _count_bad(self, bad: BadRow, progress: Progress) -> None:
-        progress.bad += 1
+    def _count_bad(self, bad: BadRow, counters: EpochCounters) -> None:
+        counters.bad += 1
         most = self._settings.max_bad_records
         story = f"Row {bad.row} of {self._shards.name(bad.shard)} cannot be used: {bad.error}"
-        if progress.bad > most:
+        if counters.bad > most:
             raise DataError(
-                f"{story} That is bad record {progress.bad} of this epoch, but max_bad_records={most}. Repair the "
+                f"{story} That is bad record {counters.bad} of this epoch, but max_bad_records={most}. Repair the "
                 "data, or raise max_bad_records: bad records are skipped and counted as bad_records in the logs."
             ) from bad.error
-        _log.warning("%s It is skipped: bad record %d of at most %d per epoch.", story, progress.bad, most)
+        _log.warning("%s It is skipped: bad record %d of at most %d per epoch.", story, counters.bad, most)
 
-    def _explained(self, error: Exception, epoch: int, progress: Progress) -> Exception:
+    def _explained(self, error: Exception, epoch: int, counters: EpochCounters) -> Exception:
         if not isinstance(error, ReadingFailed):
             return error
         return DataError(
-            f"{error.story} Before that, {progress.rows} rows of epoch {epoch} were read, and the model keeps their "
+            f"{error.story} Before that, {counters.rows} rows of epoch {epoch} were read, and the model keeps their "
             "updates. Check the file or the network, then resume."
         )
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _ordered(self, epoch: int, skip: int, progress: Progress) -> Iterator[StreamRow]:
+    def _ordered(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[StreamRow]:
         """Iterate over the rows of an epoch in order, starting at number `skip`."""
         seed = self._geometry.seed
         segments = self._segments(epoch)
         if seed is None:
-            return self._rows(segments, 1, skip, progress)
+            return self._rows(segments, 1, skip, counters)
         window = self._settings.window
         number, rest = divmod(skip, window)
-        rows = self._rows(segments, self._settings.interleave, number * window, progress)
+        rows = self._rows(segments, self._settings.interleave, number * window, counters)
         return itertools.islice(_shuffled(rows, window, (seed, epoch), number), rest, None)
 
     def _segments(self, epoch: int) -> Sequence[Segment]:
@@ -332,20 +332,20 @@ class StreamBatches:
             )
         return segments
 
-    def _rows(self, segments: Sequence[Segment], width: int, skip: int, progress: Progress) -> Iterator[StreamRow]:
+    def _rows(self, segments: Sequence[Segment], width: int, skip: int, counters: EpochCounters) -> Iterator[StreamRow]:
         """Iterate over the rows of all segments, `width` of them in turn, starting at number `skip`."""
         place = beginning(len(segments), width)
         if self._lengths is not None:
             place = advance(place, [(segment.stop or 0) - segment.start for segment in segments], skip)
-            progress.rows = skip = min(skip, sum((segment.stop or 0) - segment.start for segment in segments))
+            counters.rows = skip = min(skip, sum((segment.stop or 0) - segment.start for segment in segments))
         rows = interleave(place, len(segments), lambda i, row: self._read(segments[i], segments[i].start + row))
         for row in rows:
-            progress.rows += 1
-            if progress.rows > skip:
+            counters.rows += 1
+            if counters.rows > skip:
                 yield row
-        if self._lengths is None and self._promised is not None and progress.rows != self._promised:
+        if self._lengths is None and self._promised is not None and counters.rows != self._promised:
             raise DataError(
-                f"The {self._name} promised {self._promised} rows and yielded {progress.rows}. Expected all rows. "
+                f"The {self._name} promised {self._promised} rows and yielded {counters.rows}. Expected all rows. "
                 "Correct its metadata, or check why rows are missing."
             )
 
