@@ -192,8 +192,8 @@ def _check(entries: Mapping[str, "Stored"], values: Mapping[str, Array], of_head
         remedies.append("For other channels, pass stem='sum' or 'repeat'.")
     listed = "\n  ".join(sorted(problems))
     raise WeightsError(
-        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected the names and "
-        f"shapes of the network. {' '.join(remedies)}"
+        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected the "
+        f"names and shapes of the network. {' '.join(remedies)}"
     )
 
 
