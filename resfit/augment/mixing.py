@@ -7,6 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_int
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, LabelError
 
@@ -33,7 +34,7 @@ class Mixing:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
             raise CompileError(f"augment.{self._name} got alpha={self.alpha!r}. Expected a positive number.")
-        if self.num_classes is not None and not (isinstance(self.num_classes, int) and self.num_classes >= 1):
+        if self.num_classes is not None and not is_int(self.num_classes, 1):
             raise CompileError(
                 f"augment.{self._name} got num_classes={self.num_classes!r}. Expected the number of the network's "
                 "outputs, or None to take it from the network."

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_int
 from resfit.augment.transform import ImageTransform, draw, image_transform, whole
 from resfit.errors import CompileError, ImageTooSmallError
 
@@ -27,11 +28,11 @@ def pad_crop(pixels: int = 4, mode: str = "zeros") -> ImageTransform:
       >>> pad_crop(4)(jax.random.key(0), x, None)[0].shape
       (2, 32, 32, 3)
     """
-    if not isinstance(pixels, int) or pixels < 1:
-        raise CompileError(f"augment.pad_crop got pixels={pixels!r}. Expected a whole number of at least 1.")
+    if not is_int(pixels, 1):
+        raise CompileError(f"augment.pad_crop got pixels={pixels!r}. Expected a positive integer.")
     if mode not in _MODES:
         raise CompileError(f"augment.pad_crop got mode={mode!r}. Expected one of {list(_MODES)}.")
-    return image_transform(_pad_crop, pixels=pixels, mode=mode)
+    return image_transform(_pad_crop, pixels=int(pixels), mode=mode)
 
 
 def _pad_crop(key: jax.Array, x: jax.Array, pixels: int, mode: str) -> jax.Array:

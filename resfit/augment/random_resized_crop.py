@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_int
 from resfit.augment.boxes import DRAWS, Boxes, inside, random_boxes
 from resfit.augment.transform import ImageTransform, draw, image_transform, like, require_range, to_float
 from resfit.errors import CompileError
@@ -35,13 +36,14 @@ def random_resized_crop(
       >>> random_resized_crop(32)(jax.random.key(0), x, None)[0].shape
       (2, 32, 32, 3)
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or not all(is_int(side, 1) for side in sides):
         raise CompileError(
             f"augment.random_resized_crop got size={size!r}. Expected a number of pixels, or (height, width)."
         )
     require_range("random_resized_crop", "scale", scale, 1)
     require_range("random_resized_crop", "ratio", ratio, math.inf)
+    sides = tuple(map(int, sides))
     return image_transform(_random_resized_crop, size=sides, scale=tuple(scale), ratio=tuple(ratio))
 
 

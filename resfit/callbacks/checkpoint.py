@@ -4,6 +4,7 @@ import datetime
 import pathlib
 from typing import Any
 
+from resfit._utils.checks import positive_int
 from resfit._utils.paths import expand_user
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
@@ -43,10 +44,8 @@ class Checkpoint(Callback):
         best: str | None = None,
         mode: str = "auto",
     ) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise CallbackError(f"Expected keep to be a positive number of checkpoints, got {keep!r}.")
         self.directory = pathlib.Path(expand_user(directory))
-        self.keep = keep
+        self.keep = positive_int("keep", keep, CallbackError, "a positive number of checkpoints")
         self._every = Every(every, "Checkpoint")
         self._monitor = None if best is None else Monitor(best, mode)
         self._steps = 0

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from resfit._utils.checks import int_from
 from resfit.callbacks.base import Callback
 from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor, measured_weights
@@ -46,8 +47,7 @@ class EarlyStopping(Callback):
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
     ) -> None:
-        if not isinstance(patience, int) or patience < 0:
-            raise CallbackError(f"Expected patience to be a number of epochs, 0 or more, got {patience!r}.")
+        patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
         self._monitor = Monitor(monitor, mode, min_delta)
         self._patience = max(patience, 1)
         self._verbose = verbose

@@ -3,6 +3,7 @@
 import datetime
 import time
 
+from resfit._utils.checks import is_int
 from resfit.errors import CallbackError
 
 
@@ -25,16 +26,14 @@ class Every:
     def __init__(self, every: str | int | datetime.timedelta, who: str) -> None:
         if isinstance(every, datetime.timedelta):
             known = every > datetime.timedelta()
-        elif isinstance(every, int) and not isinstance(every, bool):
-            known = every > 0
         else:
-            known = every == "epoch"
+            known = is_int(every, 1) or every == "epoch"
         if not known:
             raise CallbackError(
                 f"{who} got every={every!r}. Expected 'epoch', a positive number of steps, or a positive "
                 "datetime.timedelta."
             )
-        self._every = every
+        self._every = int(every) if is_int(every) else every
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
+from resfit.callbacks.learning_rate_checks import require_settable
 from resfit.callbacks.logs import Logs
-from resfit.callbacks.rate import require_settable
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
@@ -45,8 +46,8 @@ class LearningRateScheduler(Callback):
             raise CallbackError(
                 f"Expected schedule to be a function (epoch) or (epoch, learning rate), got {schedule!r}."
             )
-        if not isinstance(every, str | int):
-            raise CallbackError(f"Expected every to be 'epoch' or a number of steps, got {every!r}.")
+        if every != "epoch" and not is_int(every, 1):
+            raise CallbackError(f"Expected every to be 'epoch' or a positive number of steps, got {every!r}.")
         self._schedule = schedule
         self._takes_rate = _takes_rate(schedule)
         self._verbose = verbose

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import int_from
 from resfit.callbacks.base import Callback
+from resfit.callbacks.learning_rate_checks import require_settable
 from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor
-from resfit.callbacks.rate import require_settable
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
@@ -50,13 +51,11 @@ class ReduceLROnPlateau(Callback):
     ) -> None:
         if not 0 < factor < 1:
             raise CallbackError(f"Expected 0 < factor < 1, to lower the learning rate, got {factor}.")
-        if patience < 0 or cooldown < 0:
-            raise CallbackError(f"Expected patience and cooldown >= 0 epochs, got {patience} and {cooldown}.")
         self._monitor = Monitor(monitor, mode, min_delta)
         self._factor = factor
-        self._patience = patience
+        self._patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
         self._verbose = verbose
-        self._cooldown = cooldown
+        self._cooldown = int_from(0, "cooldown", cooldown, CallbackError, "a number of epochs, 0 or more")
         self._min_lr = min_lr
         self._wait = self._cooling = 0
 

@@ -3,10 +3,11 @@
 import logging
 from typing import Any
 
+from resfit._utils.checks import positive_int
 from resfit.callbacks.bad_losses import BadLoss, BadLosses
 from resfit.callbacks.base import Callback
+from resfit.callbacks.learning_rate_checks import require_adjustable
 from resfit.callbacks.logs import Logs
-from resfit.callbacks.rate import require_adjustable
 from resfit.errors import CallbackError, NonFiniteLossError
 
 _log = logging.getLogger("resfit")
@@ -40,9 +41,7 @@ class RollbackOnNaN(Callback):
     def __init__(self, factor: float = 0.5, times: int = 3) -> None:
         if not 0 < factor <= 1:
             raise CallbackError(f"Expected 0 < factor <= 1, to lower the learning rate, got {factor}.")
-        if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-            raise CallbackError(f"Expected times to be a positive integer, got {times!r}.")
-        self._factor, self._times = factor, times
+        self._factor, self._times = factor, positive_int("times", times, CallbackError)
         self._losses = BadLosses()
         self._failed: tuple[int, int] | None = None  # where it last went back from: looked at closely until past it
         self._epoch = 0

@@ -12,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, InputShapeError, SavedModelError
 
@@ -57,9 +58,7 @@ class ExportedModel:
           batch_size: rows that are computed at once; does not change the result.
         """
         x, rows = self._checked(x)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
-        size = min(rows, batch_size)
+        size = min(rows, positive_int("batch_size", batch_size, DataError))
         parts = []
         for start in range(0, rows, size):
             part = jax.tree.map(lambda leaf: _filled_up(leaf[start : start + size], size), x)  # noqa: B023 - used at once

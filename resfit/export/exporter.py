@@ -22,6 +22,7 @@ from flax import nnx
 from resfit import losses
 from resfit import preprocess as preprocess_
 from resfit._utils.atomic_write import write
+from resfit._utils.checks import is_int
 from resfit._utils.paths import expand_user
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
@@ -60,7 +61,7 @@ def inputs(
         )
     if shape is None:
         shape = jax.tree.map(lambda leaf: leaf.shape, seen)
-    if not all(isinstance(size, int) and size > 0 for size in jax.tree.leaves(shape)):
+    if not all(is_int(size, 1) for size in jax.tree.leaves(shape)):
         raise ExportError(
             f"export received input_shape={shape!r}. Expected positive whole numbers, without the batch's size: "
             "(height, width, channels)."
@@ -88,7 +89,7 @@ def inputs(
 
 
 def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple | list) and all(isinstance(size, int) for size in node)
+    return isinstance(node, tuple | list) and all(is_int(size) for size in node)
 
 
 def export(

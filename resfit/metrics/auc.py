@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit import losses
+from resfit._utils.checks import is_int
 from resfit.errors import CompileError
 from resfit.metrics.confusion import check_num_classes, check_outputs, mean_of_defined
 
@@ -110,8 +111,8 @@ def auc(num_classes: int, *, bins: int = 1000, multi_label: bool = False) -> typ
       0.75
     """
     check_num_classes("auc", num_classes)
-    if not isinstance(bins, int) or bins < 2:
-        raise CompileError(f"auc got bins={bins!r}. Expected a whole number of two or more.")
+    if not is_int(bins, 2):
+        raise CompileError(f"auc got bins={bins!r}. Expected an integer of 2 or more.")
     multi_label = multi_label and num_classes > 1
     members: dict[str, Any] = {
         "num_classes": num_classes,

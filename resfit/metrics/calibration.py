@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit import losses
+from resfit._utils.checks import is_int
 from resfit.errors import CompileError
 from resfit.metrics.mean import two_sum
 
@@ -92,8 +93,8 @@ def calibration_error(bins: int = 15) -> type[clu.metrics.Metric]:
       >>> calibration_error().from_model_output(logits=logits, targets=jnp.array([0, 1])).compute()
       0.5
     """
-    if not isinstance(bins, int) or bins < 1:
-        raise CompileError(f"calibration_error got bins={bins!r}. Expected a whole number of one or more.")
+    if not is_int(bins, 1):
+        raise CompileError(f"calibration_error got bins={bins!r}. Expected a positive integer.")
     metric: type[clu.metrics.Metric] = flax.struct.dataclass(
         type("calibration_error", (_Calibration,), {"bins": bins, "__module__": __name__})
     )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit import losses
+from resfit._utils.checks import is_int
 from resfit.errors import CompileError, LabelError
 
 
@@ -81,7 +82,7 @@ def check_outputs(metric: str, expected: int, outputs: int) -> None:
 
 def check_num_classes(metric: str, num_classes: int) -> None:
     """Checks the argument of a metric's factory."""
-    if not isinstance(num_classes, int) or num_classes < 1:
+    if not is_int(num_classes, 1):
         raise CompileError(
             f"{metric} got num_classes={num_classes!r}. Expected the number of the network's outputs (1: one binary "
             "logit)."

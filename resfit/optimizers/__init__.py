@@ -7,10 +7,10 @@ as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip`, `by_pa
 
 from resfit.optimizers.clipping import clip
 from resfit.optimizers.finite import Skips, skip_non_finite, skips
+from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 from resfit.optimizers.parts import by_depth, by_part
-from resfit.optimizers.rate import LearningRate, index_of_rate
 from resfit.optimizers.resolve import default_rate, get
 
 __all__ = [

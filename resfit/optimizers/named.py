@@ -2,8 +2,8 @@
 
 import optax
 
+from resfit.optimizers.injected_learning_rate import LearningRate, with_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
-from resfit.optimizers.rate import LearningRate, with_rate
 
 
 def sgd(

@@ -11,8 +11,8 @@ import optax
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError
+from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate, with_rate
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
-from resfit.optimizers.rate import LearningRate, index_of_rate, with_rate
 
 _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     # name -> (factory, its default learning rate)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit._utils.checks import is_int
 from resfit.nets.keys import LayerKeys
 from resfit.nets.layers import Layers, MakeNorm
 from resfit.nets.recompute import recomputed
@@ -119,13 +120,13 @@ def check_stem(build: MakeStem, *, width: int = 16, in_channels: int = 3, **argu
         stem = nnx.eval_shape(built)
         strides = getattr(build, "strides", None)  # type: ignore[assignment]
         image_size = getattr(build, "image_size", None)
-        if not isinstance(strides, tuple) or not all(isinstance(s, int) and s > 0 for s in strides):
+        if not isinstance(strides, tuple) or not all(is_int(s, 1) for s in strides):
             strides = ()
             raise Wrong(
                 f"{name_of(build)}.strides is {getattr(build, 'strides', None)!r}. Expected the steps of its layers in "
                 "order, such as strides: ClassVar = (2, 2), by which a network tells images that are too small"
             )
-        if not isinstance(image_size, int) or image_size < 1:
+        if not is_int(image_size, 1):
             raise Wrong(f"{name_of(build)}.image_size is {image_size!r}. Expected pixels a side, such as 224")
     with found.check("shapes"):
         _check_shapes(stem, in_channels, strides, width, "say in `strides` how its layers step")

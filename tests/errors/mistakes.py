@@ -1162,8 +1162,8 @@ CALLBACKS = [
         "A file name with a value that the logs do not have",
         'model.fit(x, y, callbacks=[callbacks.ModelCheckpoint("{val_loss:.2f}.safetensors")])',
         errors.CallbackError,
-        "asks for 'val_loss'",
-        "there are ['accuracy', 'epoch', 'loss']",
+        "uses 'val_loss'",
+        "Expected one of ['accuracy', 'epoch', 'loss']",
         trains=True,
     ),
 ]

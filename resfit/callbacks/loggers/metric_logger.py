@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from resfit.callbacks import first_process, rate
+from resfit.callbacks import first_process, learning_rate_checks
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
 from resfit.callbacks.logs import LazyLogs, Logs
@@ -113,7 +113,7 @@ class MetricLogger(Callback):
             return
         self._write_all()
         values = dict(logs or {})
-        learning_rate = rate.current(self.model)
+        learning_rate = learning_rate_checks.current(self.model)
         if learning_rate is not None:
             values.setdefault("learning_rate", learning_rate)
         self.write(Moment(epoch, None, self._step), values)

@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from resfit import plots
+from resfit._utils.checks import int_from
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.callbacks import first_process
@@ -57,8 +58,7 @@ class TensorBoard(MetricLogger):
         update_freq: str | int = "epoch",
         confusion_matrix: tuple[Any, Any] | None = None,
     ) -> None:
-        if isinstance(histogram_freq, bool) or not isinstance(histogram_freq, int) or histogram_freq < 0:
-            raise CallbackError(f"Expected histogram_freq to be a number of epochs >= 0, got {histogram_freq!r}.")
+        histogram_freq = int_from(0, "histogram_freq", histogram_freq, CallbackError, "a number of epochs >= 0")
         if write_images and not histogram_freq:
             raise CallbackError("write_images draws kernels when histograms are written: pass histogram_freq as well.")
         if confusion_matrix is not None and (not isinstance(confusion_matrix, tuple) or len(confusion_matrix) != 2):
