@@ -1224,7 +1224,7 @@ class Model(Guarded):
 
         module = self._state.module_with(weights)
         if jax.process_index() == 0:
-            saved = saving.Saved(
+            saved = saving.SavedModel(
                 module,
                 self._preprocess,
                 self._trained_on,

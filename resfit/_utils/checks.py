@@ -5,7 +5,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 
-def is_int(value: Any, least: int | None = None) -> TypeGuard[int | np.integer[Any]]:
+def is_int(value: Any, least: int | None = None) -> TypeGuard[int]:
     """Return True if `value` is an integer, and not below `least` if it is given.
 
     Example:

@@ -183,7 +183,7 @@ def test_an_unknown_value_is_reported_and_the_file_is_written_all_the_same(
     checkpoint = ModelCheckpoint(tmp_path / "best.safetensors", "val_dice", save_best_only=True, mode="max")
     with caplog.at_level(logging.WARNING, "resfit"):
         run(model, checkpoint, epochs=1)
-    assert "ModelCheckpoint watches 'val_dice', which is not in the logs" in caplog.text
+    assert "ModelCheckpoint monitors 'val_dice', which is not in the logs" in caplog.text
     assert names(tmp_path) == ["best.safetensors"]
 
 

@@ -412,7 +412,7 @@ LABELS = [
         "y[2] = -1\nmodel.fit(x, y)",
         errors.LabelError,
         "run from -1 to 2",
-        "Leave out rows without a label",
+        "Remove rows without a label",
     ),
     Mistake(
         "Class numbers as floats",
@@ -1071,7 +1071,7 @@ CALLBACKS = [
         "model.fit(x, y, callbacks=[callbacks.LearningRateScheduler(lambda epoch: None)])",
         errors.CallbackError,
         "returned None",
-        "one finite number",
+        "a finite number",
     ),
     Mistake(
         "The class of a callback",
@@ -1210,7 +1210,7 @@ FILES = [
         'file.write_bytes(file.read_bytes()[:-100])\nresfit.load("best.safetensors")',
         errors.SavedModelError,
         "or is damaged",
-        "take another copy",
+        "use another copy",
     ),
     Mistake(
         "A safetensors file of somebody else",
@@ -1218,7 +1218,7 @@ FILES = [
         'save_file({"conv1.weight": np.zeros((4, 3, 3, 3))}, "other.safetensors")\n'
         'resfit.load("other.safetensors")',
         errors.SavedModelError,
-        "was not written by resfit",
+        "was not written by Model.save",
         "resfit.weights.load(net, path)",
     ),
     Mistake(
@@ -1236,7 +1236,7 @@ FILES = [
         'resfit.load("three.safetensors", module=five)',
         errors.SavedModelError,
         "head.dense.bias has shape (3,), expected (5,)",
-        "Leave module out",
+        "Omit module",
     ),
     Mistake(
         "A file of a module that only its own code can build",

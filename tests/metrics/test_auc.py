@@ -94,7 +94,7 @@ def test_a_class_without_examples_or_without_others_is_left_out() -> None:
 
 
 def test_what_cannot_be_counted_is_refused() -> None:
-    with pytest.raises(LabelError, match="auc was made for num_classes=1; the network has 3"):
+    with pytest.raises(LabelError, match="auc was built with num_classes=1, and the network has 3"):
         metrics.auc(1).from_model_output(logits=jnp.zeros((2, 3)), targets=jnp.zeros(2, jnp.int32))
     with pytest.raises(CompileError, match="num_classes=0"):
         metrics.auc(0)
