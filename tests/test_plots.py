@@ -191,7 +191,7 @@ def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [0, 1]), "model.predict"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [[0.0, np.nan], [0.0, 1.0]]), "finite"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], np.zeros((2, 2)), count=0), "count=0"),
-        (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "as many examples"),
+        (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "the same number of examples"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(figure: Any, says: str) -> None:

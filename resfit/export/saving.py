@@ -190,8 +190,8 @@ def _header(path: Any, text: str) -> dict[str, Any]:
         ) from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise SavedModelError(
-            f"{path} has format version {version!r}, written by resfit {header.get('resfit')}. Expected a version up to "
-            f"{FORMAT_VERSION}. Upgrade resfit."
+            f"{path} has format version {version!r}, written by resfit {header.get('resfit')}. Expected a version up "
+            f"to {FORMAT_VERSION}. Upgrade resfit."
         )
     return header
 

@@ -1,8 +1,8 @@
-"""Optimizers: plain optax, with the learning rate kept in the optimizer's state so that changing it never recompiles.
+"""Optimizers of optax with the learning rate in their state, so that a new learning rate does not recompile.
 
-`compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such
-as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip`, `by_part`, `by_depth` and
-`skip_non_finite` wrap any of them that is built.
+`compile(optimizer=...)` takes a name, a result of a function of this subpackage, any optax GradientTransformation, or a
+function such as `optax.adamw`, which `compile` calls with the learning rate. `clip`, `by_part`, `by_depth` and
+`skip_non_finite` wrap any GradientTransformation.
 """
 
 from resfit.optimizers.clipping import clip

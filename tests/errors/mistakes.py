@@ -125,7 +125,7 @@ DATA = [
         'model.fit(x, y)\nmodel.predict(np.zeros((4, 8, 8, 3), "uint8"))',
         errors.DataError,
         "Got uint8 images",
-        "prepared as for training",
+        "floats as in training",
         trains=True,
     ),
     Mistake(
@@ -781,7 +781,7 @@ COMPILE = [
         "model.compile(nnx.Optimizer(model.module, optax.sgd(0.1), wrt=nnx.Param))",
         errors.CompileError,
         "Optimizer",
-        "pass the optax transformation",
+        "Pass the transformation of",
     ),
     Mistake(
         "A loss misspelt",
@@ -1201,7 +1201,7 @@ FILES = [
         "A file of PyTorch",
         'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
         errors.SavedModelError,
-        "resnet18.pth is no safetensors file",
+        "resnet18.pth is not a safetensors file",
         "resfit.weights.load(net, path)",
     ),
     Mistake(

@@ -329,7 +329,7 @@ def test_a_connection_that_breaks_is_tried_three_times(
         fetch(remote(server), tmp_path / "file.bin")
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
     else:
-        with pytest.raises(DownloadError, match=f"failed 3 times.*put it there as {tmp_path}"):
+        with pytest.raises(DownloadError, match=f"failed 3 times.*copy the file to {tmp_path}"):
             fetch(remote(server), tmp_path / "file.bin")
         assert list(tmp_path.iterdir()) == []
     assert len(server.asked) == min(times + 1, 3)
@@ -367,7 +367,7 @@ def test_what_is_gone_is_not_asked_for_again(server: Server, tmp_path: Path) -> 
 
 def test_without_a_network_the_error_says_what_to_put_where(server: Server, tmp_path: Path) -> None:
     server.close()
-    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*put it there as"):
+    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*copy the file to"):
         fetch(remote(server), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
 
