@@ -267,7 +267,7 @@ def test_auto_and_transforms_without_mean_keep_the_trained_preprocessing(
 
 
 def test_a_loaded_model_keeps_the_preprocessing_that_it_was_trained_with(tmp_path: Any) -> None:
-    with pytest.raises(SavedModelError, match=r"trained with Normalize.*leave preprocess out"):
+    with pytest.raises(SavedModelError, match=r"trained with Normalize.*Omit preprocess"):
         loaded(trained(HALF), tmp_path, preprocess=Auto())
     model = loaded(trained(HALF), tmp_path, preprocess=HALF)
     for change in (

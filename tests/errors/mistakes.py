@@ -464,7 +464,7 @@ LABELS = [
         "binary.fit(x, np.where(y == 0, 1, -1))",
         errors.LabelError,
         "run from -1 to 1",
-        "expected 0 to 1",
+        "Expected 0 to 1",
     ),
     Mistake(
         "Class numbers for a loss of numbers",
