@@ -553,7 +553,7 @@ class Model(Guarded):
         module = self._context.state.module_with(weights)
         if jax.process_index() == 0:
             inputs, labels = self._learned.inputs, self._learned.labels
-            saved = saving.Saved(
+            saved = saving.SavedModel(
                 module, inputs.preprocess, inputs.trained_on, inputs.transforms, labels.names, inputs.trained,
                 labels.multi_label,
             )  # fmt: skip

@@ -761,7 +761,7 @@ def test_a_bad_label_in_a_later_batch_of_an_iterable_is_found_when_it_comes() ->
 
 @pytest.mark.parametrize("binary", [np.array([0, 2] * 4), np.array([-1, 1] * 4)])
 def test_binary_labels_outside_zero_and_one_are_refused(binary: np.ndarray) -> None:
-    with pytest.raises(LabelError, match="one output is binary"):
+    with pytest.raises(LabelError, match="one binary output"):
         compiled(PlainNet(1, rngs=nnx.Rngs(0))).train_on_batch(images(8), binary)
 
 

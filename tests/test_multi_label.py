@@ -181,7 +181,7 @@ def test_a_loss_for_either_says_that_it_needs_labels_or_an_argument() -> None:
     assert one.predict(X, outputs="labels", verbose=0).shape == (20,)
     with pytest.raises(LabelError, match="Row 0 of the targets sums to 2"):
         losses.check(BinaryCrossEntropy(multi_label=False), np.array([[1, 1, 0]]), (1, 3))
-    with pytest.raises(LabelError, match=r"got class numbers.*leave multi_label out"):
+    with pytest.raises(LabelError, match=r"got class numbers.*omit multi_label"):
         BinaryCrossEntropy(multi_label=True)(np.zeros((2, 3), np.float32), np.int32([0, 1]))
 
 

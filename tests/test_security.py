@@ -295,7 +295,7 @@ def test_a_value_that_is_text_is_no_part_of_a_file_name(tmp_path: Path) -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["where"] = "../../outside"
 
-    with pytest.raises(CallbackError, match=r"asks for 'where', which is '\.\./\.\./outside'\. Expected a number"):
+    with pytest.raises(CallbackError, match=r"uses 'where', which is '\.\./\.\./outside'\. Expected a number"):
         fit(
             compiled(PlainNet(rngs=nnx.Rngs(0))), images(), labels(),
             callbacks=[Says(), ModelCheckpoint(str(tmp_path / "a" / "{where}.safetensors"))],

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -123,6 +124,6 @@ def height_and_width(size: Any) -> tuple[int, int]:
       DataError: if `size` is neither a positive number of pixels nor a pair of such numbers.
     """
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(is_int(side, 1) for side in sides):
         raise DataError(f"Expected size to be a number of pixels or (height, width), got {size!r}.")
     return int(sides[0]), int(sides[1])

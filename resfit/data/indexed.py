@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit.data.batches import Batch, EpochSource, Geometry, Source, classes_of, description_of
 from resfit.data.streaming.ahead import in_order
 from resfit.data.values import check_values
@@ -37,9 +38,8 @@ class IndexedBatches:
     def __init__(self, source: Source, geometry: Geometry) -> None:
         n, size = len(source), geometry.batch_size
         if not n:
-            raise DataError(f"The {type(source).__name__} has no examples. Expected at least one.")
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise DataError(f"Expected batch_size to be a positive integer, got {size!r}.")
+            raise DataError(f"The {type(source).__name__} holds no examples. Expected at least one.")
+        positive_int("batch_size", size, DataError)
         self._source = source
         self._geometry = geometry
         self._n = n

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
+from resfit._utils.checks import is_int
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
 from resfit.nets.layers import Layers
@@ -145,8 +146,12 @@ class ResNetSpec:
         counts: dict[str, object] = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
         counts |= {f"{name}[{i}]": n for name in ("depths", "widths") for i, n in enumerate(getattr(self, name))}
         for name, count in counts.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_int(count, 1):
                 raise SpecError(f"ResNetSpec received {name}={count!r}. Expected a positive integer.")
+        for name in ("depths", "widths"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))  # JSON has no NumPy integers
+        for name in set(counts) & set(_COUNTS):
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("dropout", "head_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected a probability below 1.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit.errors import DataError, LabelError, MissingPackageError
 
 
@@ -44,8 +45,7 @@ def top_k(
             "Expected probabilities. Pass predict(x, outputs='probabilities') instead of logits. For a multi-label "
             "model, use predict(x, outputs='labels'), which marks the labels above 0.5."
         )
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise DataError(f"Expected k to be a positive integer, got {k!r}.")
+    k = positive_int("k", k, DataError)
     names = list(range(rows.shape[1])) if class_names is None else check_class_names(class_names, rows.shape[1])
     order = np.argsort(-rows, axis=1, kind="stable")[:, :k]
     return [

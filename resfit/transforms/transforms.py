@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.decode import Encoded, decode, is_picture
@@ -64,15 +65,13 @@ class Transforms:
                 object.__setattr__(self, name, getattr(self.preprocess, name))  # makes tuples of lists from JSON
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"Expected interpolation to be one of {list(INTERPOLATIONS)}, got {self.interpolation!r}.")
-        sides = (self.crop, self.resize)
-        if (
-            any(isinstance(side, bool) or not isinstance(side, int) for side in sides)
-            or not 0 < self.crop <= self.resize
-        ):
+        if not is_int(self.crop, 1) or not is_int(self.resize, self.crop):
             raise DataError(
                 f"Got crop={self.crop!r} and resize={self.resize!r}. Expected positive integers, with crop at most as "
                 "large as resize."
             )
+        for name in ("crop", "resize"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # JSON has no NumPy integers
 
     @property
     def normalizes(self) -> bool:

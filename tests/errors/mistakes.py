@@ -125,7 +125,7 @@ DATA = [
         'model.fit(x, y)\nmodel.predict(np.zeros((4, 8, 8, 3), "uint8"))',
         errors.DataError,
         "Got uint8 images",
-        "prepared as for training",
+        "floats as in training",
         trains=True,
     ),
     Mistake(
@@ -412,7 +412,7 @@ LABELS = [
         "y[2] = -1\nmodel.fit(x, y)",
         errors.LabelError,
         "run from -1 to 2",
-        "Leave out rows without a label",
+        "Remove rows without a label",
     ),
     Mistake(
         "Class numbers as floats",
@@ -464,7 +464,7 @@ LABELS = [
         "binary.fit(x, np.where(y == 0, 1, -1))",
         errors.LabelError,
         "run from -1 to 1",
-        "expected 0 to 1",
+        "Expected 0 to 1",
     ),
     Mistake(
         "Class numbers for a loss of numbers",
@@ -781,7 +781,7 @@ COMPILE = [
         "model.compile(nnx.Optimizer(model.module, optax.sgd(0.1), wrt=nnx.Param))",
         errors.CompileError,
         "Optimizer",
-        "pass the optax transformation",
+        "Pass the transformation of",
     ),
     Mistake(
         "A loss misspelt",
@@ -1071,7 +1071,7 @@ CALLBACKS = [
         "model.fit(x, y, callbacks=[callbacks.LearningRateScheduler(lambda epoch: None)])",
         errors.CallbackError,
         "returned None",
-        "one finite number",
+        "a finite number",
     ),
     Mistake(
         "The class of a callback",
@@ -1162,8 +1162,8 @@ CALLBACKS = [
         "A file name with a value that the logs do not have",
         'model.fit(x, y, callbacks=[callbacks.ModelCheckpoint("{val_loss:.2f}.safetensors")])',
         errors.CallbackError,
-        "asks for 'val_loss'",
-        "there are ['accuracy', 'epoch', 'loss']",
+        "uses 'val_loss'",
+        "Expected one of ['accuracy', 'epoch', 'loss']",
         trains=True,
     ),
 ]
@@ -1201,7 +1201,7 @@ FILES = [
         "A file of PyTorch",
         'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
         errors.SavedModelError,
-        "resnet18.pth is no safetensors file",
+        "resnet18.pth is not a safetensors file",
         "resfit.weights.load(net, path)",
     ),
     Mistake(
@@ -1210,7 +1210,7 @@ FILES = [
         'file.write_bytes(file.read_bytes()[:-100])\nresfit.load("best.safetensors")',
         errors.SavedModelError,
         "or is damaged",
-        "take another copy",
+        "use another copy",
     ),
     Mistake(
         "A safetensors file of another program",
@@ -1218,7 +1218,7 @@ FILES = [
         'save_file({"conv1.weight": np.zeros((4, 3, 3, 3))}, "other.safetensors")\n'
         'resfit.load("other.safetensors")',
         errors.SavedModelError,
-        "was not written by resfit",
+        "was not written by Model.save",
         "resfit.weights.load(net, path)",
     ),
     Mistake(
@@ -1236,7 +1236,7 @@ FILES = [
         'resfit.load("three.safetensors", module=five)',
         errors.SavedModelError,
         "head.dense.bias has shape (3,), expected (5,)",
-        "Leave module out",
+        "Omit module",
     ),
     Mistake(
         "A file of a module that only its own code can build",

@@ -189,7 +189,7 @@ def test_torchvisions_weights_are_downloaded_once(server: Server, torchvision: P
 def test_another_file_at_the_address_raises_and_is_not_kept(server: Server, torchvision: Path) -> None:
     server.files = {path: content + b"?" for path, content in server.files.items()}
     with pytest.raises(
-        DownloadError, match=r"Expected the published file: [0-9a-f]{8}\.\.\.\. Nothing was kept.*weights="
+        DownloadError, match=r"Expected the published file: [0-9a-f]{8}\.\.\.\. The download was deleted.*weights="
     ):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
     assert not torchvision.exists()
@@ -205,7 +205,7 @@ def test_a_damaged_file_in_the_cache_is_named(server: Server, torchvision: Path)
 def test_a_failed_download_names_the_file_and_its_place(server: Server, torchvision: Path) -> None:
     server.close()
     with pytest.raises(
-        DownloadError, match=rf"failed 3 times.*put it there as {torchvision}, or pass its path as weights="
+        DownloadError, match=rf"failed 3 times.*copy the file to {torchvision}, or pass its path as weights="
     ):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
 

@@ -2,6 +2,7 @@
 
 import os
 
+from resfit._utils.checks import int_from
 from resfit.data.batches import Geometry
 from resfit.data.streaming.stream_batches import Settings, Shards, StreamBatches
 from resfit.errors import DataError
@@ -60,8 +61,7 @@ class ShardStream:
         settings = Settings(window, interleave, max_bad_records, retries, threads)
         for name, value in settings._asdict().items():
             least = 1 if name in ("window", "interleave") else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DataError(f"Expected {name} to be a whole number from {least} up, got {value!r}.")
+            settings = settings._replace(**{name: int_from(least, name, value, DataError)})
         self._shards, self._settings = shards, settings
 
     def batches(self, geometry: Geometry) -> StreamBatches:

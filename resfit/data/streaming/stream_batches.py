@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
+from resfit._utils.checks import int_from
 from resfit.data.batches import Batch, Geometry, classes_of, description_of
 from resfit.data.streaming.ahead import in_order, prefetch
 from resfit.data.streaming.interleave import advance, beginning, interleave
@@ -112,8 +113,7 @@ class StreamBatches:
 
     def __init__(self, shards: Shards, settings: Settings, geometry: Geometry) -> None:
         size, (_, processes) = geometry.batch_size, geometry.shard
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < processes:
-            raise DataError(f"Expected batch_size to be a whole number from {processes} up, got {size!r}.")
+        int_from(processes, "batch_size", size, DataError)
         self._shards, self._settings, self._geometry = shards, settings, geometry
         self._name = type(shards).__name__
         self.classes = classes_of(shards)

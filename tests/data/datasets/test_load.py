@@ -335,7 +335,7 @@ def test_a_broken_connection_is_retried_three_times(
         fetch(remote(server), tmp_path / "file.bin")
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
     else:
-        with pytest.raises(DownloadError, match=f"failed 3 times.*put it there as {tmp_path}"):
+        with pytest.raises(DownloadError, match=f"failed 3 times.*copy the file to {tmp_path}"):
             fetch(remote(server), tmp_path / "file.bin")
         assert list(tmp_path.iterdir()) == []
     assert len(server.asked) == min(times + 1, 3)
@@ -373,7 +373,7 @@ def test_a_missing_url_is_not_retried(server: Server, tmp_path: Path) -> None:
 
 def test_without_a_network_the_error_names_the_file_and_its_place(server: Server, tmp_path: Path) -> None:
     server.close()
-    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*put it there as"):
+    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*copy the file to"):
         fetch(remote(server), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
 

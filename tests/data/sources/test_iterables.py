@@ -269,7 +269,7 @@ def test_a_dict_of_an_image_and_a_label_is_both(item: Any, x: str, y: bool) -> N
 
 
 def test_a_list_of_torch_tensors_is_a_batch() -> None:
-    """torch's DataLoader yields such lists; the test does not need torch."""
+    """Torch's DataLoader yields such lists; the test does not need torch."""
     tensor = type("Tensor", (), {"__module__": "torch", "__init__": lambda self, a: setattr(self, "a", a),
                                  "__array__": lambda self, dtype=None, copy=None: self.a})  # fmt: skip
     (batch,) = IterableBatches([[tensor(np.zeros((2, 1))), tensor(np.array([0, 1]))]]).epoch(0)  # type: ignore[call-arg]

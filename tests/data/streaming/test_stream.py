@@ -489,7 +489,7 @@ def test_errors_of_network_clients_are_transient_by_their_package() -> None:
 )
 def test_an_argument_out_of_range_is_named(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(DataError, match=f"Expected {name} to be a whole number"):
+    with pytest.raises(DataError, match=f"Expected {name} to be an integer of"):
         ShardStream(Numbered([1]), **options)
 
 
