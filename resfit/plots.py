@@ -31,13 +31,13 @@ class _Epochs(Protocol):
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     # Not pyplot: a library must not touch the user's backend or their list of open figures.
-    make = _matplotlib("figure").Figure
+    make = _matplotlib(".figure").Figure
     figure: matplotlib.figure.Figure = make(figsize=(width, height), layout="constrained", dpi=_DPI)
     return figure
 
 
-def _matplotlib(module: str) -> Any:
-    return load_package(f"matplotlib.{module}", "Drawing", "pip install 'resfit[plot]'")
+def _matplotlib(module: str = "") -> Any:
+    return load_package(f"matplotlib{module}", "Drawing", "pip install 'resfit[plot]'")
 
 
 def curves(history: _Epochs) -> "matplotlib.figure.Figure":
@@ -73,7 +73,7 @@ def curves(history: _Epochs) -> "matplotlib.figure.Figure":
         _draw_curve(axes, history, name, "training", TRAINING)
         _draw_curve(axes, history, f"val_{name}", "validation", VALIDATION)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(_matplotlib("ticker").MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_matplotlib(".ticker").MaxNLocator(integer=True))
         _finish(axes, name.replace("_", " "), legend=True)
     return figure
 
@@ -247,7 +247,7 @@ def _colors(counts: np.ndarray) -> np.ndarray:
     The diagonal is blue by its share of the row. Mistakes are orange by their share of the most frequent mistake, since
     a single mistake would be invisible next to thousands of correct predictions.
     """
-    from matplotlib import colormaps
+    colormaps = _matplotlib().colormaps
 
     rows = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(counts), dtype=bool)
@@ -382,7 +382,7 @@ def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.
             axes.set_xscale("log", nonpositive="clip")
             low, high = (math.floor(math.log10(pick(positive))) for pick in (min, max))
             axes.set_xlim(10 ** (low - 0.1), 10 ** (high + 1.1))
-            axes.xaxis.set_minor_formatter(_matplotlib("ticker").NullFormatter())
+            axes.xaxis.set_minor_formatter(_matplotlib(".ticker").NullFormatter())
         axes.invert_yaxis()
         shown = range(0, len(blocks), math.ceil(len(blocks) / 50))
         axes.set_yticks(shown, [blocks[i].name if place == 1 else "" for i in shown])
