@@ -159,8 +159,9 @@ def test_the_gradients_of_all_devices_are_summed_in_one_exchange() -> None:
 
 @pytest.mark.parametrize("remat", [None, pytest.param("block", marks=pytest.mark.slow)])
 def test_gradients_are_exchanged_with_the_sums_of_batchnorm_and_need_one_more_exchange(remat: str | None) -> None:
-    """Statistics over the whole batch need an exchange in each norm, forward and backward, each waiting for the one
-    before it. Gradients go along as soon as they are there, and the last of them in one at the end.
+    """Statistics over the whole batch need an exchange in each norm, forward and backward, one after the other.
+
+    Gradients join the next exchange, and the last gradients have one of their own at the end.
     """
     found = exchanges(compiled(net(remat=remat), dispatch="sharded"))
     assert {one.name for one in found} == {"all-reduce"}
