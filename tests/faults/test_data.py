@@ -360,7 +360,7 @@ def test_that_an_iterator_cannot_be_gone_back_in_is_said_when_it_is_saved(
 ) -> None:
     left = run("a generator", files, tmp_path / "a", x=itertools.chain(kinds.endless()))
     assert_same(run("a generator", files, tmp_path / "a", x=itertools.chain(), resume=True), left)  # it is finished
-    assert caplog.text.count("are an iterator (chain) that does not say where it stands") == 1
+    assert caplog.text.count("are an iterator (chain) without state_dict") == 1
     caplog.clear()
     run("a generator", files, tmp_path / "b")
     assert "iterator" not in caplog.text
