@@ -16,7 +16,7 @@ from resfit.data import ArraySource, Geometry, as_batches
 from resfit.data.batches import classes_of
 from resfit.data.relabeled import relabeled
 from resfit.errors import DataError
-from tests.helpers import PlainNet, compiled, fit, images, labels
+from tests.helpers import PlainNet, compiled, context_of, fit, images, labels
 
 NAMES = ("ant", "bee", "cat")
 
@@ -181,15 +181,15 @@ def test_training_data_must_have_the_class_names_of_the_model() -> None:
 
 def test_fewer_classes_than_outputs_do_not_name_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
     net = resfit.create_model("resnet20", num_classes=5, in_channels=1, depths=(1,), widths=(4,))
-    assert compiled(net)._names_of_training(cut(named(NAMES))) is None
+    assert context_of(compiled(net)).learned.labels.names_after_training(cut(named(NAMES))) is None
     assert "3 classes, and the network has 5 outputs" in caplog.text
 
 
 def test_class_names_from_data_are_removed_with_their_head(caplog: pytest.LogCaptureFixture) -> None:
     net = resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1,), widths=(4,))
     tuned = compiled(net)
-    tuned._class_names = list(NAMES)  # as after a fit
+    context_of(tuned).learned.labels.names = list(NAMES)  # as after a fit
     tuned.module.replace_head(2)
     tuned.compile("sgd", dispatch="jit")
     assert "2 outputs now, so the names of the 3 classes" in caplog.text
-    assert tuned._names_of_training(cut(named(("bee", "cat")))) == ["bee", "cat"]
+    assert context_of(tuned).learned.labels.names_after_training(cut(named(("bee", "cat")))) == ["bee", "cat"]

@@ -563,7 +563,7 @@ def test_a_stream_without_usable_records_raises(tmp_path: Path) -> None:
         DataError, match=f"yielded no usable example in epoch 0: {ROWS} rows were read, {ROWS} of them bad"
     ):
         fit(compiled(), huggingface(data, max_bad_records=ROWS))
-    with pytest.raises(DataError, match="holds no examples"):
+    with pytest.raises(DataError, match="has no examples"):
         batches(IterableDataset.from_generator(lambda: iter(())))
 
 
