@@ -10,7 +10,8 @@ from resfit.data.epochs import Epochs
 from resfit.errors import DataError, ResumeError, StepFailed
 from resfit.trainer.boundary import Boundary
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+from resfit.trainer.checkpoint.manager import CheckpointManager
+from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.context import LabelCheck, RunContext
 from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.interrupts import Interrupt

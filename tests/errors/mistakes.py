@@ -1298,7 +1298,7 @@ RESUME = [
         'other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])',
         errors.ResumeError,
         "another network or optimizer",
-        "begin in another folder",
+        "pass another folder",
         trains=True,
     ),
     Mistake(
@@ -1310,7 +1310,7 @@ RESUME = [
         '        other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])\n\n'
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run"), Other()])',
         errors.CheckpointError,
-        "Another run is at work in 'run'",
+        "Another run writes to 'run'",
         "pass another folder",
         trains=True,
     ),

@@ -239,7 +239,7 @@ def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
     with no_file_longer_than(16):
         assert_same(runs.run(runs.model(), folder, resume=True), expected)
     assert "could not be written" in caplog.text
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
     assert_same(runs.run(runs.model(), folder, resume=True), expected)  # from the third step again
 
 
@@ -294,7 +294,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"resume": True, "callbacks": []}, "no Checkpoint callback, so there is nowhere to look"),
+        ({"resume": True, "callbacks": []}, "no Checkpoint callback, so the folder of the run is unknown"),
         ({"resume": "yes", "callbacks": []}, "True, False or 'inexact', got 'yes'"),
         ({"callbacks": [Checkpoint("a"), Checkpoint("b")]}, "2 Checkpoint callbacks"),
     ],

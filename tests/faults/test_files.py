@@ -19,7 +19,8 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests import levels
 from tests.faults import files, runs
 from tests.helpers import PlainNet, assert_same
@@ -96,8 +97,8 @@ class Fails:
         raise OSError(self._code, os.strerror(self._code), name)
 
 
-def saved(number: int) -> Saved:
-    return Saved({"state/0": np.arange(5.0) + number, "state/1": np.zeros((0, 2))}, {"number": number})
+def saved(number: int) -> SavedRun:
+    return SavedRun({"state/0": np.arange(5.0) + number, "state/1": np.zeros((0, 2))}, {"number": number})
 
 
 def newest_two(complete: list[int]) -> list[int]:
@@ -180,7 +181,7 @@ def test_where_an_operation_fails_the_run_goes_on_and_says_so_and_is_resumed(
         with files.watched(folder, fails), runs.stopped(ZeroDivisionError):
             fit(folder, runs.Stops(5, lambda: 1 / 0))
         assert fails.after is not None, f"{name} never came"
-        told = [text for text in caplog.messages if "Training goes on" in text]
+        told = [text for text in caplog.messages if "Training continues" in text]
         if told or name.split()[0] != "unlink":
             assert len(told) == 1 or forever, (name, caplog.messages)
             assert os.strerror(code) in told[0], name
@@ -209,13 +210,13 @@ def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_c
     with files.watched(folder, leave), runs.stopped(ZeroDivisionError):
         fit(folder, runs.Stops(5, lambda: 1 / 0))
     assert len(copies) == len(concerning(seen, 0, 2))
-    found: dict[int, Saved] = {}
+    found: dict[int, SavedRun] = {}
     for copy in copies:
         checkpoints = CheckpointStore(copy)
         newest = checkpoints.newest()
         checkpoints.close()
         assert [path.name for path in copy.iterdir() if "." in path.name] == [".lock"]
-        number, content = (-1, Saved({}, {})) if newest is None else newest
+        number, content = (-1, SavedRun({}, {})) if newest is None else newest
         if number not in found:  # the same bits go on the same way
             assert_same(fit(copy, resume=True), expected)
         assert_same(content.arrays, found.setdefault(number, content).arrays)
@@ -289,7 +290,7 @@ def test_each_file_of_the_newest_checkpoint_is_damaged_in_turn_and_the_run_ends_
             resumed.add(found[0])
             caplog.clear()
             assert_same(plain(copy, resume=True), expected)
-            assert ("damaged and passed over" in caplog.text) == (found[0] < newest)
+            assert ("damaged and skipped" in caplog.text) == (found[0] < newest)
         shutil.rmtree(copy)
     assert passed_over >= 3
 
@@ -361,7 +362,7 @@ def test_on_a_disk_that_is_full_training_goes_on_and_the_last_good_checkpoint_st
             plain(folder, runs.Stops(3, fill), runs.Stops(5, lambda: 1 / 0))
         assert "No space left on device" in caplog.text
         assert str(folder) in caplog.text
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         before = complete(folder)
         assert_same(plain(folder, resume=True), expected)  # still full
         assert complete(folder)[: len(before)] == before
@@ -381,7 +382,7 @@ def test_in_a_folder_that_becomes_read_only_training_goes_on_and_it_can_be_resum
         assert_same(plain(folder, runs.Stops(3, lambda: stack.enter_context(sealed(folder)))), expected)
         assert "Read-only file system" in caplog.text
         assert str(folder) in caplog.text
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         with pytest.raises(CheckpointError, match=r"cannot be written to .*Read-only file system"):
             plain(folder, resume=True)
     assert_same(plain(folder, resume=True), expected)
@@ -400,7 +401,7 @@ def test_a_folder_that_vanishes_and_what_takes_its_place(
 
     assert_same(plain(folder, runs.Stops(3, replace)), expected)
     assert "File exists" in caplog.text
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
     folder.unlink()
     (tmp_path / "elsewhere").rename(folder)
     assert_same(plain(folder, resume=True), expected)
@@ -409,8 +410,8 @@ def test_a_folder_that_vanishes_and_what_takes_its_place(
 def test_a_folder_that_is_made_again_is_locked_again(tmp_path: Path) -> None:
     checkpoints = CheckpointStore(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    checkpoints.save(0, Saved({"a": np.zeros(3)}, {}))
-    with pytest.raises(CheckpointError, match="Another run is at work"):
+    checkpoints.save(0, SavedRun({"a": np.zeros(3)}, {}))
+    with pytest.raises(CheckpointError, match="Another run writes to"):
         CheckpointStore(tmp_path / "run")
     checkpoints.close()
 

@@ -120,7 +120,7 @@ def test_each_difference_is_named_and_gone_on_with_when_asked(
     assert all(np.isfinite(history.history["loss"]))
     assert state_of(found).steps() > 2  # those before the stop count
     if name != "loss":
-        assert "goes on, and not exactly: it was saved with other" in caplog.text
+        assert "The run resumes inexactly: it was saved with other" in caplog.text
     # What was gone on with is what the run is now.
     assert go(tmp_path, made=model(**compile_now), resume=True, **fit_now).history == history.history
 

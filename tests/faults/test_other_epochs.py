@@ -68,8 +68,8 @@ def test_fewer_epochs_than_were_trained_are_refused_and_inexactly_train_nothing(
     with pytest.raises(ResumeError, match="epochs was 3, is 2"):
         go(tmp_path, 2)
     assert_same(go(tmp_path, 2, resume="inexact"), three)
-    assert "The run is done, and nothing is trained: it was saved with other epochs" in caplog.text
-    assert "goes on" not in caplog.text
+    assert "The run is finished and trains no further: it was saved with other epochs" in caplog.text
+    assert "resumes" not in caplog.text
 
 
 def test_a_run_that_a_callback_stopped_has_no_more_epochs_unless_asked_for_inexactly(
@@ -79,7 +79,7 @@ def test_a_run_that_a_callback_stopped_has_no_more_epochs_unless_asked_for_inexa
     stopped = go(tmp_path, 3, runs.Stops(1, lambda: setattr(model, "stop_training", True)), made=model)
     assert stopped["epoch"] == [0]
     assert_same(go(tmp_path, 4), stopped)
-    assert "as it would have done in a run of 4 too, so nothing is trained" in caplog.text
+    assert "and would stop a run of 4 epochs there too. Nothing is trained" in caplog.text
     assert go(tmp_path, 4, resume="inexact")["epoch"] == [0, 1, 2, 3]
 
 

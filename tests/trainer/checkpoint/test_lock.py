@@ -13,26 +13,26 @@ from typing import Any
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.lock import HeldFolder
+from resfit.trainer.checkpoint.lock import FolderLock
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[HeldFolder]:
-    folder = HeldFolder(tmp_path / "run", Path("run"))
+def held(tmp_path: Path) -> Iterator[FolderLock]:
+    folder = FolderLock(tmp_path / "run", Path("run"))
     folder.take()
     yield folder
     folder.release()
 
 
 def assert_free(folder: Path) -> None:
-    other = HeldFolder(folder, folder)
+    other = FolderLock(folder, folder)
     other.take()
     other.release()
 
 
-def test_a_second_one_is_refused_until_the_first_lets_go(held: HeldFolder, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Another run is at work in 'other'"):
-        HeldFolder(tmp_path / "run", Path("other")).take()
+def test_a_second_one_is_refused_until_the_first_lets_go(held: FolderLock, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Another run writes to 'other'"):
+        FolderLock(tmp_path / "run", Path("other")).take()
     held.take()  # again: nothing happens
     held.release()
     assert not held.is_held()
@@ -40,7 +40,7 @@ def test_a_second_one_is_refused_until_the_first_lets_go(held: HeldFolder, tmp_p
 
 
 def test_a_folder_is_recognized_where_inode_numbers_last_only_while_a_file_is_open(
-    held: HeldFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: FolderLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with FUSE: whatever no descriptor leads to gets another number each time somebody looks."""
     stat, looks = Path.stat, itertools.count(1 << 40)
@@ -63,7 +63,7 @@ def test_a_folder_is_recognized_where_inode_numbers_last_only_while_a_file_is_op
 
 
 def test_a_lock_that_another_machine_deleted_is_not_the_folder_elsewhere(
-    held: HeldFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: FolderLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with NFS: what the deleted file is cannot be asked any more."""
     lock = os.stat(tmp_path / "run" / ".lock")
@@ -83,7 +83,7 @@ def test_a_lock_that_another_machine_deleted_is_not_the_folder_elsewhere(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: FolderLock, tmp_path: Path) -> None:
     parent_end, child_end = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -104,7 +104,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: 
             os.close(end)
 
 
-def test_a_program_that_was_started_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+def test_a_program_that_was_started_does_not_hold_the_folder(held: FolderLock, tmp_path: Path) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
         held.release()
         assert_free(tmp_path / "run")

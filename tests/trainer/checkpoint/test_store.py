@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.faults import files as layer
 from tests.golden import files as golden
 from tests.helpers import assert_same
 
 
-def saved(number: int) -> Saved:
+def saved(number: int) -> SavedRun:
     rows = np.random.default_rng(number).normal(size=(20, 30)).astype(np.float32)
     arrays = {"state/0": rows, "state/1": np.int32(number), "sums/0": np.zeros((0, 3), np.float32)}
     facts = {"number": number, "nested": [None, True, 0.1, {"weights": np.arange(3.0) * number}], "text": "é"}
-    return Saved({name: np.asarray(array) for name, array in arrays.items()}, facts)
+    return SavedRun({name: np.asarray(array) for name, array in arrays.items()}, facts)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over_or_was_not_tou
         path.write_bytes(content)
     assert passed_over >= 2
     assert "The checkpoint of step 2" in caplog.text
-    assert "damaged and passed over" in caplog.text
+    assert "damaged and skipped" in caplog.text
 
 
 def test_what_was_never_finished_is_no_checkpoint(folder: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Pa
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "has it\n"
-        with pytest.raises(CheckpointError, match="Another run is at work"):
+        with pytest.raises(CheckpointError, match="Another run writes to"):
             CheckpointStore(folder)
         other.kill()
     assert newest(folder)[0] == 2
@@ -224,7 +225,7 @@ def test_a_folder_that_appears_under_the_next_number_is_left_alone(folder: Path)
     checkpoints = CheckpointStore(folder)
     (folder / "3").mkdir()
     checkpoints.save(3, saved(3))
-    with pytest.raises(CheckpointError, match="There is a 3 already"):
+    with pytest.raises(CheckpointError, match="'3' exists already"):
         checkpoints.wait()
     checkpoints.save(4, saved(4))
     checkpoints.close()
@@ -237,7 +238,7 @@ def test_a_copy_under_another_number_is_named_and_not_gone_on_from(
 ) -> None:
     shutil.copytree(folder / "1", folder / "99")
     assert newest(folder)[0] == 2
-    assert "it is a copy of that of step 1. Give it this name to go on from it" in caplog.text
+    assert "it is a copy of checkpoint 1. Rename it to 1 to resume from it" in caplog.text
 
 
 def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not_what_lies_in_them(
@@ -273,7 +274,7 @@ def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone_and_goes
 ) -> None:
     first = CheckpointStore(folder)
     folder.rename(folder.with_name("moved"))
-    with pytest.raises(CheckpointError, match="moved away or replaced"):
+    with pytest.raises(CheckpointError, match="moved or replaced"):
         first.save(3, saved(3), newest_two)
     assert not folder.exists()
     second = CheckpointStore(folder)
