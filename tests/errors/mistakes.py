@@ -1104,7 +1104,7 @@ CALLBACKS = [
         "        pass\n\n"
         "model.fit(x, y, callbacks=[Mine()])",
         WARNING,
-        "Mine.on_train_epoch_end is no hook",
+        "Mine.on_train_epoch_end is not a hook",
         "on_train_batch_end",
         trains=True,
     ),
