@@ -84,7 +84,7 @@ def test_resume_after_a_failed_device_step_starts_from_the_newest_checkpoint(tmp
             return super().__call__(x)
 
     expected = runs.run(runs.small(Explodes), tmp_path / "whole")
-    with pytest.raises(StepFailed, match="resume=True resumes from the newest checkpoint"):
+    with pytest.raises(StepFailed, match="resume=True to resume from the newest checkpoint"):
         runs.run(runs.small(Explodes), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
     armed.clear()
     assert_same(runs.run(runs.small(Explodes), tmp_path / "run", resume=True), expected)
