@@ -63,7 +63,7 @@ def bar(verbose: str | int) -> list[Callback]:
       DataError: if `verbose` is unknown.
     """
     if verbose not in ("auto", 0, 1, 2):
-        raise DataError(f"Got verbose={verbose!r}. Expected 'auto', 0, 1 or 2.")
+        raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
     if verbose == 0 or jax.process_index() > 0:  # all processes would print the same bar
         return []
     return [ProgressBar(1 if verbose == "auto" else int(verbose))]
