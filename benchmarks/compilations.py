@@ -1,4 +1,4 @@
-"""How often something is compiled: five epochs with a ragged tail and validation, then a second model."""
+"""The number of compilations: five epochs with a partial last batch and validation, then a second model."""
 
 import collections
 from typing import Any
@@ -12,7 +12,7 @@ from benchmarks.programs import counted
 
 
 class Announced(resfit.callbacks.Callback):
-    """Counts the programs that `fit` announces, by what they do."""
+    """A count of the programs that `fit` announces, by kind."""
 
     def __init__(self) -> None:
         self.programs: collections.Counter[str] = collections.Counter()
@@ -22,10 +22,10 @@ class Announced(resfit.callbacks.Callback):
 
 
 def counts() -> dict[str, Any]:
-    """Programs of the first model: announced ones and all, those after its first epoch; and all of a second model."""
+    """Return programs of the first model (announced, all, and after its first epoch) and all of a second model."""
     problem = problems.problem("cpu", "tiny", 4)
     x, y = problems.images(problem)
-    x, y = x[:-10], y[:-10]  # a ragged tail
+    x, y = x[:-10], y[:-10]  # a partial last batch
     first = Announced()
     with counted() as all_of_first:
         model = _model(problem)
@@ -45,7 +45,7 @@ def counts() -> dict[str, Any]:
 
 def _model(problem: problems.Problem) -> resfit.Model:
     model = resfit.Model(problems.network(problem))
-    model.compile(optax.sgd(0.1, momentum=0.9, nesterov=True))  # an object of its own
+    model.compile(optax.sgd(0.1, momentum=0.9, nesterov=True))  # a separate object
     return model
 
 

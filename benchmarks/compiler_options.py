@@ -1,9 +1,9 @@
-"""XLA's options for the processor, on whole training steps: each beside the defaults, in turns, in one process.
+"""XLA's CPU options on whole training steps: each compared with the defaults, in turns, in one process.
 
     python -m benchmarks.compiler_options
     python -m benchmarks.compiler_options --net tiny --rounds 15
 
-An option that this version of XLA does not know is told and left out.
+An option that this version of XLA does not know is reported and skipped.
 """
 
 import argparse
@@ -35,7 +35,7 @@ ROUNDS = {"resnet20": 9, "resnet50": 5, "tiny": 15}
 
 
 def measure(name: str, rounds: int, options: dict[str, dict[str, Any]]) -> None:
-    """Prints the milliseconds of a step, and what part of the defaults' they are, by both clocks."""
+    """Print the milliseconds of a step, and their ratio to the defaults, for both clocks."""
     problem = problems.problem("cpu", name, STEPS[name])
     x, y = problems.images(problem)
     contestants: dict[str, Callable[[], object]] = {}
@@ -65,7 +65,7 @@ def _epoch(problem: problems.Problem, x: np.ndarray, y: np.ndarray, options: dic
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=list(STEPS), action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, help="measured rounds of each, interleaved")
@@ -75,7 +75,7 @@ def main() -> None:
     options = {title: OPTIONS[title] for title in (DEFAULTS, *(arguments.option or list(OPTIONS)[1:]))}
     for name in arguments.net or STEPS:
         measure(name, arguments.rounds or ROUNDS[name], options)
-        gc.collect()  # the loops of one network, before the next
+        gc.collect()  # free the loops of one network before the next
 
 
 if __name__ == "__main__":

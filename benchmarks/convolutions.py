@@ -1,9 +1,9 @@
-"""Convolutions by oneDNN beside XLA's, forward and in both gradients, in turns, in one process.
+"""Convolutions of oneDNN compared with XLA's, forward and in both gradients, in turns, in one process.
 
     python -m benchmarks.convolutions
     python -m benchmarks.convolutions --rounds 20 --only small
 
-The sizes are those of networks in the suite, and those around the limits below which XLA keeps a convolution.
+The sizes are those of networks in the suite, and those near the limits below which XLA computes a convolution.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def measure(case: tuple[int, int, int, int, int, int, int], rounds: int, dtype: str) -> None:
-    """Prints the milliseconds of one convolution in each direction, and by how much oneDNN's are fewer."""
+    """Print the milliseconds of one convolution in each direction, and the ratio of XLA to oneDNN."""
     n, size, inner, outer, side, stride, groups = case
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(n, size, size, inner)), dtype)
@@ -89,7 +89,7 @@ def _ready(function: Any, *arguments: Any) -> Callable[[], object]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(CASES), action="append", help="one group only; may be repeated")
     parser.add_argument("--rounds", type=int, default=15, help="measured rounds of each, interleaved")

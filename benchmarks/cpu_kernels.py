@@ -1,4 +1,4 @@
-"""What the extra `resfit[cpu]` changes: a step, evaluation and prediction beside XLA alone, and beside PyTorch."""
+"""The effect of the extra `resfit[cpu]`: step, evaluation and prediction compared with XLA alone and with PyTorch."""
 
 import contextlib
 from typing import Any
@@ -11,11 +11,11 @@ XLA, ONEDNN, PYTORCH = "fit", "fit_onednn", "pytorch"
 BARS = {"resnet20": ">= 2.2", "resnet18": ">= 1.6", "resnet50": ">= 1.7", "tiny": ">= 0.98"}  # XLA alone / with it
 AS_PYTORCH = ">= 1.0"
 ROUNDS = {"resnet20": 8, "resnet18": 5, "resnet50": 4, "tiny": 20}
-LEAST_OF_INFERENCE = 8  # a turn is a third of one in training, and varies as much
+LEAST_OF_INFERENCE = 8  # a turn is a third of a training turn, and varies as much
 
 
 def rows(name: str, platform: str, quick: bool) -> list[Row]:
-    """Milliseconds of a batch of one problem."""
+    """Return the milliseconds of a batch of one problem."""
     if platform != "cpu":
         return [left_out("resfit[cpu]", "steps", f"it is not for a {platform}")]
     rounds = 3 if quick else ROUNDS[name]
@@ -32,7 +32,7 @@ def rows(name: str, platform: str, quick: bool) -> list[Row]:
             else:
                 children[who] = child
         train = _turns(children, dict.fromkeys(children, "train"), rounds, problem.steps)
-        # PyTorch's loop keeps its outputs whatever they are for.
+        # PyTorch's loop keeps its outputs for both.
         inference = {
             method: _turns(
                 children,

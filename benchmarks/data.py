@@ -1,12 +1,12 @@
-"""What feeding costs: arrays beside plain slicing, and how long a step waits for data that is decoded as it goes.
+"""The cost of feeding: arrays compared with plain slicing, and the time a step waits for data that is decoded.
 
     python -m benchmarks.data
     python -m benchmarks.data --fashion-mnist /usr/share/datasets/fashion-mnist
 
-The first comparison is resfit's batches of arrays, put on the device, against NumPy slicing and device_put; they take
-turns, and the clock is the processor's. The second one needs the original files of Fashion-MNIST: it prepares them as
-a TFDS data set, trains a ResNet-20 on it for an epoch of `--steps` batches of 128, and prints the share of the time in
-which the device waited.
+The first comparison is between resfit's batches of arrays, put on the device, and NumPy slicing with device_put, in
+turns, in processor time. The second one needs the original files of Fashion-MNIST: it prepares them as a TFDS dataset,
+trains a ResNet-20 on it for epochs of `--steps` batches of 128, and prints the share of time in which the device
+waited.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHAPES = {
 
 
 def feeding(name: str, rounds: int) -> None:
-    """Prints what a batch of arrays costs, ours and by hand."""
+    """Print the cost of a batch of arrays, in resfit and by hand."""
     shape, size = SHAPES[name]
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, shape, np.uint8), rng.integers(0, 10, shape[0]).astype(np.int32)
@@ -52,7 +52,7 @@ def feeding(name: str, rounds: int) -> None:
 
 
 def waiting(files: str, steps: int) -> None:
-    """Prints the share of an epoch in which the device waited for a TFDS data set."""
+    """Print the share of an epoch in which the device waited for a TFDS dataset."""
     with tempfile.TemporaryDirectory() as made:
         resfit.data.prepare_tfds("fashion_mnist", data_dir=made, path=files)
         data: Any = resfit.data.tfds("fashion_mnist", "train", data_dir=made)
@@ -64,11 +64,11 @@ def waiting(files: str, steps: int) -> None:
 
         start = time.perf_counter()
         read = sum(batch.size for batch in as_batches(data, geometry=Geometry(128, seed=0)).epoch(0))
-        print(f"the same data set read alone: {read / (time.perf_counter() - start):.0f} images/s")
+        print(f"the same dataset read alone: {read / (time.perf_counter() - start):.0f} images/s")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")
     parser.add_argument("--fashion-mnist", help="the folder of the four original files")

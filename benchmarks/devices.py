@@ -1,4 +1,4 @@
-"""The training step of ResNet-20 on several devices: what each has to do, and what they tell each other."""
+"""The training step of ResNet-20 on several devices: the work of each device, and their communication."""
 
 import re
 import time
@@ -13,12 +13,12 @@ STEPS = 2
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Of a process that takes the processor for so many devices."""
+    """Return the environment of a process in which the CPU emulates `devices` devices."""
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
 
 
 def training_step() -> dict[str, Any]:
-    """Of one device: floating-point operations, temporary bytes; of the program: its collectives; seconds of a step."""
+    """Return operations and temporary bytes of one device, collectives of the program, and seconds of a step."""
     problem = problems.problem("cpu", "resnet20", STEPS)
     x, y = problems.images(problem)
     model = resfit.Model(problems.network(problem))
@@ -52,7 +52,7 @@ def _params(model: resfit.Model) -> list[Any]:
 
 
 def _elements(shapes: str) -> int:
-    """Of all arrays in an HLO type: "(f32[3,3,16,16]{...}, f32[16]{0})" has 2320."""
+    """Return the number of elements of an HLO type: "(f32[3,3,16,16]{...}, f32[16]{0})" has 2320."""
     total = 0
     for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
         size = 1

@@ -1,11 +1,11 @@
-"""What reading a folder of JPEG files costs, beside torchvision's DataLoader and a bare loop; and Grain, beside itself.
+"""The cost of reading a folder of JPEG files, compared with torchvision and a bare loop; and of Grain through resfit.
 
     python -m benchmarks.folder
 
-Every image is decoded and a random part of it resized to 224 x 224; batches of 32 uint8 images come out. The files are
-pieces of photographs, 500 x 375 pixels, made for the run. Contestants take turns. With one thread or process, the clock
-is the processor's time, which is what a core costs whatever else the machine does; with several, it is the wall's.
-Without torchvision, its place is taken by the same calls of Pillow that it makes.
+Every image is decoded and a random crop of it resized to 224 x 224; the result is batches of 32 uint8 images. The files
+are crops of photographs, 500 x 375 pixels, made for the run. Contestants take turns. With one thread or process, the
+clock is processor time, which does not depend on other load; with several, it is wall time. Without torchvision, the
+same calls of Pillow take its place.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SIDE, BATCH = 224, 32
 
 
 def make_files(root: Path, count: int) -> None:
-    """Pieces of three photographs, at the usual size of an ImageNet file, in ten classes."""
+    """Write crops of three photographs, at the usual size of an ImageNet file, in ten classes."""
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(array) for array in load_sample_images().images]
     photos.append(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")))
@@ -45,7 +45,7 @@ def make_files(root: Path, count: int) -> None:
 
 
 def ours(root: Path, threads: int) -> Callable[[], int]:
-    """An epoch of `resfit.data.folder`; returns the number of images."""
+    """Read an epoch of `resfit.data.folder` and return the number of images."""
     images = folder(root, size=SIDE, crop="random", threads=threads)
     batches = as_batches(images, geometry=Geometry(BATCH, seed=0))
     epochs = iter(range(1_000_000))
@@ -53,7 +53,7 @@ def ours(root: Path, threads: int) -> Callable[[], int]:
 
 
 def torchvision(root: Path, workers: int) -> Callable[[], int]:
-    """An epoch of torchvision's ImageFolder and RandomResizedCrop through PyTorch's DataLoader."""
+    """Read an epoch of torchvision's ImageFolder and RandomResizedCrop through PyTorch's DataLoader."""
     import torch
     from torchvision import datasets, transforms
 
@@ -71,7 +71,7 @@ def torchvision(root: Path, workers: int) -> Callable[[], int]:
 
 
 def pillow(root: Path) -> Callable[[], int]:
-    """The bare loop: the calls of Pillow that torchvision makes, and np.stack."""
+    """Read an epoch in a bare loop: the Pillow calls of torchvision, and np.stack."""
     paths = sorted(root.glob("*/*.jpg"))
     rng = np.random.default_rng(0)
 
@@ -90,7 +90,7 @@ def pillow(root: Path) -> Callable[[], int]:
 
 
 class InMemory:
-    """Examples that cost nothing to read, so that only the libraries around them are seen."""
+    """Examples without reading cost, so that only the cost of the libraries remains."""
 
     def __init__(self) -> None:
         self._images = np.random.default_rng(0).integers(0, 255, (2048, 32, 32, 3), np.uint8)
@@ -103,24 +103,24 @@ class InMemory:
 
 
 def grain_alone(data: grain.MapDataset) -> Callable[[], int]:
-    """The bare loop over the batches of a Grain data set."""
+    """Read the batches of a Grain dataset in a bare loop."""
     return lambda: sum(len(data[i][1]) for i in range(len(data)))
 
 
 def grain_adapted(data: grain.MapDataset) -> Callable[[], int]:
-    """The same batches through resfit."""
+    """Read the same batches through resfit."""
     batches = as_batches(data, geometry=Geometry(BATCH))
     return lambda: sum(batch.size for batch in batches.epoch(0))
 
 
 def compare(title: str, contestants: dict[str, Callable[[], int]], rounds: int, clock: Callable[[], float]) -> None:
-    """Prints images a second of each, and the ratio of each to the first."""
+    """Print images per second of each contestant, and the ratio of each to the first."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         for name, epoch in contestants.items():
             start = clock()
             images = epoch()
-            if round_:  # the first one fills caches and starts workers
+            if round_:  # the first round fills caches and starts workers
                 rates[name].append(images / (clock() - start))
     first, *_ = rates.values()
     for name, values in rates.items():
@@ -132,7 +132,7 @@ def compare(title: str, contestants: dict[str, Callable[[], int]], rounds: int, 
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, in turns")

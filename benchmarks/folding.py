@@ -1,8 +1,8 @@
-"""What folding batch norms saves: `python -m benchmarks.folding` (two minutes).
+"""The effect of folding BatchNorms: `python -m benchmarks.folding` (two minutes).
 
-Two exported models that compute the same function, one of them with its batch norms folded, predict the same batch in
-turns. Time is that of the process, over all its threads, so that other programs on the machine count less; of each, the
-median is reported, and of the ratios of neighbours the median and the quartiles.
+Two exported models that compute the same function, one of them with folded BatchNorms, predict the same batch in turns.
+The time is the processor time of the process over all its threads, so that other programs count less. The benchmark
+reports the medians, and the median and quartiles of the ratios of neighboring turns.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import resfit
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--size", type=int, default=224)

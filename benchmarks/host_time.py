@@ -1,7 +1,7 @@
-"""What the host does for a step while the device works: the state of ResNet-50 in number, tiny arrays, no arithmetic.
+"""Host time of a step while the device works: as many arrays as the state of ResNet-50, all tiny, no arithmetic.
 
-Counted is the processor's time of the main thread between the first step of an epoch and its last: what an epoch costs
-once is left out on both sides.
+The time is the processor time of the main thread between the first and the last step of an epoch, without the fixed
+cost of an epoch.
 """
 
 import time
@@ -21,7 +21,7 @@ Clock = list[float]  # seconds of the main thread: at the end of the first step,
 
 
 class Layers(nnx.Module):
-    """As many parameters and statistics as ResNet-50 has, each touched once by an addition."""
+    """As many parameters and statistics as ResNet-50 has, each used in one addition."""
 
     def __init__(self) -> None:
         square, row = (3, 3, CHANNELS, CHANNELS), (CHANNELS,)
@@ -42,7 +42,7 @@ class Layers(nnx.Module):
 
 
 class Watch(resfit.callbacks.Callback):
-    """Looks at the clock at the end of the first step and of the last."""
+    """A callback that reads the clock at the end of the first and of the last step."""
 
     def __init__(self, steps: int) -> None:
         self._last = steps - 1
@@ -54,7 +54,7 @@ class Watch(resfit.callbacks.Callback):
 
 
 def host_times(steps: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of the main thread per step, of both loops, round by round."""
+    """Return main-thread milliseconds per step, of both loops, by round."""
     random = np.random.default_rng(0)
     x = random.standard_normal((steps * BATCH, 8, 8, 1), np.float32)
     y = random.integers(0, CLASSES, len(x)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that whatever else the machine does meets all of them alike."""
+"""Contestants that take turns, so that other load on the machine affects all of them equally."""
 
 import statistics
 import time
@@ -9,21 +9,21 @@ T = TypeVar("T")
 
 
 class Milliseconds(NamedTuple):
-    """What a step took, in one round."""
+    """The time of a step in one round."""
 
     wall: float
-    processor: float  # of all threads: what it costs whatever else the machine does, but without waiting
+    processor: float  # of all threads: independent of other load, without waiting
 
 
 def turns(
     contestants: dict[str, Callable[[], T]], rounds: int, rarely: Collection[str] = ()
 ) -> dict[str, dict[int, T]]:
-    """What each contestant returns, by round. Every other round goes backwards.
+    """Return the results of each contestant, by round. Every other round runs in reverse order.
 
     Args:
       contestants: by name. The first round, which compiles, does not count.
-      rounds: how many count.
-      rarely: those that only take part in every other round.
+      rounds: number of rounds that count.
+      rarely: contestants of every other round only.
     """
     returned: dict[str, dict[int, T]] = {name: {} for name in contestants}
     for round_ in range(rounds + 1):
@@ -37,7 +37,7 @@ def turns(
 
 
 def measure(contestants: dict[str, Callable[[], object]], rounds: int, steps: int) -> dict[str, list[Milliseconds]]:
-    """The times of each contestant, round by round, when each makes `steps` steps a call; see `turns`."""
+    """Return the times of each contestant by round, with `steps` steps per call; see `turns`."""
 
     def timed(call: Callable[[], object]) -> Callable[[], Milliseconds]:
         def run() -> Milliseconds:
@@ -53,7 +53,7 @@ def measure(contestants: dict[str, Callable[[], object]], rounds: int, steps: in
 
 
 def report(title: str, times: dict[str, list[Milliseconds]]) -> None:
-    """Prints the times, and those of the last contestant as shares of the first one's."""
+    """Print the times, and the ratio of the last contestant to the first."""
     base, *_, name = times
     for clock in Milliseconds._fields:
         by_name = {key: [getattr(round_, clock) for round_ in rounds] for key, rounds in times.items()}

@@ -1,4 +1,4 @@
-"""Where and with what a measurement was made."""
+"""The machine and the versions of a measurement."""
 
 import importlib.metadata
 import os
@@ -9,7 +9,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "keras", "torch", "numpy")
 
 
 def where() -> str:
-    """The machine and the versions, in a line. Starts no library."""
+    """Return the machine and the versions in one line, without starting a library."""
     versions = []
     for package in PACKAGES:
         try:
@@ -22,7 +22,7 @@ def where() -> str:
 
 
 def device() -> dict[str, str | int]:
-    """What JAX runs on: asked of a process of its own, which is rid of it at once."""
+    """Return the device of JAX, from a separate process that ends at once."""
     import jax
 
     first = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""What the contestants train: networks, and images of their size."""
+"""The problems: networks, and images of their size."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ class Problem(NamedTuple):
     """A network and its batches.
 
     Attributes:
-      title: how the table calls it.
+      title: its name in the table.
       spec: arguments of `resfit.nets.ResNetSpec`; all contestants build from them.
       side: of the square images, in pixels.
       batch: images in a step.
@@ -52,13 +52,13 @@ BY_PLATFORM = {"cpu": CPU, "gpu": GPU}
 
 
 def problem(platform: str, name: str, steps: int | None = None) -> Problem:
-    """The problem of this name, with the usual number of steps or another."""
+    """Return the problem of this name, with the usual number of steps or another."""
     found = BY_PLATFORM[platform][name]
     return found if steps is None else found._replace(steps=steps)
 
 
 def network(problem: Problem) -> Any:
-    """The network as an nnx.Module."""
+    """Build the network as an nnx.Module."""
     from flax import nnx
 
     import resfit
@@ -67,7 +67,7 @@ def network(problem: Problem) -> Any:
 
 
 def images(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's images, float32, and labels, int32."""
+    """Return the images of an epoch, float32, and the labels, int32."""
     random = np.random.default_rng(0)
     shape = (problem.steps * problem.batch, problem.side, problem.side, problem.spec["in_channels"])
     x = random.standard_normal(shape, np.float32)

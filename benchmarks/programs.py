@@ -1,4 +1,4 @@
-"""Sees which programs are compiled, without asking resfit."""
+"""Observe the compiled programs, independently of resfit."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 @contextlib.contextmanager
 def recorded(programs: list[Any]) -> Iterator[None]:
-    """Appends every executable that `jax.jit(...).lower(...).compile(...)` makes meanwhile."""
+    """Record every executable that `jax.jit(...).lower(...).compile(...)` makes in the block."""
     compile_ = jax.stages.Lowered.compile
 
     def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -27,7 +27,7 @@ def recorded(programs: list[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[float]]:
-    """Collects the seconds of every compilation of any program."""
+    """Record the seconds of every compilation in the block."""
     found: list[float] = []
 
     def listen(event: str, seconds: float, **_: Any) -> None:

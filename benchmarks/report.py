@@ -1,4 +1,4 @@
-"""What was measured, as a table in the terminal, a page of the documentation, and a picture."""
+"""Reports of measurements: a table in the terminal, a page of the documentation, and a picture."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,24 @@ from rich.table import Table
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-NOT_DRAWN = ("devices", "zoo")  # for information; and too many
-NO_GPU = "no gpu"  # the section of the row that says so, until there was one
+NOT_DRAWN = ("devices", "zoo")  # for information, and too many
+NO_GPU = "no gpu"  # the section of the row for a missing GPU
 COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
-CONTESTANTS = {  # what a row's `what` begins with -> color
+CONTESTANTS = {  # beginning of a row's `what` -> color
     "fit": "tab:blue", "evaluate": "tab:blue", "predict": "tab:blue", "nnx.jit": "tab:orange", "Keras": "tab:green",
     "PyTorch": "tab:red",
 }  # fmt: skip
 
 
 class Measured(NamedTuple):
-    """A row, and where it comes from.
+    """A row and its origin.
 
     Attributes:
-      section: by which it can be measured again.
+      section: the name with which it is measured again.
       platform: "cpu" or "gpu".
       where: machine and versions.
       date: of the run.
-      row: itself.
+      row: the row.
     """
 
     section: str
@@ -40,25 +40,25 @@ class Measured(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Of the table that it stands in."""
+        """Return the title of the table of this row."""
         return self.row.problem + (", GPU" if self.platform == "gpu" else "")
 
 
 def read(path: Path) -> list[Measured]:
-    """The rows of earlier runs; none if there is no such file."""
+    """Return the rows of earlier runs; an empty list if the file does not exist."""
     if not path.exists():
         return []
     return [Measured(**{**entry, "row": Row(**entry["row"])}) for entry in json.loads(path.read_text())]
 
 
 def write(path: Path, rows: list[Measured]) -> None:
-    """Keeps rows for `read`."""
+    """Write rows for `read`."""
     entries = [{**measured._asdict(), "row": measured.row._asdict()} for measured in rows]
     path.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")
 
 
 def merged(old: list[Measured], new: list[Measured], order: list[str]) -> list[Measured]:
-    """The new rows, and the old ones of sections that were not measured again on this platform."""
+    """Return the new rows, and the old rows of sections that were not measured again on this platform."""
     again = {(measured.platform, measured.section) for measured in new}
     rows = [measured for measured in old if (measured.platform, measured.section) not in again] + new
     if any(measured.platform == "gpu" and measured.section != NO_GPU for measured in rows):
@@ -67,14 +67,14 @@ def merged(old: list[Measured], new: list[Measured], order: list[str]) -> list[M
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text."""
+    """Return the cells of a row as text."""
     ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
     kept = {True: "yes", False: "NO", None: ""}[row.ok]
     return [row.problem, row.what, row.value, row.spread, ratio, row.bar, kept, row.note]
 
 
 def show(rows: list[Row]) -> None:
-    """One table in the terminal."""
+    """Print one table in the terminal."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in COLUMNS:
         table.add_column(column, justify="right" if column in ("value", "ratio", "bar") else "left")
@@ -85,7 +85,7 @@ def show(rows: list[Row]) -> None:
 
 
 def page(rows: list[Measured]) -> str:
-    """The tables of the documentation: one a problem, and the runs that they come from."""
+    """Return the tables of the documentation, one per problem, and the list of runs."""
     runs = list(dict.fromkeys((measured.date, measured.where) for measured in rows))
     letters = {run: chr(ord("A") + i) for i, run in enumerate(runs)}
     parts = []
@@ -103,10 +103,10 @@ def page(rows: list[Measured]) -> str:
 
 
 def between_markers(text: str, generated: str) -> str:
-    """The text, with what stands between the two markers replaced.
+    """Replace the part of the text between the two markers.
 
     Raises:
-      ValueError: if the markers are not there, once each and in this order.
+      ValueError: unless each marker occurs once, in this order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"Expected {BEGIN} and {END} once each, in this order. Put them where the tables belong.")
@@ -115,7 +115,7 @@ def between_markers(text: str, generated: str) -> str:
 
 
 def draw(rows: list[Measured], path: Path) -> None:
-    """Ratios on a logarithmic axis, a panel a problem, with the bars they have to keep."""
+    """Draw the ratios on a logarithmic axis, one panel per problem, with their bounds."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -153,7 +153,7 @@ def _panel(axis: Any, title: str, group: list[Row]) -> None:
         axis.plot(row.ratio, i, "o", color=color, markersize=7)
         if row.bar:
             relation, limit = row.bar.split()
-            mark = 4 if relation == "<=" else 5  # a caret that points to where the ratio may not go
+            mark = 4 if relation == "<=" else 5  # a caret that points to the forbidden side
             axis.plot(float(limit), i, marker=mark, color="black" if row.ok else "red", markersize=9)
         verdict = {True: " ✓", False: " ✗", None: ""}[row.ok]
         axis.annotate(

@@ -1,4 +1,4 @@
-"""Steps whose images lie on the device: what an accelerator takes for a step, without reading and copying images."""
+"""Steps with images on the device: the step time of an accelerator without reading and copying images."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ ROUNDS = 6
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """Milliseconds of a step."""
+    """Return the milliseconds of a step."""
     if platform == "cpu":
         return [left_out("images on the device", "steps", "a CPU's images always are")]
     found = []

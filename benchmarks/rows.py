@@ -1,4 +1,4 @@
-"""What every measurement hands in: rows of one table, each with the bar it is held against."""
+"""The results of every measurement: rows of one table, each with a bound."""
 
 import operator
 import statistics
@@ -13,13 +13,13 @@ class Row(NamedTuple):
 
     Attributes:
       problem: what was run.
-      what: what of it was measured; "a / b" if the row is about a beside b.
-      value: with its unit; a's.
-      spread: from the least to the most of the rounds.
+      what: the measured quantity; "a / b" for the ratio of a to b.
+      value: of a, with its unit.
+      spread: minimum and maximum over the rounds.
       ratio: a over b, the median of the pairs.
-      bar: what the ratio, or else the value, has to keep: "<= 1.01". Empty if nothing is asked for.
-      ok: whether it does; None without a bar.
-      note: how else it may be looked at.
+      bar: the bound of the ratio, or else of the value: "<= 1.01". Empty without a bound.
+      ok: True if the bound is kept; None without a bound.
+      note: other numbers.
     """
 
     problem: str
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 def keeps(number: float, bar: str) -> bool | None:
-    """Whether a number keeps a bar such as "<= 1.01". None if there is none."""
+    """Return True if a number keeps a bound such as "<= 1.01"; None without a bound."""
     if not bar:
         return None
     relation, limit = bar.split()
@@ -41,12 +41,12 @@ def keeps(number: float, bar: str) -> bool | None:
 
 
 def timed(problem: str, what: str, times: Sequence[float], note: str = "") -> Row:
-    """A row of milliseconds on their own."""
+    """Make a row of milliseconds."""
     return Row(problem, what, *_described(times), note=note)
 
 
 def compared(problem: str, what: str, a: Sequence[float], b: Sequence[float], bar: str = "", note: str = "") -> Row:
-    """A row of milliseconds of `a`, and their ratio to those of `b` from the same rounds."""
+    """Make a row of the milliseconds of `a`, and their ratio to those of `b` from the same rounds."""
     pairs = [x / y for x, y in zip(a, b, strict=True)]
     ratio = statistics.median(pairs)
     low, _, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
@@ -55,17 +55,17 @@ def compared(problem: str, what: str, a: Sequence[float], b: Sequence[float], ba
 
 
 def counted(problem: str, what: str, number: float, bar: str = "", unit: str = "", note: str = "") -> Row:
-    """A row of a number that does not vary."""
+    """Make a row of a number that does not vary."""
     return Row(problem, what, f"{number:,.4g} {unit}".strip(), bar=bar, ok=keeps(number, bar), note=note)
 
 
 def divided(problem: str, what: str, a: float, b: float, unit: str, bar: str = "", note: str = "") -> Row:
-    """A row of a number that does not vary, over another."""
+    """Make a row of a number that does not vary, divided by another."""
     return Row(problem, what, f"{a:,.4g} {unit}", "", a / b, bar, keeps(a / b, bar), note)
 
 
 def left_out(problem: str, what: str, why: str) -> Row:
-    """A row that says what was not measured."""
+    """Make a row for a measurement that was skipped."""
     return Row(problem, what, "not run", note=why)
 
 

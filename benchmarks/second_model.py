@@ -1,4 +1,4 @@
-"""The second Model of one architecture in a process: it takes the programs of the first without tracing them.
+"""The second Model of one architecture in a process: it reuses the programs of the first without tracing.
 
 The time runs from `Model(...)` to the end of the first training step. The first Model of each process finds its
 programs in a warm compilation cache.
@@ -24,7 +24,7 @@ def seconds() -> tuple[float, float]:
     y = random.integers(0, 10, 128, np.int32)
     nets = [resfit.create_model("resnet20", num_classes=10, rngs=seed) for seed in range(2)]
     found = []
-    models = []  # both stay: users compare them afterwards
+    models = []  # keep both, as users do to compare them
     for i, net in enumerate(nets):
         begin = time.perf_counter()
         model = resfit.Model(net)
@@ -36,7 +36,7 @@ def seconds() -> tuple[float, float]:
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """The second model beside the first."""
+    """Return the second model compared with the first."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             "XDG_CACHE_HOME": folder,

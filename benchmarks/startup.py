@@ -1,16 +1,16 @@
-"""How long it takes to start: `import resfit`, and a script up to the end of its first training step.
+"""Startup time: `import resfit`, and a script up to the end of its first training step.
 
     python -m benchmarks.startup                        # imports, then both networks
     python -m benchmarks.startup --net tiny --rounds 15
 
-Every figure is from a fresh process, the contestants taking turns. A script's time runs from before the interpreter
-starts until the loss of the first step is on the host; "cold" with empty compilation caches, "warm" with those that
-a run before has filled. All have JAX's persistent compilation cache on: the hand-written ones as JAX sets it up, resfit
-as it does itself. Bytecode is compiled beforehand for all of them, as an installer does.
+Every number comes from a fresh process, and the contestants take turns. The time of a script runs from before the
+interpreter starts until the loss of the first step is on the host: "cold" with empty compilation caches, "warm" with
+the caches of an earlier run. All scripts use JAX's persistent compilation cache, the hand-written ones with JAX's
+settings, resfit with its own. Bytecode is compiled beforehand for all of them, as by an installer.
 
 The hand-written scripts put the state into one flat, donated tuple and jit one step, without metrics, callbacks or
-checks. "plain flax" builds the network of flax's own layers; "resfit.nets" builds it with resfit and trains it by hand,
-which shows what the trainer costs alone.
+checks. "plain flax" builds the network from flax layers; "resfit.nets" builds it with resfit and trains it by hand,
+which shows the cost of the trainer alone.
 """
 
 import argparse
@@ -39,7 +39,7 @@ IMPORTS = {"jax, flax.nnx, optax": "import jax, flax.nnx, optax", "resfit": "imp
 
 
 def batch_of(name: str):
-    """One batch of images and labels."""
+    """Return one batch of images and labels."""
     import numpy as np
 
     _, _, side, channels, size = SETUPS[name]
@@ -48,7 +48,7 @@ def batch_of(name: str):
 
 
 def plain_flax(name: str) -> None:
-    """Flax's own layers, and the step by hand."""
+    """Train a network of flax layers with a hand-written step."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -90,7 +90,7 @@ def plain_flax(name: str) -> None:
 
 
 def resfits_nets(name: str) -> None:
-    """A network of resfit's, and the step by hand."""
+    """Train a network of resfit with a hand-written step."""
     from flax import nnx
 
     from resfit import nets
@@ -100,7 +100,7 @@ def resfits_nets(name: str) -> None:
 
 
 def by_hand(module, x, y) -> None:
-    """One step of the loop that is the fastest known to us."""
+    """Run one step of the fastest loop that we know."""
     import jax
     import optax
     from flax import nnx
@@ -132,7 +132,7 @@ def by_hand(module, x, y) -> None:
 
 
 def resfits_fit(name: str) -> None:
-    """All of it through the public API."""
+    """Train through the public API of resfit."""
     from flax import nnx
 
     import resfit
@@ -149,7 +149,7 @@ def resfits_fit(name: str) -> None:
 
 
 def spec(nets, name: str):
-    """The network of `plain_flax` in resfit's words."""
+    """Return the spec of the network of `plain_flax`."""
     depths, widths, _, channels, _ = SETUPS[name]
     return nets.ResNetSpec(
         depths=depths, widths=widths, stem="cifar", shortcut="A", num_classes=10, in_channels=channels
@@ -157,7 +157,7 @@ def spec(nets, name: str):
 
 
 def report() -> None:
-    """The first step has ended: tells the parent, and leaves."""
+    """Report the end of the first step to the parent, and exit."""
     print(f"\n{time.time() - float(os.environ['STARTED'])} {time.process_time()}", flush=True)
     os._exit(0)
 
@@ -169,7 +169,7 @@ SCRIPTS = {"plain flax": plain_flax, "resfit.nets": resfits_nets, "fit": resfits
 
 
 def run(arguments: list[str], folder: Path, caches: Path) -> tuple[float, float]:
-    """Seconds of the wall clock and of the processor that a fresh interpreter took."""
+    """Return the wall and processor seconds of a fresh interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {
         "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
@@ -187,7 +187,7 @@ def run(arguments: list[str], folder: Path, caches: Path) -> tuple[float, float]
 
 @contextlib.contextmanager
 def caches(folder: Path, kind: str, contestant: str) -> Iterator[Path]:
-    """A folder for compiled programs: the contestant's own, or one that is empty."""
+    """Return a folder for compiled programs: the one of the contestant, or an empty one."""
     if kind == "warm":
         yield folder / contestant.replace(" ", "-")
     else:
@@ -196,7 +196,7 @@ def caches(folder: Path, kind: str, contestant: str) -> Iterator[Path]:
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """Milliseconds of imports, and of scripts to the end of their first step."""
+    """Return the milliseconds of imports, and of scripts to the end of their first step."""
     rounds = 3 if quick else 7
     found = []
     with tempfile.TemporaryDirectory() as name:
@@ -232,19 +232,19 @@ def _scripts(net: str) -> dict[str, list[str]]:
 def measured(
     contestants: dict[str, list[str]], rounds: int, folder: Path, kind: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of the wall clock and of the processor of each contestant, round by round."""
+    """Return the wall and processor seconds of each contestant, by round."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         for name in list(contestants)[:: -1 if round_ % 2 else 1]:
             with caches(folder, kind, name) as compiled:
                 found = run(contestants[name], folder, compiled)
-            if round_:  # the first one compiles bytecode, and fills warm caches
+            if round_:  # the first round compiles bytecode, and fills warm caches
                 times[name].append(found)
     return times
 
 
 def measure(title: str, contestants: dict[str, list[str]], rounds: int, folder: Path, kind: str) -> None:
-    """Prints the medians of each contestant, and those of the last as shares of the others'."""
+    """Print the medians of each contestant, and the ratios of the last to the others."""
     times = measured(contestants, rounds, folder, kind)
     *others, last = times
     for clock, i in (("wall", 0), ("processor", 1)):
@@ -258,7 +258,7 @@ def measure(title: str, contestants: dict[str, list[str]], rounds: int, folder: 
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=["none", *SETUPS], action="append", help="one of these only; may be repeated")
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds of each, interleaved")

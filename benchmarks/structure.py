@@ -1,16 +1,16 @@
-"""The rows that hardly vary: the host's time between dispatches, compilations, several devices."""
+"""Rows that hardly vary: host time between dispatches, compilations, several devices."""
 
 from benchmarks import devices
 from benchmarks.child import ask
 from benchmarks.rows import Row, compared, counted, divided, timed
 
 HOST = "state of ResNet-50 (429 arrays), no arithmetic"
-COMPILATIONS = "five epochs, ragged tail, validation"
+COMPILATIONS = "five epochs, partial last batch, validation"
 DEVICES = "ResNet-20, 32 x 32, batch 128, 1 -> 8 processor devices"
 
 
 def host_rows(platform: str, quick: bool) -> list[Row]:
-    """Time of the main thread for a step."""
+    """Return the main-thread time of a step."""
     times = ask("benchmarks.host_time:host_times", steps=100 if quick else 300, rounds=5 if quick else 15)
     fit, by_hand = times["fit"], times["hand_written"]
     return [
@@ -20,10 +20,12 @@ def host_rows(platform: str, quick: bool) -> list[Row]:
 
 
 def compilation_rows(platform: str, quick: bool) -> list[Row]:
-    """How often something is compiled."""
+    """Return the numbers of compilations."""
     counts = ask("benchmarks.compilations:counts")
     return [
-        counted(COMPILATIONS, "training steps compiled", counts["train"], "<= 2", note="whole batch, ragged tail"),
+        counted(
+            COMPILATIONS, "training steps compiled", counts["train"], "<= 2", note="whole batch, partial last batch"
+        ),
         counted(COMPILATIONS, "evaluation steps compiled", counts["evaluate"], "<= 1"),
         counted(COMPILATIONS, "programs compiled after the first epoch", counts["later"], "<= 0"),
         counted(COMPILATIONS, "programs compiled by a second Model of the spec", counts["second"], "<= 0"),
@@ -32,7 +34,7 @@ def compilation_rows(platform: str, quick: bool) -> list[Row]:
 
 
 def device_rows(platform: str, quick: bool) -> list[Row]:
-    """The sharded step beside that of one device."""
+    """Return the sharded step compared with that of one device."""
     one, eight = (ask("benchmarks.devices:training_step", devices.environment(n)) for n in (1, 8))
     collectives = eight["collectives"]
     rest = [f"{n} {kind}" for kind, n in collectives.items() if n and kind not in ("all-reduce", "all-gather")]

@@ -1,7 +1,7 @@
-"""Steps of training, evaluation and prediction: resfit beside the contestants, each in a process of its own.
+"""Steps of training, evaluation and prediction: resfit and the contestants, each in its own process.
 
-The processes live side by side and take turns, each an epoch at a time, so that only one works at a time. `fit` and the
-loop that it is held against take part in every round, the others in every other.
+The processes take turns of one epoch, so that only one works at a time. `fit` and its reference loop take part in every
+round, the others in every other round.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class UnequalContestantsError(Exception):
 
 
 def rows(name: str, platform: str, quick: bool) -> list[Row]:
-    """Everything about one problem."""
+    """Return all rows of one problem."""
     problem = problems.problem(platform, name, QUICK_STEPS.get(name) if quick else None)
     title = problem.title
     if quick and name not in QUICK_STEPS:
@@ -54,7 +54,7 @@ def _installed(package: str | None) -> bool:
 
 
 def _turns(children: dict[str, Child], method: str, rounds: int, steps: int, rarely: Any) -> tuple[Times, Times]:
-    """Milliseconds of a step, by the wall's clock and by the processor's."""
+    """Return the milliseconds of a step, in wall and in processor time."""
 
     def turn(child: Child) -> Any:
         return lambda: child.call(f".{method}")

@@ -1,7 +1,7 @@
-"""Networks of the zoo: evaluating a batch beside torchvision's or timm's own, and how long compiling takes by depth.
+"""Networks of the zoo: evaluation of a batch compared with torchvision and timm, and compile time by depth.
 
-Each contestant is in a process of its own, and they take turns. Ours is `Model.predict`, by XLA alone and with
-`resfit[cpu]`; PyTorch's is eager, channels last, in inference mode, with as many threads as it takes by itself.
+Each contestant runs in its own process, and they take turns. resfit uses `Model.predict`, with XLA alone and with
+`resfit[cpu]`; PyTorch is eager, channels last, in inference mode, with its default number of threads.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def _images() -> np.ndarray:
 
 
 class Ours:
-    """A network of resfit's, and what convolves in it."""
+    """A network of resfit, with XLA or oneDNN."""
 
     def __init__(self, name: str, cpu_kernels: str) -> None:
         import resfit
@@ -40,12 +40,12 @@ class Ours:
         self._x = _images()
 
     def evaluate(self) -> None:
-        """One batch."""
+        """Evaluate one batch."""
         self._model.predict(self._x, batch_size=BATCH, verbose=0)
 
 
 class Theirs:
-    """The network of that name in torchvision, or else timm."""
+    """The network of the same name in torchvision, or else timm."""
 
     def __init__(self, name: str) -> None:
         import torch
@@ -62,7 +62,7 @@ class Theirs:
         self._x = torch.from_numpy(_images()).permute(0, 3, 1, 2)
 
     def evaluate(self) -> None:
-        """One batch."""
+        """Evaluate one batch."""
         with self._inference_mode():
             self._net(self._x).numpy()
 
@@ -76,7 +76,7 @@ def _evaluation(net):
 
 
 def seconds(name: str) -> dict[str, float]:
-    """How long it takes to build a network, and to trace and compile its evaluation and its gradient."""
+    """Return the seconds to build a network, and to trace and compile its evaluation and its gradient."""
     import jax
     from flax import nnx
 
@@ -101,7 +101,7 @@ def seconds(name: str) -> dict[str, float]:
 
 
 def rows(platform: str, quick: bool) -> list[Row]:
-    """Milliseconds a batch, and seconds of compiling."""
+    """Return milliseconds per batch, and seconds of compiling."""
     found = []
     for name in QUICK if quick else NAMES:
         found += _evaluating(name, 2 if quick else 5)

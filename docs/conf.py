@@ -23,7 +23,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # an attribute is described once, where its class is
-# One page a name: what a base class of another library documents is documented there.
+# Members of base classes from other libraries are documented there.
 autodoc_default_options = {"members": True, "show-inheritance": True, "inherited-members": False}
 
 html_theme = "furo"
@@ -31,7 +31,7 @@ html_title = "resfit"
 
 
 def take_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings are plain text with `code` in it: a val_ or a stage* is no reStructuredText markup."""
+    """Escape the text of docstrings: they are plain text with `code`, so `val_` and `stage*` are not markup."""
     for i, line in enumerate(lines):
         if line.lstrip().startswith((">>>", "...")):
             continue
@@ -41,4 +41,4 @@ def take_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines
 
 
 def setup(app: Any) -> None:
-    app.connect("autodoc-process-docstring", take_literally, priority=400)  # before napoleon adds markup of its own
+    app.connect("autodoc-process-docstring", take_literally, priority=400)  # before napoleon adds its markup

@@ -1,26 +1,26 @@
-"""Why networks are residual: plain and residual nets of 20, 56 and 110 layers, and how well each fits real images.
+"""Plain and residual networks of 20, 56 and 110 layers, and how well each of them fits real images.
 
     python recipes/depth.py            # three seeds
     python recipes/depth.py --seeds 1
 
-Figure 6 of He et al. 2015 (arXiv:1512.03385) in small: the paper's networks for CIFAR at half their width, 16 epochs
-long, on the first 3,000 training images of Fashion-MNIST, shrunk to 14 x 14 pixels. The share of the training images
-that are misread while they are trained on, in the last epoch, mean of three seeds, and its range:
+Install with `pip install "resfit[recipes]"`. A small version of figure 6 of He et al. 2015 (arXiv:1512.03385): the
+CIFAR networks of the paper at half their width, trained for 16 epochs on the first 3,000 training images of
+Fashion-MNIST, shrunk to 14 x 14 pixels. The training error in the last epoch, mean and range of three seeds:
 
     layers  plain                     residual
     20       4.62 % (3.70 to 5.60)     6.83 % (5.37 to 7.68)
     56      45.03 % (41.61 to 48.64)   4.18 % (2.48 to 6.18)
     110     88.78 % (88.08 to 89.27)   3.86 % (2.79 to 4.59)
 
-A plain net fits the worse the deeper it is, and not by overfitting: these are the images it is trained on. With 110
-layers it is hardly better than chance, 90 %. A residual net fits the better the deeper it is.
+A deeper plain network fits worse, and not because of overfitting: these are its training images. With 110 layers it is
+hardly better than chance, 90 %. A deeper residual network fits better.
 
-The residual nets start from blocks that do nothing (see `build`), so that those of 20 layers are behind the plain ones.
-With all scales at one, as the plain nets have to start, and those of the paper did, residual-20 came to 0.10 % and
-residual-56 to 0.17 %, but residual-110, for which this rate is too high at first, to 0.24, 6.45 and 10.39 %, by seed.
+The residual blocks start as identities (see `build`), so the residual networks of 20 layers are behind the plain ones.
+With all scales at one, as in the plain networks and in the paper, residual-20 reached 0.10 % and residual-56 0.17 %,
+but residual-110, for which this learning rate is too high at first, 0.24, 6.45 and 10.39 %, by seed.
 
-All of it takes 24 minutes by the clock and 35 of CPU, compiling included, on 2 cores of an Intel Xeon (jax 0.10.2),
-shared with other work at a load average of 2 to 12. There glibc was told to keep memory for the next step:
+The recipe takes 24 minutes of wall time and 35 CPU minutes, including compilation, on 2 cores of an Intel Xeon
+(jax 0.10.2), shared with other work at a load average of 2 to 12, with settings that let glibc keep memory:
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_ARENA_MAX=1 python recipes/depth.py
 """
 
@@ -42,17 +42,17 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 BATCH = 128
-# Okabe and Ito's colours, told apart by colour-blind readers too; the line styles do it in black and white.
+# Okabe and Ito's colors, which color-blind readers can distinguish; line styles for black and white.
 COLORS, STYLES = ("#E69F00", "#0072B2", "#000000"), (":", "--", "-")
 
 Errors = dict[str, dict[int, list[list[float]]]]  # kind of net -> layers -> for each seed, one share for each epoch
 
 
 class PlainNet(ResNet):
-    """A residual network walked without its shortcuts: the same layers in the same order, and no addition."""
+    """A residual network without its shortcuts: the same layers in the same order, and no addition."""
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Classifies images (batch, height, width, channels) as `ResNet` does."""
+        """Classify images (batch, height, width, channels) as `ResNet` does."""
         x = self.stem(x, train=train)
         for stage in self.stages:
             for block in stage.blocks:
@@ -64,18 +64,18 @@ KINDS = {"plain": PlainNet, "residual": ResNet}
 
 
 def data(path: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first training images, shrunk to (count, 14, 14, 1) of mean 0 and deviation 1, and their labels (count,)."""
+    """Return training images, shrunk to (count, 14, 14, 1) of mean 0 and deviation 1, and their labels (count,)."""
     (images, labels), _ = resfit.data.load("fashion_mnist", path=path)
     small = reduce(images[:count].astype("float32"), "n (h a) (w b) c -> n h w c", "mean", a=2, b=2)
     return (small - small.mean()) / small.std(), labels[:count]
 
 
 def build(kind: str, depth: int, seed: int) -> nnx.Module:
-    """He's CIFAR network of 6n + 2 layers at half its width, or the plain network of the same layers.
+    """Build He's CIFAR network of 6n + 2 layers at half its width, or the plain network of the same layers.
 
-    Option-A shortcuts have no parameters, so both kinds have equally many, and equal kernels to begin with. The last
-    norm of a residual block starts with its scale at zero, so that a new net passes its images on unchanged, however
-    deep: the library's default. A plain net would pass nothing on, so there all scales start at one.
+    Option-A shortcuts have no parameters, so both kinds have the same parameters and the same initial kernels. The
+    scale of the last norm of a residual block starts at zero, the default, so a new network is an identity at any
+    depth. A plain network would output zeros, so all its scales start at one.
     """
     blocks = (depth - 2) // 6
     spec = ResNetSpec(
@@ -91,16 +91,16 @@ def build(kind: str, depth: int, seed: int) -> nnx.Module:
 
 
 def train(net: nnx.Module, x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> list[float]:
-    """Trains, and returns the share of training images that were misread in each epoch, as they were trained on."""
+    """Train, and return the training error of each epoch."""
     model = resfit.Model(net)
-    # The paper warms its 110 layers up too: at the full rate from the first step they do not get going.
+    # The paper warms up its 110 layers too: they do not train at the full learning rate from the first step.
     model.compile("sgd", learning_rate=resfit.schedules.WarmupCosine(peak=0.1), seed=seed)
     history = model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, drop_remainder=True)
     return [1 - accuracy for accuracy in history.history["accuracy"]]
 
 
 def draw(errors: Errors, path: Path) -> None:
-    """One panel for each kind of net: the mean over the seeds, and the band that all of them lie in."""
+    """Draw one panel for each kind of network: the mean and the range over the seeds."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     for panel, (kind, by_depth) in zip(axes, errors.items(), strict=True):
         for (depth, curves), color, style in zip(by_depth.items(), COLORS, STYLES, strict=False):
@@ -116,7 +116,7 @@ def draw(errors: Errors, path: Path) -> None:
 
 
 def main() -> None:
-    """Trains every net with every seed, prints a table, draws."""
+    """Train every network with every seed, print a table, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="train N times, with seeds 0 to N - 1 (3)")
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110], help="up to three, 6n + 2 (20 56 110)")

@@ -1,24 +1,24 @@
-"""Handwritten digits, from arrays to a saved model: a small ResNet beside an SVM and nearest neighbours.
+"""Handwritten digits, from arrays to a saved model: a small ResNet compared with an SVM and nearest neighbors.
 
     python recipes/digits.py            # one seed
     python recipes/digits.py --seeds 3  # the mean of three
 
-The 1,797 images of 8 x 8 pixels come with scikit-learn. A stratified fifth, 360 of them, is held out for the test.
-Test accuracy, where one image more or less is 0.28 points:
+Install with `pip install "resfit[recipes]"`. The 1,797 images of 8 x 8 pixels come with scikit-learn. A stratified
+fifth, 360 images, is held out for the test. Test accuracy, where one image is 0.28 points:
 
-    split  seeds      ResNet-10                     SVM       3 neighbours
+    split  seeds      ResNet-10                     SVM       3 neighbors
     0      0, 1, 2    100.00 % (each of the three)  98.89 %   98.61 %
     0..9   0           99.78 % (98.89 to 100.00)    99.14 %   98.42 %
 
-Split 0 is an easy one: by the second line, expect two mistakes in a thousand.
+Split 0 is easy: according to the second line, expect two mistakes in a thousand.
 
-A seed takes 34 CPU seconds, compiling included, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a machine,
-shared with other work at a load average of 8 to 12, that was 45 to 98 seconds by the clock.
+One seed takes 34 CPU seconds, including compilation, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a
+machine, shared with other work at a load average of 8 to 12, the wall time was 45 to 98 seconds.
 
-All settings were chosen by five-fold cross-validation within the training part of split 0, never by a held-out fifth.
-There this network had 99.44 to 99.51 %, by seed, and without augmentation 99.37 %, which chance explains. In 30 epochs
-one of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, had 99.37 %, with SGD 98.96 %. The best of 30 SVMs had
-99.03 %.
+Five-fold cross-validation within the training part of split 0 selected all settings; no held-out fifth was used. There
+this network reached 99.44 to 99.51 %, by seed, and without augmentation 99.37 %, a difference within chance. A network
+of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, reached 99.37 % in 30 epochs, and 98.96 % with SGD. The best
+of 30 SVMs reached 99.03 %.
 """
 
 import argparse
@@ -42,14 +42,14 @@ BATCH = 64
 
 
 def data(split: int) -> list[np.ndarray]:
-    """Training images (n, 8, 8, 1) in [0, 1], test images, training digits (n,), test digits. Put your own here."""
+    """Return training images (n, 8, 8, 1) in [0, 1], test images, training digits (n,), test digits."""
     images, digits = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
     return train_test_split(images, digits, test_size=0.2, stratify=digits, random_state=split)
 
 
 def wobble(key: jax.Array, images: jax.Array, digits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Turns (10 degrees), zooms (10 %) and moves (0.7 pixels) each training image by at most so much, always anew."""
+    """Rotate (10 degrees), zoom (10 %) and shift (0.7 pixels) each training image by at most these amounts."""
     amounts = jax.random.uniform(key, (len(images), 4), minval=-1) * jnp.array([[0.17, 0.1, 0.7, 0.7]])
 
     def one(image: jax.Array, amounts: jax.Array) -> jax.Array:
@@ -64,12 +64,12 @@ def wobble(key: jax.Array, images: jax.Array, digits: jax.Array) -> tuple[jax.Ar
 
 
 def smoothed(logits: jax.Array, digits: jax.Array) -> jax.Array:
-    """Cross-entropy that asks for 0.91 on the right digit and 0.01 on each other one (label smoothing)."""
+    """Return the cross-entropy with targets of 0.91 for the correct digit and 0.01 for the others (label smoothing)."""
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(digits, 10), 0.1))
 
 
 def train(x: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], epochs: int, seed: int) -> resfit.Model:
-    """Builds a ResNet-10 and trains it. The test part is only watched, for the curves: nothing is chosen by it."""
+    """Build a ResNet-10 and train it. The test part is used only for the curves, not to select anything."""
     spec = ResNetSpec(depths=(2, 2), widths=(32, 64), stem="cifar", num_classes=10, in_channels=1)
     steps = epochs * (len(x) // BATCH)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak_value=0.003, warmup_steps=steps // 8, decay_steps=steps)
@@ -77,13 +77,13 @@ def train(x: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], epo
     if seed == 0:
         model.summary(input_shape=x.shape[1:])
     model.compile("adamw", learning_rate=rate, loss=smoothed, metrics=["accuracy"], augment=wobble, seed=seed)
-    # A shorter last batch would be compiled on its own; the few images it leaves out are others in every epoch.
+    # A partial last batch would need a compilation of its own; every epoch skips other images.
     model.fit(x, y, batch_size=BATCH, epochs=epochs, validation_data=test, drop_remainder=True)
     return model
 
 
 def main() -> None:
-    """Trains, compares, draws, saves and loads again."""
+    """Train, compare, draw, save and load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds 0 to N - 1 (1)")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training images (40)")

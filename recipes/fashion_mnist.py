@@ -1,26 +1,26 @@
-"""Fashion-MNIST on two processor cores: a small residual net, trained by Muon, passes 94 % in 14 epochs.
+"""Fashion-MNIST on two processor cores: a small residual network, trained with Muon, passes 94 % in 14 epochs.
 
     python recipes/fashion_mnist.py             # one seed
     python recipes/fashion_mnist.py --seeds 3   # the mean of three
     python recipes/fashion_mnist.py --fast      # 4 epochs
-    python recipes/fashion_mnist.py --validate  # what settings are to be chosen by
+    python recipes/fashion_mnist.py --validate  # on held-out training images, to select settings
 
-Trained on all 60,000 images; accuracy on the 10,000 test images, looked at once, after the last epoch. In the second
-column the logits of an image and of its mirror image are added up.
+Trained on all 60,000 images; accuracy on the 10,000 test images, used once, after the last epoch. The second column
+adds the logits of an image and of its mirror image.
 
     epochs           seed  test accuracy  with mirror images  minutes  CPU minutes
     14               0     94.27 %        94.40 %             23.9     24.5
     4 (--fast)       0     92.44 %        92.51 %              5.6      7.5
 
 On 2 cores of an Intel Xeon (jax 0.10.2), shared with other work at a load average of 9 to 13, with --fast of 3 to 5;
-compiling is included. With glibc told to keep memory for the next step, steps of such nets were 1.3 to 1.6 times as
-fast, and so it was in both lines:
+compilation is included. Both lines were measured with settings that let glibc keep memory for the next step, which made
+the steps of such networks 1.3 to 1.6 times as fast:
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_ARENA_MAX=1 python recipes/fashion_mnist.py
 
-Net and optimizer were compared on 5,000 held-out training images, after runs of five minutes or less: Muon had 91.2 %
-where SGD with Nesterov momentum had 89.2 % after the same two epochs of a net with one block at full size, and a net
-much like this one 92.8 % after four epochs, which took no longer than the other's two and a half. The fourth block, the
-number of epochs and Muon's weight decay were not compared.
+Networks and optimizers were compared on 5,000 held-out training images, in runs of at most five minutes. After two
+epochs of a network with one block at full size, Muon reached 91.2 % and SGD with Nesterov momentum 89.2 %. A network
+similar to this one reached 92.8 % after four epochs, in the time of two and a half epochs of the other. The fourth
+block, the number of epochs and Muon's weight decay were not compared.
 """
 
 import argparse
@@ -43,7 +43,7 @@ EPOCHS, FAST = 14, 4
 
 
 class SmallResNet(nnx.Module):
-    """Nine convolutions in a row. Each stage halves the image at once: at full size they cost most and help least."""
+    """Nine convolutions. Each stage halves the image first: convolutions at full size cost most and help least."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.stem = CifarStem(1, 16, rngs=rngs)
@@ -58,7 +58,7 @@ class SmallResNet(nnx.Module):
         self.head = ClassifierHead(128, 10, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From images (batch, 28, 28, 1) to logits (batch, 10)."""
+        """Return the logits (batch, 10) of images (batch, 28, 28, 1)."""
         x = self.stem(x, train=train)
         for block in self.blocks:
             x = block(x, train=train)
@@ -66,9 +66,10 @@ class SmallResNet(nnx.Module):
 
 
 def muon(learning_rate: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for convolutions, Adam for the rest.
+    """Return Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for convolutions, Adam elsewhere.
 
-    A kernel (height, width, in, out) is seen as the matrix ((height width in), out), whose update is made orthogonal.
+    Muon treats a kernel (height, width, in, out) as the matrix ((height width in), out), and makes its update
+    orthogonal.
     """
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     return optax.contrib.muon(
@@ -79,7 +80,7 @@ def muon(learning_rate: float) -> optax.GradientTransformation:
 
 
 def train(x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> resfit.Model:
-    """Builds the net and trains it."""
+    """Build the network and train it."""
     model = resfit.Model(SmallResNet(rngs=nnx.Rngs(seed)))
     model.compile(
         muon,
@@ -93,7 +94,7 @@ def train(x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> resfit.Model:
 
 
 def score(model: resfit.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Accuracy by the images as they are, and by the mean of the logits for each image and its mirror image."""
+    """Return the accuracy on the images, and with the mean of the logits for each image and its mirror image."""
     logits, mirrored = (model.predict(images, batch_size=500, verbose=0) for images in (x, x[:, :, ::-1]))
     return {
         name: float(np.mean(outputs.argmax(axis=1) == y))
@@ -102,7 +103,7 @@ def score(model: resfit.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]
 
 
 def main() -> None:
-    """Trains with each seed, and looks at the test images once for each, at the end."""
+    """Train with each seed, and use the test images once for each, at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds 0 to N - 1 (1)")
     parser.add_argument("--fast", action="store_true", help=f"{FAST} epochs instead of {EPOCHS}")

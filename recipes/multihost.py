@@ -1,25 +1,25 @@
-"""One network, trained by two real processes that talk over the network, as on two machines; here both are on this one.
+"""One network, trained by two processes that communicate as on two machines; here both run on this one.
 
-    python recipes/multihost.py                # two processes of two devices each, and one process of four beside them
+    python recipes/multihost.py                # two processes of two devices each, and one process of four
     python recipes/multihost.py --processes 4
 
-Every process runs the same script: it joins the others, passes the whole data set, and calls `fit`. Each reads its part
-of every batch, the gradients are summed over all, and BatchNorm sees the global batch; so the result is that of one
-process, up to the order in which numbers are added. Only the first process writes and shows its progress. On a cluster,
-start `train` once on each machine, with the first machine's address in `resfit.distributed.initialize`; under SLURM,
-Open MPI and on TPU pods it needs no arguments.
+Install with `pip install "resfit[recipes]"`. Every process runs the same script: it joins the others, passes the whole
+dataset, and calls `fit`. Each process reads its part of every batch, the gradients are summed over all processes, and
+BatchNorm uses the global batch, so the result is that of one process up to the order of additions. Only the first
+process writes and shows progress. On a cluster, run `train` once on each machine, with the address of the first machine
+in `resfit.distributed.initialize`; under SLURM, Open MPI and on TPU pods it needs no arguments.
 
-Test accuracy on the 360 digits held out, and the largest difference of a logit, seed 0:
+Test accuracy on 360 held-out digits, and the largest difference of a logit, seed 0:
 
-    epochs    two processes, each    one process    apart
+    epochs    two processes, each    one process    difference
     1           9.72 %                9.72 %        0.00002
     10         86.67 %               86.67 %        0.3
     20         96.94 %               97.78 %        1.4
 
-Every step agrees to rounding (tests/multihost shows it, from one state); over hundreds of steps rounding grows, as it
-does between any two machines. 20 epochs of both take 1.6 minutes, half of them waiting and compiling, on 2 cores of an
-AMD EPYC shared with other work at a load average of 7 (jax 0.10.2). Two processes on two cores gain nothing: talking
-takes longer than computing for a network as small as this.
+Every step agrees up to rounding (tests/multihost tests it, from one state). Over hundreds of steps the differences
+grow, as between any two machines. 20 epochs of both take 1.6 minutes, half of it waiting and compiling, on 2 cores of
+an AMD EPYC shared with other work at a load average of 7 (jax 0.10.2). Two processes on two cores are not faster: for
+such a small network, communication takes longer than computation.
 """
 
 import argparse
@@ -43,7 +43,7 @@ OUT = Path("out/multihost")
 
 
 def train(coordinator: str, processes: int, process: int, devices: int, epochs: int) -> None:
-    """What each process does. With real devices, leave out the line about CPU devices."""
+    """Train in one process. With real devices, delete the line about CPU devices."""
     jax.config.update("jax_num_cpu_devices", devices)
     if processes > 1:
         resfit.distributed.initialize(coordinator, processes=processes, process=process)
@@ -61,12 +61,12 @@ def train(coordinator: str, processes: int, process: int, devices: int, epochs: 
     folder = OUT / f"{processes}_processes" / str(process)
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.safetensors")  # in the first process only
-    np.save(folder / "logits.npy", model.predict(x_test, verbose=0))  # all rows, in each of them
+    np.save(folder / "logits.npy", model.predict(x_test, verbose=0))  # all rows, in every process
     (folder / "results.json").write_text(json.dumps({"loss": loss, "accuracy": accuracy}))
 
 
 def start(processes: int, devices: int, epochs: int) -> None:
-    """Starts that many processes of this script, and waits for them.
+    """Start `processes` processes of this script, and wait for them.
 
     Raises:
       SystemExit: if one of them fails.
@@ -84,7 +84,7 @@ def start(processes: int, devices: int, epochs: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=2, help="of each process, emulated on the CPU")

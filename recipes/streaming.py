@@ -2,21 +2,21 @@
 
     python recipes/streaming.py                       # digits from 8 parquet files
     python recipes/streaming.py --source tfds         # the same images from TFDS
-    python recipes/streaming.py --data fashion_mnist  # 60,000 images; see resfit.data.load for where they come from
+    python recipes/streaming.py --data fashion_mnist  # 60,000 images, from resfit.data.load
 
-The files are written first, from the original images, as if they had been downloaded; then nothing but the files is
-read. The stream is never in memory: resfit opens a few files at a time, shuffles what comes in windows, and decodes the
-images in threads while the device trains.
+Install with `pip install "resfit[recipes,hf,tfds]"`. The recipe first writes the files from the original images, in
+place of a download; the training reads only the files. The stream is never in memory: resfit opens a few files at a
+time, shuffles rows in windows, and decodes the images in threads while the device trains.
 
-Test accuracy on the 360 digits held out, where one image more or less is 0.28 points, after 20 epochs:
+Test accuracy on 360 held-out digits, where one image is 0.28 points, after 20 epochs:
 
     seed             0        1        2
     parquet files    98.89 %  98.89 %  99.44 %
     TFDS             99.44 %  99.44 %  99.44 %
 
-The two differ in the order of the images only. A run takes 30 CPU seconds, compiling included, on 2 cores of an Intel
-Xeon at 2.6 GHz (jax 0.10.2, datasets 5.2); shared with other work at a load average of 9, that was two minutes by the
-clock. Fashion-MNIST has 42 times as many images, of 12 times as many pixels: pass --epochs 2.
+The two differ only in the order of the images. A run takes 30 CPU seconds, including compilation, on 2 cores of an
+Intel Xeon at 2.6 GHz (jax 0.10.2, datasets 5.2), and two minutes of wall time when the machine was shared with other
+work at a load average of 9. Fashion-MNIST has 42 times as many images with 12 times as many pixels: pass --epochs 2.
 """
 
 import argparse
@@ -39,14 +39,14 @@ datasets.disable_progress_bars()
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A grey image (height, width, 1) as a file."""
+    """Return a gray image (height, width, 1) as the bytes of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels[..., 0]).save(file, "PNG")
     return file.getvalue()
 
 
 def write_parquet(name: str, folder: Path) -> None:
-    """Writes the training part as eight parquet files and the test part as one, as data sets lie on the Hub."""
+    """Write the training part as eight parquet files and the test part as one, like datasets on the Hub."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, (x, y) in zip(("train", "test"), resfit.data.load(name), strict=True):
         features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(num_classes=10))
@@ -58,13 +58,13 @@ def write_parquet(name: str, folder: Path) -> None:
 
 
 def parquet_stream(folder: Path, split: str) -> Any:
-    """What `datasets.load_dataset("somebody/something", split=split, streaming=True)` returns for files on the Hub."""
+    """Return the same as `datasets.load_dataset("name", split=split, streaming=True)` for files on the Hub."""
     files = {split: str(folder / f"{split}-*.parquet")}
     return datasets.load_dataset("parquet", data_files=files, split=split, streaming=True, cache_dir=folder / "cache")
 
 
 def splits(source: str, name: str, folder: Path) -> tuple[Any, Any]:
-    """Training and test data from files that are written if they are not there. Put your own here."""
+    """Return training and test data from files, and write the files first if they are missing. Use your data here."""
     if source == "tfds":
         resfit.data.prepare_tfds(name, data_dir=folder)
         train, test = (resfit.data.tfds(name, split, data_dir=folder) for split in ("train", "test"))
@@ -75,7 +75,7 @@ def splits(source: str, name: str, folder: Path) -> tuple[Any, Any]:
 
 
 def train(data: Any, test: Any, epochs: int, seed: int) -> resfit.Model:
-    """Builds a ResNet-10 and trains it. The test part is only watched, for the curves: nothing is chosen by it."""
+    """Build a ResNet-10 and train it. The test part is used only for the curves, not to select anything."""
     spec = ResNetSpec(depths=(2, 2), widths=(32, 64), stem="cifar", num_classes=10, in_channels=1)
     model = resfit.Model(ResNet(spec, rngs=nnx.Rngs(seed)))
     rate = resfit.schedules.WarmupCosine(peak=0.003)
@@ -85,9 +85,9 @@ def train(data: Any, test: Any, epochs: int, seed: int) -> resfit.Model:
 
 
 def main() -> None:
-    """Writes the files, trains from them, and evaluates."""
+    """Write the files, train from them, and evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", choices=("huggingface", "tfds"), default="huggingface", help="what reads the files")
+    parser.add_argument("--source", choices=("huggingface", "tfds"), default="huggingface", help="reader of the files")
     parser.add_argument("--data", choices=("digits", "fashion_mnist"), default="digits", help="the images (digits)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training images (20)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (0)")

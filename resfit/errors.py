@@ -1,12 +1,12 @@
-"""Every error that resfit raises on purpose.
+"""All errors of resfit.
 
-Each message says what happened with the received values, what was expected, and how to fix it. All of them derive from
-`ResfitError`, and also from the built-in exception a caller would expect, so that `except ValueError` keeps working.
+Each message says what happened with the received values, what was expected, and how to fix it. All errors derive from
+`ResfitError` and from a built-in exception, so that `except ValueError` works.
 """
 
 
 class ResfitError(Exception):
-    """Base of all errors that resfit raises on purpose."""
+    """Base class of all errors of resfit."""
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -17,11 +17,11 @@ class ShortcutShapeError(ResfitError, ValueError):
 
 
 class BlockError(ResfitError, TypeError):
-    """A residual block is written in a way that cannot work: it bypasses the addition, or its parts are no modules."""
+    """A residual block is invalid: it bypasses the addition, or its parts are not modules."""
 
 
 class InputShapeError(ResfitError, ValueError):
-    """Base of the errors about an input whose shape a network cannot take."""
+    """Base class of errors about the shape of an input."""
 
 
 class RankError(InputShapeError):
@@ -29,11 +29,11 @@ class RankError(InputShapeError):
 
 
 class ChannelError(InputShapeError):
-    """The input has another number of channels than the network was built for."""
+    """The input has another number of channels than the network."""
 
 
 class LayoutError(ChannelError):
-    """The input is laid out (batch, channels, height, width); resfit's networks take NHWC."""
+    """The input has the layout (batch, channels, height, width); networks of resfit take NHWC."""
 
 
 class ImageTooSmallError(InputShapeError):
@@ -41,22 +41,22 @@ class ImageTooSmallError(InputShapeError):
 
 
 class StemWarning(UserWarning):
-    """A small image enters a stem made for large ones; most of its detail is gone before the first block."""
+    """A small image enters a stem for large images and loses most of its detail before the first block."""
 
 
 class SpecError(ResfitError, ValueError):
-    """A network specification is inconsistent, or no network of that name is known."""
+    """A network specification is inconsistent, or the name of a network is unknown."""
 
 
 class WeightsError(ResfitError, ValueError):
-    """A state dict does not fit the network: missing, unexpected or mis-shaped entries, all listed."""
+    """A state dict does not fit the network; the message lists missing and unexpected entries and wrong shapes."""
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
 class CompileError(ResfitError, ValueError):
-    """An argument of `Model.compile` is unknown, or cannot be combined with the others."""
+    """An argument of `Model.compile` is invalid, alone or together with the other arguments."""
 
 
 class NotCompiledError(ResfitError, RuntimeError):
@@ -64,15 +64,15 @@ class NotCompiledError(ResfitError, RuntimeError):
 
 
 class ModuleError(ResfitError, TypeError):
-    """The module cannot be trained: it is no nnx.Module, or it changes its own structure while it is called."""
+    """The module cannot be trained: it is not an nnx.Module, or a call changes its structure."""
 
 
 class OverrideError(ResfitError, AttributeError):
-    """A subclass of `Model` defines, or an assignment sets, a name of another library that resfit does not read."""
+    """A subclass of `Model`, or an assignment, sets a name of another library that resfit does not use."""
 
 
 class DataError(ResfitError, ValueError):
-    """The input data are empty, of unequal length, or of a kind that resfit cannot read."""
+    """The dataset is empty, has parts of unequal length, or is of a type that resfit cannot read."""
 
 
 class BadRecordError(DataError):
@@ -80,11 +80,11 @@ class BadRecordError(DataError):
 
 
 class DownloadError(ResfitError, OSError):
-    """A data set or a file of weights could not be downloaded, or what came is not the published file."""
+    """A dataset or a weights file could not be downloaded, or is not the published file."""
 
 
 class LabelError(DataError):
-    """The labels do not fit the outputs: out of range, of another count or rank, or ambiguous."""
+    """The labels do not fit the outputs: their values are out of range, or their shape is wrong or ambiguous."""
 
 
 class LossError(ResfitError, ValueError):
@@ -92,15 +92,15 @@ class LossError(ResfitError, ValueError):
 
 
 class CallbackError(ResfitError, ValueError):
-    """A callback was configured with values that it cannot work with."""
+    """An argument of a callback is invalid."""
 
 
 class CallbackCheckError(ResfitError, AssertionError):
-    """`resfit.testing.check_callback` found something wrong with a callback; all of it is listed."""
+    """`resfit.testing.check_callback` found problems in a callback; the message lists all of them."""
 
 
 class BlockCheckError(ResfitError, AssertionError):
-    """`resfit.testing.check_block`, `check_stem` or `check_norm` found something wrong; all of it is listed."""
+    """`resfit.testing.check_block`, `check_stem` or `check_norm` found problems; the message lists all of them."""
 
 
 class NonFiniteLossError(ResfitError, RuntimeError):
@@ -108,32 +108,32 @@ class NonFiniteLossError(ResfitError, RuntimeError):
 
 
 class MissingPackageError(ResfitError, ImportError):
-    """What was asked for needs a package that is not installed."""
+    """An optional package is not installed."""
 
 
 class SavedModelError(ResfitError, ValueError):
-    """A file is no model saved by resfit, or cannot be rebuilt without help."""
+    """A file is not a model file of resfit, is damaged, or needs an argument to be loaded."""
 
 
 class ExportError(ResfitError, ValueError):
-    """A model cannot be exported like that, or at all."""
+    """A model cannot be exported, or an argument of the export is invalid."""
 
 
 class CheckpointError(ResfitError, OSError):
-    """A checkpoint cannot be written or read, or its folder is taken."""
+    """A checkpoint cannot be written or read, or another run uses its folder."""
 
 
 class ResumeError(ResfitError, ValueError):
-    """A run cannot go on from a checkpoint as it was: what differs is named."""
+    """A run cannot resume from a checkpoint; the message names the differences."""
 
 
 class DistributedError(ResfitError, RuntimeError):
-    """Several processes cannot be joined to one run."""
+    """Several processes cannot be connected to one run."""
 
 
 class ProcessFailed(ResfitError, RuntimeError):  # noqa: N818 - it names an event
-    """Another process of the run failed, so this one cannot go on either."""
+    """Another process of the run failed, so this process stops too."""
 
 
 class StepFailed(ResfitError, RuntimeError):  # noqa: N818 - it names an event
-    """The device failed while a step ran, and the state it was working on is gone; the module holds an older one."""
+    """The device failed during a step and the state of that step is lost; the module holds an older state."""

@@ -26,13 +26,14 @@ from resfit.trainer.compiled import compile_model, convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.fit_control import FitControl
-from resfit.trainer.graph.plan import NOTHING_FROZEN, Freeze, plan
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.learned import Learned
 from resfit.trainer.outputs import kind_of
 from resfit.trainer.overrides import Guarded
 from resfit.trainer.predictor import Predictor
+from resfit.trainer.run_state import RunState
 from resfit.trainer.snapshot import Snapshot
-from resfit.trainer.state import RunState
 from resfit.trainer.step import Supervised
 from resfit.transforms import Transforms
 
@@ -195,7 +196,7 @@ class Model(Guarded):
           >>> model.compile("sgd", learning_rate=0.01)
         """
         freeze = Freeze(patterns, batch_norm)
-        plan(self._module, freeze)
+        plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.compiled = None
 
@@ -552,7 +553,7 @@ class Model(Guarded):
         module = self._context.state.module_with(weights)
         if jax.process_index() == 0:
             inputs, labels = self._learned.inputs, self._learned.labels
-            saved = saving.Saved(
+            saved = saving.SavedModel(
                 module, inputs.preprocess, inputs.trained_on, inputs.transforms, labels.names, inputs.trained,
                 labels.multi_label,
             )  # fmt: skip

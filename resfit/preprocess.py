@@ -1,7 +1,7 @@
-"""Preprocessing: what happens to every image before the network, in training, evaluation and prediction alike.
+"""Preprocessing of images before the network, in training, evaluation and prediction.
 
-It runs inside the compiled step, so images travel to the device as they are (uint8), and it is saved with the model.
-What happens in training only is augmentation: `compile(augment=...)`.
+Preprocessing runs inside the compiled step, so images travel to the device in their own dtype (uint8). It is saved with
+the model. For changes only in training, use augmentation: `compile(augment=...)`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Preprocess = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Auto:
-    """The default: uint8 images become float32 in [0, 1]; floats stay as they are.
+    """The default preprocessing: uint8 images become float32 in [0, 1], and floats stay unchanged.
 
     Example:
       >>> Auto()(jnp.full((1, 2, 2, 3), 255, jnp.uint8)).max()
@@ -32,11 +32,11 @@ class Auto:
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """Scales uint8 images to [0, 1], then subtracts the mean and divides by the standard deviation of each channel.
+    """A preprocessing that scales uint8 images to [0, 1] and standardizes each channel: (x - mean) / std.
 
     Args:
       mean: one number per channel, in units of [0, 1].
-      std: likewise.
+      std: one number per channel, in units of [0, 1].
 
     Example:
       >>> Normalize(mean=(0.5,), std=(0.25,))(jnp.full((1, 1, 1, 1), 255, jnp.uint8))
@@ -56,8 +56,8 @@ class Normalize:
         def normalize(image: jax.Array) -> jax.Array:
             if image.shape[-1] != len(self.mean):
                 raise DataError(
-                    f"Normalize has {len(self.mean)} channel means, the images of shape {image.shape} have "
-                    f"{image.shape[-1]} channels. Give one mean and one std per channel."
+                    f"Normalize has {len(self.mean)} means, and the images of shape {image.shape} have "
+                    f"{image.shape[-1]} channels. Expected one mean and one std per channel."
                 )
             image = _scale(image)
             shape = (1,) * (image.ndim - 1) + (-1,)
@@ -72,18 +72,18 @@ def _scale(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) / 255
     if x.ndim == 4 and jnp.issubdtype(x.dtype, jnp.integer):
         raise DataError(
-            f"Got images of dtype {x.dtype}, shape {x.shape}: integers other than uint8 do not say their scale. Cast "
-            "0..255 images with x.astype('uint8'), or pass floats."
+            f"Got images of dtype {x.dtype}, shape {x.shape}, whose scale is unknown. Expected uint8 or floats. Cast "
+            "images of 0 to 255 with x.astype('uint8')."
         )
     return x
 
 
-# What each input array of a batch is: "uint8", "unit" (floats in [0, 1]) or "other".
+# The kind of each input array of a batch: "uint8", "unit" (floats in [0, 1]) or "other".
 Kinds = tuple[str, ...]
 
 
 def kinds(x: Any) -> Kinds:
-    """What the arrays of a batch are, as far as `Auto` treats them differently.
+    """Return the kinds of the arrays of a batch, which `Auto` treats differently.
 
     Example:
       >>> kinds(jnp.full((1, 2, 2, 3), -1.0)), kinds(jnp.zeros((1, 2, 2, 3), jnp.uint8))
@@ -96,7 +96,7 @@ def kinds(x: Any) -> Kinds:
 
 
 def example(x: Any) -> Any:
-    """Shapes and dtypes of one example of a batch, as they are on a device: a pytree of `jax.ShapeDtypeStruct`.
+    """Return shapes and dtypes of one example of a batch on a device, a pytree of `jax.ShapeDtypeStruct`.
 
     Example:
       >>> example(np.zeros((5, 8, 8, 3)))
@@ -106,19 +106,19 @@ def example(x: Any) -> Any:
 
 
 def check_kinds(x: Any, trained_on: Kinds | None) -> None:
-    """Looks whether `Auto` would give the network values of another scale than those it was trained on.
+    """Raise if `Auto` would give the network values of another scale than in training.
 
     Raises:
-      DataError: for uint8 images where it was trained on floats outside [0, 1], and floats outside [0, 1] where it was
-        trained on uint8.
+      DataError: for uint8 images if the network was trained on floats outside [0, 1], and for floats outside [0, 1] if
+        it was trained on uint8.
     """
     leaves = jax.tree.leaves(x)
     for leaf, kind in zip(leaves, trained_on or (), strict=False):
         if leaf.dtype == np.uint8 and kind == "other":
             raise DataError(
                 "Got uint8 images, which are scaled to [0, 1], and the network was trained on floats of another range. "
-                "Expected floats prepared as for training; or train on uint8 with "
-                "compile(preprocess=resfit.preprocess.Normalize(mean, std)), which then applies everywhere."
+                "Expected floats as in training. Or train on uint8 images with "
+                "compile(preprocess=resfit.preprocess.Normalize(mean, std)), which also applies in prediction."
             )
         if leaf.dtype != np.uint8 and kind == "uint8" and not _in_unit_range(leaf):
             raise DataError(
@@ -132,33 +132,33 @@ def _in_unit_range(x: Any) -> bool:
 
 
 def get(preprocess: str | Preprocess | None) -> Preprocess | None:
-    """The function of a `preprocess` argument: "auto", None (nothing is done), or the function itself.
+    """Return the function of a `preprocess` argument: "auto", a function, or None for no preprocessing.
 
     Raises:
-      CompileError: for anything else.
+      CompileError: for any other value.
     """
     if preprocess == "auto":
         return Auto()
     if preprocess is None or (callable(preprocess) and not isinstance(preprocess, str)):
         return preprocess
     raise CompileError(
-        f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}. Means and "
-        "standard deviations of channels are resfit.preprocess.Normalize(mean, std)."
+        f"Expected preprocess to be 'auto', None or a function of a batch of images, got {preprocess!r}. For means "
+        "and standard deviations of channels pass resfit.preprocess.Normalize(mean, std)."
     )
 
 
 def same_values(one: Preprocess | None, other: Preprocess | None, example: Any = None) -> bool:
-    """Return True if two preprocessings give a network the same values.
+    """Return True if two preprocessing functions give a network the same values.
 
-    Functions cannot be compared, so both are applied to random images. Values that differ by rounding are the same.
+    Both functions are applied to random images, and differences by rounding are ignored.
 
     Args:
       one: a function of a batch, or None.
-      other: likewise.
-      example: shapes and dtypes of one example, as `example` returns them; by default a small uint8 image.
+      other: a function of a batch, or None.
+      example: shapes and dtypes of one example, a result of `example`; by default a small uint8 image.
 
     Raises:
-      CompileError: if no example is given, and one of the functions cannot be applied to an image.
+      CompileError: if no example is given and one of the functions fails for a small image.
 
     Example:
       >>> same_values(Auto(), Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
@@ -166,7 +166,7 @@ def same_values(one: Preprocess | None, other: Preprocess | None, example: Any =
       >>> same_values(Auto(), None)
       False
     """
-    if one is other:  # not ==, which an object that holds arrays may not have
+    if one is other:  # objects that hold arrays may not support ==
         return True
     if example is not None:
         return _same_on(jax.tree.map(_random_batch, example), one, other)
@@ -176,9 +176,9 @@ def same_values(one: Preprocess | None, other: Preprocess | None, example: Any =
         return _same_on(batch, one, other)
     except Exception as error:
         raise CompileError(
-            f"The preprocessing {other!r} could not be compared with {one!r}, which the network was trained with: "
-            f"{error} Both were applied to an image of shape {batch.shape[1:]}, since the model has seen no input "
-            "since it was loaded. Leave preprocess out, or call model.predict(x) before."
+            f"The preprocessing {other!r} could not be compared with {one!r}, the preprocessing of training: {error} "
+            f"Both were applied to an image of shape {batch.shape[1:]}, since the loaded model has received no input "
+            "so far. Omit preprocess, or call model.predict(x) first."
         ) from error
 
 
@@ -191,7 +191,7 @@ def _same_on(batch: Any, one: Preprocess | None, other: Preprocess | None) -> bo
 
 
 def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtypeStruct:
-    """Return shape and dtype of a small image: uint8, or float32 if `kinds` says that the inputs were floats.
+    """Return shape and dtype of a small image: float32 if the kind of the inputs is floats, else uint8.
 
     Example:
       >>> typical_example(3, ("other",))
@@ -201,7 +201,7 @@ def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtype
 
 
 def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:
-    """Two random examples: 0..255 for uint8, 0 and 1 for other integers, normally distributed floats."""
+    """Return two random examples: 0 to 255 for uint8, 0 and 1 for other integers, normal for floats."""
     draws, shape = np.random.default_rng(0), (2, *one.shape)
     if jnp.issubdtype(one.dtype, jnp.floating):
         return jnp.asarray(draws.normal(size=shape), one.dtype)
@@ -209,7 +209,7 @@ def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
-    """What is saved with a model, as JSON; a function of the user's own is saved as {"kind": "custom"}."""
+    """Return the JSON of a preprocessing in a model file; {"kind": "custom"} for a custom function."""
     if preprocess is None:
         return None
     if isinstance(preprocess, Auto | Normalize):
@@ -218,7 +218,7 @@ def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
 
 
 def from_config(config: Mapping[str, Any] | None) -> Preprocess | None:
-    """The inverse of `to_config`, for what can be rebuilt."""
+    """Return the preprocessing of a result of `to_config`, or raise for a custom function."""
     if config is None:
         return None
     kinds: dict[str, Any] = {"Auto": Auto, "Normalize": Normalize}

@@ -1,7 +1,7 @@
-"""Named learning-rate schedules that span one fit, told in epochs.
+"""Named learning-rate schedules that span one fit, in epochs.
 
-A schedule here is a shape over the run and knows neither its length nor the size of the data: both come in when the
-rate is asked for, as numbers or as traced arrays, so that a compiled step follows a longer or shorter run unchanged.
+A schedule is a shape over the run. It does not hold the length of the run or the size of the dataset; both are
+arguments of `rate`, as numbers or traced arrays. A longer or shorter run therefore needs no new compilation.
 """
 
 import abc
@@ -19,7 +19,7 @@ from resfit.errors import CompileError
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """Base of the named schedules: a peak rate times a factor that depends on how far the run is.
+    """Base class of schedules: a peak learning rate times a factor that depends on the progress of the run.
 
     Args:
       peak: the highest learning rate; None for the optimizer's default.
@@ -27,7 +27,7 @@ class Schedule(abc.ABC):
 
     peak: float | None = None
 
-    _shares: ClassVar[tuple[str, ...]] = ()  # the fields that are shares of the peak, or of the run
+    _shares: ClassVar[tuple[str, ...]] = ()  # fields that are shares of the peak or of the run
 
     def __post_init__(self) -> None:
         if self.peak is not None and not (math.isfinite(self.peak) and self.peak > 0):
@@ -37,34 +37,34 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def factor(self, step: jax.Array, total_steps: jax.Array, steps_per_epoch: jax.Array) -> jax.Array:
-        """The share of the peak at a step.
+        """Return the share of the peak at a step.
 
         Args:
-          step: steps done since the fit began, () float32, at most total_steps.
-          total_steps: of the whole fit.
-          steps_per_epoch: updates in an epoch.
+          step: the number of steps since the fit began, () float32, at most total_steps.
+          total_steps: the number of steps of the whole fit.
+          steps_per_epoch: the number of updates in an epoch.
 
         Returns:
           () float32.
         """
 
     def rate(self, step: Any, total_steps: Any, steps_per_epoch: Any) -> jax.Array:
-        """The learning rate at a step of a fit. Traceable in every argument; past the end it stays at the last value.
+        """Return the learning rate at a step of a fit. After the end of the fit it keeps its last value.
 
         Args:
-          step: steps done since the fit began.
-          total_steps: of the whole fit.
-          steps_per_epoch: updates in an epoch.
+          step: the number of steps since the fit began; a number or a traced array, like the other arguments.
+          total_steps: the number of steps of the whole fit.
+          steps_per_epoch: the number of updates in an epoch.
 
         Returns:
           () float32.
 
         Raises:
-          CompileError: if the peak was left to the optimizer and nobody filled it in; see `get`.
+          CompileError: if the peak is None; `get` sets it.
         """
         if self.peak is None:
             raise CompileError(
-                f"{type(self).__name__}() has no peak rate. Expected one: {type(self).__name__}(peak=0.1), or "
+                f"{type(self).__name__}() has no peak learning rate. Expected {type(self).__name__}(peak=0.1), or "
                 "schedules.get(schedule, default_peak=0.1)."
             )
         total = jnp.asarray(total_steps, jnp.float32)
@@ -73,11 +73,11 @@ class Schedule(abc.ABC):
         )
 
     def over(self, epochs: int, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
-        """The schedule over a fit of known length, as optax and plots take it: step -> learning rate.
+        """Return the schedule of a fit of known length: a function step -> learning rate, as in optax.
 
         Args:
-          epochs: of the fit.
-          steps_per_epoch: updates in an epoch.
+          epochs: the number of epochs of the fit.
+          steps_per_epoch: the number of updates in an epoch.
 
         Raises:
           CompileError: if the schedule does not fit into the epochs.
@@ -91,13 +91,13 @@ class Schedule(abc.ABC):
         return lambda step: self.rate(step, epochs * steps_per_epoch, steps_per_epoch)
 
     def check(self, epochs: int) -> None:
-        """Checks that the schedule fits into so many epochs.
+        """Raise if the schedule does not fit into a number of epochs.
 
         Raises:
-          CompileError: if it does not.
+          CompileError: if the schedule needs more epochs.
         """
         if epochs < 1:
-            raise CompileError(f"A schedule got a run of {epochs} epochs. Expected one or more.")
+            raise CompileError(f"{type(self).__name__} got a run of {epochs} epochs. Expected one or more.")
 
 
 def _require(condition: bool, schedule: Schedule, name: str, expected: str) -> None:
@@ -107,7 +107,7 @@ def _require(condition: bool, schedule: Schedule, name: str, expected: str) -> N
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """The peak rate, all the way.
+    """A schedule that keeps the peak.
 
     Args:
       peak: the learning rate; None for the optimizer's default.
@@ -123,11 +123,11 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
-    """A straight line from the peak down to its end.
+    """A schedule that falls linearly from the peak to the end.
 
     Args:
       peak: the first learning rate; None for the optimizer's default.
-      end: the last, as a share of the peak.
+      end: the last learning rate, as a share of the peak.
 
     Example:
       >>> float(Linear(1.0, end=0.5).rate(step=5, total_steps=10, steps_per_epoch=5))
@@ -144,13 +144,13 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine wave from the peak down to its end, without restarts.
+    """A schedule that falls from the peak to the end in half a cosine wave, without restarts.
 
     Source: Loshchilov and Hutter, SGDR (arXiv 1608.03983), equation 5.
 
     Args:
       peak: the first learning rate; None for the optimizer's default.
-      end: the last, as a share of the peak.
+      end: the last learning rate, as a share of the peak.
 
     Example:
       >>> float(Cosine(1.0, end=0.5).rate(step=5, total_steps=10, steps_per_epoch=5))
@@ -167,15 +167,15 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine(Schedule):
-    """A straight line from zero up to the peak, then half a cosine wave down to the end.
+    """A schedule that rises linearly from zero to the peak, then falls to the end in half a cosine wave.
 
     Source: Goyal et al. (arXiv 1706.02677) for the five epochs of warm-up; He et al., Bag of Tricks (arXiv 1812.01187),
-    for the two together.
+    for warm-up and cosine.
 
     Args:
       peak: the highest learning rate; None for the optimizer's default.
-      warmup_epochs: the rise; None for 5, but at most a tenth of the run.
-      end: the last rate, as a share of the peak.
+      warmup_epochs: the number of epochs of the rise; None for 5, but at most a tenth of the run.
+      end: the last learning rate, as a share of the peak.
 
     Example:
       >>> schedule = WarmupCosine(1.0, warmup_epochs=2)
@@ -192,7 +192,7 @@ class WarmupCosine(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.warmup_epochs is not None:
-            _require(self.warmup_epochs >= 0, self, "warmup_epochs", "zero or more, or None")
+            _require(self.warmup_epochs >= 0, self, "warmup_epochs", "0 or more, or None")
 
     def factor(self, step: jax.Array, total_steps: jax.Array, steps_per_epoch: jax.Array) -> jax.Array:
         if self.warmup_epochs is None:
@@ -207,21 +207,21 @@ class WarmupCosine(Schedule):
         super().check(epochs)
         if self.warmup_epochs is not None and self.warmup_epochs >= epochs:
             raise CompileError(
-                f"WarmupCosine got warmup_epochs={self.warmup_epochs} in a run of {epochs}: the peak would never be "
-                "left. Expected a shorter warm-up; leave it out for a tenth of the run."
+                f"WarmupCosine got warmup_epochs={self.warmup_epochs} in a run of {epochs} epochs. Expected a shorter "
+                "warm-up. Omit warmup_epochs for a tenth of the run."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
-    """The peak, multiplied by a factor after each of some epochs.
+    """A schedule that multiplies the learning rate by a factor after given epochs.
 
     Source: He et al. (arXiv 1512.03385): a tenth after 30 and 60 of 90 epochs on ImageNet.
 
     Args:
       peak: the first learning rate; None for the optimizer's default.
-      at: the epochs after which the rate drops, rising; None for a third and two thirds of the run.
-      drop: what the rate is multiplied by.
+      at: the epochs after which the learning rate drops, in rising order; None for a third and two thirds of the run.
+      drop: the factor.
 
     Example:
       >>> schedule = Step(1.0, at=(2, 3), drop=0.5)
@@ -254,22 +254,22 @@ class Step(Schedule):
         super().check(epochs)
         if self.at is not None and self.at[-1] >= epochs:
             raise CompileError(
-                f"Step drops the rate after epochs {list(self.at)}, the last of which is not reached in a run of "
-                f"{epochs}. Expected epochs below {epochs}; leave `at` out for thirds of the run."
+                f"Step got at={list(self.at)} in a run of {epochs} epochs, which does not reach the last drop. "
+                f"Expected epochs below {epochs}. Omit `at` for thirds of the run."
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Half a cosine wave up from a low rate to the peak, and a longer one down to nearly nothing.
+    """A schedule that rises to the peak in half a cosine wave, then falls to the end in a longer one.
 
-    Source: Smith and Topin, Super-Convergence (arXiv 1708.07120); the defaults are PyTorch's and optax's.
+    Source: Smith and Topin, Super-Convergence (arXiv 1708.07120). The defaults are those of PyTorch and optax.
 
     Args:
       peak: the highest learning rate; None for the optimizer's default.
-      rise: the share of the run in which the rate rises.
-      start: the first rate, as a share of the peak.
-      end: the last.
+      rise: the share of the run in which the learning rate rises.
+      start: the first learning rate, as a share of the peak.
+      end: the last learning rate, as a share of the peak.
 
     Example:
       >>> schedule = OneCycle(1.0, rise=0.5, start=0.5, end=0.0)
@@ -296,7 +296,7 @@ class OneCycle(Schedule):
 
 
 def _half_cosine(share: jax.Array) -> jax.Array:
-    """From 1 at 0 to 0 at 1."""
+    """Return half a cosine wave, which falls from 1 at 0 to 0 at 1."""
     return 0.5 * (1 + jnp.cos(jnp.pi * share))
 
 
@@ -311,19 +311,19 @@ _BY_NAME: dict[str, type[Schedule]] = {
 
 
 def _unquoted(name: str) -> str:
-    """What to say of a number in quotes; nothing for any other name."""
+    """Return a hint for a number in quotes, or an empty text for any other name."""
     try:
-        return f" A number has no quotes: learning_rate={float(name):g}."
+        return f" Pass a number without quotes: learning_rate={float(name):g}."
     except ValueError:
         return ""
 
 
 def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule:
-    """The schedule of a name, or the schedule itself, with its peak filled in.
+    """Return the schedule of a name, or a schedule, with its peak.
 
     Args:
-      schedule: "constant", "cosine", "linear", "one_cycle", "step", "warmup_cosine"; or a `Schedule`.
-      default_peak: the peak rate where the schedule names none.
+      schedule: "constant", "cosine", "linear", "one_cycle", "step", "warmup_cosine", or a `Schedule`.
+      default_peak: the peak of a schedule without one.
 
     Raises:
       CompileError: for an unknown name, or if there is no peak.
@@ -351,7 +351,7 @@ def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule
     if default_peak is None:
         name = type(schedule).__name__
         raise CompileError(
-            f"The schedule {name} has no peak, and this optimizer no default rate. Expected "
+            f"The schedule {name} has no peak, and this optimizer has no default learning rate. Expected "
             f"learning_rate=resfit.schedules.{name}(peak=0.1)."
         )
     return dataclasses.replace(schedule, peak=default_peak)

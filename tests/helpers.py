@@ -55,7 +55,7 @@ def labels(n: int = 20, classes: int = CLASSES, seed: int = 1) -> np.ndarray:
 
 
 def compiled(module: nnx.Module | None = None, *, kind: type[resfit.Model] = resfit.Model, **arguments: Any) -> Any:
-    """A compiled model on one device."""
+    """Return a compiled model on one device."""
     model = kind(module if module is not None else TinyNet(rngs=nnx.Rngs(0)))
     model.compile(**{"optimizer": "sgd", "learning_rate": 0.1, "dispatch": "jit", **arguments})
     return model
@@ -79,7 +79,7 @@ def _calling(method: str, options: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def values(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Copies of everything a module holds, by name."""
+    """Return copies of all arrays of a module, by name."""
     return {
         ".".join(map(str, path)): np.array(leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf)
         for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngKey)))
@@ -87,7 +87,7 @@ def values(module: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def flags(module: nnx.Module) -> dict[str, tuple[Any, Any]]:
-    """The mode flags of every layer."""
+    """Return the mode flags of every layer."""
     return {
         ".".join(map(str, path)): (getattr(node, "use_running_average", None), getattr(node, "deterministic", None))
         for path, node in nnx.iter_modules(module)
@@ -115,7 +115,7 @@ def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
 
 
 def differ(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set[str]:
-    """The names under which two dicts hold different arrays."""
+    """Return the names under which two dicts hold different arrays."""
     return {name for name in a if not np.array_equal(a[name], b[name])}
 
 
@@ -178,21 +178,21 @@ def fewer_examples(divisor: int) -> hypothesis.settings:
 
 
 def context_of(model: Any) -> Any:
-    """The state of a model on its devices, compiled or not: the one place where tests look inside a model."""
+    """Return the state of a model on its devices: the one place where tests look inside a model."""
     return model._context
 
 
 def state_of(model: Any) -> Any:
-    """The `RunState` of a model."""
+    """Return the `RunState` of a model."""
     return context_of(model).state
 
 
 def compiled_of(model: Any) -> Any:
-    """The `Compiled` object of a model."""
+    """Return the `Compiled` object of a model."""
     return model.control.compiled
 
 
 def train_arguments(model: Any, batch: Any) -> tuple[Any, ...]:
-    """The arguments of a model's training step for a batch."""
+    """Return the arguments of the training step of a model for a batch."""
     context = context_of(model)
     return context.state.leaves, compiled_of(model).evaluator.empty, context.key, context.turn(batch).placed

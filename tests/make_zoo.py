@@ -18,28 +18,30 @@ HEAD = ("network", "parameters", "multiply-adds", "pixels", "oracle", "differenc
 INTRO = f"""\
 # The zoo
 
-What `resfit.create_model` builds by name. Parameters are exact, and multiply-adds those of the convolutions and dense
-layers for one image of so many pixels a side; tests count both, and compare them with what the oracle's own network
-holds and computes.
+`resfit.create_model` builds these networks by name. The numbers of parameters are exact. The multiply-adds are those of
+the convolutions and dense layers for one image with the given number of pixels per side. Tests count both, and compare
+them with the network of the oracle.
 
-*Oracle* is the network that torchvision or timm builds by the same name, without other arguments: the names and shapes
-of its state dict are those that `resfit.weights` reads and writes, strictly. *Difference* is the largest between our
-logits and theirs, over their largest, of the whole networks with the same weights, in evaluation, for two images of 64
-pixels a side. Networks of five blocks of every kind are compared at other sizes and in training steps as well, in
-`tests/weights/`. Networks without an oracle are compared with arithmetic and the numbers that their papers print.
+The *oracle* is the network that torchvision or timm builds by the same name, without other arguments. `resfit.weights`
+reads and writes the names and shapes of its state dict, strictly. The *difference* is the largest difference between
+our logits and those of the oracle, divided by the largest logit of the oracle, for whole networks with the same
+weights, in evaluation, for two images of 64 pixels per side. `tests/weights/` also compares networks of five blocks of
+every kind at other sizes and in training steps. Networks without an oracle are compared with arithmetic and with the
+numbers in their papers.
 
-Every member takes what `ResNetSpec` has: `create_model("resnet50d", num_classes=10, squeeze=1 / 16, drop_path=0.1)`.
+Every network accepts the fields of `ResNetSpec`: `create_model("resnet50d", num_classes=10, squeeze=1 / 16,
+drop_path=0.1)`.
 
-How long they take beside torchvision's and timm's on one CPU, and to compile by depth, is among the
-[benchmarks](benchmarks.md).
+The [benchmarks](benchmarks.md) compare the speed on one CPU with torchvision's and timm's networks, and list compile
+times by depth.
 
-This page is made by `make zoo`, with torch {GOLDEN["versions"]["torch"]}, torchvision
+`make zoo` writes this page, with torch {GOLDEN["versions"]["torch"]}, torchvision
 {GOLDEN["versions"]["torchvision"]} and timm {GOLDEN["versions"]["timm"]} as the oracles.
 """
 
 
 def row(name: str, difference: str) -> tuple[str, ...]:
-    """A member's row."""
+    """Return the row of a network."""
     member, golden = ZOO[name], GOLDEN["members"].get(name)
     return (
         f"`{name}`",
@@ -54,7 +56,7 @@ def row(name: str, difference: str) -> tuple[str, ...]:
 
 
 def page(differences: Mapping[str, float]) -> str:
-    """The page, given the difference of each network that has an oracle."""
+    """Return the page, given the difference of each network with an oracle."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * 3 + "|---|---:|---|---|"]
     for name in ZOO:
         difference = f"{differences[name]:.0e}" if name in GOLDEN["members"] else ""

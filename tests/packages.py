@@ -8,7 +8,7 @@ import pytest
 
 
 def package(name: str) -> Any:
-    """Imports a package. Without it the test is skipped, or fails if RESFIT_REQUIRE (names between commas) has it."""
+    """Import a package. Without it, skip the test, or fail if RESFIT_REQUIRE (comma-separated names) lists it."""
     if name in os.environ.get("RESFIT_REQUIRE", "").split(","):
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"needs the package {name}: `make against` or `make originals` has it")

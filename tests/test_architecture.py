@@ -52,6 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnostics": {"callbacks", "data", "losses", "model", "nets", "plots", "trainer"},
 }  # fmt: skip
 
+# The modules that build residual networks.
+RESNET = tuple(
+    f"nets.{name}"
+    for name in ("resnet", "residual", "blocks", "preact_blocks", "shortcut", "squeeze", "stem", "head", "spec", "zoo")
+)
+
 # Rules between modules of one subpackage, or stricter than the table above.
 MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     # A step knows no device, and no callback.
@@ -60,6 +66,8 @@ MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     "trainer.placement": ("callbacks", "data", "trainer.trainer"),
     # The structure of a module is known without a run.
     "trainer.graph": ("trainer.state", "trainer.step", "trainer.placement", "callbacks", "data"),
+    # The trainer trains any module. See also test_the_trainer_reaches_nothing_of_a_resnet.
+    "trainer": RESNET,
     # An exported program runs without the rest of resfit.
     "export.exported": ("nets", "trainer", "data", "callbacks", "losses"),
 }
@@ -75,12 +83,12 @@ def module_name(path: Path) -> str:
 
 
 def subpackage(module: str) -> str:
-    """The first part of a dotted module name below resfit: `resfit.nets.stem` is in "nets"."""
+    """Return the first part of a dotted module name below resfit: `resfit.nets.stem` is in "nets"."""
     return (module.split(".")[1:] or [FACADE])[0]
 
 
 def imports(source: str, module: str, modules: set[str]) -> Iterator[str]:
-    """The resfit modules that a source imports: at the top, inside a function, or for type checkers."""
+    """Yield the resfit modules that a source imports: at the top, inside a function, or for type checkers."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -122,7 +130,7 @@ def is_within(module: str, package: str) -> bool:
 
 
 def cycle(sources: dict[str, str]) -> list[str]:
-    """The modules of one import cycle; empty if there is none."""
+    """Return the modules of one import cycle; an empty list without a cycle."""
     modules = set(sources)
     graph = {
         module: {name for name in imports(source, module, modules) if name in modules and name != module}
@@ -133,6 +141,17 @@ def cycle(sources: dict[str, str]) -> list[str]:
     except graphlib.CycleError as error:
         return list(error.args[1])
     return []
+
+
+def reachable(sources: dict[str, str], start: set[str]) -> set[str]:
+    """Return the modules that `start` imports, directly or not, and `start` itself."""
+    found, pending = set(start), list(start)
+    while pending:
+        module = pending.pop()
+        new = {name for name in imports(sources[module], module, set(sources)) if name in sources} - found
+        found |= new
+        pending += new
+    return found
 
 
 def forbidden_statements(sources: dict[str, str]) -> list[str]:
@@ -165,6 +184,20 @@ def test_imports_point_downwards_only(sources: dict[str, str]) -> None:
 
 def test_no_modules_import_each_other(sources: dict[str, str]) -> None:
     assert cycle(sources) == []
+
+
+def test_the_trainer_reaches_nothing_of_a_resnet(sources: dict[str, str]) -> None:
+    """Imports of imports count, except the re-exports of resfit/nets/__init__.py."""
+    start = {module for module in sources if subpackage(module) == "trainer"}
+    found = reachable(sources, start)
+    assert {f"resfit.{name}" for name in RESNET} <= set(sources)
+    assert [
+        name
+        for name in sorted(found)
+        if is_within(name.removeprefix("resfit."), "nets")
+        and name in {"resfit.nets", *(f"resfit.{part}" for part in RESNET)}
+    ] == []
+    assert "resfit.nets.resnet" in reachable(sources, {"resfit.nets.fold"})
 
 
 def test_a_cycle_is_found_also_in_imports_for_type_checkers() -> None:

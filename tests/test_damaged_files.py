@@ -30,7 +30,7 @@ ARRAYS = {"a": np.arange(12, dtype="f4").reshape(3, 4)}
 
 
 def with_header_of(residue: int) -> bytes:
-    """A file whose header has a length of `residue` modulo 256, as safetensors pads one: with spaces."""
+    """Return a file whose header has a length of `residue` modulo 256, padded with spaces as by safetensors."""
     content = safetensors.numpy.save(ARRAYS, metadata={"format": "pt"})
     length = int.from_bytes(content[:8], "little")
     longer = length + (residue - length) % 256
@@ -121,7 +121,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[], bytes]]] = {
 
 
 def damaged(content: bytes, dice: random.Random) -> bytes:
-    """The file cut short, with bytes before it, or with a few others in its first or last bytes."""
+    """Return a truncated file, one with bytes before it, or one with a few changed first or last bytes."""
     kind = dice.randrange(4)
     if kind == 0:
         return content[: dice.randrange(len(content))]

@@ -154,7 +154,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CompileError, match=r"label_weight=1\.5"):
         resfit.Distiller(net, other, label_weight=1.5)
     model = distiller(PlainNet(CLASSES + 1, rngs=nnx.Rngs(1)))
-    with pytest.raises(LabelError, match=r"\(8, 3\), the teacher's \(8, 4\)"):
+    with pytest.raises(LabelError, match=r"\(8, 3\) and the teacher's \(8, 4\)"):
         model.train_on_batch(images(8), labels(8))
 
 

@@ -44,19 +44,19 @@ def blocks(text: str) -> list[Block]:
 
 
 def after(diff: str) -> str:
-    """The lines as they are once the diff is applied; a line taken out leaves a blank one, so that numbers hold."""
+    """Return the lines after the diff; a removed line stays as a blank one, so that line numbers match."""
     return "\n".join("" if line.startswith("-") else line[1:] for line in diff.split("\n"))
 
 
 def source(block: Block) -> str:
-    """The Python that a block holds, or only shows the result of."""
+    """Return the Python code of a block."""
     if block.language == "pycon":
         return "".join(example.source for example in doctest.DocTestParser().get_examples(block.code))
     return after(block.code) if block.language == "diff" else block.code
 
 
 def run(block: Block, page: str, namespace: dict[str, Any]) -> None:
-    """Runs one block in the page's namespace; tracebacks point at the page's own lines."""
+    """Run one block in the namespace of the page; tracebacks show the lines of the page."""
     if block.language == "pycon":
         test = doctest.DocTestParser().get_doctest(block.code, namespace, page, page, block.line - 1)
         runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
@@ -77,7 +77,7 @@ def run_page(page: Path) -> dict[str, Any]:
 
 
 def marks(page: Path) -> list[pytest.MarkDecorator]:
-    """Where a network is trained to the end, its steps cost more than compiling it."""
+    """Mark slow pages. Steps cost more than compilation on pages that train a network to the end."""
     return [pytest.mark.slow] * (page not in CHEAP) + [pytest.mark.optimized] * (page.name in TRAINED_TO_THE_END)
 
 
@@ -110,7 +110,7 @@ def test_the_readme_runs_in_order_with_thin_networks_and_one_epoch(monkeypatch: 
 
 
 def wrong_names(tree: ast.Module) -> list[str]:
-    """What is imported or read of resfit and does not exist there, and packages that are not installed."""
+    """Return the names of resfit that do not exist, and packages that are not installed."""
     wrong: list[str] = []
     for node in ast.walk(tree):
         names: list[str] = []
@@ -178,6 +178,25 @@ def test_every_test_that_the_readme_names_exists() -> None:
             node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
         ]
         assert test in functions, f"{path}::{test}"
+
+
+# Modules that docs/architecture.md names and that are still to come.
+
+
+def test_every_path_that_the_architecture_names_exists() -> None:
+    """Paths are below `resfit/`, or below the root if they begin with `tests/` or `docs/`."""
+    named = set(re.findall(r"`([\w/.]+(?:\.py|\.md|/))`", (ROOT / "docs" / "architecture.md").read_text()))
+    assert len(named) > 40
+    missing = {path for path in named if not (ROOT / path).exists() and not (ROOT / "resfit" / path).exists()}
+    assert missing == set()
+
+
+def test_the_layout_of_the_architecture_names_every_subpackage() -> None:
+    layout = next(block.code for block in blocks((ROOT / "docs" / "architecture.md").read_text()))
+    subpackages = {path.parent.name for path in (ROOT / "resfit").glob("*/__init__.py")}
+    assert set(re.findall(r"^  (\w+)/ ", layout, re.MULTILINE)) == subpackages
+    modules = {path.name for path in (ROOT / "resfit").glob("*.py")}
+    assert set(re.findall(r"\b\w+\.py\b", layout)) == modules
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,12 @@ def test_what_a_header_holds_besides_is_ignored(tmp_path: Path) -> None:
     [
         ({"format_version": 2, "resfit": "9.9"}, r"format version 2, written by resfit 9\.9.*up to 1\. Upgrade"),
         ({"format_version": "one"}, "format version 'one'"),
-        ("no JSON", "damaged: what it says of itself, 'no JSON', is no header"),
+        ("no JSON", "damaged: its header 'no JSON' is invalid"),
         ("[]", "damaged"),
         ("{}", "damaged"),
         ({"spec": {"depths": [10**9], "widths": [4], "stem": "cifar"}}, "describes a network of 1000000000 blocks"),
-        ({"spec": {"depths": [1], "widths": [10**6], "stem": "cifar"}}, "the file is damaged"),
-        ({"spec": {"depths": [1], "widths": [4], "stem": "cifar", "num_classes": 10**9}}, "the file is damaged"),
+        ({"spec": {"depths": [1], "widths": [10**6], "stem": "cifar"}}, "is damaged"),
+        ({"spec": {"depths": [1], "widths": [4], "stem": "cifar", "num_classes": 10**9}}, "is damaged"),
     ],
 )
 def test_a_header_that_cannot_be_is_refused_before_anything_is_built(change: Any, said: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def missing_tests(text: str) -> list[str]:
-    """The tests that a text names and that do not exist."""
+    """Return the tests that a text names and that do not exist."""
 
     def functions(path: str) -> set[str]:
         file = ROOT / path

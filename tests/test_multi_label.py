@@ -34,7 +34,7 @@ def model_of(loss: Any = "binary_cross_entropy", names: Any = None, outputs: int
 
 
 def own(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """A custom loss, which may mark missing labels by -1."""
+    """Return a custom loss, which can mark missing labels by -1."""
     known = labels >= 0
     return jnp.where(known, optax.sigmoid_binary_cross_entropy(logits, labels), 0).mean(axis=1)
 
@@ -56,7 +56,7 @@ EACH: dict[str, Any] = {
 
 
 def expected(logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """What scikit-learn says."""
+    """Return the values of scikit-learn."""
     from sklearn import metrics as sklearn  # slow to import
 
     yes = (logits > 0).astype(int)
@@ -181,7 +181,7 @@ def test_a_loss_for_either_says_that_it_needs_labels_or_an_argument() -> None:
     assert one.predict(X, outputs="labels", verbose=0).shape == (20,)
     with pytest.raises(LabelError, match="Row 0 of the targets sums to 2"):
         losses.check(BinaryCrossEntropy(multi_label=False), np.array([[1, 1, 0]]), (1, 3))
-    with pytest.raises(LabelError, match=r"got class numbers.*leave multi_label out"):
+    with pytest.raises(LabelError, match=r"got class numbers.*omit multi_label"):
         BinaryCrossEntropy(multi_label=True)(np.zeros((2, 3), np.float32), np.int32([0, 1]))
 
 

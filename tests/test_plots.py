@@ -184,14 +184,17 @@ def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
         (lambda: plots.confusion_matrix([0, 1], [0.2, 0.7]), "float64"),
         (lambda: plots.confusion_matrix([], []), "class numbers"),
         (lambda: plots.confusion_matrix([[1, 0]], [[1.0, 0.0]]), "argmax"),
-        (lambda: plots.confusion_matrix([0, 5], [[1.0, 0.0], [1.0, 0.0]]), "expected 0 to 1"),
+        (lambda: plots.confusion_matrix([0, 5], [[1.0, 0.0], [1.0, 0.0]]), "Expected 0 to 1"),
         (lambda: plots.confusion_matrix([-1, 0], [0, 0]), "run from -1"),
         (lambda: plots.confusion_matrix([0, 1], [0, 1], class_names=["cat"]), "1 class names for 2 classes"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4)), [0, 1], np.zeros((2, 2))), r"\(2, 4, 4\)"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [0, 1]), "model.predict"),
         (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], [[0.0, np.nan], [0.0, 1.0]]), "finite"),
-        (lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], np.zeros((2, 2)), count=0), "count=0"),
-        (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "as many examples"),
+        (
+            lambda: plots.mistakes(np.zeros((2, 4, 4, 1)), [0, 1], np.zeros((2, 2)), count=0),
+            "count to be a positive integer, got 0",
+        ),
+        (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "the same number of examples"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(figure: Any, says: str) -> None:
@@ -218,7 +221,10 @@ def test_a_schedule_is_drawn_step_by_step_up_to_the_last() -> None:
 
 @pytest.mark.parametrize(
     ("rate", "steps", "words"),
-    [(lambda step: 1.0, 0, "0 steps"), (lambda step: np.nan if step == 2 else 1.0, 5, "step 2")],
+    [
+        (lambda step: 1.0, 0, "steps to be a positive integer, got 0"),
+        (lambda step: np.nan if step == 2 else 1.0, 5, "step 2"),
+    ],
 )
 def test_a_schedule_that_cannot_be_drawn_is_refused(rate: Any, steps: int, words: str) -> None:
     with pytest.raises(DataError, match=words):
@@ -257,7 +263,7 @@ def test_grad_cam_shows_each_image_and_under_it_the_same_with_its_map() -> None:
         ({"maps": np.ones((2, 4, 5))}, r"maps of shape \(2, 4, 5\)"),
         ({"images": np.ones((2, 4, 4, 2))}, r"\(2, 4, 4, 2\)"),
         ({"titles": ["one"]}, "1 titles for 2"),
-        ({"count": 0}, "count=0"),
+        ({"count": 0}, "count to be a positive integer, got 0"),
     ],
 )
 def test_maps_that_do_not_belong_to_the_images_are_refused(arguments: dict[str, Any], words: str) -> None:

@@ -20,7 +20,7 @@ def names_of(module: ModuleType) -> list[str]:
 
 
 def public_names() -> list[str]:
-    """The façade's names, and those of the modules that it offers."""
+    """Return the public names of resfit, and those of its public modules."""
     modules = [resfit, *(value for name in resfit.__all__ if isinstance(value := getattr(resfit, name), ModuleType))]
     return sorted(f"{module.__name__}.{name}" for module in modules for name in names_of(module))
 

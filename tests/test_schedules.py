@@ -139,7 +139,7 @@ def test_a_list_of_epochs_makes_the_same_schedule_as_a_tuple() -> None:
         (lambda: schedules.get("cosinus", 0.1), "Unknown learning-rate schedule 'cosinus'"),
         (lambda: schedules.get(0.1), "got float: 0.1"),  # type: ignore[arg-type]
         (lambda: schedules.get("cosine"), r"learning_rate=resfit\.schedules\.Cosine\(peak=0\.1\)"),
-        (lambda: Cosine().rate(0, 1, 1), "has no peak rate"),
+        (lambda: Cosine().rate(0, 1, 1), "has no peak learning rate"),
         (lambda: Cosine(-0.1), "Cosine got peak=-0.1"),
         (lambda: Cosine(float("nan")), "got peak=nan"),
         (lambda: Cosine(0.1, end=1.5), "got end=1.5"),
@@ -150,7 +150,7 @@ def test_a_list_of_epochs_makes_the_same_schedule_as_a_tuple() -> None:
         (lambda: Step(0.1, at=(60, 30)), "rising epochs"),
         (lambda: Step(0.1, at=()), "rising epochs"),
         (lambda: Step(0.1, drop=10), "got drop=10"),
-        (lambda: Step(0.1, at=(30, 60)).over(60, 10), "not reached in a run of 60"),
+        (lambda: Step(0.1, at=(30, 60)).over(60, 10), "in a run of 60 epochs, which does not reach"),
         (lambda: OneCycle(0.1, rise=1.0), "got rise=1.0"),
         (lambda: Cosine(0.1).over(0, 10), "a run of 0 epochs"),
     ],

@@ -71,7 +71,7 @@ def bright_or_dark(n: int = 48) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tutorial() -> Any:
-    """The tutorial's class after three lines of resfit."""
+    """Train the class of the tutorial with three lines of resfit."""
     x, y = bright_or_dark()
     module = TutorialResNet(rngs=nnx.Rngs(0))
     model = resfit.Model(module)
@@ -160,7 +160,7 @@ def test_the_last_batch_is_trained_on_and_counted() -> None:
     model = compiled()
     fit(model, images(20), labels(20), callbacks=[recorder])
     assert recorder.names().count("on_train_batch_end") == 3
-    assert int(state_of(model).leaves[-1]) == 3
+    assert state_of(model).steps() == 3
 
 
 def test_the_mean_over_a_set_is_that_of_its_examples_not_of_its_batches() -> None:

@@ -47,7 +47,7 @@ def spec(variant: str, **fields: Any) -> ResNetSpec:
 
 
 def network(variant: str, **fields: Any) -> ResNet:
-    """That network, with new weights."""
+    """Return the network of a variant, with new weights."""
     return ResNet(spec(variant, **fields), rngs=nnx.Rngs(0))
 
 

@@ -1,21 +1,21 @@
-"""Who is measured: one file each, that only its own process imports.
+"""The contestants: one file each, which only its own process imports.
 
-Each holds a class `Contestant`, made with (platform, name of the problem, steps), whose methods are turns: `train`,
-`evaluate` and `predict` go once over the images and return when the device is done. All train the same network on the
-same images with the same optimizer, SGD of Nesterov's kind; `facts` tells what shows that they do. Those that take
-`resident=True` have all images on the device before the first step.
+Each file has a class `Contestant`, made with (platform, name of the problem, steps), whose methods are turns: `train`,
+`evaluate` and `predict` process the images once and return when the device is done. All contestants train the same
+network on the same images with the same optimizer, SGD with Nesterov momentum; `facts` returns evidence for it.
+Contestants that take `resident=True` have all images on the device before the first step.
 """
 
 from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A contestant as the table shows it.
+    """A contestant in the table.
 
     Attributes:
       title: its name.
-      package: what has to be installed for it; None if resfit's own requirements do.
-      bars: name of the problem -> what its step over that of `fit` has to keep.
+      package: the package that it needs; None if the requirements of resfit are enough.
+      bars: name of the problem -> bound of its step over that of `fit`.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""resfit's `fit`, `evaluate` and `predict` with their defaults, but XLA alone: metrics, History, a progress line."""
+"""The `fit`, `evaluate` and `predict` of resfit with their defaults, XLA alone: metrics, History, progress line."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.programs import recorded
 
 
 class Contestant:
-    """resfit."""
+    """The contestant resfit, with XLA alone."""
 
     cpu_kernels = "xla"
 

@@ -1,9 +1,9 @@
-"""resfit with the extra `resfit[cpu]`."""
+"""The contestant resfit with the extra `resfit[cpu]`."""
 
 from benchmarks.contestants import fit
 
 
 class Contestant(fit.Contestant):
-    """resfit, whose convolutions are oneDNN's where that is faster."""
+    """The contestant resfit, with oneDNN for the convolutions that it computes faster."""
 
     cpu_kernels = "onednn"

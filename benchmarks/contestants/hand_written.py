@@ -1,7 +1,7 @@
-"""The fastest loop that we know how to write: the bar for `fit`.
+"""The fastest loop that we know how to write: the reference for `fit`.
 
-The state is one flat tuple of arrays, the step one donated `jax.jit`, compiled ahead, which takes the batch straight
-from NumPy: `jax.device_put` first costs more. Nothing is read before the end of the epoch, so the host runs ahead of
+The state is one flat tuple of arrays, and the step one donated `jax.jit`, compiled ahead of time, which takes the batch
+directly from NumPy: `jax.device_put` costs more. Nothing is read before the end of the epoch, so the host runs ahead of
 the device. The forward pass of evaluation and prediction is one bare `jax.jit`.
 """
 
@@ -54,12 +54,12 @@ class Loop:
         self._random = np.random.default_rng(0)
 
     def compile(self, x: np.ndarray, y: np.ndarray, options: dict[str, Any] | None = None) -> Any:
-        """The executable of a step on such a batch, by XLA's options, which `train` then uses."""
+        """Compile a step for such a batch with XLA options, for `train`, and return the executable."""
         self.step = self._step.lower(self.leaves, x, y).compile(options or {})
         return self.step
 
     def train(self, x: np.ndarray, y: np.ndarray, batch: int) -> float:
-        """An epoch in a new order. Returns the mean loss."""
+        """Train an epoch in a new order and return the mean loss."""
         order = self._random.permutation(len(x))
         losses = []
         for first in range(0, len(x), batch):
@@ -69,7 +69,7 @@ class Loop:
         return float(np.mean(jax.device_get(losses)))
 
     def outputs(self, x: np.ndarray, batch: int) -> list[jax.Array]:
-        """Of every batch."""
+        """Return the outputs of every batch."""
         leaves = self.leaves[: self.visible]
         return [self.forward(leaves, x[i : i + batch]) for i in range(0, len(x), batch)]
 

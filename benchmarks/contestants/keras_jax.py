@@ -1,7 +1,7 @@
-"""Keras 3 on JAX: the same network in Keras's layers, `model.fit` and its kin, silent.
+"""Keras 3 on JAX: the same network in Keras layers, with `model.fit`, `evaluate` and `predict`, silent.
 
-Strided 3x3 and 7x7 convolutions are padded by "same", which is what somebody writes who starts in Keras. The sampling
-grid is then moved by a pixel, the work is the same.
+Strided 3x3 and 7x7 convolutions use the padding "same", the usual choice in Keras. The sampling grid is then moved by a
+pixel; the work is the same.
 """
 
 import os
@@ -17,7 +17,7 @@ from benchmarks.child import peak_memory
 
 
 def network(spec: dict[str, Any], side: int) -> keras.Model:
-    """A ResNet by the spec that resfit's is built from."""
+    """Build a ResNet from a spec of resfit."""
 
     def conv(x: Any, width: int, kernel: int, strides: int = 1) -> Any:
         start = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
@@ -57,7 +57,7 @@ def network(spec: dict[str, Any], side: int) -> keras.Model:
 
 
 class Contestant:
-    """Keras."""
+    """The contestant Keras."""
 
     def __init__(self, platform: str, name: str, steps: int | None = None) -> None:
         self._problem = problems.problem(platform, name, steps)

@@ -1,4 +1,4 @@
-"""PyTorch, channels last, by a bare loop: eager or `torch.compile`, on all cores or one, what was fastest at first."""
+"""PyTorch in a bare loop, channels last: eager or `torch.compile`, on all cores or one, whichever was fastest."""
 
 import os
 import time
@@ -24,7 +24,7 @@ class ConvNorm(nn.Sequential):
 
 
 class PadShortcut(nn.Module):
-    """Option A."""
+    """A shortcut of option A."""
 
     def __init__(self, extra: int, strides: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 def network(spec: dict[str, Any]) -> nn.Module:
-    """A ResNet by the spec that resfit's is built from."""
+    """Build a ResNet from a spec of resfit."""
     channels = spec["widths"][0]
     imagenet = spec["stem"] == "imagenet"
     parts: list[nn.Module] = [ConvNorm(spec["in_channels"], channels, 7 if imagenet else 3, 2 if imagenet else 1)]
@@ -78,7 +78,7 @@ def network(spec: dict[str, Any]) -> nn.Module:
 
 
 class Way:
-    """A network that is run eagerly, or compiled, and its optimizer."""
+    """A network, eager or compiled, and its optimizer."""
 
     def __init__(self, problem: problems.Problem, device: str, compiled: bool) -> None:
         net = network(problem.spec).to(device=device, memory_format=torch.channels_last)
@@ -89,7 +89,7 @@ class Way:
         self._device, self._half = device, problem.spec.get("dtype") == "bfloat16"
 
     def train(self, x: torch.Tensor, y: torch.Tensor, batch: int, random: np.random.Generator) -> float:
-        """An epoch in a new order. Returns the mean loss."""
+        """Train an epoch in a new order and return the mean loss."""
         self.net.train()
         total = torch.zeros((), device=self._device)
         order = torch.from_numpy(random.permutation(len(x)))
@@ -104,21 +104,21 @@ class Way:
         return float(total) / len(order.split(batch))
 
     def predict(self, x: torch.Tensor, batch: int) -> list[int]:
-        """All outputs' shape."""
+        """Predict all images and return the shape of the outputs."""
         self.net.eval()
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._half):
             return list(torch.cat([self.net(images.to(self._device)).cpu() for images in x.split(batch)]).shape)
 
 
 class Contestant:
-    """PyTorch."""
+    """The contestant PyTorch."""
 
     def __init__(self, platform: str, name: str, steps: int | None = None, resident: bool = False) -> None:
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(self._cores)
         self._problem = problems.problem(platform, name, steps)
         x, y = problems.images(self._problem)
-        # NHWC memory seen as NCHW is channels last.
+        # NHWC memory in NCHW order is channels last.
         self._x, self._y = torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y).long()
         self._random = np.random.default_rng(0)
         self._device = "cuda" if platform == "gpu" else "cpu"
@@ -141,14 +141,14 @@ class Contestant:
         return {"parameters": parameters, "peak_memory": peak, "temporary_memory": None, "remark": self._remark}
 
     def _choose(self) -> None:
-        """Tries eager and compiled, then the faster one on a single thread, which is quicker for tiny images."""
+        """Try eager and compiled, then the faster one on a single thread, which is faster for tiny images."""
         problem = self._problem
         seconds: dict[tuple[str, int], float] = {}
         ways = {"eager": Way(problem, self._device, False), "torch.compile": Way(problem, self._device, True)}
         for name in list(ways):
             try:
                 seconds[name, self._cores] = self._tried(ways[name])
-            except torch._dynamo.exc.TorchDynamoException as error:  # without a C++ compiler; the remark says so
+            except torch._dynamo.exc.TorchDynamoException as error:  # without a C++ compiler; the note says so
                 del ways[name]
                 self._remark = f"; torch.compile failed: {type(error).__name__}"
         name = min(seconds, key=seconds.__getitem__)[0]
@@ -161,7 +161,7 @@ class Contestant:
         self._remark = f"{name} on {threads} thread(s); tried: {tried}{self._remark}"
 
     def _tried(self, way: Way) -> float:
-        """Seconds of a step: the least of ten, or of as many as a few seconds have room for."""
+        """Return the seconds of a step: the minimum of ten, or of as many as fit into a few seconds."""
         batch = self._problem.batch
         x, y = self._x[:batch], self._y[:batch]
         way.train(x, y, batch, self._random)  # compiles

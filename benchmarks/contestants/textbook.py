@@ -13,7 +13,7 @@ from benchmarks.child import peak_memory
 
 @nnx.jit
 def train_step(model: Any, optimizer: nnx.Optimizer, metrics: nnx.MultiMetric, x: jax.Array, y: jax.Array) -> None:
-    """Updates model, optimizer and metrics in place."""
+    """Update model, optimizer and metrics in place."""
 
     def loss_of(model: Any) -> tuple[jax.Array, jax.Array]:
         logits = model(x)
@@ -26,7 +26,7 @@ def train_step(model: Any, optimizer: nnx.Optimizer, metrics: nnx.MultiMetric, x
 
 @nnx.jit
 def eval_step(model: Any, metrics: nnx.MultiMetric, x: jax.Array, y: jax.Array) -> None:
-    """Updates the metrics in place."""
+    """Update the metrics in place."""
     logits = model(x)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
     metrics.update(loss=loss, logits=logits, labels=y)
@@ -34,7 +34,7 @@ def eval_step(model: Any, metrics: nnx.MultiMetric, x: jax.Array, y: jax.Array) 
 
 @nnx.jit
 def predict_step(model: Any, x: jax.Array) -> jax.Array:
-    """The logits."""
+    """Return the logits."""
     return model(x)
 
 

@@ -1,12 +1,12 @@
-"""Draws the pictures of the documentation, from nothing but resfit and scikit-learn's handwritten digits.
+"""Draw the pictures of the documentation, with resfit and scikit-learn's handwritten digits only.
 
     python docs/pictures/make.py gradients  # one of them, into docs/pictures/; without a name: all
 
 gradients: the gradient that reaches the first convolution of a new network, by depth, with and without shortcuts.
 degradation: training loss of shallow and deep networks, with and without shortcuts.
-tools: what the code of docs/how-to/tools.md draws.
+tools: the pictures that the code of docs/how-to/tools.md draws.
 augment: every augmentation, a few times, of scikit-learn's two photographs.
-tensorboard: what the code of docs/how-to/tensorboard.md logs, as TensorBoard shows it. Needs `pip install playwright`
+tensorboard: the logs of the code of docs/how-to/tensorboard.md, in TensorBoard. Needs `pip install playwright`
     and the program chromium.
 """
 
@@ -44,7 +44,7 @@ WITH, WITHOUT = "tab:blue", "tab:red"
 
 
 class PlainNet(nnx.Module):
-    """A residual network walked without its shortcuts: the same layers in the same order, and no addition."""
+    """A residual network without its shortcuts: the same layers in the same order, and no addition."""
 
     def __init__(self, net: ResNet) -> None:
         self.net = net
@@ -58,10 +58,10 @@ class PlainNet(nnx.Module):
 
 
 def build(depth: int, *, shortcuts: bool, width: int = 16, seed: int = 0) -> nnx.Module:
-    """He's CIFAR network of 6n + 2 layers, for digits, or the plain network of the same layers.
+    """Build He's CIFAR network of 6n + 2 layers, for digits, or the plain network of the same layers.
 
-    Both start with every norm's scale at one: with the last scale of each block at zero, which is the default, a plain
-    network would pass nothing on. Option-A shortcuts have no parameters, so both have equally many.
+    The scales of all norms start at one: with the default, the last scale of each block at zero, a plain network would
+    output zeros. Option-A shortcuts have no parameters, so both networks have the same number.
     """
     blocks = (depth - 2) // 6
     net = resfit.create_model(
@@ -78,7 +78,7 @@ def build(depth: int, *, shortcuts: bool, width: int = 16, seed: int = 0) -> nnx
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Training images (1437, 8, 8, 1), float32 in [0, 1], and their labels (1437,)."""
+    """Return training images (1437, 8, 8, 1), float32 in [0, 1], and their labels (1437,)."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype("float32") / 16
     x_train, _, y_train, _ = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
@@ -86,7 +86,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_gradient(net: nnx.Module, x: jax.Array, y: jax.Array) -> float:
-    """The norm of the loss's gradient with respect to the first convolution's kernel, in training mode."""
+    """Return the norm of the gradient with respect to the kernel of the first convolution, in training mode."""
     graph, params, rest = nnx.split(net, nnx.Param, ...)
     rest = nnx.as_pure(rest)
 
@@ -146,7 +146,7 @@ def degradation(folder: Path) -> None:
 
 
 def run_page(page: str) -> None:
-    """Runs the Python blocks of a page of the how-to guides, in the working folder."""
+    """Run the Python blocks of a how-to guide in the working folder."""
     text = (FOLDER.parent / "how-to" / page).read_text()
     namespace: dict[str, object] = {"__name__": "page"}
     for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
@@ -182,13 +182,13 @@ def tensorboard(folder: Path) -> None:
             page.goto(f"{url}?{query}#timeseries")
             page.get_by_text("Enable step selection and data table").click()
             page.get_by_role("button", name="Settings").first.click()  # closes them
-            page.wait_for_timeout(5000)  # cards are drawn bit by bit
+            page.wait_for_timeout(5000)  # cards are drawn one after the other
             page.screenshot(path=folder / f"{name}.png")
         browser.close()
 
 
 def wait_for(url: str, seconds: float = 60) -> None:
-    """Returns once a server answers."""
+    """Return when a server answers."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -204,7 +204,7 @@ def wait_for(url: str, seconds: float = 60) -> None:
 def augment(folder: Path) -> None:
     size, draws = 160, 4
     photographs = [load_sample_image(name) for name in ("flower.jpg", "china.jpg")]
-    # The middle square of each: the flower, and what it is mixed with.
+    # The middle square of each photograph: the flower, and the image that is mixed with it.
     whole = resfit.augment.random_resized_crop(size, scale=(0.9, 1), ratio=(1, 1))
     flower, china = (whole(jax.random.key(0), photograph[None], None)[0] for photograph in photographs)
     batch = jnp.concatenate([jnp.repeat(flower, draws, axis=0), china])[jnp.array([4, 0, 1, 2, 3])]
@@ -226,7 +226,7 @@ def augment(folder: Path) -> None:
         panel.suptitle(code, family="monospace", fontsize=9)
         apply = jax.jit(function)
         if code.startswith(("mixup", "cutmix")):
-            # One share for a whole batch: a batch for each picture, of the flower that the other photograph precedes.
+            # One share per batch, so each picture needs a batch: the flower, after the other photograph.
             results = [apply(jax.random.key(seed), batch, labels) for seed in range(draws)]
             images, titles = [x[1] for x, _ in results], [f"{1 - y[1, 1]:.0%} flower" for _, y in results]
         else:

@@ -1,1 +1,1 @@
-"""Helpers that any subpackage can import: they import nothing of resfit but `errors`."""
+"""Helpers for all subpackages. Of resfit they import only `errors`."""

@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all."""
+"""Atomic writes of files."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write beside the file's place, flush to the disk, and move it there.
+    """Write a file whole or not at all: write a temporary file, flush it to disk, and rename it.
 
     Raises:
-      FileNotFoundError: if there is no such folder.
+      FileNotFoundError: if the folder does not exist.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first: "
+            f"The folder {str(path.parent)!r} of {path.name} does not exist. Expected an existing folder. Create it: "
             f"pathlib.Path({str(path.parent)!r}).mkdir(parents=True)."
         )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -26,6 +26,6 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong before is the cause
+        with contextlib.suppress(OSError):  # the error to report is the earlier one
             temporary.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""Fetches a published file once: checked against its checksum, and whole or not there at all."""
+"""Downloads of published files, checked against their checksums."""
 
 import hashlib
 import http.client
@@ -17,17 +17,17 @@ _ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt, twice as long before the third
 _TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
-_LARGEST = 1 << 32  # bytes of a file that is published without its size
+_LARGEST = 1 << 32  # the most bytes of a file whose size is not published
 
 
 class Remote(NamedTuple):
     """A published file.
 
     Attributes:
-      url: where it is.
-      size: in bytes; None where it is not published.
-      sha256: in hexadecimal digits; the first of them, where no more are published.
-      remedy: what else to do without a network that reaches it.
+      url: the URL of the file.
+      size: the size in bytes; None if it is not published.
+      sha256: the checksum in hexadecimal digits, or its first digits if only those are published.
+      remedy: what to do if the URL cannot be reached.
     """
 
     url: str
@@ -42,12 +42,12 @@ class Remote(NamedTuple):
 
 
 def fetch(remote: Remote, target: Path) -> None:
-    """Downloads a file to `target`, which appears only when it is whole and has the published checksum.
+    """Download a file to `target`, which is created only if the whole file has the published checksum.
 
-    A connection that breaks is tried again, three times in all.
+    A broken connection is retried; there are three attempts.
 
     Raises:
-      DownloadError: if the server cannot be reached or refuses, or the file is not the published one.
+      DownloadError: if the server cannot be reached or refuses, or if the file is not the published one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     size = "" if remote.size is None else f" ({remote.size / 1e6:.1f} MB)"
@@ -74,8 +74,7 @@ def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
             if refused or attempt == _ATTEMPTS:
                 raise DownloadError(
                     f"Downloading {remote.url} failed{'' if refused else f' {_ATTEMPTS} times'}: {error}. Expected a "
-                    f"network that reaches it. Without one, get the file elsewhere and put it there as {target}, or "
-                    f"{remote.remedy}."
+                    f"network connection to this URL. Without one, copy the file to {target}, or {remote.remedy}."
                 ) from error
             _log.warning("Downloading %s failed: %s. Trying again.", remote.url, error)
             time.sleep(_PAUSE * 2 ** (attempt - 1))
@@ -84,7 +83,7 @@ def _with_patience(remote: Remote, target: Path, file: IO[bytes]) -> None:
 
 
 def _once(remote: Remote, file: IO[bytes]) -> None:
-    import urllib.request  # as above
+    import urllib.request  # slow to import, and rarely needed
 
     file.seek(0)
     file.truncate()
@@ -96,18 +95,18 @@ def _once(remote: Remote, file: IO[bytes]) -> None:
             file.write(chunk)
             digest.update(chunk)
             size += len(chunk)
-    # A connection that ends early looks like the end of the file.
+    # A connection that breaks early looks like the end of the file.
     if promised is not None and size < int(promised) and size <= most:
         raise ConnectionError(f"it ended after {size} of {promised} bytes")
     if remote.size not in (None, size) or not is_published(digest.hexdigest(), remote):
         expected = remote.sha256 if remote.size is None else f"{remote.size} bytes, {remote.sha256}"
         raise DownloadError(
             f"{remote.url} gave {'at least ' * (size > most)}{size} bytes with SHA-256 {digest.hexdigest()}. "
-            f"Expected the published file: {expected}{'...' * (len(remote.sha256) < 64)}. Nothing was kept. If "
-            f"something between here and the server answers in its place, get the file elsewhere, and {remote.remedy}."
+            f"Expected the published file: {expected}{'...' * (len(remote.sha256) < 64)}. The download was deleted. If "
+            f"a proxy answers instead of the server, copy the file from elsewhere, and {remote.remedy}."
         )
 
 
 def is_published(sha256: str, remote: Remote) -> bool:
-    """Whether a file with this checksum is the published one."""
+    """Return True if a file with this checksum is the published one."""
     return sha256.startswith(remote.sha256)

@@ -1,7 +1,7 @@
-"""Objects of other libraries that users pass from habit, and what replaces each of them here.
+"""Errors for objects of other libraries, with the replacement in resfit.
 
-Libraries are recognized by the names of their modules, so none is imported. A loss of Keras takes (labels, outputs),
-and a metric of PyTorch takes tensors: called by resfit, they fail inside a step or return wrong numbers.
+Module names identify a library, so no library is imported. A loss of Keras takes (labels, outputs), and a metric of
+PyTorch takes tensors: inside a step of resfit they would fail or return wrong numbers.
 """
 
 import functools
@@ -21,7 +21,7 @@ _LIBRARIES = {
 
 _FUNCTION = "loss=lambda outputs, labels: {}, one value per example"
 
-# For each argument: the replacement -> the names that it replaces, in lower case and without underscores.
+# For each argument: replacement -> names of other libraries, in lower case and without underscores.
 _REPLACEMENTS: dict[str, dict[str, str]] = {
     "loss": {
         "loss='cross_entropy', which reads class numbers and one-hot labels (with label smoothing: "
@@ -87,21 +87,21 @@ _OTHERWISE = {
     "metrics": "a function of (outputs, labels) that returns one value per example, written with jax.numpy, or the "
     "name of a metric, such as metrics=['accuracy']",
     "optimizer": "the optax optimizer of the same name, such as optimizer=optax.adamw, learning_rate=...",
-    "callbacks": "an object of a class that derives from resfit.callbacks.Callback. The hooks are Keras's: for a class "
-    "of yours change the base class",
+    "callbacks": "an object of a subclass of resfit.callbacks.Callback. The hooks are Keras's, so for a custom class "
+    "change the base class",
 }
 
 
 def refuse(value: Any, argument: str, error: type[Exception]) -> None:
-    """Raise if a value, or a class that it derives from, belongs to another library.
+    """Raise if the value, or a base class of it, belongs to another library.
 
     Args:
-      value: an object, a class or a function; also one inside `functools.partial`, or a method of an object.
-      argument: that received it: "loss", "metrics", "optimizer" or "callbacks".
+      value: an object, a class, a function, a `functools.partial` or a bound method.
+      argument: the argument that received the value: "loss", "metrics", "optimizer" or "callbacks".
       error: the class to raise.
 
     Raises:
-      error: with the replacement.
+      error: if the value belongs to another library. The message names the replacement.
 
     Example:
       >>> class Adam:
@@ -115,7 +115,7 @@ def refuse(value: Any, argument: str, error: type[Exception]) -> None:
         library = _LIBRARIES.get(module.partition(".")[0])
         if library is None:
             continue
-        # A class of the user's own does what its base class does not.
+        # A custom class does not do what its base class does.
         replacement = _replacement(name, argument) if i == 0 else _OTHERWISE[argument]
         raise error(
             f"{argument} received {module}.{name}, of {library}. Use {replacement}."
@@ -126,7 +126,7 @@ def refuse(value: Any, argument: str, error: type[Exception]) -> None:
 
 
 def _origins(value: Any) -> Iterator[tuple[str, str]]:
-    """(module, name) of the function or class behind a value, and of the classes that it derives from."""
+    """Yield (module, name) of the function or class of a value, then of its base classes."""
     while isinstance(value, functools.partial):
         value = value.func
     owner = getattr(value, "__self__", None)  # a bound method belongs to its object

@@ -1,4 +1,4 @@
-"""Packages that only some data sets and callbacks need, imported when the first of them is asked for."""
+"""Imports of optional packages, at the first use."""
 
 import importlib
 from typing import Any
@@ -7,20 +7,20 @@ from resfit.errors import MissingPackageError
 
 
 def load_package(name: str, who: str, remedy: str) -> Any:
-    """Imports a package.
+    """Import a module of an optional package.
 
     Args:
-      name: of the module to import.
-      who: what needs it.
-      remedy: the command that installs it.
+      name: the name of the module.
+      who: the part of resfit that needs the package.
+      remedy: the command that installs the package.
 
     Raises:
-      MissingPackageError: if it is not installed.
+      MissingPackageError: if the package is not installed.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"{who} needs the package {name.partition('.')[0]}, and importing it failed: {error}. Install it: {remedy}",
+            f"{who} needs the package {name.partition('.')[0]}, whose import failed: {error}. Install it: {remedy}",
             name=error.name,
         ) from error

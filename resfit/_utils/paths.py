@@ -1,18 +1,18 @@
-"""Paths as users write them."""
+"""Expansion of `~` in paths."""
 
 import os
 import pathlib
 
 
 def expand_user(path: str | os.PathLike[str]) -> str:
-    """Return a path in which `~` or `~name` at the beginning is that user's home folder, as a shell replaces it.
+    """Return a path with `~` or `~name` at its beginning replaced by the home folder, as in a shell.
 
     Args:
-      path: relative or absolute. One that begins with another name is returned as it is.
+      path: a relative or absolute path. Other paths are returned unchanged.
 
     Raises:
-      TypeError: if the path is not a str or an os.PathLike of one.
-      FileNotFoundError: if this user has no home folder.
+      TypeError: if the path is not a str or an os.PathLike of a str.
+      FileNotFoundError: if the home folder is unknown.
 
     Example:
       >>> expand_user("~/runs/a") == os.path.join(os.path.expanduser("~"), "runs", "a")
@@ -22,10 +22,10 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}. Decode bytes by os.fsdecode.")
+        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}. Decode bytes with os.fsdecode.")
     expanded = os.path.expanduser(text)
     if expanded.replace(os.sep, "/").partition("/")[0] == "~":
-        raise FileNotFoundError(f"{text!r} is in your home folder, and none is known. Set HOME, or pass a full path.")
+        raise FileNotFoundError(f"{text!r} is in the home folder, which is unknown. Set HOME, or pass a full path.")
     return expanded
 
 

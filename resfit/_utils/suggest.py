@@ -1,15 +1,15 @@
-"""What somebody may have meant by a name that is not known."""
+"""Suggestions for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that is most like it, or nothing.
+    """Return the end of an error message that suggests the most similar known name, or an empty text.
 
     Args:
-      name: as it was given.
-      known: what it could have been.
+      name: the unknown name.
+      known: the known names.
 
     Example:
       >>> did_you_mean("Adm", ["sgd", "adam", "adamw"])

@@ -1,9 +1,9 @@
-"""Augmentation: what happens to training batches only, on the device, inside the compiled step.
+"""Augmentation: random changes of training batches, on the device, inside the compiled step.
 
-An augmentation is a function (key, x, y) -> (x, y) of one batch, before `preprocess`. All its randomness comes from the
-key, which follows from the seed and the step alone. `compile(augment=...)` takes any such function, several in order,
-or a preset's name; those made here keep the images' dtype, uint8 or float, and draw for each image on its own. Only
-`mixup` and `cutmix`, which mix the images of a batch, draw one share for all.
+An augmentation is a function (key, x, y) -> (x, y) of one batch. It runs before `preprocess`, and only in training. All
+randomness comes from the key, which depends only on the seed and the step. `compile(augment=...)` takes a function, a
+sequence of functions, or the name of a preset. The augmentations of this subpackage keep the dtype of the images, uint8
+or float, and draw random numbers for each image; `mixup` and `cutmix` draw one share for the whole batch.
 """
 
 from resfit.augment.color_jitter import color_jitter

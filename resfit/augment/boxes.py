@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from resfit.augment.transform import whole
 
 ATTEMPTS = 10
-"""At a size that fits, as in torchvision and timm."""
+"""Attempts at a size that fits, as in torchvision and timm."""
 
 DRAWS = 2 * ATTEMPTS + 2
-"""Uniform numbers for one box: the area and the ratio of every attempt, then the place."""
+"""Uniform numbers for one box: the area and the ratio of every attempt, then the position."""
 
 
 class Boxes(NamedTuple):
@@ -31,19 +31,20 @@ def random_boxes(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[Boxes, jax.Array]:
-    """Boxes anywhere inside, of a uniform share of the image's area and a log-uniform ratio of width to height.
+    """Return random boxes inside an image.
 
-    Each has ten attempts, of which the first that fits is taken, as in torchvision and timm.
+    The share of the image's area is uniform, the ratio of width to height is log-uniform, and the position is uniform.
+    Each box is the first of ten attempts that fits, as in torchvision and timm.
 
     Args:
-      uniform: (n, DRAWS) in [0, 1).
-      image: its (height, width).
-      largest: the (height, width) that still fits.
-      area: smallest and largest share.
-      ratio: smallest and largest width / height.
+      uniform: random numbers (n, DRAWS) in [0, 1).
+      image: (height, width) of the image.
+      largest: (height, width) of the largest box that fits.
+      area: the smallest and the largest share of the area.
+      ratio: the smallest and the largest width / height.
 
     Returns:
-      (boxes, found): found is (n,) bool, and False where no attempt fitted.
+      (boxes, found): found is (n,) bool, False if no attempt fits.
     """
     areas, ratios, corners = jnp.split(uniform, (ATTEMPTS, 2 * ATTEMPTS), axis=1)
     pixels = image[0] * image[1] * (area[0] + (area[1] - area[0]) * areas)
@@ -59,12 +60,12 @@ def random_boxes(
 
 
 def inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
-    """Which of `size` pixels lie in [start, start + length): (n, size) bool from two (n,)."""
+    """Return a mask (n, size) of the pixels in [start, start + length), for (n,) starts and lengths."""
     pixel = jnp.arange(size)[None, :]
     return (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
 
 
 def mask(boxes: Boxes, image: tuple[int, int]) -> jax.Array:
-    """(n, height, width, 1) bool: which pixels the boxes cover."""
+    """Return a mask (n, height, width, 1) of the pixels inside the boxes."""
     rows = inside(boxes.top, boxes.height, image[0])[:, :, None, None]
     return rows & inside(boxes.left, boxes.width, image[1])[:, None, :, None]

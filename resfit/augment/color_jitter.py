@@ -14,23 +14,24 @@ Planes = list[jax.Array]
 def color_jitter(
     brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4, hue: float = 0.0
 ) -> ImageTransform:
-    """Changes brightness, contrast, saturation and hue of each image by factors of its own, in an order of its own.
+    """Return an augmentation that changes brightness, contrast, saturation and hue of each image.
 
-    The definitions are torchvision's `ColorJitter`: brightness multiplies, contrast moves away from or towards the
-    mean grey of the image, saturation away from or towards its own grey, hue turns the color circle; what leaves the
-    range is cut off after each. uint8 images are rounded once, at the end. Grey images keep saturation and hue.
+    Factors and order are random for each image. The definitions are those of torchvision's `ColorJitter`: brightness
+    multiplies the image, contrast blends it with its mean gray, saturation blends it with its gray version, and hue
+    rotates the color circle. Each change clips to the valid range. uint8 images are rounded once, at the end.
+    Saturation and hue do not apply to gray images.
+
+    Images are uint8, 0 to 255, or floats in [0, 1], with one or three channels (red, green, blue). Other floats
+    are clipped, so standardize images in `preprocess`, which runs after augmentation.
 
     Args:
-      brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness]; 0 leaves it out.
-      contrast: likewise.
-      saturation: likewise.
-      hue: the turn is uniform in [-hue, hue], in full turns, at most 0.5. It is the costly one.
-
-    Images must be uint8, 0 to 255, or floats in [0, 1], of one or three channels (red, green, blue). Floats outside of
-    [0, 1] are cut off: standardise in `preprocess`, which comes after.
+      brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness]; 0 disables the change.
+      contrast: as for brightness.
+      saturation: as for brightness.
+      hue: the rotation is uniform in [-hue, hue], in full turns, at most 0.5. Hue costs the most time.
 
     Raises:
-      CompileError: for negative values, a hue above 0.5, or nothing to change.
+      CompileError: for a negative value, a hue above 0.5, or if all values are 0.
 
     Example:
       >>> x = jnp.full((2, 8, 8, 3), 100, jnp.uint8)
@@ -45,7 +46,9 @@ def color_jitter(
             most = ", at most 0.5 (half a turn)" if name == "hue" else ""
             raise CompileError(f"augment.color_jitter got {name}={value!r}. Expected a number >= 0{most}.")
     if not any(strengths.values()):
-        raise CompileError(f"augment.color_jitter got {strengths}, which changes nothing. Expected one above zero.")
+        raise CompileError(
+            f"augment.color_jitter got {strengths}, which changes nothing. Expected at least one value above 0."
+        )
     return image_transform(_color_jitter, **strengths)
 
 
@@ -53,7 +56,7 @@ def _color_jitter(key: jax.Array, x: jax.Array, **strengths: float) -> jax.Array
     n, channels = x.shape[0], x.shape[3]
     if channels not in (1, 3):
         raise DataError(
-            f"augment.color_jitter got images of {channels} channels, shape {x.shape}. Expected 1 (grey) or 3 (red, "
+            f"augment.color_jitter got images of {channels} channels, shape {x.shape}. Expected 1 (gray) or 3 (red, "
             "green, blue)."
         )
     names = [name for name in strengths if strengths[name] and (channels == 3 or name in ("brightness", "contrast"))]
@@ -64,7 +67,7 @@ def _color_jitter(key: jax.Array, x: jax.Array, **strengths: float) -> jax.Array
     bounds = jnp.asarray([_bounds(name, strengths[name]) for name in names], jnp.float32).reshape(-1, 2)
     low, high = bounds[None, :, 0], bounds[None, :, 1]
     factors = low + (high - low) * uniform[:, : len(names)]
-    # Which change each image has at which place: (n, places).
+    # The change at each place of each image's order: (n, places).
     order = jnp.argsort(uniform[:, len(names) :], axis=1)
     for place in range(len(names)):
         here = {name: (order[:, place] == i)[:, None, None] for i, name in enumerate(names)}
@@ -78,9 +81,9 @@ def _bounds(name: str, strength: float) -> tuple[float, float]:
 
 
 def _change(planes: Planes, here: dict[str, jax.Array], factor: jax.Array) -> Planes:
-    """One change of each image: that which `here` says, (n, 1, 1) bool by name, by a factor of (n, 1, 1)."""
+    """Apply one change to each image: `here` has a mask (n, 1, 1) for each change, `factor` is (n, 1, 1)."""
     grey = luma(planes)
-    other = jnp.zeros_like(grey)  # what brightness blends with
+    other = jnp.zeros_like(grey)  # brightness blends with black
     if "contrast" in here:
         other = jnp.where(here["contrast"], grey.mean(axis=(1, 2), keepdims=True), other)
     if "saturation" in here:
@@ -92,10 +95,10 @@ def _change(planes: Planes, here: dict[str, jax.Array], factor: jax.Array) -> Pl
 
 
 def luma(planes: Planes) -> jax.Array:
-    """Grey values after ITU-R BT.601, as PIL and torchvision have them.
+    """Return gray values by ITU-R BT.601, as PIL and torchvision do.
 
     Args:
-      planes: one (grey already) or three (red, green, blue), of (n, height, width) each.
+      planes: one plane (gray) or three (red, green, blue), (n, height, width) each.
     """
     if len(planes) == 1:
         return planes[0]
@@ -104,11 +107,11 @@ def luma(planes: Planes) -> jax.Array:
 
 
 def turn_hue(planes: Planes, turns: jax.Array) -> Planes:
-    """Turns the hue, at the same saturation and value of HSV.
+    """Rotate the hue and keep the saturation and value of HSV.
 
     Args:
       planes: red, green and blue in [0, 1], (n, height, width) each.
-      turns: 1 is all the way round; (n, 1, 1).
+      turns: the rotation in full turns, (n, 1, 1).
     """
     red, green, blue = planes
     value = jnp.maximum(jnp.maximum(red, green), blue)

@@ -1,4 +1,4 @@
-"""Pasting a rectangle of one image into another, and mixing their labels."""
+"""CutMix: pasting a rectangle of one image into another and mixing the labels."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,18 @@ from resfit.augment.transform import draw, whole
 
 
 def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
-    """Pastes a rectangle of another image of the batch into each image; labels are mixed by the area.
+    """Return an augmentation that pastes a rectangle of another image of the batch into each image.
 
-    1 - share of the area is drawn from Beta(alpha, alpha), the centre anywhere, one rectangle for the whole batch; what
-    sticks out of the image is cut off, and the share is that of the pixels that are left. As in the source's code,
-    timm, and torchvision's `CutMix`. Labels are treated as by `mixup`.
+    One rectangle is drawn for the whole batch. Its share of the area is 1 minus a number from Beta(alpha, alpha), and
+    its center is uniform. The rectangle is clipped to the image, and the labels are mixed by the area that remains. The
+    source's code, timm and torchvision's `CutMix` do the same. Labels are treated as in `mixup`.
 
     Source: Yun et al. (arXiv 1905.04899).
 
     Args:
-      alpha: 1 in the source, where every area is equally likely.
-      num_classes: of integer labels; None takes it from one of resfit's networks. 1 is a single binary output.
+      alpha: the parameter of the Beta distribution; 1 in the source, where every area is equally likely.
+      num_classes: the number of classes of integer labels; 1 for a single binary output. By default, `compile` takes
+        the number from a network of resfit.
 
     Raises:
       CompileError: if alpha is not positive.

@@ -1,4 +1,4 @@
-"""Mirroring."""
+"""Horizontal flips."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,16 @@ from resfit.augment.transform import ImageTransform, draw, image_transform, requ
 
 
 def flip(probability: float = 0.5) -> ImageTransform:
-    """Mirrors each image left to right, with a probability. Not for digits, letters, or road signs.
+    """Return an augmentation that mirrors each image left to right with a probability.
 
-    The same as torchvision's `RandomHorizontalFlip` and Keras's `RandomFlip("horizontal")`.
+    Do not use it for digits, letters or road signs. The same as torchvision's `RandomHorizontalFlip` and Keras's
+    `RandomFlip("horizontal")`.
 
     Args:
-      probability: of each image on its own.
+      probability: the probability of a flip, for each image.
 
     Raises:
-      CompileError: if it is not from 0 to 1.
+      CompileError: if the probability is not between 0 and 1.
 
     Example:
       >>> x = jnp.array([[[[1.0], [2.0], [3.0]]]])

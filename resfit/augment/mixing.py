@@ -1,4 +1,4 @@
-"""Mixing each example with another one of its batch, images and labels alike."""
+"""The base of augmentations that mix each example with another one of the batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,23 +7,24 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_int
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, LabelError
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Mixes each example with the one before it in the batch, the first with the last. Equal ones compare equal.
+    """An augmentation that mixes each example with the previous one of the batch, and the first with the last.
 
-    The batch comes in random order, so the neighbour is a random other example, and a batch that is split over devices
-    exchanges one row with each neighbour instead of being gathered; torchvision does the same. A batch of one stays as
-    it is, but for the form of its label. The share is one for the whole batch, as in both papers, so the mean label of
-    a batch is not changed.
+    Batches are in random order, so the previous example is a random one. A batch that is split over devices then
+    exchanges one row between neighbors and is not gathered; torchvision does the same. A batch of one example keeps its
+    image. All examples of a batch share one random share, as in both papers, so the mean label stays the same. Equal
+    objects compare equal.
 
     Args:
-      mix: (key, x, partners, alpha) -> (mixed x, share of x), the share () float32.
-      alpha: of the Beta(alpha, alpha) distribution that the share is drawn from.
-      num_classes: of the integer labels; None until `compile` fills it in.
+      mix: a function (key, x, partners, alpha) -> (mixed x, share of x); the share is () float32.
+      alpha: the parameter of the Beta(alpha, alpha) distribution of the share.
+      num_classes: the number of classes of integer labels; None until `compile` sets it.
     """
 
     mix: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
@@ -33,17 +34,17 @@ class Mixing:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
             raise CompileError(f"augment.{self._name} got alpha={self.alpha!r}. Expected a positive number.")
-        if self.num_classes is not None and not (isinstance(self.num_classes, int) and self.num_classes >= 1):
+        if self.num_classes is not None and not is_int(self.num_classes, 1):
             raise CompileError(
                 f"augment.{self._name} got num_classes={self.num_classes!r}. Expected the number of the network's "
                 "outputs, or None to take it from the network."
             )
 
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
-        """The mixed images, in their shape and dtype, and their targets, float32.
+        """Return the mixed images, in the same shape and dtype, and float32 targets.
 
         Raises:
-          LabelError: if there are no labels, or nothing says how many classes there are.
+          LabelError: if there are no labels, or if the number of classes is unknown.
         """
         x = as_images(self._name, x)
         y = self._targets(y)
@@ -51,7 +52,7 @@ class Mixing:
         return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
 
     def for_classes(self, num_classes: int | None) -> Self:
-        """The same, with the number of classes where it has none yet."""
+        """Return a copy with the number of classes, or self if it already has one."""
         return dataclasses.replace(self, num_classes=num_classes) if self.num_classes is None else self
 
     def __repr__(self) -> str:
@@ -62,41 +63,43 @@ class Mixing:
         return self.mix.__name__.removeprefix("_")
 
     def _targets(self, y: Any) -> jax.Array:
-        """Labels as numbers that can be mixed: (batch, classes), or in the shape they have."""
+        """Return labels that can be mixed: class numbers as one-hot targets, other labels as floats."""
         if not hasattr(y, "dtype"):
             raise LabelError(
                 f"augment.{self._name} mixes labels and got {'none' if y is None else f'a {type(y).__name__}'}. "
-                "Expected one array: class numbers (batch,), or targets."
+                "Expected one array: class numbers (batch,) or targets."
             )
         column = y.ndim == 1 or y.shape[1:] == (1,)
         class_numbers = jnp.issubdtype(y.dtype, jnp.integer) and column and self.num_classes != 1
         if not class_numbers:
-            return jnp.asarray(y, jnp.float32)  # targets already, or 0 and 1 for a single output
+            return jnp.asarray(y, jnp.float32)  # targets, or 0 and 1 for a single output
         if self.num_classes is None:
             raise LabelError(
-                f"augment.{self._name} got class numbers, labels of shape {y.shape}, {y.dtype}, and this network does "
-                f"not say how many classes it has. Expected augment.{self._name}(num_classes=10), with the number of "
-                "the network's outputs (1 for a single binary one)."
+                f"augment.{self._name} got class numbers, labels of shape {y.shape}, {y.dtype}, and the number of "
+                f"classes of this network is unknown. Expected augment.{self._name}(num_classes=10), with the number "
+                "of the network's outputs (1 for a single binary output)."
             )
         y = y.reshape(-1)
         known = (y >= 0) & (y < self.num_classes)
-        # No class at all would be mixed as if it were a target, so an unknown one must not become it.
+        # The one-hot row of an unknown class is all zeros, which would be mixed like a valid target.
         return jnp.where(known[:, None], jax.nn.one_hot(y, self.num_classes, dtype=jnp.float32), jnp.nan)
 
 
 def share_of(uniform: jax.Array, alpha: float) -> jax.Array:
-    """A number from Beta(alpha, alpha) out of two uniform ones, exactly; jax.random.beta takes seconds to compile.
+    """Return a number from Beta(alpha, alpha), made of two uniform numbers.
+
+    The method is exact. `jax.random.beta` takes seconds to compile.
 
     Source: Devroye, Random variate generation in one line of code (1996), after Ulrich (1984) and Bailey (1994).
 
     Args:
-      uniform: (2,) in [0, 1).
-      alpha: positive.
+      uniform: two random numbers (2,) in [0, 1).
+      alpha: a positive number.
 
     Returns:
       () float32 in [0, 1].
     """
-    radius = jnp.expm1(-jnp.log(uniform[0]) / alpha)  # squared; infinity is a share of 0 or 1
+    radius = jnp.expm1(-jnp.log(uniform[0]) / alpha)  # squared radius; infinity means a share of 0 or 1
     cosine = jnp.cos(2 * jnp.pi * uniform[1])
     # In a fused program, rounding can leave the range by 2**-24.
     return jnp.clip(0.5 + 0.5 * cosine / jnp.sqrt(1 / radius + cosine**2), 0, 1)

@@ -1,4 +1,4 @@
-"""Blending two images, and their labels."""
+"""Mixup: blending two images and their labels."""
 
 import jax
 
@@ -7,17 +7,19 @@ from resfit.augment.transform import draw, like, to_float
 
 
 def mixup(alpha: float = 0.2, num_classes: int | None = None) -> Mixing:
-    """Blends each image with another one of its batch, and their labels by the same share.
+    """Return an augmentation that blends each image, and its label, with another one of the batch.
 
-    The share is drawn from Beta(alpha, alpha), one for the whole batch, as in the source's code, timm's default, and
-    torchvision's `MixUp`. Integer labels become float32 targets, (batch, classes), in the training step only; any loss
-    and metric of resfit takes both. The sample weights stay where they are.
+    One share for the whole batch is drawn from Beta(alpha, alpha), as in the source's code, timm's default and
+    torchvision's `MixUp`. In the training step, integer labels become float32 targets (batch, classes); all losses and
+    metrics of resfit read both. Sample weights are not mixed.
 
     Source: Zhang et al. (arXiv 1710.09412).
 
     Args:
-      alpha: the larger, the more even the blend; 0.1 to 0.4 in the source for ImageNet, 1 for CIFAR.
-      num_classes: of integer labels; None takes it from one of resfit's networks. 1 is a single binary output.
+      alpha: the parameter of the Beta distribution. A larger value gives a more even blend; the source uses 0.1 to 0.4
+        for ImageNet and 1 for CIFAR.
+      num_classes: the number of classes of integer labels; 1 for a single binary output. By default, `compile` takes
+        the number from a network of resfit.
 
     Raises:
       CompileError: if alpha is not positive.

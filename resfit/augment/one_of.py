@@ -1,4 +1,4 @@
-"""A choice between augmentations, drawn anew in every step."""
+"""A random choice between augmentations in every step."""
 
 import dataclasses
 from typing import Any, Self
@@ -11,15 +11,16 @@ from resfit.errors import CompileError
 
 
 def one_of(*augments: Augment) -> "OneOf":
-    """Applies one of several augmentations to the whole batch, each as likely, drawn anew in every step.
+    """Return an augmentation that applies one of several, drawn in every step for the whole batch.
 
-    `one_of(mixup(0.2), cutmix(1.0))` is how timm and "ResNet strikes back" (arXiv 2110.00476, section 3) combine them.
+    All are equally likely. timm and "ResNet strikes back" (arXiv 2110.00476, section 3) combine mixup and CutMix as
+    `one_of(mixup(0.2), cutmix(1.0))`.
 
     Args:
-      augments: functions (key, x, y) -> (x, y) whose results have the same shapes and dtypes.
+      augments: two or more functions (key, x, y) -> (x, y) whose results have the same shapes and dtypes.
 
     Raises:
-      CompileError: for fewer than two, or something that is no function.
+      CompileError: for fewer than two augmentations, or a value that is not a function.
 
     Example:
       >>> from resfit.augment import cutmix, mixup
@@ -31,10 +32,10 @@ def one_of(*augments: Augment) -> "OneOf":
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """What `one_of` makes. Equal ones compare equal.
+    """The result of `one_of`. Equal objects compare equal.
 
     Args:
-      augments: at least two.
+      augments: two or more augmentations.
     """
 
     augments: tuple[Augment, ...]
@@ -46,17 +47,17 @@ class OneOf:
             )
 
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[Any, Any]:
-        """The result of the one that is drawn.
+        """Return the result of a random augmentation.
 
         Raises:
-          CompileError: if their results differ in shape or dtype.
+          CompileError: if the results of the augmentations differ in shape or dtype.
         """
         results = [jax.eval_shape(augment, key, x, y) for augment in self.augments]
         forms = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), result) for result in results]
         if any(form != forms[0] for form in forms):
             raise CompileError(
-                f"augment.one_of chooses between results of {forms}. Expected the same shapes and dtypes of each: one "
-                "that mixes labels goes only with others that do."
+                f"augment.one_of got augmentations with the results {forms}. Expected the same shapes and dtypes. "
+                "Combine an augmentation that mixes labels only with others that mix labels."
             )
         choice_key, key = jax.random.split(key)
         choice = whole(draw(choice_key), len(self.augments))
@@ -64,7 +65,7 @@ class OneOf:
         return result
 
     def for_classes(self, num_classes: int | None) -> Self:
-        """The same, with the number of classes in those that need one and have none."""
+        """Return a copy in which every augmentation that mixes labels has the number of classes."""
         return dataclasses.replace(self, augments=tuple(for_classes(a, num_classes) for a in self.augments))
 
     def __repr__(self) -> str:
@@ -72,5 +73,5 @@ class OneOf:
 
 
 def for_classes(augment: Augment, num_classes: int | None) -> Augment:
-    """An augmentation that knows the number of classes, where it needs one."""
+    """Return the augmentation with the number of classes, if it mixes labels."""
     return augment.for_classes(num_classes) if isinstance(augment, Mixing | OneOf) else augment

@@ -1,4 +1,4 @@
-"""What the augment argument of `Model.compile` means."""
+"""The `augment` argument of `Model.compile`."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from resfit.errors import CompileError
 
 AugmentArgument = str | Augment | Sequence[str | Augment] | None
 
-# The rest of Keras's preprocessing layers have no counterpart.
+# Preprocessing layers of Keras -> their counterparts. Layers that are not in the table have none.
 _KERAS = {
     "RandomFlip": "flip()",
     "RandomTranslation": "pad_crop(4)",
@@ -29,16 +29,15 @@ _KERAS = {
 
 
 def get(augment: AugmentArgument, num_classes: int | None = None) -> tuple[Augment, ...]:
-    """The functions of an `augment` argument, in the order in which they are applied.
+    """Return the functions of an `augment` argument, in the order of their application.
 
     Args:
-      augment: a preset's name ("cifar": shifts by up to four pixels and mirroring; "imagenet": crops of random size,
-        scaled to 224 x 224, and mirroring; "none"), a function (key, x, y) -> (x, y), several of either in order, or
-        None.
-      num_classes: for those that mix labels and were not given it; None if nobody knows.
+      augment: the name of a preset ("cifar": shifts of up to four pixels and flips; "imagenet": random crops, resized
+        to 224 x 224, and flips; "none"), a function (key, x, y) -> (x, y), a sequence of names and functions, or None.
+      num_classes: the number of classes, for augmentations that mix labels; None if it is unknown.
 
     Raises:
-      CompileError: for an unknown name, or anything else.
+      CompileError: for an unknown name, or a value that is not an augmentation.
 
     Example:
       >>> from resfit.augment import mixup
@@ -73,7 +72,7 @@ def _unknown(part: Any) -> CompileError:
     name = type(part).__name__
     if _is_maker(part):
         return CompileError(
-            f"compile got the function resfit.augment.{part.__name__} itself as augment. Expected what it makes: "
+            f"compile got the function resfit.augment.{part.__name__} itself as augment. Expected its result: "
             f"resfit.augment.{part.__name__}(...)."
         )
     if _package(part) == "keras" and name in _KERAS:

@@ -1,4 +1,4 @@
-"""Augmentations by name: those of the papers that everybody compares with."""
+"""Augmentations by name, as in the reference papers."""
 
 from resfit.augment.flip import flip
 from resfit.augment.pad_crop import pad_crop
@@ -12,4 +12,4 @@ PRESETS: dict[str, tuple[Augment, ...]] = {
     # torchvision's and timm's plain recipe; Goyal et al. (arXiv 1706.02677), section 5.
     "imagenet": (random_resized_crop(224), flip()),
 }
-"""What `compile(augment="...")` and `get` know by name."""
+"""Augmentations of `compile(augment="...")` by name."""

@@ -1,4 +1,4 @@
-"""Blanking out a rectangle of an image."""
+"""Random erasing of a rectangle."""
 
 import math
 
@@ -17,21 +17,21 @@ def random_erasing(
     ratio: tuple[float, float] = (0.3, 3.3),
     fill: float | tuple[float, ...] | str = 0.0,
 ) -> ImageTransform:
-    """Fills a random rectangle of each image, with a probability.
+    """Return an augmentation that fills a random rectangle of each image with a probability.
 
-    The rectangles are those of torchvision's and timm's `RandomErasing`. Those work on standardised images, where zero
-    is the mean color; this comes before `preprocess`, where zero is black for uint8 and for floats in [0, 1]: give the
-    mean of your data, one value per channel, for the same. Source: Zhong et al. (arXiv 1708.04896).
+    The rectangles are those of `RandomErasing` in torchvision and timm. Those work on standardized images, where zero
+    is the mean color. This augmentation runs before `preprocess`, where zero is black for uint8 and float images.
+    For the same result, pass the mean of your data, one value per channel. Source: Zhong et al. (arXiv 1708.04896).
 
     Args:
-      probability: of each image on its own.
-      area: smallest and largest share of the image's area.
-      ratio: smallest and largest width / height.
-      fill: a value in the units of the images, one value per channel, or "noise": another value for every pixel and
-        channel, uniform over 0 to 255 for uint8, and over as many steps from 0 to 1 for floats.
+      probability: the probability of erasing, for each image.
+      area: the smallest and the largest share of the image's area.
+      ratio: the smallest and the largest width / height.
+      fill: a value in the units of the images, one value per channel, or "noise" for a random value of every pixel and
+        channel. Noise is uniform over 0 to 255 for uint8, and over 256 steps from 0 to 1 for floats.
 
     Raises:
-      CompileError: for values that are none of these.
+      CompileError: for any other value.
 
     Example:
       >>> x = jnp.ones((1, 32, 32, 3))
@@ -63,16 +63,16 @@ def _random_erasing(
     n, height, width, _ = x.shape
     box_key, fill_key = jax.random.split(key) if fill == "noise" else (key, key)
     uniform = draw(box_key, n, 1 + DRAWS)
-    # A rectangle is smaller than the image both ways.
+    # A rectangle is smaller than the image in both directions.
     boxes, found = random_boxes(uniform[:, 1:], (height, width), (height - 1, width - 1), area, ratio)
     erased = found & (uniform[:, 0] < probability)
     return jnp.where(mask(boxes, (height, width)) & erased[:, None, None, None], _filling(fill_key, x, fill), x)
 
 
 def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax.Array:
-    """Of the shape of x, or (1, 1, 1, channels)."""
+    """Return the fill values, in the shape of x or (1, 1, 1, channels)."""
     if isinstance(fill, str):
-        # Random bytes out of whole random words, which is three times faster than one by one.
+        # Splitting random words into bytes is three times faster than drawing bytes.
         *shape, channels = x.shape
         words = jax.random.bits(key, (*shape, -(-channels // 4)), jnp.uint32)
         noise = rearrange(jax.lax.bitcast_convert_type(words, jnp.uint8), "n h w words bytes -> n h w (words bytes)")
@@ -80,8 +80,8 @@ def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax
         return noise if x.dtype == jnp.uint8 else noise.astype(x.dtype) / 255
     if len(fill) not in (1, x.shape[3]):
         raise DataError(
-            f"augment.random_erasing fills {len(fill)} channels, the images of shape {x.shape} have {x.shape[3]}. "
-            "Give one value, or one per channel."
+            f"augment.random_erasing got fill={fill} for images of shape {x.shape}. Expected one value, or one for "
+            f"each of the {x.shape[3]} channels."
         )
     if x.dtype == jnp.uint8 and (min(fill) < 0 or max(fill) > 255):
         raise DataError(f"augment.random_erasing got fill={fill} for uint8 images. Expected values from 0 to 255.")

@@ -1,10 +1,11 @@
-"""Crops of random size and shape, scaled to one size: the augmentation of ImageNet."""
+"""Random resized crops, the augmentation of ImageNet."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_int
 from resfit.augment.boxes import DRAWS, Boxes, inside, random_boxes
 from resfit.augment.transform import ImageTransform, draw, image_transform, like, require_range, to_float
 from resfit.errors import CompileError
@@ -15,33 +16,34 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> ImageTransform:
-    """Crops each image at random, and scales what is left to `size`.
+    """Return an augmentation that crops each image at random and resizes the crop to `size`.
 
-    The same as torchvision's `RandomResizedCrop`: ten attempts at an area and a ratio, of which the first that fits is
-    taken, else the largest crop in the middle; then bilinear scaling, antialiased where it makes the crop smaller.
-    Training images then have another size than those of evaluation unless the data have this size already: resize them
-    to the size that you want to evaluate at. Source: Szegedy et al. (arXiv 1409.4842), section 6.
+    The same as torchvision's `RandomResizedCrop`: the crop is the first of ten attempts at an area and a ratio that
+    fits, or else the largest allowed crop in the center. Resizing is bilinear, with antialiasing where it shrinks. Only
+    training images get this size. If you want another size in evaluation, resize the dataset to it. Source: Szegedy et
+    al. (arXiv 1409.4842), section 6.
 
     Args:
-      size: of the images that come out, in pixels: one number, or (height, width).
-      scale: smallest and largest share of the image's area.
-      ratio: smallest and largest width / height.
+      size: the size of the result in pixels: one number, or (height, width).
+      scale: the smallest and the largest share of the image's area.
+      ratio: the smallest and the largest width / height.
 
     Raises:
-      CompileError: for a size below one pixel, or a range that is none.
+      CompileError: for a size below one pixel, or an invalid range.
 
     Example:
       >>> x = jnp.ones((2, 48, 40, 3), jnp.uint8)
       >>> random_resized_crop(32)(jax.random.key(0), x, None)[0].shape
       (2, 32, 32, 3)
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or not all(is_int(side, 1) for side in sides):
         raise CompileError(
             f"augment.random_resized_crop got size={size!r}. Expected a number of pixels, or (height, width)."
         )
     require_range("random_resized_crop", "scale", scale, 1)
     require_range("random_resized_crop", "ratio", ratio, math.inf)
+    sides = tuple(map(int, sides))
     return image_transform(_random_resized_crop, size=sides, scale=tuple(scale), ratio=tuple(ratio))
 
 
@@ -55,9 +57,9 @@ def _random_resized_crop(
 def crops_of(
     uniform: jax.Array, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
-    """One crop of an image of (height, width) for each row of numbers, (n, DRAWS) in [0, 1)."""
+    """Return one crop of an image (height, width) for each row of random numbers, (n, DRAWS) in [0, 1)."""
     crops, found = random_boxes(uniform, image, image, scale, ratio)
-    # Nothing fitted: the largest crop in the middle whose shape is allowed.
+    # If no attempt fits, take the largest crop in the center whose ratio is allowed.
     height = min(image[0], max(1, round(image[1] / ratio[0])))
     width = min(image[1], max(1, round(image[0] * ratio[1])))
     middle = ((image[0] - height) // 2, (image[1] - width) // 2, height, width)
@@ -65,27 +67,27 @@ def crops_of(
 
 
 def resized(x: jax.Array, boxes: Boxes, size: tuple[int, int]) -> jax.Array:
-    """The inside of one box per image, scaled; what lies outside of it has no influence.
+    """Return the inside of one box per image, resized. Pixels outside the box have no influence.
 
     Args:
-      x: (batch, height, width, channels) float.
-      boxes: inside of the images.
-      size: (height, width) of what comes out.
+      x: images (batch, height, width, channels), float.
+      boxes: one box inside each image.
+      size: (height, width) of the result.
     """
     rows = scaling_weights(boxes.top, boxes.height, x.shape[1], size[0])
     columns = scaling_weights(boxes.left, boxes.width, x.shape[2], size[1])
-    # At full precision: where a device multiplies matrices in fewer bits, uint8 images would lose theirs.
+    # Full precision: devices that multiply matrices in fewer bits would lose bits of uint8 images.
     highest = jax.lax.Precision.HIGHEST
     x = jnp.einsum("nih,nhwc->niwc", rows.astype(x.dtype), x, precision=highest)
     return jnp.einsum("njw,niwc->nijc", columns.astype(x.dtype), x, precision=highest)
 
 
 def scaling_weights(start: jax.Array, length: jax.Array, size_in: int, size_out: int) -> jax.Array:
-    """(n, size_out, size_in) float32: how much each old pixel gives to each new one, for (n,) starts and lengths."""
+    """Return weights (n, size_out, size_in) of input pixels in output pixels, for (n,) starts and lengths."""
     step = (length / size_out)[:, None, None]
     centres = start[:, None, None] + (jnp.arange(size_out)[None, :, None] + 0.5) * step
     distance = jnp.abs(jnp.arange(size_in)[None, None, :] + 0.5 - centres)
-    # A triangle that reaches to the neighbouring pixel, of whichever size has the larger ones.
+    # A triangle that reaches the neighboring pixel of the input or the output, whichever pixels are larger.
     weights = jnp.maximum(1 - distance / jnp.maximum(step, 1), 0)
     weights = jnp.where(inside(start, length, size_in)[:, None, :], weights, 0)
     return weights / weights.sum(axis=2, keepdims=True)

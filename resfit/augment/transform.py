@@ -1,4 +1,4 @@
-"""What an augmentation is, and the form that those of images alone share."""
+"""The type of augmentations, and the form of those that change only images."""
 
 import dataclasses
 import math
@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from resfit.errors import CompileError, DataError, RankError
 
 Augment = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
-"""(key, x, y) -> (x, y), of one batch: what `compile(augment=...)` takes."""
+"""A function (key, x, y) -> (x, y) of one batch, for `compile(augment=...)`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-    """Changes the images and leaves the labels alone, whatever they are. Equal ones compare equal.
+    """An augmentation that changes images and keeps labels. Equal objects compare equal.
 
     Args:
-      transform: (key, x, **arguments) -> x, with x (batch, height, width, channels) uint8 or float, kept.
-      arguments: of it, by name.
+      transform: a function (key, x, **arguments) -> x of images (batch, height, width, channels), uint8 or float. It
+        keeps the dtype.
+      arguments: names and values of the arguments of `transform`.
 
     Example:
       >>> from resfit import augment
@@ -35,11 +36,11 @@ class ImageTransform:
     arguments: tuple[tuple[str, Any], ...]
 
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, Any]:
-        """The transformed images, and the labels as they came.
+        """Return the changed images, and the labels unchanged.
 
         Raises:
-          RankError: if x is no batch of images.
-          DataError: if they are neither uint8 nor floats.
+          RankError: if x is not a batch of images.
+          DataError: if the images are neither uint8 nor floats.
         """
         return self.transform(key, as_images(self._name, x), **dict(self.arguments)), y
 
@@ -52,23 +53,23 @@ class ImageTransform:
 
 
 def image_transform(transform: Callable[..., jax.Array], **arguments: Any) -> ImageTransform:
-    """An `ImageTransform` of a function and its arguments."""
+    """Return an `ImageTransform` of a function and its arguments."""
     return ImageTransform(transform, tuple(arguments.items()))
 
 
 def as_images(name: str, x: Any) -> jax.Array:
-    """Checks that x is a batch of images, while the step is traced.
+    """Return x as an array, or raise if it is not a batch of images. The check runs while the step is traced.
 
     Args:
-      name: of the augmentation, for the message.
-      x: (batch, height, width, channels), uint8 or float.
+      name: the name of the augmentation, for the message.
+      x: images (batch, height, width, channels), uint8 or float.
     """
     if not hasattr(x, "ndim") or x.ndim != 4:
         got = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
         raise RankError(
-            f"augment.{name} got inputs of {got}. Expected one array of images, (batch, height, width, channels). Grey "
-            "images need their channel: x[..., None]. For several inputs give compile(augment=...) a function of your "
-            "own, (key, x, y) -> (x, y)."
+            f"augment.{name} got inputs of {got}. Expected one array of images, (batch, height, width, channels). For "
+            "gray images add the channel: x[..., None]. For several inputs pass a custom function (key, x, y) -> (x, "
+            "y) to compile(augment=...)."
         )
     if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(
@@ -79,35 +80,35 @@ def as_images(name: str, x: Any) -> jax.Array:
 
 
 def draw(key: jax.Array, *shape: int) -> jax.Array:
-    """Uniform float32 in [0, 1). An augmentation draws all its numbers at once: every call takes time to compile."""
+    """Return uniform float32 numbers in [0, 1). Draw all numbers in one call: every call takes time to compile."""
     return jax.random.uniform(key, shape, jnp.float32)
 
 
 def whole(uniform: jax.Array, below: int | jax.Array) -> jax.Array:
-    """Whole numbers from 0 up to, not including, `below`, of numbers uniform in [0, 1)."""
+    """Return integers from 0 up to, not including, `below`, made of uniform numbers in [0, 1)."""
     return jnp.floor(uniform * below).astype(jnp.int32)
 
 
 def to_float(x: jax.Array) -> jax.Array:
-    """The same values, as float32 or wider, for arithmetic."""
+    """Return the values as float32 or a wider dtype, for arithmetic."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def like(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Values as the dtype of x; to uint8 they are rounded and clipped, as a cast would cut off and wrap around."""
+    """Return values in the dtype of x. For uint8, round and clip: a cast would truncate and wrap around."""
     if x.dtype == jnp.uint8:
         values = jnp.clip(jnp.round(values), 0, 255)
     return values.astype(x.dtype)
 
 
 def require_share(name: str, argument: str, value: float) -> None:
-    """Checks that an argument is a share."""
+    """Raise if an argument is not a number from 0 to 1."""
     if not 0 <= value <= 1:
         raise CompileError(f"augment.{name} got {argument}={value!r}. Expected a number from 0 to 1.")
 
 
 def require_range(name: str, argument: str, value: tuple[float, float], largest: float) -> None:
-    """Checks that an argument is an interval of positive numbers, (low, high)."""
+    """Raise if an argument is not an interval (low, high) of positive numbers."""
     pair = isinstance(value, tuple | list) and len(value) == 2
     if not pair or not 0 < value[0] <= value[1] <= largest or not math.isfinite(value[1]):
         most = "" if math.isinf(largest) else f" of at most {largest:g}"

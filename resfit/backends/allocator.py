@@ -1,8 +1,8 @@
-"""Lets the C library keep the memory that steps on a CPU use again and again.
+"""Settings of glibc by which steps on a CPU use the same memory again.
 
-XLA allocates the buffers of a step anew in each step. glibc takes large ones from the kernel and gives them back at
-once, so that every step pays for millions of page faults: up to a third of its time. While fit, evaluate or predict
-runs, glibc is told to keep them; soon after, all is given back.
+XLA allocates the buffers of a step in each step. By default glibc takes large buffers from the kernel and returns them
+at once, so that every step causes millions of page faults, which take up to a third of its time. While fit, evaluate or
+predict runs, glibc keeps the memory. Soon after, glibc returns all of it.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _log = logging.getLogger("resfit")
 
 SWITCH = "RESFIT_MALLOC"  # "system" leaves the allocator alone
 
-# From malloc.h. Each with what it is set to while a fit runs, and what it is set to after: glibc's own values, those of
-# the thresholds as glibc itself raises them for a process that frees large blocks.
+# Options of malloc.h, with their values while a fit runs and after it. The latter are glibc's own. Its thresholds are
+# those to which glibc itself raises them in a process that frees large blocks.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 _KEEP = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 * 2**20))
 _LET_GO = ((_MMAP_MAX, 65536), (_TRIM_THRESHOLD, 64 * 2**20), (_TOP_PAD, 0), (_MMAP_THRESHOLD, 32 * 2**20))
 
-# Until then the next call finds the memory as the last one left it, where it would fault in again what it needs. Who
-# works with a model by hand, or trains and evaluates in turn, calls again within that time.
+# A call within this time causes no page faults. Interactive work, and training and evaluation in alternation, call
+# again within it.
 SECONDS_UNTIL_GIVEN_BACK = 30.0
 
 _lock = threading.Lock()
@@ -39,11 +39,11 @@ _giving_back: threading.Timer | None = None
 
 
 def share_one_arena() -> None:
-    """Lets all threads that begin from now on allocate in one place, where the machine computes on its CPU alone.
+    """Make all new threads allocate in one arena, if JAX computes on the CPU only.
 
-    A thread's own arena holds no block above 64 MiB, and the temporary memory of a step is one block: glibc would take
-    it from the kernel and give it back in every step, whatever `keeping_memory` asks for. XLA's threads choose their
-    arena when the first computation starts, so this is called when resfit is imported, and cannot be taken back.
+    A thread's own arena holds no block above 64 MiB, and the temporary memory of a step is one block. In spite of
+    `keeping_memory`, glibc would take it from the kernel and return it in every step. XLA's threads choose their arena
+    when the first computation starts, so the import of resfit calls this function. The setting cannot be undone.
     """
     libc = _glibc_if_wanted()
     if libc is not None and _computes_on_cpu_alone():
@@ -51,7 +51,7 @@ def share_one_arena() -> None:
 
 
 def _computes_on_cpu_alone() -> bool:
-    """Without asking JAX for its devices, which would start them."""
+    """Return True if JAX has no other platform. Does not start JAX's devices."""
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # known to no type checker
     if platforms is not None:
         return bool(platforms == "cpu")
@@ -60,10 +60,10 @@ def _computes_on_cpu_alone() -> bool:
 
 @contextlib.contextmanager
 def keeping_memory(device_platform: str) -> Iterator[None]:
-    """The C library keeps freed memory inside the block, and gives it back half a minute after the last one.
+    """Keep freed memory in the process inside the block, and return it half a minute after the last block.
 
-    Does nothing unless the device is a CPU, the C library glibc, and the environment variable RESFIT_MALLOC not
-    "system". Blocks may be nested and run in several threads.
+    Does nothing unless the device is a CPU, the C library is glibc, and the environment variable RESFIT_MALLOC is not
+    "system". Blocks can be nested and run in several threads.
 
     Args:
       device_platform: of the devices that the block computes on, such as "cpu".
@@ -83,7 +83,7 @@ def _enter(libc: Any) -> None:
     global _running, _giving_back
     with _lock:
         _running += 1
-        if _giving_back is not None:  # the settings are still those of inside
+        if _giving_back is not None:  # the settings are still those of the block
             _giving_back.cancel()
             _giving_back = None
         elif _running == 1:
@@ -96,14 +96,14 @@ def _leave(libc: Any) -> None:
         _running -= 1
         if _running == 0:
             _giving_back = threading.Timer(SECONDS_UNTIL_GIVEN_BACK, _give_back, (libc,))
-            _giving_back.daemon = True  # a process may end before
+            _giving_back.daemon = True  # the process can end earlier
             _giving_back.start()
 
 
 def _give_back(libc: Any) -> None:
     global _giving_back
     with _lock:
-        if _giving_back is not threading.current_thread():  # somebody has gone on since the time was up
+        if _giving_back is not threading.current_thread():  # another block started after the time was up
             return
         _giving_back = None
         _set(libc, _LET_GO)
@@ -125,7 +125,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def _set(libc: Any, options: tuple[tuple[int, int], ...]) -> None:
     for option, value in options:
         if not libc.mallopt(option, value):
-            _log.info("The C library does not take mallopt(%d, %d); it stays as it is.", option, value)
+            _log.info("The C library does not accept mallopt(%d, %d); the setting stays unchanged.", option, value)
 
 
 def _glibc_if_wanted() -> Any:
@@ -134,7 +134,7 @@ def _glibc_if_wanted() -> Any:
 
 @functools.cache
 def _glibc() -> Any:
-    """The running process's C library, or None if it is not glibc."""
+    """Return the C library of this process, or None if it is not glibc."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)
@@ -144,4 +144,4 @@ def _glibc() -> Any:
     return None if None in functions else libc
 
 
-share_one_arena()  # the threads may begin with the next line of the user's script
+share_one_arena()  # XLA's threads can start with the next line of the user's script

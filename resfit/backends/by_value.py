@@ -1,28 +1,30 @@
-"""Describe by value what a function computes, so that equal functions are known as equal although made twice.
+"""Descriptions of functions by value: equal for functions that compute the same, although they were made twice.
 
-Python compares functions by identity: `optax.sgd(0.1)` made twice gives unequal objects. A description holds the code
-of a function and everything that the code reaches (closures, defaults, globals, attributes), down to plain values. What
-is not understood, or can change unseen (files, `numpy.random`), raises `NotByValueError`: no description is better than
-one that is wrong.
+Python compares functions by identity: two calls of `optax.sgd(0.1)` give unequal objects. A description holds the code
+of a function and everything that the code reaches (closures, defaults, globals, attributes), down to plain values.
+Objects without a known description, and those that can change unseen (files, `numpy.random`), raise `NotByValueError`:
+no description is better than a wrong one.
 """
 
-import builtins
 import collections
-import dis
 import enum
 import functools
 import inspect
 import sys
 import types
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The code of these packages decides nothing by globals that change, other than JAX's settings; see `programs.traced`.
+from resfit.backends.bytecode import NotByValueError, loaded
+
+__all__ = ["NotByValueError", "by_value"]
+
+# The code of these packages reads no globals that change, except JAX's settings; see `program_cache.traced`.
 _PACKAGES = frozenset({"resfit", "flax", "jax", "jaxlib", "optax", "clu", "einops", "ml_dtypes"})
 _PURE = _PACKAGES | {
     "builtins", "functools", "itertools", "math", "operator", "numpy", "typing", "collections", "dataclasses", "enum",
@@ -34,8 +36,8 @@ _IMPURE = frozenset({
     "__import__",
 })  # fmt: skip
 _ARRAY_BYTES = 4096  # a larger array is not compared
-_MOST = 500_000  # things to look at: a ResNet-200 has 120,000
-# What Python writes into classes and no computation reads.
+_MOST = 500_000  # objects in a description: a ResNet-200 has 120,000
+# Attributes that Python writes into classes and no computation reads.
 _OF_EVERY_CLASS = frozenset({
     "__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__", "__hash__",
     "__annotations__", "__annotate_func__", "__annotations_cache__", "__orig_bases__", "__parameters__",
@@ -46,10 +48,6 @@ _OF_EVERY_CLASS = frozenset({
 _Describe = TypeVar("_Describe", bound=Callable[[Any, Any], tuple[Hashable, ...]])
 
 
-class NotByValueError(Exception):
-    """An object is not described by value."""
-
-
 def by_value(thing: Any) -> Hashable:
     """Return a description that is equal for things that compute the same, and unequal otherwise.
 
@@ -57,7 +55,7 @@ def by_value(thing: Any) -> Hashable:
       thing: a function, or a structure of functions, modules' graphs and plain values.
 
     Raises:
-      NotByValueError: if something that the thing reaches is not understood.
+      NotByValueError: if the thing reaches an object without a known description.
 
     Example:
       >>> def power(n):
@@ -70,16 +68,16 @@ def by_value(thing: Any) -> Hashable:
         hash(description)
     except NotByValueError:
         raise
-    except Exception as error:  # objects of users can do anything when they are looked at
+    except Exception as error:  # reading an attribute of a user's object can raise anything
         raise NotByValueError(f"{type(error).__name__}: {error}") from error
     return description
 
 
 class _Walk:
-    """One description. An object that is met again, in a cycle too, is named by its number: identity can decide."""
+    """The making of one description. An object that is met again, in a cycle too, is described by its number."""
 
     def __init__(self) -> None:
-        self._met: dict[int, tuple[Any, Hashable]] = {}  # with the object: a number can name another one later
+        self._met: dict[int, tuple[Any, Hashable]] = {}  # with the object: a later object can have the same id
         self._slots: dict[type, list[Any]] = {}
         self._left = _MOST
 
@@ -91,7 +89,7 @@ class _Walk:
             return kind, thing
         self._left -= 1
         if self._left < 0:
-            raise NotByValueError("an object that reaches very much")
+            raise NotByValueError(f"an object that reaches more than {_MOST} others")
         if kind not in _WITHOUT_IDENTITY:
             known = self._met.get(id(thing))
             if known is not None:
@@ -106,10 +104,10 @@ class _Walk:
         return tuple([self.of(thing) for pair in items for thing in pair])
 
     def own(self, thing: Any, base: type) -> tuple[Hashable, ...]:
-        """Describe class and attributes of an object, also of those that a subclass or a property hides.
+        """Return class and attributes of an object, also those that a subclass or a property hides.
 
         Raises:
-          NotByValueError: if they are not all that it has beside what objects of `base` have.
+          NotByValueError: if the object has other content than attributes and the content of `base`.
         """
         cls = type(thing)
         slots = self._slots.get(cls)
@@ -130,7 +128,7 @@ class _Walk:
 
 @functools.singledispatch
 def _described(thing: Any, walk: _Walk) -> Hashable:
-    """Describe an object: what its package knows under its name, or its class and attributes."""
+    """Return the description of an object: its name in its package, or its class and attributes."""
     if type(thing) is object or (isinstance(thing, enum.Enum) and _is_of(type(thing).__module__, _PURE_CLASSES)):
         return "itself", thing
     if _is_named(thing):
@@ -140,13 +138,13 @@ def _described(thing: Any, walk: _Walk) -> Hashable:
     return walk.own(thing, object)
 
 
-_describe_as = _described.dispatch  # by the type, as an object can lie about its __class__
-# Python may or may not reuse one object for equal values of these types, so identity decides nothing.
+_describe_as = _described.dispatch  # by the type: an object can lie about its __class__
+# Python may reuse one object for equal values of these types, so their identity means nothing.
 _WITHOUT_IDENTITY = frozenset({float, complex, bytes, slice, range, tuple, types.MethodType, jax.tree_util.PyTreeDef})
 
 
 def _for(*kinds: Any) -> Callable[[_Describe], _Describe]:
-    """Register how objects of these classes are described. Those of subclasses have attributes too."""
+    """Register a function that describes objects of these classes. Objects of subclasses have attributes too."""
 
     def register(describe: _Describe) -> _Describe:
         for kind in kinds:
@@ -161,9 +159,9 @@ def _for(*kinds: Any) -> Callable[[_Describe], _Describe]:
 
 
 def _hidden(cls: Any) -> int:
-    """Return how many bytes of an object no attribute shows: those of classes that are written in C."""
+    """Return the number of bytes of an object that no attribute shows: the content of classes written in C."""
     slots = sum(isinstance(value, types.MemberDescriptorType) for base in cls.__mro__ for value in vars(base).values())
-    # An offset of -1, and any negative one of weak references, is that of something outside of these bytes.
+    # An offset of -1, and any negative one of weak references, points outside of these bytes.
     return int(cls.__basicsize__ - 8 * (slots + (cls.__dictoffset__ not in (0, -1)) + (cls.__weakrefoffset__ > 0)))
 
 
@@ -172,7 +170,7 @@ def _is_slot(value: Any) -> bool:
 
 
 def _holds(name: str, value: Any) -> bool:
-    """Return whether a slot holds attributes."""
+    """Return True if a slot holds attributes."""
     return isinstance(value, types.MemberDescriptorType) or (name == "__dict__" and _is_slot(value))
 
 
@@ -247,7 +245,7 @@ def _deque(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
 
 @_for(set, frozenset)
 def _set(things: Any, walk: _Walk) -> tuple[Hashable, ...]:
-    # In their order: a loop over equal sets can take another one.
+    # In the order of the set: a loop over an equal set can have another order.
     return walk.all((set if isinstance(things, set) else frozenset).__iter__(things))
 
 
@@ -286,12 +284,12 @@ def _module(module: types.ModuleType, walk: _Walk) -> tuple[Hashable, ...]:
 
 @_for(types.FunctionType)
 def _function(function: types.FunctionType, walk: _Walk) -> tuple[Hashable, ...]:
-    # Not its __module__, which functools.wraps takes from another function.
+    # Not __module__, which functools.wraps takes from another function.
     module = function.__globals__.get("__name__")
     if _is_of(module, _PURE) and _is_named(function):
         return "named", function
     own = function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function) or None
-    return function.__code__, *walk.all(own), module if _is_of(module, _PURE) else walk.all(_globals(function))
+    return function.__code__, *walk.all(own), module if _is_of(module, _PURE) else walk.all(loaded(function))
 
 
 @_for(types.CellType)
@@ -335,7 +333,7 @@ def _cached_property(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
 
 @_for(inspect.Signature)
 def _signature(signature: inspect.Signature, walk: _Walk) -> tuple[Hashable, ...]:
-    # Only what decides how arguments are bound.
+    # Annotations do not decide how arguments are bound.
     return walk.all((one.name, one.kind.name, one.default) for one in signature.parameters.values())
 
 
@@ -347,7 +345,7 @@ def _annotation(thing: Any, walk: _Walk) -> tuple[Hashable, ...]:
 @_described.register(type)
 def _type(cls: type, walk: _Walk) -> tuple[Hashable, ...]:
     if _is_of(cls.__module__, _PURE_CLASSES) and (cls.__flags__ & _IMMUTABLE or _lookup(cls) is cls):
-        # A method that somebody replaced is another one.
+        # A method that was replaced from outside decides too.
         methods = [value for base in cls.__mro__ for value in vars(base).values() if type(value) is types.FunctionType]
         replaced = [method for method in methods if not _is_of(method.__globals__.get("__name__"), _PURE_CLASSES)]
         return "type", cls, tuple(methods), walk.all(replaced)
@@ -364,7 +362,7 @@ def _is_of(module: Any, packages: frozenset[str] | set[str]) -> bool:
 
 
 def _lookup(thing: Any) -> Any:
-    """Return what the module of a thing holds under the name of the thing."""
+    """Return the value of the name of a thing in its module."""
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     found = sys.modules.get(thing.__module__)
     for part in name.split(".") if isinstance(name, str) else ():
@@ -373,51 +371,7 @@ def _lookup(thing: Any) -> Any:
 
 
 def _is_named(thing: Any) -> bool:
-    """Return whether an opaque object is what its package knows under its name: `jnp.exp`, `jax.nn.relu`, `len`."""
+    """Return True if an object is the value of its name in a known package: `jnp.exp`, `jax.nn.relu`, `len`."""
     module = getattr(thing, "__module__", None)
     named = _is_of(module, _PURE) and _lookup(thing) is thing
     return named and not (module == "builtins" and thing.__name__ in _IMPURE)
-
-
-def _globals(function: types.FunctionType) -> Iterator[Any]:
-    """Yield what the code of a function, and of functions inside it, loads by a name that is not its own.
-
-    An attribute of a module is yielded in place of the module: `SCALE` for `config.SCALE`.
-    """
-    for name, *attributes in _loads(function.__code__):
-        if name in function.__globals__:
-            value = function.__globals__[name]
-        elif hasattr(builtins, name):
-            value = getattr(builtins, name)
-        else:
-            raise NotByValueError(f"the unknown name {name}")
-        while attributes and isinstance(value, types.ModuleType):
-            if not hasattr(value, attributes[0]):
-                raise NotByValueError(f"the unknown name {name}.{attributes[0]}")
-            value = getattr(value, attributes.pop(0))
-        yield value
-
-
-@functools.lru_cache(maxsize=1024)
-def _loads(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
-    """Return the globals that code loads, each followed by the attributes that are loaded from it.
-
-    Raises:
-      NotByValueError: if the code imports, or assigns what outlasts the call.
-    """
-    found: list[list[str]] = []
-    follows = False  # whether the last instruction loaded a global or an attribute of one
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            found.append([instruction.argval])
-            follows = True
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and follows:
-            found[-1].append(instruction.argval)
-        elif instruction.opname in ("IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL") or (
-            instruction.opname == "STORE_DEREF" and instruction.argval in code.co_freevars
-        ):
-            raise NotByValueError(f"{instruction.opname} {instruction.argval}")
-        else:
-            follows = instruction.opname == "EXTENDED_ARG" and follows
-    inside = [_loads(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    return tuple(dict.fromkeys([*map(tuple, found), *(one for loads in inside for one in loads)]))

@@ -1,6 +1,9 @@
-"""`stored`: arrays that XLA's compiler for CPUs computes once, and before all that reads them."""
+"""`materialize_on_cpu`: arrays that XLA's compiler for CPUs computes once, before anything reads them.
 
-from collections.abc import Callable
+Networks call one JAX primitive on every platform. Its lowering rule is the only place that knows the platform.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -11,21 +14,20 @@ from jax.interpreters import ad, batching, mlir
 T = TypeVar("T")
 
 
-def stored(arrays: T) -> T:
-    """Returns the arrays, which a CPU computes once and keeps, and all of them before any is read. Gradients likewise.
+def materialize_on_cpu(arrays: T) -> T:
+    """Return the arrays; a CPU computes all of them once, before anything reads one. The same holds for gradients.
 
-    XLA's compiler for CPUs computes sums anew for each reader. The output of a residual block is read by the next
-    branch and by the next addition: along the blocks of a stage, each addition then goes through those of all blocks
-    before it, and the time grows with the square of the depth.
+    XLA's compiler for CPUs computes a sum again for each reader. The next branch and the next addition read the output
+    of a residual block. So each addition repeats the additions of all earlier blocks of its stage, and the time grows
+    with the square of the depth.
 
-    Other platforms' compilers get the arrays as they are. What tells this one is a barrier, which that of jaxlib 0.10
-    drops before it fuses unless it is asked not to, as `resfit.Model` does; that of 0.12 keeps it.
+    A barrier prevents this, see `barrier_options`. The compilers of other platforms get the arrays without a barrier.
 
     Args:
-      arrays: one, or any pytree of them.
+      arrays: an array, or a pytree of arrays.
 
     Example:
-      >>> float(stored(jnp.float32(2)))
+      >>> float(materialize_on_cpu(jnp.float32(2)))
       2.0
     """
     leaves, structure = jax.tree.flatten(arrays)
@@ -34,8 +36,23 @@ def stored(arrays: T) -> T:
     return kept
 
 
+def barrier_options(text: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
+    """Return the compiler options by which a CPU keeps the barriers of a program.
+
+    Rematerialization and slices of a batch also separate parts of a program by barriers. The compiler of jaxlib 0.10.2
+    for CPUs removes barriers too early: it merges what is computed again with the kept first result, and no memory is
+    saved. Later ones (0.12) keep barriers without an option.
+
+    Args:
+      text: of the program.
+      devices: the devices that the program runs on; none for a program without arrays.
+    """
+    keep = "optimization_barrier" in text and devices[0].platform == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if keep else {}
+
+
 def _lowered(ctx: mlir.LoweringRuleContext, *arrays: Any) -> Any:
-    # Asked here, not by a rule per platform: a program for several would choose between the two while it runs.
+    # One rule for all platforms: with a rule per platform, a program for several chooses while it runs.
     keep: Callable[[Any], Any] = (
         lax.optimization_barrier if "cpu" in ctx.module_context.platforms else lambda arrays: arrays
     )

@@ -1,7 +1,7 @@
-"""Cache of compiled programs: what is equal to one that is still held is not traced or compiled again in this process.
+"""A cache of compiled programs: a process traces and compiles equal programs once.
 
-A function is known as equal in two ways: before it is traced, by what decides it (`traced`), where all of that is
-understood, see `by_value`; and after it is traced, by the text of its program (`compiled`).
+The cache finds equal functions in two ways: before the tracing, by everything that decides the program (`traced`), if
+it has a description, see `by_value`; and after the tracing, by the text of the program (`compiled`).
 """
 
 import collections
@@ -22,16 +22,12 @@ from flax.nnx.variablelib import VARIABLE_CONTEXT
 from jax._src.config import config_states, trace_context
 
 from resfit.backends.by_value import NotByValueError, by_value
+from resfit.backends.cpu_barrier import barrier_options
 from resfit.errors import CompileError
 
 _log = logging.getLogger("resfit")
 
-# Rematerialization and slices of a batch hold parts of a program apart by optimization barriers. XLA's compiler for
-# CPUs, in jaxlib 0.10.2, takes these out too early: what is computed again becomes one with what was computed before
-# and is kept, and no memory is saved. It can leave them in, as later ones (0.12) do by themselves.
-_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-
-# Settings of JAX that its compiler reads and that the text of a program does not show.
+# Settings of JAX that its compiler reads and the text of a program does not show.
 _SETTINGS = (
     "jax_disable_most_optimizations",
     "jax_exec_time_optimization_effort",
@@ -43,9 +39,9 @@ _SETTINGS = (
     "jax_xla_profile_version",
     "jax_enable_pgle",
 )
-# Measured on a CPU: 8 to 11 kB of memory for each operation. A constant stands in the text as two characters a byte.
+# Measured on a CPU: 8 to 11 kB of memory for each operation. A constant takes two characters of the text a byte.
 _BYTES_OF_OPERATION = 10_000
-_KEYS = 4  # for each program. A key of a deep network takes megabytes
+_KEYS = 4  # kept for each program: the key of a deep network takes megabytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -55,7 +51,7 @@ class Program:
     Attributes:
       run: the executable.
       digest: SHA-256 of its text, "+", and SHA-256 of the paths of the arguments that it reads, which the text does not
-        name. The same in every process. "" if the text does not show all that the program does.
+        name. Equal in every process. "" if the text does not show everything that the program does.
       size: estimated bytes of memory.
     """
 
@@ -65,16 +61,16 @@ class Program:
 
 
 class Programs:
-    """Programs by what decides them.
+    """The known programs.
 
-    A program is found for as long as somebody holds it. The cache itself holds the programs that were used last, up to
-    a number of bytes, so that the next model of the same architecture finds them after the previous one is gone.
+    A program is known as long as something holds it. The cache itself holds the programs that were used last, up to a
+    number of bytes, so that the next model of the same architecture finds them after the previous one is gone.
 
     Args:
-      limit: bytes that the cache itself holds, estimated.
+      limit: estimated bytes that the cache itself holds.
 
     Attributes:
-      traced: the programs by what decides them before they are traced.
+      traced: the programs by their keys before the tracing.
     """
 
     def __init__(self, limit: int) -> None:
@@ -102,12 +98,12 @@ class Programs:
             return program
 
     def add(self, key: Hashable, program: Program, *, hold: bool) -> None:
-        """Make a program known.
+        """Add a program by its key after the tracing.
 
         Args:
           key: equal for equal programs only.
           program: compiled.
-          hold: whether the cache itself may hold it. Otherwise it is known only while somebody else holds it.
+          hold: True if the cache itself may hold it. Otherwise it is known only while something else holds it.
         """
         with self._lock:
             self._known[key] = program
@@ -117,9 +113,9 @@ class Programs:
                     self._recent.popitem(last=False)
 
     def remember(self, key: Hashable, program: Program) -> None:
-        """Make a program known by what decides it before it is traced.
+        """Add a program by its key before the tracing.
 
-        The last few such keys are kept: a class that is made anew for each model makes another key each time.
+        Only the last few keys are kept: a class that is made again for each model gives another key each time.
         """
         with self._lock:
             if key not in self.traced:
@@ -148,16 +144,16 @@ def traced(
     options: Mapping[str, Any] | None = None,
     how: tuple[Any, ...] = (),
 ) -> Program:
-    """Return the program of a function for arguments: that of an equal function before, or a new one.
+    """Return the program of a function for arguments: the known one of an equal function, or a new one.
 
-    A function that logs a message while it is traced is traced again each time: the next model's user wants to read it.
+    A function that logs a warning while it is traced is traced again each time, so that each model logs its warnings.
 
     Args:
-      jitted: what `jax.jit` returned.
+      jitted: the result of `jax.jit`.
       arguments: of the call: pytrees of arrays.
       devices: the devices that the program runs on.
       options: XLA's compiler options by name.
-      how: the arguments that `jax.jit` had beside the function.
+      how: the other arguments of `jax.jit`.
 
     Raises:
       CompileError: see `compiled`.
@@ -174,20 +170,20 @@ def traced(
 
 
 def _key(jitted: Any, arguments: Any, devices: Any, options: Any, how: Any) -> Hashable | None:
-    """Return what decides a program; None where that is not understood."""
+    """Return everything that decides a program; None if a part of it has no description."""
     leaves, structure = jax.tree.flatten(arguments)
     try:
         decided = by_value((jitted.__wrapped__, how, tuple(devices), options, structure, _of_flax()))
     except NotByValueError as reason:
-        _log.debug("The step is traced anew for each model: %s is not compared by value.", reason)
+        _log.debug("The step is traced again for each model: %s is not compared by value.", reason)
         return None
-    # All settings of JAX, as its own key of what it traced leaves some out; and whether a warning would be heard.
+    # All settings of JAX, because its own key leaves some out; and whether a warning would be logged.
     settings = trace_context(), tuple(state.value for state in config_states.values()), _settings()
     return decided, tuple(map(_kind, leaves)), settings, _log.isEnabledFor(logging.WARNING)
 
 
 def _of_flax() -> Any:
-    """Return the settings that the code of Flax reads: flags, and what contexts of this thread set."""
+    """Return the settings that the code of Flax reads: flags, and the contexts of this thread."""
     flags: Any = flax.config
     return flags._values, vars(VARIABLE_CONTEXT), get_logical_axis_rules(), tuple(_global_interceptor_stack)
 
@@ -199,7 +195,7 @@ def _kind(array: Any) -> Hashable:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[list[logging.LogRecord]]:
-    """Collect what this thread logs as a warning of resfit inside the context."""
+    """Collect the warnings that resfit logs in this thread inside the context."""
     heard: list[logging.LogRecord] = []
     thread = threading.get_ident()
     listener = logging.Handler(logging.WARNING)
@@ -212,25 +208,23 @@ def _listening() -> Iterator[list[logging.LogRecord]]:
 
 
 def compiled(lowered: Any, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None) -> Program:
-    """Return the program of a lowered function: one that an equal function was compiled to before, or a new one.
+    """Return the program of a lowered function: the known one of an equal function, or a new one.
 
-    Three seeds of one network, each with its own Model and optimizer, thus cost one compilation.
+    Three seeds of one network, each with its own Model and optimizer, cost one compilation.
 
     Args:
-      lowered: what `jax.jit(...).lower(...)` returned.
+      lowered: the result of `jax.jit(...).lower(...)`.
       devices: the devices that the program runs on.
       options: XLA's compiler options by name.
 
     Raises:
       CompileError: if XLA does not know an option or rejects its value.
     """
-    options = dict(options or {})
     text = lowered.as_text()
-    if "optimization_barrier" in text and devices[0].platform == "cpu":
-        options = _KEEP_BARRIERS | options
+    options = barrier_options(text, devices) | dict(options or {})
     size = text.count("\n") * _BYTES_OF_OPERATION + len(text) // 2
     lowering = lowered._lowering
-    # The text does not show Python functions that a program calls, nor constants that are handed to it.
+    # The text shows neither Python functions that a program calls nor constants that are handed to it.
     if "callback" in text or lowering.const_args or lowering.compile_args["mut"]:
         return Program(_compile(lowered, options), "", size)
     digest = f"{_sha256(text)}+{_sha256(' '.join(_reads(lowered)))}"
@@ -248,7 +242,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def text_digest(digest: str) -> str:
-    """Return the part of a digest that covers the text alone, which is all that early checkpoints hold."""
+    """Return the part of a digest that covers the text alone. Early checkpoints hold only this part."""
     return digest.partition("+")[0]
 
 
@@ -267,7 +261,7 @@ def _reads(lowered: Any) -> list[str]:
 
 
 def _signature(lowered: Any) -> Hashable:
-    """Return how an executable is called, which the text does not show: the type of every argument and result."""
+    """Return the types of all arguments and results of an executable, which the text does not show."""
     of = lowered._lowering.compile_args
     return (
         lowered.in_tree,
@@ -281,7 +275,7 @@ def _signature(lowered: Any) -> Hashable:
 
 
 def _is_plain(tree: Any) -> bool:
-    """Return whether a tree structure holds no object of the user's, which the cache would keep alive."""
+    """Return True if a tree structure holds no object of the user, which the cache would keep alive."""
     node = tree.node_data()
     if node is None:  # a leaf
         return True
@@ -297,8 +291,8 @@ def _compile(lowered: Any, options: dict[str, Any]) -> Callable[..., Any]:
     except jax.errors.JaxRuntimeError as error:
         if options and ("compile option" in str(error) or "While setting option" in str(error)):
             raise CompileError(
-                f"compile got compiler_options={options}, and XLA says: {error}. Expected options that this version of "
-                "XLA has for this kind of device."
+                f"compile got compiler_options={options}, and XLA raised: {error}. Expected options that this version "
+                "of XLA has for this kind of device."
             ) from error
         raise
     return executable

@@ -1,4 +1,4 @@
-"""Callbacks: what watches and steers training. Write your own by subclassing `Callback`."""
+"""Callbacks, which observe and control training. Subclass `Callback` to write a custom one."""
 
 from resfit.callbacks.base import Callback
 from resfit.callbacks.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""Finds batches whose loss is not finite, without making the device wait for it."""
+"""Detection of batches with a loss that is not finite; the device never waits for it."""
 
 import collections
 import math
@@ -7,52 +7,52 @@ from typing import NamedTuple, cast
 
 from resfit.callbacks.logs import LazyLogs, Logs, batch_losses
 
-# The loop never runs further ahead of the device than this, so a loss that is as many steps old is there to be read.
+# The loop is never more steps ahead of the device than this, so a loss of that age can be read without waiting.
 _LAG = 8
 
 
 class BadLoss(NamedTuple):
-    """A batch's own loss that is NaN or infinite; epoch and batch are counted from zero."""
+    """A batch's own loss that is NaN or infinite. Epoch and batch are counted from zero."""
 
     epoch: int
     batch: int
     loss: float
 
     def described(self, place: str | None) -> str:
-        """What happened; place: what was the first in that step to be not finite, where it is known."""
-        where = "" if place is None else f" The first thing that is not finite: {place}."
+        """Return a sentence about the loss; `place` is the first part of that step that was not finite, if known."""
+        where = "" if place is None else f" The first value that is not finite: {place}."
         return f"The loss of batch {self.batch} in epoch {self.epoch} is {self.loss}.{where} Expected a finite number."
 
 
 class BadLosses:
-    """Reads the losses of eight steps in one transfer once they are eight steps old."""
+    """A reader of losses: it reads eight losses in one transfer once they are eight steps old."""
 
     def __init__(self) -> None:
         self._epoch = 0
         self._unread: collections.deque[tuple[int, LazyLogs | float]] = collections.deque()  # a number after a resume
 
     def begin(self, epoch: int) -> None:
-        """A new epoch; whatever was unread is forgotten."""
+        """Begin an epoch and drop unread losses."""
         self._epoch = epoch
         self._unread.clear()
 
     def add(self, batch: int, logs: Logs | None, *, wait: bool = False) -> BadLoss | None:
-        """Takes a batch's log. The first bad loss of those that were read, at once if `wait`."""
+        """Add a batch's log, and return the first bad loss among those read now; `wait` reads all at once."""
         self._unread.append((batch, cast(LazyLogs, logs)))
         if wait:
             return self.rest()
         return self._first(_LAG) if len(self._unread) > 2 * _LAG else None
 
     def rest(self) -> BadLoss | None:
-        """The first bad one of all that were not read yet. Waits for the device."""
+        """Return the first bad loss among the unread ones. Waits for the device."""
         return self._first(len(self._unread))
 
     def unread(self) -> list[tuple[int, float]]:
-        """(batch, loss) of those that `add` has not looked at yet, for a run that goes on. Waits for the device."""
+        """Return (batch, loss) of the unread losses, for a checkpoint. Waits for the device."""
         return _read(self._unread)
 
     def resume(self, unread: Sequence[tuple[int, float]]) -> None:
-        """Takes what `unread` gave, after `begin`."""
+        """Restore the result of `unread`; call it after `begin`."""
         self._unread = collections.deque((batch, loss) for batch, loss in unread)
 
     def _first(self, count: int) -> BadLoss | None:

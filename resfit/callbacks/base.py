@@ -1,4 +1,4 @@
-"""The base class of all callbacks, and what a callback sees of the model."""
+"""The base class of all callbacks, and the protocol of the model that callbacks use."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -29,20 +29,20 @@ class RunControl(Protocol):
 
 
 class TrainedModel(Protocol):
-    """The part of `resfit.Model` that callbacks use; callbacks import no trainer.
+    """The part of `resfit.Model` that callbacks use, so that callbacks do not import the trainer.
 
     Attributes:
       compile: see `resfit.Model.compile`.
       fit: see `resfit.Model.fit`.
       evaluate: see `resfit.Model.evaluate`.
       predict: see `resfit.Model.predict`.
-      stop_training: set it to True to stop `fit` after this batch.
-      stop_evaluating: set it to True to stop `evaluate` or this validation.
+      stop_training: set it to True to stop `fit` after the current batch.
+      stop_evaluating: set it to True to stop `evaluate` or the current validation.
       stop_predicting: set it to True to stop `predict`.
       validation_weights: "raw" or "ema", see `resfit.Model`.
       keep_last_step: see `resfit.Model.keep_last_step`.
-      learning_rate: of the last step, or of the next one.
-      history: of the last `fit`: a `resfit.callbacks.History`, or None.
+      learning_rate: the learning rate of the last step; once set, that of the next step.
+      history: the record of the last `fit`: a `resfit.callbacks.History`, or None.
       module: the trained module with its current variables.
       keeps_averages: True if there are averaged weights.
       control: takes requests, see `RunControl`.
@@ -78,18 +78,18 @@ class TrainedModel(Protocol):
 
 
 class Callback:
-    """Base class of everything that watches or steers training. Hooks, order and arguments are Keras's.
+    """Base class of all callbacks, which observe and control training. Hooks, order and arguments are Keras's.
 
-    Override what you need. `fit` calls on_train_begin, then for each epoch on_epoch_begin, for each batch
+    Override the hooks that you need. `fit` calls on_train_begin, then for each epoch on_epoch_begin, for each batch
     on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end,
     which always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
 
-    Logs map names to floats. A batch's log holds the running means since the epoch began; nothing waits for the device
-    until a value is read, so reading one in every batch makes every step wait.
+    Logs map names to floats. A batch's log holds the running means since the epoch began. Values are read from the
+    device when a callback asks for one, so a callback that reads a value in every batch makes every step wait.
 
     Attributes:
-      model: the `resfit.Model`. `model.module` holds the current variables and may be assigned to at any batch
-        boundary; `model.stop_training = True` stops after this batch.
+      model: the `resfit.Model`. `model.module` holds the current variables; a callback can assign to it at any
+        batch boundary. `model.stop_training = True` stops after this batch.
       params: {"verbose", "epochs", "steps"}.
 
     Example:
@@ -102,82 +102,83 @@ class Callback:
     params: dict[str, Any]
 
     def set_model(self, model: TrainedModel) -> None:
-        """Called once before training with the model."""
+        """Receive the model, once before training."""
         self.model = model
 
     def set_params(self, params: dict[str, Any]) -> None:
-        """Called once before training with the run's parameters."""
+        """Receive the parameters of the run, once before training."""
         self.params = params
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        """Called when `fit` begins."""
+        """Run when `fit` begins."""
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        """Called when `fit` ends, however it ends. logs: those of the last epoch."""
+        """Run when `fit` ends, also after an exception. logs: those of the last epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        """Called before an epoch, counted from zero."""
+        """Run before an epoch. Epochs are counted from zero."""
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Called after an epoch and its validation. logs: loss, metrics and their val_ twins."""
+        """Run after an epoch and its validation. logs: loss, metrics, and both with the prefix val_."""
 
     def on_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Called by on_train_batch_begin."""
+        """Run by on_train_batch_begin."""
 
     def on_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Called by on_train_batch_end."""
+        """Run by on_train_batch_end."""
 
     def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Called before a training step."""
+        """Run before a training step."""
         self.on_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Called once a training step has been handed to the device."""
+        """Run once a training step has been dispatched to the device."""
         self.on_batch_end(batch, logs)
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
-        """Called when `evaluate`, or a validation inside `fit`, begins."""
+        """Run when `evaluate`, or a validation inside `fit`, begins."""
 
     def on_test_end(self, logs: Logs | None = None) -> None:
-        """Called when it ends. logs: loss and metrics."""
+        """Run when `evaluate`, or a validation inside `fit`, ends. logs: loss and metrics."""
 
     def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Called before an evaluation step."""
+        """Run before an evaluation step."""
 
     def on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Called after an evaluation step."""
+        """Run after an evaluation step."""
 
     def on_predict_begin(self, logs: Logs | None = None) -> None:
-        """Called when `predict` begins."""
+        """Run when `predict` begins."""
 
     def on_predict_end(self, logs: Logs | None = None) -> None:
-        """Called when `predict` ends."""
+        """Run when `predict` ends."""
 
     def on_predict_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
-        """Called before a prediction step."""
+        """Run before a prediction step."""
 
     def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        """Called after a prediction step. logs: {"outputs": the batch's outputs}."""
+        """Run after a prediction step. logs: {"outputs": the batch's outputs}."""
 
     def on_compile_begin(self, what: str) -> None:
-        """Called before a step is compiled, with "train", "evaluate" or "predict". Not in Keras."""
+        """Run before a step is compiled. what: "train", "evaluate" or "predict". Not in Keras."""
 
     def on_compile_end(self, what: str) -> None:
-        """Called when that is done. Not in Keras."""
+        """Run once the step is compiled. Not in Keras."""
 
     def on_exception(self, exception: BaseException) -> None:
-        """Called when `fit` (before on_train_end), `evaluate` or `predict` is left by an exception. Not in Keras."""
+        """Run when `fit` (before on_train_end), `evaluate` or `predict` raises. Not in Keras."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must know to go on as if it had never stopped. Not in Keras.
+        """Return the state that a resumed run needs to continue as if the run had never stopped. Not in Keras.
 
-        It comes back exactly, types and the order of keys included. It may be made of dicts, lists, tuples, sets, plain
-        values, bytes, and NumPy and JAX arrays; anything else is an error at the first checkpoint.
+        A checkpoint restores the state exactly, types and the order of keys included. A state can consist of dicts,
+        lists, tuples, sets, plain values, bytes, and NumPy and JAX arrays. The first checkpoint raises for anything
+        else.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave, after on_train_begin of the run that goes on. Not in Keras."""
+        """Restore a result of `state_dict`. Runs after on_train_begin of the resumed run. Not in Keras."""
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

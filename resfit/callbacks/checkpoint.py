@@ -1,9 +1,10 @@
-"""Saves the run while it trains, so that `fit(resume=True)` can go on from there."""
+"""A callback that saves the run during training, so that `fit(resume=True)` can resume it."""
 
 import datetime
 import pathlib
 from typing import Any
 
+from resfit._utils.checks import positive_int
 from resfit._utils.paths import expand_user
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
@@ -13,23 +14,23 @@ from resfit.errors import CallbackError
 
 
 class Checkpoint(Callback):
-    """Saves the whole run: parameters, statistics, optimizer, averages, metric sums, position in the data, callbacks.
+    """A callback that saves the whole run: variables, optimizer, averages, metric sums, data position, callbacks.
 
-    `fit(..., callbacks=[Checkpoint(folder)], resume=True)` goes on from the newest checkpoint, at the very batch, and
-    ends where the uninterrupted run would have ended, bit for bit. The loop saves after all hooks of a batch or epoch,
-    in the background; a checkpoint appears whole or not at all. Ctrl-C and SIGTERM save before they stop the run. A
-    file of the model alone, to use or pass on, is what `ModelCheckpoint` and `Model.save` write.
+    `fit(..., callbacks=[Checkpoint(folder)], resume=True)` resumes from the newest checkpoint, at the same batch. The
+    resumed run ends bit for bit where the uninterrupted run would have ended. The loop saves in the background, after
+    all hooks of a batch or epoch. A checkpoint is written whole or not at all. Ctrl-C and SIGTERM save before they stop
+    the run. To save only the model, use `ModelCheckpoint` or `Model.save`.
 
     Args:
-      directory: made if it is not there. One run has it for itself.
-      every: "epoch", a number of steps, or a datetime.timedelta; with the latter two, at the end of epochs as well.
-      keep: how many of the newest checkpoints to keep, at least 1. A finished run keeps at least 2: its end, and that
-        of its last epoch, from which more epochs can go on.
-      best: the name of a value, such as "val_loss", whose best epoch's checkpoint is kept too; None for none.
-      mode: "min", "max", or "auto" to tell by the name.
+      directory: the folder of the checkpoints. It is created if it does not exist. Only one run can use it at a time.
+      every: "epoch", a number of steps, or a datetime.timedelta. The last two also save at the end of every epoch.
+      keep: the number of newest checkpoints to keep, at least 1. A finished run keeps at least 2: one of its end, and
+        one of its last epoch, from which a run of more epochs can resume.
+      best: the name of a value, such as "val_loss". The checkpoint of the epoch with the best value is kept too.
+      mode: "min", "max", or "auto" to infer the direction from the name.
 
     Raises:
-      CallbackError: for a keep or every that cannot be.
+      CallbackError: for an unusable keep or every.
 
     Example:
       >>> callback = Checkpoint("runs/a", every=datetime.timedelta(minutes=10), keep=2, best="val_accuracy")
@@ -43,10 +44,8 @@ class Checkpoint(Callback):
         best: str | None = None,
         mode: str = "auto",
     ) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise CallbackError(f"Expected keep to be a positive number of checkpoints, got {keep!r}.")
         self.directory = pathlib.Path(expand_user(directory))
-        self.keep = keep
+        self.keep = positive_int("keep", keep, CallbackError, "a positive number of checkpoints")
         self._every = Every(every, "Checkpoint")
         self._monitor = None if best is None else Monitor(best, mode)
         self._steps = 0

@@ -1,8 +1,9 @@
-"""Stops training when a value no longer gets better."""
+"""A callback that stops training when a value no longer improves."""
 
 import logging
 from typing import Any
 
+from resfit._utils.checks import int_from
 from resfit.callbacks.base import Callback
 from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor, measured_weights
@@ -12,24 +13,24 @@ _log = logging.getLogger("resfit")
 
 
 class EarlyStopping(Callback):
-    """Stops training when a monitored value has not improved for some epochs. Arguments and defaults are Keras's.
+    """A callback that stops training when a value has not improved for `patience` epochs, as in Keras.
 
     Args:
-      monitor: name of the value, such as "val_loss".
-      min_delta: an improvement must be larger than this.
-      patience: epochs without improvement after which training stops; 0 and 1 both stop at the first.
-      verbose: 1 logs what happens.
-      mode: "min", "max", or "auto" to tell by the name.
-      baseline: training must beat this value within `patience` epochs; an epoch that improves is never the last.
-      restore_best_weights: go back to the variables of the best epoch at the end of training, however it ends. The best
-        epoch is tracked by the value alone, also where no epoch beats the baseline. The module then holds the weights
-        that were measured: where a validation with averaged weights (`SwapEMAWeights`) decided, the averages of that
-        epoch. The averages are those of that epoch too.
-      start_from_epoch: epochs before this one are neither judged nor remembered.
+      monitor: the name of the value, such as "val_loss".
+      min_delta: the smallest change that counts as an improvement; the change must be larger.
+      patience: the number of epochs without improvement after which training stops. 0 and 1 both stop at the first.
+      verbose: 1 logs when training stops and when weights are restored.
+      mode: "min", "max", or "auto" to infer the direction from the name.
+      baseline: a value that training must beat within `patience` epochs. An epoch that improves never stops training.
+      restore_best_weights: restore the variables of the best epoch at the end of training, also after an exception. The
+        value alone decides which epoch is best, even if no epoch beats the baseline. The module then holds the weights
+        that were measured: the averages, if validation used averaged weights (`SwapEMAWeights`). The model's averages
+        are restored to that epoch too.
+      start_from_epoch: the first epoch to judge.
 
     Attributes:
       stopped_epoch: the epoch that ended training, or 0.
-      best_epoch: the epoch of the best value.
+      best_epoch: the epoch with the best value.
 
     Example:
       >>> callback = EarlyStopping(monitor="val_accuracy", patience=3, restore_best_weights=True)
@@ -46,8 +47,7 @@ class EarlyStopping(Callback):
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
     ) -> None:
-        if not isinstance(patience, int) or patience < 0:
-            raise CallbackError(f"Expected patience to be a number of epochs, 0 or more, got {patience!r}.")
+        patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
         self._monitor = Monitor(monitor, mode, min_delta)
         self._patience = max(patience, 1)
         self._verbose = verbose
@@ -58,8 +58,8 @@ class EarlyStopping(Callback):
 
     def _reset(self) -> None:
         self._monitor.best = None
-        self._weights: Any = None  # that were measured in the best epoch
-        self._averages: Any = None  # of that epoch, where they are not the same
+        self._weights: Any = None  # the weights that were measured in the best epoch
+        self._averages: Any = None  # the averages of that epoch, if those are not `_weights`
         self._wait = 0
         self.stopped_epoch = 0
         self.best_epoch = 0
@@ -99,7 +99,7 @@ class EarlyStopping(Callback):
         if self._weights is not None:
             self.model.set_weights(self._weights, self._averages)
             if self._verbose:
-                _log.warning("EarlyStopping: went back to the variables of epoch %d.", self.best_epoch)
+                _log.warning("EarlyStopping: restored the variables of epoch %d.", self.best_epoch)
             self._weights = self._averages = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,5 +115,5 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._monitor.load_state_dict(state)
         self._wait, self._weights = state["wait"], state["weights"]
-        self._averages = state.get("averages")  # earlier versions did not keep them
+        self._averages = state.get("averages")  # earlier versions did not save averages
         self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]

@@ -1,20 +1,21 @@
-"""How often: at epoch ends only, every so many steps, or every so much time."""
+"""Intervals: the end of every epoch, a number of steps, or an amount of time."""
 
 import datetime
 import time
 
+from resfit._utils.checks import is_int
 from resfit.errors import CallbackError
 
 
 class Every:
-    """Says at which steps something is due.
+    """An interval, which decides at which steps an action is due.
 
     Args:
-      every: "epoch": at no step, epochs have their own hook; a number of steps; or a datetime.timedelta.
-      who: the callback, for the error.
+      every: a number of steps, a datetime.timedelta, or "epoch" for no step: epochs have a hook of their own.
+      who: the name of the callback, for the error message.
 
     Raises:
-      CallbackError: for anything else, or an interval that is not positive.
+      CallbackError: for any other value, or an interval that is not positive.
 
     Example:
       >>> every = Every(2, "Example")
@@ -25,23 +26,21 @@ class Every:
     def __init__(self, every: str | int | datetime.timedelta, who: str) -> None:
         if isinstance(every, datetime.timedelta):
             known = every > datetime.timedelta()
-        elif isinstance(every, int) and not isinstance(every, bool):
-            known = every > 0
         else:
-            known = every == "epoch"
+            known = is_int(every, 1) or every == "epoch"
         if not known:
             raise CallbackError(
                 f"{who} got every={every!r}. Expected 'epoch', a positive number of steps, or a positive "
                 "datetime.timedelta."
             )
-        self._every = every
+        self._every = int(every) if is_int(every) else every
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether the time has come.
+        """Return True if the action is due after a step.
 
         Args:
-          step: training steps done, this one included.
+          step: the number of training steps done, this one included.
         """
         if isinstance(self._every, int):
             return step % self._every == 0

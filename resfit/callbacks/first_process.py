@@ -1,10 +1,10 @@
-"""Which process writes, where several train together."""
+"""The process that writes files when several processes train together."""
 
 import jax
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files: all have the same numbers, and would write over each other.
+    """Return True in the process that writes files; all processes have the same values and would overwrite a file.
 
     Example:
       >>> is_first()

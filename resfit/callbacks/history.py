@@ -1,4 +1,4 @@
-"""What happened, epoch by epoch."""
+"""The record of a run, epoch by epoch."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 class History(Callback):
-    """Records the logs of every epoch. `fit` adds one and returns it.
+    """A callback that records the logs of every epoch. `fit` adds a `History` and returns it.
 
     Attributes:
-      history: name -> one float per epoch; None where an epoch has no such value (validation_freq).
-      epoch: the epochs' numbers.
-      validations: name -> one value per validation, with "step", the number of steps trained before it; validations
-        may come more than once an epoch (validation_every).
-      timings: wall-clock figures, kept apart from the results: "epoch_seconds", one float per epoch; "data_wait", the
-        share of each epoch's training in which the device waited for data; and, if this `fit` compiled its step,
-        "first_step_seconds", from its beginning until the device had finished the first step, and
-        "first_step_compile_seconds", how much of that went into tracing and compiling.
-      params: of the run.
+      history: name -> one float per epoch; None for an epoch without that value (validation_freq).
+      epoch: the numbers of the epochs.
+      validations: name -> one value per validation, and "step" -> the number of steps trained before each. An epoch can
+        have several validations (validation_every).
+      timings: wall-clock figures, which are no results: "epoch_seconds", one float per epoch; "data_wait", the share of
+        each epoch in which the device waited for data. If this `fit` compiled its step, also "first_step_seconds", the
+        time from the beginning of `fit` until the device had finished the first step, and
+        "first_step_compile_seconds", the part of it that went into tracing and compiling.
+      params: the parameters of the run.
 
     Example:
       >>> history = History()
@@ -62,7 +62,7 @@ class History(Callback):
         self._steps += 1
         if self._steps == 1 and "first_step_compile_seconds" in self.timings:
             if isinstance(logs, LazyLogs):
-                logs.wait()  # once in a fit that compiled, where nobody will notice
+                logs.wait()  # only once, in a fit that compiled, where the time does not matter
             self.timings["first_step_seconds"] = time.perf_counter() - self._start
 
     def on_test_end(self, logs: Logs | None = None) -> None:
@@ -98,13 +98,13 @@ class History(Callback):
         self.timings["data_wait"] = list(state["data_wait"])
 
     def plot(self) -> "matplotlib.figure.Figure":
-        """The curves of every value, training and validation in one panel. Needs `resfit[plot]`."""
+        """Return a figure with one panel per value: the curves of training and validation. Needs `resfit[plot]`."""
         from resfit import plots
 
         return plots.curves(self)
 
 
 def _order(name: str) -> tuple[bool, str, bool]:
-    """Loss first, then alphabetically, each value before its validation twin."""
+    """Return a sort key: loss first, then names in alphabetical order, each before its val_ name."""
     base = name.removeprefix("val_")
     return base != "loss", base, name != base

@@ -1,4 +1,4 @@
-"""A callback from functions, for what is too short for a class."""
+"""A callback made of functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,13 @@ from resfit.errors import CallbackError
 
 
 class LambdaCallback(Callback):
-    """Calls functions at hooks. Each takes what the hook takes, without `self`, as in Keras.
+    """A callback made of functions, as in Keras. Each function takes the arguments of its hook, without `self`.
 
     Args:
-      hooks: hook name -> function, as keyword arguments; every hook of `Callback` can be given, the base's as well as
-        on_exception.
+      hooks: functions by the name of their hook, as keyword arguments. Every hook of `Callback` is allowed.
 
     Raises:
-      CallbackError: for a name that is no hook, or a value that is no function.
+      CallbackError: for an unknown hook, or a value that is not a function.
 
     Example:
       >>> losses = []
@@ -30,7 +29,8 @@ class LambdaCallback(Callback):
         for name, function in hooks.items():
             if name not in HOOKS:
                 raise CallbackError(
-                    f"There is no hook {name!r}. Expected some of {', '.join(HOOKS)}." + did_you_mean(name, HOOKS)
+                    f"LambdaCallback received the unknown hook {name!r}. Expected some of {', '.join(HOOKS)}."
+                    + did_you_mean(name, HOOKS)
                 )
             if function is None:
                 continue

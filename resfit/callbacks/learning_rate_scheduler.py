@@ -1,4 +1,4 @@
-"""Sets the learning rate by a function of the epoch, or of the step."""
+"""A callback that sets the learning rate by a function of the epoch or the step."""
 
 import inspect
 import logging
@@ -8,32 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
+from resfit.callbacks.learning_rate_checks import require_settable
 from resfit.callbacks.logs import Logs
-from resfit.callbacks.rate import require_settable
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
 
 
 class LearningRateScheduler(Callback):
-    """Sets the learning rate before every epoch, or every some steps, by a function. Nothing is compiled again.
+    """A callback that sets the learning rate before every epoch, or every few steps. Nothing is recompiled.
 
-    The epoch's logs gain `learning_rate`, the one that the epoch ended with; with steps, so do the batches' logs. A
-    schedule that is known beforehand is simpler, and inside the compiled step, as `compile(learning_rate=schedule)`.
+    The logs of an epoch gain `learning_rate`, the value at the end of the epoch. If `every` is a number of steps, the
+    logs of batches gain it too. For a schedule that is known before training, `compile(learning_rate=schedule)` is
+    simpler and runs inside the compiled step.
 
     Args:
-      schedule: (epoch) or (epoch, learning rate) -> learning rate. Epochs are counted from zero. It is given the rate
-        if its second parameter has no default, or is called `lr` or `learning_rate`. optax's schedules fit.
+      schedule: a function (epoch) or (epoch, learning rate) -> learning rate. Epochs are counted from zero. The
+        function receives the learning rate if its second parameter has no default, or is named `lr` or
+        `learning_rate`. The schedules of optax work.
       verbose: 1 logs each change.
-      every: "epoch", as in Keras; or a number of steps, before each of which the function is called with the number of
-        training steps done instead of the epoch. Steps are counted on in a second `fit` with the same object; the
-        first one begins at the first step of its `initial_epoch`.
+      every: "epoch", as in Keras, or a number of steps. For steps, the function receives the number of training steps
+        done instead of the epoch. The count of steps continues in a second `fit` with the same object; the first `fit`
+        starts at the first step of its `initial_epoch`.
 
     Raises:
-      CallbackError: if schedule is no function of one or two arguments, or returns something else than a number >= 0;
-        at the beginning of `fit` if the model's learning rate cannot be set.
+      CallbackError: if `schedule` is not a function of one or two arguments or returns anything but a number of 0 or
+        more; at the beginning of `fit`, if the learning rate of the model cannot be set.
 
     Example:
       >>> halved = LearningRateScheduler(lambda epoch, rate: rate / 2 if epoch % 10 == 9 else rate)
@@ -45,8 +48,8 @@ class LearningRateScheduler(Callback):
             raise CallbackError(
                 f"Expected schedule to be a function (epoch) or (epoch, learning rate), got {schedule!r}."
             )
-        if not isinstance(every, str | int):
-            raise CallbackError(f"Expected every to be 'epoch' or a number of steps, got {every!r}.")
+        if every != "epoch" and not is_int(every, 1):
+            raise CallbackError(f"Expected every to be 'epoch' or a positive number of steps, got {every!r}.")
         self._schedule = schedule
         self._takes_rate = _takes_rate(schedule)
         self._verbose = verbose
@@ -59,7 +62,7 @@ class LearningRateScheduler(Callback):
         require_settable(self.model, "LearningRateScheduler")
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
-        # Others may have set it. Between epochs the device has nothing to do, so this read does not make it wait.
+        # Another callback may have set the learning rate. The device is idle between epochs, so reading is free.
         self._rate = self.model.learning_rate
         if self._steps is None:
             self._steps = epoch * (self.params["steps"] or 0)
@@ -100,16 +103,17 @@ def _number(value: Any) -> float:
     array = np.asarray(value)
     if array.ndim or array.dtype.kind not in "fiu" or not math.isfinite(array) or array < 0:
         raise CallbackError(
-            f"The schedule returned {value!r}. Expected a learning rate: one finite number that is not negative."
+            f"The schedule of LearningRateScheduler returned {value!r}. Expected a learning rate: a finite number of 0 "
+            "or more."
         )
     return float(array)
 
 
 def _takes_rate(schedule: Callable[..., Any]) -> bool:
-    # Trying two arguments first, as Keras does, hands the rate to whatever option comes second in the signature.
+    # Keras tries two arguments first, which passes the learning rate to any option that comes second.
     try:
         parameters = inspect.signature(schedule).parameters.values()
-    except ValueError:  # some functions written in C show none
+    except ValueError:  # some functions written in C have no signature
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)

@@ -1,4 +1,4 @@
-"""Logs that cost nothing until a callback reads them."""
+"""Logs that stay on the device until a callback reads them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -10,23 +10,23 @@ Logs = MutableMapping[str, Any]
 
 
 def read(values: Any) -> Any:
-    """Copies device values to the host, waiting for them. Every read of a log passes through here."""
+    """Copy values from the device to the host and wait for them. Every read of a log calls this function."""
     return jax.device_get(values)
 
 
 class LazyLogs(MutableMapping[str, Any]):
-    """A log whose values stay on the device until somebody reads them.
+    """A log whose values stay on the device until a callback reads one.
 
-    `dict(logs)`, `logs["loss"]` and the like give plain Python floats and wait for the device if they must; writing,
-    listing keys and asking `ready()` never wait. One object is shared by all callbacks of a hook, in list order, so
-    that a value added or changed by the first is seen by those after it.
+    `dict(logs)` and `logs["loss"]` return Python floats and wait for the device if necessary. Writing, listing keys and
+    calling `ready()` never wait. All callbacks of a hook share one object, in list order, so later callbacks see the
+    changes of earlier ones.
 
     Args:
       sums: metric sums on the device.
-      finish: turns the sums, once on the host, into named floats.
-      keys: the names that `finish` will return, in order.
+      finish: a function that turns the sums, once on the host, into named floats.
+      keys: the names that `finish` returns, in order.
       loss: the batch's own loss, () float32.
-      examples: how many examples the batch had.
+      examples: the number of examples in the batch.
     """
 
     def __init__(
@@ -44,24 +44,24 @@ class LazyLogs(MutableMapping[str, Any]):
         self._values: dict[str, Any] = dict.fromkeys(keys)
 
     def ready(self) -> bool:
-        """Whether reading would not wait."""
+        """Return True if reading a value does not wait for the device."""
         return self._finish is None or all(leaf.is_ready() for leaf in jax.tree.leaves(self._sums))
 
     def wait(self) -> None:
-        """Waits until the device has made the values, and reads none."""
+        """Wait until the device has computed the values, without reading one."""
         if self._finish is not None:
             jax.block_until_ready(self._sums)
 
     @property
     def batch_loss(self) -> float:
-        """The batch's own loss, where `logs["loss"]` is the mean since the epoch began. Waits for the device."""
+        """The batch's own loss; `logs["loss"]` is the mean since the epoch began. Waits for the device."""
         return float(read(self._loss))
 
     def _read(self) -> dict[str, Any]:
         if self._finish is not None:
             finish, self._finish = self._finish, None
             for key, value in finish(read(self._sums)).items():
-                if key in self._values and self._values[key] is None:  # neither deleted nor overwritten since
+                if key in self._values and self._values[key] is None:  # not deleted or overwritten since
                     self._values[key] = value
             self._sums = None
         return self._values
@@ -77,7 +77,7 @@ class LazyLogs(MutableMapping[str, Any]):
         del self._values[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._values  # Mapping's own asks for the value, and waits for it
+        return key in self._values  # the method of Mapping reads the value, which waits
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._values))
@@ -90,11 +90,11 @@ class LazyLogs(MutableMapping[str, Any]):
 
 
 def batch_losses(logs: Sequence[LazyLogs]) -> list[float]:
-    """Several batches' own losses, read in one transfer."""
+    """Return the batches' own losses, read in one transfer."""
     return [float(loss) for loss in read([log._loss for log in logs])]
 
 
 def as_float(value: Any) -> Any:
-    """A scalar as a Python float, anything larger as a NumPy array."""
+    """Return a scalar as a Python float, and anything larger as a NumPy array."""
     array = np.asarray(value)
     return float(array) if array.ndim == 0 else array

@@ -1,4 +1,4 @@
-"""Saves the model while it trains."""
+"""A callback that saves the model during training."""
 
 import logging
 import pathlib
@@ -7,6 +7,7 @@ import string
 import zlib
 from typing import Any
 
+from resfit._utils.checks import is_int, positive_int
 from resfit._utils.paths import expand_user
 from resfit.callbacks import first_process
 from resfit.callbacks.base import Callback
@@ -18,31 +19,32 @@ _log = logging.getLogger("resfit")
 
 
 class ModelCheckpoint(Callback):
-    """Saves the model (variables, the net's spec and the preprocessing) at the end of epochs, or every some steps.
+    """A callback that saves the model at the end of epochs, or every `save_freq` steps.
 
-    What it writes is what `Model.save` writes; `resfit.load` reads it. With several processes, the first writes.
+    Each file is a model file as `Model.save` writes it: variables, spec and preprocessing. `resfit.load` reads it. With
+    several processes, the first one writes.
 
-    The file holds the weights as trained. Where a value of the validation chooses or names the file (save_best_only,
-    or `{val_loss}` in the template) and the validation uses averaged weights (`SwapEMAWeights`), the file holds the
-    averages, which are the weights that were measured.
+    The file holds the trained weights. If a validation value selects or names the file (save_best_only, or
+    `{val_loss}` in the template) and validation uses averaged weights (`SwapEMAWeights`), the file holds the averages,
+    which are the weights that validation measured.
 
     Args:
-      filepath: a path ending in ".safetensors"; may hold `{epoch}` (counted from one), `{batch}` (likewise, if
-        save_freq is a number) and names from the logs, as in "runs/{epoch:02d}-{val_loss:.3f}.safetensors". Parent
-        folders are made.
-      monitor: the value that save_best_only watches.
-      verbose: 1 logs what is written.
-      save_best_only: write only when the monitored value improves.
-      mode: "min", "max", or "auto" to tell by the name.
-      save_freq: "epoch", or a number of steps, counted on from one epoch to the next.
-      initial_value_threshold: with save_best_only, what the first value must beat.
-      keep: how many of the files it wrote to keep: the last ones, or with save_best_only the best ones (a value need
-        then only beat the worst of them). None keeps all. A file that was changed after it was written is left alone.
-        Not in Keras.
+      filepath: a path that ends in ".safetensors". The path can hold `{epoch}` (counted from one), `{batch}` (counted
+        from one; only if save_freq is a number) and names from the logs, as in
+        "runs/{epoch:02d}-{val_loss:.3f}.safetensors". Parent folders are created.
+      monitor: the name of the value that save_best_only compares.
+      verbose: 1 logs the path of every file written.
+      save_best_only: write a file only when the monitored value improves.
+      mode: "min", "max", or "auto" to infer the direction from the name.
+      save_freq: "epoch", or a number of steps. The count of steps continues from one epoch to the next.
+      initial_value_threshold: with save_best_only, the value that the first value must beat.
+      keep: the number of files to keep: the newest ones, or with save_best_only the best ones (a value then only has to
+        beat the worst of those). None keeps all. A file that was changed after it was written is not deleted. Not in
+        Keras.
 
     Raises:
-      CallbackError: for a wrong ending, an unknown save_freq, a keep that cannot work, more than plain names in the
-        template, or a name that the logs do not have, or have as text.
+      CallbackError: if `filepath` has another ending, if the template holds more than plain names, for an unknown
+        save_freq or an unusable keep, and if the logs lack a name of the template or hold text under that name.
 
     Example:
       >>> callback = ModelCheckpoint("best.safetensors", monitor="val_accuracy", save_best_only=True)
@@ -60,36 +62,20 @@ class ModelCheckpoint(Callback):
         keep: int | None = None,
     ) -> None:
         self._template = _expanded(str(filepath))
-        self._folder = pathlib.Path.cwd()  # of relative paths, wherever the process goes later
-        if not self._template.endswith(".safetensors"):
-            raise CallbackError(f"Expected filepath to end in '.safetensors', got {self._template!r}.")
-        fields = [
-            (name, form or "") for _, name, form, _ in string.Formatter().parse(self._template) if name is not None
-        ]
-        if any(not name.isidentifier() or "{" in form for name, form in fields):
-            raise CallbackError(
-                f"Expected {{name}} or {{name:format}} in filepath, as in 'runs/{{epoch:02d}}.safetensors', got "
-                f"{self._template!r}."
-            )
-        if save_freq != "epoch" and (isinstance(save_freq, bool) or not isinstance(save_freq, int) or save_freq < 1):
+        self._folder = pathlib.Path.cwd()  # relative paths stay in this folder if the process changes to another one
+        names = _names(self._template)
+        if save_freq != "epoch" and not is_int(save_freq, 1):
             raise CallbackError(f"Expected save_freq to be 'epoch' or a positive number of steps, got {save_freq!r}.")
+        self._every = None if save_freq == "epoch" else int(save_freq)
+        self._keep = _checked_keep(keep, self._template, names)
         self._monitor = Monitor(monitor, mode) if save_best_only else None
         if self._monitor is not None:
             self._monitor.best = initial_value_threshold
-        if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
-            raise CallbackError(f"Expected keep to be a positive number of files, or None for all, got {keep!r}.")
-        if keep is not None and not fields:
-            raise CallbackError(
-                f"keep={keep} needs files of different names, and {self._template!r} is always the same. Expected a "
-                "template such as 'runs/{epoch:03d}.safetensors'."
-            )
-        self._decisive = [name for name, _ in fields] + ([monitor] if save_best_only else [])
-        self._keep = keep
+        self._decisive = [*names, monitor] if save_best_only else names
         self._threshold = initial_value_threshold
         self._kept: list[tuple[float | None, str]] = []  # (monitored value, path), the oldest first
-        self._checksums: dict[str, int] = {}  # by path: of what this callback wrote and has not deleted
+        self._checksums: dict[str, int] = {}  # path -> checksum of each file that this callback wrote and still keeps
         self._verbose = verbose
-        self._every = None if save_freq == "epoch" else int(save_freq)
         self._steps = 0
         self._epoch = 0
 
@@ -124,19 +110,19 @@ class ModelCheckpoint(Callback):
             _log.warning("ModelCheckpoint: wrote %s.", path)
 
     def _among_the_best(self, value: float) -> bool:
-        """Whether a value that is not the best is still one of those to keep."""
+        """Return True if `keep` has room for a value that is not the best."""
         if self._monitor is None or self._keep is None or not self._monitor.beats(value, self._threshold):
             return False
         values = [kept for kept, _ in self._kept if kept is not None]
         return len(values) < self._keep or any(self._monitor.beats(value, kept) for kept in values)
 
     def _forget(self, value: float | None, path: str) -> None:
-        """Take a file into account that was just written, and delete those that there is no room for any more."""
+        """Record a file that was just written, and delete the files beyond `keep`."""
         if self._keep is None:
             return
         self._kept = [entry for entry in self._kept if entry[1] != path] + [(value, path)]
         while len(self._kept) > self._keep:
-            worst = 0  # the oldest, where no value says otherwise
+            worst = 0  # the oldest one, unless the values say otherwise
             for i, (candidate, _) in enumerate(self._kept):
                 reference = self._kept[worst][0]
                 if self._monitor is not None and reference is not None and candidate is not None:
@@ -148,14 +134,14 @@ class ModelCheckpoint(Callback):
                 self._delete(old)
 
     def _delete(self, path: str) -> None:
-        """Delete a file that this callback wrote, unless it was changed since; what fails is tried again."""
+        """Delete a file that this callback wrote, unless it was changed since. The next save retries a failure."""
         try:
             if _checksum(self._folder / path) == self._checksums[path]:
                 (self._folder / path).unlink()
             else:
-                _log.warning("ModelCheckpoint: %s is kept: it was changed after it was written.", path)
+                _log.warning("ModelCheckpoint: %s was changed after it was written and is not deleted.", path)
         except FileNotFoundError:
-            _log.debug("ModelCheckpoint: %s is gone already.", path)
+            _log.debug("ModelCheckpoint: %s was deleted already.", path)
         except OSError as error:
             _log.warning("ModelCheckpoint: %s cannot be deleted: %s. The next save tries again.", path, error)
             return
@@ -169,18 +155,18 @@ class ModelCheckpoint(Callback):
             if name is not None and name not in values:
                 if name not in logs:
                     raise CallbackError(
-                        f"The file name {self._template!r} asks for {name!r}; there are {sorted([*values, *logs])}."
+                        f"The file name {self._template!r} uses {name!r}, which the logs do not have. Expected one of "
+                        f"{sorted([*values, *logs])}."
                     )
                 values[name] = logs[name]
-                if isinstance(values[name], str):  # "../elsewhere" would do as well
+                if isinstance(values[name], str):  # text could lead to another folder: "../elsewhere"
                     raise CallbackError(
-                        f"The file name {self._template!r} asks for {name!r}, which is {values[name]!r}. Expected a "
-                        "number."
+                        f"The file name {self._template!r} uses {name!r}, which is {values[name]!r}. Expected a number."
                     )
         return self._template.format_map(values)
 
     def _is_mine(self, path: str) -> bool:
-        """Whether the template could have given this path: a checkpoint of the run says so, and it will be deleted."""
+        """Return True if the template can give this path: paths come from a checkpoint, and these files get deleted."""
         parts = string.Formatter().parse(self._template)
         pattern = "".join(re.escape(text) + (r"[^/\\]*\w[^/\\]*" if name else "") for text, name, _, _ in parts)
         return re.fullmatch(pattern, path) is not None
@@ -196,17 +182,42 @@ class ModelCheckpoint(Callback):
         self._steps = state["steps"]
         self._kept = [(value, path) for value, path in state["kept"] if self._is_mine(path)]
         checksums = state.get("checksums")
-        if checksums is None:  # of an earlier version: what is there is taken for what was written
+        if checksums is None:  # a checkpoint of an earlier version: trust the files that exist
             there = [path for _, path in self._kept if (self._folder / path).is_file()]
             checksums = {path: _checksum(self._folder / path) for path in there}
         self._checksums = {path: checksum for path, checksum in checksums.items() if self._is_mine(path)}
 
 
 def _expanded(template: str) -> str:
-    """A template whose `~` is replaced by a folder in which braces are no fields."""
+    """Return the template with `~` replaced by the home folder; braces of that folder are escaped."""
     home, slash, rest = template.partition("/")
     expanded = expand_user(home)
     return template if expanded == home else expanded.replace("{", "{{").replace("}", "}}") + slash + rest
+
+
+def _names(template: str) -> list[str]:
+    """Return the names in a template, or raise if it is not a template of a model file."""
+    if not template.endswith(".safetensors"):
+        raise CallbackError(f"Expected filepath to end in '.safetensors', got {template!r}.")
+    fields = [(name, form or "") for _, name, form, _ in string.Formatter().parse(template) if name is not None]
+    if any(not name.isidentifier() or "{" in form for name, form in fields):
+        raise CallbackError(
+            f"Expected {{name}} or {{name:format}} in filepath, as in 'runs/{{epoch:02d}}.safetensors', got "
+            f"{template!r}."
+        )
+    return [name for name, _ in fields]
+
+
+def _checked_keep(keep: int | None, template: str, names: list[str]) -> int | None:
+    if keep is None:
+        return None
+    keep = positive_int("keep", keep, CallbackError, "a positive number of files, or None for all")
+    if not names:
+        raise CallbackError(
+            f"keep={keep} needs files of different names, and {template!r} gives one name. Expected a template such as "
+            "'runs/{epoch:03d}.safetensors'."
+        )
+    return keep
 
 
 def _checksum(path: pathlib.Path) -> int:

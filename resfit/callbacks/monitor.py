@@ -1,4 +1,4 @@
-"""What callbacks that watch one value share: which way is better, and by how much."""
+"""The comparison of one monitored value, shared by several callbacks."""
 
 import logging
 import math
@@ -18,18 +18,18 @@ _HIGHER_IS_BETTER = ("acc", "accuracy", "auc", "f1", "precision", "recall")
 
 
 class Monitor:
-    """Judges one value of the logs.
+    """A monitored value of the logs, with its best value so far.
 
     Args:
-      name: of the value, such as "val_loss".
-      mode: "min", "max", or "auto" to tell by the name.
-      min_delta: an improvement must be larger than this.
+      name: the name of the value, such as "val_loss".
+      mode: "min", "max", or "auto" to infer the direction from the name.
+      min_delta: the smallest change that counts as an improvement; the change must be larger.
 
     Attributes:
       best: the best value so far, or None.
 
     Raises:
-      CallbackError: if the mode is unknown, or "auto" does not know the name.
+      CallbackError: for an unknown mode, or if "auto" does not know the name.
 
     Example:
       >>> monitor = Monitor("val_accuracy")
@@ -48,7 +48,7 @@ class Monitor:
                 mode = "max"
             else:
                 raise CallbackError(
-                    f"Cannot tell whether a lower or a higher {name!r} is better. Pass mode='min' or 'max'."
+                    f"mode='auto' does not know if a lower or a higher {name!r} is better. Pass mode='min' or 'max'."
                 )
         self.name = name
         self.best: float | None = None
@@ -56,46 +56,48 @@ class Monitor:
         self._min_delta = abs(min_delta)
 
     def value(self, logs: Logs | None, who: str) -> float | None:
-        """The value in the logs; None, with a warning that says what there is, if it is missing."""
+        """Return the value in the logs, or None if the logs lack the name; a warning then lists the names."""
         if logs is None or self.name not in logs:
             there = sorted(logs or {})
             remedy = did_you_mean(self.name, there)
             if self.name.startswith("val_") and not any(name.startswith("val_") for name in there):
-                remedy = " Nothing was validated: pass validation_data to fit, or watch another one."
-            _log.warning("%s watches %r, which is not in the logs; there are %s.%s", who, self.name, there, remedy)
+                remedy = " There was no validation: pass validation_data to fit, or monitor another value."
+            _log.warning(
+                "%s monitors %r, which is not in the logs. Expected one of %s.%s", who, self.name, there, remedy
+            )
             return None
         value = logs[self.name]
         if np.ndim(value) != 0:
             raise CallbackError(
-                f"{who} watches {self.name!r}, which is an array of shape {np.shape(value)}. Expected one number: "
-                "watch its mean over the classes, as a metric of its own."
+                f"{who} monitors {self.name!r}, which is an array of shape {np.shape(value)}. Expected one number. Add "
+                "the mean over the classes as a metric and monitor it."
             )
         return float(value)
 
     def beats(self, value: float, reference: float | None) -> bool:
-        """Whether a value is better than a reference by more than min_delta. NaN is better than nothing."""
+        """Return True if a value is better than a reference by more than min_delta. NaN is never better."""
         if math.isnan(value):
             return False
         return reference is None or self._sign * (value - reference) > self._min_delta
 
     def improves(self, value: float) -> bool:
-        """Whether a value is better than the best so far; if so it becomes the best."""
+        """Return True if a value is better than the best so far, and make it the best."""
         if not self.beats(value, self.best):
             return False
         self.best = value
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to know."""
+        """Return the state for a resumed run."""
         return {"best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore a result of `state_dict`."""
         self.best = state["best"]
 
 
 def measured_weights(model: TrainedModel, names: Iterable[str]) -> str:
-    """Return which weights the values with these names were measured with: "raw" or "ema".
+    """Return the kind of weights that the values with these names were measured with: "raw" or "ema".
 
     A validation measures `model.validation_weights`; the loss and metrics of training belong to the raw weights.
     """

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for TensorBoard's profile page or Perfetto."""
+"""A callback that traces training steps for TensorBoard's profile page or Perfetto."""
 
 import logging
 import os
@@ -16,18 +16,17 @@ _log = logging.getLogger("resfit")
 
 
 class Profiler(Callback):
-    """Records what host and device do in some training steps, with jax.profiler.
+    """A callback that traces the host and the device during training steps `start` to `stop`, with jax.profiler.
 
-    The steps before are waited for where the trace begins, and those in it where it ends, so that it holds exactly the
-    steps that were asked for, each marked as one. The rest of the run is not slowed down. With several processes,
-    the first is traced.
+    The host waits for the device at the beginning and at the end of the trace, so the trace holds exactly those steps,
+    each with a mark. All other steps run at full speed. With several processes, the trace is of the first one.
 
     Args:
-      log_dir: where the trace goes; `tensorboard --logdir` on it (with tensorboard-plugin-profile) or
-        https://ui.perfetto.dev shows it.
-      start: the first step in the trace, counted from zero from the beginning of `fit`. By default some steps after
-        compiling.
-      stop: the first step that is no longer in it.
+      log_dir: the folder of the trace. `tensorboard --logdir` (with tensorboard-plugin-profile) and
+        https://ui.perfetto.dev show it.
+      start: the first step of the trace, counted from zero at the beginning of `fit`. The default is a few steps after
+        compilation.
+      stop: the first step after the trace.
 
     Raises:
       CallbackError: unless 0 <= start < stop.
@@ -74,10 +73,9 @@ class Profiler(Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self._step <= self._start:
             _log.warning(
-                "Profiler: training ended after %d steps, before step %d, where the trace was to begin.",
-                self._step,
-                self._start,
-            )
+                "Profiler: training ended after %d steps, before step %d, the first one of the trace. Pass a smaller "
+                "start.", self._step, self._start,
+            )  # fmt: skip
         self._unmark()
         self._end()
 

@@ -1,4 +1,4 @@
-"""Shows how training goes: a live bar in a terminal or notebook, one line per epoch in a log file."""
+"""A callback that shows progress: a live bar in a terminal or notebook, else one line per epoch."""
 
 import collections
 import sys
@@ -16,16 +16,17 @@ _REDRAW_SECONDS = 0.1
 
 
 class ProgressBar(Callback):
-    """Epoch, step, images per second, time left, loss and metrics. `fit`, `evaluate` and `predict` add one.
+    """A callback that shows epoch, step, images per second, time left, loss and metrics.
 
-    A `fit` that compiles its step says once when the first step was done.
+    `fit`, `evaluate` and `predict` add a progress bar. A `fit` that compiles its step prints once how long the first
+    step took.
 
-    It shows the newest values that the device has finished and never waits for it, so it costs nothing that can be
-    measured.
+    The bar shows the newest values that the device has finished. It never waits for the device, and its cost is below
+    what can be measured.
 
     Args:
-      verbose: 1: a bar where there is a terminal or notebook, else one line per epoch. 2: one line per epoch.
-      console: where to write; the standard output by default.
+      verbose: 1 for a bar in a terminal or notebook, and one line per epoch anywhere else; 2 for one line per epoch.
+      console: the console to write to; the standard output by default.
 
     Example:
       >>> bar = ProgressBar(verbose=2)
@@ -61,7 +62,7 @@ class ProgressBar(Callback):
         self._training = False
         self._stop()
 
-    # --- evaluate and predict; a validation inside fit stays within its epoch's line ----------------------------------
+    # --- evaluate and predict; a validation inside fit is shown in the line of its epoch ------------------------------
 
     def on_test_begin(self, logs: Logs | None = None) -> None:
         if self._training:
@@ -106,7 +107,7 @@ class ProgressBar(Callback):
         self._status("")
 
     def _tell_of_first_step(self) -> None:
-        """Once in a fit that compiled its step; `History` knows how long that took, sooner or later."""
+        """Print the time of the first step, once `History` knows it."""
         if self._told_of_first_step:
             return
         timings = self.model.history.timings if self.model.history is not None else {}
@@ -157,10 +158,10 @@ class ProgressBar(Callback):
         if newest is not None:
             self._shown = _format(dict(newest))
         elif logs is not None:
-            return  # nothing has finished since the last redraw
+            return  # the device has finished no step since the last redraw
         self._progress.update(self._task, completed=done, rate=self._rate(images), values=self._shown)
 
-    # Compiling and validating are no part of the speed that the user wants to know; the one may happen in the other.
+    # The images per second leave out compilation and validation. Both can nest.
     def _pause(self) -> None:
         self._pauses += 1
         if self._pauses == 1:
@@ -188,7 +189,7 @@ class ProgressBar(Callback):
             self._progress.update(self._task, total=total, completed=self._done, rate=rate, values=text)
             self._progress.stop_task(self._task)
             self._progress.stop()
-            self._progress = None  # the finished bar stays on the screen; the next epoch starts a new one below
+            self._progress = None  # the finished bar stays on the screen, and the next epoch starts a new one below it
             return
         self._console.print(
             *[part for part in (self._title, f"{seconds:.1f}s", rate, text) if part],

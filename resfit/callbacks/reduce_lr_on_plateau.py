@@ -1,37 +1,39 @@
-"""Lowers the learning rate when a value no longer gets better."""
+"""A callback that lowers the learning rate when a value no longer improves."""
 
 import logging
 from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import int_from
 from resfit.callbacks.base import Callback
+from resfit.callbacks.learning_rate_checks import require_settable
 from resfit.callbacks.logs import Logs
 from resfit.callbacks.monitor import Monitor
-from resfit.callbacks.rate import require_settable
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
 
 
 class ReduceLROnPlateau(Callback):
-    """Multiplies the learning rate by a factor when a monitored value has not improved for some epochs, as in Keras.
+    """A callback that lowers the learning rate when a value has not improved for `patience` epochs, as in Keras.
 
-    Nothing is compiled again. The epoch's logs gain `learning_rate`, the one that the epoch was trained with.
+    Nothing is recompiled. The logs of an epoch gain `learning_rate`, the learning rate of that epoch.
 
     Args:
-      monitor: name of the value, such as "val_loss".
-      factor: new rate = rate * factor, between 0 and 1.
-      patience: epochs without improvement after which the rate is lowered; 0 and 1 both lower it at the first.
+      monitor: the name of the value, such as "val_loss".
+      factor: the factor between 0 and 1 that multiplies the learning rate.
+      patience: the number of epochs without improvement after which the learning rate falls. 0 and 1 both lower it at
+        the first.
       verbose: 1 logs each change.
-      mode: "min", "max", or "auto" to tell by the name.
-      min_delta: an improvement must be larger than this.
-      cooldown: epochs after a change in which none is counted against the patience.
-      min_lr: the rate is never lowered below this.
+      mode: "min", "max", or "auto" to infer the direction from the name.
+      min_delta: the smallest change that counts as an improvement; the change must be larger.
+      cooldown: the number of epochs after a change that do not count against `patience`.
+      min_lr: the smallest learning rate.
 
     Raises:
-      CallbackError: for a factor outside (0, 1) or an unknown mode; at the beginning of `fit` if the model's learning
-        rate cannot be set (a schedule decides it, or the optax object keeps it to itself).
+      CallbackError: for a factor outside (0, 1), a patience or cooldown below 0, or an unknown mode; at the beginning
+        of `fit`, if the learning rate cannot be set (a schedule sets it, or the optax object does not expose it).
 
     Example:
       >>> callback = ReduceLROnPlateau(monitor="val_loss", factor=0.2, patience=5, min_lr=1e-4)
@@ -50,13 +52,11 @@ class ReduceLROnPlateau(Callback):
     ) -> None:
         if not 0 < factor < 1:
             raise CallbackError(f"Expected 0 < factor < 1, to lower the learning rate, got {factor}.")
-        if patience < 0 or cooldown < 0:
-            raise CallbackError(f"Expected patience and cooldown >= 0 epochs, got {patience} and {cooldown}.")
         self._monitor = Monitor(monitor, mode, min_delta)
         self._factor = factor
-        self._patience = patience
+        self._patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
         self._verbose = verbose
-        self._cooldown = cooldown
+        self._cooldown = int_from(0, "cooldown", cooldown, CallbackError, "a number of epochs, 0 or more")
         self._min_lr = min_lr
         self._wait = self._cooling = 0
 
@@ -84,7 +84,7 @@ class ReduceLROnPlateau(Callback):
             self._wait = 0
         elif self._cooling == 0:
             self._wait += 1
-            # The model keeps its rate in float32, in which it can never get below min_lr itself.
+            # The learning rate is float32, in which it never gets below min_lr itself.
             if self._wait >= self._patience and rate > np.float32(self._min_lr):
                 self._lower(epoch, rate)
 

@@ -1,36 +1,37 @@
-"""Goes back to the last good checkpoint when training diverges."""
+"""A callback that returns to the last good checkpoint when training diverges."""
 
 import logging
 from typing import Any
 
+from resfit._utils.checks import positive_int
 from resfit.callbacks.bad_losses import BadLoss, BadLosses
 from resfit.callbacks.base import Callback
+from resfit.callbacks.learning_rate_checks import require_adjustable
 from resfit.callbacks.logs import Logs
-from resfit.callbacks.rate import require_adjustable
 from resfit.errors import CallbackError, NonFiniteLossError
 
 _log = logging.getLogger("resfit")
 
 
 class RollbackOnNaN(Callback):
-    """Goes back to the last checkpoint in which all is finite when a batch's loss is not, with a lower learning rate.
+    """A callback that returns to the last finite checkpoint when a loss is not finite, and lowers the learning rate.
 
-    `fit` needs a `Checkpoint` callback beside it. Everything goes back: parameters, statistics, optimizer, position in
-    the data, `History`, callbacks; only the learning rate is another, so that the run goes the same way more slowly.
-    Losses are looked at as by `TerminateOnNaN`, at most sixteen steps late. The steps up to the one that failed are
-    then kept and looked at one by one, so that a second failure names the layer.
+    `fit` also needs a `Checkpoint` callback. The whole run returns to the checkpoint: variables, optimizer, data
+    position, `History`, callbacks. Only the learning rate changes, so the run takes the same path in smaller steps.
+    Losses are checked as in `TerminateOnNaN`, at most sixteen steps late. After a rollback, every step up to the one
+    that failed is checked at once, so that a second failure names the layer.
 
     Args:
-      factor: new learning rate = present one * factor; a schedule's rates are all multiplied. 1 leaves it, which helps
-        where the fault was the machine's.
-      times: how often to go back in a run before `NonFiniteLossError` is raised.
+      factor: the factor that multiplies the learning rate, or every value of a schedule. 1 keeps the learning rate,
+        which helps after a hardware fault.
+      times: the number of rollbacks in a run. The next failure raises `NonFiniteLossError`.
 
     Attributes:
-      count: how often it went back.
+      count: the number of rollbacks so far.
 
     Raises:
-      CallbackError: for a factor outside (0, 1], or times below 1; at the beginning of `fit` without a `Checkpoint`, or
-        if there is no learning rate to lower.
+      CallbackError: for a factor outside (0, 1], or times below 1; at the beginning of `fit`, if there is no
+        `Checkpoint`, or if the learning rate cannot be lowered.
 
     Example:
       >>> from resfit.callbacks import Checkpoint
@@ -40,11 +41,9 @@ class RollbackOnNaN(Callback):
     def __init__(self, factor: float = 0.5, times: int = 3) -> None:
         if not 0 < factor <= 1:
             raise CallbackError(f"Expected 0 < factor <= 1, to lower the learning rate, got {factor}.")
-        if isinstance(times, bool) or not isinstance(times, int) or times < 1:
-            raise CallbackError(f"Expected times to be a positive integer, got {times!r}.")
-        self._factor, self._times = factor, times
+        self._factor, self._times = factor, positive_int("times", times, CallbackError)
         self._losses = BadLosses()
-        self._failed: tuple[int, int] | None = None  # where it last went back from: looked at closely until past it
+        self._failed: tuple[int, int] | None = None  # the last failure; steps up to it are checked at once
         self._epoch = 0
         self._began = False
         self.count = 0
@@ -52,7 +51,7 @@ class RollbackOnNaN(Callback):
     def on_train_begin(self, logs: Logs | None = None) -> None:
         if not self.model.control.saves_checkpoints:
             raise CallbackError(
-                "RollbackOnNaN goes back to a checkpoint, and this fit saves none. Pass a Checkpoint beside it: "
+                "RollbackOnNaN needs checkpoints, and this fit saves none. Expected a Checkpoint callback too: "
                 "callbacks=[resfit.callbacks.Checkpoint(folder), RollbackOnNaN()]."
             )
         if self._factor < 1:
@@ -64,7 +63,7 @@ class RollbackOnNaN(Callback):
         self._losses.begin(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        if not self._began:  # the first step of the run: there must be something to go back to
+        if not self._began:  # the first step of the run: save a checkpoint to return to
             self._began = True
             self.model.control.request_checkpoint()
         closely = self._failed is not None and (self._epoch, batch) <= self._failed
@@ -86,14 +85,14 @@ class RollbackOnNaN(Callback):
         message = bad.described(self.model.first_non_finite() if seen and self.model.keep_last_step else None)
         if self.count == self._times:
             raise NonFiniteLossError(
-                f"{message} The run went back to its last good checkpoint {self.count} times. Lower the learning rate, "
+                f"{message} The run returned to its last good checkpoint {self.count} times. Lower the learning rate, "
                 "clip the gradients, or look for NaN in that batch's inputs."
             )
         self.count += 1
         self._failed = (bad.epoch, bad.batch)
         _log.warning(
-            "RollbackOnNaN: %s The run goes back to its last good checkpoint (%d of %d times), the learning rate times "
-            "%g.", message, self.count, self._times, self._factor,
+            "RollbackOnNaN: %s The run returns to its last good checkpoint (%d of %d times) with the learning rate "
+            "times %g.", message, self.count, self._times, self._factor,
         )  # fmt: skip
         self.model.keep_last_step = True
         self.model.control.request_rollback(bad=self._failed, learning_rate_factor=self._factor)
@@ -107,7 +106,7 @@ class RollbackOnNaN(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = max(self.count, state["count"])  # going back does not undo that it went back
+        self.count = max(self.count, state["count"])  # a rollback does not undo the count of rollbacks
         if self._failed is None and state["failed"] is not None:
             self._failed = (state["failed"][0], state["failed"][1])
         self._began = state["began"]

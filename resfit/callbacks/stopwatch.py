@@ -1,15 +1,15 @@
-"""Seconds, without those that do not count."""
+"""A stopwatch that can be paused."""
 
 import time
 
 
 class Stopwatch:
-    """Adds up the time in which nobody holds it. Holds may nest.
+    """A stopwatch that stands still while it is held. Holds can nest.
 
     Example:
       >>> watch = Stopwatch()
       >>> watch.start()
-      >>> watch.hold()  # what happens now is not counted
+      >>> watch.hold()  # the time from here to `release` does not count
       >>> watch.release()
       >>> 0 <= watch.seconds < 1
       True
@@ -19,24 +19,24 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """From zero."""
+        """Restart from zero."""
         self._counted = 0.0
         self._holds = 0
         self._since = time.perf_counter()
 
     def hold(self) -> None:
-        """Stops counting."""
+        """Stop the clock."""
         if self._holds == 0:
             self._counted += time.perf_counter() - self._since
         self._holds += 1
 
     def release(self) -> None:
-        """Counts on, once everybody who held it has released it."""
+        """Resume the clock after the last release."""
         self._holds -= 1
         if self._holds == 0:
             self._since = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Counted so far."""
+        """The seconds counted so far."""
         return self._counted if self._holds else self._counted + time.perf_counter() - self._since

@@ -1,4 +1,4 @@
-"""Validation, and files, with the averaged weights."""
+"""A callback that validates and saves with the averaged weights."""
 
 import logging
 from typing import Any
@@ -13,20 +13,20 @@ _log = logging.getLogger("resfit")
 
 
 class SwapEMAWeights(Callback):
-    """Validates with the averaged weights instead of the ones in training; see `compile(ema=...)`. Keras's name.
+    """A callback that validates with the averaged weights of `compile(ema=...)`, as in Keras.
 
-    Callbacks that judge a value of such a validation keep the averages: `EarlyStopping(restore_best_weights=True)`
-    restores them, `ModelCheckpoint(save_best_only=True)` writes them. After `fit` the module holds the weights as
-    trained, unless `EarlyStopping` restored others. `model.set_weights(model.get_weights("ema"))` then puts the
-    averages into the module, which Keras's `use_ema` does at the end of every `fit`.
+    Callbacks that judge such a validation use the averages: `EarlyStopping(restore_best_weights=True)` restores the
+    averages, and `ModelCheckpoint(save_best_only=True)` writes the averages. After `fit` the module holds the trained
+    weights, unless `EarlyStopping` restored others. Keras's `use_ema` puts the averages into the module at the end of
+    `fit`; here `model.set_weights(model.get_weights("ema"))` does.
 
     Args:
-      swap_on_epoch: the module also holds the averaged weights from the end of an epoch, for callbacks that come after
-        this one, until the next epoch or the end of training. Weights that a callback sets meanwhile
-        (`model.set_weights`) stay.
+      swap_on_epoch: if True, the module also holds the averages between the end of an epoch and the beginning of the
+        next one, for the callbacks after this one. If a callback sets other weights meanwhile (`model.set_weights`),
+        those stay.
 
     Raises:
-      CompileError: at the beginning of training, if the model keeps no average.
+      CompileError: at the beginning of training, if the model keeps no averages.
 
     Example:
       >>> callbacks = [SwapEMAWeights(swap_on_epoch=True)]
@@ -35,12 +35,12 @@ class SwapEMAWeights(Callback):
     def __init__(self, swap_on_epoch: bool = False) -> None:
         self._swap_on_epoch = swap_on_epoch
         self._trained: list[Any] | None = None  # while the module holds the averages
-        self._swapped_in: list[jax.Array] = []  # the parameters of the module at that time
+        self._swapped_in: list[jax.Array] = []  # the parameters of the module right after the swap
         self._before = "raw"
         self._fitting = False
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
-        self.model.get_weights("ema")  # raises now rather than after the first epoch
+        self.model.get_weights("ema")  # without averages, raise now and not after the first epoch
         self._trained = None
         self._before = self.model.validation_weights
         self.model.validation_weights = "ema"
@@ -69,21 +69,21 @@ class SwapEMAWeights(Callback):
     def _warn_outside_fit(self, method: str) -> None:
         if not self._fitting:
             _log.warning(
-                "SwapEMAWeights got a call of %s outside fit, where it swaps nothing. Expected fit. To use the "
+                "SwapEMAWeights received a call of %s outside fit, where it has no effect. Expected fit. To use the "
                 "averages, pass %s(..., weights='ema').", method, method,
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights in training, while the module holds the averaged ones."""
+        """Return the trained weights, while the module holds the averages."""
         return {"trained": self._trained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore a result of `state_dict`."""
         self._trained, self._swapped_in = state["trained"], self._parameters()
 
     def _swap_back(self) -> None:
         trained, self._trained = self._trained, None
-        # Another callback, such as EarlyStopping, may have replaced all arrays since.
+        # Another callback, such as EarlyStopping, may have replaced all arrays since the swap.
         if trained is not None and any(
             now is then for now, then in zip(self._parameters(), self._swapped_in, strict=True)
         ):

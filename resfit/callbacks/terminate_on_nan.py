@@ -1,4 +1,4 @@
-"""Stops training when a step's loss is no number any more."""
+"""A callback that stops training when a loss is not finite."""
 
 import logging
 from typing import Any
@@ -12,24 +12,24 @@ _log = logging.getLogger("resfit")
 
 
 class TerminateOnNaN(Callback):
-    """Stops training when a batch's own loss is NaN or infinite, and says which batch was the first.
+    """A callback that stops training when a batch's own loss is NaN or infinite, and names the first such batch.
 
-    The losses of eight steps are read in one transfer once they are eight steps old, so the device never waits and
-    training stops at most sixteen steps after the bad one. The epoch's validation and on_epoch_end still run, as in
-    Keras; unlike there, the loss looked at is the batch's own, not the running mean.
+    The callback reads eight losses in one transfer once they are eight steps old. The device never waits, and training
+    stops at most sixteen steps after the bad one. The epoch's validation and on_epoch_end still run, as in Keras. Keras
+    checks the running mean; this callback checks the batch's own loss.
 
     Args:
-      raise_error: raise `NonFiniteLossError` instead of stopping quietly.
-      locate: also find the first thing that was not finite in that step: the inputs, a parameter, a layer's output.
-        Every step then waits for the device and keeps a copy of the state before it, so this is for a fault that was
-        seen before.
+      raise_error: raise `NonFiniteLossError` instead of stopping training.
+      locate: also find the first value of that step that was not finite: an input, a parameter or a layer's output.
+        Every step then waits for the device and keeps a copy of the state before it, so use this to debug a known
+        failure.
 
     Attributes:
-      bad_place: with locate, what was the first to be not finite, in words.
-      bad_batch: (epoch, batch) of the first loss that was not finite, both counted from zero; None if there was none.
+      bad_place: with locate, a description of the first value that was not finite.
+      bad_batch: (epoch, batch) of the first loss that was not finite, both counted from zero, or None.
 
     Raises:
-      NonFiniteLossError: from `fit`, if raise_error is set.
+      NonFiniteLossError: in `fit`, if raise_error is True.
 
     Example:
       >>> callback = TerminateOnNaN()

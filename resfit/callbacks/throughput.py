@@ -1,4 +1,4 @@
-"""How many images a second a run trains on."""
+"""A callback that measures images per second."""
 
 from resfit.callbacks.base import Callback
 from resfit.callbacks.logs import LazyLogs, Logs
@@ -6,15 +6,15 @@ from resfit.callbacks.stopwatch import Stopwatch
 
 
 class Throughput(Callback):
-    """Measures the speed of training, epoch by epoch: without compiling, and without validation.
+    """A callback that measures the speed of training in every epoch, without compilation and validation.
 
-    `fit`'s own reading of the epoch's metrics has waited for the last step before the clock is read, so the time is the
-    device's. The figures also go to `model.history.timings["images_per_second"]`. Put it first in the list: what other
-    callbacks do in on_epoch_end before it counts as training where there is no validation.
+    `fit` reads the epoch's metrics, and so waits for the last step, before this callback reads the clock: the time is
+    the device's. `model.history.timings["images_per_second"]` holds the figures too. Put this callback first in the
+    list: without validation, the on_epoch_end of earlier callbacks counts as training.
 
     Attributes:
       images_per_second: one figure per epoch of this `fit`.
-      steps_per_second: likewise.
+      steps_per_second: one figure per epoch of this `fit`.
 
     Example:
       >>> speed = Throughput()

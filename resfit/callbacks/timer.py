@@ -1,4 +1,4 @@
-"""Stops training when its time is up."""
+"""A callback that stops training after a given time."""
 
 import datetime
 import logging
@@ -13,16 +13,16 @@ _log = logging.getLogger("resfit")
 
 
 class Timer(Callback):
-    """Stops training after the first batch that ends later than a given time after its beginning.
+    """A callback that stops training after the first batch that ends later than `duration` after the beginning.
 
-    A resumed run has what is left of the time. Where several processes train together, the first whose time is up
-    stops all of them after the same batch.
+    A resumed run continues with the remaining time. With several processes, the first process whose time is up stops
+    all of them after the same batch.
 
     Args:
-      duration: a datetime.timedelta.
+      duration: the training time.
 
     Attributes:
-      elapsed: seconds of training so far, those before a resume included.
+      elapsed: seconds of training so far, including those before a resume.
 
     Raises:
       CallbackError: for a duration that is not positive.

@@ -1,4 +1,4 @@
-"""Every input becomes the same `Batches`: a length, an order that is a function of (seed, epoch), and a stream."""
+"""Input data: every supported form becomes `Batches`, in an order that depends only on (seed, epoch)."""
 
 from resfit.data.batches import Batch, Batches, EpochSource, Geometry, Source, Stream
 from resfit.data.choose import as_batches

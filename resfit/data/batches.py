@@ -1,4 +1,4 @@
-"""The one form in which data reaches the trainer."""
+"""The contracts of the input pipeline: `Batch`, `Batches`, `Source` and `Stream`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -7,13 +7,13 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Some examples, on the host.
+    """A batch of examples on the host.
 
     Attributes:
-      x: inputs: an array (batch, ...) or a pytree of such.
-      y: labels likewise, or None.
-      weight: (batch,) float32 or None, how much each example counts in the loss.
-      mask: (batch,) booleans or None (all true): which rows are examples, and which only fill the shape.
+      x: inputs: an array (batch, ...) or a pytree of such arrays.
+      y: labels in the same form, or None.
+      weight: (batch,) float32, the weight of each example in the loss; or None.
+      mask: (batch,) booleans, True for examples and False for padding; None if all rows are examples.
       size: the number of examples.
     """
 
@@ -25,15 +25,15 @@ class Batch(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """How a data set is to be cut into batches.
+    """The parameters by which a dataset is cut into batches.
 
     Attributes:
-      batch_size: examples in a batch.
-      seed: with the epoch it decides the order; None keeps the order of the data.
-      pad: pad every batch to one shape and mask what was added, so that one executable serves all of them.
-      min_batch: a last batch of fewer examples is dropped, with a warning (BatchNorm has no use for one example).
-      drop_remainder: drop a short last batch of any size.
-      shard: (index, count): the part of every batch that this process reads, of so many processes.
+      batch_size: examples per batch.
+      seed: determines the order together with the epoch; None keeps the order of the data.
+      pad: pad every batch to one shape and mask the padding, so that one executable serves all batches.
+      min_batch: a last batch with fewer examples is dropped with a warning (BatchNorm needs more than one example).
+      drop_remainder: drop a partial last batch of any size.
+      shard: (index, count): this process reads part `index` of `count` of every batch.
     """
 
     batch_size: int
@@ -46,64 +46,64 @@ class Geometry(NamedTuple):
 
 @runtime_checkable
 class Batches(Protocol):
-    """A data set in batches. An epoch's order is a pure function of (seed, epoch); a position is (epoch, batch)."""
+    """A dataset in batches. An epoch's order is a pure function of (seed, epoch); a position is (epoch, batch)."""
 
     @property
     def steps(self) -> int | None:
-        """Batches in an epoch, or None if nobody can know."""
+        """Batches per epoch, or None if the number is unknown."""
 
     @property
     def examples(self) -> int | None:
-        """Examples in an epoch, or None if nobody can know."""
+        """Examples per epoch, or None if the number is unknown."""
 
     @property
     def labels(self) -> Any:
-        """All labels as one array or pytree, for checks before training; None where they only come with the batches."""
+        """All labels as one array or pytree, for checks before training; None if only the batches contain them."""
 
     @property
     def report(self) -> Mapping[str, float]:
-        """What the logs of an epoch should say about its data, such as the bad records left out. Usually nothing."""
+        """Values about the data for an epoch's logs, such as the number of skipped records. Usually empty."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `start` on."""
+        """Iterate over the batches of one epoch, starting at batch `start`."""
 
 
 @runtime_checkable
 class Described(Protocol):
-    """Data, or a part of them, that can be told from others."""
+    """Data with a description that distinguishes them from other data."""
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What decides the batches, as far as it is known without reading: JSON values. A resumed run compares it."""
+        """JSON values that determine the batches and are known without reading. A resumed run compares them."""
 
 
 @runtime_checkable
 class Positioned(Protocol):
-    """Data that know where they stand, so that a resumed run need not read again what it has had."""
+    """Data that save and restore their own position, so that a resumed run does not read earlier batches again."""
 
     def state_dict(self) -> Any:
-        """The place after the last batch that was handed out."""
+        """Return the position after the last batch that was handed out."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Goes on from there with the next iteration."""
+        """Continue from this position in the next iteration."""
 
 
 def description_of(data: Any) -> dict[str, Any]:
-    """The description of data that have one."""
+    """Return the description of `Described` data, else an empty dict."""
     return dict(data.description) if isinstance(data, Described) else {}
 
 
 @runtime_checkable
 class Named(Protocol):
-    """Data that know the names of their classes, such as a `Source` with an attribute `classes`."""
+    """Data with class names, such as a `Source` with an attribute `classes`."""
 
     @property
     def classes(self) -> Sequence[str] | None:
-        """The names of the classes by number; None if they have none."""
+        """The class names by number, or None if the classes have no names."""
 
 
 def classes_of(data: Any) -> tuple[str, ...] | None:
-    """Return the class names of data by number, or None if the data have none."""
+    """Return the class names of `data` by number, or None if the classes have no names."""
     names = data.classes if isinstance(data, Named) else None
     if not isinstance(names, Sequence) or isinstance(names, str):
         return None
@@ -111,34 +111,34 @@ def classes_of(data: Any) -> tuple[str, ...] | None:
 
 
 class Source(Protocol):
-    """Examples that can be had in any order: arrays, the images of a folder, a random-access data set on disk."""
+    """Examples with random access: arrays, the images of a folder, a random-access dataset on disk."""
 
     @property
     def labels(self) -> Any:
-        """All labels, (examples,), where they cost nothing to know; else None."""
+        """All labels, (examples,), if they are known without reading the examples; else None."""
 
     @property
     def threads(self) -> int:
-        """How many threads may read batches ahead at once; 0 where reading is no more than copying."""
+        """The number of threads that read batches ahead; 0 if reading is only a copy in memory."""
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Return the number of examples."""
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        """(x, y, weight) of these examples, in this order, stacked; several threads may call it at once."""
+        """Return these examples in this order, stacked, as (x, y, weight). Several threads may call it at once."""
 
 
 @runtime_checkable
 class EpochSource(Protocol):
-    """A `Source` that draws something anew in every epoch, such as random crops, before its examples are batches."""
+    """A `Source` with random values per epoch, such as random crops, drawn before examples are stacked."""
 
     def for_epoch(self, seed: int | None, epoch: int) -> Source:
-        """The examples of this epoch, a pure function of (seed, epoch, row); a seed of None says to draw nothing."""
+        """Return the examples of this epoch, a pure function of (seed, epoch, row); seed None draws nothing."""
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Examples that come in an order of their own, such as the rows of many files."""
+    """Examples with sequential access only, such as the rows of many files."""
 
     def batches(self, geometry: Geometry) -> Batches:
-        """The examples, cut."""
+        """Return the examples in batches."""

@@ -1,4 +1,4 @@
-"""Whatever is passed as x becomes `Batches`."""
+"""Conversion of every supported input to `Batches`."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -27,82 +27,91 @@ def as_batches(
     geometry: Geometry,
     cache: str | None = None,
 ) -> Batches:
-    """The batches of anything `fit` takes.
+    """Return the batches of any input that `fit` accepts.
 
     Args:
-      x: arrays, dicts and tuples of arrays; a `Source` or `Stream`; a data set of TFDS, Hugging Face, Grain or
-        Keras (`PyDataset`); an iterable of batches; a function that returns an iterator of batches; or `Batches`.
-      y: labels, with arrays only.
-      weight: (examples,) likewise.
+      x: arrays, or dicts and tuples of arrays; a `Source` or `Stream`; a dataset of TFDS, Hugging Face, Grain or Keras
+        (`PyDataset`); an iterable of batches; a function that returns an iterator of batches; or `Batches`.
+      y: labels, only with arrays.
+      weight: (examples,) weights, only with arrays.
       class_weight: class number -> weight.
-      geometry: how to cut what is not cut yet.
-      cache: "device" to keep the whole data set there; None to send batches one by one.
+      geometry: how to cut examples into batches.
+      cache: "device" to keep the whole dataset on the device; None to send batches one by one.
 
     Raises:
-      DataError: if x is nothing of the kind, or the arguments do not fit it.
+      DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
     """
-    if cache not in (None, "device"):
-        raise DataError(f"Expected cache to be None or 'device', got {cache!r}.")
-    if cache is not None and geometry.shard[1] > 1:
-        raise DataError(
-            f"cache='device' keeps all examples on one device, and {geometry.shard[1]} processes train together. Leave "
-            "cache out: each process reads its part of every batch."
-        )
-    if is_picture(x):
-        raise DataError(
-            f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
-            "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
-        )
-    if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, and none of arrays
+    _check_cache(cache, geometry)
+    _check_form(x)
+    if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, but not of arrays
         if class_weight is not None:
             if weight is not None:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
             weight = class_weights(y, class_weight)
         return _indexed(ArraySource(x, y, weight), geometry, cache)
-    if x is None:
-        raise DataError("x is None. Expected images: an array, a data set, or an iterable of batches.")
-    if isinstance(x, str | os.PathLike):
-        raise DataError(
-            f"x is the {type(x).__name__} {str(x)!r}; expected data, not where they are. A folder of images is "
-            "resfit.data.folder(path), a data set by name resfit.data.load(name)."
-        )
     if y is not None or weight is not None:
         raise DataError(
-            f"x is a {type(x).__name__}, which makes its own batches: expected labels and weights inside them, as "
-            "(x, y, sample_weight), not as arguments."
+            f"x is a {type(x).__name__}, which makes its own batches. Expected labels and weights inside the batches, "
+            "as (x, y, sample_weight), not as arguments."
         )
-    x = adapted(x)
-    if is_source(x):
-        batches: Batches = _indexed(x, geometry, cache)
-    elif cache is not None:
-        raise DataError(
-            f"cache={cache!r} needs examples that can be had in any order, and x is a {type(x).__name__}. Leave cache "
-            "out."
-        )
-    elif isinstance(x, Stream):
-        batches = x.batches(geometry)
-    elif isinstance(x, Batches):
-        batches = x
-    elif isinstance(x, Iterable) or callable(x):
-        batches = IterableBatches(x)
-    else:
-        raise DataError(
-            f"x is a {type(x).__name__}. Expected arrays, a data set of TFDS, Hugging Face or Grain, or an iterable of "
-            "(x, y) batches."
-        )
+    batches = _of_data(adapted(x), geometry, cache)
     return batches if class_weight is None else ClassWeighted(batches, class_weight)
 
 
+def _check_cache(cache: str | None, geometry: Geometry) -> None:
+    if cache not in (None, "device"):
+        raise DataError(f"Expected cache to be None or 'device', got {cache!r}.")
+    if cache is not None and geometry.shard[1] > 1:
+        raise DataError(
+            f"cache='device' keeps all examples on one device, but {geometry.shard[1]} processes train together. Leave "
+            "cache out: each process reads its part of every batch."
+        )
+
+
+def _check_form(x: Any) -> None:
+    """Raise if `x` is None, a single image, or a path."""
+    if is_picture(x):
+        raise DataError(
+            f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
+            "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
+        )
+    if x is None:
+        raise DataError("x is None. Expected images: an array, a dataset, or an iterable of batches.")
+    if isinstance(x, str | os.PathLike):
+        raise DataError(
+            f"x is the {type(x).__name__} {str(x)!r}. Expected data, got a path or a name. Load a folder of images "
+            "with resfit.data.folder(path), and a dataset by name with resfit.data.load(name)."
+        )
+
+
+def _of_data(x: Any, geometry: Geometry, cache: str | None) -> Batches:
+    if is_source(x):
+        return _indexed(x, geometry, cache)
+    if cache is not None:
+        raise DataError(
+            f"cache={cache!r} needs examples with random access, but x is a {type(x).__name__}. Leave cache out."
+        )
+    if isinstance(x, Stream):
+        return x.batches(geometry)
+    if isinstance(x, Batches):
+        return x
+    if isinstance(x, Iterable) or callable(x):
+        return IterableBatches(x)
+    raise DataError(
+        f"x is a {type(x).__name__}. Expected arrays, a dataset of TFDS, Hugging Face or Grain, or an iterable of "
+        "(x, y) batches."
+    )
+
+
 def adapted(x: Any) -> Any:
-    """A data set of another library as a `Source`, `Stream` or iterable of batches; anything else as it is."""
+    """Convert a dataset of another library to a `Source`, `Stream` or iterable of batches; return other data as is."""
     for matches, adapt in _ADAPTERS:
         if matches(x):
             return adapt(x)
     return x
 
 
-# (whether it is one of theirs, what makes it one of ours). Libraries are told by the names of their modules, so that
-# none is imported that the user does not use.
+# (test, adapter). The tests compare module names, so that no library is imported that the user does not use.
 _ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
     (is_dataset, huggingface),
     (is_grain, from_grain),
@@ -112,12 +121,12 @@ _ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
 
 
 def is_source(x: Any) -> bool:
-    """Whether x has what a `Source` has."""
+    """Return True if `x` has the attributes of a `Source`."""
     return all(hasattr(x, name) for name in ("take", "labels", "threads", "__len__"))
 
 
 def in_memory(x: Any) -> bool:
-    """Whether x is arrays: one, or a dict, tuple or list of them; a list of tuples or dicts is one of batches."""
+    """Return True for an array or a dict, tuple or list of arrays; a list of tuples or dicts is a list of batches."""
     if isinstance(x, list) and x and isinstance(x[0], tuple | dict):
         return False
     if isinstance(x, list | tuple | dict):

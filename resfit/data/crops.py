@@ -1,4 +1,4 @@
-"""Which part of an image is looked at: boxes in its own pixels, before anything is decoded."""
+"""Crop boxes in the pixels of the stored image, computed before decoding."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,44 +7,45 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit.errors import DataError
 
 Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels of the image as it is stored; right and bottom are not part of it."""
+"""(left, top, right, bottom) in pixels of the stored image; right and bottom are exclusive."""
 
 Crop = Callable[[int, int], Box]
-"""(height, width) of an image -> the box to look at."""
+"""Map (height, width) of an image to the box to read."""
 
-# Of an image whose shorter side is 256, networks are evaluated on the 224 in the middle (He et al., arXiv 1512.03385).
+# Evaluation crops the central 224 pixels of an image whose shorter side is 256 (He et al., arXiv 1512.03385).
 CENTER = 224 / 256
 
-# Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6, as torchvision and timm have it.
+# Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6; torchvision and timm use the same.
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
 
 
 def whole(height: int, width: int) -> Box:
-    """All of it."""
+    """Return the box of the whole image."""
     return 0, 0, width, height
 
 
 def center_crop(height: int, width: int, size: tuple[int, int]) -> Box:
-    """What `size` pixels in the middle show once the image is resized to 256/224 of `size`.
+    """Return the box that a central crop of `size` covers after the image is resized to 256/224 of `size`.
 
-    For squares that is the shorter side to 256 and the centre 224 pixels, at any size; whole pixels are chosen as
-    torchvision's Resize and CenterCrop choose them.
+    For squares, this is "shorter side to 256, central 224 pixels" at any size. Pixels are rounded as in torchvision's
+    Resize and CenterCrop.
 
     Args:
-      height: of the image, in pixels.
-      width: likewise.
-      size: (height, width) of what comes out.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      size: (height, width) of the result.
 
     Example:
       >>> center_crop(256, 512, (224, 224))
       (144.0, 16.0, 368.0, 240.0)
     """
-    # The side that is shorter, for its part of the size, becomes a whole number of pixels; the other one follows it.
+    # The side that is shorter relative to `size` becomes a whole number of pixels; the other side follows.
     scale = max(int(cut / CENTER) / side for cut, side in zip(size, (height, width), strict=True))
     resized = [max(cut, int(side * scale + 1e-6)) for cut, side in zip(size, (height, width), strict=True)]
     top, left = (round((side - cut) / 2) for side, cut in zip(resized, size, strict=True))
@@ -53,15 +54,15 @@ def center_crop(height: int, width: int, size: tuple[int, int]) -> Box:
 
 
 def random_crop(height: int, width: int, draws: np.random.Generator) -> Box:
-    """A box of 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3, anywhere inside the image.
+    """Return a random box of 8 to 100 % of the area and an aspect ratio from 3/4 to 4/3.
 
-    Area and the logarithm of the ratio are uniform. Ten boxes are tried; an image so long that none of them fits gives
-    its centre, as long as 4/3 allows.
+    The area and the logarithm of the aspect ratio are uniform. If none of ten boxes fits into the image, the result is
+    the largest central box with an allowed aspect ratio.
 
     Args:
-      height: of the image, in pixels.
-      width: likewise.
-      draws: where the randomness comes from.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      draws: the random generator.
     """
     low, high = map(math.log, ASPECT)
     for area, aspect, down, right in draws.random((TRIES, 4)):
@@ -79,13 +80,13 @@ def random_crop(height: int, width: int, draws: np.random.Generator) -> Box:
 def crop_of(
     crop: str | None, size: tuple[int, int] | None, key: tuple[int, int] | None, place: tuple[int, ...]
 ) -> Crop:
-    """What a data set's `crop` argument means for one of its images.
+    """Return the crop function of one image for a dataset's `crop` argument.
 
     Args:
       crop: None, "center" or "random".
-      size: (height, width) of what comes out; None for the image's own.
-      key: (seed, epoch), which with the place decide a random crop; None where there is nothing to decide.
-      place: the number of the image's row, or those of its shard and row.
+      size: (height, width) of the result; None keeps the size of the image.
+      key: (seed, epoch), which determine a random crop together with `place`; None for no random crops.
+      place: (row,) of the image, or (shard, row).
 
     Raises:
       DataError: for a random crop without a key.
@@ -96,20 +97,33 @@ def crop_of(
         return partial(center_crop, size=size)
     if key is None:
         raise DataError(
-            "crop='random' was read without the seed and the epoch that decide the crops. Expected it in fit, with "
-            "shuffle=True and cache=None; use crop='center' for validation, evaluate and predict, and everywhere else."
+            "A dataset with crop='random' was read without a seed and an epoch. Expected crop='random' only in fit, "
+            "with shuffle=True and cache=None. Use crop='center' for validation, evaluate and predict."
         )
-    # A stream of its own for every image: threads, batches and the processes of a run may cut the epoch anyhow.
+    # Every image has its own random stream, so threads, batch size and process count do not change the crops.
     return partial(random_crop, draws=np.random.default_rng(np.random.SeedSequence(key, spawn_key=place)))
 
 
-def height_and_width(size: Any) -> tuple[int, int]:
-    """A data set's `size` argument as (height, width).
+def output_size(size: Any, crop: Any) -> tuple[int, int] | None:
+    """Return a dataset's `size` argument as (height, width), or None.
 
     Raises:
-      DataError: if it is neither a positive number of pixels nor two of them.
+      DataError: if `size` or `crop` is invalid, or `crop` is given without `size`.
+    """
+    if crop not in (None, "random", "center"):
+        raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
+    if crop is not None and size is None:
+        raise DataError(f"Got crop={crop!r} without size. Expected the output size as well, such as size=224.")
+    return None if size is None else height_and_width(size)
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Return a dataset's `size` argument as (height, width).
+
+    Raises:
+      DataError: if `size` is neither a positive number of pixels nor a pair of such numbers.
     """
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(is_int(side, 1) for side in sides):
         raise DataError(f"Expected size to be a number of pixels or (height, width), got {size!r}.")
     return int(sides[0]), int(sides[1])

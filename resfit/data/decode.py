@@ -1,4 +1,4 @@
-"""Images become arrays: files, bytes and PIL images alike. No more of a file is decoded than is needed."""
+"""Decoding of image files, bytes and PIL images to arrays."""
 
 import io
 import math
@@ -19,23 +19,23 @@ _GREY = ("1", "L", "LA", "La", "F")
 _DIRECTLY = {"La": "LA", "RGBa": "RGBA", "P": "RGBA", "PA": "RGBA", "HSV": "RGB", "LAB": "RGB"}
 
 _ORIENTATION = 0x0112  # the EXIF tag
-# Of EXIF data that cannot be parsed; the pixels of such a file are still good.
+# Raised for EXIF data that cannot be parsed; the pixels of such a file are still valid.
 _BAD_EXIF = (SyntaxError, struct.error, OSError, ValueError, KeyError, TypeError, EOFError)
 
-# A JPEG file decodes to 1/2, 1/4 or 1/8 of its size in a fraction of the time. What comes out then has at least this
-# many times the pixels a side that are asked for, and resizing does the rest: Pillow's own choice for thumbnails.
+# A JPEG file decodes to 1/2, 1/4 or 1/8 of its size in a fraction of the time. Each side of the decoded image has at
+# least this many times the requested pixels, as in Pillow's thumbnail(); resizing does the rest.
 _SPARE = 2.0
 
 
 class Encoded(io.BytesIO):
-    """An image file in memory, which messages can name."""
+    """An image file in memory, with a name for error messages."""
 
     def __str__(self) -> str:
         return f"its image ({len(self.getbuffer())} bytes)"
 
 
 def is_picture(x: Any) -> bool:
-    """Return True for an image of Pillow's, which is not imported to find out."""
+    """Return True for a PIL image, without importing Pillow."""
     return hasattr(x, "convert") and hasattr(x, "getbands")
 
 
@@ -45,24 +45,24 @@ def decode(
     size: tuple[int, int] | None = None,
     crop: Crop = whole,
 ) -> np.ndarray:
-    """Return the pixels of an image. Every image that resfit reads comes through here.
+    """Return the pixels of an image. resfit reads every image with this function.
 
-    The image is turned upright by the orientation in its EXIF data. Of an animation, the first frame is taken.
+    The EXIF orientation is applied. An animation yields its first frame.
 
     Args:
-      source: a file's path, an opened file, or a PIL image. Messages call a file str(source).
-      mode: "RGB", "L" (grey) or "RGBA": what every image is converted to. 16-bit images keep their upper 8 bits,
-        floats in [0, 1] become 0 to 255, an alpha channel that is not asked for is left out, and palettes, CMYK and
-        other color spaces become colors. None keeps grey images grey and makes all others RGB.
-      size: (height, width) to resize to, with antialiased bilinear interpolation; None keeps the pixels as they are.
-      crop: the part to resize, from the image's height and width.
+      source: a path, an open file, or a PIL image. Error messages name a file as str(source).
+      mode: the mode of the result: "RGB", "L" (gray) or "RGBA". 16-bit images keep their upper 8 bits, floats in [0, 1]
+        become 0 to 255, an alpha channel is dropped unless the mode has one, and palettes, CMYK and other color spaces
+        become RGB. None keeps gray images gray and converts all others to RGB.
+      size: (height, width) of the result, resized with antialiased bilinear interpolation; None does not resize.
+      crop: the function that returns the box to resize, from the image's height and width.
 
     Returns:
       (height, width, channels) uint8, or (height, width) for mode "L".
 
     Raises:
-      DataError: naming the file, if it cannot be read, is not an image, ends too early, or has pixels without a known
-        scale.
+      DataError: if the file cannot be read, is not an image, is truncated, or has pixels of unknown scale. The message
+        names the file.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -75,11 +75,11 @@ def decode(
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not an image file. Expected a JPEG or PNG image: remove the file.") from error
-    # What Pillow raises for files that are cut off or damaged depends on their format.
+        raise DataError(f"{name} is not an image file. Expected a JPEG or PNG image. Remove the file.") from error
+    # Pillow raises different errors for truncated and damaged files, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{name} could not be read: {error}. Expected a whole image: replace the file, or remove it."
+            f"{name} could not be read: {error}. Expected a complete image. Replace or remove the file."
         ) from error
 
 
@@ -92,11 +92,11 @@ def _name(source: Any) -> str:
 def _pixels(
     image: "Image.Image", mode: str | None, size: tuple[int, int] | None, crop: Crop, name: str, *, draft: bool
 ) -> np.ndarray:
-    """The pixels of an opened image; draft: whether a JPEG file may be decoded at a fraction of its size."""
+    """Return the pixels of an open image; `draft` allows decoding a JPEG file at a fraction of its size."""
     from PIL import Image
 
     if image.format not in ("JPEG", "MPO"):
-        image.load()  # which may turn a TIFF image, and finds EXIF data behind the pixels
+        image.load()  # reads EXIF data that follow the pixels, and may rotate a TIFF image
     turn, turns = _turn(image), Image.Transpose
     scale, box = 1, (0.0, 0.0, 0.0, 0.0)
     if size is not None:
@@ -116,13 +116,13 @@ def _pixels(
 
 
 def _turn(image: "Image.Image") -> "Image.Transpose | None":
-    """The transposition that turns an image upright, by its EXIF data; None if there is nothing to turn."""
+    """Return the transposition for the EXIF orientation of an image, or None if no transposition is needed."""
     from PIL.Image import Transpose
 
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except _BAD_EXIF:
-        return None  # as every viewer shows it
+        return None  # image viewers ignore invalid EXIF data, too
     turns = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -136,49 +136,49 @@ def _turn(image: "Image.Image") -> "Image.Transpose | None":
 
 
 def _draft(image: "Image.Image", wanted: tuple[float, float]) -> int:
-    """Lets a JPEG file decode at a fraction of its size; returns what it is divided by.
+    """Set a JPEG image to decode at a fraction of its size; return the divisor.
 
     Args:
-      image: just opened.
-      wanted: (width, height) that the whole image would be resized to.
+      image: an image that is open but not loaded.
+      wanted: (width, height) of the whole image after resizing.
     """
     width = image.width
-    # draft chooses the smallest of its sizes that is at least as large as what it is asked for.
+    # draft() chooses the smallest available size that is not smaller than the requested size.
     image.draft(None, (math.ceil(_SPARE * wanted[0]), math.ceil(_SPARE * wanted[1])))
     return round(width / image.width)
 
 
 def _converted(image: "Image.Image", mode: str | None, name: str) -> "Image.Image":
-    """The image with 8 bits per channel, in the mode that was asked for."""
+    """Return the image with 8 bits per channel in the requested mode."""
     if mode is None:
         mode = "L" if image.mode in _GREY or image.mode.startswith("I") else "RGB"
     if image.mode == mode:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, name)
-    elif image.mode in _DIRECTLY:  # a transparent entry of a palette has a color, too
+    elif image.mode in _DIRECTLY:  # RGBA keeps the color of a transparent palette entry
         image = image.convert(_DIRECTLY[image.mode])
     return image if image.mode == mode else image.convert(mode)
 
 
 def _eight_bits(image: "Image.Image", name: str) -> "Image.Image":
-    """A grey image of more bits with 8 bits. Pillow's own conversion makes everything above 255 white."""
+    """Return a gray image of higher depth with 8 bits. Pillow's conversion makes every value above 255 white."""
     from PIL import Image
 
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # also for NaN
+        if not (low >= 0 and high <= 1):  # also True for NaN
             raise DataError(
-                f"{name} has floating-point pixels from {low:.4g} to {high:.4g}. Expected 0 to 1, which are black and "
-                "white: scale them, or convert them to 8 bits first: Image.fromarray(pixels.astype('uint8'))."
+                f"{name} has floating-point pixels from {low:.4g} to {high:.4g}. Expected values from 0 (black) to 1 "
+                "(white). Scale the pixels, or convert them to 8 bits: Image.fromarray(pixels.astype('uint8'))."
             )
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    # 32-bit images hold 16-bit ones, and Pillow itself takes them for 8-bit ones: values do not say which.
+    # Mode I usually holds 16-bit values, but Pillow itself treats them as 8-bit: small values are ambiguous.
     if image.mode == "I" and (low < 0 or high > 0xFFFF or 0 < high <= 0xFF):
         raise DataError(
-            f"{name} has 32-bit pixels from {low} to {high}, which do not say what is white. Expected 16-bit values, "
-            "0 to 65535 with some above 255. Convert 0..255 with Image.fromarray(pixels.astype('uint8')), and scale "
-            "larger ones to 0..65535 first."
+            f"{name} has 32-bit pixels from {low} to {high}, whose scale is unknown. Expected 16-bit values: 0 to "
+            "65535 with some above 255. Convert values from 0 to 255 with Image.fromarray(pixels.astype('uint8')), and "
+            "scale larger values to 0..65535."
         )
     return Image.fromarray((values >> 8).astype(np.uint8))

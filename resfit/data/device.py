@@ -1,4 +1,4 @@
-"""A whole data set on the device."""
+"""A whole dataset in device memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +11,20 @@ from resfit.data.batches import EpochSource, Source, classes_of, description_of
 from resfit.data.values import check_values
 from resfit.errors import DataError
 
-# Of the free memory: the rest is for the network, its gradients and activations.
+# The share of the free memory for the dataset; the rest is for the network, its gradients and activations.
 _SHARE = 0.5
 
 
 class DeviceSource:
-    """Reads a `Source` once, puts it on the first device, and gathers every batch there.
+    """A `Source` that is copied to the first device once; every batch is gathered there.
 
-    In the same order, hence with the same results, as from the host.
+    The order, and therefore the result, is the same as from the host.
 
     Args:
       source: the examples.
 
     Raises:
-      DataError: if they take more than half of the device's free memory, where the device can tell.
+      DataError: if the examples need more than half of the device's free memory, if the device reports it.
     """
 
     threads = 0
@@ -33,12 +33,12 @@ class DeviceSource:
     def __init__(self, source: Source) -> None:
         if isinstance(source, EpochSource):
             raise DataError(
-                f"cache='device' keeps one version of every example, and a {type(source).__name__} makes new ones in "
+                f"cache='device' keeps one version of every example, but a {type(source).__name__} draws new ones in "
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
         self.labels = source.labels
         self.classes = classes_of(source)
-        # As the source's own: where they lie changes nothing.
+        # The same as without the cache: a run can resume with or without it.
         self.description: Mapping[str, Any] = {"source": type(source).__name__} | description_of(source)
         self._length = len(source)
         device = jax.local_devices()[0]
@@ -48,8 +48,8 @@ class DeviceSource:
         free = limits.get("bytes_limit", np.inf) - limits.get("bytes_in_use", 0)
         if needed > _SHARE * free:
             raise DataError(
-                f"cache='device' needs {needed / 1e9:.1f} GB for {self._length} examples, and {device} has "
-                f"{free / 1e9:.1f} GB free. Expected at most half of that: leave cache out, and batches are sent "
+                f"cache='device' needs {needed / 1e9:.1f} GB for {self._length} examples, but {device} has "
+                f"{free / 1e9:.1f} GB free. Expected at most half of the free memory. Leave cache out to send batches "
                 "one by one."
             )
         arrays = source.take(slice(0, self._length))

@@ -1,4 +1,4 @@
-"""Cuts a data set into the epochs of a run."""
+"""The epochs of a run."""
 
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
@@ -9,24 +9,24 @@ from resfit.errors import DataError
 
 
 class Epochs:
-    """Hands out one epoch after another: whole passes, or a fixed number of batches drawn from pass after pass.
+    """The batches of one epoch after another: an epoch is one pass over the data, or a fixed number of steps.
 
     Args:
       batches: the data.
-      steps: batches in an epoch; None for one pass. A pass that ends inside an epoch is followed by the next one, so
-        that nothing is left out and no epoch is short.
-      start: the number of passes begun before, which decides the order of the first one.
+      steps: steps per epoch; None for one pass. When a pass ends inside an epoch, the next pass follows: every batch is
+        used and every epoch has the same length.
+      start: the number of earlier passes, which determines the order of the first pass.
 
     Attributes:
       batches: the data.
-      fixed: whether an epoch is a number of steps, and a pass may go on in the next one.
-      passes: passes begun so far, counting those before `start`.
-      taken: batches taken of the pass that was begun last; with `passes` the whole position.
+      fixed: True if an epoch is a number of steps, so that a pass can continue in the next epoch.
+      passes: the number of passes that have started, including the earlier ones.
+      taken: batches taken from the current pass. The position is (`passes`, `taken`).
     """
 
     def __init__(self, batches: Batches, steps: int | None, start: int = 0) -> None:
         if steps is not None and steps < 1:
-            raise DataError(f"Expected the number of steps per epoch to be positive, got {steps}.")
+            raise DataError(f"Expected steps per epoch to be positive, got {steps}.")
         self.steps = batches.steps if steps is None else steps
         self.passes = start
         self.taken = 0
@@ -39,23 +39,24 @@ class Epochs:
 
     @property
     def replayable(self) -> bool:
-        """Whether a position can be gone back to: not in an iterator that somebody has begun to use up."""
+        """True if the data can be read again from a saved position; False for a partly consumed iterator."""
         return bool(getattr(self.batches, "replayable", True))
 
     @property
     def report(self) -> Mapping[str, float]:
-        """What the logs of an epoch should say about its data."""
+        """Values about the data for an epoch's logs."""
         return self.batches.report if self._report is None else self._report
 
     def position(self, *, inside: bool, alone: bool = True) -> dict[str, Any]:
-        """Where the run is in the data, in JSON values and arrays: after the last batch that was handed out.
+        """Return the position after the last batch that was handed out, as JSON values and arrays.
 
         Args:
-          inside: whether the pass goes on; False if the next batch is the first of the next pass.
-          alone: whether this process reads all of the data: what its loader says of its place is not true of others.
+          inside: True inside a pass; False if the next batch is the first of the next pass.
+          alone: True if this process reads all of the data; else the loader's state is not saved, because it differs
+            between processes.
 
         Raises:
-          DataError: if what the loader says of its place cannot be written down.
+          DataError: if a checkpoint cannot hold the loader's state.
         """
         loader = self.batches.state_dict() if alone and isinstance(self.batches, Positioned) else None
         return {
@@ -69,16 +70,16 @@ class Epochs:
     def seek(
         self, passes: int, taken: int, *, inside: bool, report: Mapping[str, float] | None = None, loader: Any = None
     ) -> None:
-        """Goes on from another run's `position`; with what the data have left, if they are not `replayable`."""
+        """Continue from a saved `position`; data that are not `replayable` continue with their remaining batches."""
         self.passes, self.taken, self._continued = passes, taken, inside
-        self._stream.close()  # of a run that goes back, in the middle of a pass
+        self._stream.close()  # it may be inside a pass
         self._stream = self._forever()
         self._report = report
         if isinstance(self.batches, Positioned):
             self.batches.load_state_dict(unpacked(loader))
 
     def next(self, done: int = 0) -> Iterator[Batch]:
-        """The batches of the next epoch; done: how many of them another run has had already."""
+        """Iterate over the next epoch; `done` is the number of its batches that an earlier run has used."""
         if self._fixed is None:
             yield from self._one_pass()
             return

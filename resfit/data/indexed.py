@@ -1,4 +1,4 @@
-"""Batches of examples that can be had in any order."""
+"""Batches of examples with random access."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit.data.batches import Batch, EpochSource, Geometry, Source, classes_of, description_of
 from resfit.data.streaming.ahead import in_order
 from resfit.data.values import check_values
@@ -16,16 +17,16 @@ _log = logging.getLogger("resfit")
 
 
 class IndexedBatches:
-    """Batches of a `Source`: shuffled by (seed, epoch), the short last one kept and, for evaluation, padded.
+    """Batches of a `Source`: shuffled by (seed, epoch), with a partial last batch that is padded for evaluation.
 
-    Any position costs the same: an epoch can begin at any batch.
+    An epoch can start at any batch at no cost.
 
     Args:
       source: the examples.
-      geometry: how to cut them.
+      geometry: how to cut the examples into batches.
 
     Raises:
-      DataError: if there are no examples, or none would be left.
+      DataError: if there are no examples, or `geometry` drops all of them.
 
     Example:
       >>> from resfit.data.sources.arrays import ArraySource
@@ -38,24 +39,23 @@ class IndexedBatches:
         n, size = len(source), geometry.batch_size
         if not n:
             raise DataError(f"The {type(source).__name__} holds no examples. Expected at least one.")
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise DataError(f"Expected batch_size to be a positive integer, got {size!r}.")
+        positive_int("batch_size", size, DataError)
         self._source = source
         self._geometry = geometry
         self._n = n
-        # A data set smaller than a batch is padded no further than to the next power of two: a handful of executables.
+        # A dataset smaller than a batch is padded to the next power of two only: a handful of executables.
         self._batch = int(size) if n >= size else min(int(size), 1 << (n - 1).bit_length())
         full, rest = divmod(n, self._batch)
         if geometry.drop_remainder and n < size:
             raise DataError(
-                f"drop_remainder=True with {n} examples and batch_size={size} leaves nothing to train on. Leave "
-                "drop_remainder out, or take smaller batches."
+                f"drop_remainder=True with {n} examples and batch_size={size} leaves no batch. Leave drop_remainder "
+                "out, or choose a smaller batch_size."
             )
         dropped = rest if full and rest and (geometry.drop_remainder or rest < geometry.min_batch) else 0
         if dropped and not geometry.drop_remainder:
             _log.warning(
-                "The last batch of every epoch has %d example(s), too few for BatchNorm, and is left out. "
-                "Another batch_size avoids that: %d examples, batch_size=%d.", rest, n, size,
+                "The last batch of every epoch has %d example(s), too few for BatchNorm, and is dropped. "
+                "Another batch_size avoids this: %d examples, batch_size=%d.", rest, n, size,
             )  # fmt: skip
         self.examples = n - dropped
         self.steps = -(-self.examples // self._batch)
@@ -89,15 +89,15 @@ class IndexedBatches:
         low, high = index * whole // count, (index + 1) * whole // count
         places: slice | np.ndarray = slice(first + low, first + high)
         if size < whole:
-            # Padding repeats the last example: whatever the network does to real rows, it survives these.
+            # Padding repeats the last example, because a network that handles real rows handles a copy of one.
             places = first + np.minimum(np.arange(low, high), size - 1)
         rows = places if order is None else order[places]
         x, y, weight = source.take(rows)
         lengths = list(map(len, jax.tree.leaves((x, y, weight))))
         if lengths.count(high - low) < len(lengths):
             raise DataError(
-                f"The {type(self._source).__name__} was asked for {high - low} examples and gave arrays of lengths "
-                f"{lengths}. Expected every one of them, so that none is lost."
+                f"The {type(self._source).__name__} returned arrays of lengths {lengths} for {high - low} requested "
+                f"examples. Expected {high - low} entries in every array. Return all requested examples in take()."
             )
         if not getattr(self._source, "checked", False):
             check_values(x, y)

@@ -1,4 +1,4 @@
-"""Batches of other batches, each of them changed by a function."""
+"""The base class of batches that transform other batches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from resfit.data.batches import Batch, Batches, Positioned, classes_of, descript
 
 
 class MappedBatches:
-    """The base class of batches that change each batch of others and keep their number, order and position.
+    """Batches that transform each batch of other batches; number, order and position stay the same.
 
     Args:
-      batches: the others.
-      described: what the change adds to their description.
+      batches: the other batches.
+      described: entries that the transformation adds to the description.
     """
 
     def __init__(self, batches: Batches, described: Mapping[str, Any]) -> None:

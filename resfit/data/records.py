@@ -1,4 +1,4 @@
-"""Single images and labels, as decoders and data sets give them, stacked into batches."""
+"""Stacking of single images and labels into batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +10,17 @@ from resfit.errors import DataError
 
 
 def stack_images(images: Sequence[Any], names: Sequence[str] | None = None) -> np.ndarray:
-    """Images of one size as one array.
+    """Stack images of one size into one array.
 
     Args:
-      images: arrays (height, width) or (height, width, channels), or PIL images, which become RGB or stay grey.
-      names: what to call each of them in an error, such as its path; by default its place in the batch.
+      images: arrays (height, width) or (height, width, channels), or PIL images, which become RGB or stay gray.
+      names: the name of each image for error messages, such as its path; by default its number in the batch.
 
     Returns:
-      (batch, height, width, channels), of the images' own dtype; a grey image has one channel.
+      (batch, height, width, channels) of the images' dtype; a gray image has one channel.
 
     Raises:
-      DataError: if an image is none, or they differ in size, channels or dtype.
+      DataError: if an entry is not an image, or the images differ in size, channels or dtype.
 
     Example:
       >>> stack_images([np.zeros((4, 4), np.uint8), np.ones((4, 4, 1), np.uint8)]).shape
@@ -41,33 +41,34 @@ def stack_images(images: Sequence[Any], names: Sequence[str] | None = None) -> n
         if (array.shape, array.dtype) != (arrays[0].shape, arrays[0].dtype):
             raise DataError(
                 f"{name(0)} has shape {arrays[0].shape} and dtype {arrays[0].dtype}, {name(i)} has {array.shape} and "
-                f"{array.dtype}. Expected images of one size and kind in a batch: pass size=(height, width), or size=n "
-                "for squares, to resize them, and mode='RGB' or 'L' where some are grey and some in colour."
+                f"{array.dtype}. Expected images of one shape and dtype in a batch. Pass size=n or "
+                "size=(height, width) to resize them, and mode='RGB' or 'L' if some are gray and some in color."
             )
     return np.stack(arrays)
 
 
 def as_labels(labels: Sequence[Any], column: str) -> np.ndarray:
-    """Class numbers (batch,) int32, or soft labels (batch, classes) float32.
+    """Return class numbers (batch,) int32, or soft labels (batch, classes) float32.
 
     Args:
-      labels: one for each example.
-      column: where they come from, for errors.
+      labels: one label per example.
+      column: the origin of the labels, for error messages.
 
     Raises:
-      DataError: if a label is missing, or text: the message shows how to number the classes.
+      DataError: if a label is missing or is text. For text, the message shows how to number the classes.
     """
-    if any(label is None for label in labels):
+    if missing := sum(label is None for label in labels):
         raise DataError(
-            f"{column} has no label for {sum(label is None for label in labels)} of {len(labels)} examples."
+            f"{column} has no label for {missing} of {len(labels)} examples. Expected a label for each. Remove these "
+            "examples or label them."
         )
     array = np.asarray(labels)
     if array.dtype.kind in "US" or array.dtype == object:
         names = sorted({str(label) for label in labels})
         mapping = {label: i for i, label in enumerate(names[:5])}
         raise DataError(
-            f"{column} holds text, such as {names[:3]}. Expected class numbers: map the names, for example "
-            f"{mapping}{' and so on' if len(names) > 5 else ''}, once for the whole data set."
+            f"{column} holds text, such as {names[:3]}. Expected class numbers. Map the names to numbers once for the "
+            f"whole dataset, for example {mapping}{' and so on' if len(names) > 5 else ''}."
         )
     if array.dtype.kind in "iub":
         return array.astype(np.int32)

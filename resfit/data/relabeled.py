@@ -1,4 +1,4 @@
-"""Labels of one dataset in the class numbers of another one, by the names of the classes."""
+"""Conversion of labels to the class numbers of another dataset, by class name."""
 
 import logging
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ def relabeled(batches: Batches, classes: Sequence[str] | None, what: str) -> Bat
     """Return the batches with the class numbers of `classes`, for evaluation.
 
     Args:
-      batches: the data. Without class names, they are returned as they are.
-      classes: the class names that the network was trained on, by number, or None if they are unknown.
-      what: the argument that the data came in, for errors.
+      batches: the data; returned unchanged if they have no class names.
+      classes: the class names of the training data by number, or None if they are unknown.
+      what: the argument that holds the data, for error messages.
 
     Raises:
       DataError: if a class of the data is not among `classes`.
@@ -36,15 +36,15 @@ def relabeled(batches: Batches, classes: Sequence[str] | None, what: str) -> Bat
 
 
 def check_known(theirs: Sequence[str], classes: Sequence[str], what: str) -> None:
-    """Raise if names are not among those of the classes, or are there more than once."""
+    """Raise if a name in `theirs` is not in `classes`, or a name occurs more than once."""
     unknown = [name for name in theirs if name not in classes]
     doubtful = [name for name in theirs if list(classes).count(name) > 1 or list(theirs).count(name) > 1]
     if unknown or doubtful:
         why = f"{_listed(unknown)} are not among them" if unknown else f"{_listed(doubtful)} occur more than once"
         raise DataError(
-            f"{what} has the classes {_listed(theirs)}, and the network was trained on {_listed(classes)}: {why}. "
+            f"{what} has the classes {_listed(theirs)}, but the network was trained on {_listed(classes)}: {why}. "
             "Expected names of training classes, in any order, each once. Rename or remove the other classes. If "
-            "model.class_names are only names to show, set model.class_names = None: then numbers are compared."
+            "model.class_names are only for display, set model.class_names = None to compare class numbers instead."
         )
 
 
@@ -57,9 +57,9 @@ class Relabeled(MappedBatches):
     """Batches whose labels are mapped to other class numbers.
 
     Args:
-      batches: with class numbers or one column per class.
+      batches: batches whose labels are class numbers or have one column per class.
       table: old class number -> new class number.
-      names: the class names, by new number.
+      names: the class names by new number.
     """
 
     def __init__(self, batches: Batches, table: Sequence[int], names: tuple[str, ...]) -> None:
@@ -91,10 +91,11 @@ class Relabeled(MappedBatches):
         numbers = y.astype(np.int64)
         if numbers.max(initial=0) >= len(self._table):
             raise DataError(
-                f"Got the class number {numbers.max()}, and the data have names for {len(self._table)} classes. "
-                f"Expected numbers from 0 to {len(self._table) - 1}."
+                f"Got the class number {numbers.max()}, but the data have names for {len(self._table)} classes. "
+                f"Expected numbers from 0 to {len(self._table) - 1}. Correct the labels or the class names."
             )
-        # Negative numbers, such as -1 for an unknown class, have no name, and the losses refuse them.
+        # Negative numbers, such as -1 for an unknown class, have no name; the losses raise for them.
         renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
+        # At least 32 bits, because the new numbers may not fit into the 8 bits of the old ones.
         mapped: np.ndarray = renumbered.astype(np.int64 if y.dtype.itemsize > 4 else np.int32)
-        return mapped  # not of 8 bits, which may not hold the new numbers
+        return mapped

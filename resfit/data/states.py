@@ -1,4 +1,4 @@
-"""Somebody else's state as JSON values and arrays, and exactly the same state again: nothing is pickled or executed."""
+"""Lossless conversion of a loader's state to JSON values and arrays, without pickle."""
 
 import collections
 from collections.abc import Callable
@@ -15,9 +15,9 @@ _PLAIN = (type(None), bool, float, str)
 _SEQUENCES: dict[str, type] = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 _MAPPINGS: dict[str, Any] = {kind.__name__: kind for kind in (dict, collections.OrderedDict, collections.Counter)}
 _FACTORIES = {kind.__name__: kind for kind in (int, float, bool, str, list, tuple, set, dict)}
-_DEEPEST = 100  # of containers in one another; JSON's own limit depends on the stack
+_DEEPEST = 100  # nested containers; JSON's own limit depends on the stack
 
-# (where in the state, what stands there) -> the error to raise
+# (place in the state, description of the value) -> the error to raise
 Refused = Callable[[str, str], Exception]
 
 EXPECTED = (
@@ -27,26 +27,26 @@ EXPECTED = (
 
 
 def of_loader(place: str, what: str) -> DataError:
-    """The error for what a loader's state_dict holds and a checkpoint cannot."""
+    """Return the error for a value of a loader's state_dict that a checkpoint cannot hold."""
     return DataError(
-        f"{place} of the data is {what}, which a checkpoint cannot hold. Expected {EXPECTED}, or torch tensors: change "
-        "the loader's state_dict, or pass data without one, whose batches are counted and skipped."
+        f"{place} of the data is {what}, which a checkpoint cannot hold. Expected {EXPECTED}, or torch tensors. Change "
+        "the loader's state_dict, or pass data without one: a resumed run then counts and skips batches."
     )
 
 
 def packed(state: Any, refused: Refused = of_loader) -> Any:
-    """Return a state as JSON values and arrays, of which `unpacked` makes the same again, in memory of its own.
+    """Return a copy of a state as JSON values and arrays, from which `unpacked` restores an equal state.
 
-    JSON alone would give back lists for tuples, text for the keys of dicts, and floats for NumPy's scalars.
+    Plain JSON would turn tuples into lists, the keys of dicts into text, and NumPy scalars into floats.
 
     Args:
-      state: plain values (int of any size, float, complex, bool, str, bytes, None), NumPy arrays and scalars but those
-        of objects and records, JAX arrays and PRNG keys, torch tensors; and dicts, lists, tuples, sets and deques of
-        them, in one another.
-      refused: makes the error for anything else.
+      state: plain values (int of any size, float, complex, bool, str, bytes, None), NumPy arrays and scalars except
+        objects and records, JAX arrays and PRNG keys, torch tensors; and nested dicts, lists, tuples, sets and deques
+        of such values.
+      refused: a function that makes the error for any other value.
 
     Raises:
-      DataError: naming where something else stands; or what `refused` makes.
+      DataError: for any other value; the message names its place. `refused` can make another error.
 
     Example:
       >>> unpacked(packed({0: (1, b"two"), "rows": np.arange(3)}))
@@ -56,7 +56,7 @@ def packed(state: Any, refused: Refused = of_loader) -> Any:
 
 
 def is_storable(state: Any) -> bool:
-    """Return True if `packed` takes the state."""
+    """Return True if `packed` accepts the state."""
     try:
         packed(state)
     except DataError:
@@ -67,7 +67,7 @@ def is_storable(state: Any) -> bool:
 def _packed(state: Any, place: str, refused: Refused, depth: int) -> Any:
     kind = type(state)
     if depth > _DEEPEST:
-        raise refused(place, f"in more than {_DEEPEST} containers, or in itself")
+        raise refused(place, f"nested in more than {_DEEPEST} containers, or in itself")
 
     def inner(value: Any, where: str) -> Any:
         return _packed(value, f"{place}{where}", refused, depth + 1)
@@ -97,7 +97,7 @@ def _packed_value(state: Any) -> Any:
     kind = type(state)
     if kind is int:
         return state if -(2**63) <= state < 2**63 else {"int": hex(state)}
-    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in state):  # of which JSON may join two
+    if kind is str and any("\ud800" <= letter <= "\udfff" for letter in state):  # JSON may join two surrogates
         return {"str": _bytes(state.encode("utf-8", "surrogatepass"))}
     if kind in _PLAIN:
         return state
@@ -105,7 +105,7 @@ def _packed_value(state: Any) -> Any:
         return {"complex": [state.real, state.imag]}
     if kind in (bytes, bytearray, np.bytes_):
         return {kind.__name__: _bytes(state)}
-    if kind is np.str_:  # an array or str() would lose zeros at its end
+    if kind is np.str_:  # an array or str() would lose trailing zeros
         return {"str_": _packed_value("".join(state))}
     if kind is np.ndarray or isinstance(state, np.generic):
         array = np.array(state)
@@ -124,7 +124,7 @@ def _bytes(content: Any) -> np.ndarray:
 
 
 def _is_stored(dtype: np.dtype[Any]) -> bool:
-    """Return True if arrays of the dtype are bytes that the dtype's name describes."""
+    """Return True if the name of the dtype is enough to restore an array from its bytes."""
     if dtype.hasobject or dtype.names is not None or not dtype.itemsize:
         return False
     return np.dtype(str(dtype)) == dtype
@@ -135,10 +135,10 @@ def _dtype(state: Any) -> str:
 
 
 def unpacked(state: Any) -> Any:
-    """Return what was `packed`.
+    """Restore a state that `packed` converted.
 
     Raises:
-      CheckpointError: if this version of resfit does not know how it was packed.
+      CheckpointError: if this version of resfit does not know a kind of value in the packed state.
     """
     if type(state) in (*_PLAIN, int):
         return state
@@ -147,37 +147,35 @@ def unpacked(state: Any) -> Any:
         return _SEQUENCES[kind](unpacked(entry) for entry in value)
     if kind in _MAPPINGS:
         return _MAPPINGS[kind](_items(value))
-    match kind:
-        case "deque":
-            return collections.deque(unpacked(value[1]), value[0])
-        case "defaultdict":
-            return collections.defaultdict(_FACTORIES.get(value[0]), _items(value[1]))
-        case "array":
-            return value
-        case "scalar":
-            return value[()]
-        case "int":
-            return int(value, 16)
-        case "complex":
-            return complex(*value)
-        case "str":
-            return value.tobytes().decode("utf-8", "surrogatepass")
-        case "bytes":
-            return value.tobytes()
-        case "bytearray":
-            return bytearray(value.tobytes())
-        case "bytes_":
-            return np.bytes_(value.tobytes())
-        case "str_":
-            return np.str_(unpacked(value))
-        case "jax":
-            return jnp.array(value)
-        case "key":
-            return jax.random.wrap_key_data(jnp.array(value[1]), impl=value[0])
-        case "tensor":
-            return load_package("torch", "the state of the data", "pip install torch").from_numpy(value.copy())
-    raise CheckpointError(f"A saved state holds a {kind!r}. Expected what this version of resfit writes.")
+    if kind in _UNPACKERS:
+        return _UNPACKERS[kind](value)
+    raise CheckpointError(
+        f"A saved state contains the unknown kind {kind!r}. Expected a state that this version of resfit writes. "
+        "Resume with the version that saved the checkpoint, or a newer one."
+    )
 
 
 def _items(pairs: Any) -> dict[Any, Any]:
     return {unpacked(key): unpacked(entry) for key, entry in pairs}
+
+
+def _tensor(array: np.ndarray) -> Any:
+    return load_package("torch", "the state of the data", "pip install torch").from_numpy(array.copy())
+
+
+_UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    "deque": lambda value: collections.deque(unpacked(value[1]), value[0]),
+    "defaultdict": lambda value: collections.defaultdict(_FACTORIES.get(value[0]), _items(value[1])),
+    "array": lambda value: value,
+    "scalar": lambda value: value[()],
+    "int": lambda value: int(value, 16),
+    "complex": lambda value: complex(*value),
+    "str": lambda value: value.tobytes().decode("utf-8", "surrogatepass"),
+    "bytes": lambda value: value.tobytes(),
+    "bytearray": lambda value: bytearray(value.tobytes()),
+    "bytes_": lambda value: np.bytes_(value.tobytes()),
+    "str_": lambda value: np.str_(unpacked(value)),
+    "jax": jnp.array,
+    "key": lambda value: jax.random.wrap_key_data(jnp.array(value[1]), impl=value[0]),
+    "tensor": _tensor,
+}

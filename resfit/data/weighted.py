@@ -1,4 +1,4 @@
-"""Class weights for data whose labels come with the batches."""
+"""Class weights for data that come in batches."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,14 @@ from resfit.errors import DataError
 
 
 class ClassWeighted(MappedBatches):
-    """Batches whose examples weigh by their class, as Keras's class_weight.
+    """Batches with one weight per example by its class, as with Keras's class_weight.
 
     Args:
-      batches: without weights of their own.
-      class_weight: class number -> weight; classes that are not named weigh 1.
+      batches: batches without weights.
+      class_weight: class number -> weight; other classes have weight 1.
 
     Raises:
-      DataError: if class_weight is none; while iterating: if a batch has weights already, or no labels.
+      DataError: if class_weight is invalid; during iteration, if a batch has weights or no labels.
     """
 
     def __init__(self, batches: Batches, class_weight: Mapping[int, float]) -> None:
@@ -28,5 +28,5 @@ class ClassWeighted(MappedBatches):
         if batch.weight is not None:
             raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
         if batch.y is None:
-            raise DataError("class_weight needs labels, and the batches have none. Expected batches (x, y).")
+            raise DataError("class_weight needs labels, but the batches have no labels. Expected batches (x, y).")
         return batch._replace(weight=class_weights(batch.y, self._class_weight))

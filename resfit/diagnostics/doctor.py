@@ -1,4 +1,4 @@
-"""The classic mistakes of training an image classifier, looked for in one call."""
+"""Check a model and its data for the classic mistakes of training an image classifier."""
 
 import io
 from dataclasses import dataclass
@@ -15,27 +15,26 @@ from resfit.errors import LabelError
 from resfit.model import Model
 from resfit.nets import probe
 from resfit.nets.probe import BlockStatistics
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.snapshot import Snapshot
 
-# The limits beyond which something is called a problem: generous, because a false alarm costs more than a late one.
-SPREAD = (0.02, 5.0)  # standard deviation of the inputs; one of well-scaled images is 0.2 to 1
+# The limits of a problem. They are generous, because a false alarm costs more than a late one.
+SPREAD = (0.02, 5.0)  # standard deviation of the inputs; that of well-scaled images is 0.2 to 1
 OFFSET = 5.0  # mean of the inputs
-EXPLODING = 1e3  # a block's output over the first block's
-UNEVEN = 1e4  # the largest over the smallest gradient that reaches a block
-PER_CLASS = 10  # examples that each class would have, before a missing one is remarkable
-GAP = 0.25  # by how much the loss in evaluation may exceed one and a half times that in training
+EXPLODING = 1e3  # rms of a block's output, divided by that of the first block
+UNEVEN = 1e4  # ratio of the largest to the smallest gradient of a block
+PER_CLASS = 10  # examples per class from which a missing class is a problem
+GAP = 0.25  # the evaluation loss can exceed 1.5 times the training loss by this much
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
       name: such as "inputs".
-      status: "ok", "problem", or "skipped" where it could not be told.
-      found: what was seen, with numbers.
-      fix: what to do about a problem; otherwise "".
+      status: "ok", "problem", or "skipped" if the check could not run.
+      found: the observation, with numbers.
+      fix: the remedy for a problem; otherwise "".
     """
 
     name: str
@@ -45,12 +44,12 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `doctor` found. Its text is a table.
+class DoctorReport:
+    """The result of `doctor`. Its text is a table.
 
     Attributes:
       checks: all of them, in order.
-      blocks: the statistics of every block in one training step; empty if it could not be run.
+      blocks: the statistics of every block in one training step; empty if the step could not run.
     """
 
     checks: tuple[Check, ...]
@@ -58,7 +57,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[Check, ...]:
-        """The checks that found something to fix."""
+        """The checks that found a problem."""
         return tuple(check for check in self.checks if check.status == "problem")
 
     def __getitem__(self, name: str) -> Check:
@@ -71,7 +70,7 @@ class Report:
         n = len(self.problems)
         title = f"{n} problem{'' if n == 1 else 's'} found" if n else "No problem found"
         table = Table(title=title, title_justify="left", show_lines=True)
-        for column in ("check", "", "what was found, and how to fix it"):
+        for column in ("check", "", "result, and how to fix a problem"):
             table.add_column(column)
         for check in self.checks:
             table.add_row(check.name, check.status, "\n".join(filter(None, [check.found, check.fix])))
@@ -80,26 +79,26 @@ class Report:
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Report:
-    """Checks a model and some of its training data for the classic mistakes, and says how to fix each.
+def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
+    """Check a model and its training data for the classic mistakes, and name a fix for each.
 
-    It looks for: inputs that are not normalised; labels that are off by one, out of range, or lack a class; a last
-    layer that is activated already (the loss expects logits); a batch of one under BatchNorm; blocks that are dead,
+    The mistakes are: inputs that are not normalized; labels that are off by one, out of range, or lack a class; an
+    activation after the last layer (the loss expects logits); a batch of one under BatchNorm; blocks that are dead,
     that explode, or that gradients do not reach; BatchNorm statistics that never move, or that do not fit the data.
     Nothing is changed.
 
     Args:
       model: compiled.
-      x: training images (examples, height, width, channels), as they would be given to `fit`.
-      y: labels, likewise. All of them are checked; the network is run on the first batch.
-      batch_size: as it would be given to `fit`.
+      x: training images (examples, height, width, channels), as for `fit`.
+      y: labels, as for `fit`. All labels are checked; the network runs on the first batch.
+      batch_size: as for `fit`.
 
     Returns:
-      The `Report`; `print(report)` shows it, `plots.block_statistics(report.blocks)` draws the blocks.
+      The `DoctorReport`; `print(report)` shows it, `plots.block_statistics(report.blocks)` draws the blocks.
 
     Raises:
       NotCompiledError: before `compile`.
-      DataError: if x and y are no arrays of one length.
+      DataError: if x and y are not arrays of equal length.
 
     Example:
       >>> import numpy as np, resfit
@@ -132,7 +131,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
     )
     if reason:
         names = ("blocks", "gradients", "statistics", "evaluation")
-        return Report((*checks, *(Check(name, "skipped", reason) for name in names)), ())
+        return DoctorReport((*checks, *(Check(name, "skipped", reason) for name in names)), ())
     blocks, loss, stuck = run.training_step()
     checks += [
         _blocks(blocks),
@@ -140,11 +139,11 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Repo
         _statistics(run, stuck),
         _evaluation(run, loss, stuck),
     ]
-    return Report(tuple(checks), blocks)
+    return DoctorReport(tuple(checks), blocks)
 
 
 class _Run:
-    """A model on one batch, in either mode, without changing it."""
+    """A model on one batch, in either mode; the model is not changed."""
 
     def __init__(self, model: Model, snapshot: Snapshot, x: Any, y: Any) -> None:
         self.model, self.x, self.y = model, x, y
@@ -155,7 +154,7 @@ class _Run:
         self._module = snapshot.module
 
     def logits(self, scale: float = 1.0) -> np.ndarray | None:
-        """The outputs in evaluation, (batch, classes), for inputs times a number; None if they are something else."""
+        """Return the outputs in evaluation for scaled inputs; None if they are not (batch, classes)."""
 
         @jax.jit
         def call(leaves: Any, x: Any) -> Any:
@@ -166,7 +165,7 @@ class _Run:
         return np.asarray(outputs, np.float32) if isinstance(outputs, jax.Array) and outputs.ndim == 2 else None
 
     def evaluation_loss(self) -> float:
-        """The mean loss in evaluation."""
+        """Return the mean loss in evaluation."""
 
         @jax.jit
         def call(leaves: Any, x: Any, y: Any) -> Any:
@@ -176,17 +175,17 @@ class _Run:
         return float(np.mean(call(self.leaves, self.x, self.y)))
 
     def training_step(self) -> tuple[tuple[BlockStatistics, ...], float, list[str]]:
-        """(blocks in the order of their calls, mean loss, norms whose statistics did not move)."""
+        """Return blocks in the order of their calls, mean loss, and the norms whose statistics did not move."""
 
         def step(change: Any, leaves: Any, x: Any, y: Any) -> tuple[jax.Array, Any]:
             module = self._module(leaves, train=True)
             probe.tap(module, change)
             losses_, _ = self.model.compute_loss(module, x, y, key=self.key, train=True)
-            return jnp.asarray(losses_, jnp.float32).mean(), modes.read(self.plan, module)[1]
+            return jnp.asarray(losses_, jnp.float32).mean(), self.plan.read(module)[1]
 
         blocks, loss, carried = probe.block_statistics(step, self.leaves, self.x, self.y)
         stuck = self._stuck(self.carried, carried)
-        if stuck:  # or they are right to the last bit: then they would move back from elsewhere
+        if stuck:  # statistics that are exact also stay; they move if they start elsewhere
             n = self.layout.n_params
             slots = zip(self.layout.carried, self.carried, strict=True)
             elsewhere = tuple(leaf + 1 if issubclass(slot.type, nnx.BatchStat) else leaf for slot, leaf in slots)
@@ -196,7 +195,7 @@ class _Run:
         return blocks, loss, stuck
 
     def training(self, blocks: tuple[BlockStatistics, ...]) -> tuple[BlockStatistics, ...]:
-        """The blocks that need a gradient: all but those whose parameters are all frozen, such as a teacher's."""
+        """Return the blocks that need a gradient: those with trained parameters, and those without parameters."""
         names = {
             frozen: {
                 slot.name for slot in self.plan.slots if issubclass(slot.type, nnx.Param) and slot.frozen == frozen
@@ -211,7 +210,7 @@ class _Run:
         return tuple(block for block in blocks if holds(block, False) or not holds(block, True))
 
     def _stuck(self, before: Any, after: Any) -> list[str]:
-        """The norms, frozen ones aside, none of whose statistics moved: behind a dead block the mean stays at 0."""
+        """Return the unfrozen norms of which no statistic moved: behind a dead block the variance moves alone."""
         moved: dict[str, bool] = {}
         for slot, old, new in zip(self.layout.carried, before, after, strict=True):
             if issubclass(slot.type, nnx.BatchStat) and not slot.frozen:
@@ -228,15 +227,15 @@ def _inputs(x: Any) -> Check:
             share = 1 - np.isfinite(values).mean()
             return Check(
                 "inputs", "problem", f"{name} hold NaN or infinity: {share:.2%} of their values.",
-                "Find and replace them: np.argwhere(~np.isfinite(x)).",
+                "Find them with np.argwhere(~np.isfinite(x)), and replace them.",
             )  # fmt: skip
         mean, std = values.mean(), values.std()
         seen = f"{name} have mean {mean:.3g} and standard deviation {std:.3g} after preprocessing."
         if std < SPREAD[0]:
             return Check(
                 "inputs", "problem", seen,
-                "Expected a standard deviation near 1. Were they divided by 255 twice (uint8 is scaled for you), or "
-                "are all images the same?",
+                "Expected a standard deviation near 1. Check that the images differ, and that they are not "
+                "divided by 255 twice (resfit scales uint8 itself).",
             )  # fmt: skip
         if std > SPREAD[1] or abs(mean) > OFFSET:
             return Check(
@@ -260,11 +259,11 @@ def _learnable(loss: losses.Loss, y: Any, logits: np.ndarray | None) -> bool:
 def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) -> Check:
     own_step = type(model).compute_loss is not Model.compute_loss
     if own_step or y is None or logits is None or not losses.takes_labels(loss) or logits.shape[1] == 1:
-        return Check("labels", "skipped", "Only labels of one class per example can be looked at.")
+        return Check("labels", "skipped", "The check needs labels of one class per example.")
     try:
         losses.check(loss, y, logits.shape)
     except LabelError as error:
-        return Check("labels", "problem", str(error), "fit refuses them until then.")
+        return Check("labels", "problem", str(error), "fit raises the same error.")
     classes = logits.shape[1]
     numbers = y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1).astype(np.int64)
     counts = np.bincount(numbers, minlength=classes)
@@ -275,12 +274,12 @@ def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) 
     if missing.tolist() == [0]:
         return Check(
             "labels", "problem", f"{seen} No example is of class 0.",
-            f"Do the labels start at 1? Then pass y - 1, and build the network with num_classes={classes - 1}.",
+            f"If the labels start at 1, pass y - 1 and build the network with num_classes={classes - 1}.",
         )  # fmt: skip
     return Check(
         "labels", "problem", f"{seen} No example is of class {_listed([str(i) for i in missing])}.",
-        f"Were all files read? If so, number the classes from 0 without gaps (np.unique(y, return_inverse=True)[1]) "
-        f"and build the network with num_classes={classes - len(missing)}.",
+        f"Check that all files were read. Number the classes from 0 without gaps "
+        f"(np.unique(y, return_inverse=True)[1]), and build the network with num_classes={classes - len(missing)}.",
     )  # fmt: skip
 
 
@@ -288,22 +287,24 @@ def _last_layer(logits: np.ndarray | None, run: _Run) -> Check:
     if logits is None or not np.isfinite(logits).all():
         return Check("last layer", "skipped", "The outputs are not finite logits (batch, classes).")
     if np.ptp(logits, axis=0).max() == 0:
-        return Check("last layer", "skipped", "The outputs are the same for every example.")
+        return Check("last layer", "skipped", "The outputs are equal for all examples.")
     low, high = float(logits.min()), float(logits.max())
-    seen = f"The outputs run from {low:.3g} to {high:.3g}."
-    remedy = "The loss expects logits, any numbers, and applies it itself: remove it from the end of the network."
+    seen = f"The outputs are between {low:.3g} and {high:.3g}."
+    remedy = "The loss expects logits and applies the activation itself. Remove it from the end of the network."
     if low >= 0 and np.abs(logits.sum(axis=1) - 1).max() < 1e-3 and logits.shape[1] > 1:
-        return Check("last layer", "problem", f"{seen} Each example's sum to 1: a softmax was applied.", remedy)
+        return Check("last layer", "problem", f"{seen} Those of each example sum to 1: a softmax was applied.", remedy)
     if low == 0:
-        return Check("last layer", "problem", f"{seen} None is negative and some are 0: a ReLU was applied.", remedy)
+        return Check(
+            "last layer", "problem", f"{seen} Some are 0, and no output is negative: a ReLU was applied.", remedy
+        )
     if max(-low, high) <= 1:
-        # Small logits look alike. Those of far larger inputs leave any range, unless a function saturates; behind a
-        # norm that undoes the scale (LayerNorm, GroupNorm) nothing can be told.
+        # Small logits look the same. For far larger inputs they leave the range, unless an activation saturates. Behind
+        # a norm that removes the scale (LayerNorm, GroupNorm) the check sees nothing.
         larger = run.logits(1e4)
         if larger is not None and 0.99 < np.abs(larger).max() <= 1 and np.median(abs(larger - np.round(larger))) < 0.01:
-            what = "a sigmoid" if low > 0 and larger.min() >= 0 else "a tanh"
+            name = "a sigmoid" if low > 0 and larger.min() >= 0 else "a tanh"
             return Check(
-                "last layer", "problem", f"{seen} They stay there for 10,000 times larger inputs: {what} was applied.",
+                "last layer", "problem", f"{seen} They stay there for 10,000 times larger inputs: {name} was applied.",
                 remedy,
             )  # fmt: skip
     return Check("last layer", "ok", seen)
@@ -312,29 +313,29 @@ def _last_layer(logits: np.ndarray | None, run: _Run) -> Check:
 def _batch_of_one(alone: bool) -> Check:
     if alone:
         return Check(
-            "batch size", "problem", "One example in a batch, and the network has BatchNorms, which normalise by the "
-            "batch: an example is normalised by itself.",
+            "batch size", "problem", "The batch has one example, and the network has BatchNorms, which normalize by "
+            "the batch: an example is normalized by itself.",
             "Use a batch_size of 8 or more, or freeze the BatchNorms: model.freeze('*norm*').",
         )  # fmt: skip
-    return Check("batch size", "ok", "Enough examples in a batch.")
+    return Check("batch size", "ok", "The batch has enough examples.")
 
 
 def _blocks(blocks: tuple[BlockStatistics, ...]) -> Check:
     if not blocks:
-        return Check("blocks", "skipped", "The network has no parts that return one array.")
+        return Check("blocks", "skipped", "No part of the network returns one array.")
     broken = [block for block in blocks if not np.isfinite(block.rms)]
     if broken:
         return Check(
             "blocks", "problem", f"The output of {broken[0].name} is not finite.",
-            "Look at the inputs and at the parameters of this block; lower the learning rate, or clip gradients "
+            "Check the inputs and the parameters of this block. Lower the learning rate, or clip gradients "
             "(optimizers.clip).",
         )  # fmt: skip
     dead = [block.name for block in blocks if block.dead > 0.99]
     if dead:
         return Check(
             "blocks", "problem", f"The output of {_listed(dead)} is zero for every example.",
-            "Its activations died: train again with a lower learning rate or a warm-up, and look at how its weights "
-            "and biases start.",
+            "Its activations are dead. Train again with a lower learning rate or a warm-up, and check the initial "
+            "values of its weights and biases.",
         )  # fmt: skip
     largest = max(blocks, key=lambda block: block.rms)
     growth = largest.rms / max(blocks[0].rms, 1e-30)
@@ -342,7 +343,7 @@ def _blocks(blocks: tuple[BlockStatistics, ...]) -> Check:
     if growth > EXPLODING:
         return Check(
             "blocks", "problem", seen,
-            "Activations explode with depth: normalise in every block (BatchNorm), start the last scale of each block "
+            "Activations explode with depth. Normalize in every block (BatchNorm), start the last scale of each block "
             "at zero, or start from smaller weights.",
         )  # fmt: skip
     return Check("blocks", "ok", seen)
@@ -350,27 +351,27 @@ def _blocks(blocks: tuple[BlockStatistics, ...]) -> Check:
 
 def _gradients(blocks: tuple[BlockStatistics, ...]) -> Check:
     if not blocks:
-        return Check("gradients", "skipped", "The network has no parts that return one array.")
+        return Check("gradients", "skipped", "No part of the network returns one array.")
     broken = [block.name for block in blocks if not np.isfinite(block.gradient)]
     if broken:
         return Check(
             "gradients", "problem", f"The gradient that reaches {_listed(broken)} is not finite.",
-            "Look for a division by zero, a log or a square root at zero in the loss and in the blocks behind.",
+            "Check the loss and the later blocks for a division by zero, and for a log or a square root at zero.",
         )  # fmt: skip
     least, most = (pick(blocks, key=lambda block: block.gradient) for pick in (min, max))
     if least.gradient == 0:
         cut = [block.name for block in blocks if block.gradient == 0]
         return Check(
             "gradients", "problem", f"No gradient reaches {_listed(cut)}.",
-            "Something behind it is dead, cut off (stop_gradient, argmax, a constant), or starts with weights of zero "
-            "and will pass gradients on after one step.",
+            "A later part is dead, cuts gradients off (stop_gradient, argmax, a constant), or starts with zero weights "
+            "and passes gradients on after one step.",
         )  # fmt: skip
     ratio = most.gradient / least.gradient
     seen = f"The gradient is largest at {most.name}, {ratio:.3g} times that at {least.name}."
     if ratio > UNEVEN:
         return Check(
             "gradients", "problem", seen,
-            "Gradients vanish or explode over the depth: add shortcuts (nets.Residual) and BatchNorms.",
+            "Gradients vanish or explode with depth. Add shortcuts (nets.Residual) and BatchNorms.",
         )  # fmt: skip
     return Check("gradients", "ok", seen)
 
@@ -381,8 +382,8 @@ def _statistics(run: _Run, stuck: list[str]) -> Check:
     if stuck:
         return Check(
             "statistics", "problem", f"A training step does not move the statistics of {_listed(stuck)}.",
-            "The norm runs in evaluation mode, or is not used. Pass the mode on inside __call__ (train=train); if you "
-            "mean it, say so with model.freeze.",
+            "The norm runs in evaluation mode, or is not used. Pass the mode on inside __call__ (train=train), or use "
+            "model.freeze if this is intended.",
         )  # fmt: skip
     return Check("statistics", "ok", "A training step moves every running statistic that is not frozen.")
 
@@ -394,13 +395,13 @@ def _evaluation(run: _Run, training_loss: float, stuck: list[str]) -> Check:
         if issubclass(slot.type, nnx.BatchStat)
     )
     if stuck or (fresh and not run.trained):
-        return Check("evaluation", "skipped", "It can be told once the network is trained.")
+        return Check("evaluation", "skipped", "The check needs a trained network.")
     loss = run.evaluation_loss()
     seen = f"The loss of this batch is {training_loss:.3g} in training mode and {loss:.3g} in evaluation."
     if not loss <= 1.5 * training_loss + GAP:
         return Check(
             "evaluation", "problem", seen,
-            "The running statistics do not fit these data: train for more steps, use larger batches, or call "
+            "The running statistics do not fit this data. Train for more steps, use larger batches, or call "
             "resfit.recalibrate(model, x_train).",
         )  # fmt: skip
     return Check("evaluation", "ok", seen)

@@ -1,5 +1,6 @@
-"""Grad-CAM: which places of an image speak for a class."""
+"""Grad-CAM: maps of the image regions that support a class."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +13,15 @@ from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets import probe
 
+# (change, weights, images) -> logits; `change` gets name and output of the part.
+Forward = Callable[[probe.Change, Any, Any], Any]
+
 
 def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray:
-    """How much each place of an image speaks for a class, as seen by one part of the network.
+    """Return maps of the image regions that support a class, seen by one part of the network.
 
-    The channels of the part's output are added up, each weighted by the mean gradient of the class's logit by it; what
-    is negative speaks against the class and becomes 0. In evaluation mode; nothing is changed.
+    The channels of the part's output are summed, each weighted by the mean gradient of the class's logit by it.
+    Negative values, which speak against the class, become 0. The network runs in evaluation mode, and nothing changes.
 
     Source: Selvaraju et al., "Grad-CAM" (arXiv 1610.02391), equations 1 and 2.
 
@@ -25,17 +29,17 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
       model: compiled or not; its module returns logits (batch, classes).
       x: a few images (examples, height, width, channels), as `Model.predict` takes them.
       part: dotted path of a module whose output is (batch, height, width, channels): "stage4", "stage2.blocks.0". The
-        last stage tells classes apart best; earlier ones see finer detail.
-      classes: (examples,) class numbers; the predicted ones by default. A multi-label model needs them, since it may
+        last stage separates classes best; earlier ones show finer detail.
+      classes: (examples,) class numbers; the predicted ones by default. Required for a multi-label model, which can
         predict several.
 
     Returns:
-      (examples, height, width) float32 from 0 to 1, of the images' size; each image's largest value is 1, or all are 0
-      where nothing speaks for the class. `plots.grad_cam(x, maps)` draws them.
+      (examples, height, width) float32 from 0 to 1, of the images' size. The largest value of each image is 1; all
+      values are 0 if nothing supports the class. `plots.grad_cam(x, maps)` draws the maps.
 
     Raises:
-      ModuleError: if there is no such part, or its output is no image.
-      DataError: if x is no batch of images, or classes do not fit.
+      ModuleError: if the module has no such part, or the part's output is not an image.
+      DataError: if x is not a batch of images, or classes do not fit.
 
     Example:
       >>> import numpy as np, resfit
@@ -52,15 +56,22 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
     snapshot = model.snapshot()
     leaves, preprocess = snapshot.variables, snapshot.preprocess
 
-    def forward(change: Any, leaves: Any, x: Any) -> Any:
+    def forward(change: probe.Change, leaves: Any, x: Any) -> Any:
         module = snapshot.module(leaves)
         probe.tap_part(module, part, change)
         return module(x if preprocess is None else preprocess(x))
 
-    found: list[jax.Array] = []
+    output, logits = _shapes(forward, leaves, x, part)
+    _check_classes(classes, len(x), logits.shape[1], multi_label=bool(snapshot.multi_label))
+    return np.asarray(_maps(forward, output)(leaves, x, classes))
+
+
+def _shapes(forward: Forward, leaves: Any, x: Any, part: str) -> tuple[jax.ShapeDtypeStruct, Any]:
+    """Return the shapes of the part's output and of the logits; raise if they are not an image and (batch, classes)."""
+    found: list[jax.ShapeDtypeStruct] = []
 
     def note(_: str, output: jax.Array) -> jax.Array:
-        found.append(output)
+        found.append(jax.ShapeDtypeStruct(output.shape, output.dtype))
         return output
 
     logits = jax.eval_shape(lambda leaves, x: forward(note, leaves, x), leaves, x)
@@ -72,23 +83,38 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
         )
     if getattr(logits, "ndim", 0) != 2:
         raise ModuleError(
-            f"Grad-CAM needs logits (batch, classes); the module returns {jax.tree.map(np.shape, logits)}."
+            f"Grad-CAM got a module that returns {jax.tree.map(np.shape, logits)}. Expected logits (batch, classes)."
         )
-    if classes is None and snapshot.multi_label and logits.shape[1] > 1:
-        raise DataError(
-            "Grad-CAM got no classes, and the model is multi-label: an image may have several labels, or none. "
-            "Expected one label number for each image, such as classes=np.full(len(x), 3)."
-        )
-    if classes is not None and (
-        classes.shape != (len(x),)
+    return found[0], logits
+
+
+def _check_classes(classes: Any, examples: int, num_classes: int, *, multi_label: bool) -> None:
+    """Raise unless there is one class number for each image, or the predicted class can be used."""
+    if classes is None:
+        if multi_label and num_classes > 1:
+            raise DataError(
+                "Grad-CAM got no classes, and the model is multi-label: an image can have several labels, or no label. "
+                "Expected one label number for each image, such as classes=np.full(len(x), 3)."
+            )
+    elif (
+        classes.shape != (examples,)
         or not np.issubdtype(classes.dtype, np.integer)
         or classes.min() < 0
-        or classes.max() >= logits.shape[1]
+        or classes.max() >= num_classes
     ):
         raise DataError(
             f"Grad-CAM got classes of shape {classes.shape}, {classes.dtype}, from {classes.min()} to {classes.max()}. "
-            f"Expected one class number from 0 to {logits.shape[1] - 1} for each of the {len(x)} images."
+            f"Expected one class number from 0 to {num_classes - 1} for each of the {examples} images."
         )
+
+
+def _maps(forward: Forward, part: jax.ShapeDtypeStruct) -> Callable[[Any, Any, Any], jax.Array]:
+    """Return a compiled function of (weights, images, classes) that returns the maps.
+
+    Args:
+      forward: of the network.
+      part: shape and dtype of the part's output.
+    """
 
     @jax.jit
     def maps(leaves: Any, x: Any, classes: Any) -> jax.Array:
@@ -101,10 +127,10 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
 
             logits = forward(change, leaves, x)
             chosen = logits.argmax(axis=1) if classes is None else classes
-            # Rows do not depend on one another in evaluation, so the gradient of the sum holds that of each.
+            # Rows are independent in evaluation, so the gradient of the sum holds the gradient of each row.
             return jnp.take_along_axis(logits, chosen[:, None], axis=1).sum(), seen[0]
 
-        gradient, output = jax.grad(score, has_aux=True)(jnp.zeros(shapes[0], found[0].dtype))
+        gradient, output = jax.grad(score, has_aux=True)(jnp.zeros(part.shape, part.dtype))
         weights = reduce(jnp.asarray(gradient, jnp.float32), "n h w c -> n c", "mean")
         heat = jax.nn.relu(einsum(jnp.asarray(output, jnp.float32), weights, "n h w c, n c -> n h w"))
         heat = jax.image.resize(heat, x.shape[:3], "linear")
@@ -112,4 +138,4 @@ def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray
         scaled: jax.Array = heat / jnp.where(largest > 0, largest, 1)
         return scaled
 
-    return np.asarray(maps(leaves, x, classes))
+    return maps

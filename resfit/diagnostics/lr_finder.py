@@ -1,4 +1,4 @@
-"""The learning-rate range test: which learning rate to begin with."""
+"""The learning-rate range test: find a learning rate to start with."""
 
 import math
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from resfit.model import Model
 if TYPE_CHECKING:
     import matplotlib.figure
 
-SMOOTHING = 0.9  # share of the losses before in the running mean
+SMOOTHING = 0.9  # share of the earlier losses in the running mean
 DIVERGED = 4.0  # times the smallest loss so far
 
 
 @dataclass(frozen=True)
 class LearningRateSearch:
-    """What `find_learning_rate` saw.
+    """The result of `find_learning_rate`.
 
     Attributes:
       learning_rates: of each step.
-      losses: the loss of each step's batch, before the step.
-      smoothed: their running mean, corrected for its start.
-      suggestion: a learning rate to begin with.
+      losses: the loss of each step's batch, before the update.
+      smoothed: their running mean with bias correction.
+      suggestion: a learning rate to start with.
     """
 
     learning_rates: tuple[float, ...]
@@ -36,7 +36,7 @@ class LearningRateSearch:
     suggestion: float
 
     def plot(self) -> "matplotlib.figure.Figure":
-        """The loss over the learning rate, with the suggestion. Needs `resfit[plot]`."""
+        """Draw the loss over the learning rate, with the suggestion. Needs `resfit[plot]`."""
         return plots.learning_rate_search(self.learning_rates, self.losses, self.smoothed, self.suggestion)
 
 
@@ -50,11 +50,11 @@ def find_learning_rate(
     highest: float = 10.0,
     steps: int = 100,
 ) -> LearningRateSearch:
-    """Trains with a learning rate that grows from step to step, until the loss explodes; then puts everything back.
+    """Train with a learning rate that grows in every step until the loss explodes, then restore the model.
 
-    The suggestion is a tenth of the learning rate at which the smoothed loss was smallest: there it was still falling,
-    at an order of magnitude from where training becomes unstable. Afterwards the model is what it was, bit for bit:
-    parameters, statistics, optimizer, counters, learning rate, history.
+    The suggestion is a tenth of the learning rate with the smallest smoothed loss: the loss still falls there, an order
+    of magnitude before training becomes unstable. The model is restored bit for bit: parameters, statistics, optimizer,
+    counters, learning rate, history.
 
     Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186), section 3.3; with
     exponential growth and smoothing.
@@ -63,15 +63,16 @@ def find_learning_rate(
       model: compiled with a learning rate that can be set: a number, not a schedule.
       x: training images, as in `Model.fit`, or an iterable of batches.
       y: labels, as in `Model.fit`.
-      batch_size: what you will train with; the best learning rate grows with it.
+      batch_size: the one that you will train with; the best learning rate grows with it.
       lowest: the first learning rate.
-      highest: the last, unless the loss exceeds four times its minimum, or is not finite, before.
-      steps: how many there are from lowest to highest.
+      highest: the last learning rate. The search stops earlier if the loss is not finite, or exceeds four times its
+        minimum.
+      steps: their number from lowest to highest.
 
     Raises:
       NotCompiledError: before `compile`.
       CompileError: if the learning rate cannot be set.
-      DataError: for an empty range, or a loss that is not finite at the lowest rate.
+      DataError: for an empty range, or a loss that is not finite at the lowest learning rate.
 
     Example:
       >>> import numpy as np, resfit
@@ -85,12 +86,12 @@ def find_learning_rate(
     """
     if not 0 < lowest < highest < math.inf or steps < 3:
         raise DataError(
-            f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and 3 steps or "
-            "more."
+            f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and at least 3 "
+            "steps."
         )
     before, history = model.snapshot(), model.history
     before.require_compiled("find_learning_rate")
-    model.learning_rate = model.learning_rate  # raises where it cannot be set
+    model.learning_rate = model.learning_rate  # raises if it cannot be set
     ramp = _Ramp(np.geomspace(lowest, highest, steps))
     try:
         model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
@@ -99,15 +100,15 @@ def find_learning_rate(
         model.history, model.stop_training = history, False
     if not math.isfinite(ramp.losses[0]):
         raise DataError(
-            f"The loss is {ramp.losses[0]} at the lowest learning rate, {lowest}. Expected a finite loss to begin "
-            "with. Look at the inputs and labels with resfit.doctor(model, x, y)."
+            f"The loss is {ramp.losses[0]} at the lowest learning rate, {lowest}. Expected a finite loss at "
+            "the start. Check the inputs and labels with resfit.doctor(model, x, y)."
         )
     rates = [float(rate) for rate in ramp.rates[: len(ramp.losses)]]
     return LearningRateSearch(tuple(rates), tuple(ramp.losses), tuple(ramp.smoothed), suggest(rates, ramp.smoothed))
 
 
 def suggest(learning_rates: Sequence[float], smoothed: Sequence[float]) -> float:
-    """A tenth of the learning rate with the smallest smoothed loss, but not below the first.
+    """Return a tenth of the learning rate with the smallest smoothed loss, but at least the first.
 
     Example:
       >>> suggest([0.01, 0.1, 1.0, 10.0], [2.0, 1.5, 1.0, 9.0])
@@ -118,7 +119,7 @@ def suggest(learning_rates: Sequence[float], smoothed: Sequence[float]) -> float
 
 
 class _Ramp(Callback):
-    """Sets the learning rate of each step, and stops when the loss has exploded."""
+    """A callback that sets the learning rate of each step, and stops the training once the loss has exploded."""
 
     def __init__(self, rates: np.ndarray) -> None:
         self.rates = rates
@@ -130,7 +131,7 @@ class _Ramp(Callback):
         self.model.learning_rate = float(self.rates[batch])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        loss = logs.batch_loss  # read in every step: a range test is short, and must not run on after an explosion
+        loss = logs.batch_loss  # read in every step: the test must stop right after an explosion
         self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * loss
         smooth = self._mean / (1 - SMOOTHING ** (batch + 1))
         self.losses.append(loss)

@@ -1,7 +1,7 @@
-"""BatchNorm statistics as true averages over a data set, instead of the running ones that training left."""
+"""Recalibrate BatchNorm: replace the running statistics that training left by true averages over a dataset."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,27 @@ from flax import nnx
 from resfit.data import Geometry, as_batches
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
-from resfit.nets.stand_in import stand_in
+from resfit.nets.intercept import intercept
+from resfit.nets.moments import Moments, merge
 from resfit.trainer.snapshot import Snapshot
 
 Path = tuple[Any, ...]
-
-
-class Moments(NamedTuple):
-    """What one BatchNorm saw in one call: how many values per channel, their mean and their biased variance."""
-
-    count: Any  # ()
-    mean: Any  # (channels,)
-    var: Any  # (channels,)
+Measure = Callable[[Any, Any], dict[str, list[Moments]]]
 
 
 def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
-    """Replaces every BatchNorm's running statistics by its mean and variance over a data set.
+    """Replace the running statistics of every BatchNorm by its mean and variance over a dataset.
 
-    Running statistics are averages over the last steps, of networks that no longer exist. After a short training, an
-    average of weights, or a change of the image size, they fit badly. The ResNets that He et al. released
+    Running statistics are averages over the last steps, each with other weights. After a short training, an average of
+    weights, or a change of the image size, they fit badly. The ResNets that He et al. released
     (github.com/KaimingHe/deep-residual-networks) hold averages after training instead.
 
-    One pass. Every BatchNorm normalises by its batch, as in training; all else (Dropout) is in evaluation mode, and
-    nothing is augmented. A layer's batches are combined by E[x] and E[x^2], each weighted by how many values it had, so
-    that the variance also holds what lies between batches: the mean of the batches' variances would be too small. What
-    a layer behind another BatchNorm sees depends on the batch, so prefer large ones. Parameters, optimizer, averaged
-    weights and frozen BatchNorms stay as they are. To recalibrate the averaged weights, put them into the module first:
-    `model.set_weights(model.get_weights("ema"))`.
+    The data is read once. Every BatchNorm normalizes by its batch, as in training; other layers (Dropout) are in
+    evaluation mode, and nothing is augmented. The moments of all batches are merged, weighted by their number of
+    values, so that the variance includes the variance between batches: the mean of the batch variances would be too
+    small. The input of a layer behind another BatchNorm depends on the batch, so prefer large batches. Parameters,
+    optimizer, averaged weights and frozen BatchNorms do not change. To recalibrate the averaged weights, put them into
+    the module first: `model.set_weights(model.get_weights("ema"))`.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576), section 3, "PreciseBN".
 
@@ -66,59 +60,23 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
             f"{type(model.module).__name__} holds no BatchNorm with running statistics that are not frozen. There is "
             "nothing to recalibrate; leave out the call."
         )
-
-    @jax.jit
-    def measure(variables: Any, x: Any) -> dict[str, list[Moments]]:
-        module = snapshot.module(variables)
-        seen: dict[str, list[Moments]] = {}
-        for path, part in nnx.iter_modules(module):
-            if path in norms:
-                _measure(part, seen.setdefault(_name(path), []).append)
-        module(x if snapshot.preprocess is None else snapshot.preprocess(x))
-        return seen
-
+    measure = _measure(snapshot, norms)
     totals: dict[str, list[Moments]] = {_name(path): [] for path in norms}
     for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
         placed = snapshot.place(batch.x)
-        for name, moments in jax.device_get(measure(snapshot.variables, placed)).items():
-            totals[name] = [combine([*totals[name], *moments])] if totals[name] or moments else []
+        for name, found in jax.device_get(measure(snapshot.variables, placed)).items():
+            totals[name] = [merge([*totals[name], *found])] if totals[name] or found else []
     new = list(model.get_weights())
     slots = {slot.path: snapshot.layout.n_params + i for i, slot in enumerate(snapshot.layout.carried)}
     for path, norm in norms.items():
-        if not totals[_name(path)]:
-            continue  # a part that the call does not use
-        count, mean, var = totals[_name(path)][0]
-        if getattr(norm, "unbiased", False):
-            var = var * (count / (count - 1))
-        if not (np.isfinite(mean).all() and np.isfinite(var).all()):
-            raise DataError(
-                f"The statistics of {_name(path)!r} over this data set are not finite. Expected finite activations. "
-                "Look for NaN or infinity in x and in the parameters; the model is as it was."
-            )
-        new[slots[*path, "mean"]], new[slots[*path, "var"]] = mean, var
+        for moments in totals[_name(path)]:  # empty for a part that the call does not use
+            mean, var = _checked(moments, _name(path), unbiased=getattr(norm, "unbiased", False))
+            new[slots[*path, "mean"]], new[slots[*path, "var"]] = mean, var
     model.set_weights(new, averages=model.get_weights("ema") if model.keeps_averages else None)
 
 
-def combine(parts: list[Moments]) -> Moments:
-    """The moments of all values together, from those of their parts, in float64.
-
-    Example:
-      >>> combine([Moments(2, np.array([0.0]), np.array([1.0])), Moments(2, np.array([4.0]), np.array([1.0]))])
-      Moments(count=4.0, mean=array([2.]), var=array([5.]))
-    """
-    counts = [float(part.count) for part in parts]
-    total = sum(counts)
-    means = [np.asarray(part.mean, np.float64) for part in parts]
-    mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
-    # E[(x - mean)^2], not E[x^2] - mean^2, which cancels where the mean is large; they are the same number.
-    with np.errstate(invalid="ignore"):  # infinity minus infinity, which the caller finds and names
-        spread = [np.asarray(part.var, np.float64) + (m - mean) ** 2 for part, m in zip(parts, means, strict=True)]
-    var = sum(n * s for n, s in zip(counts, spread, strict=True)) / total
-    return Moments(total, np.asarray(mean), np.asarray(var))
-
-
 def _norms(snapshot: Snapshot) -> dict[Path, nnx.BatchNorm]:
-    """The BatchNorms whose statistics may move, by path."""
+    """Return the BatchNorms that are not frozen, by path."""
     frozen = {slot.path for slot in snapshot.layout.plan.slots if slot.frozen}
     module = snapshot.module(snapshot.variables)
     return {
@@ -128,12 +86,27 @@ def _norms(snapshot: Snapshot) -> dict[Path, nnx.BatchNorm]:
     }
 
 
-def _measure(norm: Any, record: Callable[[Moments], None]) -> None:
-    """Makes a copy of a norm normalise by the batch, whatever its mode, and report what it saw."""
-    cls: type = type(norm)
+def _measure(snapshot: Snapshot, norms: dict[Path, nnx.BatchNorm]) -> Measure:
+    """Return a compiled function of (variables, images) that returns the moments of each call of each norm."""
 
-    def __call__(self: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> jax.Array:
-        y: jax.Array = cls.__call__(self, x, use_running_average=False, mask=mask)
+    @jax.jit
+    def measure(variables: Any, x: Any) -> dict[str, list[Moments]]:
+        module = snapshot.module(variables)
+        seen: dict[str, list[Moments]] = {}
+        for path, part in nnx.iter_modules(module):
+            if path in norms:
+                _record(part, seen.setdefault(_name(path), []).append)
+        module(x if snapshot.preprocess is None else snapshot.preprocess(x))
+        return seen
+
+    return measure
+
+
+def _record(norm: Any, record: Callable[[Moments], None]) -> None:
+    """Make a copy of a norm normalize by the batch in every mode, and record the moments of its input."""
+
+    def around(self: Any, call: Any, x: jax.Array, use_running_average: Any = None, *, mask: Any = None) -> jax.Array:
+        y: jax.Array = call(x, use_running_average=False, mask=mask)
         values = x.size if mask is None else jnp.broadcast_to(mask, x.shape).sum()
         record(Moments(jnp.asarray(values / self.num_features), self.mean[...], self.var[...]))
         return y
@@ -141,7 +114,20 @@ def _measure(norm: Any, record: Callable[[Moments], None]) -> None:
     norm.momentum = 0.0  # the running statistics become those of the batch
     if hasattr(norm, "unbiased"):
         norm.unbiased = False  # corrected once, for all batches together
-    object.__setattr__(norm, "__class__", stand_in(cls, {"__call__": __call__}))
+    intercept(norm, around)
+
+
+def _checked(moments: Moments, name: str, *, unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and running variance; raise if they are not finite."""
+    count, mean, var = moments
+    if unbiased:
+        var = var * (count / (count - 1))
+    if not (np.isfinite(mean).all() and np.isfinite(var).all()):
+        raise DataError(
+            f"The statistics of {name!r} over this dataset are not finite. Expected finite activations. Look for NaN "
+            "or infinity in x and in the parameters; the model did not change."
+        )
+    return mean, var
 
 
 def _name(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""What a network consists of, part by part: `summarize` gives plain data that prints as a table."""
+"""Summarize a network part by part: `summarize` returns plain data that prints as a table."""
 
 import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -13,24 +13,28 @@ from rich.console import Console
 
 from resfit.errors import InputShapeError
 from resfit.nets.count import Operation, count_params, dense_operations
+from resfit.nets.intercept import intercept
 from resfit.nets.resnet import ResNet
 from resfit.trainer.arguments import one_batch, unpacked
 from resfit.trainer.memory import StepMemory
 from resfit.trainer.trainer import Trainer
 
-OUTSIDE = "(itself)"  # the row of what a module holds and computes outside its parts
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OUTSIDE = "(itself)"  # the row of the parameters and operations outside all parts
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One part of a network.
 
     Attributes:
         name: attribute path of the part, such as `"stage1"` or `"layers.0"`.
         type: its class.
-        output_shapes: shape of each array that it returns for one example, without the batch axis; none where the part
+        output_shapes: shape of each array that it returns for one example, without the batch axis; empty if the part
             was not called as a whole.
-        parameters: its trained scalars; those shared with an earlier part are counted there.
+        parameters: its trained scalars; those shared with an earlier part count there.
         multiply_adds: of its convolutions and matrix products, for one example.
         activation_bytes: see `Summary`.
     """
@@ -56,12 +60,12 @@ class Summary:
         parameter_bytes: memory of the trained scalars.
         multiply_adds: of all convolutions and matrix products, for one example.
         activation_bytes: memory of the distinct arrays that convolutions and matrix products read and write, for one
-            example: what a backward pass needs of the forward pass at the least. Pooling and compilers add to it.
+            example: the least that a backward pass needs of the forward pass. Pooling and compilers add to it.
     """
 
     name: str
     input_shape: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SummaryRow, ...]
     parameters: int
     statistics: int
     parameter_bytes: int
@@ -69,13 +73,25 @@ class Summary:
     activation_bytes: int
 
     def render(self, width: int = 100) -> str:
-        """The table as text.
+        """Return the table as text.
 
         Args:
             width: columns of the terminal (default 100).
         """
-        from rich import box
         from rich.console import Console
+
+        text = io.StringIO()
+        console = Console(file=text, width=width, color_system=None, legacy_windows=False)
+        console.print(self._table())
+        console.print(
+            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
+            "statistics. Multiply-adds and activation memory are for one example.",
+            soft_wrap=False,
+        )
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def _table(self) -> "Table":
+        from rich import box
         from rich.table import Table
 
         shape = " x ".join(map(str, self.input_shape))
@@ -90,37 +106,23 @@ class Summary:
         table.add_column("activations", _memory(self.activation_bytes), justify="right", no_wrap=True)
         for row in self.rows:
             outputs = ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in row.output_shapes)
-            table.add_row(
-                row.name,
-                row.type,
-                outputs,
-                f"{row.parameters:,}",
-                _amount(row.multiply_adds),
-                _memory(row.activation_bytes),
-            )
-        text = io.StringIO()
-        console = Console(file=text, width=width, color_system=None, legacy_windows=False)
-        console.print(table)
-        console.print(
-            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
-            "statistics. Multiply-adds and activation memory are for one example.",
-            soft_wrap=False,
-        )
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+            costs = (f"{row.parameters:,}", _amount(row.multiply_adds), _memory(row.activation_bytes))
+            table.add_row(row.name, row.type, outputs, *costs)
+        return table
 
     def __str__(self) -> str:
         return self.render()
 
 
 def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *, dtype: str = "float32") -> Summary:
-    """Describes a module part by part. Nothing is computed, and the module is not changed.
+    """Return a summary of a module, part by part.
 
-    The module is evaluated abstractly on one example, in evaluation mode.
+    The module is evaluated abstractly on one example, in evaluation mode. Nothing is computed or changed.
 
     Args:
-        module: any module from a batch to anything, also one made by `nnx.eval_shape` that holds no arrays.
-        input_shape: shape of one example, without the batch axis. By default what a `ResNet` was made for: 224 x 224
-            pixels through an ImageNet stem, 32 x 32 through a CIFAR stem.
+        module: any module from a batch to anything, also an abstract one from `nnx.eval_shape`.
+        input_shape: shape of one example, without the batch axis. The default of a `ResNet` is 224 x 224 pixels for an
+            ImageNet stem and 32 x 32 for a CIFAR stem.
         dtype: dtype of the example (default `"float32"`).
 
     Raises:
@@ -135,14 +137,32 @@ def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *,
         >>> f"{summary.parameters:,} parameters, {summary.multiply_adds:,} multiply-adds"
         '25,557,032 parameters, 4,089,184,256 multiply-adds'
     """
-    if input_shape is None:
-        if not isinstance(module, ResNet):
-            raise InputShapeError(
-                f"summarize received a {type(module).__name__} and no input_shape. Expected the shape of one example. "
-                "Pass it without the batch axis, for example input_shape=(32, 32, 3)."
-            )
-        size = module.stem.image_size
-        input_shape = (size, size, module.spec.in_channels)
+    input_shape = _default_shape(module) if input_shape is None else input_shape
+    rows = _rows(module, input_shape, dtype)
+    parameters = jax.tree.leaves(nnx.state(module, nnx.Param))
+    return Summary(
+        name=type(module).__name__,
+        input_shape=tuple(input_shape),
+        rows=rows,
+        parameters=count_params(module),
+        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))),
+        parameter_bytes=sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in parameters),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        activation_bytes=sum(row.activation_bytes for row in rows),
+    )
+
+
+def _default_shape(module: nnx.Module) -> tuple[int, ...]:
+    if not isinstance(module, ResNet):
+        raise InputShapeError(
+            f"summarize received a {type(module).__name__} and no input_shape. Expected the shape of one example. "
+            "Pass it without the batch axis, for example input_shape=(32, 32, 3)."
+        )
+    return (module.stem.image_size, module.stem.image_size, module.spec.in_channels)
+
+
+def _rows(module: nnx.Module, input_shape: tuple[int, ...], dtype: str) -> tuple[SummaryRow, ...]:
+    """Return a row for each part, in the order of the calls, and one for the rest of the module if it has any."""
     outputs: dict[str, tuple[tuple[int, ...], ...]] = {}
     operations = dense_operations(module, input_shape, dtype=dtype, watch=lambda copy: _watch(copy, outputs))
     called = {name: position for position, name in enumerate(outputs)}
@@ -150,86 +170,77 @@ def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *,
     costs = _costs_by_part(operations, {part.name for part in parts})
     held = _parameters_by_part(parts)
     rows = [
-        Row(part.name, type(part.module).__name__, outputs.get(part.name, ()), held[part.name], *costs[part.name])
+        SummaryRow(
+            part.name, type(part.module).__name__, outputs.get(part.name, ()), held[part.name], *costs[part.name]
+        )
         for part in parts
     ]
-    parameters = count_params(module)
-    own = parameters - sum(held.values())
+    own = count_params(module) - sum(held.values())
     if own or any(costs[OUTSIDE]) or not rows:
-        rows.append(Row(OUTSIDE, type(module).__name__, outputs[OUTSIDE], own, *costs[OUTSIDE]))
-    return Summary(
-        name=type(module).__name__,
-        input_shape=tuple(input_shape),
-        rows=tuple(rows),
-        parameters=parameters,
-        statistics=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))),
-        parameter_bytes=sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))
-        ),
-        multiply_adds=sum(row.multiply_adds for row in rows),
-        activation_bytes=sum(row.activation_bytes for row in rows),
-    )
+        rows.append(SummaryRow(OUTSIDE, type(module).__name__, outputs[OUTSIDE], own, *costs[OUTSIDE]))
+    return tuple(rows)
 
 
 def table_of_parts(module: nnx.Module, x: Any, width: int = 100) -> str:
-    """The table of a module for inputs like these; or why there is none.
+    """Return the table of a module for inputs like these, or the reason why it has none.
 
     Args:
         module: any module.
-        x: a batch as the module gets it, arrays or their shapes.
+        x: a batch of the module's inputs, arrays or their shapes.
         width: columns of the terminal (default 100).
     """
     if not hasattr(x, "shape"):
-        return f"There is no table of the parts: its input would be one array, and is {jax.tree.structure(x)}."
+        return f"There is no table of the parts: the input is {jax.tree.structure(x)}, expected one array."
     try:
         return summarize(module, tuple(x.shape[1:]), dtype=str(x.dtype)).render(width)
-    except Exception as error:  # noqa: BLE001  # the module is anybody's, and may need another call than module(x)
-        return f"There is no table of the parts: one example cannot go through the module alone. {error}"
+    except Exception as error:  # noqa: BLE001  # a custom module may need another call than module(x)
+        return f"There is no table of the parts: the module raised on a batch of one example. {error}"
 
 
 def memory_of_a_step(memory: StepMemory, examples: int, devices: int) -> str:
-    """What a training step takes, in words.
+    """Return the memory of a training step as text.
 
     Args:
         memory: of the step.
         examples: in its batch.
-        devices: how many it runs on.
+        devices: their number.
     """
     rows = (
         ("arguments", memory.arguments, "the state, metric sums and the batch"),
-        ("outputs", memory.outputs, f"the new state; {_memory(memory.aliased)} of it in the place of the old one"),
+        ("outputs", memory.outputs, f"the new state; {_memory(memory.aliased)} of it reuse the memory of the old one"),
         ("temporary", memory.temporary, "activations kept for the gradient, gradients, scratch space"),
-        ("peak", memory.peak, "all of these, what takes the place of another once"),
+        ("peak", memory.peak, "all of these, reused memory once"),
     )
     where = f"each of {devices} devices" if devices > 1 else "the device"
     lines = [f"  {name:<10} {_memory(size):>9}  {words}" for name, size, words in rows]
     return "\n".join([f"Memory of a training step on {examples} examples, on {where}:", *lines])
 
 
-class _Watched:
-    """Stands in for a module in a copy of its parent: names the module's operations, and notes what it returns."""
+def _watch(module: Any, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> None:
+    """Name the operations of a module and of each of its parts, and note the shapes of their outputs.
 
-    def __init__(self, module: Any, name: str, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> None:
-        self._module = module
-        self._name = name
-        self._outputs = outputs
+    Args:
+        module: a copy that nobody else uses.
+        outputs: gets the shapes by name, in the order of the calls.
+    """
+    seen: set[int] = set()
+    for holder, key, name, part in tuple(_parts(module)):
+        if id(part) in seen:  # a part that is held twice has a row for each of its names
+            part = vars(holder)[key] = nnx.clone(part)
+        seen.add(id(part))
+        if callable(part):
+            _watch_one(part, name, outputs)
+    _watch_one(module, OUTSIDE, outputs)
 
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._module, attribute)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with jax.named_scope(self._name):
-            output = self._module(*args, **kwargs)
-        self._outputs[self._name] = tuple(tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(output))
+def _watch_one(part: nnx.Module, name: str, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> None:
+    def around(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(name):
+            output = call(*args, **kwargs)
+        outputs[name] = tuple(tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(output))
         return output
 
-
-def _watch(module: Any, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> _Watched:
-    """Puts a watch on a copy of a module and on each of its parts."""
-    for holder, key, name, part in tuple(_parts(module)):
-        # Past nnx's own __setattr__, which accepts no module's stand-in; the copy is thrown away after one call.
-        vars(holder)[key] = _Watched(part, name, outputs)
-    return _Watched(module, OUTSIDE, outputs)
+    intercept(part, around)
 
 
 class _Part(NamedTuple):
@@ -240,7 +251,7 @@ class _Part(NamedTuple):
 
 
 def _parts(module: nnx.Module, prefix: str = "") -> Iterator[_Part]:
-    """The modules that a module holds as attributes, or as elements of an nnx.List or nnx.Dict among them."""
+    """Yield the modules that a module holds as attributes, or as elements of an nnx.List or nnx.Dict."""
     for key, value in vars(module).items():
         if isinstance(value, nnx.List | nnx.Dict):
             yield from _parts(value, f"{prefix}{key}.")
@@ -249,7 +260,7 @@ def _parts(module: nnx.Module, prefix: str = "") -> Iterator[_Part]:
 
 
 def _parameters_by_part(parts: list[_Part]) -> dict[str, int]:
-    """Trained scalars of each part, each scalar once."""
+    """Return the number of trained scalars of each part; a shared scalar counts once."""
     seen: set[int] = set()
     held: dict[str, int] = {}
     for part in parts:
@@ -260,7 +271,7 @@ def _parameters_by_part(parts: list[_Part]) -> dict[str, int]:
 
 
 def _costs_by_part(operations: list[Operation], names: set[str]) -> dict[str, tuple[int, int]]:
-    """Multiply-adds and activation bytes of each part; an array counts where it is met first."""
+    """Return multiply-adds and activation bytes of each part; an array counts in the first part that uses it."""
     multiply_adds, activation_bytes = Counter[str](), Counter[str]()
     seen: set[int] = set()
     for operation in operations:
@@ -272,12 +283,12 @@ def _costs_by_part(operations: list[Operation], names: set[str]) -> dict[str, tu
 
 
 def _amount(count: int) -> str:
-    """A count in three digits: 40.6 M."""
+    """Return a count in three digits: 40.6 M."""
     return _scaled(count, 1000, ("", " k", " M", " G", " T"))
 
 
 def _memory(size: int) -> str:
-    """Bytes in three digits: 1.2 MiB."""
+    """Return bytes in three digits: 1.2 MiB."""
     return _scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 

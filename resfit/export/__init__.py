@@ -1,1 +1,1 @@
-"""Saved models, and exported programs that run without resfit."""
+"""Model files, and exported programs that run without the code of the model."""

@@ -1,4 +1,4 @@
-"""Exported models: a compiled program's source and its weights in one file, run without the network's Python code."""
+"""Exported models: a program and its weights in one file, which run without the Python code of the network."""
 
 import json
 import os
@@ -12,22 +12,24 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, InputShapeError, SavedModelError
 
 FORMAT, FORMAT_VERSION = "resfit-export", 1
-METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is one more, "weights/<name>.npy"
+METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is another one, "weights/<name>.npy"
 
 
 class ExportedModel:
-    """What `Model.export` wrote: a function from images to outputs, with its preprocessing inside.
+    """An exported model: a function from images to outputs that includes the preprocessing.
 
     Attributes:
-      metadata: what the file says of itself: "versions" (of resfit and jax, by which it was written), "inputs" (shape
-        and dtype of each, None for the batch's size), "outputs" (as for `Model.export`), "multi_label" (whether
-        every output is a label of its own; not in older files), "class_names", "platforms",
-        "weights" (their names, in the order in which the program takes them), and where they come from.
-      class_names: of the outputs, or None.
+      metadata: the metadata of the file: "versions" (of resfit and jax that wrote the file), "inputs" (name, shape and
+        dtype of each input, with None for the batch size), "outputs" (as in `Model.export`), "multi_label" (True if
+        every output is an independent label; older files lack it), "class_names", "platforms", "precision",
+        "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the order of the
+        program's arguments).
+      class_names: the names of the classes, or None.
     """
 
     def __init__(self, metadata: dict[str, Any], program: jax.export.Exported, weights: list[Any]) -> None:
@@ -38,28 +40,26 @@ class ExportedModel:
         self._call = jax.jit(program.call)
 
     def __call__(self, x: Any) -> Any:
-        """The outputs for one batch, as JAX arrays. Each new size of a batch is compiled once.
+        """Return the outputs of one batch as JAX arrays. Each batch size compiles once.
 
         Args:
-          x: as it was exported: an array (batch, ...), or a pytree of such.
+          x: an array (batch, ...) or a pytree of arrays, as the model was exported for.
 
         Raises:
-          InputShapeError: for images of another size than that exported for.
+          InputShapeError: for images of another size than the exported one.
           DataError: for another dtype or structure, or an empty batch.
         """
         return self._call(self._weights, self._checked(x)[0])
 
     def predict(self, x: Any, batch_size: int = 32) -> Any:
-        """The outputs for every row in order, as NumPy.
+        """Return the outputs of all rows in order, as NumPy arrays.
 
         Args:
-          x: as for a call.
-          batch_size: rows that are computed at once; does not change the result.
+          x: the inputs, as for a call.
+          batch_size: the number of rows per call of the program. It does not change the result.
         """
         x, rows = self._checked(x)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
-        size = min(rows, batch_size)
+        size = min(rows, positive_int("batch_size", batch_size, DataError))
         parts = []
         for start in range(0, rows, size):
             part = jax.tree.map(lambda leaf: _filled_up(leaf[start : start + size], size), x)  # noqa: B023 - used at once
@@ -67,17 +67,17 @@ class ExportedModel:
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:rows], *parts)
 
     def _checked(self, x: Any) -> tuple[Any, int]:
-        """The inputs in the dtypes that the program takes, and how many rows there are."""
+        """Return the inputs in the dtypes of the program, and the number of rows."""
         expected, given = (str(jax.tree.structure(tree)) for tree in (self._expected, x))
         if expected != given:
             raise DataError(
-                f"The model was exported for inputs of the structure {expected}, and got "
-                f"{given}. Pass arrays as they were passed in training."
+                f"Got inputs of the structure {given}. Expected {expected}, for which the model was exported. Pass "
+                "arrays as in training."
             )
         x = jax.tree.map(_converted, x, self._expected)
         rows = {len(leaf) for leaf in jax.tree.leaves(x)}
         if len(rows) > 1 or 0 in rows:
-            raise DataError(f"The inputs have {sorted(rows)} rows. Expected one number for all, at least one.")
+            raise DataError(f"The inputs have {sorted(rows)} rows. Expected the same number of rows, at least one.")
         return x, rows.pop()
 
 
@@ -87,16 +87,16 @@ def _converted(x: Any, expected: Any) -> Any:
     if x.ndim != len(shape) or x.shape[1:] != shape[1:]:
         missing_batch = " Add the batch axis: x[None]." if x.shape == shape[1:] else ""
         raise InputShapeError(
-            f"Got inputs of shape {x.shape}; the model was exported for ({', '.join(map(str, shape))}).{missing_batch} "
-            "Resize the images, or export the model again with another input_shape."
+            f"Got inputs of shape {x.shape}. Expected ({', '.join(map(str, shape))}), for which the model was exported."
+            f"{missing_batch} Resize the images, or export the model again with another input_shape."
         )
-    for kind in (jnp.floating, jnp.signedinteger):  # a wider one is narrowed, as JAX does by itself
+    for kind in (jnp.floating, jnp.signedinteger):  # cast to the narrower dtype, as JAX does
         if jnp.issubdtype(x.dtype, kind) and jnp.issubdtype(expected.dtype, kind):
             return x.astype(expected.dtype)
     if x.dtype != expected.dtype:
         raise DataError(
-            f"Got inputs of dtype {x.dtype}; the model was exported for {expected.dtype}, with the preprocessing that "
-            f"belongs to it. Pass {expected.dtype}, in the range of the training data, or export the model again with "
+            f"Got inputs of dtype {x.dtype}. Expected {expected.dtype}: the exported preprocessing depends on it. Pass "
+            f"{expected.dtype} in the range of the training data, or export the model again with "
             f"input_dtype={str(x.dtype)!r}."
         )
     return x
@@ -109,39 +109,39 @@ def _filled_up(rows: Any, size: int) -> Any:
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
-    """Reads a file that `Model.export` wrote. Neither the network's code nor resfit's other parts are needed.
+    """Load a file of `Model.export`. Loading needs no code of the network.
 
-    An exported file holds a program. Nothing is unpickled, but what the program does is its author's choice: load files
-    of people you trust.
+    An exported file holds a program. Loading does not unpickle anything, but the author decides what the program does,
+    so load only files from people you trust.
 
     Args:
-      path: of the file.
+      path: the path of the file.
 
     Raises:
-      SavedModelError: if the file is no exported model, is damaged, or is of a version that this resfit, or this jax,
-        does not read.
+      SavedModelError: if the file is not an exported model, is damaged, or has a version that this resfit or this jax
+        cannot read.
     """
     path = pathlib.Path(expand_user(path))
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}. Expected one that Model.export wrote.")
+        raise FileNotFoundError(f"There is no file {path}. Expected a file of Model.export.")
     metadata, content, weights = _members(path)
     try:
         program = jax.export.deserialize(bytearray(content))
         (expected, _), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     except ValueError as error:
         raise SavedModelError(
-            f"{path} holds a program, written with jax {metadata['versions']['jax']}, that jax {jax.__version__} does "
-            f"not read: {error}. jax reads programs for at least six months. Export the model again, or use a jax of "
-            "that time."
+            f"{path} holds a program of jax {metadata['versions']['jax']} that jax {jax.__version__} cannot read: "
+            f"{error}. Expected a program of the last six months, which jax guarantees to read. Export the model "
+            "again, or install that version of jax."
         ) from error
     found = [(weight.shape, weight.dtype) for weight in weights]
     if found != [(aval.shape, aval.dtype) for aval in expected]:
-        raise SavedModelError(f"{path} is damaged: its weights are not those that its program takes. Export it again.")
+        raise SavedModelError(f"{path} is damaged: its weights do not fit its program. Export the model again.")
     return ExportedModel(metadata, program, weights)
 
 
 def _members(path: pathlib.Path) -> tuple[dict[str, Any], bytes, list[Any]]:
-    """Return what the file says of itself, its program, and its weights in the program's order."""
+    """Return the metadata, the program, and the weights in the order of the program's arguments."""
     with path.open("rb") as stream:
         try:
             with zipfile.ZipFile(stream) as file:
@@ -151,33 +151,33 @@ def _members(path: pathlib.Path) -> tuple[dict[str, Any], bytes, list[Any]]:
                 return metadata, content, [np.asarray(arrays[f"weights/{name}"]) for name in metadata["weights"]]
         except SavedModelError:
             raise
-        # What zipfile raises for damaged directories and members; an OSError for a position before the file's start.
+        # zipfile raises these for damaged directories and members, an OSError for a negative position.
         except (zipfile.BadZipFile, struct.error, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
             raise SavedModelError(
-                f"{path} is no exported model, or is damaged: {error}. Expected a file that Model.export wrote; what "
-                "Model.save wrote is read by resfit.load."
+                f"{path} is not an exported model, or is damaged: {error}. Expected a file of Model.export. For a file "
+                "of Model.save use resfit.load."
             ) from error
 
 
 def _metadata(path: pathlib.Path, file: zipfile.ZipFile) -> dict[str, Any]:
-    """What the file says of itself. Names that this version does not know are none of its business."""
-    # What is not compressed is no larger than the file.
+    """Return the metadata of the file. Unknown names are ignored."""
+    # Uncompressed members cannot be larger than the file.
     if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
         raise SavedModelError(
-            f"{path} holds compressed parts, which Model.export never writes. Expected the file as it was written."
+            f"{path} holds compressed parts, which Model.export never writes. Expected the original file."
         )
     try:
         metadata: dict[str, Any] = json.loads(file.read(METADATA))
         known, version = metadata["format"] == FORMAT, metadata["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise SavedModelError(
-            f"{path} is no exported model: it has no {METADATA} of one. Expected a file that Model.export wrote."
+            f"{path} is not an exported model: its {METADATA} is invalid. Expected a file of Model.export."
         ) from error
     if not known or not isinstance(version, int) or version > FORMAT_VERSION:
         raise SavedModelError(
-            f"{path} is of the format {metadata['format']!r}, version {version!r}, written by "
-            f"{metadata.get('versions')}; this resfit reads {FORMAT!r} up to version {FORMAT_VERSION}. Upgrade resfit."
+            f"{path} has the format {metadata['format']!r}, version {version!r}, written by "
+            f"{metadata.get('versions')}. Expected {FORMAT!r} up to version {FORMAT_VERSION}. Upgrade resfit."
         )
     if missing := sorted({"versions", "inputs", "outputs", "class_names", "platforms", "weights"} - set(metadata)):
-        raise SavedModelError(f"{path} is damaged: its {METADATA} says nothing of {missing}. Export the model again.")
+        raise SavedModelError(f"{path} is damaged: its {METADATA} lacks {missing}. Export the model again.")
     return metadata

@@ -1,8 +1,8 @@
-"""Exporting: a model as a program that needs neither its own Python code nor resfit, only jax.
+"""Export of a model as a program that needs jax, but not the Python code of the model.
 
-The file is an uncompressed zip, which NumPy reads as an .npz: the program, as `jax.export` serialises it (StableHLO);
-each weight as an array; and JSON that says what is what. The weights are arguments of the program, not constants in it:
-so it is a few kilobytes, compiles in less time, and whoever has NumPy can read, compare and exchange the weights.
+The file is an uncompressed zip, which NumPy reads as an .npz. It holds the program as `jax.export` serializes it
+(StableHLO), each weight as an array, and metadata as JSON. The weights are arguments of the program, not constants. The
+program is then a few kilobytes and compiles faster, and NumPy can read, compare and exchange the weights.
 """
 
 import importlib.metadata
@@ -22,16 +22,18 @@ from flax import nnx
 from resfit import losses
 from resfit import preprocess as preprocess_
 from resfit._utils.atomic_write import write
+from resfit._utils.checks import is_int
 from resfit._utils.paths import expand_user
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
-from resfit.trainer.graph import plan as modes
-from resfit.trainer.state import Layout
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import module_leaves
+from resfit.trainer.state import StateLayout
 from resfit.trainer.step import predict_step
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members: the same model is the same file, byte for byte
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members, so that equal models give equal files
 
 
 def inputs(
@@ -41,17 +43,17 @@ def inputs(
     preprocess: preprocess_.Preprocess | None,
     trained_on: preprocess_.Kinds | None,
 ) -> Any:
-    """What one example will be, by what the caller says, and else by what the model has seen.
+    """Return shape and dtype of one example, from the arguments of the caller or from the inputs seen so far.
 
     Args:
-      seen: an example, as `preprocess.example` tells of it, or None.
-      shape: (height, width, channels), or a pytree of such; None: as seen.
-      dtype: of all inputs; None: as seen.
-      preprocess: the model's own.
-      trained_on: what kinds of inputs it was trained on, as far as is known.
+      seen: an example of earlier inputs, a result of `preprocess.example`, or None.
+      shape: (height, width, channels) or a pytree of shapes; None for the shape of `seen`.
+      dtype: the dtype of all inputs; None for the dtype of `seen`.
+      preprocess: the preprocessing of the model.
+      trained_on: the kinds of the training inputs, if they are known.
 
     Raises:
-      ExportError: if neither tells.
+      ExportError: if the shape or the dtype is unknown or invalid.
     """
     if shape is None and seen is None:
         raise ExportError(
@@ -60,26 +62,16 @@ def inputs(
         )
     if shape is None:
         shape = jax.tree.map(lambda leaf: leaf.shape, seen)
-    if not all(isinstance(size, int) and size > 0 for size in jax.tree.leaves(shape)):
+    if not all(is_int(size, 1) for size in jax.tree.leaves(shape)):
         raise ExportError(
-            f"export received input_shape={shape!r}. Expected positive whole numbers, without the batch's size: "
-            "(height, width, channels)."
+            f"export received input_shape={shape!r}. Expected positive integers without the batch size: (height, "
+            "width, channels)."
         )
     shapes, structure = jax.tree.flatten(shape, is_leaf=_is_shape)
-    if dtype is not None:
-        dtypes = [dtype] * len(shapes)
-    elif seen is not None and str(jax.tree.structure(seen)) == str(structure):
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(seen)]
-    elif trained_on is not None and len(trained_on) == len(shapes):
-        dtypes = ["uint8" if kind == "uint8" else "float32" for kind in trained_on]
-    elif preprocess is None:
-        dtypes = ["float32"] * len(shapes)
-    else:
-        raise ExportError(
-            "export received no input_dtype, and this model, whose preprocessing may treat uint8 and float images "
-            "differently, has not been called yet. Expected what the images will be. Pass input_dtype='uint8' or "
-            "'float32'."
-        )
+    like_seen = seen is not None and str(jax.tree.structure(seen)) == str(structure)
+    dtypes = [dtype] * len(shapes)
+    if dtype is None:
+        dtypes = _dtypes(jax.tree.leaves(seen) if like_seen else None, len(shapes), preprocess, trained_on)
     try:
         leaves = [jax.ShapeDtypeStruct(s, np.dtype(d)) for s, d in zip(shapes, dtypes, strict=True)]
     except TypeError as error:
@@ -87,8 +79,23 @@ def inputs(
     return jax.tree.unflatten(structure, leaves)
 
 
+def _dtypes(
+    seen: list[Any] | None, count: int, preprocess: preprocess_.Preprocess | None, trained_on: preprocess_.Kinds | None
+) -> list[Any]:
+    if seen is not None:
+        return [leaf.dtype for leaf in seen]
+    if trained_on is not None and len(trained_on) == count:
+        return ["uint8" if kind == "uint8" else "float32" for kind in trained_on]
+    if preprocess is None:
+        return ["float32"] * count
+    raise ExportError(
+        "export received no input_dtype, and this model has not been called yet. Expected the dtype of the images: the "
+        "preprocessing may depend on it. Pass input_dtype='uint8' or 'float32'."
+    )
+
+
 def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple | list) and all(isinstance(size, int) for size in node)
+    return isinstance(node, tuple | list) and all(is_int(size) for size in node)
 
 
 def export(
@@ -106,34 +113,24 @@ def export(
     platforms: Sequence[str],
     multi_label: bool = False,
 ) -> None:
-    """Writes what predicts as `Model.predict` does; see `Model.export`.
+    """Write a program that predicts as `Model.predict` does; see `Model.export`.
 
     Args:
-      path: ending in ".npz".
-      module: with the weights to export.
-      example: what one example is, see `inputs`.
-      preprocess: what happens to a batch before the module.
-      precision: see `trainer.graph.plan.plan`.
-      seed: for modules that draw random numbers in evaluation too.
+      path: a path that ends in ".npz".
+      module: the module with the weights to export.
+      example: shape and dtype of one example, see `inputs`.
+      preprocess: the preprocessing of a batch.
+      precision: the precision of the program, see `trainer.graph.layer_options`.
+      seed: the seed of random numbers, for modules that draw some in evaluation too.
       outputs: a name in `losses.FINISHES`.
-      weights: which ones they are.
-      fold: whether to fold batch norms into convolutions.
-      class_names: of the outputs.
-      platforms: where the program shall run.
-      multi_label: whether every output is a label of its own.
+      weights: the kind of the weights, "raw" or "ema".
+      fold: if True, fold batch norms into convolutions.
+      class_names: the names of the classes.
+      platforms: the platforms of the program.
+      multi_label: True if every output is an independent label.
     """
     path = pathlib.Path(expand_user(path))
-    if path.suffix != ".npz":
-        raise ExportError(f"export received the path {str(path)!r}. Expected one that ends in '.npz'.")
-    if outputs not in losses.FINISHES:
-        raise ExportError(f"export received outputs={outputs!r}. Expected one of {list(losses.FINISHES)}.")
-    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
-        raise ExportError(f"export received platforms={platforms!r}. Expected some of {list(PLATFORMS)}, in a list.")
-    if not callable(module):
-        raise ExportError(
-            f"{type(module).__name__} has no __call__, so there is no function to export. Expected "
-            "def __call__(self, x)."
-        )
+    _check_arguments(path, module, outputs, platforms)
     if fold:
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
         module = fold_batch_norm(module, one if preprocess is None else jax.eval_shape(preprocess, one))
@@ -160,15 +157,35 @@ def export(
         "weights_are": weights,
         "weights": names,
     }
+    content = _packed(metadata, program, arrays)
+    if jax.process_index() == 0:
+        write(path, content)
+
+
+def _check_arguments(path: pathlib.Path, module: Any, outputs: str, platforms: Sequence[str]) -> None:
+    if path.suffix != ".npz":
+        raise ExportError(f"export received the path {str(path)!r}. Expected one that ends in '.npz'.")
+    if outputs not in losses.FINISHES:
+        raise ExportError(f"export received outputs={outputs!r}. Expected one of {list(losses.FINISHES)}.")
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
+        raise ExportError(f"export received platforms={platforms!r}. Expected a list of some of {list(PLATFORMS)}.")
+    if not callable(module):
+        raise ExportError(
+            f"export received a {type(module).__name__}, which has no __call__. Expected a module with "
+            "def __call__(self, x)."
+        )
+
+
+def _packed(metadata: dict[str, Any], program: jax.export.Exported, arrays: Sequence[np.ndarray[Any, Any]]) -> bytes:
+    """Return the content of the file."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as file:
         file.writestr(zipfile.ZipInfo(METADATA, LONG_AGO), json.dumps(metadata, indent=1, ensure_ascii=False))
         file.writestr(zipfile.ZipInfo(PROGRAM, LONG_AGO), bytes(program.serialize()))
-        for name, array in zip(names, arrays, strict=True):
+        for name, array in zip(metadata["weights"], arrays, strict=True):
             with file.open(zipfile.ZipInfo(f"weights/{name}.npy", LONG_AGO), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    if jax.process_index() == 0:
-        write(path, content.getvalue())
+    return content.getvalue()
 
 
 def _function(
@@ -178,14 +195,14 @@ def _function(
     finish: Callable[[Any], Any],
     seed: int,
 ) -> tuple[list[str], list[np.ndarray[Any, Any]], Callable[[Any, Any], Any]]:
-    """The weights by name, as files hold them, and the function of them and of a batch."""
-    plan = modes.plan(module, precision=precision)
-    leaves = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in modes.leaves(module)]
+    """Return names and arrays of the weights, as files hold them, and the function of weights and a batch."""
+    plan = plan_module(module, precision=precision)
+    leaves = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in module_leaves(module)]
     of_kind = {
         kind: [leaf for leaf, slot in zip(leaves, plan.slots, strict=True) if slot.kind == kind]
         for kind in ("param", "carried")
     }
-    layout = Layout(plan, of_kind["param"], None)
+    layout = StateLayout(plan, of_kind["param"], None)
     arrays = [np.asarray(jax.numpy.asarray(leaf)) for leaf in (*of_kind["param"], *of_kind["carried"])]
     dtypes = [array.dtype for array in arrays]
     key = np.asarray(jax.random.key_data(jax.random.key(seed)))
@@ -201,7 +218,7 @@ def _function(
 
 
 def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array, or its bits where its dtype is none of NumPy's own, such as bfloat16."""
+    """Return the array, or its bits for a dtype that NumPy does not have, such as bfloat16."""
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
@@ -216,8 +233,8 @@ def _program(
     except jax.errors.InconclusiveDimensionOperation as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ExportError(
-            f"{module} decides something by the size of the batch, which an exported program leaves open: {reason}. "
-            "Expected the same operations for any batch. Take what depends on x.shape[0] out of __call__."
+            f"{module} depends on the batch size, which an exported program does not know: {reason}. Expected the same "
+            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__."
         ) from error
 
 
@@ -225,8 +242,8 @@ def _check_rows(program: jax.export.Exported) -> None:
     rows = {leaf.shape[:1] for leaf in (*program.out_avals, *_batch(program))}
     if len(rows) > 1:
         raise ExportError(
-            f"The module returns the shapes {[leaf.shape for leaf in program.out_avals]}. Expected one output per row, "
-            "so that batches of any size can be predicted."
+            f"The module returns the shapes {[leaf.shape for leaf in program.out_avals]}. Expected one output per row "
+            "for every batch size."
         )
 
 
@@ -240,7 +257,7 @@ def _names(class_names: Sequence[str], program: jax.export.Exported, outputs: st
     expected = len(names)
     shape = program.out_avals[0].shape
     if outputs != "labels" or len(shape) == 2:  # the labels of a multi-label model
-        # A single logit tells two classes apart.
+        # A single logit means two classes.
         expected = 2 if shape[1:] in ((), (1,)) else shape[-1]
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names) or len(names) != expected:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Models in files: safetensors for the arrays, JSON in its metadata for the rest. Nothing is executed on loading."""
+"""Model files: safetensors with arrays, and JSON metadata for everything else. Loading executes no code of the file."""
 
 import importlib.metadata
 import json
@@ -25,17 +25,17 @@ from resfit.transforms.transforms import from_config, to_config
 FORMAT_VERSION = 1
 
 
-class Saved(NamedTuple):
-    """What a file holds of a model.
+class SavedModel(NamedTuple):
+    """The contents of a model file.
 
     Attributes:
-      module: with its Variables and arrays (all but random state).
-      preprocess: of its inputs, inside the step.
-      trained_on: what inputs it was trained on.
-      transforms: of photographs, before that.
-      class_names: by number.
-      trained: whether the module was trained with this preprocessing.
-      multi_label: whether every output is a label of its own; None if it is not known.
+      module: the module with its variables and arrays, without random state.
+      preprocess: the preprocessing inside the step.
+      trained_on: the kinds of the training inputs.
+      transforms: the transforms of photographs before the preprocessing.
+      class_names: the names of the classes.
+      trained: True if the module was trained with this preprocessing.
+      multi_label: True if every output is an independent label; None if it is unknown.
     """
 
     module: nnx.Module
@@ -47,19 +47,19 @@ class Saved(NamedTuple):
     multi_label: bool | None = None
 
 
-def save(path: str | os.PathLike[str], saved: Saved) -> None:
-    """Writes a model, with the module's spec if it is one of resfit's.
+def save(path: str | os.PathLike[str], saved: SavedModel) -> None:
+    """Write a model file, with the spec of the module if the module is a network of resfit.
 
     Raises:
       SavedModelError: if the path does not end in ".safetensors".
-      FileNotFoundError: if there is no folder to write it into.
+      FileNotFoundError: if the folder does not exist.
     """
     import safetensors.flax
 
     path = pathlib.Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise SavedModelError(
-            f"Expected a path ending in '.safetensors', got {str(path)!r}. Save to "
+            f"Expected a path that ends in '.safetensors', got {str(path)!r}. Save to "
             f"{str(path.with_suffix('.safetensors'))!r}."
         )
     header = {
@@ -80,27 +80,58 @@ def save(path: str | os.PathLike[str], saved: Saved) -> None:
     atomic_write.write(path, content)
 
 
-def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: preprocess_.Preprocess | None) -> Saved:
-    """Reads a file written by `save` into a module, which is built from the file's spec if none is given.
+def load(
+    path: str | os.PathLike[str], module: nnx.Module | None, preprocess: preprocess_.Preprocess | None
+) -> SavedModel:
+    """Load a file of `save` into a module. Without a module, build the network of the file's spec.
 
     Raises:
-      SavedModelError: if the file was not written by resfit, is newer than this version, needs a module or a
+      SavedModelError: if the file is not a file of resfit, is newer than this version, needs a module or a
         preprocessing function, or does not fit the module.
     """
-    import safetensors
-
     path = pathlib.Path(expand_user(path))
+    _check_is_file(path)
+    header, arrays = _read(path)
+    if module is None:
+        if header["spec"] is None:
+            raise SavedModelError(
+                f"{path} holds a {header['module']}, which resfit cannot build. Expected a module of that class. Pass "
+                "one: resfit.load(path, module=...)."
+            )
+        module = _build(path, header["spec"], arrays)
+    _fill(path, module, arrays)
+    kinds = header.get("trained_on")  # files of resfit 0.1.0 lack it, and the names below
+    transforms, class_names = _of_photographs(path, header)
+    trained = bool(header.get("trained", True))
+    return SavedModel(
+        module,
+        _preprocess(path, header["preprocess"], preprocess, trained),
+        None if kinds is None else tuple(kinds),
+        transforms,
+        class_names,
+        trained,
+        header.get("multi_label"),
+    )
+
+
+def _check_is_file(path: pathlib.Path) -> None:
     if path.is_dir():
         raise SavedModelError(
-            f"{path} is a folder. Expected a file that Model.save wrote. The folder of a Checkpoint is gone on with by "
+            f"{path} is a folder. Expected a file of Model.save. To resume a run from the folder of a Checkpoint use "
             "fit(resume=True, callbacks=[resfit.callbacks.Checkpoint(folder)])."
         )
     if not path.exists():
         there = sorted(file.name for file in path.parent.glob("*.safetensors"))
         raise FileNotFoundError(
-            f"There is no file {path}; the .safetensors files in its folder are {there}. Expected one that Model.save "
-            f"wrote.{did_you_mean(path.name, there)}"
+            f"There is no file {path}. Expected a file of Model.save. The .safetensors files in its folder are {there}."
+            f"{did_you_mean(path.name, there)}"
         )
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Return header and arrays of a file."""
+    import safetensors
+
     try:
         with safetensors.safe_open(path, framework="flax") as file:
             metadata = file.metadata() or {}
@@ -108,51 +139,29 @@ def load(path: str | os.PathLike[str], module: nnx.Module | None, preprocess: pr
     except safetensors.SafetensorError as error:
         pickled = path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt")
         remedy = (
-            "Files of PyTorch fill a network that is there: resfit.weights.load(net, path), or "
-            "resfit.create_model(name, weights=path)."
+            "For a weights file of PyTorch use resfit.weights.load(net, path) or resfit.create_model(name, "
+            "weights=path)."
             if pickled
-            else "Expected one that Model.save wrote: save it again, or take another copy."
+            else "Expected a file of Model.save. Save the model again, or use another copy of the file."
         )
-        raise SavedModelError(f"{path} is no safetensors file, or is damaged: {error}. {remedy}") from error
+        raise SavedModelError(f"{path} is not a safetensors file, or is damaged: {error}. {remedy}") from error
     if "resfit" not in metadata:
         raise SavedModelError(
-            f"{path} was not written by resfit's Model.save (its metadata: {metadata}). For weights of "
-            "PyTorch use resfit.weights.load(net, path)."
+            f"{path} was not written by Model.save (its metadata: {metadata}). Expected a file of Model.save. For a "
+            "weights file of PyTorch use resfit.weights.load(net, path)."
         )
-    header = _header(path, metadata["resfit"])
-    if module is None:
-        if header["spec"] is None:
-            raise SavedModelError(
-                f"{path} holds a {header['module']}, which only its own code can build. Pass one: resfit.load(path, "
-                "module=...)."
-            )
-        module = _build(path, header["spec"], arrays)
-    _fill(path, module, arrays)
-    kinds = header.get("trained_on")  # not there in the files of resfit 0.1.0
-    trained_on = None if kinds is None else tuple(kinds)
-    transforms, class_names = _of_photographs(path, header)
-    multi_label = header.get("multi_label")  # not there in the files of earlier versions
-    trained = bool(header.get("trained", True))  # earlier versions did not write it
-    return Saved(
-        module,
-        _preprocess(path, header["preprocess"], preprocess, trained),
-        trained_on,
-        transforms,
-        class_names,
-        trained,
-        multi_label,
-    )
+    return _header(path, metadata["resfit"]), arrays
 
 
 def _preprocess(
     path: Any, config: Any, given: preprocess_.Preprocess | None, trained: bool
 ) -> preprocess_.Preprocess | None:
-    """The preprocessing of a saved model: that of the file, or the function that the file cannot hold."""
+    """Return the preprocessing of a saved model: that of the file, or `given` for a custom function."""
     if config is not None and config["kind"] == "custom":
         if given is None:
             raise SavedModelError(
-                f"{path} was saved with a preprocessing function of its author's own, which no file can hold. Pass it: "
-                "resfit.load(path, preprocess=...)."
+                f"{path} was saved with a custom preprocessing function, which a file cannot hold. Expected that "
+                "function. Pass it: resfit.load(path, preprocess=...)."
             )
         return given
     saved = preprocess_.from_config(config)
@@ -161,52 +170,54 @@ def _preprocess(
     if trained and not preprocess_.same_values(saved, given):
         raise SavedModelError(
             f"resfit.load got preprocess={given!r}, and {path} holds a network that was trained with {saved!r}. "
-            "Expected no other one: leave preprocess out. To replace it and train again: model = resfit.load(path); "
-            "model.compile(..., preprocess=..., replace_preprocess=True)."
+            "Expected the same preprocessing. Omit preprocess. To replace it and train again: model = "
+            "resfit.load(path); model.compile(..., preprocess=..., replace_preprocess=True)."
         )
     return given
 
 
 def _header(path: Any, text: str) -> dict[str, Any]:
-    """What the file says of itself. Names that this version does not know are none of its business.
+    """Return the header of a file.
 
-    A version that a reader must know of to read rightly is a new format version.
+    Unknown names are ignored. A change that older readers would read wrongly needs a new format version.
     """
     try:
         header: dict[str, Any] = json.loads(text)
         version, _ = header["format_version"], (header["module"], header["spec"], header["preprocess"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SavedModelError(f"{path} is damaged: what it says of itself, {text[:100]!r}, is no header.") from error
+        raise SavedModelError(
+            f"{path} is damaged: its header {text[:100]!r} is invalid. Use another copy of the file."
+        ) from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise SavedModelError(
-            f"{path} has format version {version!r}, written by resfit {header.get('resfit')}; this one reads up to "
-            f"{FORMAT_VERSION}. Upgrade resfit."
+            f"{path} has format version {version!r}, written by resfit {header.get('resfit')}. Expected a version up "
+            f"to {FORMAT_VERSION}. Upgrade resfit."
         )
     return header
 
 
 def _of_photographs(path: Any, header: Mapping[str, Any]) -> tuple[Transforms | None, list[str] | None]:
-    """Transforms and class names, where the file has some: older ones have none."""
+    """Return transforms and class names, or None for each that the file lacks, as older files do."""
     transforms, names = header.get("transforms"), header.get("class_names")
     try:
         return from_config(transforms), None if names is None else check_class_names(names, None)
     except (TypeError, DataError, CompileError) as error:
         raise SavedModelError(
-            f"{path} is damaged: it says transforms={str(transforms)[:200]}, class_names={str(names)[:80]}, which "
-            f"cannot be: {error}"
+            f"{path} is damaged: it has transforms={str(transforms)[:200]}, class_names={str(names)[:80]}, which are "
+            f"invalid: {error}"
         ) from error
 
 
 def _build(path: Any, values: Any, arrays: Mapping[str, jax.Array]) -> ResNet:
-    """The network that a file describes, if it holds as much as that: a few bytes can describe a huge one."""
+    """Build the network of a spec; raise if a file with few arrays describes a huge network."""
     spec = ResNetSpec.from_dict(values)
     numbers = sum(array.size for array in arrays.values())
-    # A block has a convolution from a quarter of its width, or more, to the whole.
+    # A block has a convolution with at least a quarter of its width as input channels.
     least = sum(depth * width * width // 4 for depth, width in zip(spec.depths, spec.widths, strict=True))
     if sum(spec.depths) > len(arrays) or max(least, spec.num_classes, spec.in_channels) > numbers:
         raise SavedModelError(
-            f"{path} describes a network of {sum(spec.depths)} blocks and at least {least} parameters, and holds "
-            f"{len(arrays)} arrays of {numbers} numbers. Expected those of the network: the file is damaged."
+            f"{path} is damaged: it describes a network of {sum(spec.depths)} blocks and at least {least} parameters, "
+            f"and holds {len(arrays)} arrays of {numbers} numbers. Use another copy of the file."
         )
     return ResNet(spec, rngs=nnx.Rngs(0))
 
@@ -216,7 +227,7 @@ def _named_arrays(module: nnx.Module) -> dict[str, Any]:
 
 
 def _arrays(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
-    """Everything by path, but for random state, which every step makes anew, and what calls left behind."""
+    """Return all arrays by path, without intermediate values and random state, which every step sets."""
     state = nnx.state(module, nnx.Not((nnx.RngState, nnx.Intermediate)))
     return {
         path: leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
@@ -236,8 +247,8 @@ def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise SavedModelError(
-            f"{path} does not fit this {type(module).__name__}: {listed}. Expected the network that was saved. Leave "
-            "module out to have one of resfit's built as the file says."
+            f"{path} does not fit this {type(module).__name__}: {listed}. Expected the saved network. Omit module to "
+            "build the network of the file's spec."
         )
     filled = {
         place: jax.numpy.asarray(np.asarray(arrays[".".join(map(str, place))]), old.dtype)

@@ -1,20 +1,20 @@
 """Losses: pure functions of (logits, labels) that return one value per example.
 
-Argument order is optax's, (logits, labels). The parameter names of a custom function decide, so Keras's order,
-(y_true, y_pred), works too: see `outputs_first`. What the labels mean is read from their rank and dtype, and anything
-ambiguous raises: integer class labels, one-hot or soft targets, and binary labels for a single logit.
+The argument order is optax's, (logits, labels). For a custom function the parameter names decide, so Keras's order,
+(y_true, y_pred), works too: see `outputs_first`. Rank and dtype of the labels decide their meaning: integer class
+numbers, one-hot or soft targets, or binary labels for a single logit. Ambiguous labels raise.
 
-Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1)`; equal ones compare equal.
+Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1)`. Equal objects compare equal.
 """
 
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
-from resfit.losses.distillation import distillation
+from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, multi_hot_row, one_hot, same_shape, task
 from resfit.losses.loss_names import check, get, multi_label, takes_labels
 from resfit.losses.order import outputs_first
-from resfit.losses.outputs import (
+from resfit.losses.predictions import (
     FINISHES,
     MULTI_LABEL_FINISHES,
     at_least_float32,

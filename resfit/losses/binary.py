@@ -1,4 +1,4 @@
-"""Losses that treat every output as a yes-or-no question of its own."""
+"""Losses that treat every output as an independent binary label."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ from resfit.losses.labels import same_shape, task
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Sigmoid cross-entropy from logits, each output on its own (multi-label), averaged over the outputs.
+    """Return the sigmoid cross-entropy of each example, averaged over its outputs, for multi-label classification.
 
     Args:
       logits: (batch,) or (batch, outputs).
-      labels: the same shape, or (batch,) for (batch, 1); 0/1, booleans or probabilities.
+      labels: 0/1, booleans or probabilities in the same shape, or (batch,) for logits (batch, 1).
 
     Returns:
       (batch,) float32.
@@ -31,27 +31,27 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Each class against the rest: the loss of "ResNet strikes back", also for class numbers and mixed labels.
+    """A loss of one class against the rest, as in "ResNet strikes back".
 
-    Class numbers become one-hot targets. Every class is then a binary question, so that a picture mixed from two may
-    fully be both.
+    The loss reads class numbers, multi-label targets and the targets of mixup and CutMix. Class numbers become one-hot
+    targets. Every class is a binary label, so an image mixed from two classes can have both.
 
     Source: Wightman et al., ResNet strikes back (arXiv 2110.00476), section 3.
 
     Args:
-      label_smoothing: the target is (1 - label_smoothing) * label + label_smoothing / classes, two for a single logit;
-        0.1 in the source's recipe A1, 0 in A2 and A3.
-      target_threshold: targets above it become 1, the others 0, before they are smoothed; None leaves them. With it,
-        what mixup and CutMix made counts as both of its classes.
-      multi_label: True if an example may have several labels, or none, given as a matrix (examples, labels) of 0 and 1:
-        metrics and `predict` then read every output on its own. False if an example has exactly one class. None: the
-        labels that the model sees tell, and class numbers mean one class.
-      reduction: "mean" or "sum" over the outputs of an example. The source takes the mean, which makes gradients
-        smaller by the number of classes; LAMB does not mind, SGD wants another learning rate.
+      label_smoothing: the target is (1 - label_smoothing) * label + label_smoothing / classes, with two classes for a
+        single logit; 0.1 in recipe A1 of the source, 0 in A2 and A3.
+      target_threshold: targets above the threshold become 1 and all others 0, before smoothing. None keeps targets.
+        With a threshold, an image of mixup or CutMix has both classes.
+      multi_label: True if an example can have any number of labels, given as a matrix (examples, labels) of 0 and 1;
+        metrics and `predict` then read each output separately. False if an example has exactly one class. None decides
+        by the labels, and class numbers mean one class.
+      reduction: "mean" or "sum" over the outputs of an example. The source uses the mean, which divides gradients by
+        the number of classes: LAMB is not affected, SGD needs another learning rate.
 
     Raises:
-      CompileError: for other values.
-      LabelError: for class numbers with multi_label=True; for several labels per example with multi_label=False.
+      CompileError: for any other value.
+      LabelError: for class numbers with multi_label=True, and for several labels per example with multi_label=False.
 
     Example:
       >>> loss = BinaryCrossEntropy(target_threshold=0.2)
@@ -67,16 +67,18 @@ class BinaryCrossEntropy:
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
         if self.target_threshold is not None and not 0 <= self.target_threshold < 1:
-            raise CompileError(f"Got target_threshold={self.target_threshold!r}. Expected a number from 0 up to 1.")
-        if self.reduction not in ("mean", "sum"):
             raise CompileError(
-                f"Got reduction={self.reduction!r}. Expected 'mean' or 'sum', over an example's outputs."
+                f"BinaryCrossEntropy got target_threshold={self.target_threshold!r}. Expected a number in [0, 1)."
             )
+        if self.reduction not in ("mean", "sum"):
+            raise CompileError(f"BinaryCrossEntropy got reduction={self.reduction!r}. Expected 'mean' or 'sum'.")
         if self.multi_label not in (None, True, False):
-            raise CompileError(f"Got multi_label={self.multi_label!r}. Expected True, False or None.")
+            raise CompileError(
+                f"BinaryCrossEntropy got multi_label={self.multi_label!r}. Expected True, False or None."
+            )
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """(batch,) float32 from logits (batch, classes) and class numbers or targets in [0, 1], or one binary logit."""
+        """Return the loss, (batch,) float32, of logits (batch, classes) or one binary logit, and labels of `task`."""
         kind, logits, targets = task(logits, labels)
         if kind == "binary":
             logits, targets = logits[:, None], targets[:, None]
@@ -85,11 +87,11 @@ class BinaryCrossEntropy:
                 raise LabelError(
                     f"BinaryCrossEntropy(multi_label=True) got class numbers of shape {labels.shape} for "
                     f"{logits.shape[1]} outputs. Expected a matrix of 0 and 1, (examples, {logits.shape[1]}). If every "
-                    "example has one class, leave multi_label out."
+                    "example has one class, omit multi_label."
                 )
             known = (targets >= 0) & (targets < logits.shape[1])
             targets = jax.nn.one_hot(targets, logits.shape[1], dtype=jnp.float32)
-            # No class at all would be a legal target, so an unknown one must not become it.
+            # The one-hot row of an unknown class is all zeros, which is a valid target here.
             targets = jnp.where(known[:, None], targets, jnp.nan)
         if self.target_threshold is not None:
             targets = jnp.where(jnp.isnan(targets), targets, (targets > self.target_threshold).astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: the loss of classification."""
+"""Softmax cross-entropy, the loss of classification."""
 
 import dataclasses
 
@@ -11,9 +11,9 @@ from resfit.losses.labels import task
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy from logits, for class numbers or soft targets; sigmoid cross-entropy for one binary logit.
+    """Return the softmax cross-entropy of each example, or the sigmoid cross-entropy for one binary logit.
 
-    This is the loss that `compile(loss="auto")` uses.
+    `compile(loss="auto")` uses this loss.
 
     Args:
       logits: (batch, classes), or (batch, 1) or (batch,) for a binary logit.
@@ -38,15 +38,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy against smoothed labels: each class is given a little of the probability.
+    """A cross-entropy loss with label smoothing.
 
-    The target is (1 - label_smoothing) * label + label_smoothing / classes, as in PyTorch and Keras; a binary logit has
-    two classes. Validation uses the same loss; the metric "cross_entropy" is never smoothed.
+    The target is (1 - label_smoothing) * label + label_smoothing / classes, as in PyTorch and Keras. A binary logit has
+    two classes. Validation uses the same loss; the metric "cross_entropy" uses no label smoothing.
 
     Source: Szegedy et al. (arXiv 1512.00567), section 7.
 
     Args:
-      label_smoothing: the probability that is spread over all classes; 0.1 in the source. 0 is `cross_entropy`.
+      label_smoothing: the probability to spread over all classes; 0.1 in the source. 0 gives `cross_entropy`.
 
     Raises:
       CompileError: if label_smoothing is not in [0, 1).
@@ -64,13 +64,13 @@ class CrossEntropy:
         check_smoothing(self.label_smoothing)
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """(batch,) float32 from logits and labels as `task` reads them."""
+        """Return the loss, (batch,) float32, of logits and labels of `task`."""
         hard = cross_entropy(logits, labels)
         if self.label_smoothing == 0:
             return hard
         kind, logits, _ = task(logits, labels)
         logits = logits.astype(jnp.float32)
-        # The cross-entropy is linear in the target, so that of the uniform one is simply mixed in.
+        # The cross-entropy is linear in the target: add the cross-entropy of the uniform target.
         if kind == "binary":
             uniform = -(jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2
         else:
@@ -79,6 +79,6 @@ class CrossEntropy:
 
 
 def check_smoothing(label_smoothing: float) -> None:
-    """Checks that a share of the probability is one."""
+    """Raise if a label smoothing is not in [0, 1)."""
     if not 0 <= label_smoothing < 1:
-        raise CompileError(f"Got label_smoothing={label_smoothing!r}. Expected a share from 0 up to, not including, 1.")
+        raise CompileError(f"Got label_smoothing={label_smoothing!r}. Expected a number of 0 or more, below 1.")

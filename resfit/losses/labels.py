@@ -1,4 +1,4 @@
-"""What labels mean, read from their shapes and dtypes, and whether their values can be right."""
+"""The meaning of labels, read from shapes and dtypes, and checks of their values."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ import numpy as np
 from resfit.errors import LabelError
 
 Loss = Callable[[Any, Any], jax.Array]
-"""(outputs, labels) -> (batch,), one value per example."""
+"""A function (outputs, labels) -> (batch,), one value per example."""
 
 
 class Task(NamedTuple):
-    """What labels and logits say about each other: a kind, and the two in that kind's standard form."""
+    """The kind of a task, and logits and labels in the standard form of that kind."""
 
     kind: str  # "classes": (batch,) int32; "soft": (batch, classes) float; "binary": (batch,) float
     logits: jax.Array  # (batch, classes), or (batch,) for "binary"
@@ -22,15 +22,15 @@ class Task(NamedTuple):
 
 
 def task(logits: Any, labels: Any) -> Task:
-    """Decides what labels mean, from shapes and dtypes alone.
+    """Return the kind of a task; shapes and dtypes decide.
 
     Args:
-      logits: (batch, classes); (batch, 1) or (batch,) for one binary logit.
+      logits: (batch, classes), or (batch, 1) or (batch,) for one binary logit.
       labels: (batch,) or (batch, 1) integers; (batch, classes) one-hot or soft targets; for a binary logit (batch,) or
-        (batch, 1) of 0/1, booleans, or probabilities.
+        (batch, 1) of 0/1, booleans or probabilities.
 
     Raises:
-      LabelError: if the two cannot belong together.
+      LabelError: if logits and labels do not fit together.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,21 +44,20 @@ def task(logits: Any, labels: Any) -> Task:
     for what, value in (("logits", logits), ("labels", labels)):
         if not hasattr(value, "shape"):
             raise LabelError(
-                f"The built-in losses take one array of {what}, got {type(value).__name__}. For several outputs or "
-                "labels "
-                "give compile(loss=...) a function of (outputs, labels), or override Model.compute_loss."
+                f"Expected one array of {what}, got {type(value).__name__}. For several outputs or labels pass a "
+                "function of (outputs, labels) as compile(loss=...), or override Model.compute_loss."
             )
     got = f"logits of shape {logits.shape} and labels of shape {labels.shape}, {labels.dtype}"
     if logits.ndim not in (1, 2) or labels.ndim not in (1, 2) or logits.shape[0] != labels.shape[0]:
         raise LabelError(
             f"Got {got}. Expected logits (batch, classes) and labels (batch,) of class numbers or (batch, classes) of "
-            "targets. Does the network end in global pooling and a dense layer?"
+            "targets. A network without global pooling and a dense layer at its end returns other shapes."
         )
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
     column = labels.ndim == 1 or labels.shape[1] == 1
     if logits.ndim == 1 or logits.shape[1] == 1:
         if not column:
-            raise LabelError(f"Got {got}. One logit per example is binary: expected one label per example.")
+            raise LabelError(f"Got {got}. One logit per example is binary. Expected one label per example.")
         return Task("binary", logits.reshape(-1), labels.reshape(-1).astype(jnp.float32))
     if integer and column:
         return Task("classes", logits, labels.reshape(-1).astype(jnp.int32))
@@ -74,23 +73,24 @@ def task(logits: Any, labels: Any) -> Task:
 
 
 def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both as (batch, outputs) float32; never by broadcasting, which would pair every example with every other."""
+    """Return both as (batch, outputs) float32, or raise if the shapes differ: broadcasting would mix examples."""
     a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     if a.shape != b.shape:
         raise LabelError(
-            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}; expected the same. Give every "
-            "output a target, build the network with as many outputs, or use loss='cross_entropy' for class numbers."
+            f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}. Expected the same shape. Pass "
+            "one target per output, build the network with as many outputs, or use loss='cross_entropy' for class "
+            "numbers."
         )
     return a, b
 
 
 def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
-    """Checks the values of labels on the host, before a device can clamp or ignore them.
+    """Raise if values of labels are invalid. The check runs on the host: a device clamps or ignores such values.
 
     Args:
-      labels: all of them, or one batch.
-      logits_shape: of one batch.
+      labels: all labels, or those of one batch.
+      logits_shape: the shape of one batch of logits.
 
     Raises:
       LabelError: for a class number outside the network's classes, targets that do not sum to one, or a binary label
@@ -102,8 +102,8 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     if len(logits_shape) == 1 or logits_shape[1] == 1:
         if low < 0 or high > 1:
             raise LabelError(
-                f"The labels run from {low} to {high}, but the network's one output is binary: expected 0 to 1. "
-                "For classes build the network with num_classes; for regression use loss='mean_squared_error'."
+                f"The labels run from {low} to {high}, and the network has one binary output. Expected 0 to 1. For "
+                "classes build the network with num_classes; for regression use loss='mean_squared_error'."
             )
     elif _holds_class_numbers(labels):
         _check_class_numbers(low, high, logits_shape[1])
@@ -112,13 +112,13 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
         worst = int(np.abs(sums - 1).argmax())
         if abs(sums[worst] - 1) > 1e-3 or low < 0:
             raise LabelError(
-                f"Row {worst} of the targets sums to {sums[worst]:.4g} (smallest {low}); one-hot and soft targets "
-                "sum to 1. For several labels per image use loss='binary_cross_entropy'."
+                f"Row {worst} of the targets sums to {sums[worst]:.4g} (smallest value {low}). Expected one-hot or "
+                "soft targets, which sum to 1. For several labels per image use loss='binary_cross_entropy'."
             )
 
 
 def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
-    """Like `check_labels`, where every output has a label of its own: nothing needs to sum to one.
+    """Raise if values of multi-label targets are invalid. Rows can have any sum.
 
     Raises:
       LabelError: for a class number outside the network's classes, or any other label outside [0, 1].
@@ -130,8 +130,8 @@ def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None
         _check_class_numbers(low, high, logits_shape[1])
     elif low < 0 or high > 1:
         raise LabelError(
-            f"The labels run from {low} to {high}; each output of the network is binary: expected 0 to 1. For class "
-            "numbers use loss='cross_entropy'; for regression loss='mean_squared_error'."
+            f"The labels run from {low} to {high}, and each output of the network is binary. Expected 0 to 1. For "
+            "class numbers use loss='cross_entropy'; for regression use loss='mean_squared_error'."
         )
 
 
@@ -181,11 +181,12 @@ def _check_class_numbers(low: Any, high: Any, classes: int) -> None:
     if low >= 0 and high < classes:
         return
     if low < 0:
-        hint = "Leave out rows without a label, or give them sample_weight 0 and label 0."
+        hint = "Remove rows without a label, or give them sample_weight 0 and label 0."
     elif low == 1 and high == classes:
-        hint = "Labels that start at 1 need y - 1."
+        hint = "For labels that start at 1 pass y - 1."
     else:
         hint = f"Build the network with num_classes={int(high) + 1}."
     raise LabelError(
-        f"The labels run from {low} to {high}; the network has {classes} outputs: expected 0 to {classes - 1}. {hint}"
+        f"The labels run from {low} to {high}, and the network has {classes} outputs. Expected 0 to {classes - 1}. "
+        f"{hint}"
     )

@@ -1,4 +1,4 @@
-"""What the loss argument of `Model.compile` means, and how its labels are checked."""
+"""The `loss` argument of `Model.compile`, and the check of its labels."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _BY_NAME: dict[str, Loss] = {
     "binary_cross_entropy": binary_cross_entropy,
     "focal": Focal(),
     "mean_squared_error": mean_squared_error,
-    # Keras's names. They mean the same here because every resfit network returns logits.
+    # Keras's names. The meaning is the same because every network of resfit returns logits.
     "sparse_categorical_crossentropy": cross_entropy,
     "categorical_crossentropy": cross_entropy,
     "binary_crossentropy": binary_cross_entropy,
@@ -29,11 +29,11 @@ _BY_NAME: dict[str, Loss] = {
 
 
 def get(loss: str | Loss) -> Loss:
-    """Return the loss of a name, or the function itself, with its arguments in the order (outputs, labels).
+    """Return the loss with a name, or a loss function with its arguments in the order (outputs, labels).
 
     Raises:
       CompileError: for an unknown name, an object that is not a function, a loss of another library, or a function
-        whose parameter names do not say which are the labels (see `order.outputs_first`).
+        with ambiguous parameter names (see `order.outputs_first`).
     """
     if isinstance(loss, str):
         if loss not in _BY_NAME:
@@ -51,7 +51,7 @@ def get(loss: str | Loss) -> Loss:
 
 
 def takes_labels(loss: Loss | None) -> bool:
-    """Whether a loss is ours and reads class labels: class numbers, targets that sum to one, or one binary label.
+    """Return True for a loss of resfit that reads class numbers, targets that sum to one, or one binary label.
 
     Example:
       >>> takes_labels(CrossEntropy(label_smoothing=0.1)), takes_labels(mean_squared_error)
@@ -61,9 +61,9 @@ def takes_labels(loss: Loss | None) -> bool:
 
 
 def multi_label(loss: Loss | None) -> bool | None:
-    """Return True if a loss of resfit reads every output as a yes-or-no label of its own, and False if it does not.
+    """Return True if a loss of resfit reads every output as an independent label, and False if it does not.
 
-    None if only the labels can tell: for `BinaryCrossEntropy()`, which takes both, and for custom losses.
+    The result is None if the labels decide: for `BinaryCrossEntropy()`, which reads both, and for custom losses.
 
     Example:
       >>> multi_label(binary_cross_entropy), multi_label(cross_entropy), multi_label(BinaryCrossEntropy())
@@ -77,12 +77,12 @@ def multi_label(loss: Loss | None) -> bool | None:
 
 
 def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None:
-    """Checks the values of the labels of a loss of ours, on the host; of any other loss nothing is known.
+    """Raise if values of labels are invalid for a loss of resfit. Labels of a custom loss are not checked.
 
     Args:
-      loss: that will read them.
-      labels: all of them, or one batch.
-      logits_shape: of one batch.
+      loss: the loss that reads the labels.
+      labels: all labels, or those of one batch.
+      logits_shape: the shape of one batch of logits.
 
     Raises:
       LabelError: see `check_labels`, `check_each_output`.

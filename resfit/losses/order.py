@@ -1,4 +1,4 @@
-"""The order of the arguments of a user's loss or metric function, read from the names of its parameters."""
+"""The argument order of a custom loss or metric, read from its parameter names."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,7 @@ from resfit.errors import CompileError
 
 _log = logging.getLogger("resfit")
 
-# How much a word in a parameter's name speaks for labels (above zero) or for outputs (below zero).
+# Points of a word in a parameter name: above zero for labels, below zero for outputs.
 _WORDS = {
     **dict.fromkeys(("true", "ytrue", "truth", "target", "targets", "gt", "expected", "reference", "teacher"), 4),
     **dict.fromkeys(("actual", "actuals", "observed"), 3),
@@ -26,10 +26,10 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class LabelsFirst:
-    """A function of (labels, outputs), called as a function of (outputs, labels).
+    """A function of (outputs, labels) that calls a function of (labels, outputs).
 
     Args:
-      function: as Keras and scikit-learn write losses: (y_true, y_pred).
+      function: a function of (y_true, y_pred), the order of Keras and scikit-learn.
     """
 
     function: Callable[[Any, Any], Any]
@@ -46,15 +46,15 @@ def outputs_first(function: Callable[..., Any], argument: str) -> Callable[[Any,
     """Return the function with its arguments in the order (outputs, labels).
 
     The names of the first two positional parameters decide: `(y_true, y_pred)`, `(labels, logits)` and
-    `(target, input)` name the labels first, so the function is called with the two exchanged. Functions whose names say
-    nothing, functions of `*args`, and functions without a signature are called with (outputs, labels), as documented.
+    `(target, input)` have the labels first, so the two arguments are exchanged. Functions with neutral names, functions
+    of `*args` and functions without a signature are called with (outputs, labels).
 
     Args:
       function: a function, lambda, `functools.partial`, bound method, or an object with `__call__`.
-      argument: that received the function, for messages: "loss" or "metrics".
+      argument: the argument that received the function, "loss" or "metrics", for messages.
 
     Raises:
-      CompileError: if the names only hint at labels first, such as (y, x).
+      CompileError: for ambiguous names, such as (y, x).
 
     Example:
       >>> outputs_first(lambda y_true, y_pred: y_pred - y_true, "loss")(3, 1)
@@ -72,9 +72,8 @@ def outputs_first(function: Callable[..., Any], argument: str) -> Callable[[Any,
     called = getattr(function, "__name__", type(function).__name__)
     if lead == 1:
         raise CompileError(
-            f"{argument} received the function {called}({names[0]}, {names[1]}), whose parameter names do not say "
-            "which of the two are the labels. Expected (outputs, labels), as in optax, or (y_true, y_pred), as in "
-            "Keras. Rename the parameters."
+            f"{argument} received the function {called}({names[0]}, {names[1]}), whose parameter names are ambiguous. "
+            "Expected (outputs, labels), as in optax, or (y_true, y_pred), as in Keras. Rename the parameters."
         )
     _log.info("%s(%s, %s) is called with (labels, outputs), by the names of its parameters.", called, *names)
     return LabelsFirst(function)

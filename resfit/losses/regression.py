@@ -1,4 +1,4 @@
-"""Losses of outputs that are no classes."""
+"""Losses for regression."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ from resfit.losses.labels import same_shape
 
 
 def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error, averaged over the outputs of an example (as Keras and PyTorch do; optax.l2_loss is half of it).
+    """Return the squared error of each example, averaged over its outputs, as in Keras and PyTorch.
+
+    `optax.l2_loss` is half of it.
 
     Args:
       outputs: (batch,) or (batch, outputs).
-      targets: the same shape, or (batch,) for (batch, 1).
+      targets: the same shape, or (batch,) for outputs (batch, 1).
 
     Returns:
       (batch,) float32.

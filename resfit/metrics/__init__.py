@@ -1,9 +1,9 @@
-"""Metrics on clu.metrics: sums kept on the device, merged inside the step, computed when somebody reads them.
+"""Metrics, built on clu.metrics: sums on the device, merged inside the step and computed when a log is read.
 
-Every metric here counts examples, not batches, so a short last batch weighs what it should. `metrics=` of
-`Model.compile` also takes any `clu.metrics.Metric` class and any function of (outputs, labels).
+Every metric counts examples, not batches, so a partial last batch has the right weight. `compile(metrics=...)` also
+takes any `clu.metrics.Metric` class and any function of (outputs, labels).
 
-Those that give one value per class, or a matrix, appear in logs as NumPy arrays.
+Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 """
 
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy

@@ -1,4 +1,4 @@
-"""How often the network is right, and how sure it is of the right class."""
+"""Accuracy and cross-entropy."""
 
 import functools
 from typing import Any
@@ -33,37 +33,37 @@ def _cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
 
 
 Accuracy = Mean.from_fun(_accuracy)
-"""Share of examples whose largest logit is the label's class; for one binary logit, whose sign is.
+"""The share of examples whose largest logit, or sign of one binary logit, is the label.
 
-Soft targets count as their largest class.
+The class of a soft target is its largest entry.
 """
 
 BinaryAccuracy = Mean.from_fun(_binary_accuracy)
-"""Share of labels that are right, over all labels of all examples: Keras's "binary_accuracy", for multi-label models.
+"""The share of correct labels over all labels of all examples, for multi-label models: "binary_accuracy" in Keras.
 
-The prediction of a label is its probability above 0.5. For one binary logit it is `Accuracy`.
+A label is predicted if its probability is above 0.5. For one binary logit the metric equals `Accuracy`.
 """
 
 BinaryCrossEntropy = Mean.from_fun(_binary_cross_entropy)
-"""Mean sigmoid cross-entropy over the labels of each example, whatever the training loss is; never weighted."""
+"""The mean sigmoid cross-entropy over the labels of each example, without weights, for any training loss."""
 
 CrossEntropy = Mean.from_fun(_cross_entropy)
-"""Mean softmax (or, for one binary logit, sigmoid) cross-entropy, whatever the training loss is; never weighted."""
+"""The mean softmax cross-entropy, sigmoid for one binary logit, without weights, for any training loss."""
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def top_k_accuracy(k: int) -> type[Mean]:
-    """The metric class of the share of examples whose class is among the k largest logits.
+    """Return the metric class of the share of examples whose class is among the k largest logits.
 
     Args:
-      k: how many guesses an example has.
+      k: the number of predicted classes per example.
     """
 
     def top_k(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
         return _correct(logits, targets, k=k)
 
     metric: Any = Mean.from_fun(top_k)
-    metric.one_class = True  # of several: it has no meaning for several labels
+    metric.one_class = True  # not defined for several labels per example
     return metric  # type: ignore[no-any-return]
 
 
@@ -71,15 +71,17 @@ def _correct(logits: Any, targets: Any, *, k: int) -> jax.Array:
     kind, logits, labels = losses.task(logits, targets)
     if kind == "binary":
         if k > 1:
-            raise LabelError(f"top_{k}_accuracy needs {k} classes or more; the network has one binary output.")
+            raise LabelError(f"top_{k}_accuracy got a network with one binary output. Expected {k} classes or more.")
         return jnp.asarray((logits > 0) == (labels > 0.5), jnp.float32)
     if k > logits.shape[1]:
-        raise LabelError(f"top_{k}_accuracy needs {k} classes or more; the network has {logits.shape[1]}.")
+        raise LabelError(
+            f"top_{k}_accuracy got a network with {logits.shape[1]} classes. Expected {k} classes or more."
+        )
     if kind == "soft":
         labels = labels.argmax(axis=1)
-    # The class is in the top k if fewer than k others are larger. Ties go to the lower class number, as in argmax.
+    # The class is in the top k if fewer than k logits are larger. Ties go to the lower class number, as in argmax.
     score = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1])[None, :] < labels[:, None]
     ahead = (logits > score) | ((logits == score) & earlier)
-    # A row of NaN is never right.
+    # A row of NaN is never correct.
     return jnp.asarray((ahead.sum(axis=1) < k) & ~jnp.isnan(score[:, 0]), jnp.float32)

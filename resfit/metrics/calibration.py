@@ -1,4 +1,4 @@
-"""Whether the network's probabilities mean what they say."""
+"""The expected calibration error."""
 
 import functools
 from typing import Any, ClassVar
@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit import losses
+from resfit._utils.checks import is_int
 from resfit.errors import CompileError
 from resfit.metrics.mean import two_sum
 
 
 @flax.struct.dataclass
 class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
-    """Sums by bin of confidence.
+    """Sums of each bin of confidence.
 
     Attributes:
-      examples: (bins,) int32.
-      correct: (bins,) int32, those whose most probable class is the label's.
-      confidence: (bins,) float32, the sum of the largest probabilities.
-      error: (bins,) float32, what rounding has taken from it.
+      examples: the number of examples, (bins,) int32.
+      correct: the number of correct predictions, (bins,) int32.
+      confidence: the sum of the largest probabilities, (bins,) float32.
+      error: the rounding error of `confidence`, (bins,) float32.
     """
 
     examples: Any
@@ -31,7 +32,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     error: Any
 
     bins: ClassVar[int]
-    one_class: ClassVar[bool] = True  # of several: it has no meaning for several labels
+    one_class: ClassVar[bool] = True  # not defined for several labels per example
 
     @classmethod
     def empty(cls) -> "_Calibration":
@@ -40,7 +41,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
     @classmethod
     def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "_Calibration":
-        """From (batch, outputs) logits, labels as `losses.task` reads them, and an optional boolean mask, (batch,)."""
+        """Return the sums of logits (batch, outputs), labels of `losses.task`, and an optional mask (batch,)."""
         kind, logits, labels = losses.task(logits, targets)
         logits = logits.astype(jnp.float32)
         if kind == "binary":
@@ -50,7 +51,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
             confidence = jax.nn.softmax(logits, axis=1).max(axis=1)
             right = logits.argmax(axis=1) == (labels.argmax(axis=1) if kind == "soft" else labels)
         mask = jnp.ones(confidence.shape, bool) if mask is None else mask
-        # Bins are open below and closed above; a confidence is never zero.
+        # A bin excludes its lower bound and includes its upper one; a confidence is never zero.
         place = jnp.clip(jnp.ceil(confidence * cls.bins).astype(jnp.int32) - 1, 0, cls.bins - 1)
         empty = cls.empty()
         return cls(
@@ -67,7 +68,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
         )
 
     def compute(self) -> Any:
-        """On the host."""
+        """Return the error; runs on the host."""
         total = np.asarray(self.examples, np.int64).sum()
         if total == 0:
             return float("nan")
@@ -77,23 +78,23 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def calibration_error(bins: int = 15) -> type[clu.metrics.Metric]:
-    """The metric class of the expected calibration error: by how much confidence and accuracy differ on average.
+    """Return the metric class of the expected calibration error: the mean difference of confidence and accuracy.
 
-    Examples are put into bins of equal width by the probability of their most probable class; the error is the mean,
-    over examples, of the difference between a bin's accuracy and its mean confidence.
+    The probability of the predicted class puts each example into a bin; bins have equal width. The error is the mean
+    over examples of the difference between the accuracy of the bin and its mean confidence.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
 
     Args:
-      bins: how many; 15 in the source.
+      bins: the number of bins; 15 in the source.
 
     Example:
-      >>> logits = jnp.array([[0.0, 30.0], [0.0, 30.0]])  # certain twice, and right once
+      >>> logits = jnp.array([[0.0, 30.0], [0.0, 30.0]])  # certain twice, correct once
       >>> calibration_error().from_model_output(logits=logits, targets=jnp.array([0, 1])).compute()
       0.5
     """
-    if not isinstance(bins, int) or bins < 1:
-        raise CompileError(f"calibration_error got bins={bins!r}. Expected a whole number of one or more.")
+    if not is_int(bins, 1):
+        raise CompileError(f"calibration_error got bins={bins!r}. Expected a positive integer.")
     metric: type[clu.metrics.Metric] = flax.struct.dataclass(
         type("calibration_error", (_Calibration,), {"bins": bins, "__module__": __name__})
     )

@@ -1,4 +1,4 @@
-"""The metrics that the steps carry, their sums, and what one batch adds to them."""
+"""The metrics of a model, and their sums over batches."""
 
 import dataclasses
 import functools
@@ -15,15 +15,15 @@ from resfit.metrics.mean import Loss
 
 @flax.struct.dataclass
 class Sums:
-    """The sums of a collection: a pytree, to be merged with those of other batches.
+    """The sums of a collection: a pytree that can be merged with the sums of other batches.
 
-    JAX never forgets a class of pytrees, so this one serves all collections: a class for each would keep the metric
-    functions of every model, and the arrays they close over, for as long as the process lives.
+    JAX keeps every pytree class until the process ends, so all collections share this class. One class per collection
+    would keep the metric functions of every model, and the arrays of their closures.
 
     Attributes:
-      batches: () int32, how many sums were merged.
+      batches: the number of merged batches, () int32.
       held: the metrics of the collection's fields, in order.
-      collection: what the sums are of.
+      collection: the collection of these sums.
     """
 
     batches: Any
@@ -52,7 +52,7 @@ class Collection:
     Attributes:
       fields: the metric classes that hold sums, by name, loss first.
       readings: every metric's name -> (the field that holds its sums, the metric class).
-      multi_label: whether every output is a label of its own.
+      multi_label: True if every output is an independent label.
     """
 
     fields: Mapping[str, type[clu.metrics.Metric]]
@@ -73,11 +73,11 @@ class Collection:
         return jax.tree.structure(self.empty())
 
     def decided_by(self) -> tuple[Any, ...]:
-        """Return what decides the sums and the metrics, see `backends.by_value`."""
+        """Return the values that define sums and metrics, see `backends.by_value`."""
         return self.fields, self.readings, self.multi_label
 
     def of_batch(self, **outputs: Any) -> Sums:
-        """Return the sums of one batch, from what each metric's `from_model_output` reads."""
+        """Return the sums of one batch; the arguments are those of each metric's `from_model_output`."""
         return self._sums(metric.from_model_output(**outputs) for metric in self.fields.values())
 
     def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
@@ -87,10 +87,10 @@ class Collection:
 def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> Collection:
     """Return the collection of the loss and the given metrics.
 
-    With multi_label, metrics of clu that read `labels` receive the labels of all outputs. Else, where the labels are a
-    matrix like the outputs, each row's largest one.
+    Metrics of clu that read `labels` receive the labels of all outputs if multi_label is True. Otherwise, for labels
+    in a matrix like the outputs, they receive the largest entry of each row.
 
-    Metrics whose `shares` attribute is the same have the same sums: all that count a confusion matrix, for instance.
+    Metrics with the same `shares` attribute have the same sums, for example all metrics of a confusion matrix.
 
     Example:
       >>> from resfit.metrics import f1, precision
@@ -98,7 +98,7 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: 
       >>> names(kind), list(kind.fields)
       (['loss', 'precision', 'f1'], ['loss', 'precision'])
     """
-    fields: dict[Any, str] = {}  # what is shared -> the field that holds it
+    fields: dict[Any, str] = {}  # `shares` attribute -> the field that holds the sums
     readings = {}
     for name, metric in (("loss", Loss), *metrics.items()):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
@@ -114,11 +114,11 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
     """Return the sums of one batch.
 
     Args:
-      kind: made by `collection`.
-      outputs: what the network returned.
-      targets: the labels as they were given.
-      loss: (batch,) loss of each example times its weight.
-      mask: (batch,) booleans: which rows are examples.
+      kind: a result of `collection`.
+      outputs: the outputs of the network.
+      targets: the labels of the batch.
+      loss: the loss of each example times its weight, (batch,).
+      mask: True for rows that are examples and False for padding, (batch,).
     """
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
@@ -134,5 +134,5 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
         ):
             extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
     if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
-        extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu insists on int32
+        extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
     return kind.of_batch(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)

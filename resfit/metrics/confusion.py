@@ -1,4 +1,4 @@
-"""The confusion matrix, and what is read off it: precision, recall, F1 and accuracy by class."""
+"""The confusion matrix, and the metrics that it contains: precision, recall, F1 and accuracy per class."""
 
 import functools
 from collections.abc import Callable
@@ -11,22 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit import losses
+from resfit._utils.checks import is_int
 from resfit.errors import CompileError, LabelError
 
 
 @flax.struct.dataclass
 class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
-    """Counts of (label, prediction), exact: int32, on the device.
+    """Exact counts of (label, prediction) on the device.
 
     Attributes:
-      counts: (classes, classes) int32; rows are labels, columns what was predicted. For several labels per example
-        (labels, 2, 2): such a matrix of no and yes for each label.
+      counts: (classes, classes) int32; rows are labels, columns are predictions. For several labels per example,
+        (labels, 2, 2): one matrix of no and yes for each label.
     """
 
     counts: Any
 
-    num_classes: ClassVar[int]  # outputs of the network; 1 is a binary logit, with two classes
-    read: ClassVar[Callable[[np.ndarray], np.ndarray]]  # what the counts say, by class
+    num_classes: ClassVar[int]  # network outputs; 1 means a binary logit with two classes
+    read: ClassVar[Callable[[np.ndarray], np.ndarray]]  # counts -> values by class
     averaged: ClassVar[bool]
     multi_label: ClassVar[bool]
 
@@ -37,7 +38,7 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
     @classmethod
     def from_model_output(cls, *, logits: Any, targets: Any, mask: jax.Array | None = None, **_: Any) -> "_Confusion":
-        """From (batch, outputs) logits, labels as `losses.task` reads them, and an optional boolean mask, (batch,)."""
+        """Return the sums of logits (batch, outputs), labels of `losses.task`, and an optional mask (batch,)."""
         if cls.multi_label:
             return cls._of_each_label(logits, targets, mask)
         kind, logits, labels = losses.task(logits, targets)
@@ -63,7 +64,7 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
         return type(self)(self.counts + other.counts)
 
     def compute(self) -> Any:
-        """On the host."""
+        """Return the metric; runs on the host."""
         values = type(self).read(np.asarray(self.counts, np.int64))
         if not self.averaged:
             return values
@@ -71,17 +72,17 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
 
 def check_outputs(metric: str, expected: int, outputs: int) -> None:
-    """Checks that a metric made for so many outputs meets a network with as many."""
+    """Raise if a metric was built for another number of outputs than the network has."""
     if outputs != expected:
         raise LabelError(
-            f"The metric {metric} was made for num_classes={expected}; the network has {outputs} outputs. Expected "
-            f"num_classes={outputs}."
+            f"The metric {metric} was built with num_classes={expected}, and the network has {outputs} outputs. "
+            f"Expected num_classes={outputs}."
         )
 
 
 def check_num_classes(metric: str, num_classes: int) -> None:
-    """Checks the argument of a metric's factory."""
-    if not isinstance(num_classes, int) or num_classes < 1:
+    """Raise if the `num_classes` of a metric is not a positive integer."""
+    if not is_int(num_classes, 1):
         raise CompileError(
             f"{metric} got num_classes={num_classes!r}. Expected the number of the network's outputs (1: one binary "
             "logit)."
@@ -89,14 +90,15 @@ def check_num_classes(metric: str, num_classes: int) -> None:
 
 
 def confusion_matrix(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
-    """The metric class of the confusion matrix: (classes, classes) int64, rows are labels, columns predictions.
+    """Return the metric class of the confusion matrix, (classes, classes) int64.
 
-    The prediction is the largest logit's class, the lower of equals. Soft targets count as their largest class.
+    Rows are labels, columns are predictions. The prediction is the class of the largest logit; ties go to the lower
+    number. The class of a soft target is its largest entry.
 
     Args:
-      num_classes: outputs of the network; 1 for one binary logit, whose matrix is 2 x 2.
-      multi_label: True if every output is a label of its own: (labels, 2, 2), a matrix of no and yes for each label, as
-        scikit-learn's multilabel_confusion_matrix.
+      num_classes: the number of network outputs; 1 for one binary logit, whose matrix is 2 x 2.
+      multi_label: True if every output is an independent label. The result is then (labels, 2, 2), a matrix of no and
+        yes for each label, as in scikit-learn's multilabel_confusion_matrix.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -108,15 +110,15 @@ def confusion_matrix(num_classes: int, *, multi_label: bool = False) -> type[clu
 
 
 def precision(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
-    """The metric class of precision: of what was predicted to be a class, the share that is.
+    """Return the metric class of precision: the share of correct predictions among all predictions of a class.
 
-    A class that was never predicted has precision 0; one that neither occurs nor is predicted has none (NaN), and is
-    left out of the mean. Both as in scikit-learn.
+    A class that occurs but is never predicted has precision 0. A class that neither occurs nor is predicted has
+    precision NaN and does not count in the mean. Both as in scikit-learn.
 
     Args:
-      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
-      per_class: (classes,) values instead of their unweighted mean (macro precision).
-      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
+      num_classes: the number of network outputs; 1 for one binary logit, which gives the value of the positive class.
+      per_class: if True, return the values (classes,) instead of their unweighted mean (macro precision).
+      multi_label: True if every output is an independent label, predicted if its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -128,15 +130,15 @@ def precision(num_classes: int, *, per_class: bool = False, multi_label: bool = 
 
 
 def recall(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
-    """The metric class of recall: of the examples of a class, the share that was found.
+    """Return the metric class of recall: the share of correct predictions among all examples of a class.
 
-    A class that is predicted but does not occur has recall 0; one that neither occurs nor is predicted has none (NaN),
-    and is left out of the mean. Both as in scikit-learn.
+    A class that is predicted but does not occur has recall 0. A class that neither occurs nor is predicted has recall
+    NaN and does not count in the mean. Both as in scikit-learn.
 
     Args:
-      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
-      per_class: (classes,) values instead of their unweighted mean (macro recall).
-      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
+      num_classes: the number of network outputs; 1 for one binary logit, which gives the value of the positive class.
+      per_class: if True, return the values (classes,) instead of their unweighted mean (macro recall).
+      multi_label: True if every output is an independent label, predicted if its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -148,14 +150,14 @@ def recall(num_classes: int, *, per_class: bool = False, multi_label: bool = Fal
 
 
 def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
-    """The metric class of F1, the harmonic mean of precision and recall.
+    """Return the metric class of F1, the harmonic mean of precision and recall.
 
-    A class that neither occurs nor is predicted has none (NaN), and is left out of the mean, as in scikit-learn.
+    A class that neither occurs nor is predicted has F1 NaN and does not count in the mean, as in scikit-learn.
 
     Args:
-      num_classes: outputs of the network; 1 for one binary logit, of which the positive class alone is meant.
-      per_class: (classes,) values instead of their unweighted mean (macro F1).
-      multi_label: True if every output is a label of its own, predicted where its probability is above 0.5.
+      num_classes: the number of network outputs; 1 for one binary logit, which gives the value of the positive class.
+      per_class: if True, return the values (classes,) instead of their unweighted mean (macro F1).
+      multi_label: True if every output is an independent label, predicted if its probability is above 0.5.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -167,11 +169,11 @@ def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) 
 
 
 def accuracy_per_class(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
-    """The metric class of the share of each class's examples that is right: (classes,), NaN for one without examples.
+    """Return the metric class of the accuracy of each class, (classes,); NaN for a class without examples.
 
     Args:
-      num_classes: outputs of the network; 1 for one binary logit, with two classes.
-      multi_label: True if every output is a label of its own: the share of the examples whose label is predicted right.
+      num_classes: the number of network outputs; 1 for one binary logit with two classes.
+      multi_label: True if every output is an independent label. The result is then the accuracy of each label.
 
     Example:
       >>> logits = jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -214,22 +216,22 @@ def _metric(
 
 
 def _of_each(read: Callable[[np.ndarray], np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """What a matrix of no and yes says of each label."""
+    """Return the values of the labels, one from each matrix of no and yes."""
     if read is _matrix:
         return counts
     if read is _accuracy:
         return _share(counts.trace(axis1=1, axis2=2), counts.sum(axis=(1, 2)))
-    return np.array([read(matrix)[1] for matrix in counts])  # of the label, not of its absence
+    return np.array([read(matrix)[1] for matrix in counts])  # the value of yes
 
 
 def mean_of_defined(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN if nothing is."""
+    """Return the mean of the values that are not NaN, or NaN if there are none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """(classes,) float64; NaN of nothing."""
+    """Return part / whole, (classes,) float64; NaN for a whole of zero."""
     shares: np.ndarray = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return shares
 

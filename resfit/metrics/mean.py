@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """The float sum of two arrays, and what rounding took from it (Knuth, 1969)."""
+    """Return the float sum of two arrays and its rounding error (Knuth, 1969)."""
     total = a + b
     virtual = total - a
     return total, (a - (total - virtual)) + (b - virtual)
@@ -17,15 +17,15 @@ def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 
 @flax.struct.dataclass
 class Mean(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
-    """Mean over examples, exact over any number of batches.
+    """The mean over examples, exact for any number of batches.
 
-    clu's Average sums in float32, which drifts over a large data set and stops counting at 2^24; this one carries the
-    rounding error along (Kahan, 1965) and counts in int32.
+    `Average` of clu sums in float32, which drifts over a large dataset and stops counting at 2^24. This metric carries
+    the rounding error along (Kahan, 1965) and counts in int32.
 
     Attributes:
-      total: () float32, the running sum.
-      error: () float32, what rounding has taken from it.
-      count: () int32, examples seen.
+      total: the running sum, () float32.
+      error: the rounding error of `total`, () float32.
+      count: the number of examples, () int32.
 
     Example:
       >>> a = Mean.from_model_output(jnp.array([1.0, 2.0, 9.0]), mask=jnp.array([True, True, False]))
@@ -43,7 +43,7 @@ class Mean(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
     @classmethod
     def from_model_output(cls, values: jax.Array, mask: jax.Array | None = None, **_: Any) -> "Mean":
-        """From one value per example, (batch,), and an optional boolean mask, (batch,)."""
+        """Return the sums of one value per example, (batch,), and an optional boolean mask (batch,)."""
         if mask is None:
             mask = jnp.ones(values.shape, bool)
         total = jnp.where(mask, values, 0).astype(jnp.float32).sum()
@@ -58,4 +58,4 @@ class Mean(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
 
 
 Loss = Mean.from_output("loss")
-"""Mean of the loss, each example times its weight, divided by the number of examples, as Keras does."""
+"""The sum of weight * loss, divided by the number of examples, as in Keras."""

@@ -1,4 +1,4 @@
-"""What the metrics argument of `Model.compile` means."""
+"""The `metrics` argument of `Model.compile`."""
 
 import functools
 import keyword
@@ -26,7 +26,7 @@ MetricsArgument = str | Sequence[Any] | Mapping[str, Any] | None
 
 
 def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
-    """Return the metric class of a function. Its sums are a `Mean`: JAX keeps classes of pytrees for ever."""
+    """Return the metric class of a function. Its sums are a `Mean`, because JAX keeps every pytree class."""
     ordered = losses.outputs_first(function, "metrics")
 
     class OfFunction(Mean):
@@ -41,9 +41,8 @@ def _of_function(function: Callable[[Any, Any], jax.Array]) -> type[Mean]:
             values = ordered(outputs, targets)
             if jnp.shape(values) != mask.shape:
                 raise LabelError(
-                    f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}; "
-                    f"expected one value per example, {mask.shape}, so that short batches are averaged rightly. "
-                    "Leave out the mean."
+                    f"The metric {getattr(function, '__name__', function)!r} returned shape {jnp.shape(values)}. "
+                    f"Expected one value per example, {mask.shape}, which a partial batch needs. Remove the mean."
                 )
             return Mean.from_model_output(values, mask=mask)
 
@@ -61,7 +60,7 @@ _BY_NAME: dict[str, type[clu.metrics.Metric]] = {
     "calibration_error": calibration_error(),
 }
 
-# These have sums for every class.
+# Metrics with sums for every class.
 _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
     "auc": auc,
     "confusion_matrix": confusion_matrix,
@@ -75,7 +74,7 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
 }
 
 
-# What a collection of clu calls its own.
+# Names of a collection of clu.
 _RESERVED = {name for name in dir(clu.metrics.Collection) if not name.startswith("_")}
 
 
@@ -90,9 +89,9 @@ def _resolve(
                 factory = metric.removesuffix("_per_class") if metric != "accuracy_per_class" else metric
                 option = ", per_class=True" if factory != metric else ""
                 raise CompileError(
-                    f"The metric {metric!r} counts by class, and this module does not say how many it has. Expected "
-                    f"metrics={{{metric!r}: resfit.metrics.{factory}(num_classes=10{option})}}, with the number of the "
-                    "network's outputs."
+                    f"The metric {metric!r} counts by class, and the number of classes of this module is unknown. "
+                    f"Expected metrics={{{metric!r}: resfit.metrics.{factory}(num_classes=10{option})}}, with the "
+                    "number of the network's outputs."
                 )
             return _BY_CLASS[metric](num_classes)
         if match := re.fullmatch(r"top_([1-9]\d*)_accuracy", metric):
@@ -113,16 +112,16 @@ def _resolve(
 def by_name(
     metrics: MetricsArgument, num_classes: int | None = None, *, multi_label: bool | None = None
 ) -> dict[str, type[clu.metrics.Metric]]:
-    """The metrics argument of `Model.compile` as name -> class, in order.
+    """Return the metric classes of a `metrics` argument by name, in order.
 
     Args:
       metrics: names, classes and functions.
-      num_classes: outputs of the network, for the names that count by class; None if unknown.
-      multi_label: whether the loss reads every output as a label of its own (see `losses.multi_label`); None if that is
-        unknown.
+      num_classes: the number of network outputs, for metrics that count by class; None if it is unknown.
+      multi_label: True if the loss reads every output as an independent label (see `losses.multi_label`); None if that
+        is unknown.
 
     Raises:
-      CompileError: for unknown names, a name given twice or that cannot be one, and what is no metric.
+      CompileError: for an unknown, repeated or reserved name, or a value that is not a metric.
 
     Example:
       >>> list(by_name(["accuracy", "top_5_accuracy", "f1"], num_classes=10))
@@ -139,17 +138,21 @@ def by_name(
         for metric in metrics:
             name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
             if name in named:
-                raise CompileError(f"Two metrics are named {name!r}. Give metrics as a dict of names.")
+                raise CompileError(
+                    f"Two metrics are named {name!r}. Expected different names. Pass metrics as a dict of names."
+                )
             named[name] = metric
     for name in named:
         if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name in _RESERVED:
             raise CompileError(
-                f"A metric cannot be named {name!r}. Expected a Python name without a leading underscore, none of "
-                f"{sorted(_RESERVED)}. Give metrics as a dict of names."
+                f"A metric cannot be named {name!r}. Expected a Python name without a leading underscore, and none of "
+                f"{sorted(_RESERVED)}. Pass metrics as a dict of names."
             )
     if "loss" in named:
-        raise CompileError("A metric cannot be named 'loss': that is the training loss, which is always reported.")
-    of_functions: dict[int, type[clu.metrics.Metric]] = {}  # a function that is given twice has its sums once
+        raise CompileError(
+            "A metric cannot be named 'loss', the name of the training loss, which is always reported. Rename it."
+        )
+    of_functions: dict[int, type[clu.metrics.Metric]] = {}  # a function under two names has its sums once
     resolved = {name: _resolve(metric, num_classes, of_functions) for name, metric in named.items()}
     if num_classes == 1 or multi_label is None:
         return resolved
@@ -158,5 +161,5 @@ def by_name(
 
 
 def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:
-    """What `compile(metrics="auto")` means: accuracy where the loss reads class labels, else nothing."""
+    """Return the metrics of `compile(metrics="auto")`: accuracy if the loss reads class labels, else none."""
     return {"accuracy": Accuracy} if losses.takes_labels(loss) else {}

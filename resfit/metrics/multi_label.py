@@ -1,4 +1,4 @@
-"""Metrics for models whose outputs are independent labels, of which an example may have several."""
+"""Metrics of multi-label models, whose outputs are independent labels."""
 
 import functools
 from typing import Any
@@ -11,14 +11,14 @@ from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy
 
 
 def for_several_labels(name: str, metric: Any) -> type[clu.metrics.Metric]:
-    """Return the metric that means the same for several labels per example; another metric as it is.
+    """Return the form of a metric for several labels per example, or the metric itself.
 
     Args:
-      name: of the metric, for messages.
-      metric: reads one label per example.
+      name: the name of the metric, for messages.
+      metric: a metric class.
 
     Raises:
-      CompileError: for `clu.metrics.Accuracy`, which has no such form.
+      CompileError: for `clu.metrics.Accuracy`, which has no form for several labels.
 
     Example:
       >>> for_several_labels("accuracy", Accuracy) is BinaryAccuracy
@@ -32,13 +32,13 @@ def for_several_labels(name: str, metric: Any) -> type[clu.metrics.Metric]:
     if issubclass(metric, clu.metrics.Accuracy):
         raise CompileError(
             f"The metric {name!r} is {metric.__name__} of clu, which reads one class per example, and the loss reads "
-            "several labels. Use 'accuracy' instead, the share of labels that are right."
+            "several labels. Use 'accuracy', which is the share of correct labels."
         )
     return chosen
 
 
 def reads_one_label(metric: type[clu.metrics.Metric]) -> bool:
-    """Return True if a metric takes the largest output and the largest label of an example for its only ones."""
+    """Return True if a metric reads only the largest output and the largest label of an example."""
     return (
         metric in _TWINS
         or hasattr(metric, "for_several_labels")
@@ -48,13 +48,13 @@ def reads_one_label(metric: type[clu.metrics.Metric]) -> bool:
 
 
 def for_one_label(name: str, metric: type[clu.metrics.Metric]) -> type[clu.metrics.Metric]:
-    """Return the metric for a loss that compares the outputs of an example with one another."""
+    """Return the metric for a loss of one class per example."""
     return refused(metric, f"{name} reads every output on its own") if metric is BinaryAccuracy else metric
 
 
 @functools.cache
 def refused(metric: Any, reason: str) -> type[clu.metrics.Metric]:
-    """Return the metric for one binary logit alone: it raises `LabelError` for several outputs."""
+    """Return a metric for one binary logit, which raises `LabelError` for several outputs."""
 
     class Refused(metric):  # type: ignore[misc]  # the base is a variable
         @classmethod
@@ -62,8 +62,8 @@ def refused(metric: Any, reason: str) -> type[clu.metrics.Metric]:
             shape: tuple[int, ...] = getattr(model_output.get("logits"), "shape", ())
             if len(shape) == 2 and shape[1] > 1:
                 raise LabelError(
-                    f"The metric {reason}, and the loss does not: the network has {shape[1]} outputs. Leave the metric "
-                    "out, use 'accuracy', or compute it from model.predict(x)."
+                    f"The metric {reason}, and the loss of these {shape[1]} outputs does not. Remove the metric, use "
+                    "'accuracy', or compute the metric from model.predict(x)."
                 )
             return super().from_model_output(**model_output)
 

@@ -1,4 +1,4 @@
-"""Metrics of clu that today's JAX breaks."""
+"""Repairs of clu metrics that fail with current versions of JAX."""
 
 import functools
 from typing import Any
@@ -12,20 +12,20 @@ from resfit.errors import CompileError
 
 @functools.cache
 def repaired(metric: type[clu.metrics.Metric]) -> type[clu.metrics.Metric]:
-    """A metric of clu as it is meant to work, or an error that says why it cannot.
+    """Return a working form of a metric of clu, or raise if there is none.
 
-    `clu.metrics.Std` (0.0.12) calls `jnp.clip` with an argument that JAX has dropped; here it is the same formula.
+    `clu.metrics.Std` (0.0.12) calls `jnp.clip` with an argument that JAX has removed. The result uses the same formula.
 
     Args:
       metric: any metric class.
 
     Raises:
-      CompileError: for a CollectingMetric, which grows with the data, where a compiled step needs sums of fixed size.
+      CompileError: for a CollectingMetric: its values grow with the data, and a compiled step needs sums of fixed size.
     """
     if issubclass(metric, clu.metrics.CollectingMetric):
         raise CompileError(
-            f"The metric {metric.__name__} collects values (clu.metrics.CollectingMetric), and a compiled step can "
-            "only carry sums of one size. Expected a metric that adds up; or compute it from model.predict(x)."
+            f"The metric {metric.__name__} collects values (clu.metrics.CollectingMetric), and a compiled step needs "
+            "sums of fixed size. Expected a metric of sums. Or compute the metric from model.predict(x)."
         )
     if not issubclass(metric, clu.metrics.Std):
         return metric

@@ -1,7 +1,7 @@
 """The networks: plain Flax NNX modules, usable without the trainer.
 
-`create_model` builds a network of the zoo by name, `ResNet` one from a `ResNetSpec`, and `Residual` turns any branch of
-your own into a residual block. Images are (batch, height, width, channels). `net(x)` evaluates, `net(x, train=True)`
+`create_model` builds a network of the zoo by name. `ResNet` builds one from a `ResNetSpec`. `Residual` turns a custom
+branch into a residual block. Images are (batch, height, width, channels). `net(x)` evaluates; `net(x, train=True)`
 trains.
 """
 
@@ -9,24 +9,23 @@ from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.count import count_multiply_adds, count_params
 from resfit.nets.fold import FoldedNorm, fold_batch_norm
 from resfit.nets.head import ClassifierHead
-from resfit.nets.layers import NORMS, Layers
+from resfit.nets.layers import Layers
 from resfit.nets.norm import BatchNorm, GroupNorm
 from resfit.nets.pool import average_pool, blur_pool, global_average_pool, max_pool
 from resfit.nets.preact_blocks import PreActBasicBlock, PreActBottleneckBlock
+from resfit.nets.registry import BLOCKS, NORMS, SHORTCUTS, STEMS, ZOO
 from resfit.nets.residual import Residual
 from resfit.nets.resnet import ResNet
 from resfit.nets.shortcut import (
-    SHORTCUTS,
     ConvShortcut,
     IdentityShortcut,
     PadShortcut,
     PooledShortcut,
     ProjectionShortcut,
 )
-from resfit.nets.spec import BLOCKS, ResNetSpec
+from resfit.nets.spec import ResNetSpec
 from resfit.nets.squeeze import SqueezeExcite
 from resfit.nets.stem import (
-    STEMS,
     CifarConvStem,
     CifarStem,
     DeepStem,
@@ -36,7 +35,7 @@ from resfit.nets.stem import (
     ResNetRSStem,
     SpaceToDepthStem,
 )
-from resfit.nets.zoo import ZOO, ZooRow, create_model, list_models
+from resfit.nets.zoo import ZooRow, create_model, list_models
 
 __all__ = [
     "BLOCKS",

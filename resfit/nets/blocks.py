@@ -1,5 +1,6 @@
-"""The blocks of the ResNet papers. Each writes its branch; `Residual` does the rest."""
+"""The blocks of the ResNet papers. Each block defines its branch; `Residual` adds the shortcut."""
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -8,13 +9,14 @@ from flax import nnx
 from resfit.errors import SpecError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import ANTIALIAS, antialias_kind
+from resfit.nets.registry import BLOCKS
 from resfit.nets.residual import Residual
 
 StrideOn = Literal["3x3", "1x1"]
 
 
 class _AntiAlias(nnx.Module):
-    """The pooling with which an anti-aliased block steps over pixels; the identity where `kind` is None."""
+    """The pooling that steps over pixels in an anti-aliased block; the identity if `kind` is None."""
 
     def __init__(self, kind: str | None, strides: int) -> None:
         self.kind = kind
@@ -27,9 +29,9 @@ class _AntiAlias(nnx.Module):
 def _stepping(
     strides: int, first_dilation: int, dilation: int, *, antialias: str | bool | None
 ) -> tuple[int, _AntiAlias]:
-    """Return the strides of the convolution that steps, and the pooling that steps after it in its place.
+    """Return the strides of the convolution, and the pooling that steps after it in an anti-aliased block.
 
-    As in timm, a blurred block also blurs where it dilates in place of a step.
+    As in timm, a blurred block also blurs where a dilation replaces its step.
     """
     kind = antialias_kind(antialias)
     if kind == "avg" and strides > 2:
@@ -43,7 +45,7 @@ def _stepping(
 
 
 class BasicBranch(nnx.Module):
-    """3x3 convolution, norm, ReLU, 3x3 convolution, norm: the branch of `BasicBlock`, whose arguments it shares."""
+    """3x3 convolution, norm, ReLU, 3x3 convolution, norm: the branch of `BasicBlock`, with the same arguments."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class BasicBranch(nnx.Module):
         self.norm2 = layers.norm(width, zero_scale=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
         evaluating = None if train is None else not train
         x = self.antialias(nnx.relu(self.norm1(self.conv1(x), evaluating)))
         return self.norm2(self.conv2(x), evaluating)
@@ -79,13 +81,13 @@ class BasicBlock(Residual):
         width: channels of both convolutions and of the output.
         strides: step of the first convolution in pixels (default 1).
         dilation: distance between the taps of the 3x3 convolutions in pixels (default 1).
-        first_dilation: that of the first one alone, where another stage comes before (default: `dilation`).
-        antialias: where the block steps, step by pooling after the convolution: `"avg"` (`average_pool`) or `"blur"`
+        first_dilation: dilation of the first convolution, which follows the previous stage (default: `dilation`).
+        antialias: the pooling that steps over pixels after the convolution: `"avg"` (`average_pool`) or `"blur"`
             (`blur_pool`). None (default) steps in the convolution.
-        zero_init_last: start the last norm's scale at zero, so that a new block passes its shortcut on unchanged
-            (Goyal et al. 2017, arXiv:1706.02677, section 5.1; timm's default, and ours).
+        zero_init_last: start with a scale of zero in the last norm, so that a new block returns its shortcut
+            (Goyal et al. 2017, arXiv:1706.02677, section 5.1; timm's default too). Default True.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
         **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`.
 
     Example:
@@ -126,7 +128,7 @@ class BasicBlock(Residual):
 
 
 class BottleneckBranch(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution, each with a norm: the branch of `BottleneckBlock`, whose arguments it shares."""
+    """1x1, 3x3 and 1x1 convolution, each with a norm: the branch of `BottleneckBlock`, with the same arguments."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class BottleneckBranch(nnx.Module):
         self.norm3 = layers.norm(out_channels, zero_scale=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm1(self.conv1(x), evaluating))
         x = self.antialias(nnx.relu(self.norm2(self.conv2(x), evaluating)))
@@ -174,20 +176,21 @@ class BottleneckBlock(Residual):
 
     Args:
         in_channels: channels of the input.
-        width: a fourth of the output's channels, and those of the 3x3 convolution, unless told otherwise below.
+        width: a fourth of the output channels. The 3x3 convolution has as many unless `groups` or `width_per_group`
+            is set.
         strides: step of the block in pixels (default 1).
         dilation: of the stage, in pixels (default 1).
-        first_dilation: that of this block's 3x3 convolution, where another stage comes before (default: `dilation`).
-        stride_on: the convolution that steps: `"3x3"` (default) is the "v1.5" of torchvision and timm, `"1x1"` the
-            paper's own "v1", which drops three pixels of four before it looks at them.
-        groups: into how many parts the 3x3 convolution is cut (Xie et al. 2016, arXiv:1611.05431; default 1).
-        width_per_group: channels of each part where `width` is 64, and in proportion elsewhere (default 64). 128 is
-            "wide ResNet-50-2" (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
-        antialias: where the block steps, step by pooling after the convolution: `"avg"` (`average_pool`) or `"blur"`
+        first_dilation: dilation of the 3x3 convolution after the previous stage (default: `dilation`).
+        stride_on: the convolution that steps: `"3x3"` (default) is the "v1.5" of torchvision and timm; `"1x1"` is the
+            "v1" of the paper, which ignores three of four pixels.
+        groups: number of groups of the 3x3 convolution (Xie et al. 2016, arXiv:1611.05431; default 1).
+        width_per_group: channels of each group for a `width` of 64, and in proportion for others (default 64). 128
+            gives "wide ResNet-50-2" (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+        antialias: the pooling that steps over pixels after the convolution: `"avg"` (`average_pool`) or `"blur"`
             (`blur_pool`). None (default) steps in the convolution.
         zero_init_last: as in `BasicBlock` (default True).
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
         **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`.
 
     Example:
@@ -236,16 +239,21 @@ class BottleneckBlock(Residual):
 
 
 def inner_width(width: int, groups: int, width_per_group: int) -> int:
-    """Channels of a bottleneck's 3x3 convolution.
+    """Return the channels of a bottleneck's 3x3 convolution.
 
     Raises:
-        SpecError: if there are none.
+        SpecError: if the result is zero.
     """
     inner = int(width * width_per_group / 64) * groups
     if not inner:
         raise SpecError(
-            f"A bottleneck block received width={width} and width_per_group={width_per_group}, which leave its 3x3 "
-            f"convolution {width * width_per_group / 64:g} channels. Expected at least one: widths from "
-            f"{-(-64 // width_per_group)} on."
+            f"A bottleneck block received width={width} and width_per_group={width_per_group}, which give its 3x3 "
+            f"convolution {width * width_per_group / 64:g} channels. Expected at least one channel. Use a width of "
+            f"{-(-64 // width_per_group)} or more."
         )
     return inner
+
+
+BLOCKS.register("basic", BasicBlock)
+BLOCKS.register("bottleneck", BottleneckBlock)
+BLOCKS.register("bottleneck_v1", partial(BottleneckBlock, stride_on="1x1"))

@@ -1,4 +1,4 @@
-"""Counting what a network holds and computes, without computing it."""
+"""Count the parameters and the operations of a network by abstract evaluation."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ from resfit.nets.modes import in_mode
 
 
 def count_params(module: nnx.Module) -> int:
-    """The trained scalars of a module: its `nnx.Param`, not its statistics. Shared parameters count once.
+    """Return the number of trained scalars of a module: `nnx.Param`, not statistics. Shared parameters count once.
 
     Args:
-        module: any module, also one made by `nnx.eval_shape` that holds no arrays.
+        module: any module, also an abstract one from `nnx.eval_shape`.
 
     Example:
         >>> from flax import nnx
@@ -29,10 +29,9 @@ def count_params(module: nnx.Module) -> int:
 
 
 def count_multiply_adds(module: nnx.Module, input_shape: tuple[int, ...], *, dtype: str = "float32") -> int:
-    """The multiply-adds of all convolutions and matrix products in one evaluation of one example.
+    """Return the multiply-adds of all convolutions and matrix products in one evaluation of one example.
 
-    Positions of a convolution's window that lie in the padding count, as is usual. Half the FLOPs that hardware
-    vendors count.
+    Window positions in the padding count, as usual. Hardware vendors count two FLOPs for each multiply-add.
 
     Args:
         module: any module from a batch to anything, also an abstract one.
@@ -52,9 +51,9 @@ class Operation(NamedTuple):
 
     Attributes:
         scope: the `jax.named_scope`s around it, joined by "/".
-        multiply_adds: how many it takes.
+        multiply_adds: their number.
         activations: name and bytes of each array that it reads or writes and that depends on the network's input. An
-            array has the same name wherever it appears.
+            array has the same name in all operations.
     """
 
     scope: str
@@ -67,21 +66,23 @@ def dense_operations(
     input_shape: tuple[int, ...],
     *,
     dtype: str = "float32",
-    watch: Callable[[Any], Callable[..., Any]] | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> list[Operation]:
-    """Every convolution and matrix product in one evaluation of one example, in order, by abstract evaluation.
+    """Return every convolution and matrix product in one evaluation of one example, in order.
 
     Args:
         module: any module from a batch to anything; a copy of it is called.
         input_shape: shape of one example, without the batch axis.
         dtype: dtype of the example (default `"float32"`).
-        watch: what to call in place of that copy, which it receives (default: the copy itself).
+        watch: called with that copy before its call, to wrap calls inside it.
     """
     graphdef, state = nnx.split(module)
 
     def evaluate(state: Any, x: jax.Array) -> Any:
         copy, mode = in_mode(nnx.merge(graphdef, state), train=False)
-        return (watch(copy) if watch else copy)(x, **mode)
+        if watch is not None:
+            watch(copy)
+        return copy(x, **mode)
 
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     program = jax.make_jaxpr(evaluate)(abstract, jax.ShapeDtypeStruct((1, *input_shape), jnp.dtype(dtype))).jaxpr
@@ -92,14 +93,14 @@ def dense_operations(
 def _walk(
     jaxpr: core.Jaxpr, activations: dict[core.Var, int], names: Iterator[int], *, scope: str, times: int
 ) -> Iterator[Operation]:
-    """The dense operations of a program, inner programs included; gives every activation its name on the way."""
+    """Yield the dense operations of a program and its inner programs; add the name of every activation."""
     for eqn in jaxpr.eqns:
         inputs = [activations.get(v) if isinstance(v, core.Var) else None for v in eqn.invars]
         here = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         inner_programs = list(core.jaxprs_in_params(eqn.params))
         for inner in inner_programs:
-            # The operands of an inner program are the last of its equation's: what stands before them, a branch index
-            # for example, is for the equation itself.
+            # The last operands of the equation are those of the inner program; the equation itself reads the ones
+            # before, such as a branch index.
             offset = len(eqn.invars) - len(inner.invars)
             known = dict(zip(inner.invars, inputs[max(offset, 0) :], strict=False))
             inside = {var: name for var, name in known.items() if name is not None}
@@ -118,7 +119,7 @@ def _walk(
 
 
 def _shape(atom: core.Var | core.Literal) -> tuple[int, ...]:
-    shape: tuple[int, ...] = atom.aval.shape  # type: ignore[attr-defined]  # of arrays alone, and these are arrays
+    shape: tuple[int, ...] = atom.aval.shape  # type: ignore[attr-defined]  # only arrays have a shape; all of these are arrays
     return shape
 
 
@@ -128,12 +129,12 @@ def _bytes(var: core.Var) -> int:
 
 
 def _multiply_adds(eqn: core.JaxprEqn) -> int:
-    """Multiply-adds of one equation: one for every output and every input that the output sums over."""
+    """Return the multiply-adds of one equation: one for every output and every input that the output sums over."""
     outputs = math.prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
     if eqn.primitive.name == "conv_general_dilated":
         rhs_spec: tuple[int, ...] = eqn.params["dimension_numbers"].rhs_spec  # its output axis, input axis, window
         kernel = _shape(eqn.invars[1])
-        # A transposed convolution's window meets an input in one of so many positions, and a zero in the others.
+        # The window of a transposed convolution reads inputs at one in so many positions, and zeros at the others.
         positions: tuple[int, ...] = eqn.params["lhs_dilation"]
         return outputs * math.prod(kernel[axis] for axis in rhs_spec[1:]) // math.prod(positions)
     if eqn.primitive.name == "dot_general":

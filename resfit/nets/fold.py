@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function in evaluation, with less to compute."""
+"""Fold batch norms into the convolutions before them: the same function in evaluation, with fewer operations."""
 
 import itertools
 from collections import Counter, defaultdict
@@ -13,44 +13,44 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
 from resfit.errors import ModuleError
+from resfit.nets.intercept import intercept
 from resfit.nets.modes import in_mode
 from resfit.nets.resnet import ResNet
-from resfit.nets.stand_in import stand_in
 
 _Module = TypeVar("_Module", bound=nnx.Module)
-_CONV, _NORM = "resfit.fold/conv/", "resfit.fold/norm/"  # how calls are marked in a program, before the module's path
+_CONV, _NORM = "resfit.fold/conv/", "resfit.fold/norm/"  # marks of calls in a program, before the module's path
 
 
 class FoldedNorm(nnx.Module):
-    """What stands in the place of a norm whose arithmetic is in the convolution before it: returns its input."""
+    """The replacement of a folded norm, whose arithmetic is in the convolution before it: returns its input."""
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Returns x; the rest is there to be called as a batch norm is."""
+        """Return x. The other arguments are those of a batch norm."""
         return x
 
 
 def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
-    """A copy of a network whose batch norms are part of the convolutions before them.
+    """Return a copy of a network whose batch norms are part of the convolutions before them.
 
     In evaluation the copy computes the same function, up to rounding: `norm(conv(x))` is one convolution with other
-    weights and a bias, computed here in float64. It is found by looking: a norm is folded where it normalises by its
-    running statistics what a convolution returns, and nothing else uses that. So the norms that stand before the
-    convolutions of pre-activated blocks stay, and so does every `GroupNorm`, whose statistics are those of the image.
+    weights and a bias, computed here in float64. A norm is folded if it normalizes the output of a convolution by its
+    running statistics, and nothing else uses that output. The norms before the convolutions of pre-activated blocks
+    stay, and so does every `GroupNorm`, whose statistics are those of the image.
 
-    The copy is for prediction. Trained on, it would be a network without those norms.
+    Use the copy for prediction. To train it would train a network without those norms.
 
     Args:
-        module: a `ResNet`, or any module with `nnx.Conv` and batch norms. It stays as it is.
-        example: a batch of inputs, as arrays or as `jax.ShapeDtypeStruct`, of which only shapes and dtypes are looked
-            at. A `ResNet` needs none.
+        module: a `ResNet`, or any module with `nnx.Conv` and batch norms. It is not changed.
+        example: a batch of inputs, as arrays or as `jax.ShapeDtypeStruct`; only shapes and dtypes are read. Optional
+            for a `ResNet`.
 
     Returns:
-        The copy; its arrays are the module's own, but for the folded ones.
+        The copy. It shares all arrays with the module but the folded ones.
 
     Raises:
-        ModuleError: if there is no norm to fold, or no example to find it with.
+        ModuleError: if there is no norm to fold, or the example is missing.
 
     Example:
         >>> from resfit.nets import ResNetSpec
@@ -63,17 +63,17 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
         if not isinstance(module, ResNet):
             raise ModuleError(
                 f"fold_batch_norm received a {type(module).__name__} and no example. Expected one batch of its inputs, "
-                "to find the norms that follow a convolution. Pass jax.ShapeDtypeStruct((1, height, width, channels), "
-                "'float32')."
+                "which shows the norms that follow a convolution. Pass jax.ShapeDtypeStruct((1, height, width, "
+                "channels), 'float32')."
             )
         side = module.stem.image_size
         example = jax.ShapeDtypeStruct((1, side, side, module.spec.in_channels), "float32")
     pairs = _pairs(module, example)
     if not pairs:
         raise ModuleError(
-            f"{type(module).__name__} has no batch norm that alone uses what a convolution returns, so there is "
-            "nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded. Use the network "
-            "as it is."
+            f"{type(module).__name__} has no batch norm that is the only user of a convolution's output, so "
+            "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded. Use "
+            "the network as it is."
         )
     copy = nnx.clone(module)
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
@@ -90,7 +90,7 @@ def _fold(conv: Any, norm: Any) -> None:
     gain = wide(norm.scale, 1.0) / np.sqrt(wide(norm.var, 1.0) + norm.epsilon)
     bias = wide(norm.bias, 0.0) + (wide(conv.bias, 0.0) - wide(norm.mean, 0.0)) * gain
     dtype = conv.kernel[...].dtype
-    # Variables of its own: another convolution may share the old kernel.
+    # New Variables: another convolution may share the old kernel.
     conv.kernel = nnx.Param(jnp.asarray(wide(conv.kernel, 0.0) * gain, dtype))
     conv.bias = nnx.Param(jnp.asarray(bias, dtype))
     conv.use_bias = True
@@ -109,14 +109,14 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-# --- which norms follow which convolutions ----------------------------------------------------------------------------
+# --- pairs of norms and convolutions ----------------------------------------------------------------------------------
 
 
 def _pairs(module: nnx.Module, example: Any) -> dict[str, str]:
-    """From norms to the convolutions to fold them into, by dotted path.
+    """Return the convolution to fold each norm into, by dotted path.
 
-    The network is evaluated abstractly, with every call of a convolution or of a norm marked in the program. A norm's
-    call is nothing but its mark there, so what else uses a convolution's output is all that else uses it.
+    The network is evaluated abstractly, and every call of a convolution or of a norm is marked in the program. The mark
+    is all that the program has of a norm's call, so it shows every other use of the convolution's output.
     """
     graphdef, state = nnx.split(module)
 
@@ -132,37 +132,34 @@ def _pairs(module: nnx.Module, example: Any) -> dict[str, str]:
     pairs = {}
     for norm, sources in found.norms.items():
         conv, *others = sources
-        # A convolution that is called elsewhere too must stay as it is.
+        # A convolution that is called elsewhere too must not change.
         if conv is not None and not others and found.convs[conv] == sources[conv]:
             pairs[norm] = conv
     return pairs
 
 
 def _mark(part: Any, name: str) -> None:
-    """Marks the calls of a convolution or of a norm; of a copy that nobody else uses."""
-    cls: Any = type(part)
+    """Mark the calls of a convolution or of a norm; of a copy that nobody else uses."""
 
-    def conv(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint_name(cls.__call__(self, *args, **kwargs), _CONV + name)
+    def conv(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint_name(call(*args, **kwargs), _CONV + name)
 
-    def norm(self: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
+    def norm(self: Any, call: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
         evaluating = self.use_running_average if use_running_average is None else use_running_average
-        if evaluating and mask is None and jax.eval_shape(lambda x: cls.__call__(self, x, True), x).dtype == x.dtype:
+        if evaluating and mask is None and jax.eval_shape(lambda x: call(x, True), x).dtype == x.dtype:
             return checkpoint_name(x, _NORM + name)
-        return cls.__call__(self, x, use_running_average, mask=mask)
+        return call(x, use_running_average, mask=mask)
 
-    call: Any = None
-    if isinstance(part, nnx.Conv) and cls.__call__ is nnx.Conv.__call__:
-        call = conv
+    if isinstance(part, nnx.Conv) and type(part).__call__ is nnx.Conv.__call__:
+        intercept(part, conv)
     elif isinstance(part, nnx.BatchNorm) and part.axis == -1:
-        call = norm
-    if call is not None:
-        object.__setattr__(part, "__class__", stand_in(cls, {"__call__": call}))
+        intercept(part, norm)
 
 
 class _Found(NamedTuple):
-    convs: Counter[str]  # calls of each
-    norms: dict[str, Counter[str | None]]  # calls of each on the output of which convolution that serves it alone
+    convs: Counter[str]  # number of calls, by convolution
+    # Number of calls, by norm, and by the convolution whose output only this norm uses (None: another input).
+    norms: dict[str, Counter[str | None]]
 
 
 def _look(jaxpr: core.Jaxpr, found: _Found) -> None:

@@ -1,33 +1,31 @@
-"""From features to logits."""
+"""The classifier head: from features to logits."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
-from resfit.nets.first_values import Initializer, between, uniform
-from resfit.nets.keys import turns
+from resfit.nets.init import uniform
 from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
 
 class _Logits(nnx.Linear):
-    """A dense layer that keeps its dtype where those around it are told to compute in another one."""
+    """A dense layer that keeps its own dtype when the trainer changes the dtype of other layers."""
 
 
 class ClassifierHead(nnx.Module):
     """Global average pooling and one dense layer, computed in float32 so that losses are exact in any precision.
 
-    The first weights and biases are uniform in ±1 / sqrt(in_channels), as in torch.nn.Linear.
+    The initial weights and biases are uniform in ±1 / sqrt(in_channels), as in torch.nn.Linear.
 
     Args:
         in_channels: channels of the features.
         num_classes: number of logits.
-        dropout: probability of dropout between the two (default 0).
+        dropout: probability of dropout between pooling and dense layer (default 0).
         layers: dtype of the parameters (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,30 +45,24 @@ class ClassifierHead(nnx.Module):
     ) -> None:
         layers = layers or Layers()
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
-        bound = 1.0 / math.sqrt(in_channels)
+        initial = uniform(1.0 / math.sqrt(in_channels))
         self.dense = _Logits(
             in_channels,
             num_classes,
-            kernel_init=Initializer(
-                initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"),
-                lambda shape: uniform(1.0 / 3.0 / shape[0]),
-            ),
-            bias_init=Initializer(
-                lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-                lambda shape: between(-bound, bound),
-            ),
+            kernel_init=initial,
+            bias_init=initial,
             dtype=jnp.promote_types(layers.dtype, jnp.float32),
             param_dtype=jnp.dtype(layers.param_dtype),
-            rngs=turns(rngs),
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From features (batch, height, width, in_channels) to logits (batch, num_classes), float32 or wider."""
+        """Map features (batch, height, width, in_channels) to logits (batch, num_classes), float32 or wider."""
         x = self.pooled(x)
         if self.dropout is not None:
             x = self.dropout(x, deterministic=None if train is None else not train)
         return self.dense(x)
 
     def pooled(self, x: jax.Array) -> jax.Array:
-        """The mean over all pixels, (batch, in_channels), float32 or wider."""
+        """Return the mean over all pixels, (batch, in_channels), float32 or wider."""
         return global_average_pool(jnp.asarray(x, self.dense.dtype))

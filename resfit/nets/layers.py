@@ -1,39 +1,15 @@
-"""The layers that every network here is made of, with the choices that are easy to get wrong made once."""
+"""Convolutions and norms of all networks. The choices that are easy to get wrong are made once, here."""
 
-import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
 from resfit.errors import SpecError
-from resfit.nets.first_values import Initializer, normal
-from resfit.nets.keys import turns
+from resfit.nets.init import ZEROS, kaiming_normal
 from resfit.nets.norm import BatchNorm, GroupNorm
-from resfit.nets.registry import Registry
-
-# He et al. 2015 (arXiv:1502.01852) for ReLU nets, counted over the outputs as in torchvision and timm.
-KAIMING_NORMAL = Initializer(
-    initializers.variance_scaling(2.0, "fan_out", "normal"),
-    lambda shape: normal(2.0 / (math.prod(shape[:-2]) * shape[-1])),
-)
-
-ZERO = Initializer(initializers.zeros, lambda shape: normal(0.0))
-
-
-class Norm(Protocol):
-    """A norm as a block calls it: x (batch, height, width, channels), and whether to evaluate (None: its own mode)."""
-
-    def __call__(self, x: jax.Array, evaluating: bool | None = None, /) -> jax.Array: ...
-
-
-class MakeNorm(Protocol):
-    """What makes a norm of a `Layers`: channels, and whether its scale begins at zero."""
-
-    def __call__(self, channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm: ...
+from resfit.nets.registry import NORMS, Norm
 
 
 def _batch_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm:
@@ -43,27 +19,26 @@ def _batch_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.
         zero_scale=zero_scale,
         dtype=layers.dtype,
         param_dtype=layers.param_dtype,
-        rngs=turns(rngs),
+        rngs=rngs,
     )
 
 
 def _group_norm(channels: int, *, zero_scale: bool, layers: "Layers", rngs: nnx.Rngs) -> Norm:
-    return GroupNorm(
-        channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=turns(rngs)
-    )
+    return GroupNorm(channels, zero_scale=zero_scale, dtype=layers.dtype, param_dtype=layers.param_dtype, rngs=rngs)
 
 
-NORMS: Registry[MakeNorm] = Registry("norm", {"batch": _batch_norm, "group": _group_norm})
+NORMS.register("batch", _batch_norm)
+NORMS.register("group", _group_norm)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes convolutions and norms that agree in their dtypes and in their kind of norm.
+    """A factory of convolutions and norms of one dtype and one kind of norm.
 
     Attributes:
-        dtype: the dtype in which convolutions compute and activations are kept, `"float32"` or `"bfloat16"`.
-        param_dtype: the dtype in which kernels, scales and biases are stored.
-        unbiased_variance: keep the running variance as PyTorch does (see `BatchNorm`).
+        dtype: dtype of the arithmetic and of the activations, `"float32"` or `"bfloat16"`.
+        param_dtype: dtype of the kernels, scales and biases.
+        unbiased_variance: update the running variance as PyTorch does (see `BatchNorm`).
         kind_of_norm: a name in `NORMS`: `"batch"` or `"group"`.
 
     Example:
@@ -91,23 +66,23 @@ class Layers:
         zero: bool = False,
         rngs: nnx.Rngs,
     ) -> nnx.Conv:
-        """A square convolution whose output pixel i is centred on input pixel i * stride; no bias: a norm follows.
+        """Return a square convolution without a bias. Output pixel i is centered on input pixel i * stride.
 
         The padding is `dilation * (kernel // 2)` on both sides. Padding 'SAME' would put the odd pixel on the right
-        only, and move the centres of every strided convolution by one pixel against its 1x1 shortcut.
+        only and shift a strided convolution by one pixel against its 1x1 shortcut.
 
         Args:
             in_channels: channels of the input (batch, height, width, in_channels).
             out_channels: channels of the output (batch, ceil(height / stride), ceil(width / stride), out_channels).
-            kernel: side of the square kernel in pixels, odd.
+            kernel: side of the kernel in pixels, odd.
             strides: step in pixels, for both axes or for each (default 1).
-            dilation: distance in pixels between the kernel's taps (default 1).
-            groups: into how many parts the channels are cut, each of which sees only itself (default 1).
+            dilation: distance between the taps of the kernel in pixels (default 1).
+            groups: number of groups of channels; each group is convolved separately (default 1).
             zero: start with a kernel of zeros (default False).
-            rngs: where the kernel's first values come from.
+            rngs: keys for the initial values.
 
         Raises:
-            SpecError: if the groups do not divide the channels.
+            SpecError: if `groups` does not divide the channels.
         """
         if in_channels % groups or out_channels % groups:
             raise SpecError(
@@ -124,35 +99,35 @@ class Layers:
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=False,
-            kernel_init=ZERO if zero else KAIMING_NORMAL,
+            kernel_init=ZEROS if zero else kaiming_normal,
             dtype=jnp.dtype(self.dtype),
             param_dtype=jnp.dtype(self.param_dtype),
-            rngs=turns(rngs),
+            rngs=rngs,
         )
 
     def norm(self, channels: int, *, zero_scale: bool = False, rngs: nnx.Rngs) -> Norm:
-        """A norm over `channels` channels.
+        """Return a norm of the kind `kind_of_norm`.
 
         Args:
             channels: size of the last axis of the input.
-            zero_scale: start with the scale at zero, so that the norm's output is its bias alone (default False).
-            rngs: not drawn from; the norms start at constants.
+            zero_scale: start with a scale of zero, so that the output is the bias (default False).
+            rngs: passed on to the norm. `"batch"` and `"group"` start with constants.
         """
         return NORMS[self.kind_of_norm](channels, zero_scale=zero_scale, layers=self, rngs=rngs)
 
 
 class NormRelu(nnx.Module):
-    """A norm and a ReLU, as they stand before the convolutions of pre-activated blocks and after the last of them.
+    """A norm and a ReLU, for pre-activated blocks and after the last of them.
 
     Args:
         channels: of the input.
         layers: dtypes and kind of norm.
-        rngs: not drawn from.
+        rngs: not used.
     """
 
     def __init__(self, channels: int, *, layers: Layers, rngs: nnx.Rngs) -> None:
         self.norm = layers.norm(channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Of the shape of x (batch, height, width, channels)."""
+        """Map x (batch, height, width, channels) to the same shape."""
         return nnx.relu(self.norm(x, None if train is None else not train))

@@ -10,13 +10,13 @@ import numpy as np
 from flax import errors, linen, nnx
 
 from resfit.errors import ModuleError
-from resfit.nets.stand_in import stand_in
+from resfit.nets.intercept import set_class, wrapping
 
 _KEPT = frozenset({"params", "intermediates"})  # collections that a call in training does not rewrite
 
 
 def is_mode(parameter: inspect.Parameter) -> bool:
-    """Return whether a parameter that is named like a mode is one; a float named `train` is a rate, or a share."""
+    """Return True if a parameter with the name of a mode is one; a float named `train` is a probability or a weight."""
     default = parameter.default
     typed = default is parameter.empty or isinstance(default, bool | int | np.bool_ | None)
     return typed and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
@@ -25,8 +25,9 @@ def is_mode(parameter: inspect.Parameter) -> bool:
 def switch(part: nnx.bridge.ToNNX, train: bool, keywords: Mapping[str, bool]) -> None:
     """Put a wrapped Linen module in a mode.
 
-    Fields of the Linen module that are named like a mode are set. Its method gets the mode keywords that the caller
-    leaves out. In training, all collections but the parameters are mutable, or its statistics could not move.
+    Fields of the Linen module with the name of a mode are set. Its methods, and those of the Linen modules inside it,
+    get the mode keywords that their caller leaves out. In training, all collections but the parameters are mutable, so
+    that the statistics can move.
 
     Args:
         part: of a copy that nobody else uses; its class is changed.
@@ -34,53 +35,69 @@ def switch(part: nnx.bridge.ToNNX, train: bool, keywords: Mapping[str, bool]) ->
         keywords: names of mode arguments, and the value of each in training.
     """
     module: Any = part.to_nnx__module
-    fields = {field.name for field in dataclasses.fields(module)}
-    flags = {name: value == train for name, value in keywords.items() if name in fields}
-    flags = {name: value for name, value in flags.items() if isinstance(getattr(module, name), bool)}
+    values = {name: value == train for name, value in keywords.items()}
+    names = {field.name for field in dataclasses.fields(module)} & values.keys()
+    flags = {name: values[name] for name in names if isinstance(getattr(module, name), bool)}
     if flags:
         part.to_nnx__module = module.clone(**flags)
-    values = tuple((name, value == train) for name, value in keywords.items() if name not in flags)
-    object.__setattr__(part, "__class__", _in_mode(type(part), train, values))
+    set_class(part, _in_mode(type(part), train, tuple(values.items())))
 
 
 def hold_in_evaluation(part: nnx.bridge.ToNNX, norms: frozenset[tuple[Any, ...]]) -> None:
-    """Let some BatchNorms of a wrapped Linen module normalize by their running statistics in any mode.
+    """Make some BatchNorms of a wrapped Linen module normalize by their running statistics in every mode.
 
     Args:
         part: of a copy that nobody else uses; its class is changed.
         norms: the paths of those BatchNorms inside the Linen module.
     """
-    object.__setattr__(part, "__class__", _held(type(part), norms))
+    set_class(part, _held(type(part), norms))
 
 
 @functools.cache
 def _in_mode(cls: type, train: bool, values: tuple[tuple[str, bool], ...]) -> type:
-    def __call__(self: Any, *args: Any, method: Any = None, mutable: Any = None, **kwargs: Any) -> Any:
-        kwargs = {**_left_out(self.to_nnx__module, method, args, kwargs, dict(values)), **kwargs}
+    supply = functools.partial(_supply, dict(values))
+
+    def around(part: Any, call: Any, *args: Any, method: Any = None, mutable: Any = None, **kwargs: Any) -> Any:
+        if callable(method):  # Linen intercepts methods of modules, not other functions of one
+            args, kwargs = _completed(method, dict(values), (part.to_nnx__module, *args), kwargs)
+            args = args[1:]
         if mutable is None and train:
-            mutable = _collections(self) or None
+            mutable = _collections(part) or None
         try:
-            return cls.__call__(self, *args, method=method, mutable=mutable, **kwargs)
+            with linen.intercept_methods(supply):
+                return call(*args, method=method, mutable=mutable, **kwargs)
         except (errors.ScopeParamNotFoundError, errors.ScopeCollectionNotFound) as error:
             raise ModuleError(
-                f"The Linen module {type(self.to_nnx__module).__name__} in nnx.bridge.ToNNX lacks a parameter: {error} "
-                "Expected a module that is initialized. Call .lazy_init(x) of the ToNNX with a batch of inputs."
+                f"The Linen module {type(part.to_nnx__module).__name__} in nnx.bridge.ToNNX lacks a parameter: {error} "
+                "Expected an initialized module. Call .lazy_init(x) of the ToNNX with a batch of inputs."
             ) from error
 
-    return stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)})
+    return wrapping(cls, around)
 
 
-def _left_out(module: Any, method: Any, args: Any, kwargs: Any, values: Mapping[str, bool]) -> dict[str, bool]:
-    """Return the mode keywords of the called method that the caller left out."""
-    function = getattr(type(module), method or "__call__") if method is None or isinstance(method, str) else method
+def _supply(values: Mapping[str, bool], function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Call a method of a Linen module with the mode keywords that its caller left out."""
+    module = context.module
+    # Linen refuses a mode as both a field and an argument.
+    fields = {field.name for field in dataclasses.fields(module) if getattr(module, field.name, None) is not None}
+    missing = {name: value for name, value in values.items() if name not in fields}
+    args, kwargs = _completed(context.orig_method, missing, args, kwargs)
+    return function(*args, **kwargs)
+
+
+def _completed(function: Any, values: Mapping[str, bool], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of a call together with the mode keywords that it leaves out."""
     signature = inspect.signature(function)
-    given = signature.bind_partial(module, *args, **kwargs).arguments
     parameters = signature.parameters
-    return {
-        name: value
-        for name, value in values.items()
-        if name in parameters and name not in given and is_mode(parameters[name])
-    }
+    wanted = {name: value for name, value in values.items() if name in parameters and is_mode(parameters[name])}
+    if not wanted:
+        return args, kwargs
+    bound = signature.bind_partial(*args, **kwargs)
+    missing = {name: value for name, value in wanted.items() if name not in bound.arguments}
+    if not missing:
+        return args, kwargs
+    bound.arguments |= missing
+    return bound.args, bound.kwargs
 
 
 def _collections(part: nnx.bridge.ToNNX) -> list[str]:
@@ -101,8 +118,8 @@ def _held(cls: type, norms: frozenset[tuple[Any, ...]]) -> type:
         object.__setattr__(norm, "use_running_average", True)
         return function(args[0], mask=kwargs.get("mask"))
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def around(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
         with linen.intercept_methods(evaluate):
-            return cls.__call__(self, *args, **kwargs)
+            return call(*args, **kwargs)
 
-    return stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)})
+    return wrapping(cls, around)

@@ -1,4 +1,4 @@
-"""Training and evaluation mode: the one table of its keywords, and how a mode reaches every part of a module."""
+"""Training and evaluation mode: the one table of mode keywords, and the way a mode reaches every part of a module."""
 
 import functools
 import inspect
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from resfit.nets import linen
-from resfit.nets.stand_in import stand_in
+from resfit.nets.intercept import set_class, subclass
 
-# The arguments by which a call takes its mode, and the value of each in training.
+# The arguments and attributes that hold a mode, and the value of each in training.
 MODE_KEYWORDS: Mapping[str, bool] = types.MappingProxyType(
     {"train": True, "training": True, "deterministic": False, "use_running_average": False}
 )
@@ -21,14 +21,14 @@ _SETTERS = frozenset({"train", "eval", "set_view", "set_attributes"})
 
 
 class Supplied(NamedTuple):
-    """What a class whose methods get the mode stands in for; forced: they get it whatever their caller says."""
+    """The origin of a class whose methods get the mode: the user's class, and whether the mode is forced."""
 
     cls: type
-    forced: bool
+    forced: bool  # methods get the mode even if their caller passes another one
 
 
 def mode_keywords(module: nnx.Module, train: bool) -> dict[str, bool]:
-    """Return the keywords by which the call of a module takes its mode, with their values in this mode."""
+    """Return the mode keywords that the call of a module takes, with their values in this mode."""
     return _named(type(module).__call__, train)
 
 
@@ -45,9 +45,9 @@ def in_mode(module: nnx.Module, train: bool | None) -> tuple[Any, dict[str, bool
 def switched(module: nnx.Module, train: bool) -> Any:
     """Return a view of a module in which every part is in one mode.
 
-    A part may take its mode from a flag that `nnx.view` sets, from a bare attribute that `train()` and `eval()` set, or
-    from an argument. Where a nested call leaves a mode argument out, the part gets the mode; an explicit argument wins.
-    The view shares the Variables, so statistics still move. Its flags are its own.
+    A part can take its mode from a flag that `nnx.view` sets, from a bool attribute with the name of a mode, or from an
+    argument. If a nested call leaves a mode argument out, the part gets the mode; an explicit argument wins. The view
+    shares the Variables, so statistics still move. Its flags are its own.
 
     Args:
         module: any module.
@@ -62,10 +62,7 @@ def switched(module: nnx.Module, train: bool) -> Any:
         (8.0, 2.0)
     """
     view = nnx.view(module, raise_if_not_found=False, deterministic=not train, use_running_average=not train)
-    if train:
-        view.train()
-    else:
-        view.eval()
+    _set_flags(view, train)
     for _, part in nnx.iter_modules(view):
         if isinstance(part, nnx.bridge.ToNNX):
             linen.switch(part, train, MODE_KEYWORDS)
@@ -75,19 +72,29 @@ def switched(module: nnx.Module, train: bool) -> Any:
 
 
 def hold_in_evaluation(part: nnx.Module) -> None:
-    """Keep one part in evaluation mode, also where its caller passes another mode.
+    """Keep one part in evaluation mode, even if its caller passes another mode.
 
     Args:
         part: of a copy that nobody else uses; its class is changed.
     """
-    part.eval()
+    _set_flags(part, train=False)
     _become(part, _supplied(type(part), train=False, forced=True))
+
+
+def _set_flags(module: nnx.Module, train: bool) -> None:
+    """Set the mode attributes of a module and its parts."""
+    cls: Any = type(module)  # of which an attribute may hide the method `train`
+    cls.train(module) if train else cls.eval(module)
+    for _, part in nnx.iter_modules(module):
+        for name in MODE_KEYWORDS.keys() & vars(part).keys():
+            if isinstance(getattr(part, name), bool):
+                setattr(part, name, MODE_KEYWORDS[name] == train)
 
 
 def _become(part: nnx.Module, cls: type) -> None:
     # The class is swapped so that the part is right wherever it is called, also in an overridden compute_loss.
     if cls is not type(part):
-        object.__setattr__(part, "__class__", cls)
+        set_class(part, cls)
 
 
 def _named(function: Any, train: bool) -> dict[str, bool]:
@@ -100,7 +107,7 @@ def _named(function: Any, train: bool) -> dict[str, bool]:
 
 
 def _reaches(function: Any, name: str) -> bool:
-    """Return whether a decorator, whose signature seems to be that of what it decorates, takes an argument itself."""
+    """Return True if a function takes an argument itself; a decorator may only show the signature of its function."""
     if not isinstance(function, types.FunctionType):
         return True
     own = inspect.signature(function, follow_wrapped=False).parameters
@@ -111,25 +118,25 @@ def _reaches(function: Any, name: str) -> bool:
 def _supplied(cls: type, train: bool, *, forced: bool) -> type:
     """Return a subclass whose methods get the mode where it is left out (forced: always), or the class if none need it.
 
-    A method that calls `super()` leaves it out too: the stand-ins of parents come before them in the order of
-    resolution. Equal arguments give the same subclass, so that two copies of a module have equal graphs.
+    A method that calls `super()` leaves the mode out too, so the subclasses of parents come before the parents in the
+    method resolution order. Equal arguments give the same subclass, so that two copies of a module have equal graphs.
     """
     known = vars(cls).get("_supplied")
     if known is not None:
         return cls if known.forced else _supplied(known.cls, train, forced=forced)
     parents = [
-        stand_in(base, found, metaclass=type(cls))
+        subclass(base, found, metaclass=type(cls))
         for base in cls.__mro__[1:]
         if (found := _methods(base, train, forced=forced))
     ]
     methods = _methods(cls, train, forced=forced)
     if not methods and not parents:
         return cls
-    return stand_in(cls, {**methods, "_supplied": Supplied(cls, forced)}, *parents)
+    return subclass(cls, {**methods, "_supplied": Supplied(cls, forced)}, *parents)
 
 
 def _methods(cls: type, train: bool, *, forced: bool) -> dict[str, Callable[..., Any]]:
-    """Return the methods that a class itself defines and that need the mode, made to get it."""
+    """Return the methods that a class itself defines and that need the mode, wrapped so that they get it."""
     methods: dict[str, Callable[..., Any]] = {}
     for name, method in vars(cls).items():
         if (name.startswith("__") and name != "__call__") or name in _SETTERS or not _is_method(method):
@@ -149,7 +156,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _missing(method: Any, train: bool) -> dict[str, bool]:
-    """Return the mode keywords of a method whose defaults say something else."""
+    """Return the mode keywords of a method whose defaults are those of another mode."""
     parameters = inspect.signature(method).parameters
     # In layers of flax and resfit, None leaves the mode to flags, which are set.
     by_flag = (getattr(method, "__module__", None) or "").partition(".")[0] in ("flax", "resfit")
@@ -165,7 +172,7 @@ def _supplying(method: Any, values: Mapping[str, bool], *, forced: bool) -> Call
     kinds: set[Any] = set()
     if isinstance(method, types.FunctionType):
         kinds = {one.kind for one in inspect.signature(method, follow_wrapped=False).parameters.values()}
-    # What nnx.remat made knows its static arguments by position; a decorator's (self, x, **kwargs) knows none.
+    # nnx.remat knows its static arguments by position; a decorator with (self, x, **kwargs) takes keywords only.
     by_keyword = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
 
     @functools.wraps(method)

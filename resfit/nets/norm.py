@@ -1,46 +1,50 @@
-"""Batch and group normalisation with the constants of the ResNet papers, in float32, and with an explicit mode."""
+"""Batch and group normalization with the constants of the ResNet papers, in float32, with an explicit mode."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
 from resfit.errors import InputShapeError, SpecError
+from resfit.nets.init import ONES, ZEROS
+from resfit.nets.moments import from_powers
 
-MOMENTUM = 0.9  # weight of the old statistic; flax's default 0.99 still holds 37 % of the first value after 100 steps
+MOMENTUM = 0.9  # weight of the old statistic; flax has 0.99, which after 100 steps keeps 37 % of the initial value
 EPSILON = 1e-5
+_NO_KEYS: Any = SimpleNamespace(params=lambda: None)  # for flax's constructors, which draw keys for constants too
 
 
 class BatchNorm(nnx.BatchNorm):
     """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167): `(x - mean) / sqrt(var + 1e-5) * scale + bias`.
 
-    It is flax's layer with four choices made. The momentum is 0.9, as in torchvision, timm and the flax ImageNet
-    example. A new norm is in evaluation mode, so that a bare call never changes a statistic. The arithmetic and the
-    statistics are float32 (or wider) whatever `dtype` is, where flax rounds the running statistics to it; only the
-    output is cast. And the running variance may follow PyTorch.
+    The layer differs from flax's in four ways. The momentum is 0.9, as in torchvision, timm and the flax ImageNet
+    example. A new norm is in evaluation mode, so that a call without a mode never changes a statistic. Arithmetic and
+    statistics are float32 or wider for every `dtype`, and only the output is cast; flax rounds the running statistics
+    to `dtype`. The running variance can follow PyTorch.
 
     Args:
         num_features: channels, the size of the last axis of the input.
-        unbiased: let the running variance follow the unbiased n / (n - 1) form, as PyTorch's does, instead of the
-            biased one of flax, Keras and Haiku (default False). The batch itself is normalised by the biased form in
-            both, so this only matters to networks whose training must match PyTorch's number for number.
-        zero_scale: start with `scale` at zero instead of one (default False).
+        unbiased: update the running variance with the unbiased form, n / (n - 1), as PyTorch does. The default False
+            uses the biased form of flax, Keras and Haiku. Both normalize the batch by the biased form, so the choice
+            matters only if training has to match PyTorch exactly.
+        zero_scale: start with a `scale` of zero instead of one (default False).
         dtype: dtype of the output (default `"float32"`).
         param_dtype: dtype of `scale` and `bias` (default `"float32"`).
-        rngs: not drawn from; asked for because every flax layer takes it.
+        rngs: not used; every flax layer takes it.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
         >>> norm = BatchNorm(3, rngs=nnx.Rngs(0))
         >>> x = jnp.ones((4, 2, 2, 3))
-        >>> y = norm(x)                              # evaluation: nothing moves
+        >>> y = norm(x)                              # evaluation: no statistic changes
         >>> norm.mean[...].tolist()
         [0.0, 0.0, 0.0]
-        >>> y = norm(x, use_running_average=False)   # training: a tenth of the batch's mean
+        >>> y = norm(x, use_running_average=False)   # training: a tenth of the batch mean
         >>> norm.mean[...].round(6).tolist()
         [0.10000000149011612, 0.10000000149011612, 0.10000000149011612]
     """
@@ -58,41 +62,38 @@ class BatchNorm(nnx.BatchNorm):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
-        # Flax's own constants are of one channel and replaced: each width would cost it two small programs.
+        # One channel, because flax compiles two small programs for each width. The values below replace its own.
         super().__init__(
             1,
             use_running_average=True,
             momentum=MOMENTUM,
             epsilon=EPSILON,
             param_dtype=jnp.dtype(param_dtype),
-            rngs=rngs,
+            scale_init=ZEROS,
+            bias_init=ZEROS,
+            rngs=_NO_KEYS,
         )
-
-        def constant(value: float, dtype: str) -> jax.Array:
-            values: jax.Array = jax.device_put(np.full((num_features,), value, jnp.dtype(dtype)))
-            return values
-
         self.num_features = num_features
-        self.mean = nnx.BatchStat(constant(0, "float32"))
-        self.var = nnx.BatchStat(constant(1, "float32"))
-        self.scale = nnx.Param(constant(0 if zero_scale else 1, param_dtype))
-        self.bias = nnx.Param(constant(0, param_dtype))
+        self.mean = nnx.BatchStat(ZEROS(None, (num_features,), "float32"))
+        self.var = nnx.BatchStat(ONES(None, (num_features,), "float32"))
+        self.scale = nnx.Param((ZEROS if zero_scale else ONES)(None, (num_features,), param_dtype))
+        self.bias = nnx.Param(ZEROS(None, (num_features,), param_dtype))
         self.unbiased = unbiased
         self.output_dtype = dtype
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Normalises x (batch, ..., channels); in training mode also moves the running statistics.
+        """Normalize x (batch, ..., channels). In training mode, also update the running statistics.
 
         Args:
             x: the input, channels last.
-            use_running_average: True normalises by the running statistics, False by those of this batch; None
-                (default) follows the layer's own mode.
-            mask: (batch, ..., 1 or channels) or None; where False an entry is left out of the batch's statistics.
+            use_running_average: True normalizes by the running statistics, False by the batch statistics; None
+                (default) follows the mode of the layer.
+            mask: (batch, ..., 1 or channels) or None. The batch statistics ignore entries where the mask is False.
 
         Raises:
-            InputShapeError: with `unbiased=True`, for a batch with a single value per channel, whose unbiased variance
+            InputShapeError: with `unbiased=True`, if a batch has a single value per channel: the unbiased variance
                 does not exist.
         """
         evaluating = self.use_running_average if use_running_average is None else use_running_average
@@ -103,14 +104,14 @@ class BatchNorm(nnx.BatchNorm):
             mean, var, n = self._batch_statistics(x, mask)
             self._move(self.mean, mean)
             self._move(self.var, var * (n / (n - 1)) if self.unbiased else var)
-        # x * gain + shift, as in PyTorch: its gradient needs x alone, that of (x - mean) * gain also x - mean. On a CPU
-        # that is a third of the memory of a ResNet-20's step, and 7 % of its time.
+        # x * gain + shift, as in PyTorch: the gradient needs only x; for (x - mean) * gain it also needs x - mean. On a
+        # CPU this saves a third of the memory of a ResNet-20 step and 7 % of its time.
         gain = lax.rsqrt(var + self.epsilon) * self.scale[...]
         y = x * _channels_last(gain, x) + _channels_last(self.bias[...] - mean * gain, x)
         return jnp.asarray(y, self.output_dtype)
 
     def _batch_statistics(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
-        """Mean and biased variance per channel, and from how many values, over the batches of all devices of the axis.
+        """Return mean and biased variance per channel over all devices of the axis, and the number of values.
 
         The variance is E[x^2] - E[x]^2, one pass over memory, as in flax.
         """
@@ -127,37 +128,35 @@ class BatchNorm(nnx.BatchNorm):
                 f"BatchNorm in training received an input of shape {x.shape}: one value per channel has no unbiased "
                 "variance. Expected at least two. Use a larger batch or image, or build the norm with unbiased=False."
             )
-        mean, mean_of_squares = moments
-        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0), n
+        return *from_powers(*moments), n
 
     def _move(self, statistic: nnx.Variable[jax.Array], batch: jax.Array) -> None:
-        # set_value, not statistic[...] = ...: the latter asks a tracer for its sharding, an error that JAX words at a
-        # cost in proportion to the program, and half the time of tracing a deep network.
+        # set_value, not statistic[...] = ...: the latter asks a tracer for its sharding, and JAX's error for that takes
+        # half of the time of tracing a deep network.
         moved = self.momentum * statistic[...] + (1.0 - self.momentum) * batch
         statistic.set_value(lax.stop_gradient(moved).astype(statistic[...].dtype))
 
 
 def _channels_last(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Values (channels,) with as many axes as x."""
+    """Return values (channels,) with as many axes as x."""
     return values.reshape((1,) * (x.ndim - 1) + values.shape)
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Group norm (Wu & He 2018, arXiv:1803.08494): each image is normalised by itself, over groups of its channels.
+    """Group norm (Wu & He 2018, arXiv:1803.08494): normalizes each image separately, over groups of channels.
 
-    So it does the same in training and evaluation, and does not depend on the batch. 32 groups, as in the paper, in
-    PyTorch and in timm, or one for every channel where there are fewer. The arithmetic is float32 or wider, whatever
-    `dtype` is.
+    Training and evaluation are the same, and the batch does not matter. The norm has 32 groups, as in the paper and in
+    timm, or one group for each channel if there are fewer than 32. The arithmetic is float32 or wider.
 
     Args:
         num_features: channels, the size of the last axis of the input.
-        zero_scale: start with `scale` at zero instead of one (default False).
+        zero_scale: start with a `scale` of zero instead of one (default False).
         dtype: dtype of the output (default `"float32"`).
         param_dtype: dtype of `scale` and `bias` (default `"float32"`).
-        rngs: not drawn from; asked for because every flax layer takes it.
+        rngs: not used; every flax layer takes it.
 
     Raises:
-        SpecError: if 32 groups do not divide the channels.
+        SpecError: if there are more than 32 channels and 32 does not divide them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -181,19 +180,26 @@ class GroupNorm(nnx.GroupNorm):
         groups = min(32, num_features)
         if num_features % groups:
             raise SpecError(
-                f"A group norm received {num_features} channels. Expected a multiple of 32, or fewer than that. Choose "
+                f"A group norm received {num_features} channels. Expected fewer than 32, or a multiple of 32. Choose "
                 "other widths, or norm='batch'."
             )
-        super().__init__(1, num_groups=1, epsilon=EPSILON, param_dtype=jnp.dtype(param_dtype), rngs=rngs)
+        super().__init__(
+            1,
+            num_groups=1,
+            epsilon=EPSILON,
+            param_dtype=jnp.dtype(param_dtype),
+            scale_init=ZEROS,
+            bias_init=ZEROS,
+            rngs=_NO_KEYS,
+        )
         self.num_groups, self.group_size = groups, num_features // groups
-        start = np.full((num_features,), 0 if zero_scale else 1, jnp.dtype(param_dtype))
-        self.scale = nnx.Param(jax.device_put(start))
-        self.bias = nnx.Param(jax.device_put(np.zeros((num_features,), jnp.dtype(param_dtype))))
+        self.scale = nnx.Param((ZEROS if zero_scale else ONES)(None, (num_features,), param_dtype))
+        self.bias = nnx.Param(ZEROS(None, (num_features,), param_dtype))
         self.output_dtype = dtype
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Normalises x (batch, ..., channels); `use_running_average` is there to be called as a batch norm is."""
+        """Normalize x (batch, ..., channels). `use_running_average` is not used; batch norms have it."""
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         return jnp.asarray(super().__call__(wide, mask=mask), self.output_dtype)

@@ -12,12 +12,12 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
-from resfit.backends.cpu_barrier import stored
+from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.errors import SpecError
 
 
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
-    """The maximum over a square window, padded by `window // 2` on both sides, as torchvision's stem has it.
+    """Return the maximum over square windows, padded by `window // 2` on both sides as in torchvision's stem.
 
     Args:
         x: images (batch, height, width, channels) of a floating dtype.
@@ -35,8 +35,8 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
     return _max_pool(x, window, strides)
 
 
-# nnx.max_pool has the same values and gradient (the first of equal values gets it), but its gradient is a
-# select-and-scatter: ten times slower on a CPU, and refused by XLA's deterministic mode on a GPU.
+# nnx.max_pool has the same values and gradients (the first of equal values gets the gradient). Its gradient is a
+# select-and-scatter, which is ten times slower on a CPU and an error in XLA's deterministic mode on a GPU.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
     return _largest(x, window, strides)[0]
@@ -46,11 +46,11 @@ def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
 def _max_pool_jvp(
     window: int, strides: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Keeps which pixel of a window it was, one byte each; JAX would keep a comparison for each pixel of the window."""
+    """Keep the position of each maximum, one byte each; JAX would keep one comparison for each pixel of a window."""
     (x,), (tangent,) = primals, tangents
-    pooled, which = stored(_largest(x, window, strides))  # in one pass: both halves of every comparison
+    pooled, which = materialize_on_cpu(_largest(x, window, strides))  # in one pass: both halves of every comparison
 
-    # Checkpointed, so that the gradient keeps `which` and compares again; there is nothing to hold apart by barriers.
+    # A checkpoint, so that the gradient keeps `which` and compares again. No barrier is needed: prevent_cse=False.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def picked(which: jax.Array, tangent: jax.Array) -> jax.Array:
         parts = [jnp.where(which == i, part, 0) for i, part in enumerate(_shifted(tangent, window, strides, 0))]
@@ -60,7 +60,7 @@ def _max_pool_jvp(
 
 
 def _largest(x: jax.Array, window: int, strides: int) -> tuple[jax.Array, jax.Array]:
-    """The first of the largest values in each window, and which pixel of the window it is, row by row."""
+    """Return the first of the largest values in each window, and its position in the window, row by row."""
     largest, *others = _shifted(x, window, strides, -jnp.inf)
     number = np.min_scalar_type(window * window)
     which = jnp.zeros(largest.shape, number)
@@ -72,7 +72,7 @@ def _largest(x: jax.Array, window: int, strides: int) -> tuple[jax.Array, jax.Ar
 
 
 def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[jax.Array]:
-    """For each pixel of the window, row by row, what it sees at every step."""
+    """Return, for each position in the window, row by row, the pixels under it at every step."""
     pad = window // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=outside)
     height, width = (-(-size // strides) for size in x.shape[1:3])
@@ -83,10 +83,10 @@ def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[ja
 
 
 def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Array:
-    """The mean over windows of 2x2 pixels that step by `strides`; at the right and lower edge, of what is there.
+    """Return the mean over windows of 2x2 pixels; windows at the right and lower edge average the pixels inside.
 
-    As `AvgPool2d(2, strides, ceil_mode=True, count_include_pad=False)` in PyTorch. With strides of 1 the window reaches
-    one pixel of zeros beyond the edge, which counts, as in timm's `AvgPool2dSame`.
+    Equals `AvgPool2d(2, strides, ceil_mode=True, count_include_pad=False)` of PyTorch. With strides of 1 the windows
+    at the edge include one pixel of zeros, as in timm's `AvgPool2dSame`.
 
     Args:
         x: images (batch, height, width, channels).
@@ -113,9 +113,9 @@ def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Arr
 
 
 def blur_pool(x: jax.Array, *, strides: int = 2) -> jax.Array:
-    """Every stride-th pixel of an image blurred by (1, 2, 1) / 4 along both axes (Zhang 2019, arXiv:1904.11486).
+    """Blur by (1, 2, 1) / 4 along both axes and keep every stride-th pixel (Zhang 2019, arXiv:1904.11486).
 
-    The edge is reflected, as in timm's `BlurPool2d`.
+    The image is reflected at the edges, as in timm's `BlurPool2d`.
 
     Args:
         x: images (batch, height, width, channels) of at least two pixels a side.
@@ -137,7 +137,7 @@ def blur_pool(x: jax.Array, *, strides: int = 2) -> jax.Array:
     return x
 
 
-# What an anti-aliased network steps with, by the value of `ResNetSpec.antialias`.
+# The pooling of anti-aliased networks, by the value of `ResNetSpec.antialias`.
 ANTIALIAS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({"avg": average_pool, "blur": blur_pool})
 
 
@@ -145,7 +145,7 @@ def antialias_kind(value: Any) -> str | None:
     """Return a key of `ANTIALIAS`, or None.
 
     Args:
-        value: that, or a boolean, as files of earlier versions have it: True is `"blur"`, False is None.
+        value: a key, None, or a boolean from a file of an earlier version: True means `"blur"`, False means None.
 
     Raises:
         SpecError: for any other value.
@@ -159,7 +159,7 @@ def antialias_kind(value: Any) -> str | None:
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """The mean of every channel over all pixels (Lin et al. 2013, arXiv:1312.4400).
+    """Return the mean of every channel over all pixels (Lin et al. 2013, arXiv:1312.4400).
 
     Args:
         x: images (batch, height, width, channels).

@@ -1,7 +1,7 @@
-"""The pre-activated blocks of the second ResNet paper: norm and ReLU stand before each convolution, none after the sum.
+"""The blocks of the second ResNet paper: a norm and a ReLU before each convolution, nothing after the addition.
 
-He et al. 2016, arXiv:1603.05027. The identity carries x itself from block to block; a projection sees what the branch
-sees. A network of such blocks ends in a norm and a ReLU.
+He et al. 2016, arXiv:1603.05027. An identity shortcut passes x on unchanged; a projection has the same input as the
+branch. A network of such blocks ends in a norm and a ReLU.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from flax import nnx
 
 from resfit.nets.blocks import BottleneckBlock, inner_width
 from resfit.nets.layers import Layers, NormRelu
+from resfit.nets.registry import BLOCKS
 from resfit.nets.residual import Residual
 
 
@@ -19,7 +20,7 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 class _PreActivated(Residual):
-    """Norm and ReLU before the branch, nothing after the addition, and projections without a norm."""
+    """A block with norm and ReLU before the branch, nothing after the addition, and projections without a norm."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class PreActBasicBranch(nnx.Module):
         self.conv2 = layers.conv(width, width, kernel=3, dilation=dilation, zero=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm2(self.conv1(x), evaluating))
         if self.dropout is not None:
@@ -75,11 +76,12 @@ class PreActBasicBlock(_PreActivated):
         width: channels of both convolutions and of the output.
         strides: step of the first convolution in pixels (default 1).
         dilation: distance between the taps of the 3x3 convolutions in pixels (default 1).
-        first_dilation: that of the first one alone, where another stage comes before (default: `dilation`).
-        dropout: probability of a value between the convolutions to be zero in training (default 0).
-        zero_init_last: start the last convolution at zero, so that a new block passes its shortcut on (default True).
+        first_dilation: dilation of the first convolution, which follows the previous stage (default: `dilation`).
+        dropout: probability of dropout between the convolutions (default 0).
+        zero_init_last: start with zeros in the last convolution, so that a new block returns its shortcut (default
+            True).
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
         **residual: `shortcut`, `squeeze` and `drop_path`, as in `Residual`; the shortcut is `"conv"` by default.
 
     Example:
@@ -145,7 +147,7 @@ class PreActBottleneckBranch(nnx.Module):
         self.conv3 = layers.conv(inner, out_channels, kernel=1, zero=zero_init_last, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), 4 * width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm2(self.conv1(x), evaluating))
         x = nnx.relu(self.norm3(self.conv2(x), evaluating))
@@ -157,15 +159,16 @@ class PreActBottleneckBlock(_PreActivated):
 
     Args:
         in_channels: channels of the input.
-        width: a fourth of the output's channels, and those of the 3x3 convolution, unless told otherwise below.
+        width: a fourth of the output channels. The 3x3 convolution has as many unless `groups` or `width_per_group`
+            is set.
         strides: step of the 3x3 convolution in pixels (default 1).
         dilation: of the stage, in pixels (default 1).
-        first_dilation: that of this block's 3x3 convolution, where another stage comes before (default: `dilation`).
+        first_dilation: dilation of the 3x3 convolution after the previous stage (default: `dilation`).
         groups: as in `BottleneckBlock` (default 1).
         width_per_group: as in `BottleneckBlock` (default 64).
         zero_init_last: as in `PreActBasicBlock` (default True).
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
         **residual: as in `PreActBasicBlock`.
 
     Example:
@@ -204,3 +207,7 @@ class PreActBottleneckBlock(_PreActivated):
             rngs=rngs,
         )
         super().__init__(branch, in_channels=in_channels, dilation=dilation, layers=layers, rngs=rngs, **residual)
+
+
+BLOCKS.register("preact_basic", PreActBasicBlock)
+BLOCKS.register("preact_bottleneck", PreActBottleneckBlock)

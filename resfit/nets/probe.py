@@ -1,8 +1,7 @@
-"""Looks inside a network while it runs: the output of every block, and the gradient that reaches it."""
+"""Look inside a network while it runs: the output of every part, and the gradient that reaches it."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,18 @@ import numpy as np
 from flax import nnx
 
 from resfit.errors import ModuleError
-from resfit.nets import Residual
-from resfit.nets.resnet import Stage
-from resfit.nets.stand_in import stand_in
+from resfit.nets.intercept import intercept
+
+# (name, output) -> the output to go on with.
+Change = Callable[[str, jax.Array], jax.Array]
+
+
+@runtime_checkable
+class Recomputing(Protocol):
+    """A module that computes its activations again for the gradient. Its inner values cannot leave it meanwhile."""
+
+    def keep_activations(self) -> None:
+        """Stop recomputing; called on a copy of the module."""
 
 
 class BlockStatistics(NamedTuple):
@@ -32,10 +40,10 @@ class BlockStatistics(NamedTuple):
 
 
 def parts(module: nnx.Module) -> dict[str, nnx.Module]:
-    """What a network is made of, by dotted path, in the order of its attributes.
+    """Return the parts of a network by dotted path, in the order of its attributes.
 
-    Residual blocks, and whatever stands beside them (stem, head). Of a network without `Residual`: its direct parts,
-    with lists and sequences taken apart.
+    The parts are the blocks (modules whose class sets `is_block = True`, such as `Residual`) and the modules beside
+    them (stem, head). In a network without blocks, they are its direct parts, with lists and sequences taken apart.
 
     Example:
       >>> import resfit
@@ -46,9 +54,8 @@ def parts(module: nnx.Module) -> dict[str, nnx.Module]:
 
     def walk(node: Any, path: tuple[Any, ...]) -> None:
         for name, child in nnx.iter_children(node):
-            inside = [part for where, part in nnx.iter_modules(child) if where]
             container = isinstance(child, nnx.List | nnx.Dict | nnx.Sequential)
-            if not isinstance(child, Residual) and (container or any(isinstance(part, Residual) for part in inside)):
+            if not _is_block(child) and (container or _holds_blocks(child)):
                 walk(child, (*path, name))
             elif callable(child):
                 found[".".join(map(str, (*path, name)))] = child
@@ -57,11 +64,19 @@ def parts(module: nnx.Module) -> dict[str, nnx.Module]:
     return found
 
 
-def tap(module: nnx.Module, change: Callable[[str, jax.Array], jax.Array]) -> None:
-    """Passes the output of every part of a network through a function, in each call.
+def _is_block(part: nnx.Module) -> bool:
+    return getattr(type(part), "is_block", False) is True
 
-    Parts that return something else than one floating-point array are left out. A part that is called again is named
-    with a number: "block (2)".
+
+def _holds_blocks(module: nnx.Module) -> bool:
+    return any(_is_block(part) for path, part in nnx.iter_modules(module) if path)
+
+
+def tap(module: nnx.Module, change: Change) -> None:
+    """Pass the output of every part of a network through a function, in each call.
+
+    Parts that return anything else than one floating-point array are skipped. Further calls of a part have a number in
+    their name: "block (2)".
 
     Args:
       module: a copy that nobody else uses: the classes of its parts are changed.
@@ -73,65 +88,63 @@ def tap(module: nnx.Module, change: Callable[[str, jax.Array], jax.Array]) -> No
         tap_module(part, name, change, calls)
 
 
-def tap_part(module: nnx.Module, name: str, change: Callable[[str, jax.Array], jax.Array]) -> None:
-    """Like `tap`, for one module of any depth, by its dotted path.
+def tap_part(module: nnx.Module, name: str, change: Change) -> None:
+    """Pass the output of one module of any depth through a function, as `tap` does.
+
+    Args:
+      module: a copy that nobody else uses.
+      name: dotted path of the part.
+      change: (name, output) -> output.
 
     Raises:
-      ModuleError: if there is none of that name.
+      ModuleError: if the module has no callable part of that name.
     """
     modules = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module) if path and callable(part)}
     if name not in modules:
         raise ModuleError(
-            f"{type(module).__name__} has no part {name!r} that is called. Expected the dotted path of a module; the "
-            f"outer ones are {sorted(path for path in modules if path.count('.') == 0)}."
+            f"{type(module).__name__} has no callable part {name!r}. Expected the dotted path of a module; the outer "
+            f"ones are {sorted(path for path in modules if path.count('.') == 0)}."
         )
     keep_activations(module)
     tap_module(modules[name], name, change)
 
 
 def keep_activations(module: nnx.Module) -> None:
-    """Ends rematerialisation, out of which nothing can be handed while a gradient is computed.
+    """End rematerialization: no value can leave a rematerialized part while a gradient is computed.
 
     Args:
       module: a copy that nobody else uses.
     """
     for _, part in nnx.iter_modules(module):
-        if isinstance(part, Stage):
-            part.remat = None
+        if isinstance(part, Recomputing):
+            part.keep_activations()
 
 
-def tap_module(
-    part: nnx.Module,
-    name: str,
-    change: Callable[[str, jax.Array], jax.Array],
-    calls: dict[str, int] | None = None,
-) -> None:
-    """Like `tap`, for one module.
+def tap_module(part: nnx.Module, name: str, change: Change, calls: dict[str, int] | None = None) -> None:
+    """Pass the output of one module through a function, as `tap` does.
 
     Args:
       part: of a copy that nobody else uses.
-      name: what to call it.
+      name: of the part, for `change`.
       change: (name, output) -> output.
-      calls: how often each name was called so far.
+      calls: number of calls so far, by name.
     """
-    cls: type = type(part)
     calls = {} if calls is None else calls
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = cls.__call__(self, *args, **kwargs)
+    def around(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        output = call(*args, **kwargs)
         if not isinstance(output, jax.Array) or not jnp.issubdtype(output.dtype, jnp.floating):
             return output
         calls[name] = calls.get(name, 0) + 1
         return change(name if calls[name] == 1 else f"{name} ({calls[name]})", output)
 
-    # The signature stays the part's.
-    object.__setattr__(part, "__class__", stand_in(cls, {"__call__": functools.wraps(cls.__call__)(__call__)}))
+    intercept(part, around)
 
 
 def block_statistics(
     step: Callable[..., tuple[jax.Array, Any]], *arguments: Any
 ) -> tuple[tuple[BlockStatistics, ...], float, Any]:
-    """Runs one step of a network and says what every part of it gave and got.
+    """Run one step of a network and return the statistics of every part.
 
     Args:
       step: (change, *arguments) -> (mean loss, anything). It taps the network with change.
@@ -140,7 +153,7 @@ def block_statistics(
     Returns:
       (statistics in the order of the calls, mean loss, the step's second value).
     """
-    shapes: dict[str, jax.Array] = {}  # as they are when tracing: a jitted function would return them sorted
+    shapes: dict[str, jax.Array] = {}  # in the order of the trace: a jitted function would return them sorted
 
     def note(name: str, output: jax.Array) -> jax.Array:
         shapes[name] = output
@@ -148,29 +161,30 @@ def block_statistics(
 
     jax.eval_shape(lambda *arguments: step(note, *arguments)[0], *arguments)
     zeros = {name: np.zeros(output.shape, output.dtype) for name, output in shapes.items()}
-
-    @jax.jit
-    def run(zeros: dict[str, Any], *arguments: Any) -> Any:
-        # The gradient by something that is added to an output is the gradient by the output.
-        def loss_of(added: dict[str, Any]) -> tuple[jax.Array, Any]:
-            seen: dict[str, Any] = {}
-
-            def change(name: str, output: jax.Array) -> jax.Array:
-                output = output + added[name]
-                values = jnp.asarray(output, jnp.float32)
-                dead = jnp.all(values == 0, axis=tuple(range(output.ndim - 1)))
-                seen[name] = jnp.sqrt(jnp.mean(jnp.square(values))), jnp.mean(dead)
-                return output
-
-            loss, others = step(change, *arguments)
-            return loss, (seen, others)
-
-        (loss, (seen, others)), gradients = jax.value_and_grad(loss_of, has_aux=True)(zeros)
-        norms = jax.tree.map(lambda g: jnp.linalg.norm(jnp.asarray(g, jnp.float32).reshape(-1)), gradients)
-        return loss, seen, norms, others
-
-    loss, seen, norms, others = run(zeros, *arguments)
+    loss, seen, gradients, others = jax.jit(lambda *arguments: _observed(step, *arguments))(zeros, *arguments)
     blocks = tuple(
-        BlockStatistics(name, float(seen[name][0]), float(seen[name][1]), float(norms[name])) for name in shapes
+        BlockStatistics(name, float(seen[name][0]), float(seen[name][1]), float(gradients[name])) for name in shapes
     )
     return blocks, float(loss), others
+
+
+def _observed(step: Callable[..., Any], zeros: dict[str, Any], *arguments: Any) -> Any:
+    """Return loss, (rms, dead) and gradient norm of each part, and the step's second value."""
+
+    # The gradient by zeros that are added to an output is the gradient by the output.
+    def loss_of(added: dict[str, Any]) -> tuple[jax.Array, Any]:
+        seen: dict[str, Any] = {}
+
+        def change(name: str, output: jax.Array) -> jax.Array:
+            output = output + added[name]
+            values = jnp.asarray(output, jnp.float32)
+            dead = jnp.all(values == 0, axis=tuple(range(output.ndim - 1)))
+            seen[name] = jnp.sqrt(jnp.mean(jnp.square(values))), jnp.mean(dead)
+            return output
+
+        loss, others = step(change, *arguments)
+        return loss, (seen, others)
+
+    (loss, (seen, others)), gradients = jax.value_and_grad(loss_of, has_aux=True)(zeros)
+    norms = jax.tree.map(lambda g: jnp.linalg.norm(jnp.asarray(g, jnp.float32).reshape(-1)), gradients)
+    return loss, seen, norms, others

@@ -1,4 +1,4 @@
-"""Rematerialisation: what a part of a network computed is computed again for its gradient, instead of being kept."""
+"""Rematerialization: compute the activations of a part again for its gradient instead of keeping them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -6,23 +6,22 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-PARTS = ("block", "stage")  # what a `ResNetSpec` can name
+PARTS = ("block", "stage")  # values of `ResNetSpec.remat`
 
 Module = TypeVar("Module", bound=nnx.Module)
 
 
 def recomputed(call: Callable[[Module, jax.Array], jax.Array], module: Module, x: jax.Array) -> jax.Array:
-    """Returns call(module, x), of which the gradient keeps the input alone.
+    """Return call(module, x) and keep only the input for the gradient.
 
-    The arithmetic is that of call(module, x), in forward and backward pass alike; statistics and random counters move
-    once. By way of pure arrays and `jax.checkpoint`, which all versions and modes of NNX understand. Only the Variables
-    that the call changes are assigned: the others stay the arrays they were, which is how a trainer sees what a step
-    rewrote.
+    Forward and backward pass compute the same values as call(module, x); statistics and random counters change once.
+    Pure arrays and `jax.checkpoint` work in every version and mode of NNX. Only the Variables that the call changes are
+    assigned, so that a trainer can tell what a step changed.
 
     Args:
-        call: what to do with a copy of the module.
-        module: whose Variables the call may change.
-        x: the part's input.
+        call: the computation, which receives a copy of the module.
+        module: the module. The call may change its Variables.
+        x: the input.
     """
     graph, state = nnx.split(module)
     given = _arrays(state)

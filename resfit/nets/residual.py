@@ -1,5 +1,6 @@
-"""`Residual`: one class that adds a branch to its shortcut, then activates. Every block is built on it."""
+"""`Residual`: the base class of every block. It adds a branch to its shortcut and applies the activation."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -8,48 +9,49 @@ import jax.numpy as jnp
 from einops import EinopsError
 from flax import nnx
 
-from resfit.backends.cpu_barrier import stored
+from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.errors import BlockError, ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
-from resfit.nets.shortcut import SHORTCUTS, IdentityShortcut
+from resfit.nets.registry import SHORTCUTS
+from resfit.nets.shortcut import IdentityShortcut
 from resfit.nets.squeeze import SqueezeExcite
 
-# Two images, of which each axis is once even and once odd: a branch that halves and rounds its size down where a
-# shortcut rounds it up agrees with the shortcut on one of them at most.
+# Each axis is even in one image and odd in the other. If the branch rounds a halved size down and the shortcut rounds
+# it up, they differ on one of the two.
 PROBE_SIZES = ((64, 65), (65, 64))
 
 
 class Residual(nnx.Module):
     """A residual block, `activation(branch(x) + shortcut(x))` (He et al. 2015, arXiv:1512.03385).
 
-    The addition and the activation after it live here and nowhere else: a block is written by writing its branch, and
-    has squeeze and excitation, stochastic depth and every shortcut from here. The
-    branch is evaluated abstractly, without arithmetic, when the block is built; so a branch and a shortcut that cannot
-    be added are found then, not in the first training step.
+    A subclass defines only its branch. `Residual` provides the addition, the activation, every shortcut, squeeze and
+    excitation, and stochastic depth. The constructor evaluates branch and shortcut abstractly, without arithmetic, so
+    different shapes raise when the block is built, not in the first training step.
 
     Args:
         branch: the residual function, a module from (batch, height, width, in_channels) to any image. Its `__call__`
-            may take `train` (or `training`, `deterministic`, `use_running_average`), or rely on NNX modes.
-        shortcut: `"auto"` (default): the identity exactly where the branch keeps the shape, else a strided 1x1
-            convolution with a norm, which is option "B"; `"A"`: the identity, else a strided slice padded with channels
-            of zeros; `"D"`: the identity, else average pooling, a 1x1 convolution and a norm; `"conv"`: the identity,
-            else a strided 1x1 convolution alone; `"identity"`: the identity or an error; or a module of your own.
-        activation: what follows the addition (default ReLU).
-        before: what pre-activates the block, a module that keeps the shape (default None). The branch then sees its
-            output, and so does every shortcut but the identity (He et al. 2016, arXiv:1603.05027, figure 1b).
-        squeeze: ratio of a `SqueezeExcite` after the branch; None (default) for none.
-        drop_path: probability with which, in training, an image passes by the branch; the others' branches are scaled
-            up by as much (stochastic depth, Huang et al. 2016, arXiv:1603.09382). Default 0.
-        dilation: of the branch's convolutions, for shortcuts that ask (default 1).
-        in_channels: channels of the block's input.
+            can take `train` (or `training`, `deterministic`, `use_running_average`), or rely on NNX modes.
+        shortcut: the shortcut if the branch changes the shape; otherwise every option is the identity. `"auto"`
+            (default) and `"B"`: a strided 1x1 convolution with a norm; `"A"`: a strided slice padded with channels of
+            zeros; `"D"`: average pooling, a 1x1 convolution and a norm; `"conv"`: a strided 1x1 convolution;
+            `"identity"`: an error. A custom module is always used.
+        activation: the function after the addition (default ReLU).
+        before: a module that keeps the shape and pre-activates the block (default None). The branch and every shortcut
+            except the identity receive its output (He et al. 2016, arXiv:1603.05027, figure 1b).
+        squeeze: ratio of a `SqueezeExcite` after the branch (default None: no squeeze and excitation).
+        drop_path: probability that an image skips the branch in training; the branches of the other images are scaled
+            up to compensate (stochastic depth, Huang et al. 2016, arXiv:1603.09382). Default 0.
+        dilation: dilation of the branch, for shortcuts that depend on it (default 1).
+        in_channels: channels of the input.
         layers: dtypes and kind of norm of a projection (default float32).
-        rngs: where a projection's first values come from; only needed where there is one.
+        rngs: keys for the initial values of a projection, squeeze and excitation or stochastic depth; otherwise not
+            needed.
 
     Raises:
-        ShortcutShapeError: when the block is built, if branch and shortcut differ in shape, or the branch takes no
-            image of `in_channels` channels.
-        BlockError: if branch or shortcut is no module, or a subclass defines its own `__call__`.
+        ShortcutShapeError: if branch and shortcut differ in shape, or if the branch does not accept images of
+            `in_channels` channels.
+        BlockError: if branch or shortcut is not a module, or if a subclass defines its own `__call__`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,6 +64,8 @@ class Residual(nnx.Module):
         >>> block(jnp.ones((1, 7, 7, 4))).shape
         (1, 4, 4, 8)
     """
+
+    is_block = True  # for `nets.probe.parts`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -96,8 +100,7 @@ class Residual(nnx.Module):
                 raise ShortcutShapeError(
                     f"{block} cannot add its branch to its shortcut: an input of shape {probe.shape} leaves the branch "
                     f"as {branch_shape} and {type(shortcut).__name__} as {shortcut_shape}. Expected equal shapes. Use "
-                    "shortcut='auto', which projects where it has to, or make both agree in strides, padding and "
-                    "channels."
+                    "shortcut='auto', which projects where shapes differ, or make strides, padding and channels agree."
                 )
         self.out_channels = branch_shapes[0][-1]
         self.before = before
@@ -110,17 +113,17 @@ class Residual(nnx.Module):
             )
         excite = SqueezeExcite(self.out_channels, squeeze, layers=layers, rngs=rngs) if squeeze and rngs else None
         self.squeeze = excite
-        # One draw for each image: what is dropped with it is its whole branch.
+        # One draw for each image, which drops the whole branch.
         drop = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3), deterministic=True, rngs=rngs) if drop_path else None
         self.drop_path = drop
 
     @final
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Returns activation(branch(x) + shortcut(x)).
+        """Return activation(branch(x) + shortcut(x)).
 
         Args:
             x: images (batch, height, width, in_channels).
-            train: True or False decides for every norm and dropout inside; None (default) leaves them in their own
+            train: True or False sets the mode of every norm and dropout inside; None (default) leaves them in their own
                 NNX modes.
 
         Returns:
@@ -133,7 +136,7 @@ class Residual(nnx.Module):
         if self.drop_path is not None:
             branch = _call(self.drop_path, branch, train)
         passed_on = x if isinstance(self.shortcut, IdentityShortcut) else activated
-        return stored(self.activation(branch + _call(self.shortcut, passed_on, train)))
+        return materialize_on_cpu(self.activation(branch + _call(self.shortcut, passed_on, train)))
 
 
 def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
@@ -145,37 +148,51 @@ def _call(module: nnx.Module, x: jax.Array, train: bool | None) -> jax.Array:
 def _probe(
     branch: nnx.Module, in_channels: int, block: str
 ) -> tuple[list[jax.ShapeDtypeStruct], list[tuple[int, ...]]]:
-    """Images that show every way in which the branch may round a size, and the shapes that it leaves them in."""
+    """Return images that reveal how the branch rounds sizes, and the output shapes for these images."""
 
     def images(sizes: Iterable[tuple[int, int]]) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct((1, *size, in_channels), jnp.float32) for size in sizes]
 
     probes = images(PROBE_SIZES)
     shapes = _output_shapes(branch, "branch", probes, block)
-    # A step over s pixels rounds in s ways, which s sizes in a row show; two are done.
+    # A step over s pixels rounds in s ways, so s consecutive sizes are needed. PROBE_SIZES has two.
     first = min(PROBE_SIZES[0])
     step = max((-(-first // size) for size in shapes[0][1:3] if size), default=1)
     more = images((size, size) for size in range(first + 2, first + step))
     return probes + more, shapes + (_output_shapes(branch, "branch", more, block) if more else [])
 
 
+def _evaluate(graphdef: nnx.GraphDef[Any], state: Any, images: list[jax.Array]) -> list[Any]:
+    module: Any = nnx.merge(graphdef, state)
+    return [module(x, **mode_keywords(module, train=False)) for x in images]
+
+
+_evaluate_once = jax.jit(_evaluate, static_argnums=0)  # equal blocks of a network share one trace
+
+
+def _abstract_outputs(graphdef: nnx.GraphDef[Any], state: Any, images: list[jax.ShapeDtypeStruct]) -> list[Any]:
+    try:
+        hash(graphdef)
+    except TypeError:  # an attribute without a hash, such as a set
+        outputs: list[Any] = jax.eval_shape(functools.partial(_evaluate, graphdef), state, images)
+    else:
+        outputs = _evaluate_once.eval_shape(graphdef, state, images)
+    return outputs
+
+
 def _output_shapes(module: object, role: str, probes: list[jax.ShapeDtypeStruct], block: str) -> list[tuple[int, ...]]:
-    """The shapes in which a module leaves images, by abstract evaluation of a copy: nothing is computed or moved."""
+    """Return the output shapes of a module by abstract evaluation of a copy, which computes and changes nothing."""
     if not isinstance(module, nnx.Module) or not callable(module):
         raise BlockError(
             f"{block} received a {type(module).__name__} as its {role}. Expected an nnx.Module with a __call__. Wrap "
             "functions in a module, for example nnx.Sequential(f)."
         )
     graphdef, state = nnx.split(module)
-    # Shapes alone: while a network is itself built abstractly, JAX would ask each tracer for more than it has.
+    # Shapes only: inside an outer abstract evaluation the values are tracers.
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
 
-    def call(state: Any, images: list[jax.Array]) -> list[Any]:
-        copy: Any = nnx.merge(graphdef, state)
-        return [copy(x, **mode_keywords(copy, train=False)) for x in images]
-
     try:
-        outputs = jax.eval_shape(call, state, probes)
+        outputs = _abstract_outputs(graphdef, state, probes)
     except (TypeError, ValueError, EinopsError) as error:
         raise ShortcutShapeError(
             f"{block} received a {role}, {type(module).__name__}, that cannot take inputs of shape {probes[0].shape} "
@@ -199,7 +216,7 @@ def _build_shortcut(
     layers: Layers | None,
     rngs: nnx.Rngs | None,
 ) -> nnx.Module:
-    """The shortcut that an option names, for a branch that leaves the probes in these shapes."""
+    """Return the shortcut of an option, for a branch with these output shapes."""
     if option not in ("auto", "identity", *SHORTCUTS):
         raise BlockError(
             f"{block} received shortcut={option!r}. Expected one of {['auto', 'identity', *SHORTCUTS]}, or an "
@@ -212,7 +229,7 @@ def _build_shortcut(
     if rngs is None and option != "A":
         raise ShortcutShapeError(
             f"{block} needs a projection: an input of shape {probes[0].shape} leaves the branch as {branch_shapes[0]}. "
-            "Expected rngs to start its weights from. Pass rngs=nnx.Rngs(0), or use shortcut='A'."
+            "Expected rngs for its initial weights. Pass rngs=nnx.Rngs(0), or use shortcut='A'."
         )
     try:
         return SHORTCUTS[option](
@@ -228,7 +245,7 @@ def _build_shortcut(
 
 
 def _strides(probes: list[jax.ShapeDtypeStruct], branch_shapes: list[tuple[int, ...]], block: str) -> tuple[int, int]:
-    """The strides with which a 1x1 convolution gives the branch's sizes, ceil(size / stride), on every probe."""
+    """Return the strides of a 1x1 convolution with the branch's output sizes, ceil(size / stride), on every probe."""
     if all(len(shape) == 4 for shape in branch_shapes):
         axes = [[(p.shape[axis], s[axis]) for p, s in zip(probes, branch_shapes, strict=True)] for axis in (1, 2)]
         found = [

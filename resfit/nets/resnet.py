@@ -1,4 +1,4 @@
-"""`ResNet`: a stem, stages of residual blocks, and a head, as one spec says."""
+"""`ResNet`: a stem, stages of residual blocks and a head, built from a `ResNetSpec`."""
 
 import dataclasses
 import itertools
@@ -10,27 +10,27 @@ from flax import nnx
 
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
-from resfit.nets.keys import LayerKeys
+from resfit.nets.init import LayerKeys
 from resfit.nets.layers import NormRelu
 from resfit.nets.recompute import recomputed
+from resfit.nets.registry import BLOCKS, STEMS
 from resfit.nets.residual import Residual
-from resfit.nets.spec import BLOCKS, ResNetSpec
-from resfit.nets.stem import STEMS
+from resfit.nets.spec import ResNetSpec
 
-SMALL_IMAGE = 64  # pixels; below this the ImageNet stem leaves less than 16x16 positions, and stage 4 less than 2x2
+SMALL_IMAGE = 64  # pixels; smaller images leave the ImageNet stem with fewer than 16x16 positions, stage 4 with one
 
 
 class Stage(nnx.Module):
-    """Residual blocks of one width, the first of which may halve the image.
+    """Residual blocks of one width. The first block can halve the image.
 
     Args:
-        spec: the network that the stage belongs to.
-        index: which stage of it, from 0.
+        spec: the spec of the network.
+        index: the number of the stage, from 0.
         in_channels: channels of the input.
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
     """
 
-    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: LayerKeys) -> None:
+    def __init__(self, spec: ResNetSpec, index: int, in_channels: int, *, rngs: nnx.Rngs) -> None:
         build, width = BLOCKS[spec.block], spec.widths[index]
         geometry = spec.geometry[index]
         self.strides = geometry.strides
@@ -43,24 +43,23 @@ class Stage(nnx.Module):
                 arguments |= {"dilation": geometry.dilation, "first_dilation": first_dilation}
             if drop_path:
                 arguments["drop_path"] = drop_path
-            return build(in_channels, width, strides=strides, layers=spec.layers, rngs=rngs, **arguments)
-
-        def other(drop_path: float = 0.0) -> Residual:
-            return block(self.out_channels, 1, geometry.dilation, drop_path)
+            built: Residual = build(in_channels, width, strides=strides, layers=spec.layers, rngs=rngs, **arguments)
+            return built
 
         first = block(in_channels, geometry.strides, geometry.first_dilation, drop_rates[0])
         self.out_channels = first.out_channels
-        if spec.drop_path:  # every block has a rate of its own
-            others = [other(rate) for rate in drop_rates[1:]]
-        else:
-            others = rngs.repeat(other, spec.depths[index] - 1)
+        others = [block(self.out_channels, 1, geometry.dilation, rate) for rate in drop_rates[1:]]
         self.blocks = nnx.List([first, *others])
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), out_channels)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / strides), ceil(...), out_channels)."""
         if self.remat == "stage":
             return recomputed(lambda stage, x: stage._through_blocks(x, train), self, x)
         return self._through_blocks(x, train)
+
+    def keep_activations(self) -> None:
+        """End rematerialization, see `nets.probe.Recomputing`."""
+        self.remat = None
 
     def _through_blocks(self, x: jax.Array, train: bool | None) -> jax.Array:
         for block in self.blocks:
@@ -72,7 +71,7 @@ class Stage(nnx.Module):
 
 
 def _drop_rates(spec: ResNetSpec) -> list[list[float]]:
-    """Each block's probability of being passed by, by stage: from 0 in the first block, in equal steps."""
+    """Return each block's probability of stochastic depth, by stage: from 0 in the first block, in equal steps."""
     total = sum(spec.depths)
     rates = iter([spec.drop_path * i / max(total - 1, 1) for i in range(total)])
     return [list(itertools.islice(rates, depth)) for depth in spec.depths]
@@ -81,15 +80,15 @@ def _drop_rates(spec: ResNetSpec) -> list[list[float]]:
 class ResNet(nnx.Module):
     """A residual network (He et al. 2015, arXiv:1512.03385), from images to logits.
 
-    Its parts are `stem`, `stage1`, `stage2`, ..., `norm` (None but behind pre-activated blocks) and `head`. A new
+    The parts are `stem`, `stage1`, `stage2`, ..., `norm` (None unless the blocks are pre-activated) and `head`. A new
     network is in evaluation mode.
 
     Args:
-        spec: what to build.
-        rngs: where the weights' first values come from.
+        spec: the architecture.
+        rngs: keys for the initial values. Equal seeds build equal networks.
 
     Raises:
-        SpecError, ShortcutShapeError: when built, if the spec cannot be.
+        SpecError, ShortcutShapeError: if the parts that the spec names do not fit together.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,7 +100,7 @@ class ResNet(nnx.Module):
     """
 
     def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
-        rngs = keys = LayerKeys(rngs)
+        rngs = LayerKeys(rngs)
         self.spec = spec
         self.small_image_notice = _Notice()
         channels = spec.widths[0] if spec.stem_width is None else spec.stem_width
@@ -113,7 +112,6 @@ class ResNet(nnx.Module):
         preactivated = self.stages[-1].blocks[-1].before is not None
         self.norm = NormRelu(channels, layers=spec.layers, rngs=rngs) if preactivated else None
         self.head = ClassifierHead(channels, spec.num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=rngs)
-        keys.finish(self)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -122,7 +120,7 @@ class ResNet(nnx.Module):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of its parts, from the image to the logits: what `freeze` and `optimizers.by_depth` take.
+        """The names of the parts, from the image to the logits, for `freeze` and `optimizers.by_depth`.
 
         Example:
             >>> ResNet(ResNetSpec(depths=(1, 1), widths=(4, 8)), rngs=nnx.Rngs(0)).parts
@@ -132,21 +130,21 @@ class ResNet(nnx.Module):
         return ("stem", *stages, *(("norm",) if self.norm is not None else ()), "head")
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Classifies images.
+        """Classify images.
 
         Args:
             x: images (batch, height, width, in_channels), channels last, of any real dtype.
-            train: True normalises by the batch and moves the running statistics, False normalises by the running
-                statistics; None (default) leaves every norm in its own mode, as `net.train()`, `net.eval()` and
-                `nnx.view` set it. A new network is in evaluation mode.
+            train: True normalizes by the batch statistics and updates the running ones; False normalizes by the
+                running statistics; None (default) leaves every norm in its own mode, which `net.train()`, `net.eval()`
+                and `nnx.view` set. A new network is in evaluation mode.
 
         Returns:
             Logits (batch, num_classes), float32 or wider.
 
         Raises:
-            RankError: if x has no four axes.
-            ChannelError: if the last axis is not `in_channels` long; LayoutError if the second axis is.
-            ImageTooSmallError: if a stride would act on a single pixel, or there is none.
+            RankError: if x does not have four axes.
+            ChannelError: if the last axis does not have `in_channels` entries; LayoutError if the second axis has.
+            ImageTooSmallError: if a layer would step over a single pixel.
         """
         *_, last = self._through_stages(x, train)
         return self.head(self._normed(last, train), train=train)
@@ -154,18 +152,18 @@ class ResNet(nnx.Module):
     def features(
         self, x: jax.Array, *, stages: Sequence[int] | None = None, train: bool | None = None
     ) -> tuple[jax.Array, ...]:
-        """What some of the stages return: feature maps, finest first.
+        """Return the feature maps of some stages.
 
         Args:
             x: images, as for a call.
-            stages: their numbers, from 1 (default: all, four of an ImageNet network).
+            stages: the numbers of the stages, from 1 (default: all; an ImageNet network has four).
             train: as for a call.
 
         Returns:
-            For each stage in turn, (batch, height / stride, width / stride, channels).
+            For each stage, in the order of `stages`, (batch, height / stride, width / stride, channels).
 
         Raises:
-            SpecError: if there is no such stage.
+            SpecError: if a stage does not exist.
 
         Example:
             >>> import jax.numpy as jnp
@@ -182,26 +180,29 @@ class ResNet(nnx.Module):
         return tuple(maps[stage - 1] for stage in stages)
 
     def embed(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """What the last layer sees: the mean of the last features over all pixels, (batch, channels), float32 or wider.
+        """Return the input of the last layer: the mean of the last features over all pixels.
 
         Args:
             x: images, as for a call.
             train: as for a call.
+
+        Returns:
+            (batch, channels), float32 or wider.
         """
         *_, last = self._through_stages(x, train)
         return self.head.pooled(self._normed(last, train))
 
     def replace_head(self, num_classes: int, *, rngs: nnx.Rngs | int = 0) -> None:
-        """Puts a new last layer in the place of the old one, for other classes; everything before it stays.
+        """Replace the last layer by a new one for other classes, and keep all other layers.
 
-        A `resfit.Model` that was made before says so until it is compiled again.
+        An existing `resfit.Model` of this network raises until you compile it again.
 
         Args:
-            num_classes: number of logits from now on, also in `spec`.
-            rngs: where the new weights come from: an `nnx.Rngs`, or a seed (default 0).
+            num_classes: the new number of logits, which `spec` then also holds.
+            rngs: keys for the new weights: an `nnx.Rngs` or a seed (default 0).
 
         Raises:
-            SpecError: if num_classes is no positive integer. Nothing has changed then.
+            SpecError: if num_classes is not a positive integer. The network is then unchanged.
 
         Example:
             >>> import jax.numpy as jnp
@@ -215,7 +216,6 @@ class ResNet(nnx.Module):
         keys = LayerKeys(nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)
         channels, old = self.head.dense.in_features, self.head
         self.head = ClassifierHead(channels, num_classes, dropout=spec.head_dropout, layers=spec.layers, rngs=keys)
-        keys.finish(self.head)
         if self.head.dropout is not None and old.dropout is not None:
             self.head.dropout.deterministic = old.dropout.deterministic
         self.spec = spec
@@ -231,57 +231,32 @@ class ResNet(nnx.Module):
         return x if self.norm is None else self.norm(x, train=train)
 
     def _check(self, x: jax.Array) -> None:
-        """Refuses what is no batch of images for this network. Shapes are static: under jit this costs nothing."""
-        channels = self.spec.in_channels
-        if not hasattr(x, "ndim"):
-            raise RankError(
-                f"ResNet received a {type(x).__name__} of {len(x) if hasattr(x, '__len__') else 1} entries as its "
-                f"input. Expected one array of images, (batch, height, width, {channels}). Labels go into y; a network "
-                "of several inputs is a module of your own."
-            )
-        if x.ndim != 4:
-            hint = "Reshape the input."
-            if x.ndim == 3 and x.shape[-1] == channels:
-                hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}."
-            elif x.ndim == 3:
-                hint = f"Grey images need the axis of their one channel: x[..., None], of shape {(*x.shape, 1)}" + (
-                    "." if channels == 1 else ", and a network built with in_channels=1."
-                )
-            elif x.ndim == 2:
-                hint = f"Flat pixels need their image's shape: x.reshape(-1, height, width, {channels})."
-            raise RankError(
-                f"ResNet received an input of {x.ndim} axes, of shape {x.shape}. Expected (batch, height, width, "
-                f"{channels}). {hint}"
-            )
-        if x.shape[3] != channels and x.shape[1] == channels:
-            raise LayoutError(
-                f"ResNet received an input of shape {x.shape}, which looks like (batch, channels, height, width). "
-                f"Expected (batch, height, width, {channels}). Move the channels last: x.transpose(0, 2, 3, 1)."
-            )
-        if x.shape[3] != channels:
-            raise ChannelError(
-                f"ResNet received an input of shape {x.shape}, with {x.shape[3]} channels. Expected {channels}. "
-                f"Convert the images, or build the network with in_channels={x.shape[3]}."
-            )
-        size = min(x.shape[1:3])
+        """Raise if x is not a batch of images for this network. Shapes are static: under jit this costs nothing."""
+        _check_rank(x, self.spec.in_channels)
+        _check_channels(x.shape, self.spec.in_channels)
+        self._check_size(x.shape)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        """Raise if the images are too small for the strides; warn once if they are small for the stem."""
+        size = min(shape[1:3])
         if not self._fits(size):
             smallest = next(n for n in itertools.count(1) if self._fits(n))
             raise ImageTooSmallError(
-                f"ResNet received an input of shape {x.shape}; its {self.spec.stem} stem and {len(self.stages)} stages "
-                f"would halve a side of {size} pixels more often than it can be. Expected at least {smallest} pixels. "
+                f"ResNet received an input of shape {shape}; its {self.spec.stem} stem and {len(self.stages)} stages "
+                f"halve a side of {size} pixels too often. Expected at least {smallest} pixels. "
                 f"{'Use stem=' + repr('cifar') if self.stem.strides else 'Use fewer stages'}, or enlarge the images."
             )
         if size < SMALL_IMAGE and self.stem.strides and not self.small_image_notice.given:
             self.small_image_notice.given = True
             warnings.warn(
-                f"ResNet received images of {x.shape[1]}x{x.shape[2]} pixels through the {self.spec.stem} stem, which "
+                f"ResNet received images of {shape[1]}x{shape[2]} pixels through the {self.spec.stem} stem, which "
                 f"keeps one in 4x4. Expected at least {SMALL_IMAGE} pixels. Build the network with stem='cifar'.",
                 StemWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _fits(self, size: int) -> bool:
-        """Whether a side of so many pixels has at least two left wherever a layer steps over pixels."""
+        """Return True if at least two pixels of a side are left wherever a layer steps over pixels."""
         for strides in (*self.stem.strides, *(stage.strides for stage in self.stages)):
             if size < min(strides, 2):
                 return False
@@ -289,11 +264,51 @@ class ResNet(nnx.Module):
         return True
 
 
-class _Notice:
-    """Whether a network has given a warning already.
+def _check_rank(x: jax.Array, channels: int) -> None:
+    """Raise if x is not an array of four axes."""
+    if not hasattr(x, "ndim"):
+        raise RankError(
+            f"ResNet received a {type(x).__name__} of {len(x) if hasattr(x, '__len__') else 1} entries as its "
+            f"input. Expected one array of images, (batch, height, width, {channels}). Pass labels as y; for several "
+            "inputs, write a custom module."
+        )
+    if x.ndim == 4:
+        return
+    hint = "Reshape the input."
+    if x.ndim == 3 and x.shape[-1] == channels:
+        hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}."
+    elif x.ndim == 3:
+        hint = f"Add a channel axis to gray images: x[..., None], of shape {(*x.shape, 1)}" + (
+            "." if channels == 1 else ", and build the network with in_channels=1."
+        )
+    elif x.ndim == 2:
+        hint = f"Reshape flat pixels to images: x.reshape(-1, height, width, {channels})."
+    raise RankError(
+        f"ResNet received an input of {x.ndim} axes, of shape {x.shape}. Expected (batch, height, width, "
+        f"{channels}). {hint}"
+    )
 
-    All copies that NNX makes of a network share it, so the warning comes once and not once per compilation; and all are
-    equal, so that it never makes two networks of one spec differ.
+
+def _check_channels(shape: tuple[int, ...], channels: int) -> None:
+    """Raise if the last axis does not hold the channels."""
+    if shape[3] == channels:
+        return
+    if shape[1] == channels:
+        raise LayoutError(
+            f"ResNet received an input of shape {shape}, which looks like (batch, channels, height, width). "
+            f"Expected (batch, height, width, {channels}). Move the channels last: x.transpose(0, 2, 3, 1)."
+        )
+    raise ChannelError(
+        f"ResNet received an input of shape {shape}, with {shape[3]} channels. Expected {channels}. "
+        f"Convert the images, or build the network with in_channels={shape[3]}."
+    )
+
+
+class _Notice:
+    """A flag that a network has warned already.
+
+    All copies that NNX makes of a network share the flag, so the warning comes once, not once per compilation. All
+    flags are equal, so networks of one spec have equal graphs.
     """
 
     def __init__(self) -> None:

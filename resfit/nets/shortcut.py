@@ -1,7 +1,5 @@
 """The shortcuts of a residual block: identity, zeros, and projections."""
 
-from typing import Protocol
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,11 +7,11 @@ from flax import nnx
 from resfit.errors import ShortcutShapeError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import average_pool
-from resfit.nets.registry import Registry
+from resfit.nets.registry import SHORTCUTS
 
 
 class IdentityShortcut(nnx.Module):
-    """Returns its input: the shortcut wherever the branch keeps the shape.
+    """The identity, for branches that keep the shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -22,7 +20,7 @@ class IdentityShortcut(nnx.Module):
     """
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Returns x (batch, height, width, channels) itself."""
+        """Return x (batch, height, width, channels)."""
         return x
 
 
@@ -33,9 +31,9 @@ class ProjectionShortcut(nnx.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         strides: step in pixels along height and width.
-        dilation: of the branch; makes no difference here.
+        dilation: not used.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the convolution's first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,12 +58,12 @@ class ProjectionShortcut(nnx.Module):
         self.norm = layers.norm(out_channels, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Projects x (batch, height, width, in_channels) onto the branch's shape; `train` reaches the norm."""
+        """Project x (batch, height, width, in_channels) to the branch's shape. `train` sets the mode of the norm."""
         return self.norm(self.conv(x), None if train is None else not train)
 
 
 class ConvShortcut(nnx.Module):
-    """A strided 1x1 convolution alone: the projection of pre-activated blocks, whose next norm follows the addition.
+    """A strided 1x1 convolution without a norm: the projection of pre-activated blocks.
 
     He et al. 2016, arXiv:1603.05027.
 
@@ -73,9 +71,9 @@ class ConvShortcut(nnx.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         strides: step in pixels along height and width.
-        dilation: of the branch; makes no difference here.
+        dilation: not used.
         layers: dtypes (default float32).
-        rngs: where the convolution's first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,22 +95,22 @@ class ConvShortcut(nnx.Module):
         self.conv = (layers or Layers()).conv(in_channels, out_channels, kernel=1, strides=strides, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Projects x (batch, height, width, in_channels) onto the branch's shape."""
+        """Project x (batch, height, width, in_channels) to the shape of the branch."""
         return self.conv(x)
 
 
 class PooledShortcut(nnx.Module):
-    """The shortcut of ResNet-D: average pooling where the branch steps, then a 1x1 convolution and a norm.
+    """Option D: average pooling if the branch steps, then a 1x1 convolution and a norm, as in ResNet-D.
 
-    So every pixel counts, where option B looks at one in four (He et al. 2018, arXiv:1812.01187, figure 2c).
+    The shortcut uses every pixel; option B uses one in four (He et al. 2018, arXiv:1812.01187, figure 2c).
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
         strides: step in pixels along height and width, 1 or 2 each.
-        dilation: of the branch; where it is larger than 1 the pool is there without a step, as in timm.
+        dilation: dilation of the branch. If it is larger than 1, the pooling has a stride of 1, as in timm.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the convolution's first values come from.
+        rngs: keys for the initial values.
 
     Raises:
         ShortcutShapeError: for other strides.
@@ -144,23 +142,23 @@ class PooledShortcut(nnx.Module):
         self.projection = ProjectionShortcut(in_channels, out_channels, layers=layers, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Projects x (batch, height, width, in_channels) onto the branch's shape; `train` reaches the norm."""
+        """Project x (batch, height, width, in_channels) to the branch's shape. `train` sets the mode of the norm."""
         return self.projection(average_pool(x, strides=self.strides) if self.pools else x, train=train)
 
 
 class PadShortcut(nnx.Module):
-    """Option A, the one without parameters: every stride-th pixel, and zeros for the channels that are missing.
+    """Option A, without parameters: every stride-th pixel, with channels of zeros appended.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output, at least `in_channels`.
         strides: step in pixels along height and width.
-        dilation: of the branch; makes no difference here.
-        layers: not used: there is nothing to compute.
-        rngs: not drawn from.
+        dilation: not used.
+        layers: not used.
+        rngs: not used.
 
     Raises:
-        ShortcutShapeError: if `out_channels` is smaller than `in_channels`: zeros cannot take channels away.
+        ShortcutShapeError: if `out_channels` is smaller than `in_channels`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -181,34 +179,20 @@ class PadShortcut(nnx.Module):
     ) -> None:
         if out_channels < in_channels:
             raise ShortcutShapeError(
-                f"The option-A shortcut received {in_channels} channels in and {out_channels} out, and cannot take "
-                "channels away. Expected at least as many out as in. Use the projection (shortcut='auto' or 'B')."
+                f"The option-A shortcut received {in_channels} input and {out_channels} output channels. Expected at "
+                "least as many output channels. Use the projection (shortcut='auto' or 'B')."
             )
         self.extra_channels = out_channels - in_channels
         self.strides = strides
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Samples x (batch, height, width, in_channels) and appends channels of zeros."""
+        """Take every stride-th pixel of x (batch, height, width, in_channels) and append channels of zeros."""
         sampled = x[:, :: self.strides[0], :: self.strides[1], :]
         return jnp.pad(sampled, ((0, 0), (0, 0), (0, 0), (0, self.extra_channels)))
 
 
-class MakeShortcut(Protocol):
-    """What makes a shortcut for a branch that changes the shape."""
-
-    def __call__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        strides: tuple[int, int],
-        dilation: int,
-        layers: Layers,
-        rngs: nnx.Rngs,
-    ) -> nnx.Module: ...
-
-
-# A and B are the first paper's names (He et al. 2015, arXiv:1512.03385, section 3.3), D is that of ResNet-D.
-SHORTCUTS: Registry[MakeShortcut] = Registry(
-    "shortcut", {"A": PadShortcut, "B": ProjectionShortcut, "D": PooledShortcut, "conv": ConvShortcut}
-)
+# A and B are the first paper's names (He et al. 2015, arXiv:1512.03385, section 3.3). D is the name of ResNet-D.
+SHORTCUTS.register("A", PadShortcut)
+SHORTCUTS.register("B", ProjectionShortcut)
+SHORTCUTS.register("D", PooledShortcut)
+SHORTCUTS.register("conv", ConvShortcut)

@@ -1,40 +1,24 @@
-"""`ResNetSpec`: a ResNet as plain data, and the blocks that it may name."""
+"""`ResNetSpec`: the architecture of a ResNet as plain data."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
+from resfit._utils.checks import is_int
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
-from resfit.nets.blocks import BasicBlock, BottleneckBlock
-from resfit.nets.layers import NORMS, Layers
+from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind
-from resfit.nets.preact_blocks import PreActBasicBlock, PreActBottleneckBlock
 from resfit.nets.recompute import PARTS
-from resfit.nets.registry import Registry
+from resfit.nets.registry import BLOCKS, NORMS, SHORTCUTS, STEMS, Registry
 from resfit.nets.residual import Residual
-from resfit.nets.shortcut import SHORTCUTS
-from resfit.nets.stem import STEMS
 
-MakeBlock = Callable[..., Residual]
-"""(in_channels, width, *, strides, layers, rngs, and what else a spec asks for) -> a block; see `ResNetSpec`."""
-
-BLOCKS: Registry[MakeBlock] = Registry(
-    "block",
-    {
-        "basic": BasicBlock,
-        "bottleneck": BottleneckBlock,
-        "bottleneck_v1": partial(BottleneckBlock, stride_on="1x1"),
-        "preact_basic": PreActBasicBlock,
-        "preact_bottleneck": PreActBottleneckBlock,
-    },
-)
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# What a spec asks of blocks and of the stem beyond their shapes: field -> the name of the argument. An argument is only
-# passed where the field is not at its default, so a block need only know what it can do.
+# Fields that become arguments of the blocks and of the stem: field -> name of the argument. A field at its default is
+# not passed, so a block only needs the arguments that it supports.
 _OF_BLOCKS = {
     "shortcut": "shortcut",
     "zero_init_last": "zero_init_last",
@@ -48,12 +32,12 @@ _OF_STEMS = {"antialias": "antialias"}
 
 
 class StageGeometry(NamedTuple):
-    """How a stage steps over its input.
+    """Strides and dilations of a stage.
 
     Attributes:
-        strides: of its first block.
-        dilation: of its convolutions.
-        first_dilation: of the first 3x3 convolution of its first block: that of the stage before.
+        strides: strides of the first block.
+        dilation: dilation of the convolutions.
+        first_dilation: dilation of the first 3x3 convolution of the first block, that of the previous stage.
     """
 
     strides: int
@@ -63,44 +47,43 @@ class StageGeometry(NamedTuple):
 
 @dataclass(frozen=True)
 class ResNetSpec:
-    """Everything that decides a ResNet's shape and arithmetic. Hashable, comparable, and JSON by `to_dict`.
+    """The architecture and the arithmetic of a ResNet. Hashable and comparable; `to_dict` gives JSON.
 
     Attributes:
-        depths: blocks in each stage; every stage but the first halves the image.
+        depths: blocks in each stage. Every stage except the first halves the image.
         widths: base channels of each stage.
         block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5"), `"bottleneck_v1"` (in the first 1x1),
-            `"preact_basic"` or `"preact_bottleneck"` ("v2"), or one of your own in `BLOCKS`.
+            `"preact_basic"` or `"preact_bottleneck"` ("v2"), or a custom name in `BLOCKS`.
         stem: `"imagenet"` (7x7/2 and max pool), `"cifar"` (3x3, no pool), `"deep"` (ResNet-D), `"deep_tiered"`
             (ResNet-T), `"rs"` (ResNet-RS), `"space_to_depth"`, `"imagenet_conv"` and `"cifar_conv"` (for pre-activated
-            blocks), or one of your own in `STEMS`.
-        shortcut: where a block changes the shape, `"A"` pads with zeros, `"B"` projects (default), `"D"` averages and
-            projects, `"conv"` projects without a norm (pre-activated blocks).
-        zero_init_last: start every block as its shortcut alone (default True).
+            blocks), or a custom name in `STEMS`.
+        shortcut: the shortcut of blocks that change the shape: `"A"` pads with zeros, `"B"` projects (default), `"D"`
+            averages and projects, `"conv"` projects without a norm (pre-activated blocks).
+        zero_init_last: start with blocks that return their shortcut (default True).
         num_classes: number of logits (default 1000).
         in_channels: channels of the image (default 3).
-        dtype: of convolutions and activations (default `"float32"`); statistics and logits are never narrower than
-            float32.
-        param_dtype: of the parameters (default `"float32"`).
-        unbiased_variance: keep running variances as PyTorch does (default False; see `BatchNorm`).
-        remat: `"block"` or `"stage"`: of each of these a training step keeps the input alone, and computes the rest
-            again for the gradient: less memory, about a third more arithmetic, the same result. None (default) keeps
-            everything.
+        dtype: dtype of convolutions and activations (default `"float32"`). Statistics and logits are float32 or wider.
+        param_dtype: dtype of the parameters (default `"float32"`).
+        unbiased_variance: update running variances as PyTorch does (default False; see `BatchNorm`).
+        remat: `"block"` or `"stage"`: a training step keeps only the input of each block or stage, and computes the
+            rest again for the gradient. This needs less memory and about a third more arithmetic, and gives the same
+            result. None (default) keeps all activations.
         stem_width: channels after the stem (default: the first of `widths`).
-        groups: parts of a bottleneck's 3x3 convolution (ResNeXt; default 1).
-        width_per_group: channels of each part, where `widths` has 64 (ResNeXt, wide ResNets; default 64).
-        squeeze: ratio of squeeze and excitation after every branch (default None: there is none).
-        norm: `"batch"` (default) or `"group"`, or one of your own in `NORMS`.
-        antialias: step over pixels by pooling, in the stem and in branches but not in shortcuts, as timm's `aa_layer`:
-            `"avg"` by averages of 2x2 pixels, `"blur"` by `blur_pool`. None (default) steps in convolutions. True and
-            False, which files of earlier versions hold, mean `"blur"` and None.
-        output_stride: pixels of the image for one of the last features; stages beyond it dilate their convolutions
-            instead of stepping (default None: every stage steps).
+        groups: groups of a bottleneck's 3x3 convolution (ResNeXt; default 1).
+        width_per_group: channels of each group in a stage of width 64 (ResNeXt, wide ResNets; default 64).
+        squeeze: ratio of squeeze and excitation after every branch (default None: no squeeze and excitation).
+        norm: `"batch"` (default) or `"group"`, or a custom name in `NORMS`.
+        antialias: step over pixels by pooling in the stem and in branches, but not in shortcuts, as timm's `aa_layer`
+            does: `"avg"` averages 2x2 pixels, `"blur"` uses `blur_pool`. None (default) steps in convolutions. True and
+            False, in files of earlier versions, mean `"blur"` and None.
+        output_stride: pixels of the image for one position of the last features. Further stages dilate their
+            convolutions instead of stepping (default None: every stage steps).
         dropout: probability of dropout inside pre-activated basic blocks (wide ResNets; default 0).
         head_dropout: probability of dropout before the last layer (default 0).
-        drop_path: probability of stochastic depth in the last block, falling to 0 in the first (default 0).
+        drop_path: probability of stochastic depth in the last block; it falls to 0 in the first block (default 0).
 
     Raises:
-        SpecError: if a value is unknown, the stages do not fit together, or a part cannot do what is asked of it.
+        SpecError: if a value is unknown, if the stages do not fit together, or if a part does not support a field.
 
     Example:
         >>> spec = ResNetSpec(depths=(3, 3, 3), widths=(16, 32, 64), stem="cifar", num_classes=10)
@@ -133,41 +116,50 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, as JSON has them, are welcome
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
         object.__setattr__(self, "antialias", antialias_kind(self.antialias))
-        for name, known in (
-            ("block", BLOCKS),
-            ("stem", STEMS),
-            ("shortcut", SHORTCUTS),
-            ("norm", NORMS),
-            ("dtype", COMPUTE_DTYPES),
-            ("param_dtype", COMPUTE_DTYPES),
-            ("remat", (None, *PARTS)),
-        ):
+        self._check_names()
+        self._check_stages()
+        self._check_numbers()
+        self._check_parts()
+
+    def _check_names(self) -> None:
+        """Raise if a field names a part or a dtype that does not exist."""
+        for name, known in _KNOWN.items():
             if getattr(self, name) not in tuple(known):
+                custom = f" Call resfit.nets.{name.upper()}S.register first to use a custom one."
                 raise SpecError(
                     f"ResNetSpec received {name}={getattr(self, name)!r}. Expected one of {list(known)}."
-                    + (
-                        f" One of your own is known once its code has called resfit.nets.{name.upper()}S.register."
-                        if isinstance(known, Registry)
-                        else ""
-                    )
+                    + (custom if isinstance(known, Registry) else "")
                 )
+
+    def _check_stages(self) -> None:
+        """Raise if there is no stage, or if the numbers of depths and widths differ."""
         if not self.depths or len(self.depths) != len(self.widths):
             raise SpecError(
-                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected as many widths as "
-                "depths, at least one. Give each stage one of both."
+                f"ResNetSpec received depths={self.depths} and widths={self.widths}. Expected at least one stage, and "
+                "one depth and one width for each stage."
             )
+
+    def _check_numbers(self) -> None:
+        """Raise if a count is not a positive integer, or if a probability or a ratio is out of range."""
         counts: dict[str, object] = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
         counts |= {f"{name}[{i}]": n for name in ("depths", "widths") for i, n in enumerate(getattr(self, name))}
         for name, count in counts.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            if not is_int(count, 1):
                 raise SpecError(f"ResNetSpec received {name}={count!r}. Expected a positive integer.")
+        for name in ("depths", "widths"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))  # JSON has no NumPy integers
+        for name in set(counts) & set(_COUNTS):
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("dropout", "head_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected a probability below 1.")
         if self.squeeze is not None and not 0 < self.squeeze <= 1:
             raise SpecError(f"ResNetSpec received squeeze={self.squeeze!r}. Expected a ratio between 0 and 1, or None.")
+
+    def _check_parts(self) -> None:
+        """Raise if the block or the stem does not support a field that this spec sets."""
         _check_able("block", self.block, BLOCKS[self.block], self.of_blocks)
         _check_able("stem", self.stem, STEMS[self.stem], self.of_stem)
         if any(stage.dilation > 1 for stage in self.geometry):
@@ -175,17 +167,17 @@ class ResNetSpec:
 
     @property
     def layers(self) -> Layers:
-        """What makes this network's convolutions and norms."""
+        """The factory of this network's convolutions and norms."""
         return Layers(self.dtype, self.param_dtype, self.unbiased_variance, self.norm)
 
     @property
     def of_blocks(self) -> dict[str, Any]:
-        """The arguments that its blocks are built with, beyond their shape."""
+        """The arguments of the blocks in addition to their shape."""
         return self._asked(_OF_BLOCKS)
 
     @property
     def of_stem(self) -> dict[str, Any]:
-        """The arguments that its stem is built with, beyond its shape."""
+        """The arguments of the stem in addition to its shape."""
         return self._asked(_OF_STEMS) if getattr(STEMS[self.stem], "strides", ()) else {}  # nothing to blur
 
     def _asked(self, names: Mapping[str, str]) -> dict[str, Any]:
@@ -194,14 +186,14 @@ class ResNetSpec:
 
     @property
     def geometry(self) -> tuple[StageGeometry, ...]:
-        """How each stage steps, given `output_stride`."""
+        """Strides and dilations of each stage, with respect to `output_stride`."""
         stride = 1
         for step in getattr(STEMS[self.stem], "strides", ()):
             stride *= step
         if self.output_stride is not None and self.output_stride < stride:
             raise SpecError(
-                f"ResNetSpec received output_stride={self.output_stride}; its {self.stem} stem alone steps {stride} "
-                "pixels. Expected at least as many."
+                f"ResNetSpec received output_stride={self.output_stride}; the {self.stem} stem steps {stride} pixels. "
+                f"Expected at least {stride}. Choose a larger output_stride or another stem."
             )
         stages, dilation = [], 1
         for index in range(len(self.depths)):
@@ -213,31 +205,31 @@ class ResNetSpec:
             stages.append(StageGeometry(strides, dilation, before))
         if self.output_stride is not None and stride != self.output_stride:
             raise SpecError(
-                f"ResNetSpec received output_stride={self.output_stride}; its {len(self.depths)} stages step to "
-                f"{stride}. Expected a stride that they reach, a power of two times the stem's."
+                f"ResNetSpec received output_stride={self.output_stride}; its {len(self.depths)} stages reach a stride "
+                f"of {stride}. Expected the stride of the stem times a power of two, up to that of all stages."
             )
         return tuple(stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON holds it: strings, numbers, booleans and lists."""
+        """Return the spec as strings, numbers, booleans and lists, for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ResNetSpec":
-        """The spec that `to_dict` came from.
+        """Return the spec of a dictionary that `to_dict` made.
 
         Args:
-            values: field names and values; fields with a default may be absent.
+            values: field names and values. Fields with a default can be absent.
 
         Raises:
-            SpecError: if a name is unknown, a required one is absent, or a value is not allowed.
+            SpecError: if a name is unknown, a required field is absent, or a value is not allowed.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(
                 f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}."
                 + (
-                    " Weights are read by resfit.create_model(..., weights=...), and by resfit.weights.load."
+                    " Use resfit.create_model(..., weights=...) or resfit.weights.load to read weights."
                     if {"pretrained", "weights"} & set(unknown)
                     else did_you_mean(unknown[0], known)
                 )
@@ -248,27 +240,36 @@ class ResNetSpec:
         return cls(**values)
 
 
+# The values that a field may have.
+_KNOWN: dict[str, Iterable[Any]] = {
+    "block": BLOCKS,
+    "stem": STEMS,
+    "shortcut": SHORTCUTS,
+    "norm": NORMS,
+    "dtype": COMPUTE_DTYPES,
+    "param_dtype": COMPUTE_DTYPES,
+    "remat": (None, *PARTS),
+}
 _NOT_ASKED = {"self", "rngs", "layers", "branch", "activation", "before", "in_channels", "width", "residual"}
 _COUNTS = ("num_classes", "in_channels", "stem_width", "groups", "width_per_group", "output_stride")
 
 
 def _check_able(kind: str, name: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Refuses to ask a part for what its constructor does not know."""
+    """Raise if the constructor of a part does not have these arguments."""
     parameters = _parameters(build)
     known = set(parameters)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         known |= set(_parameters(Residual))
     if unable := sorted(set(arguments) - known):
         raise SpecError(
-            f"ResNetSpec received {kind}={name!r} and asks it for {', '.join(unable)}, which it does not know. "
-            f"Expected what its constructor takes: {sorted(known - _NOT_ASKED)}. Choose another {kind}, or leave that "
-            "at its default."
+            f"ResNetSpec received {', '.join(unable)} for {kind}={name!r}, which does not support it. Expected some of "
+            f"{sorted(known - _NOT_ASKED)}. Choose another {kind}, or leave that field at its default."
         )
 
 
 def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     if isinstance(build, partial):
         build = build.func
-    # What the signature of a flax class tells is that of its metaclass.
+    # inspect.signature of a flax class gives the signature of its metaclass.
     constructor: Any = build.__init__ if isinstance(build, type) else build  # type: ignore[misc]
     return inspect.signature(constructor).parameters

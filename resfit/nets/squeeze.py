@@ -1,12 +1,11 @@
-"""Squeeze and excitation: every channel is weighed by what all of them are on average."""
+"""Squeeze and excitation: a learned factor for each channel, computed from the means of all channels."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import initializers
 
-from resfit.nets.keys import turns
-from resfit.nets.layers import KAIMING_NORMAL, Layers
+from resfit.nets.init import ZEROS, kaiming_normal
+from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
 
 
@@ -15,9 +14,9 @@ class SqueezeExcite(nnx.Module):
 
     Args:
         channels: of the input.
-        ratio: channels between the two layers over `channels`, rounded to a multiple of 8, as in timm.
+        ratio: width between the two layers divided by `channels`; the width is rounded to a multiple of 8, as in timm.
         layers: dtypes (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -35,16 +34,16 @@ class SqueezeExcite(nnx.Module):
             return nnx.Linear(
                 n_in,
                 n_out,
-                kernel_init=KAIMING_NORMAL,
-                bias_init=initializers.zeros,
+                kernel_init=kaiming_normal,
+                bias_init=ZEROS,
                 dtype=jnp.dtype(layers.dtype),
                 param_dtype=jnp.dtype(layers.param_dtype),
-                rngs=turns(rngs),
+                rngs=rngs,
             )
 
         self.fc1, self.fc2 = dense(channels, inner), dense(inner, channels)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """Of the shape of x (batch, height, width, channels)."""
+        """Map x (batch, height, width, channels) to the same shape."""
         factors = jax.nn.sigmoid(self.fc2(nnx.relu(self.fc1(global_average_pool(x)))))
         return x * factors[:, None, None, :].astype(x.dtype)

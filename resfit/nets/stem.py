@@ -1,49 +1,31 @@
-"""What an image goes through before the first block."""
+"""Stems: the layers before the first block."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from resfit.nets.layers import KAIMING_NORMAL, Layers
+from resfit.nets.init import kaiming_normal
+from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind, average_pool, blur_pool, max_pool
-from resfit.nets.registry import Registry
-
-
-class Stem(Protocol):
-    """What a network needs of its stem.
-
-    Attributes:
-        strides: of its layers that step over pixels, in order.
-        image_size: pixels a side of the images that it was made for.
-    """
-
-    strides: ClassVar[tuple[int, ...]]
-    image_size: ClassVar[int]
-
-    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array: ...
-
-
-MakeStem = Callable[..., Stem]
-"""(in_channels, width, *, layers, rngs, and what else a spec asks for) -> a stem."""
+from resfit.nets.registry import STEMS
 
 
 class ImageNetStem(nnx.Module):
-    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2: for images of 64 pixels and more.
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pool of stride 2: for images of at least 64 pixels.
 
-    He et al. 2015 (arXiv:1512.03385), table 1. It leaves one position for every 4x4 pixels.
+    He et al. 2015 (arXiv:1512.03385), table 1. The output has one position for 4x4 pixels.
 
     Args:
         in_channels: channels of the image.
         width: channels of the output.
-        antialias: `"avg"` takes averages of 2x2 pixels in place of the maximum, and drops the last row or column of an
-            odd size, as timm does; `"blur"` takes the maximum without a step and then steps by `blur_pool`. None
+        antialias: `"avg"` averages 2x2 pixels instead of taking the maximum, and drops the last row or column of an
+            odd size, as timm does; `"blur"` takes the maximum with a stride of 1 and then steps by `blur_pool`. None
             (default) is the plain max pool.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,7 +35,7 @@ class ImageNetStem(nnx.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = (2, 2)
-    image_size: ClassVar[int] = 224  # pixels a side that the stem was made for
+    image_size: ClassVar[int] = 224  # side in pixels
 
     def __init__(
         self,
@@ -70,13 +52,13 @@ class ImageNetStem(nnx.Module):
         self.antialias = antialias_kind(antialias)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         x = nnx.relu(self.norm(self.conv(x), None if train is None else not train))
         return _pooled(x, self.antialias)
 
 
 def _pooled(x: jax.Array, antialias: str | None) -> jax.Array:
-    """Return every second pixel of a stem's features by its kind of pooling, as in timm."""
+    """Return every second pixel of the features of a stem by the given kind of pooling, as in timm."""
     if antialias == "avg":
         height, width = (size // 2 * 2 for size in x.shape[1:3])
         return average_pool(x[:, :height, :width])
@@ -84,24 +66,24 @@ def _pooled(x: jax.Array, antialias: str | None) -> jax.Array:
 
 
 def _of_blocks(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
-    """A new 7x7 kernel, as one over blocks of 2x2 pixels."""
+    """Return a 7x7 kernel with initial values, as a kernel over blocks of 2x2 pixels."""
     channels, width = shape[2:]
-    pixels = KAIMING_NORMAL.plain(key, (7, 7, channels // 4, width), dtype)
+    pixels = kaiming_normal(key, (7, 7, channels // 4, width), dtype)
     padded = jnp.pad(pixels, ((1, 0), (1, 0), (0, 0), (0, 0)))
     return rearrange(padded, "(h i) (w j) c o -> h w (i j c) o", i=2, j=2)
 
 
 class SpaceToDepthStem(nnx.Module):
-    """`ImageNetStem` with its convolution over blocks of 2x2 pixels, of four times as many channels: faster on TPUs.
+    """`ImageNetStem` as a convolution over blocks of 2x2 pixels with four times as many channels: faster on TPUs.
 
-    The 7x7 convolution of stride 2 is a 4x4 convolution of stride 1 on such blocks, with a row and a column of zeros
-    added to its kernel. `resfit.weights` converts kernels both ways, exactly.
+    A 7x7 convolution of stride 2 equals a 4x4 convolution of stride 1 on such blocks, after a row and a column of zeros
+    is added to the kernel. `resfit.weights` converts kernels both ways, exactly.
 
     Args:
         in_channels: channels of the image.
         width: channels of the output.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,7 +111,7 @@ class SpaceToDepthStem(nnx.Module):
         self.norm = layers.norm(width, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         even = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         blocks = rearrange(even, "n (h i) (w j) c -> n h w (i j c)", i=2, j=2)
         return max_pool(nnx.relu(self.norm(self.conv_of_blocks(blocks), None if train is None else not train)))
@@ -142,12 +124,12 @@ class DeepStem(nnx.Module):
 
     Args:
         in_channels: channels of the image.
-        width: channels of the output; the first two convolutions have half as many.
-        antialias: `"avg"` takes averages of 2x2 pixels in place of the maximum, and drops the last row or column of an
-            odd size, as timm does; `"blur"` takes the maximum without a step and then steps by `blur_pool`. None
+        width: channels of the output. The first two convolutions have half as many.
+        antialias: `"avg"` averages 2x2 pixels instead of taking the maximum, and drops the last row or column of an
+            odd size, as timm does; `"blur"` takes the maximum with a stride of 1 and then steps by `blur_pool`. None
             (default) is the plain max pool.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -158,7 +140,7 @@ class DeepStem(nnx.Module):
 
     strides: ClassVar[tuple[int, ...]] = (2, 2)
     image_size: ClassVar[int] = 224
-    first_width: ClassVar[float] = 0.5  # of the first convolution, over that of the stem
+    first_width: ClassVar[float] = 0.5  # channels of the first convolution / channels of the stem
 
     def __init__(
         self,
@@ -180,12 +162,12 @@ class DeepStem(nnx.Module):
         self.antialias = antialias_kind(antialias)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         x = self.convolved(x, train)
         return _pooled(x, self.antialias)
 
     def convolved(self, x: jax.Array, train: bool | None) -> jax.Array:
-        """What comes before the pool, (batch, ceil(height / 2), ceil(width / 2), width)."""
+        """Return the input of the pooling, (batch, ceil(height / 2), ceil(width / 2), width)."""
         evaluating = None if train is None else not train
         x = nnx.relu(self.norm1(self.conv1(x), evaluating))
         x = nnx.relu(self.norm2(self.conv2(x), evaluating))
@@ -193,13 +175,13 @@ class DeepStem(nnx.Module):
 
 
 class DeepTieredStem(DeepStem):
-    """`DeepStem` whose first convolution is narrower, 24, 32 and 64 channels: that of timm's ResNet-T."""
+    """`DeepStem` with a narrower first convolution: 24, 32 and 64 channels, as in timm's ResNet-T."""
 
     first_width: ClassVar[float] = 0.375
 
 
 class ResNetRSStem(DeepStem):
-    """`DeepStem` with a 3x3 convolution of stride 2, norm and ReLU in the place of its pool.
+    """`DeepStem` with a 3x3 convolution of stride 2, norm and ReLU instead of the max pool.
 
     Bello et al. 2021 (arXiv:2103.07579), ResNet-RS. Arguments as for `DeepStem`, without `antialias`.
     """
@@ -211,13 +193,13 @@ class ResNetRSStem(DeepStem):
         self.norm4 = layers.norm(width, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         x = self.conv4(self.convolved(x, train))
         return nnx.relu(self.norm4(x, None if train is None else not train))
 
 
 class CifarStem(nnx.Module):
-    """3x3 convolution of stride 1, norm, ReLU: for images of 32 pixels and thereabouts, every one of them kept.
+    """3x3 convolution of stride 1, norm, ReLU: for images of about 32 pixels.
 
     He et al. 2015 (arXiv:1512.03385), section 4.2.
 
@@ -225,7 +207,7 @@ class CifarStem(nnx.Module):
         in_channels: channels of the image.
         width: channels of the output.
         layers: dtypes and kind of norm (default float32).
-        rngs: where the weights' first values come from.
+        rngs: keys for the initial values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -235,7 +217,7 @@ class CifarStem(nnx.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = ()
-    image_size: ClassVar[int] = 32  # pixels a side that the stem was made for
+    image_size: ClassVar[int] = 32  # side in pixels
 
     def __init__(self, in_channels: int, width: int, *, layers: Layers | None = None, rngs: nnx.Rngs) -> None:
         layers = layers or Layers()
@@ -243,12 +225,12 @@ class CifarStem(nnx.Module):
         self.norm = layers.norm(width, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, height, width, width)."""
+        """Map (batch, height, width, in_channels) to (batch, height, width, width)."""
         return nnx.relu(self.norm(self.conv(x), None if train is None else not train))
 
 
 class ImageNetConvStem(nnx.Module):
-    """7x7 convolution of stride 2 and max pool: `ImageNetStem` for pre-activated blocks, which bring norm and ReLU."""
+    """7x7 convolution of stride 2 and max pool: `ImageNetStem` for blocks that start with norm and ReLU."""
 
     strides: ClassVar[tuple[int, ...]] = (2, 2)
     image_size: ClassVar[int] = 224
@@ -257,12 +239,12 @@ class ImageNetConvStem(nnx.Module):
         self.conv = (layers or Layers()).conv(in_channels, width, kernel=7, strides=2, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 4), ceil(width / 4), width)."""
         return max_pool(self.conv(x))
 
 
 class CifarConvStem(nnx.Module):
-    """3x3 convolution of stride 1: `CifarStem` for pre-activated blocks, which bring norm and ReLU."""
+    """3x3 convolution of stride 1: `CifarStem` for blocks that start with norm and ReLU."""
 
     strides: ClassVar[tuple[int, ...]] = ()
     image_size: ClassVar[int] = 32
@@ -271,20 +253,15 @@ class CifarConvStem(nnx.Module):
         self.conv = (layers or Layers()).conv(in_channels, width, kernel=3, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
-        """From (batch, height, width, in_channels) to (batch, height, width, width)."""
+        """Map (batch, height, width, in_channels) to (batch, height, width, width)."""
         return self.conv(x)
 
 
-STEMS: Registry[MakeStem] = Registry(
-    "stem",
-    {
-        "imagenet": ImageNetStem,
-        "cifar": CifarStem,
-        "deep": DeepStem,
-        "deep_tiered": DeepTieredStem,
-        "rs": ResNetRSStem,
-        "space_to_depth": SpaceToDepthStem,
-        "imagenet_conv": ImageNetConvStem,
-        "cifar_conv": CifarConvStem,
-    },
-)
+STEMS.register("imagenet", ImageNetStem)
+STEMS.register("cifar", CifarStem)
+STEMS.register("deep", DeepStem)
+STEMS.register("deep_tiered", DeepTieredStem)
+STEMS.register("rs", ResNetRSStem)
+STEMS.register("space_to_depth", SpaceToDepthStem)
+STEMS.register("imagenet_conv", ImageNetConvStem)
+STEMS.register("cifar_conv", CifarConvStem)

@@ -1,4 +1,4 @@
-"""The networks by name: a table of specs, each with the numbers that it must have and where they come from."""
+"""The networks by name: a table of specs, with their exact numbers and sources."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,7 +8,7 @@ from flax import nnx
 
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
-from resfit.nets.registry import Registry
+from resfit.nets.registry import ZOO
 from resfit.nets.resnet import ResNet
 from resfit.nets.spec import ResNetSpec
 
@@ -18,11 +18,11 @@ class ZooRow:
     """One network of the zoo.
 
     Attributes:
-        spec: what to build, with the source's number of classes.
-        image_size: side in pixels of the square images that `multiply_adds` is for.
-        parameters: trained scalars, exactly; batch statistics are not among them.
-        multiply_adds: of the convolutions and the dense layer for one image, exactly.
-        source: where the network and its numbers come from.
+        spec: the architecture, with the number of classes of the source.
+        image_size: side in pixels of the square images of `multiply_adds`.
+        parameters: exact number of trained scalars, without batch statistics.
+        multiply_adds: exact number for one image, of the convolutions and the dense layer.
+        source: the source of the network and of its numbers.
     """
 
     spec: ResNetSpec
@@ -90,69 +90,68 @@ _OF_V2: dict[str, Any] = {"block": "preact_bottleneck", "stem": "imagenet_conv",
 _OF_CIFAR_V2: dict[str, Any] = {"block": "preact_bottleneck", "stem": "cifar_conv", "shortcut": "conv"}
 _OF_WRN: dict[str, Any] = {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv", "dropout": 0.3}
 
-ZOO: Registry[ZooRow] = Registry(
-    "network",
-    {
-        "resnet18": _imagenet(_18, 11_689_512, 1_814_073_344, _TORCHVISION, "basic"),
-        "resnet34": _imagenet(_34, 21_797_672, 3_663_761_408, _TORCHVISION, "basic"),
-        "resnet50": _imagenet(_50, 25_557_032, 4_089_184_256, _TORCHVISION),
-        "resnet101": _imagenet(_101, 44_549_160, 7_801_405_440, _TORCHVISION),
-        "resnet152": _imagenet(_152, 60_192_808, 11_513_626_624, _TORCHVISION),
-        "resnet200": _imagenet(_200, 64_673_832, 15_007_481_856, f"{_HE}; numbers as timm"),
-        "resnet20": _cifar(3, 269_722, 40_551_040),
-        "resnet32": _cifar(5, 464_154, 68_862_592),
-        "resnet44": _cifar(7, 658_586, 97_174_144),
-        "resnet56": _cifar(9, 853_018, 125_485_696),
-        "resnet110": _cifar(18, 1_727_962, 252_887_680),
-        "resnet1202": _cifar(200, 19_421_274, 2_829_238_912),
-        "resnet50_v1": _imagenet(_50, 25_557_032, 3_857_973_248, _V1, "bottleneck_v1"),
-        "resnet101_v1": _imagenet(_101, 44_549_160, 7_570_194_432, _V1, "bottleneck_v1"),
-        "resnet152_v1": _imagenet(_152, 60_192_808, 11_282_415_616, _V1, "bottleneck_v1"),
-        "resnetv2_18": _imagenet(_18, 11_687_720, 1_814_073_344, _V2, **_OF_V2 | {"block": "preact_basic"}),
-        "resnetv2_34": _imagenet(_34, 21_795_880, 3_663_761_408, _V2, **_OF_V2 | {"block": "preact_basic"}),
-        "resnetv2_50": _imagenet(_50, 25_549_352, 4_089_184_256, _V2, **_OF_V2),
-        "resnetv2_101": _imagenet(_101, 44_541_480, 7_801_405_440, _V2, **_OF_V2),
-        "resnetv2_152": _imagenet(_152, 60_185_128, 11_513_626_624, _V2, **_OF_V2),
-        "resnet110_v2": _cifar(18, 1_730_522, 253_149_824, _CIFAR_V2, **_OF_CIFAR_V2 | {"block": "preact_basic"}),
-        "resnet164_v2": _cifar(18, 1_703_258, 247_646_720, _CIFAR_V2, **_OF_CIFAR_V2),
-        "resnet1001_v2": _cifar(111, 10_327_706, 1_490_995_712, _CIFAR_V2, **_OF_CIFAR_V2),
-        "wrn_16_8": _cifar(2, 10_961_370, 1_548_145_664, _WIDE, widths=(128, 256, 512), **_OF_WRN),
-        "wrn_28_10": _cifar(4, 36_479_194, 5_243_328_768, _WIDE, widths=(160, 320, 640), **_OF_WRN),
-        "wrn_40_4": _cifar(6, 8_949_210, 1_298_582_016, _WIDE, widths=(64, 128, 256), **_OF_WRN),
-        "wide_resnet50_2": _imagenet(
-            _50, 68_883_240, 11_398_021_120, f"{_WIDE}; numbers as torchvision", width_per_group=128
-        ),
-        "wide_resnet101_2": _imagenet(
-            _101, 126_886_696, 22_753_050_624, f"{_WIDE}; numbers as torchvision", width_per_group=128
-        ),
-        "resnext50_32x4d": _imagenet(_50, 25_028_904, 4_230_479_872, _RESNEXT, groups=32, width_per_group=4),
-        "resnext101_32x8d": _imagenet(_101, 88_791_336, 16_414_015_488, _RESNEXT, groups=32, width_per_group=8),
-        "resnext101_64x4d": _imagenet(_101, 83_455_272, 15_460_270_080, _RESNEXT, groups=64, width_per_group=4),
-        "resnet18d": _imagenet(_18, 11_708_744, 2_053_713_920, _D, "basic", **_OF_D),
-        "resnet34d": _imagenet(_34, 21_816_904, 3_903_401_984, _D, "basic", **_OF_D),
-        "resnet50d": _imagenet(_50, 25_576_264, 4_328_824_832, _D, **_OF_D),
-        "resnet101d": _imagenet(_101, 44_568_392, 8_041_046_016, _D, **_OF_D),
-        "resnet152d": _imagenet(_152, 60_212_040, 11_753_267_200, _D, **_OF_D),
-        "resnet200d": _imagenet(_200, 64_693_064, 15_247_122_432, _D, **_OF_D),
-        "resnet50t": _imagenet(_50, 25_573_728, 4_297_213_952, _T, **_OF_T),
-        "seresnet18": _imagenet(_18, 11_779_624, 1_814_161_408, _SE, "basic", **_OF_SE),
-        "seresnet34": _imagenet(_34, 21_960_416, 3_663_920_128, _SE, "basic", **_OF_SE),
-        "seresnet50": _imagenet(_50, 28_088_024, 4_091_699_200, _SE, **_OF_SE),
-        "seresnet101": _imagenet(_101, 49_326_872, 7_806_148_608, _SE, **_OF_SE),
-        "seresnet152": _imagenet(_152, 66_821_848, 11_520_204_800, _SE, **_OF_SE),
-        "resnetrs50": _imagenet(_50, 35_691_912, 4_454_490_112, _RS, **_OF_RS),
-        "resnetrs101": _imagenet(_101, 63_618_696, 8_175_624_192, _RS, **_OF_RS),
-        "resnetrs152": _imagenet(_152, 86_621_576, 11_895_185_408, _RS, **_OF_RS),
-        "resnetrs200": _imagenet(_200, 93_209_992, 15_391_137_792, _RS, **_OF_RS),
-        "resnetaa50": _imagenet(_50, 25_557_032, 5_129_633_792, _AA, antialias="avg"),
-        "resnetblur50": _imagenet(_50, 25_557_032, 5_129_633_792, _BLUR, antialias="blur"),
-        "resnet50_gn": _imagenet(_50, 25_557_032, 4_089_184_256, _GN, norm="group"),
-    },
-)
+_ROWS = {
+    "resnet18": _imagenet(_18, 11_689_512, 1_814_073_344, _TORCHVISION, "basic"),
+    "resnet34": _imagenet(_34, 21_797_672, 3_663_761_408, _TORCHVISION, "basic"),
+    "resnet50": _imagenet(_50, 25_557_032, 4_089_184_256, _TORCHVISION),
+    "resnet101": _imagenet(_101, 44_549_160, 7_801_405_440, _TORCHVISION),
+    "resnet152": _imagenet(_152, 60_192_808, 11_513_626_624, _TORCHVISION),
+    "resnet200": _imagenet(_200, 64_673_832, 15_007_481_856, f"{_HE}; numbers as timm"),
+    "resnet20": _cifar(3, 269_722, 40_551_040),
+    "resnet32": _cifar(5, 464_154, 68_862_592),
+    "resnet44": _cifar(7, 658_586, 97_174_144),
+    "resnet56": _cifar(9, 853_018, 125_485_696),
+    "resnet110": _cifar(18, 1_727_962, 252_887_680),
+    "resnet1202": _cifar(200, 19_421_274, 2_829_238_912),
+    "resnet50_v1": _imagenet(_50, 25_557_032, 3_857_973_248, _V1, "bottleneck_v1"),
+    "resnet101_v1": _imagenet(_101, 44_549_160, 7_570_194_432, _V1, "bottleneck_v1"),
+    "resnet152_v1": _imagenet(_152, 60_192_808, 11_282_415_616, _V1, "bottleneck_v1"),
+    "resnetv2_18": _imagenet(_18, 11_687_720, 1_814_073_344, _V2, **_OF_V2 | {"block": "preact_basic"}),
+    "resnetv2_34": _imagenet(_34, 21_795_880, 3_663_761_408, _V2, **_OF_V2 | {"block": "preact_basic"}),
+    "resnetv2_50": _imagenet(_50, 25_549_352, 4_089_184_256, _V2, **_OF_V2),
+    "resnetv2_101": _imagenet(_101, 44_541_480, 7_801_405_440, _V2, **_OF_V2),
+    "resnetv2_152": _imagenet(_152, 60_185_128, 11_513_626_624, _V2, **_OF_V2),
+    "resnet110_v2": _cifar(18, 1_730_522, 253_149_824, _CIFAR_V2, **_OF_CIFAR_V2 | {"block": "preact_basic"}),
+    "resnet164_v2": _cifar(18, 1_703_258, 247_646_720, _CIFAR_V2, **_OF_CIFAR_V2),
+    "resnet1001_v2": _cifar(111, 10_327_706, 1_490_995_712, _CIFAR_V2, **_OF_CIFAR_V2),
+    "wrn_16_8": _cifar(2, 10_961_370, 1_548_145_664, _WIDE, widths=(128, 256, 512), **_OF_WRN),
+    "wrn_28_10": _cifar(4, 36_479_194, 5_243_328_768, _WIDE, widths=(160, 320, 640), **_OF_WRN),
+    "wrn_40_4": _cifar(6, 8_949_210, 1_298_582_016, _WIDE, widths=(64, 128, 256), **_OF_WRN),
+    "wide_resnet50_2": _imagenet(
+        _50, 68_883_240, 11_398_021_120, f"{_WIDE}; numbers as torchvision", width_per_group=128
+    ),
+    "wide_resnet101_2": _imagenet(
+        _101, 126_886_696, 22_753_050_624, f"{_WIDE}; numbers as torchvision", width_per_group=128
+    ),
+    "resnext50_32x4d": _imagenet(_50, 25_028_904, 4_230_479_872, _RESNEXT, groups=32, width_per_group=4),
+    "resnext101_32x8d": _imagenet(_101, 88_791_336, 16_414_015_488, _RESNEXT, groups=32, width_per_group=8),
+    "resnext101_64x4d": _imagenet(_101, 83_455_272, 15_460_270_080, _RESNEXT, groups=64, width_per_group=4),
+    "resnet18d": _imagenet(_18, 11_708_744, 2_053_713_920, _D, "basic", **_OF_D),
+    "resnet34d": _imagenet(_34, 21_816_904, 3_903_401_984, _D, "basic", **_OF_D),
+    "resnet50d": _imagenet(_50, 25_576_264, 4_328_824_832, _D, **_OF_D),
+    "resnet101d": _imagenet(_101, 44_568_392, 8_041_046_016, _D, **_OF_D),
+    "resnet152d": _imagenet(_152, 60_212_040, 11_753_267_200, _D, **_OF_D),
+    "resnet200d": _imagenet(_200, 64_693_064, 15_247_122_432, _D, **_OF_D),
+    "resnet50t": _imagenet(_50, 25_573_728, 4_297_213_952, _T, **_OF_T),
+    "seresnet18": _imagenet(_18, 11_779_624, 1_814_161_408, _SE, "basic", **_OF_SE),
+    "seresnet34": _imagenet(_34, 21_960_416, 3_663_920_128, _SE, "basic", **_OF_SE),
+    "seresnet50": _imagenet(_50, 28_088_024, 4_091_699_200, _SE, **_OF_SE),
+    "seresnet101": _imagenet(_101, 49_326_872, 7_806_148_608, _SE, **_OF_SE),
+    "seresnet152": _imagenet(_152, 66_821_848, 11_520_204_800, _SE, **_OF_SE),
+    "resnetrs50": _imagenet(_50, 35_691_912, 4_454_490_112, _RS, **_OF_RS),
+    "resnetrs101": _imagenet(_101, 63_618_696, 8_175_624_192, _RS, **_OF_RS),
+    "resnetrs152": _imagenet(_152, 86_621_576, 11_895_185_408, _RS, **_OF_RS),
+    "resnetrs200": _imagenet(_200, 93_209_992, 15_391_137_792, _RS, **_OF_RS),
+    "resnetaa50": _imagenet(_50, 25_557_032, 5_129_633_792, _AA, antialias="avg"),
+    "resnetblur50": _imagenet(_50, 25_557_032, 5_129_633_792, _BLUR, antialias="blur"),
+    "resnet50_gn": _imagenet(_50, 25_557_032, 4_089_184_256, _GN, norm="group"),
+}
+for _name, _row in _ROWS.items():
+    ZOO.register(_name, _row)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of the zoo's networks, shallowest first within each family.
+    """Return the names of the networks, shallowest first within each family.
 
     Args:
         pattern: a shell pattern, such as `"resnet1*"` (default: all).
@@ -167,13 +166,13 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(
     name: str, *, num_classes: int, in_channels: int = 3, rngs: nnx.Rngs | int = 0, **spec_overrides: Any
 ) -> ResNet:
-    """Builds a network of the zoo with new weights.
+    """Build a network of the zoo with initial weights.
 
     Args:
         name: one of `list_models()`.
         num_classes: number of logits.
         in_channels: channels of the images (default 3).
-        rngs: where the first weights come from: an `nnx.Rngs`, or a seed (default 0).
+        rngs: keys for the initial weights: an `nnx.Rngs` or a seed (default 0).
         **spec_overrides: any other field of `ResNetSpec`, such as `stem="cifar"`, `shortcut="B"` or
             `dtype="bfloat16"`.
 

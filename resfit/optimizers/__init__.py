@@ -1,16 +1,16 @@
-"""Optimizers: plain optax, with the learning rate kept in the optimizer's state so that changing it never recompiles.
+"""Optimizers of optax with the learning rate in their state, so that a new learning rate does not recompile.
 
-`compile(optimizer=...)` takes a name, one of the functions here, any optax GradientTransformation, or a function such
-as `optax.adamw` whose `learning_rate` is filled in by `compile`. `clip`, `by_part`, `by_depth` and
-`skip_non_finite` wrap any of them that is built.
+`compile(optimizer=...)` takes a name, a result of a function of this subpackage, any optax GradientTransformation, or a
+function such as `optax.adamw`, which `compile` calls with the learning rate. `clip`, `by_part`, `by_depth` and
+`skip_non_finite` wrap any GradientTransformation.
 """
 
 from resfit.optimizers.clipping import clip
 from resfit.optimizers.finite import Skips, skip_non_finite, skips
+from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 from resfit.optimizers.parts import by_depth, by_part
-from resfit.optimizers.rate import LearningRate, index_of_rate
 from resfit.optimizers.resolve import default_rate, get
 
 __all__ = [

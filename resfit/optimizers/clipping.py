@@ -1,4 +1,4 @@
-"""Clipping of gradients, in front of any optimizer."""
+"""Gradient clipping for any optimizer."""
 
 import math
 
@@ -11,17 +11,18 @@ from resfit.optimizers.masks import no_decay_on_norms_and_biases
 def clip(
     optimizer: optax.GradientTransformation, *, norm: float | None = None, adaptive: float | None = None
 ) -> optax.GradientTransformation:
-    """An optimizer that sees clipped gradients. Its learning rate stays settable.
+    """Return an optimizer that receives clipped gradients. Its learning rate stays settable.
 
     Args:
       optimizer: any optax transformation.
-      norm: the largest norm of all gradients together; larger ones are scaled down, direction kept (Pascanu et al.,
-        arXiv 1211.5063). Keras calls it global_clipnorm.
+      norm: the largest global norm of the gradients. Larger gradients are scaled down and keep their direction (Pascanu
+        et al., arXiv 1211.5063). Keras calls it global_clipnorm.
       adaptive: the largest norm of an output unit's gradient, as a share of the norm of its weights (Brock et al.,
-        NFNets, arXiv 2102.06171; 0.01 there). Norms and biases are left alone. Comes before `norm` if both are given.
+        NFNets, arXiv 2102.06171; 0.01 there). It does not apply to norms and biases. If both are given, it applies
+        before `norm`.
 
     Raises:
-      CompileError: unless one of the two is given, and positive.
+      CompileError: if neither argument is given, or if one is not positive.
 
     Example:
       >>> from resfit import optimizers
@@ -33,10 +34,10 @@ def clip(
     """
     for name, value in (("norm", norm), ("adaptive", adaptive)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise CompileError(f"clip got {name}={value!r}. Expected a positive number, or None for no such clipping.")
+            raise CompileError(f"clip got {name}={value!r}. Expected a positive number, or None.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise CompileError(
-            f"clip got {optimizer!r} to wrap. Expected an optimizer that is built, such as resfit.optimizers.sgd(0.1)."
+            f"clip got {optimizer!r}. Expected an optax.GradientTransformation, such as resfit.optimizers.sgd(0.1)."
         )
     parts = []
     if adaptive is not None:
@@ -44,6 +45,6 @@ def clip(
     if norm is not None:
         parts.append(optax.clip_by_global_norm(norm))
     if not parts:
-        raise CompileError("clip was told neither norm nor adaptive. Expected at least one, such as norm=1.0.")
+        raise CompileError("clip got neither norm nor adaptive. Expected at least one, such as norm=1.0.")
     clipped: optax.GradientTransformation = optax.chain(*parts, optimizer)
     return clipped

@@ -1,4 +1,4 @@
-"""Updates that are not finite, skipped and counted."""
+"""Skipping and counting of updates that are not finite."""
 
 from typing import Any, NamedTuple
 
@@ -10,18 +10,18 @@ from resfit.errors import CompileError
 
 
 def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer that leaves out every update with NaN or an infinite value in its gradients, however many they are.
+    """Return an optimizer that skips every update with NaN or an infinite value in its gradients.
 
-    That is `optax.apply_if_finite` without an end. `Model` goes further where an optimizer is wrapped so, by this
-    function or by optax's: a skipped step also leaves statistics, averages and the epoch's metrics as they were, each
-    epoch's log holds the number of steps skipped so far as `skipped_steps`, and an epoch in which every step was
-    skipped raises `NonFiniteLossError`. The step counter, and with it a schedule, goes on.
+    This is `optax.apply_if_finite` without a limit. For an optimizer wrapped by this function or by
+    `optax.apply_if_finite`, `Model` does more. A skipped step also keeps statistics, averages and the metrics of the
+    epoch. The logs of an epoch hold the number of skipped steps so far as `skipped_steps`. An epoch in which every step
+    was skipped raises `NonFiniteLossError`. The step counter, and with it a schedule, still advances.
 
     Args:
       optimizer: any optax transformation. Its learning rate stays settable.
 
     Raises:
-      CompileError: for anything else.
+      CompileError: if `optimizer` is not an optax transformation.
 
     Example:
       >>> from resfit import optimizers
@@ -34,7 +34,7 @@ def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTr
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise CompileError(
-            f"skip_non_finite got {optimizer!r} to wrap. Expected an optimizer that is built, such as "
+            f"skip_non_finite got {optimizer!r}. Expected an optax.GradientTransformation, such as "
             "resfit.optimizers.sgd(0.1)."
         )
     wrapped: optax.GradientTransformation = optax.apply_if_finite(optimizer, np.iinfo(np.int32).max)
@@ -42,12 +42,12 @@ def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTr
 
 
 class Skips(NamedTuple):
-    """Which leaves of an optimizer's state tell of skipped updates.
+    """The numbers of the leaves of an optimizer's state that count skipped updates.
 
     Attributes:
-      finite: () bool, whether the last update was finite.
-      in_a_row: () int32, skipped since the last one that was not.
-      total: () int32, skipped so far.
+      finite: the leaf that is True if the last update was finite, () bool.
+      in_a_row: the leaf with the number of skipped updates since the last finite one, () int32.
+      total: the leaf with the number of skipped updates so far, () int32.
     """
 
     finite: int
@@ -56,7 +56,7 @@ class Skips(NamedTuple):
 
 
 def skips(state: Any) -> Skips | None:
-    """Where an optimizer's state tells of skipped updates; None where none are skipped.
+    """Return the leaves of an optimizer's state that count skipped updates, or None if it skips none.
 
     Example:
       >>> from resfit import optimizers

@@ -1,4 +1,4 @@
-"""Which parameters are left out of weight decay and of what else is made for kernels alone."""
+"""The mask of parameters with weight decay."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def no_decay_on_norms_and_biases(params: Any) -> Any:
-    """The usual mask of weight decay: true for kernels, false for biases and the scales of norms (rank 0 and 1).
+    """Return the usual mask of weight decay: True for kernels, False for biases and norms (rank 0 and 1).
 
     Source: He et al., Bag of Tricks (arXiv 1812.01187), "no bias decay".
 

@@ -1,21 +1,23 @@
-"""The optimizers that have a name: optax's, with weight decay and trust ratios on kernels only."""
+"""The optimizers with a name: those of optax, with weight decay and trust ratios only on kernels."""
 
 import optax
 
+from resfit.optimizers.injected_learning_rate import LearningRate, with_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
-from resfit.optimizers.rate import LearningRate, with_rate
 
 
 def sgd(
     learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, and weight decay (added to the gradient, as in PyTorch) on kernels only.
+    """Return SGD with Nesterov momentum and weight decay.
+
+    Weight decay is added to the gradient, as in PyTorch, and applies only to kernels.
 
     Args:
       learning_rate: a number or a schedule (step -> number).
-      momentum: of the velocity.
-      nesterov: whether to look ahead.
-      weight_decay: strength of the decay; norms and biases are left out.
+      momentum: the momentum coefficient.
+      nesterov: if True, use Nesterov momentum.
+      weight_decay: the coefficient of weight decay.
 
     Example:
       >>> import optax
@@ -24,7 +26,7 @@ def sgd(
       >>> state = optimizer.init(params)
       >>> for _ in range(6):
       ...     _, state = optimizer.update(params, state, params)
-      >>> state.hyperparams["learning_rate"]  # of the sixth step: a schedule given here is followed
+      >>> state.hyperparams["learning_rate"]  # of the sixth step: the optimizer follows a schedule
       Array(0.05, dtype=float32)
     """
     return with_rate(
@@ -39,7 +41,7 @@ def sgd(
 def adam(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam (arXiv 1412.6980) as in optax.
+    """Return Adam (arXiv 1412.6980) of optax.
 
     Example:
       >>> optimizer = adam(1e-3)
@@ -50,7 +52,7 @@ def adam(
 def adamw(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.05
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with decoupled weight decay on kernels only.
+    """Return AdamW (arXiv 1711.05101), with decoupled weight decay only on kernels.
 
     Example:
       >>> optimizer = adamw(1e-3, weight_decay=0.01)
@@ -72,15 +74,17 @@ def rmsprop(
     centered: bool = False,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """RMSProp (Hinton, lecture 6e) with Keras's defaults; weight decay, added to the gradient, on kernels only.
+    """Return RMSProp (Hinton, lecture 6e) with Keras's defaults.
+
+    Weight decay is added to the gradient and applies only to kernels.
 
     Args:
       learning_rate: a number or a schedule (step -> number).
-      decay: of the running mean of squared gradients.
-      momentum: of the velocity; zero for none.
-      eps: added to that mean, under the root, as in TensorFlow; PyTorch adds it to the root.
-      centered: whether the squared mean of the gradients is taken off.
-      weight_decay: strength of the decay; norms and biases are left out.
+      decay: the decay of the running mean of squared gradients.
+      momentum: the momentum coefficient; 0 for no momentum.
+      eps: a number added to the running mean under the square root, as in TensorFlow. PyTorch adds it to the root.
+      centered: if True, subtract the squared mean of the gradients.
+      weight_decay: the coefficient of weight decay.
 
     Example:
       >>> optimizer = rmsprop(1e-3, momentum=0.9)
@@ -97,15 +101,15 @@ def rmsprop(
 def lars(
     learning_rate: LearningRate, *, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001
 ) -> optax.GradientTransformation:
-    """LARS (arXiv 1708.03888): SGD for large batches, in which each kernel's step is in proportion to its norm.
+    """Return LARS (arXiv 1708.03888), SGD for large batches: the step of a kernel is in proportion to its norm.
 
-    Norms and biases take plain momentum steps: no trust ratio, no weight decay.
+    Norms and biases take plain momentum steps, without trust ratio and weight decay.
 
     Args:
-      learning_rate: a number or a schedule (step -> number); of the order of 1, and it wants a warm-up.
-      momentum: of the velocity.
-      weight_decay: strength of the decay, added to the gradient.
-      trust_coefficient: the size of a kernel's step, as a share of its norm, at a rate of 1.
+      learning_rate: a number or a schedule (step -> number). Use values near 1, with a warm-up.
+      momentum: the momentum coefficient.
+      weight_decay: the coefficient of weight decay, which is added to the gradient.
+      trust_coefficient: the size of a kernel's step as a share of its norm, for a learning rate of 1.
 
     Example:
       >>> params = {"kernel": jnp.full((2, 2), 3.0)}
@@ -130,17 +134,17 @@ def lars(
 def lamb(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.02
 ) -> optax.GradientTransformation:
-    """LAMB (arXiv 1904.00962): Adam for large batches, in which each kernel's step is in proportion to its norm.
+    """Return LAMB (arXiv 1904.00962), Adam for large batches: the step of a kernel is in proportion to its norm.
 
-    Norms and biases take plain Adam steps: no trust ratio, no weight decay. The defaults are those of "ResNet strikes
-    back" (arXiv 2110.00476), for batches of 2048.
+    Norms and biases take plain Adam steps, without trust ratio and weight decay. The defaults are those of "ResNet
+    strikes back" (arXiv 2110.00476), for batches of 2048.
 
     Args:
-      learning_rate: a number or a schedule (step -> number): the size of a kernel's step, as a share of its norm.
-      b1: decay of the running mean of gradients.
-      b2: decay of the running mean of squared gradients.
-      eps: added to the root of the latter.
-      weight_decay: strength of the decay, added to Adam's step before its norm is taken.
+      learning_rate: a number or a schedule (step -> number): the size of a kernel's step as a share of its norm.
+      b1: the decay of the running mean of gradients.
+      b2: the decay of the running mean of squared gradients.
+      eps: a number added to the square root of that mean.
+      weight_decay: the coefficient of weight decay, which is added to Adam's step before the trust ratio.
 
     Example:
       >>> optimizer = lamb(5e-3, weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""Learning rates by part of the network."""
+"""Learning rates for parts of a network."""
 
 import contextlib
 import difflib
@@ -16,20 +16,20 @@ from resfit.errors import CompileError
 
 
 def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer whose learning rate is multiplied by another factor in each part of the network.
+    """Return an optimizer that multiplies the learning rate by a factor in each part of the network.
 
-    The one rate stays settable through `model.learning_rate`, and schedules apply to all parts. Exact for every
-    optimizer whose step is its learning rate times something else: the factor multiplies the step.
+    `model.learning_rate` sets the learning rate of all parts, and schedules apply to all parts. The factor multiplies
+    the optimizer's step, which is exact for every optimizer whose step is proportional to the learning rate.
 
     Args:
-      parts: pattern -> factor. Patterns are those of a shell (`*`, `?`, `[ab]`) over dotted parameter paths such as
-        "stage1.blocks.0.branch.conv1.kernel"; a star spans dots. The first that matches decides; what none matches has
-        factor 1. A parameter that the network holds under several paths is matched by each of them.
+      parts: pattern -> factor. Patterns are shell patterns (`*`, `?`, `[ab]`) of dotted parameter paths such as
+        "stage1.blocks.0.branch.conv1.kernel"; a star also matches dots. The first pattern that matches decides. The
+        factor of all other parameters is 1. If the network holds a parameter under several paths, each path can match.
       optimizer: any optax transformation.
 
     Raises:
-      CompileError: for a factor that is negative or not finite; and, once the parameters are known (in `compile`), for
-        a pattern that decides about no parameter.
+      CompileError: for a factor that is negative or not finite; in `compile`, for a pattern that applies to no
+        parameter.
 
     Example:
       >>> from resfit import optimizers
@@ -41,14 +41,13 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
     """
     if not isinstance(optimizer, optax.GradientTransformation):
         raise CompileError(
-            f"by_part got {optimizer!r} to wrap. Expected an optimizer that is built, such as "
-            "resfit.optimizers.sgd(0.1)."
+            f"by_part got {optimizer!r}. Expected an optax.GradientTransformation, such as resfit.optimizers.sgd(0.1)."
         )
     if not parts:
-        raise CompileError("by_part got no patterns. Expected some, such as {'head.*': 1.0, '*': 0.1}.")
+        raise CompileError("by_part got no patterns. Expected at least one, such as {'head.*': 1.0, '*': 0.1}.")
     for pattern, factor in parts.items():
         if not (math.isfinite(factor) and factor >= 0):
-            raise CompileError(f"by_part got {factor!r} for {pattern!r}. Expected a factor of zero or more.")
+            raise CompileError(f"by_part got {factor!r} for {pattern!r}. Expected a factor of 0 or more.")
 
     def init(params: Any) -> optax.EmptyState:
         _check(parts, [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)])
@@ -65,20 +64,19 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
 def by_depth(
     parts: Sequence[str], optimizer: optax.GradientTransformation, *, decay: float = 0.75
 ) -> optax.GradientTransformation:
-    """An optimizer whose learning rate falls from the last part to the first, by the same factor each time.
+    """Return an optimizer whose learning rate decays from the last part of the network to the first one.
 
-    For fine-tuning: what is near the image is of use for other images too, and need not change much. What no part
-    covers trains at the full rate.
+    Use it for fine-tuning: the first layers work for other images too and need small changes. Parameters outside all
+    parts train at the full learning rate.
 
     Args:
-      parts: dotted paths of parts from the first to the last, such as a ResNet's `net.parts`, or patterns as in
+      parts: dotted paths of parts from the first to the last, such as `net.parts` of a ResNet, or patterns as in
         `by_part`.
-      optimizer: any optax transformation; its rate is that of the last part.
-      decay: the rate of a part over that of the next one.
+      optimizer: any optax transformation, with the learning rate of the last part.
+      decay: the learning rate of a part divided by that of the next one.
 
     Raises:
-      CompileError: for a decay that is not between 0 and 1, and as in `by_part`: once the parameters are known, for a
-        part that has none, be it frozen.
+      CompileError: for a decay outside (0, 1]; in `compile`, for a part without trainable parameters.
 
     Example:
       >>> from resfit import optimizers
@@ -92,7 +90,7 @@ def by_depth(
         raise CompileError(f"by_depth got decay={decay!r}. Expected a factor above 0 and at most 1, such as 0.75.")
     if isinstance(parts, str):
         raise CompileError(
-            f"by_depth got the text {parts!r} as parts. Expected several, such as net.parts of a ResNet."
+            f"by_depth got the text {parts!r} as parts. Expected a sequence of paths, such as net.parts of a ResNet."
         )
     return by_part({f"{part}.*": decay**i for i, part in enumerate(reversed(parts))}, optimizer)
 
@@ -102,10 +100,10 @@ _TIED: ContextVar[Mapping[str, Sequence[str]]] = ContextVar("_TIED", default=typ
 
 @contextlib.contextmanager
 def tied_names(names: Mapping[str, Sequence[str]]) -> Iterator[None]:
-    """Let patterns match every name of a parameter that a module holds more than once.
+    """Let patterns match every name of a parameter that a module holds several times.
 
     Args:
-      names: the other names, by the one in the tree that optimizers see.
+      names: name in the optimizer's tree of parameters -> other names.
     """
     token = _TIED.set(names)
     try:
@@ -139,8 +137,8 @@ def _check(parts: Mapping[str, float], params: list[list[str]]) -> None:
             continue
         if taken := [names for names in params if _matches(names, pattern)]:
             raise CompileError(
-                f"The pattern {pattern!r} decides about nothing: {_decides(parts, taken[0])!r} stands before it and "
-                f"takes all it would match, such as {taken[0][0]!r}. Put the narrower pattern first."
+                f"The pattern {pattern!r} has no effect: the earlier pattern {_decides(parts, taken[0])!r} matches the "
+                f"same parameters, such as {taken[0][0]!r}. Put the narrower pattern first."
             )
         every = [name for names in params for name in names]
         raise CompileError(f"The pattern {pattern!r} matches no parameter. {_nearest(pattern, every)}")
@@ -148,8 +146,8 @@ def _check(parts: Mapping[str, float], params: list[list[str]]) -> None:
 
 def _nearest(pattern: str, names: list[str]) -> str:
     if any(name.startswith(f"{pattern}.") for name in names):
-        return f"For all parameters of that part write '{pattern}.*'."
-    # A pattern may mean a whole part, so the parts are offered too.
+        return f"For all parameters of that part pass '{pattern}.*'."
+    # The pattern of a whole part is a suggestion too.
     parts = {".".join(name.split(".")[:depth]) + ".*" for name in names for depth in range(1, name.count(".") + 1)}
     near = difflib.get_close_matches(pattern, [*sorted(parts), *names], n=3)
-    return f"Near it: {near}." if near else f"Paths look like these: {names[:3]}."
+    return f"Did you mean one of {near}?" if near else f"Paths look like {names[:3]}."

@@ -1,4 +1,4 @@
-"""What the optimizer argument of `Model.compile` means."""
+"""The `optimizer` and `learning_rate` arguments of `Model.compile`."""
 
 import inspect
 from collections.abc import Callable
@@ -11,11 +11,11 @@ import optax
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError
+from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate, with_rate
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
-from resfit.optimizers.rate import LearningRate, index_of_rate, with_rate
 
 _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
-    # name -> (factory, its default learning rate)
+    # name -> (factory, default learning rate)
     "sgd": (sgd, 0.1),
     "adam": (adam, 1e-3),
     "adamw": (adamw, 1e-3),
@@ -28,10 +28,10 @@ _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] =
 def get(
     optimizer: Any, learning_rate: LearningRate | None
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any] | None]:
-    """The optimizer and learning-rate arguments of `Model.compile` as a transformation and the schedule it follows.
+    """Return the transformation of an `optimizer` argument, and the schedule of a `learning_rate` argument.
 
     Returns:
-      (transformation, schedule): schedule is None where the learning rate is a number, or the optimizer keeps its own.
+      (transformation, schedule): schedule is None if the learning rate is a number, or part of the optimizer.
 
     Raises:
       CompileError: for an unknown name, a Keras or PyTorch optimizer, or a learning rate given twice.
@@ -43,7 +43,7 @@ def get(
             raise CompileError(
                 f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}."
                 + (
-                    f" optax has it: compile(optimizer=optax.{optimizer.lower()}, learning_rate=...)."
+                    f" For the optimizer of optax pass compile(optimizer=optax.{optimizer.lower()}, learning_rate=...)."
                     if optimizer.isidentifier() and hasattr(optax, optimizer.lower())
                     else did_you_mean(optimizer, _BY_NAME)
                 )
@@ -55,12 +55,14 @@ def get(
     if callable(optimizer) and not isinstance(optimizer, type):
         if learning_rate is None:
             name = getattr(optimizer, "__name__", str(optimizer))
-            raise CompileError(f"compile got the function {name} as optimizer: expected learning_rate=... beside it.")
+            raise CompileError(
+                f"compile got the function {name} as optimizer without a learning rate. Expected learning_rate=... too."
+            )
         return _of_function(optimizer, _first(learning_rate)), learning_rate if callable(learning_rate) else None
     module = type(optimizer).__module__.split(".")[0]
     remedy = {
-        "flax": "resfit keeps the optimizer's state itself: pass the optax transformation that you gave to "
-        "nnx.Optimizer.",
+        "flax": "Expected the optax transformation: resfit keeps the state of the optimizer. Pass the transformation "
+        "of the nnx.Optimizer.",
     }.get(module, "Expected a name, an optax.GradientTransformation, or a function such as optax.adamw.")
     raise CompileError(
         f"compile got an optimizer of type {type(optimizer).__module__}.{type(optimizer).__name__}. {remedy}"
@@ -68,7 +70,7 @@ def get(
 
 
 def default_rate(optimizer: Any) -> float | None:
-    """The learning rate of a named optimizer to which `compile` is given none; None for anything but a name.
+    """Return the default learning rate of a named optimizer, or None for any other optimizer.
 
     Example:
       >>> from resfit.optimizers import adamw
@@ -79,7 +81,7 @@ def default_rate(optimizer: Any) -> float | None:
 
 
 def _first(rate: LearningRate) -> float:
-    # compile's schedules are evaluated by the training step, from its own counter, and written here at every step.
+    # The training step evaluates schedules of `compile` from its own counter and sets the learning rate in every step.
     if isinstance(rate, type):
         raise CompileError(
             f"learning_rate is the class {rate.__name__}. Expected an object of it: learning_rate={rate.__name__}(...)."
@@ -89,26 +91,23 @@ def _first(rate: LearningRate) -> float:
             return float(rate(0))
         except TypeError as error:
             raise CompileError(
-                f"learning_rate is a function, and rate(0) failed: {error}. Expected a function of the step alone, as "
-                "in optax, that returns one number. A function of (epoch, rate) goes into "
-                "callbacks=[resfit.callbacks.LearningRateScheduler(function)]."
+                f"learning_rate is a function that raises for step 0: {error}. Expected a function step -> number, as "
+                "in optax. For a function of (epoch, learning rate) pass "
+                "callbacks=[resfit.callbacks.LearningRateScheduler(function)] to fit."
             ) from error
     return check_rate(rate, "learning_rate")
 
 
 def check_rate(rate: Any, name: str) -> float:
-    """A learning rate that is a number, if it can be one.
+    """Return a learning rate that is a valid number.
 
     Raises:
-      CompileError: for no number, and for one that is negative or not finite.
+      CompileError: if the learning rate is not a number, is negative, or is not finite.
     """
     if isinstance(rate, str | bool) or np.ndim(rate) != 0 or rate is None:
         raise CompileError(f"Expected {name} to be a number or a schedule (step -> number), got {rate!r}.")
     if not np.isfinite(rate) or rate < 0:
-        raise CompileError(
-            f"{name} is {rate}, with which training would leave the minimum instead of looking for it. Expected a "
-            "finite number that is not negative, such as 0.1."
-        )
+        raise CompileError(f"{name} is {rate}. Expected a finite number of 0 or more, such as 0.1.")
     return rate  # type: ignore[no-any-return]
 
 
@@ -116,8 +115,10 @@ def _of_function(function: Callable[..., Any], rate: float) -> optax.GradientTra
     parameters = inspect.signature(function).parameters
     if "learning_rate" not in parameters:
         name = getattr(function, "__name__", str(function))
-        raise CompileError(f"The optimizer function {name} takes no learning_rate. Call it and pass what it returns.")
+        raise CompileError(
+            f"The optimizer function {name} has no parameter learning_rate. Expected one. Call it and pass the result."
+        )
     built: optax.GradientTransformation = function(learning_rate=rate)
     if index_of_rate(built.init({"kernel": jnp.zeros((1, 1))})) is not None:
-        return built  # one of ours: its rate is in its state already
+        return built  # an optimizer of resfit, with its learning rate in the state
     return with_rate(lambda learning_rate: function(learning_rate=learning_rate), rate)

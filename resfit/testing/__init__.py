@@ -1,7 +1,9 @@
-"""For tests of what others build on resfit."""
+"""Test kits for custom callbacks, blocks, stems and norms."""
 
 from resfit.testing.block_kit import check_block, check_norm, check_stem
-from resfit.testing.callback_kit import Report, check_callback
+from resfit.testing.callback_kit import CallbackReport, check_callback
 from resfit.testing.findings import PartReport
 
-__all__ = ["PartReport", "Report", "check_block", "check_callback", "check_norm", "check_stem"]
+Report = CallbackReport  # the earlier name
+
+__all__ = ["CallbackReport", "PartReport", "Report", "check_block", "check_callback", "check_norm", "check_stem"]

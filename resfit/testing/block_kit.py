@@ -1,4 +1,4 @@
-"""Kits that put a block, a stem or a norm through all that a network does with it, and say what it gets wrong."""
+"""Test kits that put a block, a stem or a norm through everything that a network does with it."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,39 +9,45 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resfit.nets.keys import LayerKeys
-from resfit.nets.layers import Layers, MakeNorm
+from resfit._utils.checks import is_int
+from resfit.nets.layers import Layers
 from resfit.nets.recompute import recomputed
+from resfit.nets.registry import MakeBlock, MakeNorm, MakeStem
 from resfit.nets.residual import Residual
 from resfit.nets.shortcut import IdentityShortcut
-from resfit.nets.spec import MakeBlock
-from resfit.nets.stem import MakeStem
-from resfit.testing.calls import Call, Convention, abstract, called, named
+from resfit.testing.calls import Convention, Effect, abstract, called, named
 from resfit.testing.centres import check_centres
 from resfit.testing.findings import Findings, PartReport, Wrong, name_of
 
-_SIZES = ((16, 16), (15, 17), (9, 8))  # each axis even and odd
+_SIZES = ((16, 16), (15, 17), (9, 8))  # even and odd on each axis
 _WIDTH = 8
 
 
 def check_block(build: MakeBlock, *, width: int = _WIDTH, **arguments: Any) -> PartReport:
-    """Checks a block as `BLOCKS.register` takes it: shapes, dtypes, modes, parameters, and where it looks.
+    """Check a block for `BLOCKS.register`: shapes, dtypes, modes, parameters and pixel centers.
 
-    It must be a `Residual`; give ceil(size / strides) pixels and always the same number of channels, whatever comes in;
-    keep to the dtypes of its `layers`; change nothing in evaluation and when it is new, and every statistic in
-    training; use all its parameters; be computable again for its gradient; and be centred on the pixels that its
-    shortcut takes. Nearly all of it is abstract evaluation, so it takes a few seconds.
+    The checks are:
+
+    - The block is a `Residual`.
+    - Its output has ceil(size / strides) pixels, and the same number of channels for every input.
+    - It uses the dtypes of `layers`.
+    - It changes nothing in evaluation and right after it is built, and every statistic in training.
+    - The output depends on all parameters.
+    - It can be recomputed for its gradient.
+    - Its branch is centered on the pixels of its shortcut.
+
+    Most checks use abstract evaluation, so the call takes a few seconds.
 
     Args:
-        build: what you register, a class or a function (in_channels, width, *, strides, layers, rngs, ...) -> block.
-        width: to build it with (default 8).
-        **arguments: more to build it with, such as `groups=2`.
+        build: the registered class or function (in_channels, width, *, strides, layers, rngs, ...) -> block.
+        width: the width of the block (default 8).
+        **arguments: more arguments of `build`, such as `groups=2`.
 
     Returns:
-        The report, where nothing is wrong.
+        The report, if there are no problems.
 
     Raises:
-        BlockCheckError: with everything that is wrong; pytest shows it as a failed test.
+        BlockCheckError: if there are problems; the message lists all of them.
 
     Example:
         >>> from resfit.nets import Residual
@@ -52,7 +58,7 @@ def check_block(build: MakeBlock, *, width: int = _WIDTH, **arguments: Any) -> P
         >>> check_block(Shifted)
         Traceback (most recent call last):
         resfit.errors.BlockCheckError: Shifted: 1 problem(s).
-        - output pixel 1 along the height looks at the input's pixels 2 to 4, which is 1 pixels beside its place, 2...
+        - output pixel 1 along the height depends on the input pixels 2 to 4, whose center is 1 pixels from pixel 2...
     """
     found = Findings(name_of(build))
 
@@ -64,8 +70,8 @@ def check_block(build: MakeBlock, *, width: int = _WIDTH, **arguments: Any) -> P
         first = nnx.eval_shape(lambda: built(width, 1))
         if not isinstance(first, Residual):
             raise Wrong(
-                f"it is a {type(first).__name__}. Expected a resfit.nets.Residual, which adds the shortcut: write a "
-                "branch, and pass it to super().__init__(branch, in_channels=in_channels, layers=layers, rngs=rngs)"
+                f"it is a {type(first).__name__}. Expected a resfit.nets.Residual, which adds the shortcut. Pass the "
+                "branch to super().__init__(branch, in_channels=in_channels, layers=layers, rngs=rngs)"
             )
         out = first.out_channels
     if not out:
@@ -74,35 +80,36 @@ def check_block(build: MakeBlock, *, width: int = _WIDTH, **arguments: Any) -> P
     for strides, in_channels in cases:
         with found.check(f"shapes with strides={strides} from {in_channels} channels"):
             block = nnx.eval_shape(lambda strides=strides, n=in_channels: built(n, strides))
-            _check_shapes(block, in_channels, (strides,), out, "pass strides on to one of its convolutions")
+            _check_shapes(block, in_channels, (strides,), out, "pass strides to one of its convolutions")
     for strides, in_channels in ((1, out), (2, max(out // 2, 1))):
         _check_dtypes(found, lambda strides=strides, n=in_channels, **layers: built(n, strides, **layers), in_channels)
         with found.check(f"modes and parameters with strides={strides}"):
             block = nnx.eval_shape(lambda strides=strides, n=in_channels: built(n, strides))
             _check_modes(block, _by_train, in_channels)
-        with found.check(f"computing it again for its gradient, with strides={strides}"):
+        with found.check(f"recomputing it for its gradient with strides={strides}"):
             _recompute(block, in_channels)
-        with found.check(f"where it looks with strides={strides}"):
+        with found.check(f"pixel centers with strides={strides}"):
             _look(found, build, (in_channels, width), strides, arguments)
     return found.report()
 
 
 def check_stem(build: MakeStem, *, width: int = 16, in_channels: int = 3, **arguments: Any) -> PartReport:
-    """Checks a stem as `STEMS.register` takes it, in the same way as `check_block`.
+    """Check a stem for `STEMS.register`, as `check_block` checks a block.
 
-    It must have `strides`, those of its layers in order, and `image_size`, the pixels a side that it was made for.
+    A stem must have `strides`, the strides of its layers in order, and `image_size`, the pixels per side of the images
+    that it is made for.
 
     Args:
-        build: what you register, a class or a function (in_channels, width, *, layers, rngs, ...) -> stem.
-        width: channels to come out (default 16).
-        in_channels: channels to go in (default 3).
-        **arguments: more to build it with.
+        build: the registered class or function (in_channels, width, *, layers, rngs, ...) -> stem.
+        width: the number of output channels (default 16).
+        in_channels: the number of input channels (default 3).
+        **arguments: more arguments of `build`.
 
     Returns:
-        The report, where nothing is wrong.
+        The report, if there are no problems.
 
     Raises:
-        BlockCheckError: with everything that is wrong.
+        BlockCheckError: if there are problems; the message lists all of them.
 
     Example:
         >>> from resfit.nets import CifarStem
@@ -119,23 +126,21 @@ def check_stem(build: MakeStem, *, width: int = 16, in_channels: int = 3, **argu
         stem = nnx.eval_shape(built)
         strides = getattr(build, "strides", None)  # type: ignore[assignment]
         image_size = getattr(build, "image_size", None)
-        if not isinstance(strides, tuple) or not all(isinstance(s, int) and s > 0 for s in strides):
+        if not isinstance(strides, tuple) or not all(is_int(s, 1) for s in strides):
             strides = ()
             raise Wrong(
-                f"{name_of(build)}.strides is {getattr(build, 'strides', None)!r}. Expected the steps of its layers in "
-                "order, such as strides: ClassVar = (2, 2), by which a network tells images that are too small"
+                f"{name_of(build)}.strides is {getattr(build, 'strides', None)!r}. Expected the strides of its layers, "
+                "such as strides: ClassVar = (2, 2), which a network needs to detect images that are too small"
             )
-        if not isinstance(image_size, int) or image_size < 1:
-            raise Wrong(f"{name_of(build)}.image_size is {image_size!r}. Expected pixels a side, such as 224")
+        if not is_int(image_size, 1):
+            raise Wrong(f"{name_of(build)}.image_size is {image_size!r}. Expected the pixels per side, such as 224")
     with found.check("shapes"):
-        _check_shapes(stem, in_channels, strides, width, "say in `strides` how its layers step")
+        _check_shapes(stem, in_channels, strides, width, "set `strides` to the strides of its layers")
     _check_dtypes(found, built, in_channels)
     with found.check("modes and parameters"):
         _check_modes(stem, _by_train, in_channels)
-    with found.check("where it looks"):
-        keys = LayerKeys(nnx.Rngs(0))
-        real: Any = build(in_channels, width, layers=Layers(), rngs=keys, **arguments)
-        keys.finish(real)
+    with found.check("pixel centers"):
+        real: Any = build(in_channels, width, layers=Layers(), rngs=nnx.Rngs(0), **arguments)
         step = math.prod(strides)
         note = check_centres(real, lambda m, x: m(x, train=False), in_channels, step, (12 * step + 8, 12 * step + 7))
         found.notes += [note] if note else []
@@ -143,17 +148,17 @@ def check_stem(build: MakeStem, *, width: int = 16, in_channels: int = 3, **argu
 
 
 def check_norm(build: MakeNorm, *, channels: int = 32) -> PartReport:
-    """Checks a norm as `NORMS.register` takes it: shape, dtypes, modes, first values, and images that stay apart.
+    """Check a norm for `NORMS.register`: shape, dtypes, modes, initial values and independence of images.
 
     Args:
-        build: what you register, a function (channels, *, zero_scale, layers, rngs) -> norm.
-        channels: to build it with (default 32).
+        build: the registered function (channels, *, zero_scale, layers, rngs) -> norm.
+        channels: the number of channels (default 32).
 
     Returns:
-        The report, where nothing is wrong.
+        The report, if there are no problems.
 
     Raises:
-        BlockCheckError: with everything that is wrong.
+        BlockCheckError: if there are problems; the message lists all of them.
 
     Example:
         >>> from resfit.nets import NORMS
@@ -178,22 +183,22 @@ def check_norm(build: MakeNorm, *, channels: int = 32) -> PartReport:
     with found.check("a scale that starts at zero"):
         zero = np.asarray(built(zero_scale=True)(jnp.asarray(x), False))
         if zero.any():
-            raise Wrong("with zero_scale=True a new one returns other values than zero. Expected its scale to be zero")
-    with found.check("evaluation of a row among others"):
+            raise Wrong("with zero_scale=True a new norm returns other values than zero. Expected a scale of zero")
+    with found.check("evaluation of an image in a batch"):
         real = built()
         alone, among = (np.asarray(real(jnp.asarray(batch), True))[0] for batch in (x[:1], x))
         if not np.allclose(alone, among, atol=1e-5):
-            raise Wrong("in evaluation an image's values depend on the other images. Expected running statistics")
+            raise Wrong("in evaluation the output of an image depends on the other images. Expected running statistics")
     return found.report()
 
 
 def _by_train(part: Any, x: jax.Array, train: bool | None) -> Any:
-    """As a network calls its stem and its blocks."""
+    """Call a part as a network calls its stem and its blocks."""
     return part(x, train=train)
 
 
 def _by_position(norm: Any, x: jax.Array, train: bool | None) -> Any:
-    """As a block calls its norms."""
+    """Call a norm as a block calls its norms."""
     return norm(x, None if train is None else not train)
 
 
@@ -213,8 +218,8 @@ def _check_shapes(
             shape = called(part, call, x, train).output.shape
             if shape != (2, *expected, out):
                 raise Wrong(
-                    f"it leaves images of shape {x.shape} as {shape}. Expected {(2, *expected, out)}: "
-                    f"ceil(size / stride) pixels of {out} channels; {remedy}"
+                    f"it returns {shape} for images of shape {x.shape}. Expected {(2, *expected, out)}: ceil(size / "
+                    f"stride) pixels of {out} channels. Remedy: {remedy}"
                 )
 
 
@@ -224,14 +229,14 @@ def _check_dtypes(found: Findings, built: Callable[..., Any], in_channels: int, 
         dtype = called(half, call, _image((9, 8), in_channels, "bfloat16"), True).output.dtype
         if dtype != jnp.bfloat16:
             raise Wrong(
-                f"with layers of dtype bfloat16 it returns {dtype}. Expected bfloat16: make its layers by layers.conv "
-                "and layers.norm, or pass dtype=layers.dtype to those of your own"
+                f"with layers of dtype bfloat16 it returns {dtype}. Expected bfloat16. Build its layers with "
+                "layers.conv and layers.norm, or pass dtype=layers.dtype to custom layers"
             )
         wide = {name for name, leaf in named(half, nnx.Variable).items() if _is_float(leaf, jnp.bfloat16)}
         if wide:
             raise Wrong(
-                f"with layers of dtype bfloat16 it stores {sorted(wide)} in bfloat16. Expected float32: that is for "
-                "layers.param_dtype to say, and statistics are never narrower"
+                f"with layers of dtype bfloat16 it stores {sorted(wide)} in bfloat16. Expected float32: "
+                "layers.param_dtype is the dtype of parameters, and statistics are always float32"
             )
 
 
@@ -241,27 +246,27 @@ def _is_float(leaf: Any, dtype: Any) -> bool:
 
 def _check_modes(part: Any, call: Convention, in_channels: int) -> None:
     x = _image((9, 8), in_channels)
-    calls: dict[bool | None, Call] = {train: called(part, call, x, train) for train in (False, None, True)}
+    calls: dict[bool | None, Effect] = {train: called(part, call, x, train) for train in (False, None, True)}
     if calls[False].changed:
         raise Wrong(
-            f"a call in evaluation (train=False) changes {sorted(calls[False].changed)}. Expected nothing: pass the "
-            "mode it is called with on to its norms and dropout"
+            f"a call in evaluation (train=False) changes {sorted(calls[False].changed)}. Expected no change. Pass the "
+            "mode of the call to its norms and dropout"
         )
     if calls[None].changed:
         raise Wrong(
-            f"a new one that is merely called changes {sorted(calls[None].changed)}. Expected evaluation mode: "
-            "layers.norm makes norms that are in it, and nnx.Dropout takes deterministic=True"
+            f"a call without a mode changes {sorted(calls[None].changed)}. Expected evaluation mode. Build norms with "
+            "layers.norm, and pass deterministic=True to nnx.Dropout"
         )
     moving = named(part, (nnx.BatchStat, nnx.RngCount)).keys()
     if still := sorted(moving - calls[True].changed):
         raise Wrong(
-            f"a call in training (train=True) does not change {still}. Expected every statistic to move and every "
-            "dropout to draw: pass the mode it is called with on to them, and take out what is not called"
+            f"a call in training (train=True) does not change {still}. Expected every call to update statistics and to "
+            "draw dropout. Pass the mode of the call to them, and remove layers that are not called"
         )
     if made := sorted(calls[True].made):
-        raise Wrong(f"a call makes new Variables, {made}. Expected all to be made when it is built")
+        raise Wrong(f"a call creates the variables {made}. Expected all variables to be created when it is built")
     if unused := sorted(calls[True].unused):
-        raise Wrong(f"its output does not depend on {unused}. Expected no parameter that is never trained")
+        raise Wrong(f"its output does not depend on {unused}. Expected no unused parameters")
 
 
 def _recompute(block: Any, in_channels: int) -> None:
@@ -282,9 +287,7 @@ def _recompute(block: Any, in_channels: int) -> None:
 def _look(
     found: Findings, build: MakeBlock, channels: tuple[int, int], strides: int, arguments: Mapping[str, Any]
 ) -> None:
-    keys = LayerKeys(nnx.Rngs(0))
-    block: Any = build(*channels, strides=strides, layers=Layers(), rngs=keys, **arguments)
-    keys.finish(block)
+    block: Any = build(*channels, strides=strides, layers=Layers(), rngs=nnx.Rngs(0), **arguments)
 
     def branch(block: Any, x: jax.Array) -> jax.Array:
         before = x if block.before is None else block.before(x)

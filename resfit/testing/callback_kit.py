@@ -1,4 +1,4 @@
-"""A kit that puts any callback through everything that can happen to it, and says what it gets wrong."""
+"""A test kit that puts a callback through everything that can happen in a run."""
 
 import collections
 import copy
@@ -16,6 +16,7 @@ from resfit.callbacks.logs import LazyLogs
 from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.errors import CallbackCheckError, CallbackError
 from resfit.model import Model
+from resfit.testing.findings import Findings, Wrong
 from resfit.testing.processes import as_process
 from resfit.testing.written_files import written_files
 from resfit.trainer.callback_list import CallbackList
@@ -26,44 +27,50 @@ _X = np.random.default_rng(0).normal(size=(16, 2, 2, 1)).astype(np.float32)
 _Y = np.arange(16, dtype=np.int32) % 3
 _TEST = (_X[:8], _Y[:8])
 
-# The played run: losses that fall, rise and stand still, and a device whose steps are done eight steps later.
+# The simulated run: losses that fall, rise and stay, on a device that finishes a step eight steps later.
 _LOSSES = (5.0, 3.0, 4.0, 2.5, 2.75, 2.625, 2.0, 2.25)
 _STEPS, _LAG = 24, 8
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `check_callback` did and found.
+class CallbackReport:
+    """The report of `check_callback`.
 
     Attributes:
-      scenes: everything that the callback was put through.
-      costs: what is no mistake but makes training slower.
+      scenes: the names of all checks.
+      costs: behavior that makes training slower.
     """
 
     scenes: tuple[str, ...]
     costs: tuple[str, ...]
 
 
-def check_callback(make: Callable[[], Callback]) -> Report:
-    """Puts a callback through fit, evaluate and predict, stops, exceptions, a second fit, resuming and two processes.
+def check_callback(make: Callable[[], Callback]) -> CallbackReport:
+    """Check a callback in fit, evaluate, predict, stops, exceptions, a second fit, resumed runs and two processes.
 
-    A tiny model is trained on the CPU or whatever device there is, with a learning rate that can be set, accuracy, and
-    averaged weights. What each scene demands: no exception of the callback's own, also where it never saw
-    on_train_begin; the exception of somebody else comes out as it was; a request to stop is obeyed; `loss` stays in the
-    logs, and what is added to them is numbers; `state_dict` is what a checkpoint can hold, is a copy, and lets a new
-    object go on as if the run had never stopped. Wall-clock values in the state may differ. Of two processes, both must
-    steer training alike and call `model.evaluate` and its like equally often, and only the first, whose
-    `jax.process_index()` is 0, may write files; a callback may also refuse by a `CallbackError` in on_train_begin. The
-    two are played one after the other, so what a callback would send from one to the other is not seen.
+    The checks train a tiny model on the available device, with a learning rate that can be set, accuracy, and averaged
+    weights. They are:
+
+    - The callback raises no exception, even if on_train_begin did not run.
+    - Exceptions of other callbacks propagate unchanged.
+    - A request to stop takes effect.
+    - `loss` stays in the logs, and added values are numbers.
+    - A checkpoint can hold the result of `state_dict`, the result is a copy, and a new object continues from it as if
+      the run had never stopped. Wall-clock values can differ.
+    - Of two processes, both control training in the same way and make the same number of collective calls such as
+      `model.evaluate`. Only the first one, whose `jax.process_index()` is 0, writes files. A callback can also raise
+      `CallbackError` in on_train_begin.
+
+    The two processes run one after the other, so communication between them is not checked.
 
     Args:
-      make: () -> a new callback. It is called many times; what the callbacks write goes where `make` tells them to.
+      make: a function () -> new callback. It is called many times and decides where the callbacks write files.
 
     Returns:
-      The report, where nothing is wrong.
+      The report, if there are no problems.
 
     Raises:
-      CallbackCheckError: with everything that is wrong; pytest shows it as a failed test.
+      CallbackCheckError: if there are problems; the message lists all of them.
 
     Example:
       >>> from resfit.callbacks import Callback, EarlyStopping
@@ -74,24 +81,16 @@ def check_callback(make: Callable[[], Callback]) -> Report:
       ...         print(epoch)
       >>> check_callback(Misspelt)
       Traceback (most recent call last):
-      resfit.errors.CallbackCheckError: Misspelt: on_epoch_ends is no hook...
+      resfit.errors.CallbackCheckError: Misspelt has the method on_epoch_ends, which is not a hook...
     """
-    name = _check_made(make)
+    found = Findings(_check_made(make))
     kit = _Kit(make)
-    problems: dict[str, list[str]] = {}
-    scenes = []
     for scene, act in _scenes(kit):
-        scenes.append(scene)
         kit.reset()
-        try:
+        with found.check(scene):
             act()
-        except Exception as error:  # noqa: BLE001 - whatever a callback raises is what this is about
-            text = str(error) if isinstance(error, _Wrong) else f"it raised {type(error).__name__}: {error}"
-            problems.setdefault(text, []).append(scene)
-    if problems:
-        lines = [f"{text} (in: {'; '.join(where)})" for text, where in problems.items()]
-        raise CallbackCheckError(f"{name}: {len(lines)} problem(s).\n" + "\n".join(f"- {line}" for line in lines))
-    return Report(tuple(scenes), tuple(kit.costs))
+    found.raise_problems(CallbackCheckError)
+    return CallbackReport(tuple(found.checks), tuple(kit.costs))
 
 
 def _check_made(make: Callable[[], Callback]) -> str:
@@ -100,21 +99,17 @@ def _check_made(make: Callable[[], Callback]) -> str:
     if not isinstance(callback, Callback):
         raise CallbackCheckError(f"make returned a {name}. Expected an object of a class that derives from Callback.")
     if callback is another:
-        raise CallbackCheckError(f"make returned the same {name} twice. Expected a new one at every call.")
+        raise CallbackCheckError(f"make returned the same {name} twice. Expected a new object in every call.")
     unknown = [n for n in dir(callback) if n.startswith("on_") and n not in _HOOKS and callable(getattr(callback, n))]
     if unknown:
         raise CallbackCheckError(
-            f"{name}: {', '.join(unknown)} is no hook, so nobody calls it. Expected some of {', '.join(_HOOKS)}; name "
-            "a method of your own without on_."
+            f"{name} has the method {', '.join(unknown)}, which is not a hook and is never called. Expected some of "
+            f"{', '.join(_HOOKS)}. Rename other methods to names without on_."
         )
     return name
 
 
-class _Wrong(Exception):  # noqa: N818 - what is wrong, in the words of the report
-    pass
-
-
-class _Marker(Exception):  # noqa: N818 - somebody else's exception
+class _Marker(Exception):  # noqa: N818 - the exception of another callback
     pass
 
 
@@ -127,7 +122,7 @@ class _Net(nnx.Module):
 
 
 class _Kit:
-    """The model that all scenes share, and what they found out about costs."""
+    """The model that all scenes share, and the costs that the scenes find."""
 
     def __init__(self, make: Callable[[], Callback]) -> None:
         self.make = make
@@ -164,16 +159,16 @@ def _scenes(kit: _Kit) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "predict with a new object", lambda: kit.predict(kit.make())
     yield "fit, evaluate, predict and fit again with one object", lambda: _reused(kit)
     for hook in ("on_train_batch_end", "on_epoch_end"):
-        yield f"somebody stops training in {hook}", lambda hook=hook: _stopped(kit, hook)  # type: ignore[misc]
-    yield "somebody stops a validation", lambda: _stopped_validation(kit)
+        yield f"another callback stops training in {hook}", lambda hook=hook: _stopped(kit, hook)  # type: ignore[misc]
+    yield "another callback stops a validation", lambda: _stopped_validation(kit)
     for hook in _RAISING:
         for place in ("before", "after"):
             yield (
-                f"a callback {place} it raises in {hook}",
+                f"another callback, {place} it, raises in {hook}",
                 lambda hook=hook, place=place: _raised(kit, hook, place),  # type: ignore[misc]
             )
     yield "state_dict", lambda: _state(kit)
-    yield "a run that is cut and resumed", lambda: _resumed(kit)
+    yield "a resumed run", lambda: _resumed(kit)
     yield "two processes", lambda: _two_processes(kit)
     yield "cost", lambda: _cost(kit)
 
@@ -193,14 +188,14 @@ _RAISING: dict[str, Callable[..., Any]] = {
 
 
 class _At(Callback):
-    """Does something in one hook."""
+    """A callback that calls a function in one hook."""
 
     def __init__(self, hook: str, act: Callable[..., None]) -> None:
         setattr(self, hook, act)
 
 
 class _KeepsLoss(Callback):
-    """Comes last, and misses what was taken out of the logs."""
+    """The last callback of a list, which checks that the logs still hold the loss."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._look(logs, "on_train_batch_end")
@@ -213,7 +208,7 @@ class _KeepsLoss(Callback):
 
     def _look(self, logs: Any, hook: str) -> None:
         if "loss" not in logs:
-            raise _Wrong(f"it takes 'loss' out of the logs of {hook}, where callbacks after it look for it")
+            raise Wrong(f"it removes 'loss' from the logs of {hook}. Expected 'loss' to stay for later callbacks")
 
 
 def _whole_fit(kit: _Kit, validation: bool) -> None:
@@ -221,7 +216,7 @@ def _whole_fit(kit: _Kit, validation: bool) -> None:
     for name, values in history.items():
         for value in values:
             if value is not None and np.asarray(value).dtype.kind not in "fiub":
-                raise _Wrong(f"it puts {name!r} = {value!r} into the logs. Expected numbers")
+                raise Wrong(f"it adds {name!r} = {value!r} to the logs. Expected numbers")
 
 
 def _reused(kit: _Kit) -> None:
@@ -241,8 +236,8 @@ def _stopped(kit: _Kit, hook: str) -> None:
     kit.fit(_At(hook, stop), kit.make(), _At("on_train_batch_end", lambda batch, logs: batches.append(batch)))
     allowed = 1 if hook == "on_train_batch_end" else len(_X) // _BATCH
     if len(batches) > allowed:
-        raise _Wrong(
-            f"training went on for {len(batches)} batches instead of {allowed}, as stop_training was taken back"
+        raise Wrong(
+            f"training continued for {len(batches)} batches instead of {allowed}. Expected stop_training to stay True"
         )
 
 
@@ -265,16 +260,16 @@ def _raised(kit: _Kit, hook: str, place: str) -> None:
     except _Marker:
         pass
     except Exception as error:
-        raise _Wrong(f"it hides the exception of somebody else behind {type(error).__name__}: {error}") from error
+        raise Wrong(f"it hides the exception of another callback behind {type(error).__name__}: {error}") from error
     kit.reset()
-    kit.fit(callback)  # it must be as good as new
+    kit.fit(callback)  # the callback must still work
 
 
 # --- a run of hooks without a network ---------------------------------------------------------------------------------
 
 
 class _Value:
-    """A value on the device; reading it before it is ready is counted."""
+    """A value on the device, which counts reads before it is ready."""
 
     def __init__(self, value: float, waits: list[int], step: int) -> None:
         self._value, self._waits, self._step, self.done = value, waits, step, False
@@ -289,7 +284,7 @@ class _Value:
 
 
 class _Play:
-    """Hooks with the same values every time; after each epoch the model's weights are those of that epoch."""
+    """A run of hooks with fixed values. After each epoch the model has the weights of that epoch."""
 
     def __init__(self, kit: _Kit, callback: Callback) -> None:
         self._kit = kit
@@ -325,7 +320,7 @@ class _Play:
             self.rates[epoch] = model.learning_rate
 
     def result(self) -> dict[str, Any]:
-        """What the run came to; ends it."""
+        """End the run and return its outcome."""
         model, state = self._kit.model, _stored(self.callback.state_dict())
         stopped = model.stop_training
         self._hooks.fire("on_train_end", {"loss": _LOSSES[-1]})
@@ -342,13 +337,13 @@ def _lazy(value: _Value) -> LazyLogs:
 
 
 def _stored(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state as a checkpoint gives it back."""
+    """Return a state as a checkpoint restores it."""
     restored: dict[str, Any] = unpacked(packed(state, _refused))
     return restored
 
 
-def _refused(place: str, what: str) -> _Wrong:
-    return _Wrong(f"its {place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}")
+def _refused(place: str, what: str) -> Wrong:
+    return Wrong(f"its {place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}")
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -357,7 +352,7 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _differences(a: Any, b: Any) -> set[str]:
-    """The paths at which two trees differ."""
+    """Return the paths at which two trees differ."""
     flat_a, flat_b = _flat(a), _flat(b)
     both = flat_a.keys() & flat_b.keys()
     return (flat_a.keys() ^ flat_b.keys()) | {path for path in both if not _equal(flat_a[path], flat_b[path])}
@@ -386,17 +381,17 @@ def _state(kit: _Kit) -> None:
     changed = _differences(before, state)
     play.result()
     if changed:
-        raise _Wrong(f"a state that state_dict gave is changed by later epochs at {sorted(changed)}. Expected a copy")
+        raise Wrong(f"later epochs change a result of state_dict at {sorted(changed)}. Expected a copy")
 
 
 def _resumed(kit: _Kit) -> None:
     expected = _whole(kit)
-    clocks = _differences(expected, _whole(kit))  # what differs between two runs of the same is no result
+    clocks = _differences(expected, _whole(kit))  # values that differ between two equal runs are clocks
     for cut in (1, 3, 4):
         kit.reset()
         first = _Play(kit, kit.make())
         first.epochs(0, cut)
-        if kit.model.stop_training:  # by its own will: nothing is left to resume
+        if kit.model.stop_training:  # the callback stopped the run: nothing to resume
             first.result()
             return
         state = _stored(first.callback.state_dict())
@@ -405,11 +400,11 @@ def _resumed(kit: _Kit) -> None:
         second.rates |= first.rates
         second.epochs(cut, len(_LOSSES))
         wrong = _differences(expected, second.result()) - clocks
-        first.result()  # closes what it opened
+        first.result()  # closes open files
         if wrong:
-            raise _Wrong(
-                f"a run that is resumed after epoch {cut - 1} ends with other values at {sorted(wrong)} than one that "
-                "was never stopped: state_dict must hold, and load_state_dict take, all that it remembers"
+            raise Wrong(
+                f"a run that is resumed after epoch {cut - 1} ends with other values at {sorted(wrong)} than an "
+                "uninterrupted run. Expected state_dict and load_state_dict to cover its whole state"
             )
 
 
@@ -422,24 +417,24 @@ def _two_processes(kit: _Kit) -> None:
             try:
                 play = _Play(kit, callback)
             except CallbackError:
-                return  # it says itself that it serves one process
+                return  # the callback supports only one process
             play.epochs(0, len(_LOSSES))
             outcome = play.result()
-        del outcome["state"]  # that of a file belongs to the process that writes it
+        del outcome["state"]  # the state of a file belongs to the process that writes it
         outcomes.append(outcome)
         called.append(dict(calls))
     if files:
-        raise _Wrong(
-            f"the second process writes {files} too. Expected only the first to write, where jax.process_index() is 0"
+        raise Wrong(
+            f"the second process writes {files}. Expected only the first one to write, if jax.process_index() is 0"
         )
     if called[0] != called[1]:
-        raise _Wrong(
-            f"the processes call the model's methods unequally often: {called[0]} and {called[1]}. Expected the same "
-            "calls in each, as they wait for one another"
+        raise Wrong(
+            f"the processes make different calls of model methods: {called[0]} and {called[1]}. Expected the same "
+            "calls, since processes wait for each other"
         )
     wrong = _differences(*outcomes)
     if wrong:
-        raise _Wrong(f"the processes end with different values at {sorted(wrong)}. Expected each to steer alike")
+        raise Wrong(f"the processes end with different values at {sorted(wrong)}. Expected the same values")
 
 
 def _cost(kit: _Kit) -> None:
@@ -449,6 +444,6 @@ def _cost(kit: _Kit) -> None:
     play.result()
     if waits:
         kit.costs.append(
-            f"the device was waited for in {waits} of {_STEPS} steps: read a batch's log at an interval, at the "
-            "epoch's end, or once its `ready()` is true"
+            f"it waits for the device in {waits} of {_STEPS} steps. Read the logs of a batch at an interval, at the "
+            "end of the epoch, or once `ready()` is True"
         )

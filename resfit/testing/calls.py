@@ -1,4 +1,4 @@
-"""Calls of a part of a network by abstract evaluation: what they return and change, without arithmetic."""
+"""Abstract calls of a part of a network: outputs and changed variables, without arithmetic."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from jax.extend import core
 from resfit.testing.findings import Wrong
 
 Convention = Callable[[Any, jax.Array, bool | None], Any]
-"""(module, images, train or None for its own mode) -> what it returns."""
+"""A function (module, images, train) -> output; `train` is None for the module's own mode."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call.
+class Effect:
+    """The effect of a call.
 
     Attributes:
-        output: shape and dtype of what was returned.
-        changed: names of the Variables that it changed.
-        made: names of those that were not there before.
+        output: shape and dtype of the output.
+        changed: names of the variables that the call changed.
+        made: names of the variables that the call created.
         unused: names of the parameters that the output does not depend on.
     """
 
@@ -32,20 +32,20 @@ class Call:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes and dtypes alone."""
+    """Return shapes and dtypes of a tree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def named(module: nnx.Module, kind: Any = nnx.Variable) -> dict[str, Any]:
-    """A module's Variables of a kind by name."""
+    """Return the variables of a kind in a module by name."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, kind))}
 
 
-def called(module: nnx.Module, call: Convention, x: jax.ShapeDtypeStruct, train: bool | None) -> Call:
-    """What `call(module, x, train)` does, with a copy.
+def called(module: nnx.Module, call: Convention, x: jax.ShapeDtypeStruct, train: bool | None) -> Effect:
+    """Return the effect of `call(module, x, train)` on a copy of the module.
 
     Raises:
-        Wrong: if it returns anything but one array.
+        Wrong: if the call does not return exactly one array.
     """
     graph, state = nnx.split(module)
     seen: dict[str, frozenset[str]] = {}
@@ -69,7 +69,7 @@ def called(module: nnx.Module, call: Convention, x: jax.ShapeDtypeStruct, train:
         if isinstance(leaf, nnx.Param) and variable not in used
     ]
     (output,) = program.out_avals
-    return Call(jax.ShapeDtypeStruct(output.shape, output.dtype), seen["changed"], seen["made"], frozenset(unused))
+    return Effect(jax.ShapeDtypeStruct(output.shape, output.dtype), seen["changed"], seen["made"], frozenset(unused))
 
 
 def _values(module: nnx.Module) -> Mapping[str, Any]:
@@ -77,7 +77,7 @@ def _values(module: nnx.Module) -> Mapping[str, Any]:
 
 
 def _used(program: core.Jaxpr) -> set[core.Var]:
-    """What the outputs are made of, as far as one can see without looking into inner programs."""
+    """Return the variables that the outputs depend on, without looking into inner programs."""
     used = {var for var in program.outvars if isinstance(var, core.Var)}
     for eqn in reversed(program.eqns):
         if not used.isdisjoint(eqn.outvars):

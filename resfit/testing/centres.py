@@ -1,4 +1,4 @@
-"""Where a part of a network looks: the pixels of its input that each pixel of its output depends on, by trying."""
+"""A check of pixel centers: the input pixels that each output pixel depends on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,23 @@ from resfit.testing.findings import Wrong
 def check_centres(
     module: nnx.Module, call: Callable[[Any, jax.Array], jax.Array], channels: int, strides: int, size: tuple[int, int]
 ) -> str | None:
-    """Output pixel i must be centred on input pixel i * strides, to half a pixel.
+    """Raise unless output pixel i is centered on input pixel i * strides, to half a pixel.
 
-    Parameters become random positive ones, so that nothing cancels and no ReLU is silent. Then each row, and each
-    column, of an image is changed in turn.
+    The check sets parameters to random positive values, so that nothing cancels and every ReLU is active. Then it
+    changes each row and each column of an image.
 
     Args:
-        module: to call a copy of.
-        call: (module, images) -> images.
-        channels: of the images.
-        strides: step of the module in pixels.
-        size: height and width of the images; an even and an odd one show what rounds in two ways.
+        module: the module; the check calls a copy.
+        call: a function (module, images) -> images.
+        channels: the number of channels of the images.
+        strides: the stride of the module in pixels.
+        size: height and width of the images. Pass an even and an odd size, which can round in different ways.
 
     Returns:
-        Why nothing could be seen, or None.
+        The reason why no pixel could be checked, or None.
 
     Raises:
-        Wrong: if it is centred elsewhere.
+        Wrong: if an output pixel has another center.
     """
     generator = np.random.default_rng(0)
     graph, state = nnx.split(module)
@@ -47,18 +47,18 @@ def check_centres(
     output = np.asarray(jax.jit(lambda state, x: call(nnx.merge(graph, state), x))(state, images), np.float64)
     differs = (np.abs(output - output[0]) > 1e-5 * np.abs(output[0])).any(-1)
     by_axis = (differs[1 : 1 + size[0]].any(2), differs[1 + size[0] :].any(1))  # (input pixel, output pixel)
-    looked_at = 0
+    checked = 0
     for axis, depends in zip(("height", "width"), by_axis, strict=True):
         for i, field in enumerate(depends.T):
             seen = np.flatnonzero(field)
             if not len(seen) or seen[0] < strides or seen[-1] >= len(field) - strides:
-                continue  # it may look over the edge, or looks at the whole image
-            looked_at += 1
+                continue  # it may depend on padding, or on the whole image
+            checked += 1
             offset = (seen[0] + seen[-1]) / 2 - strides * i
-            if abs(offset) > 0.5 and offset != (strides - 1) / 2:  # the centre of a patch of its own
+            if abs(offset) > 0.5 and offset != (strides - 1) / 2:  # the center of its patch
                 raise Wrong(
-                    f"output pixel {i} along the {axis} looks at the input's pixels {seen[0]} to {seen[-1]}, which is "
-                    f"{abs(offset):g} pixels beside its place, {strides * i}, where the shortcut looks. Expected a "
-                    "padding of dilation * (kernel // 2) on both sides, as layers.conv has it, and not 'SAME'"
+                    f"output pixel {i} along the {axis} depends on the input pixels {seen[0]} to {seen[-1]}, whose "
+                    f"center is {abs(offset):g} pixels from pixel {strides * i} of the shortcut. Expected a padding of "
+                    "dilation * (kernel // 2) on both sides, as in layers.conv, and not 'SAME'"
                 )
-    return None if looked_at else "every output pixel depends on the edge of the image: where it looks was not checked"
+    return None if checked else "every output pixel depends on the edge of the image: pixel centers were not checked"

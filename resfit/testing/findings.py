@@ -1,4 +1,4 @@
-"""What a kit did with a part of a network, and what it found wrong."""
+"""The problems that a test kit finds."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,56 +9,60 @@ from resfit.errors import BlockCheckError
 
 @dataclass(frozen=True)
 class PartReport:
-    """What `check_block`, `check_stem` or `check_norm` did and found.
+    """The report of `check_block`, `check_stem` or `check_norm`.
 
     Attributes:
-        checks: everything that was looked at.
-        notes: what is no mistake, but could not be checked.
+        checks: the names of all checks.
+        notes: properties that could not be checked.
     """
 
     checks: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-class Wrong(Exception):  # noqa: N818 - what is wrong, in the words of the report
-    """Something is wrong with the part."""
+class Wrong(Exception):  # noqa: N818 - its text is a line of the report
+    """A problem, in the words of the report."""
 
 
 class Findings:
-    """Collects what is wrong, each once, with where it was seen.
+    """A list of problems, each with the names of the checks that found it.
 
     Args:
-        name: of the part.
+        name: the name of the tested object.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._checks: list[str] = []
+        self.checks: list[str] = []
         self._problems: dict[str, list[str]] = {}
         self.notes: list[str] = []
 
     @contextlib.contextmanager
     def check(self, what: str) -> Iterator[None]:
-        """What is raised inside is written down."""
-        self._checks.append(what)
+        """Run a check, and record what it raises."""
+        self.checks.append(what)
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever a part raises is what this is about
+        except Exception as error:  # noqa: BLE001 - any exception of the tested object is a finding
             text = str(error) if isinstance(error, Wrong) else f"it raised {type(error).__name__}: {error}"
             self._problems.setdefault(text, []).append(what)
 
-    def report(self) -> PartReport:
-        """The report.
-
-        Raises:
-            BlockCheckError: if anything was wrong.
-        """
+    def raise_problems(self, error: type[Exception]) -> None:
+        """Raise one error that lists all problems, if there are any."""
         if self._problems:
             lines = [f"- {text} (in: {'; '.join(where)})" for text, where in self._problems.items()]
-            raise BlockCheckError(f"{self._name}: {len(lines)} problem(s).\n" + "\n".join(lines))
-        return PartReport(tuple(self._checks), tuple(dict.fromkeys(self.notes)))
+            raise error(f"{self._name}: {len(lines)} problem(s).\n" + "\n".join(lines))
+
+    def report(self) -> PartReport:
+        """Return the report.
+
+        Raises:
+            BlockCheckError: if there are problems.
+        """
+        self.raise_problems(BlockCheckError)
+        return PartReport(tuple(self.checks), tuple(dict.fromkeys(self.notes)))
 
 
 def name_of(build: object) -> str:
-    """What to call a class or function."""
+    """Return the name of a class or function."""
     return getattr(getattr(build, "func", build), "__name__", type(build).__name__)

@@ -1,4 +1,4 @@
-"""What a callback sees when several processes train together, played in one."""
+"""A simulation of one of several processes."""
 
 import collections
 import contextlib
@@ -11,15 +11,15 @@ import jax
 from resfit.model import Model
 
 PROCESSES = 2
-# What all processes must call together, as their devices work on one array.
+# Methods that all processes must call together, since their devices work on one array.
 COLLECTIVE = ("fit", "evaluate", "predict", "predict_batches", "train_on_batch", "test_on_batch", "predict_on_batch")
 
 
 @contextlib.contextmanager
 def as_process(index: int, model: Model) -> Iterator[collections.Counter[str]]:
-    """Lets JAX say that this is process number `index` of two, and counts the calls that all must make together.
+    """Make JAX report process `index` of two, and count the calls that all processes must make together.
 
-    The calls themselves run in the one process that there is.
+    The calls run in this process.
     """
     calls: collections.Counter[str] = collections.Counter()
 

@@ -1,4 +1,4 @@
-"""Which files a piece of code writes, wherever they are."""
+"""A record of the files that a piece of code writes."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ from typing import Any
 import jax
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-_open_lists: list[list[str]] = []  # one for each `written_files` that is on
+_open_lists: list[list[str]] = []  # one for each active `written_files`
 _hooked = False
 
 
 @contextlib.contextmanager
 def written_files() -> Iterator[list[str]]:
-    """A list that fills with the files and folders that Python code opens for writing, makes, moves or removes.
+    """Yield a list of the files and folders that Python code opens for writing, creates, moves or removes.
 
-    In all threads; each once. Compiled code that writes past Python is not seen. Caches of Python and JAX do not count.
+    The list covers all threads and holds each path once. It does not cover compiled code, or caches of Python and JAX.
 
     Example:
       >>> import pathlib
@@ -28,7 +28,7 @@ def written_files() -> Iterator[list[str]]:
       ['a.txt']
     """
     global _hooked
-    if not _hooked:  # an audit hook stays for ever
+    if not _hooked:  # an audit hook cannot be removed
         sys.addaudithook(_note)
         _hooked = True
     files: list[str] = []
@@ -50,7 +50,7 @@ def _note(event: str, args: tuple[Any, ...]) -> None:
         path = args[1]
     else:
         return
-    if not isinstance(path, str | bytes):  # a file that is open already, by its number
+    if not isinstance(path, str | bytes):  # the number of an open file
         return
     name = os.fsdecode(path)
     if name != os.devnull and not _is_cache(name):

@@ -1,4 +1,4 @@
-"""Between two batches: the one place where a loop may be left."""
+"""The check between two batches: the one place where a loop can stop."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ from resfit.trainer.multihost import Processes
 
 
 class Boundary:
-    """Where a loop may be left: between two batches, and by all processes at once.
+    """A check between two batches, by which all processes stop at the same batch.
 
     Args:
       processes: of the run.
-      interrupt: what Ctrl-C asks for.
-      stopped: whether somebody in this process asked to stop.
-      save: what to do before an interrupt ends the loop.
+      interrupt: the signals that this process received.
+      stopped: returns True if a callback of this process asked to stop.
+      save: called before an interrupt ends the loop.
     """
 
     def __init__(
@@ -26,16 +26,16 @@ class Boundary:
         self._processes, self._interrupt, self._stopped, self._save = processes, interrupt, stopped, save
 
     def __call__(self) -> bool:
-        """Whether to stop.
+        """Return True if the loop stops.
 
         Raises:
-          KeyboardInterrupt: where a process was interrupted.
-          SystemExit: with 143, where one was to be terminated.
+          KeyboardInterrupt: if a process received Ctrl-C.
+          SystemExit: with 143, if a process received SIGTERM.
         """
         interrupt = self._interrupt
         interrupted, terminated, stop = self._processes.any(interrupt.requested, interrupt.terminated, self._stopped())
         if interrupted:
-            # Only added to: a signal may have arrived in this process while it waited for the others.
+            # Never set to False: a signal may have arrived in this process while it waited for the others.
             interrupt.terminated |= terminated
             if self._save is not None:
                 self._save()

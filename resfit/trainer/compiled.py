@@ -14,14 +14,15 @@ from resfit.errors import CompileError
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.graph.plan import Convolutions, Freeze
+from resfit.trainer.graph.module_plan import Convolutions
+from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.input_format import spec_entry
 from resfit.trainer.learned import Learned
 from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.overrides import check_flags
 from resfit.trainer.placement import AXIS, Placement, preferred_device
 from resfit.trainer.predictor import Predictor
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from resfit.trainer.step import ComputeLoss, Recipe, Supervised
 from resfit.trainer.trainer import Trainer
 

@@ -10,7 +10,7 @@ from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.learned import Learned
 from resfit.trainer.multihost import Processes, Turn
 from resfit.trainer.placement import Placement
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from resfit.trainer.step import DeviceBatch, OutputsShape
 
 LabelCheck = Callable[[Any, OutputsShape], None]

@@ -16,7 +16,7 @@ from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
 from resfit.trainer.interrupts import Interrupt
 from resfit.trainer.multihost import Turn
-from resfit.trainer.placement import Step, Throttle
+from resfit.trainer.placement import CompiledStep, Throttle
 from resfit.trainer.state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
 
@@ -47,7 +47,7 @@ class Evaluator:
             whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch)
             return tuple(jax.tree.leaves(whole)), loss, shape
 
-        self._step = Step(context.inference_step(evaluate), context.placement)
+        self._step = CompiledStep(context.inference_step(evaluate), context.placement)
 
     def values(self, sums: Leaves) -> dict[str, Any]:
         """Return the named values of sums on the host: the loss first, then metrics as they were given."""

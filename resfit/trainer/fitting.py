@@ -39,7 +39,7 @@ from resfit.trainer.learned import Learned, SeenData
 from resfit.trainer.multihost import Processes
 from resfit.trainer.overrides import check_flags
 from resfit.trainer.run import Run, Validation
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 
 _log = logging.getLogger("resfit")
 

@@ -1,4 +1,4 @@
-"""How long the device had nothing to do because the next batch was not there yet."""
+"""The time in which the device had nothing to do, because the next batch was not there yet."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 class Waiting:
-    """Watches one epoch's batches come in, until the last one.
+    """A clock for the waits of one epoch for its batches.
 
-    The host runs ahead of the device, so waiting for a batch costs nothing while earlier steps are still running. Only
-    a wait at whose end the last step was done counts: in full, so the figure is an upper bound.
+    The host runs ahead of the device, so a wait costs nothing while earlier steps still run. A wait counts only if the
+    last step was done when it ended. It then counts in full, so the result is an upper bound.
 
     Attributes:
-      seconds: of waiting that counted.
+      seconds: the sum of the waits that counted.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Waiting:
         self._last: Any = None
 
     def over(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, timed."""
+        """Yield the batches, and time the wait for each."""
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
@@ -40,11 +40,11 @@ class Waiting:
             yield batch
 
     def step(self, result: jax.Array) -> None:
-        """Notes one of the outputs of the step that was just handed to the device."""
+        """Note an output of the step that was just handed to the device."""
         self._last = result
 
     @property
     def share(self) -> float:
-        """Of the time since this was made, or until the last batch."""
+        """The share of the waits in the time from the start to now, or to the last batch."""
         end = time.perf_counter() if self._end is None else self._end
         return self.seconds / max(end - self._begin, 1e-9)

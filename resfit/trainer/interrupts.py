@@ -1,11 +1,11 @@
-"""Ctrl-C at a batch boundary.
+"""Signals that stop a run at a batch boundary.
 
-Between handing the state to a step and receiving the new one there is a moment in which neither exists. An interrupt
-there would lose the run, so the first one only sets a flag, which the loop reads after the batch. A second one stops at
+Between the call of a step and its return neither the old state nor the new one exists. An interrupt at this moment
+would lose the run. So the first signal only sets a flag, which the loop reads after the batch. A second signal stops at
 once.
 
-The handlers are for this process alone. A process that is forked meanwhile, such as a loader's worker, has no loop that
-would read the flag: it gets the handlers back that were there before, and ends as it would without `fit`.
+The handlers are for this process only. A forked process, such as a worker of a loader, has no loop that reads the flag.
+It gets the earlier handlers back, and ends as it would without `fit`.
 """
 
 import contextlib
@@ -25,24 +25,29 @@ _forking = threading.local()
 
 
 class Interrupt:
-    """Whether somebody asked to stop, and how."""
+    """The request of a signal to stop.
+
+    Attributes:
+      requested: True after a signal.
+      terminated: True after SIGTERM.
+    """
 
     requested = False
     terminated = False
 
     def exception(self) -> BaseException:
-        """What ends the run: a KeyboardInterrupt, or after SIGTERM the exit that a shell expects."""
+        """Return what to raise: a KeyboardInterrupt, or after SIGTERM the exit with code 143 that a shell expects."""
         return SystemExit(128 + signal.SIGTERM) if self.terminated else KeyboardInterrupt()
 
 
 @contextlib.contextmanager
 def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
-    """Hold back the first SIGINT inside the block, noted in the yielded value. A no-op outside the main thread.
+    """Hold back the first SIGINT inside the block, and note it in the yielded value. A no-op outside the main thread.
 
-    A block that comes to its end all the same raises the exception that the signal asked for.
+    The end of the block raises the exception of the signal, if nothing raised it before.
 
     Args:
-      terminating: hold back SIGTERM likewise, which is how clusters announce that a machine will be taken away.
+      terminating: hold back SIGTERM too, by which clusters announce that they will take a machine away.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -54,10 +59,10 @@ def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
         if interrupt.requested:
             raise interrupt.exception()
         interrupt.requested = True
-        _log.warning("Interrupted: stopping after this batch. Once more to stop at once.")
+        _log.warning("Interrupted: stopping after this batch. Interrupt again to stop at once.")
 
     wanted = (signal.SIGINT, signal.SIGTERM) if terminating else (signal.SIGINT,)
-    # A handler that was not installed from Python could not be put back.
+    # A handler that was not installed from Python cannot be put back.
     previous: dict[int, _Handler] = {
         number: handler for number in wanted if (handler := signal.getsignal(number)) is not None
     }
@@ -80,7 +85,7 @@ def _restore(handlers: dict[int, _Handler]) -> None:
 
 
 def _before_fork() -> None:
-    # A signal to the child waits until the child has its own handlers; the flag would be set in vain.
+    # A signal to the child waits until the child has its own handlers: nothing reads the flag there.
     held = (signal.SIGINT, signal.SIGTERM) if _replaced else ()
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
 

@@ -1,4 +1,4 @@
-"""How much memory a compiled step takes on each device, as XLA planned it. Nothing is run."""
+"""The memory of a compiled step on each device, as XLA planned it. Nothing runs."""
 
 from typing import Any, NamedTuple
 
@@ -11,8 +11,8 @@ class StepMemory(NamedTuple):
     Attributes:
       arguments: state, metric sums and batch.
       outputs: new state, new sums and loss.
-      aliased: the part of the outputs that is written over arguments, which the step gave up.
-      temporary: whatever else the step holds: activations that wait for the gradient, gradients, scratch space.
+      aliased: the part of the outputs that takes the place of donated arguments.
+      temporary: everything else that the step holds: activations for the backward pass, gradients, scratch memory.
     """
 
     arguments: int
@@ -22,28 +22,28 @@ class StepMemory(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """All of it, what is aliased once.
+        """The sum of all parts, with aliased memory counted once.
 
-        Temporary memory is allocated as a whole for as long as a step runs, so the sum is what a device must have free.
-        (XLA has a figure of that name too, which on a CPU leaves temporary memory out.)
+        Temporary memory is allocated as a whole while a step runs, so a device must have the sum free. (XLA's figure of
+        the same name leaves out temporary memory on a CPU.)
         """
         return self.arguments + self.outputs - self.aliased + self.temporary
 
 
 def step_memory(executable: Any) -> StepMemory:
-    """What an executable takes.
+    """Return the memory that an executable takes.
 
     Args:
-      executable: what `Step.prepare` returned.
+      executable: from `CompiledStep.prepare`.
 
     Raises:
-      CompileError: if nothing was compiled (dispatch="eager"), or the device's compiler does not tell.
+      CompileError: if nothing was compiled (dispatch="eager"), or the device's compiler does not plan memory.
     """
     analysis = executable.memory_analysis() if hasattr(executable, "memory_analysis") else None
     if analysis is None:
         raise CompileError(
             f"There is no plan of the training step's memory: got a {type(executable).__name__}. Expected a compiled "
-            'step, on a device whose compiler plans its memory. Compile with another dispatch than "eager".'
+            'step, on a device whose compiler plans memory. Compile with another dispatch than "eager".'
         )
     return StepMemory(
         analysis.argument_size_in_bytes,

@@ -1,8 +1,8 @@
-"""Several processes that train one network: what they agree on, and batches of which each holds a part.
+"""Several processes that train one network: their agreement, and batches of which each process holds a part.
 
-Processes that run one program must start the same steps, on arrays of the same shapes, in the same order; one that
-stops, or has no batch left, would leave the others waiting for ever. So before each batch they tell each other what
-they hold of it, and after each whether somebody wants to stop. With one process, nothing here does anything.
+All processes must start the same steps, on arrays of the same shapes, in the same order. If one process stops, or has
+no batch left, the others wait forever. So before each batch the processes exchange the sizes of their parts, and after
+each batch the requests to stop. With one process, this module does nothing.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from resfit.data.batches import Batch
 from resfit.errors import DataError, ProcessFailed
 from resfit.trainer.placement import Placement
 
-_ENDED = -1  # rows of a process that has no batch left
+_ENDED = -1  # the number of rows of a process that has no batch left
 
 
 class Turn(NamedTuple):
-    """A batch whose turn has come.
+    """The next batch of all processes.
 
     Attributes:
-      host: what this process holds of it; None if it has no batch left while others do.
-      placed: the whole, on the devices.
-      rows: of the whole, padding included.
-      examples: of the whole.
+      host: the part of this process; None if it has no batch left while others do.
+      placed: the whole batch, on the devices.
+      rows: of the whole batch, padding included.
+      examples: of the whole batch.
     """
 
     host: Batch | None
@@ -52,27 +52,27 @@ class Processes:
 
     @property
     def shard(self) -> tuple[int, int]:
-        """The number of this process, and of all: the part of every batch that it reads."""
+        """(index of this process, number of processes): the part of every batch that it reads."""
         return (0, 1) if self._exchange is None else (jax.process_index(), self._placement.processes)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Which of these flags are true in any of the processes."""
+        """Return, for each flag, True if it is true in any process."""
         if self._exchange is None:
             return flags
         return tuple(bool(told.any()) for told in self._tell(*flags).T)
 
     def of_first(self, value: int) -> int:
-        """The value that the first process holds."""
+        """Return the value of the first process."""
         return value if self._exchange is None else int(self._tell(value)[0, 0])
 
     def turns(self, batches: Iterable[Batch], wanted: Callable[[Batch], Any]) -> Iterator[Turn]:
-        """The batches, one after another, each put on the devices.
+        """Yield the batches of all processes, placed on the devices.
 
         Args:
-          batches: this process's parts. Where they are of one size and the devices divide their sum, they stay where
-            they are, one after another in the order of the processes; else every device gets all of them. A process
-            that comes to its end goes on with nothing until the last one has.
-          wanted: a batch -> what of it is put on the devices.
+          batches: the parts of this process. If the parts of a batch have equal sizes and the devices divide the whole,
+            each part stays on the devices of its process, in the order of the processes; otherwise every device gets
+            the whole batch. A process without batches takes part until the last process has none.
+          wanted: batch -> the part of it that steps read.
 
         Raises:
           DataError: if a process has no batch at all, or batches of another kind than the first process.
@@ -102,7 +102,7 @@ class Processes:
 
     @contextlib.contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Lets the other processes know when the block fails in this one, so that they do not wait for it for ever."""
+        """Tell the other processes if the block fails in this one, so that they do not wait for it forever."""
         try:
             yield
         except (GeneratorExit, ProcessFailed):
@@ -115,7 +115,7 @@ class Processes:
 
     @contextlib.contextmanager
     def raising_together(self) -> Iterator[None]:
-        """For an exception that every process raises at this place: none of them has to be told."""
+        """Mark an exception that every process raises at this place, so that no process is told of it."""
         try:
             yield
         except BaseException as exception:
@@ -123,10 +123,16 @@ class Processes:
             raise
 
     def check_same(self, what: str, digests: Iterable[bytes], names: Iterable[str], remedy: str) -> None:
-        """Compares something that all processes must hold alike.
+        """Raise if the processes hold different values.
+
+        Args:
+          what: the values, in words.
+          digests: of each value.
+          names: of each value.
+          remedy: the end of the message.
 
         Raises:
-          DataError: naming the first entry that differs.
+          DataError: with the first name whose values differ.
         """
         if self._exchange is None:
             return
@@ -135,17 +141,17 @@ class Processes:
         for name, column in zip(names, np.transpose(found), strict=True):
             if (column != column[0]).any():
                 with self.raising_together():
-                    raise DataError(f"The processes hold different {what}: {name} is another one. {remedy}")
+                    raise DataError(f"The processes hold different {what}: {name} differs. {remedy}")
 
     def _tell(self, *values: int) -> np.ndarray:
         if self._exchange is None:
-            raise DataError("There is one process, and nobody to tell.")
+            raise DataError("There is only one process. Expected several.")
         told = self._exchange(np.array([0, *values, *(0 for _ in range(3 - len(values)))], np.int32))
         failed = np.flatnonzero(told[:, 0])
         if len(failed):
             raise ProcessFailed(
                 f"Process {failed[0]} failed, and process {jax.process_index()} stops with it. Expected all processes "
-                "to go on together. What went wrong stands in the output of that process."
+                f"to continue. The output of process {failed[0]} has the error."
             )
         return told[:, 1 : 1 + len(values)]
 
@@ -156,16 +162,16 @@ class Processes:
         mine = "no batch" if part is None else _described(part)
         with self.raising_together():
             raise DataError(
-                f"The batches of process {other} are of another kind than those of process 0, or it has none at all; "
-                f"process {jax.process_index()} holds {mine}. Expected the same arrays, of the same types and sizes "
-                "after the first axis, in every process, and at least one batch in each."
+                f"The batches of process {other} are of another kind than those of process 0, or it has no batch; "
+                f"process {jax.process_index()} holds {mine}. Expected at least one batch in every process, with the "
+                "same arrays, of the same dtypes and sizes after the first axis."
             )
 
 
 def _exchange() -> Callable[[np.ndarray], np.ndarray]:
-    """A function that every process calls with a few numbers, and that returns those of all, (processes, numbers).
+    """Return a function that every process calls with a few numbers, and that returns all, (processes, numbers).
 
-    They travel between CPUs, where those can be reached, and wait for no step that a GPU is still busy with.
+    The exchange uses the CPUs if JAX knows them, and so does not wait for a step that a GPU still runs.
     """
     count = jax.process_count()
     firsts: dict[int, jax.Device] = {}
@@ -192,7 +198,7 @@ def _described(part: Any) -> str:
 
 
 def _kind(part: Any) -> int:
-    """A number for the arrays of a part but for their rows, which tells whether the parts fit together."""
+    """Return a number that is equal for parts of the same arrays, whatever their number of rows."""
     if part is None:
         return 0
     leaves, structure = jax.tree.flatten(part)
@@ -201,12 +207,12 @@ def _kind(part: Any) -> int:
 
 
 def _gathered(part: Any, rows: int, counts: np.ndarray) -> Any:
-    """The parts of all processes, one after another, in each of them.
+    """Return the parts of all processes, in their order.
 
     Args:
-      part: this process's; of an earlier batch if it has no row of this one, to know what the others' look like.
-      rows: how many of the part's rows belong to this batch.
-      counts: of all processes.
+      part: of this process; an earlier part, for its dtypes and shapes, if this process has no batch left.
+      rows: the number of rows of the part that belong to this batch.
+      counts: the numbers of rows of all processes.
     """
     most = int(counts.max())
 

@@ -1,4 +1,4 @@
-"""What `Model.predict` can be asked for: how the module is called, and what is made of what it returns."""
+"""The kinds of output of `Model.predict`: the call of the module, and the function applied to its result."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -9,11 +9,11 @@ from resfit.errors import CompileError, ModuleError
 
 
 class Output(NamedTuple):
-    """One kind of prediction.
+    """A kind of prediction.
 
     Attributes:
       call: (module, inputs) -> outputs.
-      finish: of the outputs.
+      finish: outputs -> predictions.
     """
 
     call: Callable[[Any, Any], Any]
@@ -41,15 +41,15 @@ OUTPUTS: Mapping[str, Output] = MappingProxyType(
 )
 
 NAMES = (*losses.FINISHES, "embedding")
-"""The outputs that a user can ask for."""
+"""The values of the argument `outputs` of `Model.predict`."""
 
 
 def kind(name: str, *, multi_label: bool) -> str:
-    """Return the key in `OUTPUTS` of an output that a user asks for.
+    """Return the key in `OUTPUTS` for a value of the argument `outputs`.
 
     Args:
       name: one of `NAMES`.
-      multi_label: whether every output of the module is a label of its own.
+      multi_label: True if every output of the module is a label of its own.
 
     Example:
       >>> kind("labels", multi_label=False), kind("logits", multi_label=True)

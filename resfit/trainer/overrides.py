@@ -1,6 +1,6 @@
-"""Methods and attributes that Keras and PyTorch Lightning read from a model, and resfit does not.
+"""Raise for overridden methods and assigned attributes that Keras and PyTorch Lightning read, and resfit does not.
 
-To override or set one of them has no effect here, so it raises and names the substitute.
+The error names the substitute.
 """
 
 import dis
@@ -53,29 +53,29 @@ _METHODS = {
 }  # fmt: skip
 
 _ATTRIBUTES = {
-    "trainable": "model.freeze('stem', 'stage1') with the parts that stay as they are, then compile; a model that is "
-    "not trained at all needs no fit",
+    "trainable": "model.freeze('stem', 'stage1') with the parts that must not change, then compile; to train nothing, "
+    "do not call fit",
     "run_eagerly": "compile(dispatch='eager')",
-    "jit_compile": "compile(dispatch='eager') for a step that is not compiled; every other one is",
-    "steps_per_execution": "nothing: steps run ahead of the host anyway",
+    "jit_compile": "compile(dispatch='eager') to run steps without compiling; all other dispatches compile",
+    "steps_per_execution": "no setting: the host prepares the next steps while the device computes",
     "optimizer": "compile(optimizer=...); for the learning rate set model.learning_rate",
     "loss": "compile(loss=...)",
-    "loss_weights": "override compute_loss and weigh the losses in it",
+    "loss_weights": "override compute_loss and weight the losses in it",
     "metrics": _METRICS,
     "automatic_optimization": _STEP,
-    "training": "nothing: the mode of the module is switched in every step",
+    "training": "no setting: every step sets the mode of the module",
 }
 
 _FLAGS = ("trainable", "requires_grad")
 
 
 class Guarded:
-    """A class that refuses to be overridden or assigned where that has no effect."""
+    """A base class that raises if a subclass overrides, or code assigns, a name that has no effect."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         for base in cls.__mro__:
-            # A base that is guarded itself was looked at when it was made.
+            # A guarded base was checked when it was defined.
             if base is cls or not issubclass(base, Guarded):
                 _check_members(cls.__name__, vars(base))
         if "compute_loss" in vars(cls):
@@ -85,20 +85,20 @@ class Guarded:
         substitute = _ATTRIBUTES.get(name) or _METHODS.get(name)
         if substitute is not None:
             raise OverrideError(
-                f"model.{name} was set to {value!r:.60}, and nothing in resfit reads it. Expected {substitute}. For an "
-                "attribute of your own choose another name."
+                f"model.{name} was set to {value!r:.60}, and nothing in resfit reads it. Expected {substitute}. Choose "
+                "another name for a custom attribute."
             )
         super().__setattr__(name, value)
 
 
 def _check_members(owner: str, members: Any) -> None:
     for name, member in members.items():
-        # A method of the user's own may be called loss.
+        # A custom method may have the name loss.
         substitute = _METHODS.get(name) or (None if isinstance(member, FunctionType) else _ATTRIBUTES.get(name))
         if substitute is not None:
             raise OverrideError(
-                f"{owner} defines {name}, and nothing in resfit calls or reads it. Expected {substitute}. For a member "
-                "of your own choose another name."
+                f"{owner} defines {name}, and nothing in resfit calls or reads it. Expected {substitute}. Choose "
+                "another name for a custom member."
             )
 
 
@@ -116,14 +116,14 @@ def _check_compute_loss(owner: str, function: Any) -> None:
 
 
 def check_flags(module: nnx.Module, plan: Any) -> None:
-    """Raise if a part of a module is marked as not to be trained, by an attribute that nothing reads.
+    """Raise if an attribute that nothing reads marks a part of a module as frozen.
 
     Args:
       module: the network.
-      plan: of `trainer.graph.plan`, which says what is trained.
+      plan: its `ModulePlan`, whose slots tell what is trained.
 
     Raises:
-      ModuleError: if a part has trainable=False or requires_grad=False, has parameters that would be trained, and no
+      ModuleError: if a part has trainable=False or requires_grad=False, has parameters that are not frozen, and no
         class of the module's parts reads that attribute.
     """
     trained = [slot.path for slot in plan.slots if slot.kind == "param"]
@@ -137,7 +137,7 @@ def check_flags(module: nnx.Module, plan: Any) -> None:
         name = ".".join(map(str, ignored))
         raise ModuleError(
             f"{f'The part {name!r}' if name else 'The module'} has {flag} = False, which neither flax nor resfit "
-            f"reads: its parameters would be trained. Expected model.freeze({name or 'part'!r}), then compile."
+            f"reads: fit would train its parameters. Expected model.freeze({name or 'part'!r}), then compile."
         )
 
 
@@ -147,7 +147,7 @@ def _reads(kind: type, attribute: str) -> bool:
 
 
 def _loads(code: CodeType, attribute: str) -> bool:
-    """Whether code reads an attribute, also by getattr; to set it, as __init__ does, is something else."""
+    """Return True if code reads an attribute, also by getattr; assignments do not count."""
     reads = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_CONST"))
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return attribute in reads or any(_loads(function, attribute) for function in inner)

@@ -1,8 +1,8 @@
-"""How a step meets devices: where arrays live, how a step is compiled, how far the host may run ahead. Nothing else."""
+"""The devices of a run: the placement of arrays, the compilation of steps, and how far the host runs ahead."""
 
 import collections
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,16 +25,25 @@ class Placement:
 
     Args:
       kind: "jit": one device. "sharded": the state on every device of every process, the batch split over them; XLA
-        inserts the all-reduces. "pmap": the devices of one process, each running the step on its part of the batch.
-        "eager": one device, nothing compiled, for debugging. "auto": "sharded" on several devices, else "jit".
-      compiler_options: XLA's, by name, for every step.
-      batch_norm: over what BatchNorm normalises in training: "global", the batch of all devices, or "per_replica",
-        each device's part of it.
-      device: the one to run on with "auto", "jit" and "eager" in a single process; None for the first, or for all of
-        them with "auto". See `preferred_device`.
+        inserts the all-reduces. "pmap": the devices of one process, each of which runs the step on its part of the
+        batch. "eager": one device, nothing compiled, for debugging. "auto": "sharded" on several devices, else "jit".
+      compiler_options: XLA's options by name, for every step.
+      batch_norm: the examples over which BatchNorm normalizes in training: "global", the batch of all devices, or
+        "per_replica", each device's part of it.
+      device: the device for "auto", "jit" and "eager" in a single process; None for the first, or for all of them with
+        "auto". See `preferred_device`.
+
+    Attributes:
+      kind: "jit", "sharded", "pmap" or "eager".
+      compiler_options: see the argument.
+      batch_norm: see the argument.
+      processes: the number of processes.
+      devices: of the run, in the order of the processes.
+      state: the sharding of the state.
+      run_ahead: the number of steps that the host hands over before it waits.
 
     Raises:
-      CompileError: for another kind, or one that cannot be had here.
+      CompileError: if `kind` or `batch_norm` has another value, or the kind does not work with several processes.
     """
 
     def __init__(
@@ -50,36 +59,34 @@ class Placement:
             raise CompileError(f"Unknown batch_norm {batch_norm!r}. Expected one of {list(BATCH_NORMS)}.")
         self.compiler_options = dict(compiler_options or {})
         self.batch_norm = batch_norm
-        # In the order of the processes, so that the parts that they hold of a batch lie in it one after another.
+        # In the order of the processes, so that a batch holds the parts of the processes in this order.
         every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         self.processes = len({device.process_index for device in every})
         if self.processes > 1 and kind in ("jit", "pmap", "eager"):
             raise CompileError(
-                f"dispatch={kind!r} with {self.processes} processes would train a network in each of them on its own. "
-                "Expected 'sharded' or 'auto', which train one network together."
+                f"Got dispatch={kind!r} with {self.processes} processes: each process would train a network of its "
+                "own. Expected 'sharded' or 'auto', which train one network together."
             )
         if device is not None and self.processes == 1 and kind not in ("sharded", "pmap"):
             every = [device]
         self.devices = every if kind in ("auto", "sharded", "pmap") else every[:1]
         self.kind = kind if kind != "auto" else ("sharded" if len(every) > 1 else "jit")
-        self.state: jax.sharding.Sharding = SingleDeviceSharding(self.devices[0])
-        self._split: jax.sharding.Sharding = self.state
-        self._here: jax.sharding.Sharding = self.state
-        self._mesh: Mesh | None = None
-        if self.kind in ("sharded", "pmap"):
-            # Auto axes: XLA propagates the shardings; JAX's default, explicit axes, would make users annotate them.
-            self._mesh = Mesh(self.devices, (AXIS,), axis_types=(AxisType.Auto,))
-            self.state = self._here = NamedSharding(self._mesh, PartitionSpec())
-            self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
-            if self.processes > 1:
-                local = Mesh(jax.local_devices(), (AXIS,), axis_types=(AxisType.Auto,))
-                self._here = NamedSharding(local, PartitionSpec())
+        self._mesh = _mesh(self.devices) if self.kind in ("sharded", "pmap") else None
+        self.state, self._split, self._here = self._shardings()
         # Bounds the memory of batches in flight. Several CPU devices share threads: too many waiting steps deadlock.
         self.run_ahead = 2 if len(self.devices) > 1 and self.devices[0].platform == "cpu" else 8
 
+    def _shardings(self) -> tuple[jax.sharding.Sharding, jax.sharding.Sharding, jax.sharding.Sharding]:
+        """Return the shardings of the state, of a batch, and of the state on the devices of this process."""
+        if self._mesh is None:
+            one = SingleDeviceSharding(self.devices[0])
+            return one, one, one
+        whole, split = (NamedSharding(self._mesh, spec) for spec in (PartitionSpec(), PartitionSpec(AXIS)))
+        return whole, split, whole if self.processes == 1 else NamedSharding(_mesh(jax.local_devices()), whole.spec)
+
     @property
     def replicas(self) -> int:
-        """The parts of a batch on each of which the training step runs as if alone; 1 if the compiler splits it."""
+        """The number of parts of a batch on which the training step runs separately; 1 if the compiler splits it."""
         mapped = self.kind == "pmap" or (self.kind == "sharded" and self.batch_norm == "per_replica")
         return len(self.devices) if mapped else 1
 
@@ -91,7 +98,7 @@ class Placement:
 
     @property
     def mesh(self) -> Mesh | None:
-        """Over which batches are split, of one axis; None on one device."""
+        """The mesh of one axis over which batches are split; None on one device."""
         return self._mesh if len(self.devices) > 1 else None
 
     def decided_by(self) -> tuple[Any, ...]:
@@ -99,12 +106,12 @@ class Placement:
         return self.kind, self.batch_norm, self.processes, tuple(self.devices)
 
     def replicate(self, tree: Any, *, copy: bool = False) -> Any:
-        """Puts arrays whole on every device of the run; copy: in memory of their own, also where they are there."""
+        """Return whole arrays on every device of the run; with `copy`, always in new memory."""
         if self.processes > 1 and any(map(is_key, jax.tree.leaves(tree))):
             return jax.tree.map(as_key, self.replicate(jax.tree.map(as_numbers, tree), copy=copy), tree)
         tree = jax.tree.map(lambda leaf: leaf.addressable_data(0) if _is_global(leaf) else leaf, tree)
         if copy and self.processes > 1:
-            # From one device to several, device_put keeps the one's buffer, whatever it is told.
+            # From one device to several, device_put keeps the buffer of the first in spite of may_alias=False.
             tree = jax.tree.map(np.array, tree)
         here = jax.device_put(tree, self._here, may_alias=False if copy else None)
         if self.processes == 1:
@@ -117,35 +124,36 @@ class Placement:
         )
 
     def divides(self, rows: int) -> bool:
-        """Whether the devices divide a batch of so many rows, over all of them together."""
+        """Return True if the devices divide a batch of this many rows."""
         return rows % len(self.devices) == 0
 
     def place(self, batch: Any) -> Any:
-        """Puts a batch on the devices, split over them; where they do not divide it, every device gets all of it."""
+        """Return a batch split over the devices; if they do not divide it, whole on every device."""
         if self.kind == "jit":
-            # A compiled step takes host arrays as they are, at half of what device_put costs the host.
+            # A compiled step takes host arrays directly, in half the host time of device_put.
             leaves, structure = jax.tree.flatten(batch)
             return jax.tree.unflatten(structure, [_own(leaf, self.devices[0]) for leaf in leaves])
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
 
     def join(self, part: Any) -> Any:
-        """A batch, split over the devices of all processes, of which this process holds this part, as large as any."""
+        """Return a batch split over the devices of all processes, from equal parts of which this process holds one."""
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._split, leaf), part)
 
     def is_split(self, batch: Any) -> bool:
-        """Whether a placed batch is spread over several devices."""
+        """Return True if a placed batch is split over several devices."""
         return len(self.devices) > 1 and not jax.tree.leaves(batch)[0].is_fully_replicated
 
     def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that runs on every device with its part of the last argument, and the others whole.
+        """Return a function that runs on every device with its part of the last argument, and the others whole.
 
-        What it returns must be the same on all of them.
+        Args:
+          function: returns the same on every device.
         """
         if self.kind == "pmap":
 
             def call(*arguments: Any) -> Any:
-                # JAX never forgets what it mapped, so it is given a function that does not hold the model.
+                # JAX never forgets a mapped function, so it gets one that does not hold the model.
                 alive: Any = weakref.ref(function)
 
                 def part(*arguments: Any) -> Any:
@@ -170,10 +178,10 @@ class Placement:
 
 
 def preferred_device(arrays: Iterable[Any]) -> jax.Device | None:
-    """Return the device that the user chose by JAX's own means; None if there was no choice.
+    """Return the device that the user chose in JAX; None if the user chose none.
 
-    That is the device to which the arrays are committed, unless it is the first, where resfit itself leaves them; else
-    the one of `jax.default_device`.
+    The choice is the device to which the arrays are committed, unless it is the first, where resfit itself leaves them;
+    else `jax.default_device`.
 
     Args:
       arrays: of a module.
@@ -199,14 +207,19 @@ def preferred_device(arrays: Iterable[Any]) -> jax.Device | None:
     return jax.devices(default)[0] if isinstance(default, str) else default
 
 
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    # Auto axes: XLA propagates the shardings. With explicit axes, JAX's default, users would have to annotate them.
+    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
 def _is_global(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def _own(leaf: Any, device: jax.Device) -> Any:
-    """An array as a compiled step may have it: on its device; a host array of a dtype that JAX has, and no view.
+    """Return an array that a compiled step can take: on its device, or a host array that owns its memory.
 
-    The step reads a host array while it runs, when the host has long gone on and others may write to what it views.
+    The step reads a host array while it runs. The host has continued by then, and others can write to shared memory.
     """
     if isinstance(leaf, jax.Array):
         return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
@@ -215,20 +228,20 @@ def _own(leaf: Any, device: jax.Device) -> Any:
     return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
-_AS_THEY_ARE = frozenset(map(np.dtype, ("bool", "uint8", "int32", "float32")))  # also where JAX has 64 bits
+_AS_THEY_ARE = frozenset(map(np.dtype, ("bool", "uint8", "int32", "float32")))  # in JAX's 64-bit mode too
 
 
-class Step:
+class CompiledStep:
     """A step function, compiled once per shape of its batch.
 
     Args:
       function: pure; its first argument is the state, its last the batch.
-      placement: where it runs.
-      donate: whether the state's buffers are reused for the new state. The caller must not touch the old one again.
-      returns_state: whether all it returns lives where the state does; a batch's outputs stay where they are made,
-        unless other processes need them too.
-      mapped: what to run on every device instead, each with its part of the batch, where the batch is split; None to
-        let the compiler split `function`.
+      placement: the devices.
+      donate: True to reuse the state's buffers for the new state. The caller must not read the old state again.
+      returns_state: True to place all results like the state. Otherwise the outputs for a batch stay on the devices
+        that make them, unless other processes need them too.
+      mapped: the function to run on every device with its part of a split batch; None to let the compiler split
+        `function`.
     """
 
     def __init__(
@@ -254,11 +267,11 @@ class Step:
         self._programs: dict[Any, Program] = {}
 
     def prepare(self, arguments: tuple[Any, ...], on_compile: Callable[[bool], None]) -> Callable[..., Any]:
-        """Return the executable for these arguments: found, or traced and compiled now.
+        """Return the executable for these arguments. Traces and compiles it if it is new.
 
         Args:
           arguments: of the call; the last is the batch.
-          on_compile: called with True before, and with False after a compilation.
+          on_compile: called with True before a compilation, and with False after it.
         """
         if self._eager:
             return self._function
@@ -274,7 +287,7 @@ class Step:
         return program.run
 
     def described(self, batch: Any) -> tuple[str, str]:
-        """The shapes of a batch that was prepared for, and the digest of its program ("" if nothing is compiled)."""
+        """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
         return shapes, "" if self._eager else self._programs[_key(batch)].digest
 
@@ -287,10 +300,10 @@ def _key(batch: Any) -> Any:
 
 
 class Throttle:
-    """Keeps the host from running more than a few steps ahead of the device.
+    """A limit for the steps by which the host runs ahead of the device.
 
     Args:
-      limit: steps in flight.
+      limit: the number of steps in flight.
     """
 
     def __init__(self, limit: int) -> None:
@@ -298,7 +311,7 @@ class Throttle:
         self._flying: collections.deque[Any] = collections.deque()
 
     def add(self, result: Any) -> None:
-        """Registers a step by one of its outputs, and waits for the oldest if there are too many."""
+        """Add a step by one of its outputs, and wait for the oldest step if there are too many."""
         self._flying.append(result)
         if len(self._flying) > self._limit:
             self._flying.popleft().block_until_ready()

@@ -19,7 +19,7 @@ from resfit.trainer.context import RunContext, announce, quiet
 from resfit.trainer.interrupts import Interrupt
 from resfit.trainer.multihost import Turn
 from resfit.trainer.outputs import OUTPUTS
-from resfit.trainer.placement import Step
+from resfit.trainer.placement import CompiledStep
 from resfit.trainer.state import Leaves
 from resfit.trainer.step import predict_step
 
@@ -35,7 +35,7 @@ class Predictor:
     def __init__(self, context: RunContext, preprocess: Preprocess | None) -> None:
         self._context = context
         self.steps = {
-            name: Step(
+            name: CompiledStep(
                 context.inference_step(
                     functools.partial(predict_step, context.state.layout, preprocess, output.finish, call=output.call)
                 ),

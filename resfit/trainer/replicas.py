@@ -1,5 +1,6 @@
-"""Devices that each run the step on a part of the batch: what they sum, gather and average, over a mapped axis."""
+"""Devices that each run the step on a part of the batch: sums, rows and statistics of all parts, over a mapped axis."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,26 +8,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from resfit.trainer.graph.plan import Plan
+from resfit.nets import moments
+from resfit.trainer.graph.module_plan import ModulePlan
 
 
 def total(tree: Any, axis: str | None) -> Any:
-    """The sums over all parts; without an axis, the tree itself."""
+    """Return the sums over all parts; without an axis, the tree itself."""
     return tree if axis is None else lax.psum(tree, axis)
 
 
 def gathered(tree: Any, axis: str | None) -> Any:
-    """The rows of all parts, one part after another; without an axis, the tree itself."""
+    """Return the rows of all parts, one part after another; without an axis, the tree itself."""
     return tree if axis is None else lax.all_gather(tree, axis, tiled=True)
 
 
-def averaged(plan: Plan, module: nnx.Module, carried: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
-    """Statistics and other state that each part has moved, made one again.
+def averaged(plan: ModulePlan, module: nnx.Module, carried: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
+    """Return the statistics and other state after a step, equal on all devices.
 
-    Running means become the mean over the parts. Running variances become what they would be had the batch's variance
-    been taken over all parts together: the mean of E[x^2] less the square of the mean of E[x]. The average of the
-    variances alone would lose how far the means lie apart. Anything else that is a float is averaged; counters are
-    alike in all parts.
+    Running means are averaged over the parts. Running variances become those of a batch whose variance was taken over
+    all parts together, see `nets.moments`. Other floats are averaged. Counters are equal in all parts.
 
     Args:
       plan: of the module.
@@ -39,15 +39,14 @@ def averaged(plan: Plan, module: nnx.Module, carried: tuple[jax.Array, ...], axi
     own = {
         slot.path: value
         for slot, value in zip(slots, carried, strict=True)
-        # A norm with an axis has seen all parts.
+        # A norm with an axis has already seen all parts.
         if jnp.issubdtype(value.dtype, jnp.floating)
         and (slot.path[:-1] not in norms or norms[slot.path[:-1]].axis_name is None)
     }
-    made_one = lax.pmean(own, axis)
-    apart = {}  # how far the means of a part lie from those of all, squared
-    for path, norm in norms.items():
-        mean, moved = (*path, "mean"), 1 - norm.momentum
-        if mean in own and moved:
-            apart[*path, "var"] = jnp.square(own[mean] - made_one[mean]) / moved  # (1 - m) * ((x - y) / (1 - m))^2
-    made_one |= {path: made_one[path] + between for path, between in lax.pmean(apart, axis).items()}
-    return tuple(made_one.get(slot.path, value) for slot, value in zip(slots, carried, strict=True))
+    variances = {
+        (*path, "var"): ((*path, "mean"), 1 - norm.momentum)
+        for path, norm in norms.items()
+        if (*path, "mean") in own and norm.momentum != 1
+    }
+    whole = moments.averaged(own, variances, functools.partial(lax.pmean, axis_name=axis))
+    return tuple(whole.get(slot.path, value) for slot, value in zip(slots, carried, strict=True))

@@ -9,8 +9,7 @@ from resfit import losses
 from resfit.errors import NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph import plan as plans
-from resfit.trainer.state import Layout, Leaves
+from resfit.trainer.state import Leaves, StateLayout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Snapshot:
       facts: what the model had learned from its data.
     """
 
-    layout: Layout
+    layout: StateLayout
     leaves: Leaves
     preprocess: Preprocess | None
     loss: losses.Loss | None
@@ -86,9 +85,9 @@ class Snapshot:
           variables: such as those of this snapshot, perhaps traced.
           train: the mode.
         """
-        n = self.layout.n_params
+        params, carried = self.layout.unflatten_model(variables)
         # Evaluation draws nothing, but the module may hold random streams.
-        return plans.assemble(self.layout.plan, variables[:n], variables[n:], jax.random.key(0), train=train)
+        return self.layout.plan.assemble(params, carried, jax.random.key(0), train=train)
 
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""

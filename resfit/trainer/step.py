@@ -1,7 +1,7 @@
-"""The training, evaluation and prediction steps: pure functions of (state, batch). No jit, no devices.
+"""The training, evaluation and prediction steps: pure functions of arrays. They know no jit and no devices.
 
-State is a flat tuple of arrays; see `trainer.state.Layout`. What is static (graphs, the loss, the optimizer's
-functions) is closed over.
+A step takes and returns its state in the flat form of `trainer.state.StateLayout`. Everything static (graphs, the loss,
+the functions of the optimizer) is closed over.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from flax import nnx
 from resfit import losses, metrics
 from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
-from resfit.optimizers import skips
 from resfit.trainer import replicas
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.attributes import watched
-from resfit.trainer.state import Layout, Leaves, rate_factor
+from resfit.trainer.graph.explain import explained
+from resfit.trainer.graph.slots import module_leaves
+from resfit.trainer.state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
 
 _log = logging.getLogger("resfit")
 
@@ -36,14 +36,14 @@ class DeviceBatch(NamedTuple):
 
 
 class ComputeLoss(Protocol):
-    """`Model.compute_loss`: one loss per example, (batch,), and the outputs."""
+    """`Model.compute_loss`: returns one loss per example, (batch,), and the outputs."""
 
     def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """`Model.compute_loss` where no subclass overrides it: a loss of (outputs, labels).
+    """`Model.compute_loss` of a model that does not override it: a loss of (outputs, labels).
 
     Attributes:
       loss: (outputs, labels) -> (batch,) loss.
@@ -55,22 +55,22 @@ class Supervised:
         if y is None:
             what = "to train on" if train else "to evaluate on"
             raise LabelError(
-                f"There are no labels {what}. Pass y, or data that bring labels, as (x, y); for a loss that needs none "
-                "override Model.compute_loss."
+                f"There are no labels {what}: got y=None. Pass y, or data with labels, as (x, y). For a loss without "
+                "labels, override Model.compute_loss."
             )
-        with modes.explained(module, x):
+        with explained(module, x):
             outputs = losses.at_least_float32(module(x))
-        with modes.explained(self.loss, outputs, y):
+        with explained(self.loss, outputs, y):
             return self.loss(outputs, y), outputs
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OutputsShape:
-    """The shape of the network's outputs, as a static part of a step's result: known once the step is traced.
+    """The shape of the network's outputs: a static part of a step's result, known once the step is traced.
 
     Attributes:
-      shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are no single array.
+      shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are not one array.
     """
 
     shape: tuple[int, ...] | None
@@ -81,17 +81,17 @@ class OutputsShape:
 
 
 class Recipe(NamedTuple):
-    """What `compile` decided about the steps.
+    """The settings of `compile` that the steps read.
 
     Attributes:
       compute_loss: (module, x, y, *, key, train) -> ((batch,) loss, outputs).
       metrics: the collection whose sums the steps carry.
       preprocess: applied to x in every step; None for nothing.
-      augment: (key, x, y) -> (x, y) functions applied in order to training batches, before preprocess.
-      schedule: (step, span) -> learning rate, see `Layout` for the span; None to leave the optimizer's own rate.
-      rate_index: which leaf of the optimizer's state is the learning rate.
-      ema: decay of the running average of parameters and statistics; None for no average.
-      slices: into how many parts a batch is cut, whose gradients are summed before the one update.
+      augment: (key, x, y) -> (x, y) functions, applied in order to training batches before preprocess.
+      schedule: (step, packed `ScheduleSpan`) -> learning rate; None to keep the optimizer's own learning rate.
+      rate_index: the index of the learning rate in the optimizer's state.
+      ema: decay of the running averages of parameters and carried arrays; None for no averages.
+      slices: the number of parts of a batch whose gradients are summed before the one update.
     """
 
     compute_loss: ComputeLoss
@@ -105,7 +105,7 @@ class Recipe(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The parts of a step's key. Disjoint, so that augmentation and dropout never share a mask."""
+    """Independent keys of a step, so that augmentation and dropout never share a mask."""
 
     module: jax.Array
     loss: jax.Array
@@ -113,7 +113,7 @@ class Keys(NamedTuple):
 
 
 def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
-    """The keys of one step of a run; without a step, those of evaluation and prediction."""
+    """Return the keys of one step of a run; without a step, the keys of evaluation and prediction."""
     key = jax.random.wrap_key_data(key)
     if step is not None:
         key = jax.random.fold_in(key, step)
@@ -121,15 +121,33 @@ def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
 
 
 def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
-    """(x, y) of a training batch, augmented and preprocessed."""
+    """Return (x, y) of a training batch, augmented and preprocessed."""
     x, y = batch.x, batch.y
     for i, augment in enumerate(recipe.augment):
         x, y = augment(jax.random.fold_in(key.augment, i), x, y)
     return x if recipe.preprocess is None else recipe.preprocess(x), y
 
 
+class Accumulated(NamedTuple):
+    """What the slices of a batch give together.
+
+    Attributes:
+      state: after the calls of the module, which rewrite statistics and maybe parameters. Not updated yet.
+      loss: () float32, of the batch.
+      gradients: of the loss by the parameters.
+      sums: metric sums including the batch.
+      shape: of the outputs.
+    """
+
+    state: TrainState
+    loss: jax.Array
+    gradients: Leaves
+    sums: Any
+    shape: OutputsShape
+
+
 def train_step(
-    layout: Layout,
+    layout: StateLayout,
     recipe: Recipe,
     leaves: Leaves,
     sums: Any,
@@ -137,112 +155,165 @@ def train_step(
     batch: DeviceBatch,
     axis: str | None = None,
 ) -> tuple[Leaves, Any, jax.Array, OutputsShape]:
-    """One update.
+    """Return the state after one update.
 
     Args:
-      layout: which leaf is what.
+      layout: of the state.
       recipe: what the step does.
-      leaves: the state.
+      leaves: the state in its flat form.
       sums: metric sums so far.
-      key: the run's key; the step's is folded in from it and the step counter.
+      key: of the run. The key of the step is folded in from it and the step counter.
       batch: the examples.
-      axis: the mapped axis over which the batch is split, if this is to see a part of it; what is returned is the same
-        for all parts. Each part draws random numbers of its own.
+      axis: the mapped axis over which the batch is split, if this step sees a part of it. The results are the same for
+        all parts. Each part draws random numbers of its own.
 
     Returns:
       (new state, new metric sums, the batch's loss as () float32, the shape of the outputs).
     """
-    params, carried, averages, optimizer_state, span, step = layout.split(leaves)
-    key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), step)
+    before = layout.unflatten(leaves)
+    key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
     x, y = prepared(recipe, key_of, batch)
-    whole = DeviceBatch(x, y, batch.weight, batch.mask)
-    rows = jax.tree.leaves(x)[0].shape[0]
+    found = accumulate_gradients(layout, recipe, before, sums, key_of, batch._replace(x=x, y=y), axis)
+    state = apply_schedule(recipe, found.state)
+    state = layout.update(state, found.gradients, found.loss)
+    state = update_ema(recipe, state)
+    state, sums = keep_if_finite(layout, (before, sums), (state, found.sums))
+    return layout.flatten(state._replace(step=state.step + 1)), sums, found.loss, found.shape
+
+
+def accumulate_gradients(
+    layout: StateLayout,
+    recipe: Recipe,
+    state: TrainState,
+    sums: Any,
+    key_of: Keys,
+    batch: DeviceBatch,
+    axis: str | None,
+) -> Accumulated:
+    """Return loss and gradients of a batch, one slice after the other."""
+    rows = jax.tree.leaves(batch.x)[0].shape[0]
     count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
     count = replicas.total(count, axis)
     slices = min(recipe.slices, rows)
-
-    def loss_of(params: Leaves, carried: Leaves, part: DeviceBatch, key_of: Keys) -> tuple[jax.Array, Any]:
-        module = modes.assemble(layout.plan, params, carried, key_of.module, train=True, part=axis is not None)
-        with watched(module, layout.warned["train"]):
-            found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
-        each = _per_example(found, part.x)
-        new_params, new_carried = modes.read(layout.plan, module)
-        rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
-        _warn_if_frozen(layout, carried, new_carried)
-        if axis is not None:
-            new_carried = replicas.averaged(layout.plan, module, new_carried, axis)
-        new_carried = tuple(
-            old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
-        )
-        mask = _mask(part, each)
-        weighted = each if part.weight is None else each * part.weight
-        loss = jnp.where(mask, weighted, 0).sum() / count
-        seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
-        return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
-
-    before, merged = (carried, averages, sums), sums
+    gradient_of = jax.value_and_grad(functools.partial(_slice_loss, layout, recipe, count, axis), has_aux=True)
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
-        part, part_keys = whole, key_of
-        if slices > 1:
-            # Every so many-th row: where the batch is split over devices, each device keeps rows of every slice.
-            part = jax.tree.map(
-                functools.partial(jax.lax.slice_in_dim, start_index=i, limit_index=None, stride=slices), whole
-            )
-            part_keys = Keys(*(jax.random.fold_in(key, i) for key in key_of))
+        part, part_keys = _slice(batch, key_of, i, slices)
         if total is not None:
             # One slice after the other, or the compiler may hold the activations of all of them at once.
             part, total = jax.lax.optimization_barrier((part, total))
-        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (carried, rewritten, found, shape)), gradients = gradient_of(params, carried, part, part_keys)
+        (loss, (carried, rewritten, found, shape)), gradients = gradient_of(
+            state.params, state.carried, part, part_keys
+        )
         # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
-        params = tuple(rewritten.get(j, param) for j, param in enumerate(params))
+        params = tuple(rewritten.get(j, param) for j, param in enumerate(state.params))
+        state = state._replace(params=params, carried=carried)
         total = (loss, gradients) if total is None else jax.tree.map(jnp.add, total, (loss, gradients))
-        merged = merged.merge(found)
+        sums = sums.merge(found)
     loss, gradients = replicas.total(total, axis)
-    if recipe.schedule is not None and recipe.rate_index is not None:
-        flat, tree = jax.tree.flatten(optimizer_state)
-        rate = recipe.schedule(step, span) * rate_factor(span)
-        flat[recipe.rate_index] = jnp.asarray(rate, flat[recipe.rate_index].dtype)
-        optimizer_state = jax.tree.unflatten(tree, flat)
-    params, optimizer_state = layout.update(gradients, optimizer_state, params, loss)
-    if recipe.ema is not None:
-        averages = _averaged(averages, (*params, *carried), recipe.ema, step)
-    skipping = skips(optimizer_state)
-    if skipping is not None:
-        finite = jax.tree.leaves(optimizer_state)[skipping.finite]
-        after = (carried, averages, merged)
-        carried, averages, merged = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
-    return layout.join(params, carried, averages, optimizer_state, span, step + 1), merged, loss, shape
+    return Accumulated(state, loss, gradients, sums, shape)
 
 
-def _averaged(averages: Leaves, values: Leaves, decay: float, step: jax.Array) -> Leaves:
-    # In the beginning the average forgets faster, or it would remember the initial values for 1 / (1 - decay) steps.
-    share = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return tuple(
-        (old + share * (new - old)).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.inexact) else new
-        for old, new in zip(averages, values, strict=True)
+def _slice(batch: DeviceBatch, key_of: Keys, i: int, slices: int) -> tuple[DeviceBatch, Keys]:
+    """Return one of the slices of a batch, and its keys."""
+    if slices == 1:
+        return batch, key_of
+    # Every so many-th row: if the batch is split over devices, each device keeps rows of every slice.
+    cut = functools.partial(jax.lax.slice_in_dim, start_index=i, limit_index=None, stride=slices)
+    return jax.tree.map(cut, batch), Keys(*(jax.random.fold_in(key, i) for key in key_of))
+
+
+def _slice_loss(
+    layout: StateLayout,
+    recipe: Recipe,
+    count: jax.Array,
+    axis: str | None,
+    params: Leaves,
+    carried: Leaves,
+    part: DeviceBatch,
+    key_of: Keys,
+) -> tuple[jax.Array, Any]:
+    """Return the share of a slice in the loss of the batch of `count` examples, and what else its call gives.
+
+    The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
+    """
+    module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
+    with watched(module, layout.warned["train"]):
+        found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+    each = _per_example(found, part.x)
+    new_params, new_carried = layout.plan.read(module)
+    rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
+    _warn_if_frozen(layout, carried, new_carried)
+    if axis is not None:
+        new_carried = replicas.averaged(layout.plan, module, new_carried, axis)
+    new_carried = tuple(
+        old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
+    mask = _mask(part, each)
+    weighted = each if part.weight is None else each * part.weight
+    loss = jnp.where(mask, weighted, 0).sum() / count
+    seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
+    return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
+
+
+def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
+    """Return the state with the learning rate of this step in the optimizer's state."""
+    if recipe.schedule is None or recipe.rate_index is None:
+        return state
+    leaves = list(state.optimizer_state)
+    rate = recipe.schedule(state.step, state.span) * rate_factor(state.span)
+    leaves[recipe.rate_index] = jnp.asarray(rate, leaves[recipe.rate_index].dtype)
+    return state._replace(optimizer_state=tuple(leaves))
+
+
+def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
+    """Return the state with averages that have moved towards the params and carried arrays."""
+    if recipe.ema is None:
+        return state
+    # In the beginning the average forgets faster, or it would remember the initial values for 1 / (1 - decay) steps.
+    share = 1 - jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step))
+    averages = tuple(
+        (old + share * (new - old)).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.inexact) else new
+        for old, new in zip(state.averages, state.visible, strict=True)
+    )
+    return state._replace(averages=averages)
+
+
+def keep_if_finite(
+    layout: StateLayout, before: tuple[TrainState, Any], after: tuple[TrainState, Any]
+) -> tuple[TrainState, Any]:
+    """Return (state, metric sums) after the step, or statistics, averages and sums before it if its update was skipped.
+
+    The optimizer itself keeps the parameters, see `optimizers.skip_non_finite`.
+    """
+    state, sums = after
+    if layout.skips is None:
+        return after
+    finite = state.optimizer_state[layout.skips.finite]
+    old, new = ((one.carried, one.averages, counted) for one, counted in (before, after))
+    carried, averages, sums = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    return state._replace(carried=carried, averages=averages), sums
 
 
 def evaluate_step(
-    layout: Layout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+    layout: StateLayout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
 ) -> tuple[Any, jax.Array, OutputsShape]:
-    """The metric sums after one more batch, the batch's loss, the shape of the outputs. Changes nothing else.
+    """Return the metric sums after one more batch, the batch's loss, and the shape of the outputs.
 
     Args:
-      layout: which leaf is what.
+      layout: of the state.
       recipe: what the step does.
-      leaves: params and carried arrays.
+      leaves: params and carried arrays in their flat form.
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
     """
-    module = _evaluation_module(layout, leaves, key)
+    arrays = layout.unflatten_model(leaves)
+    module = _evaluation_module(layout, arrays, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
     with watched(module, layout.warned["evaluate"]):
         found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
-    _warn_if_moving(layout, leaves[layout.n_params :], module)
+    _warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
     mask = _mask(batch, each)
     weighted = each if batch.weight is None else each * batch.weight
@@ -251,7 +322,7 @@ def evaluate_step(
 
 
 def predict_step(
-    layout: Layout,
+    layout: StateLayout,
     preprocess: Callable[[Any], Any] | None,
     finish: Callable[[Any], Any],
     leaves: Leaves,
@@ -259,22 +330,32 @@ def predict_step(
     x: Any,
     call: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
-    """What `finish` makes of the module's outputs for one batch, or of what `call` does with module and batch."""
-    module: Any = _evaluation_module(layout, leaves, key)
-    with modes.explained(module, x), watched(module, layout.warned["predict"]):
+    """Return finish(module(x)) for one batch, or finish(call(module, x)).
+
+    Args:
+      layout: of the state.
+      preprocess: applied to x; None for nothing.
+      finish: applied to the outputs.
+      leaves: params and carried arrays in their flat form.
+      key: for modules that draw random numbers in evaluation too.
+      x: the inputs.
+      call: (module, x) -> outputs; None for the module's own call.
+    """
+    arrays = layout.unflatten_model(leaves)
+    module: Any = _evaluation_module(layout, arrays, key)
+    with explained(module, x), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
-    _warn_if_moving(layout, leaves[layout.n_params :], module)
+    _warn_if_moving(layout, arrays.carried, module)
     return finish(outputs)
 
 
-def _evaluation_module(layout: Layout, leaves: Leaves, key: jax.Array) -> Any:
-    params, carried = leaves[: layout.n_params], leaves[layout.n_params :]
-    return modes.assemble(layout.plan, params, carried, keys(key).module, train=False)
+def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array) -> Any:
+    return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
-    """What a batch adds to the metric sums; with no sums yet, that alone."""
+    """Return the metric sums after a batch; for sums=None, the sums of the batch alone."""
     outputs, loss = jax.lax.stop_gradient((outputs, loss))
     found = metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask)
     return found if sums is None else sums.merge(found)
@@ -287,10 +368,10 @@ def _mask(batch: DeviceBatch, each: jax.Array) -> jax.Array:
 def _per_example(found: Any, x: Any) -> jax.Array:
     n = jax.tree.leaves(x)[0].shape[0]
     if found is None:
-        raise LossError(f"The loss returned None; expected one value per example, ({n},). Does it lack a return?")
+        raise LossError(f"The loss returned None; expected one value per example, ({n},). Add the missing return.")
     if jnp.shape(found) != (n,):
         remedy = (
-            "Leave out the mean: resfit averages, so that weights and short batches count rightly."
+            "Leave out the mean: resfit averages, so that weights and partial batches count correctly."
             if jnp.ndim(found) == 0
             else "Average over the other axes."
         )
@@ -298,21 +379,23 @@ def _per_example(found: Any, x: Any) -> jax.Array:
     return jnp.asarray(found, jnp.float32)
 
 
-def _warn_if_moving(layout: Layout, before: Leaves, module: Any) -> None:
-    """Tells of BatchNorms that go on training in evaluation: each batch would be normalised by itself."""
-    now = dict(modes.leaves(module))
+def _warn_if_moving(layout: StateLayout, before: Leaves, module: Any) -> None:
+    """Warn of BatchNorms that stay in training mode in evaluation."""
+    now = dict(module_leaves(module))
     for slot, old in zip(layout.carried, before, strict=True):
         leaf = now.get(slot.path)
         if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:
             _log.warning(
-                "The BatchNorm statistic %r moves in evaluation too: the module runs its norms in training mode "
-                "whatever it is told, so what it says of an image depends on the others in its batch. Leave "
-                "use_running_average=False and train=True out of __call__, or pass the mode on.", slot.name,
-            )  # fmt: skip
+                "The BatchNorm statistic %r moves in evaluation too: the module always runs its norms in training "
+                "mode, so the output for an image depends on the other images in its batch. Leave "
+                "use_running_average=False and train=True out of __call__, or pass the mode on.",
+                slot.name,
+            )
             return
 
 
-def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
+def _warn_if_frozen(layout: StateLayout, before: Leaves, after: Leaves) -> None:
+    """Warn of BatchNorms that stay in evaluation mode in training."""
     statistics = [
         (old, new)
         for slot, old, new in zip(layout.carried, before, after, strict=True)
@@ -321,5 +404,6 @@ def _warn_if_frozen(layout: Layout, before: Leaves, after: Leaves) -> None:
     if statistics and all(old is new for old, new in statistics):
         _log.warning(
             "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
-            "mode. Pass the mode on inside __call__ or compute_loss (train=train), or use Model.freeze if you mean it."
+            "mode. Pass the mode on inside __call__ or compute_loss (train=train), or call Model.freeze if this is "
+            "intended."
         )

@@ -17,7 +17,7 @@ from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.input_stall import Waiting
 from resfit.trainer.memory import StepMemory, step_memory
 from resfit.trainer.non_finite import first_non_finite
-from resfit.trainer.placement import AXIS, Step, Throttle
+from resfit.trainer.placement import AXIS, CompiledStep, Throttle
 from resfit.trainer.state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, train_step
 
@@ -57,9 +57,9 @@ class Trainer:
             return train(leaves, sums, key, batch, AXIS)
 
         part = train_part if context.placement.replicas > 1 else None
-        self.step = Step(train, context.placement, donate=True, mapped=part)
+        self.step = CompiledStep(train, context.placement, donate=True, mapped=part)
         # For train_on_batch, whose result the user's module shares.
-        self._kept_step = Step(train, context.placement, mapped=part)
+        self._kept_step = CompiledStep(train, context.placement, mapped=part)
 
     def begin_epoch(self) -> None:
         """Reset the metric sums."""
@@ -67,7 +67,7 @@ class Trainer:
 
     def logs(self) -> LazyLogs:
         """Return the log of the epoch so far."""
-        return self._evaluator.logs(self.sums, self._context.state.leaves[-1], 0)
+        return self._evaluator.logs(self.sums, self._context.state.arrays.step, 0)
 
     def batches(
         self, data: Epochs, done: int, callbacks: CallbackList, check: LabelCheck, manager: CheckpointManager | None

@@ -1,7 +1,6 @@
-"""What published weight files expect of photographs: resized and cropped on the host, normalised on the device.
+"""The preprocessing of published weight files: resize and crop on the host, normalize on the device.
 
-`transforms_for("timm/resnet50.a1_in1k")` gives it as a `Transforms`. Assigned to `model.transforms` it is saved with
-the model.
+`transforms_for("timm/resnet50.a1_in1k")` returns a `Transforms`. A model saves the one in `model.transforms`.
 """
 
 from resfit.transforms.pretrained_transforms import transforms_for

@@ -1,4 +1,4 @@
-"""Classes by their names: the most probable ones, and what ImageNet's are called."""
+"""Class names: the most probable classes of an image, and the names of ImageNet."""
 
 import ast
 import importlib.util
@@ -8,25 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import positive_int
 from resfit.errors import DataError, LabelError, MissingPackageError
 
 
 def top_k(
     probabilities: Any, k: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[tuple[str | int, float]]]:
-    """The most probable classes of each image, with their probabilities: Keras's `decode_predictions`, for any classes.
+    """Return the most probable classes of each image, as Keras's `decode_predictions` does, for any classes.
 
     Args:
-      probabilities: (images, classes), as `predict(outputs="probabilities")` gives them.
-      k: how many; all, where there are fewer.
-      class_names: by number, such as `model.class_names`; None for the numbers themselves.
+      probabilities: (images, classes), as `predict(outputs="probabilities")` returns them.
+      k: the number of classes to return; at most all classes.
+      class_names: class names by number, such as `model.class_names`; None for class numbers.
 
     Returns:
-      For each image [(name, probability), ...], the most probable first; of equal ones that of the smaller number.
+      For each image [(name, probability), ...], sorted by descending probability; ties by class number.
 
     Raises:
-      LabelError: for anything but probabilities, such as logits.
-      DataError: for another number of names than of classes, and a k below one.
+      LabelError: if `probabilities` are not probabilities, for example logits.
+      DataError: if the number of names differs from the number of classes, or `k` is below one.
 
     Example:
       >>> top_k([[0.25, 0.5, 0.125, 0.125]], 2, ["cat", "dog", "cow", "hen"])
@@ -35,17 +36,16 @@ def top_k(
     rows = np.asarray(probabilities)
     if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.floating):
         raise LabelError(
-            f"top_k got {rows.dtype} of shape {rows.shape}. Expected probabilities, (images, classes), as "
-            "predict(x, outputs='probabilities') gives them."
+            f"top_k got {rows.dtype} of shape {rows.shape}. Expected probabilities, (images, classes). Pass the result "
+            "of predict(x, outputs='probabilities')."
         )
     if not (np.all(rows >= 0) and np.allclose(rows.sum(axis=1), 1, atol=1e-3)):
         raise LabelError(
             f"top_k got rows with values from {rows.min():.4g} to {rows.max():.4g} that do not each add up to 1. "
-            "Expected probabilities: predict(x, outputs='probabilities') instead of logits. Labels of a multi-label "
-            "model do not compete: predict(x, outputs='labels') marks those above 0.5."
+            "Expected probabilities. Pass predict(x, outputs='probabilities') instead of logits. For a multi-label "
+            "model, use predict(x, outputs='labels'), which marks the labels above 0.5."
         )
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise DataError(f"Expected k to be a positive integer, got {k!r}.")
+    k = positive_int("k", k, DataError)
     names = list(range(rows.shape[1])) if class_names is None else check_class_names(class_names, rows.shape[1])
     order = np.argsort(-rows, axis=1, kind="stable")[:, :k]
     return [
@@ -54,33 +54,33 @@ def top_k(
 
 
 def check_class_names(names: Any, classes: int | None) -> list[str]:
-    """Names of classes as a list.
+    """Return class names as a list.
 
     Args:
-      names: by number.
-      classes: how many there must be; None if nobody knows.
+      names: the class names by number.
+      classes: the number of classes; None if it is unknown.
 
     Raises:
-      DataError: if they are no sequence of strings, or another number.
+      DataError: if `names` is not a sequence of strings, or has another length than `classes`.
     """
     sequence = isinstance(names, Iterable) and not isinstance(names, str)
     if not sequence or not all(isinstance(name, str) for name in names):
-        raise DataError(f"Expected the names of classes as a list of strings by number, got {str(names)[:80]!r}.")
+        raise DataError(f"Expected class names as a list of strings in class order, got {str(names)[:80]!r}.")
     listed = list(names)
     if classes is not None and len(listed) != classes:
         shown = listed[:3] + ["..."] * (len(listed) > 3)
         raise DataError(
-            f"Got {len(listed)} names of classes, {shown}, and there are {classes} classes. Expected one for each: set "
-            "model.class_names anew, or to None."
+            f"Got {len(listed)} class names, {shown}, for {classes} classes. Expected one name per class. Set "
+            "model.class_names to a complete list, or to None."
         )
     return listed
 
 
 def imagenet_class_names() -> list[str]:
-    """The names of ImageNet's 1,000 classes, by number, from torchvision where it is installed. It is not imported.
+    """Return the names of ImageNet's 1,000 classes, read from the files of torchvision without importing it.
 
     Raises:
-      MissingPackageError: if torchvision is not installed, or has no such list where it used to be.
+      MissingPackageError: if torchvision is not installed, or does not have the list in the expected file.
     """
     spec = importlib.util.find_spec("torchvision")  # finds a top-level package without running it
     file = None if spec is None or spec.origin is None else pathlib.Path(spec.origin).parent / "models" / "_meta.py"
@@ -89,7 +89,7 @@ def imagenet_class_names() -> list[str]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_IMAGENET_CATEGORIES":
                 return check_class_names(ast.literal_eval(node.value), 1000)
     raise MissingPackageError(
-        "resfit.imagenet_class_names reads them from torchvision, which is not installed, or keeps them elsewhere. "
-        "Install it: pip install torchvision; or set model.class_names to a list of your own.",
+        "resfit.imagenet_class_names reads the names from torchvision, which is not installed or has another layout. "
+        "Install it with pip install torchvision, or set model.class_names to your own list.",
         name="torchvision",
     )

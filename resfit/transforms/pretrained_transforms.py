@@ -1,4 +1,4 @@
-"""The transforms of published weight files, by the names under which `create_model(weights=...)` knows them."""
+"""The transforms of published weight files, by their names in `create_model(weights=...)`."""
 
 import math
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from resfit.transforms.transforms import MEAN, STD, Transforms
 
 @dataclass(frozen=True)
 class Published:
-    """How some weight files were evaluated.
+    """The evaluation settings of some weight files.
 
     Attributes:
-        size: pixels a side of the images, at the size of training.
-        share: of the resized image's shorter side that is cut out (timm's crop_pct).
-        test_size: pixels a side at which timm tests them, if it is another size.
-        test_share: likewise.
+        size: pixels per side of the crop at the training size.
+        share: the share of the shorter side of the resized image that the crop keeps (timm's crop_pct).
+        test_size: pixels per side of the crop at timm's test size, if it differs.
+        test_share: the share at timm's test size, if it differs.
         interpolation: "bilinear" or "bicubic".
-        mean: of each channel.
-        std: likewise.
+        mean: the mean of each channel.
+        std: the standard deviation of each channel.
     """
 
     size: int
@@ -33,7 +33,7 @@ class Published:
     std: tuple[float, ...] = STD
 
     def transforms(self, *, at_test_size: bool) -> Transforms:
-        """What they say, in pixels."""
+        """Return the settings as `Transforms` in pixels."""
         size, share = self.size, self.share
         if at_test_size:
             size, share = self.test_size or size, self.test_share or share
@@ -42,7 +42,7 @@ class Published:
 
 _HALF = (0.5, 0.5, 0.5)
 
-# timm's pretrained_cfg of every member of the zoo (timm/models/resnet.py and resnetv2.py).
+# timm's pretrained_cfg of every network in the zoo (timm/models/resnet.py and resnetv2.py).
 _TIMM = {
     Published(224, 0.95, 288, 1.0): """
         resnet18.a1_in1k resnet18.a2_in1k resnet34.a1_in1k resnet34.a2_in1k resnet50.a1_in1k resnet50.a2_in1k
@@ -110,17 +110,17 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 
 
 def transforms_for(weights: str, name: str | None = None, *, at_test_size: bool = False) -> Transforms:
-    """The transforms that a published weight file expects.
+    """Return the transforms that a published weight file expects.
 
     Args:
-        weights: "timm/resnet50.a1_in1k" and its like, for every file of timm's for a network of the zoo;
-            "torchvision/IMAGENET1K_V1" or "torchvision/IMAGENET1K_V2", of the network `name`.
-        name: of the network, as for `create_model`; timm's names say it themselves.
-        at_test_size: the size at which timm tests the file, where that is larger than the one it was trained at:
-            usually more accurate, and slower (timm's use_test_size; default False).
+        weights: a name such as "timm/resnet50.a1_in1k", for every timm file of a network in the zoo; or
+            "torchvision/IMAGENET1K_V1" or "torchvision/IMAGENET1K_V2" together with `name`.
+        name: the name of the network, as in `create_model`; names of timm contain it.
+        at_test_size: True for timm's test size, if it is larger than the training size: usually more accurate, and
+            slower (timm's use_test_size; default False).
 
     Raises:
-        WeightsError: if no file is known by that name.
+        WeightsError: if the file is unknown.
 
     Example:
         >>> transforms_for("torchvision/IMAGENET1K_V2", "resnet50").resize
@@ -133,12 +133,12 @@ def transforms_for(weights: str, name: str | None = None, *, at_test_size: bool 
     network = key.partition("/")[2].partition(".")[0]
     if key not in PUBLISHED or name not in (None, network):
         same = [known for known in PUBLISHED if known.startswith(f"{library}/{name or network}.")]
-        needs_name = " torchvision's names do not say the network: pass it, transforms_for(weights, 'resnet50')."
+        needs_name = " For torchvision, pass the network as well: transforms_for(weights, 'resnet50')."
         raise WeightsError(
             f"transforms_for knows no file {weights!r} of the network {name!r}. Expected one of "
             f"{same or [*[*PUBLISHED][:3], '...']}."
             + (did_you_mean(key, PUBLISHED) if not same else "")
             + (needs_name if library == "torchvision" and name is None else "")
-            + " Of any other file: resfit.transforms.Transforms(resize, crop, interpolation, mean, std)."
+            + " For other files, use resfit.transforms.Transforms(resize, crop, interpolation, mean, std)."
         )
     return PUBLISHED[key].transforms(at_test_size=at_test_size)

@@ -1,4 +1,4 @@
-"""`Transforms`: from a photograph to the pixels that a network was trained to see."""
+"""`Transforms`: the conversion of a photograph to the pixels that a network expects."""
 
 import dataclasses
 import io
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resfit._utils.checks import is_int
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.decode import Encoded, decode, is_picture
@@ -19,27 +20,28 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# Means and deviations of ImageNet's channels, in units of [0, 1], as torchvision and timm have them.
+# Means and standard deviations of ImageNet's channels for pixels in [0, 1], as in torchvision and timm.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """Resize the shorter side, cut out the centre, both on the host; then normalise, on the device inside the step.
+    """The evaluation transforms: resize the shorter side, crop the center, normalize.
 
-    The pixels are those of torchvision's `Resize(antialias=True)` and `CenterCrop` on a PIL image.
+    Resizing and cropping run on the host, normalization on the device inside the step. The pixels equal those of
+    torchvision's `Resize(antialias=True)` and `CenterCrop` on a PIL image.
 
     Attributes:
-      resize: pixels that the shorter side becomes; the longer one follows it.
-      crop: pixels a side of the square that is cut out of the middle.
+      resize: pixels of the shorter side after resizing; the aspect ratio stays.
+      crop: pixels per side of the central square.
       interpolation: "bilinear" or "bicubic", antialiased.
-      mean: of each channel, in units of [0, 1]. ImageNet's by default. None: the transforms only resize and crop, and
-        a model that they are assigned to keeps its own preprocessing.
-      std: likewise; None together with mean.
+      mean: the mean of each channel for pixels in [0, 1]; by default ImageNet's. With None, the transforms only resize
+        and crop, and a model keeps its own preprocessing.
+      std: the standard deviation of each channel; None if and only if `mean` is None.
 
     Raises:
-      DataError: if the crop is larger than what it is cut out of, the interpolation is unknown, or only one of mean and
-        std is None.
+      DataError: if the crop is larger than the resized image, the interpolation is unknown, or only one of `mean` and
+        `std` is None.
 
     Example:
       >>> from PIL import Image
@@ -60,18 +62,16 @@ class Transforms:
     def __post_init__(self) -> None:
         if self.normalizes:
             for name in ("mean", "std"):
-                object.__setattr__(self, name, getattr(self.preprocess, name))  # lists, as JSON has them, are welcome
+                object.__setattr__(self, name, getattr(self.preprocess, name))  # makes tuples of lists from JSON
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(f"Expected interpolation to be one of {list(INTERPOLATIONS)}, got {self.interpolation!r}.")
-        sides = (self.crop, self.resize)
-        if (
-            any(isinstance(side, bool) or not isinstance(side, int) for side in sides)
-            or not 0 < self.crop <= self.resize
-        ):
+        if not is_int(self.crop, 1) or not is_int(self.resize, self.crop):
             raise DataError(
-                f"Expected whole pixels, at least one to crop and as many or more to resize to, got crop={self.crop!r} "
-                f"and resize={self.resize!r}."
+                f"Got crop={self.crop!r} and resize={self.resize!r}. Expected positive integers, with crop at most as "
+                "large as resize."
             )
+        for name in ("crop", "resize"):
+            object.__setattr__(self, name, int(getattr(self, name)))  # JSON has no NumPy integers
 
     @property
     def normalizes(self) -> bool:
@@ -93,41 +93,41 @@ class Transforms:
         return Normalize(self.mean, self.std)
 
     def __call__(self, image: Any) -> np.ndarray:
-        """One photograph, resized and cropped.
+        """Resize and crop one photograph.
 
         Args:
-          image: a file's path or bytes; a PIL image; or uint8 pixels, (height, width, 3), or (height, width) if it is
-            grey. Files and PIL images are turned upright by their EXIF data and converted to RGB, as by
+          image: the path or the bytes of a file; a PIL image; or uint8 pixels, (height, width, 3) or (height, width)
+            for a gray image. For files and PIL images, the EXIF orientation is applied and the result is RGB, as in
             `resfit.data.folder`.
 
         Returns:
           (crop, crop, 3) uint8.
 
         Raises:
-          DataError: if it is none of these, or the file cannot be read.
+          DataError: if `image` has another form, or the file cannot be read.
           MissingPackageError: if Pillow is not installed.
         """
         pil = load_package("PIL.Image", "resfit.Transforms", "pip install 'resfit[folder]'")
         photograph: Image.Image = pil.fromarray(_pixels(image))
         width, height = photograph.size
         shorter = min(width, height)
-        # int, as torchvision has it: the longer side is cut down to whole pixels.
+        # torchvision rounds the longer side down, too.
         size = [self.resize if side == shorter else int(self.resize * side / shorter) for side in (width, height)]
         resized = photograph.resize(size, pil.Resampling[self.interpolation.upper()])
         left, top = (round((side - self.crop) / 2) for side in size)
         return np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
 
     def batch(self, images: Iterable[Any]) -> np.ndarray:
-        """Several photographs, of any sizes, as one array for `Model.predict`.
+        """Resize and crop several photographs of any sizes to one array for `Model.predict`.
 
         Args:
-          images: each as for a call; or one path.
+          images: the photographs, each as for a call; or one path.
 
         Returns:
           (images, crop, crop, 3) uint8.
 
         Raises:
-          DataError: if there is none.
+          DataError: if there are no photographs.
         """
         if isinstance(images, str | os.PathLike | bytes):
             images = [images]
@@ -138,7 +138,7 @@ class Transforms:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """Any photograph as (height, width, 3) uint8."""
+    """Return a photograph as (height, width, 3) uint8."""
     if isinstance(image, bytes):
         image = Encoded(image)
     elif isinstance(image, str | os.PathLike):
@@ -151,16 +151,16 @@ def _pixels(image: Any) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise DataError(
             f"Transforms got {pixels.dtype} of shape {pixels.shape}. Expected a file's path, a PIL image, or uint8 "
-            "pixels (height, width, 3) of one photograph; several go into Transforms.batch."
+            "pixels (height, width, 3) of one photograph. Pass several photographs to Transforms.batch."
         )
     return pixels
 
 
 def to_config(transforms: Transforms | None) -> dict[str, Any] | None:
-    """What is saved with a model, as JSON."""
+    """Return the transforms as JSON values, to save them with a model."""
     return None if transforms is None else dataclasses.asdict(transforms)
 
 
 def from_config(config: Mapping[str, Any] | None) -> Transforms | None:
-    """The inverse of `to_config`."""
+    """Return the transforms from the result of `to_config`."""
     return None if config is None else Transforms(**config)

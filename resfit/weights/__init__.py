@@ -1,7 +1,7 @@
-"""Weights of other libraries: their names and files, into networks and out of them."""
+"""Weights of other libraries: reading and writing under their names and layouts."""
 
-from resfit.weights.files import read
-from resfit.weights.saved import load, save
+from resfit.weights.formats import read
+from resfit.weights.load_save import load, save
 from resfit.weights.state_dict import load_state_dict, state_dict
 
 __all__ = ["load", "load_state_dict", "read", "save", "state_dict"]

@@ -1,4 +1,4 @@
-"""What the source of a file says about the network of its weights, where names and shapes do not show it."""
+"""Architecture checks by the source of a weights file, for differences that names and shapes do not show."""
 
 import json
 import re
@@ -11,23 +11,24 @@ from resfit.errors import WeightsError
 from resfit.nets import ZOO, ResNetSpec
 from resfit.weights.published import TORCHVISION
 
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of the hub, the better one first
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # files of a hub repository, the preferred one first
 CONFIG = "config.json"
 
-# timm's names of the networks that a spec can describe: names and shapes show the rest of their arithmetic.
+# timm's names of the networks that a spec can describe; names and shapes of arrays determine their other fields.
 _TIMM = re.compile(r"(wide_)?(se)?(resnet|resnext)(?P<pool>aa|blur|rs|v2_)?\d+[dtcs]?(_\d+x\d+d|_2)?(_gn)?")
 _ANTIALIAS: Mapping[str | None, str] = MappingProxyType({"aa": "avg", "blur": "blur"})
-_OF_SIZE = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}  # arguments of timm's networks
+# Arguments of timm's networks that do not change what the blocks compute.
+_OF_SIZE = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}
 _IN_CACHE = re.compile(r"models--(timm|microsoft)--(.+)")  # a repository in the hub's cache
 
 
 class Claim(NamedTuple):
-    """The network of some weights, according to their source.
+    """The network of some weights according to their source.
 
     Attributes:
-        network: its name there.
-        fields: what a spec must have, of the fields that change neither names nor shapes.
-        unlike: what it computes that no network of resfit does; empty if there is nothing.
+        network: the name of the network at the source.
+        fields: the required values of spec fields that change neither names nor shapes.
+        unlike: a difference from every network of resfit; empty if there is none.
     """
 
     network: str
@@ -36,22 +37,22 @@ class Claim(NamedTuple):
 
 
 def check(path: Path, spec: ResNetSpec) -> None:
-    """Raise if the source of a file says that its weights are of a network with another arithmetic.
+    """Raise if the weights belong to a network that computes something else, according to the source of the file.
 
-    The source is known from a `config.json` of timm or transformers beside the file, from the repository in the cache
-    of the Hugging Face hub, and from the names of torchvision's files.
+    The source is a `config.json` of timm or transformers beside the file, the repository in the cache of the Hugging
+    Face hub, or the name of a torchvision file.
 
     Raises:
-        WeightsError: naming both networks, and the one to create instead.
+        WeightsError: if the networks differ; the message names both, and the network to create instead.
     """
     claim = _claim(path)
     if claim is None:
         return
-    anyway = "To load them all the same: resfit.weights.load_state_dict(net, resfit.weights.read(path))."
+    anyway = "To load the weights anyway: resfit.weights.load_state_dict(net, resfit.weights.read(path))."
     if claim.unlike:
         raise WeightsError(
-            f"The weights are of {claim.network}, {claim.unlike}. Expected weights of a network that resfit has; these "
-            f"can fit by names and shapes and give other logits. {anyway}"
+            f"The weights are of {claim.network}, {claim.unlike}. Expected weights of a network that resfit has. Names "
+            f"and shapes may fit, but the logits would differ. {anyway}"
         )
     wrong = {name: value for name, value in claim.fields.items() if _differs(name, getattr(spec, name), value)}
     if wrong:
@@ -60,13 +61,13 @@ def check(path: Path, spec: ResNetSpec) -> None:
         name = claim.network.rpartition(" ")[2]
         create = f"create_model({name!r}, ...)" if name in ZOO else f"create_model(..., {theirs})"
         raise WeightsError(
-            f"The weights are of {claim.network}, which has {theirs}; the network has {ours}. Expected the same: names "
-            f"and shapes fit, but the logits would differ. Use {create}. {anyway}"
+            f"The weights are of {claim.network}, which has {theirs}; the network has {ours}. Expected equal values: "
+            f"names and shapes fit, but the logits would differ. Use {create}. {anyway}"
         )
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> bool:
-    """Of blocks only the place of the stride is compared: names and shapes show the rest."""
+    """Return True if a field differs; of blocks, only the position of the stride is compared."""
     bottlenecks = {"bottleneck", "bottleneck_v1"}
     return bool(ours != theirs) and (field != "block" or {ours, theirs} == bottlenecks)
 
@@ -90,15 +91,15 @@ def _claim(path: Path) -> Claim | None:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """Return what a `config.json` holds; nothing if there is none."""
+    """Return the content of a `config.json`, or an empty dict if the file does not exist."""
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path} is damaged: {error}. Expected JSON that describes the network of the weights beside it. Take "
-            "another copy, or delete it."
+            f"{path} is damaged: {error}. Expected JSON that describes the network of the weights beside it. Download "
+            "it again, or delete it."
         ) from error
     return config if isinstance(config, dict) else {}
 
@@ -112,7 +113,7 @@ def _of_timm(architecture: str, config: Mapping[str, Any]) -> Claim:
         return Claim(network, unlike=f"which pools by {config['global_pool']!r}")
     match = _TIMM.fullmatch(architecture)
     if match is None:
-        return Claim(network, unlike="which is not among the networks that a ResNetSpec describes")
+        return Claim(network, unlike="which a ResNetSpec cannot describe")
     return Claim(network, {"antialias": _ANTIALIAS.get(match["pool"]), "block": "bottleneck"})
 
 
@@ -120,9 +121,9 @@ def _of_transformers(config: Mapping[str, Any], repository: str) -> Claim:
     network = f"transformers' {repository.replace('resnet-', 'resnet') or 'ResNet'}"
     activation, early = config.get("hidden_act", "relu"), config.get("downsample_in_first_stage", False)
     if activation != "relu":
-        return Claim(network, unlike=f"with hidden_act={activation!r}, where resfit's have ReLU")
+        return Claim(network, unlike=f"with hidden_act={activation!r}, while networks of resfit have ReLU")
     if early:
-        return Claim(network, unlike="with downsample_in_first_stage=True, where resfit's first stages keep the size")
+        return Claim(network, unlike="with downsample_in_first_stage=True, while first stages of resfit keep the size")
     if config.get("downsample_in_bottleneck", False):
         return Claim(f"{network}_v1", {"antialias": None, "block": "bottleneck_v1"})
     return Claim(network)

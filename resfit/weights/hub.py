@@ -1,4 +1,4 @@
-"""Finds a file of weights by its published name: on this machine, or else at its source, once."""
+"""Location of weights files by published name: in a local cache, else by download."""
 
 import hashlib
 import os
@@ -19,18 +19,18 @@ _INSTALL = "pip install 'resfit[weights]'"
 
 
 def locate(weights: str | os.PathLike[str], network: str) -> Path:
-    """The file with some weights, on this machine; downloaded if it has to be.
+    """Return the local path of a weights file; download the file if it is not cached.
 
     Args:
         weights: `"torchvision/IMAGENET1K_V2"`; `"timm/..."` or `"microsoft/..."`, a repository of the Hugging Face
-            hub, with `@revision` behind it or not; or a path.
-        network: whose weights, a name in the zoo; torchvision has one name for the weights of all.
+            hub with an optional `@revision`; or a path.
+        network: the network of the weights, a name in the zoo; names of torchvision do not contain it.
 
     Raises:
-        WeightsError: if torchvision has no such weights for the network, or the file on this machine is damaged.
-        DownloadError: if the file is not here and cannot be downloaded, or is not the published one.
-        MissingPackageError: for a repository of the hub, without huggingface_hub.
-        FileNotFoundError: if there is no such file.
+        WeightsError: if torchvision has no such weights for the network, or the cached file is damaged.
+        DownloadError: if the file is not cached and cannot be downloaded, or differs from the published file.
+        MissingPackageError: for a repository of the hub, if huggingface_hub is not installed.
+        FileNotFoundError: if the path does not exist.
     """
     text = expand_user(weights)
     if isinstance(weights, str) and not Path(text).exists():
@@ -42,8 +42,9 @@ def locate(weights: str | os.PathLike[str], network: str) -> Path:
     path = Path(text)
     if not path.is_file():
         raise FileNotFoundError(
-            f"Received weights={text!r}, and there is no such file. Expected a path, 'torchvision/IMAGENET1K_V1' and "
-            f"its like, or a repository of the Hugging Face hub, one of {[f'{owner}/...' for owner in HUB_OWNERS]}."
+            f"Received weights={text!r}, but there is no such file. Expected a path, a name such as "
+            "'torchvision/IMAGENET1K_V1', or a repository of the Hugging Face hub, one of "
+            f"{[f'{owner}/...' for owner in HUB_OWNERS]}."
         )
     return path
 
@@ -52,8 +53,8 @@ def _of_torchvision(version: str, network: str) -> Path:
     versions = TORCHVISION.get(network, {})
     if version not in versions:
         raise WeightsError(
-            f"torchvision has no weights {version!r} for {network!r}. Expected one of {list(versions)} for it; it has "
-            f"some for {list(TORCHVISION)}.{did_you_mean(version, list(versions))}"
+            f"torchvision has no weights {version!r} for {network!r}. Expected one of {list(versions)}. torchvision "
+            f"has weights for {list(TORCHVISION)}.{did_you_mean(version, list(versions))}"
         )
     remote = versions[version]
     cached = cache_folder() / "weights" / remote.name
@@ -65,7 +66,7 @@ def _of_torchvision(version: str, network: str) -> Path:
 
 
 def _of_hub(text: str) -> Path:
-    """A file of a repository. What the hub's own cache holds is taken without asking the network."""
+    """Return the path of a repository's weights file; a file in the hub's cache needs no network access."""
     repository, _, revision = text.partition("@")
     hub = load_package("huggingface_hub", f"weights={text!r}", _INSTALL)
     errors = load_package("huggingface_hub.errors", f"weights={text!r}", _INSTALL)
@@ -75,23 +76,24 @@ def _of_hub(text: str) -> Path:
             return _whole(Path(found))
     try:
         return _whole(Path(_downloaded(hub, errors, repository, revision or None)))
-    except (OSError, ValueError) as error:  # the hub's errors are one or the other
+    except (OSError, ValueError) as error:  # the base classes of all errors of the hub
         if isinstance(error, DownloadError | WeightsError):
             raise
         raise DownloadError(
             f"weights={text!r} is not in the cache of huggingface_hub ({hub.constants.HF_HUB_CACHE}), and could not "
-            f"be downloaded: {type(error).__name__}: {error}. Expected such a repository, and a network that reaches "
-            f"{hub.constants.ENDPOINT}. Without one, get the file elsewhere, and pass its path as weights=."
+            f"be downloaded: {type(error).__name__}: {error}. Expected an existing repository and a network that "
+            f"reaches {hub.constants.ENDPOINT}. Without a network, copy the file to this machine and pass its path as "
+            "weights=."
         ) from error
 
 
 def _downloaded(hub: Any, errors: Any, repository: str, revision: str | None) -> str:
-    """Download the description of the network and then its weights; return the path of the latter."""
+    """Download the config of a network and then its weights; return the path of the weights."""
 
     def download(name: str) -> str | None:
         try:
             return str(hub.hf_hub_download(repository, name, revision=revision))
-        except errors.LocalEntryNotFoundError:  # a missing network, and no missing file
+        except errors.LocalEntryNotFoundError:  # no network connection, which is not a missing file
             raise
         except errors.EntryNotFoundError:
             return None
@@ -102,7 +104,7 @@ def _downloaded(hub: Any, errors: Any, repository: str, revision: str | None) ->
 
 
 def _whole(path: Path) -> Path:
-    """The file, if it is what its cache says: a large one is kept under its SHA-256."""
+    """Return the path; raise if the file is damaged. The hub's cache names large files by their SHA-256."""
     named = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", named) and _checksum(path) != named:
         raise _damaged(path, named)
@@ -111,8 +113,8 @@ def _whole(path: Path) -> Path:
 
 def _damaged(path: Path, expected: str) -> WeightsError:
     return WeightsError(
-        f"{path} is damaged: its SHA-256 is {_checksum(path)}. Expected {expected}. Delete {path.resolve()}, and it is "
-        "downloaded again."
+        f"{path} is damaged: its SHA-256 is {_checksum(path)}. Expected {expected}. Delete {path.resolve()} to "
+        "download it again."
     )
 
 

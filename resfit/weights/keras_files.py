@@ -12,11 +12,11 @@ from resfit.weights.layouts import Array
 
 
 def read(path: Path) -> dict[str, Array]:
-    """The arrays of a file by layer and name, such as `"conv1_conv/kernel"`.
+    """Read the arrays of a file by layer and name, such as `"conv1_conv/kernel"`.
 
     Raises:
-        WeightsError: if it does not name its layers, is damaged, or points to other files.
-        MissingPackageError: without h5py.
+        WeightsError: if the file does not name its layers, is damaged, or links to other files.
+        MissingPackageError: if h5py is not installed.
     """
     h5py = load_package("h5py", f"Reading {path.name}", "pip install 'resfit[weights]'")
     try:
@@ -25,34 +25,45 @@ def read(path: Path) -> dict[str, Array]:
                 file = file["model_weights"]
             if "layer_names" not in file.attrs:
                 raise WeightsError(
-                    f"{path} is no weight file of Keras's first format, which names its layers; it holds "
-                    f"{sorted(file)[:10]}. Expected one of keras.applications. In the newer .weights.h5 layers are "
-                    "numbered: build the network in Keras and pass its arrays to load_state_dict(..., naming='keras')."
+                    f"{path} is not a weights file with named layers; it holds {sorted(file)[:10]}. Expected a file of "
+                    "keras.applications. The newer format .weights.h5 numbers the layers: build the network in Keras "
+                    "and pass its arrays to load_state_dict(..., naming='keras')."
                 )
             return dict(_datasets(h5py, path, file))
     except OSError as error:
-        raise WeightsError(f"{path} is a damaged HDF5 file: {error}. Take another copy.") from error
+        raise WeightsError(
+            f"{path} is a damaged HDF5 file: {error}. Expected a complete file. Download it again."
+        ) from error
 
 
 def _datasets(h5py: Any, path: Path, file: Any) -> Iterator[tuple[str, Array]]:
-    """Every array, under its layer's name and the last part of its own. What lies outside the file is not followed."""
+    """Iterate over the arrays by layer and last part of their name; raise for links out of the file."""
     left = path.stat().st_size
     for layer in (_text(name) for name in file.attrs["layer_names"]):
         group = _inside(h5py, path, file, layer)
         for name in (_text(name) for name in group.attrs["weight_names"]):
             dataset = _inside(h5py, path, group, name)
             if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-                raise WeightsError(f"{path} keeps {name!r} outside of itself. Expected a file that holds its arrays.")
+                raise WeightsError(
+                    f"{path} stores {name!r} in another file. Expected a file that contains all of its arrays. "
+                    "Download the weights from a trusted source."
+                )
             left -= dataset.nbytes
             if left < 0:
-                raise WeightsError(f"{path} promises more numbers than it holds, at {name!r}. Get another copy.")
+                raise WeightsError(
+                    f"{path} promises more numbers than it holds, at {name!r}. Expected a complete file. Download it "
+                    "again."
+                )
             yield f"{layer}/{name.rpartition('/')[2].partition(':')[0]}", np.asarray(dataset[()])
 
 
 def _inside(h5py: Any, path: Path, group: Any, name: str) -> Any:
     for part in filter(None, name.split("/")):
         if part == ".." or not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise WeightsError(f"{path} holds no {name!r}, or a link to it. Expected a file that holds its arrays.")
+            raise WeightsError(
+                f"{path} does not contain {name!r}, or contains only a link to it. Expected a file that contains all "
+                "of its arrays. Download the weights from a trusted source."
+            )
         group = group[part]
     return group
 

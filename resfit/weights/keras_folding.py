@@ -1,4 +1,4 @@
-"""What a ResNet of keras.applications computes beyond ours, made part of what both have."""
+"""Folding of the biases and the epsilon of keras.applications into the running statistics."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,20 @@ _OURS = 1e-5
 
 
 def folded(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays without biases of convolutions, and for norms of our epsilon.
+    """Return equivalent arrays without biases of convolutions, for norms with epsilon 1e-5.
 
-    A convolution's bias shifts what the norm behind it sees, and so is taken from the norm's mean. What the norm's
-    epsilon has more is added to its variance.
+    The bias of a convolution is subtracted from the mean of the norm that follows. The difference of the epsilons is
+    added to the variance.
 
     Raises:
-        WeightsError: if they are those of a ResNetV2.
+        WeightsError: if the arrays are those of a ResNetV2.
     """
     layers = {name.partition("/")[0] for name in arrays}
     if any(layer == "post_bn" or "_preact_" in layer for layer in layers):
         raise WeightsError(
-            "These are the weights of a ResNetV2 of Keras, whose blocks step in another place, and have biases with no "
-            "norm behind them: no network here computes that. Expected ResNet50, ResNet101 or ResNet152. For a "
-            "pre-activated network take timm's weights, such as weights='timm/resnetv2_50.a1h_in1k'."
+            "The weights are those of a ResNetV2 of Keras, whose blocks have another stride position and biases "
+            "without a norm, which no network of resfit has. Expected ResNet50, ResNet101 or ResNet152. For a "
+            "pre-activation network, use timm's weights, such as weights='timm/resnetv2_50.a1h_in1k'."
         )
     result = dict(arrays)
     for layer in layers:

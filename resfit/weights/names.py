@@ -1,4 +1,4 @@
-"""What resfit's parameters are called in other libraries, and how their axes lie there."""
+"""The names and layouts of resfit's parameters in other libraries."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,37 +6,37 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from resfit.errors import WeightsError
-from resfit.weights.layouts import AS_IT_IS, BY_RANK, DENSE_AS_CONVOLUTION, SPACE_TO_DEPTH, Layout
+from resfit.weights.layouts import AS_IT_IS, BY_RANK, DENSE_AS_CONVOLUTION, SPACE_TO_DEPTH, AxisLayout
 
 
 class Rule(NamedTuple):
-    """Renames the module part of a path.
+    """A rule that renames the module part of a path.
 
     Attributes:
-        pattern: over resfit's name.
-        name: the other library's, a template of the match or a function of it.
-        kernel: how a kernel is laid out there; None to tell by its rank.
-        bias: what a bias is called there, if not as elsewhere in that library.
+        pattern: a regular expression for resfit's name.
+        name: the name in the other library, as a template or a function of the match.
+        kernel: the layout of a kernel in the other library; None for the default of its rank.
+        bias: the name of a bias, if it differs from the library's usual name.
     """
 
     pattern: str
     name: str | Callable[[re.Match[str]], str]
-    kernel: Layout | None = None
+    kernel: AxisLayout | None = None
     bias: str | None = None
 
 
 def _stage_from_zero(template: str) -> Callable[[re.Match[str]], str]:
-    """A name in which the stage, the first group, counts from zero."""
+    """Return a function that fills the template, with the stage (first group) counted from zero."""
     return lambda match: template.format(int(match[1]) - 1, *match.groups()[1:])
 
 
 def _counted_from_zero(template: str) -> Callable[[re.Match[str]], str]:
-    """A name in which the stage and the layer, the first and the last group, count from zero."""
+    """Return a function that fills the template, with stage and layer (first and last group) counted from zero."""
     return lambda match: template.format(int(match[1]) - 1, match[2], int(match[3]) - 1)
 
 
 def _counted_from_one(template: str) -> Callable[[re.Match[str]], str]:
-    """A name in which the stem is the first stage, and blocks count from one."""
+    """Return a function that fills the template, with the stem as the first stage and blocks counted from one."""
     return lambda match: template.format(int(match[1]) + 1, int(match[2]) + 1, *match.groups()[2:])
 
 
@@ -64,7 +64,7 @@ TORCHVISION = (
     Rule(r"head\.dense", "fc"),
 )
 
-# timm's pre-activated ResNets (timm/models/resnetv2.py).
+# timm's pre-activation ResNets (timm/models/resnetv2.py).
 TIMM_V2 = (
     Rule(r"stem\.conv", "stem.conv"),
     Rule(_BLOCK + r"before\.norm", _stage_from_zero("stages.{}.blocks.{}.norm1")),
@@ -88,7 +88,7 @@ TRANSFORMERS = (
     Rule(r"head\.dense", "classifier.1"),
 )
 
-# keras.applications, ResNet50, 101 and 152 (keras/src/applications/resnet.py). Its kernels lie as ours do.
+# keras.applications, ResNet50, 101 and 152 (keras/src/applications/resnet.py). Kernels have resfit's layout.
 KERAS = (
     Rule(r"stem\.conv", "conv1_conv", AS_IT_IS),
     Rule(r"stem\.norm", "conv1_bn"),
@@ -104,10 +104,10 @@ class Naming(NamedTuple):
     """The names of one library.
 
     Attributes:
-        rules: for the module part of a path, in order.
-        leaves: its names of a layer's arrays.
-        separator: what stands between the two.
-        counts_batches: whether each norm has a count of training batches beside its statistics, as in PyTorch.
+        rules: the rules for the module part of a path; the first match counts.
+        leaves: resfit's name of an array in a layer -> the library's name.
+        separator: the text between the two parts.
+        counts_batches: True if each norm has a count of training batches beside its statistics, as in PyTorch.
     """
 
     rules: tuple[Rule, ...]
@@ -116,7 +116,7 @@ class Naming(NamedTuple):
     counts_batches: bool = True
 
 
-# A scale and a kernel are both a weight in PyTorch.
+# PyTorch calls both a scale and a kernel "weight".
 _OF_PYTORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _OF_KERAS = {"kernel": "kernel", "scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
@@ -129,32 +129,32 @@ NAMINGS: Mapping[str, Naming] = MappingProxyType(
     }
 )
 
-# PyTorch's counts of batches: in each norm, where only one without a momentum reads it, and no ResNet has one; and in
-# torch.optim.swa_utils.AveragedModel.
+# PyTorch's counts of batches, which resfit ignores: in each norm (only a norm without momentum reads its count, and
+# ResNets have none), and in torch.optim.swa_utils.AveragedModel.
 COUNT_OF_NORM = "num_batches_tracked"
 IGNORED = frozenset({COUNT_OF_NORM, "n_averaged"})
 
-# What training loops, compilers and wrappers put before every name.
+# Prefixes that training loops, compilers and wrappers add to every name.
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 class Entry(NamedTuple):
-    """An array in another library: what it is called, and how it lies there."""
+    """The name and the layout of an array in another library."""
 
     name: str
-    layout: Layout
+    layout: AxisLayout
 
 
 def other_name(path: tuple[str, ...], naming: str, rank: int = 1) -> Entry:
-    """An array in another library, or in PyTorch's state dicts.
+    """Return the name and layout of an array in another library.
 
     Args:
-        path: the array's path in the module, such as `("stem", "conv", "kernel")`.
+        path: the path of the array in the module, such as `("stem", "conv", "kernel")`.
         naming: the library, a key of `NAMINGS`.
-        rank: how many axes the array has here (default 1).
+        rank: the number of axes of the array in resfit (default 1).
 
     Raises:
-        WeightsError: if the naming is unknown, or has no name for the path.
+        WeightsError: if `naming` is unknown, or has no name for the path.
 
     Example:
         >>> other_name(("stage2", "blocks", "0", "shortcut", "norm", "var"), "torchvision").name
@@ -171,6 +171,6 @@ def other_name(path: tuple[str, ...], naming: str, rank: int = 1) -> Entry:
             last = rule.bias if leaf == "bias" and rule.bias is not None else leaves[leaf]
             return Entry(f"{name}{separator}{last}", layout)
     raise WeightsError(
-        f"The network holds {'.'.join(path)}, for which the names of {naming} have no counterpart. Expected the "
-        "parts of a resfit.nets.ResNet. Networks of your own are saved and loaded with Model.save and resfit.load."
+        f"The network holds {'.'.join(path)}, which has no name in {naming}. Expected the parts of a "
+        "resfit.nets.ResNet. Save and load custom networks with Model.save and resfit.load."
     )

@@ -1,9 +1,9 @@
-"""Reads the pickles inside PyTorch's files, and executes nothing.
+"""A safe reader for the pickles in PyTorch's files.
 
-`pickle` itself runs whatever function a file names. Here a pickle is a list of instructions that a table of our own
-carries out on plain values: nothing is ever imported or called because a file asks for it. Names of classes and
-functions stay names. The few with which PyTorch describes a tensor are understood; every other one becomes an inert
-`Placeholder`, so the options and the optimizer in a training checkpoint do no harm and are no obstacle.
+`pickle` runs every function that a file names. This reader interprets the instructions of a pickle with its own table,
+on plain values: it never imports or calls anything that a file names. Names of classes and functions stay names. The
+reader knows the names with which PyTorch describes tensors. Any other object, such as the options or the optimizer in a
+training checkpoint, becomes an inert `Placeholder`.
 """
 
 import pickletools
@@ -13,21 +13,21 @@ from typing import Any, NamedTuple, Protocol
 from resfit.errors import WeightsError
 
 
-class Stream(Protocol):
-    """What a pickle is read from; it gives less than it is asked for rather than make room for what is not there."""
+class ByteStream(Protocol):
+    """A source of bytes; `read` returns fewer bytes at the end and allocates no memory for missing bytes."""
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
 
 
 class Name(NamedTuple):
-    """A class or function that a file names, never looked up."""
+    """The name of a class or function in a file; the reader never imports it."""
 
     text: str
 
 
 class Placeholder:
-    """What a file would have made with code of somebody's own. It holds nothing and does nothing."""
+    """An inert stand-in for an object that only custom code could create."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -37,13 +37,13 @@ class Placeholder:
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file, not read yet.
+    """A reference to a sequence of numbers in the file.
 
     Attributes:
-        key: what it is called there.
+        key: its key in the file.
         kind: its class, such as `"torch.FloatStorage"`.
-        size: how many numbers.
-        start: position of its first number, in a storage that others share (the old form only).
+        size: the number of entries.
+        start: the first entry, in a storage that others share (the old form only).
     """
 
     key: str
@@ -53,7 +53,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage: its first number, its shape, and how far it is from one entry to the next, in numbers."""
+    """A view of a storage; `offset` and `strides` count numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -61,8 +61,8 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-# No checkpoint asks for these. They would stay names here like any other; but a file that holds one is an attack, and
-# whoever opens it should know.
+# No checkpoint needs these modules. Their names are harmless here, but a file that holds one is an attack, so the
+# reader raises to warn the user.
 _ATTACKS = frozenset({
     "os", "posix", "nt", "ntpath", "posixpath", "sys", "subprocess", "pty", "socket", "shutil", "runpy", "code",
     "codeop", "importlib", "imp", "ctypes", "pickle", "marshal", "webbrowser", "commands", "signal", "asyncio", "pip",
@@ -77,10 +77,10 @@ _ORDERED = Name("collections.OrderedDict")
 _LARGEST_COPIES = 1_000_000
 _MOST_AXES = 16
 
-_Mark = object()  # where an argument list begins on the stack
+_Mark = object()  # marks the start of an argument list on the stack
 _Key = str | int | float | bool | bytes | None
 
-# Instructions that push what stands beside them, and those that push a constant.
+# Instructions that push their argument, and instructions that push a constant.
 _PUSHED = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
@@ -99,38 +99,38 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def read_pickle(stream: Stream, storages: list[Storage] | None = None) -> Any:
-    """The value that a pickle describes, and leaves the stream behind it.
+def read_pickle(stream: ByteStream, storages: list[Storage] | None = None) -> Any:
+    """Read the value of a pickle, and leave the stream after the pickle.
 
     Args:
-        stream: the file, at the beginning of the pickle.
-        storages: a list to which all that the pickle names are added.
+        stream: the file, at the start of the pickle.
+        storages: a list to which every storage of the pickle is appended.
 
     Raises:
-        WeightsError: if it is damaged, names what no checkpoint needs, or asks for what is not understood.
+        WeightsError: if the pickle is damaged, names a dangerous module, or has an unsupported instruction.
     """
     machine = _Machine([] if storages is None else storages)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # it needs no more of a file
+        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # uses only these methods
             machine.do(opcode.name, argument)
         return machine.result()
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"The file's pickle is damaged, or of a kind that is not read here ({type(error).__name__}: {error}). "
-            "Expected a state dict or a checkpoint as torch.save writes it. Take another copy of the file."
+            f"The file's pickle is damaged or not supported ({type(error).__name__}: {error}). Expected a state dict "
+            "or a checkpoint as torch.save writes it. Download the file again, or save its state_dict() in PyTorch."
         ) from error
 
 
 class _Machine:
-    """A stack, a memo, and one method for each kind of instruction."""
+    """The interpreter of a pickle: a stack, a memo, and one method per instruction."""
 
     def __init__(self, storages: list[Storage]) -> None:
         self._storages = storages
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._copies = 0  # entries of lists made into dicts: a short pickle can ask for a long list again and again
+        self._copies = 0  # list entries copied to dicts, limited because a short pickle can copy a list many times
 
     def result(self) -> Any:
         (value,) = self._stack
@@ -144,12 +144,12 @@ class _Machine:
         elif name in _TUPLES:
             count = _TUPLES[name]
             if len(self._stack) < count:
-                raise IndexError("a tuple of more than there is")
+                raise IndexError("a tuple with more entries than the stack")
             self._stack[-count:] = [tuple(self._stack[-count:])]
         elif not name.startswith(("PROTO", "FRAME", "STOP")):
             method = getattr(self, f"_{name.lower()}", None)
             if method is None:
-                raise ValueError(f"the instruction {name}")
+                raise ValueError(f"the unsupported instruction {name}")
             method(argument)
 
     def _since_mark(self) -> list[Any]:
@@ -222,15 +222,15 @@ class _Machine:
         self._set(self._since_mark())
 
     def _set(self, items: list[Any]) -> None:
-        """Fills the dict on top of the stack; keys that are no plain values are left out, as nothing here asks for one.
+        """Fill the dict on top of the stack, and skip keys that are not plain values.
 
-        The hash of a few nested tuples can take for ever.
+        Hashing a few nested tuples can take exponential time.
         """
         if isinstance(self._stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
             self._stack[-1].update({key: value for key, value in pairs if isinstance(key, _Key)})
 
-    # --- what would be imported and called
+    # --- imports and calls
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -239,7 +239,7 @@ class _Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise TypeError("a name that is no text")
+            raise TypeError("a name that is not text")
         self._stack.append(_named(module, name))
 
     def _reduce(self, _: Any) -> None:
@@ -247,7 +247,7 @@ class _Machine:
         if called == _ORDERED and arguments:
             self._copies += len(arguments[0])
             if self._copies > _LARGEST_COPIES:
-                raise ValueError(f"more than {_LARGEST_COPIES} entries of lists as dicts")
+                raise ValueError(f"more than {_LARGEST_COPIES} list entries copied to dicts")
         self._stack.append(_made(called, arguments))
 
     _newobj = _reduce
@@ -265,7 +265,7 @@ class _Machine:
         self._stack.append(_made(_named(module, name), tuple(self._since_mark())))
 
     def _build(self, _: Any) -> None:
-        """The state that an object would be given: whoever is a dict, a tensor or a placeholder has no use for it."""
+        """Drop the state of an object; dicts, tensors and placeholders do not need it."""
         self._pop()
 
     # --- storages
@@ -287,18 +287,18 @@ def _named(module: str, name: str) -> Name:
     attack = module.split(".")[0] in _ATTACKS
     if module in ("builtins", "__builtin__"):
         attack = name not in _BUILTIN_TYPES
-    # A dotted name, which reaches into a module, is never a class that PyTorch saves; an inner class is.
+    # A dotted name can be an inner class, but not a dunder attribute.
     if attack or any(part.startswith("__") for part in name.split(".")):
         raise WeightsError(
             f"The file asks for {module}.{name}, which no checkpoint needs and which could run code on this machine. "
-            "Nothing was run. Expected arrays and their names. Do not open this file with torch.load or pickle; get "
-            "the weights elsewhere."
+            "Nothing was run. Expected arrays and their names. Do not open this file with torch.load or pickle. "
+            "Download the weights from a trusted source."
         )
     return Name(f"{module}.{name}")
 
 
 def _made(called: Any, arguments: Any) -> Any:
-    """What a call would make, if PyTorch describes a tensor or a dict by it; else a placeholder."""
+    """Return the tensor or dict that a call describes, or a placeholder for any other call."""
     if not isinstance(called, Name):
         raise TypeError(f"a call of {called!r:.50}")
     maker = _MAKERS.get(called.text)
@@ -311,9 +311,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any
     if isinstance(storage, Placeholder):
         return storage
     if not isinstance(storage, Storage) or not len(shape) == len(strides) <= _MOST_AXES:
-        raise ValueError("a tensor without a storage, or of a shape that cannot be")
+        raise ValueError("a tensor without a storage, or with an invalid shape")
     if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
-        raise TypeError("a tensor whose place, shape and strides are no whole numbers")
+        raise TypeError("a tensor whose offset, shape or strides are not nonnegative integers")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -336,15 +336,15 @@ _MAKERS: dict[str, Callable[..., Any]] = {
 
 
 def _storage(identity: Any) -> Any:
-    """What a pickle calls by an identity instead of holding it: `("storage", class, key, device, size)`."""
+    """Return the storage for a persistent id of a pickle: `("storage", class, key, device, size)`."""
     if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
-        return identity[1]  # a class, with its source beside it (the old form only)
+        return identity[1]  # a class with its source code (the old form only)
     if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
         kind = identity[0] if isinstance(identity, tuple) and identity else identity
         return Placeholder(f"the persistent {kind!r:.50}")
     _, kind, key, _, size, *view = identity
     start = 0
-    if view and view[0] is not None:  # (key, first number, size): a part of another one
+    if view and view[0] is not None:  # (key, first entry, size): a part of another storage
         _, start, size = view[0]
     if not (isinstance(kind, Name) and isinstance(key, str | int)) or not all(
         type(n) is int and n >= 0 for n in (size, start)

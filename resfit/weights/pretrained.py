@@ -1,4 +1,4 @@
-"""Networks of the zoo, new or with published weights."""
+"""Creation of zoo networks, with initial values or published weights."""
 
 import logging
 import os
@@ -25,18 +25,18 @@ def create_model(
     weights: str | os.PathLike[str] | None = None,
     **spec_overrides: Any,
 ) -> nets.ResNet:
-    """Builds a network of the zoo, with new weights or published ones.
+    """Create a network of the zoo, with initial values or published weights.
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of logits (default: as many as the weights were trained for).
+        num_classes: the number of logits (default: the number of classes of the weights).
         in_channels: channels of the images (default 3).
-        rngs: where the first weights come from: an `nnx.Rngs`, or a seed (default 0).
-        weights: None (default) for new ones; `"torchvision/IMAGENET1K_V2"`; a repository of the Hugging Face hub,
-            `"timm/resnet50.a1_in1k"` or `"microsoft/resnet-50"`, a revision behind `@` or not; or the path of a file
-            that `resfit.weights.load` reads. What is downloaded is checked and kept, and then taken from there without
-            a network. Where `num_classes` is another than theirs, the last layer starts anew; where `in_channels` is,
-            the first kernel is summed (to one channel) or repeated. The log says so.
+        rngs: an `nnx.Rngs` or a seed for the initial values (default 0).
+        weights: None (default) for initial values; `"torchvision/IMAGENET1K_V2"`; a repository of the Hugging Face hub
+            with an optional `@revision`, such as `"timm/resnet50.a1_in1k"` or `"microsoft/resnet-50"`; or the path of a
+            file that `resfit.weights.load` reads. Downloads are checked and cached, and later calls need no network.
+            With another `num_classes` than the weights, the last layer keeps its initial values; with another
+            `in_channels`, the first kernel is summed (to one channel) or repeated. The log reports both.
         **spec_overrides: any other field of `ResNetSpec`, such as `stem="cifar"`, `shortcut="B"` or
             `dtype="bfloat16"`.
 
@@ -44,7 +44,7 @@ def create_model(
         SpecError: if the name or a field is unknown, or a value is not allowed.
         WeightsError: if the weights do not fit the network, their source describes a network that computes something
             else (see `resfit.weights.load`), or their file cannot be read.
-        DownloadError: if they are not on this machine and cannot be downloaded.
+        DownloadError: if the weights are not cached and cannot be downloaded.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,22 +54,26 @@ def create_model(
     """
     if weights is None:
         if num_classes is None:
-            raise SpecError(f"create_model({name!r}) received no num_classes. Expected the number of logits. Add it.")
+            raise SpecError(
+                f"create_model({name!r}) received no num_classes. Expected the number of logits. Pass num_classes."
+            )
         return nets.create_model(name, num_classes=num_classes, in_channels=in_channels, rngs=rngs, **spec_overrides)
-    if name not in nets.ZOO:  # before anything is downloaded
-        nets.create_model(name, num_classes=1)
+    if name not in nets.ZOO:
+        nets.create_model(name, num_classes=1)  # raises before the download
     path = locate(weights, name)
     arrays = read(path)
     theirs = number_of_classes(arrays)
     if num_classes is None and theirs is None:
-        raise SpecError(f"{path} holds no last layer, so create_model({name!r}) needs num_classes. Add it.")
+        raise SpecError(
+            f"{path} contains no last layer. Expected num_classes in create_model({name!r}, num_classes=...). Add it."
+        )
     classes = theirs if num_classes is None else num_classes
     net = nets.create_model(name, num_classes=classes or 1, in_channels=in_channels, rngs=rngs, **spec_overrides)
     head: Head = "keep"
     if classes != theirs:
         head = "reset"
-        was = "holds no last layer" if theirs is None else f"is for {theirs} classes"
-        _log.info("%s %s: the last layer, of %s classes, starts anew.", path.name, was, classes)
+        was = "contains no last layer" if theirs is None else f"is for {theirs} classes"
+        _log.info("%s %s: the last layer, of %s classes, keeps its initial values.", path.name, was, classes)
     try:
         architecture.check(path, net.spec)
         load_state_dict(net, arrays, head=head, stem=_stem(net, arrays, path.name))

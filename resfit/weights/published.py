@@ -1,4 +1,4 @@
-"""Where published weights are, and how to know their files."""
+"""Addresses and checksums of torchvision's published weights."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,8 +16,8 @@ def _versions(name: str, *checksums: str) -> dict[str, Remote]:
     }
 
 
-# Network -> version -> file (torchvision/models/resnet.py). The name of each ends with the first digits of its SHA-256,
-# which is what torch.hub checks as well.
+# Network -> version -> file (torchvision/models/resnet.py). A file's name ends with the first digits of its SHA-256,
+# which torch.hub also checks.
 TORCHVISION: Mapping[str, Mapping[str, Remote]] = MappingProxyType(
     {
         name: _versions(name, *checksums)

@@ -1,4 +1,4 @@
-"""State dicts under other libraries' names: from one into a network, and from a network to one."""
+"""Conversion between a network and state dicts with the names of other libraries."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,7 +10,7 @@ from flax import nnx
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights.keras_folding import folded
-from resfit.weights.layouts import AS_IT_IS, Array, Layout
+from resfit.weights.layouts import AS_IT_IS, Array, AxisLayout
 from resfit.weights.names import IGNORED, NAMINGS, PREFIXES, other_name
 
 Head = Literal["keep", "reset"]
@@ -18,21 +18,21 @@ Stem = Literal["keep", "sum", "repeat"]
 
 
 def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Array]:
-    """A network's parameters and running statistics as another library names them and lays them out.
+    """Return a network's parameters and running statistics with the names and layouts of another library.
 
-    Convolution kernels become (out, in, height, width) and dense ones (out, in). PyTorch's `num_batches_tracked` is not
-    among them.
+    Kernels of convolutions become (out, in, height, width) and kernels of dense layers (out, in). PyTorch's
+    `num_batches_tracked` is not included.
 
     Args:
         module: a `resfit.nets.ResNet`.
-        naming: whose names: `"torchvision"`, which timm's ResNets share, `"timm_v2"` for its pre-activated ones, or
-            `"transformers"` (by default, the first of these that fits the network).
+        naming: the names to use: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
+            ResNets, or `"transformers"` (by default, the first of these that fits the network).
 
     Returns:
-        NumPy arrays by name, of the network's own dtypes.
+        NumPy arrays by name, of the network's dtypes.
 
     Raises:
-        WeightsError: if the naming is unknown, or has no name for a part of the network.
+        WeightsError: if `naming` is unknown, or has no name for a part of the network.
 
     Example:
         >>> from resfit.nets import create_model
@@ -42,8 +42,8 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     """
     if naming == "keras":
         raise WeightsError(
-            "Received naming='keras', whose networks have biases in their convolutions and another epsilon: they are "
-            f"read, not written. Expected one of {[name for name in NAMINGS if name != 'keras']}."
+            "Received naming='keras', which is only for reading: networks of Keras have biases in their convolutions "
+            f"and another epsilon. Expected one of {[name for name in NAMINGS if name != 'keras']}."
         )
     _check_arithmetic(module, naming)
     return {name: entry.value() for name, entry in named(module, naming)}
@@ -57,25 +57,25 @@ def load_state_dict(
     head: Head = "keep",
     stem: Stem = "keep",
 ) -> None:
-    """Fills a network with parameters and running statistics from a state dict, in place.
+    """Load parameters and running statistics from a state dict into a network, in place.
 
-    Names and shapes must agree both ways, except for PyTorch's counts of batches, which are ignored; after an error
-    the network is as it was. What stands before every name (`module.`, `model.`, `_orig_mod.`) is taken off. Values
-    are cast to the network's dtypes.
+    Names and shapes must match exactly; only PyTorch's counts of batches are ignored. After an error, the network is
+    unchanged. Common prefixes of all names (`module.`, `model.`, `_orig_mod.`) are removed. Values are cast to the
+    network's dtypes.
 
     Args:
         module: a `resfit.nets.ResNet`.
-        mapping: arrays by name, laid out as the library does: NumPy arrays, or anything that `numpy.asarray` reads,
-            such as the tensors of a PyTorch `state_dict()` on the CPU.
-        naming: whose names: `"torchvision"`, which timm's ResNets share, `"timm_v2"` for its pre-activated ones,
-            `"transformers"` (Hugging Face), or `"keras"` (by default, what fits the names).
-        head: `"keep"` (default) fills the last layer too; `"reset"` leaves it as it is, for other classes.
-        stem: where the network takes another number of channels, `"sum"` spreads the sum of the first kernel over
-            channels evenly, so that a grey image counts as it did with its channel copied; `"repeat"` repeats its
-            channels, scaled so that the sum stays. `"keep"` (default) refuses.
+        mapping: arrays by name in the layout of the library: NumPy arrays, or anything that `numpy.asarray` reads, such
+            as the tensors of a PyTorch `state_dict()` on the CPU.
+        naming: the names in `mapping`: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
+            ResNets, `"transformers"` (Hugging Face), or `"keras"` (by default, the naming that fits best).
+        head: `"keep"` (default) loads the last layer; `"reset"` does not load it, for other classes.
+        stem: for another number of input channels, `"sum"` spreads the sum of the first kernel evenly over the
+            channels, so that a gray image gives the same result as its copy in every channel; `"repeat"` repeats the
+            channels of the kernel, scaled to keep the sum. `"keep"` (default) raises.
 
     Raises:
-        WeightsError: listing every missing, unexpected and mis-shaped entry.
+        WeightsError: if names or shapes differ; the message lists every missing, unexpected and mis-shaped entry.
 
     Example:
         >>> from resfit.nets import create_model
@@ -107,7 +107,7 @@ def load_state_dict(
 
 
 def without_prefix(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without counts of batches, and without what stands before every one of its names."""
+    """Return a state dict without counts of batches and without the common prefixes of all names."""
     values = {name: value for name, value in mapping.items() if name.rpartition(".")[2] not in IGNORED}
     while values and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in values)), None)):
         values = {name.removeprefix(prefix): value for name, value in values.items()}
@@ -115,26 +115,26 @@ def without_prefix(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitting(module: nnx.Module, names: Collection[str]) -> str:
-    """The library whose names most of these are; the module's own default, if there is none."""
+    """Return the naming that matches the most names; the module's default if none matches."""
     default = _default_naming(module)
     found = {default: 0}
     for naming in NAMINGS:
         try:
             found[naming] = len({name for name, _ in named(module, naming)} & set(names))
-        except WeightsError:  # the library has no such network
+        except WeightsError:  # the library does not have this network
             continue
     return max(found, key=lambda naming: (found[naming], naming == default))
 
 
 def number_of_classes(mapping: Mapping[str, Any]) -> int | None:
-    """How many classes a state dict's last layer tells apart; None if it has none that is known."""
+    """Return the number of classes of a state dict's last layer, or None if the layer is not found."""
     values = without_prefix(mapping)
     biases = (other_name(("head", "dense", "bias"), naming).name for naming in NAMINGS)
     return next((int(np.shape(values[name])[0]) for name in biases if name in values), None)
 
 
 def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int | None:
-    """How many channels the images have that a state dict is for; None if it has no first kernel."""
+    """Return the number of input channels of a state dict's first kernel, or None if the kernel is not found."""
     values = without_prefix(mapping)
     entries = dict(named(module, fitting(module, values)))
     first = _first_kernel(entries)
@@ -144,28 +144,28 @@ def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int
 
 
 def _first_kernel(entries: Mapping[str, "Stored"]) -> str:
-    """The name of what meets the image; empty if there is none."""
+    """Return the name of the kernel that reads the image, or an empty string if there is none."""
     return next((name for name, entry in entries.items() if entry.is_first_kernel), "")
 
 
 def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
-    """Raise if the network computes what no network of the library does, although its names and shapes fit."""
+    """Raise if names and shapes fit, but the library has no network with the same computation."""
     if naming == "transformers" and isinstance(module, ResNet) and module.spec.antialias is not None:
         raise WeightsError(
-            f"The network has antialias={module.spec.antialias!r}, and transformers has no anti-aliased ResNet: names "
-            "and shapes fit, but the logits would differ. Expected antialias=None, or the names of timm "
-            "(naming='torchvision')."
+            f"The network has antialias={module.spec.antialias!r}, but transformers has no anti-aliased ResNet: names "
+            "and shapes fit, but the logits would differ. Expected antialias=None. Or use the names of timm, "
+            "naming='torchvision'."
         )
     if naming == "keras" and (not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1"):
         raise WeightsError(
-            f"These are weights of keras.applications, whose blocks step in their first 1x1 convolution; the network "
-            f"has {module.spec.block if isinstance(module, ResNet) else type(module).__name__!r} blocks, which would "
-            "take them and compute something else. Expected block='bottleneck_v1'. Build 'resnet50_v1'."
+            f"The weights are of keras.applications, whose blocks have the stride in their first 1x1 convolution; the "
+            f"network has {module.spec.block if isinstance(module, ResNet) else type(module).__name__!r} blocks, so "
+            "the logits would differ. Expected block='bottleneck_v1'. Create 'resnet50_v1'."
         )
 
 
 def _for_channels(kernel: Array, entry: "Stored", stem: Stem) -> Array:
-    """The first kernel, as the other library has it, for the network's number of channels."""
+    """Adapt the first kernel, in the other library's layout, to the network's number of channels."""
     axis = entry.channel_axis
     given, wanted = kernel.shape[axis], entry.shape[axis]
     if given == wanted:
@@ -185,50 +185,47 @@ def _check(entries: Mapping[str, "Stored"], values: Mapping[str, Array], of_head
     problems += [f"mis-shaped: {name} has shape {values[name].shape}, expected {entries[name].shape}" for name in wrong]
     if not problems:
         return
-    remedies = [
-        "Build it with the depths, block, stem, shortcut, num_classes and in_channels that the weights were "
-        "trained with."
-    ]
+    remedies = ["Create it with the depths, block, stem, shortcut, num_classes and in_channels of the weights."]
     if of_head & (wrong | (entries.keys() - values.keys())):
-        remedies.append("For other classes than theirs: head='reset'.")
+        remedies.append("For other classes, pass head='reset'.")
     if first in wrong:
-        remedies.append("For other channels than theirs: stem='sum' or 'repeat'.")
+        remedies.append("For other channels, pass stem='sum' or 'repeat'.")
     listed = "\n  ".join(sorted(problems))
     raise WeightsError(
-        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected "
-        f"the names and shapes of this very network. {' '.join(remedies)}"
+        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected the "
+        f"names and shapes of the network. {' '.join(remedies)}"
     )
 
 
 class Stored(NamedTuple):
-    """A parameter or statistic, where it is in the module, and how it lies in the other library."""
+    """A parameter or statistic, with its path in the module and its layout in the other library."""
 
     path: tuple[str, ...]
     variable: nnx.Variable[Any]
-    layout: Layout
+    layout: AxisLayout
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In the other library."""
+        """The shape in the other library."""
         return self.layout.shape(tuple(self.variable.get_value().shape))
 
     @property
     def is_first_kernel(self) -> bool:
-        """Whether it is what meets the image."""
+        """True for the kernel that reads the image."""
         return self.path in {("stem", name, "kernel") for name in ("conv", "conv1", "conv_of_blocks")}
 
     @property
     def channel_axis(self) -> int:
-        """Of a convolution's kernel in the other library: where the channels of its input are."""
+        """The axis of the input channels in the other library, for the kernel of a convolution."""
         return 2 if self.layout is AS_IT_IS else 1
 
     def value(self) -> Array:
-        """As the other library has it, a copy."""
+        """Return a copy of the value in the other library's layout."""
         return np.array(self.layout.outwards(np.asarray(self.variable.get_value())), order="C")
 
 
 def named(module: nnx.Module, naming: str | None) -> Iterator[tuple[str, Stored]]:
-    """Every parameter and statistic of a module, under its name in the other library."""
+    """Iterate over the parameters and statistics of a module with their names in the other library."""
     naming = naming or _default_naming(module)
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param | nnx.BatchStat):

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without PyTorch: the zip form, and the one before PyTorch 1.6."""
+"""A reader for files of `torch.save` without PyTorch: the zip form, and the form before PyTorch 1.6."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from resfit.weights.pickles import Placeholder, Storage, Tensor, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the old form
 _PROTOCOL = 1001
-_LARGEST_PICKLE = 1 << 28  # bytes; that of a ResNet-200 and its optimizer has 200 thousand
+_LARGEST_PICKLE = 1 << 28  # bytes; the pickle of a ResNet-200 with its optimizer has 200 thousand
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -40,7 +40,7 @@ _KINDS: Mapping[str, np.dtype[Any]] = {
     **{kind.replace("torch.", "torch.cuda."): dtype for kind, dtype in _DTYPES.items()},
 }
 
-# Where a training checkpoint keeps its network, and where the running average of it.
+# The entries of a training checkpoint that hold the network, and those that hold its averaged weights.
 RAW = ("state_dict", "model", "model_state_dict", "net", "network")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
@@ -48,9 +48,9 @@ Read = Callable[[Storage], bytes]
 
 
 def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
-    """The state dict of a file that `torch.save` writes since 1.6: a zip of a pickle and of one member a storage.
+    """Read the state dict of a `torch.save` file since 1.6: a zip file with a pickle and one member per storage.
 
-    Members are read by their names where they are; nothing is unpacked.
+    Members are read by name without unpacking the file.
     """
     with path.open("rb") as file:
         try:
@@ -58,10 +58,10 @@ def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
                 return _read_archive(path, archive, ema=ema)
         except WeightsError:
             raise
-        # What zipfile raises for damaged directories and members; an OSError for a position before the file's start.
+        # zipfile raises these for damaged directories and members (OSError for a negative file position).
         except (zipfile.BadZipFile, struct.error, ValueError, RuntimeError, EOFError, OSError) as error:
             raise WeightsError(
-                f"{path} is a damaged zip file: {error}. Expected what torch.save writes. Take another copy."
+                f"{path} is a damaged zip file: {error}. Expected a file of torch.save. Download it again."
             ) from error
 
 
@@ -71,67 +71,78 @@ def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool) -> dict[st
     pickles = [name for name in members if name.endswith("data.pkl") and name.count("/") <= 1]
     if len(pickles) != 1:
         raise WeightsError(
-            f"{path} is a zip file of {sorted(members)[:5]}... with {len(pickles)} data.pkl. Expected what torch.save "
-            "writes. What torch.jit or torch.export wrote is loaded in PyTorch, and its state_dict() saved."
+            f"{path} is a zip file of {sorted(members)[:5]}... with {len(pickles)} data.pkl. Expected a file of "
+            "torch.save. Load a file of torch.jit or torch.export in PyTorch and save its state_dict()."
         )
     folder = pickles[0].removesuffix("data.pkl")
     if members[pickles[0]].file_size > _LARGEST_PICKLE:
-        raise WeightsError(f"{path} holds a pickle of more than {_LARGEST_PICKLE} bytes. Expected a state dict.")
+        raise WeightsError(
+            f"{path} contains a pickle of more than {_LARGEST_PICKLE} bytes. Expected a state dict. Save only the "
+            "state_dict() in PyTorch."
+        )
     order = archive.read(folder + "byteorder") if folder + "byteorder" in members else b"little"
     value = read_pickle(io.BytesIO(archive.read(pickles[0])))
 
     def read(storage: Storage) -> bytes:
         name = f"{folder}data/{storage.key}"
         if name not in members:
-            raise WeightsError(f"{path} names a storage {storage.key!r} that it does not hold. Get another copy.")
+            raise _missing_storage(path, storage)
         return archive.read(name)
 
     return _arrays(path, _state_dict(path, value, ema=ema), read, swapped=order.strip() == b"big")
 
 
 def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
-    """PyTorch compresses nothing, so what a member holds is in the file: the sum of all cannot exceed it."""
+    """Raise if members are compressed, larger than the file, or outside of the archive's folder.
+
+    PyTorch does not compress, so the members together are never larger than the file.
+    """
     compressed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
     total, size = sum(member.file_size for member in members.values()), path.stat().st_size
     if compressed or total > size:
         what = f"compressed members ({compressed[:3]})" if compressed else f"members of {total} bytes"
         raise WeightsError(
-            f"{path}, of {size} bytes, is a zip file with {what}. Expected what torch.save writes, which compresses "
-            "nothing. What cannot be in the file is not unpacked: get the weights elsewhere."
+            f"{path}, of {size} bytes, is a zip file with {what}. Expected a file of torch.save, which compresses "
+            "nothing. The file was not unpacked. Download the weights from a trusted source."
         )
     outside = [name for name in members if ".." in name.split("/") or name.startswith("/") or "\\" in name]
     if outside:
         raise WeightsError(
-            f"{path} holds members that lead out of it ({outside[:3]}). Expected what torch.save writes."
+            f"{path} has members with paths outside of the archive ({outside[:3]}). Expected a file of torch.save. "
+            "Download the weights from a trusted source."
         )
 
 
 def read_old(path: Path, *, ema: bool) -> dict[str, Array]:
-    """The state dict of a file that PyTorch before 1.6 wrote: five pickles, and the storages one after the other."""
-    # Mapped, a file gives no more than it holds, however much its pickle asks for.
+    """Read the state dict of a `torch.save` file before PyTorch 1.6: five pickles, then the storages in sequence."""
+    # A memory map never returns more bytes than the file has, even if the pickle asks for more.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
         magic = read_pickle(stream)
         if magic != _MAGIC:
             raise WeightsError(
-                f"{path} is a pickle of {type(magic).__name__}, and no file of torch.save. Expected a state dict saved "
-                "by torch.save. Whoever trusts it opens it with what wrote it, and passes the arrays to "
+                f"{path} is a pickle of {type(magic).__name__}, not a file of torch.save. Expected a state dict saved "
+                "by torch.save. If you trust the file, open it with the program that wrote it, and pass the arrays to "
                 "resfit.weights.load_state_dict."
             )
         protocol, _system = read_pickle(stream), read_pickle(stream)
         if protocol != _PROTOCOL:
-            raise WeightsError(f"{path} has PyTorch's protocol {protocol!r}. Expected {_PROTOCOL}. Save it again.")
+            raise WeightsError(
+                f"{path} has PyTorch's protocol {protocol!r}. Expected {_PROTOCOL}. Save it again in PyTorch."
+            )
         storages: list[Storage] = []
         value = read_pickle(stream, storages)
         state = _state_dict(path, value, ema=ema)
         keys = read_pickle(stream)
         if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
-            raise WeightsError(f"{path} lists its storages as {keys!r:.50}. Expected their keys. Get another copy.")
+            raise WeightsError(
+                f"{path} lists its storages as {keys!r:.50}. Expected a list of keys. Download it again."
+            )
         sizes = {storage.key: _KINDS[storage.kind].itemsize for storage in storages if storage.kind in _KINDS}
         places = _places(path, stream, [str(key) for key in keys], sizes)
 
         def read(storage: Storage) -> bytes:
             if storage.key not in places:
-                raise WeightsError(f"{path} names a storage {storage.key!r} that it does not hold. Get another copy.")
+                raise _missing_storage(path, storage)
             start, size = places[storage.key]
             stream.seek(start)
             return stream.read(size)
@@ -139,17 +150,24 @@ def read_old(path: Path, *, ema: bool) -> dict[str, Array]:
         return _arrays(path, state, read, swapped=False)
 
 
+def _missing_storage(path: Path, storage: Storage) -> WeightsError:
+    return WeightsError(
+        f"{path} refers to a storage {storage.key!r} that it does not contain. Expected a complete file. Download it "
+        "again."
+    )
+
+
 def _places(
     path: Path, stream: mmap.mmap, keys: list[str], item_sizes: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
-    """Where each storage begins and how many bytes it has. Each has its count of numbers before it."""
+    """Return (start, bytes) of each storage; a storage is preceded by the number of its entries."""
     length, found = path.stat().st_size, {}
     for key in keys:
         count = struct.unpack("<q", stream.read(8).ljust(8, b"\xff"))[0]
         if key not in item_sizes or not 0 <= count <= (length - stream.tell()) // item_sizes[key]:
             raise WeightsError(
-                f"{path}, of {length} bytes, promises {count} numbers for its storage {key!r}. Expected as many as "
-                "there are: the file is damaged or was cut short. Get another copy."
+                f"{path}, of {length} bytes, promises {count} numbers for its storage {key!r}. Expected all of them: "
+                "the file is damaged or truncated. Download it again."
             )
         size = count * item_sizes[key]
         found[key] = stream.tell(), size
@@ -158,12 +176,12 @@ def _places(
 
 
 def _state_dict(path: Path, value: Any, *, ema: bool) -> Mapping[str, Tensor]:
-    """The network's tensors by name, in what a file holds: a state dict itself, or a training checkpoint with one."""
+    """Return the network's tensors by name from the value in a file: a state dict, or a training checkpoint."""
     if not isinstance(value, dict):
         what = f"an object of {value.name}" if isinstance(value, Placeholder) else f"a {type(value).__name__}"
         raise WeightsError(
-            f"{path} holds {what}. Expected a state dict, or a checkpoint with one. A whole module is code: load it "
-            "where it was written, and save its state_dict()."
+            f"{path} contains {what}. Expected a state dict, or a checkpoint with one. A whole module is code: load it "
+            "in its own program, and save its state_dict()."
         )
     order = AVERAGED if ema else (*RAW, *AVERAGED)
     found = [value[key] for key in order if isinstance(value.get(key), dict) and _named_tensors(value[key])]
@@ -172,13 +190,13 @@ def _state_dict(path: Path, value: Any, *, ema: bool) -> Mapping[str, Tensor]:
         return state
     if ema:
         raise WeightsError(
-            f"{path} holds no averaged weights; its entries are {list(value)[:10]}. Expected one of {list(AVERAGED)}. "
-            "Leave ema out."
+            f"{path} contains no averaged weights; its entries are {list(value)[:10]}. Expected one of "
+            f"{list(AVERAGED)}. Leave ema out."
         )
     if not _named_tensors(value):
         raise WeightsError(
-            f"{path} holds no state dict; its entries are {list(value)[:10]}. Expected arrays by name, or one of "
-            f"{[*RAW, *AVERAGED]}. Take it out in PyTorch, and pass it to resfit.weights.load_state_dict."
+            f"{path} contains no state dict; its entries are {list(value)[:10]}. Expected arrays by name, or one of "
+            f"{[*RAW, *AVERAGED]}. Load the file in PyTorch, and pass its state dict to resfit.weights.load_state_dict."
         )
     return value
 
@@ -198,7 +216,10 @@ def _arrays(path: Path, state: Mapping[str, Any], read: Read, *, swapped: bool) 
         if storage.key not in storages:
             dtype, content = _KINDS[storage.kind], read(storage)
             if len(content) % dtype.itemsize:
-                raise WeightsError(f"{path} has {len(content)} bytes in its storage {storage.key!r}. Get another copy.")
+                raise WeightsError(
+                    f"{path} has {len(content)} bytes in its storage {storage.key!r}. Expected a multiple of "
+                    f"{dtype.itemsize}. Download it again."
+                )
             values = np.frombuffer(content, np.dtype(f"u{dtype.itemsize}"))
             storages[storage.key] = (values.byteswap() if swapped else values).view(dtype)
         return storages[storage.key]
@@ -209,7 +230,7 @@ def _arrays(path: Path, state: Mapping[str, Any], read: Read, *, swapped: bool) 
 def _views(path: Path, state: Mapping[str, Any], numbers: Callable[[Storage], Array]) -> Iterator[tuple[str, Array]]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            continue  # a number, an option or an object of somebody's own among the arrays
+            continue  # a number, an option or a custom object
         values = numbers(tensor.storage)
         start = tensor.storage.start + tensor.offset
         last = start + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
@@ -218,8 +239,8 @@ def _views(path: Path, state: Mapping[str, Any], numbers: Callable[[Storage], Ar
             count and (last >= tensor.storage.start + tensor.storage.size or count > len(values))
         ):
             raise WeightsError(
-                f"{path} promises for {name!r} {count} numbers, of a storage of {tensor.storage.size}, and holds "
-                f"{len(values)}. Expected as many as there are: the file is damaged. Get another copy."
+                f"{path} promises {count} numbers for {name!r}, in a storage of {tensor.storage.size}, and has "
+                f"{len(values)}. Expected all of them: the file is damaged. Download it again."
             )
         if count:
             steps = tuple(step * values.itemsize for step in tensor.strides)

@@ -129,7 +129,7 @@ def takes_path(function: Any) -> bool:
 
 
 def with_paths() -> Iterator[str]:
-    for line in (Path(__file__).parent / "public_names.txt").read_text().split():
+    for line in (Path(__file__).parents[1] / "public_names.txt").read_text().split():
         name = line.removeprefix("resfit.")
         found: Any = resfit
         for part in name.split(".") if line != "resfit" else ():

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(PLATFORM == "cpu", reason="there is no accelerat
 
 
 def elsewhere(*arguments: str, **environment: str) -> str:
-    """What a process of its own prints, of which this repository is the folder."""
+    """Return the output of a separate process that runs in this repository."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -53,7 +53,7 @@ def model_for_digits(**arguments: Any) -> resfit.Model:
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """The distance of two arrays, as a part of the second one's length."""
+    """Return the distance of two arrays relative to the norm of the second one."""
     return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-6))
 
 

@@ -166,7 +166,7 @@ def test_what_changes_images_leaves_labels_alone_whatever_they_are(name: str, y:
     [
         (jax.ShapeDtypeStruct((4, 8, 8), jnp.uint8), RankError, r"inputs of shape \(4, 8, 8\).*x\[\.\.\., None\]"),
         (jax.ShapeDtypeStruct((4, 2, 8, 8, 3), jnp.uint8), RankError, r"\(4, 2, 8, 8, 3\).*batch, height, width, chan"),
-        ({"image": jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.uint8)}, RankError, "a dict.*function of your own"),
+        ({"image": jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.uint8)}, RankError, "a dict.*custom function"),
         (jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.int32), DataError, r"dtype int32, shape \(4, 8, 8, 3\).*uint8"),
     ],
     ids=["no channels", "too many axes", "dict", "int32"],

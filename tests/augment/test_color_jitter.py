@@ -137,7 +137,7 @@ def test_uint8_neither_wraps_around_nor_loses_its_ends() -> None:
 
 
 def test_other_channels_than_one_or_three_are_an_error() -> None:
-    with pytest.raises(DataError, match=r"4 channels, shape \(2, 6, 7, 4\).*1 \(grey\) or 3"):
+    with pytest.raises(DataError, match=r"4 channels, shape \(2, 6, 7, 4\).*1 \(gray\) or 3"):
         augment.color_jitter()(jax.random.key(0), pixels(0, 2, 4), None)
 
 

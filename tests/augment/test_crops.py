@@ -179,7 +179,7 @@ def test_where_nothing_fits_the_crop_is_the_largest_in_the_middle(image: Any, mi
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: augment.pad_crop(0), r"pad_crop got pixels=0.*at least 1"),
+        (lambda: augment.pad_crop(0), r"pad_crop got pixels=0.*positive integer"),
         (lambda: augment.pad_crop(1.5), "pixels=1.5"),
         (lambda: augment.pad_crop(2, mode="edge"), r"mode='edge'.*'zeros', 'reflect'"),
         (lambda: augment.flip(1.5), r"flip got probability=1.5.*from 0 to 1"),

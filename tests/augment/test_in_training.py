@@ -104,7 +104,7 @@ def test_a_network_of_resfit_tells_mixup_how_many_classes_it_has() -> None:
 
 
 def test_any_other_module_asks_for_the_number_of_classes() -> None:
-    with pytest.raises(LabelError, match=r"this network does not say.*mixup\(num_classes=10\)"):
+    with pytest.raises(LabelError, match=r"this network is unknown.*mixup\(num_classes=10\)"):
         fit(compiled(PlainNet(rngs=nnx.Rngs(0)), augment=augment.mixup()), pictures(), labels())
 
 

@@ -122,7 +122,7 @@ def test_an_image_of_one_pixel_stays() -> None:
 
 @pytest.mark.parametrize(
     ("fill", "says"),
-    [((1.0, 2.0), r"fills 2 channels.*\(1, 8, 8, 3\) have 3"), (300, r"fill=\(300.0,\) for uint8.*0 to 255")],
+    [((1.0, 2.0), r"fill=\(1.0, 2.0\).*\(1, 8, 8, 3\).*the 3 channels"), (300, r"fill=\(300.0,\) for uint8.*0 to 255")],
     ids=str,
 )
 def test_a_filling_that_does_not_fit_the_images_is_an_error(fill: Any, says: str) -> None:

@@ -1,4 +1,4 @@
-"""On a CPU the C library keeps what steps free, and lets go of it after the fit; elsewhere nothing is touched."""
+"""On a CPU the C library keeps memory that steps free, and returns it after the fit."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Libc:
-    """Notes what it is told."""
+    """A C library that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -44,13 +44,13 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libc]:
 
 
 def given_back() -> None:
-    """Waits until the memory of the last block is given back."""
+    """Wait until the memory of the last block is returned."""
     timer = allocator._giving_back
     if timer is not None:
         timer.join()
 
 
-def test_memory_is_kept_inside_and_let_go_after_also_where_an_error_ends_it(libc: Libc) -> None:
+def test_memory_is_kept_inside_the_block_and_returned_after_it_or_an_error(libc: Libc) -> None:
     def fails() -> None:
         with keeping_memory("cpu"):
             assert libc.calls == [(-4, 0), (-1, -1), (-2, 64 * 2**20)]
@@ -64,7 +64,7 @@ def test_memory_is_kept_inside_and_let_go_after_also_where_an_error_ends_it(libc
     assert libc.calls == [(-4, 65536), (-1, 64 * 2**20), (-2, 0), (-3, 32 * 2**20), "trim"]
 
 
-def test_the_last_of_several_lets_go(libc: Libc) -> None:
+def test_the_last_of_several_blocks_returns_the_memory(libc: Libc) -> None:
     def inner() -> None:
         with keeping_memory("cpu"):
             pass
@@ -79,7 +79,7 @@ def test_the_last_of_several_lets_go(libc: Libc) -> None:
     assert libc.calls[-1] == "trim"
 
 
-def test_a_call_that_follows_finds_the_memory_as_it_was_left(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_call_finds_the_memory_kept(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 60.0)
     with keeping_memory("cpu"):
         pass
@@ -92,9 +92,7 @@ def test_a_call_that_follows_finds_the_memory_as_it_was_left(libc: Libc, monkeyp
     assert libc.calls[-1] == "trim"
 
 
-def test_nothing_is_touched_on_other_platforms_or_where_it_is_switched_off(
-    libc: Libc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_platforms_and_the_switch_change_nothing(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     with keeping_memory("cuda"):
         pass
     monkeypatch.setenv(allocator.SWITCH, "system")
@@ -104,7 +102,7 @@ def test_nothing_is_touched_on_other_platforms_or_where_it_is_switched_off(
 
 
 @pytest.mark.parametrize(("platforms", "expected"), [("cpu", [(-8, 1)]), ("cuda", []), ("cuda,cpu", [])])
-def test_threads_share_an_arena_only_where_the_cpu_is_all_there_is(
+def test_threads_share_an_arena_only_if_the_cpu_is_the_only_platform(
     libc: Libc, monkeypatch: pytest.MonkeyPatch, platforms: str, expected: list[Any]
 ) -> None:
     class Config:
@@ -144,7 +142,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.optimized
 @pytest.mark.slow
 @pytest.mark.skipif(allocator._glibc() is None, reason="the C library is not glibc")
-def test_the_steps_of_a_fit_fault_less() -> None:
+def test_the_steps_of_a_fit_cause_fewer_page_faults() -> None:
     cached = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
 
     def faults(**env: str) -> int:

@@ -1,4 +1,4 @@
-"""Descriptions of functions by value: equal where functions compute the same, and none where that is unknown."""
+"""Descriptions of functions by value: equal for functions that compute the same, and none if that is unknown."""
 
 import collections
 import contextvars
@@ -23,7 +23,7 @@ from flax import nnx
 
 import resfit
 from resfit.backends.by_value import NotByValueError, by_value
-from resfit.trainer.graph.plan import plan
+from resfit.trainer.graph.module_plan import plan_module
 from tests.helpers import TinyNet
 
 
@@ -39,7 +39,7 @@ def power(n: Any) -> Callable[[Any], Any]:
 
 
 class Hidden:
-    """Its state has a name that only its own code knows."""
+    """An object whose attribute has a private name."""
 
     __slots__ = ("__n",)
 
@@ -73,7 +73,7 @@ class Zero(functools.partial[Any]):
 
 def mixed(*, train: bool) -> type:
     class Counter(itertools.count if train else itertools.repeat):  # type: ignore[misc]
-        """Python attributes, and a number that none of them shows."""
+        """An object with Python attributes, and a number that no attribute shows."""
 
     return Counter
 
@@ -101,13 +101,13 @@ EQUAL: dict[str, Callable[[], Any]] = {
     "resfit's optimizer": lambda: resfit.optimizers.lamb(0.1),
     "initializer": lambda: nnx.initializers.he_normal(),
     "activations": lambda: (jax.nn.relu, jnp.tanh, nnx.gelu, np.exp, math.sqrt, len, operator.add),
-    "resnet": lambda: plan(resfit.create_model("resnet20", num_classes=3)),
-    "custom module": lambda: plan(TinyNet(rngs=nnx.Rngs(0))),
+    "resnet": lambda: plan_module(resfit.create_model("resnet20", num_classes=3)),
+    "custom module": lambda: plan_module(TinyNet(rngs=nnx.Rngs(0))),
     "global": lambda: namespace("SCALE = 2\ndef f(x): return SCALE * x")["f"],
     "global function": lambda: namespace("def g(x): return x + 1\ndef f(x): return g(x)")["f"],
     "named tuple of the user's": lambda: power(PAIR(1, 2.0)),
     "enum": lambda: power(Color.RED),
-    "mode by argument": lambda: plan(Modal(rngs=nnx.Rngs(0))),
+    "mode by argument": lambda: plan_module(Modal(rngs=nnx.Rngs(0))),
     "structure": lambda: jax.tree.structure({"a": (1, None), "b": PAIR(1, [2])}),
     "sentinel": lambda: power(NOBODY),
     "optional": lambda: power(int | None),
@@ -116,7 +116,7 @@ EQUAL: dict[str, Callable[[], Any]] = {
 
 
 class Modal(nnx.Module):
-    """Takes its mode as an argument, which resfit supplies by a stand-in of the class."""
+    """A network that takes its mode as an argument."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.head = nnx.Linear(4, 3, rngs=rngs)
@@ -126,7 +126,7 @@ class Modal(nnx.Module):
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_equal_things_that_are_made_twice_have_equal_descriptions(name: str) -> None:
+def test_equal_things_made_twice_have_equal_descriptions(name: str) -> None:
     first, second = EQUAL[name](), EQUAL[name]()
     assert by_value(first) == by_value(second)
     assert hash(by_value(first)) == hash(by_value(second))
@@ -161,7 +161,7 @@ DIFFERENT: dict[str, tuple[Any, ...]] = {
     "weight decay": (resfit.optimizers.sgd(0.1), resfit.optimizers.sgd(0.1, weight_decay=1e-4)),
     "loss": (resfit.losses.CrossEntropy(0.1), resfit.losses.CrossEntropy(0.2)),
     "activation": (jax.nn.relu, jax.nn.gelu),
-    "network": (plan(TinyNet(3, rngs=nnx.Rngs(0))), plan(TinyNet(4, rngs=nnx.Rngs(0)))),
+    "network": (plan_module(TinyNet(3, rngs=nnx.Rngs(0))), plan_module(TinyNet(4, rngs=nnx.Rngs(0)))),
     "global": tuple(namespace(f"SCALE = {n}\ndef f(x): return SCALE * x")["f"] for n in (1, 2)),
     "global of an inner function": tuple(
         namespace(f"SCALE = {n}\ndef f(x): return (lambda y: SCALE * y)(x)")["f"] for n in (1, 2)
@@ -217,7 +217,7 @@ def test_a_global_of_a_method_that_replaces_a_layer_s_decides(monkeypatch: pytes
     found = []
     for call in calls:
         monkeypatch.setattr(nnx.Linear, "__call__", call)
-        found.append(by_value(plan(TinyNet(rngs=nnx.Rngs(0)))))
+        found.append(by_value(plan_module(TinyNet(rngs=nnx.Rngs(0)))))
     assert found[0] != found[1]
 
 
@@ -225,9 +225,9 @@ def test_a_method_of_a_layer_that_is_replaced_gives_another_description(monkeypa
     def call(self: nnx.Linear, x: Any) -> Any:
         return x
 
-    before = by_value(plan(TinyNet(rngs=nnx.Rngs(0))))
+    before = by_value(plan_module(TinyNet(rngs=nnx.Rngs(0))))
     monkeypatch.setattr(nnx.Linear, "__call__", call)
-    assert by_value(plan(TinyNet(rngs=nnx.Rngs(0)))) != before
+    assert by_value(plan_module(TinyNet(rngs=nnx.Rngs(0)))) != before
 
 
 class Odd(type):
@@ -293,7 +293,7 @@ UNKNOWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_can_change_unseen_has_no_description(name: str) -> None:
+def test_things_that_can_change_unseen_have_no_description(name: str) -> None:
     with pytest.raises(NotByValueError):
         by_value(UNKNOWN[name])
 
@@ -307,9 +307,9 @@ def test_a_traced_value_has_no_description() -> None:
     jax.make_jaxpr(look)(1.0)
 
 
-def test_what_reaches_very_much_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_reaches_too_many_others_has_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [float(n) for n in range(100)]
     assert by_value(numbers)
     monkeypatch.setattr("resfit.backends.by_value._MOST", 100)
-    with pytest.raises(NotByValueError, match="very much"):
+    with pytest.raises(NotByValueError, match="more than 100 others"):
         by_value(numbers)

@@ -1,4 +1,4 @@
-"""The persistent compilation cache is on unless somebody says otherwise; a second process compiles nothing."""
+"""The persistent compilation cache is on unless the user decides otherwise; a second process compiles nothing."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_second_process_finds_what_the_first_one_compiled(tmp_path: Path) -> N
 
 @pytest.fixture
 def undecided() -> Iterator[None]:
-    """As in a program that has said nothing about the cache."""
+    """Remove all settings of the cache."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -60,7 +60,7 @@ def undecided() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("undecided")
-def test_it_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compilation_cache.use()
     assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "resfit" / "jax"))
@@ -68,7 +68,7 @@ def test_it_lies_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.usefixtures("undecided")
 @pytest.mark.parametrize(("theirs", "expected"), [(1.0, compilation_cache.SECONDS), (0.5, 0.5), (0.0, 0.0)])
-def test_programs_of_less_than_a_second_are_kept_too_unless_somebody_set_a_time(
+def test_programs_of_less_than_a_second_are_kept_unless_the_user_set_a_time(
     theirs: float, expected: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -82,7 +82,7 @@ def test_programs_of_less_than_a_second_are_kept_too_unless_somebody_set_a_time(
 
 
 @pytest.mark.usefixtures("undecided")
-def test_whoever_has_decided_about_the_cache_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_users_settings_of_the_cache_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for word in ("0", "off", "OFF"):
         monkeypatch.setenv("RESFIT_COMPILATION_CACHE", word)

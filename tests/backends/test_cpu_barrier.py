@@ -1,4 +1,4 @@
-"""On a CPU a block's output is computed once; elsewhere nothing changes."""
+"""A CPU computes the output of a block once; on other devices nothing changes."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit.backends.cpu_barrier import stored
+from resfit.backends.cpu_barrier import materialize_on_cpu
 from resfit.backends.program_cache import PROGRAMS
 from resfit.nets import residual
 from tests import levels
@@ -23,12 +23,12 @@ def deep(**fields: Any) -> Any:
 
 
 def most_operands(program: Any) -> int:
-    """Of all fusions of a compiled program."""
+    """Return the numbers of operands of all fusions of a compiled program."""
     return max(found.count("%") for found in re.findall(r" fusion\((.*?)\), kind", program.as_text()))
 
 
 def programs(**fields: Any) -> dict[str, int]:
-    """The most that one fused operation of each step reads."""
+    """Return the most operands of a fused operation, for each step."""
     PROGRAMS.clear()  # an equal model before would serve, whatever is replaced inside of resfit
     model = compiled(deep(**fields), cpu_kernels="xla")
     batch = resfit.data.Batch(images(8), labels(8), None, None, 8)
@@ -45,7 +45,7 @@ def test_no_operation_reads_the_branches_of_several_blocks(block: str, monkeypat
     fields = {"block": block, **({"stem": "cifar_conv", "shortcut": "conv"} if block != "basic" else {})}
     found = programs(**fields)
     # Without it, the last addition reads all of them: the more blocks, the more.
-    monkeypatch.setattr(residual, "stored", lambda x: x)
+    monkeypatch.setattr(residual, "materialize_on_cpu", lambda x: x)
     without = programs(**fields)
     assert found["predict"] < without["predict"]
     assert block != "basic" or without["predict"] > 2 * BLOCKS
@@ -53,27 +53,29 @@ def test_no_operation_reads_the_branches_of_several_blocks(block: str, monkeypat
 
 
 def test_several_arrays_and_their_gradients_stay_apart() -> None:
-    found = jax.grad(lambda a, b: (stored({"a": a, "b": b})["a"] ** 2).sum(), argnums=(0, 1))(jnp.ones(2), jnp.ones(3))
+    found = jax.grad(lambda a, b: (materialize_on_cpu({"a": a, "b": b})["a"] ** 2).sum(), argnums=(0, 1))(
+        jnp.ones(2), jnp.ones(3)
+    )
     np.testing.assert_array_equal(found[0], 2 * np.ones(2))
     np.testing.assert_array_equal(found[1], np.zeros(3))
 
 
-def test_it_is_the_identity_in_every_transformation() -> None:
+def test_materialize_on_cpu_is_the_identity_in_every_transformation() -> None:
     x = jnp.arange(3.0)
-    assert (stored(x) == x).all()
-    f = lambda x: (stored(x) ** 3).sum()  # noqa: E731
+    assert (materialize_on_cpu(x) == x).all()
+    f = lambda x: (materialize_on_cpu(x) ** 3).sum()  # noqa: E731
     np.testing.assert_array_equal(jax.grad(f)(x), 3 * x**2)
     np.testing.assert_array_equal(jax.hessian(f)(x), jnp.diag(6 * x))
-    np.testing.assert_array_equal(jax.jvp(stored, (x,), (x + 1,))[1], x + 1)
-    np.testing.assert_array_equal(jax.vmap(jax.jit(stored))(x), x)
+    np.testing.assert_array_equal(jax.jvp(materialize_on_cpu, (x,), (x + 1,))[1], x + 1)
+    np.testing.assert_array_equal(jax.vmap(jax.jit(materialize_on_cpu))(x), x)
     np.testing.assert_array_equal(jax.grad(jax.checkpoint(f))(x), 3 * x**2)
 
 
 @pytest.mark.parametrize(
     ("platforms", "barriers"), [(("cpu",), 2), (("cuda",), 0), (("tpu",), 0), (("cpu", "cuda", "tpu"), 2)], ids=str
 )
-def test_only_a_cpu_is_told(platforms: tuple[str, ...], barriers: int) -> None:
-    traced = jax.jit(jax.value_and_grad(lambda x: stored(x * 2).sum())).trace(jnp.ones(3))
+def test_only_a_cpu_gets_barriers(platforms: tuple[str, ...], barriers: int) -> None:
+    traced = jax.jit(jax.value_and_grad(lambda x: materialize_on_cpu(x * 2).sum())).trace(jnp.ones(3))
     text = traced.lower(lowering_platforms=platforms).as_text()
     assert text.count("optimization_barrier") == barriers
     assert "case" not in text

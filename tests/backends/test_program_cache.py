@@ -22,7 +22,7 @@ from resfit.backends import program_cache as programs
 from resfit.backends.program_cache import Program, Programs, text_digest
 from resfit.backends.program_cache import compiled as compile_program
 from resfit.errors import CompileError, ResumeError
-from resfit.trainer.placement import Step
+from resfit.trainer.placement import CompiledStep
 from tests.helpers import PlainNet, TinyNet, compiled, counting_compilations, fit, images, labels
 
 
@@ -52,8 +52,8 @@ def test_another_network_is_another_program() -> None:
     assert len(found) > 0
 
 
-def test_constants_tell_programs_apart() -> None:
-    """The text of a program holds its constants whole, however large."""
+def test_programs_with_different_constants_are_different() -> None:
+    """The text of a program holds its whole constants, however large."""
     x = np.ones(5000, np.float32)
     for value in (1.0, 2.0):
         constant = np.full(5000, value, np.float32)
@@ -62,7 +62,7 @@ def test_constants_tell_programs_apart() -> None:
         assert float(program.run(x)) == constant.sum()
 
 
-def test_programs_that_call_python_are_never_taken_for_one_another() -> None:
+def test_programs_that_call_python_are_never_shared() -> None:
     found = []
     for value in (1.0, 2.0):
 
@@ -78,12 +78,12 @@ def test_compiler_options_reach_xla() -> None:
     fit(model, images(8), labels(8))
     for options in ({"xla_nonsense": 1}, {"xla_cpu_enable_fast_math": "perhaps"}):
         model = compiled(compiler_options=options)
-        with pytest.raises(CompileError, match=r"compiler_options=.*XLA says"):
+        with pytest.raises(CompileError, match=r"compiler_options=.*XLA raised"):
             fit(model)
 
 
 class Reader(nnx.Module):
-    """A dense layer on one of two inputs."""
+    """A dense layer that reads one of two inputs."""
 
     def __init__(self, which: str) -> None:
         self.which = which
@@ -146,9 +146,9 @@ def test_a_run_that_reads_another_input_or_label_is_not_resumed(tmp_path: Path) 
 def test_a_checkpoint_with_the_digest_of_the_text_alone_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    described = Step.described
+    described = CompiledStep.described
     with monkeypatch.context() as early:
-        early.setattr(Step, "described", lambda self, batch: tuple(map(text_digest, described(self, batch))))
+        early.setattr(CompiledStep, "described", lambda self, batch: tuple(map(text_digest, described(self, batch))))
         cut_run(tmp_path / "run")
     run(tmp_path / "run", "a", "a", resume=True)
 
@@ -171,7 +171,7 @@ TREES: list[Callable[[list[Any]], Any]] = [
 
 
 class Small(NamedTuple):
-    """A program of a tree of arrays: it returns twice some of them, and a constant."""
+    """A program that takes a tree of arrays and returns some of them doubled, and a constant."""
 
     shapes: tuple[tuple[int, ...], ...]
     inputs: Callable[[list[Any]], Any]
@@ -185,7 +185,7 @@ class Small(NamedTuple):
         return self.outputs([constant, *(jnp.multiply(2, leaves[i]) for i in self.reads)])
 
     def is_right_by(self, compile_: Compile) -> bool:
-        """Return whether the program that `compile_` gives returns what the function itself does."""
+        """Return True if the program of `compile_` returns the results of the function."""
         tree = self.inputs([np.full(shape, 3.0**i, np.float32) for i, shape in enumerate(self.shapes)])
         try:
             found = compile_(jax.jit(lambda tree: self(tree)).lower(tree))(tree)
@@ -225,7 +225,7 @@ READS = st.lists(st.integers(0, 2), min_size=1, max_size=2).map(tuple)
 def test_a_program_of_the_cache_does_what_its_function_does(
     shapes: Any, reads: Any, tree: Callable[[list[Any]], Any], data: st.DataObject
 ) -> None:
-    """Two programs that differ in a few respects, of which the text shows some only."""
+    """Two programs whose differences the text shows only in part."""
     first = Small(shapes, tree, reads, TREES[0], False)
     others = {"shapes": SHAPES, "reads": READS, "inputs": st.sampled_from(TREES), "outputs": st.sampled_from(TREES)}
     changed = data.draw(st.fixed_dictionaries({}, optional=others | {"weak": st.booleans()}))
@@ -234,7 +234,7 @@ def test_a_program_of_the_cache_does_what_its_function_does(
 
 
 @pytest.mark.parametrize("changed", [{"reads": (1,)}, {"shapes": ((), (2,), ())}, {"weak": True}])
-def test_a_key_of_text_and_trees_takes_other_programs_for_the_same(changed: dict[str, Any]) -> None:
+def test_a_key_of_text_and_trees_only_confuses_programs(changed: dict[str, Any]) -> None:
     first = Small(((), (), ()), TREES[0], (0,), TREES[0], False)
     cache = by_text()
     assert first.is_right_by(cache)
@@ -274,7 +274,7 @@ def own_step(teacher: Teacher) -> type[resfit.Model]:
 
 @dataclasses.dataclass
 class Scaled:
-    """A result of a type of the user's, which holds something that is no array."""
+    """A result of a user's type, which holds an object that is not an array."""
 
     array: Any
     teacher: Teacher
@@ -310,7 +310,7 @@ USES: dict[str, Callable[[Teacher], dict[str, Any]]] = {
     "use",
     [pytest.param(use, marks=[pytest.mark.slow] * (use in ("metric", "preprocessing", "schedule"))) for use in USES],
 )
-def test_what_a_function_closes_over_is_freed_with_its_model(use: str) -> None:
+def test_closures_of_a_function_are_freed_with_its_model(use: str) -> None:
     teacher = Teacher()
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), **USES[use](teacher))
     fit(model, images(8), labels(8), validation_data=(images(8), labels(8)))
@@ -320,7 +320,7 @@ def test_what_a_function_closes_over_is_freed_with_its_model(use: str) -> None:
     assert alive() is None
 
 
-def test_a_program_that_returns_objects_of_the_user_is_held_by_its_models_alone() -> None:
+def test_a_program_that_returns_objects_of_the_user_is_held_only_by_its_models() -> None:
     programs.PROGRAMS.clear()
     model = resfit.Model(Wrapping(Teacher()))
     model.predict(images(9), verbose=0)

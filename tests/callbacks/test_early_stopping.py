@@ -151,7 +151,7 @@ def test_a_missing_value_is_reported_with_what_there_is_and_stops_nothing(
     with caplog.at_level(logging.WARNING, "resfit"):
         epochs, _ = run(model, EarlyStopping("val_accuracy", patience=1), [1.0, 2.0, 3.0])
     assert epochs == 3
-    assert "EarlyStopping watches 'val_accuracy', which is not in the logs" in caplog.text
+    assert "EarlyStopping monitors 'val_accuracy', which is not in the logs" in caplog.text
     assert "'accuracy', 'loss', 'val_loss'" in caplog.text
 
 
@@ -187,7 +187,7 @@ def test_verbose_says_what_happened(model: Any, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, "resfit"):
         run(model, EarlyStopping(patience=1, verbose=1, restore_best_weights=True), [1.0, 2.0])
     assert "stopped after epoch 1; the best was epoch 0" in caplog.text
-    assert "went back to the variables of epoch 0" in caplog.text
+    assert "restored the variables of epoch 0" in caplog.text
 
 
 def test_a_monitored_array_is_refused_by_name() -> None:

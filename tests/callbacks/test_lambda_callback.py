@@ -33,7 +33,7 @@ def test_the_short_batch_hooks_work_too() -> None:
 
 
 def test_an_unknown_hook_is_refused_with_the_list_of_those_there_are() -> None:
-    with pytest.raises(CallbackError, match=r"no hook 'on_epoch_finish'.*on_epoch_end"):
+    with pytest.raises(CallbackError, match=r"unknown hook 'on_epoch_finish'.*on_epoch_end"):
         LambdaCallback(on_epoch_finish=lambda epoch, logs: None)
 
 

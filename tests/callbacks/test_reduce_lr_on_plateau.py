@@ -73,7 +73,7 @@ def test_a_missing_value_is_reported_and_changes_nothing(caplog: pytest.LogCaptu
     model = FakeModel()
     logs = play(ReduceLROnPlateau(patience=1), [{"loss": 1.0}] * 3, model)
     assert model.learning_rate == logs[-1]["learning_rate"]
-    assert "'val_loss', which is not in the logs; there are ['learning_rate', 'loss']" in caplog.text
+    assert "'val_loss', which is not in the logs. Expected one of ['learning_rate', 'loss']" in caplog.text
 
 
 def test_verbose_reports_the_new_rate(caplog: pytest.LogCaptureFixture) -> None:

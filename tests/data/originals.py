@@ -1,4 +1,4 @@
-"""Small files in the formats that the classic data sets are published in."""
+"""Small files in the formats of the classic datasets."""
 
 import gzip
 import io
@@ -10,18 +10,18 @@ import numpy as np
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """uint8, as http://yann.lecun.com/exdb/mnist/ describes it."""
+    """Encode uint8 values as described in http://yann.lecun.com/exdb/mnist/."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
 
 
 def grey(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 28, 28) random bytes, and class numbers below 10, every one of them if n is at least 10."""
+    """Return (n, 28, 28) random bytes and class numbers below 10; with n >= 10, every class occurs."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n, 28, 28), np.uint8), rng.permutation(np.arange(n) % 10).astype(np.uint8)
 
 
 def write_idx(folder: Path, train: int = 30, test: int = 10) -> dict[str, np.ndarray]:
-    """Writes the four files of MNIST and Fashion-MNIST; returns what they hold, by file name."""
+    """Write the four files of MNIST or Fashion-MNIST; return their arrays by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for seed, (part, n) in enumerate({"train": train, "t10k": test}.items()):
@@ -33,7 +33,7 @@ def write_idx(folder: Path, train: int = 30, test: int = 10) -> dict[str, np.nda
 
 
 def cifar_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Records of (n, 32, 32, 3) images and (n, label bytes) labels: the labels, then red, green and blue rows."""
+    """Encode (n, 32, 32, 3) images and (n, label bytes) labels as records: labels, then red, green and blue rows."""
     return b"".join(
         row.tobytes() + image.transpose(2, 0, 1).tobytes() for row, image in zip(labels, images, strict=True)
     )
@@ -49,7 +49,7 @@ def write_tar(archive: Path, members: Mapping[str, bytes]) -> None:
 
 
 def write_cifar(folder: Path, classes: int, each: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Writes the binary archive of CIFAR-10 or CIFAR-100, `each` images in a member; returns them by part."""
+    """Write the binary archive of CIFAR-10 or CIFAR-100 with `each` images per member; return the arrays by part."""
     rng = np.random.default_rng(classes)
     ten = classes == 10
     root = "cifar-10-batches-bin" if ten else "cifar-100-binary"

@@ -1,4 +1,4 @@
-"""What users pass by mistake: each has an error that says what came and what to do, and the model loses nothing."""
+"""Common input mistakes: each raises an error with a remedy and leaves the model unchanged."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,7 +52,7 @@ def huggingface(**columns: Any) -> Any:
 
 
 class Mistake(NamedTuple):
-    """x (made in an empty folder), the other arguments of fit, and what the error says."""
+    """A function that makes x in an empty folder, the other arguments of fit, and a pattern of the error message."""
 
     x: Callable[[Path], Any]
     arguments: dict[str, Any]
@@ -66,11 +66,13 @@ MISTAKES = {
     "float labels": Mistake(lambda _: images(), {"y": labels().astype(np.float32)}, "float32", LabelError),
     "nan": Mistake(lambda _: with_nan(), {"y": labels()}, r"x\[5\] holds NaN.*nan_to_num"),
     "text labels": Mistake(
-        lambda _: images(), {"y": np.array(["cat", "dog"] * 10)}, r"Class names need numbers: np.unique\(y, return_inv"
+        lambda _: images(),
+        {"y": np.array(["cat", "dog"] * 10)},
+        r"Convert class names to numbers: np.unique\(y, ret",
     ),
     "labels from one": Mistake(lambda _: images(), {"y": labels() + 1}, f"{CLASSES}", LabelError),
     "objects": Mistake(
-        lambda _: np.array([images(1)[0], images(1)[0, :4]], dtype=object), {"y": [0, 1]}, "Are the images of one size"
+        lambda _: np.array([images(1)[0], images(1)[0, :4]], dtype=object), {"y": [0, 1]}, "all images have one size"
     ),
     "unequal sizes": Mistake(lambda path: folder(path, [8, 10]), {}, r"size=n\b.*to resize"),
     "truncated file": Mistake(lambda path: folder(path, [8], damage=True), {}, r"b/0\.jpg"),
@@ -82,7 +84,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_named_and_the_model_goes_on_from_what_it_had(name: str, tmp_path: Path) -> None:
+def test_a_mistake_is_named_and_leaves_the_model_unchanged(name: str, tmp_path: Path) -> None:
     mistake = MISTAKES[name]
     model, reference = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
     arguments = {"batch_size": 8, "shuffle": False, "verbose": 0}
@@ -90,14 +92,14 @@ def test_a_mistake_is_named_and_the_model_goes_on_from_what_it_had(name: str, tm
         model.fit(mistake.x(tmp_path), **{**arguments, **mistake.arguments})
     done = model.history.epoch if model.history is not None else []
     assert done == []
-    if name not in ("ends early", "dies"):  # these had good batches first, which were trained on
+    if name not in ("ends early", "dies"):  # good batches preceded the error
         assert_same(values(model.module), values(reference.module))
         reference.fit(images(), labels(), **arguments)
         model.fit(images(), labels(), **arguments)
         assert_same(values(model.module), values(reference.module))
 
 
-def test_what_was_trained_on_before_a_stream_died_is_kept() -> None:
+def test_updates_before_a_stream_failed_are_kept() -> None:
     model, reference = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
     with pytest.raises(ConnectionResetError):
         model.fit(dies, verbose=0)
@@ -106,7 +108,7 @@ def test_what_was_trained_on_before_a_stream_died_is_kept() -> None:
 
 
 @pytest.mark.parametrize("train", [resfit.Model.fit, resfit.Model.train_on_batch])
-def test_eight_bit_images_are_refused_where_floats_were_trained(train: Callable[..., Any]) -> None:
+def test_uint8_images_raise_after_training_on_floats(train: Callable[..., Any]) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     train(model, images(), labels())
     with pytest.raises(DataError, match="Got uint8 images"):

@@ -1,4 +1,4 @@
-"""Whatever is passed as x becomes batches, and what cannot says why."""
+"""Every supported input becomes batches; any other input raises."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ X, Y = np.arange(10.0), np.arange(10)
 
 
 class Half:
-    """A source that loses every second example it is asked for."""
+    """A source that drops every second requested example."""
 
     labels, threads = None, 0
 
@@ -48,13 +48,13 @@ def test_everything_gives_every_row_once_in_order(x: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "words"), [(3, "x is a int"), (None, "x is None. Expected images"), ("photos", "resfit.data.folder")]
 )
-def test_what_is_no_data_is_refused(x: Any, words: str) -> None:
+def test_values_that_are_not_data_raise(x: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         rows(x)
 
 
-def test_a_source_that_loses_examples_is_found_out() -> None:
-    with pytest.raises(DataError, match=r"asked for 4 examples and gave arrays of lengths \[2\]"):
+def test_a_source_that_loses_examples_raises() -> None:
+    with pytest.raises(DataError, match=r"arrays of lengths \[2\] for 4 requested examples"):
         rows(Half())
 
 
@@ -62,7 +62,7 @@ def test_a_source_that_loses_examples_is_found_out() -> None:
     n=st.integers(1, 40), size=st.integers(1, 12), seed=st.none() | st.integers(0, 3), epoch=st.integers(0, 3),
     threads=st.integers(0, 3), data=st.data(),
 )  # fmt: skip
-def test_an_epoch_can_begin_at_any_batch_whatever_the_threads(
+def test_an_epoch_can_start_at_any_batch_with_any_number_of_threads(
     n: int, size: int, seed: int | None, epoch: int, threads: int, data: st.DataObject
 ) -> None:
     source: Any = ArraySource(np.arange(n))
@@ -75,7 +75,7 @@ def test_an_epoch_can_begin_at_any_batch_whatever_the_threads(
 
 
 @given(n=st.integers(1, 40), size=st.integers(1, 12), count=st.integers(1, 4), pad=st.booleans())
-def test_the_parts_of_several_processes_make_up_every_batch(n: int, size: int, count: int, pad: bool) -> None:
+def test_the_parts_of_several_processes_form_every_batch(n: int, size: int, count: int, pad: bool) -> None:
     def batches(index: int, count: int) -> list[Any]:
         geometry = Geometry(size, seed=1, pad=pad, shard=(index, count))
         return list(as_batches(np.arange(n), geometry=geometry).epoch(0))
@@ -89,7 +89,7 @@ def test_the_parts_of_several_processes_make_up_every_batch(n: int, size: int, c
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_inputs_that_are_not_finite_are_refused_with_their_place(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_are_not_finite_raise_with_their_place(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.zeros((10, 2, 2, 1), np.float32)
     x[7, 1, 0] = bad
     with pytest.raises(DataError, match=r"x\[7\] holds NaN or infinite"):
@@ -98,7 +98,7 @@ def test_inputs_that_are_not_finite_are_refused_with_their_place(bad: float, mon
         as_batches({"a": x, "b": X}, geometry=Geometry(4))
     with pytest.raises(DataError, match=r"x\[3\] holds NaN"):
         list(as_batches([(x[:4], Y[:4]), (x[4:], Y[4:])], geometry=Geometry(4)).epoch(0))
-    monkeypatch.setattr("resfit.data.sources.arrays._LOOKED_AT_AT_ONCE", 1)  # as for a file larger than memory
+    monkeypatch.setattr("resfit.data.sources.arrays._CHECKED_AT_ONCE", 1)  # as for a file larger than memory
     batches = as_batches(x, geometry=Geometry(4)).epoch(0)
     next(batches)
     with pytest.raises(DataError, match=r"x\[3\] holds NaN"):
@@ -110,7 +110,7 @@ def test_a_memory_map_is_read_batch_by_batch(tmp_path: Any) -> None:
     assert sorted(rows(np.load(tmp_path / "x.npy", mmap_mode="r"), seed=3)) == list(range(10))
 
 
-def test_adapters_are_asked_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     class Foreign: ...
 
     adapters = [(lambda x: isinstance(x, Foreign), lambda x: ArraySource(X)), *choose._ADAPTERS]

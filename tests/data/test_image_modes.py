@@ -1,4 +1,4 @@
-"""Every mode of Pillow and every EXIF orientation gives the same pixels, whichever way an image comes in."""
+"""Every mode of Pillow and every EXIF orientation gives the same pixels for every source."""
 
 import io
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resfit.data import folder, huggingface
 from resfit.data.crops import center_crop
 from resfit.data.decode import decode
 from resfit.data.records import stack_images
-from resfit.data.sources import folder, huggingface
 from resfit.data.sources.pictures import Pictures
 from resfit.errors import DataError
 from resfit.transforms import Transforms
@@ -115,7 +115,7 @@ FROM_AN_IMAGE: dict[str, Callable[[Image.Image], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_gives_the_same_pixels_from_every_way_in(mode: str, tmp_path: Path) -> None:
+def test_every_mode_gives_the_same_pixels_for_every_source(mode: str, tmp_path: Path) -> None:
     image, suffix, expected, levels = MODES[mode]
     assert image.mode == mode
     for way, pixels in FROM_AN_IMAGE.items():
@@ -145,7 +145,7 @@ TURNED = {
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_the_exif_orientation_is_applied_by_every_way_in(orientation: int, suffix: str, tmp_path: Path) -> None:
+def test_every_source_applies_the_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = saved(Image.fromarray(COLOR), tmp_path, suffix, exif=exif)
@@ -168,7 +168,7 @@ def test_crops_are_those_of_the_upright_image(orientation: int, suffix: str, tmp
     np.testing.assert_array_equal(decode(turned, "RGB", (18, 12), crop), expected)
 
 
-def test_exif_data_that_cannot_be_parsed_are_no_error(tmp_path: Path) -> None:
+def test_invalid_exif_data_are_ignored(tmp_path: Path) -> None:
     file = saved(Image.fromarray(COLOR), tmp_path, "png", exif=b"Exif\0\0not a TIFF file")
     np.testing.assert_array_equal(decode(file), COLOR)
 
@@ -176,17 +176,15 @@ def test_exif_data_that_cannot_be_parsed_are_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (Image.fromarray(GREY.astype(np.float32)), "floating-point pixels from 0 to 255.*scale them"),
+        (Image.fromarray(GREY.astype(np.float32)), "floating-point pixels from 0 to 255.*Scale the pixels"),
         (Image.fromarray(GREY.astype(np.float32) / 255 - 0.5), "floating-point pixels from -0.5"),
         (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating-point pixels from nan"),
-        (Image.fromarray(GREY.astype(np.int32)), "32-bit pixels from 0 to 255, which do not say what is white"),
+        (Image.fromarray(GREY.astype(np.int32)), "32-bit pixels from 0 to 255, whose scale is unknown"),
         (Image.fromarray(GREY.astype(np.int32) * 1000), "32-bit pixels from 0 to 255000"),
         (Image.fromarray(-GREY.astype(np.int32) * 100), "32-bit pixels from -25500"),
     ],
 )
-def test_pixels_without_a_known_scale_are_refused_by_every_way_in(
-    image: Image.Image, words: str, tmp_path: Path
-) -> None:
+def test_pixels_of_unknown_scale_raise_for_every_source(image: Image.Image, words: str, tmp_path: Path) -> None:
     for pixels in FROM_AN_IMAGE.values():
         with pytest.raises(DataError, match=words):
             pixels(image)
@@ -197,14 +195,14 @@ def test_pixels_without_a_known_scale_are_refused_by_every_way_in(
         assert way not in ("path", "text", "folder", "batch", "opened by Pillow") or "image.tiff" in str(caught.value)
 
 
-def test_the_first_frame_of_an_animation_is_read_by_every_way_in(tmp_path: Path) -> None:
+def test_every_source_reads_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.fromarray(COLOR), Image.fromarray(255 - COLOR)]
     file = saved(frames[0], tmp_path, "gif", save_all=True, append_images=frames[1:])
     for way, pixels in FROM_A_FILE.items():
         np.testing.assert_array_equal(pixels(file), COLOR, err_msg=way)
 
 
-def test_a_photograph_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_truncated_photograph_is_named(tmp_path: Path) -> None:
     file = saved(Image.fromarray(COLOR), tmp_path, "png")
     file.write_bytes(file.read_bytes()[:60])
     for way in ("path", "text", "batch", "folder", "opened by Pillow"):

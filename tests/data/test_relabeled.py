@@ -1,4 +1,4 @@
-"""Data with other class numbers than the training data: mapped by the names of the classes, or refused."""
+"""Data with other class numbers than the training data are mapped by class name, or raise."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class NamedSource(ArraySource):
 
 
 def named(classes: Any, n: int = 12) -> NamedSource:
-    """Images whose first pixel is the number of their class in NAMES, with labels by the order of `classes`."""
+    """Return images whose first pixel is their class number in NAMES, with labels in the order of `classes`."""
     numbers = np.arange(n) % len(classes)
     x = images(n)
     x[:, 0, 0, 0] = [NAMES.index(classes[number]) if classes[number] in NAMES else 0 for number in numbers]
@@ -51,7 +51,7 @@ def test_labels_are_mapped_by_name_to_the_training_classes(order: list[str], kep
     np.testing.assert_array_equal(batches.labels, [NAMES.index(order[i % kept]) for i in range(12)])
 
 
-def test_columns_of_soft_labels_are_mapped_and_negative_numbers_left_to_be_refused() -> None:
+def test_columns_of_soft_labels_are_mapped_and_negative_numbers_are_kept() -> None:
     soft = NamedSource(images(2), np.array([[0.25, 0.75], [1.0, 0.0]]), ("cat", "ant"))
     np.testing.assert_array_equal(relabeled(cut(soft), NAMES, "x").labels, [[0.75, 0, 0.25], [0, 0, 1]])
     unknown = NamedSource(images(2), np.array([-1, 1]), ("cat", "ant"))
@@ -61,7 +61,7 @@ def test_columns_of_soft_labels_are_mapped_and_negative_numbers_left_to_be_refus
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int64, np.uint64])
-def test_new_class_numbers_that_the_dtype_of_the_labels_cannot_hold_are_kept(dtype: Any) -> None:
+def test_new_class_numbers_may_exceed_the_dtype_of_the_labels(dtype: Any) -> None:
     many = [f"class {i}" for i in range(400)]
     data = NamedSource(images(3), np.array([0, 1, 0], dtype), ("class 300", "class 2"))
     mapped = relabeled(cut(data), many, "x").labels
@@ -69,9 +69,9 @@ def test_new_class_numbers_that_the_dtype_of_the_labels_cannot_hold_are_kept(dty
     assert mapped.dtype.kind == "i"
 
 
-def test_a_class_number_without_a_name_is_refused_instead_of_taken_for_a_training_class() -> None:
+def test_a_class_number_without_a_name_raises() -> None:
     data = NamedSource(images(3), np.array([0, 1, 2]), ("cat", "ant"))
-    with pytest.raises(DataError, match="the class number 2, and the data have names for 2 classes"):
+    with pytest.raises(DataError, match="the class number 2, but the data have names for 2 classes"):
         _ = relabeled(cut(data), NAMES, "x").labels
 
 
@@ -83,13 +83,13 @@ def test_a_class_number_without_a_name_is_refused_instead_of_taken_for_a_trainin
         (("crane", "ant"), ("crane", "ant", "crane"), r"\['crane'\] occur more than once"),
     ],
 )
-def test_other_classes_are_refused_with_both_lists(theirs: Any, classes: Any, words: str) -> None:
+def test_other_classes_raise_with_both_lists(theirs: Any, classes: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         relabeled(cut(named(theirs)), classes, "validation_data")
 
 
 @pytest.mark.parametrize("classes", [None, (), "abc", (1, 2), 3])
-def test_data_without_names_are_left_alone(classes: Any) -> None:
+def test_data_without_names_are_unchanged(classes: Any) -> None:
     batches = cut(NamedSource(images(4), labels(4), classes))
     assert classes_of(batches) is None
     assert relabeled(batches, NAMES, "x") is batches
@@ -108,7 +108,7 @@ def table(names: Any) -> datasets.Dataset:
 
 
 @pytest.mark.parametrize("kind", ["folder", "table", "stream", "class weights", "on the device"])
-def test_every_kind_of_data_knows_its_class_names(kind: str, tmp_path: Path) -> None:
+def test_every_source_has_class_names(kind: str, tmp_path: Path) -> None:
     geometry = Geometry(2)
     made = {
         "folder": lambda: as_batches(resfit.data.folder(pictures(tmp_path, NAMES)), geometry=geometry),
@@ -128,12 +128,12 @@ def model() -> Any:
 
 
 def numbers(data: NamedSource) -> tuple[Any, Any]:
-    """The same examples as arrays, with the class numbers of NAMES."""
+    """Return the same examples as arrays, with the class numbers of NAMES."""
     x, y, _ = data.take(slice(0, len(data)))
     return x, np.array([NAMES.index(data.classes[i]) for i in y])
 
 
-def test_validation_and_evaluation_use_the_class_numbers_of_the_training() -> None:
+def test_validation_and_evaluation_use_the_class_numbers_of_training() -> None:
     one, other = model(), model()
     less = named(("cat", "bee"))
     history = fit(one, named(NAMES), None, validation_data=less).history
@@ -145,7 +145,7 @@ def test_validation_and_evaluation_use_the_class_numbers_of_the_training() -> No
     assert other.class_names is None
 
 
-def test_the_names_of_the_training_classes_are_saved_also_during_training(tmp_path: Path) -> None:
+def test_training_class_names_are_saved_during_training(tmp_path: Path) -> None:
     trained = model()
     callback = resfit.callbacks.ModelCheckpoint(str(tmp_path / "best.safetensors"))
     fit(trained, named(NAMES), None, callbacks=callback)
@@ -156,7 +156,7 @@ def test_the_names_of_the_training_classes_are_saved_also_during_training(tmp_pa
         loaded.evaluate(named(("dog",)), verbose=0)
 
 
-def test_other_classes_stop_a_fit_before_it_changes_anything() -> None:
+def test_other_classes_stop_fit_before_any_change() -> None:
     fresh = model()
     with pytest.raises(DataError, match=r"validation_data has the classes.*\['dog'\] are not among them"):
         fit(fresh, named(NAMES), None, validation_data=named(("bee", "cat", "dog")))
@@ -167,7 +167,7 @@ def test_other_classes_stop_a_fit_before_it_changes_anything() -> None:
     assert fresh.class_names is None
 
 
-def test_training_data_must_have_the_class_names_that_the_model_has() -> None:
+def test_training_data_must_have_the_class_names_of_the_model() -> None:
     fresh = model()
     fresh.class_names = ["cat", "bee", "ant"]
     with pytest.raises(DataError, match=r"'ant', 'bee', 'cat'.*model\.class_names is \['cat', 'bee', 'ant'\]"):
@@ -179,13 +179,13 @@ def test_training_data_must_have_the_class_names_that_the_model_has() -> None:
     fresh.class_names = NAMES
 
 
-def test_fewer_classes_than_outputs_are_no_names_of_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_classes_than_outputs_do_not_name_the_outputs(caplog: pytest.LogCaptureFixture) -> None:
     net = resfit.create_model("resnet20", num_classes=5, in_channels=1, depths=(1,), widths=(4,))
     assert compiled(net)._names_of_training(cut(named(NAMES))) is None
     assert "3 classes, and the network has 5 outputs" in caplog.text
 
 
-def test_names_that_came_with_data_go_with_the_head_that_was_trained_on_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_class_names_from_data_are_removed_with_their_head(caplog: pytest.LogCaptureFixture) -> None:
     net = resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1,), widths=(4,))
     tuned = compiled(net)
     tuned._class_names = list(NAMES)  # as after a fit

@@ -1,4 +1,4 @@
-"""What somebody's loader says of its place comes back as it was, through a checkpoint's files."""
+"""The state of a loader is restored exactly from the files of a checkpoint."""
 
 import collections
 import decimal
@@ -57,7 +57,7 @@ STATES = st.recursive(
 
 
 def stored(state: Any) -> Any:
-    """A state in the form in which the files of a checkpoint hold it, and back."""
+    """Convert a state to the form in the files of a checkpoint, and back."""
     arrays: dict[str, np.ndarray] = {}
 
     def aside(array: np.ndarray) -> dict[str, str]:
@@ -89,17 +89,17 @@ def same(a: Any, b: Any) -> bool:
 
 
 @given(STATES)
-def test_any_state_comes_back_exactly(state: Any) -> None:
+def test_every_state_is_restored_exactly(state: Any) -> None:
     assert same(stored(state), state)
 
 
 @pytest.mark.parametrize("text", ["a\0", np.str_("a\0"), b"a\0", np.bytes_(b"a\0")])
-def test_text_keeps_the_zeros_at_its_end(text: Any) -> None:
+def test_text_keeps_trailing_zeros(text: Any) -> None:
     found = stored(text)
     assert (type(found), list(found)) == (type(text), list(text))
 
 
-def test_jax_arrays_and_keys_come_back() -> None:
+def test_jax_arrays_and_keys_are_restored() -> None:
     state = {"array": jnp.ones(2, jnp.bfloat16), "key": jax.random.key(3, impl="rbg"), "old": jax.random.PRNGKey(1)}
     found = stored(state)
     assert all(isinstance(one, jax.Array) for one in found.values())
@@ -115,7 +115,7 @@ def test_a_packed_state_is_a_copy() -> None:
     assert same(unpacked(held), {"rows": np.zeros(2), "list": [1]})
 
 
-def test_a_state_comes_back_from_the_files_of_a_checkpoint(tmp_path: Path) -> None:
+def test_a_state_is_restored_from_the_files_of_a_checkpoint(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     state = {
         "bits": rng.bit_generator.state, "python": random.Random(0).getstate(), 3: (b"", b"\0\1\0", None),
@@ -123,7 +123,7 @@ def test_a_state_comes_back_from_the_files_of_a_checkpoint(tmp_path: Path) -> No
     }  # fmt: skip
     checkpoints = CheckpointStore(tmp_path)
     checkpoints.save(0, SavedRun({}, {"data": {"loader": packed(state)}}))
-    state["rows"][:] = 0  # the loader's own, which it goes on with
+    state["rows"][:] = 0  # the loader continues with its own array
     checkpoints.wait()
     found = unpacked(checkpoints.read(0).facts["data"]["loader"])
     checkpoints.close()
@@ -134,8 +134,8 @@ def test_a_state_comes_back_from_the_files_of_a_checkpoint(tmp_path: Path) -> No
     assert found == state
 
 
-def test_tensors_come_back_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for torch, whose generators take nothing else for a state."""
+def test_tensors_are_restored_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for torch, whose generators accept only tensors as a state."""
 
     class Tensor:
         __module__ = "torch"
@@ -166,10 +166,10 @@ def test_tensors_come_back_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
         (np.ma.masked_array([1]), r"is a numpy\.ma.*MaskedArray"),
         (collections.defaultdict(lambda: 1), r"is a defaultdict of <function"),
         (decimal.Decimal(1), r"is a decimal\.Decimal"),
-        (http.HTTPStatus.OK, r"is a http\.HTTPStatus"),  # an int, that would come back as another type
+        (http.HTTPStatus.OK, r"is a http\.HTTPStatus"),  # a subclass of int, which would be restored as another type
         (functools.reduce(lambda inner, _: [inner], range(200)), "in more than 100 containers, or in itself"),
     ],
 )
-def test_what_would_have_to_be_pickled_is_refused(state: Any, where: str) -> None:
+def test_values_that_need_pickle_raise(state: Any, where: str) -> None:
     with pytest.raises(DataError, match=where):
         packed(state)

@@ -1,4 +1,4 @@
-"""Values that a device would change, NaN and masked entries are refused, in every kind of data."""
+"""Values that a device would change, NaN, and masked entries raise for every kind of data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def dtype(name: str) -> np.dtype:
 
 
 def with_value(value: Any, kind: str, n: int = 12) -> np.ndarray:
-    """Small images of a dtype, of which number 3 holds a value."""
+    """Return small images of a dtype; image 3 holds `value`."""
     x = np.ones((n, 8, 8, 1), dtype(kind))
     x[3, 0, 0, 0] = value
     return x
@@ -76,7 +76,7 @@ class OneShard:
 
 
 def on_device(x: np.ndarray) -> Any:
-    """As a JAX array, if JAX has the dtype."""
+    """Return a JAX array if JAX supports the dtype."""
     return jnp.asarray(x) if x.dtype.itemsize <= 4 and x.dtype.isnative and not np.ma.isMA(x) else x
 
 
@@ -113,7 +113,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
         if way not in ("source", "on the device", "stream") or row[0].dtype not in (np.longdouble, np.dtype(">f4"))
     ],
 )
-def test_values_that_would_be_trained_on_as_others_are_refused(way: str, x: Any, y: Any, words: str) -> None:
+def test_values_that_a_device_would_change_raise(way: str, x: Any, y: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         list(WAYS[way](x, y).epoch(0))
 
@@ -141,7 +141,7 @@ def test_sample_weights_must_be_finite_as_float32(weight: Any) -> None:
         as_batches(images(4), labels(4), class_weight={0: 1e39}, geometry=Geometry(2))
 
 
-def test_training_validation_and_prediction_refuse_them_and_lose_nothing() -> None:
+def test_bad_values_raise_in_every_method_and_leave_the_model_unchanged() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     x, y, bad = images(), labels(), with_value(np.nan, "bfloat16", 20)
     before = model.predict(x, verbose=0)

@@ -1,4 +1,4 @@
-"""The doctor finds each mistake where it was made, and nothing in a model that is well."""
+"""The doctor reports each mistake at its place, and no problem in a correct model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from einops import rearrange, reduce
 from flax import nnx
 
 import resfit
-from resfit.diagnostics.doctor import Report
+from resfit.diagnostics.doctor import DoctorReport
 from resfit.errors import NotCompiledError
 from resfit.nets.probe import parts
 from tests import levels
@@ -22,7 +22,7 @@ N = 48
 
 
 def data(classes: int = CLASSES) -> tuple[np.ndarray, np.ndarray]:
-    """Images whose brightness in one row tells the class."""
+    """Return images whose class is the brightness of one row."""
     y = labels(N, classes)
     x = np.random.default_rng(0).normal(size=(N, 8, 8, 1)).astype(np.float32)
     x[np.arange(N), y] += 3
@@ -38,12 +38,12 @@ def tiny() -> nnx.Module:
     return TinyNet(rngs=nnx.Rngs(0))
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: DoctorReport) -> list[str]:
     return [check.name for check in report.problems]
 
 
 class Ending(TinyNet):
-    """A network whose logits pass through something."""
+    """A network with a function after its logits."""
 
     def __init__(self, ending: Callable[[jax.Array], jax.Array], classes: int = CLASSES) -> None:
         super().__init__(classes, rngs=nnx.Rngs(0))
@@ -54,7 +54,7 @@ class Ending(TinyNet):
 
 
 class Deep(nnx.Module):
-    """Dense layers of one width behind one another, without a norm, started at some size."""
+    """Dense layers of one width, without a norm, with initial values of a given size."""
 
     def __init__(self, gain: float, depth: int = 6) -> None:
         start = nnx.initializers.variance_scaling(gain, "fan_in", "normal")
@@ -70,7 +70,7 @@ class Deep(nnx.Module):
 
 
 class LayerNormed(nnx.Module):
-    """Its outputs are small, and stay so for inputs of any scale, without any activation at the end."""
+    """A network with small outputs for inputs of any scale, without an activation at the end."""
 
     def __init__(self) -> None:
         self.norm = nnx.LayerNorm(64, rngs=nnx.Rngs(0))
@@ -82,7 +82,7 @@ class LayerNormed(nnx.Module):
 
 
 class CutOff(TinyNet):
-    """No gradient comes past the norm."""
+    """A network that stops gradients at the norm."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.lax.stop_gradient(self.norm(self.conv(x)))
@@ -90,7 +90,7 @@ class CutOff(TinyNet):
 
 
 class AlwaysEvaluating(TinyNet):
-    """The forgotten train flag: the norm never sees it."""
+    """A network that does not pass `train` to its norm."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.norm(self.conv(x), use_running_average=True))
@@ -116,7 +116,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("name", levels.only(["nnx.BatchNorm by flags", "no norm"], NETS))
-def test_nothing_is_found_in_a_model_that_is_well(name: str) -> None:
+def test_a_correct_model_has_no_problem(name: str) -> None:
     x, y = data()
     model = compiled(NETS[name](), learning_rate=0.02)
     fresh = resfit.doctor(model, x, y)
@@ -161,7 +161,7 @@ SLOW = {"scaled twice", "labels from 1 and one class too many", "one-hot labels 
 
 
 @pytest.mark.parametrize("mistake", levels.only(WRONG.keys() - SLOW, WRONG))
-def test_a_mistake_is_found_by_its_check_alone_and_comes_with_a_remedy(mistake: str) -> None:
+def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str) -> None:
     build, spoil, expected, words = WRONG[mistake]
     net = build(rngs=nnx.Rngs(0)) if build is PlainNet else build()
     report = resfit.doctor(compiled(net), *spoil(*data()))
@@ -171,7 +171,7 @@ def test_a_mistake_is_found_by_its_check_alone_and_comes_with_a_remedy(mistake: 
     assert all(check.fix for check in report.problems)
 
 
-def test_running_statistics_that_do_not_fit_are_found_and_the_remedy_works() -> None:
+def test_running_statistics_that_do_not_fit_are_reported_and_the_remedy_works() -> None:
     x, y = data()
     model = compiled()
     fit(model, x, y, epochs=8)
@@ -181,14 +181,14 @@ def test_running_statistics_that_do_not_fit_are_found_and_the_remedy_works() -> 
     assert problems(resfit.doctor(model, x, y)) == []
 
 
-def test_frozen_statistics_are_no_problem_when_they_were_asked_for() -> None:
+def test_statistics_frozen_on_purpose_are_not_a_problem() -> None:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
     model.freeze("norm")
     model.compile("sgd")
     assert problems(resfit.doctor(model, *data())) == []
 
 
-def test_a_teacher_who_gets_no_gradient_is_no_problem() -> None:
+def test_a_teacher_without_a_gradient_is_not_a_problem() -> None:
     model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.compile("sgd")
     report = resfit.doctor(model, *data())
@@ -196,7 +196,7 @@ def test_a_teacher_who_gets_no_gradient_is_no_problem() -> None:
     assert problems(report) == [], str(report)
 
 
-def test_blocks_come_in_the_order_of_their_calls_with_their_true_numbers() -> None:
+def test_blocks_are_in_the_order_of_their_calls_with_the_right_numbers() -> None:
     x, y = data()
     net = TinyNet(rngs=nnx.Rngs(0))
     blocks = resfit.doctor(compiled(net), x, y).blocks
@@ -210,12 +210,12 @@ def test_blocks_come_in_the_order_of_their_calls_with_their_true_numbers() -> No
     assert [block.dead for block in blocks] == [0, 0, 0]
 
 
-def test_parts_are_residual_blocks_and_what_stands_beside_them() -> None:
+def test_parts_are_residual_blocks_and_the_modules_beside_them() -> None:
     assert sorted(parts(residual())) == ["head", "stage1.blocks.0", "stage2.blocks.0", "stem"]
     assert sorted(parts(Deep(1.0, depth=2))) == ["head", "layers.0", "layers.1"]
 
 
-def test_nothing_of_the_model_is_changed() -> None:
+def test_doctor_does_not_change_the_model() -> None:
     model = compiled(dispatch="sharded")
     fit(model, *data())
     before, modes, leaves = values(model.module), flags(model.module), [np.array(a) for a in state_of(model).leaves]
@@ -226,7 +226,7 @@ def test_nothing_of_the_model_is_changed() -> None:
         np.testing.assert_array_equal(old, new)
 
 
-def test_the_report_reads_as_a_table_that_names_each_problem_and_its_remedy() -> None:
+def test_the_report_is_a_table_of_each_problem_and_its_remedy() -> None:
     x, y = data()
     text = str(resfit.doctor(compiled(), x * 60 + 128, y + 1))
     assert text.startswith("2 problems found")
@@ -234,6 +234,6 @@ def test_the_report_reads_as_a_table_that_names_each_problem_and_its_remedy() ->
     assert "No problem found" in str(resfit.doctor(compiled(), x, y))
 
 
-def test_a_model_that_is_not_compiled_is_refused() -> None:
+def test_a_model_that_is_not_compiled_raises() -> None:
     with pytest.raises(NotCompiledError, match="before doctor"):
         resfit.doctor(resfit.Model(PlainNet(rngs=nnx.Rngs(0))), *data())

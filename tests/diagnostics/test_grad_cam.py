@@ -15,7 +15,7 @@ from tests.helpers import CLASSES, PlainNet, TinyNet, call, compiled, differ, fi
 
 
 def by_formula(net: Any, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Of TinyNet's norm, whose output goes through ReLU, mean and a dense layer."""
+    """Return the maps of TinyNet's norm, whose output goes through ReLU, mean and a dense layer."""
     copy = nnx.clone(net)
     copy.eval()
     output = np.asarray(call(copy.norm, call(copy.conv, x)))  # (n, h, w, c)
@@ -26,7 +26,7 @@ def by_formula(net: Any, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
-def test_maps_are_those_of_the_formula_for_the_predicted_and_for_any_class(dispatch: str) -> None:
+def test_maps_match_the_formula_for_the_predicted_and_for_any_class(dispatch: str) -> None:
     model, x = compiled(dispatch=dispatch), images(6)
     fit(model)
     before, modes = values(model.module), flags(model.module)
@@ -46,7 +46,7 @@ PARTS = ["stem", "stage1", "stage2", "stage2.blocks.0", "stage2.blocks.0.branch.
 
 
 @pytest.mark.parametrize("part", levels.only(["stem", "stage2.blocks.0.branch.conv1"], PARTS))
-def test_any_part_that_gives_an_image_will_do_at_the_images_size(part: str) -> None:
+def test_any_part_that_returns_an_image_gives_a_map_of_the_images_size(part: str) -> None:
     net = resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1, 1), widths=(4, 8), rngs=0)
     maps = resfit.grad_cam(resfit.Model(net), images(2), part)
     assert maps.shape == (2, 8, 8)
@@ -54,8 +54,8 @@ def test_any_part_that_gives_an_image_will_do_at_the_images_size(part: str) -> N
     assert set(maps.max(axis=(1, 2)).round(5)) <= {0.0, 1.0}
 
 
-def test_the_place_that_decides_is_the_place_that_is_shown() -> None:
-    """The network's only feature is brightness, so the map must peak where the image is bright."""
+def test_the_map_peaks_at_the_pixel_that_decides() -> None:
+    """The only feature of the network is brightness, so the map must peak at the bright pixels."""
     net = TinyNet(rngs=nnx.Rngs(0))
     kernel = np.zeros((3, 3, 1, 4), np.float32)
     kernel[1, 1] = 1
@@ -69,7 +69,7 @@ def test_the_place_that_decides_is_the_place_that_is_shown() -> None:
     assert [np.unravel_index(m.argmax(), m.shape) for m in maps] == places
 
 
-def test_rows_do_not_depend_on_one_another() -> None:
+def test_the_map_of_an_image_does_not_depend_on_the_batch() -> None:
     model, x = compiled(), images(5)
     maps = resfit.grad_cam(model, x, "conv")
     np.testing.assert_allclose(maps[:2], resfit.grad_cam(model, x[:2], "conv"), rtol=1e-4, atol=1e-5)
@@ -83,16 +83,18 @@ class Twice(TinyNet):
 @pytest.mark.parametrize(
     ("net", "arguments", "error", "words"),
     [
-        (TinyNet, {"part": "stage9"}, ModuleError, "no part 'stage9'.*'conv', 'head', 'norm'"),
+        (TinyNet, {"part": "stage9"}, ModuleError, "no callable part 'stage9'.*'conv', 'head', 'norm'"),
         (TinyNet, {"part": "head"}, ModuleError, "shapes \\[\\(4, 3\\)\\]"),
         (Twice, {"part": "conv"}, ModuleError, "shapes"),
         (TinyNet, {"x": images(4)[..., 0]}, DataError, "Expected images"),
         (TinyNet, {"classes": np.full(4, 3)}, DataError, "from 0 to 2"),
         (TinyNet, {"classes": np.zeros((4, 3), np.int32)}, DataError, "one class number"),
-        (PlainNet, {"part": "conv"}, ModuleError, "no part 'conv'"),
+        (PlainNet, {"part": "conv"}, ModuleError, "no callable part 'conv'"),
     ],
 )
-def test_what_has_no_map_is_refused(net: type, arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_parts_images_and_classes_raise(
+    net: type, arguments: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         resfit.grad_cam(
             resfit.Model(net(rngs=nnx.Rngs(0))), **{"x": images(4), "part": "conv", "classes": None, **arguments}

@@ -1,4 +1,4 @@
-"""The range test finds a learning rate that trains, and leaves no trace."""
+"""The range test finds a learning rate that trains, and restores the model."""
 
 import math
 from typing import Any
@@ -44,7 +44,7 @@ def test_the_model_is_the_same_afterwards_bit_for_bit(dispatch: str, trained: bo
     assert model.learning_rate == pytest.approx(0.1)
 
 
-def test_training_goes_on_as_if_nothing_had_been_tried() -> None:
+def test_training_after_a_search_matches_training_without_it() -> None:
     x, y = separable()
     searched, plain = compiled(), compiled()
     for model in (searched, plain):
@@ -53,7 +53,7 @@ def test_training_goes_on_as_if_nothing_had_been_tried() -> None:
     assert fit(searched, x, y).history == fit(plain, x, y).history
 
 
-def test_rates_grow_by_one_factor_and_the_search_stops_when_the_loss_explodes() -> None:
+def test_learning_rates_grow_by_one_factor_and_the_search_stops_when_the_loss_explodes() -> None:
     x, y = np.tile(images(16), (4, 1, 1, 1)), labels(64)  # labels contradict one another: nobody can learn them
     found = resfit.find_learning_rate(compiled(PlainNet(rngs=nnx.Rngs(0))), x, y, highest=1e4, steps=60)
     factors = np.diff(np.log(found.learning_rates))
@@ -64,7 +64,7 @@ def test_rates_grow_by_one_factor_and_the_search_stops_when_the_loss_explodes() 
 
 
 @pytest.mark.parametrize("net", [TinyNet, PlainNet])
-def test_the_suggestion_trains_where_far_from_it_nothing_is_learned(net: type) -> None:
+def test_the_suggestion_trains_and_far_learning_rates_do_not(net: type) -> None:
     x, y = separable()
 
     def loss_with(rate: float) -> float:
@@ -83,7 +83,7 @@ def test_an_exploded_step_never_becomes_the_suggestion() -> None:
     assert suggest([0.01, 0.1, 1.0, 10.0], [2.0, 1.5, 1.0, -math.inf]) == pytest.approx(0.1)
 
 
-def test_the_picture_shows_both_curves_and_the_suggestion() -> None:
+def test_the_plot_shows_both_curves_and_the_suggestion() -> None:
     rates = [10.0**i for i in range(-4, 1)]
     found = LearningRateSearch(tuple(rates), (3, 2, 1, 2, 99), (3, 2.5, 2, 2, 50), 1e-3)
     (axes,) = found.plot().axes
@@ -104,7 +104,7 @@ def test_the_picture_shows_both_curves_and_the_suggestion() -> None:
         ({"x": np.full_like(images(), 3e38)}, DataError, "nan at the lowest learning rate"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_and_leaves_no_trace(
+def test_an_impossible_search_raises_and_changes_nothing(
     arguments: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
@@ -115,7 +115,7 @@ def test_a_search_that_cannot_be_is_refused_and_leaves_no_trace(
         np.testing.assert_array_equal(old, new)
 
 
-def test_a_rate_that_cannot_be_set_is_refused() -> None:
+def test_a_learning_rate_that_cannot_be_set_raises() -> None:
     with pytest.raises(NotCompiledError, match="before find_learning_rate"):
         resfit.find_learning_rate(resfit.Model(PlainNet(rngs=nnx.Rngs(0))), images(), labels())
     with pytest.raises(CompileError, match="schedule"):

@@ -1,4 +1,4 @@
-"""BatchNorm statistics over a data set: what NumPy computes, and nothing else of the model moves."""
+"""BatchNorm statistics over a dataset match NumPy, and nothing else in the model changes."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit.diagnostics.recalibrate import Moments, combine
 from resfit.errors import DataError, ModuleError
 from tests import levels
 from tests.helpers import (
@@ -29,7 +28,7 @@ from tests.helpers import (
 
 
 class Normed(nnx.Module):
-    """Two BatchNorms and a Dropout between them, on the pixels themselves: everything can be computed by hand."""
+    """Two BatchNorms with a Dropout between them, on the pixels themselves, so that NumPy can compute everything."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.first = nnx.BatchNorm(1, rngs=rngs)
@@ -42,7 +41,7 @@ class Normed(nnx.Module):
 
 
 def drifting(n: int = 20) -> np.ndarray:
-    """Images whose mean moves from batch to batch, so that the batches' own variances miss most of the spread."""
+    """Return images whose mean moves from batch to batch, so that the batch variances miss most of the variance."""
     return images(n) + np.arange(n, dtype=np.float32)[:, None, None, None]
 
 
@@ -51,7 +50,7 @@ def in_batches(x: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
-def test_the_first_norm_holds_mean_and_variance_of_all_values_whatever_the_batch(batch_size: int) -> None:
+def test_the_first_norm_holds_mean_and_variance_of_all_values_for_any_batch_size(batch_size: int) -> None:
     net, x = Normed(rngs=nnx.Rngs(0)), drifting()
     resfit.recalibrate(resfit.Model(net), x, batch_size=batch_size)
     assert_close(net.first.mean[...], x.mean(axis=(0, 1, 2), dtype=np.float64))
@@ -60,7 +59,7 @@ def test_the_first_norm_holds_mean_and_variance_of_all_values_whatever_the_batch
     assert batch_size == 20 or averaged < 0.5 * np.asarray(net.first.var[...])[0]  # the formula that is often used
 
 
-def test_a_norm_behind_another_sees_batches_normalised_as_in_training_but_without_dropout() -> None:
+def test_the_input_of_a_second_norm_is_normalized_as_in_training_but_without_dropout() -> None:
     net, x = Normed(rngs=nnx.Rngs(0)), drifting()
     resfit.recalibrate(resfit.Model(net), x, batch_size=8)
     seen = np.concatenate([((b - b.mean()) / np.sqrt(b.var() + 1e-5)) ** 3 for b in in_batches(x, 8)])
@@ -68,20 +67,11 @@ def test_a_norm_behind_another_sees_batches_normalised_as_in_training_but_withou
     assert_close(net.second.var[...], seen.var(axis=(0, 1, 2), ddof=1, dtype=np.float64), 1e-4)  # unbiased, once
 
 
-def test_combined_moments_are_those_of_all_values() -> None:
-    parts = [np.random.default_rng(i).normal(1e4 * i, 1 + i, size=(5 + i, 3)) for i in range(4)]
-    count, mean, var = combine([Moments(len(p), p.mean(axis=0), p.var(axis=0)) for p in parts])
-    every = np.concatenate(parts)
-    assert count == len(every)
-    np.testing.assert_allclose(mean, every.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(var, every.var(axis=0), rtol=1e-12)
-
-
 @pytest.mark.parametrize("dispatch", levels.only(["jit", "sharded"], ["jit", "sharded", "eager"]))
-def test_only_statistics_change_and_training_goes_on_from_them(dispatch: str) -> None:
+def test_only_statistics_change_and_training_continues_from_them(dispatch: str) -> None:
     model = compiled(dispatch=dispatch)
     fit(model)
-    before, modes, step = values(model.module), flags(model.module), int(state_of(model).leaves[-1])
+    before, modes, step = values(model.module), flags(model.module), state_of(model).steps()
     momenta = [np.array(leaf) for leaf in state_of(model).leaves[state_of(model).layout.n_model :]]
     resfit.recalibrate(model, images(), batch_size=BATCH)
     assert differ(before, values(model.module)) == {"norm.mean", "norm.var"}
@@ -91,11 +81,11 @@ def test_only_statistics_change_and_training_goes_on_from_them(dispatch: str) ->
         np.testing.assert_array_equal(old, new)
     recalibrated = values(model.module)
     fit(model)
-    assert int(state_of(model).leaves[-1]) == step + 3
+    assert state_of(model).steps() == step + 3
     assert "norm.mean" in differ(recalibrated, values(model.module))
 
 
-def test_preprocessing_comes_first_and_batches_of_any_kind_will_do() -> None:
+def test_images_are_preprocessed_and_iterables_of_batches_are_accepted() -> None:
     x = np.random.default_rng(0).integers(0, 256, size=(20, 8, 8, 1)).astype(np.uint8)
     net, other = Normed(rngs=nnx.Rngs(0)), Normed(rngs=nnx.Rngs(0))
     resfit.recalibrate(resfit.Model(net), x, batch_size=8)
@@ -113,8 +103,8 @@ def test_frozen_norms_keep_their_statistics() -> None:
     assert differ(before, values(model.module)) == {"second.mean", "second.var"}
 
 
-def test_evaluation_after_it_is_what_training_mode_gives_on_all_data_at_once() -> None:
-    """Three steps from mean 0 and variance 1 leave three quarters of the first values in the running statistics."""
+def test_evaluation_matches_training_mode_on_all_data_at_once() -> None:
+    """Three steps from mean 0 and variance 1 leave three quarters of the initial values in the running statistics."""
     model, x = compiled(TinyNet(rngs=nnx.Rngs(0))), 30 * drifting(24)
     fit(model, x, labels(24))
     at_once = nnx.clone(model.module)
@@ -131,10 +121,10 @@ def test_evaluation_after_it_is_what_training_mode_gives_on_all_data_at_once() -
         (PlainNet, images(), ModuleError, "PlainNet holds no BatchNorm"),
         (TinyNet, images()[:0], DataError, "no examples"),
         (TinyNet, np.full_like(images(), np.nan), DataError, r"x\[0\] holds NaN"),
-        (TinyNet, np.full_like(images(), 1e38), DataError, "'norm' over this data set are not finite"),
+        (TinyNet, np.full_like(images(), 1e38), DataError, "'norm' over this dataset are not finite"),
     ],
 )
-def test_what_cannot_be_recalibrated_is_refused_and_left_alone(
+def test_a_model_that_cannot_be_recalibrated_raises_and_does_not_change(
     net: type, x: Any, error: type[Exception], words: str
 ) -> None:
     model = resfit.Model(net(rngs=nnx.Rngs(0)))

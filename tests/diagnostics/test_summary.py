@@ -1,4 +1,4 @@
-"""The summary: rows that add up, for any module, at no cost and without a trace on the module."""
+"""The summary: rows that add up for any module, without computing or changing anything."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ THIN = ResNetSpec(depths=(1, 2), widths=(4, 8), stem="cifar", num_classes=3)
 
 
 class Mixed(nnx.Module):
-    """Parts in a list, in a dict and as attributes, one of them called twice, one never; and a weight of its own."""
+    """Parts in a list, in a dict and as attributes, one called twice, one never called; and a bare weight."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.unused = nnx.Linear(2, 2, rngs=rngs)
@@ -86,6 +86,15 @@ def test_any_modules_parts_are_found_in_the_order_of_their_calls() -> None:
     assert rows[OUTSIDE].output_shapes == ((8,), (3,))  # features, logits
 
 
+def test_a_part_that_is_held_twice_has_a_row_for_each_of_its_names() -> None:
+    shared = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    rows = {row.name: row for row in summarize(nnx.Sequential(shared, nnx.relu, shared), (4,)).rows}
+    assert list(rows) == ["layers.0", "layers.2"]
+    assert [row.parameters for row in rows.values()] == [20, 0]
+    assert [row.multiply_adds for row in rows.values()] == [16, 16]
+    assert [row.output_shapes for row in rows.values()] == [((4,),), ((4,),)]
+
+
 def test_activations_of_one_convolution_are_its_input_and_output() -> None:
     summary = summarize(nnx.Sequential(nnx.Conv(3, 8, (3, 3), padding=1, rngs=nnx.Rngs(0))), (4, 4, 3))
     assert summary.activation_bytes == 4 * (4 * 4 * 3 + 4 * 4 * 8)
@@ -105,7 +114,7 @@ def test_the_module_is_not_changed() -> None:
         np.testing.assert_array_equal(before, after)
 
 
-def test_a_shape_is_asked_for_where_none_is_known() -> None:
+def test_a_missing_input_shape_raises() -> None:
     with pytest.raises(InputShapeError, match=r"Mixed.*input_shape=\(32, 32, 3\)"):
         summarize(Mixed(rngs=nnx.Rngs(0)))
     assert summarize(nnx.eval_shape(lambda: create_model("resnet20", num_classes=10))).input_shape == (32, 32, 3)

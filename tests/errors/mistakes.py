@@ -1,4 +1,4 @@
-"""What users of this field pass by mistake: the code, the error it must raise, and what that error must say.
+"""Common user mistakes: the code, the error that it must raise, and required parts of the message.
 
 `docs/errors.md` is made of these rows (`make errors`), and `test_mistakes.py` runs each of them.
 """
@@ -65,7 +65,7 @@ DATA = [
     ),
     Mistake("One image without the batch axis", "model.predict(x[0])", errors.RankError, "(8, 8, 3)", "x[None]"),
     Mistake(
-        "Grey images without a channel axis",
+        "Gray images without a channel axis",
         "model.fit(x[..., 0], y)",
         errors.RankError,
         "(16, 8, 8)",
@@ -104,7 +104,7 @@ DATA = [
         "model.fit(np.array([x[0], x[1][:4]], dtype=object), y[:2])",
         errors.DataError,
         "dtype object",
-        "of one size",
+        "have one size",
     ),
     Mistake(
         "Complex numbers",
@@ -121,15 +121,15 @@ DATA = [
         "x.astype('uint8')",
     ),
     Mistake(
-        "Trained on floats of one scale, asked about uint8",
+        "Trained on floats, predicts on uint8",
         'model.fit(x, y)\nmodel.predict(np.zeros((4, 8, 8, 3), "uint8"))',
         errors.DataError,
         "Got uint8 images",
-        "prepared as for training",
+        "floats as in training",
         trains=True,
     ),
     Mistake(
-        "Trained on uint8, asked about floats up to 255",
+        "Trained on uint8, predicts on floats up to 255",
         'model.fit(np.full((16, 8, 8, 3), 9, "uint8"), y)\nmodel.evaluate(255 * np.abs(x), y)',
         errors.DataError,
         "values from",
@@ -180,7 +180,7 @@ DATA = [
         "the same examples",
     ),
     Mistake("Images and labels exchanged", "model.fit(y, x)", errors.RankError, "(16,)", "(batch, height, width, 3)"),
-    Mistake("No images", "model.fit(None, y)", errors.DataError, "x is None", "an array, a data set, or an iterable"),
+    Mistake("No images", "model.fit(None, y)", errors.DataError, "x is None", "an array, a dataset, or an iterable"),
     Mistake(
         "The path of a folder instead of images",
         'model.fit("photos/train")',
@@ -188,7 +188,7 @@ DATA = [
         "'photos/train'",
         "resfit.data.folder(path)",
     ),
-    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Labels go into y"),
+    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Pass labels as y"),
     Mistake(
         "validation_data as a list",
         "model.fit(x, y, validation_data=[x, y])",
@@ -260,7 +260,7 @@ DATA = [
         "batches = ((x, y) for _ in range(2))\nmodel.fit(batches)\nmodel.fit(batches)",
         errors.DataError,
         "yielded no batch",
-        "make a new one",
+        "Make a new one",
         trains=True,
     ),
     Mistake(
@@ -298,7 +298,7 @@ DATA = [
         "model.fit(list(zip(x, y)))",
         errors.DataError,
         "a single value",
-        "batched first",
+        "batch them first",
     ),
     Mistake(
         "Batches as lists",
@@ -312,7 +312,7 @@ DATA = [
         "model.fit([(x, y)], y)",
         errors.DataError,
         "x is a list",
-        "labels and weights inside them",
+        "labels and weights inside the batches",
     ),
     Mistake(
         "A batch of four parts", "model.fit([(x, y, y, y)])", errors.DataError, "4 entries", "(x, y, sample_weight)"
@@ -325,11 +325,11 @@ DATA = [
         "Leave cache out",
     ),
     Mistake(
-        "A folder that is not there",
+        "A missing folder",
         'resfit.data.folder("photos/train")',
         errors.DataError,
         "photos/train",
-        "a folder of images for each class",
+        "one folder of images per class",
     ),
     Mistake(
         "A folder without a folder for each class",
@@ -337,33 +337,33 @@ DATA = [
         'resfit.data.folder("photos")',
         errors.DataError,
         "1 files and no folders",
-        "a folder for each class",
+        "one folder per class",
     ),
     Mistake(
-        "A picture that is none",
+        "A file that is not an image",
         'import pathlib\npathlib.Path("photos/cats").mkdir(parents=True)\n'
         'pathlib.Path("photos/cats/1.png").write_text("<html>404</html>")\n'
         'model.fit(resfit.data.folder("photos", size=8))',
         errors.DataError,
         "photos/cats/1.png",
-        "remove the file",
+        "Remove the file",
     ),
     Mistake(
-        "An unknown data set",
+        "An unknown dataset",
         'resfit.data.load("cifar11")',
         errors.DataError,
         "'cifar11'",
         "Did you mean 'cifar10'?",
     ),
     Mistake(
-        "A data set of TFDS that is not prepared",
+        "A TFDS dataset that is not prepared",
         'resfit.data.tfds("digits", "train", data_dir="datasets")',
         errors.DataError,
         "'digits'",
         "prepare",
     ),
     Mistake(
-        "All splits of a Hugging Face data set",
+        "All splits of a Hugging Face dataset",
         "import datasets\n"
         'rows = datasets.Dataset.from_dict({"image": x.tolist(), "label": y.tolist()})\n'
         'model.fit(datasets.DatasetDict({"train": rows}))',
@@ -372,19 +372,19 @@ DATA = [
         "dataset['train']",
     ),
     Mistake(
-        "A wrong column of a Hugging Face data set",
+        "A wrong column of a Hugging Face dataset",
         "import datasets\n"
         'rows = datasets.Dataset.from_dict({"img": x.tolist(), "label": y.tolist()})\n'
         'model.fit(resfit.data.huggingface(rows, image="image"))',
         errors.DataError,
         "'image'",
-        "The columns are 'img'",
+        "Expected one of its columns: 'img'",
     ),
     Mistake(
         "Grain data that are not batched",
         "import grain\nmodel.fit(grain.MapDataset.range(16).map(lambda i: (x[i], y[i])))",
         errors.DataError,
-        "one example and not a batch",
+        "which is not a batch",
         ".batch(64)",
     ),
 ]
@@ -412,7 +412,7 @@ LABELS = [
         "y[2] = -1\nmodel.fit(x, y)",
         errors.LabelError,
         "run from -1 to 2",
-        "Leave out rows without a label",
+        "Remove rows without a label",
     ),
     Mistake(
         "Class numbers as floats",
@@ -436,7 +436,7 @@ LABELS = [
         "as many columns as the network has outputs (3)",
     ),
     Mistake(
-        "Several classes in an image, without saying so",
+        "Several classes per image with a single-label loss",
         "model.fit(x, np.ones((16, 3)))",
         errors.LabelError,
         "sums to 3",
@@ -464,7 +464,7 @@ LABELS = [
         "binary.fit(x, np.where(y == 0, 1, -1))",
         errors.LabelError,
         "run from -1 to 1",
-        "expected 0 to 1",
+        "Expected 0 to 1",
     ),
     Mistake(
         "Class numbers for a loss of numbers",
@@ -521,7 +521,7 @@ LABELS = [
         'model.fit(x, {"kind": y, "size": y}, class_weight={0: 2.0})',
         errors.DataError,
         "dict of ['kind', 'size']",
-        "pass sample_weight",
+        "pass one sample_weight",
     ),
     Mistake(
         "sample_weight of several outputs",
@@ -549,7 +549,7 @@ LABELS = [
         "model.fit(x, y, sample_weight=np.zeros(16))",
         errors.DataError,
         "All 16 sample weights are 0",
-        "leave sample_weight out",
+        "Leave sample_weight out",
     ),
 ]
 
@@ -781,7 +781,7 @@ COMPILE = [
         "model.compile(nnx.Optimizer(model.module, optax.sgd(0.1), wrt=nnx.Param))",
         errors.CompileError,
         "Optimizer",
-        "pass the optax transformation",
+        "Pass the transformation of",
     ),
     Mistake(
         "A loss misspelt",
@@ -1071,7 +1071,7 @@ CALLBACKS = [
         "model.fit(x, y, callbacks=[callbacks.LearningRateScheduler(lambda epoch: None)])",
         errors.CallbackError,
         "returned None",
-        "one finite number",
+        "a finite number",
     ),
     Mistake(
         "The class of a callback",
@@ -1162,8 +1162,8 @@ CALLBACKS = [
         "A file name with a value that the logs do not have",
         'model.fit(x, y, callbacks=[callbacks.ModelCheckpoint("{val_loss:.2f}.safetensors")])',
         errors.CallbackError,
-        "asks for 'val_loss'",
-        "there are ['accuracy', 'epoch', 'loss']",
+        "uses 'val_loss'",
+        "Expected one of ['accuracy', 'epoch', 'loss']",
         trains=True,
     ),
 ]
@@ -1191,7 +1191,7 @@ FILES = [
         "mkdir(parents=True)",
     ),
     Mistake(
-        "A file that is not there",
+        "A missing file",
         'model.save("best.safetensors")\nresfit.load("bset.safetensors")',
         FileNotFoundError,
         "bset.safetensors",
@@ -1201,24 +1201,24 @@ FILES = [
         "A file of PyTorch",
         'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
         errors.SavedModelError,
-        "resnet18.pth is no safetensors file",
+        "resnet18.pth is not a safetensors file",
         "resfit.weights.load(net, path)",
     ),
     Mistake(
-        "A file that is cut off",
+        "A truncated file",
         'import pathlib\nmodel.save("best.safetensors")\nfile = pathlib.Path("best.safetensors")\n'
         'file.write_bytes(file.read_bytes()[:-100])\nresfit.load("best.safetensors")',
         errors.SavedModelError,
         "or is damaged",
-        "take another copy",
+        "use another copy",
     ),
     Mistake(
-        "A safetensors file of somebody else",
+        "A safetensors file of another program",
         "from safetensors.numpy import save_file\n"
         'save_file({"conv1.weight": np.zeros((4, 3, 3, 3))}, "other.safetensors")\n'
         'resfit.load("other.safetensors")',
         errors.SavedModelError,
-        "was not written by resfit",
+        "was not written by Model.save",
         "resfit.weights.load(net, path)",
     ),
     Mistake(
@@ -1236,7 +1236,7 @@ FILES = [
         'resfit.load("three.safetensors", module=five)',
         errors.SavedModelError,
         "head.dense.bias has shape (3,), expected (5,)",
-        "Leave module out",
+        "Omit module",
     ),
     Mistake(
         "A file of a module that only its own code can build",
@@ -1346,7 +1346,7 @@ DEVICES = [
         "'global'",
     ),
     Mistake(
-        "A cache that is none",
+        "An unknown cache",
         'model.fit(x, y, cache="gpu")',
         errors.DataError,
         "'gpu'",

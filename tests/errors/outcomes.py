@@ -60,7 +60,7 @@ def names(model: Any = None) -> dict[str, Any]:
 
 
 def run(code: str, made: dict[str, Any]) -> Outcome:
-    """Runs a row's code in the current folder."""
+    """Run the code of a row in the current folder."""
     with _warnings() as said:
         try:
             exec(compile(code, "mistake", "exec"), made)
@@ -72,7 +72,7 @@ def run(code: str, made: dict[str, Any]) -> Outcome:
 
 @contextmanager
 def in_an_empty_folder() -> Iterator[None]:
-    """A folder that is there for a while, as the current one."""
+    """Change to a temporary folder for the block."""
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -84,7 +84,7 @@ def in_an_empty_folder() -> Iterator[None]:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What resfit says in the log, from warnings up."""
+    """Record the log of resfit, from warnings up."""
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ def _normalised(text: str) -> str:
 
 
 def section(mistake: Mistake, outcome: Outcome) -> str:
-    """A row in the page: its title, its code, and what it says."""
+    """Return the section of a row: its title, its code, and its error."""
     if isinstance(outcome.error, str):
         said = f"WARNING: {outcome.message}"
     elif mistake.foreign:

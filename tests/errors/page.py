@@ -9,18 +9,18 @@ from tests.errors.outcomes import in_an_empty_folder, names, run, section
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 INTRO = f"""\
-# What goes wrong, and what it says
+# Errors and their remedies
 
-Mistakes that users of this field report, and what resfit says to each: what it received, what it expected, what to do.
-Nothing is lost by one: the model holds what it held, or what was trained before, and can be used at once.
+This page lists mistakes that users of this field report, with the error of resfit: the received value, what was
+expected, and the remedy. A mistake never loses work: the model keeps its values, and can be used at once.
 
-This page is made by the tests that make these mistakes (`make errors`), so that every message stands here as it is
-raised. Errors derive from `resfit.errors.ResfitError` and from the built-in exception that one would expect:
-`except ValueError` catches a wrong label. A missing file is a `FileNotFoundError`. An error inside a network or loss of
-your own stays what it is; resfit adds a note that says what your code was called with.
+`make errors` writes this page with the tests that make these mistakes, so every message is the one that resfit raises.
+Errors derive from `resfit.errors.ResfitError` and from the matching built-in exception: `except ValueError` catches a
+wrong label. A missing file is a `FileNotFoundError`. An error inside a custom network or loss keeps its type; resfit
+adds a note with the arguments of the call.
 
-Some mistakes cannot be told from intentions: a softmax before the loss, 0..255 as floats, a rate ten times too high.
-`resfit.doctor` looks for those, see [Tools](how-to/tools.md).
+resfit does not detect some mistakes while it trains, because they can be intended: a softmax before the loss, 0..255 as
+floats, a learning rate that is ten times too high. `resfit.doctor` looks for them, see [Tools](how-to/tools.md).
 
 Every example begins with this:
 
@@ -30,7 +30,7 @@ Every example begins with this:
 
 
 def page() -> str:
-    """The whole page; every row is run."""
+    """Return the whole page, after running every row."""
     parts = [INTRO]
     for topic, mistakes in TOPICS.items():
         parts.append(f"\n## {topic}\n")
@@ -44,7 +44,7 @@ def headings(text: str) -> list[str]:
 
 
 def expected_headings() -> list[str]:
-    """What `headings` of the page must be."""
+    """Return the expected `headings` of the page."""
     return [
         line
         for topic, mistakes in TOPICS.items()

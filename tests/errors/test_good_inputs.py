@@ -107,7 +107,7 @@ GOOD: dict[str, Good] = {
 
 @pytest.fixture
 def silent(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What was said in the log, from warnings up; pytest makes an error of every warning."""
+    """Record the log, from warnings up; pytest turns every warning into an error."""
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 

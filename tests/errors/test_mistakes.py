@@ -17,7 +17,7 @@ REMEDY = "docs/errors.md is made by `make errors`: run it again, and look at wha
 
 
 def faults(mistake: Mistake, outcome: Outcome) -> list[str]:
-    """What is wrong with what came of a mistake."""
+    """Return the problems of the outcome of a mistake."""
     found = []
     if outcome.error is not mistake.error and not (
         mistake.foreign and isinstance(outcome.error, type) and issubclass(outcome.error, mistake.error)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def untouched() -> tuple[Any, Any, dict[str, np.ndarray], dict[str, np.ndarray]]
 
 
 def step(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The variables after one step on all of x and y."""
+    """Return the variables after one step on all of x and y."""
     model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
     return values(model.module)
 

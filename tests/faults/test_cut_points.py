@@ -129,12 +129,9 @@ def without_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = CheckpointManager.restore
 
     def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
-        state = self._state
-        before, n = state.leaves, state.layout.n_params
+        before = self._state.arrays
         sums = restore(self, *arguments)
-        leaves = list(state.leaves)
-        leaves[n : state.layout.n_visible] = before[n : state.layout.n_visible]
-        state.leaves = tuple(leaves)
+        self._state.arrays = self._state.arrays._replace(carried=before.carried)
         return sums
 
     monkeypatch.setattr(CheckpointManager, "restore", forgetful)
@@ -144,9 +141,9 @@ def without_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = CheckpointManager.restore
 
     def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
-        before = self._state.leaves[-1]
+        before = self._state.arrays
         sums = restore(self, *arguments)
-        self._state.leaves = (*self._state.leaves[:-1], before)
+        self._state.arrays = self._state.arrays._replace(step=before.step)
         return sums
 
     monkeypatch.setattr(CheckpointManager, "restore", forgetful)
@@ -156,9 +153,9 @@ def without_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = CheckpointManager.restore
 
     def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
-        before, n = self._state.leaves, self._state.layout.n_model
+        before = self._state.arrays
         sums = restore(self, *arguments)
-        self._state.leaves = (*self._state.leaves[:n], *before[n:-2], *self._state.leaves[-2:])
+        self._state.arrays = self._state.arrays._replace(optimizer_state=before.optimizer_state)
         return sums
 
     monkeypatch.setattr(CheckpointManager, "restore", forgetful)

@@ -362,7 +362,7 @@ def test_saving_warns_once_of_an_iterator_without_a_position(
 ) -> None:
     left = run("a generator", files, tmp_path / "a", x=itertools.chain(kinds.endless()))
     assert_same(run("a generator", files, tmp_path / "a", x=itertools.chain(), resume=True), left)  # it is finished
-    assert caplog.text.count("are an iterator (chain) that does not say where it stands") == 1
+    assert caplog.text.count("are an iterator (chain) without state_dict") == 1
     caplog.clear()
     run("a generator", files, tmp_path / "b")
     assert "iterator" not in caplog.text

@@ -130,7 +130,7 @@ def test_a_diverging_run_continues_with_a_lower_learning_rate(
     assert len(seen.batches) > EPOCHS * STEPS
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == rollback.count
-    assert "goes back to its last good checkpoint (1 of 3 times), the learning rate times 0.01" in said[0]
+    assert "returns to its last good checkpoint (1 of 3 times) with the learning rate times 0.01" in said[0]
     last = 0.4 * 0.01**rollback.count * (1 if rate == 0.4 else 1 / (EPOCHS * STEPS))
     assert made.learning_rate == pytest.approx(last, rel=1e-5)
 

@@ -26,7 +26,7 @@ import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.state import RunState
+from resfit.trainer.run_state import RunState
 from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels
@@ -377,13 +377,10 @@ def restoring_no_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     restore = CheckpointManager.restore
 
     def forgetful(self: CheckpointManager, *arguments: Any) -> Any:
-        before, n = [np.array(leaf) for leaf in self._state.leaves], self._state.layout.n_model
+        before = [np.array(leaf) for leaf in self._state.arrays.optimizer_state]
         sums = restore(self, *arguments)
-        self._state.leaves = (
-            *self._state.leaves[:n],
-            *self._placement.replicate(before[n:-2]),
-            *self._state.leaves[-2:],
-        )
+        replicated = tuple(self._placement.replicate(before))
+        self._state.arrays = self._state.arrays._replace(optimizer_state=replicated)
         return sums
 
     monkeypatch.setattr(CheckpointManager, "restore", forgetful)
@@ -395,8 +392,8 @@ def evaluating_moves_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(self: Evaluator, *arguments: Any) -> Any:
         results = evaluate(self, *arguments)
         state = self._context.state
-        first, *others = state.visible()
-        state.replace((first + 1, *others, *state.leaves[1 + len(others) :]))
+        first, *others = state.arrays.params
+        state.replace(state.layout.flatten(state.arrays._replace(params=(first + 1, *others))))
         state.publish()
         return results
 
@@ -419,7 +416,7 @@ def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     set_visible = RunState.set_visible
 
     def careless(self: RunState, arrays: Any, averages: Any = None) -> None:
-        self.leaves = (*self.leaves[:-1], self.leaves[-1] + 1)
+        self.arrays = self.arrays._replace(step=self.arrays.step + 1)
         set_visible(self, arrays, averages)
 
     monkeypatch.setattr(RunState, "set_visible", careless)

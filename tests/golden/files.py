@@ -30,7 +30,7 @@ def pattern(shape: tuple[int, ...], dtype: Any, *, positive: bool = False) -> ja
 
 
 def fill(module: nnx.Module) -> None:
-    """Gives every parameter and statistic its values by the rule."""
+    """Set every parameter and statistic to values by a rule."""
     for path, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
         old = variable[...]
         variable.set_value(pattern(old.shape, old.dtype, positive=path[-1] == "var"))
@@ -85,7 +85,7 @@ def predicted(one: resfit.Model) -> Any:
 
 
 def saved() -> SavedRun:
-    """A checkpoint with every kind of value."""
+    """Return a checkpoint with every kind of value."""
     arrays = {
         "state/0": np.asarray(pattern((3, 4), np.float32)),
         "state/1": np.asarray(pattern((5,), jnp.bfloat16)),

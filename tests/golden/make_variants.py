@@ -187,7 +187,7 @@ def digest(net):
 
 
 def member(library, name):
-    """What the library's own network of that name holds and computes; built without an argument of ours."""
+    """Return arrays and outputs of the library's network of that name, built without arguments."""
     create = partial(timm.create_model, name) if library is timm else getattr(torchvision.models, name)
     net = create().eval()
     total = [0]

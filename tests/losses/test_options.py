@@ -233,13 +233,13 @@ def test_a_loss_on_each_output_needs_no_sum_but_values_between_zero_and_one() ->
         losses.check(loss, np.array([[1, 1, 0, 0]]), (1, 4))
         losses.check(loss, np.array([0.0, 1.0]), (2, 1))
         losses.check(loss, np.zeros((0, 4)), (0, 4))
-        with pytest.raises(LabelError, match="run from 0 to 2; each output"):
+        with pytest.raises(LabelError, match="run from 0 to 2, and each output"):
             losses.check(loss, np.array([[0, 2, 1, 0]]), (1, 4))
-        with pytest.raises(LabelError, match="run from 1 to 2; each output"):
+        with pytest.raises(LabelError, match="run from 1 to 2, and each output"):
             losses.check(loss, np.array([1, 2]), (2, 1))
         with pytest.raises(LabelError, match="NaN"):
             losses.check(loss, np.array([[0.5, np.nan]]), (1, 2))
-    with pytest.raises(LabelError, match=r"run from 1 to 4; the network has 4 outputs.*y - 1"):
+    with pytest.raises(LabelError, match=r"run from 1 to 4, and the network has 4 outputs.*y - 1"):
         losses.check(BinaryCrossEntropy(), np.array([1, 4]), (2, 4))
 
 

@@ -78,7 +78,7 @@ def test_every_other_function_receives_outputs_first(function: Any) -> None:
 )
 def test_names_that_only_hint_at_labels_first_are_an_error(function: Any) -> None:
     for resolve in (losses.get, lambda metric: metrics.by_name({"mine": metric})):
-        with pytest.raises(CompileError, match=r"parameter names do not say.*Rename the parameters"):
+        with pytest.raises(CompileError, match=r"parameter names are ambiguous.*Rename the parameters"):
             resolve(function)
 
 

@@ -93,7 +93,7 @@ def test_a_class_without_examples_or_without_others_is_left_out() -> None:
 
 
 def test_what_cannot_be_counted_is_refused() -> None:
-    with pytest.raises(LabelError, match="auc was made for num_classes=1; the network has 3"):
+    with pytest.raises(LabelError, match="auc was built with num_classes=1, and the network has 3"):
         metrics.auc(1).from_model_output(logits=np.zeros((2, 3), np.float32), targets=np.zeros(2, np.int32))
     with pytest.raises(CompileError, match="num_classes=0"):
         metrics.auc(0)

@@ -94,9 +94,9 @@ def test_of_no_examples_nothing_is_known(per_class: bool) -> None:
 
 
 def test_a_metric_for_another_number_of_classes_is_refused() -> None:
-    with pytest.raises(LabelError, match="precision was made for num_classes=10; the network has 3 outputs"):
+    with pytest.raises(LabelError, match="precision was built with num_classes=10, and the network has 3 outputs"):
         metrics.precision(10).from_model_output(logits=np.zeros((2, 3), np.float32), targets=np.zeros(2, np.int32))
-    with pytest.raises(LabelError, match="made for num_classes=2; the network has 1 outputs"):
+    with pytest.raises(LabelError, match="built with num_classes=2, and the network has 1 outputs"):
         metrics.confusion_matrix(2).from_model_output(
             logits=np.zeros((2, 1), np.float32), targets=np.zeros(2, np.int32)
         )

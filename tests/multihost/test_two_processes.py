@@ -144,7 +144,7 @@ def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Pa
     for found in (first, second):
         assert [value for name, value in found.items() if name.startswith("batches")] == [2, 2, 2, 15]
         assert found["interrupt"].startswith("KeyboardInterrupt")
-        assert found["split data"].startswith("DataError: The processes hold different data: a label is another one")
+        assert found["split data"].startswith("DataError: The processes hold different data: a label differs")
         assert found["other values"].startswith("DataError: The processes hold different first values: conv.kernel")
         assert found["other kind"].startswith("CompileError: dispatch='jit' with 2 processes")
         assert "2 processes train together" in found["cache"]

@@ -58,7 +58,7 @@ def same_steps(folder: Path, process: int, processes: int) -> dict[str, Any]:
 
 
 def same_fit(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """A fit with a tail and a validation that four devices do not divide, then everything that can be asked."""
+    """Fit with a partial batch and a validation that four devices do not divide, then call everything else."""
     model = model_of()
     history = model.fit(
         images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
@@ -150,7 +150,7 @@ def agreement(folder: Path, process: int, processes: int) -> dict[str, Any]:
 
 
 def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """A run that one process is told to end, goes on; another one is left for fewer processes to go on with."""
+    """Resume a run after one process got a signal; leave another run for fewer processes."""
     found: dict[str, Any] = {}
 
     def run(name: str, *, resume: bool = True, stop: bool = False) -> None:
@@ -176,7 +176,7 @@ def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str,
 
 
 def gone_on_in_more(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """A run that one process alone began goes on."""
+    """Resume a run that a single process began."""
     model = model_of(ema=0.9)
     callbacks = [Checkpoint(folder / "runs" / "alone"), Acts(False, None)]
     history = resumable_fit(model, callbacks, resume="inexact")

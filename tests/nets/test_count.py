@@ -1,4 +1,4 @@
-"""Counting by abstract evaluation, on programs whose counts are known by arithmetic."""
+"""Counts by abstract evaluation match arithmetic."""
 
 from collections.abc import Callable
 
@@ -56,7 +56,7 @@ def test_multiply_adds_are_those_of_arithmetic(
     assert count_multiply_adds(nnx.eval_shape(make), shape) == expected
 
 
-def test_training_mode_is_left_alone_and_statistics_do_not_move() -> None:
+def test_counting_keeps_the_mode_and_the_statistics() -> None:
     net = nnx.Sequential(
         nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
     )
@@ -82,13 +82,13 @@ def names(module: nnx.Module, shape: tuple[int, ...], dtype: str = "float32") ->
     return held
 
 
-def test_activations_are_named_across_inner_programs_and_weights_are_none() -> None:
-    """x @ w, then again inside a jit: input, middle and output of 8 floats; the kernels are not among them."""
+def test_activations_are_named_across_inner_programs_and_weights_are_not_activations() -> None:
+    """The program is x @ w, and again inside a jit: input, middle and output have 8 floats each."""
     twice = Calls(lambda w, x: jax.jit(lambda w, y: y @ w)(w, x @ w))
     assert sorted(names(twice, (8,)).values()) == [32, 32, 32]
 
 
-def test_an_array_read_twice_is_held_once() -> None:
+def test_an_array_that_is_read_twice_counts_once() -> None:
     assert sorted(names(Calls(lambda w, x: x @ w + x @ (2 * w)), (8,)).values()) == [32, 32, 32]
 
 

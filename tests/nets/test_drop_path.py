@@ -1,4 +1,4 @@
-"""Stochastic depth and the other dropouts: for whole images, right on average, in training alone."""
+"""Stochastic depth and the other dropouts: per image, unbiased, only in training."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def net(**fields: Any) -> ResNet:
     return ResNet(ResNetSpec(**values), rngs=nnx.Rngs(0))
 
 
-def test_the_rate_rises_from_zero_in_the_first_block_to_all_of_it_in_the_last() -> None:
+def test_drop_path_rises_from_zero_in_the_first_block_to_the_full_rate_in_the_last() -> None:
     blocks = [block for stage in net(drop_path=0.4).stages for block in stage.blocks]
     rates = [block.drop_path.rate if block.drop_path is not None else 0.0 for block in blocks]
     np.testing.assert_allclose(rates, [0.0, 0.1, 0.2, 0.3, 0.4], rtol=1e-6)
-    assert blocks[0].drop_path is None  # which never drops: it draws nothing
+    assert blocks[0].drop_path is None  # it draws nothing
 
 
-def test_a_single_block_is_the_first() -> None:
+def test_a_single_block_has_no_drop_path() -> None:
     assert net(depths=(1,), widths=(4,), drop_path=0.4).stage1.blocks[0].drop_path is None
 
 
@@ -37,8 +37,8 @@ class Scaled(nnx.Module):
         return x / np.sqrt(np.float32(1 + 1e-5))
 
 
-def test_the_branches_of_whole_images_are_dropped_and_the_others_scaled_up() -> None:
-    """Each image is its shortcut alone, or has its branch four times; on average, once."""
+def test_drop_path_drops_whole_images_and_scales_the_others_up() -> None:
+    """Each image is its shortcut, or has four times its branch; the mean is one branch."""
     block = BasicBlock(4, 4, drop_path=0.75, zero_init_last=False, rngs=nnx.Rngs(0))
     block.activation = lambda x: x
     branch = np.asarray(call(block.branch, X, train=False))
@@ -50,7 +50,7 @@ def test_the_branches_of_whole_images_are_dropped_and_the_others_scaled_up() -> 
     assert factors.mean() == pytest.approx(1, abs=5 * np.sqrt(3 / len(X)))
 
 
-def test_two_blocks_and_two_calls_never_drop_the_same_images() -> None:
+def test_blocks_and_calls_drop_different_images() -> None:
     module = net(depths=(1, 4), drop_path=0.5)
     rates = [block.drop_path for block in module.stage2.blocks[1:]]
     ones = np.ones((64, 1, 1, 1), np.float32)
@@ -69,7 +69,7 @@ def test_two_blocks_and_two_calls_never_drop_the_same_images() -> None:
     ],
     ids=["drop_path", "head_dropout", "dropout"],
 )
-def test_a_new_network_evaluates_and_training_alone_draws(fields: dict[str, Any]) -> None:
+def test_a_new_network_evaluates_and_only_training_draws(fields: dict[str, Any]) -> None:
     module = net(depths=(1, 1), zero_init_last=False, **fields)
     counts = [leaf for _, leaf in nnx.to_flat_state(nnx.state(module, nnx.RngCount))]
     assert counts
@@ -91,7 +91,7 @@ def test_a_new_network_evaluates_and_training_alone_draws(fields: dict[str, Any]
     assert not np.allclose(train(module, x), first)
 
 
-def test_the_heads_dropout_is_between_the_mean_and_the_logits() -> None:
+def test_dropout_of_the_head_is_between_pooling_and_logits() -> None:
     head = net(head_dropout=0.5).head
     features = np.ones((64, 2, 2, 8), np.float32)
     head.dense.kernel.set_value(jnp.asarray(np.eye(8, 3, dtype=np.float32)))

@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions: the same logits, and nothing folded that cannot be."""
+"""Batch norms folded into convolutions: the logits stay, and norms that cannot be folded stay."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_a_folded_network_has_the_logits_of_the_network(variant: str) -> None:
 
 
 def test_the_statistics_and_scales_are_what_is_folded() -> None:
-    """The negative control: where a statistic is another, the logits are others."""
+    """The negative control: with another statistic the logits differ."""
     net = thin("v1")
     folded = fold_batch_norm(net)
     net.stem.norm.var.set_value(jnp.asarray(np.asarray(net.stem.norm.var[...]) * np.float32(1.1)))
@@ -54,7 +54,7 @@ def test_a_network_of_group_norms_has_nothing_to_fold() -> None:
         fold_batch_norm(thin("group norm"))
 
 
-def test_a_module_of_ones_own_is_folded_by_an_example() -> None:
+def test_a_custom_module_is_folded_with_an_example() -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
     net.norm.mean.set_value(jnp.asarray(np.arange(4, dtype=np.float32)))
     net.norm.var.set_value(jnp.asarray(np.arange(1, 5, dtype=np.float32)))
@@ -70,7 +70,7 @@ def test_a_module_of_ones_own_is_folded_by_an_example() -> None:
 
 
 class Parts(nnx.Module):
-    """A convolution and two norms, called as `how` says."""
+    """A convolution and two norms, called in the way that `how` names."""
 
     def __init__(self, how: str, **arguments: Any) -> None:
         rngs = nnx.Rngs(0)
@@ -113,12 +113,12 @@ def test_biases_of_convolutions_and_norms_without_scale_or_bias_are_folded(how: 
 @pytest.mark.parametrize(
     "how", ["twice in a row", "also added", "two norms", "something between", "one norm for two", "by the batch"]
 )
-def test_what_would_not_be_the_same_function_is_not_folded(how: str) -> None:
+def test_a_norm_is_not_folded_if_the_function_would_change(how: str) -> None:
     with pytest.raises(ModuleError, match="nothing to fold"):
         fold_batch_norm(Parts(how), X)
 
 
-def test_a_kernel_that_another_convolution_shares_stays_its_own() -> None:
+def test_folding_does_not_change_a_kernel_of_another_convolution() -> None:
     module = Parts("alone")
     module.tied = nnx.Conv(3, 3, (1, 1), rngs=nnx.Rngs(0))
     module.tied.kernel = module.conv.kernel
@@ -128,7 +128,7 @@ def test_a_kernel_that_another_convolution_shares_stays_its_own() -> None:
 
 
 class Shared(nnx.Module):
-    """One convolution and its norm, reached by two names."""
+    """One convolution and its norm, with two names."""
 
     def __init__(self) -> None:
         self.conv = nnx.Conv(3, 3, (1, 1), rngs=nnx.Rngs(0))

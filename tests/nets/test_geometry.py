@@ -1,4 +1,4 @@
-"""How stages step: strides, or dilation in their place."""
+"""Strides of stages, or dilations instead of strides."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def spec(stem: str, output_stride: int | None, **fields: Any) -> ResNetSpec:
 
 
 @pytest.mark.parametrize(("stem", "output_stride"), GEOMETRY)
-def test_stages_beyond_the_stride_dilate_and_their_first_convolution_as_the_stage_before(
+def test_stages_beyond_the_output_stride_dilate_and_start_with_the_previous_dilation(
     stem: str, output_stride: int | None
 ) -> None:
     assert [tuple(stage) for stage in spec(stem, output_stride).geometry] == GEOMETRY[stem, output_stride]
@@ -43,7 +43,7 @@ def test_stages_beyond_the_stride_dilate_and_their_first_convolution_as_the_stag
     + [("cifar", "preact_bottleneck")]
     + [pytest.param("cifar", block, marks=pytest.mark.slow) for block in ("bottleneck", "preact_basic")],
 )
-def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem: str, block: str) -> None:
+def test_the_last_features_have_the_output_stride_and_parameters_do_not_change(stem: str, block: str) -> None:
     least = int(np.prod(STEMS[stem].strides))
     shapes = []
     for stride in (least, 8 * least):
@@ -63,8 +63,8 @@ def test_the_last_features_have_that_stride_and_the_parameters_of_any_other(stem
         *(pytest.param(b, marks=pytest.mark.slow) for b in ("bottleneck", "preact_basic", "preact_bottleneck")),
     ],
 )
-def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block: str) -> None:
-    """The reason for the first dilation: every second pixel of the dilated features is the strided ones' own."""
+def test_dilated_features_equal_strided_ones_at_every_second_pixel(block: str) -> None:
+    """The first dilation exists for this reason."""
     stepping, dilated = (
         ResNet(spec("cifar", stride, block=block, zero_init_last=False), rngs=nnx.Rngs(0)) for stride in (8, 2)
     )
@@ -75,7 +75,7 @@ def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block:
 
     strided, dense = last_features(stepping), last_features(dilated)
     np.testing.assert_allclose(dense[:, ::4, ::4], strided, atol=1e-4, rtol=1e-4)
-    # A negative control: with the stage's own dilation in its first convolution it would be another network.
+    # A negative control: with the stage's own dilation in the first convolution the features differ.
     first = dilated.stage4.blocks[0].branch
     conv = first.conv1 if "basic" in block else first.conv2
     conv.kernel_dilation, conv.padding = (4, 4), ((4, 4), (4, 4))
@@ -85,12 +85,12 @@ def test_dilating_computes_what_stepping_does_at_the_pixels_that_it_keeps(block:
 @pytest.mark.parametrize(
     ("stem", "stride", "says"),
     [
-        ("imagenet", 2, "stem alone steps 4"),
-        ("imagenet", 64, "step to 32"),
-        ("imagenet", 12, "step to 8"),
-        ("cifar", 16, "step to 8"),
+        ("imagenet", 2, "stem steps 4"),
+        ("imagenet", 64, "reach a stride of 32"),
+        ("imagenet", 12, "reach a stride of 8"),
+        ("cifar", 16, "reach a stride of 8"),
     ],
 )
-def test_a_stride_that_stages_do_not_reach_is_refused(stem: str, stride: int, says: str) -> None:
+def test_an_output_stride_that_stages_do_not_reach_raises(stem: str, stride: int, says: str) -> None:
     with pytest.raises(SpecError, match=says):
         spec(stem, stride)

@@ -18,7 +18,7 @@ def norm(**kwargs: bool | str) -> BatchNorm:
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_it_computes_what_flax_computes(mask: jax.Array | None) -> None:
+def test_batch_norm_equals_flax(mask: jax.Array | None) -> None:
     ours, theirs = norm(), nnx.BatchNorm(2, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
 
     @nnx.jit
@@ -46,20 +46,20 @@ def test_the_running_variance_is_of_the_kind_asked_for(unbiased: bool, mask: jax
     np.testing.assert_allclose(layer.var[...], 0.9 + 0.1 * seen.var((0, 1, 2), ddof=int(unbiased)), rtol=1e-5)
 
 
-def test_the_batch_is_normalised_by_the_biased_variance_in_both_kinds() -> None:
+def test_the_batch_is_normalized_by_the_biased_variance_in_both_forms() -> None:
     np.testing.assert_array_equal(
         *(call(norm(unbiased=unbiased), X, use_running_average=False) for unbiased in (True, False))
     )
 
 
-def test_one_value_has_no_unbiased_variance() -> None:
+def test_one_value_per_channel_with_unbiased_variance_raises() -> None:
     with pytest.raises(InputShapeError, match=r"\(1, 1, 1, 2\).*unbiased=False"):
         norm(unbiased=True)(X[:1, :1, :1], use_running_average=False)
     assert np.isfinite(call(norm(unbiased=False), X[:1, :1, :1], use_running_average=False)).all()
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_statistics_over_a_device_axis_are_those_of_the_whole_batch(unbiased: bool) -> None:
+def test_statistics_over_a_device_axis_equal_those_of_the_whole_batch(unbiased: bool) -> None:
     whole, parts = norm(unbiased=unbiased), norm(unbiased=unbiased)
     expected = call(whole, X, use_running_average=False)
     parts.axis_name = "data"
@@ -84,13 +84,13 @@ def test_statistics_are_float32_in_bfloat16() -> None:
     assert y.dtype == jnp.bfloat16
     assert layer.mean.dtype == layer.var.dtype == jnp.float32
     assert layer.scale.dtype == jnp.bfloat16
-    assert np.asarray(y)[0, 0, 0, 0] == 0  # flax's own layer rounds the mean first, and is off by a quarter
+    assert np.asarray(y)[0, 0, 0, 0] == 0  # flax's layer rounds the mean first, an error of a quarter
     rounded = nnx.BatchNorm(2, use_running_average=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     rounded.mean.set_value(layer.mean[...])
     assert call(rounded, np.full((1, 1, 1, 2), 100.25, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_a_new_norm_evaluates_and_its_modes_are_those_of_nnx() -> None:
+def test_a_new_norm_evaluates_and_follows_nnx_modes() -> None:
     layer = norm()
     call(layer, X)
     np.testing.assert_array_equal(layer.mean[...], 0)
@@ -102,7 +102,7 @@ def test_a_new_norm_evaluates_and_its_modes_are_those_of_nnx() -> None:
     assert (np.asarray(layer.mean[...]) != moved).all()
 
 
-def test_a_zero_scale_starts_at_the_bias_alone() -> None:
+def test_a_norm_with_zero_scale_returns_its_bias() -> None:
     np.testing.assert_array_equal(call(norm(zero_scale=True), X, use_running_average=False), 0)
 
 
@@ -111,7 +111,7 @@ def test_a_zero_scale_starts_at_the_bias_alone() -> None:
 
 @pytest.mark.parametrize("channels", [1, 64, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 32, 96))])
 def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> None:
-    """PyTorch's and timm's: 32 groups of neighbours, the biased variance, 1e-5."""
+    """The formula of PyTorch and timm: 32 groups of neighbors, the biased variance, 1e-5."""
     layer = GroupNorm(channels, rngs=nnx.Rngs(0))
     scale, bias = (np.random.default_rng(i).normal(size=channels) for i in (1, 2))
     layer.scale.set_value(jnp.asarray(scale.astype(np.float32)))
@@ -126,13 +126,13 @@ def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> 
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_a_group_norm_sees_one_image_at_a_time_and_holds_no_statistics() -> None:
+def test_a_group_norm_normalizes_each_image_separately_and_holds_no_statistics() -> None:
     layer = GroupNorm(64, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 64)).astype(np.float32)
     alone = nnx.jit(lambda layer, x: layer(x, False))
     np.testing.assert_allclose(np.asarray(alone(layer, x))[:1], alone(layer, x[:1]), atol=1e-6)
     assert not jax.tree.leaves(nnx.state(layer, nnx.BatchStat))
-    # A negative control: the other norm sees all of them.
+    # A negative control: batch norm depends on all images.
     batch = BatchNorm(64, rngs=nnx.Rngs(0))
     assert not np.allclose(np.asarray(alone(batch, x))[:1], alone(batch, x[:1]), atol=1e-2)
 
@@ -146,7 +146,7 @@ def test_a_group_norm_computes_in_float32_and_returns_its_dtype() -> None:
     np.testing.assert_allclose(np.abs(np.asarray(y, np.float32)), 1, atol=0.01)
 
 
-def test_a_group_norm_starts_at_its_bias_or_is_refused() -> None:
+def test_a_group_norm_with_zero_scale_returns_its_bias_and_wrong_widths_raise() -> None:
     np.testing.assert_array_equal(call(GroupNorm(2, zero_scale=True, rngs=nnx.Rngs(0)), X), 0)
     with pytest.raises(SpecError, match=r"48 channels.*multiple of 32"):
         GroupNorm(48, rngs=nnx.Rngs(0))

@@ -20,7 +20,7 @@ from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
         pytest.param((5, 5), 1, 2, marks=pytest.mark.slow),
     ],
 )
-def test_max_pool_and_its_gradient_are_those_of_flax(size: tuple[int, int], window: int, strides: int) -> None:
+def test_max_pool_and_its_gradient_equal_flax(size: tuple[int, int], window: int, strides: int) -> None:
     pad = window // 2
 
     def ours(x: jax.Array) -> jax.Array:
@@ -36,7 +36,7 @@ def test_max_pool_and_its_gradient_are_those_of_flax(size: tuple[int, int], wind
         ]
         return [(y, gradient) for y, (gradient,) in pulled]
 
-    # After a ReLU many values are equal, and the gradient of equal values is a matter of choice.
+    # After a ReLU many values are equal, and the gradient depends on which of them counts as the maximum.
     x = np.maximum(image(size), 0)
     cotangents = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     (y, gradient), (expected, expected_gradient) = values_and_gradients(x, cotangents)
@@ -45,13 +45,13 @@ def test_max_pool_and_its_gradient_are_those_of_flax(size: tuple[int, int], wind
 
 
 def far_apart() -> np.ndarray:
-    """An image whose values differ so much that a small step changes no maximum."""
+    """Return an image whose values differ so much that a small step changes no maximum."""
     values = np.random.default_rng(0).permutation(2 * 5 * 6 * 3)
     return values.reshape(2, 5, 6, 3).astype(np.float32)
 
 
 def test_max_pool_has_derivatives_of_any_order_and_direction() -> None:
-    """Those of a maximum over shifted images, which JAX differentiates by itself."""
+    """They equal those of a maximum over shifted images, which JAX differentiates."""
 
     def shifted(x: jax.Array) -> jax.Array:
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
@@ -85,16 +85,16 @@ def test_the_derivatives_of_max_pool_are_those_of_finite_differences() -> None:
 
 
 def test_the_gradient_of_max_pool_keeps_a_byte_for_each_output() -> None:
-    # Outside a trace what is kept are arrays, and a compiled function is one program.
+    # Outside of a trace the residuals are arrays, and a compiled function is one program.
     y, pull = jax.vjp(jax.jit(max_pool), np.ones((2, 8, 8, 3), np.float32))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == y.size
 
 
-def test_max_pool_pads_with_less_than_any_value() -> None:
+def test_max_pool_pads_with_minus_infinity() -> None:
     np.testing.assert_array_equal(jax.jit(max_pool)(np.full((1, 2, 2, 1), -5.0, np.float32)), -5.0)
 
 
-def test_max_pool_hides_no_nan() -> None:
+def test_max_pool_propagates_nan() -> None:
     pool = jax.jit(functools.partial(max_pool, strides=3))
     for position in range(3):
         x = np.zeros((1, 1, 3, 1), np.float32)
@@ -136,7 +136,7 @@ def average_by_hand(x: np.ndarray, strides: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (4, 5), (7, 6)])
-def test_average_pool_is_the_mean_of_what_is_there(size: tuple[int, int]) -> None:
+def test_average_pool_equals_torch_and_timm(size: tuple[int, int]) -> None:
     x = image(size)
     every: list[Any] = [(2, 2), (1, 1), (2, 1), (1, 2), 2, 1]
     for strides, found in zip(every, jax.jit(lambda x: [average_pool(x, strides=s) for s in every])(x), strict=True):
@@ -144,8 +144,8 @@ def test_average_pool_is_the_mean_of_what_is_there(size: tuple[int, int]) -> Non
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_window_over_the_edge_counts_the_pixels_that_are_there() -> None:
-    """The negative control: with zeros counted, or the last pixels left out, the edge would be darker, or gone."""
+def test_average_pool_ignores_padding_at_the_edge() -> None:
+    """A negative control: counting zeros or dropping the last pixels gives another edge."""
 
     @jax.jit
     def pools(x: jax.Array) -> Any:
@@ -159,7 +159,7 @@ def test_a_window_over_the_edge_counts_the_pixels_that_are_there() -> None:
 
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [(2, 3), (6, 7), (8, 5)])
-def test_blur_pool_is_a_convolution_by_a_binomial_of_a_reflected_image(size: tuple[int, int], strides: int) -> None:
+def test_blur_pool_equals_a_binomial_convolution_of_the_reflected_image(size: tuple[int, int], strides: int) -> None:
     x = image(size)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     taps = np.outer([1, 2, 1], [1, 2, 1]) / 16
@@ -168,10 +168,10 @@ def test_blur_pool_is_a_convolution_by_a_binomial_of_a_reflected_image(size: tup
     np.testing.assert_allclose(found, blurred[:, ::strides, ::strides], atol=1e-6)
 
 
-def test_blurring_keeps_a_constant_and_takes_a_checkerboard_away() -> None:
+def test_blurring_keeps_a_constant_and_removes_a_checkerboard() -> None:
     board = (np.indices((6, 6)).sum(0) % 2).astype(np.float32).reshape(1, 6, 6, 1)
     np.testing.assert_allclose(jax.jit(blur_pool)(board), 0.5)
-    assert set(np.unique(board[:, ::2, ::2])) == {0.0}  # what a stride alone makes of it
+    assert set(np.unique(board[:, ::2, ::2])) == {0.0}  # a stride without blur
     np.testing.assert_allclose(jax.jit(blur_pool)(np.full((1, 5, 4, 1), 3.0, np.float32)), 3.0)
 
 

@@ -1,4 +1,4 @@
-"""Rematerialisation: less memory, and nothing else is different."""
+"""Rematerialization: less memory and the same results."""
 
 import functools
 from pathlib import Path
@@ -16,7 +16,7 @@ from resfit.diagnostics.summary import summarize
 from resfit.errors import SpecError
 from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 from resfit.trainer.memory import step_memory
 from tests.helpers import (
     assert_close,
@@ -50,7 +50,7 @@ class NoisyBranch(nnx.Module):
 
 
 def noisy_net(remat: str | None) -> ResNet:
-    """A block of the user's own, with dropout."""
+    """Return a network whose custom block has dropout."""
     module = net(remat, depths=(1,), widths=(4,))
     module.stage1.blocks[0] = resfit.nets.Residual(NoisyBranch(4, rngs=nnx.Rngs(5)), in_channels=4)
     return module
@@ -61,7 +61,7 @@ def noisy_net(remat: str | None) -> ResNet:
 
 @functools.cache
 def everything(remat: str | None, train: bool, block: str) -> Any:
-    """Loss, logits, moved statistics and gradients of one call."""
+    """Return loss, logits, updated statistics and gradients of one call."""
 
     @nnx.jit
     def run(module: ResNet, x: jax.Array) -> Any:
@@ -94,14 +94,14 @@ QUICK = {("block", True, "basic"), ("stage", True, "preact_basic"), ("block", Fa
         for case in (("block", True), ("stage", True), ("block", False))
     ],
 )
-def test_outputs_gradients_and_statistics_are_those_without_it(remat: str, train: bool, block: str) -> None:
+def test_outputs_gradients_and_statistics_do_not_depend_on_remat(remat: str, train: bool, block: str) -> None:
     plain, lean = everything(None, train, block), everything(remat, train, block)
     if block.startswith("preact"):
-        assert_close(lean, plain)  # nothing stands between two blocks, and newer versions of XLA fuse across their seam
+        assert_close(lean, plain)  # without a barrier, newer versions of XLA fuse two blocks
     else:
         assert_same(lean, plain)
     moved = [bool(np.all(np.asarray(a) == 0) or np.all(np.asarray(a) == 1)) for a in jax.tree.leaves(lean[0][1][1])]
-    assert any(moved) is not train  # the comparison saw statistics that move in training, and only there
+    assert any(moved) is not train  # statistics change in training only
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_outputs_gradients_and_statistics_are_those_without_it(remat: str, train
         pytest.param("stage", "sharded", "bfloat16", marks=pytest.mark.exhaustive),
     ],
 )
-def test_training_is_the_same_bit_for_bit_in_float32(remat: str, dispatch: str, precision: str) -> None:
-    """With dropout, statistics and a ragged tail. In bfloat16 XLA rounds where it likes."""
+def test_training_with_remat_is_bit_for_bit_the_same_in_float32(remat: str, dispatch: str, precision: str) -> None:
+    """With dropout, statistics and a partial batch. In bfloat16, XLA chooses where to round."""
     found = []
     for kind in (None, remat):
         model = compiled(noisy_net(kind), dispatch=dispatch, precision=precision)
@@ -127,11 +127,11 @@ def test_training_is_the_same_bit_for_bit_in_float32(remat: str, dispatch: str, 
 
 
 @pytest.mark.parametrize("remat", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
-def test_without_compilation_too(remat: str) -> None:
+def test_remat_works_in_eager_mode(remat: str) -> None:
     module, other = noisy_net(remat), noisy_net(None)
     assert_close(module(images(2), train=True), call(other, images(2), train=True), 1e-6)
     assert_close(values(module), values(other), 1e-6)
-    assert module.stage1.blocks[0].branch.dropout.rngs.count[...] == 1  # moved once
+    assert module.stage1.blocks[0].branch.dropout.rngs.count[...] == 1  # changed once
 
 
 # --- less memory ------------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_without_compilation_too(remat: str) -> None:
 
 @functools.cache
 def temporary_memory(remat: str | None, slices: int = 1) -> int:
-    """Bytes beside arguments and results, of the training step of a deep and thin network."""
+    """Return the temporary bytes of the training step of a deep and thin network."""
     model = compiled(net(remat, depths=(5,), widths=(4,)), gradient_accumulation_steps=slices)
     return compiled_of(model).trainer.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
 
@@ -149,13 +149,13 @@ def test_a_training_step_needs_much_less_memory() -> None:
 
 
 @pytest.mark.slow
-def test_in_slices_a_training_step_needs_less_still() -> None:
+def test_remat_and_accumulation_together_need_even_less_memory() -> None:
     assert temporary_memory(None, 4) < 0.5 * temporary_memory(None)
     assert temporary_memory("block", 4) < 0.75 * min(temporary_memory(None, 4), temporary_memory("block"))
 
 
 def test_the_memory_is_saved_by_barriers_that_the_compiler_leaves_in() -> None:
-    """Without them what is computed again is an expression like another, and computed once: nothing is saved."""
+    """Without barriers, XLA merges the repeated computation with the first one and saves nothing."""
 
     def temporary(barriers: bool) -> int:
         def layers(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -177,7 +177,7 @@ def test_the_memory_is_saved_by_barriers_that_the_compiler_leaves_in() -> None:
 
 
 @pytest.mark.slow
-def test_a_module_of_ones_own_saves_memory_by_nnx_remat() -> None:
+def test_a_custom_module_saves_memory_with_nnx_remat() -> None:
     class Deep(nnx.Module):
         def __init__(self, lean: bool) -> None:
             self.lean = lean
@@ -203,7 +203,7 @@ def test_a_module_of_ones_own_saves_memory_by_nnx_remat() -> None:
 # --- nothing else is different ----------------------------------------------------------------------------------------
 
 
-def test_variables_that_the_call_does_not_change_stay_the_arrays_they_were() -> None:
+def test_unchanged_variables_keep_their_arrays() -> None:
     branch = NoisyBranch(4, rngs=nnx.Rngs(0))
     before = {path: leaf.get_raw_value() for path, leaf in nnx.to_flat_state(nnx.state(branch))}
     recomputed(lambda branch, x: branch(x), branch, np.ones((2, 4, 4, 4), np.float32))
@@ -212,7 +212,7 @@ def test_variables_that_the_call_does_not_change_stay_the_arrays_they_were() -> 
     assert moved == {("norm", "mean"), ("norm", "var"), ("dropout", "rngs", "count")}
 
 
-def test_what_a_call_leaves_in_new_variables_is_there_afterwards() -> None:
+def test_variables_that_a_call_creates_are_kept() -> None:
     class Leaves(nnx.Module):
         def __call__(self, x: jax.Array) -> jax.Array:
             self.seen = nnx.Intermediate(x + 1)
@@ -225,7 +225,7 @@ def test_what_a_call_leaves_in_new_variables_is_there_afterwards() -> None:
 
 
 @pytest.mark.parametrize("remat", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
-def test_a_saved_network_is_the_same_again_and_older_files_have_none(remat: str, tmp_path: Path) -> None:
+def test_remat_is_saved_and_absent_in_older_files(remat: str, tmp_path: Path) -> None:
     model = resfit.Model(net(remat))
     model.save(tmp_path / "net.safetensors")
     loaded: Any = resfit.load(tmp_path / "net.safetensors")
@@ -236,13 +236,13 @@ def test_a_saved_network_is_the_same_again_and_older_files_have_none(remat: str,
     assert ResNetSpec.from_dict(older).remat is None
 
 
-def test_create_model_takes_it_and_other_parts_are_refused() -> None:
+def test_create_model_accepts_remat_and_unknown_parts_raise() -> None:
     assert resfit.create_model("resnet20", num_classes=3, remat="stage").spec.remat == "stage"
     with pytest.raises(SpecError, match=r"remat='layer'.*\[None, 'block', 'stage'\]"):
         resfit.create_model("resnet20", num_classes=3, remat="layer")
 
 
-def test_a_summary_and_a_class_activation_map_are_the_same() -> None:
+def test_summary_and_grad_cam_do_not_depend_on_remat() -> None:
     found, maps = [], []
     for kind in (None, *KINDS):
         module = net(kind, depths=(1,), widths=(4,))

@@ -74,7 +74,7 @@ def test_the_activation_follows_the_addition() -> None:
         (lambda: conv(4, 8, strides=2), "A", PadShortcut, (2, 2)),
     ],
 )
-def test_the_shortcut_is_what_the_shapes_ask_for(
+def test_the_shortcut_follows_from_the_shapes(
     make_branch: Callable[[], nnx.Module], shortcut: str, kind: type, strides: Any
 ) -> None:
     branch = make_branch()
@@ -103,33 +103,33 @@ MISFITS: dict[str, Callable[[], tuple[nnx.Module, Any]]] = {
 
 
 @pytest.mark.parametrize("parts", MISFITS.values(), ids=MISFITS)
-def test_what_cannot_be_added_is_refused_when_built(parts: Callable[[], tuple[nnx.Module, Any]]) -> None:
+def test_branch_and_shortcut_of_different_shapes_raise_when_built(parts: Callable[[], tuple[nnx.Module, Any]]) -> None:
     branch, shortcut = parts()
     with pytest.raises(ShortcutShapeError, match=r"Residual.*Expected") as raised:
         residual(branch, shortcut)
     assert type(raised.value) is ShortcutShapeError
 
 
-def test_the_error_names_block_shapes_and_remedy() -> None:
+def test_the_shape_error_names_block_shapes_and_remedy() -> None:
     with pytest.raises(ShortcutShapeError) as raised:
         BasicBlock(4, 8, strides=2, shortcut="identity", rngs=nnx.Rngs(0))
     for expected in ("BasicBlock", "(1, 32, 33, 8)", "(1, 64, 65, 4)", "IdentityShortcut", "shortcut='auto'"):
         assert expected in str(raised.value)
 
 
-def test_a_projection_without_rngs_is_refused_and_an_identity_needs_none() -> None:
+def test_a_projection_without_rngs_raises_and_an_identity_needs_none() -> None:
     Residual(conv(4, 4), in_channels=4)
     Residual(conv(4, 8), "A", in_channels=4)
     with pytest.raises(ShortcutShapeError, match=r"rngs=nnx\.Rngs"):
         Residual(conv(4, 8), in_channels=4)
 
 
-def test_a_mistake_inside_a_branch_is_shown_as_itself() -> None:
+def test_an_error_inside_a_branch_is_raised_unchanged() -> None:
     with pytest.raises(AttributeError, match="there_is_no_such_layer"):
         residual(Broken())
 
 
-def test_unknown_shortcuts_and_functions_are_refused() -> None:
+def test_unknown_shortcuts_and_functions_raise() -> None:
     with pytest.raises(BlockError, match=r"'C'.*'auto'"):
         residual(conv(4, 4), "C")
     with pytest.raises(BlockError, match=r"function.*nnx\.Sequential"):
@@ -146,7 +146,7 @@ def test_a_subclass_cannot_bypass_the_addition() -> None:
                 return x + self.activation(self.branch(x))
 
 
-def test_a_subclass_writes_its_branch_alone() -> None:
+def test_a_subclass_defines_only_its_branch() -> None:
     class Pointwise(Residual):
         def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
             super().__init__(nnx.Conv(channels, channels, (1, 1), rngs=rngs), in_channels=channels, rngs=rngs)
@@ -155,15 +155,15 @@ def test_a_subclass_writes_its_branch_alone() -> None:
     np.testing.assert_array_equal(call(block, X), np.maximum(X + np.asarray(call(block.branch, X)), 0))
 
 
-def test_building_moves_no_statistic_of_the_branch() -> None:
-    branch = nnx.Sequential(conv(4, 4), nnx.BatchNorm(4, rngs=nnx.Rngs(0)))  # flax's norm, born in training mode
+def test_building_a_block_changes_no_statistic_of_the_branch() -> None:
+    branch = nnx.Sequential(conv(4, 4), nnx.BatchNorm(4, rngs=nnx.Rngs(0)))  # flax's norm starts in training mode
     residual(branch)
     norm = branch.layers[1]
     assert not norm.use_running_average
     np.testing.assert_array_equal(norm.mean[...], 0)
 
 
-# How branches of one's own take their mode: by flags alone, by a keyword, or by a keyword that reaches only one layer.
+# Custom branches take their mode from flags, from a keyword, or from a keyword that reaches only one layer.
 
 
 class ByFlags(nnx.Module):
@@ -186,7 +186,7 @@ class ByDeterministic(ByFlags):
 
 
 class ByAttribute(nnx.Module):
-    """A layer with a bare flag that `nnx.view` does not know of."""
+    """A layer with a flag that `nnx.view` does not set."""
 
     def __init__(self) -> None:
         self.norm = nnx.BatchNorm(4, use_running_average=None, rngs=nnx.Rngs(0))
@@ -203,16 +203,16 @@ def test_train_decides_for_every_layer_of_a_branch(kind: type[Any]) -> None:
     block = residual(branch)
     first, second = call(block, X, train=False), call(block, X, train=False)
     np.testing.assert_array_equal(first, second)  # no dropout
-    np.testing.assert_array_equal(branch.norm.mean[...], 0)  # no statistic moved
+    np.testing.assert_array_equal(branch.norm.mean[...], 0)  # no statistic changed
     trained = call(block, X, train=True)
     assert (np.asarray(branch.norm.mean[...]) != 0).all()
     assert not np.allclose(trained, first)
-    for path, module in nnx.iter_modules(branch):  # and the branch's own flags are what they were
+    for path, module in nnx.iter_modules(branch):  # the flags of the branch are unchanged
         for name in ("use_running_average", "deterministic"):
             assert vars(module).get(name) == flags[path].get(name)
 
 
-def test_a_bare_call_follows_the_branchs_own_flags() -> None:
+def test_a_call_without_mode_follows_the_flags_of_the_branch() -> None:
     branch = ByFlags()
     block = residual(branch)
     block.eval()
@@ -223,7 +223,7 @@ def test_a_bare_call_follows_the_branchs_own_flags() -> None:
     assert (np.asarray(branch.norm.mean[...]) != 0).all()
 
 
-def test_a_projection_is_trained_with_its_block() -> None:
+def test_train_reaches_the_norm_of_a_projection() -> None:
     block = BottleneckBlock(4, 4, rngs=nnx.Rngs(0))
     call(block, X, train=False)
     np.testing.assert_array_equal(block.shortcut.norm.mean[...], 0)
@@ -231,8 +231,40 @@ def test_a_projection_is_trained_with_its_block() -> None:
     assert (np.asarray(block.shortcut.norm.mean[...]) != 0).all()
 
 
-def test_statistics_move_under_jit_and_grad() -> None:
+def test_statistics_change_under_jit_and_grad() -> None:
     block = BasicBlock(4, 8, rngs=nnx.Rngs(0), layers=Layers(unbiased_variance=True))
     nnx.jit(nnx.grad(lambda block, x: block(x, train=True).sum()))(block, X)
     for norm in (block.branch.norm1, block.branch.norm2, block.shortcut.norm):
         assert (np.asarray(norm.mean[...]) != 0).any()
+
+
+def test_a_branch_with_an_attribute_without_a_hash_is_checked_too() -> None:
+    class Marked(nnx.Module):
+        def __init__(self, out_channels: int) -> None:
+            self.names = {"a", "b"}
+            self.conv = conv(4, out_channels)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.conv(x)
+
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(nnx.graphdef(Marked(4)))
+    assert residual(Marked(4)).out_channels == 4
+    with pytest.raises(ShortcutShapeError):
+        residual(Marked(8), "identity")
+
+
+def test_equal_branches_are_evaluated_once_and_others_again() -> None:
+    calls = []
+
+    class Counted(nnx.Module):
+        def __init__(self, strides: int) -> None:
+            self.conv = conv(4, 4, strides=strides)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            calls.append(x.shape)
+            return self.conv(x)
+
+    shortcuts = [type(residual(Counted(strides)).shortcut) for strides in (1, 1, 2)]
+    assert shortcuts == [IdentityShortcut, IdentityShortcut, ProjectionShortcut]
+    assert len(calls) == 4  # two images for each kind of branch

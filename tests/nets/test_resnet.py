@@ -1,4 +1,4 @@
-"""ResNet as a whole: what it refuses, how it takes its mode, its precision, and its spec."""
+"""ResNet: input checks, modes, precision, and the spec."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from resfit.errors import (
     StemWarning,
 )
 from resfit.nets import ResNet, ResNetSpec, create_model
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 from tests.helpers import call
 
 THIN = ResNetSpec(depths=(1, 1), widths=(4, 8), stem="cifar", num_classes=3)
@@ -40,7 +40,7 @@ def net(spec: ResNetSpec = THIN, **fields: Any) -> ResNet:
 
 
 def shape(module: ResNet, image: tuple[int, ...], train: bool = False) -> tuple[int, ...]:
-    """Output shape by abstract evaluation, which raises what a call raises."""
+    """Return the output shape by abstract evaluation, which raises the same errors as a call."""
     return nnx.eval_shape(lambda m, x: m(x, train=train), module, jax.ShapeDtypeStruct(image, jnp.float32)).shape
 
 
@@ -52,7 +52,7 @@ def same(before: list[np.ndarray], after: list[np.ndarray]) -> list[bool]:
     return [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
 
 
-# --- what it refuses ------------------------------------------------------------------------------------------------
+# --- wrong inputs ---------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "one image without its batch axis": ((6, 6, 3), RankError, ["3 axes", "(6, 6, 3)", "x[None]", "(1, 6, 6, 3)"]),
@@ -76,12 +76,12 @@ def test_each_wrong_input_has_its_own_error(image: tuple[int, ...], error: type[
             assert words in str(raised.value)
 
 
-def test_an_image_of_as_many_rows_as_channels_is_no_mistake() -> None:
+def test_an_image_of_as_many_rows_as_channels_is_valid() -> None:
     assert shape(net(), (2, 3, 8, 3)) == (2, 3)
 
 
 @pytest.mark.parametrize(("stem", "smallest"), [("cifar", 5), ("imagenet", 17)])
-def test_the_smallest_image_has_two_pixels_wherever_one_is_stepped_over(stem: str, smallest: int) -> None:
+def test_the_smallest_image_has_two_pixels_at_every_stride(stem: str, smallest: int) -> None:
     module = net(depths=[1] * 4, widths=[2] * 4, stem=stem)
     module.small_image_notice.given = True
     assert shape(module, (1, smallest, smallest, 3)) == (1, 3)
@@ -106,7 +106,7 @@ def test_small_images_through_the_imagenet_stem_warn_once_and_name_the_better_st
 # --- modes ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_call_on_a_new_net_moves_no_statistic() -> None:
+def test_a_call_without_mode_on_a_new_net_changes_no_statistic() -> None:
     module = net()
     before = statistics(module)
     np.testing.assert_array_equal(call(module, X), call(module, X, train=False))
@@ -121,7 +121,7 @@ def test_train_reaches_every_norm() -> None:
 
 
 @pytest.mark.parametrize("put", [lambda m, t: m.train() if t else m.eval(), None], ids=["train and eval", "view"])
-def test_a_bare_call_follows_the_nnx_modes(put: Any) -> None:
+def test_a_call_without_mode_follows_nnx_modes(put: Any) -> None:
     module = net()
     before = statistics(module)
     if put is None:
@@ -139,7 +139,7 @@ def test_a_bare_call_follows_the_nnx_modes(put: Any) -> None:
     assert all(same(moved, statistics(module)))
 
 
-def test_an_explicit_mode_wins_over_the_flags_and_leaves_them() -> None:
+def test_an_explicit_mode_overrides_the_flags_and_does_not_change_them() -> None:
     module = net()
     module.train()
     before = statistics(module)
@@ -148,7 +148,7 @@ def test_an_explicit_mode_wins_over_the_flags_and_leaves_them() -> None:
     assert not module.stem.norm.use_running_average
 
 
-def test_it_trains_inside_a_module_that_knows_only_nnx_modes() -> None:
+def test_a_network_trains_inside_a_module_with_nnx_modes_only() -> None:
     class Theirs(nnx.Module):
         def __init__(self) -> None:
             self.backbone = net()
@@ -165,7 +165,7 @@ def test_it_trains_inside_a_module_that_knows_only_nnx_modes() -> None:
 
 
 def test_two_networks_of_one_spec_have_equal_graphs() -> None:
-    """What a compiled step is cached by: the second network must not compile it again."""
+    """Compiled steps are cached by the graph: the second network must not compile."""
     (one, _), (two, _) = nnx.split(net()), nnx.split(ResNet(THIN, rngs=nnx.Rngs(9)))
     assert one == two
     assert hash(one) == hash(two)
@@ -179,9 +179,9 @@ def test_building_abstractly_allocates_nothing_and_agrees_with_building() -> Non
     assert [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(nnx.state(built))]
 
 
-def test_dropout_of_a_users_block_can_keep_its_keys() -> None:
-    """The keys that a network is built with can be forked, which is what nnx.Dropout does with them."""
-    from resfit.nets.keys import LayerKeys
+def test_dropout_of_a_custom_block_keeps_a_stream_of_keys() -> None:
+    """nnx.Dropout forks the keys of the network."""
+    from resfit.nets.init import LayerKeys
 
     dropout = nnx.Dropout(0.5, rngs=LayerKeys(nnx.Rngs(0)))
     first, second = dropout(X), dropout(X)
@@ -191,7 +191,7 @@ def test_dropout_of_a_users_block_can_keep_its_keys() -> None:
 # --- precision ------------------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_keeps_parameters_statistics_and_logits_wide() -> None:
+def test_parameters_statistics_and_logits_stay_float32_in_bfloat16() -> None:
     module = net(dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype("float32")}
     logits = call(module, X, train=True)
@@ -200,17 +200,17 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_wide() -> None:
     np.testing.assert_allclose(logits, call(net(), X, train=True), atol=0.1)
 
 
-def test_param_dtype_is_that_of_the_parameters_alone() -> None:
+def test_param_dtype_applies_only_to_parameters() -> None:
     module = net(param_dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module, nnx.BatchStat))} == {jnp.dtype("float32")}
 
 
-def test_uint8_images_are_taken() -> None:
+def test_uint8_images_are_accepted() -> None:
     assert nnx.eval_shape(lambda m, x: m(x), net(), jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.uint8)).shape == (2, 3)
 
 
-# --- first weights --------------------------------------------------------------------------------------------------
+# --- initial values -------------------------------------------------------------------------------------------------
 
 
 def test_kernels_start_as_kaiming_normal_over_their_outputs() -> None:
@@ -227,7 +227,7 @@ def test_the_head_starts_as_torch_does() -> None:
 
 
 @pytest.mark.parametrize("zero", [True, False])
-def test_the_last_scale_of_each_block_starts_at_zero_unless_told_otherwise(zero: bool) -> None:
+def test_zero_init_last_sets_the_last_scale_of_each_block_to_zero(zero: bool) -> None:
     for block, last in (("basic", "norm2"), ("bottleneck", "norm3")):
         module = net(block=block, zero_init_last=zero)
         for stage in module.stages:
@@ -274,12 +274,12 @@ WRONG_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fields", WRONG_FIELDS.values(), ids=WRONG_FIELDS)
-def test_a_wrong_field_is_refused_with_what_was_expected(fields: dict[str, Any]) -> None:
+def test_a_wrong_field_raises_with_the_expected_values(fields: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=r"received.*Expected"):
         ResNetSpec.from_dict(THIN.to_dict() | fields)
 
 
-def test_a_spec_without_stages_is_refused() -> None:
+def test_a_spec_without_stages_raises() -> None:
     with pytest.raises(SpecError, match="no depths and no widths"):
         ResNetSpec.from_dict({"num_classes": 3})
 

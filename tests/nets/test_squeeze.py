@@ -1,4 +1,4 @@
-"""Squeeze and excitation, by its formula."""
+"""Squeeze and excitation against its formula."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tests.helpers import call
 X = np.random.default_rng(0).normal(size=(2, 3, 5, 16)).astype(np.float32)
 
 
-def test_it_is_the_formula_with_one_factor_for_each_image_and_channel() -> None:
+def test_squeeze_excite_equals_its_formula() -> None:
     layer = SqueezeExcite(16, 1 / 2, rngs=nnx.Rngs(0))
     w1, b1, w2, b2 = (
         np.asarray(v[...], np.float64) for v in (layer.fc1.kernel, layer.fc1.bias, layer.fc2.kernel, layer.fc2.bias)
@@ -28,13 +28,13 @@ def test_it_is_the_formula_with_one_factor_for_each_image_and_channel() -> None:
     ("channels", "ratio", "inner"),
     [(64, 1 / 16, 8), (256, 1 / 16, 16), (512, 1 / 16, 32), (64, 1 / 4, 16), (16, 1 / 16, 8), (120, 1 / 4, 32)],
 )
-def test_the_channels_between_are_a_multiple_of_eight(channels: int, ratio: float, inner: int) -> None:
-    """timm's make_divisible: half of eight rounds up, and eight is the least."""
+def test_the_inner_width_is_a_multiple_of_eight(channels: int, ratio: float, inner: int) -> None:
+    """The rule is make_divisible of timm: half of eight rounds up, and eight is the minimum."""
     layer = nnx.eval_shape(lambda: SqueezeExcite(channels, ratio, rngs=nnx.Rngs(0)))
     assert (layer.fc1.out_features, layer.fc2.out_features) == (inner, channels)
 
 
-def test_it_weighs_the_branch_and_not_the_shortcut() -> None:
+def test_squeeze_excite_scales_the_branch_and_not_the_shortcut() -> None:
     block = BasicBlock(16, 16, squeeze=1 / 2, zero_init_last=False, rngs=nnx.Rngs(0))
 
     @nnx.jit
@@ -47,7 +47,7 @@ def test_it_weighs_the_branch_and_not_the_shortcut() -> None:
     assert not np.allclose(found, wrong, atol=1e-3)  # a negative control
 
 
-def test_its_dtypes_are_those_of_the_layers() -> None:
+def test_squeeze_excite_has_the_dtypes_of_the_layers() -> None:
     layer = SqueezeExcite(16, 1 / 2, layers=Layers(dtype="bfloat16"), rngs=nnx.Rngs(0))
     assert nnx.eval_shape(lambda layer, x: layer(x), layer, X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert layer.fc1.kernel.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""Stems: what a converted one computes, what blurs, and what a stem must say of itself."""
+"""Stems: conversion of kernels, blurring, and the attributes of a stem."""
 
 import functools
 
@@ -15,7 +15,7 @@ from tests.helpers import call
 
 
 def nets(dtype: str) -> tuple[ResNet, ResNet]:
-    """One network by both stems, with the weights of the first."""
+    """Return the same network with both stems and the weights of the first."""
     plain, blocks = _built(dtype)
     return nnx.clone(plain), nnx.clone(blocks)
 
@@ -44,7 +44,7 @@ def test_space_to_depth_is_the_7x7_convolution_exactly(size: tuple[int, int]) ->
 
 
 def test_a_kernel_that_is_not_shifted_by_its_padding_would_be_another_convolution() -> None:
-    """The negative control: zeros on the wrong side."""
+    """A negative control: zeros on the wrong side."""
     plain, blocks = nets("float32")
     kernel = np.asarray(blocks.stem.conv_of_blocks.kernel[...])
     pixels = rearrange(kernel, "h w (i j c) o -> (h i) (w j) c o", i=2, j=2)
@@ -57,7 +57,7 @@ def test_a_kernel_that_is_not_shifted_by_its_padding_would_be_another_convolutio
 
 
 def test_a_new_kernel_of_blocks_starts_as_a_7x7_one() -> None:
-    """The same seed gives the same function; and the taps that a 7x7 kernel has not got are zero."""
+    """The same seed gives the same function. Taps outside of the 7x7 kernel are zero."""
     plain, blocks = (kind(3, 64, rngs=nnx.Rngs(0)) for kind in (ImageNetStem, SpaceToDepthStem))
     pixels = rearrange(np.asarray(blocks.conv_of_blocks.kernel[...]), "h w (i j c) o -> (h i) (w j) c o", i=2, j=2)
     np.testing.assert_array_equal(pixels[1:, 1:], plain.conv.kernel[...])
@@ -65,7 +65,7 @@ def test_a_new_kernel_of_blocks_starts_as_a_7x7_one() -> None:
     assert not np.any(pixels[:, 0])
 
 
-def test_what_it_has_more_than_the_7x7_kernel_is_left_out_when_written() -> None:
+def test_the_padding_of_the_4x4_kernel_is_dropped_when_written() -> None:
     plain, blocks = nets("float32")
     ours, theirs = weights.state_dict(blocks), weights.state_dict(plain)
     assert ours.keys() == theirs.keys()
@@ -74,7 +74,7 @@ def test_what_it_has_more_than_the_7x7_kernel_is_left_out_when_written() -> None
 
 
 @pytest.mark.parametrize("name", tuple(STEMS))
-def test_a_stem_steps_as_often_as_it_says(name: str) -> None:
+def test_strides_of_a_stem_match_its_output(name: str) -> None:
     stem = nnx.eval_shape(lambda: STEMS[name](3, 16, rngs=nnx.Rngs(0)))
     for size in ((64, 65), (66, 67)):
         expected = size
@@ -86,7 +86,7 @@ def test_a_stem_steps_as_often_as_it_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["imagenet", "deep", "deep_tiered"])
 def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) -> None:
-    """Moving the image by the two pixels that the pool steps over moves its features less than without."""
+    """Shifting the image by two pixels changes blurred features less."""
     x = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
     moved = np.roll(x, 2, axis=2)
 
@@ -98,7 +98,7 @@ def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) 
     assert change(antialias="blur") < 0.8 * change()
 
 
-def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timms_does() -> None:
+def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timm_does() -> None:
     stem = STEMS["imagenet"](3, 16, antialias="avg", rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 65, 66, 3)).astype(np.float32)  # 33 x 33 pixels before the average
     found, convolved = nnx.jit(lambda stem, x: (stem(x), nnx.relu(stem.norm(stem.conv(x)))))(stem, x)
@@ -108,7 +108,7 @@ def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timms_does() -> N
 
 
 @pytest.mark.parametrize(("name", "bare"), [("imagenet_conv", True), ("cifar_conv", True), ("imagenet", False)])
-def test_the_stems_of_pre_activated_blocks_bring_no_norm_and_no_activation(name: str, bare: bool) -> None:
+def test_stems_of_pre_activated_blocks_have_no_norm_and_no_activation(name: str, bare: bool) -> None:
     stem = STEMS[name](3, 16, rngs=nnx.Rngs(0))
     output = call(stem, -np.ones((1, 64, 64, 3), np.float32))
     assert bool((np.asarray(output) < 0).any()) is bare

@@ -1,4 +1,4 @@
-"""What goes wrong in the training scripts that tutorials hand out, one named test for each, on resfit's networks."""
+"""Common mistakes of training scripts in tutorials: one test for each, on resfit's networks."""
 
 import jax
 import jax.numpy as jnp
@@ -35,28 +35,28 @@ def statistics(module: nnx.Module) -> np.ndarray:
 
 
 def test_a_forgotten_train_flag_corrupts_no_statistic() -> None:
-    """Pitfall: flax's norms are born in training mode, so predicting without a flag used to move them."""
+    """Pitfall: flax's norms start in training mode, so predicting without a flag changed the statistics."""
     net = thin()
     before = statistics(net)
     one, other = np.asarray(call(net, X[:1])), np.asarray(call(net, X))
     np.testing.assert_array_equal(statistics(net), before)
-    np.testing.assert_allclose(one[0], other[0], atol=1e-5)  # and a row does not depend on the others
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)  # rows are independent
     norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     call(norm, X)
     assert (np.asarray(norm.mean[...]) != 0).any()  # the defect itself
 
 
 def test_a_shape_mismatch_is_found_when_the_block_is_built() -> None:
-    """Pitfall: channels or strides change the shortcut stays the identity, and broadcasting may even hide it."""
+    """Pitfall: channels or strides change and the shortcut stays the identity; broadcasting can hide the mistake."""
     with pytest.raises(ShortcutShapeError, match="BasicBlock"):
         BasicBlock(1, 8, shortcut="identity", rngs=nnx.Rngs(0))
-    # The defect itself: one channel broadcasts to eight, and nothing is raised.
+    # The defect itself: one channel broadcasts to eight without an error.
     branch = BasicBlock(1, 8, rngs=nnx.Rngs(0)).branch
     assert nnx.eval_shape(lambda branch, x: branch(x) + x, branch, X[..., :1]).shape == (4, 6, 6, 8)
 
 
 def test_the_activation_comes_after_the_addition() -> None:
-    """Pitfall: relu(branch) + shortcut lets activations only grow; relu(branch + shortcut) is the paper's block."""
+    """Pitfall: with relu(branch) + shortcut activations can only grow; the paper has relu(branch + shortcut)."""
     branch = nnx.Conv(3, 3, (3, 3), padding=1, rngs=nnx.Rngs(0))
     block = Residual(branch, in_channels=3)
     found, branched = np.asarray(call(block, X)), np.asarray(call(branch, X))
@@ -82,7 +82,7 @@ def test_a_list_of_blocks_builds() -> None:
 
 
 def test_running_statistics_are_no_parameters() -> None:
-    """Defect: "Total parameters" that sums the running statistics too prints 9,600 too many for a ResNet-18."""
+    """Defect: "Total parameters" includes running statistics, 9,600 too many for a ResNet-18."""
     net = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10))
     everything = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
     assert count_params(net) == 11_181_642 == everything - 9_600
@@ -99,7 +99,7 @@ FIRST_OF_THEIR_PARTS = {
     [pytest.param(name, marks=() if name in FIRST_OF_THEIR_PARTS else pytest.mark.slow) for name in sorted(ZOO)],
 )
 def test_no_convolution_before_a_norm_has_a_bias(name: str) -> None:
-    """Defect: a bias that the norm's mean takes away again; 4,800 of them in a ResNet-18."""
+    """Defect: biases that the norm subtracts again; 4,800 in a ResNet-18."""
     widths = ZOO[name].spec.widths[:2]
     net = nnx.eval_shape(lambda: create_model(name, num_classes=10, depths=(1, 1), widths=widths))
     convolutions = [module for _, module in nnx.iter_modules(net) if isinstance(module, nnx.Conv)]
@@ -122,7 +122,7 @@ def test_a_hundred_steps_leave_nothing_of_the_first_statistics() -> None:
 
 
 def test_the_stems_pool_keeps_the_papers_size() -> None:
-    """Defect: flax's max pool defaults to no padding, and 112 pixels become 55 instead of 56."""
+    """Defect: flax's max pool has no padding by default, so 112 pixels become 55 instead of 56."""
     stem = nnx.eval_shape(lambda: ImageNetStem(3, 2, rngs=nnx.Rngs(0)))
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     assert nnx.eval_shape(lambda stem, x: stem(x), stem, image).shape == (1, 56, 56, 2)
@@ -145,10 +145,10 @@ def test_bfloat16_is_what_the_convolutions_compute_in(dtype: str) -> None:
 
 
 def test_small_images_need_no_upsampling() -> None:
-    """Defect: CIFAR images blown up to 224 pixels for want of a stem for 32."""
+    """Defect: CIFAR images are enlarged to 224 pixels because a stem for 32 pixels is missing."""
     net = nnx.eval_shape(lambda: create_model("resnet18", num_classes=10, stem="cifar"))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     last = nnx.eval_shape(lambda net, x: net.stage4(net.stage3(net.stage2(net.stage1(net.stem(x))))), net, images)
-    assert last.shape == (2, 4, 4, 512)  # not the 1 x 1 that the ImageNet stem leaves
+    assert last.shape == (2, 4, 4, 512)  # the ImageNet stem would leave 1 x 1
     with pytest.warns(StemWarning, match="stem='cifar'"):
         nnx.eval_shape(lambda net, x: net(x), nnx.eval_shape(lambda: create_model("resnet18", num_classes=10)), images)

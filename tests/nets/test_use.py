@@ -1,4 +1,4 @@
-"""Reading features and embeddings, and another head, for every variant of the family."""
+"""Features, embeddings and replaced heads of every variant."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ def small_images(n: int = 4) -> np.ndarray:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the stages return, whoever calls them."""
+    """Record the outputs of all stages."""
     outputs: list[Any] = []
     called = Stage.__call__
 
@@ -58,7 +58,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("variant", levels.only(QUICK, VARIANTS, SLOW))
-def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: str, seen: list[Any]) -> None:
+def test_features_equal_the_outputs_of_the_stages(variant: str, seen: list[Any]) -> None:
     net = thin(**VARIANTS[variant])
     x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
@@ -80,7 +80,7 @@ def test_features_are_what_the_stages_return_on_the_way_to_the_logits(variant: s
     np.testing.assert_allclose(embedding, np.mean(last, axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_features_come_in_the_order_that_was_asked_for_and_no_later_stage_is_computed(seen: list[Any]) -> None:
+def test_features_keep_the_requested_order_and_compute_no_later_stage(seen: list[Any]) -> None:
     net = tiny()
 
     @nnx.jit
@@ -96,7 +96,7 @@ def test_features_come_in_the_order_that_was_asked_for_and_no_later_stage_is_com
 
 
 @pytest.mark.parametrize("method", ["features", "embed"])
-def test_the_mode_is_that_of_a_call(method: str) -> None:
+def test_features_and_embed_take_the_mode_as_a_call_does(method: str) -> None:
     net = tiny()
     before = values(net)
     bare = call(net, small_images(), method=method)
@@ -111,7 +111,7 @@ def test_the_mode_is_that_of_a_call(method: str) -> None:
     assert_same(after, values(other))
 
 
-def test_features_keep_the_dtype_of_the_layers_and_an_embedding_is_never_narrower_than_float32() -> None:
+def test_features_have_the_dtype_of_the_layers_and_embeddings_are_float32() -> None:
     net = tiny(dtype="bfloat16")
     features, embedding = nnx.eval_shape(lambda net, x: (net.features(x), net.embed(x)), net, small_images())
     assert {f.dtype for f in features} == {jnp.dtype("bfloat16")}
@@ -119,13 +119,13 @@ def test_features_keep_the_dtype_of_the_layers_and_an_embedding_is_never_narrowe
 
 
 @pytest.mark.parametrize("stages", [(), (0,), (1, 3), (-1,)])
-def test_stages_that_are_not_there_are_refused(stages: tuple[int, ...]) -> None:
+def test_unknown_stages_raise(stages: tuple[int, ...]) -> None:
     with pytest.raises(SpecError, match=r"Expected some of \(1, 2\)"):
         tiny().features(small_images(), stages=stages)
 
 
 @pytest.mark.parametrize("method", ["features", "embed"])
-def test_images_are_checked_as_in_a_call(method: str) -> None:
+def test_features_and_embed_check_images_as_a_call_does(method: str) -> None:
     with pytest.raises(ChannelError):
         getattr(tiny(), method)(np.zeros((1, 8, 8, 3), np.float32))
 
@@ -134,19 +134,19 @@ def test_images_are_checked_as_in_a_call(method: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
-def test_predict_gives_embeddings_preprocessed_in_batches_of_every_row(variant: dict[str, str]) -> None:
+def test_predict_returns_preprocessed_embeddings_of_every_row(variant: dict[str, str]) -> None:
     net = tiny(**variant)
-    call(net, small_images(), train=True)  # statistics that are not the first ones
+    call(net, small_images(), train=True)  # statistics other than the initial ones
     model = compiled(net)
     x = (small_images(7) * 40 + 100).astype(np.uint8)
     found = model.predict(x, batch_size=3, outputs="embedding", verbose=0)
     expected, other = (call(net, x / np.float32(by), method="embed", train=False) for by in (255, 1))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(found, other)  # not preprocessed: something else
+    assert not np.allclose(found, other)  # without preprocessing the result differs
 
 
 class Told(nnx.Module):
-    """Its `embed` is told its mode by an argument that says "train" unless something else is said."""
+    """A module whose `embed` takes its mode as an argument; the default is training."""
 
     def __init__(self) -> None:
         self.dense = nnx.Linear(64, 3, rngs=nnx.Rngs(0))
@@ -159,26 +159,26 @@ class Told(nnx.Module):
         return self.dense(self.embed(x, deterministic))
 
 
-def test_a_module_of_ones_own_embeds_in_evaluation_too() -> None:
+def test_a_custom_module_embeds_in_evaluation_mode() -> None:
     x = small_images() + 3
     found = compiled(Told()).predict(x, outputs="embedding", verbose=0)
     np.testing.assert_allclose(found, call(Told(), x, method="embed", deterministic=True), rtol=1e-6)
     assert not np.allclose(found, call(Told(), x, method="embed"))
 
 
-def test_a_module_that_embeds_nothing_is_told_so() -> None:
+def test_a_module_without_embed_raises() -> None:
     model = compiled()
     with pytest.raises(ModuleError, match="TinyNet has none"):
         model.predict(small_images(), outputs="embedding", verbose=0)
 
 
-# --- another head -----------------------------------------------------------------------------------------------------
+# --- replace_head -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "fields", [{}, {"head_dropout": 0.5}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}]
 )
-def test_another_head_leaves_the_rest_and_is_drawn_with_its_own_seed(fields: dict[str, Any]) -> None:
+def test_replace_head_keeps_all_other_layers_and_uses_its_own_seed(fields: dict[str, Any]) -> None:
     net = tiny(**fields)
     before, embedding = values(net), call(net, small_images(), method="embed")
     net.replace_head(3, rngs=7)
@@ -199,14 +199,14 @@ def test_another_head_leaves_the_rest_and_is_drawn_with_its_own_seed(fields: dic
     assert differ(values(other), after) == {"head.dense.kernel", "head.dense.bias"}
 
 
-def test_a_network_with_another_head_is_the_network_of_its_spec() -> None:
+def test_a_network_with_a_replaced_head_equals_the_network_of_its_spec() -> None:
     net = tiny(num_classes=3)
     other = tiny(num_classes=9)
     other.replace_head(3)
     assert nnx.graphdef(net) == nnx.graphdef(other)
 
 
-def test_dropout_in_another_head_is_in_the_mode_of_the_old_one() -> None:
+def test_dropout_in_a_replaced_head_keeps_the_mode() -> None:
     net = tiny(head_dropout=0.5)
     net.train()
     net.replace_head(3)
@@ -215,7 +215,7 @@ def test_dropout_in_another_head_is_in_the_mode_of_the_old_one() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True])
-def test_a_head_of_no_classes_is_refused_and_changes_nothing(classes: Any) -> None:
+def test_a_head_without_classes_raises_and_changes_nothing(classes: Any) -> None:
     net = tiny()
     before = values(net)
     with pytest.raises(SpecError, match="num_classes"):
@@ -224,7 +224,7 @@ def test_a_head_of_no_classes_is_refused_and_changes_nothing(classes: Any) -> No
     assert net.spec.num_classes == 5
 
 
-def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) -> None:
+def test_an_existing_model_raises_until_it_is_compiled_again(tmp_path: Path) -> None:
     net = tiny(depths=(1,), widths=(4,))
     model = compiled(net)
     x = small_images(8)
@@ -242,7 +242,7 @@ def test_a_model_that_was_made_before_says_so_and_compiles_anew(tmp_path: Path) 
     assert loaded.module.spec.num_classes == 3
 
 
-# --- frozen stages, and rates by depth --------------------------------------------------------------------------------
+# --- frozen stages, learning rates by depth ---------------------------------------------------------------------------
 
 TUNED = {
     "pre-activated": {"block": "preact_bottleneck", "stem": "cifar_conv", "shortcut": "conv"},
@@ -253,7 +253,7 @@ TUNED_ROWS = levels.only(("squeeze and excitation",), TUNED)
 
 
 def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
-    """How far everything moves in one step of a net whose blocks all do something."""
+    """Return the change of all values in one step, with no block that returns only its shortcut."""
     for path, variable in nnx.to_flat_state(nnx.state(net, nnx.Param)):
         # The last of a block, which starts at zero.
         if path[-1] in ("scale", "kernel") and not np.any(np.asarray(variable[...])):
@@ -271,7 +271,7 @@ def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("variant", TUNED_ROWS)
-def test_frozen_stages_keep_all_they_hold_and_the_others_train(variant: str) -> None:
+def test_frozen_stages_do_not_change_and_the_others_train(variant: str) -> None:
     moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")
     frozen = {name for name in moved if name.startswith(("stem.", "stage1."))}
     assert {name for name, change in moved.items() if not np.any(change)} == frozen

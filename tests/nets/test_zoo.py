@@ -1,4 +1,4 @@
-"""Every network of the zoo, and its option-B twin, against golden numbers and against a closed formula."""
+"""Every network of the zoo and its option-B twin against golden numbers and a closed formula."""
 
 import dataclasses
 import functools
@@ -49,12 +49,12 @@ PUBLISHED_GIGA_MULTIPLY_ADDS = {
 }
 
 
-# What torchvision and timm hold and compute; tests/golden/README.md says how it was counted.
+# Counts of torchvision and timm; tests/golden/README.md describes the counting.
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "variants.json").read_text())
 
 
 def formula(spec: ResNetSpec, size: int) -> tuple[int, int]:
-    """Parameters and multiply-adds of a ResNet by arithmetic alone, without building one."""
+    """Compute parameters and multiply-adds of a ResNet without building it."""
     parameters = multiply_adds = 0
 
     def conv(kernel: int, n_in: int, n_out: int, stride: int, norm: bool = True) -> None:
@@ -92,12 +92,12 @@ def formula(spec: ResNetSpec, size: int) -> tuple[int, int]:
 
 @functools.cache
 def abstract(name: str) -> ResNet:
-    """The network without values, for every test of the table."""
+    """Return the network without values, for every test of the table."""
     return nnx.eval_shape(lambda: create_model(name, num_classes=ZOO[name].spec.num_classes))
 
 
 def params(names: list[str]) -> list[Any]:
-    """Mark deep networks: building one takes seconds, and it differs from a shallower one in depth alone."""
+    """Mark deep networks: they take seconds to build and differ from shallower ones only in depth."""
 
     def marks(name: str) -> Any:
         blocks = sum(ZOO[name].spec.depths)
@@ -118,7 +118,7 @@ def test_parameters_and_multiply_adds_are_those_of_the_table(name: str) -> None:
 
 
 def is_plain(spec: ResNetSpec) -> bool:
-    """Whether `formula` knows all there is to the network."""
+    """Return True if `formula` covers the network."""
     plain = ResNetSpec(
         depths=spec.depths,
         widths=spec.widths,
@@ -137,7 +137,7 @@ PLAIN = [name for name, row in ZOO.items() if is_plain(row.spec)]
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_table_of_plain_networks_is_what_arithmetic_gives(name: str, shortcut: str) -> None:
+def test_the_table_of_plain_networks_matches_the_formula(name: str, shortcut: str) -> None:
     row = ZOO[name]
     if shortcut != row.spec.shortcut and row.spec.stem == "imagenet":
         return
@@ -148,20 +148,20 @@ def test_the_table_of_plain_networks_is_what_arithmetic_gives(name: str, shortcu
 
 
 @pytest.mark.parametrize("name", GOLDEN["members"])
-def test_the_table_is_what_torchvision_and_timm_hold_and_compute(name: str) -> None:
-    """Of the anti-aliased ones without the blur, whose kernel is no parameter."""
+def test_the_table_matches_torchvision_and_timm(name: str) -> None:
+    """Counts of anti-aliased networks exclude the blur, whose kernel is not a parameter."""
     golden = GOLDEN["members"][name]
     assert (ZOO[name].parameters, ZOO[name].multiply_adds) == (golden["parameters"], golden["multiply_adds"])
 
 
 @pytest.mark.parametrize("name", params(list(GOLDEN["members"])))
-def test_names_and_shapes_are_those_of_torchvision_and_timm(name: str) -> None:
+def test_names_and_shapes_match_torchvision_and_timm(name: str) -> None:
     lines = sorted(f"{key} {entry.shape}" for key, entry in named(abstract(name), None))
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == GOLDEN["members"][name]["names_and_shapes_sha256"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED_GIGA_MULTIPLY_ADDS)
-def test_multiply_adds_of_the_table_are_the_published_ones(name: str) -> None:
+def test_multiply_adds_of_the_table_match_the_published_ones(name: str) -> None:
     published = PUBLISHED_GIGA_MULTIPLY_ADDS[name]
     half_a_digit = 5e-4 if published > 1 else 1e-5
     assert ZOO[name].multiply_adds / 1e9 == pytest.approx(published, abs=half_a_digit)
@@ -194,7 +194,7 @@ def test_networks_of_ten_classes_count_as_published(name: str, parameters: int) 
     assert count_params(nnx.eval_shape(lambda: create_model(name, num_classes=10))) == parameters
 
 
-def test_the_table_is_listed_by_pattern() -> None:
+def test_list_models_filters_by_pattern() -> None:
     assert list_models() == list(ZOO)
     assert list_models("resnet1*") == [name for name in ZOO if name.startswith("resnet1")]
     assert list_models("vgg*") == []
@@ -206,7 +206,7 @@ def test_every_row_has_a_source_and_an_image_size_of_its_stem() -> None:
         assert row.image_size == STEMS[row.spec.stem].image_size
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_network_raises_with_the_known_names() -> None:
     with pytest.raises(SpecError, match=r"'resnet19'.*resnet18"):
         create_model("resnet19", num_classes=10)
 
@@ -220,7 +220,7 @@ def test_a_seed_and_an_rngs_of_that_seed_build_the_same_network() -> None:
     assert (by_int.stem.conv.kernel[...] != other.stem.conv.kernel[...]).any()
 
 
-# Published numbers of networks that neither torchvision nor timm has: the papers' own, in millions where they round.
+# Published numbers of networks outside of torchvision and timm: from the papers, in millions where those round.
 PAPERS = {
     "resnet164_v2": 1_703_258,
     "resnet1001_v2": 10_327_706,

@@ -1,4 +1,4 @@
-"""docs/zoo.md says what the table and the oracles say; its differences are those of the last `make zoo`."""
+"""docs/zoo.md agrees with the table and the oracles; its differences come from the last `make zoo`."""
 
 import re
 
@@ -10,20 +10,20 @@ from tests.weights.test_torch_oracle import TOLERANCE
 
 
 def rows() -> dict[str, tuple[str, ...]]:
-    """The page's rows by network."""
+    """Return the rows of the page by network."""
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
     assert cells[0] == HEAD
     return {found[0].strip("`"): found for found in cells[1:]}
 
 
-def test_every_network_has_its_row_in_order_and_the_text_is_that_of_the_script() -> None:
+def test_the_page_has_every_network_in_order_and_the_text_of_the_script() -> None:
     assert list(rows()) == [name for name in ZOO if not name.startswith("inverted")]
     assert PAGE.read_text().startswith(INTRO), "run `make zoo`"
 
 
 @pytest.mark.parametrize("name", tuple(ZOO))
-def test_a_row_is_what_the_table_and_the_oracle_say(name: str) -> None:
+def test_a_row_matches_the_table_and_the_oracle(name: str) -> None:
     found = rows()[name]
     difference = found[HEAD.index("difference")]
     assert found == row(name, difference), "run `make zoo`"

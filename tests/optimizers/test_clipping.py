@@ -77,7 +77,7 @@ def test_weight_decay_is_not_clipped() -> None:
         (optax.sgd(0.1), {"norm": 0.0}, "norm=0.0"),
         (optax.sgd(0.1), {"adaptive": -1.0}, "adaptive=-1.0"),
         (optax.sgd(0.1), {"norm": float("inf")}, "norm=inf"),
-        ("sgd", {"norm": 1.0}, "got 'sgd' to wrap.*optimizers.sgd"),
+        ("sgd", {"norm": 1.0}, "got 'sgd'.*optimizers.sgd"),
     ],
 )
 def test_what_cannot_clip_is_refused(optimizer: Any, arguments: Any, words: str) -> None:

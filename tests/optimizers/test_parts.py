@@ -98,7 +98,7 @@ def test_a_model_compiles_with_it_or_says_which_paths_are_near() -> None:
     parts = optimizers.by_part({"head.kernel": 1.0, "*": 0.5}, optimizers.sgd(0.1))
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=parts, learning_rate=0.25)
     assert model.learning_rate == 0.25
-    with pytest.raises(CompileError, match=r"'haed\.\*' matches no parameter. Near it: \['head\.\*'"):
+    with pytest.raises(CompileError, match=r"'haed\.\*' matches no parameter. Did you mean one of \['head\.\*'"):
         model.compile(optimizers.by_part({"haed.*": 1.0}, optimizers.sgd(0.1)))
 
 
@@ -108,11 +108,11 @@ def test_a_model_compiles_with_it_or_says_which_paths_are_near() -> None:
         ({}, "no patterns"),
         ({"head.*": -1.0}, "-1.0 for 'head.*'"),
         ({"head.*": float("nan")}, "nan for 'head.*'"),
-        ({"heads.*": 1.0}, r"'heads\.\*' matches no parameter. Near it: .*'head\.\*'"),
-        ({"stage1": 1.0}, r"write 'stage1\.\*'"),
-        ({"stage1.0.conv1.kernal": 1.0}, r"Near it: .*'stage1\.0\.conv1\.kernel'"),
-        ({"zzz": 1.0}, r"Paths look like these: .*'head\.bias'"),
-        ({"*": 0.1, "head.*": 1.0}, r"'head\.\*' decides about nothing: '\*' stands before it"),
+        ({"heads.*": 1.0}, r"'heads\.\*' matches no parameter. Did you mean one of .*'head\.\*'"),
+        ({"stage1": 1.0}, r"pass 'stage1\.\*'"),
+        ({"stage1.0.conv1.kernal": 1.0}, r"Did you mean one of .*'stage1\.0\.conv1\.kernel'"),
+        ({"zzz": 1.0}, r"Paths look like .*'head\.bias'"),
+        ({"*": 0.1, "head.*": 1.0}, r"'head\.\*' has no effect: the earlier pattern '\*'"),
     ],
 )
 def test_a_pattern_that_does_nothing_is_refused_with_what_is_near(parts: Any, words: str) -> None:
@@ -121,5 +121,5 @@ def test_a_pattern_that_does_nothing_is_refused_with_what_is_near(parts: Any, wo
 
 
 def test_what_is_wrapped_must_be_built() -> None:
-    with pytest.raises(CompileError, match="got 'sgd' to wrap"):
+    with pytest.raises(CompileError, match="got 'sgd'"):
         optimizers.by_part({"*": 1.0}, "sgd")  # type: ignore[arg-type]

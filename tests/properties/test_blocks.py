@@ -29,7 +29,7 @@ from resfit.nets import (
     count_params,
 )
 from resfit.nets.recompute import recomputed
-from resfit.nets.spec import BLOCKS
+from resfit.nets.registry import BLOCKS
 from tests.helpers import fewer_examples
 
 KINDS = tuple(BLOCKS)  # those of resfit; other tests may register more
@@ -171,7 +171,7 @@ def test_output_shape_shortcut_and_parameters_are_those_of_the_formulas(
 
 
 def with_numbers(block: Residual) -> Residual:
-    """Fills a block that was built abstractly, without compiling an initialiser for each of its shapes."""
+    """Fill a block that was built abstractly, without compiling an initializer for each shape."""
     generator = np.random.default_rng(0)
     constants = {"mean": np.zeros, "bias": np.zeros, "var": np.ones, "scale": np.ones}
     for path, node in nnx.iter_graph(block):
@@ -198,7 +198,7 @@ def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind
 
 
 def last_parameter(block: Residual) -> nnx.Variable[Any]:
-    """What starts at zero: the last scale, or where no norm is last, the last kernel."""
+    """Return the arrays that start at zero: the last scale, or the last kernel if no norm is last."""
     branch = block.branch
     if block.before is not None:
         return (branch.conv3 if hasattr(branch, "conv3") else branch.conv2).kernel
@@ -322,7 +322,12 @@ def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, da
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
-    "a bottleneck of no channels": ("bottleneck", {"width_per_group": 1}, SpecError, "0.0625 channels.*widths from 64"),
+    "a bottleneck of no channels": (
+        "bottleneck",
+        {"width_per_group": 1},
+        SpecError,
+        "0.0625 channels.*width of 64 or more",
+    ),
     "blur behind a strided 1x1": ("bottleneck_v1", {"antialias": "blur"}, SpecError, "stride_on='1x1'"),
     "an anti-aliasing average over three pixels": (
         "basic",

@@ -36,7 +36,7 @@ UNCOMMON: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def fields(draw: st.DrawFn) -> dict[str, Any]:
-    """What a spec is made of, whether or not its parts can be had together."""
+    """Draw the fields of a spec, including combinations that are not allowed."""
     stages = draw(st.integers(1, 3))
     return {
         "depths": draw(st.lists(st.integers(1, 3), min_size=stages, max_size=stages)),

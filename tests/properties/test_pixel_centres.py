@@ -36,13 +36,13 @@ def pass_on_the_centre(conv: nnx.Conv) -> None:
 
 
 def numbered(size: tuple[int, int], channels: int) -> np.ndarray:
-    """An image in which every pixel has its own positive number."""
+    """Return an image in which every pixel has its own positive number."""
     pixels = 1.0 + np.arange(size[0] * size[1], dtype=np.float32).reshape(1, *size, 1)
     return pixels.repeat(channels, axis=-1)
 
 
 def sampled_by_branch(kind: str, strides: int, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
-    """What the branch of a block of one channel returns, its convolutions with their own padding or another."""
+    """Return the output of the branch of a block of one channel, with its own padding or another."""
 
     @jax.jit
     def branch_of(image: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ def test_the_average_of_the_pooled_shortcut_begins_at_the_same_pixels(size: tupl
 
 
 def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
-    """The pixels in the middle of the windows of a stem, a maximum included: between the least and the largest."""
+    """Return the middle pixels of the windows of a stem, including a max pool."""
     stem: Any = STEMS[name](1, 8, rngs=nnx.Rngs(0), **asked)
     for _, module in nnx.iter_modules(stem):
         if isinstance(module, nnx.Conv):
@@ -154,7 +154,7 @@ def test_every_convolution_of_every_network_is_padded_alike_on_both_sides(
 
 
 def first_centre_with_same(kernel: int, strides: int, size: int) -> int:
-    """The pixel on which XLA's 'SAME' centres the first window."""
+    """Return the pixel on which XLA's 'SAME' centers the first window."""
     total = max((-(-size // strides) - 1) * strides + kernel - size, 0)
     return kernel // 2 - total // 2
 

@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def load(recipe: str) -> ModuleType:
-    """A script as a module."""
+    """Import a script as a module."""
     spec = importlib.util.spec_from_file_location(f"{recipe}_recipe", RECIPES / f"{recipe}.py")
     assert spec
     assert spec.loader
@@ -33,7 +33,7 @@ def load(recipe: str) -> ModuleType:
 
 
 def say(recipe: ModuleType, *arguments: str, status: int | None = None) -> str:
-    """What `main` of a recipe prints in this process, which starts no other; the status if it exits."""
+    """Return the output of `main` of a recipe in this process, or the status if it exits."""
     said = io.StringIO()
     exits = contextlib.nullcontext() if status is None else pytest.raises(SystemExit)
     with (
@@ -48,7 +48,7 @@ def say(recipe: ModuleType, *arguments: str, status: int | None = None) -> str:
 
 
 def run(recipe: str, *arguments: str) -> str:
-    """What a recipe prints, run as a newcomer runs it. Its executables are kept where those of the tests are."""
+    """Run a recipe like a newcomer and return its output. It shares the compilation cache of the tests."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -60,7 +60,7 @@ def run(recipe: str, *arguments: str) -> str:
 
 
 def percent(pattern: str, text: str) -> float:
-    """The percentage that stands in the pattern's group."""
+    """Return the percentage in the group of the pattern."""
     match = re.search(pattern, text)
     assert match, text
     return float(match[1])

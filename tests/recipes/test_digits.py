@@ -29,7 +29,7 @@ THIN = "thin, in this process"
 def short_run(
     request: pytest.FixtureRequest, recipe: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, bool]:
-    """What four epochs print, the folder that they fill, and whether the network is the recipe's own."""
+    """Return the output of four epochs, their folder, and True for the unchanged network of the recipe."""
     out = tmp_path_factory.mktemp("digits") / "a" / "b"
     arguments = ("--epochs", "4", "--out", str(out))
     if request.param != THIN:

@@ -14,7 +14,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "multihost.py"
 
 
 def run(*arguments: str) -> str:
-    """What the recipe prints. Its executables are kept where those of the tests are."""
+    """Return the output of the recipe. It shares the compilation cache of the tests."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -30,7 +30,7 @@ def whole(n: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("slices", "n"), [(3, 20), (100, 8), *(pytest.param(k, 20, marks=pytest.mark.slow) for k in (2, 4, 8, 100))]
 )
-def test_slices_sum_to_the_whole_batch_also_ragged_and_weighted(slices: int, n: int) -> None:
+def test_slices_sum_to_the_whole_batch_also_for_partial_and_weighted_batches(slices: int, n: int) -> None:
     """Twenty examples in batches of eight: three slices divide neither the batches nor the tail of four."""
     weights, history = whole(n)
     sliced, found = trained(slices, n)
@@ -41,15 +41,15 @@ def test_slices_sum_to_the_whole_batch_also_ragged_and_weighted(slices: int, n: 
 @pytest.mark.slow
 @fewer_examples(4)
 @given(n=st.integers(1, 17), slices=st.integers(2, 5))
-def test_every_number_of_examples_is_cut_into_slices_that_hold_them_all(n: int, slices: int) -> None:
+def test_slices_hold_all_examples_for_any_number_of_examples(n: int, slices: int) -> None:
     assert_close(trained(slices, n)[0], whole(n)[0], 2e-6)
 
 
-def test_slices_of_a_sharded_batch_sum_to_it_as_well() -> None:
+def test_slices_of_a_sharded_batch_sum_to_the_whole_batch() -> None:
     assert_close(trained(2, 16, dispatch="sharded")[0], whole(16)[0], 1e-5)
 
 
-def test_batchnorm_normalises_slice_by_slice_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_batchnorm_normalizes_each_slice_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="resfit")
     sliced, together = compiled(gradient_accumulation_steps=2), compiled()
     for model in (sliced, together):
@@ -60,7 +60,7 @@ def test_batchnorm_normalises_slice_by_slice_and_says_so(caplog: pytest.LogCaptu
 
 def test_slices_share_no_dropout_mask() -> None:
     class Noisy(nnx.Module):
-        """Its output is a dropout mask."""
+        """A network whose output is a dropout mask."""
 
         def __init__(self, *, rngs: nnx.Rngs) -> None:
             self.scale = nnx.Param(jax.numpy.ones(()))
@@ -84,6 +84,6 @@ def test_slices_share_no_dropout_mask() -> None:
 
 
 @pytest.mark.parametrize("slices", [0, -1, 1.5, True])
-def test_a_number_of_slices_that_cannot_be_is_refused(slices: Any) -> None:
+def test_an_invalid_number_of_slices_raises(slices: Any) -> None:
     with pytest.raises(CompileError, match="gradient_accumulation_steps"):
         compiled(gradient_accumulation_steps=slices)

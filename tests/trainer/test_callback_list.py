@@ -200,7 +200,7 @@ def test_compile_hooks_fire_once_per_program() -> None:
 
 
 class Stops(Callback):
-    """Sets a stop flag in the n-th batch."""
+    """A callback that sets a stop flag in the n-th batch."""
 
     def __init__(self, flag: str, n: int) -> None:
         self.flag, self.n, self.batches = flag, n, 0

@@ -112,7 +112,7 @@ def per_replica_by_hand(parts: int) -> tuple[float, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["sharded", "pmap"])
-def test_per_replica_batch_norm_is_what_its_definition_says(kind: str) -> None:
+def test_per_replica_batch_norm_matches_its_definition(kind: str) -> None:
     x, y = far_apart()
     loss, expected = per_replica_by_hand(parts=4)
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), optimizer=optax.sgd, dispatch=kind, batch_norm="per_replica")
@@ -138,7 +138,7 @@ def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
             return self.head(self.dropout(x.reshape(len(x), -1)))
 
     def spread(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """The variance over the first rows of the four parts: zero if all draw the same mask. Once for each example."""
+        """The variance over the first rows of the four parts, once for each example: zero if all draw the same mask."""
         return jnp.full(labels.shape, jnp.var(outputs.reshape(4, 2, 3)[:, 0], axis=0).sum())
 
     x, y = np.ones((8, 8, 8, 1), np.float32), np.zeros(8, np.int32)

@@ -1,4 +1,4 @@
-"""The running average of the weights: updated in the step, used only where it is asked for."""
+"""The running average of the weights: updated in the step, used only on request."""
 
 import functools
 from collections.abc import Collection
@@ -19,7 +19,7 @@ X, Y = images(16), labels(16)
 
 
 class Weights(resfit.callbacks.Callback):
-    """What the weights are after every step."""
+    """A callback that records the weights after every step."""
 
     def __init__(self) -> None:
         self.raw: list[list[np.ndarray]] = []
@@ -47,7 +47,7 @@ def trained_without() -> resfit.Model:
     return model
 
 
-def test_the_average_changes_nothing_that_is_trained_and_is_not_used_unasked() -> None:
+def test_averages_change_nothing_that_is_trained_and_are_used_only_on_request() -> None:
     plain, averaged = trained_without(), compiled(ema=DECAY)
     fit(averaged, X, Y, epochs=2)
     assert_same(plain.get_weights(), averaged.get_weights())
@@ -70,7 +70,7 @@ def test_evaluate_predict_and_save_use_the_average_on_request(tmp_path) -> None:
     np.testing.assert_allclose(loaded.predict(X, verbose=0), logits, atol=1e-6)
 
 
-def test_the_average_is_refused_where_there_is_none() -> None:
+def test_requesting_averages_of_a_model_without_them_raises() -> None:
     with pytest.raises(CompileError, match=r"ema=0\.999"):
         compiled().evaluate(X, Y, verbose=0, weights="ema")
     with pytest.raises(CompileError, match="'raw' or 'ema'"):
@@ -114,14 +114,14 @@ def test_swap_ema_weights_without_an_average_says_what_to_do() -> None:
 
 
 class Poisoned(TinyNet):
-    """Reads NaN where a batch holds a certain number."""
+    """A layer that returns NaN if a batch holds a certain number."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return super().__call__(jax.numpy.where((x == BAD).any(), jax.numpy.nan, x))
 
 
 class HalfNet(nnx.Module):
-    """Its parameters are stored in bfloat16."""
+    """A network with parameters in bfloat16."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.head = nnx.Linear(64, CLASSES, param_dtype=jax.numpy.bfloat16, rngs=rngs)
@@ -146,10 +146,10 @@ class HalfNet(nnx.Module):
         ),
     ],
 )
-def test_the_average_is_what_numpy_averages_for_every_way_to_train(
+def test_the_average_matches_numpy_for_every_way_to_train(
     kind: Any, frozen: dict[str, bool], arguments: dict[str, Any], skipped: tuple[int, ...]
 ) -> None:
-    """Six steps; a skipped one counts as a step and leaves the average as it was."""
+    """Six steps; a skipped one counts as a step and does not change the average."""
     x, watch = images(24), Weights()
     x[8 * 1 + np.arange(8 if skipped else 0)] = BAD
     model = resfit.Model(kind(rngs=nnx.Rngs(0)))
@@ -175,7 +175,7 @@ def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -
         np.testing.assert_allclose(average.astype(np.float64), 1 + 2**-5 * (1 - 0.9**20), rtol=2**-8)
 
 
-def test_averages_that_an_earlier_version_kept_in_bfloat16_go_on_in_float32() -> None:
+def test_averages_that_an_earlier_version_kept_in_bfloat16_continue_in_float32() -> None:
     model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=DECAY)
     dtypes = [leaf.dtype for leaf in state_of(model).leaves]
     narrow = [array.astype(jax.numpy.bfloat16) if array.ndim else array for array in state_of(model).on_host()]
@@ -192,7 +192,7 @@ def thin_net(seed: int) -> Any:
 
 
 def with_averages_elsewhere() -> tuple[resfit.Model, list[np.ndarray]]:
-    """A model whose averages differ from its weights, as after training, and the averages."""
+    """Return a model whose averages differ from its weights, as after training, and the averages."""
     model = compiled(thin_net(0), ema=DECAY)
     averages = [array + 1 for array in model.get_weights()]
     model.set_weights(model.get_weights(), averages=averages)
@@ -214,7 +214,7 @@ def load(model: resfit.Model, other: Any) -> None:
 
 @pytest.mark.parametrize("how", [set_all, update, load])
 def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
-    """Statistics that are equal in both networks were not set anew by an assignment, and keep their averages."""
+    """Statistics that are equal in both networks keep their averages: the assignment does not change them."""
     model, before = with_averages_elsewhere()
     held, other = model.get_weights(), thin_net(7)
     new = resfit.Model(other).get_weights()
@@ -227,7 +227,7 @@ def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
     assert_same(model.get_weights("ema"), expected)
 
 
-def test_an_assigned_array_starts_its_own_average_again_and_no_other() -> None:
+def test_an_assigned_array_restarts_only_its_own_average() -> None:
     model, before = with_averages_elsewhere()
     model.module.head.dense.kernel[...] += 3
     names = state_of(model).layout.visible_names
@@ -242,8 +242,8 @@ def test_an_assigned_array_starts_its_own_average_again_and_no_other() -> None:
     )
 
 
-def test_an_array_assigned_before_a_fit_starts_its_own_average_again() -> None:
-    """As if the weights were read between the assignment and the fit, which takes the assignment over."""
+def test_an_array_assigned_before_a_fit_restarts_its_own_average() -> None:
+    """A read of the weights between the assignment and the fit makes no difference."""
     found = []
     for reads in (True, False):
         model, _ = with_averages_elsewhere()
@@ -255,8 +255,8 @@ def test_an_array_assigned_before_a_fit_starts_its_own_average_again() -> None:
     assert_same(*found)
 
 
-def test_a_module_that_nnx_jit_was_given_keeps_its_averages() -> None:
-    """nnx.jit puts every array back as another object of the same values."""
+def test_a_module_passed_to_nnx_jit_keeps_its_averages() -> None:
+    """nnx.jit replaces every array by another object with the same values."""
     model, before = with_averages_elsewhere()
     kernel = model.module.head.dense.kernel.get_raw_value()
     nnx.jit(lambda module, x: module(x))(model.module, images(2))
@@ -264,7 +264,7 @@ def test_a_module_that_nnx_jit_was_given_keeps_its_averages() -> None:
     assert_same(model.get_weights("ema"), before)
 
 
-def test_averages_that_are_passed_are_kept_and_refused_where_there_are_none() -> None:
+def test_set_weights_takes_averages_and_raises_for_a_model_without_them() -> None:
     model, before = with_averages_elsewhere()
     weights = [array * 2 for array in model.get_weights()]
     model.set_weights(weights, averages=before)
@@ -280,7 +280,7 @@ def test_averages_that_are_passed_are_kept_and_refused_where_there_are_none() ->
 
 
 def test_averages_continue_over_what_a_callback_assigns_between_steps() -> None:
-    """A mask that is applied after every step is part of the training: the average is one of masked weights."""
+    """A mask that is applied after every step is part of the training: the average is that of masked weights."""
 
     class Masks(resfit.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
@@ -295,7 +295,7 @@ def test_averages_continue_over_what_a_callback_assigns_between_steps() -> None:
     assert (np.abs(model.get_weights("ema")[kernel][1:] - model.get_weights()[kernel][1:]) > 1e-4).any()
 
 
-def test_recalibrated_statistics_leave_the_averages() -> None:
+def test_recalibration_does_not_change_the_averages() -> None:
     model, before = with_averages_elsewhere()
     held = model.get_weights()
     resfit.recalibrate(model, images())
@@ -303,8 +303,8 @@ def test_recalibrated_statistics_leave_the_averages() -> None:
     assert_same(model.get_weights("ema"), before)
 
 
-def test_the_averages_put_into_the_module_are_what_it_predicts_with() -> None:
-    """What Keras's use_ema does at the end of fit."""
+def test_the_module_predicts_with_the_averages_that_were_put_into_it() -> None:
+    """The module takes the averages at the end of fit, as with Keras's use_ema."""
     model, averages = with_averages_elsewhere()
     logits = model.predict(images(4), weights="ema", verbose=0)
     model.set_weights(model.get_weights("ema"))

@@ -1,4 +1,4 @@
-"""Ctrl-C stops at a batch boundary and loses nothing."""
+"""Ctrl-C stops a run at a batch boundary and loses nothing."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from tests.helpers import BATCH, Recorder, compiled, differ, fit, flags, images,
 
 
 class Interrupts(Callback):
-    """Sends SIGINT to this process in a hook, as Ctrl-C does."""
+    """A callback that sends SIGINT to this process in a hook, as Ctrl-C does."""
 
     def __init__(self, hook: str, at: int = 1) -> None:
         self.calls, self.at = 0, at
@@ -97,7 +97,7 @@ forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.
 
 
 def ended_by(number: int, *, inside: bool) -> int:
-    """How a forked process ends after a signal: the signal's number, or 0 if it did not end."""
+    """Return the number of the signal that ended a forked process, or 0 if it did not end."""
     with at_batch_boundaries(terminating=inside):
         child = os.fork()
         if not child:
@@ -114,7 +114,7 @@ def test_a_forked_process_ends_on_sigterm(inside: bool) -> None:
 
 
 @forks
-def test_a_forked_process_gets_back_the_handlers_of_the_user() -> None:
+def test_a_forked_process_gets_the_handlers_of_the_user_back() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
@@ -131,7 +131,7 @@ def test_a_forked_process_gets_back_the_handlers_of_the_user() -> None:
 
 @forks
 @pytest.mark.skipif(allocator._glibc_if_wanted() is None, reason="needs glibc")
-def test_a_forked_process_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_returns_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(allocator, "_set", lambda libc, options: told.append(options))
     with allocator.keeping_memory("cpu"):
@@ -145,7 +145,7 @@ def test_a_forked_process_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> 
         assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
 
 
-def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_installed_outside_python_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with at_batch_boundaries(terminating=True):
@@ -153,7 +153,7 @@ def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyP
 
 
 class Waits:
-    """Processes that a signal finds waiting for one another."""
+    """Processes that receive a signal while they wait for each other."""
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         if not any(flags):
@@ -174,7 +174,7 @@ def test_sigterm_that_arrives_in_an_exchange_ends_with_143() -> None:
 
 
 class Ends(Callback):
-    """Sends SIGTERM to this process in a hook."""
+    """A callback that sends SIGTERM to this process in a hook."""
 
     def __init__(self, hook: str) -> None:
         setattr(self, hook, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

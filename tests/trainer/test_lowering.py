@@ -1,4 +1,4 @@
-"""The training step as compilers get it, for machines that are not here; and as it runs on several devices."""
+"""The training step as the compilers of other platforms get it, and as it runs on several devices."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ OF_A_GPU = {"cu_threefry2x32_ffi"}
 
 
 def net(**overrides: Any) -> Any:
-    """Stem, a block without and one with a projection: 6 convolutions, 6 norms."""
+    """Return a network of a stem, a block without and a block with a projection: 6 convolutions, 6 norms."""
     spec = {"num_classes": 3, "in_channels": 1, "depths": (1, 1), "widths": (4, 8), "shortcut": "B", **overrides}
     return resfit.create_model("resnet20", **spec)
 
@@ -36,12 +36,12 @@ class NoNorm(nnx.Module):
 
 
 def arguments(model: Any, rows: int = BATCH) -> tuple[Any, ...]:
-    """Of the training step."""
+    """Return the arguments of the training step."""
     return train_arguments(model, resfit.data.Batch(images(rows), labels(rows), None, None, rows))
 
 
 def lowered(model: Any, platform: str) -> str:
-    """The training step in StableHLO, as another platform's compiler gets it."""
+    """Return the training step in StableHLO, as the compiler of another platform gets it."""
     given = arguments(model)
     program = compiled_of(model).trainer.step._jit.trace(*given).lower(lowering_platforms=(platform,))
     text: str = program.as_text()
@@ -49,7 +49,7 @@ def lowered(model: Any, platform: str) -> str:
 
 
 def convolutions(text: str) -> list[str]:
-    """The dtype in which each convolution of a program multiplies."""
+    """Return the dtype in which each convolution of a program multiplies."""
     found = re.findall(r"stablehlo\.convolution\(.*: \(tensor<[\dx]*x(\w+)>, tensor<[\dx]*x(\w+)>\)", text)
     assert all(left == right for left, right in found)
     return [left for left, _ in found]
@@ -74,7 +74,7 @@ def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "optimizer": "adamw"}], ids=["sgd", "adamw with averages"])
-def test_the_memory_of_every_leaf_of_the_state_is_used_again(platform: str, dispatch: str, extra: Any) -> None:
+def test_the_memory_of_every_leaf_of_the_state_is_reused(platform: str, dispatch: str, extra: Any) -> None:
     model = compiled(net(), dispatch=dispatch, **extra)
     text = lowered(model, platform)
     signature = next(line for line in text.splitlines() if "func.func public @main" in line)
@@ -93,7 +93,7 @@ def test_each_slice_of_a_batch_waits_for_the_gradients_of_the_slice_before() -> 
 
 @pytest.mark.parametrize(("platform", "its_own"), [("cuda", OF_A_GPU), ("tpu", set())])
 @pytest.mark.parametrize("arguments", [{}, {"augment": "cifar", "gradient_accumulation_steps": 2}], ids=str)
-def test_nothing_is_called_but_what_the_platform_has(platform: str, its_own: set[str], arguments: Any) -> None:
+def test_a_program_calls_only_targets_that_the_platform_has(platform: str, its_own: set[str], arguments: Any) -> None:
     text = lowered(compiled(net(remat="block", in_channels=1), **arguments), platform)
     assert set(re.findall(r"custom_call @(\w+)", text)) <= its_own
     assert "callback" not in text
@@ -107,7 +107,7 @@ ROWS = 16  # of the batch: no parameter has an axis as long
 
 
 class Exchange(NamedTuple):
-    """What the devices tell each other at one point of a step."""
+    """An exchange between the devices at one point of a step."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]  # each in ascending order: the compiler may have transposed it
@@ -118,12 +118,12 @@ class Exchange(NamedTuple):
 
 
 def exchanges(model: Any) -> list[Exchange]:
-    """All of them in the compiled training step."""
+    """Return the exchanges of the compiled training step."""
     return exchanges_in(compiled_of(model).trainer.step.prepare(arguments(model, ROWS), lambda _: None))
 
 
 def exchanges_in(executable: Any) -> list[Exchange]:
-    """All of them in a compiled program, in its order."""
+    """Return the exchanges of a compiled program, in its order."""
     found = []
     names = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
     for line in executable.as_text().splitlines():
@@ -142,7 +142,7 @@ def parameters(module: nnx.Module) -> list[tuple[int, ...]]:
     return [ascending(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))]
 
 
-def test_parameters_that_were_gathered_would_be_found() -> None:
+def test_gathered_parameters_are_detected() -> None:
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
     split, whole = (jax.NamedSharding(mesh, jax.P(axis)) for axis in ("data", None))
     gather = jax.jit(lambda kernel: kernel * 2, in_shardings=split, out_shardings=whole)
@@ -150,7 +150,7 @@ def test_parameters_that_were_gathered_would_be_found() -> None:
 
 
 def test_the_gradients_of_all_devices_are_summed_in_one_exchange() -> None:
-    """With the loss and the metrics' sums. Nothing else is exchanged, above all no parameters."""
+    """The exchange includes the loss and the sums of the metrics. Parameters are not exchanged."""
     (only,) = exchanges(compiled(NoNorm(), dispatch="sharded"))
     assert only.name == "all-reduce"
     assert Counter(parameters(NoNorm())) <= Counter(only.shapes)
@@ -158,9 +158,8 @@ def test_the_gradients_of_all_devices_are_summed_in_one_exchange() -> None:
 
 
 @pytest.mark.parametrize("remat", [None, pytest.param("block", marks=pytest.mark.slow)])
-def test_gradients_travel_with_the_sums_of_batchnorm_and_need_one_exchange_more(remat: str | None) -> None:
-    """Statistics over the whole batch need an exchange in each norm, forward and backward, each waiting for the one
-    before it. Gradients go along as soon as they are there, and the last of them in one at the end."""
+def test_gradients_are_exchanged_with_the_sums_of_batchnorm_and_need_one_more_exchange(remat: str | None) -> None:
+    """Each norm exchanges its sums, forward and backward. Gradients travel with them, the last ones in one exchange."""
     found = exchanges(compiled(net(remat=remat), dispatch="sharded"))
     assert {one.name for one in found} == {"all-reduce"}
     in_a_row = 5  # stem, and two in each block; a projection's norm goes along with one of its block's
@@ -172,7 +171,7 @@ def test_gradients_travel_with_the_sums_of_batchnorm_and_need_one_exchange_more(
 
 
 @pytest.mark.slow
-def test_per_replica_all_gradients_are_summed_in_one_exchange_too() -> None:
+def test_per_replica_gradients_are_summed_in_one_exchange() -> None:
     found = exchanges(compiled(net(), dispatch="sharded", batch_norm="per_replica"))
     (gradients,) = [one for one in found if one.kernels and one.name == "all-reduce"]
     assert sorted(gradients.kernels) == sorted(shape for shape in parameters(net()) if len(shape) > 1)

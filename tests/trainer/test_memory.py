@@ -1,4 +1,4 @@
-"""What a training step takes: known before the first step, for any model, without changing it."""
+"""The memory of a training step: known before the first step, for any model, without changing the model."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_images_of_either_kind_can_still_be_trained_on_after_a_summary(capsys: p
 
 
 class TwoInputs(nnx.Module):
-    """No table can be made of it from one array."""
+    """A module of two inputs, for which there is no table."""
 
     def __init__(self) -> None:
         self.head = nnx.Linear(128, 3, rngs=nnx.Rngs(0))
@@ -81,7 +81,7 @@ class TwoInputs(nnx.Module):
 
 
 class Pairs(nnx.Module):
-    """Called with two arguments, by a loss of its own."""
+    """A model with a custom loss that calls the module with two arguments."""
 
     def __init__(self) -> None:
         self.head = nnx.Linear(64, 3, rngs=nnx.Rngs(0))
@@ -96,16 +96,16 @@ class Scaled(resfit.Model):
         return ((outputs - 1) ** 2).mean(axis=1), outputs
 
 
-def test_modules_of_which_there_can_be_no_table_have_their_memory_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_modules_without_a_table_have_their_memory_shown(capsys: pytest.CaptureFixture[str]) -> None:
     compiled(TwoInputs()).summary(({"a": X, "b": X}, Y))
     compiled(Pairs(), kind=Scaled, metrics=None).summary(X)
     text = capsys.readouterr().out
-    assert "would be one array, and is PyTreeDef({'a': *, 'b': *})" in text
-    assert "cannot go through the module alone. Pairs.__call__() missing" in text
+    assert "the input is PyTreeDef({'a': *, 'b': *}), expected one array" in text
+    assert "the module raised on a batch of one example. Pairs.__call__() missing" in text
     assert text.count("Memory of a training step on 8 examples") == 2
 
 
-def test_a_shape_in_place_of_a_batch_is_that_of_an_image(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shape_in_place_of_a_batch_is_the_shape_of_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
     model.summary(input_shape=(8, 8, 1))
     expected = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_a_shape_in_place_of_a_batch_is_that_of_an_image(capsys: pytest.CaptureF
     assert capsys.readouterr().out == expected != ""
 
 
-def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_raise(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotCompiledError, match=r"compile.*summary of a batch"):
         resfit.Model(TinyNet(rngs=nnx.Rngs(0))).summary((X, Y))
     with pytest.raises(CompileError, match="another dispatch"):
@@ -125,7 +125,7 @@ def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.optimized
-def test_arguments_outputs_and_what_is_aliased_are_what_the_state_and_the_batch_weigh() -> None:
+def test_arguments_outputs_and_aliased_memory_match_the_bytes_of_state_and_batch() -> None:
     model = compiled()
     memory, _ = compiled_of(model).trainer.memory(resfit.data.Batch(X, Y, None, None, BATCH))
     state = sum(leaf.nbytes for leaf in state_of(model).leaves)

@@ -35,7 +35,7 @@ ATTRIBUTES = {
 
 
 @pytest.mark.parametrize(("name", "substitute"), METHODS.items())
-def test_a_subclass_that_defines_a_method_nobody_calls_is_an_error(name: str, substitute: str) -> None:
+def test_a_subclass_with_a_method_that_nothing_calls_raises(name: str, substitute: str) -> None:
     members = {name: lambda self, *arguments: None}
     with pytest.raises(OverrideError, match=rf"Mine defines {name}.*{substitute}"):
         type("Mine", (resfit.Model,), dict(members))
@@ -46,7 +46,7 @@ def test_a_subclass_that_defines_a_method_nobody_calls_is_an_error(name: str, su
 
 
 @pytest.mark.parametrize(("name", "substitute"), ATTRIBUTES.items())
-def test_an_attribute_that_nobody_reads_is_an_error(name: str, substitute: str) -> None:
+def test_an_attribute_that_nothing_reads_raises(name: str, substitute: str) -> None:
     with pytest.raises(OverrideError, match=rf"model\.{name} was set to False.*{substitute}"):
         setattr(compiled(), name, False)
     for member in (False, property(lambda self: [])):
@@ -54,7 +54,7 @@ def test_an_attribute_that_nobody_reads_is_an_error(name: str, substitute: str) 
             type("Mine", (resfit.Model,), {name: member})
 
 
-def test_a_compute_loss_with_the_parameters_of_keras_is_an_error() -> None:
+def test_a_compute_loss_with_the_parameters_of_keras_raises() -> None:
     with pytest.raises(OverrideError, match=r"compute_loss has the parameters .*def compute_loss\(self, module, x, y"):
 
         class Mine(resfit.Model):
@@ -62,7 +62,7 @@ def test_a_compute_loss_with_the_parameters_of_keras_is_an_error() -> None:
                 return 0
 
 
-def test_other_members_of_a_subclass_stay_allowed() -> None:
+def test_other_members_of_a_subclass_are_allowed() -> None:
     class Mine(resfit.Model):
         limit = 3
 
@@ -93,7 +93,7 @@ def test_a_copy_of_a_model_has_its_attributes() -> None:
 
 
 @pytest.mark.parametrize("flag", ["trainable", "requires_grad"])
-def test_a_part_marked_as_not_trainable_is_an_error_unless_it_is_frozen(flag: str) -> None:
+def test_a_part_marked_as_not_trainable_raises_unless_it_is_frozen(flag: str) -> None:
     net = PlainNet(rngs=nnx.Rngs(0))
     setattr(net.head, flag, True)
     model = compiled(net)
@@ -108,7 +108,7 @@ def test_a_part_marked_as_not_trainable_is_an_error_unless_it_is_frozen(flag: st
 
 
 class Marked(nnx.Module):
-    """Sets a flag of Keras's in its __init__, as Keras's layers do."""
+    """A module that sets a flag of Keras in its __init__, as Keras layers do."""
 
     def __init__(self, *, trainable: bool, rngs: nnx.Rngs) -> None:
         self.trainable = trainable
@@ -120,14 +120,14 @@ class Marked(nnx.Module):
 
 
 class Reading(Marked):
-    """Acts on the flag, in a function within a method."""
+    """A module that reads the flag in a function inside a method."""
 
     def __call__(self, x: Any) -> Any:
         return super().__call__(x) if (lambda: self.trainable)() else 0 * super().__call__(x)
 
 
 class Around(nnx.Module):
-    """Acts on the flag of a part."""
+    """A module that reads the flag of a part."""
 
     def __init__(self, part: nnx.Module) -> None:
         self.part = part
@@ -137,7 +137,7 @@ class Around(nnx.Module):
         return part(x) if part.trainable else jax.lax.stop_gradient(part(x))
 
 
-def test_a_frozen_part_and_a_class_that_reads_the_flag_itself_may_have_it() -> None:
+def test_a_frozen_part_and_a_class_that_reads_the_flag_can_have_it() -> None:
     net = Reading(trainable=False, rngs=nnx.Rngs(0))
     net.head.trainable = False
     model = resfit.Model(net)

@@ -1,4 +1,4 @@
-"""One device, several devices, or nothing compiled: the same training."""
+"""Training is the same on one device, on several devices, and without compilation."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_a_fit_on_four_devices_with_a_ragged_tail_and_validation_is_the_fit_on_o
     assert four.predict(images(), batch_size=7, verbose=0).shape == (20, 3)
 
 
-def test_a_net_that_was_trained_on_four_devices_lives_on_one() -> None:
+def test_the_module_of_a_run_on_four_devices_is_on_one_device() -> None:
     model = model_on("sharded")
     fit(model, images(8), labels(8))
     kernel = model.module.head.kernel[...]
@@ -65,7 +65,7 @@ def test_a_net_that_was_trained_on_four_devices_lives_on_one() -> None:
     np.testing.assert_allclose(alone, model.predict(images(8), verbose=0), atol=1e-5)
 
 
-def test_on_four_devices_too_a_fit_compiles_each_step_once_and_a_second_fit_nothing() -> None:
+def test_on_four_devices_a_fit_compiles_each_step_once_and_a_second_fit_nothing() -> None:
     model = model_on("sharded")
     arguments: dict[str, Any] = {"x": images(14), "y": labels(14), "validation_data": (images(9), labels(9))}
     with counting_compilations() as found:
@@ -81,7 +81,7 @@ def brighter(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax
     return x + jax.random.uniform(key), y
 
 
-def test_eager_is_the_same_training_with_nothing_compiled() -> None:
+def test_eager_trains_the_same_and_compiles_nothing() -> None:
     # No BatchNorm: every operation of an eager step is compiled on its own, and a convolution's are slow to.
     jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind, augment=brighter) for kind in ("jit", "eager"))
     traces: list[bool] = []
@@ -102,7 +102,7 @@ def test_eager_is_the_same_training_with_nothing_compiled() -> None:
     assert traces == [False]
 
 
-def test_eager_finds_bad_labels_too_before_they_change_anything() -> None:
+def test_eager_raises_for_bad_labels_before_they_change_anything() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch="eager")
     before = values(model.module)
     for call in (fit, lambda model, x, y: model.test_on_batch(x, y)):
@@ -120,7 +120,7 @@ def test_auto_is_sharded_on_several_devices_and_jit_on_one(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("kind", "devices"), [("jit", 1), ("eager", 1), ("sharded", 4)])
-def test_a_batch_lies_where_its_step_runs(kind: str, devices: int) -> None:
+def test_a_batch_is_on_the_devices_of_its_step(kind: str, devices: int) -> None:
     placed = jax.device_put(Placement(kind).place({"x": images(8), "y": labels(8)}))  # "jit" leaves it to the step
     assert len(placed["x"].sharding.device_set) == devices
     assert placed["x"].addressable_shards[0].data.shape[0] == 8 // devices
@@ -170,7 +170,7 @@ OTHERS = [
 @pytest.mark.parametrize(
     ("choose", "dispatch"), [*CHOSEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
 )
-def test_a_chosen_device_is_where_a_run_stays(choose: Any, dispatch: str) -> None:
+def test_a_run_stays_on_the_chosen_device(choose: Any, dispatch: str) -> None:
     device = jax.devices()[2]
     model = choose(device, dispatch=dispatch)
     fit(model, images(8), labels(8))
@@ -180,7 +180,7 @@ def test_a_chosen_device_is_where_a_run_stays(choose: Any, dispatch: str) -> Non
     assert places(model) == {device}
 
 
-def test_data_on_other_devices_come_to_the_chosen_one() -> None:
+def test_data_on_other_devices_move_to_the_chosen_device() -> None:
     first, _, device, other = jax.devices()
     model = in_a_context(device)
     fit(model, images(8), labels(8), cache="device")
@@ -189,7 +189,7 @@ def test_data_on_other_devices_come_to_the_chosen_one() -> None:
     assert places(model) == {device}
 
 
-def test_sharded_uses_all_devices_whatever_was_chosen() -> None:
+def test_sharded_uses_all_devices_in_spite_of_a_chosen_device() -> None:
     model = in_a_context(jax.devices()[2], dispatch="sharded")
     assert len({device for leaf in state_of(model).leaves for device in leaf.devices()}) == 4
     fit(model, images(8), labels(8))
@@ -198,8 +198,8 @@ def test_sharded_uses_all_devices_whatever_was_chosen() -> None:
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "jit"])
-def test_arrays_that_are_spread_over_a_mesh_train_as_others(dispatch: str) -> None:
-    """JAX's meshes are a part of the types of arrays."""
+def test_arrays_on_a_mesh_train_like_others(dispatch: str) -> None:
+    """JAX's meshes are part of the types of arrays."""
     spread = jax.NamedSharding(jax.make_mesh((4,), ("x",)), jax.P())
     module = PlainNet(rngs=nnx.Rngs(0))
     nnx.update(module, jax.device_put(nnx.state(module), spread))
@@ -210,7 +210,7 @@ def test_arrays_that_are_spread_over_a_mesh_train_as_others(dispatch: str) -> No
     assert model.predict(images(8), verbose=0).shape == (8, 3)
 
 
-def test_arrays_committed_to_different_devices_are_refused() -> None:
+def test_arrays_committed_to_different_devices_raise() -> None:
     module = PlainNet(rngs=nnx.Rngs(0))
     for variable, device in zip(jax.tree.leaves(nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable)),
                                 jax.devices(), strict=False):  # fmt: skip
@@ -219,7 +219,7 @@ def test_arrays_committed_to_different_devices_are_refused() -> None:
         resfit.Model(module)
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_dispatch_or_batch_norm_raises() -> None:
     with pytest.raises(CompileError, match=r"Unknown dispatch 'tpu'.*'auto', 'jit', 'sharded', 'pmap', 'eager'"):
         Placement("tpu")
     with pytest.raises(CompileError, match=r"Unknown batch_norm 'local'.*'global', 'per_replica'"):
@@ -251,7 +251,7 @@ def test_batch_norm_sees_the_batch_of_all_devices() -> None:
     np.testing.assert_allclose(four.module.norm.var[...], one.module.norm.var[...], rtol=1e-5)
 
 
-def test_a_step_reads_no_array_that_somebody_else_may_write_to() -> None:
+def test_a_step_reads_no_array_that_others_can_write_to() -> None:
     placement, mine = Placement("jit"), images(8)
     for given in (mine[:4], mine.astype(np.float64)):  # a view, and a dtype that JAX does not have
         placed = placement.place(given)
@@ -262,7 +262,7 @@ def test_a_step_reads_no_array_that_somebody_else_may_write_to() -> None:
     assert placement.place(batch.x) is batch.x  # and no copy is made of a copy
 
 
-def test_a_loader_that_writes_every_batch_into_one_array_trains_as_one_that_does_not() -> None:
+def test_a_loader_that_reuses_one_array_for_all_batches_trains_the_same() -> None:
     def trained(reused: bool) -> Any:
         x, y = np.empty((8, 8, 8, 1), np.float32), np.empty(8, np.int32)
 

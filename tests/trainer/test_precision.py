@@ -1,4 +1,4 @@
-"""bfloat16: what multiplies does so in half precision; what adds up does not."""
+"""bfloat16: products are computed in half precision, sums are not."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.layer_options import compute_in
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import PlainNet, TinyNet, assert_same, compiled, fit, images, labels, values
 
 
@@ -19,14 +21,14 @@ def net() -> Any:
 
 
 def convolutions(module: nnx.Module, precision: str, train: bool) -> set[tuple[str, str]]:
-    """The operations that multiply by a kernel, and the dtype in which they do."""
-    plan = modes.plan(module, precision=precision)
-    state = [leaf.get_raw_value() for _, leaf in modes.leaves(module)]
+    """Return the operations that multiply by a kernel, and their dtypes."""
+    plan = plan_module(module, precision=precision)
+    state = [leaf.get_raw_value() for _, leaf in module_leaves(module)]
     params = [a for a, slot in zip(state, plan.slots, strict=True) if slot.kind == "param"]
     carried = [a for a, slot in zip(state, plan.slots, strict=True) if slot.kind == "carried"]
 
     def call(x: jax.Array) -> Any:
-        copy: Any = modes.assemble(plan, params, carried, jax.random.key(0), train=train)
+        copy: Any = plan.assemble(params, carried, jax.random.key(0), train=train)
         return copy(x)
 
     equations = jax.make_jaxpr(call)(jnp.zeros((2, 8, 8, 1))).jaxpr.eqns
@@ -49,7 +51,7 @@ def tiny_net() -> Any:
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("make", [net, tiny_net])
-def test_convolutions_multiply_in_bfloat16_where_asked_and_nowhere_else(make: Any, train: bool) -> None:
+def test_convolutions_multiply_in_bfloat16_only_on_request(make: Any, train: bool) -> None:
     assert ("conv_general_dilated", "float32") in convolutions(make(), "float32", train)
     half = convolutions(make(), "bfloat16", train)
     assert {dtype for name, dtype in half if name == "conv_general_dilated"} == {"bfloat16"}
@@ -60,7 +62,7 @@ def test_the_logits_of_resfits_networks_are_computed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("make", [net, tiny_net])
-def test_parameters_statistics_logits_and_loss_stay_float32_and_near_those_of_float32(make: Any) -> None:
+def test_parameters_statistics_logits_and_loss_stay_float32_and_close_to_float32_training(make: Any) -> None:
     half, full = compiled(make(), precision="bfloat16"), compiled(make())
     losses = {}
     for name, model in (("half", half), ("full", full)):
@@ -84,19 +86,19 @@ def test_the_users_own_module_keeps_its_dtypes() -> None:
     assert_same(model.predict(images(8), verbose=0), reference.predict(images(8), verbose=0))
 
 
-def test_a_norm_of_flax_goes_on_in_float32() -> None:
-    """Its running statistics would be rounded to bfloat16 otherwise."""
+def test_a_norm_of_flax_stays_in_float32() -> None:
+    """Otherwise its running statistics would be rounded to bfloat16."""
     module = TinyNet(rngs=nnx.Rngs(0))
-    modes.compute_in(module, "bfloat16")
+    compute_in(module, "bfloat16")
     assert module.conv.dtype == jnp.bfloat16
     assert module.norm.dtype is None
 
 
-def test_an_unknown_precision_is_refused() -> None:
+def test_an_unknown_precision_raises() -> None:
     with pytest.raises(CompileError, match="'float32' or 'bfloat16', got 'half'"):
         compiled(precision="half")
 
 
-def test_labels_may_be_of_any_kind() -> None:
+def test_labels_can_be_of_any_kind() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), precision="bfloat16")
     model.train_on_batch(images(8), np.eye(3, dtype=np.float32)[labels(8)])

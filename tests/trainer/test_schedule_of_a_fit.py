@@ -39,7 +39,7 @@ def test_a_schedule_object_has_options_and_initial_epoch_begins_in_the_middle() 
     np.testing.assert_allclose(rates.values, over(np.arange(4, 8)), rtol=1e-5)
 
 
-def test_the_rate_of_a_schedule_stands_in_every_epochs_log() -> None:
+def test_the_log_of_every_epoch_has_the_learning_rate_of_the_schedule() -> None:
     rates = Rates()
     history = fit(compiled(learning_rate="linear"), X, Y, epochs=3, callbacks=[rates])
     assert history.history["learning_rate"] == rates.values[1::2]
@@ -60,6 +60,6 @@ def test_a_schedule_needs_to_know_how_long_an_epoch_is() -> None:
         compiled(learning_rate="cosine").train_on_batch(images(8), labels(8))
 
 
-def test_an_unknown_schedule_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_schedule_raises_with_the_known_names() -> None:
     with pytest.raises(CompileError, match="'cosine'"):
         compiled(learning_rate="cosinus")

@@ -1,4 +1,4 @@
-"""What follows the weights that are set, and what continues: arrays, optimizer, counters, learning rate, programs."""
+"""Setting weights: the arrays change; optimizer, counters, learning rate and programs stay."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.helpers import CLASSES, PlainNet, TinyNet, assert_same, compiled, fit
 
 
 class NumPyNet(nnx.Module):
-    """A module whose arrays are NumPy's, which are written to in place."""
+    """A module with NumPy arrays, which the test writes to in place."""
 
     def __init__(self) -> None:
         self.kernel = nnx.Param(np.zeros((64, CLASSES), np.float32))
@@ -80,7 +80,7 @@ def test_optimizer_step_counter_and_learning_rate_continue_after_weights_are_set
     assert model.learning_rate == np.float32(0.025)
 
 
-def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_it() -> None:
+def test_a_learning_rate_that_was_set_survives_a_step_that_destroys_the_state() -> None:
     class Loses(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             for leaf in state_of(self.model).leaves:
@@ -94,8 +94,8 @@ def test_a_learning_rate_that_was_set_survives_a_step_that_takes_the_state_with_
     fit(model)
 
 
-def test_a_state_that_a_step_failed_to_compute_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An asynchronous step returns arrays that raise its error when they are read."""
+def test_a_state_that_a_step_failed_to_compute_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed asynchronous step returns arrays that raise its error when they are read."""
 
     def fails(arrays: Any) -> None:
         raise jax.errors.JaxRuntimeError("INTERNAL: the step failed")
@@ -114,7 +114,7 @@ def test_a_state_that_a_step_failed_to_compute_is_made_anew(monkeypatch: pytest.
 @pytest.mark.optimized  # one device and four return the same bits of optimized code alone
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_compiled_programs_hold_no_weights(kernels: str) -> None:
-    """Evaluation and prediction of a model whose weights are set are those of a model that was born with them."""
+    """Evaluation and prediction of a model whose weights are set match a model that was built with these weights."""
     x, y = images(8), labels(8)
     used, born = (compiled(TinyNet(rngs=nnx.Rngs(seed)), cpu_kernels=kernels) for seed in (0, 7))
     used.evaluate(x, y, verbose=0)

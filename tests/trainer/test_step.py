@@ -1,4 +1,4 @@
-"""A fit is the loop that a careful person writes by hand, and the same one every time."""
+"""A fit matches a careful hand-written loop, and is the same in every run."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def by_hand(module: nnx.Module, optimizer: optax.GradientTransformation, batches: list[Any]) -> tuple[Any, list[float]]:
-    """The hand-written loop: nnx's functional API, jax.jit, optax; nothing of resfit."""
+    """Train with a hand-written loop: nnx's functional API, jax.jit and optax, without resfit."""
     module.train()
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
@@ -87,7 +87,7 @@ def test_fit_equals_a_hand_written_loop_with_a_ragged_last_batch(argument: Any, 
     np.testing.assert_allclose(history.history["loss"][1], np.average(losses[3:], weights=weights), rtol=1e-5)
 
 
-def test_adamw_by_name_decays_kernels_alone() -> None:
+def test_adamw_by_name_decays_only_kernels() -> None:
     x, y = images(8), labels(8)
     mask = {"conv": {"kernel": True}, "head": {"bias": False, "kernel": True}, "norm": {"bias": False, "scale": False}}
     expected, _ = by_hand(TinyNet(rngs=nnx.Rngs(0)), optax.adamw(0.01, weight_decay=0.05, mask=mask), [(x, y)] * 3)
@@ -131,7 +131,7 @@ def run(seed: int = 0, epochs: tuple[int, ...] = (2,)) -> tuple[dict[str, np.nda
     return values(model.module), losses
 
 
-def test_the_same_seed_gives_the_same_result_bit_for_bit_and_another_seed_another_one() -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     one, again, other = run(), run(), run(seed=1)
     assert_same(one, again)
     assert other[1] != one[1]
@@ -156,7 +156,7 @@ def test_two_processes_with_the_same_seed_agree_bit_for_bit() -> None:
     assert there[0] != there[1]
 
 
-def test_a_second_fit_goes_on_with_new_orders_and_keys() -> None:
+def test_a_second_fit_continues_with_new_orders_and_keys() -> None:
     whole = run(epochs=(2,))
     assert_same(whole, run(epochs=(1, 1)))
     assert whole[1][0] != whole[1][1]
@@ -171,7 +171,7 @@ def test_compile_starts_orders_and_keys_again() -> None:
     assert fit(model, x, y).history["loss"] == first != second
 
 
-def test_a_fit_that_trained_nothing_does_not_move_the_order_of_the_next_one() -> None:
+def test_a_fit_that_trained_nothing_does_not_change_the_order_of_the_next_one() -> None:
     model, fresh = compiled(), compiled()
     with pytest.raises(resfit.errors.LabelError):
         fit(model, images(16), labels(16) + 1)
@@ -206,7 +206,7 @@ def test_augmentation_is_for_training_alone_in_order_and_before_preprocessing() 
     assert seen == ["double uint8", "add"]
 
 
-def test_augmentations_of_one_step_get_different_keys_and_every_step_new_ones() -> None:
+def test_augmentations_get_different_keys_and_every_step_gives_new_keys() -> None:
     class Keys(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
             draws = jnp.concatenate([x.reshape(len(x), -1)[:, :2], jax.random.normal(key, (len(x), 1))], axis=1)
@@ -254,7 +254,7 @@ def test_predict_compiles_once_for_all_lengths() -> None:
     assert len(found) == 1
 
 
-def test_a_schedule_compiles_nothing_more_and_is_followed_exactly() -> None:
+def test_a_schedule_is_followed_exactly_and_compiles_nothing_more() -> None:
     rates: list[float] = []
 
     class Rates(resfit.callbacks.Callback):
@@ -293,7 +293,7 @@ def test_eight_bit_labels_and_images_and_their_wider_forms_train_alike() -> None
         (lambda outputs, y: (outputs - y) ** 2, r"shape \(8, 3\).*Average over the other axes"),
     ],
 )
-def test_a_loss_that_is_not_one_value_per_example_is_refused(loss: Any, message: str) -> None:
+def test_a_loss_that_is_not_one_value_per_example_raises(loss: Any, message: str) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=loss)
     with pytest.raises(LossError, match=message):
         model.train_on_batch(images(8), np.zeros((8, CLASSES), np.float32))

@@ -124,7 +124,7 @@ SCALE = 1.0
 
 
 class Scaled(PlainNet):
-    """Reads a global that the user changes between two models."""
+    """A network that reads a global, which the user changes between two models."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return SCALE * super().__call__(x)
@@ -141,7 +141,7 @@ def test_a_global_that_a_module_reads_decides(monkeypatch: pytest.MonkeyPatch) -
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Equal to others that compute something else."""
+    """An activation that is equal to others with different results."""
 
     factor: float = dataclasses.field(compare=False)
 
@@ -153,14 +153,14 @@ def flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
-def test_what_seems_equal_in_a_layer_of_flax_is_looked_into() -> None:
+def test_layers_of_flax_that_seem_equal_are_compared_by_content() -> None:
     models = [resfit.Model(nnx.Sequential(flat, nnx.Linear(64, 3, rngs=nnx.Rngs(0)), Times(n))) for n in (1.0, 3.0)]
     first, second = (model.predict(images(8), verbose=0) for model in models)
     np.testing.assert_allclose(second, 3 * first, rtol=1e-6)
 
 
 class Own(resfit.Model):
-    """Its step reads an attribute of the model."""
+    """A model whose step reads an attribute of the model."""
 
     weight = 1.0
 
@@ -179,7 +179,7 @@ def test_an_overridden_step_is_traced_for_each_model() -> None:
 
 
 class OneMode(PlainNet):
-    """Its norm keeps one mode whatever it is told, of which resfit warns when it traces a step of the other mode."""
+    """A network whose norm always keeps one mode. resfit warns when it traces a step of the other mode."""
 
     def __init__(self, evaluates: bool, *, rngs: nnx.Rngs) -> None:
         super().__init__(rngs=rngs)
@@ -223,7 +223,7 @@ def test_settings_of_flax_are_not_mixed() -> None:
     assert LOWER in found
 
 
-def test_a_class_that_is_made_for_each_model_does_not_pile_up_keys() -> None:
+def test_a_class_made_for_each_model_does_not_accumulate_keys() -> None:
     for _ in range(2 * programs._KEYS):
 
         class Net(PlainNet):

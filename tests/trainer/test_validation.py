@@ -22,7 +22,7 @@ class Trace(resfit.callbacks.Callback):
         self.events.append("e")
 
 
-def test_validation_every_so_many_steps_happens_inside_and_across_epochs() -> None:
+def test_validation_by_steps_runs_inside_and_across_epochs() -> None:
     trace = Trace()
     history = fit(compiled(), epochs=3, validation_data=(images(6), labels(6)), validation_every=2, callbacks=[trace])
     # 3 steps an epoch: after steps 2, 4, 6 and 8.
@@ -37,7 +37,7 @@ def test_validation_every_so_many_steps_happens_inside_and_across_epochs() -> No
     assert history.history["val_loss"] == last_of_each_epoch
 
 
-def test_an_epoch_without_a_validation_has_none_in_the_history() -> None:
+def test_an_epoch_without_validation_has_no_values_in_the_history() -> None:
     history = fit(compiled(), epochs=3, validation_data=(images(6), labels(6)), validation_every=6)
     assert [value is None for value in history.history["val_loss"]] == [True, False, True]
 

@@ -15,7 +15,7 @@ from tests.helpers import CLASSES, compiled, images
 
 
 @given(classes=st.integers(1, 7), k=st.integers(1, 9), seed=st.integers(0, 99))
-def test_they_are_the_largest_in_falling_order_with_their_own_names(classes: int, k: int, seed: int) -> None:
+def test_top_k_returns_the_largest_in_descending_order_with_their_names(classes: int, k: int, seed: int) -> None:
     rows = np.random.default_rng(seed).dirichlet(np.ones(classes), size=3)
     names = [f"class {i}" for i in range(classes)]
     for row, found in zip(rows, resfit.top_k(rows, k, names), strict=True):
@@ -24,7 +24,7 @@ def test_they_are_the_largest_in_falling_order_with_their_own_names(classes: int
         assert all(row[names.index(name)] == value for name, value in found)
 
 
-def test_without_names_they_are_numbers_and_equal_ones_keep_their_order() -> None:
+def test_without_names_top_k_returns_numbers_and_ties_keep_their_order() -> None:
     assert resfit.top_k([[0.25, 0.25, 0.5]], 3) == [[(2, 0.5), (0, 0.25), (1, 0.25)]]
 
 
@@ -33,7 +33,7 @@ def test_without_names_they_are_numbers_and_equal_ones_keep_their_order() -> Non
     [[[2.0, -1.0]], [[0.5, 0.4]], [[float("nan"), 1.0]], [0.5, 0.5], [[1, 0]]],
     ids=["logits", "a sum below one", "NaN", "one row", "integers"],
 )
-def test_what_are_no_probabilities_is_refused(outputs: Any) -> None:
+def test_values_that_are_not_probabilities_raise(outputs: Any) -> None:
     with pytest.raises(LabelError, match="probabilities"):
         resfit.top_k(outputs)
 
@@ -41,7 +41,7 @@ def test_what_are_no_probabilities_is_refused(outputs: Any) -> None:
 @pytest.mark.parametrize(
     ("k", "names"), [(0, None), (True, None), (1.0, None), (1, ["a"]), (1, "ab"), (1, [1, 2]), (1, 2)]
 )
-def test_other_counts_and_names_are_refused(k: Any, names: Any) -> None:
+def test_invalid_counts_and_names_raise(k: Any, names: Any) -> None:
     with pytest.raises(DataError, match="Expected"):
         resfit.top_k([[0.5, 0.5]], k, names)
 
@@ -61,13 +61,13 @@ def test_names_of_another_head_are_not_kept_silently() -> None:
     model = resfit.Model(resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,)))
     model.class_names = ["cat", "dog", "cow"]
     model.module.replace_head(2)
-    with pytest.raises(DataError, match=r"set model\.class_names anew"):
+    with pytest.raises(DataError, match=r"Set model\.class_names to"):
         model.compile("sgd", dispatch="jit")
     model.class_names = ["hen", "owl"]
     model.compile("sgd", dispatch="jit")
 
 
-def test_they_go_with_any_module() -> None:
+def test_class_names_work_with_any_module() -> None:
     model = compiled()
     model.class_names = ["cat", "dog", "cow"]
     probabilities = model.predict(images(4), outputs="probabilities", verbose=0)
@@ -78,9 +78,7 @@ def test_they_go_with_any_module() -> None:
     assert probabilities.shape == (4, CLASSES)
 
 
-def test_imagenets_names_are_read_from_a_package_that_is_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_names_are_read_without_importing_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"thing {i}" for i in range(1000)]
     (tmp_path / "torchvision" / "models").mkdir(parents=True)
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('imported')\n")

@@ -1,4 +1,4 @@
-"""Photographs come to a network as those did that it was trained on: torchvision's and timm's own numbers."""
+"""The transforms of published weights against the pixels of torchvision and timm."""
 
 import importlib.util
 import json
@@ -21,11 +21,11 @@ from tests.helpers import CLASSES, compiled, context_of, fit, labels
 from tests.packages import package
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "transforms.json").read_text())
-ONE_LEVEL = 2  # of 255, which another version of a JPEG decoder may differ by
+ONE_LEVEL = 2  # of 255; versions of JPEG decoders differ by this much
 
 
 def published(key: str, **options: bool) -> Transforms:
-    """By the arguments that a user would give."""
+    """Return the transforms for the arguments that a user would pass."""
     library, _, file = key.partition("/")
     if library == "torchvision":
         name, _, weights = file.partition(".")
@@ -44,20 +44,20 @@ def seen(transforms: Transforms, pixels: np.ndarray) -> np.ndarray:
     return transforms(pixels)[16::32, 16::32].astype(int)
 
 
-def test_every_file_for_a_network_of_the_zoo_is_known_and_no_other() -> None:
+def test_the_table_has_exactly_the_files_of_zoo_networks() -> None:
     assert set(PUBLISHED) == set(GOLDEN["files"])
     assert {key.partition("/")[2].partition(".")[0] for key in PUBLISHED} <= set(ZOO)
 
 
 @pytest.mark.parametrize("key", GOLDEN["files"])
-def test_a_file_expects_what_timm_and_torchvision_do(key: str) -> None:
+def test_transforms_of_a_file_equal_those_of_timm_and_torchvision(key: str) -> None:
     usual, at_test_size = GOLDEN["files"][key]
     for expected, found in ((usual, published(key)), (at_test_size, published(key, at_test_size=True))):
         assert found == Transforms(**expected)
 
 
 @pytest.mark.parametrize("photo", GOLDEN["pixels"])
-def test_pixels_of_photographs_are_theirs(photo: str) -> None:
+def test_pixels_of_photographs_equal_those_of_the_libraries(photo: str) -> None:
     for key, expected in GOLDEN["pixels"][photo].items():
         np.testing.assert_allclose(seen(published(key), photograph(photo)), expected, atol=ONE_LEVEL, err_msg=key)
 
@@ -75,7 +75,7 @@ def test_the_comparison_sees_one_pixel_and_another_interpolation(wrong: Transfor
 @pytest.mark.originals
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize", [160, 232, 256])
-def test_every_pixel_is_torchvisions(resize: int, interpolation: str) -> None:
+def test_every_pixel_equals_that_of_torchvision(resize: int, interpolation: str) -> None:
     torchvision = package("torchvision").transforms
     photographs = [photograph("china.jpg"), photograph("flower.jpg, on its side")]
     if importlib.util.find_spec("skimage"):
@@ -93,7 +93,7 @@ def test_every_pixel_is_torchvisions(resize: int, interpolation: str) -> None:
         np.testing.assert_array_equal(ours(pixels), np.asarray(theirs(Image.fromarray(pixels))))
 
 
-def test_the_normalisation_is_that_of_the_formula() -> None:
+def test_the_normalization_follows_the_formula() -> None:
     transforms = transforms_for("timm/resnet18.a1_in1k")
     x = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     expected = (x / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
@@ -101,7 +101,7 @@ def test_the_normalisation_is_that_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_a_photograph_may_be_a_file_a_picture_or_an_array(mode: str, tmp_path: Path) -> None:
+def test_a_photograph_can_be_a_file_a_pil_image_or_an_array(mode: str, tmp_path: Path) -> None:
     picture = Image.fromarray(np.ascontiguousarray(photograph("china.jpg"))).convert(mode)
     expected = np.asarray(picture.convert("RGB"))
     picture.save(tmp_path / "photo.png")
@@ -128,7 +128,7 @@ def test_photographs_of_all_sizes_become_one_batch() -> None:
     [np.zeros((8, 8, 3), np.float32), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((8, 8, 4), np.uint8), 3],
     ids=["floats", "a batch", "four channels", "a number"],
 )
-def test_what_is_no_photograph_is_refused(image: Any) -> None:
+def test_values_that_are_not_a_photograph_raise(image: Any) -> None:
     with pytest.raises(DataError, match="Expected a file's path, a PIL image, or uint8"):
         Transforms(8, 8)(image)
 
@@ -142,7 +142,7 @@ def test_what_is_no_photograph_is_refused(image: Any) -> None:
         {"resize": 8, "crop": 8, "interpolation": "nearest"},
     ],
 )
-def test_transforms_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:
+def test_invalid_transforms_raise(arguments: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="Expected"):
         Transforms(**arguments)
 
@@ -153,12 +153,12 @@ def test_transforms_that_cannot_be_are_refused(arguments: dict[str, Any]) -> Non
         (("timm/resnet50.a9_in1k",), r"resnet50\.a1_in1k"),
         (("timm/resnet50",), r"resnet50\.a1_in1k"),
         (("timm/resnet50.a1_in1k", "resnet18"), r"resnet18\.a1_in1k"),
-        (("torchvision/IMAGENET1K_V2",), "pass it"),
+        (("torchvision/IMAGENET1K_V2",), "pass the network as well"),
         (("torchvision/IMAGENET1K_V2", "resnet18"), r"resnet18\.IMAGENET1K_V1"),
         (("some/file",), r"Transforms\(resize"),
     ],
 )
-def test_a_file_that_nobody_knows_is_answered_with_those_of_its_network(arguments: tuple[str, ...], said: str) -> None:
+def test_an_unknown_file_raises_with_the_files_of_its_network(arguments: tuple[str, ...], said: str) -> None:
     with pytest.raises(WeightsError, match=said):
         transforms_for(*arguments)
 
@@ -194,7 +194,7 @@ def test_a_model_predicts_the_same_from_photographs_after_it_is_loaded(tmp_path:
 
 
 @pytest.mark.parametrize("how", ["transforms", "file", "file with none", "file, then its transforms anew"])
-def test_auto_preprocessing_is_what_the_model_brings(how: str, tmp_path: Path) -> None:
+def test_auto_preprocessing_is_that_of_the_model(how: str, tmp_path: Path) -> None:
     model = resfit.Model(small())
     if how == "file with none":
         model.compile("sgd", preprocess=None)
@@ -217,7 +217,7 @@ Saved = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """The header and the arrays of a saved model."""
+    """Return the header and the arrays of a saved model."""
     path = tmp_path_factory.mktemp("saved") / "net.safetensors"
     resfit.Model(small()).save(path)
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -239,7 +239,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     ],
     ids=str,
 )
-def test_a_file_that_says_what_cannot_be_is_refused(entry: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
+def test_a_file_with_invalid_transforms_raises(entry: dict[str, Any], saved: Saved, tmp_path: Path) -> None:
     header, arrays = saved
     safetensors.numpy.save_file(arrays, tmp_path / "net.safetensors", {"resfit": json.dumps(header | entry)})
     with pytest.raises(SavedModelError, match="damaged"):
@@ -255,7 +255,7 @@ def test_a_file_of_an_earlier_version_has_neither(missing: str, saved: Saved, tm
     assert (loaded.transforms, loaded.class_names) == (None, None)
 
 
-def test_evaluation_after_loading_is_that_of_the_trained_model(tmp_path: Path) -> None:
+def test_evaluation_after_loading_equals_that_of_the_trained_model(tmp_path: Path) -> None:
     model = resfit.Model(small())
     model.transforms = OWN
     model.compile("sgd", learning_rate=0.1, dispatch="jit")
@@ -274,7 +274,7 @@ def test_transforms_take_effect_at_the_next_compile_and_never_silently_later() -
         fit(model, OWN.batch(photographs()), labels(6))
 
 
-def test_what_are_no_transforms_is_refused() -> None:
+def test_values_that_are_not_transforms_raise() -> None:
     model = resfit.Model(small())
     with pytest.raises(CompileError, match="transforms_for"):
         model.transforms = "timm/resnet50.a1_in1k"

@@ -1,4 +1,4 @@
-"""A reader of ONNX files that knows what the Open-NSFW networks need: nodes, and arrays of float32."""
+"""A minimal reader of ONNX files: nodes and float32 arrays, as the Open-NSFW networks need."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def _varint(data: memoryview, place: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message in the wire format of protocol buffers: their numbers and contents."""
+    """Iterate over (number, content) of the fields of a protocol buffer message."""
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)
@@ -67,7 +67,7 @@ def _array(data: memoryview) -> tuple[str, np.ndarray | None]:
 
 
 def read(path: Path) -> tuple[list[Node], dict[str, np.ndarray]]:
-    """The nodes of a file's graph in order, and its arrays of float32 by name."""
+    """Return the nodes of a file's graph in order, and its float32 arrays by name."""
     (graph,) = (value for field, value in _fields(memoryview(path.read_bytes())) if field == 7)
     parts = list(_fields(graph))
     nodes = [Node(_texts(v, 4)[0], _texts(v, 1), _texts(v, 2)) for field, v in parts if field == 1]

@@ -1,4 +1,4 @@
-"""Weights whose names and shapes fit a network that computes something else: refused, with both named."""
+"""Weights whose names and shapes fit a network with another computation raise, and the error names both."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ def _built(fields: tuple[tuple[str, Any], ...]) -> ResNet:
 
 
 def file(folder: Path, config: dict[str, Any] | None, repository: str, fields: dict[str, Any]) -> Path:
-    """Weights as the hub's cache keeps those of a repository, or in a plain folder."""
+    """Write weights as in the hub's cache of a repository, or in a plain folder."""
     place = folder / f"models--{repository.replace('/', '--')}" / "snapshots" / "abc" if repository else folder
     place.mkdir(parents=True, exist_ok=True)
     if config is not None:
@@ -44,7 +44,7 @@ def file(folder: Path, config: dict[str, Any] | None, repository: str, fields: d
     return path
 
 
-# what the file is, where it is from -> what the network has, and what the error says
+# (content of the file, its origin, network) -> pattern of the error
 REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
     "blurred, by the repository": (None, "timm/resnetblur50.bt_in1k", PLAIN, "resnetblur50.*antialias='blur'.*None"),
     "blurred, by the description": ({"architecture": "resnetblur50"} | TIMM, "", PLAIN, "create_model.'resnetblur50'"),
@@ -58,10 +58,10 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
     "v1 of transformers": (
         TRANSFORMERS | {"downsample_in_bottleneck": True}, "microsoft/resnet-50", PLAIN, "create_model.'resnet50_v1', ",
     ),
-    "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', where resfit's have ReLU"),
+    "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', while networks of resfit have ReLU"),
     "an early step": (TRANSFORMERS | {"downsample_in_first_stage": True}, "", PLAIN, "downsample_in_first_stage=True"),
-    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which is not among"),
-    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which is not among"),
+    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which a ResNetSpec"),
+    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which a ResNetSpec"),
     "unknown": ({"architecture": "nf_resnet50"} | TIMM, "", PLAIN, "load_state_dict.net, resfit.weights.read.path"),
     "built otherwise": (
         {"architecture": "resnet50", "model_args": {"act_layer": "silu", "in_chans": 3}} | TIMM, "", PLAIN,
@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_weights_of_a_network_with_another_arithmetic_are_refused(case: str, tmp_path: Path) -> None:
+def test_weights_of_a_network_with_another_computation_raise(case: str, tmp_path: Path) -> None:
     config, repository, fields, said = REFUSED[case]
     path = file(tmp_path, config, repository, fields)
     net = network(fields)
@@ -83,7 +83,7 @@ def test_weights_of_a_network_with_another_arithmetic_are_refused(case: str, tmp
     with pytest.raises(WeightsError, match=said):
         resfit.create_model(name, weights=path, **THIN | fields)
     np.testing.assert_array_equal(net.head.dense.kernel[...], before)
-    weights.load_state_dict(net, weights.read(path))  # the negative control: names and shapes fit
+    weights.load_state_dict(net, weights.read(path))  # negative control: names and shapes fit
 
 
 ACCEPTED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any]]] = {
@@ -101,12 +101,12 @@ ACCEPTED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_weights_of_the_same_arithmetic_are_taken(case: str, tmp_path: Path) -> None:
+def test_weights_of_the_same_computation_are_loaded(case: str, tmp_path: Path) -> None:
     config, repository, fields = ACCEPTED[case]
     weights.load(network(fields), file(tmp_path, config, repository, fields))
 
 
-def test_a_file_of_torchvision_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_file_of_torchvision_is_recognized_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "resnet50-0676ba61.pth"
     weights.save(network(PLAIN), tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(path)
@@ -124,15 +124,15 @@ def test_a_damaged_description_is_named(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("antialias", ["avg", "blur"])
-def test_no_anti_aliased_network_takes_or_gives_the_names_of_transformers(antialias: str) -> None:
+def test_anti_aliased_networks_have_no_names_of_transformers(antialias: str) -> None:
     net = network(PLAIN | {"antialias": antialias})
     held = weights.state_dict(network(PLAIN), naming="transformers")
     for call in (lambda: weights.load_state_dict(net, held), lambda: weights.state_dict(net, naming="transformers")):
-        with pytest.raises(WeightsError, match=f"antialias='{antialias}', and transformers has no anti-aliased"):
+        with pytest.raises(WeightsError, match=f"antialias='{antialias}', but transformers has no anti-aliased"):
             call()
 
 
-# --- state dicts of other code, which would compute something else under the zoo's names --------------------------
+# --- state dicts of other code with another computation ------------------------------------------------------------
 
 
 def renamed(net: ResNet, *pairs: tuple[str, str]) -> dict[str, np.ndarray]:
@@ -148,27 +148,27 @@ def cifar(shortcut: str) -> ResNet:
 
 @pytest.mark.parametrize("head", ["keep", "reset"])
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_cifar_networks_with_a_linear_head_and_their_own_option_a_are_refused(shortcut: str, head: str) -> None:
-    """Their option A pads channels on both sides, and shows in no name: only `linear` tells such files apart."""
+def test_cifar_networks_with_a_linear_head_and_another_option_a_raise(shortcut: str, head: str) -> None:
+    """Their option A pads channels on both sides; only the name `linear` identifies such files."""
     held = renamed(cifar("A"), ("fc.", "linear."))
     with pytest.raises(WeightsError, match=r"unexpected: linear\.weight"):
         weights.load_state_dict(cifar(shortcut), held, head=head)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("classes", [None, 3, 5])
-def test_create_model_refuses_a_linear_head_too(classes: int | None, tmp_path: Path) -> None:
+def test_create_model_raises_for_a_linear_head(classes: int | None, tmp_path: Path) -> None:
     import safetensors.numpy
 
     safetensors.numpy.save_file(renamed(cifar("A"), ("fc.", "linear.")), tmp_path / "a.safetensors")
     fields = {name: value for name, value in THIN.items() if name != "num_classes"}
-    with pytest.raises((WeightsError, SpecError), match=r"unexpected: linear\.weight|holds no last layer"):
+    with pytest.raises((WeightsError, SpecError), match=r"unexpected: linear\.weight|contains no last layer"):
         resfit.create_model("resnet20", num_classes=classes, weights=tmp_path / "a.safetensors", **fields)
 
 
 @pytest.mark.parametrize("head", ["keep", "reset"])
 @pytest.mark.parametrize("block", ["basic", "preact_basic"])
-def test_pre_activated_blocks_under_the_names_of_the_first_paper_are_refused(block: str, head: str) -> None:
-    """Their blocks begin with the norm, and the last norm is called `bn`."""
+def test_pre_activation_blocks_with_the_names_of_the_first_paper_raise(block: str, head: str) -> None:
+    """Their blocks start with the norm, and the last norm is called `bn`."""
     v2 = {"stem": "cifar_conv", "shortcut": "conv"} if "preact" in block else {"stem": "cifar"}
     held = renamed(network({"stem": "cifar"}), ("bn1.", "bn."))
     held |= {name: value for name, value in weights.state_dict(network({"stem": "cifar"})).items() if "layer" in name}
@@ -178,16 +178,16 @@ def test_pre_activated_blocks_under_the_names_of_the_first_paper_are_refused(blo
 
 
 @pytest.mark.parametrize("head", ["keep", "reset"])
-def test_the_names_of_detectron2_are_refused(head: str) -> None:
-    """Its published weights step in the 1x1 convolution."""
+def test_the_names_of_detectron2_raise(head: str) -> None:
+    """Its published weights have the stride in the 1x1 convolution."""
     held = renamed(network(PLAIN), ("conv1.weight", "conv1.weight"), ("layer1.", "res2."), ("layer2.", "res3."))
     with pytest.raises(WeightsError, match=r"unexpected: res2\.0\.conv1\.weight"):
         weights.load_state_dict(network(PLAIN), held, head=head)  # type: ignore[arg-type]
 
 
-def test_arrays_of_flax_and_of_big_vision_are_refused(tmp_path: Path) -> None:
-    """Flax's pad by 'SAME' at even sizes, and BiT's standardize their kernels."""
+def test_arrays_of_flax_and_big_vision_raise(tmp_path: Path) -> None:
+    """Networks of Flax pad by 'SAME' at even sizes, and networks of BiT standardize their kernels."""
     for name in ("params/Conv_0/kernel", "resnet/root_block/standardized_conv2d/kernel"):
         np.savez(tmp_path / "a.npz", **{name: np.ones((7, 7, 3, 4), "f4")})
-        with pytest.raises(WeightsError, match=r"0 data\.pkl\. Expected what torch\.save writes"):
+        with pytest.raises(WeightsError, match=r"0 data\.pkl\. Expected a file of torch\.save"):
             weights.load(network(PLAIN), tmp_path / "a.npz")

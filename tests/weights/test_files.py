@@ -1,4 +1,4 @@
-"""Safetensors in and out, names of every library, other classes and channels."""
+"""Reading and writing safetensors, names of every library, other classes and channels."""
 
 import functools
 import hashlib
@@ -35,14 +35,14 @@ THIN = {
     "bfloat16": {"stem": "cifar", "param_dtype": "bfloat16"},
 }
 SLOW = pytest.mark.slow
-# Who has a network of that kind; torchvision's names, which are timm's, where nothing is said.
+# The namings that have this kind of network; by default those of torchvision and timm.
 _BOTH = ["torchvision", "transformers"]
 WRITTEN_AS = dict.fromkeys(["v1.5", "v1", "basic, cifar", "option A", "ResNeXt", "group norm", "bfloat16"], _BOTH)
 WRITTEN_AS["v2"] = ["timm_v2"]
 
 
 def net(seed: int = 0, **fields: Any) -> ResNet:
-    """A thin network whose statistics differ from each other too."""
+    """Create a thin network with random statistics."""
     return nnx.clone(_built(seed, tuple(fields.items())))
 
 
@@ -68,16 +68,16 @@ def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Pa
     assert leaves(source) != leaves(target)
     path = tmp_path / "a.safetensors"
     if naming not in (None, *WRITTEN_AS.get(kind, ["torchvision"])):
-        with pytest.raises(WeightsError, match=r"have no counterpart|are read, not written"):
+        with pytest.raises(WeightsError, match=r"which has no name in|which is only for reading"):
             weights.save(source, path, naming=naming)
         assert list(tmp_path.iterdir()) == []
     else:
         weights.save(source, path, naming=naming)
-        weights.load(target, path)  # whose names they are is found
+        weights.load(target, path)  # the naming is detected
         assert leaves(source) == leaves(target)
 
 
-def test_a_file_lists_what_pytorch_lists(tmp_path: Path) -> None:
+def test_a_file_has_the_entries_of_pytorch(tmp_path: Path) -> None:
     weights.save(net(), tmp_path / "a.safetensors")
     held = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert {name for name in held if name.startswith("bn1.")} == {
@@ -85,12 +85,12 @@ def test_a_file_lists_what_pytorch_lists(tmp_path: Path) -> None:
     }
     assert (held["bn1.num_batches_tracked"].shape, held["bn1.num_batches_tracked"].dtype) == ((), np.int64)
     with safetensors.safe_open(tmp_path / "a.safetensors", framework="np") as file:
-        assert file.metadata() == {"format": "pt"}  # without it, transformers refuses the file
+        assert file.metadata() == {"format": "pt"}  # transformers requires it
 
 
 @pytest.mark.parametrize("path", ["a.pth", "a", "a.h5"])
 def test_only_safetensors_are_written(path: str) -> None:
-    with pytest.raises(WeightsError, match=r"Expected one that ends in '\.safetensors'"):
+    with pytest.raises(WeightsError, match=r"Expected a path that ends in '\.safetensors'"):
         weights.save(net(), path)
 
 
@@ -110,7 +110,7 @@ def transformers_names(depths: tuple[int, ...], convolutions: int) -> set[str]:
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 2), ("resnet50", 3)])
-def test_the_names_of_transformers_are_these(name: str, convolutions: int) -> None:
+def test_the_names_of_transformers_are_correct(name: str, convolutions: int) -> None:
     net = nnx.eval_shape(lambda: resfit.create_model(name, num_classes=1000))
     held = {key: stored.shape for key, stored in named(net, "transformers")}
     assert set(held) == transformers_names(net.spec.depths, convolutions)
@@ -119,31 +119,31 @@ def test_the_names_of_transformers_are_these(name: str, convolutions: int) -> No
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "model.module."])
 @pytest.mark.parametrize("naming", ["torchvision", "transformers"])
-def test_what_stands_before_every_name_is_taken_off(prefix: str, naming: str) -> None:
+def test_a_prefix_of_every_name_is_removed(prefix: str, naming: str) -> None:
     source, target = net(), net(seed=1)
     held = {prefix + name: value for name, value in weights.state_dict(source, naming=naming).items()}
     weights.load_state_dict(target, {**held, "n_averaged": np.array(3)})
     assert leaves(source) == leaves(target)
 
 
-def test_what_stands_before_some_names_only_is_left_on() -> None:
+def test_a_prefix_of_some_names_is_kept() -> None:
     held = weights.state_dict(net())
     held["module.fc.weight"] = held.pop("fc.weight")
     with pytest.raises(WeightsError, match=r"unexpected: module\.fc\.weight"):
         weights.load_state_dict(net(), held)
 
 
-def test_another_number_of_classes_leaves_the_head_as_it_is_on_request() -> None:
+def test_head_reset_keeps_the_head_for_another_number_of_classes() -> None:
     source, target = net(num_classes=10), net(seed=1)
     before = np.asarray(target.head.dense.kernel[...])
     held = weights.state_dict(source)
-    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*For other classes than theirs: head='reset'"):
+    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*For other classes, pass head='reset'"):
         weights.load_state_dict(target, held)
     weights.load_state_dict(target, held, head="reset")
     np.testing.assert_array_equal(target.head.dense.kernel[...], before)
     np.testing.assert_array_equal(target.stage1.blocks[0].branch.conv1.kernel[...],
                                   source.stage1.blocks[0].branch.conv1.kernel[...])  # fmt: skip
-    del held["fc.weight"], held["fc.bias"]  # features alone
+    del held["fc.weight"], held["fc.bias"]  # features only
     weights.load_state_dict(target, held, head="reset")
 
 
@@ -155,12 +155,12 @@ def test_another_number_of_classes_leaves_the_head_as_it_is_on_request() -> None
         for channels in (1, 2, 6)
     ],
 )
-def test_another_number_of_channels_keeps_what_a_grey_image_means(kind: str, channels: int) -> None:
-    """An image whose channels are all alike comes out of the first convolution as before, up to rounding."""
+def test_another_number_of_channels_keeps_the_result_of_a_gray_image(kind: str, channels: int) -> None:
+    """An image with equal channels gives the same result of the first convolution, up to rounding."""
     source = net(**THIN[kind])
     held = weights.state_dict(source)
     target = net(seed=1, in_channels=channels, **THIN[kind])
-    with pytest.raises(WeightsError, match="For other channels than theirs: stem='sum' or 'repeat'"):
+    with pytest.raises(WeightsError, match="For other channels, pass stem='sum' or 'repeat'"):
         weights.load_state_dict(target, held)
     grey = np.random.default_rng(0).normal(size=(1, 64, 64, 1)).astype("f4")
     call = nnx.jit(lambda module, x: module(x))
@@ -175,7 +175,7 @@ def test_another_number_of_channels_keeps_what_a_grey_image_means(kind: str, cha
     np.testing.assert_allclose(first, theirs[:, np.arange(channels) % 3] * (3 / channels), rtol=1e-6)
 
 
-def test_the_stem_is_untouched_where_the_channels_agree() -> None:
+def test_the_stem_is_unchanged_for_equal_channels() -> None:
     for stem in ("sum", "repeat"):
         source, target = net(), net(seed=1)
         weights.load_state_dict(target, weights.state_dict(source), stem=stem)
@@ -183,7 +183,7 @@ def test_the_stem_is_untouched_where_the_channels_agree() -> None:
 
 
 @pytest.mark.parametrize("argument", [{"head": "new"}, {"stem": "mean"}, {"naming": "caffe"}])
-def test_an_unknown_choice_is_refused(argument: dict[str, Any]) -> None:
+def test_an_unknown_option_raises(argument: dict[str, Any]) -> None:
     with pytest.raises(WeightsError, match=r"Received \w+='\w+'\. Expected one of"):
         weights.load_state_dict(net(), weights.state_dict(net()), **argument)
 
@@ -197,7 +197,7 @@ def test_an_error_names_the_file_and_changes_nothing(tmp_path: Path) -> None:
     assert leaves(target) == before
 
 
-def test_a_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_safetensors_file_raises(tmp_path: Path) -> None:
     weights.save(net(), tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(content[:-1])
@@ -214,7 +214,7 @@ def golden(model: Any) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=SLOW)])
-def test_a_file_holds_the_names_and_shapes_of_torchvision(name: str, tmp_path: Path) -> None:
+def test_a_file_has_the_names_and_shapes_of_torchvision(name: str, tmp_path: Path) -> None:
     recorded = json.loads((Path(__file__).parents[1] / "golden" / "torch_oracle.json").read_text())[name]
     weights.save(resfit.create_model(name, num_classes=10), tmp_path / "a.safetensors")
     held = safetensors.numpy.load_file(tmp_path / "a.safetensors")
@@ -247,7 +247,7 @@ def test_the_real_library_loads_the_file_strictly_and_agrees(name: str, library:
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(ours(images()), wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
-    # And back: what PyTorch saves of it is what was written.
+    # Round trip: PyTorch saves the same arrays.
     torch.save(theirs.state_dict(), tmp_path / "b.pth")
     again = resfit.create_model(name, num_classes=7, rngs=1)
     weights.load(again, tmp_path / "b.pth")

@@ -59,7 +59,7 @@ def test_biases_and_epsilon_are_folded_into_the_norms() -> None:
 
 
 def test_every_layer_has_its_place() -> None:
-    """Names are all that tells layers of one shape apart."""
+    """Only names distinguish layers of one shape."""
     module, held = net(), arrays()
     weights.load_state_dict(module, held)
     for layer, place in {
@@ -71,30 +71,30 @@ def test_every_layer_has_its_place() -> None:
         np.testing.assert_array_equal(place.kernel[...], held[f"{layer}_conv/kernel"])
 
 
-def test_blocks_that_step_elsewhere_are_refused() -> None:
-    """All names and shapes would fit, and the network compute something else."""
-    with pytest.raises(WeightsError, match=r"step in their first 1x1.*'bottleneck' blocks.*resnet50_v1"):
+def test_blocks_with_another_stride_position_raise() -> None:
+    """All names and shapes fit, but the network computes something else."""
+    with pytest.raises(WeightsError, match=r"stride in their first 1x1.*'bottleneck' blocks.*resnet50_v1"):
         weights.load_state_dict(net("bottleneck"), arrays())
 
 
-def test_a_resnet_v2_is_refused() -> None:
+def test_a_resnet_v2_raises() -> None:
     held = {name.replace("conv1_bn", "post_bn"): value for name, value in arrays().items()}
     with pytest.raises(WeightsError, match=r"ResNetV2 of Keras.*Expected ResNet50, ResNet101 or ResNet152"):
         weights.load_state_dict(net(), held)
 
 
-def test_a_bias_without_its_norm_is_no_resnet() -> None:
+def test_a_bias_without_its_norm_raises() -> None:
     held = arrays() | {"conv9_block1_1_conv/bias": np.zeros(3, "f4")}
     with pytest.raises(WeightsError, match="unexpected: conv9_block1_1_conv/bias"):
         weights.load_state_dict(net(), held)
 
 
-def test_keras_names_are_read_and_not_written() -> None:
-    with pytest.raises(WeightsError, match="read, not written"):
+def test_keras_names_are_only_for_reading() -> None:
+    with pytest.raises(WeightsError, match="only for reading"):
         weights.state_dict(net(), naming="keras")
 
 
-def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_h5py_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(
@@ -123,7 +123,7 @@ def write(path: Path, held: dict[str, np.ndarray], *, inside: str = "", suffix: 
 
 @pytest.mark.parametrize("inside", ["", "model_weights"])
 @pytest.mark.parametrize("suffix", ["", ":0"])
-def test_a_file_gives_the_arrays_by_layer(inside: str, suffix: str, tmp_path: Path) -> None:
+def test_a_file_is_read_by_layer(inside: str, suffix: str, tmp_path: Path) -> None:
     found = weights.read(write(tmp_path / "a.h5", arrays(), inside=inside, suffix=suffix))
     assert found.keys() == arrays().keys()
     for name, value in arrays().items():
@@ -165,15 +165,15 @@ def numbered(file: Any, h5py: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (outside, "or a link to it"),
-        (external, "outside of itself"),
-        (virtual, "outside of itself"),
+        (outside, "only a link to it"),
+        (external, "in another file"),
+        (virtual, "in another file"),
         (bomb, "promises more numbers than it holds"),
-        (climbs, "or a link to it"),
-        (numbered, "layers are numbered"),
+        (climbs, "only a link to it"),
+        (numbered, "numbers the layers"),
     ],
 )
-def test_a_file_that_points_elsewhere_or_promises_too_much_is_refused(harm: Any, says: str, tmp_path: Path) -> None:
+def test_a_file_with_links_or_too_large_promises_raises(harm: Any, says: str, tmp_path: Path) -> None:
     h5py = package("h5py")
     path = write(tmp_path / "a.h5", arrays())
     with h5py.File(path, "a") as file:
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.originals
 @pytest.mark.parametrize("size", [64, 75])
 def test_keras_computes_the_same(size: int, tmp_path: Path) -> None:
-    """ResNet50 of Keras itself, with statistics and biases that a new network has not."""
+    """The reference is ResNet50 of Keras with nonzero biases and random statistics."""
     keras = package("keras")
     theirs = keras.applications.ResNet50(
         weights=None, input_shape=(size, size, 3), classes=5, classifier_activation=None

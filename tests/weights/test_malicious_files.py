@@ -1,4 +1,4 @@
-"""Files that mean harm: each is refused, and nothing of it runs, is unpacked, or takes more room than the file has."""
+"""Malicious files raise; nothing in them runs, is unpacked, or needs more memory than the file."""
 
 import io
 import os
@@ -30,12 +30,12 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
         _heard.append(f"{event} {arguments!r:.200}")
 
 
-sys.addaudithook(_listen)  # it cannot be taken away again, and does nothing outside the block below
+sys.addaudithook(_listen)  # a hook cannot be removed; it does nothing outside the block below
 
 
 @contextmanager
 def nothing_happens() -> Iterator[None]:
-    """Nothing is found by name, imported, started or written; and memory stays small."""
+    """Raise if code imports, starts or writes anything, or needs much memory."""
     global _heard
     tracemalloc.start()
     _heard = []
@@ -50,7 +50,7 @@ def nothing_happens() -> Iterator[None]:
 
 
 class Reduces:
-    """An object that a pickle makes by calling something."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, called: Any, *arguments: Any, state: Any = None) -> None:
         self.made = (called, arguments) if state is None else (called, arguments, state)
@@ -60,14 +60,14 @@ class Reduces:
 
 
 class Storage:
-    """Pickled as PyTorch refers to a storage."""
+    """An object that pickles as PyTorch's reference to a storage."""
 
     def __init__(self, kind: str = "FloatStorage", key: Any = "0", size: Any = 4) -> None:
         self.identity = ("storage", Named("torch", kind), key, "cpu", size)
 
 
 class Named:
-    """Pickled as a name of a module that need not exist."""
+    """An object that pickles as a name in a module that need not exist."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -77,7 +77,7 @@ _Plain: Any = pickle._Pickler  # type: ignore[attr-defined]  # the one in Python
 
 
 class Pickler(_Plain):  # type: ignore[misc]
-    # Its own table: dill, which other libraries import, puts functions of its own into everybody's.
+    # A separate table, because dill, which other libraries import, changes the shared one.
     dispatch: ClassVar[Any] = {
         type(None): _Plain.save_none,
         bool: _Plain.save_bool,
@@ -181,19 +181,19 @@ def test_code_is_refused_and_does_not_run(what: str, form: Callable[[bytes], byt
     path = Path("a.pth")
     path.write_bytes(form(CODE[what]))
     with pytest.raises(WeightsError):
-        weights.read(path)  # imports what it needs
+        weights.read(path)  # completes lazy imports
     with nothing_happens(), pytest.raises(WeightsError):
         weights.read(path)
 
 
 def test_pickle_itself_would_have_run_it() -> None:
-    """A negative control: these are attacks, and what listens hears them."""
+    """A negative control: with pickle, the attacks run and the audit hook sees them."""
     with pytest.raises(AssertionError, match=r"posix"), nothing_happens():
         pickle.loads(CODE["os.system"])
     assert Path("sentinel").exists()
 
 
-def test_objects_of_somebody_elses_classes_are_passed_over() -> None:
+def test_objects_of_custom_classes_are_skipped() -> None:
     path = Path("a.pth")
     content = pickled(
         {
@@ -208,8 +208,8 @@ def test_objects_of_somebody_elses_classes_are_passed_over() -> None:
         assert weights.read(path)["conv1.weight"].tolist() == [0, 0, 0, 0]
 
 
-def test_the_storages_of_what_is_passed_over_are_too() -> None:
-    """In the old form one has to know how long a storage is to find the next."""
+def test_the_storages_of_skipped_objects_are_skipped() -> None:
+    """In the old form, the position of a storage depends on the sizes of those before it."""
     hidden = Called(Named("mine", "Average"), tensor(Storage("DoubleStorage", "1", 2)))
     storages = struct.pack("<q2d", 2, 1, 2) + struct.pack("<q4f", 4, 1, 2, 3, 4)
     Path("a.pth").write_bytes(old_file(pickled({"average": hidden, "a": tensor()}), storages, keys=("1", "0")))
@@ -217,13 +217,13 @@ def test_the_storages_of_what_is_passed_over_are_too() -> None:
 
 
 def nested_tuples(depth: int) -> bytes:
-    """A tuple of a tuple twice, and so on, as a key: its hash would take 2 ** depth steps."""
+    """Return a pickle with nested tuples as a key, whose hash would take 2 ** depth steps."""
     inner = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(depth))
     return b"\x80\x02}" + inner + b"K\x01s."
 
 
 def copied_often() -> bytes:
-    """One long list, made into a dict again and again."""
+    """Return a pickle that copies one long list to a dict many times."""
     numbers = (struct.pack("<i", i) for i in range(20_000))
     pairs = b"".join(b"](J%sJ%se" % (number, number) for number in numbers)
     call = b"ccollections\nOrderedDict\nh\x00\x85R"
@@ -231,7 +231,7 @@ def copied_often() -> bytes:
 
 
 def bomb() -> bytes:
-    """100 MB of zeros, compressed."""
+    """Return Return 100 MB of zeros, compressed."""
     return zip_file(state(), {"archive/data/0": bytes(10**8)}, compression=zipfile.ZIP_DEFLATED)
 
 
@@ -243,19 +243,19 @@ ROOM: dict[str, tuple[bytes, str]] = {
     "a storage of fewer than none, old": (old_file(state(), struct.pack("<q", -1)), "promises -1 numbers"),
     "a tensor of 1e12 numbers": (zip_file(pickled({"a": tensor(shape=(10**6, 10**6), strides=(0, 0))})), "promises"),
     "a tensor beyond its storage": (zip_file(pickled({"a": tensor(offset=1)})), "promises"),
-    "a tensor before its storage": (zip_file(pickled({"a": tensor(offset=-1)})), "no whole numbers"),
-    "strides that go back": (zip_file(pickled({"a": tensor(strides=(-1,))})), "no whole numbers"),
+    "a tensor before its storage": (zip_file(pickled({"a": tensor(offset=-1)})), "not nonnegative integers"),
+    "strides that go back": (zip_file(pickled({"a": tensor(strides=(-1,))})), "not nonnegative integers"),
     "strides that overflow": (zip_file(pickled({"a": tensor(shape=(2, 2), strides=(2**62, 2**62))})), "promises"),
     "more axes than arrays have": (zip_file(pickled({"a": tensor(shape=(1,) * 99, strides=(1,) * 99)})), "shape"),
-    "a shape of text": (zip_file(pickled({"a": tensor(shape="ab", strides="cd")})), "no whole numbers"),
+    "a shape of text": (zip_file(pickled({"a": tensor(shape="ab", strides="cd")})), "not nonnegative integers"),
     "a zip bomb": (b"", "compressed"),  # takes a second to make: see `bomb`
-    "a path that climbs": (zip_file(pickled({"a": tensor(Storage(key="../../../etc/passwd"))})), "does not hold"),
-    "a member that climbs": (zip_file(state(), {"archive/data/0": bytes(16), "../../outside": b"x"}), "lead out"),
-    "an absolute member": (zip_file(state(), {"archive/data/0": bytes(16), "/outside": b"x"}), "lead out"),
+    "a path that climbs": (zip_file(pickled({"a": tensor(Storage(key="../../../etc/passwd"))})), "does not contain"),
+    "a member that climbs": (zip_file(state(), {"archive/data/0": bytes(16), "../../outside": b"x"}), "outside of the"),
+    "an absolute member": (zip_file(state(), {"archive/data/0": bytes(16), "/outside": b"x"}), "outside of the"),
     "a key of many nested tuples": (zip_file(nested_tuples(60)), "no state dict"),
     "a text longer than the file": (zip_file(b"\x80\x02\x8d" + struct.pack("<Q", 10**12) + b"a."), "damaged"),
     "a text longer than the file, old": (b"\x80\x02\x8d" + struct.pack("<Q", 10**12) + b"a.", "damaged"),
-    "one list copied often": (zip_file(copied_often()), "entries of lists as dicts"),
+    "one list copied often": (zip_file(copied_often()), "list entries copied to dicts"),
     "an int of a million digits": (zip_file(b"I" + b"1" * 10**6 + b"\n."), "damaged"),
     "two pickles": (
         zip_file(state(), {"archive/data/0": bytes(16), "b/data.pkl": state()}), "with 2 data.pkl",
@@ -265,7 +265,7 @@ ROOM: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", ROOM)
-def test_what_asks_for_more_than_the_file_holds_is_refused(what: str) -> None:
+def test_requests_beyond_the_size_of_the_file_raise(what: str) -> None:
     content, says = ROOM[what]
     path = Path("a.pth")
     path.write_bytes(content or bomb())
@@ -277,8 +277,8 @@ def test_what_asks_for_more_than_the_file_holds_is_refused(what: str) -> None:
     assert sorted(Path("..").rglob("*")) == before
 
 
-def test_members_that_lie_over_each_other_are_refused() -> None:
-    """Many names for one stretch of the file: unpacked, they would be larger than it."""
+def test_overlapping_members_raise() -> None:
+    """Several members share one range of the file, so unpacked they would be larger than the file."""
     content = zip_file(state(), {"archive/data/0": bytes(2000), **{f"archive/data/{i}": b"" for i in range(1, 50)}})
     path = Path("a.pth")
     path.write_bytes(content)
@@ -298,8 +298,8 @@ def test_members_that_lie_over_each_other_are_refused() -> None:
         weights.read(path)
 
 
-def test_the_builder_makes_files_that_are_read() -> None:
-    """A negative control of everything above."""
+def test_harmless_files_of_the_builder_are_read() -> None:
+    """A negative control of the tests above."""
     for form in (zip_file, old_file):
         Path("a.pth").write_bytes(form(state()))
         np.testing.assert_array_equal(weights.read("a.pth")["conv1.weight"], np.zeros(4, "f4"))

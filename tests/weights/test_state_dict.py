@@ -37,7 +37,7 @@ def test_a_round_trip_keeps_every_bit(spec: ResNetSpec) -> None:
         assert before.tobytes() == after.tobytes()
 
 
-def test_arrays_lie_as_in_pytorch() -> None:
+def test_arrays_have_the_layout_of_pytorch() -> None:
     module = net(THIN["basic, imagenet"])
     held = weights.state_dict(module)
     kernel = np.asarray(module.stem.conv.kernel[...])  # (height, width, in, out)
@@ -91,11 +91,11 @@ def test_every_misfit_is_listed_and_nothing_changes() -> None:
         np.testing.assert_array_equal(old, new)
 
 
-def test_an_unknown_naming_is_refused() -> None:
+def test_an_unknown_naming_raises() -> None:
     with pytest.raises(WeightsError, match=re.escape("['torchvision', 'timm_v2', 'transformers', 'keras']")):
         weights.state_dict(net(THIN["option A"]), naming="caffe")
 
 
-def test_a_module_that_has_no_names_there_is_refused() -> None:
+def test_a_module_without_names_in_a_library_raises() -> None:
     with pytest.raises(WeightsError, match=r"holds layers\.0\."):
         weights.state_dict(nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))

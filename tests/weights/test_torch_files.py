@@ -1,4 +1,4 @@
-"""Files that PyTorch itself wrote (tests/golden/make_torch_files.py), read without it."""
+"""Files written by PyTorch (tests/golden/make_torch_files.py), read without PyTorch."""
 
 import functools
 import struct
@@ -30,7 +30,7 @@ def net() -> ResNet:
 
 
 def expected(add: float = 0.0) -> dict[str, np.ndarray]:
-    """By the rule of make_torch_files.py."""
+    """Return the expected array by the rule of make_torch_files.py."""
     shapes = {name: value.shape for name, value in weights.state_dict(net()).items()}
     return {
         name: np.random.default_rng(zlib.crc32(name.encode())).uniform(0.5, 1.5, shape).astype("f4") + np.float32(add)
@@ -52,19 +52,19 @@ def test_a_state_dict_and_a_training_checkpoint_fill_a_network(form: str) -> Non
 
 
 @pytest.mark.parametrize("form", ["checkpoint.pth", "checkpoint_old.pth"])
-def test_the_averaged_weights_of_a_checkpoint_are_taken_when_asked_for(form: str) -> None:
+def test_ema_reads_the_averaged_weights_of_a_checkpoint(form: str) -> None:
     module = net()
     weights.load(module, FILES / form, ema=True)
     same(weights.state_dict(module), expected(add=1.0))
 
 
-def test_a_file_without_averaged_weights_has_none_to_give() -> None:
+def test_ema_raises_for_a_file_without_averaged_weights() -> None:
     with pytest.raises(WeightsError, match="no averaged weights; its entries are"):
         weights.load(net(), FILES / "state.pth", ema=True)
 
 
 @pytest.mark.parametrize("form", ["views.pth", "views_old.pth"])
-def test_every_dtype_stride_and_offset_is_honoured(form: str) -> None:
+def test_every_dtype_stride_and_offset_is_read(form: str) -> None:
     found = weights.read(FILES / form)
     base = np.arange(24, dtype="f4").reshape(4, 6)
     wanted = {
@@ -79,7 +79,7 @@ def test_every_dtype_stride_and_offset_is_honoured(form: str) -> None:
 
 
 def rewritten(source: Path, target: Path, change: Any) -> Path:
-    """The zip file with every member as `change(name, content)` gives it; None leaves it out."""
+    """Rewrite a zip file with `change(name, content)` for every member; None removes the member."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = change(name, old.read(name))
@@ -88,11 +88,11 @@ def rewritten(source: Path, target: Path, change: Any) -> Path:
     return target
 
 
-def test_a_file_of_a_big_endian_machine_is_swapped(tmp_path: Path) -> None:
+def test_the_bytes_of_a_big_endian_file_are_swapped(tmp_path: Path) -> None:
     def swapped(name: str, content: bytes) -> bytes:
         if name.endswith("byteorder"):
             return b"big"
-        if "/data/" in name:  # all of four bytes, but for the counts of batches, which nobody reads
+        if "/data/" in name:  # all have four bytes except the counts of batches, which are not read
             return np.frombuffer(content, "u4").byteswap().tobytes()
         return content
 
@@ -114,29 +114,29 @@ def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     [
         ("module.pth", r"an object of torch\.nn\.modules\.linear\.Linear.*save its state_dict"),
         ("module_old.pth", r"an object of torch\.nn\.modules\.linear\.Linear"),
-        ("tensor.pth", r"holds a Tensor"),
-        ("tensor_old.pth", r"holds a Tensor"),
+        ("tensor.pth", r"contains a Tensor"),
+        ("tensor_old.pth", r"contains a Tensor"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(form: str, says: str) -> None:
+def test_values_that_are_not_a_state_dict_raise(form: str, says: str) -> None:
     with pytest.raises(WeightsError, match=says):
         weights.load(net(), FILES / form)
 
 
 @pytest.mark.parametrize("form", ["state.pth", "state_old.pth", "checkpoint.pth", "checkpoint_old.pth"])
-def test_a_file_that_is_cut_off_anywhere_is_damaged(form: str, tmp_path: Path) -> None:
+def test_a_truncated_file_raises(form: str, tmp_path: Path) -> None:
     content = (FILES / form).read_bytes()
     path, module = tmp_path / form, net()
     before = weights.state_dict(module)
     for length in np.linspace(9, len(content) - 1, 40).astype(int):
         path.write_bytes(content[:length])
-        with pytest.raises(WeightsError, match=r"damaged|promises|cut short|no file of"):
+        with pytest.raises(WeightsError, match=r"damaged|promises|not a file of"):
             weights.load(module, path)
     same(weights.state_dict(module), before)
 
 
-def test_a_byte_that_differs_is_an_error_or_another_number_and_nothing_else() -> None:
-    """Nothing but WeightsError comes of a damaged old file; a zip has a checksum on every member."""
+def test_a_changed_byte_gives_an_error_or_another_number() -> None:
+    """A damaged old file raises only WeightsError; every member of a zip file has a checksum."""
     content = bytearray((FILES / "state_old.pth").read_bytes())
     path = Path("damaged.pth")
     generator = np.random.default_rng(0)
@@ -163,21 +163,23 @@ def test_a_byte_that_differs_is_an_error_or_another_number_and_nothing_else() ->
         same({name: found[name] for name in wanted}, wanted)
 
 
-@pytest.mark.parametrize(("content", "says"), [(b"", "begins with b''"), (b"hello" * 9, "as no file of weights")])
-def test_what_is_no_file_of_weights_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "begins with b''"), (b"hello" * 9, "which is not a supported format")]
+)
+def test_files_that_are_not_weights_raise(content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=says):
         weights.read(tmp_path / "a.pth")
 
 
-def test_a_file_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_file_raises_and_lists_the_files_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "resnet18.pth").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"Did you mean 'resnet18\.pth'"):
         weights.read(tmp_path / "resnet81.pth")
 
 
-def test_the_old_form_begins_with_its_magic_number() -> None:
-    """The golden files really are what they are called."""
+def test_the_old_form_starts_with_its_magic_number() -> None:
+    """The golden files have the form in their name."""
     assert struct.unpack("<B", (FILES / "state_old.pth").read_bytes()[:1])[0] == 0x80
     assert zipfile.is_zipfile(FILES / "state.pth")
     assert not zipfile.is_zipfile(FILES / "state_old.pth")

@@ -1,4 +1,4 @@
-"""resnet18 and resnet50 against torchvision's own numbers; tests/golden/README.md says how those were made."""
+"""resnet18 and resnet50 against the numbers of torchvision (tests/golden/README.md describes their origin)."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ GRADIENT_TOLERANCE = 2e-3  # PyTorch's float32 is itself 1.5e-3 from the float64
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The oracle's value of a tensor, from its name alone."""
+    """Return the oracle's value of a tensor, which depends only on its name."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith("running_var"):
         value = generator.uniform(0.5, 1.5, shape)
@@ -46,7 +46,7 @@ def images(count: int, size: int) -> np.ndarray:
 
 
 def filled(name: str) -> ResNet:
-    """A network with the oracle's weights, loaded by their names."""
+    """Create a network with the oracle's weights, loaded by name."""
     net = create_model(name, num_classes=10, unbiased_variance=True)
     weights.load_state_dict(net, {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()})
     return net
@@ -61,7 +61,7 @@ def net_and_golden(request: pytest.FixtureRequest) -> tuple[ResNet, dict[str, An
 
 
 def training_step(net: ResNet, x: np.ndarray) -> tuple[jax.Array, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Loss, gradients and moved statistics of one training pass, the latter two under PyTorch's names."""
+    """Return loss, gradients and updated statistics of one training pass, the latter two under PyTorch's names."""
     graph, params, rest = nnx.split(net, nnx.Param, ...)
 
     @jax.jit
@@ -82,14 +82,14 @@ def training_step(net: ResNet, x: np.ndarray) -> tuple[jax.Array, dict[str, np.n
 
 
 def close(actual: np.ndarray, expected: list[float], what: str) -> None:
-    """Equal to 1e-3 of the largest expected number."""
+    """Raise unless values agree to 1e-3 of the largest expected number."""
     expected_array = np.array(expected)
     np.testing.assert_allclose(
         actual, expected_array, rtol=0, atol=TOLERANCE * np.abs(expected_array).max(), err_msg=what
     )
 
 
-def test_names_and_shapes_are_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
+def test_names_and_shapes_equal_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
     net, golden = net_and_golden
     held = weights.state_dict(net)
     lines = "\n".join(sorted(f"{key} {value.shape}" for key, value in held.items()))
@@ -98,7 +98,7 @@ def test_names_and_shapes_are_those_of_torchvision(net_and_golden: tuple[ResNet,
     assert hashlib.sha256(lines.encode()).hexdigest() == golden["names_and_shapes_sha256"]
 
 
-def test_eval_logits_are_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
+def test_evaluation_logits_equal_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
     net, golden = net_and_golden
     for run in golden["runs"]:
         logits = nnx.jit(lambda net, x: net(x, train=False))(net, images(2, run["size"]))
@@ -106,7 +106,7 @@ def test_eval_logits_are_those_of_torchvision(net_and_golden: tuple[ResNet, dict
 
 
 @pytest.mark.slow
-def test_training_steps_are_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
+def test_training_steps_equal_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
     net, golden = net_and_golden
     before = weights.state_dict(net)
     total = dict.fromkeys(before, 0.0)

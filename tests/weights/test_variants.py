@@ -1,4 +1,4 @@
-"""Every variant of the family against timm and torchvision; tests/golden/README.md says how their numbers were made."""
+"""Every variant of the family against timm and torchvision (tests/golden/README.md describes their numbers)."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ GOLDEN, MEMBERS = _READ["variants"], _READ["members"]
 
 
 def filled(variant: str) -> ResNet:
-    """A network of few blocks with the oracle's weights, loaded by their names."""
+    """Create a network of few blocks with the oracle's weights, loaded by name."""
     fields = GOLDEN[variant]["spec"]
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, unbiased_variance=True, **fields)
     net = ResNet(spec, rngs=nnx.Rngs(0))
@@ -40,7 +40,7 @@ SLOW = (
 
 
 @pytest.mark.parametrize("variant", levels.only((*QUICK, "ResNeXt", "group norm", "space to depth"), GOLDEN))
-def test_names_and_shapes_are_theirs(variant: str) -> None:
+def test_names_and_shapes_equal_those_of_the_library(variant: str) -> None:
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
     net = nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))
     lines = sorted(f"{key} {stored.shape}" for key, stored in named(net, None))
@@ -49,14 +49,14 @@ def test_names_and_shapes_are_theirs(variant: str) -> None:
 
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("variant", levels.only(QUICK, GOLDEN, SLOW))
-def test_logits_in_evaluation_are_theirs(variant: str, run: int) -> None:
+def test_evaluation_logits_equal_those_of_the_library(variant: str, run: int) -> None:
     golden = GOLDEN[variant]["runs"][run]
     logits = nnx.jit(lambda net, x: net(x, train=False))(filled(variant), images(2, golden["size"]))
     close(np.asarray(logits), golden["eval_logits"], f"at {golden['size']} pixels")
 
 
 def difference(name: str) -> float:
-    """Of a whole network of the zoo from the library's own of that name: of logits, over the library's largest."""
+    """Return the largest difference of logits from the original library's network, relative to its largest logit."""
     golden = MEMBERS[name]
     net = create_model(name, num_classes=1000)
     held = {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()}
@@ -64,7 +64,9 @@ def difference(name: str) -> float:
     weights.load_state_dict(
         net, held | {key: value * np.float32(golden["norm_scale"]) for key, value in scales.items()}
     )
-    logits = np.asarray(net(images(2, golden["size"]), train=False))  # by operation: compiling a deep one takes longer
+    logits = np.asarray(
+        net(images(2, golden["size"]), train=False)
+    )  # not jitted: compilation of a deep network takes longer
     return float(np.abs(logits[:, :8] - golden["first_eval_logits"]).max() / golden["largest_eval_logit"])
 
 
@@ -75,14 +77,14 @@ def difference(name: str) -> float:
         for name in MEMBERS
     ],
 )
-def test_a_network_of_the_zoo_computes_what_the_librarys_own_of_that_name_does(name: str) -> None:
+def test_a_zoo_network_computes_the_same_as_its_original(name: str) -> None:
     assert difference(name) < 1e-4
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd")])
 @pytest.mark.parametrize("variant", GOLDEN)
-def test_loss_and_gradients_in_training_are_theirs(variant: str, run: int) -> None:
+def test_training_loss_and_gradients_equal_those_of_the_library(variant: str, run: int) -> None:
     golden, net = GOLDEN[variant]["runs"][run], filled(variant)
     graph, params, rest = nnx.split(net, nnx.Param, ...)
 

@@ -1,6 +1,6 @@
-"""Kernels for CPUs: convolutions by oneDNN, where the extra `resfit[cpu]` is installed and they are faster than XLA's.
+"""Convolutions by oneDNN for CPUs, if the extra `resfit[cpu]` is installed and oneDNN is faster than XLA.
 
-Nobody needs to know of them: `Convolve` stands in for `jax.lax.conv_general_dilated` in the layers of a network.
+Networks do not know of them: `Convolve` replaces `jax.lax.conv_general_dilated` in the layers of a module.
 """
 
 import functools
@@ -21,15 +21,15 @@ _log = logging.getLogger("resfit")
 
 
 def chosen(choice: str, platform: str, *, compiled: bool = True) -> bool:
-    """Whether oneDNN is to be used.
+    """Return True if steps use oneDNN.
 
     Args:
-      choice: "auto", where it can be; "onednn"; or "xla", not.
+      choice: "auto": if it is available; "onednn": always; "xla": never.
       platform: of the devices, such as "cpu".
-      compiled: whether steps are compiled; without, "auto" is XLA.
+      compiled: True if steps are compiled. Otherwise "auto" means XLA.
 
     Raises:
-      CompileError: for another choice, or for "onednn" where it cannot be used.
+      CompileError: for another choice, or if "onednn" is not available.
     """
     if choice not in CHOICES:
         raise CompileError(
@@ -42,24 +42,24 @@ def chosen(choice: str, platform: str, *, compiled: bool = True) -> bool:
         return True
     if choice == "onednn":
         raise CompileError(
-            f"compile got cpu_kernels='onednn', which cannot be used here: {reason}. Mend that, or leave cpu_kernels "
-            "at 'auto', which uses XLA instead."
+            f"compile got cpu_kernels='onednn', which cannot be used here: {reason}. Remove this cause, or leave "
+            "cpu_kernels at 'auto', which falls back to XLA."
         )
     return False
 
 
 @functools.cache
 def why_not() -> str | None:
-    """The reason why oneDNN cannot be used in this process, which is logged once; None if it can."""
+    """Return the reason why oneDNN is not available in this process, and log it once; None if it is available."""
     try:
         connect()
     except Unavailable as error:
         level = logging.INFO if error.expected else logging.WARNING
-        _log.log(level, "Convolutions on the CPU are XLA's: %s.", error)
+        _log.log(level, "Convolutions on the CPU use XLA: %s.", error)
         return str(error)
     return None
 
 
 def described() -> str:
-    """The library in words: its version, and on how many threads it runs. Only where it can be used."""
+    """Return version and number of threads of the library in words. Call it only if oneDNN is available."""
     return str(connect().library)

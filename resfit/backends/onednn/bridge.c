@@ -1,10 +1,10 @@
-// What XLA calls for a convolution: finds its plan by name, checks the buffers, and lets oneDNN execute it.
+// The target of XLA's calls for convolutions: find the plan by name, check the buffers, make oneDNN execute it.
 //
-// Compiled once on the user's machine, see bridge.py; it needs the header that jaxlib ships and nothing of oneDNN's,
-// whose functions are handed over as pointers. No Python runs in here, so that no step waits for the interpreter's lock.
+// It is compiled once on the user's machine, see bridge.py. It needs a header of jaxlib and none of oneDNN, whose
+// functions arrive as pointers. No Python runs here, so that no step waits for the interpreter's lock.
 //
-// One thread executes everything, one operation after another: each uses all processors, concurrent executions of the
-// library have been seen to hang, and OpenMP keeps a team of threads for every thread that it is called from.
+// One thread executes everything, one operation after another: each operation uses all processors, concurrent
+// executions of the library have been seen to hang, and OpenMP keeps a team of threads for every thread that calls it.
 
 #include <pthread.h>
 #include <stddef.h>
@@ -22,7 +22,7 @@ typedef struct {
 
 typedef struct {
   void* memory;       // dnnl_memory_t, whose data is set before each execution
-  int32_t buffer;     // which buffer it lies in: arguments first, then results; -1: in none, and it has data
+  int32_t buffer;     // its buffer: arguments first, then results; -1: none, it has its own data
   int64_t offset;     // in bytes, from the buffer's first aligned address
 } Memory;
 
@@ -41,7 +41,7 @@ typedef struct Plan {
   const char* name;
   int64_t length;
   int32_t inputs, outputs;
-  int32_t aliased;    // which input lies where the first output goes; 0: none
+  int32_t aliased;    // the input in the memory of the first output; 0: none
   int32_t memory_count, call_count;
   Buffer buffers[BUFFERS];
   Memory memories[MEMORIES];
@@ -57,17 +57,17 @@ typedef struct {
   void (*set_dynamic)(int on);
   void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
   int (*thread_number)(void);
-  int (*plan_again)(const char* name, int64_t length);  // in Python: makes a plan that was released; 0: there is none
+  int (*plan_again)(const char* name, int64_t length);  // in Python: builds a plan again; 0: unknown name
   void* stream;
   int32_t threads;
-  int32_t bind;       // whether each thread is bound to a processor of its own
+  int32_t bind;       // 1 to bind each thread to a processor of its own
 } Library;
 
 static Library library;
 static Plan* plans;
 static pthread_mutex_t plans_lock = PTHREAD_MUTEX_INITIALIZER;
 
-// Whose turn it is: held by the caller from finding its plan until the work is done. No plan is released meanwhile.
+// Held by a caller from the search for its plan to the end of the work. No plan is released meanwhile.
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t answered = PTHREAD_COND_INITIALIZER;
 static int asking;    // callers that wait for Python
@@ -94,7 +94,7 @@ static int execute(const Plan* plan) {
   return library.wait(library.stream);
 }
 
-// Of glibc. The C library's own header may not be there; a set of 1,024 processors is what its type holds, too.
+// Of glibc, whose header may be missing. Its own type also holds 1,024 processors.
 enum { PROCESSORS = 1024, WORD = 8 * sizeof(unsigned long) };
 typedef unsigned long Processors[PROCESSORS / WORD];
 extern int sched_getaffinity(int thread, size_t size, void* processors);
@@ -109,7 +109,7 @@ static void bind(void* unused) {
     Processors own;
     memset(own, 0, sizeof own);
     own[i / WORD] = 1ul << i % WORD;
-    sched_setaffinity(0, sizeof own, own);  // if it fails, they stay where the system puts them
+    sched_setaffinity(0, sizeof own, own);  // if it fails, the system chooses the processor
     return;
   }
 }
@@ -117,9 +117,9 @@ static void bind(void* unused) {
 static void* serve(void* unused) {
   (void)unused;
   library.set_threads(library.threads);
-  library.set_dynamic(0);  // a smaller team than an operation was cut for would wait for ever
-  // Threads that sleep between operations are woken on the processor of who wakes them, and two on one take twice as
-  // long: they are bound. These threads do nothing but this, so that nobody else's are.
+  library.set_dynamic(0);  // a team smaller than the one an operation was split for would wait forever
+  // Sleeping threads wake up on the processor of the thread that wakes them, and two on one processor take twice as
+  // long. So they are bound. They execute nothing else, so no other work is bound with them.
   if (library.bind && !sched_getaffinity(0, sizeof allowed, allowed))
     library.parallel(bind, NULL, (unsigned)library.threads, 0);
   pthread_mutex_lock(&lock);
@@ -150,7 +150,7 @@ static const Plan* find(const char* name, size_t length) {
   return plan;
 }
 
-// Finds a plan, also one that was released. The caller has the turn, and gives it up while Python makes the plan again.
+// Find a plan, also a released one. The caller holds `turn`, and releases it while Python builds the plan again.
 static const Plan* found(const char* name, size_t length) {
   const Plan* plan;
   int known = 1;
@@ -165,7 +165,7 @@ static const Plan* found(const char* name, size_t length) {
   return plan;
 }
 
-// Why a buffer is not what the plan was made for; NULL if it is.
+// Return what differs between a buffer and the one of the plan, or NULL.
 static const char* mismatch(const Buffer* expected, const XLA_FFI_Buffer* buffer) {
   if (!buffer || !buffer->data) return "resfit: a buffer of a convolution has no memory";
   if ((int32_t)buffer->dtype != expected->dtype) return "resfit: a buffer of a convolution has another dtype";
@@ -174,7 +174,7 @@ static const char* mismatch(const Buffer* expected, const XLA_FFI_Buffer* buffer
   return elements == expected->elements ? NULL : "resfit: a buffer of a convolution has another size";
 }
 
-// Executes a call. The caller has the turn.
+// Execute a call. The caller holds `turn`.
 static XLA_FFI_Error* executed(XLA_FFI_CallFrame* frame, const XLA_FFI_ByteSpan* name) {
   const Plan* plan = found(name->ptr, name->len);
   if (closed) return error(frame, XLA_FFI_Error_Code_CANCELLED, "resfit: the process is ending");
@@ -224,7 +224,7 @@ XLA_FFI_Error* resfit_convolution(XLA_FFI_CallFrame* frame) {
   return failed;
 }
 
-// Takes over oneDNN's functions and starts the thread. Returns 0, or the number of an error.
+// Take over oneDNN's functions and start the thread. Return 0, or the number of an error.
 int resfit_open(const Library* given_library) {
   library = *given_library;
   pthread_t thread;
@@ -235,7 +235,7 @@ int resfit_open(const Library* given_library) {
   return 0;
 }
 
-// Waits for what runs; what comes later is an error. For the end of the process, when libraries are taken down.
+// Wait for the running call; later calls fail. Called at the end of the process, which unloads the libraries.
 void resfit_close(void) {
   pthread_mutex_lock(&turn);
   closed = 1;
@@ -243,7 +243,7 @@ void resfit_close(void) {
   pthread_mutex_unlock(&turn);
 }
 
-// The plan stays the caller's, who must keep it until it is removed.
+// The caller keeps the plan alive until it is removed.
 void resfit_add(Plan* plan) {
   pthread_mutex_lock(&plans_lock);
   plan->next = plans;
@@ -251,7 +251,7 @@ void resfit_add(Plan* plan) {
   pthread_mutex_unlock(&plans_lock);
 }
 
-// Waits for what runs; afterwards the plan may be freed.
+// Wait for the running call. Afterwards the caller can free the plan.
 void resfit_remove(Plan* plan) {
   pthread_mutex_lock(&turn);
   pthread_mutex_lock(&plans_lock);

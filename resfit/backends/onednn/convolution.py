@@ -1,9 +1,9 @@
-"""Convolutions that oneDNN executes, inside JAX, with derivatives of any order; XLA's own wherever it cannot help.
+"""Convolutions in JAX that oneDNN executes, with derivatives of any order. XLA computes those that oneDNN cannot.
 
-A convolution and its two gradients are three functions, each linear in both of its arguments, and the derivatives of
-any of them are the other two. So three primitives, `forward`, `data gradient` and `weight gradient`, are closed under
-differentiation, forwards and backwards. How each is executed is settled when a program is lowered for a CPU, by its
-sizes alone (`choice.py`): the same in every process, so that a run can go on bit for bit.
+A convolution and its two gradients are three functions. Each is linear in both of its arguments, and its derivatives
+are the other two. So the three primitives `forward`, `data gradient` and `weight gradient` are closed under forward and
+reverse differentiation. The lowering for a CPU chooses oneDNN or XLA by the sizes only (`selection.py`). The choice is
+the same in every process, so that a run resumes bit for bit.
 """
 
 import functools
@@ -26,7 +26,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class _Window(NamedTuple):
-    """How a kernel moves over images."""
+    """The movement of a kernel over images."""
 
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
@@ -36,15 +36,15 @@ class _Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolve:
-    """Takes the place of `jax.lax.conv_general_dilated`, with its arguments, where oneDNN is available.
+    """A replacement for `jax.lax.conv_general_dilated`, with its arguments, if oneDNN is available.
 
-    Two-dimensional convolutions of float32 and bfloat16, in the layout of `nnx.Conv`, are oneDNN's where they are large
-    enough; all others are XLA's.
+    oneDNN computes large two-dimensional convolutions of float32 and bfloat16 in the layout of `nnx.Conv`. XLA computes
+    all others.
 
     Args:
-      mesh: of one axis, if the compiler is to split the batch over its devices: it cannot look into oneDNN, so each
-        part is told its own. None where every device runs a program of its own.
-      always: oneDNN also where XLA is faster: for tests and measurements.
+      mesh: of one axis, if the compiler splits the batch over its devices: it cannot split a call of oneDNN, so the
+        call is mapped over the mesh. None if every device runs a program of its own.
+      always: True to use oneDNN also if XLA is faster, for tests and measurements.
 
     Example:
       >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
@@ -70,30 +70,12 @@ class Convolve:
         preferred_element_type: Any = None,
         out_sharding: Any = None,
     ) -> jax.Array:
-        usual = (
-            lhs.ndim == rhs.ndim == 4
-            and lhs.dtype == rhs.dtype
-            and str(lhs.dtype) in DTYPES
-            and preferred_element_type in (None, lhs.dtype)
-            and batch_group_count == 1
-            and out_sharding is None
-            and all(step == 1 for step in lhs_dilation or ())
-            and _is_nhwc(lhs, rhs, dimension_numbers)
-            and not _typed_by_mesh(lhs)
-            and not _typed_by_mesh(rhs)
-        )
-        if usual:
+        plain = batch_group_count == 1 and out_sharding is None and all(step == 1 for step in lhs_dilation or ())
+        if plain and preferred_element_type in (None, lhs.dtype) and _has_primitive(lhs, rhs, dimension_numbers):
             window = _window(lhs, rhs, window_strides, padding, rhs_dilation, feature_group_count)
-            if min(*window.padding[0], *window.padding[1]) >= 0:
-                convolve: Callable[..., jax.Array] = functools.partial(_forward, window=window, always=self.always)
-                if self.mesh is None:
-                    return convolve(lhs, rhs)
-                if lhs.shape[0] % self.mesh.size == 0:
-                    split = PartitionSpec(self.mesh.axis_names[0])
-                    convolve = jax.shard_map(
-                        convolve, mesh=self.mesh, in_specs=(split, PartitionSpec()), out_specs=split, check_vma=False
-                    )
-                    return convolve(lhs, rhs)
+            divides = self.mesh is None or lhs.shape[0] % self.mesh.size == 0
+            if divides and min(*window.padding[0], *window.padding[1]) >= 0:
+                return self._by_primitive(lhs, rhs, window)
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -109,6 +91,27 @@ class Convolve:
             out_sharding,
         )
 
+    def _by_primitive(self, lhs: jax.Array, rhs: jax.Array, window: _Window) -> jax.Array:
+        convolve: Callable[..., jax.Array] = functools.partial(_forward, window=window, always=self.always)
+        if self.mesh is not None:
+            whole, split = PartitionSpec(), PartitionSpec(self.mesh.axis_names[0])
+            convolve = jax.shard_map(
+                convolve, mesh=self.mesh, in_specs=(split, whole), out_specs=split, check_vma=False
+            )
+        return convolve(lhs, rhs)
+
+
+def _has_primitive(lhs: jax.Array, rhs: jax.Array, numbers: Any) -> bool:
+    """Return True if the primitives below know arrays of this dtype and layout."""
+    return (
+        lhs.ndim == rhs.ndim == 4
+        and lhs.dtype == rhs.dtype
+        and str(lhs.dtype) in DTYPES
+        and _is_nhwc(lhs, rhs, numbers)
+        and not _typed_by_mesh(lhs)
+        and not _typed_by_mesh(rhs)
+    )
+
 
 def _is_nhwc(lhs: jax.Array, rhs: jax.Array, numbers: Any) -> bool:
     return lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers) == lax.conv_dimension_numbers(
@@ -117,7 +120,7 @@ def _is_nhwc(lhs: jax.Array, rhs: jax.Array, numbers: Any) -> bool:
 
 
 def _typed_by_mesh(array: jax.Array) -> bool:
-    """Whether the type says on which parts of a mesh the array lies: types that only JAX's own operations keep."""
+    """Return True if the type names axes of a mesh over which the array is split. Only JAX's operations keep them."""
     kind: Any = jax.typeof(array)
     if getattr(kind, "vma", None):
         return True
@@ -135,7 +138,7 @@ def _window(lhs: Any, rhs: Any, strides: Any, padding: Any, dilation: Any, group
     return _Window((rows, columns), ((top, bottom), (before, after)), (down, right), int(groups))
 
 
-# --- the three functions, as XLA computes them ------------------------------------------------------------------------
+# --- the three functions, computed by XLA -----------------------------------------------------------------------------
 
 
 def _xla_forward(x: Any, w: Any, *, window: _Window, **_: Any) -> jax.Array:
@@ -162,7 +165,7 @@ def _xla_weight_gradient(x: Any, g: Any, *, window: _Window, size: tuple[int, in
     return gradient
 
 
-# --- as oneDNN does ---------------------------------------------------------------------------------------------------
+# --- by oneDNN --------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -171,13 +174,13 @@ def _planner(bridge: Bridge) -> Planner:
 
 
 def shape_of(direction: str, a: Any, b: Any, out: Any, window: _Window) -> Shape:
-    """The sizes of a convolution in a direction, from the types of its two arguments and its result."""
+    """Return the sizes of a convolution in a direction, from the types of its two arguments and its result."""
     image, kernel, output = {FORWARD: (a, b, out), DATA: (out, b, a), WEIGHTS: (a, out, b)}[direction]
     return Shape(direction, image.shape, kernel.shape, output.shape, *window, str(a.dtype))
 
 
 def planned(shape: Shape, *, always: bool = False) -> Planned | None:
-    """What oneDNN does for a convolution; None if it is left to XLA."""
+    """Return the plan of oneDNN for a convolution; None if XLA computes it."""
     if not (always or wins(shape)) or min(*shape.image, *shape.kernel, *shape.output) < 1:
         return None
     return _planner(connect()).plan(shape)
@@ -189,7 +192,7 @@ def _execution(direction: str, xla: Callable[..., jax.Array]) -> Callable[..., j
         plan = planned(shape_of(direction, a, b, out, window), always=always)
         if plan is None:
             return xla(a, b, window=window, **size)
-        # The memory that it needs beside the result is a second result: XLA plans for it, and nothing is allocated.
+        # The scratch memory is a second result: XLA plans its memory, and oneDNN allocates none.
         results = (jax.ShapeDtypeStruct(out.shape, out.dtype), jax.ShapeDtypeStruct((plan.scratch,), jnp.uint8))
         result: jax.Array = jax.ffi.ffi_call(TARGET, results)(a, b, convolution=plan.name)[0]
         return result
@@ -244,7 +247,7 @@ def _weight_gradient(x: Any, g: Any, size: Sequence[int], *, window: _Window, al
     return _weights_p.bind(x, g, window=window, always=always, size=tuple(size))
 
 
-# Each rule is given the result's cotangent t and both arguments, of which the one that it is for has only a type.
+# Each rule gets the cotangent t of the result and both arguments; the argument of its gradient has only a type.
 ad.defbilinear(
     forward_p,
     lambda t, x, w, **how: _data_gradient(t, w, x.aval.shape[1:3], **how),

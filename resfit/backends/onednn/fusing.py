@@ -1,10 +1,10 @@
-"""A convolution and what follows it, in one call of oneDNN's: for steps that nobody asks for derivatives.
+"""A convolution and the operations after it, in one call of oneDNN, for steps without derivatives.
 
 In evaluation a BatchNorm is a scale and a shift of each channel. XLA computes these, the addition of the shortcut and
-ReLU in a pass over memory of their own; oneDNN computes them while it writes the convolution's results.
+ReLU in a separate pass over memory. oneDNN computes them while it writes the results of the convolution.
 
-The step is traced as JAX traces it, and what follows a convolution is looked up in the operations that come out. So
-any module gets it, and what is not recognised stays as it is.
+JAX traces the step, and this module searches the traced operations for those that follow a convolution. So every module
+profits, and unknown operations stay as they are.
 """
 
 import collections
@@ -21,11 +21,11 @@ from resfit.backends.onednn.bridge import TARGET
 from resfit.backends.onednn.convolution import forward_p, planned, shape_of
 from resfit.backends.onednn.planning import ADD, FORWARD, RELU, SCALE, SHIFT, Planned
 
-_MOST_ARRAYS = 5  # that may be read beside: as many as a plan has room for
+_MOST_ARRAYS = 5  # that the operations read: a plan has room for as many
 
 
 class _Operation(NamedTuple):
-    """One that follows a convolution: its kind, and the array that it reads beside, which may be subtracted."""
+    """An operation after a convolution: its kind, and its other operand, which can be subtracted."""
 
     kind: str
     operand: Var | None = None
@@ -33,7 +33,7 @@ class _Operation(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """A convolution and what follows it."""
+    """A convolution and the operations after it."""
 
     equations: list[JaxprEqn]
     operations: list[_Operation]
@@ -41,9 +41,9 @@ class _Chain(NamedTuple):
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays, whose convolutions by `Convolve` do what follows them, where oneDNN can.
+    """Return the same function, whose convolutions by `Convolve` include the operations after them.
 
-    What it returns is the same up to rounding.
+    The results are the same up to rounding.
 
     Args:
       function: of pytrees of arrays, which it does not change.
@@ -68,7 +68,7 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
     inside = {id(equation) for chain in chains for equation in chain.equations}
     equations = []
     for equation in closed.jaxpr.eqns:
-        chain = by_last.get(id(equation))  # all that it reads has been computed by then
+        chain = by_last.get(id(equation))  # by then all of its operands are computed
         if chain is not None:
             equations.append(_as_one(chain))
         elif id(equation) not in inside:
@@ -77,7 +77,7 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _chains(jaxpr: Jaxpr) -> Iterator[_Chain]:
-    """The convolutions that something follows, no equation in two of them."""
+    """Yield the convolutions with operations after them. No equation is in two chains."""
     readers: dict[Any, list[JaxprEqn | None]] = collections.defaultdict(list)
     for equation in jaxpr.eqns:
         for value in equation.invars:
@@ -100,7 +100,7 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
     while not (operations and operations[-1].kind == RELU):
         result = equations[-1].outvars[0]
         reading = readers[result]
-        following = reading[0] if len(reading) == 1 else None  # another reader would need the value in between
+        following = reading[0] if len(reading) == 1 else None  # another reader needs the value in between
         if following is None or id(following) in taken:
             break
         operation = _recognised(following, result)
@@ -110,7 +110,7 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
         operations.append(operation)
     image, kernel, out = map(_type, (*convolution.invars, *convolution.outvars))
     shape = shape_of(FORWARD, image, kernel, out, convolution.params["window"])
-    for count in range(len(operations), 0, -1):  # some of oneDNN's codes add only as the first thing
+    for count in range(len(operations), 0, -1):  # some of oneDNN's codes can add only as the first operation
         after = tuple(operation.kind for operation in operations[:count])
         plan = planned(shape._replace(after=after), always=convolution.params["always"])
         if plan is not None:
@@ -119,13 +119,15 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
 
 
 def _has_room(operations: Sequence[_Operation], new: _Operation) -> bool:
-    if new.kind == ADD and any(operation.kind == ADD for operation in operations):  # only one lies where results go
+    if new.kind == ADD and any(
+        operation.kind == ADD for operation in operations
+    ):  # only one array has the place of the result
         return False
     return new.kind == RELU or len(operations) < _MOST_ARRAYS
 
 
 def _recognised(equation: JaxprEqn, result: Any) -> _Operation | None:
-    """What an equation that reads a convolution's result once does with it; None if oneDNN does not know it."""
+    """Return the operation of an equation on the result of a convolution; None if oneDNN does not know it."""
     if _is_relu(equation):
         return _Operation(RELU)
     if equation.primitive not in (add_p, mul_p, sub_p) or (
@@ -142,12 +144,12 @@ def _recognised(equation: JaxprEqn, result: Any) -> _Operation | None:
 
 
 def _type(value: Any) -> Any:
-    """Shape and dtype of what an equation reads or writes."""
+    """Return the shape and dtype of an operand or result."""
     return value.aval
 
 
 def _is_relu(equation: JaxprEqn) -> bool:
-    """Whether it is a maximum with 0, or `jax.nn.relu`, which wraps one."""
+    """Return True for a maximum with 0, or `jax.nn.relu`, which wraps one."""
     if equation.primitive is max_p:
         return any(isinstance(value, Literal) and value.val == 0 for value in equation.invars)
     if equation.primitive not in (custom_jvp_call_p, jit_p) or len(equation.invars) != 1 or len(equation.outvars) != 1:
@@ -161,12 +163,12 @@ def _is_relu(equation: JaxprEqn) -> bool:
 
 
 def _as_one(chain: _Chain) -> JaxprEqn:
-    """An equation that computes what the last one of a chain does."""
+    """Return an equation that computes the result of a chain."""
     out = _type(chain.equations[-1].outvars[0])
     results = (jax.ShapeDtypeStruct(out.shape, out.dtype), jax.ShapeDtypeStruct((chain.plan.scratch,), jnp.uint8))
     reading = [operation for operation in chain.operations if operation.operand is not None]
 
-    # XLA copies it first if somebody reads it later.
+    # XLA copies the array first if something reads it later.
     in_place = {2 + i: 0 for i, operation in enumerate(reading) if operation.kind == ADD}
 
     @jax.jit

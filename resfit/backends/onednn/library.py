@@ -1,4 +1,4 @@
-"""oneDNN, found and looked over before anything of it is used: a shared library of its C interface, by ctypes."""
+"""The shared library of oneDNN's C interface, found and checked before its first use, by ctypes."""
 
 import contextlib
 import ctypes
@@ -12,15 +12,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# Packages that bring the library. Both are built by its authors; the second needs a runtime that is not accepted below.
+# Packages with the library, both by its authors. `opened` rejects the runtime of the second one.
 PACKAGES = ("onednn-cpu-gomp", "onednn")
 FILE = "libdnnl.so.3"
 RUNTIME = "libgomp.so.1"
-MAJOR = 3  # of the C interface: what is called here has had the same meaning since 3.0
-LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # the time of processors that a container may use, and in which time
-# With one of these set, the user has said where OpenMP's threads run.
+MAJOR = 3  # of the C interface: the functions below have had the same meaning since 3.0
+LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")  # the processor time that a container may use, and its period
+# Variables by which a user chooses the processors of OpenMP's threads.
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
-_OPENMP = 2  # dnnl_cpu_runtime_t: how the library runs in threads
+_OPENMP = 2  # of dnnl_cpu_runtime_t: the library uses OpenMP's threads
 
 _log = logging.getLogger("resfit")
 
@@ -66,10 +66,10 @@ _FUNCTIONS = (
 
 
 class Unavailable(Exception):  # noqa: N818 - it is a state of the machine, not a mistake
-    """Why oneDNN is not used here.
+    """The reason why oneDNN is not available here.
 
     Attributes:
-      expected: whether nothing is wrong: the package is just not installed, or made for other platforms.
+      expected: True if nothing is wrong: the package is not installed, or made for other platforms.
     """
 
     def __init__(self, reason: str, *, expected: bool = False) -> None:
@@ -83,8 +83,8 @@ class Library(NamedTuple):
     Attributes:
       functions: its C functions as attributes, each returning an int status unless said otherwise.
       version: such as "3.2.1".
-      threads: on how many each of its operations runs. Sums are cut by it, so the last bits depend on it.
-      bound: whether each of them is to keep to a processor of its own.
+      threads: the number of threads of each operation. Sums are split by it, so the last bits depend on it.
+      bound: True to bind each thread to a processor of its own.
     """
 
     functions: Any
@@ -109,10 +109,10 @@ class _Version(ctypes.Structure):
 
 @functools.cache
 def load() -> Library:
-    """Loads the library, once in a process.
+    """Load the library, once in a process.
 
     Raises:
-      Unavailable: with the reason, for whatever is not as expected.
+      Unavailable: with the reason.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         raise Unavailable(
@@ -123,7 +123,7 @@ def load() -> Library:
 
 
 def find() -> pathlib.Path:
-    """The library's file, in the first installed package that has one.
+    """Return the library's file in the first installed package.
 
     Raises:
       Unavailable: if no package is installed, or its file is gone.
@@ -144,10 +144,10 @@ def find() -> pathlib.Path:
 
 
 def opened(path: pathlib.Path) -> Library:
-    """Opens a library's file and looks it over.
+    """Load a library from its file and check it.
 
     Raises:
-      Unavailable: if it cannot be loaded, or is not what is expected.
+      Unavailable: if the file cannot be loaded, or is not oneDNN 3.x for OpenMP.
     """
     try:
         with _sleeping_threads():
@@ -161,24 +161,33 @@ def opened(path: pathlib.Path) -> Library:
     functions.dnnl_version.restype = ctypes.POINTER(_Version)
     functions.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
     functions.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
-    pointer = functions.dnnl_version()
+    version = _checked_version(path, functions.dnnl_version())
+    # If an operation gets fewer threads than it was split for, it waits forever.
+    threads = min(_threads(), functions.omp_get_thread_limit())
+    # Fewer threads than processors would all be on the first ones, together with those of other processes.
+    chosen = any(name in os.environ for name in _BINDING)
+    return Library(functions, version, threads, not chosen and threads == len(os.sched_getaffinity(0)))
+
+
+def _checked_version(path: pathlib.Path, pointer: Any) -> str:
+    """Return the version of the library.
+
+    Raises:
+      Unavailable: if the version or the runtime is not supported.
+    """
     if not pointer:
-        raise Unavailable(f"{path} does not say its version")
+        raise Unavailable(f"{path} does not report its version")
     found = pointer.contents
     version = f"{found.major}.{found.minor}.{found.patch}"
     if found.major != MAJOR:
         raise Unavailable(f"{path} is oneDNN {version}, expected {MAJOR}.x: pip install --upgrade 'resfit[cpu]'")
     if found.cpu_runtime != _OPENMP:
         raise Unavailable(f"{path} was not built for OpenMP (its runtime is number {found.cpu_runtime})")
-    # Fewer threads than an operation was cut for would wait for the others for ever.
-    threads = min(_threads(), functions.omp_get_thread_limit())
-    # Where they are fewer than the processors, they would all be on the first ones, as those of other processes are.
-    chosen = any(name in os.environ for name in _BINDING)
-    return Library(functions, version, threads, not chosen and threads == len(os.sched_getaffinity(0)))
+    return version
 
 
 def _is_loaded(name: str) -> bool:
-    """Whether a shared library is in this process."""
+    """Return True if this process has loaded a shared library."""
     try:
         ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except OSError:
@@ -187,32 +196,33 @@ def _is_loaded(name: str) -> bool:
 
 
 def _threads() -> int:
-    """As many as there are processors for this process, or as the user has told OpenMP."""
+    """Return the number of processors of this process, or the number in OMP_NUM_THREADS."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) > 0:
         return int(told)
     processors = len(os.sched_getaffinity(0))
-    # A container sees all processors of its machine, and may have the time of a few.
+    # A container sees all processors of its machine, but may use the time of only a few.
     try:
         quota, period = LIMIT.read_text().split()
         return min(processors, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # none: another version of Linux's control groups, or the word "max"
+    except (OSError, ValueError):  # no limit ("max"), or another version of Linux's control groups
         return processors
 
 
 @contextlib.contextmanager
 def _sleeping_threads() -> Iterator[None]:
-    """Lets OpenMP's threads sleep between two operations, where by default they would spin beside XLA's threads.
+    """Make OpenMP's threads sleep between two operations; by default they spin beside XLA's threads.
 
-    Read by its runtime at the moment when it is loaded; a runtime that is there already, or a user's own choice, stays.
+    The runtime reads the setting when it is loaded. A runtime that is loaded already, or the user's choice, stays.
     """
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         yield
         return
     if _is_loaded(RUNTIME):
         _log.warning(
-            "Another library, such as torch, has loaded %s before oneDNN: its threads spin between two operations, in "
-            "the way of XLA's, which can take half of the gain or all. Set OMP_WAIT_POLICY=passive in the environment.",
+            "Another library, such as torch, has loaded %s before oneDNN. Its threads spin between two operations and "
+            "slow XLA's threads down, which can take half of the gain or all. Set OMP_WAIT_POLICY=passive in the "
+            "environment.",
             RUNTIME,
         )
     os.environ["OMP_WAIT_POLICY"] = "passive"

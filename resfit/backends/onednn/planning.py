@@ -1,4 +1,4 @@
-"""What oneDNN does for one convolution of known shapes: its primitives, built once, with the reorderings they need."""
+"""Plans of oneDNN for convolutions of known shapes: the primitives, built once, and the reorderings around them."""
 
 import collections
 import contextlib
@@ -7,33 +7,40 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from resfit.backends.onednn.bridge import ALIGNMENT, Argument, Bridge, Buffer, Call, Memory, Plan
+from resfit.backends.onednn.bridge import ALIGNMENT, Argument, Bridge, Buffer, Memory, NativeCall, NativePlan
 
 # Numbers of dnnl_types.h, the same in all versions of its third interface.
 _TRAINING, _DIRECT, _ANY, _UNDEFINED = 64, 1, 1, 0
 _SCRATCHPAD_OF_USER = 1
 _QUERY_IMPLEMENTATION, _QUERY_SCRATCHPAD = 8, 136
-_QUERY_MD = {"src": 129, "diff_src": 130, "weights": 131, "diff_weights": 132, "dst": 133, "diff_dst": 134}
 _SRC, _DST, _WEIGHTS = 1, 17, 33
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 129, 145, 161
+_QUERY_MD = {_WEIGHTS: 131, _DIFF_WEIGHTS: 132}  # the preferred layout of the array in a role
 _SCRATCHPAD = 80
 _FROM, _TO = 1, 17
-_POST_OPERATION, _SECOND = 32768, 2  # the role of what the i-th operation after a primitive reads: (i + 1) * the first
+_POST_OPERATION, _SECOND = 32768, 2  # the role of an array of the i-th operation after a primitive: (i + 1) * the first
 DTYPES = {"float32": (3, 11, 4), "bfloat16": (2, 16, 2)}  # oneDNN's number, XLA's, bytes
 _BYTES_XLA = 6  # XLA's number for uint8
-_NO_BUFFER = -1  # of a memory that keeps the data it was made with
+_NO_BUFFER = -1  # the buffer of a memory with its own data
 
 FORWARD, DATA, WEIGHTS = "forward", "data gradient", "weight gradient"
 
-# What oneDNN does with each result of a forward convolution before it is written. SCALE and SHIFT read a value for each
-# channel. ADD adds what lies in the result's place: an array of its own cost as much as XLA's addition.
+# The arrays of a convolution, with their roles, in the order of XLA's arguments and result.
+_ROLES = {
+    FORWARD: (("image", _SRC), ("kernel", _WEIGHTS), ("output", _DST)),
+    DATA: (("output", _DIFF_DST), ("kernel", _WEIGHTS), ("image", _DIFF_SRC)),
+    WEIGHTS: (("image", _SRC), ("output", _DIFF_DST), ("kernel", _DIFF_WEIGHTS)),
+}
+
+# Operations of oneDNN on each result of a forward convolution, before it is written. SCALE and SHIFT read a value for
+# each channel. ADD adds the content of the result's buffer: a buffer of its own cost as much as XLA's addition.
 SCALE, SHIFT, ADD, RELU = "scale", "shift", "add", "relu"
-_BINARY = {SCALE: 0x1FFF1, SHIFT: 0x1FFF0}  # and the numbers of their algorithms
+_BINARY = {SCALE: 0x1FFF1, SHIFT: 0x1FFF0}  # the numbers of their algorithms
 _ZERO = ctypes.c_float(0)
 
 
 class Shape(NamedTuple):
-    """A convolution of images, of known sizes.
+    """The sizes of a convolution of images, and everything else that decides its plan.
 
     Attributes:
       direction: FORWARD: images and kernel -> output; DATA: output's gradient and kernel -> images' gradient; WEIGHTS:
@@ -43,10 +50,10 @@ class Shape(NamedTuple):
       output: (n, h, w, d).
       strides, dilation: along h and w.
       padding: ((top, bottom), (left, right)).
-      groups: how many parts the channels are in.
+      groups: the number of groups of channels.
       dtype: of all arrays.
-      after: what follows a forward convolution in the same call, of SCALE, SHIFT, RELU and at most one ADD; float32
-        only. What is scaled by, shifted by or added are further inputs of the call, in this order.
+      after: the operations after a forward convolution in the same call: SCALE, SHIFT, RELU and at most one ADD. They
+        are for float32 only. The arrays that they read are further inputs of the call, in this order.
     """
 
     direction: str
@@ -66,17 +73,17 @@ class Shape(NamedTuple):
         return n * h * w * d * self.kernel[0] * self.kernel[1] * self.kernel[2]
 
     def name(self, library: str) -> str:
-        """All that decides what is computed, to the last bit, in words: the same in every process."""
+        """Return everything that decides the result to the last bit, in words: equal in every process."""
         return f"{library}: {self.direction} of {self.dtype} {self.image} * {self.kernel} -> {self.output}, strides {self.strides}, padding {self.padding}, dilation {self.dilation}, groups {self.groups}{', then '.join(('', *self.after))}"  # noqa: E501
 
 
 class Planned(NamedTuple):
-    """A convolution that oneDNN takes over.
+    """A convolution that oneDNN computes.
 
     Attributes:
       name: of its plan.
-      scratch: bytes of memory that it needs beside its result.
-      implementation: what oneDNN calls the code that it chose.
+      scratch: bytes of memory that it needs besides its result.
+      implementation: oneDNN's name of the code that it chose.
     """
 
     name: str
@@ -85,15 +92,15 @@ class Planned(NamedTuple):
 
 
 class Planner:
-    """Builds plans, and holds those that were built or asked for last.
+    """A builder of plans, which holds those that were built or requested last.
 
-    A plan takes about 0.1 MB. A program that calls one that was released gets it built again, with the same bits.
+    A plan takes about 0.1 MB. If a program calls a released plan, the planner builds it again, with the same bits.
 
     Args:
-      bridge: takes the plans.
+      bridge: receives the plans.
 
     Attributes:
-      limit: how many plans are held.
+      limit: the number of plans that are held.
     """
 
     def __init__(self, bridge: Bridge) -> None:
@@ -102,7 +109,7 @@ class Planner:
         self._functions = bridge.library.functions
         self._planned: dict[Shape, Planned | None] = {}
         self._shapes: dict[str, Shape] = {}
-        self._held: collections.OrderedDict[str, Plan] = collections.OrderedDict()
+        self._held: collections.OrderedDict[str, NativePlan] = collections.OrderedDict()
         self._lock = threading.Lock()
         bridge.plan_again = self._plan_again
 
@@ -141,7 +148,7 @@ class Planner:
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
-        """Primitives are cut for the number of threads that OpenMP gives the thread that builds them."""
+        """Set the number of OpenMP threads in the block, by which new primitives split their work."""
         before = self._functions.omp_get_max_threads()
         self._functions.omp_set_num_threads(self._bridge.library.threads)
         try:
@@ -154,68 +161,75 @@ class _Unimplemented(Exception):  # noqa: N818 - it ends the building of one pla
     """OneDNN has no primitive of this kind."""
 
 
+class _Reorder(NamedTuple):
+    """A copy between two layouts of an array."""
+
+    description: Any
+    source: Any
+    target: Any
+
+
 class _Build:
-    """One plan being built; what only the building needs is freed when the stack ends."""
+    """A plan under construction. The end of the stack frees the objects that only the construction needs."""
 
     def __init__(self, bridge: Bridge, shape: Shape, stack: contextlib.ExitStack) -> None:
         self._bridge = bridge
         self._dnnl = bridge.library.functions
         self._shape = shape
         self._stack = stack
-        self.plan = Plan()
+        self.plan = NativePlan()
         self._scratch = 0
 
     def planned(self) -> Planned | None:
+        """Fill in the plan, and return it in words; None if oneDNN has no fast code for the convolution."""
         shape, plan = self._shape, self.plan
         read = [what for what in shape.after if what != RELU]
         plan.inputs, plan.outputs = 2 + len(read), 2
         plan.aliased = 2 + read.index(ADD) if ADD in read else 0
-        images = self._strided((0, 3, 1, 2), shape.image)
-        outputs = self._strided((0, 3, 1, 2), shape.output)
+        images, outputs = (self._strided((0, 3, 1, 2), sizes) for sizes in (shape.image, shape.output))
         kernel, any_kernel = self._kernel()
-        forward = self._convolution(FORWARD, images, any_kernel, outputs, None)
-        description = forward
+        description = forward = self._convolution(FORWARD, images, any_kernel, outputs, None)
         if shape.direction != FORWARD:
             description = self._convolution(shape.direction, images, any_kernel, outputs, forward)
         implementation = self._implementation(description)
         if implementation.startswith(("ref", "gemm")):
             return None
-
-        # Arguments first, then results: the convolution's own, then the scratch memory, which XLA gives with them.
-        of = {"image": shape.image, "kernel": shape.kernel, "output": shape.output}
-        roles = {
-            FORWARD: (("image", _SRC), ("kernel", _WEIGHTS), ("output", _DST)),
-            DATA: (("output", _DIFF_DST), ("kernel", _WEIGHTS), ("image", _DIFF_SRC)),
-            WEIGHTS: (("image", _SRC), ("output", _DIFF_DST), ("kernel", _DIFF_WEIGHTS)),
-        }[shape.direction]
-        descriptions = {"image": images, "kernel": kernel, "output": outputs}
-        arguments: list[tuple[int, Any]] = []
-        before: list[tuple[Any, Any, Any]] = []
-        after: list[tuple[Any, Any, Any]] = []
-        for (which, role), i in zip(roles, (0, 1, plan.inputs), strict=True):
-            plan.buffers[i] = Buffer(DTYPES[shape.dtype][1], _product(of[which]))
-            memory = self._memory(descriptions[which], i, -1)
-            if which == "kernel":
-                wanted = self._queried(description, "diff_weights" if role == _DIFF_WEIGHTS else "weights")
-                if not self._dnnl.dnnl_memory_desc_equal(wanted, kernel):
-                    theirs = self._scratch_memory(wanted)
-                    if role == _DIFF_WEIGHTS:
-                        after.append((self._reorder(wanted, kernel), theirs, memory))
-                    else:
-                        before.append((self._reorder(kernel, wanted), memory, theirs))
-                    memory = theirs
-            arguments.append((role, memory))
-        arguments += self._operands()
-        for reorder, source, target in before:
-            self._call(reorder, [(_FROM, source), (_TO, target)])
+        arguments, before, after = self._arguments(description, images, kernel, outputs)
+        for reorder in before:
+            self._call_reorder(reorder)
         self._call(description, arguments)
-        for reorder, source, target in after:
-            self._call(reorder, [(_FROM, source), (_TO, target)])
+        for reorder in after:
+            self._call_reorder(reorder)
         scratch = self._scratch + ALIGNMENT
         plan.buffers[plan.inputs + 1] = Buffer(_BYTES_XLA, scratch)
         name = shape.name(str(self._bridge.library))
         plan.name, plan.length = name.encode(), len(name.encode())
         return Planned(name, scratch, implementation)
+
+    def _arguments(
+        self, description: Any, images: Any, kernel: Any, outputs: Any
+    ) -> tuple[list[tuple[int, Any]], list[_Reorder], list[_Reorder]]:
+        """Return the memories of the convolution in their roles, and the reorderings before and after it."""
+        shape, plan = self._shape, self.plan
+        arrays = {"image": (shape.image, images), "kernel": (shape.kernel, kernel), "output": (shape.output, outputs)}
+        arguments: list[tuple[int, Any]] = []
+        before: list[_Reorder] = []
+        after: list[_Reorder] = []
+        # XLA passes the arguments first, then the results: that of the convolution, then the scratch memory.
+        for (which, role), i in zip(_ROLES[shape.direction], (0, 1, plan.inputs), strict=True):
+            sizes, array = arrays[which]
+            plan.buffers[i] = Buffer(DTYPES[shape.dtype][1], _product(sizes))
+            memory = self._memory(array, i, -1)
+            wanted = self._queried(description, role) if which == "kernel" else array
+            if not self._dnnl.dnnl_memory_desc_equal(wanted, array):
+                theirs = self._scratch_memory(wanted)
+                if role == _DIFF_WEIGHTS:
+                    after.append(_Reorder(self._reorder(wanted, array), theirs, memory))
+                else:
+                    before.append(_Reorder(self._reorder(array, wanted), memory, theirs))
+                memory = theirs
+            arguments.append((role, memory))
+        return arguments + self._operands(), before, after
 
     # --- oneDNN's objects ---------------------------------------------------------------------------------------------
 
@@ -224,7 +238,7 @@ class _Build:
             raise _Unimplemented(status)
 
     def _made(self, create: Callable[..., int], destroy: Callable[..., int] | None, *arguments: Any) -> Any:
-        """An object of oneDNN's, freed when the plan is built if it has a `destroy`."""
+        """Return a new object of oneDNN, which the end of the stack frees if it has a `destroy`."""
         handle = ctypes.c_void_p()
         self._check(create(ctypes.byref(handle), *arguments))
         if destroy is not None:
@@ -240,7 +254,7 @@ class _Build:
         return self._made(create, dnnl.dnnl_memory_desc_destroy, len(sizes), _dims(sizes), dtype, last)
 
     def _strided(self, order: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
-        """The description of a dense array whose axes oneDNN names in another order."""
+        """Return the description of a dense array, with its axes in the order of oneDNN."""
         strides = [_product(sizes[axis + 1 :]) for axis in range(len(sizes))]
         return self._description([sizes[axis] for axis in order], [strides[axis] for axis in order])
 
@@ -249,7 +263,7 @@ class _Build:
         return self._description([1, channels, 1, 1], [channels, 1, channels, channels])
 
     def _operands(self) -> list[tuple[int, Any]]:
-        """What the operations after a convolution read, each in its role."""
+        """Return the arrays that the operations after a convolution read, in their roles."""
         found, buffer = [], 2
         for position, what in enumerate(self._shape.after, 1):
             role = position * _POST_OPERATION
@@ -259,19 +273,19 @@ class _Build:
                 continue
             size = _product(self._shape.output) if what == ADD else self._shape.output[3]
             self.plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
-            if what != ADD:  # which reads the result's place
+            if what != ADD:  # ADD reads the buffer of the result
                 found.append((role | _SECOND, self._memory(self._by_channel(), buffer, -1)))
             buffer += 1
         return found
 
     def _with_following(self) -> Any:
-        """The attributes of a primitive that does more with each result before it writes it."""
+        """Return the attributes of a primitive with operations on each result."""
         dnnl = self._dnnl
         operations = self._made(dnnl.dnnl_post_ops_create, dnnl.dnnl_post_ops_destroy)
         for what in self._shape.after:
             if what == RELU:
-                # As a leaky ReLU of slope 0, which leaves NaN as it is; oneDNN's own ReLU makes 0 of it. This one makes
-                # NaN of minus infinity, which XLA's makes 0: louder, and a network that has come there is lost.
+                # A leaky ReLU of slope 0 keeps NaN; oneDNN's own ReLU turns NaN into 0. The leaky one turns minus
+                # infinity into NaN, XLA's into 0: a network with infinite values has diverged, and NaN shows it.
                 self._check(dnnl.dnnl_post_ops_append_prelu(operations, 0))
             elif what == ADD:
                 self._check(dnnl.dnnl_post_ops_append_sum(operations, ctypes.c_float(1), 0, _UNDEFINED))
@@ -282,14 +296,14 @@ class _Build:
         return attributes
 
     def _attributes(self) -> Any:
-        """Those of every primitive: its scratch memory is handed to it."""
+        """Return the attributes of every primitive: its scratch memory is an argument."""
         dnnl = self._dnnl
         attributes = self._made(dnnl.dnnl_primitive_attr_create, dnnl.dnnl_primitive_attr_destroy)
         self._check(dnnl.dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_OF_USER))
         return attributes
 
     def _kernel(self) -> tuple[Any, Any]:
-        """The kernel as JAX has it, and as oneDNN would like it."""
+        """Return the descriptions of the kernel in JAX's layout, and in the one that oneDNN chooses."""
         height, width, inner, outer = self._shape.kernel
         groups = self._shape.groups
         sizes = [outer // groups, inner, height, width]
@@ -338,16 +352,17 @@ class _Build:
         self._check(self._dnnl.dnnl_primitive_desc_query(description, _QUERY_IMPLEMENTATION, 0, ctypes.byref(text)))
         return (text.value or b"").decode()
 
-    def _queried(self, description: Any, which: str) -> Any:
-        found = self._dnnl.dnnl_primitive_desc_query_md(description, _QUERY_MD[which], 0)
+    def _queried(self, description: Any, role: int) -> Any:
+        """Return oneDNN's preferred layout of the array in a role."""
+        found = self._dnnl.dnnl_primitive_desc_query_md(description, _QUERY_MD[role], 0)
         if not found:
-            raise _Unimplemented(which)
+            raise _Unimplemented(role)
         return ctypes.c_void_p(found)
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
     def _memory(self, description: Any, buffer: int, offset: int, data: int = 0) -> Any:
-        # 0: without data, which are set before every execution. Kept as long as the plan.
+        # 0: no data yet; they are set before every execution. The memory lives as long as the plan.
         memory = self._made(
             self._dnnl.dnnl_memory_create, None, description, self._bridge.engine, ctypes.c_void_p(data)
         )
@@ -361,12 +376,15 @@ class _Build:
         self._scratch += -(-size // ALIGNMENT) * ALIGNMENT
         return memory
 
+    def _call_reorder(self, reorder: _Reorder) -> None:
+        self._call(reorder.description, [(_FROM, reorder.source), (_TO, reorder.target)])
+
     def _call(self, description: Any, arguments: list[tuple[int, Any]]) -> None:
         scratchpad = self._dnnl.dnnl_primitive_desc_query_md(description, _QUERY_SCRATCHPAD, 0)
         if scratchpad and self._dnnl.dnnl_memory_desc_get_size(ctypes.c_void_p(scratchpad)):
             arguments = [*arguments, (_SCRATCHPAD, self._scratch_memory(ctypes.c_void_p(scratchpad)))]
         primitive = self._made(self._dnnl.dnnl_primitive_create, None, description)
-        call = Call(primitive, len(arguments))
+        call = NativeCall(primitive, len(arguments))
         for i, (role, memory) in enumerate(arguments):
             call.arguments[i] = Argument(role, memory)
         self.plan.calls[self.plan.call_count] = call
@@ -374,7 +392,7 @@ class _Build:
 
 
 def _dims(values: Sequence[int]) -> Any:
-    """As dnnl_dims_t: twelve numbers, of which as many are read as there are axes."""
+    """Return a dnnl_dims_t: twelve numbers, of which oneDNN reads one for each axis."""
     return (ctypes.c_int64 * 12)(*values)
 
 

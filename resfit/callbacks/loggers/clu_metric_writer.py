@@ -1,4 +1,4 @@
-"""Numbers for a CLU metric writer."""
+"""A callback that writes logs to a CLU metric writer."""
 
 import datetime
 from typing import Any
@@ -8,16 +8,19 @@ from resfit.errors import CallbackError
 
 
 class CLUMetricWriter(MetricLogger):
-    """Hands numbers to a metric writer of Google's CLU: `epoch/loss` and so on, `batch/loss`; all over training steps.
+    """A callback that writes logs to a metric writer of Google's CLU, over training steps.
 
-    Epochs also have `epoch/learning_rate`, `epoch/images_per_second`, and `epoch/data_wait`, the share of the time in
-    which the device waited for data. Batches are written some steps later, when the device has them.
-    The writer is flushed after every epoch; closing it stays with whoever made it. resfit imports nothing for this:
-    `clu.metric_writers` needs TensorFlow, an object with the same methods does as well.
+    Names are `epoch/loss`, `batch/loss` and so on. Epochs also have `epoch/learning_rate`, `epoch/images_per_second`
+    and `epoch/data_wait`, the share of the time in which the device waited for data. A batch is written once the device
+    has finished it, a few steps later. The callback flushes the writer after every epoch; you close the writer.
+
+    resfit imports no package for this. `clu.metric_writers` needs TensorFlow, but any object with the same methods
+    works.
 
     Args:
-      writer: has `write_scalars(step, {name: number})` and `flush()`, as every `clu.metric_writers.MetricWriter`.
-      every: "epoch"; or a number of steps or a datetime.timedelta, to write batches as well.
+      writer: an object with `write_scalars(step, {name: number})` and `flush()`, such as a
+        `clu.metric_writers.MetricWriter`.
+      every: "epoch", or a number of steps or a datetime.timedelta to write batches too.
 
     Raises:
       CallbackError: if the writer lacks one of the two methods.

@@ -1,4 +1,4 @@
-"""Every epoch as a row of a CSV file."""
+"""A callback that writes every epoch as a row of a CSV file."""
 
 import csv
 import io
@@ -23,15 +23,16 @@ _MISSING = "NA"
 
 
 class CSVLogger(Callback):
-    """Writes every epoch's logs as a row of a CSV file, as in Keras: `epoch` (counted from zero), then names in order.
+    """A callback that writes every epoch's logs as a row of a CSV file, as in Keras.
 
-    A name that first comes up in a later epoch (validation_freq) gets a column, in which the rows before say NA. A
-    resumed run goes on after the last epoch that its checkpoint knows of. With several processes, the first writes.
+    The first column is `epoch`, counted from zero; the names follow in alphabetical order. A name that first appears in
+    a later epoch (validation_freq) gets a column, with NA in the earlier rows. A resumed run continues after the last
+    epoch of its checkpoint. With several processes, the first one writes.
 
     Args:
-      filename: of the file. Its folder is made.
+      filename: the path of the file. Its folder is created.
       separator: one character between the values.
-      append: go on in the file if there is one, whose header is not repeated. By default every `fit` starts it anew.
+      append: append to an existing file without a second header. By default every `fit` overwrites the file.
 
     Raises:
       CallbackError: if separator is not one character.
@@ -46,8 +47,8 @@ class CSVLogger(Callback):
         self._path = pathlib.Path(expand_user(filename)).absolute()
         self._separator = separator
         self._append = append
-        self._columns: list[str] | None = None  # of the file; None until it was looked at
-        self._keep: int | None = None if append else 0  # rows of the file that stay; None for all
+        self._columns: list[str] | None = None  # of the file; None until the file was read
+        self._keep: int | None = None if append else 0  # the number of rows of the file to keep; None for all
         self._rows = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -74,7 +75,7 @@ class CSVLogger(Callback):
         if self._keep is not None:
             if len(rows) < self._keep:
                 _log.warning(
-                    "CSVLogger: %s has %d rows, but the run that goes on wrote %d.", self._path, len(rows), self._keep
+                    "CSVLogger: %s has %d rows, but the resumed run wrote %d.", self._path, len(rows), self._keep
                 )
             rows = rows[: self._keep]
         self._rewrite(columns, rows)
@@ -102,7 +103,7 @@ class CSVLogger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self._columns is None and first_process.is_first():
-            self._begin()  # to know how many rows were there before this run
+            self._begin()  # reads the number of rows from before this run
         return {"rows": self._rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -110,7 +111,7 @@ class CSVLogger(Callback):
 
 
 def _cell(value: Any) -> str:
-    """A number as it prints, an array as a JSON list."""
+    """Return a number as Python prints it, and an array as a JSON list."""
     if isinstance(value, str):
         return value
     array = np.asarray(value)

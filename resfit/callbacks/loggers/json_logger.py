@@ -1,4 +1,4 @@
-"""Every epoch, and if wanted every so many steps, as a JSON object on a line of its own."""
+"""A callback that writes epochs, and optionally batches, as lines of JSON."""
 
 import datetime
 import json
@@ -20,17 +20,18 @@ _log = logging.getLogger("resfit")
 
 
 class JSONLogger(MetricLogger):
-    """Writes one JSON object a line: {"epoch": 0, "step": 100, "loss": 1.5, ...}; a batch's has "batch" too.
+    """A callback that writes one JSON object per line: {"epoch": 0, "step": 100, "loss": 1.5, ...}.
 
-    Epoch and batch are counted from zero; step is the number of training steps done. A batch's values are the running
-    means since the epoch began. Every line is strict JSON, which knows no NaN: what is not finite is written as "NaN",
-    "Infinity" or "-Infinity", which Python's float() and JavaScript's Number() read back. A resumed run goes on
-    after the last line that its checkpoint knows of. With several processes, the first writes.
+    The line of a batch also has "batch". Epoch and batch are counted from zero; step is the number of training steps
+    done. The values of a batch are the running means since the epoch began. Every line is strict JSON, which has no
+    NaN: values that are not finite become "NaN", "Infinity" or "-Infinity", which Python's float() and JavaScript's
+    Number() read. A resumed run continues after the last line of its checkpoint. With several processes, the first one
+    writes.
 
     Args:
-      filename: of the file. Its folder is made.
-      every: "epoch"; or a number of steps or a datetime.timedelta, to write batches as well.
-      append: go on in the file if there is one. By default every `fit` starts it anew.
+      filename: the path of the file. Its folder is created.
+      every: "epoch", or a number of steps or a datetime.timedelta to write batches too.
+      append: append to an existing file. By default every `fit` overwrites the file.
 
     Example:
       >>> callback = JSONLogger("runs/a/log.jsonl", every=100)
@@ -45,8 +46,8 @@ class JSONLogger(MetricLogger):
         super().__init__(every)
         self._path = pathlib.Path(expand_user(filename)).absolute()
         self._append = append
-        self._keep: int | None = None if append else 0  # lines of the file that stay; None for all
-        self._lines: int | None = None  # of the file; None until it was looked at
+        self._keep: int | None = None if append else 0  # the number of lines of the file to keep; None for all
+        self._lines: int | None = None  # of the file; None until the file was read
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         super().on_train_begin(logs)
@@ -61,7 +62,7 @@ class JSONLogger(MetricLogger):
             file.write(f"{line}\n")
 
     def _begun(self) -> int:
-        """How many lines the file has. The first call makes it what this run goes on from."""
+        """Return the number of lines in the file. The first call truncates the file to what this run keeps."""
         if self._lines is not None:
             return self._lines
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ class JSONLogger(MetricLogger):
         if self._keep is not None:
             if len(lines) < self._keep:
                 _log.warning(
-                    "JSONLogger: %s has %d lines, but the run that goes on wrote %d.",
+                    "JSONLogger: %s has %d lines, but the resumed run wrote %d.",
                     self._path,
                     len(lines),
                     self._keep,
@@ -90,7 +91,7 @@ class JSONLogger(MetricLogger):
 
 
 def _strict(value: Any) -> Any:
-    """A value as strict JSON can hold it."""
+    """Return a value that strict JSON can hold."""
     if isinstance(value, str):
         return value
     plain = np.asarray(value).tolist()

@@ -1,4 +1,4 @@
-"""What callbacks that write numbers down share: when they do it, and that the device never waits for them."""
+"""The base class of callbacks that log numbers; the device never waits for one of them."""
 
 import collections
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from resfit.callbacks import first_process, rate
+from resfit.callbacks import first_process, learning_rate_checks
 from resfit.callbacks.base import Callback
 from resfit.callbacks.every import Every
 from resfit.callbacks.logs import LazyLogs, Logs
@@ -16,12 +16,12 @@ from resfit.callbacks.throughput import Throughput
 
 
 class Moment(NamedTuple):
-    """When something was measured.
+    """The time of a measurement.
 
     Attributes:
-      epoch: counted from zero.
-      batch: within the epoch, counted from zero; None at its end.
-      step: training steps done, counted on in a second `fit` with the same object.
+      epoch: the epoch, counted from zero.
+      batch: the batch of the epoch, counted from zero; None at the end of the epoch.
+      step: the number of training steps done. The count continues in a second `fit` with the same object.
     """
 
     epoch: int
@@ -30,14 +30,14 @@ class Moment(NamedTuple):
 
 
 class MetricLogger(Callback):
-    """Base of callbacks that write numbers down, at every epoch and if wanted every so many steps. Override `write`.
+    """Base class of callbacks that log numbers of every epoch, and optionally of batches. Override `write`.
 
-    A batch's numbers are written once the device has finished its step, some steps later; nothing ever waits for them.
-    The epoch's are its logs and the learning rate. A validation within an epoch is written as its last batch's, in
-    names that begin with `val_`. With several processes, only the first writes.
+    The numbers of a batch are written once the device has finished the step, a few steps later; the device never waits.
+    The numbers of an epoch are its logs and the learning rate. A validation within an epoch is written at the batch
+    before it, under names that begin with `val_`. With several processes, only the first one writes.
 
     Args:
-      every: "epoch", a number of steps, or a datetime.timedelta: when batches are written too.
+      every: "epoch", or a number of steps or a datetime.timedelta to write batches too.
     """
 
     def __init__(self, every: str | int | datetime.timedelta = "epoch") -> None:
@@ -49,20 +49,20 @@ class MetricLogger(Callback):
         self._epoch = self._batch = self._step = 0
 
     def write(self, moment: Moment, values: dict[str, Any]) -> None:
-        """Writes what was measured at a moment: names and floats, or NumPy arrays."""
+        """Write the values of a moment: floats or NumPy arrays by name."""
         raise NotImplementedError(f"{type(self).__name__} must override `write`.")
 
     def close(self) -> None:
-        """Called at the end of training, when everything is written."""
+        """Release resources. Runs at the end of training, after the last `write`."""
 
     @property
     def figures(self) -> dict[str, float]:
-        """Wall-clock figures of the epoch that ends, which are no part of the logs."""
+        """Wall-clock figures of the finished epoch, which the logs do not hold."""
         return {"images_per_second": self._speed.images_per_second[-1], "data_wait": self.model.control.data_wait}
 
     @property
     def steps_per_second(self) -> float:
-        """Of the epoch that ends."""
+        """Steps per second of the finished epoch."""
         return self._speed.steps_per_second[-1]
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -95,7 +95,7 @@ class MetricLogger(Callback):
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self._speed.on_train_batch_end(batch, logs)
         if self._validated is not None and first_process.is_first():
-            # The epoch went on after this validation, so it is not the one that the epoch's logs will hold.
+            # The epoch continues after this validation, so the logs of the epoch will hold a later one.
             self._write_all()
             self.write(*self._validated)
         self._validated = None
@@ -113,13 +113,13 @@ class MetricLogger(Callback):
             return
         self._write_all()
         values = dict(logs or {})
-        learning_rate = rate.current(self.model)
+        learning_rate = learning_rate_checks.current(self.model)
         if learning_rate is not None:
             values.setdefault("learning_rate", learning_rate)
         self.write(Moment(epoch, None, self._step), values)
 
     def on_exception(self, exception: BaseException) -> None:
-        # What a step that failed on the device was to return cannot be read.
+        # The outputs of a step that failed on the device cannot be read.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._write_all()
 
@@ -138,18 +138,18 @@ class MetricLogger(Callback):
         self.write(moment, dict(logs))
 
     def state_dict(self) -> dict[str, Any]:
-        self._write_all()  # whoever saves now counts them as written
+        self._write_all()  # the checkpoint counts them as written
         validated = None if self._validated is None else [list(self._validated[0]), self._validated[1]]
         return {"step": self._step, "batch": self._batch, "validated": validated}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step, self._batch = state["step"], state.get("batch", 0)  # which earlier versions did not save
+        self._step, self._batch = state["step"], state.get("batch", 0)  # earlier versions did not save it
         validated = state["validated"]
         self._validated = None if validated is None else (Moment(*validated[0]), validated[1])
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers among some values. A vector (one value per class) gives one for each entry, `name_0` and so on.
+    """Return the numbers among the values. A vector (one value per class) gives `name_0`, `name_1` and so on.
 
     Example:
       >>> scalars({"loss": 0.5, "recall": np.array([0.25, 1.0]), "matrix": np.eye(2)})

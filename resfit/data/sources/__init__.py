@@ -1,1 +1,1 @@
-"""Adapters, one a file, from an input format to examples or batches."""
+"""Adapters from input formats to examples or batches, one per file."""

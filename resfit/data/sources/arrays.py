@@ -1,4 +1,4 @@
-"""Arrays in memory as a source of examples, and what is checked and derived from them."""
+"""Arrays in memory as a source of examples; checks of arrays and weights."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ from resfit.data.indexed import IndexedBatches
 from resfit.data.values import check_values, refuse_masked
 from resfit.errors import DataError
 
-_LOOKED_AT_AT_ONCE = 1 << 30  # bytes
+_CHECKED_AT_ONCE = 1 << 30  # bytes
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
-_COMPARED = 64  # examples that tell one data set from another: more might be read from a file for long
+_COMPARED = 64  # examples in the checksum of a dataset; reading more of a mapped file could take long
 
 
 class ArraySource:
-    """Arrays in memory or mapped from a file, or dicts and tuples of them, as a `Source`.
+    """A `Source` of arrays in memory or mapped from a file, or of dicts and tuples of such arrays.
 
     Args:
-      x: inputs: an array (examples, ...) or a pytree of such.
-      y: labels likewise, or None.
+      x: inputs: an array (examples, ...) or a pytree of such arrays.
+      y: labels in the same form, or None.
       weight: (examples,) or None.
 
     Raises:
@@ -34,17 +34,17 @@ class ArraySource:
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
-        structure: Any  # whose methods no type checker knows
+        structure: Any  # a PyTreeDef, which has no type annotations
         if self._weight is not None and not self._weight.any():
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0, so that no example counts. Expected some above 0; "
-                "leave sample_weight out to let all count alike."
+                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                "sample_weight out to weigh all examples equally."
             )
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
-        # A file larger than memory is not read twice: what is mapped from it is looked at batch by batch.
-        self._looked_at = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _LOOKED_AT_AT_ONCE
-        if self._looked_at:
+        # Large arrays are checked batch by batch, because they can be mapped from a file larger than the memory.
+        self._all_checked = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE
+        if self._all_checked:
             check_values(self._x, self._y)
 
     @property
@@ -54,11 +54,11 @@ class ArraySource:
     @property
     def description(self) -> Mapping[str, Any]:
         n = len(self)
-        looked_at = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
+        compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
         weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
         return {
             "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
-            "values": [zlib.crc32(leaf[looked_at].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
             "weights": weight,
         }
 
@@ -67,7 +67,7 @@ class ArraySource:
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([native(array[rows]) for array in self._leaves])
-        if not self._looked_at:
+        if not self._all_checked:
             check_values(taken[0], taken[1])
         return taken
 
@@ -76,8 +76,10 @@ class ArrayBatches(IndexedBatches):
     """Batches of arrays in memory: `IndexedBatches` of an `ArraySource`.
 
     Args:
-      x: as for `ArraySource`; y and weight likewise.
-      geometry: the fields of `Geometry`.
+      x: inputs, as for `ArraySource`.
+      y: labels, as for `ArraySource`.
+      weight: weights, as for `ArraySource`.
+      **geometry: the fields of `Geometry`.
 
     Example:
       >>> batches = ArrayBatches(np.arange(5.0), np.arange(5), batch_size=2, seed=0)
@@ -90,153 +92,166 @@ class ArrayBatches(IndexedBatches):
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """An array in this machine's byte order and of at most 64 bits, which is all that JAX takes."""
+    """Return the array in native byte order and with at most 64 bits per value, as JAX requires."""
     if array.dtype == np.longdouble and array.dtype.itemsize > 8:
-        with np.errstate(over="ignore"):  # infinite values are refused later
+        with np.errstate(over="ignore"):  # check_values raises for infinite values
             return array.astype(np.float64)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.ndarray | None]:
-    """Checks inputs, labels and weights and returns them as NumPy arrays of one length.
+    """Check inputs, labels and weights, and return them as NumPy arrays of one length.
 
     Raises:
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
     """
-    lengths: dict[str, int] = {}
-
-    def convert(name: str, value: Any) -> np.ndarray:
-        if not hasattr(value, "__array__") and not isinstance(value, list):
-            remedy = " Weights by class are class_weight." if name.startswith("sample_weight") else ""
-            raise DataError(
-                f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.{remedy}"
-            )
-        refuse_masked(name, value)
-        try:
-            array = np.asarray(value)
-        except ValueError as error:  # lists of unequal lengths
-            raise DataError(
-                f"{name} is a list of {len(value)} from which no array can be made: {error}. Expected entries of one "
-                "shape; batches are given as a list of tuples, [(x, y), ...]."
-            ) from error
-        if array.dtype == object or array.dtype.kind in "USOcmM":
-            remedy = (
-                "Class names need numbers: np.unique(y, return_inverse=True)[1]."
-                if name.startswith("y")
-                else "Take the real part, or np.abs."
-                if array.dtype.kind == "c"
-                else "Files of images are read by resfit.data.folder(path), or by model.transforms.batch(paths)."
-                if array.dtype.kind in "US"
-                else "Are the images of one size?"
-            )
-            raise DataError(
-                f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected real numbers. {remedy}"
-            )
-        if array.ndim == 0:
-            raise DataError(
-                f"{name} is a single value, {array}; expected one entry per example. Whatever yields single examples "
-                "must be batched first: what `fit` iterates over are batches."
-            )
-        lengths[name] = len(array)
-        return array if isinstance(array, np.memmap) else native(array)  # what is mapped is made so as it is read
-
-    def convert_tree(name: str, tree: Any) -> Any:
-        if tree is None:
-            return None
-        if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
-            return convert(name, tree)  # a plain list of numbers is an array, as everywhere in NumPy
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        return jax.tree.unflatten(structure, [convert(name + jax.tree_util.keystr(path), leaf) for path, leaf in paths])
-
     if _is_container(weight):
         raise DataError(
-            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight, "
-            "for all of its outputs. Weigh outputs against one another in Model.compute_loss. Weights by class are "
-            "class_weight."
+            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight "
+            "for all of its outputs. Weigh outputs in Model.compute_loss, and classes with class_weight."
         )
-    x, y, weight = convert_tree("x", x), convert_tree("y", y), convert_tree("sample_weight", weight)
+    lengths: dict[str, int] = {}
+    x, y = _array_tree("x", x, lengths), _array_tree("y", y, lengths)
+    weight = _array_tree("sample_weight", weight, lengths)
     if not lengths or min(lengths.values()) == 0:
-        raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one.")
+        raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    if weight is not None:
-        weight = check_weight(weight)
-    return x, y, weight
+    return x, y, None if weight is None else check_weight(weight)
+
+
+def _array_tree(name: str, tree: Any, lengths: dict[str, int]) -> Any:
+    """Convert the leaves of a tree to arrays, and add the length of each to `lengths`."""
+    if tree is None:
+        return None
+    if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
+        leaves, structure = [("", tree)], jax.tree.structure(0)  # NumPy makes one array of a list of numbers
+    else:
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
+    arrays = {name + place: _array(name + place, leaf) for place, leaf in leaves}
+    lengths.update({place: len(array) for place, array in arrays.items()})
+    return jax.tree.unflatten(structure, arrays.values())
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """Convert one leaf to an array of real numbers, with one entry per example."""
+    if not hasattr(value, "__array__") and not isinstance(value, list):
+        remedy = " Pass weights by class as class_weight." if name.startswith("sample_weight") else ""
+        raise DataError(f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.{remedy}")
+    refuse_masked(name, value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(
+            f"{name} is a list of {len(value)} entries that do not form an array: {error}. Expected entries of one "
+            "shape. Pass batches as a list of tuples, [(x, y), ...]."
+        ) from error
+    if array.dtype == object or array.dtype.kind in "USOcmM":
+        raise DataError(
+            f"{name} is an array of dtype {array.dtype}, shape {array.shape}; expected real numbers. "
+            f"{_remedy_for_dtype(name, array.dtype.kind)}"
+        )
+    if array.ndim == 0:
+        raise DataError(
+            f"{name} is a single value, {array}; expected one entry per example. If the data are an iterable of single "
+            "examples, batch them first: `fit` iterates over batches."
+        )
+    return array if isinstance(array, np.memmap) else native(array)  # `take` converts the rows of a mapped file
+
+
+def _remedy_for_dtype(name: str, kind: str) -> str:
+    if name.startswith("y"):
+        return "Convert class names to numbers: np.unique(y, return_inverse=True)[1]."
+    if kind == "c":
+        return "Pass the real part, or np.abs."
+    if kind in "US":
+        return "Read image files with resfit.data.folder(path), or with model.transforms.batch(paths)."
+    return "Check that all images have one size."
 
 
 def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
-    """What to say of arrays of several lengths."""
+    """Return the error message for arrays of different lengths."""
     if isinstance(x, list) and len(x) > 1 and hasattr(y, "__len__") and len(x) == len(y):
         return (
-            f"x is a list of {len(x)} arrays, which is {len(x)} inputs of {lengths['x[0]']} examples, and there are "
-            f"{len(y)} labels. Expected one entry per example in every array: np.stack(x) makes one array of a list of "
-            "images of one size."
+            f"x is a list of {len(x)} arrays, which means {len(x)} inputs of {lengths['x[0]']} examples, but there are "
+            f"{len(y)} labels. Expected one entry per example in every array. For a list of images of one size, pass "
+            "np.stack(x)."
         )
     return (
-        f"Expected one entry per example in every array, got lengths {lengths}. Cut them to the same examples, or look "
-        "for what left some out."
+        f"Expected one entry per example in every array, got lengths {lengths}. Pass arrays of the same examples in "
+        "the same order."
     )
 
 
 def check_weight(weight: np.ndarray) -> np.ndarray:
-    """Sample weights as float32, one per example.
+    """Return sample weights as float32, one per example.
 
     Raises:
-      DataError: for another rank, or values that are negative or not finite.
+      DataError: if `weight` is not one-dimensional, or has negative or non-finite values.
     """
     if weight.ndim != 1:
-        remedy = " Take its one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        remedy = " Pass the one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
         raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
         cast = weight.astype(np.float32)
     if not np.isfinite(cast).all() or cast.min() < 0:
-        raise DataError("sample_weight holds negative or non-finite values, as float32. Expected finite weights >= 0.")
+        worst = weight[np.flatnonzero(~(np.isfinite(cast) & (cast >= 0)))[0]]
+        raise DataError(
+            f"sample_weight holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
+            "Remove these examples, or give them weight 0."
+        )
     return cast
 
 
 def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
-    """The weight of each example by its class, as Keras's class_weight: classes that are not named weigh 1.
+    """Return the weight of each example by its class, as Keras's class_weight does; other classes have weight 1.
 
     Args:
-      y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets, of which the
-        largest counts.
+      y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets; the largest target
+        determines the class.
       class_weight: class number -> weight.
 
     Raises:
-      DataError: if the labels are none of these, such as those of several outputs, or multi-hot.
+      DataError: if the labels have another form, such as several outputs or multi-hot targets.
 
     Example:
       >>> class_weights(np.array([0, 1, 2, 1]), {1: 2.0})
       array([1., 2., 1., 2.], dtype=float32)
     """
     names = check_class_weight(class_weight)
-    if _is_container(y):
-        raise DataError(
-            f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
-            "Leave class_weight out and pass sample_weight, one weight for each example: an example has one loss, in "
-            "which Model.compute_loss weighs the outputs."
-        )
-    y = None if y is None else np.asarray(y)
-    if getattr(y, "ndim", 0) not in (1, 2):
-        found = "none" if y is None or y.shape == () else f"{y!r:.60}"
-        raise DataError(
-            f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "
-            "leave class_weight out and give sample_weight."
-        )
+    y = _labels_for_class_weight(y)
     if y.dtype.kind in "OUS":
-        return np.ones(len(y), np.float32)  # `as_arrays` says what is wrong with them
-    classes = (y if y.ndim == 1 else y[:, 0] if y.shape[1] == 1 else y.argmax(axis=1)).astype(np.int64)
-    if y.ndim == 2 and y.shape[1] > 1 and names and max(names) >= y.shape[1]:
+        return np.ones(len(y), np.float32)  # `as_arrays` raises for these labels
+    targets = y.ndim == 2 and y.shape[1] > 1
+    if targets and names and max(names) >= y.shape[1]:
         raise DataError(
-            f"class_weight names the class {max(names)}, and the labels have {y.shape[1]} columns. Expected class "
-            f"numbers from 0 to {y.shape[1] - 1}."
+            f"class_weight has the class {max(names)}, but the labels have {y.shape[1]} columns. Expected class "
+            f"numbers from 0 to {y.shape[1] - 1}. Remove the other classes."
         )
-    if y.ndim == 2 and y.shape[1] > 1:
+    if targets:
         _check_one_class_each(y)
+    classes = (y.argmax(axis=1) if targets else y.reshape(len(y))).astype(np.int64)
     table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
     table[list(names)] = list(names.values())
     weights: np.ndarray = table[classes]
     return weights
+
+
+def _labels_for_class_weight(y: Any) -> np.ndarray:
+    if _is_container(y):
+        raise DataError(
+            f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
+            "Leave class_weight out and pass one sample_weight per example. Weigh the outputs in Model.compute_loss."
+        )
+    labels = np.asarray(y)
+    if y is None or labels.ndim not in (1, 2):
+        found = "none" if y is None or labels.shape == () else f"{labels!r:.60}"
+        raise DataError(
+            f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "
+            "leave class_weight out and pass sample_weight."
+        )
+    return labels
 
 
 def _check_one_class_each(targets: np.ndarray) -> None:
@@ -244,47 +259,47 @@ def _check_one_class_each(targets: np.ndarray) -> None:
     off = np.flatnonzero(~(np.abs(sums - 1) <= 1e-3))
     if len(off):
         raise DataError(
-            f"class_weight weighs whole examples by their one class, and row {off[0]} of the labels sums to "
-            f"{sums[off[0]]:.4g}. Expected one class for each example. Weigh several labels inside the loss: "
+            f"class_weight weighs each example by its one class, but row {off[0]} of the labels sums to "
+            f"{sums[off[0]]:.4g}. Expected one class per example. Weigh several labels inside the loss: "
             "loss=lambda logits, labels: (weights * optax.sigmoid_binary_cross_entropy(logits, labels)).mean(axis=1)."
         )
 
 
 def _is_container(tree: Any) -> bool:
-    """Return True if a tree holds several arrays; a list of numbers, or of rows of numbers, is one array."""
+    """Return True if a tree holds several arrays; a list of numbers or of rows of numbers is one array."""
     return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
 
 
 def structure_of(tree: Any) -> str:
-    """A container of arrays in words, for messages: dict of ['a', 'b'], tuple of 2."""
+    """Describe a container of arrays for an error message, such as "dict of ['a', 'b']" or "tuple of 2"."""
     held = sorted(tree, key=str) if isinstance(tree, Mapping) else len(tree)
     return f"{type(tree).__name__} of {held}"
 
 
 def check_class_weight(class_weight: Any) -> dict[int, float]:
-    """class_weight as class number -> weight.
+    """Return `class_weight` as class number -> weight.
 
     Raises:
-      DataError: if it is no mapping of class numbers to finite weights that are not negative.
+      DataError: if `class_weight` is not a mapping of class numbers to finite weights >= 0.
     """
     if not isinstance(class_weight, Mapping):
         raise DataError(
             f"class_weight is {class_weight!r:.60}. Expected a dict of class numbers and weights, such as "
-            "{0: 1.0, 1: 5.0}. Weights that balance the classes: dict(enumerate(len(y) / (n * np.bincount(y)))) for n "
-            "classes; a list of weights: dict(enumerate(weights))."
+            "{0: 1.0, 1: 5.0}. For balanced classes, pass dict(enumerate(len(y) / (n * np.bincount(y)))) with n "
+            "classes; for a list of weights, dict(enumerate(weights))."
         )
     if any(isinstance(value, Mapping) for value in class_weight.values()):
         raise DataError(
             f"class_weight is {dict(class_weight)!r:.60}, weights for each output. Expected weights for the classes of "
-            "one array of labels, {0: 1.0, 1: 5.0}. Pass sample_weight, one weight for each example, or weigh the "
-            "outputs in Model.compute_loss."
+            "one array of labels, {0: 1.0, 1: 5.0}. Pass one sample_weight per example, or weigh the outputs in "
+            "Model.compute_loss."
         )
     try:
         names = {int(key): float(value) for key, value in class_weight.items()}
     except (TypeError, ValueError) as error:
         raise DataError(
             f"class_weight is {dict(class_weight)!r:.60}: {error}. Expected class numbers, as in the labels, and "
-            "weights that are numbers: {0: 1.0, 1: 5.0}."
+            "numbers as weights: {0: 1.0, 1: 5.0}."
         ) from error
     if any(key < 0 or not 0 <= value <= _LARGEST_WEIGHT for key, value in names.items()):
         raise DataError(f"class_weight is {names}. Expected class numbers from 0 and finite weights >= 0.")
@@ -292,10 +307,10 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
 
 
 def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-    """Splits off the last fraction of the examples for validation, before any shuffling, as Keras does.
+    """Split off the last fraction of the examples for validation before any shuffling, as Keras does.
 
     Raises:
-      DataError: if either side would be empty.
+      DataError: if either part would be empty.
     """
     if not 0 < fraction < 1:
         raise DataError(f"Expected validation_split to be between 0 and 1, got {fraction}.")
@@ -304,7 +319,8 @@ def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tupl
     cut = int(n * (1 - fraction) + 1e-6)  # 10 * (1 - 0.9) is 0.9999999999999998
     if not 0 < cut < n:
         raise DataError(
-            f"validation_split={fraction} of {n} examples leaves one side empty. Expected examples on both."
+            f"validation_split={fraction} of {n} examples leaves one part empty. Expected examples in both parts. "
+            "Choose another fraction, or pass validation_data."
         )
 
     def part(rows: slice) -> tuple[Any, Any, Any]:

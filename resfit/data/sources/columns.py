@@ -1,4 +1,4 @@
-"""Which column of a table is the image and which the label, by the types of the columns."""
+"""Selection of the image and label columns of a table by column type."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ class Columns(NamedTuple):
     """The names of the columns to read.
 
     Attributes:
-      image: of the images.
-      label: of the labels; None where there are only images.
+      image: the image column.
+      label: the label column; None if there are only images.
     """
 
     image: str
@@ -21,19 +21,19 @@ class Columns(NamedTuple):
 
 
 def choose(features: Mapping[str, Any], image: str | None = None, label: str | None = None) -> Columns:
-    """Finds the image and the label among the columns of a Hugging Face data set.
+    """Find the image and label columns of a Hugging Face dataset.
 
-    The image is the one column of type Image, Array2D or Array3D. The label is the one ClassLabel, or, if there is
-    none, the one column of integers. Names decide nothing, unless they are given.
+    The image is the only column of type Image, Array2D or Array3D. The label is the only ClassLabel or, without a
+    ClassLabel, the only column of integers. Column names do not matter.
 
     Args:
-      features: column name -> feature, as `dataset.features`.
-      image: the name of the image column; by default it is found.
-      label: the name of the label column likewise. It may also hold floats, or a list of them for each example.
+      features: column name -> feature, as in `dataset.features`.
+      image: the name of the image column; None to find it.
+      label: the name of the label column; None to find it. A named column can also hold floats or lists of floats.
 
     Raises:
-      DataError: if a named column is missing or of an impossible type, or if there is no column to find, or several;
-        naming those there are.
+      DataError: if a named column is missing or has an unsupported type, or if no column or several columns match. The
+        message lists the columns.
 
     Example:
       >>> import datasets
@@ -56,10 +56,10 @@ def _image(features: Mapping[str, Any], name: str | None) -> str:
         if _kind(feature) in ("Value", "ClassLabel"):
             remedy = ""
             if getattr(feature, "dtype", "") in ("binary", "large_binary"):
-                remedy = f" If it holds image files: dataset.cast_column({name!r}, datasets.Image())."
+                remedy = f" For image files, call dataset.cast_column({name!r}, datasets.Image())."
             raise DataError(
-                f"image={name!r} names a column of {_described(feature)}. Expected images, of type Image, Array2D or "
-                f"Array3D; the columns are {_listed(features)}.{remedy}"
+                f"image={name!r} is a column of {_described(feature)}. Expected a column of type Image, Array2D or "
+                f"Array3D. The columns are {_listed(features)}.{remedy}"
             )
         return name
     found = [column for column, feature in features.items() if _kind(feature) in _IMAGES]
@@ -70,11 +70,14 @@ def _label(features: Mapping[str, Any], image: str, name: str | None) -> str | N
     if name is not None:
         feature = _named(features, "label", name)
         if name == image or _kind(feature) == "Image":
-            raise DataError(f"label={name!r} names a column of images. The columns are {_listed(features)}.")
+            raise DataError(
+                f"label={name!r} is a column of images. Expected a column of labels. The columns are "
+                f"{_listed(features)}."
+            )
         if getattr(feature, "dtype", "") in ("string", "large_string") and _kind(feature) == "Value":
             raise DataError(
-                f"label={name!r} names a column of text. Expected class numbers: number the names with "
-                f"dataset.class_encode_column({name!r}), or, in a stream, with "
+                f"label={name!r} is a column of text. Expected class numbers. Convert the names with "
+                f"dataset.class_encode_column({name!r}) or, in a stream, with "
                 f"dataset.map(lambda row: {{{name!r}: names.index(row[{name!r}])}})."
             )
         return name
@@ -85,13 +88,15 @@ def _label(features: Mapping[str, Any], image: str, name: str | None) -> str | N
     found = found or [column for column, feature in others.items() if _is_integer(feature)]
     return _only(
         found, features, "label", "ClassLabel, or one column of integers",
-        f" For the images alone: dataset.select_columns([{image!r}]).",
+        f" To use only the images, call dataset.select_columns([{image!r}]).",
     )  # fmt: skip
 
 
 def _named(features: Mapping[str, Any], role: str, name: str) -> Any:
     if name not in features:
-        raise DataError(f"There is no column {name!r} for {role}={name!r}. The columns are {_listed(features)}.")
+        raise DataError(
+            f"The dataset has no column {name!r} for {role}={name!r}. Expected one of its columns: {_listed(features)}."
+        )
     return features[name]
 
 
@@ -100,8 +105,8 @@ def _only(found: list[str], features: Mapping[str, Any], role: str, kinds: str, 
         return found[0]
     what = f"Columns {', '.join(map(repr, found))} could all be" if found else "No column is"
     raise DataError(
-        f"{what} the {role}. Expected one column of type {kinds}; the columns are {_listed(features)}. Name it: "
-        f"resfit.data.huggingface(dataset, {role}=...).{remedy}"
+        f"{what} the {role}. Expected one column of type {kinds}; the columns are {_listed(features)}. Name the "
+        f"column: resfit.data.huggingface(dataset, {role}=...).{remedy}"
     )
 
 

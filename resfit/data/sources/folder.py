@@ -1,4 +1,4 @@
-"""A folder of class folders of images: path/class_name/anything.jpg."""
+"""Images in one folder per class: path/class_name/anything.jpg."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
-from resfit.data.crops import crop_of, height_and_width
+from resfit.data.crops import crop_of, output_size
 from resfit.data.decode import MODES, decode
 from resfit.data.records import stack_images
 from resfit.errors import DataError
@@ -33,33 +33,31 @@ def folder(
     classes: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> "ImageFolder":
-    """The images of a folder that holds one folder for each class, as data for `fit`, `evaluate` and `predict`.
+    """Load the images of a folder with one subfolder per class, for `fit`, `evaluate` and `predict`.
 
-    The layout is ImageNet's and torchvision's: path/class_name/anything.jpg, at any depth below the class folder,
-    through links, suffixes in any case. Files and folders whose names begin with a dot, and folders named __MACOSX, are
-    skipped; files with other suffixes are left out, with a warning that counts them. Images are decoded by threads
-    while the step runs.
+    The layout is that of ImageNet and torchvision: path/class_name/anything.jpg, at any depth below the class folder.
+    Links are followed and the case of suffixes is ignored. Hidden files and folders and __MACOSX folders are skipped;
+    files with other suffixes are skipped with a warning that counts them. Threads decode images while the step runs.
 
-    Images are turned upright by the orientation in their EXIF data. Of an animation, the first frame is taken.
+    The EXIF orientation is applied. An animation yields its first frame.
 
     Args:
       path: the folder.
-      size: pixels of what comes out: n for squares, or (height, width). None keeps every image as it is; they must then
-        be of one size.
-      crop: None resizes the whole image, whatever its aspect ratio. "random", for training, cuts out 8 to 100 % of its
-        area at an aspect ratio from 3/4 to 4/3 and resizes that, anew in every epoch, decided by (seed, epoch, image)
-        alone. "center", for evaluation, is the middle 224 of 256 pixels of the shorter side, or that share at any other
-        size.
-      mode: "RGB", "L" (grey) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel that is not asked for
-        is left out.
-      classes: the names of the class folders in the order of their numbers; by default those there are, sorted. `fit`
-        and `evaluate` map other orders and missing classes by name; `train.classes` gives another split the same
-        numbers from the start.
-      threads: that decode; by default one for each core, at most 16.
+      size: output size in pixels: n for squares, or (height, width). None keeps the size of every image; all images
+        must then have one size.
+      crop: None resizes the whole image and changes its aspect ratio. "random", for training, crops 8 to 100 % of the
+        area at an aspect ratio from 3/4 to 4/3 and resizes the crop; (seed, epoch, image) determine it. "center", for
+        evaluation, crops the central 224 of 256 pixels of the shorter side, or the same share at other sizes.
+      mode: "RGB", "L" (gray) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel is dropped unless the
+        mode has one.
+      classes: the names of the class folders in the order of their numbers; by default all class folders, sorted.
+        `fit` and `evaluate` map other orders and missing classes by name; with `classes=train.classes`, another split
+        uses the same numbers.
+      threads: the number of decoding threads; by default one per core, at most 16.
 
     Raises:
-      DataError: if there is no such folder, it holds no class folders, a class holds no image, or an option is unknown;
-        when images are read, naming the file, if one is damaged or they differ in size.
+      DataError: if the folder does not exist or has no class folders, a class has no image, or an option is invalid;
+        during reading, if a file is damaged or images differ in size (the message names the file).
       MissingPackageError: if Pillow is not installed.
 
     Example:
@@ -78,15 +76,12 @@ def folder(
     image_file = load_package("PIL.ImageFile", "resfit.data.folder", "pip install 'resfit[folder]'")
     if image_file.LOAD_TRUNCATED_IMAGES:
         raise DataError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True: files that end too early would be filled up with grey, "
-            "silently. Expected False, Pillow's default."
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True. Expected False, Pillow's default: with True, Pillow fills "
+            "truncated images with gray without an error."
         )
     if mode not in MODES:
         raise DataError(f"Expected mode to be one of {', '.join(MODES)}, got {mode!r}.")
-    if crop not in (None, "random", "center"):
-        raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
-    if crop is not None and size is None:
-        raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
+    out = output_size(size, crop)
     if threads is not None and threads < 0:
         raise DataError(f"Expected threads to be 0 (none) or more, got {threads}.")
     names, labels, paths = _listed(Path(expand_user(path)), None if classes is None else tuple(classes))
@@ -94,7 +89,7 @@ def folder(
         paths=paths,
         labels=labels,
         classes=names,
-        size=None if size is None else height_and_width(size),
+        size=out,
         crop=crop,
         mode=mode,
         threads=cores() if threads is None else threads,
@@ -103,20 +98,20 @@ def folder(
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
-    """The images of a folder, as a `Source`: what `folder` returns.
+    """A `Source` of the images of a folder, as `folder` returns it.
 
-    Also a sequence of (image, label) pairs, which is what Grain's MapDataset.source and PyTorch's DataLoader read. A
-    slice of it is an `ImageFolder` of these images.
+    An `ImageFolder` is also a sequence of (image, label) pairs, as Grain's MapDataset.source and PyTorch's DataLoader
+    read them. A slice is an `ImageFolder` of the selected images.
 
     Attributes:
-      paths: of the images: class by class, sorted.
+      paths: the paths of the images, sorted by class number and path.
       labels: (examples,) int32 class numbers.
-      classes: class names, by number.
-      size: (height, width) of what comes out, or None.
+      classes: class names by number.
+      size: (height, width) of the output, or None.
       crop: None, "random" or "center".
       mode: "L", "RGB" or "RGBA".
-      threads: that decode.
-      key: (seed, epoch), which decide random crops; None until `for_epoch` sets them.
+      threads: the number of decoding threads.
+      key: (seed, epoch), which determine random crops; None until `for_epoch` sets them.
     """
 
     paths: tuple[str, ...]
@@ -162,7 +157,7 @@ class ImageFolder:
     def description(self) -> Mapping[str, Any]:
         if not self.paths:
             return {"files": 0}
-        # Below their common folder, which may be moved.
+        # Relative to the common folder, so that moving the folder does not change the description.
         root = len(os.path.commonpath([os.path.dirname(self.paths[0]), os.path.dirname(self.paths[-1])]))
         files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))
         return {
@@ -173,64 +168,77 @@ class ImageFolder:
         }
 
     def for_epoch(self, seed: int | None, epoch: int) -> "ImageFolder":
-        """The same images with the crops of one epoch; a seed of None is none."""
+        """Return the same images with the random crops of one epoch; without a seed there are no random crops."""
         return self if seed is None else dataclasses.replace(self, key=(seed, epoch))
 
 
 def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:
-    """Class names, the label of every image, and its path."""
+    """Return the class names, the label of every image, and the path of every image."""
     if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Expected one that holds a folder of images for each class.")
+        raise DataError(f"There is no folder {root}. Expected a folder that contains one folder of images per class.")
     entries = sorted(entry for entry in root.iterdir() if not _is_hidden(entry.name))
     found = [entry.name for entry in entries if entry.is_dir()]
-    if not found:
-        raise DataError(
-            f"{root} holds {len(entries)} files and no folders. Expected a folder for each class with its images "
-            f"inside, such as {root / 'cats' / '1.jpg'}."
-        )
-    if classes is None and set(found) <= _SPLITS:
-        raise DataError(
-            f"{root} holds {', '.join(found)}, which are splits of a data set and not classes. Expected the folder of "
-            f"one of them, {root / found[0]}; or classes={found} if that is what they are."
-        )
-    if classes is not None and (len(set(classes)) < len(classes) or not set(found) <= set(classes)):
-        raise DataError(
-            f"classes is {classes}, and {root} holds the folders {', '.join(found)}. Expected every one of them to be "
-            "named once, so that no image is lost."
-        )
+    _check_classes(root, found, len(entries), classes)
     others = [str(entry) for entry in entries if not entry.is_dir()]
     names = tuple(found) if classes is None else classes
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        if name not in found:
-            continue
-        images, rest = _images_below(root / name)
-        if not images:
-            raise DataError(
-                f"{root / name} holds no image among its {len(rest)} files. Expected files ending in "
-                f"{', '.join(SUFFIXES)}: fill the folder, or remove it."
-            )
-        paths += images
-        labels += [label] * len(images)
-        others += rest
+        if name in found:
+            images, rest = _images_of_class(root / name)
+            paths += images
+            labels += [label] * len(images)
+            others += rest
     if others:
         _log.warning(
-            "%d file(s) in %s are left out, such as %s: images end in %s, and are inside the class folders.",
+            "%d file(s) in %s are skipped, such as %s. Images end in %s and are inside the class folders.",
             len(others), root, others[0], ", ".join(SUFFIXES),
         )  # fmt: skip
     return names, np.asarray(labels, np.int32), tuple(paths)
 
 
+def _check_classes(root: Path, found: list[str], entries: int, classes: tuple[str, ...] | None) -> None:
+    """Raise if the folders in `root` are not class folders, or `classes` does not name each of them once."""
+    if not found:
+        raise DataError(
+            f"{root} holds {entries} files and no folders. Expected one folder per class with its images inside, such "
+            f"as {root / 'cats' / '1.jpg'}."
+        )
+    if classes is None and set(found) <= _SPLITS:
+        raise DataError(
+            f"{root} holds {', '.join(found)}, which are splits of a dataset and not classes. Expected the folder of "
+            f"one split, such as {root / found[0]}. If the folders are classes, pass classes={found}."
+        )
+    if classes is not None and (len(set(classes)) < len(classes) or not set(found) <= set(classes)):
+        raise DataError(
+            f"classes is {classes}, but {root} holds the folders {', '.join(found)}. Expected classes to name each "
+            "folder once. Add the missing names, or move the other folders away."
+        )
+
+
+def _images_of_class(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the image files of a class and its other files; raise if there are no images."""
+    images, others = _images_below(folder)
+    if not images:
+        raise DataError(
+            f"{folder} holds no image among its {len(others)} files. Expected files ending in {', '.join(SUFFIXES)}. "
+            "Add images to the folder, or remove it."
+        )
+    return images, others
+
+
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"  # which macOS adds to archives
+    return name.startswith(".") or name == "__MACOSX"  # macOS adds this folder to archives
 
 
 def _images_below(top: Path) -> tuple[list[str], list[str]]:
-    """Image files in a folder and the folders below it, sorted; and its other files."""
+    """Return the image files in a folder and all folders below it, sorted, and the other files."""
 
     def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} could not be listed: {error.strerror}. Expected a folder that can be read.")
+        raise DataError(
+            f"{error.filename} could not be listed: {error.strerror}. Expected a readable folder. Change its "
+            "permissions, or remove it."
+        )
 
     images: list[str] = []
     others: list[str] = []
@@ -238,7 +246,9 @@ def _images_below(top: Path) -> tuple[list[str], list[str]]:
     for directory, below, names in os.walk(top, followlinks=True, onerror=fail):
         real = os.path.realpath(directory)
         if real in seen:
-            raise DataError(f"{directory} is a link to {real}, which was read before. Expected every image once.")
+            raise DataError(
+                f"{directory} is a link to {real}, which was read before. Expected every image once. Remove the link."
+            )
         seen.add(real)
         below[:] = [name for name in below if not _is_hidden(name)]
         for name in names:

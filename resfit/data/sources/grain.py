@@ -1,4 +1,4 @@
-"""Grain's data sets and loaders: MapDataset, IterDataset and DataLoader, batched by Grain."""
+"""Adapters for Grain: MapDataset, IterDataset and DataLoader, batched by Grain."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,20 +13,20 @@ from resfit.data.sources.iterables import as_batch
 from resfit.data.streaming.ahead import in_order
 from resfit.errors import DataError
 
-# Nobody has as many batches: a length beyond is that of a data set that repeats without end.
+# A longer dataset repeats without end: Grain reports sys.maxsize as its length.
 _ENDLESS = 1 << 40
 
 
 def is_grain(x: Any) -> bool:
-    """Whether x is an object of Grain's, or of a class that somebody made of one of them."""
+    """Return True if the class of `x` is defined in Grain or derived from such a class."""
     return any(cls.__module__.partition(".")[0] == "grain" for cls in type(x).__mro__)
 
 
 def from_grain(x: Any) -> Batches | Iterable[Any]:
-    """Something of Grain's as what `as_batches` goes on with.
+    """Convert a Grain object to `Batches` or an iterable of batches.
 
     Args:
-      x: a MapDataset, an IterDataset, a DataLoader, or an iterator of one of them.
+      x: a MapDataset, an IterDataset, a DataLoader, or an iterator over one of them.
     """
     if hasattr(x, "__getitem__"):
         return GrainBatches(x)
@@ -36,17 +36,17 @@ def from_grain(x: Any) -> Batches | Iterable[Any]:
 
 
 class GrainBatches:
-    """The batches of a `grain.MapDataset`: read by threads, from any batch on at no cost.
+    """The batches of a `grain.MapDataset`, read by threads from any batch at no cost.
 
-    The order is Grain's own. One pass is one epoch; the next one asks for the elements that follow, as `repeat` would,
-    so that a data set that is shuffled is shuffled anew, and random transformations draw anew.
+    Grain determines the order. One pass is one epoch. The next epoch reads the elements after the last one, as `repeat`
+    does, so shuffling and random transformations draw new values in every epoch.
 
     Args:
-      data: a MapDataset whose elements are batches: (x, y) or (x, y, sample_weight) tuples, or a dict of an image and
+      data: a MapDataset whose elements are batches: (x, y) or (x, y, sample_weight) tuples, or dicts of an image and
         its label.
 
     Raises:
-      DataError: if it is empty; while iterating, if an element is no batch, or was filtered out.
+      DataError: if `data` is empty; during iteration, if an element is not a batch or was filtered out.
 
     Example:
       >>> import grain
@@ -64,7 +64,7 @@ class GrainBatches:
         self._data = data
         self._length = len(data)
         if not self._length:
-            raise DataError(f"The {type(data).__name__} holds no batches. Expected at least one.")
+            raise DataError(f"The {type(data).__name__} has no batches. Expected at least one.")
         self.steps = None if self._length >= _ENDLESS else self._length
         self.description: Mapping[str, Any] = {"batches": self.steps}
 
@@ -78,31 +78,31 @@ class GrainBatches:
         element = self._data[index]
         if element is None:
             raise DataError(
-                f"Element {index} of the {type(self._data).__name__} was filtered out. Expected a data set whose "
-                "length is that of what it yields: filter after .to_iter_dataset(), and before .batch(64)."
+                f"Element {index} of the {type(self._data).__name__} was filtered out. Expected as many elements as "
+                "the length of the dataset. Filter after .to_iter_dataset() and before .batch(64)."
             )
         return as_batch(_batched(element))
 
 
 class GrainIterable:
-    """The elements of a `grain.IterDataset` or `grain.DataLoader`, looked at for being batches.
+    """The elements of a `grain.IterDataset` or `grain.DataLoader`, checked to be batches.
 
-    Every epoch is one more pass, in the same order unless the data set itself changes it: shuffle and repeat before
-    `.to_iter_dataset()`, and say `steps_per_epoch`, for another order in every epoch. A run that goes on inside a pass
-    begins where Grain's iterator stood. That of a `DataLoader` tells its data source by `repr`: where that is Python's
-    own, with an address in it, the pass is read again and skipped.
+    Every epoch is one pass, in the order of the dataset. For another order in every epoch, shuffle and repeat before
+    `.to_iter_dataset()` and set `steps_per_epoch`. A run that resumes inside a pass starts from the state of Grain's
+    iterator. The state of a `DataLoader` contains the `repr` of its data source; if that `repr` contains a memory
+    address, the run reads the pass again and skips batches.
 
     Args:
-      data: what is iterated.
+      data: the IterDataset or DataLoader.
 
     Raises:
-      DataError: while iterating: if an element is no batch, or Grain's worker processes cannot start.
+      DataError: during iteration, if an element is not a batch or Grain's worker processes cannot start.
     """
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
-        self._iterator: Any = None  # of the pass that is going on
-        self._state: Any = None  # that the next pass begins in
+        self._iterator: Any = None  # of the current pass
+        self._state: Any = None  # the initial state of the next pass
 
     def __iter__(self) -> Iterator[Any]:
         from absl import flags
@@ -116,12 +116,12 @@ class GrainIterable:
             self._iterator = None
         except flags.UnparsedFlagAccessError as error:
             raise DataError(
-                f"Grain's worker processes need the flags of absl, and they were not parsed: {error} Expected "
-                "absl.flags.FLAGS.mark_as_parsed() before fit, or a program run by absl.app.run."
+                f"Grain's worker processes need absl flags, which were not parsed: {error} Call "
+                "absl.flags.FLAGS.mark_as_parsed() before fit, or start the program with absl.app.run."
             ) from error
 
     def state_dict(self) -> Any:
-        """Where Grain's iterator stands, in a form of Grain's; None between two passes, or if no one can tell."""
+        """Return the state of Grain's iterator; None between two passes or if the state is not reusable."""
         return _state_of(self._iterator)
 
     def load_state_dict(self, state: Any) -> None:
@@ -129,13 +129,13 @@ class GrainIterable:
 
 
 class GrainIterator(Iterator[Any]):
-    """An iterator of a `grain.IterDataset` or `grain.DataLoader`, whose elements are looked at for being batches.
+    """An iterator over a `grain.IterDataset` or `grain.DataLoader` that checks that elements are batches.
 
     Args:
-      iterator: of Grain's.
+      iterator: the Grain iterator.
 
     Raises:
-      DataError: while iterating: if an element is no batch.
+      DataError: during iteration, if an element is not a batch.
     """
 
     def __init__(self, iterator: Iterator[Any]) -> None:
@@ -153,7 +153,7 @@ class GrainIterator(Iterator[Any]):
 
 def _state_of(iterator: Any) -> Any:
     state = iterator.get_state() if hasattr(iterator, "get_state") else None
-    # A DataLoader takes no state that names another data source, as it does where the name holds an address.
+    # A DataLoader rejects a state with another repr of the data source, and an address changes in every process.
     return None if isinstance(state, bytes) and b" at 0x" in state else state
 
 
@@ -162,17 +162,18 @@ def _set_state(iterator: Any, state: Any) -> None:
         iterator.set_state(state)
     except ValueError as error:
         raise DataError(
-            f"Grain cannot go on from the state of the saved run: {error} Expected the same sampler and data source."
+            f"Grain rejected the saved state: {error} Expected the sampler and data source of the saved run. Resume "
+            "with the same data."
         ) from error
 
 
 def _batched(element: Any) -> Any:
-    """The element itself, if all of its arrays begin with the same number of examples."""
+    """Return the element; raise if its arrays do not have the same first dimension."""
     leaves = jax.tree.leaves(element)
     shapes = [np.shape(leaf) for leaf in leaves]
     if not shapes or () in shapes or len({shape[0] for shape in shapes}) > 1:
         raise DataError(
-            f"An element of the Grain data has arrays of shapes {', '.join(map(str, shapes))}, which is one example "
-            "and not a batch. Expected arrays that all begin with the number of examples: put .batch(64) at the end."
+            f"An element of the Grain data has arrays of shapes {', '.join(map(str, shapes))}, which is not a batch. "
+            "Expected the number of examples as the first dimension of all arrays. Put .batch(64) at the end."
         )
     return element

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's library, map-style and streaming, as data for `fit`, `evaluate` and `predict`."""
+"""Adapters for Hugging Face datasets, map-style and streaming."""
 
 import copy
 from collections.abc import Mapping
@@ -29,35 +29,36 @@ def huggingface(
     max_bad_records: int = 0,
     retries: int = 5,
 ) -> Any:
-    """A `datasets.Dataset` or `datasets.IterableDataset` with options; without any, pass the data set itself to `fit`.
+    """Wrap a `datasets.Dataset` or `datasets.IterableDataset` with options; without options, pass it to `fit` directly.
 
-    Image and label are found by the types of the columns, never by their names. Images are decoded by threads while the
-    step runs. A map-style data set is read in any order; a stream is read shard by shard, as `ShardStream` describes:
-    shuffled by resfit alone, resumable at any batch. Where the rows are known (parquet files on disk, a split's
-    metadata, a map-style data set turned into a stream), an epoch that yields others is an error.
+    The types of the columns, not their names, determine the image and the label. Threads decode images while the step
+    runs. A map-style dataset has random access. A stream is read by shard, as `ShardStream` describes: resfit shuffles
+    it, and a run can resume at any batch. If the number of rows is known (parquet files on disk, the metadata of a
+    split, a stream made from a map-style dataset), an epoch with another number of rows raises.
 
     Args:
       dataset: one split, as `datasets.load_dataset(..., split="train")` returns it, with or without `streaming=True`.
-      image: the name of the image column; by default the one of type Image, Array2D or Array3D.
-      label: the name of the label column; by default the one ClassLabel, or else the one column of integers.
-      size: pixels of what comes out: n for squares, or (height, width). None keeps every image as it is; they must then
-        be of one size.
-      crop: None resizes the whole image. "random", for training, and "center", for evaluation, are those of
-        `resfit.data.folder`; a random crop is decided by (seed, epoch, row) alone.
-      mode: "RGB", "L" (grey) or "RGBA"; None takes the column's own mode, or keeps grey images grey and makes all
-        others RGB.
-      threads: that decode; by default one for each core, at most 16.
-      window: for streams: rows that are shuffled together.
-      interleave: for streams: shards that are read in turns.
-      max_bad_records: for streams: how many records an epoch may leave out because their image does not decode or their
-        label is missing.
-      retries: for streams: how often in a row to try again after an error of a file or the network.
+      image: the name of the image column; by default the only column of type Image, Array2D or Array3D.
+      label: the name of the label column; by default the only ClassLabel, else the only column of integers.
+      size: output size in pixels: n for squares, or (height, width). None keeps the size of every image; all images
+        must then have one size.
+      crop: None resizes the whole image. "random", for training, and "center", for evaluation, are described in
+        `resfit.data.folder`; (seed, epoch, row) determine a random crop.
+      mode: "RGB", "L" (gray) or "RGBA"; None uses the mode of the column, or keeps gray images gray and converts all
+        others to RGB.
+      threads: the number of decoding threads; by default one per core, at most 16.
+      window: for streams: the number of rows that are shuffled together.
+      interleave: for streams: the number of shards that are read in turn.
+      max_bad_records: for streams: the number of records per epoch that can be skipped because their image does not
+        decode or their label is missing.
+      retries: for streams: the number of consecutive retries after a file or network error.
 
     Returns:
-      A `Source` for a map-style data set, a `Stream` for a stream.
+      A `Source` for a map-style dataset, a `Stream` for a stream.
 
     Raises:
-      DataError: if the data set is none, has no images, or columns are missing or ambiguous: the message lists them.
+      DataError: if `dataset` is not a dataset, has no images, or has missing or ambiguous columns. The message lists
+        the columns.
 
     Example:
       >>> import datasets
@@ -90,7 +91,7 @@ def huggingface(
 
 
 def is_dataset(x: Any) -> bool:
-    """Whether x comes from Hugging Face's library, which is not imported to find out."""
+    """Return True for an object of the `datasets` package, without importing the package."""
     return type(x).__module__.partition(".")[0] == "datasets"
 
 
@@ -98,26 +99,26 @@ def _check_kind(dataset: Any) -> None:
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
         splits = ", ".join(repr(name) for name in dataset)
-        raise DataError(f"A {kind} holds several splits: {splits}. Expected one of them, such as dataset['train'].")
+        raise DataError(f"Got a {kind} of several splits: {splits}. Expected one split, such as dataset['train'].")
     if not is_dataset(dataset) or kind not in ("Dataset", "IterableDataset"):
         raise DataError(f"Expected a datasets.Dataset or datasets.IterableDataset, got a {kind}.")
 
 
 class TableSource:
-    """A map-style data set as a `Source`.
+    """A map-style Hugging Face dataset as a `Source`.
 
     Args:
       dataset: a `datasets.Dataset`.
-      chosen: its columns.
-      pictures: what becomes of its images.
-      threads: that decode.
+      chosen: the columns to read.
+      pictures: the decoder of the image column.
+      threads: the number of decoding threads.
     """
 
     def __init__(self, dataset: Any, chosen: Columns, pictures: Pictures, threads: int) -> None:
         if dataset.format["type"] == "custom":
             raise DataError(
-                "The data set has a transform of its own (with_transform or set_transform), which several threads "
-                "would call at once. Expected none: augment with compile(augment=...), prepare with dataset.map."
+                "The dataset has a custom transform (with_transform or set_transform), which several threads would "
+                "call at once. Expected no transform. Augment with compile(augment=...), and prepare with dataset.map."
             )
         self.threads = threads
         self._key: tuple[int, int] | None = None
@@ -142,7 +143,7 @@ class TableSource:
         taken = self._table[rows if isinstance(rows, slice) else numbers]
         images, names = [], []
         for number, value in zip(numbers, taken[self._columns.image], strict=True):
-            names.append(f"Row {number} of the data set")
+            names.append(f"Row {number} of the dataset")
             try:
                 images.append(self._pictures.decode(value, self._key, (number,)))
             except BadRecordError as error:
@@ -151,10 +152,10 @@ class TableSource:
 
 
 class RandomTableSource(TableSource):
-    """A map-style data set whose images are cropped anew in every epoch, as an `EpochSource`."""
+    """A map-style Hugging Face dataset with random crops per epoch, as an `EpochSource`."""
 
     def for_epoch(self, seed: int | None, epoch: int) -> "RandomTableSource":
-        """The same images with the crops of one epoch; a seed of None is none."""
+        """Return the same images with the random crops of one epoch; without a seed there are no random crops."""
         cropped = copy.copy(self)
         cropped._key = None if seed is None else (seed, epoch)
         return cropped

@@ -17,8 +17,8 @@ from resfit.errors import BadRecordError, DataError
 
 _READ_AT_ONCE = 64
 
-# Steps of a stream that do to a shard what they do to the whole. Others (take, skip, concatenate, interleave, repeat)
-# would give other rows: such a stream is read as a single shard. The names are those of datasets 5.
+# Steps of a stream that give the same rows for a shard as for the whole. Other steps (take, skip, concatenate,
+# interleave, repeat) do not, so such a stream is read as a single shard. The class names are those of datasets 5.
 _ROW_BY_ROW = {
     "MappedExamplesIterable", "FilteredExamplesIterable", "SelectColumnsIterable", "FormattedExamplesIterable",
     "RebatchedArrowExamplesIterable",
@@ -27,24 +27,24 @@ _FILES = ("ExamplesIterable", "ArrowExamplesIterable")
 
 
 class StreamShards:
-    """The shards of a `datasets.IterableDataset`, as `ShardStream` reads them.
+    """The shards of a `datasets.IterableDataset`, for `ShardStream`.
 
     Args:
-      stream: the data set.
-      chosen: its columns.
-      pictures: what becomes of its images.
-      retries: how often in a row to try again to read a file that a record only names.
+      stream: the dataset.
+      chosen: the columns to read.
+      pictures: the decoder of the image column.
+      retries: the number of consecutive retries for a file that a record refers to.
 
     Raises:
-      DataError: if the stream shuffles by itself.
+      DataError: if the stream has a shuffle buffer.
     """
 
     def __init__(self, stream: Any, chosen: Columns, pictures: Pictures, retries: int) -> None:
         steps = list(_steps(stream._ex_iterable))
         if any(type(step).__name__ == "BufferShuffledExamplesIterable" for step in steps):
             raise DataError(
-                "The stream shuffles through a buffer of its own, whose rows are lost when a run is stopped and goes "
-                "on. Pass it without .shuffle(...): resfit shuffles it, by the seed of compile."
+                "The stream has its own shuffle buffer, whose rows are lost when a run stops and resumes. Expected a "
+                "stream without .shuffle(...). resfit shuffles it with the seed of compile."
             )
         self._columns, self._pictures, self._retries = chosen, pictures, retries
         self.classes = class_names(stream.features or {}, chosen)
@@ -58,7 +58,7 @@ class StreamShards:
         stream = stream.with_format(None)
         if stream.features is not None:
             if pictures.encoded:
-                stream = stream.decode(False)  # also stops threads that would decode
+                stream = stream.decode(False)  # also stops decoding threads of the stream
             stream = stream.select_columns([name for name in chosen if name is not None])
             if not pictures.encoded:
                 stream = stream.with_format("numpy")
@@ -66,7 +66,7 @@ class StreamShards:
 
     @property
     def description(self) -> Mapping[str, Any]:
-        names = "\0".join(os.path.basename(file) for file in self._files)  # whose folder may be moved
+        names = "\0".join(os.path.basename(file) for file in self._files)  # moving the folder changes nothing
         files = zlib.crc32(names.encode(errors="surrogateescape"))
         return {**self._columns._asdict(), "split": self._split, "files": files, **self._pictures.description}
 
@@ -86,7 +86,7 @@ class StreamShards:
         return "the stream" if self._count == 1 else f"shard {shard} of {self._count}"
 
     def read(self, shard: int, start: int) -> Iterator[tuple[Any, Any]]:
-        # `shard` builds the pipeline anew: two readers share none of the state that its parts keep for state_dict.
+        # `shard` builds a new pipeline, so two readers share no state.
         part = self._stream.shard(num_shards=self._count, index=shard).skip(start)
         image, label = self._columns
         for rows in part.iter(batch_size=_READ_AT_ONCE):
@@ -108,12 +108,12 @@ class StreamShards:
         return x, as_labels([label for _, label in examples], f"The column {self._columns.label!r}"), None
 
     def _promised(self, stream: Any, steps: list[Any]) -> tuple[list[int] | None, int | None]:
-        """The rows of each shard, or of all together, where they are known and no step changes their number."""
+        """Return (rows per shard, rows in total) if they are known and no step changes the number of rows."""
         if not all(_keeps_rows(step) for step in steps):
             return None, None
         tables = getattr(steps[-1], "kwargs", {}).get("shards", ())
         if len(tables) == self._count and all(type(table).__name__ == "Dataset" for table in tables):
-            return [len(table) for table in tables], None  # a map-style data set turned into a stream
+            return [len(table) for table in tables], None  # a stream made from a map-style dataset
         split = (stream.info.splits or {}).get(str(stream.split)) if _is_unfiltered(steps[-1]) else None
         promised = split.num_examples if split is not None and split.num_examples else None
         if not (self._whole_parquet(steps) and all(os.path.isfile(file) for file in self._files)):
@@ -121,13 +121,13 @@ class StreamShards:
         lengths = [_parquet_rows(file) for file in self._files]
         if promised not in (None, sum(lengths)):
             raise DataError(
-                f"The metadata of split {str(stream.split)!r} promise {promised} rows, and its {len(lengths)} files "
-                f"hold {sum(lengths)}. Expected all of them: is a file missing?"
+                f"The metadata of split {str(stream.split)!r} promise {promised} rows, but its {len(lengths)} files "
+                f"hold {sum(lengths)}. Expected all rows. Check for missing files."
             )
         return lengths, None
 
     def _whole_parquet(self, steps: list[Any]) -> bool:
-        """Whether each shard is all of a parquet file, so that its metadata tell its rows."""
+        """Return True if each shard is a whole parquet file, so that the file's metadata give the number of rows."""
         source = steps[-1]
         builder = getattr(getattr(source, "generate_tables_fn", None), "__self__", None)
         groups = getattr(source, "kwargs", {}).get("row_groups_list", [])
@@ -141,13 +141,13 @@ class StreamShards:
 
 
 def features_of(stream: Any) -> Mapping[str, Any]:
-    """The types of the columns; where the stream does not know them, those of its first row."""
+    """Return the types of the columns, from the first row if the stream does not know them."""
     if stream.features is not None:
         features: Mapping[str, Any] = stream.features
         return features
     first = next(iter(stream.with_format(None)), None)
     if first is None:
-        raise DataError("The stream holds no examples. Expected at least one.")
+        raise DataError("The stream has no examples. Expected at least one.")
     datasets = load_package("datasets", "a Hugging Face stream", INSTALL)
     arrays = {
         name: {2: datasets.Array2D, 3: datasets.Array3D}[value.ndim](value.shape, str(value.dtype))
@@ -159,7 +159,7 @@ def features_of(stream: Any) -> Mapping[str, Any]:
 
 
 def _steps(iterable: Any) -> Iterator[Any]:
-    """All parts of a stream's pipeline, from the last step to the source."""
+    """Iterate over the parts of a stream's pipeline, from the last step to the source."""
     yield iterable
     for inner in [*getattr(iterable, "ex_iterables", ()), getattr(iterable, "ex_iterable", None)]:
         if inner is not None:
@@ -178,7 +178,7 @@ def _keeps_rows(step: Any) -> bool:
 
 
 def _is_unfiltered(source: Any) -> bool:
-    """Whether its builder was asked for all rows of all files."""
+    """Return True if the builder reads all rows of all files."""
     config = getattr(getattr(getattr(source, "generate_tables_fn", None), "__self__", None), "config", None)
     return getattr(config, "filters", None) is None and getattr(config, "on_bad_files", "error") == "error"
 

@@ -1,4 +1,4 @@
-"""Keras's own datasets, which are read by the number of a batch: `PyDataset`, the older `Sequence`, and their heirs."""
+"""Adapters for Keras datasets: `PyDataset`, the older `Sequence`, and their subclasses."""
 
 import itertools
 import logging
@@ -23,7 +23,7 @@ def is_keras_dataset(x: Any) -> bool:
 
 
 def _length(dataset: Any) -> int | None:
-    """The number of batches; None for a dataset without an end."""
+    """Return the number of batches, or None for an endless dataset."""
     try:
         if hasattr(dataset, "__len__"):
             return len(dataset)
@@ -44,10 +44,10 @@ _PACKAGES = ("keras", "tf_keras", "tensorflow")
 
 
 class KerasDataset:
-    """A dataset of Keras as a `Stream`.
+    """A Keras dataset as a `Stream`.
 
     Args:
-      dataset: with `__getitem__(i)` for batch i, and usually a length.
+      dataset: an object with `__getitem__(i)` for batch i, and usually a length.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -58,20 +58,20 @@ class KerasDataset:
 
 
 class KerasBatches:
-    """The batches of a dataset of Keras: each once in an epoch, in an order made from (seed, epoch).
+    """The batches of a Keras dataset, each once per epoch, in an order that depends only on (seed, epoch).
 
-    `on_epoch_begin` and `on_epoch_end` are called around every pass. With `workers` above one, as many threads read
-    ahead; `use_multiprocessing` means threads too. A dataset without a length goes on until `steps_per_epoch`.
+    `on_epoch_begin` and `on_epoch_end` are called around every pass. With `workers` above one, that many threads read
+    ahead; `use_multiprocessing` also means threads. A dataset without a length needs `steps_per_epoch`.
 
-    A run resumes exactly if the dataset overrides neither hook, or has a method `set_epoch(epoch)`, which is called
-    first. Otherwise nobody knows what the hooks of earlier epochs did, and resuming is refused.
+    A run resumes exactly if the dataset overrides neither hook or has a method `set_epoch(epoch)`, which is called
+    first. Otherwise the effect of the hooks in earlier epochs is unknown, and resuming raises.
 
     Args:
-      dataset: the object of Keras.
-      seed: of the order of the batches; None keeps the dataset's order.
+      dataset: the Keras dataset.
+      seed: determines the order of the batches; None keeps the order of the dataset.
 
     Raises:
-      DataError: if the dataset holds no batches.
+      DataError: if the dataset has no batches.
     """
 
     def __init__(self, dataset: Any, seed: int | None) -> None:
@@ -81,7 +81,7 @@ class KerasBatches:
         self.labels: Any = None
         self.report: Mapping[str, float] = {}
         if self.steps == 0:
-            raise DataError(f"The {type(dataset).__name__} holds no batches: its length is 0. Expected at least one.")
+            raise DataError(f"The {type(dataset).__name__} has no batches: its length is 0. Expected at least one.")
         workers, processes = getattr(dataset, "workers", 1), getattr(dataset, "use_multiprocessing", False)
         self._threads = workers if workers > 1 or (workers and processes) else 0
         if self._threads and processes:
@@ -94,23 +94,23 @@ class KerasBatches:
 
     @property
     def replayable(self) -> bool:
-        """Return True if a resumed run can find its place in the data."""
+        """True if a resumed run can restore its position in the data."""
         kind, base = type(self._dataset), _base(self._dataset)
         overridden = any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in _HOOKS)
         return not overridden or hasattr(self._dataset, "set_epoch")
 
     def state_dict(self) -> None:
-        """Batches are counted, so there is nothing to save; warn once if that does not suffice."""
+        """Return None, because the position is a number of batches; warn once if that number is not enough."""
         if not self.replayable and not self._warned:
             self._warned = True
             _log.warning(
-                "%s changes itself in on_epoch_begin or on_epoch_end, so a run cannot resume exactly from this "
-                "checkpoint. Make its order a function of the epoch, in a method set_epoch(epoch).",
+                "%s overrides on_epoch_begin or on_epoch_end, so a run cannot resume exactly from this checkpoint. "
+                "Implement a method set_epoch(epoch) that sets the order of the epoch.",
                 type(self._dataset).__name__,
             )
 
     def load_state_dict(self, state: None) -> None:
-        """A no-op: `epoch(epoch, start)` finds the place."""
+        """Do nothing, because `epoch(epoch, start)` restores the position."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         if hasattr(self._dataset, "set_epoch"):
@@ -124,7 +124,7 @@ class KerasBatches:
 
     def _batch(self, number: int) -> Batch:
         item = self._dataset[number]
-        # Keras takes a list for a tuple.
+        # Keras treats a list as a tuple.
         return as_batch(tuple(item) if isinstance(item, list) else item)
 
     def _call(self, hook: str) -> None:

@@ -1,4 +1,4 @@
-"""The values of an image column become arrays."""
+"""Decoding of the values of an image column."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resfit._utils.optional_import import load_package
-from resfit.data.crops import crop_of, height_and_width
+from resfit.data.crops import crop_of, output_size
 from resfit.data.decode import MODES, Encoded, decode, is_picture
 from resfit.errors import BadRecordError, DataError
 
@@ -14,35 +14,31 @@ INSTALL = "pip install 'resfit[hf]'"
 
 
 class Pictures:
-    """What becomes of the images of a column.
+    """The decoder of an image column.
 
     Args:
-      size: pixels of what comes out: n for squares, (height, width), or None to keep every image's own.
+      size: output size in pixels: n for squares, (height, width), or None to keep the size of every image.
       crop: None, "center" or "random".
       mode: "RGB", "L", "RGBA" or None.
-      feature: of the column: a `datasets.Image`, `Array2D`, `Array3D`, or nested lists of numbers.
+      feature: the type of the column: a `datasets.Image`, `Array2D`, `Array3D`, or nested lists of numbers.
 
     Raises:
-      DataError: for another crop or mode, or if the column holds arrays and one of them is asked for.
+      DataError: if an option is invalid, or the column holds arrays and an option is given.
       MissingPackageError: if the column holds image files and Pillow is not installed.
     """
 
     def __init__(self, size: int | tuple[int, int] | None, crop: str | None, mode: str | None, feature: Any) -> None:
         if mode not in (None, *MODES):
             raise DataError(f"Expected mode to be one of {', '.join(MODES)} or None, got {mode!r}.")
-        if crop not in (None, "random", "center"):
-            raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
-        if crop is not None and size is None:
-            raise DataError(f"crop={crop!r} needs the size of what comes out. Expected size=224, or another.")
+        self._size = output_size(size, crop)
         self.encoded = type(feature).__name__ == "Image"
         if not self.encoded and any(option is not None for option in (size, crop, mode)):
             raise DataError(
-                f"The images are arrays (type {type(feature).__name__}), and size, crop and mode are for image files. "
-                "Expected None: resize with compile(preprocess=...), or once with dataset.map."
+                f"The images are arrays (type {type(feature).__name__}), but size, crop and mode are for image files. "
+                "Expected None. Resize with compile(preprocess=...), or once with dataset.map."
             )
         if self.encoded:
             load_package("PIL.Image", "an image column", INSTALL)
-        self._size = None if size is None else height_and_width(size)
         self.crop = crop
         self._mode = mode if mode is not None else getattr(feature, "mode", None)
         self._dtype = None if self.encoded else _dtype(feature)
@@ -52,22 +48,22 @@ class Pictures:
         return {"size": None if self._size is None else list(self._size), "crop": self.crop, "mode": self._mode}
 
     def undecoded(self, dataset: Any, column: str) -> Any:
-        """The data set with that column as it is stored: encoded files stay bytes, arrays become NumPy arrays."""
+        """Return the dataset with undecoded values: image files stay bytes, arrays become NumPy arrays."""
         if self.encoded:
             datasets = load_package("datasets", "an image column", INSTALL)
             return dataset.cast_column(column, datasets.Image(decode=False))
         return dataset.with_format("numpy")
 
     def decode(self, value: Any, key: tuple[int, int] | None, place: tuple[int, ...]) -> np.ndarray:
-        """One image: (height, width, channels), or (height, width) if it is grey.
+        """Return one image as (height, width, channels), or as (height, width) for a gray image.
 
         Args:
-          value: of the column.
-          key: (seed, epoch), for random crops.
-          place: where the image stands.
+          value: the value in the column.
+          key: (seed, epoch) for random crops.
+          place: (row,) of the image, or (shard, row).
 
         Raises:
-          BadRecordError: if there is none, or it cannot be decoded.
+          BadRecordError: if the image is missing or cannot be decoded.
         """
         if value is None:
             raise BadRecordError("its image is missing.")
@@ -81,7 +77,7 @@ class Pictures:
 
 
 def _image(value: Any) -> Any:
-    """An image as it is stored, a file in memory, or as rows that nobody encoded hold it: a PIL image."""
+    """Return a stored image as a file in memory or as a PIL image."""
     if isinstance(value, dict):
         content = value.get("bytes")
         if content is not None:
@@ -107,7 +103,7 @@ def _read(path: str) -> bytes:
 
 
 def _dtype(feature: Any) -> Any:
-    """The dtype of the numbers in an array column: Arrow's way to NumPy makes 8-bit integers 64-bit ones."""
+    """Return the dtype of an array column, because the conversion from Arrow to NumPy turns int8 into int64."""
     while not hasattr(feature, "dtype") and hasattr(feature, "feature"):
         feature = feature.feature
     return np.dtype(feature.dtype) if hasattr(feature, "dtype") else None

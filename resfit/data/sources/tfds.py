@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, read at random and without TensorFlow."""
+"""TensorFlow Datasets with random access, without TensorFlow."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from resfit.data.sources.tfds_source import INSTALL, TfdsSource, columns_of
 from resfit.errors import DataError, MissingPackageError
 
 _Path = str | os.PathLike[str]
-_WITHOUT_TENSORFLOW = ("mnist", "fashion_mnist", "digits", "mnist_5k")  # what prepare_tfds prepares
+_WITHOUT_TENSORFLOW = ("mnist", "fashion_mnist", "digits", "mnist_5k")  # the datasets of prepare_tfds
 
 
 def tfds(
@@ -22,22 +22,22 @@ def tfds(
     label: str | None = None,
     download: bool = False,
 ) -> TfdsSource:
-    """A data set of TensorFlow Datasets, for `fit`, `evaluate` and `predict`; TensorFlow is not needed to read it.
+    """Load a dataset of TensorFlow Datasets for `fit`, `evaluate` and `predict`, without TensorFlow.
 
-    It must have been prepared in the format array_record. Image and label are the columns that the data set itself
-    calls its supervised keys, else the only image and the only class label it has; never guessed by their names.
+    The dataset must be prepared in the format array_record. The image and label columns are the supervised keys of the
+    dataset, else its only image and its only class label. Column names do not matter.
 
     Args:
-      name: as in `tfds.builder`, such as "fashion_mnist" or "imagenet_v2/matched-frequency".
-      split: as in TFDS, such as "train" or "train[:80%]".
-      data_dir: where TFDS keeps data sets; its own default if None.
-      image: the column of the images, if not as above.
-      label: the column of the labels, if not as above.
-      download: whether to download and prepare what is not prepared yet. Preparing some data sets needs TensorFlow.
+      name: the name as in `tfds.builder`, such as "fashion_mnist" or "imagenet_v2/matched-frequency".
+      split: the split as in TFDS, such as "train" or "train[:80%]".
+      data_dir: the folder in which TFDS keeps datasets; None for the default of TFDS.
+      image: the image column, if it is not the one described above.
+      label: the label column, if it is not the one described above.
+      download: True to download and prepare a missing dataset. Preparing some datasets needs TensorFlow.
 
     Raises:
-      DataError: if there is no such data set, split or column, it is not prepared or in another format, or fewer
-        examples can be read than it says it has.
+      DataError: if the dataset, split or column does not exist, the dataset is not prepared or has another format, or
+        fewer examples can be read than its metadata say.
       MissingPackageError: without the packages of `pip install 'resfit[tfds]'`, or if preparing needs TensorFlow.
 
     Example:
@@ -50,28 +50,9 @@ def tfds(
     data_dir = None if data_dir is None else expand_user(data_dir)
     package = load_package("tensorflow_datasets", "resfit.data.tfds", INSTALL)
     load_package("array_record.python.array_record_data_source", "resfit.data.tfds", INSTALL)
-    try:
-        builder = package.builder(name, data_dir=data_dir)
-        if download and not builder.is_prepared():
-            builder = package.builder(name, data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
-    except package.core.registered.DatasetNotFoundError as error:
-        known = package.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.partition("/")[0], [*known, *_WITHOUT_TENSORFLOW], n=1)
-        raise DataError(
-            f"TensorFlow Datasets has no {name!r}, neither among its own nor prepared in {_place(package, data_dir)}. "
-            f"Expected a name from tfds.list_builders(){', such as ' if near else ''}{', '.join(near)}."
-        ) from error
-    except ModuleNotFoundError as error:
-        if not _lacks_tensorflow(error):
-            raise
-        raise MissingPackageError(
-            f"Preparing {name!r} needs TensorFlow, which is not installed; reading it does not. Expected it once: "
-            f"{_with_tensorflow(name, data_dir)}.{_without_tensorflow(name, data_dir)}",
-            name="tensorflow",
-        ) from error
+    builder = _builder(package, name, data_dir, download=download)
     columns = columns_of(package, builder.info, image, label)
-    # Whatever else is an image is left as it is: decoding it would be for nothing.
+    # Other image columns are not decoded.
     others = {
         key: package.decode.SkipDecoding()
         for key, feature in builder.info.features.items()
@@ -84,19 +65,44 @@ def tfds(
     return TfdsSource(source, *columns)
 
 
+def _builder(package: Any, name: str, data_dir: _Path | None, *, download: bool) -> Any:
+    """Return the TFDS builder of a dataset; with `download`, prepare the dataset if it is missing."""
+    try:
+        builder = package.builder(name, data_dir=data_dir)
+        if download and not builder.is_prepared():
+            builder = package.builder(name, data_dir=data_dir, file_format="array_record")
+            builder.download_and_prepare()
+    except package.core.registered.DatasetNotFoundError as error:
+        known = package.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.partition("/")[0], [*known, *_WITHOUT_TENSORFLOW], n=1)
+        raise DataError(
+            f"TensorFlow Datasets has no {name!r}: no builder, and no prepared dataset in {_place(package, data_dir)}. "
+            f"Expected a name from tfds.list_builders(){', such as ' if near else ''}{', '.join(near)}."
+        ) from error
+    except ModuleNotFoundError as error:
+        if not _lacks_tensorflow(error):
+            raise
+        raise MissingPackageError(
+            f"Preparing {name!r} needs TensorFlow, which is not installed; reading it does not. Prepare it once with "
+            f"{_with_tensorflow(name, data_dir)}.{_without_tensorflow(name, data_dir)}",
+            name="tensorflow",
+        ) from error
+    return builder
+
+
 def _why_not(builder: Any, name: str, split: str, data_dir: _Path | None, error: Exception) -> str:
-    """What to say when TFDS will not give a data source: its own messages name causes that are not there."""
+    """Return the error message for a missing data source; TFDS's own messages name wrong causes."""
     if not builder.is_prepared():
         return (
-            f"{name!r} is not prepared in {builder.data_dir}. Expected it to be, once: with a network, "
-            f"resfit.data.tfds({name!r}, ...{_argument(data_dir)}, download=True); or if preparing needs TensorFlow, "
-            f"as for mnist and cifar10, {_with_tensorflow(name, data_dir)}.{_without_tensorflow(name, data_dir)}"
+            f"{name!r} is not prepared in {builder.data_dir}. Expected a prepared dataset. Prepare it once with "
+            f"resfit.data.tfds({name!r}, ...{_argument(data_dir)}, download=True) or, if that needs TensorFlow, as for "
+            f"mnist and cifar10, with {_with_tensorflow(name, data_dir)}.{_without_tensorflow(name, data_dir)}"
         )
     if isinstance(error, NotImplementedError):
         return (
             f"{name!r} is prepared in {builder.data_dir} as {builder.info.file_format.value}, which has no random "
-            "access. Expected array_record: prepare it again in another data_dir. Or read it with TensorFlow and pass "
-            "its batches to fit: tfds.load(..., as_supervised=True).batch(n)."
+            "access. Expected array_record. Prepare it again in another data_dir, or read it with TensorFlow and pass "
+            "the batches to fit: tfds.load(..., as_supervised=True).batch(n)."
         )
     return (
         f"{name!r} has no examples in the split {split!r}: {str(error).rstrip('.')}. Expected one of "
@@ -105,7 +111,7 @@ def _why_not(builder: Any, name: str, split: str, data_dir: _Path | None, error:
 
 
 def _lacks_tensorflow(error: BaseException | None) -> bool:
-    """TFDS raises the error again, with the example it was at but without the module's name."""
+    """Return True if TensorFlow is missing; TFDS wraps the original error, which names the module, in others."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name == "tensorflow":
             return True

@@ -1,4 +1,4 @@
-"""A random-access data source of TensorFlow Datasets, as a `Source`."""
+"""An adapter for the random-access data sources of TensorFlow Datasets."""
 
 import copy
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ from resfit.data.records import as_labels, stack_images
 from resfit.errors import DataError
 
 INSTALL = "pip install 'resfit[tfds]'"
-_MOST_THREADS = 4  # small images spend most of their time in the interpreter, where threads take turns
+_MOST_THREADS = 4  # decoding small images mostly holds the interpreter lock
 
 
 class TfdsSource:
-    """What `tfds.data_source` returns, as a `Source`. `fit` makes it by itself, except where columns must be named.
+    """A `Source` for the result of `tfds.data_source`; `fit` makes one unless columns must be named.
 
     Args:
       source: a random-access data source of TFDS.
-      image: the column of the images; by default as in `resfit.data.tfds`.
-      label: the column of the labels; likewise.
+      image: the image column; by default as in `resfit.data.tfds`.
+      label: the label column; by default as in `resfit.data.tfds`.
 
     Attributes:
-      classes: the names of the classes, by number, or None if the label is no ClassLabel.
+      classes: the class names by number, or None if the label is not a ClassLabel.
 
     Raises:
-      DataError: if a column is missing or ambiguous, or fewer or more examples are there than the data set says.
+      DataError: if a column is missing or ambiguous, or the number of examples differs from the dataset's metadata.
     """
 
     labels = None
@@ -41,13 +41,13 @@ class TfdsSource:
         self._source, self._mode = _undecoded(package, source, self._image)
         names = None if self._label is None else getattr(info.features[self._label], "names", None)
         self.classes: tuple[str, ...] | None = None if names is None else tuple(names)
-        # TFDS writes parquet files that lack rows (seen in 4.9.10), and says nothing. Only its mock has no splits.
+        # TFDS 4.9.10 silently wrote parquet files with missing rows. Only the mock of TFDS has no splits.
         promised = info.splits[source.split].num_examples if info.splits else len(source)
         if len(source) != promised:
             raise DataError(
-                f"The split {source.split!r} of {info.full_name} has {promised} examples by its own count, and "
-                f"{len(source)} can be read ({info.file_format.value} files in {info.data_dir}). Expected every one of "
-                "them: delete the folder and prepare it again, with file_format='array_record'."
+                f"The split {source.split!r} of {info.full_name} has {promised} examples by its metadata, but "
+                f"{len(source)} can be read ({info.file_format.value} files in {info.data_dir}). Expected all "
+                "examples. Delete the folder and prepare the dataset again with file_format='array_record'."
             )
 
     @property
@@ -79,9 +79,9 @@ class TfdsSource:
 
 
 def _undecoded(package: Any, source: Any, image: str) -> tuple[Any, str | None]:
-    """The source with encoded images, and the mode that they decode to, as images of every other kind of data do.
+    """Return the source with encoded images, and the mode to decode the images to.
 
-    Images of more than 8 bits, and those for which the user chose a decoder, are left to TFDS.
+    TFDS decodes images of more than 8 bits and images with a custom decoder; their mode is None.
     """
     feature, decoders = source.dataset_info.features[image], getattr(source, "decoders", None)
     chosen = decoders is not None and (not isinstance(decoders, dict) or image in decoders)
@@ -93,12 +93,12 @@ def _undecoded(package: Any, source: Any, image: str) -> tuple[Any, str | None]:
 
 
 def is_data_source(x: Any) -> bool:
-    """Whether x is what `tfds.data_source` returns for a split; TFDS is not imported to find out."""
+    """Return True if `tfds.data_source` made `x`, without importing TFDS."""
     return type(x).__module__.startswith("tensorflow_datasets.core.data_sources.") and hasattr(x, "dataset_info")
 
 
 def columns_of(package: Any, info: Any, image: str | None, label: str | None) -> tuple[str, str | None]:
-    """The columns of images and labels; None for the labels of a data set that is nothing but images."""
+    """Return the names of the image and label columns; the label is None if there is only an image column."""
     features, kinds = info.features, package.features
     if not isinstance(features, kinds.FeaturesDict):
         raise DataError(f"{info.full_name} has no columns but is one {features!r}. Expected an image and a label.")
@@ -117,12 +117,12 @@ def _choose(info: Any, what: str, asked: str | None, declared: Any, candidates: 
         if asked not in info.features:
             raise DataError(f"{info.full_name} has no column {asked!r}. Expected {what}= one of {_list(info)}.")
         return asked
-    if isinstance(declared, str):  # it may also be a structure of several columns
+    if isinstance(declared, str):  # it can also be a structure of several columns
         return declared
     if len(candidates) != 1:
         raise DataError(
-            f"{info.full_name} has {len(candidates)} columns that could be the {what}. Expected exactly one: say which "
-            f"with {what}=, as in resfit.data.tfds({info.name!r}, split, {what}=...). The columns are {_list(info)}."
+            f"{info.full_name} has {len(candidates)} columns that could be the {what}. Expected exactly one. Name the "
+            f"column: resfit.data.tfds({info.name!r}, split, {what}=...). The columns are {_list(info)}."
         )
     return candidates[0]
 

@@ -1,1 +1,1 @@
-"""Shards that are read in order, several at a time."""
+"""Sequential reading of shards, several at a time."""

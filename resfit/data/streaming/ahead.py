@@ -1,4 +1,4 @@
-"""Reading ahead in threads, in order and within bounds."""
+"""Bounded, ordered read-ahead in threads."""
 
 import collections
 import queue
@@ -14,15 +14,14 @@ S = TypeVar("S")
 
 
 def in_order(function: Callable[[T], S], items: Iterable[T], threads: int) -> Iterator[S]:
-    """The function of every item, in the items' order, computed in threads ahead of whoever iterates.
+    """Call a function on every item in threads ahead of the consumer, and yield the results in order.
 
-    At most two results for each thread are waiting or being made. An error in the function is raised where its result
-    would have come.
+    At most two results per thread are pending. An error in the function is raised at the position of its result.
 
     Args:
-      function: called from several threads at once.
-      items: what to call it on.
-      threads: how many; 0 computes each result when it is asked for.
+      function: the function; several threads call it at once.
+      items: the arguments of the calls.
+      threads: the number of threads; 0 computes each result on demand.
 
     Example:
       >>> list(in_order(lambda n: n * n, range(5), threads=2))
@@ -40,23 +39,23 @@ def in_order(function: Callable[[T], S], items: Iterable[T], threads: int) -> It
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
-        finally:  # also when nobody wants the rest
+        finally:  # also if the consumer stops early
             for future in flying:
                 future.cancel()
 
 
 def prefetch(source: Iterable[T], size: int = 2) -> Iterator[T]:
-    """Iterates in a thread of its own, up to `size` items ahead.
+    """Iterate over a source in a background thread, up to `size` items ahead.
 
-    For loaders that do work on the host between batches and have no workers of their own. What was read ahead when
-    nobody asks any more is lost, so give it something that can be iterated again.
+    `prefetch` helps loaders that work on the host between batches and have no workers. Items that were read ahead are
+    lost if the consumer stops early, so pass a re-iterable source.
 
     Args:
       source: any iterable.
-      size: items ready at most.
+      size: the maximum number of items that are ready.
 
     Raises:
-      DataError: if size is not positive. An error of the source is raised where its item would have come.
+      DataError: if `size` is not positive. An error of the source is raised at the position of its item.
 
     Example:
       >>> list(prefetch(range(3)))
@@ -68,40 +67,46 @@ def prefetch(source: Iterable[T], size: int = 2) -> Iterator[T]:
 
 
 def _prefetch(source: Iterable[T], size: int) -> Iterator[T]:
-    # The thread may be one item further: it holds the one for which there is no room yet.
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
-    end = object()
+    # The thread can be one item further: it holds an item while the queue is full.
+    ready: _Queue = queue.Queue(size)
     stop = threading.Event()
-
-    def put(item: Any, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def run() -> None:
-        try:
-            for item in source:
-                put(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001  (it is raised again in the thread that asks)
-            put(end, error)
-        else:
-            put(end)
-
-    thread = threading.Thread(target=run, name="resfit-prefetch", daemon=True)
+    thread = threading.Thread(target=_fill, args=(source, ready, stop), name="resfit-prefetch", daemon=True)
     thread.start()
     try:
         while True:
             item, error = ready.get()
             if error is not None:
                 raise error
-            if item is end:
+            if item is _END:
                 return
             yield item
     finally:
         stop.set()
         thread.join()
+
+
+_END = object()
+_Queue = queue.Queue[tuple[Any, BaseException | None]]
+
+
+def _fill(source: Iterable[Any], ready: _Queue, stop: threading.Event) -> None:
+    """Put the items of the source into the queue, then `_END` or an error, until `stop` is set."""
+    try:
+        for item in source:
+            _put(ready, (item, None), stop)
+            if stop.is_set():
+                return
+    except BaseException as error:  # noqa: BLE001  (the consuming thread raises it)
+        _put(ready, (_END, error), stop)
+    else:
+        _put(ready, (_END, None), stop)
+
+
+def _put(ready: _Queue, entry: tuple[Any, BaseException | None], stop: threading.Event) -> None:
+    """Put an entry into the queue as soon as there is room, unless `stop` is set first."""
+    while not stop.is_set():
+        try:
+            ready.put(entry, timeout=0.1)
+        except queue.Full:
+            continue
+        return

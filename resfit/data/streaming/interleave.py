@@ -1,4 +1,4 @@
-"""Reading several shards in turns, from any row on."""
+"""Interleaved reading of several shards, from any row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -7,12 +7,12 @@ T = TypeVar("T")
 
 
 class Place(NamedTuple):
-    """Where the reading of several shards stands.
+    """A position in the interleaved reading of several shards.
 
     Attributes:
-      open: (shard, rows of it that were read) of each shard that is being read.
-      turn: which of them gives the next row.
-      following: the shard that takes the place of the next one to end.
+      open: (shard, number of rows read) of each open shard.
+      turn: the index in `open` of the shard that gives the next row.
+      following: the shard that replaces the next shard to end.
     """
 
     open: tuple[tuple[int, int], ...]
@@ -21,21 +21,21 @@ class Place(NamedTuple):
 
 
 def beginning(shards: int, width: int) -> Place:
-    """Nothing was read yet: the first `width` shards are open."""
+    """Return the initial position: the first `width` shards are open."""
     width = min(width, shards)
     return Place(tuple((shard, 0) for shard in range(width)), 0, width)
 
 
 def advance(place: Place, lengths: Sequence[int], rows: int) -> Place:
-    """Where the reading stands so many rows later, reckoned without reading.
+    """Return the position `rows` rows later, computed without reading.
 
     Args:
-      place: where it stands now.
-      lengths: of every shard.
-      rows: how many.
+      place: the current position.
+      lengths: the number of rows of every shard.
+      rows: the number of rows to advance.
 
     Example:
-      >>> advance(beginning(3, width=2), [1, 5, 5], 4)  # 0 1 then, shard 0 having ended, 2 1
+      >>> advance(beginning(3, width=2), [1, 5, 5], 4)  # shards 0 and 1; after the end of shard 0, shards 2 and 1
       Place(open=((2, 1), (1, 2)), turn=0, following=3)
     """
     opened, turn, following = list(place.open), place.turn, place.following
@@ -44,7 +44,7 @@ def advance(place: Place, lengths: Sequence[int], rows: int) -> Place:
         if read == lengths[shard]:
             opened, turn, following = _replaced(opened, turn, following, len(lengths))
             continue
-        # As many whole rounds as no shard ends in, else a single row.
+        # Advance by the whole rounds in which no shard ends, else by a single row.
         rounds = min(min(lengths[shard] - read for shard, read in opened), rows // len(opened)) if turn == 0 else 0
         if rounds:
             opened = [(shard, read + rounds) for shard, read in opened]
@@ -59,12 +59,12 @@ def advance(place: Place, lengths: Sequence[int], rows: int) -> Place:
 
 
 def interleave(place: Place, shards: int, read: Callable[[int, int], Iterator[T]]) -> Iterator[T]:
-    """Rows of the open shards in turns; a shard that ends is followed by the next one.
+    """Iterate over the rows of the open shards in turn; the next shard replaces a shard that ends.
 
     Args:
-      place: where to begin.
-      shards: how many there are.
-      read: (shard, row) -> the rows of the shard from there on.
+      place: the initial position.
+      shards: the number of shards.
+      read: (shard, row) -> the rows of the shard, starting at `row`.
 
     Example:
       >>> "".join(interleave(beginning(3, width=2), 3, lambda shard, row: iter(["ad", "bbb", "cc"][shard][row:])))
@@ -88,7 +88,7 @@ def interleave(place: Place, shards: int, read: Callable[[int, int], Iterator[T]
 def _replaced(
     opened: list[tuple[int, int]], turn: int, following: int, shards: int
 ) -> tuple[list[tuple[int, int]], int, int]:
-    """The shard whose turn it is has ended: the next one takes its place, or those that are left move up."""
+    """Replace the current shard, which has ended, by the next one; remove it if no shard follows."""
     if following < shards:
         return [*opened[:turn], (following, 0), *opened[turn + 1 :]], turn, following + 1
     left = [*opened[:turn], *opened[turn + 1 :]]

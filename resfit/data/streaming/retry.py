@@ -1,4 +1,4 @@
-"""Reading on after an interruption."""
+"""Retries after transient errors of files and networks."""
 
 import logging
 import time
@@ -11,25 +11,27 @@ _log = logging.getLogger("resfit")
 
 T = TypeVar("T")
 
-FIRST_PAUSE = 0.5  # seconds; doubled with every failure
+FIRST_PAUSE = 0.5  # seconds; doubles with every failure
 
-# What clients of the network raise that is no OSError, by the package it comes from.
+# Packages whose errors are network errors although some are not an OSError.
 _CLIENTS = frozenset({"aiohttp", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub", "requests"})
-# Trying again brings none of these about.
+# A retry does not fix these errors.
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class ReadingFailed(Exception):  # noqa: N818 - it names an event
-    """Reading stopped for good: its cause is the last error."""
+    """The event that all retries have failed; `__cause__` is the last error."""
 
     def __init__(self, name: str, rows: int, tries: int, error: Exception) -> None:
         super().__init__(name, rows, tries)
-        again = f", at the last of {tries} tries" if tries > 1 else ""
-        self.story = f"{name} could not be read beyond row {rows}{again}: {type(error).__name__}: {error}"
+        again = f" after {tries} tries" if tries > 1 else ""
+        self.story = (
+            f"{name} could not be read beyond row {rows}{again}: {type(error).__name__}: {str(error).rstrip('.')}."
+        )
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same reading may succeed a little later: errors of files and networks, but not a missing file."""
+    """Return True if a retry may succeed: for file and network errors, but not for a missing file."""
     if isinstance(error, _FINAL):
         return False
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
@@ -37,18 +39,17 @@ def is_transient(error: Exception) -> bool:
 
 
 def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: int) -> Iterator[T]:
-    """The items from `start` on, reading again from where it stopped after an error of a file or the network.
+    """Iterate over items, starting at `start`; after a file or network error, retry from the current item.
 
     Args:
-      name: of what is read.
-      read: start -> the items from there on.
+      name: the name of the data for messages.
+      read: start -> an iterator over the items, starting at `start`.
       start: the first item.
-      retries: how often to try again in a row, with pauses of 0.5, 1, 2, ... seconds; an item read starts the count
-        anew.
+      retries: the number of consecutive retries, with pauses of 0.5, 1, 2, ... seconds; an item resets the count.
 
     Raises:
-      ReadingFailed: after the last try, and at once for errors that a retry does not mend.
-      DataError: if reading raised one.
+      ReadingFailed: after the last retry, and immediately for errors that a retry does not fix.
+      DataError: if `read` raises one.
     """
     row, failures = start, 0
     items = None
@@ -59,7 +60,7 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
             item = next(items)
         except StopIteration:
             return
-        except DataError:  # says itself what is wrong
+        except DataError:
             raise
         except Exception as error:
             transient = is_transient(error)
@@ -68,7 +69,7 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
                 raise ReadingFailed(name, row, failures, error) from error
             pause = FIRST_PAUSE * 2 ** (failures - 1)
             _log.warning(
-                "%s: %s: %s after row %d. Trying again in %.1f s (%d of %d).",
+                "%s: %s: %s after row %d. Retry in %.1f s (%d of %d).",
                 name, type(error).__name__, error, row, pause, failures, retries,
             )  # fmt: skip
             time.sleep(pause)
@@ -79,5 +80,5 @@ def read_on(name: str, read: Callable[[int], Iterator[T]], start: int, retries: 
 
 
 def call_again(name: str, call: Callable[[], T], retries: int) -> T:
-    """What the call returns, trying again as `read_on` does."""
+    """Return the result of a call, with retries as in `read_on`."""
     return next(read_on(name, lambda _: iter([call()]), 0, retries))

@@ -1,4 +1,4 @@
-"""Which rows of an epoch each process reads."""
+"""The distribution of the rows of an epoch among processes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class Segment(NamedTuple):
     """Consecutive rows of a shard.
 
     Attributes:
-      shard: its number.
+      shard: the number of the shard.
       start: the first row.
-      stop: the row after the last; None for all that come.
+      stop: the row after the last one; None for the end of the shard.
     """
 
     shard: int
@@ -21,20 +21,20 @@ class Segment(NamedTuple):
 
 
 def part(size: int, shard: tuple[int, int]) -> tuple[int, int]:
-    """The rows of a batch of this size that process (index, count) reads: the first, and the one after the last."""
+    """Return (start, stop): the rows of a batch of this size that process `shard` = (index, count) reads."""
     index, count = shard
     return index * size // count, (index + 1) * size // count
 
 
 def share(examples: int, geometry: Geometry) -> tuple[int, int]:
-    """A stretch of rows for each process, so that together they fill every batch and each row is read once.
+    """Return this process's range of rows; the ranges of all processes fill every batch and cover each row once.
 
     Args:
-      examples: rows of an epoch.
-      geometry: how they are cut.
+      examples: the number of rows of an epoch.
+      geometry: how the rows are cut into batches.
 
     Returns:
-      The first row of this process, and the one after its last.
+      (start, stop): the first row of this process, and the row after the last one.
 
     Example:
       >>> [share(10, Geometry(batch_size=4, shard=(index, 2))) for index in range(2)]
@@ -45,7 +45,7 @@ def share(examples: int, geometry: Geometry) -> tuple[int, int]:
 
     def rows(process: int) -> int:
         low, high = part(geometry.batch_size, (process, count))
-        if geometry.pad:  # the rows of the last batch come first, what fills it up after them
+        if geometry.pad:  # the last batch has its padding at the end
             return full * (high - low) + min(max(rest - low, 0), high - low)
         last_low, last_high = part(rest, (process, count))
         return full * (high - low) + last_high - last_low
@@ -55,13 +55,13 @@ def share(examples: int, geometry: Geometry) -> tuple[int, int]:
 
 
 def stretch(order: Sequence[int], lengths: Sequence[int], first: int, stop: int) -> list[Segment]:
-    """The rows from `first` to `stop` of the shards laid end to end in this order.
+    """Return the segments that hold rows `first` to `stop` of the concatenated shards.
 
     Args:
-      order: the shards.
-      lengths: rows of every shard.
-      first: counted over all of them.
-      stop: the row after the last.
+      order: the shards in the order of concatenation.
+      lengths: the number of rows of every shard.
+      first: the first row, counted over all shards.
+      stop: the row after the last one.
 
     Example:
       >>> stretch([1, 0], [4, 3], 2, 5)

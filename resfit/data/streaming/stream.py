@@ -1,31 +1,31 @@
-"""Data that come as shards to be read from the beginning: files, or whatever can only be read in order."""
+"""Data in shards with sequential access, such as files."""
 
 import os
 
+from resfit._utils.checks import int_from
 from resfit.data.batches import Geometry
 from resfit.data.streaming.stream_batches import Settings, Shards, StreamBatches
 from resfit.errors import DataError
 
 
 class ShardStream:
-    """A `Stream` of shards: interleaved, shuffled, retried, counted, and resumable at any batch.
+    """A `Stream` of shards: interleaved, shuffled, with retries, and resumable at any batch.
 
-    The order is a pure function of (seed, epoch): shards are permuted, several of them are read in turns, and the rows
-    that come are cut into windows, each of which is permuted by itself. To go on from any batch, its window is read
-    again; nothing waits in a buffer that a stopped run would lose. Threads change nothing.
+    The order is a pure function of (seed, epoch). Shards are permuted, several shards are read in turn, and the rows
+    are cut into windows that are permuted independently. To resume at a batch, its window is read again; there is no
+    shuffle buffer whose rows a stopped run would lose. The number of threads does not change the order.
 
     Args:
-      shards: what to read.
-      window: rows that are shuffled together; so many records are held, encoded as they come.
-      interleave: shards that are read in turns.
-      max_bad_records: how many bad records an epoch may have. They are left out, logged, and reported as `bad_records`
-        in the epoch's logs. The default takes none: the first is an error.
-      retries: how often in a row to try again after an error of a file or the network, with pauses of 0.5, 1, 2, ...
-        seconds.
-      threads: that decode; by default one for each core, four at most. 0 reads and decodes when a batch is asked for.
+      shards: the shards to read.
+      window: the number of rows that are shuffled together; as many encoded records are in memory.
+      interleave: the number of shards that are read in turn.
+      max_bad_records: the number of bad records that an epoch can skip. Each is logged, and the epoch's logs report
+        their number as `bad_records`. With the default 0, the first bad record raises.
+      retries: the number of consecutive retries after a file or network error, with pauses of 0.5, 1, 2, ... seconds.
+      threads: the number of decoding threads; by default one per core, at most 4. 0 reads and decodes on demand.
 
     Raises:
-      DataError: for arguments out of range, or if there are no shards.
+      DataError: if an argument is out of range, or there are no shards.
 
     Example:
       >>> class Numbers:  # shard s holds the numbers 10 s to 10 s + 2
@@ -61,8 +61,7 @@ class ShardStream:
         settings = Settings(window, interleave, max_bad_records, retries, threads)
         for name, value in settings._asdict().items():
             least = 1 if name in ("window", "interleave") else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise DataError(f"Expected {name} to be a whole number from {least} up, got {value!r}.")
+            settings = settings._replace(**{name: int_from(least, name, value, DataError)})
         self._shards, self._settings = shards, settings
 
     def batches(self, geometry: Geometry) -> StreamBatches:

@@ -1,4 +1,4 @@
-"""An epoch of a stream, from its shards to its batches."""
+"""The batches of a stream of shards: read, shuffle, decode, stack."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import numpy as np
 
+from resfit._utils.checks import int_from
 from resfit.data.batches import Batch, Geometry, classes_of, description_of
 from resfit.data.streaming.ahead import in_order, prefetch
 from resfit.data.streaming.interleave import advance, beginning, interleave
@@ -24,47 +25,47 @@ _log = logging.getLogger("resfit")
 
 T = TypeVar("T")
 
-_READ_AT_ONCE = 64  # rows that a reading thread hands over together
-_DECODED_AT_ONCE = 32  # rows that a decoding thread takes together
+_READ_AT_ONCE = 64  # rows per piece of a reading thread
+_DECODED_AT_ONCE = 32  # rows per piece of a decoding thread
 
 
 class Shards(Protocol):
-    """What a stream reads. Records are what is read; examples are what they are decoded to."""
+    """The shards of a stream: `read` yields encoded records, and `decode` turns a record into an example."""
 
     def __len__(self) -> int:
-        """The number of shards."""
+        """Return the number of shards."""
 
     @property
     def examples(self) -> int | None:
-        """The rows of all shards together, where somebody promises them: an epoch that yields others is an error."""
+        """The total number of rows, or None if it is unknown; an epoch with another number raises."""
 
     def lengths(self, needed: bool) -> Sequence[int] | None:
-        """The rows of each shard, or None if that is not known; `needed` allows an effort, such as asking each file."""
+        """Return the number of rows of each shard or None; with `needed`, this may open every file."""
 
     def name(self, shard: int) -> str:
-        """What to call a shard in a message."""
+        """Return the name of a shard for messages."""
 
     def read(self, shard: int, start: int) -> Iterator[Any]:
-        """The records of a shard from row `start` on. Several shards are read at once, each in a thread of its own."""
+        """Iterate over the records of a shard, starting at row `start`. Each open shard is read in its own thread."""
 
     def decode(self, record: Any, key: tuple[int, int] | None, place: tuple[int, int]) -> Any:
-        """The example in a record. Called from several threads.
+        """Decode a record to an example. Several threads call this method.
 
         Args:
-          record: as `read` yielded it.
-          key: (seed, epoch), which with the place decide whatever is random; None where nothing is to be.
+          record: a record from `read`.
+          key: (seed, epoch), which determine random values together with `place`; None for no random values.
           place: (shard, row) of the record.
 
         Raises:
-          BadRecordError: if the record cannot be used. Any other error ends the epoch.
+          BadRecordError: if the record is unusable. Any other error ends the epoch.
         """
 
     def stack(self, examples: list[Any]) -> tuple[Any, Any, Any]:
-        """(x, y, weight) of these examples; y and weight may be None."""
+        """Stack examples to (x, y, weight); y and weight can be None."""
 
 
 class Settings(NamedTuple):
-    """The arguments of `ShardStream`, which says what they mean."""
+    """The arguments of `ShardStream`."""
 
     window: int
     interleave: int
@@ -73,24 +74,24 @@ class Settings(NamedTuple):
     threads: int
 
 
-class Row(NamedTuple):
-    """A record and where it stands."""
+class StreamRow(NamedTuple):
+    """A record and its position."""
 
     shard: int
     row: int
     record: Any
 
 
-class Bad(NamedTuple):
-    """Where a record stood that cannot be used, and why."""
+class BadRow(NamedTuple):
+    """The position of an unusable record, and its error."""
 
     shard: int
     row: int
     error: BadRecordError
 
 
-class Count:
-    """How far the reading of an epoch has come: rows read, also those that were skipped, and how many were bad."""
+class EpochCounters:
+    """Counters of an epoch: `rows` read (including skipped ones) and `bad` records."""
 
     def __init__(self) -> None:
         self.rows = self.bad = 0
@@ -100,20 +101,19 @@ class StreamBatches:
     """The batches of a `ShardStream`.
 
     Args:
-      shards: what to read.
-      settings: how to read it.
-      geometry: how to cut it.
+      shards: the shards to read.
+      settings: how to read them.
+      geometry: how to cut the examples into batches.
 
     Raises:
-      DataError: if several processes are to share what cannot be split.
+      DataError: if several processes train and the stream cannot be split.
     """
 
     labels = None
 
     def __init__(self, shards: Shards, settings: Settings, geometry: Geometry) -> None:
         size, (_, processes) = geometry.batch_size, geometry.shard
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < processes:
-            raise DataError(f"Expected batch_size to be a whole number from {processes} up, got {size!r}.")
+        int_from(processes, "batch_size", size, DataError)
         self._shards, self._settings, self._geometry = shards, settings, geometry
         self._name = type(shards).__name__
         self.classes = classes_of(shards)
@@ -122,8 +122,8 @@ class StreamBatches:
         self._promised = promised
         self._low, self._high = part(size, geometry.shard)
         self._bad = 0
-        self._told = False
-        # Until all were decoded, nobody knows how many of the records are good.
+        self._warned = False
+        # With bad records allowed, the number of examples is unknown until all records are decoded.
         self.examples: int | None = None
         self.steps: int | None = None
         if promised is not None and not settings.max_bad_records:
@@ -137,20 +137,20 @@ class StreamBatches:
     def _check_sharing(self, processes: int) -> None:
         if self._settings.max_bad_records:
             raise DataError(
-                f"max_bad_records={self._settings.max_bad_records} with {processes} processes: each would leave out "
-                "other records and come to another number of steps, and they would wait for each other for ever. "
-                "Expected 0: write the data anew without the bad ones."
+                f"Got max_bad_records={self._settings.max_bad_records} with {processes} processes. Expected 0: "
+                "processes that skip different records have different numbers of steps and wait for each other "
+                "forever. Write the data again without the bad records."
             )
         if self._lengths is None:
             raise DataError(
-                f"{processes} processes are to share a stream, and the {self._name} does not know how many rows its "
-                "shards have. Expected shards that say so, such as parquet files that are neither filtered nor mapped "
-                "in batches."
+                f"{processes} processes share a stream, but the {self._name} does not know the number of rows of its "
+                "shards. Expected shards with known lengths, such as parquet files that are neither filtered nor "
+                "mapped in batches."
             )
 
     @property
     def report(self) -> Mapping[str, float]:
-        """How many records of this epoch were left out so far, where that is allowed."""
+        """The number of records skipped in this epoch so far, if skipping is allowed."""
         return {"bad_records": self._bad} if self._settings.max_bad_records else {}
 
     @property
@@ -173,59 +173,62 @@ class StreamBatches:
     # --- cutting ------------------------------------------------------------------------------------------------------
 
     def _batches(self, epoch: int, start: int) -> Iterator[tuple[Batch | None, int]]:
-        """Each batch, and how many records were bad until then; at last None and all that were bad."""
-        count = Count()
+        """Iterate over (batch, number of bad records so far); the last batch is None."""
+        counters = EpochCounters()
         rows = self._high - self._low
         held: list[Any] = []
         last: Any = None
         number = start
-        for example in self._good(epoch, start * rows, count):
+        for example in self._good(epoch, start * rows, counters):
             held.append(example)
             last = example
             if len(held) == rows:
-                yield self._batch(held, self._size(number)), count.bad
+                yield self._batch(held, self._size(number)), counters.bad
                 held = []
                 number += 1
         if not number and not held:
             raise DataError(
-                f"The {self._name} yielded no usable example in epoch {epoch}: {count.rows} rows were read, "
-                f"{count.bad} of them bad. Expected at least one."
+                f"The {self._name} yielded no usable example in epoch {epoch}: {counters.rows} rows were read, "
+                f"{counters.bad} of them bad. Expected at least one. Check the data."
             )
         rest = len(held) if self._geometry.shard[1] == 1 else self._size(number)
         if rest and not self._dropped(rest, number):
-            if last is None:
-                raise DataError(
-                    f"The last batch has {rest} example(s), too few for {self._geometry.shard[1]} processes. Another "
-                    "batch_size avoids that, as does drop_remainder=True."
-                )
-            # Padding repeats the last example: whatever the network does to real rows, it survives these.
-            filler = [last] * (rows - len(held)) if self._geometry.pad else []
-            yield self._batch(held + filler, rest), count.bad
-        yield None, count.bad
+            yield self._last_batch(held, last, rest), counters.bad
+        yield None, counters.bad
+
+    def _last_batch(self, held: list[Any], last: Any, rest: int) -> Batch:
+        if last is None:
+            raise DataError(
+                f"The last batch has {rest} example(s), too few for {self._geometry.shard[1]} processes. Choose "
+                "another batch_size, or pass drop_remainder=True."
+            )
+        # Padding repeats the last example, because a network that handles real rows handles a copy of one.
+        filler = [last] * (self._high - self._low - len(held)) if self._geometry.pad else []
+        return self._batch(held + filler, rest)
 
     def _size(self, number: int) -> int:
-        """The examples of a batch that this process could fill, counting those of all processes."""
+        """Return the number of examples of a batch over all processes, for a batch that is full in this process."""
         size = self._geometry.batch_size
         if self._geometry.shard[1] == 1:
             return size
         return min(size, max(0, (self.examples or 0) - number * size))
 
     def _dropped(self, rest: int, full: int) -> bool:
-        """Whether a last batch of so many is left out, after so many full ones."""
+        """Return True if a last batch of `rest` examples is dropped after `full` full batches."""
         if self._geometry.drop_remainder:
             if not full:
                 raise DataError(
-                    f"drop_remainder=True with {rest} examples and batch_size={self._geometry.batch_size} leaves "
-                    "nothing to train on."
+                    f"drop_remainder=True with {rest} examples and batch_size={self._geometry.batch_size} leaves no "
+                    "batch. Leave drop_remainder out, or choose a smaller batch_size."
                 )
             return True
         if not full or rest >= self._geometry.min_batch:
             return False
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             _log.warning(
-                "The last batch of an epoch has %d example(s), too few for BatchNorm, and is left out. Another "
-                "batch_size avoids that; this one is %d.", rest, self._geometry.batch_size,
+                "The last batch of an epoch has %d example(s), too few for BatchNorm, and is dropped. Another "
+                "batch_size avoids this; it is %d now.", rest, self._geometry.batch_size,
             )  # fmt: skip
         return True
 
@@ -233,7 +236,8 @@ class StreamBatches:
         x, y, weight = self._shards.stack(examples)
         if any(len(leaf) != len(examples) for leaf in jax.tree.leaves((x, y, weight))):
             raise DataError(
-                f"{self._name}.stack was given {len(examples)} examples and returned arrays of other lengths."
+                f"{self._name}.stack returned arrays of other lengths for {len(examples)} examples. Expected one row "
+                "per example in every array."
             )
         check_values(x, y)
         mask = np.arange(self._low, self._high) < size if self._geometry.pad else None
@@ -241,32 +245,32 @@ class StreamBatches:
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
-    def _good(self, epoch: int, skip: int, count: Count) -> Iterator[Any]:
-        """The examples of an epoch in their order, from number `skip` on."""
-        # Which records are bad shows only when they are decoded. Where none may be, skipping costs next to nothing.
+    def _good(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[Any]:
+        """Iterate over the examples of an epoch in order, starting at number `skip`."""
+        # Only decoding finds bad records. If none are allowed, skipped rows need not be decoded.
         undecoded = 0 if self._settings.max_bad_records else skip
-        rows = self._ordered(epoch, undecoded, count)
+        rows = self._ordered(epoch, undecoded, counters)
         pieces = _with_error_last(_in_pieces(rows, _DECODED_AT_ONCE))
         good = 0
         key = None if self._geometry.seed is None else (self._geometry.seed, epoch)
         for piece in in_order(partial(self._decoded, key), pieces, self._settings.threads):
             if isinstance(piece, Exception):
-                raise self._explained(piece, epoch, count) from piece.__cause__
+                raise self._explained(piece, epoch, counters) from piece.__cause__
             for outcome in piece:
-                if isinstance(outcome, Bad):
-                    self._count_bad(outcome, count)
+                if isinstance(outcome, BadRow):
+                    self._count_bad(outcome, counters)
                     continue
                 good += 1
                 if good > skip - undecoded:
                     yield outcome
-        there = good if self._settings.max_bad_records else count.rows
-        if there <= skip - (self._high - self._low):  # fewer than all batches before, the last of them a short one
+        there = good if self._settings.max_bad_records else counters.rows
+        if there <= skip - (self._high - self._low):  # the last of the skipped batches can be a partial batch
             raise DataError(
-                f"Epoch {epoch} was to go on after {skip} examples, and the {self._name} holds {there}. Expected the "
-                "same data as before."
+                f"Epoch {epoch} resumes after {skip} examples, but the {self._name} has only {there}. Expected the "
+                "data of the saved run."
             )
 
-    def _decoded(self, key: tuple[int, int] | None, piece: list[Row] | Exception) -> list[Any] | Exception:
+    def _decoded(self, key: tuple[int, int] | None, piece: list[StreamRow] | Exception) -> list[Any] | Exception:
         if isinstance(piece, Exception):
             return piece
         outcomes: list[Any] = []
@@ -274,45 +278,45 @@ class StreamBatches:
             try:
                 outcomes.append(self._shards.decode(record, key, (shard, row)))
             except BadRecordError as error:
-                outcomes.append(Bad(shard, row, error))
-            except ReadingFailed as failed:  # of a file that the record only names
+                outcomes.append(BadRow(shard, row, error))
+            except ReadingFailed as failed:  # for a file that the record refers to
                 return failed
         return outcomes
 
-    def _count_bad(self, bad: Bad, count: Count) -> None:
-        count.bad += 1
+    def _count_bad(self, bad: BadRow, counters: EpochCounters) -> None:
+        counters.bad += 1
         most = self._settings.max_bad_records
-        told = f"Row {bad.row} of {self._shards.name(bad.shard)} cannot be used: {bad.error}"
-        if count.bad > most:
+        story = f"Row {bad.row} of {self._shards.name(bad.shard)} cannot be used: {bad.error}"
+        if counters.bad > most:
             raise DataError(
-                f"{told} That is bad record {count.bad} of this epoch, and max_bad_records={most}. Mend the data, or "
-                "allow more of them: they are left out and counted as bad_records in the logs."
+                f"{story} That is bad record {counters.bad} of this epoch, but max_bad_records={most}. Repair the "
+                "data, or raise max_bad_records: bad records are skipped and counted as bad_records in the logs."
             ) from bad.error
-        _log.warning("%s It is left out: bad record %d of at most %d in an epoch.", told, count.bad, most)
+        _log.warning("%s It is skipped: bad record %d of at most %d per epoch.", story, counters.bad, most)
 
-    def _explained(self, error: Exception, epoch: int, count: Count) -> Exception:
+    def _explained(self, error: Exception, epoch: int, counters: EpochCounters) -> Exception:
         if not isinstance(error, ReadingFailed):
             return error
         return DataError(
-            f"{error.story} Before that, {count.rows} rows of epoch {epoch} had been read. The model keeps what it has "
-            "learned from them."
+            f"{error.story} Before that, {counters.rows} rows of epoch {epoch} were read, and the model keeps their "
+            "updates. Check the file or the network, then resume."
         )
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _ordered(self, epoch: int, skip: int, count: Count) -> Iterator[Row]:
-        """The rows of an epoch in their order, from number `skip` on."""
+    def _ordered(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[StreamRow]:
+        """Iterate over the rows of an epoch in order, starting at number `skip`."""
         seed = self._geometry.seed
         segments = self._segments(epoch)
         if seed is None:
-            return self._rows(segments, 1, skip, count)
+            return self._rows(segments, 1, skip, counters)
         window = self._settings.window
         number, rest = divmod(skip, window)
-        rows = self._rows(segments, self._settings.interleave, number * window, count)
+        rows = self._rows(segments, self._settings.interleave, number * window, counters)
         return itertools.islice(_shuffled(rows, window, (seed, epoch), number), rest, None)
 
     def _segments(self, epoch: int) -> Sequence[Segment]:
-        """What this process reads in an epoch, shard by shard."""
+        """Return the segments that this process reads in an epoch."""
         shards: Sequence[int] = range(len(self._shards))
         if self._geometry.seed is not None:
             shards = np.random.default_rng((self._geometry.seed, epoch)).permutation(len(shards)).tolist()
@@ -323,35 +327,35 @@ class StreamBatches:
         segments = stretch(shards, self._lengths, *share(self.examples or 0, self._geometry))
         if not segments:
             raise DataError(
-                f"The {self._name} holds {self.examples} examples, too few for {self._geometry.shard[1]} processes and "
+                f"The {self._name} has {self.examples} examples, too few for {self._geometry.shard[1]} processes and "
                 f"batch_size={self._geometry.batch_size}. Expected a batch_size of at most {self.examples}."
             )
         return segments
 
-    def _rows(self, segments: Sequence[Segment], width: int, skip: int, count: Count) -> Iterator[Row]:
-        """The rows of all segments, `width` of them read in turns, from number `skip` on."""
+    def _rows(self, segments: Sequence[Segment], width: int, skip: int, counters: EpochCounters) -> Iterator[StreamRow]:
+        """Iterate over the rows of all segments, `width` of them in turn, starting at number `skip`."""
         place = beginning(len(segments), width)
         if self._lengths is not None:
             place = advance(place, [(segment.stop or 0) - segment.start for segment in segments], skip)
-            count.rows = skip = min(skip, sum((segment.stop or 0) - segment.start for segment in segments))
+            counters.rows = skip = min(skip, sum((segment.stop or 0) - segment.start for segment in segments))
         rows = interleave(place, len(segments), lambda i, row: self._read(segments[i], segments[i].start + row))
         for row in rows:
-            count.rows += 1
-            if count.rows > skip:
+            counters.rows += 1
+            if counters.rows > skip:
                 yield row
-        if self._lengths is None and self._promised is not None and count.rows != self._promised:
+        if self._lengths is None and self._promised is not None and counters.rows != self._promised:
             raise DataError(
-                f"The {self._name} promised {self._promised} rows and yielded {count.rows}. Expected all of them: it "
-                "loses data, or its metadata are wrong."
+                f"The {self._name} promised {self._promised} rows and yielded {counters.rows}. Expected all rows. "
+                "Correct its metadata, or check why rows are missing."
             )
 
-    def _read(self, segment: Segment, start: int) -> Iterator[Row]:
-        """The rows of a segment from row `start` of its shard on, read ahead in a thread of their own."""
+    def _read(self, segment: Segment, start: int) -> Iterator[StreamRow]:
+        """Iterate over the rows of a segment, starting at row `start` of its shard, with read-ahead in a thread."""
         pieces = _in_pieces(self._records(segment, start), _READ_AT_ONCE)
         row = start
         for piece in prefetch(pieces, 1) if self._settings.threads else pieces:
             for record in piece:
-                yield Row(segment.shard, row, record)
+                yield StreamRow(segment.shard, row, record)
                 row += 1
 
     def _records(self, segment: Segment, start: int) -> Iterator[Any]:
@@ -361,30 +365,29 @@ class StreamBatches:
         for record in read:
             if row == segment.stop:
                 if self._lengths is not None and segment.stop < self._lengths[segment.shard]:
-                    return  # the rest is another process's
+                    return  # another process reads the rest
                 raise DataError(
-                    f"{name} promised {segment.stop} rows and goes on after them. Expected no more: its metadata are "
-                    "wrong."
+                    f"{name} promised {segment.stop} rows and yields more. Expected no more rows. Correct its metadata."
                 )
             yield record
             row += 1
         if segment.stop is not None and row < segment.stop:
             raise DataError(
-                f"{name} promised {segment.stop} rows and ended after {row}. Expected all of them: it was cut short, "
-                "or its metadata are wrong."
+                f"{name} promised {segment.stop} rows and ended after {row}. Expected all rows. Replace the file if it "
+                "is truncated, or correct its metadata."
             )
 
 
-def _shuffled(rows: Iterator[Row], window: int, seed: tuple[int, int], number: int) -> Iterator[Row]:
-    """The rows in windows, each permuted by itself; `number` is that of the first."""
+def _shuffled(rows: Iterator[StreamRow], window: int, seed: tuple[int, int], number: int) -> Iterator[StreamRow]:
+    """Iterate over the rows in windows that are permuted independently; `number` is the first window."""
     while held := list(itertools.islice(rows, window)):
-        number += 1  # from 1: NumPy seeds (a, b) and (a, b, 0) alike
+        number += 1  # starts at 1, because NumPy treats the seeds (a, b) and (a, b, 0) alike
         for i in np.random.default_rng((*seed, number)).permutation(len(held)):
             yield held[i]
 
 
 def _in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many items; when an error comes, what came before it is handed over first."""
+    """Group items into lists of `size`; before an error, yield the items that precede it."""
     piece: list[T] = []
     try:
         for item in items:
@@ -401,8 +404,8 @@ def _in_pieces(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _with_error_last(pieces: Iterator[T]) -> Iterator[T | Exception]:
-    """An error as the last item, so that it overtakes nothing on its way through the threads."""
+    """Yield an error as the last item, so that it keeps its position in the order of the pieces."""
     try:
         yield from pieces
-    except Exception as error:  # noqa: BLE001  (it is raised where its place in the order has come)
+    except Exception as error:  # noqa: BLE001  (`_good` raises it at its position in the order)
         yield error

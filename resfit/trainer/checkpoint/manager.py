@@ -22,7 +22,8 @@ from resfit.trainer.checkpoint.store import CheckpointStore
 from resfit.trainer.context import RunContext
 from resfit.trainer.multihost import Processes
 from resfit.trainer.placement import Placement
-from resfit.trainer.state import Leaves, RunState
+from resfit.trainer.run_state import RunState
+from resfit.trainer.state import Leaves, ScheduleSpan, TrainState
 
 _log = logging.getLogger("resfit")
 
@@ -162,20 +163,23 @@ class CheckpointManager:
 
     def _restore_state(self, found: SavedRun) -> None:
         """Restore the state, except for a learning rate and a schedule span that an inexact resume sets anew."""
-        leaves = found.numbered("state")
-        if self._other_rate and (index := self._state.rate_index()) is not None:
-            leaves[self._state.layout.n_model + index] = np.asarray(self._state.leaf(index))
+        layout = self._state.layout
+        saved: Any = layout.unflatten(found.numbered("state"))
+        if self._other_rate and layout.rate_index is not None:
+            optimizer_state = list(saved.optimizer_state)
+            optimizer_state[layout.rate_index] = np.asarray(self._state.leaf(layout.rate_index))
+            saved = saved._replace(optimizer_state=tuple(optimizer_state))
         self._other_rate = False  # a later rollback restores the rate of this run
         if self._other_span:
-            leaves[-2] = self._span(leaves, found.facts["progress"])
-        self._state.take_from_host(leaves)
+            saved = saved._replace(span=self._span(saved, found.facts["progress"]).packed())
+        self._state.take_from_host(layout.flatten(saved))
         self._state.epoch = found.facts["epoch"]
 
-    def _span(self, leaves: Sequence[np.ndarray], progress: Mapping[str, Any]) -> np.ndarray:
+    def _span(self, saved: TrainState, progress: Mapping[str, Any]) -> ScheduleSpan:
         """Return the span of a schedule after an inexact resume: over the epochs of this fit."""
-        steps, each = self._state.span()[1:3]
-        begin = int(leaves[-1]) - (progress["epoch"] * each + progress["batch"])
-        return np.array([begin, steps, each, leaves[-2][3]], np.int32)
+        now = self._state.span()
+        begin = int(saved.step) - (progress["epoch"] * now.steps_per_epoch + progress["batch"])
+        return now._replace(begin=begin, rate_factor=ScheduleSpan.unpacked(saved.span).rate_factor)
 
     def save(
         self,

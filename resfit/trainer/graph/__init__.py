@@ -1,1 +1,1 @@
-"""The structure of a user's module: which arrays are trained, how modes are set, what changed."""
+"""The structure of a user's module: its leaves, its plan in both modes, and changes of it."""

@@ -1,4 +1,4 @@
-"""Plain Python attributes that a call writes: a warning, because every step starts with their old values again."""
+"""Warn of plain Python attributes that a call writes: every step starts with their old values again."""
 
 import contextlib
 import functools
@@ -22,12 +22,12 @@ _GROWING = (list, dict, set)
 def watched(module: nnx.Module, known: set[str] | None = None) -> Iterator[None]:
     """Warn of plain attributes of a module that change inside the context.
 
-    Variables, Intermediates and other data of NNX may change: a step reads them afterwards. So may mode flags, which a
-    call sets before it reads them, and what `functools.cached_property` keeps, which is computed again.
+    Variables, Intermediates and other data of NNX may change: a step reads them afterwards. Mode flags may change too,
+    because a call sets them before it reads them, and values of `functools.cached_property`, which are computed again.
 
     Args:
       module: the copy that a step calls.
-      known: names of which no warning is needed any more; those of new warnings are added.
+      known: names of attributes without a warning; the names of new warnings are added.
 
     Example:
       >>> module = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
@@ -47,7 +47,7 @@ def watched(module: nnx.Module, known: set[str] | None = None) -> Iterator[None]
 
 
 def _plain(part: nnx.Pytree) -> dict[str, tuple[Any, Any]]:
-    """Return value, and a copy of the content where that can grow, of every attribute that NNX treats as static."""
+    """Return the value of every static attribute of NNX, and a copy of its content if that can grow."""
     data = part._pytree__nodes
     return {
         name: (value, type(value)(value) if type(value) in _GROWING else None)
@@ -69,19 +69,19 @@ def _same(old: Any, new: Any) -> bool:
         return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in new)
     try:
         return bool(old == new)
-    except (TypeError, ValueError):  # objects that hold arrays have no truth value of their equality
+    except (TypeError, ValueError):  # the equality of objects that hold arrays has no truth value
         return False
 
 
 def _warn(name: str, part: nnx.Pytree, old: Any, new: Any) -> None:
     fate = (
-        "It is written once for each compiled program, not in every step."
+        "The call writes it once for each compiled program, not in every step."
         if type(old) in _GROWING and type(new) in _GROWING
         else "The new value is lost: a step calls a copy of the module, and the next one starts with the old value."
     )
     _log.warning(
-        "The call of %s writes the plain attribute %r: before %s, after %s. %s Keep what must last in an nnx.Variable "
-        "that __init__ creates, such as self.calls = nnx.Variable(jnp.zeros((), jnp.int32)).",
+        "The call of %s writes the plain attribute %r: before %s, after %s. %s Keep values that must last in an "
+        "nnx.Variable that __init__ creates, such as self.calls = nnx.Variable(jnp.zeros((), jnp.int32)).",
         type(part).__name__, name, "nothing" if old is _MISSING else _short(old), _short(new), fate,
     )  # fmt: skip
 

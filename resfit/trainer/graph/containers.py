@@ -1,4 +1,4 @@
-"""Assignment of arrays inside a module, through whatever container holds them."""
+"""Assign arrays inside a module, through any container."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ def assign(module: nnx.Module, values: Mapping[tuple[Any, ...], Any]) -> None:
     """Put arrays at paths of a module.
 
     A Variable keeps its identity and gets a new value. Lists, dicts and attributes are assigned in place. Tuples and
-    other immutable pytrees are rebuilt, and whatever holds them gets the new one.
+    other immutable pytrees are rebuilt, and their holder gets the new one.
 
     Args:
       module: changed.
-      values: path, as `nnx.to_flat_state` has it, to array. Every path must exist.
+      values: path, as in `nnx.to_flat_state`, to array. Every path must exist.
 
     Example:
       >>> module = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))

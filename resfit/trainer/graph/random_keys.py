@@ -1,4 +1,4 @@
-"""Random keys among arrays: NumPy cannot hold them, only their numbers."""
+"""Random keys among arrays: NumPy can hold only their numbers."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def as_numbers(leaf: Any) -> Any:
 
 
 def as_key(numbers: Any, like: Any) -> Any:
-    """Return the numbers as random keys, where `like` holds such."""
+    """Return the numbers as random keys if `like` holds random keys."""
     if not is_key(like):
         return numbers
     return jax.random.wrap_key_data(jnp.asarray(numbers), impl=jax.random.key_impl(like))

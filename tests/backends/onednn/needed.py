@@ -1,4 +1,4 @@
-"""What a test does that needs oneDNN, where it cannot be used."""
+"""A marker for tests that need oneDNN."""
 
 import os
 
@@ -8,7 +8,7 @@ from resfit.backends import onednn
 
 
 def needs_onednn() -> pytest.MarkDecorator:
-    """Skips with the reason, or fails if RESFIT_REQUIRE (names between commas) has "onednn"."""
+    """Skip a test if oneDNN is not available, or fail if RESFIT_REQUIRE (names between commas) has "onednn"."""
     reason = onednn.why_not()
     if reason is not None and "onednn" in os.environ.get("RESFIT_REQUIRE", "").split(","):
         raise RuntimeError(f"RESFIT_REQUIRE has onednn, and it cannot be used: {reason}")

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions are XLA's, in every direction and under every transformation of JAX."""
+"""Convolutions of oneDNN match those of XLA, in every direction and under every transformation of JAX."""
 
 import resource
 import threading
@@ -30,7 +30,7 @@ def arrays(image: tuple[int, ...], kernel: tuple[int, ...], dtype: str = "float3
 
 
 def three(convolve: Any, x: jax.Array, w: jax.Array, **window: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The convolution and both of its gradients, for a cotangent that differs from place to place."""
+    """Return the convolution and both of its gradients, for a cotangent that varies in space."""
 
     @jax.jit
     def run(x: jax.Array, w: jax.Array) -> Any:
@@ -41,7 +41,7 @@ def three(convolve: Any, x: jax.Array, w: jax.Array, **window: Any) -> tuple[jax
 
 
 def assert_near(a: Any, b: Any, tolerance: float = 1e-5) -> None:
-    """Equal up to a share of the largest value."""
+    """Assert that two arrays are equal up to a share of the largest value."""
     for u, v in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
         assert u.shape == v.shape
@@ -80,7 +80,7 @@ QUICK = ("1x1 with stride", "3x3", "7x7 stem", "groups", "dilated", "one side pa
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
-def test_it_is_xlas_forward_and_in_both_gradients(case: str) -> None:
+def test_convolution_and_both_gradients_match_xla(case: str) -> None:
     image, kernel, window = CASES[case]
     x, w = arrays(image, kernel)
     assert TARGET in text(lambda x, w: ONEDNN(x, w, dimension_numbers=NHWC, **window), x, w)
@@ -90,7 +90,7 @@ def test_it_is_xlas_forward_and_in_both_gradients(case: str) -> None:
 @pytest.mark.slow
 @fewer_examples(2)
 @given(data=st.data())
-def test_it_is_xlas_for_any_window(data: st.DataObject) -> None:
+def test_any_window_matches_xla(data: st.DataObject) -> None:
     def pick(*values: int) -> int:
         return data.draw(st.sampled_from(values))
 
@@ -113,7 +113,7 @@ def test_it_is_xlas_for_any_window(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "case", ["3x3", *(pytest.param(case, marks=pytest.mark.slow) for case in ("1x1", "7x7 stem", "groups"))]
 )
-def test_in_bfloat16_it_is_as_near_to_float32_as_xlas(case: str) -> None:
+def test_bfloat16_is_as_close_to_float32_as_xla(case: str) -> None:
     image, kernel, window = CASES[case]
     half = arrays(image, kernel, "bfloat16")
     exact = three(lax.conv_general_dilated, *(np.asarray(array, np.float32) for array in half), **window)
@@ -149,7 +149,7 @@ TRANSFORMED = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMED)
-def test_transformations_give_what_they_give_of_xlas(name: str) -> None:
+def test_transformations_match_xla(name: str) -> None:
     x, w = arrays((3, 6, 7, 8), (3, 3, 8, 4))
     ours, theirs = (TRANSFORMED[name](loss(convolve)) for convolve in (ONEDNN, lax.conv_general_dilated))
     if name != "not compiled":
@@ -157,7 +157,7 @@ def test_transformations_give_what_they_give_of_xlas(name: str) -> None:
     assert_near(ours(x, w), jax.jit(theirs)(x, w))
 
 
-def test_second_derivatives_are_onednns_too() -> None:
+def test_second_derivatives_use_onednn() -> None:
     x, w = arrays((3, 6, 7, 8), (3, 3, 8, 4))
     program = text(TRANSFORMED["gradient of a gradient"](loss(ONEDNN)), x, w)
     assert {direction in program for direction in ("forward of", "data gradient of", "weight gradient of")} == {True}
@@ -175,7 +175,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_what_onednn_is_not_asked_for_is_xlas(name: str) -> None:
+def test_unsupported_convolutions_use_xla(name: str) -> None:
     image, kernel, options, strides = UNUSUAL[name]
     x, w = arrays(image, kernel)
     arguments = {"window_strides": strides, "padding": "VALID", "dimension_numbers": NHWC, **options}
@@ -185,13 +185,13 @@ def test_what_onednn_is_not_asked_for_is_xlas(name: str) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "result"), [("float16", None), ("bfloat16", jnp.float32)])
-def test_other_dtypes_are_xlas(dtype: str, result: Any) -> None:
+def test_other_dtypes_use_xla(dtype: str, result: Any) -> None:
     x, w = arrays((2, 8, 8, 4), (3, 3, 4, 8), dtype)
     arguments = PLAIN | {"dimension_numbers": NHWC, "preferred_element_type": result}
     assert TARGET not in text(lambda x, w: ONEDNN(x, w, **arguments), x, w)
 
 
-def test_small_convolutions_are_xlas_and_large_ones_are_not() -> None:
+def test_small_convolutions_use_xla_and_large_ones_use_onednn() -> None:
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         return Convolve()(x, w, **PLAIN, dimension_numbers=NHWC)
 
@@ -199,7 +199,7 @@ def test_small_convolutions_are_xlas_and_large_ones_are_not() -> None:
     assert TARGET in text(convolve, *arrays((128, 32, 32, 16), (3, 3, 16, 16)))
 
 
-def test_a_network_of_small_convolutions_is_the_very_program_that_it_is_with_xla() -> None:
+def test_a_network_of_small_convolutions_is_the_same_program_as_with_xla() -> None:
     x, w = arrays((8, 8, 8, 8), (3, 3, 8, 8))
 
     def program(convolve: Any) -> str:
@@ -217,7 +217,7 @@ def test_a_network_of_small_convolutions_is_the_very_program_that_it_is_with_xla
 # --- bits, threads, errors, leaks -------------------------------------------------------------------------------------
 
 
-def test_a_run_gives_the_same_bits_again_also_beside_others() -> None:
+def test_a_call_gives_the_same_bits_again_also_among_concurrent_calls() -> None:
     x, w = arrays((8, 16, 16, 16), (3, 3, 16, 16))
 
     @jax.jit
@@ -240,7 +240,7 @@ def test_a_run_gives_the_same_bits_again_also_beside_others() -> None:
         jax.tree.map(np.testing.assert_array_equal, again, first)
 
 
-def test_concurrent_programs_of_several_devices_do_not_mix_up_their_arrays() -> None:
+def test_concurrent_programs_of_several_devices_keep_their_arrays_apart() -> None:
     cases = [arrays((2, 8, 8, 4 * (i + 1)), (3, 3, 4 * (i + 1), 8)) for i in range(4)]
     run = jax.jit(lambda x, w: ONEDNN(x, w, **PLAIN, dimension_numbers=NHWC))
     placed = [jax.device_put(case, device) for case, device in zip(cases, jax.devices(), strict=False)]
@@ -262,7 +262,7 @@ def test_concurrent_programs_of_several_devices_do_not_mix_up_their_arrays() -> 
         (2, "half", "another dtype"),
     ],
 )
-def test_a_call_that_cannot_be_is_an_error_with_a_message(results: int, attributes: Any, message: str) -> None:
+def test_an_invalid_call_fails_with_a_message(results: int, attributes: Any, message: str) -> None:
     from resfit.backends.onednn.convolution import planned
     from resfit.backends.onednn.planning import FORWARD, Shape
 
@@ -305,7 +305,7 @@ def test_a_plan_that_was_released_is_built_again_when_a_program_calls_it(monkeyp
 
 
 @pytest.mark.slow
-def test_ten_thousand_calls_leave_nothing_behind() -> None:
+def test_ten_thousand_calls_leak_no_memory() -> None:
     x, w = arrays((2, 8, 8, 16), (3, 3, 16, 16))
 
     @jax.jit
@@ -314,7 +314,7 @@ def test_ten_thousand_calls_leave_nothing_behind() -> None:
         return y, *pull(y)
 
     def repeat(times: int) -> float:
-        """Megabytes of the process afterwards."""
+        """Return the megabytes of the process afterwards."""
         for _ in range(times):
             jax.block_until_ready(run(x, w))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

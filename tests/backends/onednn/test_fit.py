@@ -1,4 +1,4 @@
-"""With oneDNN a model trains as with XLA: on any devices, in any mode, in threads, and bit for bit from run to run."""
+"""A model trains with oneDNN as with XLA: on any devices, in any mode, in threads, with equal bits in each run."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = needs_onednn()
 
 @pytest.fixture(autouse=True)
 def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN takes over whatever it can, however small."""
+    """Let oneDNN compute every convolution that it can, however small."""
     monkeypatch.setattr("resfit.backends.onednn.convolution.wins", lambda shape: True)
 
 
@@ -48,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=() if way == "one device" else pytest.mark.slow) for way in WAYS]
 )
-def test_it_trains_evaluates_and_predicts_as_with_xla(way: str) -> None:
+def test_training_evaluation_and_prediction_match_xla(way: str) -> None:
     found = []
     for choice in ("xla", "onednn"):
         model = compiled(net(), cpu_kernels=choice, **WAYS[way])
@@ -59,7 +59,7 @@ def test_it_trains_evaluates_and_predicts_as_with_xla(way: str) -> None:
 
 
 @pytest.mark.slow
-def test_in_bfloat16_it_trains_as_with_xla() -> None:
+def test_training_in_bfloat16_matches_xla() -> None:
     losses = [
         fit(compiled(net(), cpu_kernels=choice, precision="bfloat16")).history["loss"] for choice in ("xla", "onednn")
     ]
@@ -72,7 +72,7 @@ def test_the_users_module_keeps_its_function() -> None:
     assert module.conv.conv_general_dilated is jax.lax.conv_general_dilated
 
 
-def test_a_layer_with_a_function_of_its_own_keeps_it() -> None:
+def test_a_layer_with_a_custom_function_keeps_it() -> None:
     asked = []
 
     def own(*arguments: Any, **options: Any) -> jax.Array:
@@ -85,13 +85,13 @@ def test_a_layer_with_a_function_of_its_own_keeps_it() -> None:
     assert asked
 
 
-def test_auto_uses_it_where_it_can_be_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_uses_onednn_if_it_is_available(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "resfit"):
         fit(compiled(net()))
     assert f"convolutions by {onednn.described()}" in caplog.text
 
 
-def test_the_same_bits_come_of_it_again_and_others_than_xlas() -> None:
+def test_a_run_gives_the_same_bits_again_and_not_those_of_xla() -> None:
     # A longer sum than TinyNet's, so that its order shows in the last bits.
     def trained(choice: str) -> Any:
         module = Wide(rngs=nnx.Rngs(0))
@@ -115,7 +115,7 @@ class Wide(nnx.Module):
         return self.head(jnp.mean(x, (1, 2)))
 
 
-def test_models_train_in_threads_beside_each_other() -> None:
+def test_models_train_in_concurrent_threads() -> None:
     expected = values_after("onednn")
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(values_after("onednn"))) for _ in range(3)]
@@ -134,7 +134,7 @@ def values_after(choice: str) -> Any:
     return values(module)
 
 
-def test_a_run_goes_on_with_what_it_began_with_only() -> None:
+def test_a_run_resumes_only_with_the_kernels_that_it_began_with() -> None:
     fit(compiled(net(), cpu_kernels="onednn"), epochs=1, callbacks=[Checkpoint("run")], resume=True)
     with pytest.raises(ResumeError, match="cpu_kernels"):
         fit(compiled(net(), cpu_kernels="xla"), epochs=1, callbacks=[Checkpoint("run")], resume=True)
@@ -195,7 +195,7 @@ def test_a_second_process_finds_the_programs_of_the_first_and_gets_its_bits(tmp_
 
 
 @pytest.mark.slow
-def test_a_process_may_end_while_it_convolves() -> None:
+def test_a_process_can_end_during_a_convolution() -> None:
     for _ in range(3):
         done = run(LEAVING)
         assert (done.returncode, done.stderr) == (0, "")
@@ -219,9 +219,7 @@ print(json.dumps([[str(i) for i in sorted(os.sched_getaffinity(0))], where]))
 @pytest.mark.parametrize(
     ("environment", "bound"), [({}, True), ({"OMP_NUM_THREADS": "1"}, False), ({"OMP_PLACES": "threads"}, None)]
 )
-def test_each_of_its_threads_keeps_to_a_processor_and_no_other_thread_does(
-    environment: dict[str, str], bound: bool | None
-) -> None:
+def test_only_the_threads_of_onednn_are_bound_to_processors(environment: dict[str, str], bound: bool | None) -> None:
     done = run(WHERE, **environment)
     processors, where = json.loads(done.stdout)
     found = [where.get(processor, 0) for processor in processors]

@@ -1,4 +1,4 @@
-"""What follows a convolution is done in its call where oneDNN can, and comes to the same wherever it cannot."""
+"""The call of a convolution includes the operations after it, if oneDNN can; otherwise the result is the same."""
 
 import concurrent.futures
 import functools
@@ -31,7 +31,7 @@ def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def problem(dtype: str = "float32") -> dict[str, jax.Array]:
-    """x and w of a convolution, a row of a value for each channel, and an array like the result."""
+    """Return x and w of a convolution, a row with a value for each channel, and an array like the result."""
     rng = np.random.default_rng(0)
     sizes = {"x": (2, 5, 6, CHANNELS), "w": (3, 3, CHANNELS, CHANNELS), "row": (1, 1, 1, CHANNELS)}
     return {
@@ -89,7 +89,7 @@ def followed(names: tuple[str, ...], x: Any, w: Any, row: Any, whole: Any) -> ja
 
 
 def operations_left(function: Any, *arguments: Any) -> int:
-    """How many scalings, additions and maxima of whole arrays XLA is given."""
+    """Return the number of scalings, additions and maxima of whole arrays in XLA's program."""
     lines = str(jax.jit(function).lower(*arguments).as_text()).splitlines()
     names = ("stablehlo.add", "stablehlo.multiply", "stablehlo.subtract", "stablehlo.maximum")
     return sum(any(name in line for name in names) and f"2x5x6x{CHANNELS}" in line for line in lines)
@@ -118,7 +118,7 @@ def assert_near(a: Any, b: Any) -> None:
         (("scale", "at least one"), 1),
     ],
 )
-def test_what_follows_is_done_in_the_same_call(names: tuple[str, ...], left: int) -> None:
+def test_following_operations_are_part_of_the_same_call(names: tuple[str, ...], left: int) -> None:
     arrays = problem()
     function = functools.partial(followed, names)
     assert operations_left(fused(function), *arrays.values()) == left
@@ -128,7 +128,7 @@ def test_what_follows_is_done_in_the_same_call(names: tuple[str, ...], left: int
 
 @fewer_examples(2)
 @given(st.lists(st.sampled_from(list(OPERATIONS)), max_size=7), st.booleans())
-def test_whatever_follows_comes_to_the_same(names: list[str], kept: bool) -> None:
+def test_any_following_operations_give_the_same_result(names: list[str], kept: bool) -> None:
     def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
         y = convolve(x, w)
         seen = []
@@ -142,7 +142,7 @@ def test_whatever_follows_comes_to_the_same(names: list[str], kept: bool) -> Non
     jax.tree.map(assert_near, with_it, without)
 
 
-def test_a_result_that_somebody_else_reads_is_not_swallowed() -> None:
+def test_a_result_with_another_reader_is_not_fused() -> None:
     def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
         y = convolve(x, w)
         z = y + row
@@ -153,7 +153,7 @@ def test_a_result_that_somebody_else_reads_is_not_swallowed() -> None:
         assert_near(a, b)
 
 
-def test_what_is_added_in_place_is_still_there_for_others() -> None:
+def test_an_array_that_is_added_in_place_stays_intact_for_others() -> None:
     def function(x: Any, w: Any, row: Any, whole: Any) -> Any:
         return nnx.relu(convolve(x, w) + whole), whole - 1, nnx.relu(convolve(x, w) * row + whole)
 
@@ -186,7 +186,7 @@ def test_a_sum_of_two_convolutions_belongs_to_one_of_them() -> None:
     assert_near(*(jax.jit(f)(*arrays.values()) for f in (fused(function), function)))
 
 
-def test_relu_hides_no_nan() -> None:
+def test_relu_keeps_nan() -> None:
     arrays = problem()
     arrays["x"] = arrays["x"].at[0, 2, 2, 3].set(np.nan)
     function = functools.partial(followed, ("scale", "shift", "relu"))
@@ -196,7 +196,7 @@ def test_relu_hides_no_nan() -> None:
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
 
 
-def test_relu_makes_nan_of_minus_infinity_and_nothing_less_loud() -> None:
+def test_relu_turns_minus_infinity_into_nan() -> None:
     arrays = problem()
     arrays["row"] = arrays["row"].at[..., 3].set(-np.inf)
     found = np.asarray(jax.jit(fused(functools.partial(followed, ("shift", "relu"))))(*arrays.values()))
@@ -204,7 +204,7 @@ def test_relu_makes_nan_of_minus_infinity_and_nothing_less_loud() -> None:
 
 
 @pytest.mark.parametrize("name", ALMOST)
-def test_what_only_looks_like_a_relu_is_left_alone(name: str) -> None:
+def test_operations_that_only_look_like_relu_are_not_fused(name: str) -> None:
     def function(x: Any, w: Any, row: Any) -> Any:
         return ALMOST[name](convolve(x, w) + row)
 
@@ -213,7 +213,7 @@ def test_what_only_looks_like_a_relu_is_left_alone(name: str) -> None:
     jax.tree.map(assert_near, with_it, without)
 
 
-def test_what_onednn_has_no_code_for_is_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_without_code_in_onednn_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = fusing.planned
 
     def without_additions(shape: Any, **how: Any) -> Any:
@@ -226,7 +226,7 @@ def test_what_onednn_has_no_code_for_is_left_over(monkeypatch: pytest.MonkeyPatc
     assert_near(*(jax.jit(f)(*arrays.values()) for f in (fused(function), function)))
 
 
-def test_halves_are_left_to_xla() -> None:
+def test_bfloat16_is_not_fused() -> None:
     arrays = problem("bfloat16")
     function = functools.partial(followed, ("scale", "relu"))
     assert operations_left(fused(function), *arrays.values()) == 2
@@ -242,7 +242,7 @@ def test_threads_that_add_in_place_get_the_same_bits() -> None:
             np.testing.assert_array_equal(again.result(), first)
 
 
-def test_an_array_that_is_not_where_the_result_goes_is_refused() -> None:
+def test_an_added_array_outside_the_result_buffer_raises() -> None:
     arrays = problem()
     x, w, whole = arrays["x"], arrays["w"], arrays["whole"]
     window = convolution._Window((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
@@ -254,7 +254,7 @@ def test_an_array_that_is_not_where_the_result_goes_is_refused() -> None:
 
 
 class Flax(nnx.Module):
-    """Of flax's layers alone: a convolution with a bias, its BatchNorm, and a shortcut."""
+    """A network of flax's layers only: a convolution with a bias, its BatchNorm, and a shortcut."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(3, 3, (3, 3), rngs=rngs)
@@ -267,7 +267,7 @@ class Flax(nnx.Module):
 
 
 class Looking(Flax):
-    """Asks for the value of what it computes."""
+    """A network that reads the value of its result in Python."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if float(self.conv(x).mean()) > 1e9:
@@ -296,7 +296,7 @@ NETWORKS: dict[str, Callable[[], nnx.Module]] = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "squeeze" else pytest.mark.slow) for name in NETWORKS]
 )
-def test_networks_evaluate_and_predict_as_with_xla(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_and_prediction_of_networks_match_xla(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resfit.backends.onednn.convolution.wins", lambda shape: True)
     rng = np.random.default_rng(0)
     module = NETWORKS[name]()

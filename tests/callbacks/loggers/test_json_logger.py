@@ -208,7 +208,7 @@ def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.Log
     callback.load_state_dict({"step": 10, "validated": None, "lines": 5})
     with caplog.at_level(logging.WARNING, "resfit"):
         epoch(callback, 5, [1.0])
-    assert "has 0 lines, but the run that goes on wrote 5" in caplog.text
+    assert "has 0 lines, but the resumed run wrote 5" in caplog.text
     assert entries() == [{"epoch": 5, "step": 11, "loss": 1.0}]
 
 

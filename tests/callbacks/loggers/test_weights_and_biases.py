@@ -74,7 +74,7 @@ def test_without_a_run_the_error_says_how_to_begin_one(monkeypatch: pytest.Monke
         run = None
 
     monkeypatch.setitem(sys.modules, "wandb", Package)  # type: ignore[arg-type]
-    with pytest.raises(CallbackError, match=r"call wandb\.init"):
+    with pytest.raises(CallbackError, match=r"Call wandb\.init"):
         begin(WeightsAndBiases())
 
 

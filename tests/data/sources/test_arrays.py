@@ -1,4 +1,4 @@
-"""Arrays in memory become batches: every row once, in an order that is a function of (seed, epoch)."""
+"""Arrays in memory become batches: every row once, in an order that depends only on (seed, epoch)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ def rows(batches: ArrayBatches, epoch: int = 0) -> list[int]:
     return [int(i) for batch in batches.epoch(epoch) for i in batch.x[: batch.size]]
 
 
-def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch_only() -> None:
     def order(seed: int | None, epoch: int, batch_size: int = 8) -> list[int]:
         return rows(ArrayBatches(np.arange(50), batch_size=batch_size, seed=seed), epoch)
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(o) == list(range(50)) for o in orders)
     assert len({tuple(o) for o in orders}) == 4
-    assert order(0, 1) == order(0, 1, batch_size=7)  # asked for on its own, and in other batches
+    assert order(0, 1) == order(0, 1, batch_size=7)  # another batch size
     assert order(None, 3) == list(range(50))
 
 
@@ -38,7 +38,7 @@ def test_inputs_labels_and_weights_stay_together() -> None:
         assert batch.weight.dtype == np.float32
 
 
-def test_a_padded_tail_repeats_real_rows_and_is_masked() -> None:
+def test_a_padded_last_batch_repeats_real_rows_and_is_masked() -> None:
     *full, tail = ArrayBatches(np.arange(11), np.arange(11), np.ones(11), batch_size=4, pad=True).epoch(0)
     assert [batch.mask.tolist() for batch in full] == [[True] * 4] * 2
     assert (tail.x.tolist(), tail.size) == ([8, 9, 10, 10], 3)
@@ -47,7 +47,7 @@ def test_a_padded_tail_repeats_real_rows_and_is_masked() -> None:
 
 
 @pytest.mark.parametrize(("n", "shape"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (31, 32), (32, 32), (33, 32)])
-def test_a_set_smaller_than_a_batch_is_padded_to_the_next_power_of_two(n: int, shape: int) -> None:
+def test_a_dataset_smaller_than_a_batch_is_padded_to_the_next_power_of_two(n: int, shape: int) -> None:
     batches = list(ArrayBatches(np.arange(n), batch_size=32, pad=True).epoch(0))
     assert {len(batch.x) for batch in batches} == {shape}
     assert sum(batch.size for batch in batches) == n
@@ -62,8 +62,8 @@ def test_a_set_smaller_than_a_batch_is_padded_to_the_next_power_of_two(n: int, s
         (18, 8, {"min_batch": 2}, [8, 8, 2]),
         (20, 8, {"drop_remainder": True}, [8, 8]),
         (5, 8, {}, [5]),
-        (1, 8, {"min_batch": 2}, [1]),  # all there is
-        (3, 1, {"min_batch": 2}, [1, 1, 1]),  # as asked for
+        (1, 8, {"min_batch": 2}, [1]),  # the only batch
+        (3, 1, {"min_batch": 2}, [1, 1, 1]),  # batch_size=1
     ],
 )
 def test_steps_examples_and_sizes_agree(n: int, batch_size: int, options: dict[str, Any], sizes: list[int]) -> None:
@@ -73,7 +73,7 @@ def test_steps_examples_and_sizes_agree(n: int, batch_size: int, options: dict[s
     assert (batches.steps, batches.examples) == (len(sizes), sum(sizes))
 
 
-def test_a_dropped_tail_is_another_one_in_every_epoch() -> None:
+def test_every_epoch_drops_other_examples() -> None:
     batches = ArrayBatches(np.arange(20), batch_size=8, seed=0, drop_remainder=True)
     dropped = [frozenset(range(20)) - set(rows(batches, epoch)) for epoch in range(4)]
     assert len(set(dropped)) > 1
@@ -91,12 +91,12 @@ def test_a_dropped_tail_is_another_one_in_every_epoch() -> None:
         (np.float32(3), None, None, "single value"),
         (np.zeros(3), np.array(["a", "b", "c"]), None, "y is an array of dtype <U1.*np.unique"),
         (np.zeros(3), ["a", "b", "c"], None, "np.unique"),
-        (np.array([[1], None], object), None, None, "Are the images of one size"),
+        (np.array([[1], None], object), None, None, "all images have one size"),
         ("images", None, None, "x is a str"),
         (np.zeros(2), None, [1.0, np.inf], "negative or non-finite"),
     ],
 )
-def test_arrays_that_are_no_data_are_refused(x: Any, y: Any, weight: Any, message: str) -> None:
+def test_arrays_that_are_not_data_raise(x: Any, y: Any, weight: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         as_arrays(x, y, weight)
 
@@ -115,9 +115,9 @@ def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
     assert class_weights(y[:1], {2: 9.0}).tolist() == [1]
 
 
-def test_a_class_that_does_not_occur_may_weigh_and_one_without_a_column_may_not() -> None:
+def test_class_weight_accepts_an_absent_class_but_not_a_class_without_a_column() -> None:
     assert class_weights(np.array([0, 1]), {7: 9.0}).tolist() == [1, 1]
-    with pytest.raises(DataError, match="names the class 7, and the labels have 3 columns"):
+    with pytest.raises(DataError, match="has the class 7, but the labels have 3 columns"):
         class_weights(np.eye(3), {7: 9.0})
 
 
@@ -141,8 +141,8 @@ def test_split_validation_takes_the_last_part_of_everything() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 2.0, 0.99])
-def test_a_split_that_leaves_one_side_empty_is_refused(fraction: float) -> None:
-    with pytest.raises(DataError, match=r"between 0 and 1|leaves one side empty"):
+def test_a_split_with_an_empty_part_raises(fraction: float) -> None:
+    with pytest.raises(DataError, match=r"between 0 and 1|leaves one part empty"):
         split_validation(fraction, np.arange(10), None, None)
 
 
@@ -162,13 +162,13 @@ Y = {"kind": np.arange(4), "size": np.ones(4)}
         (None, {1: 2.0}, "got none"),
     ],
 )
-def test_class_weights_need_one_class_for_each_example(y: Any, class_weight: Any, message: str) -> None:
+def test_class_weights_need_one_class_per_example(y: Any, class_weight: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         class_weights(y, class_weight)
 
 
 @pytest.mark.parametrize("weight", [{"kind": np.ones(4), "size": np.ones(4)}, (np.ones(4),) * 2, [np.ones(4)] * 2])
-def test_weights_of_several_outputs_are_refused(weight: Any) -> None:
+def test_weights_of_several_outputs_raise(weight: Any) -> None:
     with pytest.raises(DataError, match=rf"sample_weight is a {type(weight).__name__} of .*one weight.*compute_loss"):
         as_arrays(np.ones((4, 2)), Y, weight)
 

@@ -1,4 +1,4 @@
-"""Image and label are found by the types of the columns, and whatever is unclear is an error that lists them."""
+"""The types of the columns determine image and label; ambiguous columns raise and are listed."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ CIFAR100 = {"img": Image(), "fine_label": ClassLabel(num_classes=100), "coarse_l
     ("features", "named", "expected"),
     [
         ({"img": Image(), "label": ClassLabel(num_classes=10)}, {}, ("img", "label")),
-        ({"label": Image(), "image": ClassLabel(num_classes=10)}, {}, ("label", "image")),  # names decide nothing
+        ({"label": Image(), "image": ClassLabel(num_classes=10)}, {}, ("label", "image")),  # names do not matter
         ({"pixels": Array3D((8, 8, 3), "uint8"), "y": Value("int32")}, {}, ("pixels", "y")),
         ({"pixels": Array2D((8, 8), "uint8"), "y": Value("uint8")}, {}, ("pixels", "y")),
         ({"jpg": Image(), "id": Value("int64"), "cls": ClassLabel(num_classes=2)}, {}, ("jpg", "cls")),
@@ -35,7 +35,7 @@ def test_columns_are_found_by_type(features: dict[str, Any], named: dict[str, st
 @pytest.mark.parametrize(
     ("features", "named", "message"),
     [
-        (CIFAR100, {"image": "image"}, "no column 'image' for image='image'.*are 'img' \\(Image\\), 'fine_label'"),
+        (CIFAR100, {"image": "image"}, "no column 'image' for image='image'.*columns: 'img' \\(Image\\), 'fine_label'"),
         (CIFAR100, {"label": "label"}, "no column 'label'.*'coarse_label' \\(ClassLabel of 20 classes\\)"),
         (CIFAR100, {}, "Columns 'fine_label', 'coarse_label' could all be the label.*label=\\.\\.\\."),
         ({"a": Image(), "b": Image()}, {}, "Columns 'a', 'b' could all be the image"),
@@ -45,14 +45,12 @@ def test_columns_are_found_by_type(features: dict[str, Any], named: dict[str, st
         ({"a": Image(), "y": Value("string")}, {}, "No column is the label.*select_columns\\(\\['a'\\]\\)"),
         ({"a": Image(), "y": Value("string")}, {"label": "y"}, "column of text.*class_encode_column"),
         ({"a": Image(), "y": Value("float32")}, {}, "No column is the label"),
-        ({"a": Image(), "b": Image()}, {"image": "a", "label": "b"}, "label='b' names a column of images"),
-        ({"a": Image()}, {"label": "a"}, "label='a' names a column of images"),
+        ({"a": Image(), "b": Image()}, {"image": "a", "label": "b"}, "label='b' is a column of images"),
+        ({"a": Image()}, {"label": "a"}, "label='a' is a column of images"),
         ({"a": Value("binary"), "y": Value("int64")}, {"image": "a"}, "of binary.*cast_column\\('a', datasets.Image"),
-        (CIFAR100, {"image": "fine_label"}, "image='fine_label' names a column of ClassLabel of 100 classes"),
+        (CIFAR100, {"image": "fine_label"}, "image='fine_label' is a column of ClassLabel of 100 classes"),
     ],
 )  # fmt: skip
-def test_what_is_unclear_or_missing_lists_the_columns(
-    features: dict[str, Any], named: dict[str, str], message: str
-) -> None:
+def test_ambiguous_or_missing_columns_are_listed(features: dict[str, Any], named: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         choose(features, **named)

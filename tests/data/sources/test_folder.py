@@ -1,4 +1,4 @@
-"""Folders of class folders of images: every image once, decoded as it should be, and every bad file named."""
+"""Image folders: every image once, correct pixels, and errors that name bad files."""
 
 import logging
 import os
@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 import resfit
-from resfit.data import Geometry, IndexedBatches
+from resfit.data import Geometry, IndexedBatches, folder
 from resfit.data.crops import center_crop, random_crop
 from resfit.data.decode import decode
-from resfit.data.sources import folder
 from resfit.errors import DataError
 from tests.helpers import sample_photograph
 
@@ -26,7 +25,7 @@ PHOTO = sample_photograph("china.jpg")  # 640 x 427
 
 
 def numbered(path: Path, images: int = 12, classes: int = 3, size: tuple[int, int] = (6, 5)) -> Path:
-    """A folder whose i-th image is of the one colour (i, 10 i, class)."""
+    """Write a folder whose image i has the single color (i, 10 i, class)."""
     for i in range(images):
         label = i % classes
         (path / f"class{label}").mkdir(parents=True, exist_ok=True)
@@ -36,7 +35,7 @@ def numbered(path: Path, images: int = 12, classes: int = 3, size: tuple[int, in
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven pieces of a photograph, of several sizes and shapes, in two classes."""
+    """Write eleven pieces of a photograph, of several sizes and shapes, in two classes."""
     path = tmp_path_factory.mktemp("photos")
     for i in range(11):
         (path / "ab"[i % 2]).mkdir(exist_ok=True)
@@ -45,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# --- what is found -------------------------------------------------------------------------------------------------
+# --- layout of folders ---------------------------------------------------------------------------------------------
 
 
 def test_classes_are_sorted_and_every_image_has_its_label(tmp_path: Path) -> None:
@@ -75,7 +74,7 @@ def test_images_are_found_at_any_depth_through_links_and_with_suffixes_in_any_ca
     assert images.take(slice(0, 5))[0].shape == (5, 4, 4, 3)
 
 
-def test_hidden_files_are_passed_over_and_others_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_files_are_skipped_and_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = numbered(tmp_path)
     (root / ".ipynb_checkpoints").mkdir()
     (root / "class0" / ".DS_Store").write_bytes(b"x")
@@ -100,7 +99,7 @@ def test_classes_give_the_numbers_of_another_split(tmp_path: Path) -> None:
     assert folder(val, classes=train.classes).labels.tolist() == [0, 2]
     with pytest.raises(DataError, match="holds the folders class0, class2"):
         folder(val, classes=["class0", "class3"])
-    with pytest.raises(DataError, match="named once"):
+    with pytest.raises(DataError, match="name each folder once"):
         folder(val, classes=["class0", "class2", "class2"])
 
 
@@ -133,32 +132,30 @@ def _loop(path: Path) -> None:
     [
         (_empty, {}, "holds 0 files and no folders"),
         (_no_folders, {}, "holds 1 files and no folders"),
-        (_splits, {}, "splits of a data set.*/train"),
+        (_splits, {}, "splits of a dataset.*/train"),
         (_class_without_images, {}, "class9 holds no image among its 1 files"),
         (_loop, {}, "again is a link to .*class1, which was read before"),
         (numbered, {"mode": "CMYK"}, "mode to be one of L, RGB, RGBA, got 'CMYK'"),
         (numbered, {"crop": "centre", "size": 4}, "crop to be None, 'random' or 'center', got 'centre'"),
-        (numbered, {"crop": "random"}, "needs the size"),
+        (numbered, {"crop": "random"}, "without size"),
         (numbered, {"size": 0}, "got 0"),
         (numbered, {"size": (4, 4, 3)}, r"got \(4, 4, 3\)"),
         (numbered, {"size": 4.5}, "got 4.5"),
         (numbered, {"threads": -1}, "got -1"),
     ],
 )
-def test_a_wrong_folder_or_option_is_an_error(tmp_path: Path, make: Any, options: dict[str, Any], message: str) -> None:
+def test_a_wrong_folder_or_option_raises(tmp_path: Path, make: Any, options: dict[str, Any], message: str) -> None:
     make(tmp_path)
     with pytest.raises(DataError, match=message):
         folder(tmp_path, **options)
 
 
-def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no folder .*nowhere"):
         folder(tmp_path / "nowhere")
 
 
-def test_a_folder_inside_a_class_that_cannot_be_listed_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_folder_inside_a_class_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (numbered(tmp_path) / "class1" / "private").mkdir()
     scan = os.scandir
 
@@ -172,7 +169,7 @@ def test_a_folder_inside_a_class_that_cannot_be_listed_is_an_error(
         folder(tmp_path)
 
 
-def test_splits_are_classes_where_one_says_so(tmp_path: Path) -> None:
+def test_folders_named_like_splits_can_be_classes(tmp_path: Path) -> None:
     _splits(tmp_path)
     assert folder(tmp_path, classes=["train", "val"]).labels.tolist() == [0] * 12 + [1] * 12
 
@@ -181,7 +178,7 @@ def test_splits_are_classes_where_one_says_so(tmp_path: Path) -> None:
 
 
 def png(pixels: np.ndarray, color: int, extra: bytes = b"") -> bytes:
-    """A PNG file of 8 or 16 bits, written by hand; `extra` goes before the pixels."""
+    """Encode a PNG file of 8 or 16 bits; `extra` chunks precede the pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -205,7 +202,7 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         decode(str(tmp_path / "color.png"), "RGB"), np.stack([GREY16 >> 8, GREY16 >> 9, GREY16 >> 10], -1)
     )
-    # What Pillow alone makes of the grey one: everything above 255 is white.
+    # Pillow alone makes every gray value above 255 white.
     with Image.open(tmp_path / "grey.png") as image:
         assert (np.asarray(image.convert("L")) != grey[..., 0]).any()
 
@@ -237,23 +234,21 @@ def _palette(transparency: Any) -> Image.Image:
         pytest.param(Image.fromarray(COLORS[..., 0] > 100), np.where(GREY > 100, 255, 0), id="bits"),
     ],
 )
-def test_every_kind_of_png_becomes_the_colours_it_shows(
-    tmp_path: Path, image: Image.Image, expected: np.ndarray
-) -> None:
+def test_every_kind_of_png_has_its_colors(tmp_path: Path, image: Image.Image, expected: np.ndarray) -> None:
     image.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as stored:
         assert stored.mode == image.mode
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png"), "RGB"), expected)
 
 
-def test_alpha_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_alpha_is_kept_in_mode_rgba(tmp_path: Path) -> None:
     Image.fromarray(ALPHA).save(tmp_path / "a.png")
     Image.fromarray(COLORS).save(tmp_path / "b.png")
     np.testing.assert_array_equal(decode(str(tmp_path / "a.png"), "RGBA"), ALPHA)
     np.testing.assert_array_equal(decode(str(tmp_path / "b.png"), "RGBA")[..., 3], 255)
 
 
-def test_a_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_has_its_colors(tmp_path: Path) -> None:
     PHOTO.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as stored:
         assert stored.mode == "CMYK"
@@ -261,19 +256,19 @@ def test_a_cmyk_jpeg_has_its_colours(tmp_path: Path) -> None:
     assert np.abs(difference).mean() < 3  # inverted, it would be above 100
 
 
-def test_grey_and_coloured_files_mix_in_either_mode(tmp_path: Path) -> None:
+def test_gray_and_color_files_mix_in_either_mode(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     PHOTO.save(tmp_path / "a" / "1.jpg")
     PHOTO.convert("L").save(tmp_path / "a" / "2.jpg")
     for mode, channels in (("RGB", 3), ("L", 1)):
         x = folder(tmp_path, mode=mode).take(slice(0, 2))[0]
         assert x.shape == (2, 427, 640, channels)
-        assert np.abs(x[0].mean(-1) - x[1].mean(-1)).mean() < 16  # grey weighs the colours, the mean does not
+        assert np.abs(x[0].mean(-1) - x[1].mean(-1)).mean() < 16  # gray weighs the colors, the mean does not
 
 
-def test_a_large_photograph_on_its_side_is_turned_at_a_fraction_of_its_size(tmp_path: Path) -> None:
+def test_a_large_rotated_photograph_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     PHOTO.save(tmp_path / "a.jpg", exif=exif, quality=95)
     PHOTO.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.jpg", quality=95)
     assert decode(str(tmp_path / "a.jpg")).shape == (640, 427, 3)
@@ -314,14 +309,12 @@ def test_a_bad_file_is_named(tmp_path: Path, suffix: str, damage: Any, message: 
     images = folder(tmp_path, size=size)
     damage(tmp_path / "a" / f"2{suffix}")
     batches = IndexedBatches(images, Geometry(batch_size=1)).epoch(0)
-    next(batches)  # the one before it is handed out
+    next(batches)  # the batch before the bad file
     with pytest.raises(DataError, match=rf"a/2\{suffix} .*{message}"):
         next(batches)
 
 
-def test_a_grey_lower_half_is_refused_even_where_pillow_is_told_to_make_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_truncated_image_raises_even_if_pillow_accepts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(DataError, match="LOAD_TRUNCATED_IMAGES is True"):
         folder(numbered(tmp_path))
@@ -341,7 +334,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; here only images and errors count
-def test_a_damaged_file_is_an_image_or_an_error_of_ours(tmp_path: Path, files: dict[str, bytes], data: Any) -> None:
+def test_a_damaged_file_gives_an_image_or_a_data_error(tmp_path: Path, files: dict[str, bytes], data: Any) -> None:
     name = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(files[name])
     for _ in range(data.draw(st.integers(1, 6))):
@@ -360,7 +353,7 @@ def test_a_damaged_file_is_an_image_or_an_error_of_ours(tmp_path: Path, files: d
 
 
 def test_images_of_several_sizes_need_a_size(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"0\.jpg has shape \(80, 90, 3\).*pass size="):
+    with pytest.raises(DataError, match=r"0\.jpg has shape \(80, 90, 3\).*Pass size="):
         folder(photos).take(slice(0, 2))
     assert folder(photos, size=(12, 20)).take(slice(0, 11))[0].shape == (11, 12, 20, 3)
 
@@ -370,8 +363,8 @@ def test_images_of_several_sizes_need_a_size(photos: Path) -> None:
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (256, 256), (300, 1000), (257, 263)])
 @pytest.mark.parametrize("side", [224, 32])
-def test_the_centre_is_that_of_resizing_and_cutting(tmp_path: Path, size: tuple[int, int], side: int) -> None:
-    """Beside the two steps of torchvision, Resize(256) and CenterCrop(224), on the whole image."""
+def test_the_center_crop_equals_resize_and_crop(tmp_path: Path, size: tuple[int, int], side: int) -> None:
+    """The reference is torchvision's Resize(256) and CenterCrop(224) of the whole image."""
     height, width = size
     PHOTO.resize((width, height)).save(tmp_path / "a.png")
     shorter = int(side * 256 / 224)
@@ -388,7 +381,7 @@ def test_the_centre_is_that_of_resizing_and_cutting(tmp_path: Path, size: tuple[
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 1000))
-def test_a_random_crop_is_inside_the_image_and_of_the_promised_shape(height: int, width: int, seed: int) -> None:
+def test_a_random_crop_is_inside_the_image_and_has_an_allowed_shape(height: int, width: int, seed: int) -> None:
     left, top, right, bottom = random_crop(height, width, np.random.default_rng(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -398,8 +391,8 @@ def test_a_random_crop_is_inside_the_image_and_of_the_promised_shape(height: int
         assert 0.7 < w / h < 1.43
 
 
-def test_random_crops_have_the_distribution_of_their_definition() -> None:
-    """Beside the textbook loop, drawn another way: area, ratio and centre agree in their means and spreads."""
+def test_random_crops_have_the_documented_distribution() -> None:
+    """The reference is the textbook loop with other draws: area, ratio and center have equal means and spreads."""
 
     def textbook(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
         while True:
@@ -427,12 +420,12 @@ def test_random_crops_reach_every_edge() -> None:
     assert [max(box[side] for box in inside) for side in (2, 3)] == [9, 9]
 
 
-def test_a_crop_is_the_part_of_the_image_that_it_says(tmp_path: Path) -> None:
+def test_a_crop_is_the_described_part_of_the_image(tmp_path: Path) -> None:
     PHOTO.save(tmp_path / "a.png")
     box = (100, 50, 340, 230)
     expected = np.asarray(PHOTO.crop(box).resize((60, 45), Image.Resampling.BILINEAR)).astype(int)
     got = decode(str(tmp_path / "a.png"), "RGB", (45, 60), lambda height, width: box)
-    # At the edges, a filter sees the pixels beyond the box, which a piece cut out first does not have.
+    # At the edges, the filter reads pixels beyond the box, which a piece that is cropped first does not have.
     assert np.abs(got - expected)[1:-1, 1:-1].max() <= 1
     assert np.abs(got - expected).max() < 40
 
@@ -459,8 +452,8 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same(
         assert drafts.pop() == seen
         expected = np.asarray(original(large.crop(crop), (150, 150), Image.Resampling.BILINEAR))
         difference = got.astype(float) - expected
-        assert abs(difference.mean()) < 0.5  # nothing is shifted in brightness
-        assert np.abs(difference).mean() < 4  # half a pixel of shift would be twice that: see below
+        assert abs(difference.mean()) < 0.5  # no shift in brightness
+        assert np.abs(difference).mean() < 4  # a shift of half a pixel gives twice as much: see below
         drafts.clear()
     shifted = np.asarray(original(large.crop((516, 300, 916, 700)), (150, 150), Image.Resampling.BILINEAR)).astype(
         float
@@ -492,7 +485,7 @@ def test_an_epoch_is_every_image_once(tmp_path: Path, threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [0, 3])
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
-def test_random_crops_depend_on_seed_epoch_and_image_alone(photos: Path, threads: int, shard: tuple[int, int]) -> None:
+def test_random_crops_depend_on_seed_epoch_and_image_only(photos: Path, threads: int, shard: tuple[int, int]) -> None:
     def batches(seed: int = 0, batch_size: int = 4, threads: int = threads) -> IndexedBatches:
         images = folder(photos, size=10, crop="random", threads=threads)
         return IndexedBatches(images, Geometry(batch_size, seed=seed, shard=shard))
@@ -504,16 +497,16 @@ def test_random_crops_depend_on_seed_epoch_and_image_alone(photos: Path, threads
     if shard == (0, 1):
         assert flat(whole) == flat(stream(batches(batch_size=3), epoch=2))
         other_epoch, other_seed = flat(stream(batches(), epoch=1)), flat(stream(batches(seed=1), epoch=2))
-        assert len({*flat(whole), *other_epoch, *other_seed}) == 33  # no image is ever cropped the same way again
+        assert len({*flat(whole), *other_epoch, *other_seed}) == 33  # no crop occurs twice
 
 
-def test_the_crops_of_an_image_are_the_same_wherever_it_is_in_the_epoch(photos: Path) -> None:
+def test_the_crop_of_an_image_does_not_depend_on_its_place_in_the_epoch(photos: Path) -> None:
     images = folder(photos, size=10, crop="random").for_epoch(5, 3)
     np.testing.assert_array_equal(images.take(np.array([7]))[0][0], images.take(np.array([2, 7, 4]))[0][1])
     assert not np.array_equal(images[7][0], images.for_epoch(5, 4)[7][0])
 
 
-def test_equal_images_are_cropped_each_in_its_own_way(tmp_path: Path) -> None:
+def test_equal_images_have_different_crops(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for i in range(6):
         PHOTO.crop((0, 0, 200, 150)).save(tmp_path / "a" / f"{i}.png")
@@ -529,8 +522,8 @@ def test_equal_images_are_cropped_each_in_its_own_way(tmp_path: Path) -> None:
     ],
     ids=["take", "in order"],
 )
-def test_random_crops_without_a_seed_are_an_error(photos: Path, read: Any) -> None:
-    with pytest.raises(DataError, match="use crop='center' for validation"):
+def test_random_crops_without_a_seed_raise(photos: Path, read: Any) -> None:
+    with pytest.raises(DataError, match="Use crop='center' for validation"):
         read(folder(photos, size=10, crop="random", threads=0))
 
 
@@ -568,5 +561,5 @@ def test_fit_trains_on_a_folder(tmp_path: Path) -> None:
     history = model.fit(train, batch_size=8, epochs=4, validation_data=val, verbose=0)
     assert history.history["val_accuracy"][-1] == 1
     assert model.predict(val, verbose=0).shape == (9, 2)
-    with pytest.raises(DataError, match="use crop='center'"):
+    with pytest.raises(DataError, match="Use crop='center'"):
         model.evaluate(train, verbose=0)

@@ -1,4 +1,4 @@
-"""Grain's data sets and loaders through fit: every row once, in Grain's order, from any batch on."""
+"""Grain datasets and loaders in fit: every row once, in the order of Grain, from any batch."""
 
 import subprocess
 import sys
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from resfit.data import Batches, Epochs, Geometry, as_batches
-from resfit.data.sources import folder
+from resfit.data import Batches, Epochs, Geometry, as_batches, folder
 from resfit.errors import DataError
 from tests.helpers import compiled
 
@@ -20,7 +19,7 @@ N = 23
 
 
 class Examples:
-    """Anything with a length and examples by number; the image says which it is."""
+    """A sequence of examples whose pixels are their number."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self._make = make
@@ -62,7 +61,7 @@ def in_one_thread() -> grain.IterDataset:
 
 
 class Doubled(grain.MapDataset):
-    """A data set of somebody's own: a batch is one element."""
+    """A custom dataset whose elements are batches."""
 
     def __len__(self) -> int:
         return 6
@@ -104,7 +103,7 @@ def flat(rows: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_epoch_is_every_row_once_in_grains_own_order(kind: str) -> None:
+def test_an_epoch_has_every_row_once_in_the_order_of_grain(kind: str) -> None:
     rows = read(batches_of(KINDS[kind]()))
     assert sorted(flat(rows)) == list(range(N))
     bare = [np.asarray(b["image"] if isinstance(b, dict) else b[0])[:, 0, 0, 0].tolist() for b in KINDS[kind]()]
@@ -122,7 +121,7 @@ def test_resuming_at_every_batch_gives_the_rest_of_the_epoch(kind: str, epoch: i
         assert read(batches_of(KINDS[kind]()), epoch, start) == whole[start:]
 
 
-def test_a_shuffled_map_dataset_is_shuffled_anew_in_every_epoch_as_repeat_would() -> None:
+def test_a_shuffled_map_dataset_has_a_new_order_in_every_epoch_like_repeat() -> None:
     batches = batches_of(mapped())
     epochs = [read(batches, epoch) for epoch in range(3)]
     assert [sorted(flat(rows)) for rows in epochs] == [list(range(N))] * 3
@@ -132,7 +131,7 @@ def test_a_shuffled_map_dataset_is_shuffled_anew_in_every_epoch_as_repeat_would(
     ]  # fmt: skip
 
 
-def test_random_transformations_of_a_map_dataset_draw_anew_in_every_epoch_and_agree_between_runs() -> None:
+def test_random_transformations_of_a_map_dataset_differ_between_epochs_and_agree_between_runs() -> None:
     def noisy() -> Batches:
         data = grain.MapDataset.source(Examples(pair)).seed(5)
         return batches_of(data.random_map(lambda e, rng: (e[0] + rng.integers(0, 99), e[1])).batch(4))
@@ -142,7 +141,7 @@ def test_random_transformations_of_a_map_dataset_draw_anew_in_every_epoch_and_ag
     assert not set(first) & set(second)
 
 
-def test_a_map_dataset_goes_on_at_any_batch_without_reading_what_was_before() -> None:
+def test_a_map_dataset_resumes_at_any_batch_without_reading_earlier_batches() -> None:
     asked: list[int] = []
 
     def example(i: int) -> Any:
@@ -167,7 +166,7 @@ def test_an_endless_map_dataset_fills_epochs_of_any_length() -> None:
     assert flat([batch.x[:, 0, 0, 0].tolist() for batch, _ in zip(some, range(3), strict=False)]) == seen[36:48]
 
 
-def test_an_iterator_that_was_used_up_is_an_error() -> None:
+def test_a_consumed_iterator_raises() -> None:
     batches = batches_of(iter(mapped().to_iter_dataset()))
     assert len(read(batches)) == 6
     with pytest.raises(DataError, match="all its batches have been used"):
@@ -177,7 +176,7 @@ def test_an_iterator_that_was_used_up_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: grain.MapDataset.source(Examples(pair)), r"\(2, 2, 1\), \(\), which is one example.*\.batch\(64\)"),
+        (lambda: grain.MapDataset.source(Examples(pair)), r"\(2, 2, 1\), \(\), which is not a batch.*\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(record)), r"\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(pair)).to_iter_dataset(), r"\.batch\(64\)"),
         (lambda: grain.MapDataset.source(Examples(lambda i: (image(i), np.eye(3)[i % 3]))), r"\.batch\(64\)"),
@@ -185,19 +184,19 @@ def test_an_iterator_that_was_used_up_is_an_error() -> None:
             data_source=Examples(pair),
             sampler=grain.samplers.SequentialSampler(num_records=N),
         ), r"\.batch\(64\)"),
-        (lambda: grain.MapDataset.source([]), "holds no batches"),
+        (lambda: grain.MapDataset.source([]), "has no batches"),
         (lambda: grain.MapDataset.source([]).to_iter_dataset(), "yielded no batch"),
         (lambda: mapped().filter(lambda batch: bool(batch[1][0] % 2)), "was filtered out"),
         (lambda: mapped(lambda i: (image(i) * np.nan, i)), "NaN"),
-        (lambda: mapped(lambda i: (image(i), "cat")), "Class names need numbers"),
+        (lambda: mapped(lambda i: (image(i), "cat")), "Convert class names to numbers"),
     ],
 )  # fmt: skip
-def test_what_is_no_batch_is_an_error_that_says_what_to_do(data: Callable[[], Any], message: str) -> None:
+def test_elements_that_are_not_batches_raise_with_a_remedy(data: Callable[[], Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(batches_of(data()).epoch(0))
 
 
-def test_an_error_inside_a_transformation_is_raised_where_its_batch_would_have_come() -> None:
+def test_an_error_inside_a_transformation_is_raised_at_the_position_of_its_batch() -> None:
     def broken(i: int) -> Any:
         if i == 9:
             raise ZeroDivisionError(i)
@@ -210,7 +209,7 @@ def test_an_error_inside_a_transformation_is_raised_where_its_batch_would_have_c
 
 
 class Unparsed(grain.IterDataset):
-    """Reads a flag of absl before anybody parsed the command line, as Grain's worker processes do when they start."""
+    """Read an absl flag before the command line is parsed, as Grain's worker processes do at their start."""
 
     def __iter__(self) -> Any:
         values = flags.FlagValues()
@@ -218,7 +217,7 @@ class Unparsed(grain.IterDataset):
         return values.profiling
 
 
-def test_flags_that_were_not_parsed_are_an_error_that_says_what_to_do() -> None:
+def test_unparsed_flags_raise_with_a_remedy() -> None:
     with pytest.raises(DataError, match=r"--profiling before.*absl\.flags\.FLAGS\.mark_as_parsed\(\) before fit"):
         list(batches_of(Unparsed()).epoch(0))
 
@@ -235,7 +234,7 @@ class Examples:
         return np.full((2, 2, 1), i, np.uint8), i % 3
 
 def main():
-    # Here, because every worker process imports this file.
+    # Imports are local, because every worker process imports this file.
     from absl import flags
     from resfit.data import Epochs, Geometry, as_batches
 
@@ -280,7 +279,7 @@ def test_a_folder_is_a_source_for_grain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["MapDataset", "DataLoader"])
-def test_fit_evaluate_and_predict_take_it(kind: str) -> None:
+def test_fit_evaluate_and_predict_accept_grain(kind: str) -> None:
     model = compiled()
     history = model.fit(KINDS[kind](), epochs=2, validation_data=mapped(), verbose=0)
     assert len(history.history["loss"]) == 2

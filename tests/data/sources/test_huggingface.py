@@ -1,4 +1,4 @@
-"""Hugging Face data sets, map-style and streaming, on real parquet files and images made here."""
+"""Hugging Face datasets, map-style and streaming, on parquet files and images made by the test."""
 
 import io
 import itertools
@@ -16,8 +16,7 @@ from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image,
 from PIL import Image as Pillow
 
 from resfit.callbacks import Callback
-from resfit.data import Geometry, as_batches
-from resfit.data.sources import huggingface
+from resfit.data import Geometry, as_batches, huggingface
 from resfit.data.streaming import retry
 from resfit.errors import DataError, LabelError
 from tests.helpers import assert_same, compiled, fit
@@ -30,7 +29,7 @@ FEATURES = Features(img=Image(), digit=ClassLabel(num_classes=3))
 
 
 def picture(number: int) -> np.ndarray:
-    """(8, 8) uint8; the first pixel is the number."""
+    """Return an (8, 8) uint8 image whose first pixel is the number."""
     pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
     pixels[0, 0] = number
     return pixels
@@ -44,7 +43,7 @@ def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
 
 
 def table(rows: int = ROWS, features: Features = FEATURES, **changed: dict[int, Any]) -> Dataset:
-    """Numbered pictures; `changed` replaces entries of a column."""
+    """Return a dataset of numbered images; `changed` replaces entries of a column."""
     columns: dict[str, list[Any]] = {
         "img": [{"bytes": png(picture(i)), "path": None} for i in range(rows)],
         "digit": [i % 3 for i in range(rows)],
@@ -75,7 +74,7 @@ KINDS = ["table", "stream"]
 
 @pytest.fixture(params=KINDS)
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """The same rows, map-style and streaming."""
+    """Return the same rows, map-style or streaming."""
     return table() if request.param == "table" else parquet(tmp_path)
 
 
@@ -109,7 +108,7 @@ def test_every_row_comes_once_in_an_order_of_seed_and_epoch(either: Any, threads
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_any_batch_can_be_the_first(either: Any, threads: int) -> None:
+def test_an_epoch_can_start_at_any_batch(either: Any, threads: int) -> None:
     made = batches(either, options={"threads": threads, "window": 10})
     whole = list(made.epoch(1))
     for start in range(len(whole) + 1):
@@ -147,7 +146,7 @@ def test_evaluation_keeps_the_order_and_pads_the_last_batch(either: Any) -> None
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_become_what_is_asked_for(
+def test_images_have_the_requested_size_and_mode(
     kind: str, mode: str, options: Any, shape: Any, first: Any, tmp_path: Path
 ) -> None:
     pixels = np.full((8, 8), 7, np.uint8)
@@ -158,15 +157,15 @@ def test_images_become_what_is_asked_for(
         assert batch.x[0, 0, 0].tolist() == first
 
 
-def test_a_column_with_a_mode_of_its_own_keeps_it() -> None:
+def test_a_column_with_a_mode_keeps_its_mode() -> None:
     whole = table(3).cast_column("img", Image(mode="RGB"))
     assert next(batches(whole).epoch(0)).x.shape == (3, 8, 8, 3)
 
 
-def test_images_of_several_sizes_are_an_error_that_offers_to_resize(tmp_path: Path) -> None:
+def test_images_of_several_sizes_raise_with_size_as_remedy(tmp_path: Path) -> None:
     whole = table(6, img={3: {"bytes": png(np.zeros((5, 9), np.uint8)), "path": None}})
     for data in (whole, parquet(tmp_path, whole, 1)):
-        with pytest.raises(DataError, match=r"pass size=\(height, width\)"):
+        with pytest.raises(DataError, match=r"Pass size=n or size=\(height, width\)"):
             list(batches(data).epoch(0))
         assert next(batches(data, options={"size": 8}).epoch(0)).x.shape == (6, 8, 8, 1)
 
@@ -192,7 +191,7 @@ def test_floating_point_labels_and_soft_labels_pass(tmp_path: Path) -> None:
         assert batch.y.dtype == np.float64
 
 
-def test_images_alone_have_no_labels(either: Any) -> None:
+def test_only_images_have_no_labels(either: Any) -> None:
     alone = either.select_columns(["img"])
     assert next(batches(alone).epoch(0)).y is None
     model = compiled()
@@ -213,19 +212,19 @@ def test_a_model_trains_evaluates_and_predicts(either: Any) -> None:
 
 
 def test_several_splits_passed_to_fit_are_named() -> None:
-    with pytest.raises(DataError, match="holds several splits: 'train', 'test'"):
+    with pytest.raises(DataError, match="of several splits: 'train', 'test'"):
         compiled().fit(DatasetDict(train=table(), test=table()), verbose=0)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda: DatasetDict(train=table(2), test=table(2)), "holds several splits: 'train', 'test'"),
+        (lambda: DatasetDict(train=table(2), test=table(2)), "of several splits: 'train', 'test'"),
         (lambda: [1, 2], "Expected a datasets.Dataset or datasets.IterableDataset, got a list"),
         (lambda: table(2)["img"], "got a Column"),
     ],
 )
-def test_what_is_no_split_is_refused(data: Any, message: str) -> None:
+def test_values_that_are_not_a_split_raise(data: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         huggingface(data())
 
@@ -235,7 +234,7 @@ def test_what_is_no_split_is_refused(data: Any, message: str) -> None:
     [
         ({"crop": "corner", "size": 4}, "Expected crop to be None, 'random' or 'center', got 'corner'"),
         ({"size": 0}, "Expected size to be a number of pixels"),
-        ({"crop": "center"}, "needs the size"),
+        ({"crop": "center"}, "without size"),
         ({"mode": "HSV"}, "Expected mode to be one of L, RGB, RGBA or None, got 'HSV'"),
     ],
 )
@@ -245,7 +244,7 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_crops_follow_from_seed_epoch_and_row(kind: str, tmp_path: Path) -> None:
+def test_random_crops_depend_on_seed_epoch_and_row_only(kind: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     whole = table(12, img={row: {"bytes": png(noise), "path": None} for row in range(12)})
     data = whole if kind == "table" else parquet(tmp_path, whole, 3)
@@ -259,7 +258,7 @@ def test_random_crops_follow_from_seed_epoch_and_row(kind: str, tmp_path: Path) 
     np.testing.assert_array_equal(images(3, 1), first)
     np.testing.assert_array_equal(images(1, 1, start=2), first[8:])
     assert not {image.tobytes() for image in images(0, 2)} & {image.tobytes() for image in first}
-    with pytest.raises(DataError, match="use crop='center' for validation"):
+    with pytest.raises(DataError, match="Use crop='center' for validation"):
         list(batches(data, seed=None, options={"size": 8, "crop": "random"}).epoch(0))
 
 
@@ -273,7 +272,7 @@ def test_arrays_are_not_resized() -> None:
 # --- map-style --------------------------------------------------------------------------------------------------------
 
 
-def test_a_selection_is_what_it_selects() -> None:
+def test_a_selection_has_the_selected_rows() -> None:
     chosen = table().shuffle(seed=1).select(range(5, 25))
     expected = [int(np.asarray(row["img"])[0, 0]) for row in chosen]
     made = batches(chosen, seed=None)
@@ -281,9 +280,9 @@ def test_a_selection_is_what_it_selects() -> None:
     assert made.labels.tolist() == [number % 3 for number in expected]
 
 
-def test_a_format_is_left_aside_and_a_transform_refused() -> None:
+def test_a_format_is_ignored_and_a_transform_raises() -> None:
     assert next(batches(table(4).with_format("numpy")).epoch(0)).x.shape == (4, 8, 8, 1)
-    with pytest.raises(DataError, match="has a transform of its own"):
+    with pytest.raises(DataError, match="has a custom transform"):
         huggingface(table(4).with_transform(lambda rows: rows))
 
 
@@ -291,21 +290,19 @@ def test_an_image_that_does_not_decode_is_named_by_its_row() -> None:
     whole = png(picture(0))
     for content, message in ((whole[:-30], "could not be read"), (b"text", "is not an image file")):
         data = table(9, img={6: {"bytes": content, "path": None}})
-        with pytest.raises(
-            DataError, match=rf"Row 6 of the data set cannot be used: its image \(\d+ bytes\) {message}"
-        ):
+        with pytest.raises(DataError, match=rf"Row 6 of the dataset cannot be used: its image \(\d+ bytes\) {message}"):
             list(batches(data).epoch(0))
-    with pytest.raises(DataError, match="Row 2 of the data set cannot be used: its image is missing"):
+    with pytest.raises(DataError, match="Row 2 of the dataset cannot be used: its image is missing"):
         list(batches(table(9, img={2: None})).epoch(0))
 
 
-def test_a_missing_label_is_an_error_before_training() -> None:
+def test_a_missing_label_raises_before_training() -> None:
     with pytest.raises(DataError, match="The column 'digit' has no label for 1 of 9 examples"):
         huggingface(table(9, digit={4: None}))
 
 
-def test_an_empty_split_is_an_error() -> None:
-    with pytest.raises(DataError, match="holds no examples"):
+def test_an_empty_split_raises() -> None:
+    with pytest.raises(DataError, match="has no examples"):
         batches(table(3).select([]))
 
 
@@ -317,7 +314,7 @@ def test_classes_can_be_weighed() -> None:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_of_parquet_files_are_known_beforehand(stream: IterableDataset) -> None:
+def test_the_rows_of_parquet_files_are_known_before_reading(stream: IterableDataset) -> None:
     made = batches(stream)
     assert (made.steps, made.examples) == (5, ROWS)
 
@@ -353,7 +350,7 @@ def test_steps_of_the_stream_itself_are_respected(
         assert made.examples == examples
 
 
-def test_filters_of_the_files_are_no_loss_of_rows(tmp_path: Path) -> None:
+def test_filters_of_the_files_do_not_count_as_lost_rows(tmp_path: Path) -> None:
     made = batches(parquet(tmp_path, filters=[("digit", "==", 1)]))
     assert made.examples is None
     assert Counter(flat(numbers(made.epoch(0)))) == Counter(range(1, ROWS, 3))
@@ -374,7 +371,7 @@ configs:
 
 
 def repository(folder: Path, promised: int) -> IterableDataset:
-    """A repository as it is on the Hub, with a card that says how many rows there are."""
+    """Write a repository as on the Hub, with a card that has the number of rows."""
     parquet(folder / "repository")
     (folder / "repository" / "README.md").write_text(CARD.replace("ROWS", str(promised)))
     return datasets.load_dataset(
@@ -386,12 +383,12 @@ def test_a_file_missing_from_a_repository_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
     data = repository(tmp_path, ROWS)
     assert batches(data).examples == ROWS
-    with pytest.raises(DataError, match=rf"split 'train' promise {ROWS + 3} rows, and its 4 files hold {ROWS}"):
+    with pytest.raises(DataError, match=rf"split 'train' promise {ROWS + 3} rows, but its 4 files hold {ROWS}"):
         batches(repository(tmp_path, ROWS + 3))
 
 
-def test_a_split_taken_apart_does_not_leak_into_its_other_part(stream: IterableDataset) -> None:
-    """Taken shard by shard, skip(10) and take(10) would leave out and keep other rows than they do in order."""
+def test_skip_and_take_of_a_split_have_no_common_rows(stream: IterableDataset) -> None:
+    """By shard, skip(10) and take(10) would select other rows than in sequence."""
     train, held_out = batches(stream.skip(10)), batches(stream.take(10), seed=None)
     assert sorted(flat(numbers(train.epoch(0)))) == list(range(10, ROWS))
     assert flat(numbers(held_out.epoch(0))) == list(range(10))
@@ -407,13 +404,13 @@ def test_two_readers_of_one_stream_do_not_disturb_each_other(tmp_path: Path) -> 
     assert seen == list(range(10, 250))
 
 
-def test_a_shuffle_buffer_is_refused(stream: IterableDataset) -> None:
+def test_a_shuffle_buffer_raises(stream: IterableDataset) -> None:
     for shuffled in (stream.shuffle(seed=0, buffer_size=5), stream.shuffle(seed=0).map(renumbered)):
-        with pytest.raises(DataError, match="shuffles through a buffer of its own"):
+        with pytest.raises(DataError, match="has its own shuffle buffer"):
             batches(shuffled)
 
 
-def test_a_map_style_data_set_turned_into_a_stream_knows_its_rows() -> None:
+def test_a_stream_from_a_map_style_dataset_knows_its_rows() -> None:
     made = batches(table().to_iterable_dataset(3))
     assert made.examples == ROWS
     assert Counter(flat(numbers(made.epoch(0)))) == Counter(range(ROWS))
@@ -454,7 +451,7 @@ def test_processes_share_the_files(tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [5, 5]
 
 
-def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     data = parquet(tmp_path)
     made = batches(data, seed=None, options={"retries": 0})
     broken = tmp_path / "train-2.parquet"
@@ -463,7 +460,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
         numbers(made.epoch(0))
 
 
-def test_a_file_that_lost_rows_since_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_lost_rows_raises(tmp_path: Path) -> None:
     data = parquet(tmp_path)
     made = batches(data)
     table(3).to_parquet(tmp_path / "train-1.parquet")
@@ -471,8 +468,8 @@ def test_a_file_that_lost_rows_since_is_an_error(tmp_path: Path) -> None:
         numbers(made.epoch(0))
 
 
-def test_metadata_that_promise_other_rows_are_an_error() -> None:
-    """The count of a split is all that is known of files whose own counts are not at hand."""
+def test_metadata_with_another_number_of_rows_raise() -> None:
+    """If the files have no row counts, only the metadata of the split give the number of rows."""
     data = IterableDataset.from_generator(lambda: iter(table()), features=FEATURES)
     data.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=ROWS + 3)})
     made = batches(data)
@@ -481,18 +478,18 @@ def test_metadata_that_promise_other_rows_are_an_error() -> None:
         numbers(made.epoch(0))
 
 
-# --- what the tutorial's streaming script got wrong -------------------------------------------------------------------
+# --- mistakes of the tutorial's streaming script ----------------------------------------------------------------------
 
 
-def test_a_wrong_column_name_is_an_error_and_no_training_without_steps(either: Any) -> None:
+def test_a_wrong_column_name_raises_before_any_step(either: Any) -> None:
     with pytest.raises(
-        DataError, match=r"no column 'image' for image='image'. The columns are 'img' \(Image\), 'digit'"
+        DataError, match=r"no column 'image' for image='image'. Expected one of its columns: 'img' \(Image\), 'digit'"
     ):
         huggingface(either, image="image")
 
 
-def test_an_error_of_the_stream_is_met_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script guarded its step, so a network error in the iterator still ended the run."""
+def test_an_error_of_the_stream_is_raised_during_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script guarded only its step, so a network error in the iterator ended the run."""
     monkeypatch.setattr(retry, "FIRST_PAUSE", 1e-4)
     failures = [ConnectionError("reset by peer"), TimeoutError("too slow")]
 
@@ -560,17 +557,17 @@ def test_broken_records_are_counted_and_bounded(broken: Any, tmp_path: Path) -> 
     assert history.history["bad_records"] == [1, 1]
 
 
-def test_nothing_usable_is_an_error_not_a_finished_training(tmp_path: Path) -> None:
+def test_a_stream_without_usable_records_raises(tmp_path: Path) -> None:
     data = parquet(tmp_path, table(img=dict.fromkeys(range(ROWS), None)))
     with pytest.raises(
         DataError, match=f"yielded no usable example in epoch 0: {ROWS} rows were read, {ROWS} of them bad"
     ):
         fit(compiled(), huggingface(data, max_bad_records=ROWS))
-    with pytest.raises(DataError, match="holds no examples"):
+    with pytest.raises(DataError, match="has no examples"):
         batches(IterableDataset.from_generator(lambda: iter(())))
 
 
-def test_no_thread_stays_behind(stream: IterableDataset) -> None:
+def test_no_thread_remains(stream: IterableDataset) -> None:
     epoch = batches(stream, options={"threads": 2}).epoch(0)
     next(epoch)
     epoch.close()

@@ -1,4 +1,4 @@
-"""Batches that somebody else makes, and runs cut into epochs."""
+"""Iterables of batches, and epochs of a run."""
 
 import itertools
 from collections.abc import Iterator
@@ -45,13 +45,13 @@ def test_an_item_is_x_or_a_tuple_of_x_y_and_weight(item: Any, y: Any, weight: An
     assert batch.mask is None
 
 
-def test_a_list_starts_again_in_every_epoch_and_knows_its_length() -> None:
+def test_a_list_is_read_again_in_every_epoch_and_has_a_length() -> None:
     batches = IterableBatches(list(source()))
     assert batches.steps == 3
     assert first(batches.epoch(0)) == first(batches.epoch(1)) == [0, 1, 2]
 
 
-def test_an_iterator_goes_on_where_it_was_left_and_says_when_it_is_used_up() -> None:
+def test_an_iterator_continues_and_raises_when_it_is_consumed() -> None:
     batches = IterableBatches(source())
     assert batches.steps is None
     first_epoch = batches.epoch(0)
@@ -62,15 +62,15 @@ def test_an_iterator_goes_on_where_it_was_left_and_says_when_it_is_used_up() -> 
         next(batches.epoch(1))
 
 
-def test_an_iterable_without_batches_is_an_error_not_an_empty_success() -> None:
-    with pytest.raises(DataError, match="list holds no batches"):
+def test_an_iterable_without_batches_raises() -> None:
+    with pytest.raises(DataError, match="list has no batches"):
         IterableBatches([])
     with pytest.raises(DataError, match="generator yielded no batch in epoch 0"):
         next(IterableBatches(source(0)).epoch(0))
 
 
 @pytest.mark.parametrize("item", [(1, 2, 3, 4), (), "text", (np.zeros(2), np.zeros(3))])
-def test_what_is_no_batch_is_refused(item: Any) -> None:
+def test_items_that_are_not_batches_raise(item: Any) -> None:
     with pytest.raises(DataError):
         next(IterableBatches([item]).epoch(0))
 
@@ -88,12 +88,12 @@ def test_epochs_of_a_given_length_follow_one_another_without_a_gap() -> None:
     assert epochs.passes == 3
 
 
-def test_epochs_longer_than_a_pass_run_into_the_next_one() -> None:
+def test_epochs_longer_than_a_pass_continue_with_the_next_pass() -> None:
     epochs = Epochs(IterableBatches(list(source())), 7)
     assert first(epochs.next()) == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_the_passes_begun_before_decide_the_order_of_the_next() -> None:
+def test_the_number_of_earlier_passes_determines_the_order_of_the_next_pass() -> None:
     def order(start: int) -> list[int]:
         data = ArrayBatches(np.arange(12), batch_size=3, seed=5)
         return first(Epochs(data, None, start).next())
@@ -104,24 +104,24 @@ def test_the_passes_begun_before_decide_the_order_of_the_next() -> None:
     assert order(0) != order(1)
 
 
-def test_too_short_an_iterator_for_its_steps_says_so() -> None:
+def test_an_iterator_with_too_few_batches_raises() -> None:
     epochs = Epochs(IterableBatches(source(3)), 2)
     assert first(epochs.next()) == [0, 1]
     with pytest.raises(DataError, match="all its batches have been used"):
         list(epochs.next())
 
 
-def test_no_steps_are_refused() -> None:
+def test_zero_steps_raise() -> None:
     with pytest.raises(DataError, match="positive, got 0"):
         Epochs(IterableBatches([1]), 0)
 
 
-def test_a_batch_that_is_a_list_is_refused_since_it_does_not_say_what_is_what() -> None:
+def test_a_batch_that_is_a_list_raises() -> None:
     with pytest.raises(DataError, match="tuple"):
         next(IterableBatches([[np.zeros((2, 4)), np.zeros(2)]]).epoch(0))
 
 
-def test_a_loader_that_yields_fewer_or_more_batches_than_it_promises_is_found_out() -> None:
+def test_a_loader_with_another_number_of_batches_than_its_length_raises() -> None:
     class Loader:
         def __init__(self, length: int) -> None:
             self._length = length
@@ -135,17 +135,17 @@ def test_a_loader_that_yields_fewer_or_more_batches_than_it_promises_is_found_ou
     assert first(IterableBatches(Loader(3)).epoch(0)) == [0, 1, 2]
     with pytest.raises(DataError, match="promised 4 batches and ended after 3"):
         list(IterableBatches(Loader(4)).epoch(0))
-    with pytest.raises(DataError, match="promised 2 batches, and goes on"):
+    with pytest.raises(DataError, match="promised 2 batches and yields more"):
         list(IterableBatches(Loader(2)).epoch(0))
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 @pytest.mark.parametrize("make", [lambda: list(source()), lambda: source, lambda: source()])
-def test_a_pass_can_begin_at_any_batch(make: Any, start: int) -> None:
+def test_a_pass_can_start_at_any_batch(make: Any, start: int) -> None:
     assert first(IterableBatches(make()).epoch(0, start)) == [0, 1, 2][start:]
 
 
-def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
+def test_the_state_of_a_loader_restores_its_position() -> None:
     class Stateful:
         position = 0
         read: list[int] = []  # noqa: RUF012
@@ -171,7 +171,7 @@ def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
     resumed = IterableBatches(Stateful())
     resumed.load_state_dict(state)
     assert first(resumed.epoch(0, start=2)) == [2, 3]
-    assert Stateful.read == [2, 3]  # nothing was skipped by reading it
+    assert Stateful.read == [2, 3]  # no batch was read and skipped
     assert first(resumed.epoch(1)) == [0, 1, 2, 3]
     plain = IterableBatches(list(source()))
     plain.load_state_dict(plain.state_dict())
@@ -179,7 +179,7 @@ def test_a_position_of_the_loaders_own_is_used_where_there_is_one() -> None:
 
 
 class Untold:
-    """A loader that keeps its place, and has two ways to say that a pass is over."""
+    """A loader with a position and two ways to report the end of a pass."""
 
     def __init__(self, *, put_back: bool) -> None:
         self._put_back, self._epoch, self._done, self._start = put_back, 0, 0, 0
@@ -200,7 +200,7 @@ class Untold:
 
 
 class Kept(Untold):
-    """It is told the epoch, too."""
+    """A loader that also has set_epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch, self._start = epoch, 0
@@ -208,9 +208,7 @@ class Kept(Untold):
 
 @pytest.mark.parametrize("put_back", [True, False])
 @pytest.mark.parametrize("done", range(7))
-def test_a_loader_goes_on_in_its_own_place_and_in_the_next_epoch_after_its_last_batch(
-    put_back: bool, done: int
-) -> None:
+def test_a_loader_resumes_at_its_position_and_after_its_last_batch_in_the_next_epoch(put_back: bool, done: int) -> None:
     begun = Epochs(IterableBatches(Kept(put_back=put_back)), None)
     stream = itertools.chain.from_iterable(begun.next() for _ in range(3))
     whole = [0, 1, 2, 10, 11, 12, 20, 21, 22]
@@ -223,7 +221,7 @@ def test_a_loader_goes_on_in_its_own_place_and_in_the_next_epoch_after_its_last_
 
 
 @pytest.mark.parametrize("put_back", [True, False])
-def test_between_two_passes_the_next_one_is_whole(put_back: bool) -> None:
+def test_after_a_state_between_two_passes_the_next_pass_is_complete(put_back: bool) -> None:
     begun = Epochs(IterableBatches(Kept(put_back=put_back)), None)
     list(begun.next())
     resumed = Epochs(IterableBatches(Kept(put_back=put_back)), None)
@@ -232,7 +230,7 @@ def test_between_two_passes_the_next_one_is_whole(put_back: bool) -> None:
 
 
 @pytest.mark.parametrize("put_back", [True, False])
-def test_a_loader_that_first_yields_the_end_of_the_last_pass_is_asked_again(put_back: bool) -> None:
+def test_a_loader_that_first_ends_its_previous_pass_is_iterated_again(put_back: bool) -> None:
     begun = Epochs(IterableBatches(Untold(put_back=put_back)), None)
     list(begun.next())
     resumed = Epochs(IterableBatches(Untold(put_back=put_back)), None)
@@ -240,7 +238,7 @@ def test_a_loader_that_first_yields_the_end_of_the_last_pass_is_asked_again(put_
     assert first(resumed.next()) == [0, 1, 2]
 
 
-def test_a_loader_is_told_the_epoch_if_it_asks() -> None:
+def test_set_epoch_of_a_loader_is_called() -> None:
     class Told:
         epochs: list[int] = []  # noqa: RUF012
 
@@ -271,14 +269,14 @@ def test_a_dict_of_an_image_and_a_label_is_both(item: Any, x: str, y: bool) -> N
 
 
 def test_a_list_of_torch_tensors_is_a_batch() -> None:
-    """As torch's DataLoader makes them; torch itself is not needed for that."""
+    """Torch's DataLoader yields such lists; the test does not need torch."""
     tensor = type("Tensor", (), {"__module__": "torch", "__init__": lambda self, a: setattr(self, "a", a),
                                  "__array__": lambda self, dtype=None, copy=None: self.a})  # fmt: skip
     (batch,) = IterableBatches([[tensor(np.zeros((2, 1))), tensor(np.array([0, 1]))]]).epoch(0)  # type: ignore[call-arg]
     assert batch.y.tolist() == [0, 1]
 
 
-def test_a_loader_whose_length_nobody_knows_has_none() -> None:
+def test_a_loader_with_an_unknown_length_has_no_steps() -> None:
     class Endless:
         def __len__(self) -> int:
             raise TypeError("no length")
@@ -289,7 +287,7 @@ def test_a_loader_whose_length_nobody_knows_has_none() -> None:
     assert IterableBatches(Endless()).steps is None
 
 
-def test_a_stream_that_dies_in_the_middle_raises_its_own_error() -> None:
+def test_a_failing_iterable_raises_its_own_error() -> None:
     def dying() -> Iterator[Any]:
         yield np.zeros((2, 1)), np.zeros(2)
         raise ConnectionError("the server has gone away")

@@ -1,4 +1,4 @@
-"""Datasets of Keras are read as Keras reads them: each batch once, shuffled, with their hooks and workers."""
+"""Keras datasets are read as Keras reads them: each batch once, shuffled, with hooks and workers."""
 
 import threading
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.helpers import PlainNet, compiled, images, values
 
 
 class PyDataset:
-    """As Keras has it, which is not installed here."""
+    """A copy of the class of Keras, which is not installed here."""
 
     __module__ = "keras.src.trainers.data_adapters.py_dataset_adapter"
 
@@ -29,7 +29,7 @@ class PyDataset:
 
 
 class Numbered(PyDataset):
-    """Batches of two examples; their labels tell the number of the batch."""
+    """A dataset with batches of two examples; the labels are the number of the batch."""
 
     def __init__(self, n: int = 6, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -61,7 +61,7 @@ class Listed(Numbered):
 
 
 class Endless(Numbered):
-    """ImageDataGenerator's iterators have a length, and iterating over them never ends."""
+    """A copy of the iterators of ImageDataGenerator, which have a length but iterate endlessly."""
 
     def __iter__(self) -> Any:
         while True:
@@ -73,7 +73,7 @@ class Infinite(Numbered):
 
 
 class Counted(PyDataset):
-    """Keras 3 reads `num_batches`, which may stand in for a length."""
+    """A dataset with `num_batches` instead of a length, as Keras 3 accepts."""
 
     num_batches = 6
 
@@ -82,7 +82,7 @@ class Counted(PyDataset):
 
 
 def order(x: Any, epoch: int = 0, *, seed: int | None = 0, start: int = 0, n: int | None = None) -> list[float]:
-    """A number for each batch, in the order of an epoch."""
+    """Return the number of each batch, in the order of an epoch."""
     batches = as_batches(x, geometry=Geometry(32, seed=seed))
     taken = batches.epoch(epoch, start)
     return [float(batch.x.sum()) for batch, _ in zip(taken, range(n if n is not None else 100), strict=False)]
@@ -118,7 +118,7 @@ def test_lists_are_tuples_endless_iterators_end_and_no_length_needs_steps() -> N
     assert as_batches(Endless(), geometry=Geometry(32)).steps == 6
     assert len(order(Infinite(), n=9)) == 9
     assert order(Counted()) == order(Numbered())
-    with pytest.raises(DataError, match="holds no batches"):
+    with pytest.raises(DataError, match="has no batches"):
         as_batches(Numbered(0), geometry=Geometry(32))
 
 
@@ -128,7 +128,7 @@ def test_class_weight_weighs_the_batches() -> None:
 
 
 class Stop(Exception):  # noqa: N818 - it is an event
-    """What interrupts a run."""
+    """The exception that interrupts a run."""
 
 
 class Interrupted(Numbered):
@@ -163,7 +163,7 @@ def test_an_interrupted_run_resumes_exactly(tmp_path: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-def test_a_dataset_that_changes_itself_between_epochs_does_not_resume_unless_it_is_told_the_epoch() -> None:
+def test_a_dataset_with_epoch_hooks_resumes_only_with_set_epoch() -> None:
     for dataset, replayable in ((Numbered(), True), (Hooked(), False), (SetsEpoch(), True)):
         batches: Any = as_batches(dataset, geometry=Geometry(32, seed=0))
         assert batches.replayable is replayable
@@ -174,12 +174,12 @@ class HookedAndInterrupted(Interrupted):
         self.n = self.n
 
 
-def test_resuming_a_dataset_that_changes_itself_is_refused(tmp_path: Path) -> None:
+def test_resuming_a_dataset_with_epoch_hooks_raises(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         run(HookedAndInterrupted(9), tmp_path)
     with pytest.raises(ResumeError, match=r"changes itself between epochs.*set_epoch\(epoch\)"):
         run(HookedAndInterrupted(100), tmp_path, resume=True)
 
 
-def test_sequences_of_python_are_none_of_keras() -> None:
+def test_python_sequences_are_not_keras_datasets() -> None:
     assert as_batches([(images(2), np.arange(2))], geometry=Geometry(32)).steps == 1

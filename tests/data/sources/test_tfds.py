@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: every row, the right columns, and what is refused."""
+"""TensorFlow Datasets without TensorFlow: every row, the right columns, and errors."""
 
 import importlib
 import io
@@ -17,9 +17,8 @@ from tensorflow_datasets.core import registered
 from tensorflow_datasets.testing import mocking
 
 import resfit
-from resfit.data import Geometry, TfdsSource, as_batches, prepare_tfds
+from resfit.data import Geometry, TfdsSource, as_batches, prepare_tfds, tfds
 from resfit.data.indexed import IndexedBatches
-from resfit.data.sources import tfds
 from resfit.errors import DataError, MissingPackageError
 from tests import helpers
 from tests.data import originals
@@ -32,7 +31,7 @@ KIND = kinds.ClassLabel(names=NAMES)
 
 
 def picture(row: int) -> Image.Image:
-    """8 x 8, grey: no two rows have the same."""
+    """Return an 8 x 8 gray image that is unique per row."""
     return Image.fromarray(np.full((8, 8), row, np.uint8) + np.arange(8, dtype=np.uint8))
 
 
@@ -48,7 +47,7 @@ def builder_class(
     rows: int = ROWS,
     make: Callable[[int, Mapping[str, Any]], dict[str, Any]] = example,
 ) -> Any:
-    """A builder with the splits "train", of so many rows, and "test", of 5; TFDS does not know it by name."""
+    """Return an unregistered builder with the splits "train" of `rows` rows and "test" of 5 rows."""
 
     class Builder(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tensorflow_datasets.core.Version("1.0.0")
@@ -80,12 +79,12 @@ def prepare(folder: Path, *arguments: Any, file_format: str = "array_record", **
 
 @pytest.fixture(scope="module")
 def animals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared data set "animals" of 22 and 5 rows."""
+    """Prepare a dataset "animals" of 22 and 5 rows."""
     return prepare(tmp_path_factory.mktemp("animals"), "animals", {"photo": PHOTO, "kind": KIND})
 
 
 def rows_of(batches: Iterator[Any]) -> list[tuple[int, int]]:
-    """(row, label) of every example, in order: a picture's first pixel is its row."""
+    """Return (row, label) of every example in order; the first pixel of an image is its row."""
     return [
         (int(x[0, 0, 0]), int(y))
         for batch in batches
@@ -96,12 +95,12 @@ def rows_of(batches: Iterator[Any]) -> list[tuple[int, int]]:
 EVERY_ROW = Counter((row, row % 3) for row in range(ROWS))
 
 
-# --- every row, in an order that is known -----------------------------------------------------------------------------
+# --- rows and their order ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("pad", [False, True])
-def test_an_epoch_has_every_row_once_and_goes_on_from_any_batch(animals: Path, threads: int, pad: bool) -> None:
+def test_an_epoch_has_every_row_once_and_resumes_at_any_batch(animals: Path, threads: int, pad: bool) -> None:
     source = tfds("animals", "train", data_dir=animals)
     source.threads = threads
     batches = IndexedBatches(source, Geometry(batch_size=4, seed=3, pad=pad))
@@ -115,7 +114,7 @@ def test_an_epoch_has_every_row_once_and_goes_on_from_any_batch(animals: Path, t
 
 
 @pytest.mark.parametrize("split", ["test", "train[:50%]", "train[5:9]+train[20:]"])
-def test_a_slice_of_a_split_is_what_tfds_says_it_is(animals: Path, split: str) -> None:
+def test_a_slice_of_a_split_equals_that_of_tfds(animals: Path, split: str) -> None:
     source = tfds("animals", split, data_dir=animals)
     plain = tensorflow_datasets.data_source("animals", split=split, data_dir=animals, download=False)
     x, y, weight = source.take(slice(0, len(source)))
@@ -125,7 +124,7 @@ def test_a_slice_of_a_split_is_what_tfds_says_it_is(animals: Path, split: str) -
     assert (x.dtype, y.dtype, weight) == (np.uint8, np.int32, None)
 
 
-def test_rows_come_in_the_order_they_are_asked_for(animals: Path) -> None:
+def test_rows_have_the_requested_order(animals: Path) -> None:
     source = tfds("animals", "train", data_dir=animals)
     all_rows = source.take(slice(0, ROWS))[0]
     np.testing.assert_array_equal(source.take(np.array([7, 2, 2, 21]))[0], all_rows[[7, 2, 2, 21]])
@@ -160,7 +159,7 @@ COLUMNS: dict[str, tuple[dict[str, Any], Any, dict[str, str], Any]] = {
 
 
 @pytest.mark.parametrize("case", COLUMNS)
-def test_columns_are_found_by_type_or_declaration_never_by_name(case: str, tmp_path: Path) -> None:
+def test_columns_are_found_by_type_or_declaration_not_by_name(case: str, tmp_path: Path) -> None:
     columns, keys, asked, expected = COLUMNS[case]
     prepare(tmp_path, "table", columns, keys, rows=3)
     if isinstance(expected, str):
@@ -173,7 +172,7 @@ def test_columns_are_found_by_type_or_declaration_never_by_name(case: str, tmp_p
     np.testing.assert_array_equal(y, [one[expected[1]] for one in plain])
 
 
-def test_a_data_set_of_images_alone_has_no_labels(tmp_path: Path) -> None:
+def test_a_dataset_of_only_images_has_no_labels(tmp_path: Path) -> None:
     prepare(tmp_path, "table", {"a": PHOTO}, rows=3)
     x, y, _ = tfds("table", "train", data_dir=tmp_path).take(slice(0, 3))
     assert (x.shape, y) == ((3, 8, 8, 1), None)
@@ -216,7 +215,7 @@ def test_class_names_are_known_by_number(animals: Path, tmp_path: Path) -> None:
     assert tfds("table", "train", data_dir=tmp_path).classes is None
 
 
-def test_images_of_several_sizes_are_an_error_that_says_which(tmp_path: Path) -> None:
+def test_images_of_several_sizes_raise_and_are_named(tmp_path: Path) -> None:
     def grows(row: int, columns: Mapping[str, Any]) -> dict[str, Any]:
         return {"photo": Image.new("L", (8 + row % 2, 8)), "kind": 0}
 
@@ -225,21 +224,21 @@ def test_images_of_several_sizes_are_an_error_that_says_which(tmp_path: Path) ->
         tfds("sizes", "train", data_dir=tmp_path).take(slice(0, 4))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(250, False), (90, True)])
 def test_parquet_files_that_lack_rows_are_refused(rows: int, fits: bool, tmp_path: Path) -> None:
-    """TFDS 4.9.10 loses what is beyond the first hundred rows of a file, and still counts it."""
+    """TFDS 4.9.10 loses the rows after the first hundred of a file but counts them."""
     prepare(tmp_path, "animals", {"photo": PHOTO, "kind": KIND}, rows=rows, file_format="parquet")
     plain = tensorflow_datasets.data_source("animals", split="train", data_dir=tmp_path, download=False)
-    assert (len(plain) == rows) is fits  # else this test shows nothing
+    assert (len(plain) == rows) is fits  # otherwise the test has no effect
     if fits:
         assert len(tfds("animals", "train", data_dir=tmp_path)) == rows
         return
     for make in (lambda: tfds("animals", "train", data_dir=tmp_path), lambda: TfdsSource(plain)):
         with pytest.raises(
-            DataError, match=rf"has {rows} examples by its own count, and {len(plain)} can be read .parq"
+            DataError, match=rf"has {rows} examples by its metadata, but {len(plain)} can be read .parq"
         ):
             make()
 
@@ -264,18 +263,18 @@ def test_a_lost_file_is_noticed(tmp_path: Path) -> None:
         (
             "cifar10",
             "train",
-            "not prepared in .*download=True.*if preparing needs TensorFlow, as for mnist and cifar10",
+            "not prepared in .*download=True.*if that needs TensorFlow, as for mnist and cifar10",
         ),
         ("beans", "train", "not prepared in .*download=True"),
     ],
 )
-def test_what_is_not_there_is_an_error_that_says_what_to_do(name: str, split: str, message: str, animals: Path) -> None:
+def test_missing_data_raise_with_a_remedy(name: str, split: str, message: str, animals: Path) -> None:
     with pytest.raises(DataError, match=message):
         tfds(name, split, data_dir=animals)
 
 
-def test_a_data_set_in_tfrecord_files_is_an_error_that_says_what_to_do(animals: Path, tmp_path: Path) -> None:
-    """Writing tfrecord files needs TensorFlow; the folder is recognised by what its description says."""
+def test_a_dataset_in_tfrecord_files_raises_with_a_remedy(animals: Path, tmp_path: Path) -> None:
+    """Writing tfrecord files needs TensorFlow, so the test only changes the format in the metadata."""
     source, target = animals / "animals" / "1.0.0", tmp_path / "animals" / "1.0.0"
     target.mkdir(parents=True)
     for file in source.iterdir():
@@ -289,7 +288,7 @@ def test_a_data_set_in_tfrecord_files_is_an_error_that_says_what_to_do(animals: 
 
 @pytest.fixture
 def known() -> Iterator[Callable[[Any], None]]:
-    """Makes TFDS know a builder by its name, for one test."""
+    """Register a builder in TFDS for one test."""
     names = []
 
     def know(builder: Any) -> None:
@@ -301,12 +300,12 @@ def known() -> Iterator[Callable[[Any], None]]:
         del registered._DATASET_REGISTRY[name]
 
 
-def test_a_data_set_that_tfds_knows_is_prepared_on_request_only(known: Callable[[Any], None], tmp_path: Path) -> None:
+def test_a_known_dataset_is_prepared_only_on_request(known: Callable[[Any], None], tmp_path: Path) -> None:
     known(builder_class("zoo", {"photo": PHOTO, "kind": KIND}))
     with pytest.raises(DataError, match=r"resfit.data.tfds\('zoo', ..., data_dir=.*, download=True\)"):
         tfds("zoo", "train", data_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    for _ in range(2):  # the second time it is there
+    for _ in range(2):  # the second time it is prepared
         source = tfds("zoo", "train", data_dir=tmp_path, download=True)
         assert Counter(rows_of(IndexedBatches(source, Geometry(5)).epoch(0))) == EVERY_ROW
 
@@ -314,7 +313,7 @@ def test_a_data_set_that_tfds_knows_is_prepared_on_request_only(known: Callable[
 def test_preparing_that_needs_tensorflow_says_so(
     known: Callable[[Any], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The official mnist and cifar10 hand arrays to TFDS, as this builder does."""
+    """The builder returns arrays, as the official mnist and cifar10 do."""
 
     def arrays(row: int, columns: Mapping[str, Any]) -> dict[str, Any]:
         return {"photo": np.asarray(picture(row))[..., None], "kind": 0}
@@ -328,7 +327,7 @@ def test_preparing_that_needs_tensorflow_says_so(
 
 
 @pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record.python.array_record_data_source"])
-def test_a_missing_package_is_an_error_that_names_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError, match=rf"{package.partition('.')[0]}.*pip install 'resfit\[tfds\]'"):
         tfds("animals", "train")
@@ -356,7 +355,7 @@ def test_fit_on_tfds_is_fit_on_the_same_arrays(animals: Path) -> None:
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_evaluate_and_predict_take_it_too(animals: Path) -> None:
+def test_evaluate_and_predict_accept_tfds(animals: Path) -> None:
     source = tfds("animals", "train", data_dir=animals)
     x, y, _ = source.take(slice(0, ROWS))
     model = helpers.compiled(helpers.PlainNet(rngs=helpers.nnx.Rngs(0)))
@@ -367,8 +366,8 @@ def test_evaluate_and_predict_take_it_too(animals: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
-def test_official_data_sets_have_the_columns_we_take(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TFDS's own stand-in for data that are not there, whose `__getitems__` lacks an argument in 4.9.10."""
+def test_official_datasets_have_the_expected_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test uses the mock data of TFDS, whose `__getitems__` lacks an argument in 4.9.10."""
     monkeypatch.setattr(mocking, "_getitems", lambda record_keys, generator: [generator[key] for key in record_keys])
     with tensorflow_datasets.testing.mock_data(num_examples=7):
         source = tfds(name, "train")
@@ -384,7 +383,7 @@ def test_official_data_sets_have_the_columns_we_take(name: str, monkeypatch: pyt
 
 @pytest.fixture
 def small_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, np.ndarray]]:
-    """A folder with IDX files of 30 and 10 images, accepted in place of the real ones."""
+    """Write a folder with IDX files of 30 and 10 images, and accept it in place of the real ones."""
     module = importlib.import_module("resfit.data.datasets.load")
     for name in ("mnist", "fashion_mnist"):
         monkeypatch.setitem(module._EXPECTED, name, (30, 10, 10))
@@ -392,14 +391,14 @@ def small_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_original_files_become_the_official_data_set(
+def test_original_files_become_the_official_dataset(
     name: str, small_originals: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     folder, written = small_originals
     place = prepare_tfds(name, data_dir=tmp_path / "tfds", path=folder)
     assert place.parent == tmp_path / "tfds" / name
     for split, part in (("train", "train"), ("test", "t10k")):
-        # With TFDS alone, as any program reads it.
+        # With only TFDS, as in any other program.
         plain = tensorflow_datasets.data_source(name, split=split, data_dir=tmp_path / "tfds", download=False)
         found = Counter((one["image"].tobytes(), one["label"]) for one in plain)
         images, labels = written[f"{part}-images-idx3-ubyte.gz"], written[f"{part}-labels-idx1-ubyte.gz"]
@@ -412,9 +411,7 @@ def test_original_files_become_the_official_data_set(
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist_5k"])
-def test_data_sets_inside_packages_become_tfds_data_sets(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundled_datasets_become_tfds_datasets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resfit.data.load("digits")
     if name == "mnist_5k":  # reading the real one takes seconds, and tests/data/datasets/test_load.py does it
         whole = tuple((images[:50].repeat(4, 1)[:, :28].repeat(4, 2)[:, :, :28], y[:50]) for images, y in whole)
@@ -428,14 +425,14 @@ def test_data_sets_inside_packages_become_tfds_data_sets(
         assert source.classes == tuple("0123456789")
 
 
-def test_what_is_prepared_is_left_alone(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_not_changed(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
     place = prepare_tfds("mnist", data_dir=tmp_path / "tfds", path=small_originals[0])
     before = {file.name: file.stat().st_mtime_ns for file in place.iterdir()}
     assert prepare_tfds("mnist", data_dir=tmp_path / "tfds", path=tmp_path / "nowhere") == place
     assert {file.name: file.stat().st_mtime_ns for file in place.iterdir()} == before
 
 
-def test_what_is_there_already_is_checked(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_checked(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
     place = prepare_tfds("mnist", data_dir=tmp_path / "tfds", path=small_originals[0])
     info = place / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
@@ -443,7 +440,7 @@ def test_what_is_there_already_is_checked(small_originals: tuple[Path, Any], tmp
         prepare_tfds("mnist", data_dir=tmp_path / "tfds", path=small_originals[0])
 
 
-def test_bad_originals_leave_nothing_prepared(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
+def test_bad_originals_prepare_nothing(small_originals: tuple[Path, Any], tmp_path: Path) -> None:
     (small_originals[0] / "t10k-labels-idx1-ubyte.gz").write_bytes(b"?")
     with pytest.raises(DataError, match="damaged"):
         prepare_tfds("mnist", data_dir=tmp_path / "tfds", path=small_originals[0])
@@ -458,6 +455,6 @@ def test_preparing_prints_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_other_names_are_an_error_that_names_those_there_are() -> None:
+def test_other_names_raise_and_list_the_known_ones() -> None:
     with pytest.raises(DataError, match=r"'cifar10' cannot.*Expected one of mnist, fashion_mnist, digits, mnist_5k"):
         prepare_tfds("cifar10")

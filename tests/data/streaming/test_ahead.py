@@ -1,4 +1,4 @@
-"""Reading ahead in threads keeps the order, the bounds and the errors."""
+"""Read-ahead in threads keeps the order of results, the limit of pending items, and the errors."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from resfit.errors import DataError
 
 
 @given(n=st.integers(0, 30), threads=st.integers(0, 4))
-def test_results_come_in_the_order_of_the_items_whatever_the_number_of_threads(n: int, threads: int) -> None:
+def test_results_have_the_order_of_the_items_for_any_number_of_threads(n: int, threads: int) -> None:
     assert list(in_order(lambda i: i * i, range(n), threads)) == [i * i for i in range(n)]
 
 
@@ -23,7 +23,7 @@ def test_threads_work_at_the_same_time() -> None:
     assert list(in_order(lambda i: barrier.wait() >= 0, range(6), threads=3)) == [True] * 6
 
 
-def test_no_more_is_read_than_two_results_a_thread() -> None:
+def test_at_most_two_results_per_thread_are_pending() -> None:
     begun: list[int] = []
     results = in_order(lambda i: begun.append(i), range(100), threads=2)
     for _ in range(3):
@@ -36,7 +36,7 @@ def test_no_more_is_read_than_two_results_a_thread() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_an_error_comes_where_its_result_would_have_come(threads: int) -> None:
+def test_an_error_is_raised_at_the_position_of_its_result(threads: int) -> None:
     def fail(i: int) -> int:
         if i == 3:
             raise DataError("the fourth")
@@ -49,11 +49,11 @@ def test_an_error_comes_where_its_result_would_have_come(threads: int) -> None:
 
 
 @given(n=st.integers(0, 30), size=st.integers(1, 5))
-def test_prefetch_changes_nothing_but_the_time(n: int, size: int) -> None:
+def test_prefetch_yields_the_same_items(n: int, size: int) -> None:
     assert list(prefetch(range(n), size)) == list(range(n))
 
 
-def test_prefetch_works_while_its_user_does() -> None:
+def test_prefetch_overlaps_with_its_consumer() -> None:
     made: list[int] = []
 
     def source() -> Iterator[int]:
@@ -67,12 +67,12 @@ def test_prefetch_works_while_its_user_does() -> None:
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(made) == 5  # one used, three ready, and one for which there is no room
+    assert len(made) == 5  # one used, three ready, and one that waits for room
     items.close()
     assert not any(thread.name == "resfit-prefetch" for thread in threading.enumerate())
 
 
-def test_an_error_of_the_source_comes_after_what_it_gave() -> None:
+def test_an_error_of_the_source_follows_the_items_before_it() -> None:
     def source() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
@@ -83,6 +83,6 @@ def test_an_error_of_the_source_comes_after_what_it_gave() -> None:
         next(items)
 
 
-def test_prefetching_nothing_is_refused() -> None:
+def test_a_prefetch_size_of_zero_raises() -> None:
     with pytest.raises(DataError, match="size=0"):
         prefetch([1], 0)

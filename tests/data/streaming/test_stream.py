@@ -1,4 +1,4 @@
-"""Streams: the order of their rows, resuming, sharing between processes, retrying, counting, and bad records."""
+"""Streams: order of rows, resuming, several processes, retries, row counts, and bad records."""
 
 import itertools
 import logging
@@ -89,7 +89,7 @@ def made(shards: Numbered, batch_size: int = 4, *, options: dict[str, Any] | Non
 
 
 def rows(batches: Any, epoch: int = 0, start: int = 0) -> list[list[int]]:
-    """The real rows of each batch."""
+    """Return the real rows of each batch."""
     taken = []
     for batch in batches.epoch(epoch, start):
         x = batch.x[:, 0] if batch.mask is None else batch.x[batch.mask, 0]
@@ -145,7 +145,7 @@ def test_every_row_comes_once_and_any_batch_can_be_the_first(
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("bad", [(), (3, 107)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_nothing_wherever_reading_begins(known: bool, bad: tuple[int, ...], threads: int) -> None:
+def test_threads_do_not_change_the_batches_from_any_start(known: bool, bad: tuple[int, ...], threads: int) -> None:
     lengths = [50, 7, 0, 31, 12]
 
     def stream(threads: int) -> Any:
@@ -164,7 +164,7 @@ def test_decoding_really_happens_in_threads() -> None:
     assert all(name.startswith("resfit-data") for name in shards.decoding_threads)
 
 
-def test_epochs_differ_runs_agree_and_the_seed_decides() -> None:
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
     lengths = [20, 20, 20]
     first = [rows(made(Numbered(lengths)), epoch) for epoch in range(3)]
     again = [rows(made(Numbered(lengths)), epoch) for epoch in range(3)]
@@ -173,12 +173,12 @@ def test_epochs_differ_runs_agree_and_the_seed_decides() -> None:
     assert rows(made(Numbered(lengths), seed=1)) != first[0]
 
 
-def test_without_a_seed_the_order_is_that_of_the_data() -> None:
+def test_without_a_seed_the_rows_keep_their_order() -> None:
     lengths = [3, 0, 7]
     assert flat(rows(made(Numbered(lengths), seed=None), 5)) == numbers(lengths)
 
 
-def test_shards_come_in_another_order_in_every_epoch() -> None:
+def test_every_epoch_permutes_the_shards() -> None:
     batches = made(Numbered([2] * 6), options={"window": 1, "interleave": 1})
     orders = {tuple(number // 100 for number in flat(rows(batches, epoch))) for epoch in range(4)}
     assert len(orders) == 4
@@ -190,13 +190,13 @@ def test_a_batch_mixes_shards_and_a_window_mixes_rows() -> None:
     assert sorted(first) != first
 
 
-def test_the_windows_of_an_epoch_are_permuted_each_in_its_own_way() -> None:
+def test_every_window_of_an_epoch_has_its_own_permutation() -> None:
     order = np.array(flat(rows(made(Numbered([40]), options={"window": 10})))).reshape(4, 10) % 10
     assert len({tuple(window) for window in order.tolist()}) == 4
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 5), st.data())
-def test_reckoning_ahead_agrees_with_reading(lengths: list[int], width: int, data: st.DataObject) -> None:
+def test_advance_agrees_with_reading(lengths: list[int], width: int, data: st.DataObject) -> None:
     def read(shard: int, row: int) -> Iterator[tuple[int, int]]:
         return iter([(shard, i) for i in range(row, lengths[shard])])
 
@@ -206,23 +206,23 @@ def test_reckoning_ahead_agrees_with_reading(lengths: list[int], width: int, dat
     assert list(interleave(advance(beginning(n, width), lengths, skip), n, read)) == whole[skip:]
 
 
-def test_going_on_in_the_middle_decodes_and_reads_only_what_is_needed() -> None:
+def test_a_resumed_epoch_reads_and_decodes_only_the_needed_rows() -> None:
     shards = Numbered([1000, 1000], promised=[1000, 1000])
     batches = made(shards, 10, options={"window": 50})
     next(iter(batches.epoch(0, start=150)))
     assert {start for _, start in shards.opened} == {750}
-    assert shards.decoded <= 32 + 10  # what is decoded together, and no row before the batch
+    assert shards.decoded <= 32 + 10  # one piece of rows, and no row before the batch
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_what_is_random_in_a_record_follows_from_seed_epoch_and_place(seed: int | None) -> None:
+def test_random_values_of_a_record_depend_on_seed_epoch_and_place_only(seed: int | None) -> None:
     shards = Numbered([5, 4])
     rows(made(shards, seed=seed), 3)
     key = None if seed is None else (seed, 3)
     assert shards.drawn == {(s, r): (key, (s, r)) for s, n in enumerate([5, 4]) for r in range(n)}
 
 
-def test_an_unfinished_epoch_leaves_no_thread_behind() -> None:
+def test_an_unfinished_epoch_leaves_no_thread() -> None:
     epoch = made(Numbered([500, 500]), options={"threads": 3}).epoch(0)
     next(iter(epoch))
     epoch.close()  # type: ignore[attr-defined]
@@ -233,7 +233,7 @@ def test_an_unfinished_epoch_leaves_no_thread_behind() -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_the_last_batch_is_kept_padded_or_dropped_as_asked(known: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_batch_is_kept_padded_or_dropped_as_configured(known: bool, caplog: pytest.LogCaptureFixture) -> None:
     def batches(**geometry: Any) -> Any:
         return made(Numbered([6, 3], promised=[6, 3] if known else None), **geometry)
 
@@ -247,13 +247,13 @@ def test_the_last_batch_is_kept_padded_or_dropped_as_asked(known: bool, caplog: 
     assert caplog.text == ""
     assert [batch.size for batch in batches(min_batch=2).epoch(0)] == [4, 4]
     assert "The last batch of an epoch has 1 example(s), too few for BatchNorm" in caplog.text
-    with pytest.raises(DataError, match="leaves nothing to train on"):
+    with pytest.raises(DataError, match="leaves no batch"):
         list(batches(batch_size=16, drop_remainder=True).epoch(0))
     if known:
         assert [batches(**g).steps for g in ({}, {"min_batch": 2}, {"drop_remainder": True})] == [3, 2, 2]
 
 
-def test_a_stream_is_a_stream_and_its_batches_are_batches() -> None:
+def test_a_shard_stream_satisfies_the_protocols() -> None:
     assert isinstance(ShardStream(Numbered([1])), Stream)
     assert isinstance(made(Numbered([1])), Batches)
 
@@ -268,7 +268,7 @@ def test_a_stream_is_a_stream_and_its_batches_are_batches() -> None:
     pad=st.booleans(),
     drop=st.booleans(),
 )
-def test_processes_read_every_row_once_and_take_as_many_steps(
+def test_processes_read_every_row_once_in_the_same_number_of_steps(
     lengths: list[int], processes: int, per_process: int, pad: bool, drop: bool
 ) -> None:
     size = processes * per_process
@@ -302,7 +302,7 @@ def test_a_process_opens_only_its_own_shards() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 45), st.integers(0, 45))
-def test_a_stretch_is_a_slice_of_the_shards_laid_end_to_end(lengths: list[int], first: int, length: int) -> None:
+def test_a_stretch_is_a_slice_of_the_concatenated_shards(lengths: list[int], first: int, length: int) -> None:
     order = list(reversed(range(len(lengths))))
     line = [(shard, row) for shard in order for row in range(lengths[shard])]
     segments = stretch(order, lengths, first, first + length)
@@ -311,7 +311,7 @@ def test_a_stretch_is_a_slice_of_the_shards_laid_end_to_end(lengths: list[int], 
 
 
 @given(st.integers(1, 100), st.integers(1, 5), st.integers(1, 7), st.booleans())
-def test_shares_lie_end_to_end(examples: int, processes: int, per_process: int, pad: bool) -> None:
+def test_shares_of_processes_are_contiguous(examples: int, processes: int, per_process: int, pad: bool) -> None:
     shares = [
         share(examples, Geometry(processes * per_process, pad=pad, shard=(index, processes)))
         for index in range(processes)
@@ -320,13 +320,13 @@ def test_shares_lie_end_to_end(examples: int, processes: int, per_process: int, 
     assert shares[-1][1] == examples
 
 
-def test_too_few_rows_for_a_process_are_an_error() -> None:
+def test_too_few_rows_for_a_process_raise() -> None:
     with pytest.raises(DataError, match="Expected a batch_size of at most 4"):
         rows(made(Numbered([4], promised=[4]), 6, pad=True, shard=(2, 3)))
 
 
-def test_what_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(DataError, match="does not know how many rows"):
+def test_streams_that_processes_cannot_share_raise() -> None:
+    with pytest.raises(DataError, match="does not know the number of rows"):
         made(Numbered([9]), shard=(0, 2))
     with pytest.raises(DataError, match="max_bad_records=1 with 2 processes"):
         made(Numbered([9], promised=[9]), shard=(0, 2), options={"max_bad_records": 1})
@@ -342,29 +342,29 @@ def test_what_processes_cannot_share_is_refused() -> None:
     ("shards", "message"),
     [
         (Numbered([5, 4], promised=[5, 6]), "shard 1 promised 6 rows and ended after 4"),
-        (Numbered([5, 7], promised=[5, 6]), "shard 1 promised 6 rows and goes on after them"),
+        (Numbered([5, 7], promised=[5, 6]), "shard 1 promised 6 rows and yields more"),
         (Numbered([5, 4], examples=10), "Numbered promised 10 rows and yielded 9"),
         (Numbered([5, 6], examples=10), "Numbered promised 10 rows and yielded 11"),
         (Numbered([0, 0]), "yielded no usable example in epoch 0: 0 rows were read, 0 of them bad"),
     ],
 )
-def test_a_count_other_than_the_promised_one_is_an_error(shards: Numbered, message: str, threads: int) -> None:
+def test_a_number_of_rows_other_than_the_promised_one_raises(shards: Numbered, message: str, threads: int) -> None:
     with pytest.raises(DataError, match=message):
         rows(made(shards, options={"threads": threads}))
 
 
-def test_the_promised_count_alone_gives_the_steps() -> None:
+def test_the_promised_number_of_rows_gives_the_steps() -> None:
     batches = made(Numbered([5, 4], examples=9))
     assert (batches.steps, batches.examples) == (3, 9)
     assert len(rows(batches)) == 3
 
 
-def test_going_on_in_another_data_set_is_an_error() -> None:
-    with pytest.raises(DataError, match="go on after 40 examples, and the Numbered holds 9"):
+def test_resuming_with_another_dataset_raises() -> None:
+    with pytest.raises(DataError, match="resumes after 40 examples, but the Numbered has only 9"):
         rows(made(Numbered([5, 4])), start=10)
 
 
-def test_an_endless_stream_has_no_steps_and_ends_by_the_budget() -> None:
+def test_an_endless_stream_has_no_steps_and_ends_with_the_steps_per_epoch() -> None:
     batches = made(Endless(), options={"threads": 2, "window": 16})
     assert batches.steps is None
     taken = [batch.size for batch in itertools.islice(batches.epoch(0), 30)]
@@ -375,25 +375,25 @@ def test_an_endless_stream_has_no_steps_and_ends_by_the_budget() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_the_first_bad_record_is_an_error_that_names_it(threads: int) -> None:
+def test_the_first_bad_record_raises_and_is_named(threads: int) -> None:
     with pytest.raises(DataError, match=r"Row 4 of shard 1 cannot be used: its number is 104\. .*max_bad_records=0"):
         rows(made(Numbered([30, 9], bad=[104]), options={"threads": threads}))
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_allowed_bad_records_are_left_out_logged_and_reported(threads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_allowed_bad_records_are_skipped_logged_and_reported(threads: int, caplog: pytest.LogCaptureFixture) -> None:
     lengths, bad = [30, 9, 14], [104, 0, 29]
     batches = made(Numbered(lengths, bad=bad), options={"threads": threads, "max_bad_records": 3})
     whole = rows(batches)
     assert Counter(flat(whole)) == Counter(numbers(lengths, bad))
     assert {len(batch) for batch in whole[:-1]} == {4}  # filled with the next rows
     assert batches.report == {"bad_records": 3}
-    assert caplog.text.count("It is left out") == 3
+    assert caplog.text.count("It is skipped") == 3
     rows(batches, 1)
-    assert batches.report == {"bad_records": 3}  # of this epoch, not of both
+    assert batches.report == {"bad_records": 3}  # of this epoch only
 
 
-def test_the_report_counts_what_came_before_a_resumed_batch() -> None:
+def test_the_report_includes_bad_records_before_a_resumed_batch() -> None:
     lengths, bad = [30, 9, 14], [104, 0, 29]
     batches = made(Numbered(lengths, bad=bad), options={"max_bad_records": 3})
     counts = []
@@ -405,17 +405,17 @@ def test_the_report_counts_what_came_before_a_resumed_batch() -> None:
         assert batches.report["bad_records"] == counts[start]
 
 
-def test_one_bad_record_too_many_is_an_error() -> None:
-    with pytest.raises(DataError, match="That is bad record 3 of this epoch, and max_bad_records=2"):
+def test_one_bad_record_more_than_allowed_raises() -> None:
+    with pytest.raises(DataError, match="That is bad record 3 of this epoch, but max_bad_records=2"):
         rows(made(Numbered([30], bad=[1, 2, 3]), options={"max_bad_records": 2}))
 
 
-def test_nothing_but_bad_records_is_an_error() -> None:
+def test_only_bad_records_raise() -> None:
     with pytest.raises(DataError, match="no usable example in epoch 0: 3 rows were read, 3 of them bad"):
         rows(made(Numbered([3], bad=[0, 1, 2]), options={"max_bad_records": 5}))
 
 
-def test_a_bug_in_decoding_is_no_bad_record() -> None:
+def test_a_bug_in_decode_is_not_a_bad_record() -> None:
     class Wrong(Numbered):
         def decode(self, record: Any, key: Any, place: Any) -> Any:
             raise ZeroDivisionError
@@ -428,7 +428,7 @@ def test_a_bug_in_decoding_is_no_bad_record() -> None:
 
 
 def flaky(times: int, error: Exception) -> Callable[[int, int], Exception | None]:
-    """Fails so often in a row at every tenth row."""
+    """Shards that fail several times in a row at every tenth row."""
     left = Counter[tuple[int, int]]()
 
     def fail(shard: int, row: int) -> Exception | None:
@@ -442,31 +442,31 @@ def flaky(times: int, error: Exception) -> Callable[[int, int], Exception | None
 
 @pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("threads", [0, 2])
-def test_interruptions_change_nothing(threads: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_retries_do_not_change_the_batches(threads: int, caplog: pytest.LogCaptureFixture) -> None:
     lengths = [35, 12]
     whole = rows(made(Numbered(lengths)))
     shards = Numbered(lengths, fail=flaky(2, ConnectionError("reset by peer")))
     assert rows(made(shards, options={"threads": threads, "retries": 2})) == whole
-    assert "shard 0: ConnectionError: reset by peer after row 10. Trying again" in caplog.text
+    assert "shard 0: ConnectionError: reset by peer after row 10. Retry" in caplog.text
 
 
 @pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_stream_that_dies_says_how_far_it_came(threads: int) -> None:
+def test_a_failed_stream_reports_the_last_row(threads: int) -> None:
     def fail(shard: int, row: int) -> Exception | None:
         return OSError("disk on fire") if (shard, row) == (1, 7) else None
 
     batches = made(Numbered([10, 10], fail=fail), seed=None, options={"threads": threads, "retries": 3})
     epoch = batches.epoch(0)
-    assert [batch.size for batch in itertools.islice(epoch, 4)] == [4] * 4  # all that was read, in whole batches
-    message = "shard 1 could not be read beyond row 7, at the last of 4 tries: OSError: disk on fire.* 17 rows"
+    assert [batch.size for batch in itertools.islice(epoch, 4)] == [4] * 4  # all rows that were read, in full batches
+    message = "shard 1 could not be read beyond row 7 after 4 tries: OSError: disk on fire.* 17 rows"
     with pytest.raises(DataError, match=message) as caught:
         next(epoch)
     assert isinstance(caught.value.__cause__, OSError)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), PermissionError("no"), ValueError("corrupt footer")])
-def test_what_no_retry_mends_is_not_tried_again(error: Exception) -> None:
+def test_permanent_errors_are_not_retried(error: Exception) -> None:
     shards = Numbered([10], fail=lambda shard, row: error)
     with pytest.raises(DataError, match=str(error)):
         rows(made(shards))
@@ -489,11 +489,11 @@ def test_errors_of_network_clients_are_transient_by_their_package() -> None:
 )
 def test_an_argument_out_of_range_is_named(options: dict[str, Any]) -> None:
     (name,) = options
-    with pytest.raises(DataError, match=f"Expected {name} to be a whole number"):
+    with pytest.raises(DataError, match=f"Expected {name} to be an integer of"):
         ShardStream(Numbered([1]), **options)
 
 
-def test_a_stream_needs_shards() -> None:
+def test_a_stream_without_shards_raises() -> None:
     with pytest.raises(DataError, match="Numbered has no shards"):
         ShardStream(Numbered([]))
 
@@ -517,19 +517,19 @@ def test_a_model_trains_evaluates_and_predicts_from_a_stream() -> None:
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_stream_that_dies_leaves_the_model_at_its_last_step() -> None:
+def test_a_failed_stream_leaves_the_model_at_its_last_step() -> None:
     def fail(shard: int, row: int) -> Exception | None:
         return ConnectionError("gone") if row == 2 * BATCH else None
 
     model, reference = compiled(), compiled()
-    with pytest.raises(DataError, match="The model keeps what it has learned"):
+    with pytest.raises(DataError, match="the model keeps their updates"):
         fit(model, ShardStream(Pictures([40], fail=fail), window=1, retries=0))
     fit(reference, ShardStream(Pictures([2 * BATCH]), window=1, retries=0))
     after, expected = values(model.module), values(reference.module)
     assert all(np.array_equal(after[name], expected[name]) for name in expected)
 
 
-def test_an_endless_stream_trains_by_a_budget_of_steps() -> None:
+def test_an_endless_stream_trains_with_steps_per_epoch() -> None:
     class EndlessPictures(Endless, Pictures):
         pass
 

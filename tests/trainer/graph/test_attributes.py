@@ -1,4 +1,4 @@
-"""A plain attribute that a call writes is named in a warning; what Flax and resfit keep for themselves is not."""
+"""Warnings of plain attributes that a call writes; attributes that Flax and resfit write give none."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tests.helpers import PlainNet, compiled, images, labels
 
 @dataclasses.dataclass
 class Constants:
-    """Objects of which the comparison raises."""
+    """Objects whose comparison raises."""
 
     array: Any
 
@@ -161,7 +161,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("name", SILENT)
-def test_what_layers_keep_for_themselves_is_no_plain_attribute(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_attributes_that_flax_layers_write_do_not_warn(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, shape = SILENT[name]
     graph, state = nnx.split(make())
 

@@ -1,4 +1,4 @@
-"""A module may hold its arrays in any container that Flax walks: every one trains, saves, loads and resumes."""
+"""Arrays in any container that Flax walks are trained, saved, loaded and resumed."""
 
 import collections
 from pathlib import Path
@@ -30,7 +30,7 @@ class Node(nnx.Pytree):
 
 
 class Custom:
-    """A pytree whose type JAX knows, and no more than that."""
+    """A pytree that only JAX knows."""
 
     def __init__(self, left: Any, right: Any) -> None:
         self.left, self.right = left, right
@@ -61,7 +61,7 @@ def of_containers(module: nnx.Module) -> dict[str, Any]:
 
 
 class Holder(nnx.Module):
-    """A net that holds every container, and adds one to every array in them whenever it is called in training."""
+    """A network that holds every container, and adds one to every array in them in each training call."""
 
     def __init__(self, seed: int = 0) -> None:
         rngs = nnx.Rngs(seed)
@@ -86,7 +86,7 @@ class Holder(nnx.Module):
 
 
 class Fails(resfit.callbacks.Callback):
-    """Raises in the second epoch."""
+    """A callback that raises in the second epoch."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch:
@@ -95,7 +95,7 @@ class Fails(resfit.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    """After two steps, with averages."""
+    """Return a model after two steps, with averages."""
     model = compiled(Holder(), ema=0.5)
     fit(model, images(16), labels(16))
     return model
@@ -109,7 +109,7 @@ def test_arrays_in_any_container_are_brought_up_to_date(trained: Any, name: str)
         assert set(array.ravel().tolist()) == {2.0}
 
 
-def test_a_module_of_all_containers_predicts_and_evaluates_without_a_change(trained: Any) -> None:
+def test_prediction_and_evaluation_do_not_change_a_module_of_all_containers(trained: Any) -> None:
     before = values(trained.module)
     trained.predict(images(8), verbose=0)
     trained.evaluate(images(8), labels(8), verbose=0)
@@ -159,7 +159,7 @@ def test_a_variable_keeps_its_identity_when_its_tuple_is_assigned() -> None:
     assert_same(variable[...], jnp.ones(2))
 
 
-def test_two_arrays_of_one_dotted_name_are_refused() -> None:
+def test_two_arrays_with_one_dotted_name_raise() -> None:
     module = Holder()
     module.dict = nnx.data({"a.b": np.zeros(2), "a": {"b": np.zeros(2)}})
     with pytest.raises(ModuleError, match=r"Two arrays of the module have the name 'dict\.a\.b'.*Rename"):

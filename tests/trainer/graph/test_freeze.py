@@ -10,7 +10,8 @@ from flax import nnx
 import resfit
 from resfit import optimizers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import plan_module
+from resfit.trainer.graph.slots import Freeze
 from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, state_of, values
 
 
@@ -39,18 +40,18 @@ def test_a_frozen_part_keeps_its_parameters_and_statistics_and_the_rest_trains()
     assert {"head.dense.kernel", "stage2.blocks.0.branch.norm2.mean"} <= changed
 
 
-def test_frozen_statistics_are_not_reported_as_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+def test_frozen_statistics_give_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     """The trained part has no norm: statistics that change elsewhere would hide the mistake."""
     assert "norm.mean" not in trained(TinyNet(classes=4, rngs=nnx.Rngs(0)), "norm")
     assert "unchanged" not in caplog.text
 
 
-def test_without_batch_norm_the_statistics_of_a_frozen_part_go_on_moving() -> None:
+def test_statistics_of_a_frozen_part_still_move_with_batch_norm_false() -> None:
     changed = trained(TinyNet(rngs=nnx.Rngs(0)), "conv", "norm", batch_norm=False)
     assert changed == {"norm.mean", "norm.var", "head.kernel", "head.bias"}
 
 
-def test_a_frozen_batch_norm_normalises_by_its_running_statistics_in_training() -> None:
+def test_a_frozen_batch_norm_normalizes_by_its_running_statistics_in_training() -> None:
     net = resfit.nets.ResNet(dataclasses.replace(tiny_resnet().spec, depths=(1,), widths=(4,)), rngs=nnx.Rngs(0))
     seen: list[np.ndarray] = []
 
@@ -83,7 +84,7 @@ def test_frozen_parameters_have_no_optimizer_state() -> None:
     assert everything - sum(leaf.size for leaf in state_of(model).leaves) >= 2 * frozen > 0
 
 
-def test_freezing_takes_effect_at_the_next_compile_and_never_silently_later() -> None:
+def test_freeze_takes_effect_at_the_next_compile_and_fit_raises_before_it() -> None:
     model = compiled()
     model.freeze("conv")
     with pytest.raises(NotCompiledError):
@@ -96,12 +97,12 @@ def test_freezing_nothing_trains_everything_again() -> None:
     assert {"conv.kernel", "norm.mean"} <= trained(net)
 
 
-def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are() -> None:
+def test_a_pattern_that_matches_nothing_raises_and_lists_the_names() -> None:
     with pytest.raises(ModuleError, match=r"'stagex'.*'stage1'"):
         resfit.Model(tiny_resnet()).freeze("stagex")
 
 
-def test_freezing_everything_is_refused() -> None:
+def test_freezing_everything_raises() -> None:
     model = resfit.Model(tiny_resnet())
     model.freeze("*")
     with pytest.raises(CompileError, match="nothing to train"):
@@ -109,7 +110,7 @@ def test_freezing_everything_is_refused() -> None:
 
 
 class TiedNet(nnx.Module):
-    """A Variable of two layers, and a norm that stands at two places."""
+    """A network with one kernel in two layers, and one norm at two places."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -125,9 +126,9 @@ class TiedNet(nnx.Module):
         return self.head(self.same["norm"][0](nnx.tanh(self.norm(x))))
 
 
-def test_a_pattern_matches_every_path_of_what_is_held_twice() -> None:
+def test_a_pattern_matches_every_path_of_a_shared_part() -> None:
     def frozen(*patterns: str) -> set[str]:
-        return {slot.name for slot in modes.plan(TiedNet(), modes.Freeze(patterns)).slots if slot.frozen}
+        return {slot.name for slot in plan_module(TiedNet(), Freeze(patterns)).slots if slot.frozen}
 
     norm = {"norm.bias", "norm.scale", "norm.mean", "norm.var"}
     assert frozen("a") == {"a.kernel"}

@@ -1,4 +1,4 @@
-"""Any nnx.Module trains, in the right mode, whatever way it has of being told its mode."""
+"""Any nnx.Module trains in the right mode, for every way in which a module can take its mode."""
 
 import logging
 from typing import Any
@@ -12,12 +12,12 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer import state
+from resfit.trainer import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
 
 class Keyword(TinyNet):
-    """The base of nets that hand their mode on as an argument, with flags that are wrong on purpose."""
+    """The base of networks that pass their mode on as an argument, with flags that are wrong on purpose."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         super().__init__(rngs=rngs)
@@ -68,7 +68,7 @@ class ModesOnly(Keyword):
 
 
 class TrainReachesOnlyDropout(Keyword):
-    """`train` is named, and forgotten for BatchNorm: the flags must be right as well."""
+    """A network that passes `train` to Dropout only: the flag of BatchNorm must be right too."""
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = nnx.relu(self.norm(self.conv(x)))
@@ -76,7 +76,7 @@ class TrainReachesOnlyDropout(Keyword):
 
 
 class Gate(nnx.Module):
-    """A layer with a bare `deterministic` attribute and no set_view: adds one in training only."""
+    """A layer with a bare `deterministic` attribute and no set_view, which adds one in training only."""
 
     def __init__(self) -> None:
         self.deterministic = True
@@ -118,8 +118,8 @@ def test_a_module_trains_and_evaluates_in_the_right_mode_however_it_is_told(kind
 
 
 @pytest.mark.parametrize("kind", [Train, ModesOnly])
-def test_dropout_is_on_in_training_and_another_one_in_every_step(kind: Any) -> None:
-    # With a learning rate of zero nothing but the mask tells one step's loss from the next one's.
+def test_dropout_is_on_in_training_with_another_mask_in_every_step(kind: Any) -> None:
+    # With a learning rate of zero, the losses of two steps differ only by the mask.
     model = compiled(kind(rngs=nnx.Rngs(0)), learning_rate=0.0)
     x, y = images(8), labels(8)
     losses = [model.train_on_batch(x, y)[0] for _ in range(3)]
@@ -147,7 +147,7 @@ def test_two_dropout_layers_of_one_module_draw_different_masks() -> None:
     assert model.test_on_batch(np.ones((8, 256), np.float32)) == 1.0
 
 
-def test_a_layer_with_a_bare_deterministic_attribute_is_switched_too() -> None:
+def test_a_layer_with_a_bare_deterministic_attribute_gets_its_mode() -> None:
     class Net(PlainNet):
         def __init__(self, rngs: nnx.Rngs) -> None:
             super().__init__(rngs=rngs)
@@ -178,7 +178,7 @@ def bare_call(module: nnx.Module, x: jax.Array) -> jax.Array:
     return module(x)
 
 
-def test_a_residual_net_of_resfit_trains_and_its_bare_call_stays_an_evaluation() -> None:
+def test_a_residual_network_trains_and_a_plain_call_of_it_still_evaluates() -> None:
     net = resfit.create_model("resnet20", num_classes=CLASSES, in_channels=1, depths=(1,), widths=(4,))
     model = compiled(net)
     before = values(net)
@@ -197,7 +197,7 @@ class ForgetsTrain(nnx.Module):
         return self.net(x)
 
 
-def test_a_wrapper_that_never_passes_train_on_trains_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrapper_that_does_not_pass_train_on_still_trains(caplog: pytest.LogCaptureFixture) -> None:
     module = ForgetsTrain()
     model = compiled(module)
     before = values(module)
@@ -210,7 +210,7 @@ def test_a_wrapper_that_never_passes_train_on_trains_all_the_same(caplog: pytest
     assert differ(after, values(module)) == set()
 
 
-def test_norms_that_stay_in_evaluation_mode_in_a_training_step_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_norms_in_evaluation_mode_in_a_training_step_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class AlwaysEvaluates(TinyNet):
         def __call__(self, x: jax.Array) -> jax.Array:
             x = nnx.relu(self.norm(self.conv(x), use_running_average=True))
@@ -244,7 +244,7 @@ def test_a_module_that_sows_intermediates_trains() -> None:
 
 
 @ignore_sow
-def test_what_a_call_of_the_user_sowed_does_not_disturb_training() -> None:
+def test_values_sowed_by_a_call_of_the_user_do_not_affect_training() -> None:
     module = Sows(rngs=nnx.Rngs(0))
     bare_call(module, images(2))  # before the model is made
     model = compiled(module)
@@ -300,7 +300,7 @@ def test_tied_weights_stay_tied_and_get_the_sum_of_their_gradients() -> None:
     np.testing.assert_allclose(module.a.kernel[...], kernel - 0.1 * gradient, rtol=1e-5)
 
 
-def test_a_parameter_that_the_call_rewrites_is_updated_from_what_it_wrote() -> None:
+def test_a_parameter_that_the_call_rewrites_is_updated_from_its_new_value() -> None:
     class Rewrites(nnx.Module):
         def __init__(self) -> None:
             self.scale = nnx.Param(jnp.array([8.0]))
@@ -332,7 +332,7 @@ def test_spectral_norm_trains_and_evaluates_without_moving() -> None:
     assert differ(before, values(module)) == set()
 
 
-def test_a_variable_made_in_the_call_is_refused_by_name() -> None:
+def test_a_variable_created_in_the_call_raises_with_its_name() -> None:
     class Grows(PlainNet):
         def __call__(self, x: jax.Array) -> jax.Array:
             if not hasattr(self, "offset"):
@@ -347,7 +347,7 @@ def test_a_variable_made_in_the_call_is_refused_by_name() -> None:
     assert differ(before, values(module)) == set()
 
 
-def test_a_module_that_drops_a_variable_in_the_call_is_refused_by_name() -> None:
+def test_a_variable_removed_in_the_call_raises_with_its_name() -> None:
     class Shrinks(PlainNet):
         def __call__(self, x: jax.Array) -> jax.Array:
             outputs = super().__call__(x)
@@ -361,12 +361,12 @@ def test_a_module_that_drops_a_variable_in_the_call_is_refused_by_name() -> None
 @pytest.mark.parametrize(
     "module", [lambda x: x, jnp.zeros(3), TinyNet, None], ids=["function", "array", "class", "None"]
 )
-def test_what_is_no_module_is_refused(module: Any) -> None:
+def test_an_object_that_is_not_a_module_raises(module: Any) -> None:
     with pytest.raises(ModuleError, match=r"Expected a flax\.nnx\.Module, got"):
         resfit.Model(module)
 
 
-def test_a_variable_that_holds_no_array_is_refused_by_name() -> None:
+def test_a_variable_without_an_array_raises_with_its_name() -> None:
     module = PlainNet(rngs=nnx.Rngs(0))
     module.extra = nnx.Variable({"a": jnp.zeros(2), "b": jnp.zeros(3)})
     with pytest.raises(ModuleError, match=r"'extra' \(Variable\) holds a dict"):
@@ -379,7 +379,7 @@ def _plain_sgd() -> Any:
     return optax.sgd(0.1)
 
 
-def test_a_residual_block_of_its_own_trains_though_it_refuses_to_be_overridden() -> None:
+def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden() -> None:
     block = resfit.nets.BasicBlock(1, 3, rngs=nnx.Rngs(0))
 
     class Pooled(resfit.Model):
@@ -394,11 +394,11 @@ def test_a_residual_block_of_its_own_trains_though_it_refuses_to_be_overridden()
     model.predict(images(8), verbose=0)
 
 
-def test_compiling_makes_no_plan_of_a_module_anew_unless_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_plans_a_module_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []
-    made = state.plan
-    monkeypatch.setattr(state, "plan", lambda *arguments: plans.append(arguments) or made(*arguments))
-    # Over the devices that a new model is for: where a convolution is told how batches are split, others change it.
+    made = user_module.plan_module
+    monkeypatch.setattr(user_module, "plan_module", lambda *arguments: plans.append(arguments) or made(*arguments))
+    # Sharded like a new model: a plan depends on the devices where convolutions know how batches are split.
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch="sharded")
     assert len(plans) == 1
     model.compile("adam", dispatch="sharded")

@@ -1,4 +1,4 @@
-"""The mode reaches every part of a module where the caller leaves it out; an explicit argument of the caller wins."""
+"""The mode reaches every part of a module whose caller leaves it out; an explicit argument of the caller wins."""
 
 import functools
 from pathlib import Path
@@ -14,22 +14,23 @@ import resfit
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
-from resfit.trainer.graph import plan as modes
+from resfit.trainer.graph.module_plan import Convolutions, plan_module
+from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze, module_leaves
 from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, values
 
 X = jnp.zeros((2, 4))
 KEY = jax.random.key(0)
 
 
-def module_in_mode(module: nnx.Module, *, train: bool, freeze: modes.Freeze = modes.NOTHING_FROZEN) -> Any:
-    """The copy that a step calls."""
-    plan = modes.plan(module, freeze)
-    found = dict(modes.leaves(module))
+def module_in_mode(module: nnx.Module, *, train: bool, freeze: Freeze = NOTHING_FROZEN) -> Any:
+    """Return the copy that a step calls."""
+    plan = plan_module(module, freeze)
+    found = dict(module_leaves(module))
     arrays = {
         kind: [found[slot.path].get_raw_value() for slot in plan.slots if slot.kind == kind]
         for kind in ("param", "carried")
     }
-    return modes.assemble(plan, arrays["param"], arrays["carried"], KEY, train=train)
+    return plan.assemble(arrays["param"], arrays["carried"], KEY, train=train)
 
 
 class Weighted(nnx.Module):
@@ -38,7 +39,7 @@ class Weighted(nnx.Module):
 
 
 def layer(signature: str, training: str, method: str = "__call__") -> Any:
-    """A layer that returns x + 1 in training and x in evaluation, and takes its mode as the signature says."""
+    """Return a layer that adds 1 in training, and takes its mode by this signature."""
     space: dict[str, Any] = {}
     exec(f"def {method}(self, x{signature}):\n  return x + self.weight[...] * ({training})", {}, space)
     return type("Layer", (Weighted,), {**space, "__module__": __name__})()
@@ -68,7 +69,7 @@ def test_a_layer_gets_every_mode_argument_that_its_caller_leaves_out(name: str, 
 
 
 class Holder(nnx.Module):
-    """Calls a part of its own, which may be in a container, without or with a mode."""
+    """A module that calls a part inside a container, with or without a mode."""
 
     def __init__(self, part: Any, **arguments: Any) -> None:
         self.parts = nnx.data({("a", 1): [part]})
@@ -143,11 +144,11 @@ def test_a_module_keeps_its_own_classes_and_flags() -> None:
     module_in_mode(module, train=True)
     assert type(module.layers[0]) is kind
     assert module.layers[1].deterministic
-    assert modes.plan(module) == modes.plan(module)
+    assert plan_module(module) == plan_module(module)
 
 
 class Norm(nnx.Module):
-    """Tells its BatchNorm the mode that it is told, which is evaluation by default."""
+    """A module that passes its mode to a BatchNorm; the default is evaluation."""
 
     def __init__(self) -> None:
         self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=nnx.Rngs(0))
@@ -158,7 +159,7 @@ class Norm(nnx.Module):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_explicit_batch_norm_moves_in_training_unless_it_is_frozen(frozen: bool) -> None:
-    freeze = modes.Freeze(("*.norm",)) if frozen else modes.NOTHING_FROZEN
+    freeze = Freeze(("*.norm",)) if frozen else NOTHING_FROZEN
     x = 3 * jnp.arange(8.0).reshape(2, 4)
     for train in (True, False):
         module = module_in_mode(nnx.Sequential(Norm(), Norm()), train=train, freeze=freeze)
@@ -191,7 +192,7 @@ def test_dropout_inside_a_sequence_trains_and_every_tool_evaluates(tmp_path: Pat
 
 
 class LinenNet(linen.Module):
-    """BatchNorm and dropout, told by an argument, as in Flax's own examples."""
+    """A network whose BatchNorm and Dropout take the mode from an argument, as in Flax's examples."""
 
     rate: float = 0.5
 
@@ -204,7 +205,7 @@ class LinenNet(linen.Module):
 
 
 class LinenByField(linen.Module):
-    """Dropout alone, told by a field."""
+    """A network whose Dropout takes the mode from a field."""
 
     deterministic: bool
 
@@ -219,7 +220,7 @@ def wrapped(module: linen.Module) -> Any:
 
 @pytest.mark.parametrize("make", [lambda: LinenNet(), lambda: LinenByField(True), lambda: LinenByField(False)])
 @pytest.mark.parametrize("outer", [lambda part: part, lambda part: nnx.Sequential(part)])
-def test_a_wrapped_linen_module_drops_in_training_alone(make: Any, outer: Any) -> None:
+def test_a_wrapped_linen_module_drops_only_in_training(make: Any, outer: Any) -> None:
     x = images(4)
     module = outer(wrapped(make()))
     evaluated = [module_in_mode(module, train=False)(x) for _ in range(2)]
@@ -252,7 +253,7 @@ def test_a_frozen_linen_batch_norm_keeps_its_statistics_and_normalizes_by_them()
     x = images(4) + 5
     module = wrapped(LinenNet(rate=0.0))
     before = values(module)
-    frozen = module_in_mode(module, train=True, freeze=modes.Freeze(("norm",)))
+    frozen = module_in_mode(module, train=True, freeze=Freeze(("norm",)))
     np.testing.assert_allclose(frozen(x), module_in_mode(module, train=False)(x), atol=1e-5)
     assert_same(values(frozen)["norm.mean"], before["norm.mean"])
     free = module_in_mode(module, train=True)
@@ -260,7 +261,7 @@ def test_a_frozen_linen_batch_norm_keeps_its_statistics_and_normalizes_by_them()
     assert not np.array_equal(values(free)["norm.mean"], before["norm.mean"])
 
 
-def test_a_linen_module_without_parameters_is_told_how_to_get_them() -> None:
+def test_a_linen_module_without_parameters_raises_and_names_lazy_init() -> None:
     class Net(nnx.Module):
         def __init__(self) -> None:
             self.linen = nnx.bridge.ToNNX(linen.Dense(3), rngs=nnx.Rngs(0))
@@ -363,7 +364,7 @@ class RegisteredHalving(Registered, name="half"):
         RegisteredHalving,
     ],
 )  # fmt: skip
-def test_the_mode_reaches_methods_however_they_are_defined(kind: type) -> None:
+def test_the_mode_reaches_methods_of_every_kind(kind: type) -> None:
     module = nnx.Sequential(kind())
     view = switched(module, train=True)
     assert view(8.0) == 4.0
@@ -371,7 +372,7 @@ def test_the_mode_reaches_methods_however_they_are_defined(kind: type) -> None:
     assert type(switched(view, train=True).layers[0]) is type(view.layers[0])
 
 
-def test_classes_that_stand_in_are_not_announced_to_the_user() -> None:
+def test_subclasses_made_by_resfit_run_no_init_subclass_of_the_user() -> None:
     switched(nnx.Sequential(RegisteredHalving()), train=True)
     assert set(REGISTERED) == {"half", "RegisteredHalving"}
     assert set(REGISTERED.values()) == {RegisteredHalving}
@@ -403,7 +404,7 @@ class LinenScaled(linen.Module):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_arguments_that_are_no_mode_keep_their_defaults(train: bool) -> None:
+def test_arguments_that_are_not_modes_keep_their_defaults(train: bool) -> None:
     linen_module = nnx.bridge.ToNNX(LinenScaled(), rngs=nnx.Rngs(0)).lazy_init(X)
     for module in (Fixed(), Scaled()):
         assert switched(nnx.Sequential(module), train)(8.0) == 8.0
@@ -411,11 +412,11 @@ def test_arguments_that_are_no_mode_keep_their_defaults(train: bool) -> None:
     assert switched(nnx.Sequential(linen_module), train)(8.0) == 8.0
 
 
-@pytest.mark.parametrize("given", [None, modes.Convolutions(whole=max, part=min, fused=functools.partial)])
-def test_only_a_part_of_a_batch_sees_the_norms_and_convolutions_made_for_parts(given: Any) -> None:
+@pytest.mark.parametrize("given", [None, Convolutions(whole=max, part=min, fused=functools.partial)])
+def test_only_a_part_of_a_batch_uses_the_norms_and_convolutions_for_parts(given: Any) -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
-    plan = modes.plan(net, axis="devices", convolutions=given)
-    assemble = functools.partial(modes.assemble, plan, *modes.read(plan, net), jax.random.key(0))
+    plan = plan_module(net, axis="devices", convolutions=given)
+    assemble = functools.partial(plan.assemble, *plan.read(net), jax.random.key(0))
     part, *whole = assemble(train=True, part=True), assemble(train=True), assemble(train=False)
     assert [part.norm.axis_name, *(module.norm.axis_name for module in whole)] == ["devices", None, None]
     convolutions = [module.conv.conv_general_dilated for module in (part, *whole)]

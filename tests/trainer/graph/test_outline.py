@@ -1,4 +1,4 @@
-"""What of a module is noticed without walking it: every change of a part; and values are read as they are now."""
+"""An outline detects every change of a part without walking the module, and reads current values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer.graph import plan as modes
 from resfit.trainer.graph.outline import Outline
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import TinyNet, compiled, images
 from tests.variants import VARIANTS, network
 
@@ -32,7 +32,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_noticed(change: str) -> None:
+def test_a_change_is_detected(change: str) -> None:
     module = net()
     outline = Outline(module)
     assert outline.is_unchanged()
@@ -46,18 +46,18 @@ REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in VARIANTS]
 )
-def test_its_leaves_are_those_of_the_module_with_the_values_that_it_holds_now(variant: str) -> None:
+def test_its_leaves_are_those_of_the_module_with_current_values(variant: str) -> None:
     module = network(variant)
     outline = Outline(module)
-    assert [path for path, _ in outline.leaves] == [path for path, _ in modes.leaves(module)]
+    assert [path for path, _ in outline.leaves] == [path for path, _ in module_leaves(module)]
     for path, leaf in outline.leaves:
         if isinstance(leaf, nnx.Param):
             leaf.set_raw_value(jax.device_put(np.asarray(leaf.get_raw_value()) + 1))
-        assert leaf.get_raw_value() is dict(modes.leaves(module))[path].get_raw_value()
+        assert leaf.get_raw_value() is dict(module_leaves(module))[path].get_raw_value()
     assert outline.is_unchanged()
 
 
-def test_a_container_that_it_does_not_know_is_walked_every_time() -> None:
+def test_an_unknown_container_is_walked_every_time() -> None:
     class Holds(nnx.Module):
         def __init__(self) -> None:
             self.parts = nnx.data({"a": nnx.Param(jnp.ones(2))})

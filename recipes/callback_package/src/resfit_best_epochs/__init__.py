@@ -1,4 +1,4 @@
-"""A callback for resfit that remembers the best epochs of a run."""
+"""A callback for resfit that records the best epochs of a run."""
 
 from collections.abc import MutableMapping
 from typing import Any
@@ -9,17 +9,17 @@ __all__ = ["BestEpochs"]
 
 
 class BestEpochs(Callback):
-    """Remembers the epochs of the lowest values.
+    """A record of the epochs with the lowest values.
 
     Args:
-      monitor: name of the value; lower is better. Epochs without it are passed over.
-      count: how many epochs to remember.
+      monitor: name of the value; lower is better. Epochs without the value are skipped.
+      count: number of epochs to record.
 
     Attributes:
-      best: (value, epoch) pairs, the best first; epochs are counted from zero.
+      best: (value, epoch) pairs, the best first; epochs count from zero.
 
     Raises:
-      ValueError: if count is not positive.
+      ValueError: if `count` is not positive.
 
     Example:
       >>> callback = BestEpochs(count=2)

@@ -1,1 +1,1 @@
-"""The files that classic data sets are published in: fetched once, checked, read without unpacking."""
+"""The published files of the classic datasets: their addresses and formats."""

@@ -1,6 +1,6 @@
-"""Where the classic data sets are published, and how to know their files.
+"""Addresses, sizes and checksums of the classic datasets.
 
-Sizes and checksums are those that TensorFlow Datasets 4.9.10 keeps (tensorflow_datasets/url_checksums).
+Sizes and checksums are those of TensorFlow Datasets 4.9.10 (tensorflow_datasets/url_checksums).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ class CifarArchive(NamedTuple):
 
     Attributes:
       remote: the archive.
-      labels: the label bytes of a record; the last one is the class.
-      parts: "train" and "test" -> the members, in order.
+      labels: label bytes per record; the last one is the class.
+      parts: "train" and "test" -> the names of the members, in order.
     """
 
     remote: Remote
@@ -27,7 +27,7 @@ def _idx_files(folder: str, *files: tuple[str, int, str]) -> list[Remote]:
     return [Remote(f"{folder}{name}-ubyte.gz", size, sha256) for name, size, sha256 in files]
 
 
-# Images and labels for training, images and labels for the test.
+# Training images, training labels, test images, test labels.
 IDX_FILES = {
     "mnist": _idx_files(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",

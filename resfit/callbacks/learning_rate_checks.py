@@ -1,28 +1,28 @@
-"""The learning rate as callbacks see it: some need one that they can set, others show it where there is one."""
+"""Checks of the model's learning rate for callbacks that set, scale or show it."""
 
 from resfit.callbacks.base import TrainedModel
 from resfit.errors import CallbackError, CompileError
 
 
 def require_settable(model: TrainedModel, who: str) -> None:
-    """Checks that a callback may set the model's learning rate.
+    """Raise if a callback cannot set the learning rate of the model.
 
     Raises:
-      CallbackError: if a schedule decides it, or the optimizer has none that can be set.
+      CallbackError: if a schedule sets the learning rate, or the optimizer does not expose it.
     """
     try:
         model.learning_rate = model.learning_rate
     except CompileError as error:
         raise CallbackError(
-            f"{who} sets the learning rate, and this model's cannot be set. {error} Or leave {who} out."
+            f"{who} sets the learning rate, and the learning rate of this model cannot be set. {error} Or omit {who}."
         ) from error
 
 
 def require_adjustable(model: TrainedModel, who: str) -> None:
-    """Checks that a callback may scale the model's learning rate, whether it is a number or a schedule's.
+    """Raise if a callback cannot scale the learning rate of the model, be it a number or a schedule.
 
     Raises:
-      CallbackError: if the optimizer has none that can be seen.
+      CallbackError: if the optimizer does not expose its learning rate.
     """
     try:
         _ = model.learning_rate
@@ -31,7 +31,7 @@ def require_adjustable(model: TrainedModel, who: str) -> None:
 
 
 def current(model: TrainedModel) -> float | None:
-    """The learning rate; None for an optimizer that shows none."""
+    """Return the learning rate of the model, or None if its optimizer does not expose one."""
     try:
         return model.learning_rate
     except CompileError:

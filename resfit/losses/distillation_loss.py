@@ -1,4 +1,4 @@
-"""What a student learns from a teacher's logits."""
+"""The distillation loss of a student and a teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,23 @@ from resfit.errors import LabelError
 
 
 def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 4.0) -> jax.Array:
-    """How far the student's softened probabilities are from the teacher's: temperature^2 times the KL divergence.
+    """Return the divergence of the student's softened probabilities from the teacher's.
 
-    The factor keeps gradients of the same size at any temperature. The teacher gets no gradient.
+    The loss is temperature^2 times the KL divergence. The factor keeps the size of gradients at any temperature. The
+    teacher receives no gradient.
 
     Source: Hinton, Vinyals and Dean (arXiv 1503.02531).
 
     Args:
-      logits: (batch, classes) of the student.
-      teacher_logits: (batch, classes).
-      temperature: what both are divided by.
+      logits: the logits of the student, (batch, classes).
+      teacher_logits: the logits of the teacher, (batch, classes).
+      temperature: the divisor of all logits.
 
     Returns:
-      (batch,) float32, zero where the two agree.
+      (batch,) float32, zero if both have the same probabilities.
 
     Raises:
-      LabelError: unless both have the same shape, with two classes or more.
+      LabelError: if the shapes differ, or for fewer than two classes.
 
     Example:
       >>> distillation(jnp.array([[1.0, 2.0]]), jnp.array([[2.0, 3.0]]))
@@ -30,8 +31,8 @@ def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: floa
     """
     if logits.shape != teacher_logits.shape or logits.ndim != 2 or logits.shape[1] < 2:
         raise LabelError(
-            f"The student's logits have shape {logits.shape}, the teacher's {teacher_logits.shape}. Expected the same "
-            "(batch, classes), of two classes or more."
+            f"The student's logits have shape {logits.shape} and the teacher's {teacher_logits.shape}. Expected the "
+            "same shape (batch, classes) with two classes or more."
         )
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature, axis=1)
     student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature, axis=1)

@@ -1,4 +1,4 @@
-"""The one learning rate of an optimizer: how it gets into the state, and how it is found there."""
+"""The learning rate in the state of an optimizer."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 LearningRate = float | Callable[[Any], Any]
-"""A number, or a schedule: step -> number."""
+"""A number or a schedule (step -> number)."""
 
 
 def with_rate(factory: Callable[..., optax.GradientTransformation], rate: LearningRate) -> optax.GradientTransformation:
-    """The optimizer that a factory makes, with its learning rate as a float32 array in the state."""
-    # A schedule given to the optimizer itself is followed by optax, wherever the optimizer stands in a chain.
+    """Return the optimizer of a factory, with its learning rate as a float32 array in the state."""
+    # optax follows a schedule that is passed to the optimizer, at any place in a chain.
     inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
     transformation: optax.GradientTransformation = inject(
         learning_rate=rate if callable(rate) else jnp.asarray(rate, jnp.float32)
@@ -23,9 +23,9 @@ def with_rate(factory: Callable[..., optax.GradientTransformation], rate: Learni
 
 
 def index_of_rate(state: Any) -> int | None:
-    """Which leaf of an optimizer state is an injected learning rate; None unless there is exactly one that can be set.
+    """Return the number of the leaf that holds the learning rate, or None if there is not exactly one to set.
 
-    One that optax computes from a schedule cannot: optax writes over it at every update.
+    A learning rate that optax computes from a schedule cannot be set: optax overwrites it at every update.
 
     Example:
       >>> from resfit.optimizers import sgd
@@ -44,7 +44,7 @@ def index_of_rate(state: Any) -> int | None:
         if injected(node):
             if "learning_rate" in node.hyperparams and "learning_rate" not in getattr(node, "hyperparams_states", ()):
                 found.append(node.hyperparams["learning_rate"])
-            # A chain inside may hold another one.
+            # A nested chain can hold another learning rate.
             functools.reduce(lambda _, child: visit(child), jax.tree.leaves(node.inner_state, is_leaf=injected), None)
 
     for node in jax.tree.leaves(numbered, is_leaf=injected):

@@ -1,4 +1,4 @@
-"""Files of weights: which form one has, told by its first bytes, and the arrays in it by name."""
+"""The formats of weights files: detection by the first bytes, and reading of the arrays."""
 
 import os
 from pathlib import Path
@@ -31,17 +31,16 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]:
-    """The arrays in a file, by the names that they have there. Nothing in the file is executed.
+    """Read the arrays in a weights file by name, without executing anything in the file.
 
     Args:
-        path: a file of safetensors, of `torch.save` in the zip form or the one before PyTorch 1.6, or an `.h5` file of
-            keras.applications. Its first bytes say which; its ending does not matter.
-        ema: take the averaged weights of a training checkpoint (default False: those that were trained, if it has
-            both).
+        path: a safetensors file, a file of `torch.save` (zip form, or the form before PyTorch 1.6), or an `.h5` file of
+            keras.applications. The first bytes determine the format; the file name does not matter.
+        ema: read the averaged weights of a training checkpoint (default False: the trained weights).
 
     Raises:
-        WeightsError: if it is of another form, damaged, or malicious.
-        MissingPackageError: for an `.h5` file, without h5py.
+        WeightsError: if the file has another format, is damaged, or is malicious.
+        MissingPackageError: for an `.h5` file, if h5py is not installed.
 
     Example:
         >>> from resfit.nets import create_model
@@ -54,12 +53,12 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]
     if not path.is_file():
         there = sorted(file.name for file in path.parent.glob("*") if file.is_file())
         raise FileNotFoundError(
-            f"There is no file {path}. Expected one of weights; the files in its folder are {there[:20]}."
+            f"There is no file {path}. Expected a weights file. The files in its folder are {there[:20]}."
             + did_you_mean(path.name, there)
         )
     with path.open("rb") as file:
         begin = file.read(512)
-    if _is_safetensors(begin):  # first: its length can begin with the bytes of any other format
+    if _is_safetensors(begin):  # first, because the length can start with the magic bytes of another format
         return _read_safetensors(path)
     if begin.startswith(b"PK\x03\x04"):
         return torch_files.read_zip(path, ema=ema)
@@ -68,9 +67,9 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]
     if begin.startswith(b"\x89HDF\r\n\x1a\n"):
         return keras_files.read(path)
     raise WeightsError(
-        f"{path} begins with {begin[:8]!r}, as no file of weights does that is read here. Expected safetensors, a file "
-        "of torch.save, or an .h5 file of keras.applications."
-        + (" A .tar of PyTorch before 0.1.10 is opened in PyTorch and saved again." if b"ustar" in begin else "")
+        f"{path} begins with {begin[:8]!r}, which is not a supported format. Expected safetensors, a file of "
+        "torch.save, or an .h5 file of keras.applications."
+        + (" Open a .tar file of PyTorch before 0.1.10 in PyTorch and save it again." if b"ustar" in begin else "")
     )
 
 
@@ -89,7 +88,9 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     try:
         entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path} is a damaged safetensors file: {error}. Take another copy.") from error
+        raise WeightsError(
+            f"{path} is a damaged safetensors file: {error}. Expected a complete file. Download it again."
+        ) from error
     if unknown := sorted({entry["dtype"] for _, entry in entries} - set(_SAFETENSORS)):
         raise WeightsError(f"{path} holds numbers of {unknown}. Expected some of {sorted(_SAFETENSORS)}. Convert them.")
     return {
@@ -99,7 +100,7 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
 
 
 def to_safetensors(arrays: dict[str, Array]) -> bytes:
-    """The content of a safetensors file, which says that its names and axes are PyTorch's."""
+    """Return the bytes of a safetensors file whose metadata say that names and axes are PyTorch's."""
     import safetensors.numpy
 
     content: bytes = safetensors.numpy.save(arrays, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Weights from a file into a network, and from a network into a file."""
+"""Loading of a network's weights from a file, and saving to a file."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights import architecture
-from resfit.weights.files import read, to_safetensors
+from resfit.weights.formats import read, to_safetensors
 from resfit.weights.names import COUNT_OF_NORM, NAMINGS
 from resfit.weights.state_dict import Head, Stem, fitting, load_state_dict, state_dict
 
@@ -25,25 +25,25 @@ def load(
     stem: Stem = "keep",
     ema: bool = False,
 ) -> None:
-    """Fills a network from a file of another library, in place. Nothing in the file is executed.
+    """Load the weights of another library from a file into a network, in place, without executing anything in the file.
 
-    It reads safetensors, what `torch.save` writes (a state dict, or a training checkpoint with one; also the form
-    before PyTorch 1.6), and the `.h5` files of keras.applications: their content says which, not their name. Neither
-    PyTorch nor TensorFlow is needed.
+    The formats are safetensors, files of `torch.save` (a state dict, or a training checkpoint that contains one; also
+    the form before PyTorch 1.6), and `.h5` files of keras.applications. The content determines the format, not the file
+    name. Neither PyTorch nor TensorFlow is needed.
 
     Args:
         module: a `resfit.nets.ResNet`.
         path: the file.
-        naming: as in `load_state_dict` (by default, what fits the file).
-        head: `"reset"` leaves the last layer as it is, for other classes (default `"keep"`).
-        stem: `"sum"` or `"repeat"` fit the first kernel to other channels, as in `load_state_dict` (default `"keep"`).
-        ema: take the averaged weights of a training checkpoint (default False: those that were trained, if it has
-            both).
+        naming: as in `load_state_dict` (by default, the naming that fits the file).
+        head: `"reset"` does not load the last layer, for other classes (default `"keep"`).
+        stem: `"sum"` or `"repeat"` adapt the first kernel to other channels, as in `load_state_dict` (default
+            `"keep"`).
+        ema: load the averaged weights of a training checkpoint (default False: the trained weights).
 
     Raises:
-        WeightsError: if the file cannot be read or does not fit the network (all that differs is listed), or if its
-            source describes a network that computes something else: a `config.json` of timm or transformers beside a
-            `model.safetensors`, the repository in the hub's cache, or the name of a torchvision file.
+        WeightsError: if the file cannot be read or does not fit the network (the message lists all differences), or if
+            its source describes a network that computes something else: a `config.json` of timm or transformers beside
+            a `model.safetensors`, the repository in the hub's cache, or the name of a torchvision file.
 
     Example:
         >>> from resfit.nets import create_model
@@ -59,19 +59,19 @@ def load(
 
 
 def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None = None) -> None:
-    """Writes a network's weights as a safetensors file that another library reads under its own names.
+    """Save a network's weights as a safetensors file with the names of another library.
 
-    `safetensors.torch.load_file(path)` gives PyTorch the state dict, which torchvision's, timm's or transformers' own
-    network loads with `strict=True`. The file appears whole or not at all. To go on with resfit, `Model.save` keeps
-    the network's specification and preprocessing too.
+    `safetensors.torch.load_file(path)` returns a state dict that the network of torchvision, timm or transformers loads
+    with `strict=True`. The write is atomic. To continue in resfit, use `Model.save`, which also saves the specification
+    and the preprocessing.
 
     Args:
         module: a `resfit.nets.ResNet`.
-        path: of the file, ending in ".safetensors".
+        path: the path of the file, ending in ".safetensors".
         naming: as in `state_dict`.
 
     Raises:
-        WeightsError: if the path ends otherwise, or the library has no name for a part of the network.
+        WeightsError: if the path has another ending, or the library has no name for a part of the network.
 
     Example:
         >>> from resfit.nets import create_model
@@ -80,8 +80,8 @@ def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None
     path = Path(expand_user(path))
     if path.suffix != ".safetensors":
         raise WeightsError(
-            f"Received the path {str(path)!r}. Expected one that ends in '.safetensors', which "
-            "safetensors.torch.load_file reads. For a .pth file, torch.save what it gives."
+            f"Received the path {str(path)!r}. Expected a path that ends in '.safetensors'. For a .pth file, load the "
+            "result with safetensors.torch.load_file and save it with torch.save."
         )
     arrays = state_dict(module, naming=naming)
     library = NAMINGS[naming or fitting(module, arrays)]

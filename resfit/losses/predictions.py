@@ -1,4 +1,4 @@
-"""Probabilities and labels from logits, for one label per example and for several."""
+"""Probabilities and labels from logits, for single-label and multi-label models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from resfit.errors import LabelError
 
 
 def at_least_float32(outputs: Any) -> Any:
-    """Outputs in half precision as float32, so that losses, metrics and NumPy can work with them; others as they are.
+    """Return outputs of half precision as float32, for losses, metrics and NumPy; keep all other outputs.
 
     Example:
       >>> at_least_float32({"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.int8)})["a"].dtype
@@ -27,15 +27,15 @@ def at_least_float32(outputs: Any) -> Any:
 def _logits(outputs: Any) -> jax.Array:
     if not hasattr(outputs, "ndim") or outputs.ndim not in (1, 2):
         raise LabelError(
-            f"predict(outputs='probabilities' or 'labels') needs logits, (batch, classes), from the module; it "
-            f"returned {jax.tree.map(jnp.shape, outputs)}. Use outputs='logits', which returns what the module does."
+            f"The module returned outputs of shape {jax.tree.map(jnp.shape, outputs)}. Expected logits (batch, "
+            "classes) for predict(outputs='probabilities' or 'labels'). Use outputs='logits', which takes any outputs."
         )
     logits: jax.Array = at_least_float32(outputs)
     return logits
 
 
 def probabilities(outputs: Any) -> jax.Array:
-    """Softmax of logits, (batch, classes); sigmoid of a single binary logit, in its shape.
+    """Return the softmax of logits (batch, classes), or the sigmoid of a single binary logit in the same shape.
 
     Example:
       >>> probabilities(jnp.array([[0.0, 0.0]]))
@@ -47,7 +47,7 @@ def probabilities(outputs: Any) -> jax.Array:
 
 
 def class_numbers(outputs: Any) -> jax.Array:
-    """The most probable class, (batch,) int32; for a single binary logit 0 or 1.
+    """Return the most probable class, (batch,) int32; 0 or 1 for a single binary logit.
 
     Example:
       >>> class_numbers(jnp.array([[0.0, 2.0], [1.0, -1.0]]))
@@ -60,7 +60,7 @@ def class_numbers(outputs: Any) -> jax.Array:
 
 
 def each_probability(outputs: Any) -> jax.Array:
-    """Return the sigmoid of every logit, in its shape: the probabilities of a multi-label model.
+    """Return the sigmoid of every logit in the same shape: the probabilities of a multi-label model.
 
     Example:
       >>> each_probability(jnp.array([[0.0, 0.0]]))
@@ -87,10 +87,10 @@ FINISHES: dict[str, Callable[[Any], Any]] = {
     "probabilities": probabilities,
     "labels": class_numbers,
 }
-"""What `Model.predict(outputs=...)` makes of a module's outputs."""
+"""Functions of a module's outputs by the values of `Model.predict(outputs=...)`."""
 
 MULTI_LABEL_FINISHES: dict[str, Callable[[Any], Any]] = FINISHES | {
     "probabilities": each_probability,
     "labels": each_label,
 }
-"""The same for a multi-label model, whose outputs are independent yes-or-no questions."""
+"""The same functions for a multi-label model, whose outputs are independent binary labels."""
