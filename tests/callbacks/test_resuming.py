@@ -42,7 +42,7 @@ class Watched(FakeModel):
 
 
 def saved(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint gives it back."""
+    """Return a state as a checkpoint restores it."""
     restored: dict[str, Any] = unpacked(packed(state))
     return restored
 

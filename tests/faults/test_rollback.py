@@ -24,7 +24,7 @@ EPOCHS, STEPS = 4, 5
 
 
 def steep(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """A steep square: a learning rate of 0.4 diverges, and 0.004 converges."""
+    """Return a steep square: a learning rate of 0.4 diverges, and 0.004 converges."""
     return 50 * jax.numpy.square(logits - y[:, None]).sum(-1)
 
 
