@@ -266,7 +266,7 @@ def test_what_is_assigned_to_the_module_while_it_is_out_of_date_is_not_lost_with
 
     with caplog.at_level(logging.WARNING, "resfit"):
         fit(compiled(module), callbacks=[BehindTheModelsBack()])
-    assert "['head.bias'] of the module got a new value" in caplog.text
+    assert "The new value of ['head.bias'] in the module is lost" in caplog.text
     assert "model.module" in caplog.text
 
 
@@ -711,7 +711,7 @@ BAD_LABELS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
     "float class numbers": (lambda y: y.astype(np.float32), r"must be integers.*astype\('int32'\)"),
     "NaN": (lambda y: np.where(y[:, None] == 1, np.nan, soft(y, 0.0)), "NaN or infinity"),
     "targets that do not sum to one": (lambda y: soft(y, 0.0) * 2, "sums to 2.*binary_cross_entropy"),
-    "negative targets": (lambda y: np.array([[2, -1, 0]] * len(y), np.float32), "smallest -1"),
+    "negative targets": (lambda y: np.array([[2, -1, 0]] * len(y), np.float32), r"smallest value -1"),
     "too many columns": (lambda y: np.eye(5, dtype=np.float32)[y], r"as many columns.*\(3\)"),
     "three axes": (lambda y: np.zeros((len(y), 2, 2)), "class numbers or"),
     "boolean class numbers": (lambda y: y > 0, "must be integers"),

@@ -98,7 +98,7 @@ def two_of(first: float, second: float, columns: int) -> dict[str, np.ndarray]:
 
 
 def reading(which: str, label: str, **arguments: Any) -> Any:
-    """A model of a network that reads one of two inputs and is trained on one of two labels."""
+    """Return a model of a network that reads one of two inputs and is trained on one of two labels."""
     return compiled(Reader(which), loss=lambda o, y: (o[:, 0] - y[label][:, 0]) ** 2, metrics=None, **arguments)
 
 

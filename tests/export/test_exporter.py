@@ -398,7 +398,7 @@ def test_what_cannot_be_exported_is_told_of(
     ("path", "arguments", "error", "said"),
     [
         ("net.onnx", {}, ExportError, r"the path 'net\.onnx'. Expected one that ends in '\.npz'"),
-        ("gone/net.npz", {}, FileNotFoundError, "There is no folder 'gone'"),
+        ("gone/net.npz", {}, FileNotFoundError, "The folder 'gone' of net.npz does not exist"),
         ("net.npz", {"outputs": "softmax"}, ExportError, "outputs='softmax'"),
         ("net.npz", {"weights": "best"}, CompileError, "weights to be 'raw' or 'ema'"),
         ("net.npz", {"class_names": ["a", "b"]}, ExportError, "one text for each of the 3 classes"),

@@ -138,7 +138,7 @@ def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
             return self.head(self.dropout(x.reshape(len(x), -1)))
 
     def spread(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return the variance over the first rows of the four parts per example: zero if all draw the same mask."""
+        """Return the variance over the first rows of the four parts, for each example: zero for equal masks."""
         return jnp.full(labels.shape, jnp.var(outputs.reshape(4, 2, 3)[:, 0], axis=0).sum())
 
     x, y = np.ones((8, 8, 8, 1), np.float32), np.zeros(8, np.int32)

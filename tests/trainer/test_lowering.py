@@ -159,7 +159,10 @@ def test_the_gradients_of_all_devices_are_summed_in_one_exchange() -> None:
 
 @pytest.mark.parametrize("remat", [None, pytest.param("block", marks=pytest.mark.slow)])
 def test_gradients_are_exchanged_with_the_sums_of_batchnorm_and_need_one_more_exchange(remat: str | None) -> None:
-    """Each norm exchanges its sums, forward and backward. Gradients travel with them, the last ones in one exchange."""
+    """Statistics over the whole batch need an exchange in each norm, forward and backward, one after the other.
+
+    Gradients join the next exchange, and the last gradients have one of their own at the end.
+    """
     found = exchanges(compiled(net(remat=remat), dispatch="sharded"))
     assert {one.name for one in found} == {"all-reduce"}
     in_a_row = 5  # stem, and two in each block; a projection's norm goes along with one of its block's

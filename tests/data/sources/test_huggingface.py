@@ -302,7 +302,7 @@ def test_a_missing_label_raises_before_training() -> None:
 
 
 def test_an_empty_split_raises() -> None:
-    with pytest.raises(DataError, match="has no examples"):
+    with pytest.raises(DataError, match="holds no examples"):
         batches(table(3).select([]))
 
 
@@ -563,7 +563,7 @@ def test_a_stream_without_usable_records_raises(tmp_path: Path) -> None:
         DataError, match=f"yielded no usable example in epoch 0: {ROWS} rows were read, {ROWS} of them bad"
     ):
         fit(compiled(), huggingface(data, max_bad_records=ROWS))
-    with pytest.raises(DataError, match="has no examples"):
+    with pytest.raises(DataError, match="holds no examples"):
         batches(IterableDataset.from_generator(lambda: iter(())))
 
 
