@@ -42,7 +42,8 @@ def rows(platform: str, quick: bool) -> list[Row]:
 def measure(platform: str, name: str, rounds: int) -> dict[str, Any]:
     """Return milliseconds of a step, of the loop in a save, and of the processor until the save is written."""
     import resfit
-    from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+    from resfit.trainer.checkpoint.manager import CheckpointManager
+    from resfit.trainer.checkpoint.saved_run import Progress
     from resfit.trainer.checkpoint.store import CheckpointStore
 
     problem = problems.problem(platform, name, STEPS[name])

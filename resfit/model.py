@@ -425,7 +425,7 @@ class Model(Guarded):
         data = relabeled(data, self.class_names, "x")
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        with hooks.told_of_exceptions(), keeping_memory(self._context.placement.platform):
+        with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
@@ -482,7 +482,7 @@ class Model(Guarded):
         data = as_batches(x, geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
-        with hooks.told_of_exceptions(), keeping_memory(self._context.placement.platform):
+        with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
             yield from self._predictor.predict(data, asked, steps, hooks, lambda: self.stop_predicting, weights)
 
     def predict_on_batch(self, x: Any) -> Any:

@@ -13,7 +13,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CheckpointError, SavedModelError
-from resfit.trainer.checkpoint import store as checkpoint
+from resfit.trainer.checkpoint import disk_format
 from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.golden import files
 from tests.helpers import TinyNet, assert_same, context_of, values
@@ -134,17 +134,20 @@ def test_a_checkpoint_that_an_earlier_version_wrote_is_read() -> None:
     assert_same(found.facts, files.saved().facts)
 
 
-def test_a_checkpoint_of_a_later_format_is_refused_and_not_passed_over(
+def test_a_checkpoint_of_a_later_format_is_refused_and_not_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To go on from an older one would lose what the later version has done, and delete it in the end."""
+    """Resuming from an older checkpoint would lose the later work, and delete it in the end."""
     shutil.copytree(files.CHECKPOINTS, tmp_path / "run")
     checkpoints = CheckpointStore(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 3)
+        patch.setattr(disk_format, "FORMAT", 3)
         checkpoints.save(4, files.saved())
         checkpoints.close()
     checkpoints = CheckpointStore(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"step 4 in .* has format 3, of a later resfit; this one knows 2\. Upgr"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"step 4 in .* has format 3, of a later version of resfit\. Expected format 2 or lower\. Upgr",
+    ):
         checkpoints.newest()
     checkpoints.close()

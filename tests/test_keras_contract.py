@@ -143,6 +143,6 @@ def test_a_callback_of_another_library_is_told_what_to_derive_from() -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             raise AssertionError
 
-    with pytest.raises(CallbackError, match=r"derive from resfit\.callbacks\.Callback"):
+    with pytest.raises(CallbackError, match=r"instances of resfit\.callbacks\.Callback"):
         fit(compiled(PlainNet(rngs=nnx.Rngs(0))), callbacks=[Foreign()])
     assert issubclass(EarlyStopping, Callback)

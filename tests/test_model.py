@@ -601,7 +601,7 @@ def test_drop_remainder_leaves_out_the_tail_and_says_so_where_nothing_is_left() 
         ({"steps_per_epoch": 0}, "Expected steps_per_epoch to be a positive integer.*got 0"),
         ({"validation_split": 1.5}, "between 0 and 1, got 1.5"),
         ({"validation_split": 0.99}, "leaves one part empty"),
-        ({"validation_data": (images(8),)}, "got 1 entries"),
+        ({"validation_data": (images(8),)}, "a tuple of 1 entries"),
         ({"validation_data": (images(8), labels(8)), "validation_freq": 0}, "positive number of epochs, got 0"),
         ({"verbose": 3}, "'auto', 0, 1 or 2, got 3"),
         ({"sample_weight": np.ones(19)}, r"lengths \{.*'x': 20.*'sample_weight': 19"),

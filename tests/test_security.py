@@ -207,9 +207,10 @@ def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
     content = json.loads(path.read_bytes())
     del content["checksum"]
     content["arrays"]["state/0"][0] = "object"
-    from resfit.trainer.checkpoint import store as checkpoint  # whoever can write can also make the checksum fit
+    from resfit.trainer.checkpoint import disk_format  # an attacker who can write can also make the checksum fit
 
-    path.write_bytes(checkpoint._text({**content, "checksum": checkpoint._checksum(checkpoint._text(content))}))
+    checksum = disk_format.checksum(disk_format.to_bytes(content))
+    path.write_bytes(disk_format.to_bytes({**content, "checksum": checksum}))
     newest = checkpoints.newest()
     checkpoints.close()
     assert newest is not None

@@ -1,4 +1,4 @@
-"""What the arguments of `Model`'s methods mean: Keras's forms, taken apart and checked."""
+"""The arguments of the methods of `Model`: the forms of Keras, checked and taken apart."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,54 +13,72 @@ from resfit.errors import DataError
 
 
 def unpacked(data: Any, what: str) -> tuple[Any, Any, Any]:
-    """(x, y, sample_weight) of a tuple of two or three, or of data that bring their own."""
+    """Return (x, y, sample_weight) of a tuple of two or three; other data hold their labels and weights.
+
+    Args:
+      data: argument of `fit` or `evaluate`.
+      what: its name, for messages.
+
+    Raises:
+      DataError: if `data` is a list of arrays, or a tuple of another length.
+    """
     if isinstance(data, list) and len(data) in (2, 3) and all(hasattr(entry, "__array__") for entry in data):
         raise DataError(
-            f"{what} is a list of {len(data)} arrays, which does not say what is what. Expected a "
-            "tuple: (x, y) or (x, y, sample_weight)."
+            f"{what} is a list of {len(data)} arrays. Expected a tuple: (x, y) or (x, y, sample_weight). Pass the "
+            "arrays as a tuple."
         )
     if not isinstance(data, tuple):
         return data, None, None
     if len(data) not in (2, 3):
-        raise DataError(f"Expected {what} as (x, y) or (x, y, sample_weight), got {len(data)} entries.")
+        raise DataError(f"{what} is a tuple of {len(data)} entries. Expected (x, y) or (x, y, sample_weight).")
     return data[0], data[1], data[2] if len(data) == 3 else None
 
 
 def weights_of(y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Any:
-    """The weight of each example, from whichever of the two arguments was given."""
+    """Return the weight of each example, from the argument that was given.
+
+    Raises:
+      DataError: if both arguments were given.
+    """
     if class_weight is None:
         return sample_weight
     if sample_weight is not None:
-        raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
+        raise DataError(
+            "Got both class_weight and sample_weight. Expected one of them. Multiply them into one sample_weight."
+        )
     return class_weights(y, class_weight)
 
 
 def one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None) -> Batch:
-    """The arguments of `train_on_batch` and the like as a batch."""
+    """Return the arguments of `train_on_batch` or `test_on_batch` as a batch."""
     x, y, weight = as_arrays(x, y, weights_of(y, sample_weight, class_weight))
     check_values(x, y)
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
 
 
 def bar(verbose: str | int) -> list[Callback]:
-    """The progress bar that `verbose` asks for, if it does."""
+    """Return the progress bar that `verbose` requests, in a list that is empty for none.
+
+    Raises:
+      DataError: if `verbose` is unknown.
+    """
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(f"Expected verbose to be 'auto', 0, 1 or 2, got {verbose!r}.")
-    if verbose == 0 or jax.process_index() > 0:  # every process would show the same
+    if verbose == 0 or jax.process_index() > 0:  # all processes would print the same bar
         return []
     return [ProgressBar(1 if verbose == "auto" else int(verbose))]
 
 
 def listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
-    """The callbacks argument as a list."""
+    """Return the callbacks argument as a list."""
     if isinstance(callbacks, Callback):
         return [callbacks]
-    # What is one thing, and no callback, is told so by the list of hooks.
+    # CallbackList raises for a single object that is not a callback.
     return list(callbacks or ()) if isinstance(callbacks, Iterable | None) else [callbacks]
 
 
 def returned(results: dict[str, Any], return_dict: bool) -> Any:
-    """Results as Keras returns them: a dict, a list, or one number."""
+    """Return results in the form of Keras: a dict, a list, or one number."""
     if return_dict:
         return results
     values = list(results.values())

@@ -1,4 +1,4 @@
-"""Calls the hooks of callbacks, and checks them before training."""
+"""The callbacks of a call: their hooks are checked before training, and fired in order."""
 
 import contextlib
 import functools
@@ -14,17 +14,20 @@ from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
 
-# A hook whose default calls another one must be fired for those who override only the other.
+# The default of these hooks calls another hook, so they fire also for callbacks that override only the other one.
 _CALLS = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
 
 
 class CallbackList:
-    """Fires hooks on callbacks in order, skipping those that do not listen.
+    """Fires hooks on callbacks in order, and skips callbacks that do not override a hook.
 
     Args:
       callbacks: in order.
-      model: given to each.
-      params: given to each.
+      model: passed to `set_model` of each.
+      params: passed to `set_params` of each.
+
+    Raises:
+      CallbackError: if an entry is not a callback, or a hook cannot be called with its arguments.
     """
 
     def __init__(self, callbacks: Iterable[Callback], model: TrainedModel, params: dict[str, Any]) -> None:
@@ -32,13 +35,13 @@ class CallbackList:
         self._listeners: dict[str, list[Callable[..., None]]] = {}
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
-                raise _no_callback(callback)
+                raise _not_a_callback(callback)
             _check_hooks(callback)
             callback.set_params(params)
             callback.set_model(model)
 
     def fire(self, hook: str, *args: Any) -> None:
-        """Calls one hook of every callback that overrides it."""
+        """Call a hook of every callback that overrides it."""
         listeners = self._listeners.get(hook)
         if listeners is None:
             listeners = self._listeners[hook] = [getattr(c, hook) for c in self._callbacks if _listens(c, hook)]
@@ -46,24 +49,24 @@ class CallbackList:
             listener(*args)
 
     def state_dicts(self) -> dict[str, Any]:
-        """Return what the callbacks remember, packed for a checkpoint; nothing that they do later changes it.
+        """Return copies of the states of the callbacks, packed for a checkpoint.
 
-        The keys are the names of their classes; a second callback of a class is `Name 2`.
+        The keys are the names of the classes; the key of a second callback of a class is `Name 2`.
 
         Raises:
-          CallbackError: naming the callback and the key of what a checkpoint cannot hold.
+          CallbackError: if a checkpoint cannot hold a state; the message names the callback and the key.
         """
         states = {name: state for name, callback in self._named().items() if (state := callback.state_dict())}
-        return {name: packed(state, functools.partial(_refused, name)) for name, state in states.items()}
+        return {name: packed(state, functools.partial(_state_error, name)) for name, state in states.items()}
 
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
-        """Take what `state_dicts` gave; a callback that has no state there begins anew."""
+        """Restore states from `state_dicts`; a callback without a state there starts afresh."""
         for name, callback in self._named().items():
             if name in states:
                 callback.load_state_dict(unpacked(states[name]))
 
     def names(self) -> list[str]:
-        """Of the callbacks, as in `state_dicts`."""
+        """Return the names of the callbacks, as in `state_dicts`."""
         return list(self._named())
 
     def _named(self) -> dict[str, Callback]:
@@ -75,68 +78,70 @@ class CallbackList:
         return named
 
     @contextlib.contextmanager
-    def told_of_exceptions(self) -> Iterator[None]:
-        """Fires on_exception when the block is left by an exception."""
+    def reporting_exceptions(self) -> Iterator[None]:
+        """Fire on_exception if the block raises."""
         try:
             yield
-        except GeneratorExit:  # somebody read no further: nothing went wrong
+        except GeneratorExit:  # the caller stopped reading: nothing failed
             raise
         except BaseException as exception:
             self.fire("on_exception", exception)
             raise
 
 
-def _refused(name: str, place: str, what: str) -> CallbackError:
+def _state_error(name: str, place: str, what: str) -> CallbackError:
     return CallbackError(
-        f"{name}.{place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}. Let state_dict return those, "
-        "and load_state_dict make the rest of them."
+        f"{name}.{place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}. Let state_dict return only "
+        "those, and load_state_dict rebuild the rest."
     )
 
 
-def _no_callback(callback: Any) -> CallbackError:
+def _not_a_callback(callback: Any) -> CallbackError:
     foreign.refuse(callback, "callbacks", CallbackError)
     if isinstance(callback, type):
         return CallbackError(
-            f"callbacks holds the class {callback.__name__}. Expected an object of it: {callback.__name__}(...)."
+            f"callbacks holds the class {callback.__name__}. Expected an instance: pass {callback.__name__}(...)."
         )
     return CallbackError(
-        f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected objects of classes that "
-        "derive from resfit.callbacks.Callback; its hooks are Keras's, so changing the base class will do. A function "
-        "is made one by resfit.callbacks.LambdaCallback."
+        f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected instances of "
+        "resfit.callbacks.Callback. Its hooks are those of Keras, so changing the base class is enough. To pass a "
+        "function, use resfit.callbacks.LambdaCallback."
     )
 
 
 def _check_hooks(callback: Callback) -> None:
-    """Finds before training what would otherwise fail after an epoch, or never be called.
+    """Check every hook of a callback before training, and warn of methods whose names look like hooks.
 
     Raises:
       CallbackError: if a hook cannot be called with its arguments.
     """
-    name = type(callback).__name__
     for hook in HOOKS:
-        if not _listens(callback, hook):
-            continue
-        wanted = [
-            parameter for parameter in inspect.signature(getattr(Callback, hook)).parameters if parameter != "self"
-        ]
-        try:
-            inspect.signature(getattr(callback, hook)).bind(*wanted)
-        except TypeError as error:
-            raise CallbackError(
-                f"{name}.{hook} cannot be called with ({', '.join(wanted)}): {error}. Expected "
-                f"def {hook}(self, {', '.join(wanted)}), as in resfit.callbacks.Callback."
-            ) from error
-        except ValueError:  # something built in, that does not tell
-            continue
+        if _listens(callback, hook):
+            _check_signature(callback, hook)
     for own in vars(type(callback)):
         if own.startswith("on_") and own not in HOOKS:
-            # A method of the user's own may be called on_improvement; one on an epoch is meant to be a hook.
+            # A custom method can be called on_improvement; one on an epoch is meant to be a hook.
             like = [hook for hook in HOOKS if hook.split("_")[1] == own.split("_")[1]]
             if like:
-                _log.warning("%s.%s is no hook, so nobody calls it. Expected one of %s.", name, own, like)
+                name = type(callback).__name__
+                _log.warning("%s.%s is not a hook and is never called. Expected one of %s.", name, own, like)
+
+
+def _check_signature(callback: Callback, hook: str) -> None:
+    wanted = [name for name in inspect.signature(getattr(Callback, hook)).parameters if name != "self"]
+    try:
+        inspect.signature(getattr(callback, hook)).bind(*wanted)
+    except TypeError as error:
+        raise CallbackError(
+            f"{type(callback).__name__}.{hook} cannot be called with ({', '.join(wanted)}): {error}. Expected "
+            f"def {hook}(self, {', '.join(wanted)}), as in resfit.callbacks.Callback."
+        ) from error
+    except ValueError:  # a built-in function without a signature
+        return
 
 
 def _listens(callback: Callback, hook: str) -> bool:
+    """Return True if a callback overrides a hook, or one that the default of the hook calls."""
     method = getattr(callback, hook)
     if getattr(method, "__func__", method) is not getattr(Callback, hook):
         return True

@@ -28,8 +28,8 @@ from resfit.data.sources.arrays import split_validation
 from resfit.errors import CallbackError, DataError
 from resfit.trainer.arguments import bar, listed, unpacked
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint import fingerprint
-from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+from resfit.trainer.checkpoint.manager import CheckpointManager, manager_of
+from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.compiled import Compiled
 from resfit.trainer.config import FitConfig
 from resfit.trainer.context import RunContext
@@ -96,7 +96,7 @@ def fit(
     _check_same_settings(processes, settings | extra)
     compared = {"data": data, "validation": None if validation is None else validation.data}
     with processes.failing_together():
-        manager = fingerprint.manager_of(given_callbacks, config.resume, settings, compared, context)
+        manager = manager_of(given_callbacks, config.resume, settings, compared, context)
     with at_batch_boundaries(manager is not None) as interrupt, control.during(manager):
         start = None
         if manager is not None and config.resume:

@@ -10,7 +10,8 @@ from resfit.data.epochs import Epochs
 from resfit.errors import DataError, ResumeError, StepFailed
 from resfit.trainer.boundary import Boundary
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint.manager import CheckpointManager, Progress
+from resfit.trainer.checkpoint.manager import CheckpointManager
+from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.context import LabelCheck, RunContext
 from resfit.trainer.evaluator import Evaluator
 from resfit.trainer.interrupts import Interrupt
@@ -24,10 +25,10 @@ class Validation(NamedTuple):
     Attributes:
       data: the examples.
       steps: the number of batches; None for all.
-      due: epoch, counted from zero -> True if a validation follows it.
-      every: validate after every so many steps of this fit instead; None for `due`.
-      stopped: returns True if somebody asked to stop this validation.
-      weights: returns "raw" or "ema"; asked before each validation.
+      due: takes an epoch, counted from zero; returns True if a validation follows it.
+      every: the number of steps of this fit between two validations; None to use `due`.
+      stopped: returns True if a stop of this validation was requested.
+      weights: returns "raw" or "ema"; called before each validation.
     """
 
     data: Batches
@@ -46,13 +47,13 @@ class Run:
       context: of the model.
       trainer: takes the steps.
       evaluator: validates.
-      rate: of the model.
-      data: cut into epochs.
+      rate: the learning rate of the model.
+      data: the training data, in epochs.
       callbacks: to fire.
-      validation: None for none.
-      manager: saves the run; None if no callback names a folder.
-      interrupt: what a signal asks for.
-      stopped: returns True if somebody asked to stop.
+      validation: None to skip validation.
+      manager: saves the run; None without a `Checkpoint` callback.
+      interrupt: the signals that end the run.
+      stopped: returns True if a stop was requested.
       logs: of the last epoch, for on_train_end.
     """
 
@@ -69,11 +70,11 @@ class Run:
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def train(self, epochs: range, start: Progress | None) -> Progress:
-        """Train. However it ends, the user's module holds the values of the last completed step.
+        """Train. At the end, and after any exception, the module holds the values of the last completed step.
 
         Args:
           epochs: their numbers, as callbacks see them.
-          start: where a saved run resumes, or None.
+          start: the progress of the saved run to resume, or None.
 
         Returns:
           The progress at the end.
@@ -90,11 +91,11 @@ class Run:
                 state.between_steps = True
                 if start is not None and not start.batch:
                     self._restore()
-                # A signal before the first step ends the run; nothing is new, so nothing is saved.
+                # A signal before the first step ends the run without a save, because nothing has changed.
                 Boundary(self.context.processes, self.interrupt, self.stopped)()
                 while here.epoch < epochs.stop and not (here.stopping and not here.batch):
                     here = self._epoch(here, check)
-                state.take_from_module()  # what callbacks assigned last, as after every other step
+                state.take_from_module()  # the last assignments of callbacks
         except BaseException as exception:
             self._explain(exception)
             raise
@@ -105,19 +106,19 @@ class Run:
         return here
 
     def _explain(self, exception: BaseException) -> None:
-        """Recover a state that a failed step took with it, and raise StepFailed in that case."""
+        """Fire on_exception; recover a state that a failed step consumed, and raise StepFailed in that case."""
         lost = self.context.state.recover()
         self.callbacks.fire("on_exception", exception)
         if lost and isinstance(exception, Exception):
             raise StepFailed(
-                f"A step failed on the device and took the state with it: {exception}. The module is back at the "
-                "values it last held (of the start of this fit, or of the last time model.module was read); the "
-                "optimizer, the averages and the step counter start again, as after compile."
-                + ("" if self.manager is None else " fit with resume=True resumes from the newest checkpoint.")
+                f"A step failed on the device and destroyed the state: {exception}. The module returns to the values "
+                "it last held (at the start of this fit, or when model.module was last read). The optimizer, the "
+                "averages and the step counter start again, as after compile."
+                + ("" if self.manager is None else " Call fit with resume=True to resume from the newest checkpoint.")
             ) from exception
 
     def _epoch(self, here: Progress, check: LabelCheck) -> Progress:
-        """Train one epoch, or what is left of it."""
+        """Train one epoch, or its remaining batches."""
         self.callbacks.fire("on_epoch_begin", here.epoch, {})
         last: LazyLogs | None = None
         if here.batch:
@@ -137,7 +138,7 @@ class Run:
         return self._rolled_back() if self._rolls_back else here
 
     def _after_batch(self, here: Progress) -> Progress:
-        """Validate, save and stop as far as they are due after a batch and its hooks."""
+        """Validate, save and stop if these are due after a batch and its hooks."""
         every = None if self.validation is None else self.validation.every
         here = here._replace(batch=here.batch + 1, steps=here.steps + 1)
         here = here._replace(validating=every is not None and here.steps % every == 0)
@@ -148,7 +149,7 @@ class Run:
         return here
 
     def _after_epoch(self, here: Progress, last: LazyLogs | None) -> Progress:
-        """Validate, fire on_epoch_end, and save and stop as far as they are due."""
+        """Validate if due, fire on_epoch_end, and save and stop if these are due."""
         if last is None:
             raise DataError(f"Epoch {here.epoch} had no batches. Expected at least one.")
         self.logs = {**last, **self.data.report}
@@ -164,11 +165,11 @@ class Run:
         return here
 
     def _validated(self, here: Progress) -> Progress:
-        """Run the validation that is due."""
+        """Validate, and add the values to the progress."""
         validation = self.validation
         if validation is None:
             return here
-        # A validation that is interrupted begins anew, so callbacks go back to where they were before it.
+        # An interrupted validation starts again on resume, so the states of callbacks are those from before it.
         states = self.callbacks.state_dicts() if self.manager is not None else None
         boundary = Boundary(
             self.context.processes, self.interrupt, validation.stopped, lambda: self._save(here, states=states)
@@ -179,7 +180,7 @@ class Run:
         return here._replace(validated={f"val_{name}": value for name, value in values.items()}, validating=False)
 
     def _restore(self) -> None:
-        """Restore the state and the metric sums that were found in the folder."""
+        """Restore the checkpoint that was found, and its metric sums."""
         if self.manager is not None:
             self.trainer.sums = self.manager.restore(self.data, self.callbacks)
 
@@ -189,9 +190,11 @@ class Run:
         return self.manager is not None and self.manager.rollback is not None
 
     def _rolled_back(self) -> Progress:
-        """Go back to the last good checkpoint."""
+        """Return to the last checkpoint in which all values are finite."""
         if self.manager is None:
-            raise ResumeError("There is no checkpoint to go back to. fit needs a Checkpoint callback.")
+            raise ResumeError(
+                "A rollback was requested without a folder of checkpoints. Pass a Checkpoint callback to fit."
+            )
         with self.context.processes.failing_together():
             here = self.manager.roll_back()
         if not here.batch:
@@ -199,7 +202,7 @@ class Run:
         return here
 
     def _boundary(self, here: Progress) -> Progress:
-        """Stop if somebody asked to; save first if a signal ends the run."""
+        """Set `stopping` if a stop was requested; save first if a signal ends the run."""
         save = lambda: self._save(here._replace(stopping=self.stopped()))  # noqa: E731
         stop = Boundary(self.context.processes, self.interrupt, self.stopped, save)()
         return here._replace(stopping=stop)

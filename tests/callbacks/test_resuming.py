@@ -13,8 +13,7 @@ from resfit.callbacks import Callback, Checkpoint, EarlyStopping, History, Model
 from resfit.data.states import packed, unpacked
 from resfit.errors import CallbackError
 from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.checkpoint import manager as resume
-from resfit.trainer.checkpoint.store import Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
 from tests.callbacks.fakes import FakeModel, batch, begin
 from tests.helpers import compiled, fit
 
@@ -43,7 +42,7 @@ class Watched(FakeModel):
 
 
 def saved(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as a checkpoint gives it back."""
+    """Return a state as a checkpoint restores it."""
     restored: dict[str, Any] = unpacked(packed(state))
     return restored
 
@@ -147,8 +146,8 @@ def test_callbacks_of_classes_with_one_name_keep_their_own_states() -> None:
 
 def test_a_checkpoint_of_the_first_format_is_read() -> None:
     progress = {"epoch": 1, "logs": {"loss": 0.5, "recall": np.ones(2)}, "validated": {}}
-    facts = resume._upgraded(Saved({}, {"callbacks": {"Remembers": {"held": {"0": [1]}}}, "progress": progress})).facts
+    saved = SavedRun({}, {"callbacks": {"Remembers": {"held": {"0": [1]}}}, "progress": progress}).upgraded()
     again = Remembers()
-    CallbackList([again], None, {}).load_state_dicts(facts["callback_states"])  # type: ignore[arg-type]
+    CallbackList([again], None, {}).load_state_dicts(saved.facts["callback_states"])  # type: ignore[arg-type]
     assert again.held == {"0": [1]}
-    assert resume._progress(facts).logs["loss"] == 0.5
+    assert saved.progress.logs["loss"] == 0.5

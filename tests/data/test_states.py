@@ -24,7 +24,8 @@ from hypothesis.extra import numpy
 from resfit.data.states import packed, unpacked
 from resfit.errors import DataError
 from resfit.trainer.checkpoint.packing import pack, unpack
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 
 TEXT = st.text(st.characters(codec=None))  # lone surrogates too
 INTEGERS = st.integers() | st.integers(-(10**400), 10**400)
@@ -121,7 +122,7 @@ def test_a_state_is_restored_from_the_files_of_a_checkpoint(tmp_path: Path) -> N
         "rows": np.arange(5), "none": np.zeros((0, 2)), "one": np.int64(7), "flag": np.True_, "__array__": "no name",
     }  # fmt: skip
     checkpoints = CheckpointStore(tmp_path)
-    checkpoints.save(0, Saved({}, {"data": {"loader": packed(state)}}))
+    checkpoints.save(0, SavedRun({}, {"data": {"loader": packed(state)}}))
     state["rows"][:] = 0  # the loader continues with its own array
     checkpoints.wait()
     found = unpacked(checkpoints.read(0).facts["data"]["loader"])

@@ -1104,7 +1104,7 @@ CALLBACKS = [
         "        pass\n\n"
         "model.fit(x, y, callbacks=[Mine()])",
         WARNING,
-        "Mine.on_train_epoch_end is no hook",
+        "Mine.on_train_epoch_end is not a hook",
         "on_train_batch_end",
         trains=True,
     ),
@@ -1298,7 +1298,7 @@ RESUME = [
         'other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])',
         errors.ResumeError,
         "another network or optimizer",
-        "begin in another folder",
+        "pass another folder",
         trains=True,
     ),
     Mistake(
@@ -1310,7 +1310,7 @@ RESUME = [
         '        other.fit(x, y, resume=True, callbacks=[callbacks.Checkpoint("run")])\n\n'
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run"), Other()])',
         errors.CheckpointError,
-        "Another run is at work in 'run'",
+        "Another run writes to 'run'",
         "pass another folder",
         trains=True,
     ),

@@ -1,7 +1,7 @@
-"""A layer between a run and its folder, in which every file operation can be made to fail, or be looked at.
+"""A layer between a run and its folder that can observe every file operation or make it fail.
 
-What Python does passes through here, Orbax's own work included. What TensorStore does in C++ does not: for that there
-are small disks, limits, and files damaged afterwards.
+It sees all operations of Python, including those of Orbax. It does not see those of TensorStore in C++; small disks,
+limits and damaged files test these.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-Action = Callable[[str], None]  # what to do at an operation, told its name; raising makes the operation fail
+Action = Callable[[str], None]  # called with the name of an operation; raising makes the operation fail
 
-# The first argument of each is what it changes.
+# The first argument of each is the path that it changes.
 _RANDOM = re.compile("[0-9a-f]{32}")
 _OPERATIONS = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir")
 
 
 class _Written:
-    """A file that asks before each write, of which one that fails has written half."""
+    """A file that calls `ask` before each write; a write that fails has written half."""
 
     def __init__(self, file: Any, ask: Callable[[], None]) -> None:
         self._file, self._ask = file, ask
@@ -50,7 +50,8 @@ class _Written:
 def watched(folder: Path, action: Action) -> Iterator[None]:
     """Call `action` before each operation that changes something in the folder, one at a time.
 
-    Its name is such as "rename 3.unsynced": what is done, and to what inside the folder. It is the same in another run.
+    The name of an operation is such as "rename 3.unsynced": the operation, and its path inside the folder. Equal runs
+    have equal names.
     """
     lock, root = threading.RLock(), os.path.realpath(folder)
 
@@ -90,7 +91,7 @@ def watched(folder: Path, action: Action) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _OPERATIONS:
             patch.setattr(os, name, asking(name))
-        # rmtree asks whether these can do what it needs, in a set of the functions themselves.
+        # rmtree looks for the functions themselves in this set.
         patch.setattr(os, "supports_dir_fd", {*os.supports_dir_fd, *(getattr(os, name) for name in _OPERATIONS)})
         patch.setattr(os, "fsync", fsync)
         patch.setattr(io, "open", opening)
@@ -99,9 +100,9 @@ def watched(folder: Path, action: Action) -> Iterator[None]:
 
 
 def copy(folder: Path, target: Path) -> None:
-    """Return the folder that a process leaves if it dies now, also during a write."""
+    """Copy a folder as a process that dies now leaves it, even during a write."""
     for here, _, names in os.walk(folder):
         (target / Path(here).relative_to(folder)).mkdir(parents=True, exist_ok=True)
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # under another name by now
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                 (target / Path(here).relative_to(folder) / name).write_bytes((Path(here) / name).read_bytes())

@@ -1,4 +1,4 @@
-"""The run that a test kills: `python -m tests.faults.killed FOLDER RESULT`. It says each step that it has done."""
+"""The run that a test kills: `python -m tests.faults.killed FOLDER RESULT`. It prints each completed step."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every kind of data that `fit` takes: the same 22 pictures, made anew as by another process."""
+"""Every kind of data that `fit` accepts: the same 22 pictures, built again as another process builds them."""
 
 import functools
 import io
@@ -16,11 +16,11 @@ from resfit.errors import BadRecordError
 from tests.faults.runs import BATCH, EXAMPLES
 from tests.helpers import CLASSES
 
-READ: list[int] = []  # the rows that somebody read or decoded; threads append to it
+READ: list[int] = []  # the rows that were read or decoded; threads append to it
 
 
 def picture(row: int) -> np.ndarray:
-    """(8, 8, 1) uint8, of which no two rows have the same; the first pixel is the row."""
+    """Return (8, 8, 1) uint8, distinct for each row; the first pixel is the row."""
     pixels = np.random.default_rng(row).integers(0, 256, (8, 8, 1), dtype=np.uint8)
     pixels[0, 0] = row
     return pixels
@@ -58,7 +58,7 @@ def png(row: int) -> bytes:
 
 
 def write(folder: Path) -> None:
-    """Write the files of the kinds that read files."""
+    """Write the files that some kinds read."""
     for row in range(EXAMPLES):
         place = folder / "images" / f"class{row % CLASSES}" / f"{row:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def write(folder: Path) -> None:
 
 
 def hugging_face() -> Any:
-    """Import `datasets`. Such packages take seconds to import, so only the tests that need them do."""
+    """Import and return the package `datasets`, which takes seconds: only tests that need it do so."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -129,7 +129,7 @@ class Rows:
 
 
 class Named:
-    """What Grain reads from; its name holds no address."""
+    """A source for Grain; its repr holds no address."""
 
     def __len__(self) -> int:
         return EXAMPLES
@@ -171,7 +171,7 @@ def grain_loader(source: Any, epochs: int | None = 1) -> Any:
 
 
 class Numbers:
-    """Shards of 6 rows and one of 4, of which some can be bad."""
+    """Three shards of 6 rows and one of 4; some rows can be bad."""
 
     examples = None
 
@@ -206,7 +206,7 @@ def stream(bad: tuple[int, ...] = (), known: bool = True, window: int = 7, threa
 
 
 class Loader:
-    """Somebody's loader, whose order depends on the passes it has made. It says where it stands."""
+    """A custom loader with a state; its order depends on the number of earlier passes."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(3)
@@ -233,7 +233,7 @@ class Loader:
 
 
 class Told:
-    """Somebody's loader that is told the epoch, as torch's samplers are."""
+    """A custom loader with `set_epoch`, as the samplers of torch have."""
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -243,7 +243,7 @@ class Told:
 
 
 class Own:
-    """Somebody's own `Batches`."""
+    """A custom `Batches`."""
 
     steps, examples, labels, report = 3, EXAMPLES, None, {}  # type: ignore[var-annotated]
 
@@ -263,7 +263,7 @@ FIXED = {"steps_per_epoch": 3}
 ARRAYS = {"y": Y, "batch_size": BATCH}
 CUT = {"batch_size": BATCH}
 
-# A name -> what makes what fit is given, from the folder with the files.
+# name -> function of the folder with the files that returns the arguments of fit
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "arrays": lambda files: {"x": X, **ARRAYS},
     "arrays of a file": lambda files: {"x": np.load(files / "x.npy", mmap_mode="r"), **ARRAYS},

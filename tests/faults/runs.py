@@ -1,4 +1,4 @@
-"""One run with everything in it that a resumed run could get wrong, and ways to stop it."""
+"""One run with every part that a resume could lose, and ways to stop it."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ class Net(nnx.Module):
 
 
 def model(**arguments: Any) -> resfit.Model:
-    """Compiled with mixup, averages, a schedule with warm-up, and two slices a batch."""
+    """Return a model compiled with mixup, averages, a schedule with warmup, and two slices per batch."""
     made = resfit.Model(Net(rngs=nnx.Rngs(0)))
     made.compile(
         **{
@@ -52,13 +52,13 @@ def model(**arguments: Any) -> resfit.Model:
 
 
 def small(kind: type[nnx.Module] = TinyNet, **arguments: Any) -> resfit.Model:
-    """Compiled with plain SGD."""
+    """Return a model compiled with plain SGD."""
     made: resfit.Model = compiled(kind(rngs=nnx.Rngs(0)), **arguments)
     return made
 
 
 class Counts(Callback):
-    """Remembers how often each hook was called, and the loss of each epoch."""
+    """Counts the calls of hooks, and records the loss of each epoch."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"batches": 0, "tests": 0, "losses": []}
@@ -80,7 +80,7 @@ class Counts(Callback):
 
 
 class Stops(Callback):
-    """Does something at the n-th call of a hook."""
+    """Calls a function at the n-th call of a hook."""
 
     def __init__(self, at: int, action: Callable[[], Any], hook: str = "on_train_batch_end") -> None:
         self._at, self._action, self._calls = at, action, 0
@@ -113,7 +113,7 @@ def run(
     keep: int = 2,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Fits, and returns everything that a run leaves behind."""
+    """Fit, and return every result of the run."""
     counts, stopping = Counts(), EarlyStopping(patience=5, restore_best_weights=True)
     plateau = ReduceLROnPlateau(patience=1) if not compiled_of(made).rate.spans_epochs else None
     history = made.fit(
@@ -145,7 +145,7 @@ def run(
 
 @contextlib.contextmanager
 def stopped(*kinds: type[BaseException]) -> Iterator[None]:
-    """Require that one of these exceptions ends the block."""
+    """Expect that the block raises one of these exceptions."""
     try:
         yield
     except kinds:

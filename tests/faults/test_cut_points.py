@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on with the same line of code ends bit for bit where it would have ended."""
+"""A run that is stopped anywhere and resumed by the same code matches the uninterrupted run bit for bit."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def whole(folder: Path, setting: str) -> dict[str, Any]:
     return runs.run(runs.model(**arguments), folder / setting, **fit)
 
 
-# What a run is set up with, and what its fit is given.
+# The arguments of a run: of compile, and of fit.
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "jit": ({}, {}),
     "sharded": ({"dispatch": "sharded"}, {}),
@@ -45,7 +45,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, Any]:
-    """Return the results of a run that each of these stops in turn, each time resumed as if by a new process."""
+    """Return the results of a run that each of these stops in turn, resumed in a new model after each stop."""
     arguments, fit = SETTINGS[setting]
     for stop in stops:
         with runs.stopped(SystemExit, KeyboardInterrupt, ZeroDivisionError):
@@ -65,14 +65,12 @@ def test_a_run_that_is_terminated_after_any_step_goes_on_there(
 
 
 @pytest.mark.parametrize("step", levels.only([1, 3], STEPS))  # before the first checkpoint, and a step after it
-def test_a_run_that_dies_without_a_word_goes_on_from_the_newest_checkpoint(
-    step: int, shared: Path, tmp_path: Path
-) -> None:
+def test_resume_after_an_exception_starts_from_the_newest_checkpoint(step: int, shared: Path, tmp_path: Path) -> None:
     crash = runs.Stops(step, lambda: 1 / 0)
     assert_same(resumed("jit", tmp_path / "run", crash), whole(shared, "jit"))
 
 
-def test_a_run_whose_step_dies_on_the_device_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_resume_after_a_failed_device_step_starts_from_the_newest_checkpoint(tmp_path: Path) -> None:
     armed: list[bool] = []
 
     def explode(x: np.ndarray) -> np.ndarray:
@@ -86,7 +84,7 @@ def test_a_run_whose_step_dies_on_the_device_goes_on_from_the_newest_checkpoint(
             return super().__call__(x)
 
     expected = runs.run(runs.small(Explodes), tmp_path / "whole")
-    with pytest.raises(StepFailed, match="resume=True resumes from the newest checkpoint"):
+    with pytest.raises(StepFailed, match="resume=True to resume from the newest checkpoint"):
         runs.run(runs.small(Explodes), tmp_path / "run", runs.Stops(4, lambda: armed.append(True)))
     armed.clear()
     assert_same(runs.run(runs.small(Explodes), tmp_path / "run", resume=True), expected)
@@ -104,7 +102,7 @@ def test_a_run_that_is_stopped_in_any_hook_goes_on(stop: str, hook: str, shared:
     assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, STOPS[stop], hook)), whole(shared, "jit"))
 
 
-def test_a_resumed_run_is_resumed_again_and_again(shared: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_can_be_resumed_repeatedly(shared: Path, tmp_path: Path) -> None:
     stops = [runs.Stops(1, runs.terminate) for _ in range(runs.STEPS)]
     assert_same(resumed("jit", tmp_path / "run", *stops), whole(shared, "jit"))
 
@@ -120,7 +118,7 @@ def test_a_finished_run_gives_its_history_at_once(shared: Path, tmp_path: Path) 
     assert steps == []
 
 
-def test_a_fresh_folder_is_begun_in(shared: Path, tmp_path: Path) -> None:
+def test_resume_in_an_empty_folder_starts_a_run(shared: Path, tmp_path: Path) -> None:
     assert_same(resumed("jit", tmp_path / "run"), whole(shared, "jit"))
 
 
@@ -191,7 +189,7 @@ def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     ),
 )  # fmt: skip
-def test_whatever_is_left_out_is_missed(
+def test_the_comparison_detects_each_part_that_is_not_restored(
     leave_out: Callable[[pytest.MonkeyPatch], None], shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(shared, "jit")
@@ -204,7 +202,7 @@ def test_whatever_is_left_out_is_missed(
         assert_same(found, expected)
 
 
-def test_the_run_has_everything_that_could_be_missed(shared: Path) -> None:
+def test_the_run_has_every_part_that_could_be_lost(shared: Path) -> None:
     found = whole(shared, "jit")
     assert set(found["history"]) >= {"loss", "val_loss", "learning_rate"}
     assert len(set(found["history"]["learning_rate"])) == runs.EPOCHS
@@ -218,7 +216,7 @@ def test_the_run_has_everything_that_could_be_missed(shared: Path) -> None:
 
 @contextlib.contextmanager
 def no_file_longer_than(size: int) -> Iterator[None]:
-    """As on a full disk, files cannot grow."""
+    """Limit the size of files, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -227,7 +225,7 @@ def no_file_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
+def test_training_continues_on_a_full_disk_and_keeps_the_last_good_checkpoint(
     shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, folder = whole(shared, "jit"), tmp_path / "run"
@@ -236,11 +234,11 @@ def test_on_a_full_disk_training_goes_on_and_the_last_good_checkpoint_stays(
     with no_file_longer_than(16):
         assert_same(runs.run(runs.model(), folder, resume=True), expected)
     assert "could not be written" in caplog.text
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
     assert_same(runs.run(runs.model(), folder, resume=True), expected)  # from the third step again
 
 
-def test_a_folder_that_vanishes_is_made_again(shared: Path, tmp_path: Path) -> None:
+def test_a_deleted_folder_is_created_again(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     vanish = runs.Stops(3, lambda: folder.rename(tmp_path / "gone"))
     expected = whole(shared, "jit")
@@ -251,14 +249,14 @@ def test_a_folder_that_vanishes_is_made_again(shared: Path, tmp_path: Path) -> N
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
-def test_another_set_up_is_refused_and_named(tmp_path: Path) -> None:
+def test_resume_with_other_settings_is_refused_and_names_them(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with runs.stopped(SystemExit):
         runs.run(runs.model(), folder, runs.Stops(3, runs.terminate))
     with pytest.raises(ResumeError, match="batch_size was 8, is 4; epochs was 3, is 5"):
         runs.run(runs.model(), folder, resume=True, batch_size=4, epochs=5)
     with pytest.raises(
-        ResumeError, match=r"way: validation_batch_size was None, is 3; validation_freq was 1, is \[2\]"
+        ResumeError, match=r"settings: validation_batch_size was None, is 3; validation_freq was 1, is \[2\]"
     ):
         runs.run(runs.model(), folder, resume=True, validation_freq=[2], validation_batch_size=3)
     with pytest.raises(ResumeError, match="seed was 0, is 1"):
@@ -268,7 +266,7 @@ def test_another_set_up_is_refused_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # test_inexact.py has each difference of a smaller run
-def test_another_program_is_refused_and_another_set_up_goes_on_inexactly_when_asked(
+def test_resume_with_another_program_is_refused_unless_inexact(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
@@ -281,7 +279,7 @@ def test_another_program_is_refused_and_another_set_up_goes_on_inexactly_when_as
     assert "was saved with other batch_size, epochs" in caplog.text
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_new_run_does_not_overwrite_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     with runs.stopped(SystemExit):
         runs.run(runs.model(), tmp_path, runs.Stops(3, runs.terminate))
     with pytest.raises(ResumeError, match="holds checkpoints of a run"):
@@ -291,24 +289,24 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"resume": True, "callbacks": []}, "no Checkpoint callback, so there is nowhere to look"),
+        ({"resume": True, "callbacks": []}, "no Checkpoint callback, so the folder of the run is unknown"),
         ({"resume": "yes", "callbacks": []}, "True, False or 'inexact', got 'yes'"),
         ({"callbacks": [Checkpoint("a"), Checkpoint("b")]}, "2 Checkpoint callbacks"),
     ],
 )
-def test_what_cannot_be_resumed_is_said(arguments: dict[str, Any], said: str) -> None:
+def test_arguments_that_cannot_resume_are_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ResumeError, match=said):
         runs.small(PlainNet).fit(**runs.arrays(), verbose=0, **arguments)
 
 
-def test_another_network_is_refused(tmp_path: Path) -> None:
+def test_resume_with_another_network_is_refused(tmp_path: Path) -> None:
     with runs.stopped(SystemExit):
         runs.run(runs.model(), tmp_path, runs.Stops(3, runs.terminate))
     with pytest.raises(ResumeError, match="another network or optimizer"):
         runs.run(runs.model(optimizer="sgd"), tmp_path, resume=True)
 
 
-def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
+def test_a_callback_can_request_a_checkpoint(tmp_path: Path) -> None:
     class Asks(resfit.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.request_checkpoint()
@@ -320,7 +318,7 @@ def test_a_callback_asks_for_a_checkpoint_itself(tmp_path: Path) -> None:
         made.fit(**runs.arrays(), callbacks=[Asks()], verbose=0)
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     made = runs.small(PlainNet)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
 

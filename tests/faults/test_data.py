@@ -1,4 +1,4 @@
-"""Whatever the data are, a resumed run has the batches that are still to come, in the order of an uninterrupted one."""
+"""With every kind of data, a resumed run gets the remaining batches in the order of an uninterrupted run."""
 
 import functools
 import importlib
@@ -47,7 +47,7 @@ def begin(kind: str, files: Path) -> Epochs:
 
 
 def walk(data: Epochs, length: int, done: int = 0) -> Iterator[tuple[Any, bool, Any]]:
-    """Return each batch of two epochs from a position on, with the position that `fit` saves after it."""
+    """Return each batch of two epochs from a position, with the position that `fit` saves after it."""
     while done < 2 * length:
         for batch in data.next(done % length):
             done += 1
@@ -56,7 +56,7 @@ def walk(data: Epochs, length: int, done: int = 0) -> Iterator[tuple[Any, bool, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_from_every_position_the_same_batches_follow(kind: str, files: Path) -> None:
+def test_the_same_batches_follow_from_every_position(kind: str, files: Path) -> None:
     data = begin(kind, files)
     length = KINDS[kind](files).get("steps_per_epoch", 3)
     whole = list(walk(data, length))
@@ -67,13 +67,13 @@ def test_from_every_position_the_same_batches_follow(kind: str, files: Path) -> 
         done += batch is not None
         rest = begin(kind, files)
         rest.seek(**position)
-        if inside and done % length == 0:  # its last batch is done, and its end is not
+        if inside and done % length == 0:  # the last batch is done, the end of the epoch is not
             assert list(rest.next(length)) == []
         assert_same([found for found, _, _ in walk(rest, length, done) if found is not None], batches[done:])
 
 
-def test_the_kinds_are_told_apart_by_what_they_hand_out(files: Path) -> None:
-    """Rows differ and are shuffled, or another position would look the same."""
+def test_each_kind_of_data_has_distinct_shuffled_rows(files: Path) -> None:
+    """With equal or unshuffled rows, a wrong position would look right."""
     for kind in KINDS:
         length = KINDS[kind](files).get("steps_per_epoch", 3)
         batches = [batch for batch, _, _ in walk(begin(kind, files), length) if batch is not None]
@@ -87,7 +87,7 @@ def test_the_kinds_are_told_apart_by_what_they_hand_out(files: Path) -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also notes down what resfit itself decodes."""
+    """Record also what resfit itself decodes."""
 
     def noting(decode: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: READ.append(0) or decode(*arguments)  # type: ignore[func-returns-value]
@@ -98,7 +98,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TfdsSource, "take", lambda self, rows: READ.extend(rows.tolist()) or take(self, rows))
 
 
-# What is read again of the batches before, and not only of those that follow.
+# Kinds that read earlier batches again.
 READ_AGAIN = {
     "a stream with bad records": "which records are bad shows when they are decoded",
     "DataLoader of Grain, no name": "its state names its data source by an address",
@@ -106,16 +106,16 @@ READ_AGAIN = {
     "a loader that is told the epoch": "nobody else can skip",
     "a generator": "nobody else can skip",
 }
-NOT_READ = {kind for kind in KINDS if kind.startswith(("arrays", "weighted", "a list"))}  # they lie there already
+NOT_READ = {kind for kind in KINDS if kind.startswith(("arrays", "weighted", "a list"))}  # in memory already
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - NOT_READ))
-def test_nothing_is_decoded_again_where_a_place_can_be_found(kind: str, files: Path, counted: None) -> None:
+def test_data_with_a_known_position_decode_nothing_again(kind: str, files: Path, counted: None) -> None:
     begun = begin(kind, files)
     epoch = begun.next()
     two = list(itertools.islice(epoch, 2))
     position = begun.position(inside=True)
-    assert list(epoch)  # and its threads have come to their end
+    assert list(epoch)  # and its threads have ended
     rest = begin(kind, files)
     READ.clear()
     rest.seek(**position)
@@ -128,7 +128,7 @@ def test_nothing_is_decoded_again_where_a_place_can_be_found(kind: str, files: P
     "kind",
     ["a source", "a folder", "TFDS", "Hugging Face", "a stream", "MapDataset of Grain", "IterDataset of Grain"],
 )
-def test_what_threads_read_ahead_counts_as_not_read(kind: str, files: Path, counted: None) -> None:
+def test_batches_that_threads_read_ahead_count_as_unread(kind: str, files: Path, counted: None) -> None:
     READ.clear()
     data = begin(kind, files)
     epoch = data.next()
@@ -154,7 +154,7 @@ def run(kind: str, files: Path, path: Path, *extra: Callback, **arguments: Any) 
 
 @functools.cache
 def whole(kind: str, files: Path, path: Path) -> tuple[dict[str, Any], Path]:
-    """Return the results of the uninterrupted run, and its checkpoint after four steps."""
+    """Return the results of an uninterrupted run, and its checkpoint after four steps."""
     place = path / kind.replace(" ", "-")
     left = run(kind, files, place, every=4, keep=100)
     checkpoints = CheckpointStore(place, writes=False)
@@ -173,13 +173,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stopped(kind: str, files: Path, shared: Path, path: Path) -> Path:
-    """Return the folder of a run that dies after its fourth step, while threads have read further ahead."""
+    """Return the folder of a run that dies after its fourth step; threads may have read further."""
     saved = whole(kind, files, shared)[1]
     shutil.copytree(saved, path / "run" / saved.name)
     return path / "run"
 
 
-# One for each way in which data find their place again; the test of every position has all of them.
+# One kind for each way of finding a position again; the test of every position has all kinds.
 @pytest.mark.parametrize(
     "kind",
     levels.only(
@@ -191,12 +191,14 @@ def stopped(kind: str, files: Path, shared: Path, path: Path) -> Path:
         KINDS,
     ),
 )  # fmt: skip
-def test_a_resumed_run_ends_the_same_whatever_the_data(kind: str, files: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_the_same_with_each_kind_of_data(
+    kind: str, files: Path, shared: Path, tmp_path: Path
+) -> None:
     found = run(kind, files, stopped(kind, files, shared, tmp_path), resume=True)
     assert_same(found, whole(kind, files, shared)[0])
 
 
-def test_one_that_is_terminated_saves_its_loaders_place_too(files: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_terminated_run_saves_the_position_of_its_loader(files: Path, shared: Path, tmp_path: Path) -> None:
     kind = "a loader with state"
     for step in (1, 2, 1):
         with runs.stopped(SystemExit):
@@ -215,7 +217,7 @@ def test_one_that_is_terminated_saves_its_loaders_place_too(files: Path, shared:
          "a function of batches", "a loader with state"],
     ),
 )  # fmt: skip
-def test_a_position_that_is_left_out_is_missed(
+def test_the_comparison_detects_a_lost_position(
     kind: str, files: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = stopped(kind, files, shared, tmp_path)
@@ -226,7 +228,7 @@ def test_a_position_that_is_left_out_is_missed(
         assert_same(found, whole(kind, files, shared)[0])
 
 
-def test_a_loaders_state_that_is_left_out_is_missed(
+def test_the_comparison_detects_a_lost_loader_state(
     files: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = stopped("a loader with state", files, shared, tmp_path)
@@ -264,46 +266,46 @@ def noisy(*_: Any) -> dict[str, Any]:
     return {"x": X ^ 1, **kinds.ARRAYS}
 
 
-# (kind, what it is when the run goes on, what is said of it)
+# (kind, the data at the resume, the message)
 CHANGES: dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]], str]] = {
     "fewer examples": ("arrays", lambda *_: {"x": X[1:], "y": Y[1:], **kinds.CUT}, r"data\.examples was 22, is 21"),
     "other labels": ("arrays", lambda *_: {"x": X, "y": Y[::-1], **kinds.CUT}, r"data\.labels was \d+, is \d+\. Exp"),
-    "other pixels": ("arrays", noisy, r"way: data\.values was \[\d+\], is \[\d+\]\. Exp"),
+    "other pixels": ("arrays", noisy, r"settings: data\.values was \[\d+\], is \[\d+\]\. Exp"),
     "another dtype": (
         "arrays", lambda *_: {"x": X.astype(np.float32), **kinds.ARRAYS, "validation_data": (X[:9] / 1.0, Y[:9])},
         r"data\.inputs was \['uint8\[8, 8, 1\]'\], is \['float32\[8, 8, 1\]'\]",
     ),
     "weights": ("arrays", lambda files, _: KINDS["weighted arrays"](files), r"data\.weights was None, is \d+\. Exp"),
-    "a file of another name": ("a folder", renamed, r"way: data\.files was \d+, is \d+\. Exp"),
+    "a file of another name": ("a folder", renamed, r"settings: data\.files was \d+, is \d+\. Exp"),
     "a file less": ("a folder", without_one, r"data\.examples was 22, is 21; data\.files"),
     "another crop": (
         "a folder", lambda files, _: {"x": resfit.data.folder(files / "images", size=8, mode="L"), **kinds.CUT},
-        r"way: data\.crop was 'random', is None\. Exp",
+        r"settings: data\.crop was 'random', is None\. Exp",
     ),
     "another split": (
         "TFDS", lambda files, _: {"x": kinds.prepared(files).as_data_source("more"), **kinds.CUT},
-        r"way: data\.split was 'train', is 'more'\. Exp",
+        r"settings: data\.split was 'train', is 'more'\. Exp",
     ),
     "fewer rows": ("Hugging Face", lambda *_: {"x": kinds.table(20), **kinds.CUT}, r"data\.examples was 22, is 20"),
     "fewer files": ("a stream of Hugging Face", fewer_files, r"data\.files .*data\.rows .*data\.shards was 4, is 3"),
     "another window": (
-        "a stream", lambda *_: {"x": kinds.stream(window=9), **kinds.CUT}, r"way: data\.window was 7, is 9\. Exp"
+        "a stream", lambda *_: {"x": kinds.stream(window=9), **kinds.CUT}, r"settings: data\.window was 7, is 9\. Exp"
     ),
     "another library": ("MapDataset of Grain", lambda *_: {"x": kinds.passing()}, r"data\.kind was 'GrainBatches', is"),
     "other batches": ("MapDataset of Grain", lambda *_: {"x": kinds.mapped(5)}, r"data\.batches was 3, is 5"),
     "a longer list": (
         "a list of batches", lambda *_: {"x": [(X[:8], Y[:8])] * 4, "class_weight": {1: 2.0}},
-        r"way: data\.batches was 3, is 4\. Exp",
+        r"settings: data\.batches was 3, is 4\. Exp",
     ),
     "another class weight": (
         "a loader with state, by class", lambda *_: {"x": kinds.Loader(), "class_weight": {1: 3.0}},
-        r"way: data\.class_weight\.1 was 2\.0, is 3\.0\. Exp",
+        r"settings: data\.class_weight\.1 was 2\.0, is 3\.0\. Exp",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_data_are_refused_and_the_difference_is_named(
+def test_resume_with_other_data_is_refused_and_names_the_difference(
     change: str, files: Path, shared: Path, tmp_path: Path
 ) -> None:
     kind, other, said = CHANGES[change]
@@ -316,13 +318,13 @@ def test_other_data_are_refused_and_the_difference_is_named(
     "change",
     levels.only(["a file of another name"], ["a file of another name", "another split", "other batches"]),
 )
-def test_other_data_are_gone_on_with_when_asked(change: str, files: Path, shared: Path, tmp_path: Path) -> None:
+def test_inexact_resume_accepts_other_data(change: str, files: Path, shared: Path, tmp_path: Path) -> None:
     kind, other, _ = CHANGES[change]
     path = stopped(kind, files, shared, tmp_path)
     assert run(kind, files, path, resume="inexact", **other(files, tmp_path))["epoch"] == [0, 1]
 
 
-def test_a_folder_that_was_moved_is_the_same(files: Path, shared: Path, tmp_path: Path) -> None:
+def test_a_moved_image_folder_is_the_same_dataset(files: Path, shared: Path, tmp_path: Path) -> None:
     path = stopped("a folder", files, shared, tmp_path)
     found = run("a folder", copied(files, tmp_path / "elsewhere"), path, resume=True)
     assert_same(found, whole("a folder", files, shared)[0])
@@ -342,20 +344,20 @@ def unnamed() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("make", [begun, lambda: itertools.chain(kinds.endless()), unnamed])
-def test_an_iterator_that_may_have_been_begun_is_refused(
+def test_exact_resume_refuses_an_iterator_that_may_have_started(
     make: Callable[[], Iterator[Any]], files: Path, shared: Path, tmp_path: Path
 ) -> None:
     kind = "a generator"
     path = stopped(kind, files, shared, tmp_path)
     saved = whole(kind, files, shared)[1]
-    with pytest.raises(ResumeError, match=r"had had 4 batches of its data, which are an iterator now.*returns a fresh"):
+    with pytest.raises(ResumeError, match=r"had taken 4 batches\. The data are an iterator.*returns a fresh"):
         run(kind, files, path, resume=True, x=make())
     shutil.rmtree(path)
     shutil.copytree(saved, path / saved.name)
     assert run(kind, files, path, resume="inexact", x=make())["epoch"] == [0, 1]
 
 
-def test_that_an_iterator_cannot_be_gone_back_in_is_said_when_it_is_saved(
+def test_saving_warns_once_of_an_iterator_without_a_position(
     files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = run("a generator", files, tmp_path / "a", x=itertools.chain(kinds.endless()))
@@ -366,14 +368,14 @@ def test_that_an_iterator_cannot_be_gone_back_in_is_said_when_it_is_saved(
     assert "iterator" not in caplog.text
 
 
-def test_a_run_goes_on_with_what_its_own_generator_has_left_if_asked(files: Path, shared: Path, tmp_path: Path) -> None:
+def test_inexact_resume_uses_the_remainder_of_a_generator(files: Path, shared: Path, tmp_path: Path) -> None:
     kind, data = "a generator", kinds.endless()
     with runs.stopped(SystemExit):
         run(kind, files, tmp_path, runs.Stops(4, runs.terminate), x=data)
     assert_same(run(kind, files, tmp_path, resume="inexact", x=data), whole(kind, files, shared)[0])
 
 
-def test_a_state_that_cannot_be_written_down_is_refused_as_soon_as_it_is_to_be(files: Path, tmp_path: Path) -> None:
+def test_a_loader_state_that_cannot_be_saved_is_refused_at_the_first_save(files: Path, tmp_path: Path) -> None:
     class Odd(kinds.Loader):
         def state_dict(self) -> dict[Any, Any]:
             return super().state_dict() | {"lock": [object()]}

@@ -1,4 +1,4 @@
-"""Whatever goes wrong between a run and its disk: training goes on and says so, and nothing that was good is lost."""
+"""Disk failures: training continues with a warning, and no good checkpoint is lost."""
 
 import collections
 import contextlib
@@ -19,7 +19,8 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests import levels
 from tests.faults import files, runs
 from tests.helpers import PlainNet, assert_same
@@ -32,19 +33,19 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 
 def plain(folder: Path, *extra: Any, **arguments: Any) -> dict[str, Any]:
-    """Run six steps that save after each step and each of two epochs, and delete old checkpoints."""
+    """Run six steps; save after each step and each of two epochs, and delete old checkpoints."""
     made = runs.small(PlainNet, optimizer="adamw", learning_rate=0.01)
     return runs.run(made, folder, *extra, every=1, epochs=2, **arguments)
 
 
 def everything(folder: Path, *extra: Any, **arguments: Any) -> dict[str, Any]:
-    """Run with all features."""
+    """Run with every part that a resume could lose."""
     return runs.run(runs.model(), folder, *extra, every=1, **arguments)
 
 
 @functools.cache
 def whole(fit: Callable[..., dict[str, Any]], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the results of an undisturbed run, and its operations up to the fifth step, where it crashes."""
+    """Return the results of an undisturbed run, and all operations of a run that crashes in its fifth step."""
     seen: list[str] = []
     with files.watched(folder / f"{fit.__name__} crash", seen.append), runs.stopped(ZeroDivisionError):
         fit(folder / f"{fit.__name__} crash", runs.Stops(5, lambda: 1 / 0))
@@ -58,7 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder in memory if there is one: thousands of flushes to a disk take a minute."""
+    """Return a folder in memory if the system has one: thousands of flushes to a disk take a minute."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -67,7 +68,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 
 
 def concerning(operations: Sequence[str], *numbers: int) -> list[tuple[str, int]]:
-    """Those that write or delete one of these checkpoints, each with the how-manieth of its name it is."""
+    """Return the operations on these checkpoints, each with its number among those of the same name."""
     count: collections.Counter[str] = collections.Counter()
     found = []
     for operation in operations:
@@ -82,7 +83,7 @@ class Fails:
 
     def __init__(self, name: str, number: int, code: int, *, forever: bool = False) -> None:
         self._name, self._left, self._code, self._forever = name, number, code, forever
-        self.after: list[str] | None = None  # what came after it had failed
+        self.after: list[str] | None = None  # the operations after the failure
 
     def __call__(self, name: str) -> None:
         self._left -= name == self._name
@@ -96,8 +97,8 @@ class Fails:
         raise OSError(self._code, os.strerror(self._code), name)
 
 
-def saved(number: int) -> Saved:
-    return Saved({"state/0": np.arange(5.0) + number, "state/1": np.zeros((0, 2))}, {"number": number})
+def saved(number: int) -> SavedRun:
+    return SavedRun({"state/0": np.arange(5.0) + number, "state/1": np.zeros((0, 2))}, {"number": number})
 
 
 def newest_two(complete: list[int]) -> list[int]:
@@ -105,7 +106,7 @@ def newest_two(complete: list[int]) -> list[int]:
 
 
 def four(folder: Path) -> list[CheckpointError]:
-    """Four checkpoints, of which the two newest are kept. Returns what went wrong."""
+    """Save four checkpoints, keep the newest two, and return the errors."""
     checkpoints, found = CheckpointStore(folder), []
     for number in range(4):
         try:
@@ -129,7 +130,7 @@ def one_of_each(operations: list[tuple[str, int]]) -> list[tuple[str, int]]:
         *(pytest.param(code, list, marks=pytest.mark.exhaustive) for code in ERRORS[1:]),
     ],
 )
-def test_each_operation_of_a_checkpoint_fails_in_turn(code: int, chosen: Any, memory: Path) -> None:
+def test_checkpoints_survive_the_failure_of_each_file_operation(code: int, chosen: Any, memory: Path) -> None:
     seen: list[str] = []
     with files.watched(memory / "whole", seen.append):
         assert four(memory / "whole") == []
@@ -145,13 +146,13 @@ def test_each_operation_of_a_checkpoint_fails_in_turn(code: int, chosen: Any, me
             assert len(errors) == 1, name
             assert os.strerror(code) in str(errors[0])
             assert str(folder) in str(errors[0])
-        else:  # Orbax removes what is not there: no matter
+        else:  # Orbax removes a file that is missing: harmless
             assert name.split()[0] == "unlink"
             assert "rename 2.unsynced" in fails.after
         checkpoints = CheckpointStore(folder)
         newest = checkpoints.newest()
         assert newest is not None
-        assert newest[0] == 3  # for all that happened to the one before
+        assert newest[0] == 3  # despite the failure of the previous one
         assert_same(newest[1], saved(3))
         checkpoints.read(complete(folder)[-2])
         checkpoints.save(4, saved(4), newest_two)
@@ -168,7 +169,7 @@ def test_each_operation_of_a_checkpoint_fails_in_turn(code: int, chosen: Any, me
         pytest.param(everything, one_of_each, False, marks=pytest.mark.exhaustive),
     ],
 )
-def test_where_an_operation_fails_the_run_goes_on_and_says_so_and_is_resumed(
+def test_a_run_continues_after_each_failed_file_operation_with_a_warning(
     fit: Any, chosen: Any, forever: bool, shared: Path, memory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, seen = whole(fit, shared)
@@ -180,7 +181,7 @@ def test_where_an_operation_fails_the_run_goes_on_and_says_so_and_is_resumed(
         with files.watched(folder, fails), runs.stopped(ZeroDivisionError):
             fit(folder, runs.Stops(5, lambda: 1 / 0))
         assert fails.after is not None, f"{name} never came"
-        told = [text for text in caplog.messages if "Training goes on" in text]
+        told = [text for text in caplog.messages if "Training continues" in text]
         if told or name.split()[0] != "unlink":
             assert len(told) == 1 or forever, (name, caplog.messages)
             assert os.strerror(code) in told[0], name
@@ -195,7 +196,7 @@ def complete(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("fit", [plain, pytest.param(everything, marks=pytest.mark.exhaustive)])
-def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_checkpoint(
+def test_resume_after_death_at_any_file_operation_uses_the_newest_complete_checkpoint(
     fit: Any, shared: Path, memory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, seen = whole(fit, shared)
@@ -209,22 +210,22 @@ def test_a_process_that_dies_at_any_operation_goes_on_from_the_newest_complete_c
     with files.watched(folder, leave), runs.stopped(ZeroDivisionError):
         fit(folder, runs.Stops(5, lambda: 1 / 0))
     assert len(copies) == len(concerning(seen, 0, 2))
-    found: dict[int, Saved] = {}
+    found: dict[int, SavedRun] = {}
     for copy in copies:
         checkpoints = CheckpointStore(copy)
         newest = checkpoints.newest()
         checkpoints.close()
         assert [path.name for path in copy.iterdir() if "." in path.name] == [".lock"]
-        number, content = (-1, Saved({}, {})) if newest is None else newest
-        if number not in found:  # the same bits go on the same way
+        number, content = (-1, SavedRun({}, {})) if newest is None else newest
+        if number not in found:  # equal files resume equally
             assert_same(fit(copy, resume=True), expected)
         assert_same(content.arrays, found.setdefault(number, content).arrays)
-    assert found.keys() >= {-1, 1, 3}  # 0 goes when 3 is there
+    assert found.keys() >= {-1, 1, 3}  # 3 replaces 0
     assert "damaged" not in caplog.text
 
 
-def test_the_layer_sees_a_checkpoint_fail_that_nobody_reports(shared: Path, tmp_path: Path) -> None:
-    """The negative control: an error that is swallowed is missed by the test above."""
+def test_the_file_layer_detects_a_failure_without_a_warning(shared: Path, tmp_path: Path) -> None:
+    """Negative control: the test above fails if an error is swallowed."""
     _, seen = whole(plain, shared)
     name = "rename 3/facts.unfinished"
     assert name in seen
@@ -267,7 +268,7 @@ def empty(path: Path) -> None:
     levels.only([flip, Path.unlink], [truncate, flip, empty, Path.unlink]),
     ids=lambda damage: damage.__name__,
 )
-def test_each_file_of_the_newest_checkpoint_is_damaged_in_turn_and_the_run_ends_the_same(
+def test_a_run_ends_the_same_after_damage_to_each_file_of_the_newest_checkpoint(
     damage: Callable[[Path], None], shared: Path, memory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = whole(plain, shared)
@@ -285,17 +286,17 @@ def test_each_file_of_the_newest_checkpoint_is_damaged_in_turn_and_the_run_ends_
         checkpoints.close()
         assert found is not None
         passed_over += found[0] < newest
-        if found[0] not in resumed:  # the same bits go on the same way
+        if found[0] not in resumed:  # equal files resume equally
             resumed.add(found[0])
             caplog.clear()
             assert_same(plain(copy, resume=True), expected)
-            assert ("damaged and passed over" in caplog.text) == (found[0] < newest)
+            assert ("damaged and skipped" in caplog.text) == (found[0] < newest)
         shutil.rmtree(copy)
     assert passed_over >= 3
 
 
-def test_what_could_not_be_read_neither_counts_nor_goes(tmp_path: Path) -> None:
-    """Two are kept: not the damaged one and the next, which would delete the only good one."""
+def test_unreadable_checkpoints_are_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    """Two good ones are kept. Counting the damaged one would delete the only good one."""
     folder = tmp_path / "run"
     with runs.stopped(ZeroDivisionError):
         plain(folder, runs.Stops(4, lambda: 1 / 0))
@@ -330,12 +331,12 @@ def disk(folder: Path, size: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sealed(folder: Path) -> Iterator[None]:
-    """Nothing in the folder can be changed, not even by root, whom permissions do not bind."""
+    """Make the folder read-only, even for root, who ignores permissions."""
     spare = folder.with_name("spare")
     spare.mkdir()
     mount("--bind", str(folder), str(spare))
     try:
-        mount("-o", "remount,bind,ro", str(spare))  # not in place, where somebody may be writing just now
+        mount("-o", "remount,bind,ro", str(spare))  # not in place: a write may be in progress there
         mount("--bind", str(spare), str(folder))
         try:
             yield
@@ -345,7 +346,7 @@ def sealed(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(spare)], check=True)
 
 
-def test_on_a_disk_that_is_full_training_goes_on_and_the_last_good_checkpoint_stays(
+def test_training_continues_on_a_full_disk_and_keeps_the_last_good_checkpoint(
     shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = whole(plain, shared)
@@ -361,7 +362,7 @@ def test_on_a_disk_that_is_full_training_goes_on_and_the_last_good_checkpoint_st
             plain(folder, runs.Stops(3, fill), runs.Stops(5, lambda: 1 / 0))
         assert "No space left on device" in caplog.text
         assert str(folder) in caplog.text
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         before = complete(folder)
         assert_same(plain(folder, resume=True), expected)  # still full
         assert complete(folder)[: len(before)] == before
@@ -372,7 +373,7 @@ def test_on_a_disk_that_is_full_training_goes_on_and_the_last_good_checkpoint_st
         assert [path.name for path in folder.iterdir() if "." in path.name] == [".lock"]
 
 
-def test_in_a_folder_that_becomes_read_only_training_goes_on_and_it_can_be_resumed_when_that_is_over(
+def test_training_continues_while_the_folder_is_read_only_and_can_resume_later(
     shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = whole(plain, shared)
@@ -381,16 +382,16 @@ def test_in_a_folder_that_becomes_read_only_training_goes_on_and_it_can_be_resum
         assert_same(plain(folder, runs.Stops(3, lambda: stack.enter_context(sealed(folder)))), expected)
         assert "Read-only file system" in caplog.text
         assert str(folder) in caplog.text
-        assert "Training goes on" in caplog.text
+        assert "Training continues" in caplog.text
         with pytest.raises(CheckpointError, match=r"cannot be written to .*Read-only file system"):
             plain(folder, resume=True)
     assert_same(plain(folder, resume=True), expected)
 
 
-def test_a_folder_that_vanishes_and_what_takes_its_place(
+def test_training_continues_when_a_file_replaces_the_folder(
     shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file lies where the folder was: nothing can be saved, and the run comes to its end."""
+    """A file has the path of the folder: nothing can be saved, and the run completes."""
     expected, _ = whole(plain, shared)
     folder = tmp_path / "run"
 
@@ -400,22 +401,22 @@ def test_a_folder_that_vanishes_and_what_takes_its_place(
 
     assert_same(plain(folder, runs.Stops(3, replace)), expected)
     assert "File exists" in caplog.text
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
     folder.unlink()
     (tmp_path / "elsewhere").rename(folder)
     assert_same(plain(folder, resume=True), expected)
 
 
-def test_a_folder_that_is_made_again_is_locked_again(tmp_path: Path) -> None:
+def test_a_folder_that_is_created_again_is_locked_again(tmp_path: Path) -> None:
     checkpoints = CheckpointStore(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
-    checkpoints.save(0, Saved({"a": np.zeros(3)}, {}))
-    with pytest.raises(CheckpointError, match="Another run is at work"):
+    checkpoints.save(0, SavedRun({"a": np.zeros(3)}, {}))
+    with pytest.raises(CheckpointError, match="Another run writes to"):
         CheckpointStore(tmp_path / "run")
     checkpoints.close()
 
 
-def test_a_model_is_saved_whole_or_not_at_all_whichever_operation_fails(tmp_path: Path) -> None:
+def test_model_save_is_atomic_when_any_file_operation_fails(tmp_path: Path) -> None:
     model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
     path = tmp_path / "folder" / "net.safetensors"
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""What must be the same for a run to go on: each difference is named, and gone on with where that is asked for."""
+"""Settings that must be equal to resume: each difference is named, and an inexact resume accepts it."""
 
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,11 @@ def stopped(folder: Path, step: int = 2, **arguments: Any) -> None:
 
 
 def other_pixels() -> np.ndarray:
-    """All but the labels is other data."""
+    """Return other inputs for the same labels."""
     return images(EXAMPLES, seed=7)
 
 
-# How the run was begun and goes on, as compile's and fit's arguments, and what is said of the difference.
+# The arguments of compile and fit at the start and at the resume, and the message about the difference.
 Sides = tuple[dict[str, Any], dict[str, Any]]
 DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
     "batch size": (({}, {}), ({}, {"batch_size": 5}), "batch_size was 4, is 5"),
@@ -107,7 +107,7 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
         {"batch size", "fewer steps than are done of an epoch", "labels", "learning rate", "loss"}, DIFFERENCES
     ),
 )
-def test_each_difference_is_named_and_gone_on_with_when_asked(
+def test_each_difference_is_named_and_inexact_resume_accepts_it(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (compile_before, fit_before), (compile_now, fit_now), said = DIFFERENCES[name]
@@ -120,8 +120,8 @@ def test_each_difference_is_named_and_gone_on_with_when_asked(
     assert all(np.isfinite(history.history["loss"]))
     assert state_of(found).steps() > 2  # those before the stop count
     if name != "loss":
-        assert "goes on, and not exactly: it was saved with other" in caplog.text
-    # What was gone on with is what the run is now.
+        assert "The run resumes inexactly: it was saved with other" in caplog.text
+    # The run has the new settings from now on.
     assert go(tmp_path, made=model(**compile_now), resume=True, **fit_now).history == history.history
 
 
@@ -139,8 +139,10 @@ def test_several_differences_are_all_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("resume", "rate"), [(True, 0.025), ("inexact", 0.5)])
-def test_the_rate_of_the_run_is_kept_and_one_that_is_asked_for_holds(resume: Any, rate: float, tmp_path: Path) -> None:
-    """A callback lowered it before the stop, which is part of the run."""
+def test_exact_resume_keeps_the_learning_rate_and_inexact_resume_takes_the_new_one(
+    resume: Any, rate: float, tmp_path: Path
+) -> None:
+    """The callback that lowered the rate before the stop is part of the run."""
     made = model()
 
     def lower() -> None:
@@ -153,7 +155,7 @@ def test_the_rate_of_the_run_is_kept_and_one_that_is_asked_for_holds(resume: Any
     assert again.learning_rate == pytest.approx(rate)
 
 
-def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_path: Path) -> None:
+def test_a_learning_rate_that_a_callback_set_is_no_difference_in_the_same_model(tmp_path: Path) -> None:
     made = model()
 
     def lower() -> None:
@@ -173,7 +175,7 @@ def test_in_the_same_model_the_rate_that_callbacks_made_is_no_difference(tmp_pat
         [("jit", "sharded", PlainNet), ("jit", "sharded", twin.ThinNet), ("sharded", "jit", twin.ThinNet)],
     ),
 )
-def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additions(
+def test_another_number_of_devices_changes_only_the_order_of_additions(
     before: str, now: str, kind: type[nnx.Module], tmp_path: Path
 ) -> None:
     whole = model(kind, dispatch=before)
@@ -186,7 +188,7 @@ def test_with_another_number_of_devices_nothing_is_lost_but_the_order_of_additio
         np.testing.assert_allclose(u, v, rtol=1e-3, atol=1e-4)
 
 
-def test_other_pixels_are_noticed_also_on_the_device(tmp_path: Path) -> None:
+def test_other_pixels_are_detected_also_in_data_on_the_device(tmp_path: Path) -> None:
     stopped(tmp_path, cache="device")
     with pytest.raises(ResumeError, match=r"data\.values was"):
         go(tmp_path, resume=True, cache="device", x=other_pixels())

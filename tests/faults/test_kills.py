@@ -1,4 +1,4 @@
-"""A process that is killed at any moment, also while it writes, is started again and ends where it would have ended."""
+"""A process that is killed at any moment, also during a write, and restarted matches an uninterrupted process."""
 
 import os
 import random
@@ -39,7 +39,7 @@ def load(result: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_where_it_would_have_ended(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_matches_the_uninterrupted_run(tmp_path: Path) -> None:
     finish(start(tmp_path / "whole", tmp_path / "whole.npy"))
     expected = load(tmp_path / "whole.npy")
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""A run with another number of epochs: exact where nothing before its end depends on the number."""
+"""A resume with another number of epochs: exact if nothing before the end depends on the number."""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def leaves(model: resfit.Model) -> list[np.ndarray]:
 def go(
     folder: Path, epochs: int, *more: Callback, made: resfit.Model | None = None, keep: int = 2, **more_: Any
 ) -> Any:
-    """Run a fit whose end changes the state: the weights of the best epoch are restored."""
+    """Run with EarlyStopping, which restores the weights of the best epoch at the end."""
     model = made or runs.small(PlainNet)
     back = EarlyStopping("loss", mode="max", patience=9, restore_best_weights=True)  # to the worst, the first
     callbacks = [back, *more, Checkpoint(folder, keep=keep)]
@@ -41,7 +41,7 @@ RATES = {"a number": 0.1, "a function of the step": optax.cosine_decay_schedule(
 @pytest.mark.parametrize(
     ("kind", "keep"), levels.only([("a function of the step", 1)], itertools.product(RATES, (1, 2)))
 )
-def test_more_epochs_of_a_finished_run_end_where_a_run_of_that_many_ends(kind: str, keep: int, tmp_path: Path) -> None:
+def test_more_epochs_of_a_finished_run_match_a_run_of_that_many_epochs(kind: str, keep: int, tmp_path: Path) -> None:
     rate = RATES[kind]
     whole = go(tmp_path / "whole", 4, made=runs.small(PlainNet, learning_rate=rate))
     two = go(tmp_path / "run", 2, made=runs.small(PlainNet, learning_rate=rate), keep=keep)
@@ -49,11 +49,11 @@ def test_more_epochs_of_a_finished_run_end_where_a_run_of_that_many_ends(kind: s
     assert_same(go(tmp_path / "run", 4, made=runs.small(PlainNet, learning_rate=rate), keep=keep), whole)
     assert_same(
         go(tmp_path / "run", 4, made=runs.small(PlainNet, learning_rate=rate), keep=keep), whole
-    )  # done now: at once
+    )  # finished: returns at once
 
 
 @pytest.mark.parametrize(("before", "now"), levels.only([(4, 2)], [(2, 3), (4, 2)]))
-def test_a_stopped_run_goes_on_exactly_to_another_number_of_epochs(before: int, now: int, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_exactly_to_another_number_of_epochs(before: int, now: int, tmp_path: Path) -> None:
     whole = go(tmp_path / "whole", now)
     with runs.stopped(SystemExit):
         go(tmp_path / "run", before, runs.Stops(2, runs.terminate))
@@ -61,29 +61,29 @@ def test_a_stopped_run_goes_on_exactly_to_another_number_of_epochs(before: int, 
     assert_same(go(tmp_path / "run", now), whole)
 
 
-def test_fewer_epochs_than_were_trained_are_refused_and_inexactly_train_nothing(
+def test_fewer_epochs_than_trained_are_refused_and_train_nothing_if_inexact(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     three = go(tmp_path, 3)
     with pytest.raises(ResumeError, match="epochs was 3, is 2"):
         go(tmp_path, 2)
     assert_same(go(tmp_path, 2, resume="inexact"), three)
-    assert "The run is done, and nothing is trained: it was saved with other epochs" in caplog.text
-    assert "goes on" not in caplog.text
+    assert "The run is finished and trains no further: it was saved with other epochs" in caplog.text
+    assert "resumes" not in caplog.text
 
 
-def test_a_run_that_a_callback_stopped_has_no_more_epochs_unless_asked_for_inexactly(
+def test_a_run_that_a_callback_stopped_trains_more_epochs_only_if_inexact(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = runs.small(PlainNet)
     stopped = go(tmp_path, 3, runs.Stops(1, lambda: setattr(model, "stop_training", True)), made=model)
     assert stopped["epoch"] == [0]
     assert_same(go(tmp_path, 4), stopped)
-    assert "as it would have done in a run of 4 too, so nothing is trained" in caplog.text
+    assert "and would stop a run of 4 epochs there too. Nothing is trained" in caplog.text
     assert go(tmp_path, 4, resume="inexact")["epoch"] == [0, 1, 2, 3]
 
 
-def test_inexactly_a_schedule_spans_the_new_number_of_epochs(tmp_path: Path) -> None:
+def test_a_schedule_spans_the_new_number_of_epochs_after_an_inexact_resume(tmp_path: Path) -> None:
     schedule, rates = resfit.schedules.Cosine(0.1), Rates()
     go(tmp_path, 2, made=runs.small(PlainNet, learning_rate=schedule))
     with pytest.raises(ResumeError, match="epochs was 2, is 4"):
@@ -111,23 +111,23 @@ def expected(first: int, last: int) -> list[float]:
     return [round(float(linear(step)), 6) for step in range(first, last)]
 
 
-def test_a_function_of_the_step_begins_at_initial_epoch_where_the_model_is_new() -> None:
+def test_a_function_of_the_step_starts_at_initial_epoch_in_a_new_model() -> None:
     model = runs.small(PlainNet, learning_rate=linear)
     assert rates_of(model, initial_epoch=2, epochs=4) == expected(6, 12)
-    assert rates_of(model, initial_epoch=4, epochs=5) == expected(12, 15)  # goes on, and does not begin anew
+    assert rates_of(model, initial_epoch=4, epochs=5) == expected(12, 15)  # the model has taken steps: continues
     assert rates_of(model, epochs=1) == expected(15, 18)
     again = runs.small(PlainNet, learning_rate=linear)
     assert rates_of(again, epochs=1) == expected(0, 3)
     assert rates_of(again, initial_epoch=2, epochs=3) == expected(3, 6)  # counts what it has trained
 
 
-def test_a_scheduler_by_steps_begins_at_initial_epoch_too() -> None:
+def test_a_scheduler_by_steps_starts_at_initial_epoch() -> None:
     scheduler = LearningRateScheduler(linear, every=1)
     assert rates_of(runs.small(PlainNet), scheduler, initial_epoch=2, epochs=4) == expected(6, 12)
     assert rates_of(runs.small(PlainNet), scheduler, epochs=1) == expected(12, 15)
 
 
-def test_a_function_of_the_step_says_where_it_begins_if_epochs_have_no_known_length(
+def test_a_function_of_the_step_warns_of_its_start_if_the_epoch_length_is_unknown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     batches = lambda: ((images(8), labels(8)) for _ in range(2))  # noqa: E731
@@ -137,7 +137,7 @@ def test_a_function_of_the_step_says_where_it_begins_if_epochs_have_no_known_len
     assert [round(rate, 6) for rate in rates.values] == expected(0, 2)
 
 
-def test_a_run_with_initial_epoch_and_a_function_of_the_step_is_resumed_exactly(tmp_path: Path) -> None:
+def test_a_run_with_initial_epoch_and_a_function_of_the_step_resumes_exactly(tmp_path: Path) -> None:
     def run(folder: str, *more: Callback) -> Any:
         return go(tmp_path / folder, 3, *more, made=runs.small(PlainNet, learning_rate=linear), initial_epoch=1)
 

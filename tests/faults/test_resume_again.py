@@ -1,4 +1,4 @@
-"""A run that was stopped is stopped again, resumed twice, by whatever means, and in whatever part of it."""
+"""A run is stopped and resumed repeatedly, by every means and in every part."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def explode() -> None:
 
 
 def fresh(setup: str = SETUP) -> resfit.Model:
-    """Build what a new process builds."""
+    """Return the model that a new process builds."""
     module, _ = twin.new_module(0)
     model = resfit.Model(module)
     twin.compile_(model, setup)
@@ -63,7 +63,7 @@ EVERY_STOP = [*itertools.product(STOPS, [False, True])]
 
 
 @pytest.mark.parametrize(("name", "in_the_same_model"), levels.only(EVERY_STOP[::3], EVERY_STOP))
-def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
+def test_two_runs_resumed_after_any_stop_match_the_uninterrupted_run(
     name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     model = fresh()
@@ -72,11 +72,11 @@ def test_after_any_stop_two_resumed_runs_end_where_nothing_stopped(
         go(tmp_path, runs.Stops(call, action, hook), model=model)
     again = model if in_the_same_model else None
     assert_same(go(tmp_path, model=again), whole)
-    assert_same(go(tmp_path, model=again), whole)  # finished: at once
+    assert_same(go(tmp_path, model=again), whole)  # finished: returns at once
 
 
 @pytest.mark.parametrize("second", levels.only(["Ctrl-C in a validation"], STOPS))
-def test_a_resumed_run_that_is_stopped_is_resumed(second: str, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_run_that_stops_can_resume(second: str, whole: dict[str, Any], tmp_path: Path) -> None:
     action, hook, _ = STOPS[second]
     with runs.stopped(SystemExit):
         go(tmp_path, runs.Stops(2, runs.terminate))
@@ -90,10 +90,8 @@ ENDS = [*itertools.product(["on_train_batch_end", "on_test_batch_end", "on_epoch
 
 
 @pytest.mark.parametrize(("hook", "signal_"), levels.only(ENDS[::3], ENDS))
-def test_the_epoch_that_was_to_be_the_last_one_is_the_last_one_of_the_resumed_run(
-    hook: str, signal_: str, tmp_path: Path
-) -> None:
-    """model.stop_training was set in its second batch, and then somebody stopped the run as well."""
+def test_a_requested_stop_still_holds_in_the_resumed_run(hook: str, signal_: str, tmp_path: Path) -> None:
+    """A callback sets model.stop_training in the second batch, and then a signal stops the run."""
     plan = PLAN._replace(epochs=3, steps_per_epoch=4, asked=2)
     expected = go(tmp_path / "whole", plan=plan)
     assert expected["state"].steps == 2
@@ -102,7 +100,7 @@ def test_the_epoch_that_was_to_be_the_last_one_is_the_last_one_of_the_resumed_ru
     assert_same(go(tmp_path / "run", plan=plan), expected)
 
 
-def test_what_on_train_end_is_told_survives_a_stop_at_the_end_of_the_last_epoch(
+def test_the_logs_of_on_train_end_survive_a_stop_at_the_end_of_the_last_epoch(
     whole: dict[str, Any], tmp_path: Path
 ) -> None:
     with runs.stopped(KeyboardInterrupt):
@@ -113,7 +111,7 @@ def test_what_on_train_end_is_told_survives_a_stop_at_the_end_of_the_last_epoch(
 
 
 @pytest.mark.parametrize("error", [LabelError, ResumeError])
-def test_a_fit_that_fails_before_its_first_step_leaves_the_schedule_where_it_was(
+def test_a_fit_that_fails_before_its_first_step_does_not_move_the_schedule(
     error: type[Exception], tmp_path: Path
 ) -> None:
     model = fresh()
@@ -143,7 +141,7 @@ test_resume_again.go(test_resume_again.Path(sys.argv[1]), runs.Stops(3, twice))
     [("SIGTERM", 128 + signal.SIGTERM), pytest.param("SIGINT", -signal.SIGINT, marks=pytest.mark.slow)],
     ids=["SIGTERM", "Ctrl-C"],
 )
-def test_a_second_signal_ends_the_process_at_once_and_it_goes_on_from_the_newest_checkpoint(
+def test_a_second_signal_ends_the_process_at_once_and_the_run_resumes(
     name: str, code: int, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""A model whose run is resumed, or was finished, is the model that the run left behind."""
+"""A model whose run is resumed, or was finished, equals the model of the original run."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def stops(model: resfit.Model) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("end", ["finished", "terminated after the last epoch", "stopped by a callback"])
-def test_a_model_knows_again_what_its_run_was_trained_on(end: str, tmp_path: Path) -> None:
+def test_a_resumed_model_restores_the_facts_about_its_data(end: str, tmp_path: Path) -> None:
     first = runs.small(PlainNet)
     if end == "finished":
         trained(tmp_path, made=first)
@@ -63,8 +63,8 @@ ENDS = ["finished", "terminated in the middle", "terminated after the last epoch
 
 
 @pytest.mark.parametrize("end", levels.only(["terminated in the middle"], ENDS))
-def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: str, tmp_path: Path) -> None:
-    """Those of the first batch are; the others have one label a row, as labels of classes do."""
+def test_a_resumed_model_restores_that_its_labels_are_multi_hot(end: str, tmp_path: Path) -> None:
+    """The first batch has multi-hot rows; the others have one label per row, as class labels do."""
     hot = np.eye(CLASSES, dtype=np.float32)[labels(10)]
     hot[0] = 1
     loss = BinaryCrossEntropy()
@@ -87,7 +87,7 @@ def test_a_model_knows_again_that_the_labels_in_its_batches_were_multi_hot(end: 
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
-def test_a_run_that_fails_before_it_is_restored_leaves_the_model_untrained(tmp_path: Path) -> None:
+def test_a_resume_that_fails_before_the_restore_leaves_the_model_untrained(tmp_path: Path) -> None:
     trained(tmp_path)
     model = runs.small(PlainNet)
     with runs.stopped(ZeroDivisionError):
@@ -97,7 +97,7 @@ def test_a_run_that_fails_before_it_is_restored_leaves_the_model_untrained(tmp_p
 
 
 @pytest.mark.parametrize("dispatch", levels.only(["jit"], ["jit", "sharded"]))
-def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, tmp_path: Path) -> None:
+def test_random_keys_in_the_optimizer_state_resume_exactly(dispatch: str, tmp_path: Path) -> None:
     noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))
 
     def run(folder: str, *more: Callback) -> list[np.ndarray]:
@@ -112,7 +112,7 @@ def test_random_keys_in_the_optimizers_state_are_resumed_exactly(dispatch: str, 
 
 
 class Pair(NamedTuple):
-    """Inputs in a container that a checkpoint does not know."""
+    """Inputs in a container that a checkpoint cannot hold."""
 
     left: Any
     right: Any
@@ -121,7 +121,7 @@ class Pair(NamedTuple):
 @pytest.mark.parametrize(
     ("inputs", "known"), [({"b": BYTES, "a": [BYTES, images(2)]}, True), (BYTES, True), (Pair(BYTES, BYTES), False)]
 )
-def test_inputs_of_any_structure_are_saved_or_left_out(inputs: Any, known: bool) -> None:
+def test_inputs_of_unknown_structure_are_left_out_of_the_checkpoint(inputs: Any, known: bool) -> None:
     from resfit.data.states import packed, unpacked
     from resfit.preprocess import example
     from resfit.trainer.learned import SeenData

@@ -1,4 +1,4 @@
-"""A run that diverges goes back to its last good checkpoint, with a lower learning rate, and may be stopped besides."""
+"""A diverging run returns to its last good checkpoint with a lower learning rate, and can be stopped as well."""
 
 import itertools
 import logging
@@ -24,7 +24,7 @@ EPOCHS, STEPS = 4, 5
 
 
 def steep(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """Return a steep square: a learning rate of 0.4 overshoots further in every step, one of 0.004 does not."""
+    """Return a steep square: a learning rate of 0.4 diverges, and 0.004 converges."""
     return 50 * jax.numpy.square(logits - y[:, None]).sum(-1)
 
 
@@ -40,7 +40,7 @@ def diverging(rate: Any = 0.4) -> resfit.Model:
 
 
 class Seen(Callback):
-    """Each batch's epoch and number."""
+    """Records the epoch and number of each batch."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int]] = []
@@ -53,7 +53,7 @@ class Seen(Callback):
 
 
 class Poisons(Callback):
-    """Makes a parameter NaN after some batches, each once: a fault of the machine."""
+    """Sets a parameter to NaN once after each of some batches, as a hardware fault does."""
 
     def __init__(self, *where: tuple[int, int]) -> None:
         self._where = set(where)
@@ -97,17 +97,17 @@ FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
 @pytest.mark.parametrize(
     ("every", "where"), levels.only([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
 )
-def test_a_fault_of_the_machine_leaves_no_trace(
+def test_a_rollback_with_factor_one_removes_a_hardware_fault(
     every: Any, where: tuple[int, int], whole: dict[str, Any], tmp_path: Path
 ) -> None:
-    """With factor=1 the run ends bit for bit where it would have ended without the fault."""
+    """With factor=1 the run matches a run without the fault bit for bit."""
     hurt = model()
     history = train(hurt, tmp_path, Poisons(where), RollbackOnNaN(factor=1), every=every)
     assert_same(left(hurt, history), whole)
 
 
 @pytest.mark.parametrize("steps_per_epoch", levels.only([3], [3, 7]))
-def test_so_it_does_where_an_epoch_is_a_number_of_steps(steps_per_epoch: int, tmp_path: Path) -> None:
+def test_a_rollback_removes_a_hardware_fault_with_steps_per_epoch(steps_per_epoch: int, tmp_path: Path) -> None:
     whole, hurt = model(), model()
     expected = train(whole, tmp_path / "whole", steps_per_epoch=steps_per_epoch)
     faults = Poisons((1, 1), (3, 1))
@@ -117,7 +117,7 @@ def test_so_it_does_where_an_epoch_is_a_number_of_steps(steps_per_epoch: int, tm
 
 
 @pytest.mark.parametrize("rate", [0.4, schedules.Linear(peak=0.4)])
-def test_a_run_that_diverges_goes_on_with_a_lower_rate(
+def test_a_diverging_run_continues_with_a_lower_learning_rate(
     rate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = diverging(rate)
@@ -135,7 +135,7 @@ def test_a_run_that_diverges_goes_on_with_a_lower_rate(
     assert made.learning_rate == pytest.approx(last, rel=1e-5)
 
 
-def test_a_run_that_cannot_be_saved_raises_and_names_the_layer(tmp_path: Path) -> None:
+def test_a_run_that_stays_non_finite_raises_and_names_the_layer(tmp_path: Path) -> None:
     x = images(8 * STEPS)
     x[17] = BAD
     callbacks = [Checkpoint(tmp_path, every=1), RollbackOnNaN(times=2)]
@@ -146,7 +146,7 @@ def test_a_run_that_cannot_be_saved_raises_and_names_the_layer(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("at", levels.only([9], [1, 4, 9, 14, 17]))
-def test_a_run_that_is_stopped_besides_ends_where_it_would_have_ended(at: int, tmp_path: Path) -> None:
+def test_a_run_with_a_rollback_and_a_stop_matches_the_uninterrupted_run(at: int, tmp_path: Path) -> None:
     def started(folder: Path, *extra: Callback) -> Any:
         made = diverging()
         history = train(made, folder, RollbackOnNaN(factor=0.01), *extra, resume=True)
@@ -184,14 +184,14 @@ def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], said:
         RollbackOnNaN(**arguments)
 
 
-def test_without_a_checkpoint_it_is_refused_before_the_first_step() -> None:
+def test_rollback_without_a_checkpoint_is_refused_before_the_first_step() -> None:
     seen = Seen()
     with pytest.raises(CallbackError, match=r"this fit saves none.*Checkpoint\(folder\)"):
         fit(model(), callbacks=[RollbackOnNaN(), seen])
     assert not seen.batches
 
 
-def test_without_a_rate_to_lower_it_is_refused(tmp_path: Path) -> None:
+def test_rollback_without_a_settable_learning_rate_is_refused(tmp_path: Path) -> None:
     import optax
 
     made = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Whatever is done with a model, in whatever order, and wherever it is stopped: it is what its description says."""
+"""After any calls in any order, with stops anywhere, a model matches a simple reference of it."""
 
 import itertools
 import os
@@ -31,9 +31,9 @@ from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels
 
-EXAMPLES = int(os.environ.get("RESFIT_EXAMPLES", "0"))  # of the long search; 0 for a number of the profile's
+EXAMPLES = int(os.environ.get("RESFIT_EXAMPLES", "0"))  # of the long search; 0 for the number of the profile
 
-# Each set-up costs a dozen compilations. The profile of `make test` has two that have nothing in common.
+# Each setup costs a dozen compilations. The profile of `make test` has two setups with nothing in common.
 FEW = settings.default.max_examples <= 10 and not EXAMPLES
 setups = st.sampled_from(["sgd", "adamw, averages, schedule"] if FEW else list(twin.SETUPS))
 seeds = st.integers(1, 3)
@@ -49,7 +49,7 @@ plans = st.builds(
 
 
 class Stop(NamedTuple):
-    """What stops a run: something that happens at the n-th call of a hook."""
+    """An event at the n-th call of a hook that stops a run."""
 
     how: str
     hook: str
@@ -65,7 +65,7 @@ def explode() -> None:
 
 
 HOW: dict[str, Callable[[], None]] = {"SIGTERM": runs.terminate, "Ctrl-C": runs.interrupt, "an exception": explode}
-# Mostly where every run comes by, and early enough to be reached.
+# Mostly hooks that every run calls, early enough to be reached.
 stops = st.tuples(
     st.sampled_from(list(HOW)),
     st.one_of(
@@ -112,14 +112,14 @@ class Pending:
     """A run in a folder.
 
     Attributes:
-      folder: its own.
-      setup: with which it was begun.
-      asked: the learning rate that was set before it; None for that of its set-up.
-      plan: of its fit.
-      every: how often it saves.
-      run: what it does when nothing stops it.
-      saved: the number of its steps that cannot be lost any more.
-      finished: whether it came to its end.
+      folder: of the checkpoints.
+      setup: of the model at the start.
+      asked: the learning rate that was set before the run; None for that of the setup.
+      plan: of the fit.
+      every: the interval between checkpoints.
+      run: the uninterrupted run.
+      saved: the number of steps that cannot be lost any more.
+      finished: True if the run completed.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Pending:
 
     @property
     def interval(self) -> int:
-        """How many steps an exception may cost."""
+        """The largest number of steps that an exception may lose."""
         epoch = self.plan.steps_per_epoch or twin.STEPS
         return epoch if self.every == "epoch" else min(self.every, epoch)
 
@@ -141,7 +141,7 @@ class Pending:
 
 
 class Runs(RuleBasedStateMachine):
-    """A model, and beside it where it must be."""
+    """A model, and the state that it must have."""
 
     own_programs = False
 
@@ -192,7 +192,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: self.pending is not None)
     @rule(seed=st.none() | seeds, stop=st.none() | stops)
     def resume(self, seed: int | None, stop: Stop | None) -> None:
-        """In this model, or as a new process would do it: in a new one, of which nothing is known but the code."""
+        """Resume in this model, or in a new model as a new process does."""
         pending = self.pending
         if seed is not None:
             self.a_new_model(seed, pending.setup)
@@ -200,14 +200,14 @@ class Runs(RuleBasedStateMachine):
             self.compile(pending.setup)
         if pending.asked != self.asked:
             self.set_the_rate(pending.asked or twin.SETUPS[pending.setup][1]["learning_rate"])
-        if pending.empty:  # then it begins, and where the model is now
+        if pending.empty:  # then a run starts at the present state
             pending.run = twin.run(self.setup, self.where, pending.plan)
         event(f"resumed: {'finished' if pending.finished else 'empty' if pending.empty else 'unfinished'}")
         self._go(stop, resume=True)
 
     @rule(plan=plans, every=intervals, ends=st.lists(st.tuples(stops, st.none() | seeds), min_size=1, max_size=3))
     def fit_and_resume(self, plan: twin.Plan, every: Any, ends: list[tuple[Stop, int | None]]) -> None:
-        """Stop and resume a run repeatedly until it ends."""
+        """Fit, stop and resume repeatedly, and complete the run."""
         self.fit(plan, every, ends[0][0])
         for (_, seed), (stop, _) in itertools.pairwise(ends):
             self.resume(seed, stop)
@@ -239,16 +239,16 @@ class Runs(RuleBasedStateMachine):
         assert isinstance(stopped, SystemExit) == (stop.how == "SIGTERM")
         assert isinstance(stopped, KeyboardInterrupt) == (stop.how == "Ctrl-C")
         self.where = self._on_the_way(pending, before)
-        if counts.steps or stop.how != "an exception":  # else it may not even have gone back to where it was
+        if counts.steps or stop.how != "an exception":  # otherwise the restore may not have happened yet
             done = self.where.steps - pending.run.trail[0].steps
             pending.saved = max(pending.saved, done - (pending.interval if stop.how == "an exception" else 0))
 
     def _on_the_way(self, pending: Pending, before: twin.State) -> twin.State:
-        """Where a stopped run left the model: at a state of its way, or where it was before it had gone back to one."""
+        """Return the state after a stop: one of the run, or the one from before if nothing was restored yet."""
         now = twin.state(self.model)
         n = len(twin.names(self.setup)) * (2 if twin.averaged(self.setup) else 1)
         candidates = [*pending.run.trail, before]
-        if pending.plan.best:  # it ends with the best weights and averages, which it has passed
+        if pending.plan.best:  # the run ends with the best weights and averages so far
             candidates += [
                 state._replace(leaves=(*best.leaves[:n], *state.leaves[n:]))
                 for state in pending.run.trail
@@ -313,7 +313,7 @@ class Runs(RuleBasedStateMachine):
         assert_same(twin.holds(module), expected)
         ask = lambda model, **more: model.predict(images(7), batch_size=4, verbose=0, **more)  # noqa: E731
         asked = ask(self.model, weights=weights)
-        assert_close(ask(loaded), asked)  # on all devices, until compile says otherwise
+        assert_close(ask(loaded), asked)  # on all devices until compile
         twin.compile_(loaded, setup, own_programs=self.own_programs)
         assert_same(ask(loaded), asked)
         if go_on:
@@ -330,7 +330,7 @@ class Runs(RuleBasedStateMachine):
     @precondition(lambda self: self.pending is not None and not self.pending.empty)
     @rule(differs=st.sampled_from(["a second run", "steps of an epoch"]))
     def refuse(self, differs: str) -> None:
-        """Start a run in a folder that holds another run, or resume another fit there; both raise."""
+        """Start a run, or resume another one, in a folder that holds a run: both fail, and nothing is lost."""
         again = differs == "a second run"
         plan = self.pending.plan if again else self.pending.plan._replace(steps_per_epoch=7)
         with pytest.raises(resfit.errors.ResumeError):
@@ -358,12 +358,12 @@ def search(machine: type[Runs], examples: int) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=12, **QUIET))
 
 
-def test_whatever_is_done_with_a_model_it_is_what_its_description_says() -> None:
+def test_a_model_matches_its_reference_after_any_sequence_of_calls() -> None:
     search(Runs, EXAMPLES or fewer_examples(2).max_examples)
 
 
 @pytest.mark.slow
-def test_so_it_is_where_each_model_traces_its_own_programs_in_whatever_state_it_is() -> None:
+def test_a_model_matches_its_reference_also_with_programs_traced_in_any_state() -> None:
     class RunsThatTrace(Runs):
         own_programs = True
 
@@ -429,7 +429,9 @@ def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
         [restoring_no_optimizer, evaluating_moves_a_value, losing_the_passes, a_failure_costs_a_step],
     ),
 )
-def test_the_machine_finds(break_: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_machine_detects(
+    break_: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for setup in twin.SETUPS:
         twin.first(setup)
     break_(monkeypatch)

@@ -1,7 +1,7 @@
-"""What must hold of a model, told a second time: states as values, and a twin that nobody interrupts.
+"""A reference of a model: states as values, and a twin model that is never interrupted.
 
-A state is its arrays and a count of passes. What a call makes of it is a function of the state, the set-up and the
-call's arguments, and of nothing else: so one model per set-up, put into whatever state is asked about, answers for all.
+A state is its arrays and a count of passes. The result of a call depends on the state, the setup and the arguments of
+the call alone. So one model per setup, set to the state in question, gives all expected results.
 """
 
 import functools
@@ -25,7 +25,7 @@ VALIDATION = (images(6, seed=5), labels(6, seed=5))
 
 
 class ThinNet(nnx.Module):
-    """Dense layer, BatchNorm, dropout, dense layer: everything that a state has, and quick to trace."""
+    """Dense layer, BatchNorm, dropout, dense layer: every part of a state, and fast to trace."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.body = nnx.Linear(64, 4, rngs=rngs)
@@ -38,7 +38,7 @@ class ThinNet(nnx.Module):
         return self.head(self.dropout(x))
 
 
-# What is frozen, and what compile is given.
+# Frozen parts, and the arguments of compile.
 SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sgd": ((), {"optimizer": "sgd", "learning_rate": 0.1}),
     "adamw, averages, schedule": ((), {"optimizer": "adamw", "learning_rate": "cosine", "ema": 0.9}),
@@ -56,7 +56,7 @@ SETUPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def compile_(model: resfit.Model, setup: str, *, own_programs: bool = False) -> None:
-    """Compile a model, with the programs of an equal one or, to see that tracing depends on no state, with its own."""
+    """Compile a model with the programs of an equal model, or with its own to test that tracing depends on no state."""
     if own_programs:
         programs.PROGRAMS.clear()
     frozen, arguments = SETUPS[setup]
@@ -76,11 +76,11 @@ class Plan(NamedTuple):
     """A fit.
 
     Attributes:
-      epochs: how many.
+      epochs: their number.
       steps_per_epoch: None for one pass.
       validation: "none", "epochs" or "steps", two of them.
-      asked: after which batch a callback sets model.stop_training; 0 for never.
-      best: whether EarlyStopping goes back to the best weights, and a plateau lowers the rate.
+      asked: the batch after which a callback sets model.stop_training; 0 for never.
+      best: True if EarlyStopping restores the best weights, and a plateau lowers the learning rate.
     """
 
     epochs: int
@@ -91,7 +91,7 @@ class Plan(NamedTuple):
 
 
 class Remembers(Callback):
-    """Remembers what it was told, and asks to stop after a number of batches."""
+    """Records its calls, and requests a stop after a number of batches."""
 
     def __init__(self, asked: int) -> None:
         self._asked = asked
@@ -122,7 +122,7 @@ class Remembers(Callback):
 
 
 def fit(model: resfit.Model, plan: Plan, setup: str, *more: Callback, **arguments: Any) -> dict[str, Any]:
-    """Fits as planned, and returns what the run says of itself."""
+    """Fit as planned, and return the history and the states of callbacks."""
     remembers = Remembers(plan.asked)
     callbacks: list[Callback] = [remembers]
     if plan.best:
@@ -168,26 +168,26 @@ class State(NamedTuple):
 
 
 def state(model: resfit.Model) -> State:
-    """Where a model is, with what was assigned to its module."""
+    """Return the state of a model, including assignments to its module."""
     state_of(model).visible()
     return State(tuple(np.array(leaf) for leaf in state_of(model).leaves), state_of(model).epoch)
 
 
 def same(a: State, b: State) -> bool:
-    """Whether two states are equal, bit for bit."""
+    """Return True if two states are equal bit for bit."""
     return a.passes == b.passes and all(u.tobytes() == v.tobytes() for u, v in zip(a.leaves, b.leaves, strict=True))
 
 
 @functools.cache
 def first(setup: str) -> tuple[resfit.Model, State]:
-    """Return the model of a setup, and its state after compile."""
+    """Return the reference model of a setup, and its state after compile."""
     model = resfit.Model(ThinNet(rngs=nnx.Rngs(0)))
     compile_(model, setup)
     return model, state(model)
 
 
 def at(setup: str, where: State) -> resfit.Model:
-    """Return the same model in another state."""
+    """Return the reference model of a setup in another state."""
     model, _ = first(setup)
     state_of(model).replace(tuple(context_of(model).placement.replicate(list(where.leaves), copy=True)))
     state_of(model).epoch = where.passes
@@ -202,7 +202,7 @@ def names(setup: str) -> list[str]:
 def with_values(
     setup: str, where: State, held: dict[str, np.ndarray], averages: Mapping[str, np.ndarray] = MappingProxyType({})
 ) -> State:
-    """Return a state with these parameters and statistics, and these averages if there are any."""
+    """Return a state with these parameters and statistics, and with these averages if the setup has averages."""
     new = tuple(held[name] for name in names(setup))
     if averaged(setup):
         after = {**chosen(setup, where, "ema"), **averages}
@@ -223,14 +223,14 @@ def compiled(setup: str, held: dict[str, np.ndarray]) -> State:
 
 
 def chosen(setup: str, where: State, weights: str = "raw") -> dict[str, np.ndarray]:
-    """Return the parameters and statistics of a state by name."""
+    """Return the parameters and statistics of a state, by name."""
     n = len(names(setup))
     leaves = where.leaves[:n] if weights == "raw" else where.leaves[n : 2 * n]
     return dict(zip(names(setup), leaves, strict=True))
 
 
 class Trail(Callback):
-    """Writes down every state that a run goes through."""
+    """Records every state of a run."""
 
     def __init__(self) -> None:
         self.states: list[State] = []
@@ -242,12 +242,12 @@ class Trail(Callback):
 
 
 class Run(NamedTuple):
-    """What a run that nothing stops does.
+    """An uninterrupted run.
 
     Attributes:
-      says: of itself, at its end.
-      end: where it ends.
-      trail: every state on its way.
+      says: its history and the states of callbacks.
+      end: the last state.
+      trail: every state of the run.
     """
 
     says: dict[str, Any]
@@ -267,7 +267,7 @@ def run(setup: str, where: State, plan: Plan) -> Run:
 
 
 def after(setup: str, where: State, call: Callable[[resfit.Model], Any]) -> tuple[Any, State]:
-    """Return the result of a call from a state, and the state after it."""
+    """Return the result of a call, and the state after it, starting from a state."""
     model = at(setup, where)
     result = call(model)
     return result, state(model)
@@ -280,5 +280,5 @@ def new_module(seed: int) -> tuple[ThinNet, dict[str, np.ndarray]]:
 
 
 def holds(module: ThinNet) -> dict[str, np.ndarray]:
-    """Return the values of a network, except those of its random generator, which no step reads."""
+    """Return the values of a network except its generator, which no step uses."""
     return {name: value for name, value in values(module).items() if "rngs" not in name}

@@ -14,7 +14,8 @@ from flax import nnx
 
 import resfit
 from resfit.preprocess import Normalize
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.helpers import CLASSES, TinyNet, compiled, context_of
 
 FOLDER = Path(__file__).parent
@@ -83,7 +84,7 @@ def predicted(one: resfit.Model) -> Any:
     return one.predict(inputs(one), verbose=0)
 
 
-def saved() -> Saved:
+def saved() -> SavedRun:
     """Return a checkpoint with every kind of value."""
     arrays = {
         "state/0": np.asarray(pattern((3, 4), np.float32)),
@@ -93,7 +94,7 @@ def saved() -> Saved:
         "sums/0": np.array([True, False]),
     }
     facts = {"text": "é", "plain": [None, True, 0.1, 2**40], "inside": {"weights": np.arange(3.0)}}
-    return Saved({name: np.asarray(array) for name, array in arrays.items()}, facts)
+    return SavedRun({name: np.asarray(array) for name, array in arrays.items()}, facts)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Hooks fire as in Keras, and a log costs nothing until a callback reads it."""
+"""Hooks fire as in Keras, and a log costs nothing until it is read."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def test_fit_fires_the_hooks_of_keras_in_its_order() -> None:
     ]
 
 
-def test_logs_of_an_epoch_without_validation_have_no_val_names_and_train_end_repeats_the_last_epochs() -> None:
+def test_logs_without_validation_have_no_val_names_and_on_train_end_repeats_the_last_logs() -> None:
     recorder = Recorder()
     arguments: dict[str, Any] = {"validation_data": (images(9), labels(9)), "validation_freq": 2}
     fit(compiled(), epochs=3, callbacks=[recorder], **arguments)
@@ -129,7 +129,7 @@ def test_all_callbacks_of_a_hook_share_one_log_and_history_records_what_they_add
     assert history.history["learning_rate"] == [pytest.approx(0.1)]
 
 
-def test_the_logs_of_a_batch_are_running_means_and_hold_the_batchs_own_loss_beside_them() -> None:
+def test_batch_logs_are_running_means_and_also_hold_the_loss_of_the_batch() -> None:
     class Reads(Callback):
         def __init__(self) -> None:
             self.rows: list[tuple[float, float, int]] = []
@@ -177,7 +177,7 @@ def test_evaluating_inside_a_callback_does_not_change_the_run() -> None:
     assert one.history.history == other.history.history
 
 
-def test_compiling_is_announced() -> None:
+def test_compile_hooks_fire_once_per_program() -> None:
     class Compiles(Callback):
         def __init__(self) -> None:
             self.seen: list[str] = []
@@ -252,7 +252,7 @@ def test_an_epoch_that_is_stopped_is_still_validated_and_ended() -> None:
     assert recorder.trace == [("on_train_begin", []), *epoch(0, 2, validation=1), ("on_train_end", VALIDATED)]
 
 
-def test_stopping_a_validation_inside_fit_stops_only_this_validation() -> None:
+def test_stop_evaluating_inside_fit_stops_one_validation() -> None:
     recorder = Recorder()
     arguments: dict[str, Any] = {"validation_data": (images(), labels()), "epochs": 2}
     fit(compiled(), callbacks=[Stops("stop_evaluating", 1), recorder], **arguments)
@@ -304,7 +304,7 @@ def test_the_module_is_up_to_date_in_on_train_end_also_after_an_exception() -> N
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Count every read of a value from the device."""
+    """Return a list that receives every read of a value from the device."""
     found: list[Any] = []
     original = logs.read
 
@@ -319,7 +319,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 class Counts(Callback):
-    """A callback that uses the log of each batch, and records the number of reads from the device."""
+    """Calls `look` with the log of each batch, and counts the reads from the device meanwhile."""
 
     def __init__(self, reads: list[Any], look: Callable[[Any], Any]) -> None:
         self.reads, self.look, self.per_batch = reads, look, []  # type: ignore[var-annotated]
@@ -381,8 +381,8 @@ def test_the_built_in_callbacks_read_nothing_during_an_epoch(reads: list[Any], t
 
 
 @pytest.mark.parametrize("reading", [False, True])
-def test_nothing_else_reads_the_device_during_an_epoch(reading: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads by float(), bool() or device_get; on a device with its own memory, all reads."""
+def test_fit_does_not_read_the_device_during_an_epoch(reading: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Covers float(), bool() and device_get, and every read if arrays are not in host memory."""
     inside = reads = 0
     original = ArrayImpl._value
 
@@ -405,7 +405,7 @@ def test_nothing_else_reads_the_device_during_an_epoch(reading: bool, monkeypatc
     model = compiled()
     fit(model)  # compiles; tracing reads constants
     monkeypatch.setattr(ArrayImpl, "_value", property(value))
-    with jax.transfer_guard_device_to_host("disallow"):  # it lets device_get pass, and everything on a CPU
+    with jax.transfer_guard_device_to_host("disallow"):  # allows device_get, and everything on a CPU
         fit(model, epochs=2, verbose=2, validation_data=(images(9), labels(9)), callbacks=[Epoch()])
     assert (reads > 0) is reading
 
@@ -463,7 +463,7 @@ def test_logs_that_a_callback_keeps_read_correctly_many_steps_later() -> None:
     assert [(logs["loss"], logs.batch_loss) for logs in keeps.kept] == now.kept
 
 
-def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_read() -> None:
+def test_a_long_step_still_runs_when_its_hook_fires_and_is_done_after_a_read() -> None:
     class Heavy(PlainNet):
         def __call__(self, x: jax.Array) -> jax.Array:
             outputs = super().__call__(x)
@@ -489,14 +489,14 @@ def test_a_heavy_step_is_still_running_when_its_hook_fires_and_done_once_it_is_r
     assert all(waits.ready)
 
 
-def test_the_first_line_of_the_log_names_the_devices(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_log_line_describes_the_devices_and_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "resfit"):
         fit(
             compiled(PlainNet(rngs=nnx.Rngs(0)), seed=3, dispatch="sharded", batch_norm="per_replica"),
             images(8),
             labels(8),
         )
-    # Before the first model of a process, one more line can give the reason why its convolutions use XLA.
+    # One more line may come first, about why convolutions use XLA.
     said = next(message for message in caplog.messages if "batches of" in message)
     assert "float32; BatchNorm over each device's part of the batch; seed 3" in said
     assert "sharded on 4 cpu device(s), batches of 8, 2 a device" in said

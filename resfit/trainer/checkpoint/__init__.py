@@ -1,1 +1,1 @@
-"""Checkpoints of a run: the store on disk, what must be equal to resume, and the manager of both."""
+"""Checkpoints of a run: the files on disk, the comparison of settings, saving and restoring."""

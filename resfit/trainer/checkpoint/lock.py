@@ -1,4 +1,4 @@
-"""A folder that one run at a time writes to."""
+"""The lock of a folder, so that one run at a time writes to it."""
 
 import contextlib
 import fcntl
@@ -17,33 +17,33 @@ _log = logging.getLogger("resfit")
 LOCK = ".lock"
 
 
-class HeldFolder:
-    """A folder that only this process writes to, from `take` to `release`. One that is deleted is made again.
+class FolderLock:
+    """A lock on a folder: only this process writes to it, from `take` to `release`.
 
     A lock on the file `.lock` in the folder keeps other runs out. The lock ends with the process, and a forked child
-    does not inherit it. A folder can be moved away while a run trains, and another run can begin in its place, so
-    every write is preceded by `is_held`, which compares the inodes of the folder and of its lock. Both stay open
-    until then: some file systems (FUSE) give another inode number to what was closed meanwhile.
+    does not inherit it. A folder that was deleted is created again. A folder can be moved while a run trains, and
+    another run can begin in its place: call `is_held`, which compares the inodes of the folder and of its lock, before
+    every write. Both stay open, because some file systems (FUSE) change the inode number of a closed file.
 
     Args:
-      directory: of the folder, absolute.
-      named: the path as the user gave it, for messages.
+      directory: the absolute path of the folder.
+      named: the path that the user gave, for messages.
     """
 
     def __init__(self, directory: pathlib.Path, named: pathlib.Path) -> None:
         self._directory, self._named, self._lock_path = directory, named, directory / LOCK
         self._lock: IO[bytes] | None = None
         self._descriptor: int | None = None  # of the folder
-        self._folder: os.stat_result | None = None  # what the path led to when the lock was taken
+        self._folder: os.stat_result | None = None  # the folder when the lock was taken
         with _guard:
             _held.add(self)
 
     def take(self) -> None:
-        """Lock the folder, unless this process holds it already. Make it if the path leads nowhere.
+        """Lock the folder, unless this process holds it already. Create the folder if it is missing.
 
         Raises:
           CheckpointError: if another run holds the folder.
-          OSError: if the folder cannot be made or written to, was moved away, or was replaced.
+          OSError: if the folder cannot be created or written to, was moved, or was replaced.
         """
         if self.is_held():
             return
@@ -51,12 +51,12 @@ class HeldFolder:
         if self._folder is None:
             self._directory.mkdir(parents=True, exist_ok=True)
         else:
-            new |= os.O_EXCL  # a lock that somebody else made is another run's
+            new |= os.O_EXCL  # an existing lock belongs to another run
             if not self.is_there():
                 if self._is_elsewhere() and not self._directory.exists():
-                    raise FileNotFoundError(f"nothing is at {str(self)!r} now")
+                    raise FileNotFoundError("the path does not exist any more")
                 self._directory.mkdir(parents=True)
-                _log.warning("The folder %s was deleted while a run wrote to it. It is made again.", self)
+                _log.warning("The folder %s was deleted while a run wrote to it. resfit creates it again.", self)
         with _guard:  # no fork between opening the file and remembering it
             with contextlib.ExitStack() as opened:
                 lock = opened.enter_context(os.fdopen(os.open(self._lock_path, new, 0o666), "r+b", buffering=0))
@@ -73,46 +73,48 @@ class HeldFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"Another run is at work in {str(self)!r}. Expected one run in a folder. Wait for it, or pass another "
-                "folder."
+                f"Another run writes to {str(self)!r}. Expected one run per folder. Wait until that run ends, or pass "
+                "another folder."
             ) from error
         except OSError as error:  # some network file systems have no locks
-            _log.warning("%s cannot be locked (%s): a second run in it would not be noticed.", self._lock_path, error)
+            _log.warning(
+                "%s cannot be locked (%s). A second run in this folder is not detected.", self._lock_path, error
+            )
 
     def is_held(self) -> bool:
         """Return True if the path still leads to the folder that this process locked."""
         return self.is_there() and self._lock is not None and _is(self._lock_path, self._lock.fileno())
 
     def _is_elsewhere(self) -> bool:
-        """Return True if the folder was moved, not deleted: its lock still has a name."""
+        """Return True if the folder was moved and not deleted: the lock file still has a name."""
         try:
             return self._lock is not None and os.fstat(self._lock.fileno()).st_nlink > 0
-        except OSError:  # NFS, of a file that another machine deleted
+        except OSError:  # on NFS, if another machine deleted the file
             return False
 
     def is_there(self) -> bool:
-        """Return True if the path still leads to the folder that this process locked, be it released by now."""
+        """Return True if the path still leads to the folder that this process locked, even after `release`."""
         return self._folder is not None and _is(self._directory, self._folder)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[pathlib.Path]:
-        """Give a path to the held folder that stays valid where the folder is moved, so that no write goes astray.
+        """Yield a path to the held folder that stays valid when the folder is moved.
 
         Raises:
           OSError: if the folder is not held, or cannot be opened.
         """
-        # Opened anew: the path may lead through another mount by now, such as one that is read-only.
+        # Open the folder again: the path may lead through another mount by now, such as a read-only one.
         descriptor = os.open(self._directory, os.O_RDONLY)
         try:
             if self._lock is None or self._folder is None or not os.path.samestat(os.fstat(descriptor), self._folder):
-                raise FileNotFoundError(f"{str(self)!r} is not the folder any more that this run locked")
+                raise FileNotFoundError(f"{str(self)!r} is no longer the folder that this run locked")
             anchor = pathlib.Path(f"/proc/self/fd/{descriptor}")
             yield anchor if anchor.is_dir() else self._directory
         finally:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Release the folder for other runs."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -125,16 +127,16 @@ class HeldFolder:
 
 
 def _is(path: pathlib.Path, expected: os.stat_result | int) -> bool:
-    """Return True if the path leads to this file or folder, or open file; False also where it cannot be looked at."""
+    """Return True if the path leads to this file, folder or open file; False if it does not or cannot be examined."""
     try:
         return os.path.samestat(path.stat(), os.fstat(expected) if isinstance(expected, int) else expected)
     except OSError:
         return False
 
 
-# A lock belongs to the open file, which a forked child shares: it would stay locked until the last child ends. A
-# producer of batches can outlive a run that was killed.
-_held: weakref.WeakSet[HeldFolder] = weakref.WeakSet()
+# A forked child shares the open file and its lock. A child that outlives a killed run, such as a worker that produces
+# batches, would keep the folder locked.
+_held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 _guard = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""Many arrays as one: what a file system and its library do for every array costs more than the bytes of most."""
+"""Many arrays packed into one, because a file system and Orbax have a cost per array above that of its bytes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ Index = dict[str, tuple[str, list[int], int]]
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Index]:
-    """Lays arrays end to end.
+    """Lay arrays end to end.
 
     Args:
       arrays: by name.
 
     Returns:
-      Their bytes, at least one, and where to find which; the latter is JSON.
+      Their bytes, at least one, and the index of the arrays in them, which is JSON.
 
     Example:
       >>> content, index = pack({"a": np.ones((2, 3), np.float32), "b": np.int64(7)})
@@ -36,14 +36,14 @@ def pack(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Index]:
 
 
 def unpack(content: np.ndarray, index: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """The arrays again, each in memory of its own.
+    """Return the arrays, each in memory of its own.
 
     Args:
       content: their bytes.
-      index: where to find which.
+      index: of the arrays.
 
     Raises:
-      ValueError: if the index asks for objects, or for what lies outside.
+      ValueError: if the index names a dtype of objects, or bytes outside of the content.
 
     Example:
       >>> unpack(*pack({"a": np.arange(3)}))
@@ -53,7 +53,7 @@ def unpack(content: np.ndarray, index: Mapping[str, Sequence[Any]]) -> dict[str,
 
 
 def _one(content: np.ndarray, dtype: np.dtype[Any], shape: Sequence[int], first: int) -> np.ndarray:
-    # The index comes from a file. NumPy would take bytes for pointers, and read in front of the first one.
+    # The index comes from a file. NumPy would treat bytes as pointers, and read before the first byte.
     last = first + math.prod(shape) * dtype.itemsize
     if dtype.hasobject or min(first, *shape, 0) < 0 or last > len(content):
         raise ValueError(f"There is no {dtype} of shape {shape} at byte {first} of {len(content)}.")

@@ -1,74 +1,48 @@
-"""A folder of checkpoints of one run: written by Orbax in the background, whole or not at all, checked when read.
+"""A folder with the checkpoints of one run: written in the background, deleted when old, skipped when damaged.
 
-A checkpoint is written under another name, flushed, and renamed to its number; then its facts get their name, which
-makes it complete. Nobody can know what becomes of files afterwards. So checksums are kept beside the content, and a
-checkpoint that cannot be read, or does not hold what was written, is passed over for the one before it. Nothing is
-deleted but what `checkpoint_files` knows to be written by resfit, and nothing is written or deleted in a folder that is
-not `HeldFolder`'s.
-
-A thread of this folder does all the work but the copying. Orbax gets all arrays as one: by itself it takes as long for
-many small ones as a step of training takes, and it only tells of the first one that fails; the others it leaves behind,
-which Python complains about later, out of nowhere.
+A thread of this folder does all work except copying. Nothing is deleted except what `checkpoint.files` proves to be
+written by resfit. Nothing is written or deleted in a folder that `FolderLock` does not hold.
 """
 
 import concurrent.futures
-import contextlib
-import json
 import logging
-import os
 import pathlib
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint import files
-from resfit.trainer.checkpoint.files import ARRAYS, FACTS, UNFINISHED
-from resfit.trainer.checkpoint.lock import HeldFolder
-from resfit.trainer.checkpoint.packing import pack, unpack
+from resfit.trainer.checkpoint import disk_format, files
+from resfit.trainer.checkpoint.files import FACTS, UNFINISHED
+from resfit.trainer.checkpoint.lock import FolderLock
+from resfit.trainer.checkpoint.saved_run import SavedRun
 
 _log = logging.getLogger("resfit")
-
-FORMAT = 2  # 1: what callbacks remember, as JSON alone gives it back
-
-
-class Saved(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-      arrays: by name, on the host.
-      facts: dicts, lists and plain values; NumPy arrays may stand anywhere among them.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    facts: dict[str, Any]
 
 
 class CheckpointStore:
     """The checkpoints of one run, which one process writes and no other run may write to.
 
     Args:
-      directory: made if it is not there.
-      writes: whether this process is the one; of several that train together, the others only read.
+      directory: created if it is missing.
+      writes: True in the process that writes; other processes of the same training only read.
 
     Attributes:
-      unreadable: the numbers of those that `newest` had to pass over.
+      unreadable: the numbers of the checkpoints that `newest` skipped.
 
     Raises:
-      CheckpointError: if it cannot be made or written to, or another run is at work in it.
+      CheckpointError: if the directory cannot be created or written to, or another run writes to it.
     """
 
     def __init__(self, directory: pathlib.Path, *, writes: bool = True) -> None:
         self._directory = directory.absolute()
-        self._folder = HeldFolder(self._directory, directory) if writes else None
+        self._folder = FolderLock(self._directory, directory) if writes else None
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "resfit-checkpoint")
         self._writing: concurrent.futures.Future[None] | None = None
         self._keep: Callable[[list[int]], Collection[int]] | None = None
         self._ours: dict[int, bool] = {}
-        self._told: set[str] = set()  # what was said once
+        self._warned: set[str] = set()  # subjects of warnings that are given once
         self.unreadable: set[int] = set()
         if self._folder is None:
             return
@@ -81,113 +55,108 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(
                 f"Checkpoints cannot be written to {str(directory)!r}: {error}. Expected a folder that can be made and "
-                "written to."
+                "written to. Check the path and its permissions."
             ) from error
 
     @property
     def steps(self) -> list[int]:
-        """The numbers of the complete checkpoints, from the oldest on; of a folder that this run lost, none.
+        """The numbers of the complete checkpoints in increasing order; empty if this run lost the folder.
 
         Raises:
-          CheckpointError: if the folder cannot be looked into.
+          CheckpointError: if the folder cannot be read.
         """
         return sorted(number for number, path in self._numbered() if files.is_checkpoint(path))
 
     @property
     def next_step(self) -> int:
-        """The first number that is larger than all in the folder, whatever has them as names."""
+        """The first number that is larger than all numbers that are names in the folder."""
         return max((number for number, _ in self._numbered()), default=-1) + 1
 
     def _numbered(self) -> list[tuple[int, pathlib.Path]]:
         if self._folder is not None and not self._folder.is_there():
             return []
         try:
-            numbers = [(files.number(path), path) for path in self._directory.iterdir()]
+            numbers = [(files.number_of(path), path) for path in self._directory.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise CheckpointError(f"The folder of checkpoints cannot be read: {error}.") from error
+            raise CheckpointError(
+                f"The folder of checkpoints {str(self._directory)!r} cannot be read: {error}. Expected a readable "
+                "folder. Check its permissions."
+            ) from error
         return [(number, path) for number, path in numbers if number is not None]
 
-    def save(self, step: int, saved: Saved, keep: Callable[[list[int]], Collection[int]] | None = None) -> None:
-        """Begins to write, once what was begun before is written; then deletes old ones.
+    def save(self, step: int, saved: SavedRun, keep: Callable[[list[int]], Collection[int]] | None = None) -> None:
+        """Begin to write a checkpoint once the previous one is written; then delete old ones.
 
         Args:
-          step: its number, larger than those before.
-          saved: what nobody writes to any more.
-          keep: given the numbers of all, which to keep; None for all. Those that could not be read neither count nor
-            go.
+          step: the number of the checkpoint, larger than the previous ones.
+          saved: the contents; nobody may change them any more.
+          keep: takes the numbers of all checkpoints and returns those to keep; None to keep all. Unreadable
+            checkpoints are not counted and not deleted.
 
         Raises:
-          CheckpointError: if it cannot be written, or the one before could not.
+          CheckpointError: if this checkpoint or the previous one cannot be written.
         """
         self.wait()
-        arrays = dict(saved.arrays)
-
-        def set_aside(value: Any) -> dict[str, str]:
-            name, array = f"fact/{len(arrays)}", np.array(value)
-            if array.dtype.hasobject:
-                raise CheckpointError(
-                    f"A {type(value).__name__} cannot be saved: {value!r:.100}. Expected every state_dict to hold "
-                    "dicts, lists, plain values and arrays of numbers."
-                )
-            arrays[name] = array
-            return {"__array__": name}
-
-        facts = json.loads(json.dumps(saved.facts, default=set_aside))
+        arrays, facts = disk_format.separate(saved)
         if not self._takes():
             return
         self._keep = keep
         self._writing = self._writer.submit(self._write, step, arrays, facts)
 
     def _takes(self) -> bool:
-        """Return True if the folder is this run's; say once if it is not."""
+        """Return True if this run holds the folder; raise the first time it does not.
+
+        Raises:
+          CheckpointError: the first time.
+        """
         if self._folder is None:
-            raise CheckpointError("A checkpoint could not be written: this process only reads them.")
+            raise CheckpointError("A checkpoint could not be written: this process only reads checkpoints.")
         try:
             self._folder.take()
         except (OSError, CheckpointError) as error:
             if self._first_time("lost"):
                 raise CheckpointError(
-                    f"A checkpoint could not be written to {str(self._directory)!r}: the folder that this run began in "
-                    f"was moved away or replaced ({str(error).rstrip('.')}). Nothing is written to what is there now, "
-                    "and this is not said again. Move the folder back, and the next checkpoint is written to it."
+                    f"A checkpoint could not be written to {str(self._directory)!r}: the folder of this run was moved "
+                    f"or replaced ({str(error).rstrip('.')}). resfit writes nothing to its replacement, and does not "
+                    "repeat this message. Move the folder back; the next checkpoint is then written to it."
                 ) from error
             return False
-        self._told.discard("lost")
+        self._warned.discard("lost")
         return True
 
-    def _first_time(self, what: str) -> bool:
-        first = what not in self._told
-        self._told.add(what)
+    def _first_time(self, subject: str) -> bool:
+        first = subject not in self._warned
+        self._warned.add(subject)
         return first
 
-    def _write(self, step: int, arrays: dict[str, np.ndarray], facts: Any) -> None:
+    def _write(self, step: int, arrays: Mapping[str, np.ndarray], facts: Any) -> None:
         if self._folder is None or not self._folder.is_held():
-            return  # the next save says so
+            return  # the next save reports the loss
         with self._folder.opened() as here:
             self._clear(here)
-            _write(here, step, arrays, facts)
+            disk_format.write(here, step, arrays, facts)
             self._ours[step] = True
             self._delete(here, but=step)
 
     def _clear(self, here: pathlib.Path) -> None:
-        """Delete what a killed process or a failed save left, and say once what looks like that and is kept."""
+        """Delete what a killed process or a failed save left; warn once of similar folders, which are kept."""
         for path in here.iterdir():
             try:
                 if files.is_unfinished(path):
                     files.remove(path)
                 elif files.has_name_of_work(path) and self._first_time(path.name):
                     _log.warning(
-                        "%s is kept: it may be yours, or left of a checkpoint by an earlier version of resfit. Delete "
-                        "it if it is not needed.", self._directory / path.name,
+                        "%s is kept: it may be yours, or a remainder of an earlier version of resfit. Delete it if you "
+                        "do not need it.", self._directory / path.name,
                     )  # fmt: skip
             except OSError as error:
                 if self._first_time(path.name):
-                    _log.warning("%s, left of a checkpoint, cannot be deleted: %s.", self._directory / path.name, error)
+                    _log.warning("%s, a remainder, cannot be deleted: %s.", self._directory / path.name, error)
 
     def _delete(self, here: pathlib.Path, but: int | None = None) -> None:
-        """Delete old ones; one that was written just now does not count yet: the run may have to go back before it."""
+        """Delete old checkpoints. The one just written does not count: a rollback may need an older one."""
         if self._keep is None:
             return
         complete = [number for number in self.steps if number not in self.unreadable and number != but]
@@ -195,16 +164,16 @@ class CheckpointStore:
         for old in sorted(set(complete) - set(self._keep(complete))):
             try:
                 self._delete_one(here, old)
-            except FileNotFoundError:  # somebody else did
+            except FileNotFoundError:  # somebody else deleted it
                 continue
             except OSError as error:
                 path = self._directory / str(old)
                 raise CheckpointError(f"The old checkpoint {str(path)!r} cannot be deleted: {error}.") from error
 
     def _is_ours(self, here: pathlib.Path, number: int) -> bool:
-        """Return True if a checkpoint is one that resfit wrote under this number; others neither count nor go."""
+        """Return True if resfit wrote the checkpoint under this number; others are neither counted nor deleted."""
         if number not in self._ours:
-            self._ours[number] = _own_facts(here / str(number)) is not None
+            self._ours[number] = disk_format.own_facts(here / str(number)) is not None
             if not self._ours[number]:
                 _log.warning(
                     "%s is kept, and not counted among the checkpoints: it is damaged, a copy or a link.",
@@ -214,29 +183,41 @@ class CheckpointStore:
 
     def _delete_one(self, here: pathlib.Path, number: int) -> None:
         folder = here / str(number)
-        facts = _own_facts(folder)
-        if facts is None or (others := files.strangers(folder, facts)):
+        facts = disk_format.own_facts(folder)
+        if facts is None or (others := files.unknown_files(folder, facts)):
             if self._first_time(folder.name):
-                held = "it was changed" if facts is None else f"resfit did not write all that it holds: {others[:3]}"
-                _log.warning("The old checkpoint %s is kept: %s.", self._directory / folder.name, held)
+                reason = (
+                    "it was changed" if facts is None else f"it holds files that resfit did not write: {others[:3]}"
+                )
+                _log.warning("The old checkpoint %s is kept: %s.", self._directory / folder.name, reason)
             return
         (folder / FACTS).rename(folder / UNFINISHED)
-        folder.rename(going := files.free(here, f"{number}.deleted"))
+        folder.rename(going := files.free_path(here, f"{number}.deleted"))
         files.remove(going)
 
     def wait(self) -> None:
-        """Returns once all is written.
+        """Wait until the checkpoint is written.
 
         Raises:
-          CheckpointError: if it could not be.
+          CheckpointError: if it could not be written.
         """
         writing, self._writing = self._writing, None
-        if writing is not None:
-            with self._failures("A checkpoint could not be written"):
-                writing.result()
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # Orbax and TensorStore raise each of them
+            raise CheckpointError(
+                f"A checkpoint could not be written to {str(self._directory)!r}: {str(error)[:300]}. The earlier ones "
+                "are unchanged. Check that the disk is not full and the folder exists and is writable."
+            ) from error
 
     def close(self) -> None:
-        """Writes what is left, deletes old ones, and leaves the folder to others."""
+        """Finish writing, delete old checkpoints, and release the folder.
+
+        Raises:
+          CheckpointError: if a checkpoint cannot be written or deleted.
+        """
         try:
             self.wait()
             if self._folder is not None and self._folder.is_held():
@@ -244,21 +225,21 @@ class CheckpointStore:
                     self._delete(here)
         except CheckpointError:
             raise
-        except OSError as error:  # it was moved just now
+        except OSError as error:  # the folder was moved just now
             raise CheckpointError(f"Old checkpoints cannot be deleted: {error}.") from error
         finally:
             self._writer.shutdown()
             if self._folder is not None:
                 self._folder.release()
 
-    def newest(self, accept: Callable[[Saved], bool] = lambda _: True) -> tuple[int, Saved] | None:
-        """The newest checkpoint that is whole, and its step; later ones that are not are named in a warning.
+    def newest(self, accept: Callable[[SavedRun], bool] = lambda _: True) -> tuple[int, SavedRun] | None:
+        """Return the newest undamaged checkpoint and its number; warn of damaged ones after it.
 
         Args:
-          accept: whether it will do; the one before is looked at otherwise.
+          accept: returns True for a checkpoint that can be used; older ones are tried otherwise.
 
         Raises:
-          CheckpointError: if there are checkpoints, and none that can be read; or it has the format of a later version.
+          CheckpointError: if there are checkpoints and none is readable, or one has the format of a later version.
         """
         readable = False
         for step in reversed(self.steps):
@@ -267,142 +248,29 @@ class CheckpointStore:
                 readable = True
                 if accept(saved):
                     return step, saved
-            except _LaterFormatError as error:
+            except disk_format.LaterFormatError as error:
                 raise CheckpointError(
                     f"The checkpoint of step {step} in {str(self._directory)!r} has format {error.args[0]}, of a later "
-                    f"resfit; this one knows {FORMAT}. Upgrade resfit, or begin in another folder."
+                    f"version of resfit. Expected format {disk_format.FORMAT} or lower. Upgrade resfit, or pass "
+                    "another folder."
                 ) from error
-            except Exception as error:  # noqa: BLE001  # whatever a damaged file makes its reader say
+            except Exception as error:  # noqa: BLE001  # a damaged file can raise anything
                 self.unreadable.add(step)
                 _log.warning(
-                    "The checkpoint of step %d in %s is damaged and passed over: %s",
+                    "The checkpoint of step %d in %s is damaged and skipped: %s",
                     step, str(self._directory), str(error)[:300],
                 )  # fmt: skip
         if self.steps and not readable:
             raise CheckpointError(
                 f"None of the checkpoints {self.steps} in {str(self._directory)!r} can be read. Expected at least one. "
-                "Copy the folder back from where it is whole, or begin in another one."
+                "Restore the folder from a backup, or pass another folder."
             )
         return None
 
-    def read(self, step: int) -> Saved:
-        """One of the checkpoints.
+    def read(self, step: int) -> SavedRun:
+        """Read one of the checkpoints.
 
         Raises:
-          Exception: of many kinds, if it is damaged.
+          Exception: of many kinds, if the checkpoint is damaged.
         """
-        import orbax.checkpoint as ocp
-
-        folder = self._directory / str(step)
-        content = _facts(folder)
-        with _orbax() as reader:
-            host = {"content": ocp.RestoreArgs(restore_type=np.ndarray)}
-            packed = reader.restore(folder / ARRAYS, ocp.args.PyTreeRestore(restore_args=host))["content"]
-        if _checksum(packed) != content["arrays_checksum"]:
-            raise CheckpointError("its arrays are not those that were written")
-        arrays = unpack(packed, content["arrays"])
-
-        def put_back(value: dict[str, Any]) -> Any:
-            return arrays[value["__array__"]] if "__array__" in value else value
-
-        facts = json.loads(json.dumps(content["facts"]), object_hook=put_back)
-        return Saved({name: array for name, array in arrays.items() if not name.startswith("fact/")}, facts)
-
-    @contextlib.contextmanager
-    def _failures(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:  # Orbax and TensorStore raise each of them
-            raise CheckpointError(
-                f"{what} to {str(self._directory)!r}: {str(error)[:300]}. The ones before it are as they were. Is the "
-                "disk full, or the folder gone or read-only?"
-            ) from error
-
-
-class _LaterFormatError(Exception):
-    """A checkpoint that is whole, and that only a later version can read."""
-
-
-def _facts(folder: pathlib.Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
-
-    Raises:
-      Exception: of many kinds, if it is damaged, is not this checkpoint's, or is of a later version.
-    """
-    content: dict[str, Any] = json.loads((folder / FACTS).read_bytes())
-    if content.pop("checksum", None) != _checksum(_text(content)):
-        raise CheckpointError("its facts are not those that were written")
-    if content["format"] > FORMAT:
-        raise _LaterFormatError(content["format"])
-    step = content.get("step", files.number(folder))  # not there in checkpoints of earlier versions
-    if step != files.number(folder):
-        raise CheckpointError(f"it is a copy of that of step {step}. Give it this name to go on from it")
-    return content
-
-
-def _own_facts(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself, or None if nobody knows that resfit wrote it here."""
-    if folder.is_symlink():
-        return None
-    try:
-        return _facts(folder)
-    except Exception:  # noqa: BLE001  # whatever a damaged file makes its reader say
-        return None
-
-
-def _write(directory: pathlib.Path, step: int, arrays: dict[str, np.ndarray], facts: Any) -> None:
-    """Write a checkpoint under another name, bring it to the disk, and give it its own."""
-    import orbax.checkpoint as ocp
-
-    packed, index = pack(arrays)
-    unsynced, folder = files.free(directory, f"{step}.unsynced"), directory / str(step)
-    if os.path.lexists(folder):  # a rename would take the place of an empty folder
-        raise FileExistsError(f"There is a {folder.name} already, which this run did not write")
-    unsynced.mkdir()
-    (unsynced / UNFINISHED).open("xb").close()  # from here on it is known to be resfit's
-    with _orbax() as writer:
-        writer.save(unsynced / ARRAYS, ocp.args.PyTreeSave({"content": packed}))
-    content = {
-        "format": FORMAT, "step": step, "facts": facts, "arrays": index, "arrays_checksum": _checksum(packed),
-        "files": files.listed(unsynced),
-    }  # fmt: skip
-    (unsynced / UNFINISHED).write_bytes(_text({**content, "checksum": _checksum(_text(content))}))
-    for inside, _, names in os.walk(unsynced):
-        for path in (inside, *(os.path.join(inside, name) for name in names)):
-            _flush(path)
-    unsynced.rename(folder)
-    _flush(directory)
-    (folder / UNFINISHED).rename(folder / FACTS)
-    _flush(folder)
-
-
-def _flush(path: str | os.PathLike[str]) -> None:
-    """Brings a file, or the names in a folder, to the disk: a power cut takes nothing of it away."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _orbax() -> Any:
-    """What reads and writes arrays, by this process alone: what a run is, every process holds whole."""
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        here = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"resfit_{here}"
-        )
-    # Together with other items or in the background, Orbax waits five minutes for what has failed.
-    handler: Any = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _checksum(content: Any) -> int:
-    return zlib.crc32(content)
-
-
-def _text(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
+        return disk_format.read_run(self._directory / str(step))

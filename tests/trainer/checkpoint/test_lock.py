@@ -1,4 +1,4 @@
-"""A folder is held by one process, and by no child of it."""
+"""One process holds a folder, and none of its children does."""
 
 import contextlib
 import errno
@@ -13,36 +13,36 @@ from typing import Any
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.lock import HeldFolder
+from resfit.trainer.checkpoint.lock import FolderLock
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[HeldFolder]:
-    folder = HeldFolder(tmp_path / "run", Path("run"))
+def held(tmp_path: Path) -> Iterator[FolderLock]:
+    folder = FolderLock(tmp_path / "run", Path("run"))
     folder.take()
     yield folder
     folder.release()
 
 
 def assert_free(folder: Path) -> None:
-    other = HeldFolder(folder, folder)
+    other = FolderLock(folder, folder)
     other.take()
     other.release()
 
 
-def test_a_second_one_is_refused_until_the_first_lets_go(held: HeldFolder, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Another run is at work in 'other'"):
-        HeldFolder(tmp_path / "run", Path("other")).take()
+def test_a_second_lock_is_refused_until_the_first_is_released(held: FolderLock, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Another run writes to 'other'"):
+        FolderLock(tmp_path / "run", Path("other")).take()
     held.take()  # again: nothing happens
     held.release()
     assert not held.is_held()
     assert_free(tmp_path / "run")
 
 
-def test_a_folder_is_recognized_where_inode_numbers_last_only_while_a_file_is_open(
-    held: HeldFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_is_recognized_if_inode_numbers_last_only_while_a_file_is_open(
+    held: FolderLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with FUSE: whatever no descriptor leads to gets another number each time somebody looks."""
+    """As with FUSE: a file without an open descriptor has another inode number at each stat."""
     stat, looks = Path.stat, itertools.count(1 << 40)
 
     def changing(path: Path, *arguments: Any, **more: Any) -> os.stat_result:
@@ -62,10 +62,10 @@ def test_a_folder_is_recognized_where_inode_numbers_last_only_while_a_file_is_op
     assert (tmp_path / "run" / "a").is_dir()
 
 
-def test_a_lock_that_another_machine_deleted_is_not_the_folder_elsewhere(
-    held: HeldFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_lock_that_another_machine_deleted_does_not_count_as_a_moved_folder(
+    held: FolderLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with NFS: what the deleted file is cannot be asked any more."""
+    """As with NFS: fstat of the deleted file fails."""
     lock = os.stat(tmp_path / "run" / ".lock")
     shutil.rmtree(tmp_path / "run")
 
@@ -83,7 +83,7 @@ def test_a_lock_that_another_machine_deleted_is_not_the_folder_elsewhere(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: FolderLock, tmp_path: Path) -> None:
     parent_end, child_end = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -104,7 +104,7 @@ def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(held: 
             os.close(end)
 
 
-def test_a_program_that_was_started_does_not_hold_the_folder(held: HeldFolder, tmp_path: Path) -> None:
+def test_a_subprocess_does_not_hold_the_folder(held: FolderLock, tmp_path: Path) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
         held.release()
         assert_free(tmp_path / "run")

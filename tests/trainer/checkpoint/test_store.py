@@ -1,4 +1,4 @@
-"""The folder of checkpoints: each whole or not there, each read as it was written or passed over."""
+"""The folder of checkpoints: each is complete or absent, and read as it was written or skipped."""
 
 import logging
 import os
@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 
 from resfit.errors import CheckpointError
-from resfit.trainer.checkpoint.store import CheckpointStore, Saved
+from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.checkpoint.store import CheckpointStore
 from tests.faults import files as layer
 from tests.golden import files as golden
 from tests.helpers import assert_same
 
 
-def saved(number: int) -> Saved:
+def saved(number: int) -> SavedRun:
     rows = np.random.default_rng(number).normal(size=(20, 30)).astype(np.float32)
     arrays = {"state/0": rows, "state/1": np.int32(number), "sums/0": np.zeros((0, 3), np.float32)}
     facts = {"number": number, "nested": [None, True, 0.1, {"weights": np.arange(3.0) * number}], "text": "é"}
-    return Saved({name: np.asarray(array) for name, array in arrays.items()}, facts)
+    return SavedRun({name: np.asarray(array) for name, array in arrays.items()}, facts)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Holds three checkpoints."""
+    """Return a folder with three checkpoints."""
     checkpoints = CheckpointStore(tmp_path / "run")
     for number in range(3):
         checkpoints.save(number, saved(number))
@@ -48,18 +49,18 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def test_what_is_saved_comes_back(folder: Path) -> None:
+def test_read_returns_what_was_saved(folder: Path) -> None:
     number, found = newest(folder)
     assert number == 2
     assert_same(found.arrays, saved(2).arrays)
     assert_same(found.facts, saved(2).facts)
 
 
-def test_an_empty_folder_has_none(tmp_path: Path) -> None:
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path / "new") is None
 
 
-def test_those_that_are_not_kept_are_deleted(folder: Path) -> None:
+def test_checkpoints_that_are_not_kept_are_deleted(folder: Path) -> None:
     checkpoints = CheckpointStore(folder)
     checkpoints.save(3, saved(3), lambda complete: {0, *complete[-2:]})
     checkpoints.close()
@@ -70,7 +71,7 @@ def test_those_that_are_not_kept_are_deleted(folder: Path) -> None:
 def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over_or_was_not_touched(
     damage: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Some files say what is said elsewhere too: then everything that comes back is still what was saved."""
+    """Some files repeat what others hold: then the newest checkpoint is read as it was saved."""
     passed_over = 0
     for path in files(folder / "2"):
         content = path.read_bytes()
@@ -91,16 +92,16 @@ def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over_or_was_not_tou
         path.write_bytes(content)
     assert passed_over >= 2
     assert "The checkpoint of step 2" in caplog.text
-    assert "damaged and passed over" in caplog.text
+    assert "damaged and skipped" in caplog.text
 
 
-def test_what_was_never_finished_is_no_checkpoint(folder: Path) -> None:
-    """Orbax writes under another name, and renames."""
+def test_an_unfinished_folder_is_not_a_checkpoint(folder: Path) -> None:
+    """Orbax writes under a temporary name, and renames."""
     shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp-1")
     assert newest(folder)[0] == 2
 
 
-def test_where_none_can_be_read_it_is_said(folder: Path) -> None:
+def test_a_folder_without_a_readable_checkpoint_is_an_error(folder: Path) -> None:
     for path in files(folder):
         if path.name != ".lock":
             path.write_bytes(b"")
@@ -108,7 +109,7 @@ def test_where_none_can_be_read_it_is_said(folder: Path) -> None:
         newest(folder)
 
 
-def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Path) -> None:
+def test_a_second_process_is_refused_unless_the_first_is_dead(folder: Path) -> None:
     program = (
         "import sys, pathlib; from resfit.trainer.checkpoint.store import CheckpointStore; "
         f"c = CheckpointStore(pathlib.Path({str(folder)!r})); print('has it', flush=True); sys.stdin.read()"
@@ -118,35 +119,35 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(folder: Pa
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "has it\n"
-        with pytest.raises(CheckpointError, match="Another run is at work"):
+        with pytest.raises(CheckpointError, match="Another run writes to"):
             CheckpointStore(folder)
         other.kill()
     assert newest(folder)[0] == 2
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="Expected a folder that can be made"):
         CheckpointStore(tmp_path / "file" / "run")
 
 
-def test_a_folder_that_vanishes_is_an_error_or_made_again(folder: Path) -> None:
+def test_a_deleted_folder_is_created_again_unless_it_was_replaced(folder: Path) -> None:
     checkpoints = CheckpointStore(folder)
     shutil.rmtree(folder)
     folder.write_text("in its place")
     with pytest.raises(CheckpointError, match="could not be written"):
         checkpoints.save(3, saved(3))
     folder.unlink()
-    checkpoints.save(4, saved(4))  # it is made again
+    checkpoints.save(4, saved(4))  # the folder is created again
     checkpoints.close()
     assert newest(folder)[0] == 4
 
 
-# --- what is not resfit's is never deleted or written to ----------------------------------------------------------
+# --- files that resfit did not write are never changed ----------------------------------------------------------
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder: the bytes of its files, the targets of its links."""
+    """Return the content of a folder: the bytes of its files, the targets of its links."""
     return {
         path.relative_to(folder).as_posix(): (
             os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"a folder"
@@ -171,7 +172,7 @@ def go_on(folder: Path, *numbers: int, keep: Callable[[list[int]], list[int]] = 
 
 
 def put(folder: Path, *names: str) -> None:
-    """A file of the user, in folders that may be resfit's."""
+    """Write files of the user, in folders that may belong to resfit."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
@@ -201,7 +202,7 @@ def changed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [beside, inside, changed], ids=lambda change: change.__name__)
-def test_what_the_user_keeps_in_the_folder_stays_and_the_run_goes_on(
+def test_files_of_the_user_in_the_folder_stay_and_the_run_continues(
     change: Callable[[Path], None], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = tree(folder)
@@ -220,11 +221,11 @@ def test_what_the_user_keeps_in_the_folder_stays_and_the_run_goes_on(
     assert kept == [*(() if change is beside else (0, 1, 2)), first + 2, first + 3]
 
 
-def test_a_folder_that_appears_under_the_next_number_is_left_alone(folder: Path) -> None:
+def test_a_foreign_folder_under_the_next_number_is_not_changed(folder: Path) -> None:
     checkpoints = CheckpointStore(folder)
     (folder / "3").mkdir()
     checkpoints.save(3, saved(3))
-    with pytest.raises(CheckpointError, match="There is a 3 already"):
+    with pytest.raises(CheckpointError, match="'3' exists already"):
         checkpoints.wait()
     checkpoints.save(4, saved(4))
     checkpoints.close()
@@ -232,15 +233,13 @@ def test_a_folder_that_appears_under_the_next_number_is_left_alone(folder: Path)
     assert newest(folder)[0] == 4
 
 
-def test_a_copy_under_another_number_is_named_and_not_gone_on_from(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_copy_under_another_number_is_named_and_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(folder / "1", folder / "99")
     assert newest(folder)[0] == 2
-    assert "it is a copy of that of step 1. Give it this name to go on from it" in caplog.text
+    assert "it is a copy of checkpoint 1. Rename it to 1 to resume from it" in caplog.text
 
 
-def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not_what_lies_in_them(
+def test_old_checkpoints_of_an_earlier_version_are_deleted_unless_they_hold_files_of_the_user(
     tmp_path: Path,
 ) -> None:
     for name in ("run", "with a note", "with a backup"):
@@ -252,7 +251,7 @@ def test_checkpoints_of_an_earlier_version_are_deleted_when_they_are_old_but_not
         assert CheckpointStore(tmp_path / name, writes=False).steps == left
 
 
-def test_leftovers_of_an_earlier_version_are_named_once_and_kept(
+def test_remainders_of_an_earlier_version_are_kept_with_one_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "1").rename(folder / "1.deleted")
@@ -262,25 +261,25 @@ def test_leftovers_of_an_earlier_version_are_named_once_and_kept(
     assert len(caplog.messages) == 1
 
 
-def test_a_lock_file_that_was_there_keeps_its_content(tmp_path: Path) -> None:
+def test_an_existing_lock_file_keeps_its_content(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("mine")
     go_on(tmp_path, 0)
     assert (tmp_path / ".lock").read_text() == "mine"
 
 
-def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone_and_goes_on_when_it_is_back(
+def test_a_run_never_changes_a_replacement_of_its_moved_folder_and_continues_when_it_is_back(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = CheckpointStore(folder)
     folder.rename(folder.with_name("moved"))
-    with pytest.raises(CheckpointError, match="moved away or replaced"):
+    with pytest.raises(CheckpointError, match="moved or replaced"):
         first.save(3, saved(3), newest_two)
     assert not folder.exists()
     second = CheckpointStore(folder)
     second.save(0, saved(7))
     second.close()
     before = tree(folder)
-    first.save(4, saved(4), newest_two)  # said once
+    first.save(4, saved(4), newest_two)  # one message
     first.wait()
     assert (first.steps, first.newest(), first.next_step) == ([], None, 0)
     assert tree(folder) == before
@@ -306,10 +305,10 @@ def test_a_folder_whose_lock_was_replaced_is_not_written_to(folder: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system has no paths that follow a folder")
-def test_a_folder_that_is_moved_while_a_checkpoint_is_written_gets_it_and_the_one_in_its_place_does_not(
+def test_a_folder_moved_during_a_save_gets_the_checkpoint_and_its_replacement_does_not(
     tmp_path: Path,
 ) -> None:
-    """At each operation of a save in turn."""
+    """The folder is moved at each operation of a save in turn."""
     seen: list[str] = []
     with layer.watched(tmp_path / "whole", seen.append):
         go_on(tmp_path / "whole", 0, 1, keep=newest_one)
