@@ -526,7 +526,8 @@ def test_validation_data_wins_over_validation_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frequency", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])]
+    ("frequency", "expected"),
+    [(1, [0, 1, 2, 3, 4]), (True, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])],
 )
 def test_validation_freq_counts_epochs_from_one(frequency: Any, expected: list[int]) -> None:
     history = fit(ready(), epochs=5, validation_data=(images(8), labels(8)), validation_freq=frequency)
