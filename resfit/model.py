@@ -173,7 +173,8 @@ class Model(Guarded):
         own_step = self.compute_loss if type(self).compute_loss is not Model.compute_loss else None
         before = self._context.state
         compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
-        self._control.compiled = compiled
+        self._context.replaced = True
+        self._control.compiled, self._control.stale = compiled, False
         self._use(compiled.context, compiled.predictor)
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
@@ -198,7 +199,7 @@ class Model(Guarded):
         freeze = Freeze(patterns, batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
-        self._control.compiled = None
+        self._control.stale = True
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """Compute the loss of a batch. Override it for any other step: several inputs or heads, a teacher, no labels.
@@ -374,11 +375,11 @@ class Model(Guarded):
     @property
     def keep_last_step(self) -> bool:
         """True to keep a copy of the state before each training step for `first_non_finite`; it costs a copy."""
-        return self._control.require_compiled("keep_last_step").trainer.keep_last_step
+        return self._control.require_compiled("keep_last_step", stale=True).trainer.keep_last_step
 
     @keep_last_step.setter
     def keep_last_step(self, value: bool) -> None:
-        self._control.require_compiled("keep_last_step").trainer.keep_last_step = value
+        self._control.require_compiled("keep_last_step", stale=True).trainer.keep_last_step = value
 
     def first_non_finite(self) -> str | None:
         """Describe where the last training step, if it was kept, first made NaN or an infinite value; None if nowhere.
@@ -386,7 +387,7 @@ class Model(Guarded):
         Raises:
           ModuleError: if the step was not kept (`keep_last_step`).
         """
-        return self._control.require_compiled("first_non_finite").trainer.first_non_finite()
+        return self._control.require_compiled("first_non_finite", stale=True).trainer.first_non_finite()
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
@@ -536,8 +537,10 @@ class Model(Guarded):
         return self._context.state.keeps_averages
 
     def snapshot(self) -> Snapshot:
-        """Copy the state of the model, for tools that examine it and for `snapshot.restore()`."""
-        return Snapshot.of(self._context, compiled=self._control.compiled is not None)
+        """Return the state of the model, for tools that examine it and for `snapshot.restore()`."""
+        compiled = self._control.compiled
+        rate = None if compiled is None else compiled.rate
+        return Snapshot.of(self._context, rate, compiled=self._control.is_compiled)
 
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Write variables, the network's spec, preprocessing and class names to one safetensors file.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import clu.metrics
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from flax import nnx
 
 import resfit
 from resfit.callbacks import Callback
-from resfit.errors import CompileError, DataError, LabelError, ModuleError, NotCompiledError, StepFailed
+from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError, StepFailed
 from tests.helpers import (
     BATCH,
     CLASSES,
@@ -526,7 +527,8 @@ def test_validation_data_wins_over_validation_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frequency", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])]
+    ("frequency", "expected"),
+    [(1, [0, 1, 2, 3, 4]), (True, [0, 1, 2, 3, 4]), (2, [1, 3]), (3, [2]), (9, []), ([1, 5], [0, 4]), ([2], [1])],
 )
 def test_validation_freq_counts_epochs_from_one(frequency: Any, expected: list[int]) -> None:
     history = fit(ready(), epochs=5, validation_data=(images(8), labels(8)), validation_freq=frequency)
@@ -1137,3 +1139,29 @@ def test_one_callback_needs_no_list() -> None:
     history = resfit.callbacks.History()
     fit(ready(), callbacks=history)
     assert len(history.history["loss"]) == 1
+
+
+class EmptyFails(clu.metrics.Average):
+    @classmethod
+    def empty(cls) -> Any:
+        raise RuntimeError("no sums")
+
+
+def test_a_compile_that_fails_leaves_the_compiled_model_as_it_was() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=lambda logits, y: ((logits - y) ** 2).mean(axis=-1), metrics=[])
+    x, y = images(8), np.eye(CLASSES, dtype=np.float32)[labels(8)]
+    y[0] = 1
+    before = model.evaluate(x, y, verbose=0)
+    with pytest.raises(RuntimeError, match="no sums"):
+        model.compile("sgd", loss="cross_entropy", metrics=[EmptyFails])
+    assert model.evaluate(x, y, verbose=0) == before
+    fit(model, x, y)
+
+
+def test_a_fit_with_wrong_callbacks_keeps_the_history_of_the_last_fit() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    history = fit(model)
+    for wrong in ({"callbacks": [print]}, {"verbose": 3}):
+        with pytest.raises((CallbackError, DataError)):
+            fit(model, **wrong)
+        assert model.history is history

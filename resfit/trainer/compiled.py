@@ -111,7 +111,6 @@ def compile_model(
     )
     _check_trainable(module, state, freeze)
     rate = LearningRate(state, number, named, function)
-    learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
     context = RunContext(state, placement, config.seed, learned)
     recipe = Recipe(
         compute_loss or Supervised(loss),
@@ -131,7 +130,10 @@ def compile_model(
     )
     evaluator = Evaluator(context, recipe)
     trainer = Trainer(context, recipe, evaluator)
-    return Compiled(resolved, context, rate, trainer, evaluator, Predictor(context, preprocess))
+    predictor = Predictor(context, preprocess)
+    # Last: a compilation that fails leaves the model as it was.
+    learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
+    return Compiled(resolved, context, rate, trainer, evaluator, predictor)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:

@@ -1,7 +1,7 @@
 """The arguments of `Model.compile` and `Model.fit` as frozen objects that validate and fingerprint themselves."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,7 @@ class FitConfig(_Fingerprinted):
             )
         if self.resume not in (True, False, "inexact"):
             raise ResumeError(f"Expected resume to be True, False or 'inexact', got {self.resume!r}.")
+        object.__setattr__(self, "validation_freq", _frequency(self.validation_freq))
 
     @property
     def evaluation_batch_size(self) -> int:
@@ -133,11 +134,11 @@ class FitConfig(_Fingerprinted):
           DataError: for a frequency below one.
         """
         frequency = self.validation_freq
-        if not _is_integer(frequency):
-            return lambda epoch: epoch + 1 in frequency  # type: ignore[operator]
-        if frequency < 1:  # type: ignore[operator]
+        if not isinstance(frequency, int):
+            return lambda epoch: epoch + 1 in frequency
+        if frequency < 1:
             raise DataError(f"Expected validation_freq to be a positive number of epochs, got {frequency}.")
-        return lambda epoch: (epoch + 1) % frequency == 0  # type: ignore[operator]
+        return lambda epoch: (epoch + 1) % frequency == 0
 
 
 _POSITIVE = {
@@ -146,6 +147,17 @@ _POSITIVE = {
     "validation_steps": ", or None for all of validation_data",
     "validation_every": " of steps, or None to validate after epochs",
 }
+
+
+def _frequency(value: Any) -> int | tuple[int, ...]:
+    """Return a number of epochs as it is, and the numbers of the epochs to validate after as a tuple."""
+    if isinstance(value, int | np.integer):
+        return value if isinstance(value, int) else int(value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise DataError(
+            f"Expected validation_freq to be a positive number of epochs, or a list of epochs, got {value!r}."
+        )
+    return tuple(value)
 
 
 def _is_integer(value: Any) -> bool:

@@ -31,12 +31,14 @@ class RunContext:
       seed: of everything random inside the steps.
       learned: what is known of the data.
       processes: of the run.
+      replaced: True once the model was compiled again.
       key: made from the seed, on every device.
     """
 
     def __init__(self, state: RunState, placement: Placement, seed: int, learned: Learned) -> None:
         self.state, self.placement, self.seed, self.learned = state, placement, seed, learned
         self.processes = Processes(placement)
+        self.replaced = False
         self.key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
 
     def inference_step(self, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,13 +17,15 @@ class FitControl:
 
     Attributes:
       learned: facts about the model's data.
-      compiled: the model's steps, or None before `compile`.
+      compiled: the steps of the last `compile`, or None before it.
+      stale: True if the model has to be compiled again: parts of the module were frozen since.
       fitting: True while `fit` runs.
     """
 
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
         self.compiled: Compiled | None = None
+        self.stale = False
         self.fitting = False
         self._manager: CheckpointManager | None = None
 
@@ -91,12 +93,21 @@ class FitControl:
             )
         self._manager.rollback = Rollback(bad, self.compiled.rate.scaled(learning_rate_factor))
 
-    def require_compiled(self, method: str) -> Compiled:
+    @property
+    def is_compiled(self) -> bool:
+        """True if the model can be trained with its present steps."""
+        return self.compiled is not None and not self.stale
+
+    def require_compiled(self, method: str, *, stale: bool = False) -> Compiled:
         """Return the compiled steps.
+
+        Args:
+          method: that needs them.
+          stale: True to also return stale steps, for a look at the last training.
 
         Raises:
           NotCompiledError: before `compile`.
         """
-        if self.compiled is None:
+        if self.compiled is None or (self.stale and not stale):
             raise NotCompiledError(f"The model was not compiled. Call model.compile(...) before {method}.")
         return self.compiled

@@ -83,13 +83,14 @@ def fit(
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
     model.stop_training = model.stop_evaluating = False
-    history = model.history = History()
+    history = History()
     given_callbacks = listed(callbacks)
     hooks = CallbackList(
         [*given_callbacks, history, SeenData(learned), *bar(config.verbose)],
         model,
         {"verbose": config.verbose, "epochs": config.epochs, "steps": stream.steps},
     )
+    model.history = history
     settings = compiled.fingerprint() | config.fingerprint()
     steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
     extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}

@@ -71,6 +71,12 @@ class LearningRate:
         if not by_callback:
             self.asked = self._written()
 
+    def restored(self, asked: float | str | None) -> None:
+        """Take over the rate of a state that was restored, and the value of `asked` at that time."""
+        if self.index is not None and not self.scheduled:
+            self._state.set_leaf(self.index, self.get())
+        self.asked = asked
+
     def scaled(self, factor: float) -> Callable[[], None]:
         """Return a function that multiplies the present rate, or all rates of the schedule, by a factor.
 

@@ -1,4 +1,4 @@
-"""A frozen copy of a model, for tools that examine it and for going back to it."""
+"""The state of a model at one moment, for tools that examine it and for going back to it."""
 
 import dataclasses
 from typing import Any
@@ -6,15 +6,19 @@ from typing import Any
 import jax
 
 from resfit import losses
-from resfit.errors import NotCompiledError
+from resfit.errors import CompileError, NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
+from resfit.trainer.learning_rate import LearningRate
 from resfit.trainer.state import Leaves, StateLayout
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The state of a model at one moment, on its devices, in memory of its own.
+    """The state of a model at one moment, on its devices.
+
+    The arrays are those of the model, which copies them before the next training step: a snapshot costs no memory until
+    training continues.
 
     Attributes:
       layout: the names and order of the arrays.
@@ -36,13 +40,16 @@ class Snapshot:
     epoch: int
     facts: tuple[Any, ...]
     _context: RunContext
+    _rate: LearningRate | None
+    _asked_rate: float | str | None
 
     @classmethod
-    def of(cls, context: RunContext, *, compiled: bool) -> "Snapshot":
-        """Copy the present state.
+    def of(cls, context: RunContext, rate: LearningRate | None, *, compiled: bool) -> "Snapshot":
+        """Take the present state.
 
         Args:
           context: of the model.
+          rate: of the model, or None before `compile`.
           compiled: True if the model is compiled.
 
         Raises:
@@ -51,9 +58,10 @@ class Snapshot:
         state, learned = context.state, context.learned
         state.check_structure()
         state.take_from_module()
+        state.publish()  # arrays that the module holds are copied before a training step takes them
         return cls(
             state.layout,
-            state.copy(),
+            state.leaves,
             learned.inputs.preprocess,
             learned.labels.loss if compiled else None,
             learned.labels.multi_label,
@@ -61,6 +69,8 @@ class Snapshot:
             state.epoch,
             learned.facts(),
             context,
+            rate,
+            None if rate is None else rate.asked,
         )
 
     def require_compiled(self, method: str) -> losses.Loss:
@@ -99,8 +109,15 @@ class Snapshot:
         Raises:
           CompileError: if the model was compiled since.
         """
+        if self._context.replaced:
+            raise CompileError(
+                "The model was compiled after the snapshot was taken, so its optimizer and its steps are others. Take "
+                "a snapshot after model.compile(...); to set the weights alone, use model.set_weights(...)."
+            )
         state = self._context.state
-        state.replace(tuple(self._context.placement.replicate(list(self.leaves), copy=True)))
+        state.replace(self.leaves)
         state.epoch = self.epoch
         state.publish()
+        if self._rate is not None:
+            self._rate.restored(self._asked_rate)
         self._context.learned.put_facts(self.facts)

@@ -208,3 +208,14 @@ def test_the_running_mean_is_not_what_it_looks_at() -> None:
     callback.on_train_batch_end(0, logs)
     callback.on_epoch_end(0, {})
     assert callback.bad_batch is None
+
+
+def test_the_last_step_can_be_looked_at_after_freeze() -> None:
+    model = compiled()
+    model.keep_last_step = True
+    fit(model)
+    model.freeze("conv")
+    assert model.keep_last_step
+    assert model.first_non_finite() is None
+    with pytest.raises(resfit.errors.NotCompiledError):
+        fit(model)

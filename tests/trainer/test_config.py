@@ -38,6 +38,9 @@ def test_a_fingerprint_holds_plain_json_values() -> None:
     assert type(found["seed"]) is int
     assert found["compiler_options"] == {"xla_flag": "True"}
     assert FitConfig(validation_freq=(2, 4)).fingerprint()["validation_freq"] == [2, 4]
+    assert FitConfig(validation_freq={2, 4}).fingerprint()["validation_freq"] == [2, 4]  # type: ignore[arg-type]
+    assert FitConfig(validation_freq=np.array([2, 4])).fingerprint()["validation_freq"] == [2, 4]  # type: ignore[arg-type]
+    assert type(FitConfig(validation_freq=np.int64(2)).fingerprint()["validation_freq"]) is int  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("config", [CompileConfig(), FitConfig()])
@@ -58,6 +61,9 @@ def test_a_config_is_frozen(config: Any) -> None:
         (FitConfig, {"initial_epoch": -1}, DataError, "0 or more, got -1"),
         (FitConfig, {"initial_epoch": 3, "epochs": 2}, DataError, "no epoch to train"),
         (FitConfig, {"shuffle": "batch"}, DataError, "True or False, got 'batch'"),
+        (FitConfig, {"validation_freq": 2.5}, DataError, "or a list of epochs, got 2.5"),
+        (FitConfig, {"validation_freq": None}, DataError, "or a list of epochs, got None"),
+        (FitConfig, {"validation_freq": "2"}, DataError, "or a list of epochs, got '2'"),
         (FitConfig, {"resume": "always"}, ResumeError, "'inexact', got 'always'"),
     ],
 )
