@@ -805,7 +805,7 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LossError,
         "shape ()",
-        "Leave out the mean",
+        "Remove the mean",
     ),
     Mistake(
         "A loss for each output",
@@ -825,7 +825,7 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LossError,
         "returned None",
-        "lack a return",
+        "Add the missing return",
     ),
     Mistake(
         "A loss whose parameter names do not say which are the labels",
