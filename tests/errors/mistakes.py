@@ -805,7 +805,7 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LossError,
         "shape ()",
-        "Remove the mean",
+        "Leave out the mean",
     ),
     Mistake(
         "A loss for each output",
