@@ -178,7 +178,10 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a result of `state_dict`. Runs after on_train_begin of the resumed run. Not in Keras."""
+        """Restore a result of `state_dict`. Not in Keras.
+
+        Runs after on_train_begin of a resumed run, and during a run that goes back to a checkpoint.
+        """
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))

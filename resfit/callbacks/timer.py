@@ -59,4 +59,7 @@ class Timer(Callback):
         return {"elapsed": self.elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before = state["elapsed"]
+        # A rollback loads an earlier state during a run: the time since then is used up too.
+        self._before = max(state["elapsed"], self.elapsed)
+        if self._start is not None:
+            self._start = time.monotonic()

@@ -49,6 +49,18 @@ def test_a_second_fit_has_the_whole_time_again(clock: types.SimpleNamespace) -> 
     assert callback.elapsed == 12.0
 
 
+def test_a_rollback_neither_returns_time_nor_counts_time_twice(clock: types.SimpleNamespace) -> None:
+    callback = Timer(datetime.timedelta(seconds=20))
+    begin(callback)
+    steps_until_stop(callback, clock, 3.0, most=2)
+    state = callback.state_dict()
+    steps_until_stop(callback, clock, 3.0, most=1)
+    callback.load_state_dict(state)
+    assert callback.elapsed == 9.0
+    clock.now += 1.0
+    assert callback.elapsed == 10.0
+
+
 def test_a_resumed_run_has_what_is_left(clock: types.SimpleNamespace) -> None:
     first, second = Timer(datetime.timedelta(seconds=10)), Timer(datetime.timedelta(seconds=10))
     begin(first)
