@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.checks import int_from, positive_int
 from resfit.errors import CompileError, DataError, ResumeError
 
 PRECISIONS = ("float32", "bfloat16")
@@ -57,12 +58,10 @@ class CompileConfig(_Fingerprinted):
         if self.precision not in PRECISIONS:
             raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {self.precision!r}.")
         slices = self.gradient_accumulation_steps
-        if not _is_integer(slices) or slices < 1:
-            raise CompileError(f"Expected gradient_accumulation_steps to be a positive integer, got {slices!r}.")
+        positive_int("gradient_accumulation_steps", slices, CompileError)
         if self.ema is not None and (not isinstance(self.ema, int | float) or not 0 < self.ema < 1):
             raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {self.ema!r}.")
-        if not _is_integer(self.seed) or self.seed < 0:
-            raise CompileError(f"Expected seed to be an integer that is not negative, such as 0, got {self.seed!r}.")
+        int_from(0, "seed", self.seed, CompileError, "an integer that is not negative, such as 0")
 
     @property
     def replaces_preprocess(self) -> bool:
@@ -101,11 +100,9 @@ class FitConfig(_Fingerprinted):
 
     def __post_init__(self) -> None:
         for name, remedy in _POSITIVE.items():
-            count = getattr(self, name)
-            if count is not None and (not _is_integer(count) or count < 1):
-                raise DataError(f"Expected {name} to be a positive integer{remedy}, got {count!r}.")
-        if not _is_integer(self.initial_epoch) or self.initial_epoch < 0:
-            raise DataError(f"Expected initial_epoch to be a number of epochs, 0 or more, got {self.initial_epoch!r}.")
+            if getattr(self, name) is not None or name == "epochs":
+                positive_int(name, getattr(self, name), DataError, f"a positive integer{remedy}")
+        int_from(0, "initial_epoch", self.initial_epoch, DataError, "a number of epochs, 0 or more")
         if self.initial_epoch > self.epochs:
             raise DataError(
                 f"fit got initial_epoch={self.initial_epoch} and epochs={self.epochs}, so there is no epoch to train. "
@@ -158,10 +155,6 @@ def _frequency(value: Any) -> int | tuple[int, ...]:
             f"Expected validation_freq to be a positive number of epochs, or a list of epochs, got {value!r}."
         )
     return tuple(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _as_json(value: Any) -> Any:

@@ -56,6 +56,7 @@ def test_a_config_is_frozen(config: Any) -> None:
         (CompileConfig, {"gradient_accumulation_steps": True}, CompileError, "a positive integer, got True"),
         (CompileConfig, {"ema": 1.0}, CompileError, "between 0 and 1, such as 0.999, got 1.0"),
         (CompileConfig, {"seed": -1}, CompileError, "got -1"),
+        (FitConfig, {"epochs": None}, DataError, "epochs to be a positive integer, got None"),
         (FitConfig, {"epochs": 0}, DataError, "epochs to be a positive integer, got 0"),
         (FitConfig, {"steps_per_epoch": 2.0}, DataError, "None for one pass over the data, got 2.0"),
         (FitConfig, {"initial_epoch": -1}, DataError, "0 or more, got -1"),
