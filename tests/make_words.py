@@ -1,4 +1,4 @@
-"""Writes the tables of words into docs/keras.md: `make words`. `tests/_utils/test_words.py` holds the page against it."""
+"""Writes the tables of words into docs/keras.md: `make words`. `tests/_utils/test_words.py` checks the page."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,10 @@ def tables() -> str:
     for place, rows in WORDS.items():
         parts.append(f"\n### {TITLES[place]}\n\n| elsewhere | resfit |\n|---|---|\n")
         for answer, words in rows.items():
-            parts.append(f"| {', '.join(f'`{word}`' for word in words.split())} | {answer} |\n")
+            shown = [f"`{word}`" for word in words.split() if not word.startswith("on_")]
+            if len(shown) < len(words.split()):
+                shown.append("hooks such as `on_train_epoch_end`")
+            parts.append(f"| {', '.join(shown)} | {answer} |\n")
     return "".join([*parts, "\n", END])
 
 

@@ -194,7 +194,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`loss='mean_absolute_percentage_error'`": "MeanAbsolutePercentageError mape",
         "`loss='mean_squared_logarithmic_error'`": "MeanSquaredLogarithmicError msle",
         f"{_FUNCTION}: `jnp.square(resfit.losses.hinge(outputs, labels))` for one output": "SquaredHinge",
-        f"{_FUNCTION}: `optax.multiclass_hinge_loss(outputs, labels)`": "CategoricalHinge MultiMarginLoss",
+        f"{_FUNCTION}: `optax.losses.multiclass_hinge_loss(outputs, labels)`": "CategoricalHinge MultiMarginLoss",
         f"{_FUNCTION}: `optax.losses.ctc_loss`": "CTC CTCLoss",
     },
     "metrics": {
@@ -238,8 +238,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             )
         },
         "`resfit.callbacks.Checkpoint(folder)` with `fit(resume=True)`": "BackupAndRestore",
-        "`resfit.callbacks.ModelCheckpoint`": "SaveModelCallback",
-        "`resfit.callbacks.EarlyStopping`": "EarlyStoppingCallback",
+        "`resfit.callbacks.ModelCheckpoint` or `EarlyStopping`": "SaveModelCallback EarlyStoppingCallback",
         "nothing: `fit` returns a `History`": "History",
         "`fit(verbose=1)`": "ProgbarLogger TQDMProgressBar RichProgressBar ProgressBar",
         "`model.freeze(...)`, then compile": "BaseFinetuning BackboneFinetuning",

@@ -127,7 +127,7 @@ def test_no_word_of_the_arguments_is_an_argument() -> None:
 
 def test_unknown_names_name_the_substitute() -> None:
     for call, message in (
-        (lambda: losses.get("L1Loss"), "Unknown loss 'L1Loss'. Use loss='mean_absolute_error'"),
+        (lambda: losses.get("L1Loss"), r"Unknown loss 'L1Loss'. Use loss='mean_absolute_error'"),
         (lambda: losses.get("kld"), "Use loss='kl_divergence'"),
         (lambda: metrics.by_name(["AUROC"]), r"Unknown metric 'AUROC'. Use metrics=\['auc'\]"),
         (lambda: optimizers.get("Nadam", None), r"optax\.nadam"),
@@ -194,7 +194,7 @@ def test_run_eagerly_and_jit_compile_choose_the_dispatch(arguments: dict[str, An
     [{"run_eagerly": True, "jit_compile": True}, {"run_eagerly": True, "dispatch": "jit"}, {"jit_compile": "yes"}],
 )
 def test_arguments_that_contradict_each_other_raise(arguments: dict[str, Any]) -> None:
-    with pytest.raises(CompileError, match="run_eagerly|jit_compile"):
+    with pytest.raises(CompileError, match=r"contradict each other|Expected jit_compile"):
         resfit.Model(PlainNet(rngs=nnx.Rngs(0))).compile("sgd", **arguments)
 
 
@@ -219,7 +219,7 @@ def test_saved_weights_are_read_into_the_model_and_training_goes_on(tmp_path: Pa
     assert_same(model.get_weights(), before)
     other = resfit.Model(PlainNet(rngs=nnx.Rngs(5)))
     other.load_weights(path)
-    np.testing.assert_array_equal(other(images()), model(images()))
+    np.testing.assert_allclose(other(images()), model(images()), rtol=1e-4, atol=1e-6)
     with pytest.raises(SavedModelError, match="does not fit"):
         resfit.Model(PlainNet(5, rngs=nnx.Rngs(0))).load_weights(path)
     wrong = plain(preprocess=resfit.preprocess.Normalize((0.5,), (0.1,)))
