@@ -15,7 +15,7 @@ from resfit.trainer.step import OutputsShape
 
 
 class Learned:
-    """What a model knows of its data.
+    """The facts that a model knows of its data.
 
     Args:
       module: the network; one of resfit's tells its input channels and classes.

@@ -129,7 +129,7 @@ def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
 
 
 class Accumulated(NamedTuple):
-    """What the slices of a batch give together.
+    """The sums over the slices of a batch.
 
     Attributes:
       state: after the calls of the module, which rewrite statistics and maybe parameters. Not updated yet.

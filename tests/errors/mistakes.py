@@ -825,7 +825,7 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LossError,
         "returned None",
-        "lack a return",
+        "Add the missing return",
     ),
     Mistake(
         "A loss whose parameter names do not say which are the labels",
@@ -890,13 +890,13 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LabelError,
         "'hits' returned shape ()",
-        "Leave out the mean",
+        "Remove the mean",
     ),
     Mistake(
         "Top-5 accuracy of three classes",
         'model.compile(metrics=["top_5_accuracy"], dispatch="jit")\nmodel.fit(x, y)',
         errors.LabelError,
-        "the network has 3",
+        "a network with 3 classes",
         "5 classes or more",
     ),
     Mistake(
@@ -918,7 +918,7 @@ COMPILE = [
         "model.compile(learning_rate=-0.1)",
         errors.CompileError,
         "-0.1",
-        "that is not negative",
+        "of 0 or more",
     ),
     Mistake(
         "A learning rate that became NaN",
