@@ -14,6 +14,7 @@ TITLES = {
     "members": "Other attributes and methods of a model",
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`",
     "callback arguments": "Arguments of callbacks",
+    "network": "Arguments of `create_model`",
     "loss": "Losses",
     "metrics": "Metrics",
     "optimizer": "Optimizers",

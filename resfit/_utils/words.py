@@ -77,7 +77,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
             "save_model save_checkpoint load_from_checkpoint"
         ),
-        "`model.train_on_batch(x, y)`, or `fit` with a dataset": "fit_generator fit_one_cycle fine_tune learn",
+        "`fit` with a dataset; for one step `model.train_on_batch(x, y)`": "fit_generator fit_one_cycle fine_tune",
         "`evaluate` with a dataset": "evaluate_generator validate test",
         "`predict` with a dataset": "predict_generator predict_proba get_preds",
         "`predict(outputs='labels')`": "predict_classes",
@@ -95,7 +95,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "to cuda cpu device distribute_strategy"
         ),
         "`Model.compute_loss`, with the penalty added to the loss of each example; weight decay: "
-        "`resfit.optimizers.adamw(weight_decay=...)`": "add_loss losses",
+        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
         "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict",
         "`model.export(path)`": "to_onnx to_torchscript export_savedmodel",
         "`model.summary()`": "plot_model",
@@ -109,7 +109,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "auto_scale_loss mixed_precision"
         ),
         "`compile(learning_rate=...)`": "lr lr_max max_lr lr_schedule lr_scheduler scheduler",
-        "`resfit.optimizers.adamw(weight_decay=...)` as the optimizer": "wd weight_decay",
+        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)` as the optimizer": "wd weight_decay",
         "`compile(optimizer=...)`": "opt opt_func optim optimizers",
         "`compile(loss=...)`": "loss_func loss_fn criterion",
         "`compile(metrics=[...])`": "metric metrics_list",
@@ -122,7 +122,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`compile(batch_norm='global')`, the default": "sync_batchnorm sync_bn",
         "`compile(augment=...)`": "batch_tfms item_tfms transforms",
         "`compile(cpu_kernels=..., compiler_options=...)`": "backend pss_evaluation_shards",
-        "a source of `resfit.data`, which takes `workers=`; arrays need none": (
+        "nothing: sources of `resfit.data` read ahead in threads, and a `PyDataset` has its own `workers`": (
             "workers num_workers use_multiprocessing max_queue_size"
         ),
         "`fit(epochs=...)`": "max_epochs nb_epoch n_epoch n_epochs num_epochs",
@@ -171,6 +171,26 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.predict(x, outputs='embedding')`": "embeddings_freq embeddings_metadata embeddings_data",
         "`min_lr`": "min_learning_rate eta_min",
         "`log_dir`": "save_dir logdir",
+    },
+    "network": {
+        "`resfit.create_model(..., weights=...)` or `resfit.weights.load` to read weights": (
+            "weights pretrained checkpoint_path pretrained_cfg"
+        ),
+        "`num_classes`": "classes nb_classes n_classes n_out",
+        "`in_channels`": "in_chans input_channels n_in",
+        "`in_channels`; a network accepts images of any size": "input_shape img_size input_tensor",
+        "`predict(outputs='embedding')` of a model for the pooled features": (
+            "include_top pooling global_pool features_only cut"
+        ),
+        "`drop_path`": "drop_path_rate stochastic_depth_prob",
+        "`head_dropout`": "drop_rate",
+        "`zero_init_last`": "zero_init_residual",
+        "`groups`, `width_per_group`": "cardinality base_width",
+        "`norm`": "norm_layer",
+        "`antialias`": "aa_layer",
+        "`output_stride`": "replace_stride_with_dilation",
+        "`remat`": "grad_checkpointing",
+        "`rngs`": "seed",
     },
     "loss": {
         "`loss='cross_entropy'`, which reads class numbers and one-hot labels (with label smoothing: "

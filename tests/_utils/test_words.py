@@ -1,6 +1,7 @@
 """Words of other libraries: what is the same works, and for the rest the error names the word of resfit."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ from flax import nnx
 import resfit
 from resfit import callbacks, losses, metrics, optimizers
 from resfit._utils.words import WORDS
-from resfit.errors import ArgumentError, CallbackError, CompileError, OverrideError, SavedModelError
+from resfit.errors import ArgumentError, CallbackError, CompileError, OverrideError, SavedModelError, SpecError
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 from tests.make_words import PAGE, tables
 
@@ -84,11 +85,11 @@ def test_unknown_arguments_name_the_substitute() -> None:
     for call, message in (
         (lambda: model.compile("sgd", steps_per_execution=2), "steps_per_execution=2.*It needs no setting: the host"),
         (lambda: model.compile("sgd", weighted_metrics=[]), r"Use metrics=\[...\], which count"),
-        (lambda: model.fit(x, y, workers=2), "fit got workers=2.*Use a source of resfit.data"),
+        (lambda: model.fit(x, y, workers=2), "fit got workers=2.*It needs nothing: sources of"),
         (lambda: model.fit(x, y, max_epochs=2), r"Use fit\(epochs=...\)"),
         (lambda: model.fit(x, y, epoch=2), "Expected some of .*Did you mean 'epochs'"),
-        (lambda: model.evaluate(x, y, max_queue_size=2), "Use a source"),
-        (lambda: model.predict(x, workers=2), "Use a source"),
+        (lambda: model.evaluate(x, y, max_queue_size=2), "It needs nothing: sources"),
+        (lambda: model.predict(x, workers=2), "It needs nothing: sources"),
         (lambda: model(x, training=True), "It needs nothing: fit, evaluate and predict set the mode"),
         (lambda: callbacks.EarlyStopping(stopping_threshold=1), "EarlyStopping got .*Use baseline"),
         (lambda: callbacks.ModelCheckpoint("a.safetensors", period=2), "Use save_freq"),
@@ -114,6 +115,16 @@ def test_a_callback_of_a_user_keeps_its_arguments() -> None:
     assert Mine(period=3, patience=2).patience == 2
     with pytest.raises(ArgumentError, match="EarlyStopping got epsilon=2"):
         Mine(3, epsilon=2)
+
+
+def test_a_field_of_a_network_of_timm_names_the_substitute() -> None:
+    for given, message in (
+        ({"in_chans": 1}, "Use in_channels."),
+        ({"pretrained": True}, r"Use resfit\.create_model\("),
+    ):
+        with pytest.raises(SpecError, match=f"unknown fields.*{message}"):
+            resfit.create_model("resnet20", num_classes=3, **given)
+    assert not {field.name for field in dataclasses.fields(resfit.nets.ResNetSpec)} & set(words("network"))
 
 
 def test_no_word_of_the_arguments_is_an_argument() -> None:
