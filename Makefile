@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo bench mutants audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo words bench mutants audit lock clean has-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -73,6 +73,9 @@ errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/error
 
 zoo: $(VENV)/dev.stamp  ## write docs/zoo.md: every network, its numbers, and the difference to its oracle
 	$(BIN)/python -m tests.make_zoo
+
+words: $(VENV)/dev.stamp  ## write the tables of docs/keras.md: words of other libraries, and their names in resfit
+	$(BIN)/python -m tests.make_words
 
 bench:  ## compare resfit with other loops and libraries, in a separate environment (ARGS=--quick: three minutes)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp

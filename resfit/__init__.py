@@ -32,7 +32,7 @@ from resfit.weights.pretrained import create_model
 
 __version__ = importlib.metadata.version("resfit")
 
-load = Model.load
+load = load_model = Model.load
 
 __all__ = [
     "Distiller",
@@ -50,6 +50,7 @@ __all__ = [
     "list_models",
     "load",
     "load_exported",
+    "load_model",
     "losses",
     "metrics",
     "nets",

@@ -68,7 +68,11 @@ class ModuleError(ResfitError, TypeError):
 
 
 class OverrideError(ResfitError, AttributeError):
-    """A subclass of `Model`, or an assignment, sets a name of another library that resfit does not use."""
+    """A name of another library was read from a `Model`, or set by a subclass or an assignment, and resfit lacks it."""
+
+
+class ArgumentError(ResfitError, TypeError):
+    """A function was called with a keyword argument that it does not have; the message names the one to use."""
 
 
 class DataError(ResfitError, ValueError):

@@ -12,6 +12,7 @@ from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
+from resfit._utils.keywords import checked
 from resfit.backends import compilation_cache
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import Callback, History
@@ -20,7 +21,7 @@ from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
 from resfit.trainer import fitting
-from resfit.trainer.arguments import bar, listed, one_batch, returned
+from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.compiled import compile_model, convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig, FitConfig
@@ -98,13 +99,14 @@ class Model(Guarded):
 
     # --- configuring --------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def compile(
         self,
         optimizer: Any = "sgd",
-        *,
-        learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         loss: str | losses.Loss = "auto",
         metrics: metrics_.MetricsArgument = "auto",
+        *,
+        learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
         augment: augment_.AugmentArgument = None,
@@ -116,11 +118,13 @@ class Model(Guarded):
         compiler_options: Mapping[str, Any] | None = None,
         cpu_kernels: str = "auto",
         replace_preprocess: bool = False,
+        run_eagerly: bool = False,
+        jit_compile: bool | str = "auto",
     ) -> None:
         """Configure training. The module keeps its variables; the optimizer and the step counter start again.
 
         Args:
-          optimizer: "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "rmsprop"; an optax
+          optimizer: in any case "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "rmsprop"; an optax
             transformation; or a function such as `optax.lion`, whose learning_rate is filled in.
           learning_rate: a number, which `model.learning_rate` can change at any time; a schedule by name ("cosine",
             "warmup_cosine", "step", "one_cycle", "linear") or from `resfit.schedules`, which spans the epochs of each
@@ -154,6 +158,8 @@ class Model(Guarded):
           cpu_kernels: convolutions on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`; or "auto", that
             library if it can be used.
           replace_preprocess: True to let `preprocess` replace the one that the network was trained with.
+          run_eagerly: True is dispatch="eager", as in Keras.
+          jit_compile: False is dispatch="eager", as in Keras; True and "auto" compile the steps.
 
         Raises:
           CompileError: for unknown names and combinations that cannot work, during `fit`, and for another preprocessing
@@ -167,7 +173,8 @@ class Model(Guarded):
         config = CompileConfig(
             optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, seed=seed,
             preprocess=preprocess, augment=augment, ema=ema, precision=precision,
-            gradient_accumulation_steps=gradient_accumulation_steps, dispatch=dispatch, batch_norm=batch_norm,
+            gradient_accumulation_steps=gradient_accumulation_steps, batch_norm=batch_norm,
+            dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
         own_step = self.compute_loss if type(self).compute_loss is not Model.compute_loss else None
@@ -276,6 +283,7 @@ class Model(Guarded):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def fit(
         self,
         x: Any,
@@ -390,6 +398,7 @@ class Model(Guarded):
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def evaluate(
         self,
         x: Any,
@@ -434,6 +443,7 @@ class Model(Guarded):
         evaluator = self._control.require_compiled("test_on_batch").evaluator
         return returned(evaluator.evaluate_batch(one_batch(x, y, sample_weight, None)), return_dict)
 
+    @checked("arguments")
     def predict(
         self,
         x: Any,
@@ -489,6 +499,11 @@ class Model(Guarded):
         """Return the logits of this batch, as NumPy."""
         return self._predictor.predict_batch(one_batch(x, None, None, None).x)
 
+    @checked("arguments", "A call of the model")
+    def __call__(self, x: Any) -> Any:
+        """Apply the module to a batch in evaluation mode, as `predict_on_batch`; under `jax.grad` call the module."""
+        return self.predict_on_batch(x)
+
     def _evaluation_geometry(self, batch_size: int | None) -> Geometry:
         return Geometry(32 if batch_size is None else batch_size, pad=True, shard=self._context.processes.shard)
 
@@ -530,6 +545,15 @@ class Model(Guarded):
         """
         self._context.state.set_visible(weights, averages)
 
+    def count_params(self) -> int:
+        """Return the number of values in all parameters and statistics, as in Keras; `summary` shows parameters."""
+        return sum(int(array.size) for array in self._context.state.visible())
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """The names of the results of `evaluate`: "loss", and the metrics in the order of `compile`."""
+        return list(self._control.require_compiled("metrics_names").evaluator.names)
+
     @property
     def keeps_averages(self) -> bool:
         """True if the model was compiled with `ema=`, so that there are averaged weights."""
@@ -560,6 +584,18 @@ class Model(Guarded):
                 labels.multi_label,
             )  # fmt: skip
             saving.save(path, saved)
+
+    save_weights = save
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Read the weights of a file of `save` or `ModelCheckpoint` into the module; the optimizer state stays.
+
+        Raises:
+          SavedModelError: if the file does not fit the network, or has weights for another preprocessing.
+        """
+        from resfit.export import saving
+
+        saving.load_weights(path, self.module, self._learned.inputs)
 
     @classmethod
     def load(

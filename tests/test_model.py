@@ -888,7 +888,7 @@ def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
         ({"optimizer": optax.lamb}, "function lamb.*learning_rate="),
         ({"optimizer": 3}, "optimizer of type builtins.int"),
         ({"learning_rate": "cosinus"}, "learning-rate"),
-        ({"loss": "hinge"}, "Unknown loss 'hinge'"),
+        ({"loss": "logistic"}, "Unknown loss 'logistic'"),
         ({"loss": 3}, "got int"),
         ({"metrics": ["dice"]}, "Unknown metric 'dice'"),
         ({"preprocess": "imagenet"}, "'auto', None or a function"),

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from flax import nnx
 
+from resfit._utils import keywords
 from resfit.callbacks.logs import Logs
 
 
@@ -100,6 +101,12 @@ class Callback:
 
     model: TrainedModel
     params: dict[str, Any]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls) and cls.__module__.startswith("resfit.callbacks."):
+            decorate = keywords.checked("callback arguments", cls.__name__)
+            cls.__init__ = decorate(cls.__init__)  # type: ignore[method-assign]
 
     def set_model(self, model: TrainedModel) -> None:
         """Receive the model, once before training."""

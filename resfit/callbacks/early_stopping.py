@@ -31,6 +31,10 @@ class EarlyStopping(Callback):
     Attributes:
       stopped_epoch: the epoch that ended training, or 0.
       best_epoch: the epoch with the best value.
+      best: the best value so far, or None.
+      best_weights: with restore_best_weights, the result of `model.get_weights` in the best epoch; else None.
+      wait: the number of epochs since the last improvement.
+      monitor, min_delta, patience, verbose, mode, baseline, restore_best_weights, start_from_epoch: the arguments.
 
     Example:
       >>> callback = EarlyStopping(monitor="val_accuracy", patience=3, restore_best_weights=True)
@@ -47,20 +51,20 @@ class EarlyStopping(Callback):
         restore_best_weights: bool = False,
         start_from_epoch: int = 0,
     ) -> None:
-        patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
+        self.patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
         self._monitor = Monitor(monitor, mode, min_delta)
-        self._patience = max(patience, 1)
-        self._verbose = verbose
-        self._baseline = baseline
-        self._restore = restore_best_weights
-        self._start_from_epoch = start_from_epoch
+        self.min_delta, self.mode = min_delta, mode
+        self.verbose = verbose
+        self.baseline = baseline
+        self.restore_best_weights = restore_best_weights
+        self.start_from_epoch = start_from_epoch
         self._reset()
 
     def _reset(self) -> None:
         self._monitor.best = None
-        self._weights: Any = None  # the weights that were measured in the best epoch
-        self._averages: Any = None  # the averages of that epoch, if those are not `_weights`
-        self._wait = 0
+        self.best_weights: Any = None  # those that were measured
+        self._averages: Any = None  # the averages of that epoch, if those are not `best_weights`
+        self.wait = 0
         self.stopped_epoch = 0
         self.best_epoch = 0
 
@@ -69,51 +73,55 @@ class EarlyStopping(Callback):
         """The best value so far."""
         return self._monitor.best
 
+    @property
+    def monitor(self) -> str:
+        """The name of the value."""
+        return self._monitor.name
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._reset()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         value = self._monitor.value(logs, "EarlyStopping")
-        if value is None or epoch < self._start_from_epoch:
+        if value is None or epoch < self.start_from_epoch:
             return
-        self._wait += 1
+        self.wait += 1
         if self._monitor.improves(value):
             self.best_epoch = epoch
-            if self._restore:
+            if self.restore_best_weights:
                 self._keep()
-            if self._baseline is None or self._monitor.beats(value, self._baseline):
-                self._wait = 0
+            if self.baseline is None or self._monitor.beats(value, self.baseline):
+                self.wait = 0
             return
-        if self._wait >= self._patience and epoch > 0:
+        if self.wait >= max(self.patience, 1) and epoch > 0:
             self.stopped_epoch = epoch
             self.model.stop_training = True
-            if self._verbose:
+            if self.verbose:
                 _log.warning("EarlyStopping: stopped after epoch %d; the best was epoch %d.", epoch, self.best_epoch)
 
     def _keep(self) -> None:
         measured = measured_weights(self.model, [self._monitor.name])
-        self._weights = self.model.get_weights(measured)
+        self.best_weights = self.model.get_weights(measured)
         self._averages = self.model.get_weights("ema") if self.model.keeps_averages and measured == "raw" else None
 
     def on_train_end(self, logs: Logs | None = None) -> None:
-        if self._weights is not None:
-            self.model.set_weights(self._weights, self._averages)
-            if self._verbose:
+        if self.best_weights is not None:
+            self.model.set_weights(self.best_weights, self._averages)
+            if self.verbose:
                 _log.warning("EarlyStopping: restored the variables of epoch %d.", self.best_epoch)
-            self._weights = self._averages = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **self._monitor.state_dict(),
-            "wait": self._wait,
+            "wait": self.wait,
             "best_epoch": self.best_epoch,
             "stopped_epoch": self.stopped_epoch,
-            "weights": self._weights,
+            "weights": self.best_weights,
             "averages": self._averages,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._monitor.load_state_dict(state)
-        self._wait, self._weights = state["wait"], state["weights"]
+        self.wait, self.best_weights = state["wait"], state["weights"]
         self._averages = state.get("averages")  # earlier versions did not save averages
         self.best_epoch, self.stopped_epoch = state["best_epoch"], state["stopped_epoch"]

@@ -35,12 +35,18 @@ class ModelCheckpoint(Callback):
       monitor: the name of the value that save_best_only compares.
       verbose: 1 logs the path of every file written.
       save_best_only: write a file only when the monitored value improves.
+      save_weights_only: no effect, as a file always holds the weights with what is needed to use them; `resfit.load`
+        reads it as a model, and `model.load_weights` into a model.
       mode: "min", "max", or "auto" to infer the direction from the name.
       save_freq: "epoch", or a number of steps. The count of steps continues from one epoch to the next.
       initial_value_threshold: with save_best_only, the value that the first value must beat.
       keep: the number of files to keep: the newest ones, or with save_best_only the best ones (a value then only has to
         beat the worst of those). None keeps all. A file that was changed after it was written is not deleted. Not in
         Keras.
+
+    Attributes:
+      best: with save_best_only the best value so far, at first `initial_value_threshold`; else None.
+      filepath, monitor, verbose, save_best_only, save_weights_only, mode, save_freq: the arguments.
 
     Raises:
       CallbackError: if `filepath` has another ending, if the template holds more than plain names, for an unknown
@@ -56,11 +62,22 @@ class ModelCheckpoint(Callback):
         monitor: str = "val_loss",
         verbose: int = 0,
         save_best_only: bool = False,
+        save_weights_only: bool = False,
         mode: str = "auto",
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
         keep: int | None = None,
     ) -> None:
+        if save_weights_only not in (True, False):  # a mode, from before this argument existed
+            raise CallbackError(f"Expected save_weights_only to be True or False, got {save_weights_only!r}.")
+        self.filepath, self.monitor, self.verbose, self.mode, self.save_freq = (
+            filepath,
+            monitor,
+            verbose,
+            mode,
+            save_freq,
+        )
+        self.save_best_only, self.save_weights_only = save_best_only, save_weights_only
         self._template = _expanded(str(filepath))
         self._folder = pathlib.Path.cwd()  # relative paths stay in this folder if the process changes to another one
         names = _names(self._template)
@@ -75,9 +92,13 @@ class ModelCheckpoint(Callback):
         self._threshold = initial_value_threshold
         self._kept: list[tuple[float | None, str]] = []  # (monitored value, path), the oldest first
         self._checksums: dict[str, int] = {}  # path -> checksum of each file that this callback wrote and still keeps
-        self._verbose = verbose
         self._steps = 0
         self._epoch = 0
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far."""
+        return None if self._monitor is None else self._monitor.best
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._epoch = epoch
@@ -106,7 +127,7 @@ class ModelCheckpoint(Callback):
             (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
             self.model.save(self._folder / path, weights=measured_weights(self.model, self._decisive))
         self._forget(value, path)
-        if self._verbose and first_process.is_first():
+        if self.verbose and first_process.is_first():
             _log.warning("ModelCheckpoint: wrote %s.", path)
 
     def _among_the_best(self, value: float) -> bool:
@@ -172,9 +193,8 @@ class ModelCheckpoint(Callback):
         return re.fullmatch(pattern, path) is not None
 
     def state_dict(self) -> dict[str, Any]:
-        best = None if self._monitor is None else self._monitor.best
         kept = [list(entry) for entry in self._kept]
-        return {"best": best, "steps": self._steps, "kept": kept, "checksums": dict(self._checksums)}
+        return {"best": self.best, "steps": self._steps, "kept": kept, "checksums": dict(self._checksums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._monitor is not None:

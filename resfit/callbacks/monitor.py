@@ -13,8 +13,22 @@ from resfit.callbacks.logs import Logs
 from resfit.errors import CallbackError
 
 _log = logging.getLogger("resfit")
-_LOWER_IS_BETTER = ("loss", "error", "cross_entropy", "crossentropy", "mse", "mae")
-_HIGHER_IS_BETTER = ("acc", "accuracy", "auc", "f1", "precision", "recall")
+_LOWER_IS_BETTER = (
+    "loss",
+    "error",
+    "cross_entropy",
+    "crossentropy",
+    "mse",
+    "mae",
+    "mape",
+    "msle",
+    "huber",
+    "log_cosh",
+    "hinge",
+    "kl_divergence",
+    "poisson",
+)
+_HIGHER_IS_BETTER = ("acc", "accuracy", "auc", "f1", "precision", "recall", "cosine_similarity")
 
 
 class Monitor:

@@ -31,6 +31,12 @@ class ReduceLROnPlateau(Callback):
       cooldown: the number of epochs after a change that do not count against `patience`.
       min_lr: the smallest learning rate.
 
+    Attributes:
+      best: the best value so far, or None.
+      wait: the number of epochs since the last improvement or change.
+      cooldown_counter: the number of epochs left that do not count against `patience`.
+      monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr: the arguments.
+
     Raises:
       CallbackError: for a factor outside (0, 1), a patience or cooldown below 0, or an unknown mode; at the beginning
         of `fit`, if the learning rate cannot be set (a schedule sets it, or the optax object does not expose it).
@@ -53,22 +59,28 @@ class ReduceLROnPlateau(Callback):
         if not 0 < factor < 1:
             raise CallbackError(f"Expected 0 < factor < 1, to lower the learning rate, got {factor}.")
         self._monitor = Monitor(monitor, mode, min_delta)
-        self._factor = factor
-        self._patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
-        self._verbose = verbose
-        self._cooldown = int_from(0, "cooldown", cooldown, CallbackError, "a number of epochs, 0 or more")
-        self._min_lr = min_lr
-        self._wait = self._cooling = 0
+        self.min_delta, self.mode = min_delta, mode
+        self.factor = factor
+        self.patience = int_from(0, "patience", patience, CallbackError, "a number of epochs, 0 or more")
+        self.verbose = verbose
+        self.cooldown = int_from(0, "cooldown", cooldown, CallbackError, "a number of epochs, 0 or more")
+        self.min_lr = min_lr
+        self.wait = self.cooldown_counter = 0
 
     @property
     def best(self) -> float | None:
         """The best value so far."""
         return self._monitor.best
 
+    @property
+    def monitor(self) -> str:
+        """The name of the value."""
+        return self._monitor.name
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         require_settable(self.model, "ReduceLROnPlateau")
         self._monitor.best = None
-        self._wait = self._cooling = 0
+        self.wait = self.cooldown_counter = 0
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         rate = self.model.learning_rate
@@ -77,28 +89,28 @@ class ReduceLROnPlateau(Callback):
         value = self._monitor.value(logs, "ReduceLROnPlateau")
         if value is None:
             return
-        if self._cooling > 0:
-            self._cooling -= 1
-            self._wait = 0
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.wait = 0
         if self._monitor.improves(value):
-            self._wait = 0
-        elif self._cooling == 0:
-            self._wait += 1
+            self.wait = 0
+        elif self.cooldown_counter == 0:
+            self.wait += 1
             # The learning rate is float32, in which it never gets below min_lr itself.
-            if self._wait >= self._patience and rate > np.float32(self._min_lr):
+            if self.wait >= self.patience and rate > np.float32(self.min_lr):
                 self._lower(epoch, rate)
 
     def _lower(self, epoch: int, rate: float) -> None:
-        new = max(rate * self._factor, self._min_lr)
+        new = max(rate * self.factor, self.min_lr)
         self.model.learning_rate = new
-        self._cooling = self._cooldown
-        self._wait = 0
-        if self._verbose:
+        self.cooldown_counter = self.cooldown
+        self.wait = 0
+        if self.verbose:
             _log.warning("ReduceLROnPlateau: learning rate %g after epoch %d.", new, epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._monitor.state_dict(), "wait": self._wait, "cooling": self._cooling}
+        return {**self._monitor.state_dict(), "wait": self.wait, "cooling": self.cooldown_counter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._monitor.load_state_dict(state)
-        self._wait, self._cooling = state["wait"], state["cooling"]
+        self.wait, self.cooldown_counter = state["wait"], state["cooling"]

@@ -18,6 +18,7 @@ from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.trainer.graph.containers import assign
+from resfit.trainer.input_format import InputFormat
 from resfit.transforms import Transforms
 from resfit.transforms.class_names import check_class_names
 from resfit.transforms.transforms import from_config, to_config
@@ -112,6 +113,36 @@ def load(
         trained,
         header.get("multi_label"),
     )
+
+
+def load_weights(path: str | os.PathLike[str], module: nnx.Module, inputs: InputFormat) -> None:
+    """Load the arrays of a file of `save` into the module of a model.
+
+    Args:
+      path: of the file.
+      module: filled in place.
+      inputs: of the model; learns on which inputs the weights were trained.
+
+    Raises:
+      SavedModelError: if the file is not a file of resfit or does not fit the module, or if the network of the file was
+        trained with another preprocessing.
+    """
+    path = pathlib.Path(expand_user(path))
+    _check_is_file(path)
+    header, arrays = _read(path)
+    config, kinds, trained = header["preprocess"], header.get("trained_on"), bool(header.get("trained", True))
+    same = preprocess_.to_config(inputs.preprocess) == config
+    if not same and (config is None or config["kind"] != "custom"):
+        same = preprocess_.same_values(preprocess_.from_config(config), inputs.preprocess)
+    if trained and not same:
+        raise SavedModelError(
+            f"{path} holds weights that were trained with the preprocessing {config}, and the model has "
+            f"{inputs.preprocess!r}. Expected the same. Compile with that preprocess=..., or read the file as a model: "
+            "resfit.load(path)."
+        )
+    _fill(path, module, arrays)
+    if trained:
+        inputs.trained, inputs.trained_on = True, None if kinds is None else tuple(kinds)
 
 
 def _check_is_file(path: pathlib.Path) -> None:

@@ -6,25 +6,25 @@ import numpy as np
 
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import same_word, use
 from resfit.errors import CompileError
+from resfit.losses import regression
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
 from resfit.losses.order import outputs_first
-from resfit.losses.regression import mean_squared_error
 
 _BY_NAME: dict[str, Loss] = {
     "auto": cross_entropy,
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "focal": Focal(),
-    "mean_squared_error": mean_squared_error,
     # Keras's names. The meaning is the same because every network of resfit returns logits.
     "sparse_categorical_crossentropy": cross_entropy,
     "categorical_crossentropy": cross_entropy,
     "binary_crossentropy": binary_cross_entropy,
-    "mse": mean_squared_error,
+    **regression.ALL,
 }
 
 
@@ -36,12 +36,11 @@ def get(loss: str | Loss) -> Loss:
         with ambiguous parameter names (see `order.outputs_first`).
     """
     if isinstance(loss, str):
-        if loss not in _BY_NAME:
-            raise CompileError(
-                f"Unknown loss {loss!r}. Expected a function of (logits, labels), or one of {list(_BY_NAME)}."
-                + did_you_mean(loss, _BY_NAME)
-            )
-        return _BY_NAME[loss]
+        name = same_word(loss, _BY_NAME)
+        if name not in _BY_NAME:
+            expected = f"Expected a function of (logits, labels), or one of {list(_BY_NAME)}."
+            raise CompileError(f"Unknown loss {loss!r}. {use(loss, 'loss') or expected + did_you_mean(loss, _BY_NAME)}")
+        return _BY_NAME[name]
     foreign.refuse(loss, "loss", CompileError)
     if isinstance(loss, type):
         raise CompileError(f"loss is the class {loss.__name__}. Expected an object of it: loss={loss.__name__}(...).")
@@ -54,7 +53,7 @@ def takes_labels(loss: Loss | None) -> bool:
     """Return True for a loss of resfit that reads class numbers, targets that sum to one, or one binary label.
 
     Example:
-      >>> takes_labels(CrossEntropy(label_smoothing=0.1)), takes_labels(mean_squared_error)
+      >>> takes_labels(CrossEntropy(label_smoothing=0.1)), takes_labels(regression.mean_squared_error)
       (True, False)
     """
     return loss is cross_entropy or isinstance(loss, CrossEntropy | Focal)
@@ -73,7 +72,8 @@ def multi_label(loss: Loss | None) -> bool | None:
         return loss.multi_label
     if loss is binary_cross_entropy:
         return True
-    return False if takes_labels(loss) or loss is mean_squared_error else None
+    one = takes_labels(loss) or any(loss is named for named in regression.ALL.values() if named is not regression.hinge)
+    return False if one else None
 
 
 def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None:

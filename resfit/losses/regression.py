@@ -1,9 +1,15 @@
-"""Losses for regression."""
+"""Losses of Keras for regression, and for a margin or a distribution: each the mean over the outputs of an example."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from resfit.errors import LabelError
 from resfit.losses.labels import same_shape
+
+_EPSILON = 1e-7  # of Keras, in denominators and logarithms
 
 
 def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -24,3 +30,125 @@ def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """
     outputs, targets = same_shape(outputs, targets)
     return jnp.square(outputs - targets).mean(axis=1)
+
+
+def mean_absolute_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the absolute error of each example, averaged over its outputs.
+
+    Args:
+      outputs: as in `mean_squared_error`, and so in all losses below.
+      targets: as in `mean_squared_error`.
+
+    Example:
+      >>> mean_absolute_error(jnp.array([[1.0], [3.0]]), jnp.array([1.0, 1.0]))
+      Array([0., 2.], dtype=float32)
+    """
+    outputs, targets = same_shape(outputs, targets)
+    return jnp.abs(outputs - targets).mean(axis=1)
+
+
+def mean_absolute_percentage_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the absolute error of each example in percent of the target, averaged over its outputs.
+
+    Example:
+      >>> mean_absolute_percentage_error(jnp.array([[1.0], [3.0]]), jnp.array([1.0, 2.0]))
+      Array([ 0., 50.], dtype=float32)
+    """
+    outputs, targets = same_shape(outputs, targets)
+    return 100 * jnp.mean(jnp.abs(outputs - targets) / jnp.maximum(jnp.abs(targets), _EPSILON), axis=1)
+
+
+def mean_squared_logarithmic_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the squared difference of log(1 + value) of each example, averaged over its outputs.
+
+    Negative values count as 0.
+    """
+    outputs, targets = (jnp.log1p(jnp.maximum(values, _EPSILON)) for values in same_shape(outputs, targets))
+    return jnp.square(outputs - targets).mean(axis=1)
+
+
+def huber(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return half the squared error up to an error of 1, linear beyond, averaged over the outputs of an example.
+
+    For another limit use a function of `optax.huber_loss(outputs, labels, delta)`.
+    """
+    return jnp.mean(optax.huber_loss(*same_shape(outputs, targets)), axis=1)
+
+
+def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the logarithm of the hyperbolic cosine of the error, averaged over the outputs of an example."""
+    return jnp.mean(optax.log_cosh(*same_shape(outputs, targets)), axis=1)
+
+
+def poisson(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return output - target * log(output), averaged over the outputs of an example.
+
+    The outputs are expected counts: the module must end with a function such as `jax.nn.softplus`, which makes them
+    positive. The loss of a negative output is NaN.
+    """
+    outputs, targets = same_shape(outputs, targets)
+    return jnp.mean(outputs - targets * jnp.log(outputs + _EPSILON), axis=1)
+
+
+def hinge(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return max(1 - target * output, 0), averaged over the outputs of an example.
+
+    Args:
+      outputs: scores of any size, not probabilities.
+      targets: 0 and 1, or -1 and 1, in the shape of the outputs.
+
+    Example:
+      >>> hinge(jnp.array([[0.5], [2.0]]), jnp.array([0, 1]))
+      Array([1.5, 0. ], dtype=float32)
+    """
+    outputs, targets = same_shape(outputs, targets)
+    return jnp.mean(optax.hinge_loss(outputs, jnp.where(targets == 0, -1, targets)), axis=1)
+
+
+def cosine_similarity(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the cosine of the angle between outputs and targets, negated: -1 is best.
+
+    Example:
+      >>> cosine_similarity(jnp.array([[3.0, 4.0]]), jnp.array([[6.0, 8.0]]))
+      Array([-1.], dtype=float32)
+    """
+    return jnp.negative(optax.cosine_similarity(*same_shape(outputs, targets), epsilon=1e-12))
+
+
+def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the Kullback-Leibler divergence of the predicted distribution from the target distribution.
+
+    Args:
+      logits: (batch, classes). The predicted distribution is their softmax.
+      targets: (batch, classes) probabilities, which sum to one.
+
+    Raises:
+      LabelError: for a single output, whose softmax is always one.
+    """
+    logits, targets = same_shape(logits, targets)
+    if logits.shape[1] == 1:
+        raise LabelError(
+            "kl_divergence got one output per example, whose softmax is always 1. Expected one output per class. For a "
+            "single output use loss='binary_cross_entropy'."
+        )
+    divergence: jax.Array = optax.kl_divergence(jax.nn.log_softmax(logits), targets)
+    return divergence
+
+
+ALL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "mean_squared_error": mean_squared_error,
+    "mse": mean_squared_error,
+    "mean_absolute_error": mean_absolute_error,
+    "mae": mean_absolute_error,
+    "mean_absolute_percentage_error": mean_absolute_percentage_error,
+    "mape": mean_absolute_percentage_error,
+    "mean_squared_logarithmic_error": mean_squared_logarithmic_error,
+    "msle": mean_squared_logarithmic_error,
+    "huber": huber,
+    "log_cosh": log_cosh,
+    "poisson": poisson,
+    "hinge": hinge,
+    "cosine_similarity": cosine_similarity,
+    "kl_divergence": kl_divergence,
+}
+"""The losses of this module by name, with the short names of Keras."""

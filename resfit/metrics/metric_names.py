@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from resfit import losses
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import same_word, use
 from resfit.errors import CompileError, LabelError
-from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
+from resfit.losses import regression
+from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
@@ -58,6 +60,14 @@ _BY_NAME: dict[str, type[clu.metrics.Metric]] = {
     "crossentropy": CrossEntropy,
     "ce": CrossEntropy,
     "calibration_error": calibration_error(),
+    # The losses of these names, except Keras's metric "cosine_similarity", of which 1 is best.
+    **{name: _of_function(loss) for name, loss in regression.ALL.items()},
+    "cosine_similarity": _of_function(lambda outputs, labels: -regression.cosine_similarity(outputs, labels)),
+    # Keras's names of one class per example.
+    **dict.fromkeys(("categorical_accuracy", "sparse_categorical_accuracy"), top_k_accuracy(1)),
+    **dict.fromkeys(("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy"), top_k_accuracy(5)),
+    **dict.fromkeys(("categorical_crossentropy", "sparse_categorical_crossentropy"), CrossEntropy),
+    **dict.fromkeys(("binary_cross_entropy", "binary_crossentropy"), BinaryCrossEntropy),
 }
 
 # Metrics with sums for every class.
@@ -78,6 +88,11 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
 _RESERVED = {name for name in dir(clu.metrics.Collection) if not name.startswith("_")}
 
 
+def _known(metric: Any) -> Any:
+    """Return a name as resfit writes it: "AUC" is "auc"."""
+    return same_word(metric, [*_BY_NAME, *_BY_CLASS]) if isinstance(metric, str) else metric
+
+
 def _resolve(
     metric: Any, num_classes: int | None, of_functions: dict[int, type[clu.metrics.Metric]]
 ) -> type[clu.metrics.Metric]:
@@ -96,11 +111,12 @@ def _resolve(
             return _BY_CLASS[metric](num_classes)
         if match := re.fullmatch(r"top_([1-9]\d*)_accuracy", metric):
             return top_k_accuracy(int(match[1]))
-        raise CompileError(
-            f"Unknown metric {metric!r}. Expected 'top_5_accuracy' (any number), one of {[*_BY_NAME, *_BY_CLASS]}, a "
-            "clu.metrics.Metric class, or a function of (outputs, labels) that returns one value per example."
-            + did_you_mean(metric, [*_BY_NAME, *_BY_CLASS, "top_5_accuracy"])
+        expected = (
+            f"Expected 'top_5_accuracy' (any number), one of {[*_BY_NAME, *_BY_CLASS]}, a clu.metrics.Metric class, or "
+            "a function of (outputs, labels) that returns one value per example."
         )
+        similar = did_you_mean(metric, [*_BY_NAME, *_BY_CLASS, "top_5_accuracy"])
+        raise CompileError(f"Unknown metric {metric!r}. {use(metric, 'metrics') or expected + similar}")
     foreign.refuse(metric, "metrics", CompileError)
     if isinstance(metric, type) and issubclass(metric, clu.metrics.Metric):
         return repaired(metric)
@@ -132,10 +148,10 @@ def by_name(
     if isinstance(metrics, str) or callable(metrics):
         metrics = [metrics]
     if isinstance(metrics, Mapping):
-        named = dict(metrics)
+        named = {name: _known(metric) for name, metric in metrics.items()}
     else:
         named = {}
-        for metric in metrics:
+        for metric in map(_known, metrics):
             name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
             if name in named:
                 raise CompileError(

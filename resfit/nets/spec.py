@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from resfit._utils.checks import is_int
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import use
 from resfit.errors import SpecError
 from resfit.nets.layers import Layers
 from resfit.nets.pool import antialias_kind
@@ -228,11 +229,7 @@ class ResNetSpec:
         if unknown := sorted(set(values) - known):
             raise SpecError(
                 f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}."
-                + (
-                    " Use resfit.create_model(..., weights=...) or resfit.weights.load to read weights."
-                    if {"pretrained", "weights"} & set(unknown)
-                    else did_you_mean(unknown[0], known)
-                )
+                + (f" {use(unknown[0], 'network')}".rstrip() or did_you_mean(unknown[0], known))
                 + " A file with other fields was written by a newer version of resfit."
             )
         if missing := sorted({"depths", "widths"} - set(values)):

@@ -10,6 +10,7 @@ import optax
 
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import same_word, use
 from resfit.errors import CompileError
 from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate, with_rate
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
@@ -39,16 +40,17 @@ def get(
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer, learning_rate if callable(learning_rate) else None
     if isinstance(optimizer, str):
-        if optimizer not in _BY_NAME:
+        name = same_word(optimizer, _BY_NAME)
+        if name not in _BY_NAME:
             raise CompileError(
                 f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}."
                 + (
                     f" For the optimizer of optax pass compile(optimizer=optax.{optimizer.lower()}, learning_rate=...)."
                     if optimizer.isidentifier() and hasattr(optax, optimizer.lower())
-                    else did_you_mean(optimizer, _BY_NAME)
+                    else f" {use(optimizer, 'optimizer')}".rstrip() or did_you_mean(optimizer, _BY_NAME)
                 )
             )
-        factory, default = _BY_NAME[optimizer]
+        factory, default = _BY_NAME[name]
         rate = default if learning_rate is None else learning_rate
         return factory(_first(rate)), rate if callable(rate) else None
     foreign.refuse(optimizer, "optimizer", CompileError)
@@ -77,7 +79,8 @@ def default_rate(optimizer: Any) -> float | None:
       >>> default_rate("sgd"), default_rate("adamw"), default_rate(adamw)
       (0.1, 0.001, None)
     """
-    return _BY_NAME[optimizer][1] if isinstance(optimizer, str) and optimizer in _BY_NAME else None
+    name = same_word(optimizer, _BY_NAME) if isinstance(optimizer, str) else ""
+    return _BY_NAME[name][1] if name in _BY_NAME else None
 
 
 def _first(rate: LearningRate) -> float:

@@ -9,7 +9,7 @@ from resfit.callbacks import Callback, ProgressBar
 from resfit.data import Batch
 from resfit.data.sources.arrays import as_arrays, class_weights
 from resfit.data.values import check_values
-from resfit.errors import DataError
+from resfit.errors import CompileError, DataError
 
 
 def unpacked(data: Any, what: str) -> tuple[Any, Any, Any]:
@@ -56,6 +56,23 @@ def one_batch(x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, flo
     return Batch(x, y, weight, None, len(jax.tree.leaves(x)[0]))
 
 
+def dispatch_of(dispatch: str, run_eagerly: bool, jit_compile: bool | str) -> str:
+    """Return the `dispatch` that the arguments of `compile` mean, two of which are Keras's.
+
+    Raises:
+      CompileError: if they contradict each other.
+    """
+    if jit_compile not in (True, False, "auto"):
+        raise CompileError(f"Expected jit_compile to be True, False or 'auto', got {jit_compile!r}.")
+    eager = run_eagerly or not jit_compile
+    if eager and (dispatch not in ("auto", "eager") or jit_compile is True):
+        raise CompileError(
+            f"compile got run_eagerly={run_eagerly}, jit_compile={jit_compile} and dispatch={dispatch!r}, which "
+            "contradict each other. Expected one of them: for steps that are not compiled pass dispatch='eager'."
+        )
+    return "eager" if eager else dispatch
+
+
 def bar(verbose: str | int) -> list[Callback]:
     """Return the progress bar that `verbose` requests, in a list that is empty for none.
 
@@ -71,8 +88,8 @@ def bar(verbose: str | int) -> list[Callback]:
 
 def listed(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
     """Return the callbacks argument as a list."""
-    if isinstance(callbacks, Callback):
-        return [callbacks]
+    if isinstance(callbacks, Callback | str):
+        return [callbacks]  # CallbackList raises for text
     # CallbackList raises for a single object that is not a callback.
     return list(callbacks or ()) if isinstance(callbacks, Iterable | None) else [callbacks]
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from resfit._utils import foreign
+from resfit._utils import foreign, words
 from resfit.callbacks.base import HOOKS, Callback, TrainedModel
 from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.errors import CallbackError
@@ -102,6 +102,9 @@ def _not_a_callback(callback: Any) -> CallbackError:
         return CallbackError(
             f"callbacks holds the class {callback.__name__}. Expected an instance: pass {callback.__name__}(...)."
         )
+    if isinstance(callback, str):
+        expected = "Use an object of a class of resfit.callbacks, such as resfit.callbacks.EarlyStopping(patience=3)."
+        return CallbackError(f"callbacks holds the text {callback!r}. {words.use(callback, 'callbacks') or expected}")
     return CallbackError(
         f"callbacks holds a {type(callback).__module__}.{type(callback).__name__}. Expected instances of "
         "resfit.callbacks.Callback. Its hooks are those of Keras, so changing the base class is enough. To pass a "

@@ -6,71 +6,22 @@ The error names the substitute.
 import dis
 import inspect
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from resfit._utils.words import answer
 from resfit.errors import ModuleError, OverrideError
 
-_STEP = "override compute_loss(self, module, x, y, *, key, train), which training and evaluation call"
-_DATA = "pass the data to fit, evaluate or predict"
-_HOOK = "write a resfit.callbacks.Callback and pass it to fit(callbacks=[...])"
-_METRICS = "compile(metrics=[...])"
-_RATE = "compile(learning_rate=...): a number, a schedule, or a function of the step"
-_CALL = "define __call__ on the nnx.Module that the model wraps"
-
-_METHODS = {
-    "train_step": _STEP,
-    "test_step": _STEP,
-    "training_step": _STEP,
-    "validation_step": _STEP,
-    "make_train_function": _STEP,
-    "make_test_function": _STEP,
-    "predict_step": "predict(outputs=...), or override __call__ of the nnx.Module",
-    "make_predict_function": "predict(outputs=...), or override __call__ of the nnx.Module",
-    "compute_metrics": _METRICS,
-    "reset_metrics": _METRICS,
-    "call": _CALL,
-    "forward": _CALL,
-    "backward": _STEP,
-    "configure_optimizers": "compile(optimizer, learning_rate=...)",
-    "optimizer_step": "compile(optimizer=...) with an optax transformation",
-    "configure_gradient_clipping": "compile(optimizer=resfit.optimizers.clip(...))",
-    "lr_scheduler_step": _RATE,
-    "configure_callbacks": "fit(callbacks=[...])",
-    "training_epoch_end": _HOOK,
-    "validation_epoch_end": _HOOK,
-    "test_epoch_end": _HOOK,
-    **{f"{name}_dataloader": _DATA for name in ("train", "val", "test", "predict")},
-    **{
-        f"on_{what}_{when}": _HOOK
-        for what in (
-            "fit", "train", "validation", "test", "predict", "epoch", "train_epoch", "validation_epoch", "test_epoch",
-            "predict_epoch", "train_batch", "validation_batch", "test_batch", "predict_batch",
-        )
-        for when in ("begin", "start", "end")
-    },
-}  # fmt: skip
-
-_ATTRIBUTES = {
-    "trainable": "model.freeze('stem', 'stage1') with the parts that must not change, then compile; to train nothing, "
-    "do not call fit",
-    "run_eagerly": "compile(dispatch='eager')",
-    "jit_compile": "compile(dispatch='eager') to run steps without compiling; all other dispatches compile",
-    "steps_per_execution": "no setting: the host prepares the next steps while the device computes",
-    "optimizer": "compile(optimizer=...); for the learning rate set model.learning_rate",
-    "loss": "compile(loss=...)",
-    "loss_weights": "override compute_loss and weight the losses in it",
-    "metrics": _METRICS,
-    "automatic_optimization": _STEP,
-    "training": "no setting: every step sets the mode of the module",
-}
-
+READ = ("members", "settings", "methods")
 _FLAGS = ("trainable", "requires_grad")
 
 
 class Guarded:
-    """A base class that raises if a subclass overrides, or code assigns, a name that has no effect."""
+    """A base class that raises if a subclass overrides, or code assigns, a name that has no effect.
+
+    Reading a name of another library raises an error that names the substitute.
+    """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -82,7 +33,7 @@ class Guarded:
             _check_compute_loss(cls.__name__, vars(cls)["compute_loss"])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        substitute = _ATTRIBUTES.get(name) or _METHODS.get(name)
+        substitute = answer(name, "settings", "methods")
         if substitute is not None:
             raise OverrideError(
                 f"model.{name} was set to {value!r:.60}, and nothing in resfit reads it. Expected {substitute}. Choose "
@@ -90,11 +41,23 @@ class Guarded:
             )
         super().__setattr__(name, value)
 
+    if not TYPE_CHECKING:  # a type checker would accept every name
+
+        def __getattr__(self, name: str) -> Any:
+            if any(name in vars(base) for base in type(self).__mro__):
+                return object.__getattribute__(self, name)  # a property raised AttributeError: raise it again
+            message = f"{type(self).__name__!r} object has no attribute {name!r}."
+            substitute = answer(name, *READ)
+            if substitute is not None:
+                raise OverrideError(f"{message} Expected {substitute}.", name=name, obj=self)
+            raise AttributeError(message, name=name, obj=self)
+
 
 def _check_members(owner: str, members: Any) -> None:
     for name, member in members.items():
         # A custom method may have the name loss.
-        substitute = _METHODS.get(name) or (None if isinstance(member, FunctionType) else _ATTRIBUTES.get(name))
+        places = ("methods",) if isinstance(member, FunctionType) else ("methods", "settings")
+        substitute = answer(name, *places)
         if substitute is not None:
             raise OverrideError(
                 f"{owner} defines {name}, and nothing in resfit calls or reads it. Expected {substitute}. Choose "

@@ -1,18 +1,24 @@
 """Losses, metrics, optimizers and callbacks of other libraries are refused, and the replacement is named."""
 
 import functools
+import inspect
+import re
 from typing import Any
 
 import clu.metrics
+import jax
 import optax
 import pytest
+from flax import nnx
 
 import resfit
 from resfit import losses, metrics, optimizers
-from resfit._utils import foreign
+from resfit._utils import foreign, words
 from resfit.errors import CallbackError, CompileError
 from resfit.trainer.callback_list import CallbackList
 from tests.helpers import compiled
+
+LIBRARIES = {"resfit": resfit, "optax": optax, "nnx": nnx, "jax": jax}
 
 
 def of(module: str, name: str) -> type:
@@ -41,9 +47,9 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "object of Keras": (losses.get, of("keras.losses", "BinaryCrossentropy")(), "loss='binary_cross_entropy'"),
     "class of Keras": (losses.get, of("keras.losses", "MeanSquaredError"), "loss='mean_squared_error'"),
     "partial of Keras": (
-        losses.get, functools.partial(function_of("keras.losses", "huber"), delta=1.0), "optax.huber_loss",
+        losses.get, functools.partial(function_of("keras.losses", "huber"), delta=1.0), "loss='huber'",
     ),
-    "method of Keras": (losses.get, of("keras.losses", "Huber")().call, "optax.huber_loss"),
+    "method of Keras": (losses.get, of("keras.losses", "Huber")().call, "loss='huber'"),
     "subclass of a loss of Keras": (
         losses.get, derived("keras.losses", "MeanSquaredError"), r"function of \(outputs, labels\)",
     ),
@@ -93,11 +99,16 @@ def test_objects_of_jax_and_of_packages_with_similar_names_are_not_refused(argum
 
 
 def test_every_name_in_a_replacement_exists() -> None:
-    for replacement in foreign._REPLACEMENTS["callbacks"]:
-        if replacement.startswith("resfit.callbacks.") and " " not in replacement:
-            assert hasattr(resfit.callbacks, replacement.removeprefix("resfit.callbacks.")), replacement
-    for replacement in foreign._REPLACEMENTS["metrics"]:
-        metrics.by_name(replacement.removeprefix("metrics=['").removesuffix("']"), num_classes=10)
-    for replacement in foreign._REPLACEMENTS["optimizer"]:
-        name = replacement.removeprefix("optimizer=").removesuffix(", learning_rate=...")
-        assert hasattr(optax, name.removeprefix("optax.").strip("'")), replacement
+    text = " ".join(answer for rows in words.WORDS.values() for answer in rows)
+    for name in re.findall(r"\b(?:resfit|optax|nnx|jax)(?:\.\w+)+", text):
+        assert functools.reduce(getattr, name.split(".")[1:], LIBRARIES[name.split(".")[0]]), name
+    for method in re.findall(r"\bmodel\.(?!module)(\w+)", text):
+        assert method in dir(compiled()), method
+    for metric in re.findall(r"metrics=\['(\w+)'\]", text):
+        assert metrics.by_name(metric, num_classes=10)
+    for loss in re.findall(r"loss='(\w+)'", text):
+        assert losses.get(loss)
+    for optimizer in re.findall(r"optimizer='(\w+)'", text):
+        assert optimizers.get(optimizer, 0.1)
+    for method, argument in re.findall(r"\b(compile|fit|evaluate|predict)\((\w+)=", text):
+        assert argument in inspect.signature(getattr(resfit.Model, method)).parameters, (method, argument)

@@ -85,7 +85,8 @@ def test_relative_paths_are_of_the_folder_in_which_a_callback_was_made(home: Pat
 
 def read_files(home: Path) -> None:
     resfit.Model(net()).save("~/model.safetensors")
-    resfit.load("~/model.safetensors")
+    resfit.load("~/model.safetensors").save_weights("~/other.safetensors")
+    resfit.load_model("~/other.safetensors").load_weights("~/model.safetensors")
     resfit.weights.save(net(), "~/weights.safetensors")
     resfit.weights.load(net(), "~/weights.safetensors")
     resfit.create_model("resnet20", depths=(1,), widths=(4,), weights="~/weights.safetensors")
@@ -108,9 +109,9 @@ def read_tfds(home: Path) -> None:
 
 TRIED = {
     "callbacks.Checkpoint", "callbacks.ModelCheckpoint", "callbacks.CSVLogger", "callbacks.JSONLogger",
-    "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.export", "Model.load", "load",
-    "load_exported", "weights.save", "weights.load", "weights.read", "create_model", "data.folder", "data.load",
-    "data.tfds", "data.prepare_tfds",
+    "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.save_weights", "Model.export", "Model.load",
+    "Model.load_weights", "load", "load_model", "load_exported", "weights.save", "weights.load", "weights.read",
+    "create_model", "data.folder", "data.load", "data.tfds", "data.prepare_tfds",
 }  # fmt: skip
 
 

@@ -785,9 +785,9 @@ COMPILE = [
     ),
     Mistake(
         "A loss misspelt",
-        'model.compile(loss="sparse_categorical_cross_entropy")',
+        'model.compile(loss="sparse_categorical_crossentropi")',
         errors.CompileError,
-        "'sparse_categorical_cross_entropy'",
+        "'sparse_categorical_crossentropi'",
         "Did you mean 'sparse_categorical_crossentropy'?",
     ),
     Mistake(
@@ -858,6 +858,20 @@ COMPILE = [
         errors.OverrideError,
         "Mine defines train_step",
         "override compute_loss",
+    ),
+    Mistake(
+        "An attribute of a model of Keras",
+        "for layer in model.layers:\n    print(layer)",
+        errors.OverrideError,
+        "no attribute 'layers'",
+        "nnx.iter_modules",
+    ),
+    Mistake(
+        "An argument of Keras",
+        "model.fit(x, y, workers=4, use_multiprocessing=True)",
+        errors.ArgumentError,
+        "fit got workers=4",
+        "sources of resfit.data read ahead in threads",
     ),
     Mistake(
         "model.trainable = False",
