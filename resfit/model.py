@@ -337,13 +337,12 @@ class Model(Guarded):
           NotCompiledError: before `compile`.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
-        compiled = self._control.require_compiled("fit")
+        self._control.require_compiled("fit")
         config = FitConfig(
             epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch,
             batch_size=32 if batch_size is None else batch_size, shuffle=shuffle, drop_remainder=drop_remainder,
-            learning_rate=compiled.rate.asked, validation_steps=validation_steps, validation_every=validation_every,
-            validation_freq=validation_freq, validation_batch_size=validation_batch_size, verbose=verbose, cache=cache,
-            resume=resume,
+            validation_steps=validation_steps, validation_every=validation_every, validation_freq=validation_freq,
+            validation_batch_size=validation_batch_size, verbose=verbose, cache=cache, resume=resume,
         )  # fmt: skip
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)

@@ -322,7 +322,7 @@ def test_a_step_that_fails_on_the_device_leaves_a_usable_module() -> None:
     module, x, y = Net(rngs=nnx.Rngs(0)), images(16), labels(16)
     model = compiled(module)
     before = values(module)
-    with pytest.raises(StepFailed, match="module is back at the values it last held"):
+    with pytest.raises(StepFailed, match="module returns to the values it last held"):
         fit(model, x, y, callbacks=[Arms()], epochs=5)
     armed.clear()
     assert all(np.isfinite(value).all() for value in values(module).values())

@@ -1,5 +1,6 @@
 """`Model.fit`, step by step: data, callbacks, checkpoints, and the run itself."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -91,6 +92,7 @@ def fit(
         {"verbose": config.verbose, "epochs": config.epochs, "steps": stream.steps},
     )
     model.history = history
+    config = dataclasses.replace(config, learning_rate=compiled.rate.asked)  # a callback may set it in set_model
     settings = compiled.fingerprint() | config.fingerprint()
     steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
     extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}

@@ -66,6 +66,18 @@ def result(callback: Callback, model: Watched) -> dict[str, Any]:
     return {"weights": model.weights, "files": model.files, "stopped": model.stop_training, "state": state}
 
 
+class _SetsRate(Callback):
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        model.learning_rate = 0.05
+
+
+def test_a_learning_rate_that_set_model_changes_is_the_one_that_a_resumed_run_needs(tmp_path: Path) -> None:
+    fit(compiled(learning_rate=0.1), callbacks=[Checkpoint(tmp_path), _SetsRate()])
+    resumed = fit(compiled(learning_rate=0.05), callbacks=[Checkpoint(tmp_path)], epochs=2, resume=True)
+    assert resumed.epoch == [0, 1]
+
+
 @pytest.mark.parametrize("cut", range(len(LOSSES)))
 @pytest.mark.parametrize(
     "make",

@@ -831,7 +831,7 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LossError,
         "returned None",
-        "lack a return",
+        "Add the missing return",
     ),
     Mistake(
         "A loss with ambiguous parameter names",
@@ -896,13 +896,13 @@ COMPILE = [
         "model.fit(x, y)",
         errors.LabelError,
         "'hits' returned shape ()",
-        "Leave out the mean",
+        "Remove the mean",
     ),
     Mistake(
         "Top-5 accuracy with three classes",
         'model.compile(metrics=["top_5_accuracy"], dispatch="jit")\nmodel.fit(x, y)',
         errors.LabelError,
-        "the network has 3",
+        "a network with 3 classes",
         "5 classes or more",
     ),
     Mistake(
@@ -924,7 +924,7 @@ COMPILE = [
         "model.compile(learning_rate=-0.1)",
         errors.CompileError,
         "-0.1",
-        "that is not negative",
+        "of 0 or more",
     ),
     Mistake(
         "A NaN learning rate",
