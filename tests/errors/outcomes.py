@@ -13,7 +13,7 @@ from flax import nnx
 
 from tests.errors.mistakes import BEFORE, WARNING, Mistake
 
-# What is another one in every run.
+# Parts that differ in every run.
 _VARYING = [
     (re.compile(r"0x[0-9a-f]{6,}"), "0x..."),
     (re.compile(r"'labels': \d+"), "'labels': ..."),

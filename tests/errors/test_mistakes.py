@@ -40,7 +40,7 @@ def changes_the_model(mistake: Mistake) -> bool:
 
 
 def by_itself(mistake: Mistake) -> Any:
-    """Return the parameter for a row with a separate model. It is slow if the test of its topic contains the row too."""
+    """Return the parameter for a row with its own model. It is slow if the test of its topic contains the row too."""
     marks = () if changes_the_model(mistake) else pytest.mark.slow
     return pytest.param(mistake, marks=marks, id=mistake.title.replace(" ", "-"))
 
