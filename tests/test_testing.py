@@ -105,7 +105,7 @@ def test_the_profiler_only_waits_at_the_two_ends_of_its_trace() -> None:
 # --- one class for each mistake ---------------------------------------------------------------------------------------
 
 
-class Misspelt(Callback):
+class Misspelled(Callback):
     def on_epoch_ends(self, epoch: int, logs: Any = None) -> None:
         pass
 
@@ -244,7 +244,7 @@ class EvaluatesInTheFirstProcess(Callback):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Misspelt, "on_epoch_ends, which is not a hook"),
+        (Misspelled, "on_epoch_ends, which is not a hook"),
         (TakesNoLogs, r"raised CallbackError: TakesNoLogs.on_epoch_end cannot be called.*fit; fit with validation"),
         (NeedsValidation, r"raised KeyError: 'val_loss' \(in: fit; "),
         (NeedsTraining, "raised AttributeError.*'tests'.*in: evaluate with a new object"),

@@ -289,7 +289,7 @@ DATA = [
         "A generator without steps_per_epoch and with a schedule",
         'model.compile("sgd", learning_rate="cosine", dispatch="jit")\nmodel.fit(((x, y) for _ in range(2)))',
         errors.DataError,
-        "this data cannot tell",
+        "this data does not know",
         "steps_per_epoch",
     ),
     Mistake(

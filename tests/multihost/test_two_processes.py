@@ -147,8 +147,8 @@ def test_processes_agree_before_they_continue_stop_or_fail(pair: Pair, tmp_path:
         assert [value for name, value in found.items() if name.startswith("batches")] == [2, 2, 2, 15]
         assert found["interrupt"].startswith("KeyboardInterrupt")
         assert found["split data"].startswith("DataError: The processes hold different data: a label differs")
-        assert found["other values"].startswith("DataError: The processes hold different first values: conv.kernel")
-        assert found["other kind"].startswith("CompileError: dispatch='jit' with 2 processes")
+        assert found["other values"].startswith("DataError: The processes hold different initial values: conv.kernel")
+        assert found["other kind"].startswith("CompileError: Got dispatch='jit' with 2 processes")
         assert "2 processes train together" in found["cache"]
         for name in ("epochs", "steps_per_epoch", "validation", "callbacks", "seed"):
             said = found[f"other {name.removesuffix('_per_epoch')}"]
