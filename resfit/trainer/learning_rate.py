@@ -127,8 +127,8 @@ class LearningRate:
         self._named.check(epochs.stop)
         if stream.steps is None:
             raise DataError(
-                "A named learning-rate schedule needs the number of steps in an epoch, which this data does not know. Pass "
-                "steps_per_epoch."
+                "A named learning-rate schedule needs the number of steps in an epoch, which this data does not know. "
+                "Pass steps_per_epoch."
             )
 
     @contextlib.contextmanager
@@ -157,8 +157,8 @@ class LearningRate:
             return
         if stream.steps is None:
             _log.warning(
-                "The learning rate's schedule begins at step 0, though initial_epoch is %d: this data does not know how "
-                "many steps an epoch has. Pass steps_per_epoch, or a function that adds the steps before.",
+                "The learning rate's schedule begins at step 0, though initial_epoch is %d: this data does not know "
+                "how many steps an epoch has. Pass steps_per_epoch, or a function that adds the steps before.",
                 initial_epoch,
             )
             return
