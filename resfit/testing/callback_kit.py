@@ -1,10 +1,9 @@
 """A test kit that puts a callback through everything that can happen in a run."""
 
-import collections
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,24 +11,18 @@ from einops import rearrange
 from flax import nnx
 
 from resfit.callbacks import Callback
-from resfit.callbacks.logs import LazyLogs
-from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.errors import CallbackCheckError, CallbackError
 from resfit.model import Model
 from resfit.testing.findings import Findings, Wrong
 from resfit.testing.processes import as_process
+from resfit.testing.simulated_run import LOSSES, STEPS, SimulatedRun, differences, stored
 from resfit.testing.written_files import written_files
-from resfit.trainer.callback_list import CallbackList
 
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 _RATE, _EPOCHS, _BATCH = 0.1, 2, 4
 _X = np.random.default_rng(0).normal(size=(16, 2, 2, 1)).astype(np.float32)
 _Y = np.arange(16, dtype=np.int32) % 3
 _TEST = (_X[:8], _Y[:8])
-
-# The simulated run: losses that fall, rise and stay, on a device that finishes a step eight steps later.
-_LOSSES = (5.0, 3.0, 4.0, 2.5, 2.75, 2.625, 2.0, 2.25)
-_STEPS, _LAG = 24, 8
 
 
 @dataclass(frozen=True)
@@ -144,6 +137,9 @@ class _Kit:
 
     def evaluate(self, *callbacks: Callback) -> None:
         self.model.evaluate(*_TEST, batch_size=_BATCH, verbose=0, callbacks=callbacks)
+
+    def simulated(self) -> SimulatedRun:
+        return SimulatedRun(self.model, self.weights, self.make())
 
     def predict(self, *callbacks: Callback) -> None:
         self.model.predict(_TEST[0], batch_size=_BATCH, verbose=0, callbacks=callbacks)
@@ -265,120 +261,24 @@ def _raised(kit: _Kit, hook: str, place: str) -> None:
     kit.fit(callback)  # the callback must still work
 
 
-# --- a run of hooks without a network ---------------------------------------------------------------------------------
-
-
-class _Value:
-    """A value on the device, which counts reads before it is ready."""
-
-    def __init__(self, value: float, waits: list[int], step: int) -> None:
-        self._value, self._waits, self._step, self.done = value, waits, step, False
-
-    def is_ready(self) -> bool:
-        return self.done
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if not self.done:
-            self._waits.append(self._step)
-        return np.asarray(self._value, dtype)
-
-
-class _Play:
-    """A run of hooks with fixed values. After each epoch the model has the weights of that epoch."""
-
-    def __init__(self, kit: _Kit, callback: Callback) -> None:
-        self._kit = kit
-        self.callback = callback
-        self.waits: list[int] = []
-        self.rates: dict[int, float] = {}  # after each epoch
-        params = {"verbose": 0, "epochs": len(_LOSSES), "steps": _STEPS}
-        self._hooks = CallbackList([callback], kit.model, params)
-        kit.model.stop_training = False
-        self._hooks.fire("on_train_begin", {})
-
-    def epochs(self, first: int, last: int) -> None:
-        model, fire = self._kit.model, self._hooks.fire
-        for epoch in range(first, last):
-            if model.stop_training:
-                return
-            fire("on_epoch_begin", epoch, {})
-            flying: collections.deque[_Value] = collections.deque()
-            for step in range(_STEPS):
-                fire("on_train_batch_begin", step, {})
-                value = _Value(_LOSSES[epoch], self.waits, step)
-                flying.append(value)
-                if len(flying) > _LAG:
-                    flying.popleft().done = True
-                fire("on_train_batch_end", step, _lazy(value))
-            for value in flying:
-                value.done = True
-            model.set_weights([array + np.float32(epoch + 1) for array in self._kit.weights])
-            logs = {"loss": _LOSSES[epoch], "accuracy": 1 / _LOSSES[epoch]}
-            fire("on_test_begin", {})
-            fire("on_test_end", dict(logs))
-            fire("on_epoch_end", epoch, logs | {f"val_{name}": value for name, value in logs.items()})
-            self.rates[epoch] = model.learning_rate
-
-    def result(self) -> dict[str, Any]:
-        """End the run and return its outcome."""
-        model, state = self._kit.model, _stored(self.callback.state_dict())
-        stopped = model.stop_training
-        self._hooks.fire("on_train_end", {"loss": _LOSSES[-1]})
-        outcome = {"state": state, "stop_training": stopped, "learning_rate": self.rates}
-        return outcome | {"weights": model.get_weights()}
-
-
-def _lazy(value: _Value) -> LazyLogs:
-    def finish(read: Any) -> dict[str, float]:
-        loss = float(np.asarray(read))
-        return {"loss": loss, "accuracy": 1 / loss}
-
-    return LazyLogs(value, finish, ["loss", "accuracy"], cast(jax.Array, value), _BATCH)
-
-
-def _stored(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state as a checkpoint restores it."""
-    restored: dict[str, Any] = unpacked(packed(state, _refused))
-    return restored
-
-
-def _refused(place: str, what: str) -> Wrong:
-    return Wrong(f"its {place} is {what}, which a checkpoint cannot hold. Expected {EXPECTED}")
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _differences(a: Any, b: Any) -> set[str]:
-    """Return the paths at which two trees differ."""
-    flat_a, flat_b = _flat(a), _flat(b)
-    both = flat_a.keys() & flat_b.keys()
-    return (flat_a.keys() ^ flat_b.keys()) | {path for path in both if not _equal(flat_a[path], flat_b[path])}
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, float | np.ndarray) and isinstance(b, float | np.ndarray):
-        return np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
-    return type(a) is type(b) and bool(a == b)
+# --- simulated runs ---------------------------------------------------------------------------------------------------
 
 
 def _whole(kit: _Kit) -> dict[str, Any]:
     kit.reset()
-    play = _Play(kit, kit.make())
-    play.epochs(0, len(_LOSSES))
+    play = kit.simulated()
+    play.epochs(0, len(LOSSES))
     return play.result()
 
 
 def _state(kit: _Kit) -> None:
-    play = _Play(kit, kit.make())
+    play = kit.simulated()
     play.epochs(0, 3)
     state = play.callback.state_dict()
     before = copy.deepcopy(state)
-    _stored(state)
-    play.epochs(3, len(_LOSSES))
-    changed = _differences(before, state)
+    stored(state)
+    play.epochs(3, len(LOSSES))
+    changed = differences(before, state)
     play.result()
     if changed:
         raise Wrong(f"later epochs change a result of state_dict at {sorted(changed)}. Expected a copy")
@@ -386,20 +286,20 @@ def _state(kit: _Kit) -> None:
 
 def _resumed(kit: _Kit) -> None:
     expected = _whole(kit)
-    clocks = _differences(expected, _whole(kit))  # values that differ between two equal runs are clocks
+    clocks = differences(expected, _whole(kit))  # values that differ between two equal runs are clocks
     for cut in (1, 3, 4):
         kit.reset()
-        first = _Play(kit, kit.make())
+        first = kit.simulated()
         first.epochs(0, cut)
         if kit.model.stop_training:  # the callback stopped the run: nothing to resume
             first.result()
             return
-        state = _stored(first.callback.state_dict())
-        second = _Play(kit, kit.make())
+        state = stored(first.callback.state_dict())
+        second = kit.simulated()
         second.callback.load_state_dict(state)
         second.rates |= first.rates
-        second.epochs(cut, len(_LOSSES))
-        wrong = _differences(expected, second.result()) - clocks
+        second.epochs(cut, len(LOSSES))
+        wrong = differences(expected, second.result()) - clocks
         first.result()  # closes open files
         if wrong:
             raise Wrong(
@@ -415,10 +315,10 @@ def _two_processes(kit: _Kit) -> None:
         with as_process(index, kit.model) as calls, written_files() as files:
             callback = kit.make()
             try:
-                play = _Play(kit, callback)
+                play = SimulatedRun(kit.model, kit.weights, callback)
             except CallbackError:
                 return  # the callback supports only one process
-            play.epochs(0, len(_LOSSES))
+            play.epochs(0, len(LOSSES))
             outcome = play.result()
         del outcome["state"]  # the state of a file belongs to the process that writes it
         outcomes.append(outcome)
@@ -432,18 +332,18 @@ def _two_processes(kit: _Kit) -> None:
             f"the processes make different calls of model methods: {called[0]} and {called[1]}. Expected the same "
             "calls, since processes wait for each other"
         )
-    wrong = _differences(*outcomes)
+    wrong = differences(*outcomes)
     if wrong:
         raise Wrong(f"the processes end with different values at {sorted(wrong)}. Expected the same values")
 
 
 def _cost(kit: _Kit) -> None:
-    play = _Play(kit, kit.make())
+    play = kit.simulated()
     play.epochs(0, 1)
     waits = len(set(play.waits))
     play.result()
     if waits:
         kit.costs.append(
-            f"it waits for the device in {waits} of {_STEPS} steps. Read the logs of a batch at an interval, at the "
+            f"it waits for the device in {waits} of {STEPS} steps. Read the logs of a batch at an interval, at the "
             "end of the epoch, or once `ready()` is True"
         )

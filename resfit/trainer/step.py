@@ -129,7 +129,7 @@ def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
 
 
 class Accumulated(NamedTuple):
-    """The combined results of the slices of a batch.
+    """The sums over the slices of a batch.
 
     Attributes:
       state: after the calls of the module, which rewrite statistics and maybe parameters. Not updated yet.

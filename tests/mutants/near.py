@@ -55,6 +55,18 @@ GROUPS = [
         "faults/test_cut_points.py",
     ),
     _group(
+        "trainer/fitting.py",
+        12,
+        "resfit/trainer/fitting.py resfit/trainer/compiled.py resfit/trainer/config.py resfit/trainer/learned.py "
+        "resfit/trainer/input_format.py resfit/trainer/label_format.py resfit/trainer/learning_rate.py "
+        "resfit/trainer/fit_control.py resfit/trainer/snapshot.py",
+        "trainer/test_config.py trainer/test_snapshot.py trainer/test_schedule*.py data/test_relabeled.py",
+        "test_preprocess.py test_multi_label.py faults/test_resumed_model.py transforms/test_transforms.py",
+        "test_model.py callbacks/test_checkpoint.py faults/test_rollback.py diagnostics/test_lr_finder.py",
+        "faults/test_inexact.py faults/test_other_epochs.py trainer/test_callback_list.py test_keras_contract.py",
+        "multihost/test_two_processes.py errors/test_mistakes.py",
+    ),
+    _group(
         "trainer/state.py",
         12,
         "resfit/trainer/state.py resfit/trainer/run_state.py resfit/trainer/user_module.py",
