@@ -1,5 +1,5 @@
 # The two main commands are `make demo` and `make test`. Everything else is for contributors.
-# PY selects the interpreter, as in `make test PY=3.11`, with an environment of its own. Without PY, make uses the newest
+# PY selects the interpreter, as in `make test PY=3.11`, with a separate environment. Without PY, make uses the newest
 # supported Python of this machine, in .venv.
 SUPPORTED := 3.13 3.12 3.11
 VENV := $(if $(PY),.venv-$(PY),.venv)

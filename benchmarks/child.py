@@ -111,7 +111,7 @@ def peak_memory() -> int:
 
 def _serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the printed progress
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards the printed progress
     kept: Any = None
     for line in sys.stdin:
         name, arguments = json.loads(line)

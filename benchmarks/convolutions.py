@@ -3,7 +3,7 @@
     python -m benchmarks.convolutions
     python -m benchmarks.convolutions --rounds 20 --only small
 
-The sizes are those of networks in the suite, and those near the limits below which XLA computes a convolution.
+The sizes are those of networks in the suite, and sizes near the limits below which XLA computes a convolution.
 """
 
 import argparse

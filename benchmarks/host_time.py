@@ -21,7 +21,7 @@ Clock = list[float]  # seconds of the main thread: at the end of the first step,
 
 
 class Layers(nnx.Module):
-    """As many parameters and statistics as ResNet-50 has, each used in one addition."""
+    """A module with as many parameters and statistics as ResNet-50, each used in one addition."""
 
     def __init__(self) -> None:
         square, row = (3, 3, CHANNELS, CHANNELS), (CHANNELS,)

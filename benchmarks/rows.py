@@ -12,7 +12,7 @@ class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-      problem: what was run.
+      problem: the name of the measured problem.
       what: the measured quantity; "a / b" for the ratio of a to b.
       value: of a, with its unit.
       spread: minimum and maximum over the rounds.

@@ -111,7 +111,7 @@ def draw(errors: Errors, path: Path) -> None:
         panel.set(title=kind, xlabel="epoch", ylim=(0, 100))
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("training error (%)")
-    axes[1].legend()  # for both: there is more room in this panel
+    axes[1].legend()  # for both: this panel has more space
     figure.savefig(path, dpi=120)
 
 

@@ -77,7 +77,7 @@ def train(x: np.ndarray, y: np.ndarray, test: tuple[np.ndarray, np.ndarray], epo
     if seed == 0:
         model.summary(input_shape=x.shape[1:])
     model.compile("adamw", learning_rate=rate, loss=smoothed, metrics=["accuracy"], augment=wobble, seed=seed)
-    # A partial last batch would need a compilation of its own; every epoch skips other images.
+    # A partial last batch would need a separate compilation. Every epoch skips different images.
     model.fit(x, y, batch_size=BATCH, epochs=epochs, validation_data=test, drop_remainder=True)
     return model
 

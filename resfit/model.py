@@ -54,7 +54,7 @@ class Model(Guarded):
     Attributes:
       history: the `History` of the last `fit`, or None.
       validation_weights: the weights that `fit` validates with, "raw" or "ema". Callbacks keep those.
-      stop_training: set it to True in a callback to stop `fit` after this batch; likewise stop_evaluating,
+      stop_training: a callback sets it to True to stop `fit` after this batch; also stop_evaluating,
         stop_predicting.
 
     Raises:
@@ -150,7 +150,7 @@ class Model(Guarded):
             memory, before one update. Equal to the whole batch for networks without BatchNorm, which normalizes slice
             by slice.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices of all processes), "auto" (by the
-            number of devices), "pmap" (by `jax.pmap`, each device with random numbers of its own), or "eager" (nothing
+            number of devices), "pmap" (by `jax.pmap`, each device with separate random numbers), or "eager" (nothing
             compiled, for debugging). A device that the module's arrays are committed to, or of `jax.default_device`,
             is used by "auto", "jit" and "eager".
           batch_norm: BatchNorm normalizes over the "global" batch, or "per_replica", over each device's part.
@@ -263,7 +263,7 @@ class Model(Guarded):
 
     @property
     def multi_label(self) -> bool | None:
-        """True if every output is a label of its own, by the loss or the labels seen; None if that is unknown."""
+        """True if every output is an independent label, by the loss or the seen labels; None if that is unknown."""
         return self._learned.labels.multi_label
 
     @property
@@ -612,7 +612,7 @@ class Model(Guarded):
           preprocess: needed if the model was saved with a custom function; otherwise equal to the trained one.
 
         Returns:
-          A model that can predict at once, and be compiled to train on.
+          A model that can predict without `compile`, and can be compiled to continue training.
 
         Raises:
           SavedModelError: if the file is not one of resfit's, or needs one of the arguments.

@@ -1,4 +1,4 @@
-"""One tiny network and one tiny data set for all tests of the trainer: what is compiled once serves them all."""
+"""One tiny network and one tiny dataset for all tests of the trainer, so that each program is compiled once."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class TinyNet(nnx.Module):
-    """Convolution, BatchNorm, dense layer; it relies on NNX's mode flags alone."""
+    """Convolution, BatchNorm, dense layer. Its mode depends only on NNX's mode flags."""
 
     def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(1, 4, (3, 3), padding=1, use_bias=False, rngs=rngs)
@@ -35,7 +35,7 @@ class TinyNet(nnx.Module):
 
 
 class PlainNet(nnx.Module):
-    """A dense layer on mean and spread of the pixels: no BatchNorm, no randomness, quick to compile."""
+    """A dense layer on mean and standard deviation of the pixels: no BatchNorm, no randomness, quick to compile."""
 
     def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
         self.head = nnx.Linear(64, classes, rngs=rngs)
@@ -45,12 +45,12 @@ class PlainNet(nnx.Module):
 
 
 def images(n: int = 20, seed: int = 0) -> np.ndarray:
-    """(n, 8, 8, 1) float32."""
+    """Return (n, 8, 8, 1) float32."""
     return np.random.default_rng(seed).normal(size=(n, 8, 8, 1)).astype(np.float32)
 
 
 def labels(n: int = 20, classes: int = CLASSES, seed: int = 1) -> np.ndarray:
-    """(n,) int32; every class occurs."""
+    """Return (n,) int32, in which every class occurs."""
     return np.random.default_rng(seed).permutation(np.arange(n) % classes).astype(np.int32)
 
 
@@ -62,7 +62,7 @@ def compiled(module: nnx.Module | None = None, *, kind: type[resfit.Model] = res
 
 
 def fit(model: resfit.Model, x: Any = None, y: Any = None, **arguments: Any) -> resfit.callbacks.History:
-    """Fits silently, by default on 20 examples in batches of 8: two full batches and a tail of four."""
+    """Fit silently, by default on 20 examples in batches of 8: two full batches and a partial one of four."""
     if x is None:
         x, y = images(), labels()
     return model.fit(x, y, **{"batch_size": BATCH, "verbose": 0, **arguments})
@@ -105,12 +105,12 @@ def sample_photograph(name: str) -> Any:
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Two trees of arrays are equal, bit for bit."""
+    """Check that two trees of arrays are equal, bit for bit."""
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def assert_close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
-    """Two trees of arrays are equal up to rounding."""
+    """Check that two trees of arrays are equal up to rounding."""
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=tolerance, atol=tolerance), a, b)
 
 
@@ -149,7 +149,7 @@ def counting_compilations(*, known_programs: bool = False) -> Iterator[list[str]
 
 
 class Recorder(resfit.callbacks.Callback):
-    """Writes down every hook that fires, with its arguments; logs as the sorted list of their keys."""
+    """Record every hook call with its arguments; logs as the sorted list of their keys."""
 
     HOOKS = tuple(name for name in vars(resfit.callbacks.Callback) if name.startswith("on_") and "compile" not in name)
 

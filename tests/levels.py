@@ -1,4 +1,4 @@
-"""Which rows of a table run at which level: in `make test`, in `make test-all`, in `make exhaustive`."""
+"""Select the level of each row of a table: `make test`, `make test-all` or `make exhaustive`."""
 
 from collections.abc import Container, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Writes docs/zoo.md: `make zoo`. `tests/nets/test_zoo_page.py` holds the page against the table and the oracles."""
+"""Write docs/zoo.md: `make zoo`. `tests/nets/test_zoo_page.py` compares the page with the table and the oracles."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def page(differences: Mapping[str, float]) -> str:
 
 
 def differences() -> dict[str, float]:
-    """For each network with an oracle, the largest difference of logits over the oracle's largest logit."""
+    """Return the largest difference of logits over the oracle's largest logit, for each network with an oracle."""
     import jax
 
     from tests.weights import test_variants

@@ -1,4 +1,4 @@
-"""A block, a stem and a norm of one's own, as docs/how-to/own_block.md has them; registered as long as a test runs."""
+"""A custom block, stem and norm, as in docs/how-to/own_block.md. They are registered while a test runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class InvertedBranch(nnx.Module):
     ) -> None:
         self.conv1 = layers.conv(in_channels, in_channels, kernel=5, strides=strides, groups=in_channels, rngs=rngs)
         self.norm = layers.norm(in_channels, rngs=rngs)
-        # Layers of flax do as well: they draw from the same keys.
+        # Layers of flax also work: they draw from the same keys.
         self.conv2 = nnx.Conv(in_channels, 4 * width, (1, 1), dtype=layers.dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs) if dropout else None
         self.conv3 = nnx.Conv(4 * width, width, (1, 1), dtype=layers.dtype, rngs=rngs)
@@ -66,7 +66,7 @@ class HalvingStem(nnx.Module):
 
 
 class ChannelNorm(nnx.Module):
-    """Every pixel is normalised over its channels."""
+    """A norm of each pixel over its channels."""
 
     def __init__(self, channels: int, *, zero_scale: bool, layers: Layers) -> None:
         self.scale = nnx.Param(jnp.full(channels, 0.0 if zero_scale else 1.0, layers.param_dtype))
@@ -86,7 +86,7 @@ def channel_norm(channels: int, *, zero_scale: bool, layers: Layers, rngs: nnx.R
 
 
 def parameters(widths: tuple[int, ...], classes: int) -> int:
-    """Of one block a stage, by arithmetic."""
+    """Return the number of parameters of a network with one block per stage, by arithmetic."""
     total, channels = 3 * 9 * widths[0] + 2 * widths[0], widths[0]
     for stage, width in enumerate(widths):
         total += 25 * channels + 2 * channels + channels * 4 * width + 4 * width + 4 * width * width + width
@@ -107,7 +107,7 @@ SPEC = {
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """They are known inside, and a zoo row of them, and not after."""
+    """Register the parts and a zoo row of them inside the context."""
     BLOCKS.register("inverted", InvertedBlock)
     STEMS.register("halving", HalvingStem)
     NORMS.register("channel", channel_norm)
@@ -120,4 +120,4 @@ def registered() -> Iterator[None]:
         yield
     finally:
         for registry, name in ((BLOCKS, "inverted"), (STEMS, "halving"), (NORMS, "channel"), (ZOO, "inverted8")):
-            del registry._parts[name]  # type: ignore[attr-defined]  # which nobody but a test may
+            del registry._parts[name]  # type: ignore[attr-defined]  # only tests remove parts

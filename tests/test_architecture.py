@@ -109,7 +109,7 @@ def packages(modules: set[str]) -> set[str]:
 
 
 def upward_imports(sources: dict[str, str]) -> list[str]:
-    """One line for every import that the tables do not allow."""
+    """Return one line for every import that the tables do not allow."""
     found = []
     for module, source in sources.items():
         here = subpackage(module)
@@ -155,7 +155,7 @@ def reachable(sources: dict[str, str], start: set[str]) -> set[str]:
 
 
 def forbidden_statements(sources: dict[str, str]) -> list[str]:
-    """One line for every assert statement and every call of print."""
+    """Return one line for every assert statement and every call of print."""
     found = []
     for module, source in sources.items():
         for node in ast.walk(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery: rows and bars, turns, children, the page. What they measure is not tested."""
+"""The machinery of the benchmarks: rows and bars, turns, children, the page. The measured values are not tested."""
 
 from pathlib import Path
 from typing import Any

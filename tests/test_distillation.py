@@ -1,4 +1,4 @@
-"""A student learns from a teacher, who stays as it is and always evaluates."""
+"""A student learns from a teacher that does not change and always runs in evaluation mode."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ from tests.helpers import (
 
 
 class Wavering(nnx.Module):
-    """BatchNorm and Dropout; told its mode by NNX's flags alone, or by the keyword of a subclass."""
+    """A network with BatchNorm and Dropout. NNX's flags set its mode, or the keyword of a subclass."""
 
     def __init__(self, classes: int = CLASSES, *, rngs: nnx.Rngs) -> None:
         self.norm = nnx.BatchNorm(64, rngs=rngs)
@@ -51,7 +51,7 @@ TEACHERS = {"plain": PlainNet, "by its flags": Wavering, "by a keyword": Waverin
 
 
 def evaluated(module: nnx.Module, x: np.ndarray) -> np.ndarray:
-    """What a module says in evaluation mode, told in every way there is."""
+    """Return the outputs of a module in evaluation mode, set by its flags and its keyword."""
     copy = nnx.clone(module)
     copy.eval()
     return np.asarray(call(copy, x, training=False) if isinstance(module, WaveringWhenTold) else call(copy, x))
@@ -71,7 +71,7 @@ def loss_of(logits: jax.Array, y: np.ndarray, said: np.ndarray, temperature: flo
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
-def test_a_step_is_that_of_the_mixed_loss_with_a_teacher_that_evaluates(kind: str) -> None:
+def test_a_step_equals_that_of_the_mixed_loss_with_a_teacher_in_evaluation_mode(kind: str) -> None:
     teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
     x, y = images(8), labels(8)
     model = distiller(teacher, temperature=2.0, label_weight=0.3)
@@ -90,7 +90,7 @@ def test_a_step_is_that_of_the_mixed_loss_with_a_teacher_that_evaluates(kind: st
 
 
 @pytest.mark.parametrize("kind", levels.only(["by its flags"], TEACHERS))
-def test_the_teacher_stays_as_it_is_and_alive(kind: str) -> None:
+def test_the_teacher_does_not_change_and_keeps_its_arrays(kind: str) -> None:
     teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
     before, said, modes = values(teacher), evaluated(teacher, images(8)), flags(teacher)
     model = distiller(teacher)
@@ -100,7 +100,7 @@ def test_the_teacher_stays_as_it_is_and_alive(kind: str) -> None:
     assert flags(teacher) == modes
 
 
-def test_the_teacher_is_no_constant_of_the_compiled_step() -> None:
+def test_the_teacher_is_not_a_constant_of_the_compiled_step() -> None:
     teacher, x, y = PlainNet(rngs=nnx.Rngs(5)), images(8), labels(8)
     model = distiller(teacher, label_weight=0.0)
     before = model.test_on_batch(x, y)[0]
@@ -120,11 +120,11 @@ def test_a_clone_of_the_student_can_teach_it() -> None:
     teacher = nnx.clone(student)
     model = resfit.Distiller(student, teacher, label_weight=0.0)
     model.compile(optax.sgd, learning_rate=0.5, metrics=None, dispatch="jit")
-    assert abs(model.train_on_batch(images(8), labels(8))) < 1e-6  # they agree already
+    assert abs(model.train_on_batch(images(8), labels(8))) < 1e-6  # both have the same outputs at the start
     assert resfit.Model(student).predict(images(8), verbose=0).shape == (8, CLASSES)
 
 
-def test_predictions_are_the_students_and_statistics_of_the_student_move() -> None:
+def test_predictions_are_those_of_the_student_and_its_statistics_are_updated() -> None:
     student = TinyNet(rngs=nnx.Rngs(0))
     model = resfit.Distiller(student, TinyNet(rngs=nnx.Rngs(5)))
     model.compile(optax.sgd, learning_rate=0.1, dispatch="jit")
@@ -134,7 +134,7 @@ def test_predictions_are_the_students_and_statistics_of_the_student_move() -> No
     np.testing.assert_allclose(model.predict(images(8), verbose=0), evaluated(student, images(8)), rtol=1e-5, atol=1e-6)
 
 
-def test_freezing_parts_of_the_student_leaves_the_teacher_frozen() -> None:
+def test_freezing_parts_of_the_student_keeps_the_teacher_frozen() -> None:
     model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.freeze("student.conv", batch_norm=False)
     model.compile(optax.sgd, learning_rate=0.1, dispatch="jit")
@@ -144,7 +144,7 @@ def test_freezing_parts_of_the_student_leaves_the_teacher_frozen() -> None:
     assert same == {path for path in before if path.startswith(("teacher.", "student.conv."))}
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_arguments_raise() -> None:
     net = PlainNet(rngs=nnx.Rngs(0))
     with pytest.raises(ModuleError, match=r"one object.*nnx\.clone"):
         resfit.Distiller(net, net)
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused() -> None:
         model.train_on_batch(images(8), labels(8))
 
 
-def test_the_comparison_sees_a_teacher_in_training_mode() -> None:
+def test_the_comparison_detects_a_teacher_in_training_mode() -> None:
     teacher, x = Wavering(rngs=nnx.Rngs(5)), images(8)
     wavering = nnx.clone(teacher)
     wavering.train()

@@ -1,4 +1,4 @@
-"""Files of every released format are read, to the bit; those of a later one are refused, and strange ones too."""
+"""Files of every released format load bit for bit. Later formats and invalid files raise."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def loaded(kind: str) -> resfit.Model:
 
 
 @pytest.mark.parametrize("kind", files.KINDS)
-def test_a_model_that_an_earlier_version_saved_is_the_same_to_the_bit(kind: str) -> None:
+def test_a_model_saved_by_an_earlier_version_loads_bit_for_bit(kind: str) -> None:
     expected = files.KINDS[kind]()
     found = loaded(kind)
     assert_same(values(found.module), values(expected.module))
@@ -40,7 +40,7 @@ def test_a_model_that_an_earlier_version_saved_is_the_same_to_the_bit(kind: str)
     np.testing.assert_allclose(predictions, written, rtol=tolerance, atol=tolerance)
 
 
-def test_there_is_a_file_of_each_kind_and_they_are_small_and_of_the_first_format() -> None:
+def test_each_kind_of_model_has_a_small_file_of_the_first_format() -> None:
     assert {path.stem for path in files.MODELS.iterdir()} == set(files.KINDS)
     for path in files.MODELS.iterdir():
         assert path.stat().st_size < 20_000
@@ -49,8 +49,8 @@ def test_there_is_a_file_of_each_kind_and_they_are_small_and_of_the_first_format
 
 
 @pytest.mark.parametrize("name", files.EXPORTED)
-def test_a_model_that_an_earlier_version_exported_predicts_the_same(name: str) -> None:
-    """With a jax that still reads its program: at least those of the six months after the one that wrote it."""
+def test_a_model_exported_by_an_earlier_version_predicts_the_same(name: str) -> None:
+    """Requires a jax that can still read the program: at least all releases in the six months after the export."""
     found = resfit.load_exported(files.EXPORTS / f"{name}.npz")
     assert found.metadata["format_version"] == 1
     assert found.class_names == files.EXPORTED[name][1].get("class_names")
@@ -60,13 +60,13 @@ def test_a_model_that_an_earlier_version_exported_predicts_the_same(name: str) -
     np.testing.assert_allclose(np.asarray(predictions, np.float32), written, rtol=tolerance, atol=tolerance)
 
 
-def test_exported_files_are_small_and_there_is_one_of_each_kind() -> None:
+def test_each_kind_of_export_has_a_small_file() -> None:
     assert {path.stem for path in files.EXPORTS.iterdir()} == set(files.EXPORTED)
     assert all(path.stat().st_size < 40_000 for path in files.EXPORTS.iterdir())
 
 
 def rewritten(target: Path, change: Any) -> Path:
-    """One of the files with another header."""
+    """Rewrite one of the files with another header."""
     with safetensors.safe_open(files.MODELS / "net_that_scales.safetensors", framework="flax") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(file.metadata()["resfit"])
@@ -76,10 +76,10 @@ def rewritten(target: Path, change: Any) -> Path:
 
 
 @pytest.mark.parametrize(("before", "now"), [(True, "blur"), (False, None)])
-def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_is_the_same_network(
+def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_gives_the_same_network(
     before: bool, now: str | None, tmp_path: Path
 ) -> None:
-    """Earlier versions knew blurring alone, also under the name of the zoo that averages now."""
+    """Earlier versions only had blurring, also under the zoo name that now averages."""
     spec = loaded("net_that_scales").module.spec
     found = resfit.load(rewritten(tmp_path / "net.safetensors", {"spec": spec.to_dict() | {"antialias": before}}))
     assert found.module.spec.antialias == now
@@ -89,7 +89,7 @@ def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_is_the_same_network(
     assert (files.predicted(found) != files.predicted(other)).any()
 
 
-def test_what_a_header_holds_besides_is_ignored(tmp_path: Path) -> None:
+def test_unknown_entries_of_a_header_are_ignored(tmp_path: Path) -> None:
     path = rewritten(tmp_path / "net.safetensors", {"author": "somebody", "notes": {"any": ["thing"]}})
     assert_same(values(resfit.load(path).module), values(loaded("net_that_scales").module))
 
@@ -107,7 +107,7 @@ def test_what_a_header_holds_besides_is_ignored(tmp_path: Path) -> None:
         ({"spec": {"depths": [1], "widths": [4], "stem": "cifar", "num_classes": 10**9}}, "is damaged"),
     ],
 )
-def test_a_header_that_cannot_be_is_refused_before_anything_is_built(change: Any, said: str, tmp_path: Path) -> None:
+def test_an_invalid_header_raises_before_anything_is_built(change: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(SavedModelError, match=said):
         resfit.load(rewritten(tmp_path / "net.safetensors", change))
 
@@ -115,14 +115,14 @@ def test_a_header_that_cannot_be_is_refused_before_anything_is_built(change: Any
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet20", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "resnet110"))]
 )
-def test_no_network_of_the_zoo_has_less_than_its_description_promises(name: str) -> None:
+def test_no_network_of_the_zoo_is_smaller_than_described(name: str) -> None:
     net: Any = nnx.eval_shape(lambda: resfit.create_model(name, num_classes=10))
     spec = net.spec
     least = sum(depth * width * width // 4 for depth, width in zip(spec.depths, spec.widths, strict=True))
     assert least < resfit.nets.count_params(net)
 
 
-def test_a_checkpoint_that_an_earlier_version_wrote_is_read() -> None:
+def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
     newest = CheckpointStore(files.CHECKPOINTS, writes=False).newest()
     assert newest is not None
     number, found = newest
@@ -134,10 +134,10 @@ def test_a_checkpoint_that_an_earlier_version_wrote_is_read() -> None:
     assert_same(found.facts, files.saved().facts)
 
 
-def test_a_checkpoint_of_a_later_format_is_refused_and_not_skipped(
+def test_a_checkpoint_of_a_later_format_raises_and_is_not_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resuming from an older checkpoint would lose the later work, and delete it in the end."""
+    """Resuming from an older checkpoint would lose the later training and finally delete it."""
     shutil.copytree(files.CHECKPOINTS, tmp_path / "run")
     checkpoints = CheckpointStore(tmp_path / "run")
     with monkeypatch.context() as patch:

@@ -1,6 +1,6 @@
-"""docs/keras.md says which behaviours of Keras are kept; what no other test shows of them is shown here.
+"""Test the Keras behaviors of docs/keras.md that no other test shows.
 
-And docs/lightning.md and docs/keras.md name tests that exist.
+Also check that docs/lightning.md and docs/keras.md name existing tests.
 """
 
 import ast
@@ -38,7 +38,7 @@ def missing_tests(text: str) -> list[str]:
     return [f"{path}::{name}" for path, name in TEST.findall(text) if name not in functions(path)]
 
 
-def test_every_behaviour_is_in_the_table_once_with_its_test_or_the_reason_why_there_is_none() -> None:
+def test_every_behavior_is_in_the_table_once_with_its_test_or_a_reason_for_no_test() -> None:
     text = PAGE.read_text()
     rows = ROW.findall(text)
     assert [int(number) for number, *_ in rows] == list(range(1, BEHAVIOURS + 1))
@@ -56,7 +56,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
     assert missing_tests(text) == []
 
 
-def test_a_test_that_is_named_and_does_not_exist_is_found() -> None:
+def test_a_missing_test_name_is_found() -> None:
     named = "`tests/test_keras_contract.py::test_gone`, `tests/test_gone.py::test_gone`"
     assert len(missing_tests(named)) == 2
 
@@ -69,19 +69,19 @@ def test_a_test_that_is_named_and_does_not_exist_is_found() -> None:
         lambda: ReduceLROnPlateau(mode="maximum"),
     ],
 )
-def test_an_unknown_mode_is_an_error(make: Any) -> None:
+def test_an_unknown_mode_raises(make: Any) -> None:
     with pytest.raises(CallbackError, match="Unknown mode 'maximum'"):
         make()
 
 
-def test_a_monitored_value_of_several_numbers_is_an_error() -> None:
+def test_a_monitored_value_of_several_numbers_raises() -> None:
     checkpoint = ModelCheckpoint("best.safetensors", monitor="recall", save_best_only=True)
     with pytest.raises((TypeError, ValueError)):
         play(checkpoint, [{"recall": np.array([0.25, 0.5])}])
     assert not Path("best.safetensors").exists()
 
 
-def test_epochs_without_a_validation_say_na_in_every_val_column() -> None:
+def test_epochs_without_a_validation_have_na_in_every_val_column() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     held_out = (images(8), labels(8))
     fit(model, epochs=5, validation_data=held_out, validation_freq=3, callbacks=[CSVLogger("log.csv")])
@@ -101,7 +101,7 @@ def test_every_step_has_its_hooks_and_there_is_no_steps_per_execution() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(20, 8), (10, 3)])
-def test_the_loss_of_weights_that_do_not_move_does_not_depend_on_the_batch_size(sizes: tuple[int, int]) -> None:
+def test_the_loss_of_constant_weights_does_not_depend_on_the_batch_size(sizes: tuple[int, int]) -> None:
     results = []
     for size in sizes:
         model = compiled(PlainNet(rngs=nnx.Rngs(0)), learning_rate=0.0)
@@ -110,7 +110,7 @@ def test_the_loss_of_weights_that_do_not_move_does_not_depend_on_the_batch_size(
     np.testing.assert_allclose(results, np.full((2, 2), results[0][0]), rtol=1e-6)
 
 
-def test_compiling_again_with_other_metrics_changes_what_is_reported_in_their_order() -> None:
+def test_compiling_again_with_other_metrics_changes_the_reported_values_in_their_order() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=["accuracy"])
     assert set(fit(model).history) == {"loss", "accuracy"}
     model.compile("sgd", metrics=["cross_entropy", "accuracy"], dispatch="jit")
@@ -121,7 +121,7 @@ def test_compiling_again_with_other_metrics_changes_what_is_reported_in_their_or
 
 
 class AlwaysNoisy(nnx.Module):
-    """Draws in evaluation too."""
+    """A network that also draws random numbers in evaluation."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.net = PlainNet(rngs=rngs)
@@ -131,14 +131,14 @@ class AlwaysNoisy(nnx.Module):
         return self.net(x) + jax.random.normal(self.rngs.params(), (x.shape[0], 3))
 
 
-def test_predicting_twice_gives_the_same_also_where_a_layer_always_draws() -> None:
+def test_predicting_twice_gives_the_same_result_also_with_a_layer_that_always_draws() -> None:
     model, quiet = resfit.Model(AlwaysNoisy(rngs=nnx.Rngs(0))), resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
     first = model.predict(images(), verbose=0)
     assert_same(first, model.predict(images(), verbose=0))
-    assert not np.allclose(first, quiet.predict(images(), verbose=0))  # it does draw
+    assert not np.allclose(first, quiet.predict(images(), verbose=0))  # the layer draws
 
 
-def test_a_callback_of_another_library_is_told_what_to_derive_from() -> None:
+def test_a_callback_of_another_library_raises_with_the_base_class() -> None:
     class Foreign:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             raise AssertionError

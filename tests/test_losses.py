@@ -1,4 +1,4 @@
-"""What labels mean, and what is ambiguous. Values are checked in tests/properties and tests/test_model.py."""
+"""The meaning of labels, and ambiguous labels. tests/properties and tests/test_model.py check the values of losses."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ from resfit.errors import CompileError, LabelError
         ((4,), np.zeros((4, 1)), "binary"),
     ],
 )
-def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kind: str) -> None:
+def test_shapes_and_dtypes_select_the_meaning_of_labels(logits: Any, labels: Any, kind: str) -> None:
     task = losses.task(np.zeros(logits, np.float32), labels)
     assert task.kind == kind
     assert task.labels.ndim == {"classes": 1, "soft": 2, "binary": 1}[kind]
@@ -50,18 +50,18 @@ def test_shapes_and_dtypes_decide_what_labels_mean(logits: Any, labels: Any, kin
         ((4, 10), np.zeros((4, 1, 1), np.int32), "class numbers or"),
     ],
 )
-def test_what_cannot_belong_together_is_refused(logits: Any, labels: Any, message: str) -> None:
+def test_shapes_that_do_not_match_raise(logits: Any, labels: Any, message: str) -> None:
     with pytest.raises(LabelError, match=message):
         losses.task(np.zeros(logits, np.float32), labels)
 
 
-def test_several_outputs_or_labels_need_a_loss_of_ones_own() -> None:
+def test_several_outputs_or_labels_require_a_custom_loss() -> None:
     for logits, labels in (({"a": np.zeros(3)}, np.zeros(3)), (np.zeros((3, 2)), [np.zeros(3)])):
         with pytest.raises(LabelError, match=r"one array of .*Model\.compute_loss"):
             losses.task(logits, labels)
 
 
-def test_losses_are_float32_whatever_the_logits_are() -> None:
+def test_losses_are_float32_for_every_dtype_of_logits() -> None:
     half = np.ones((4, 3), jnp.bfloat16)
     assert jax.eval_shape(losses.cross_entropy, half, np.zeros(4, np.int32)).dtype == jnp.float32
     assert jax.eval_shape(losses.mean_squared_error, half, half).dtype == jnp.float32
@@ -77,7 +77,7 @@ def test_binary_cross_entropy_averages_independent_outputs() -> None:
 
 @pytest.mark.parametrize("loss", [losses.binary_cross_entropy, losses.mean_squared_error])
 def test_columns_never_broadcast_against_rows(loss: Any) -> None:
-    # (n, 1) against (n,) is the classic silent (n, n) of a regression.
+    # (n, 1) against (n,) is the usual silent (n, n) of a regression.
     outputs, targets = np.arange(4, dtype=np.float32)[:, None], np.float32([1.0, 0.0, 1.0, 0.0])
     column, row = jax.jit(lambda outputs, targets: (loss(outputs, targets), loss(outputs[:, 0], targets)))(
         outputs, targets
@@ -99,11 +99,11 @@ def test_columns_never_broadcast_against_rows(loss: Any) -> None:
         ("mean_squared_error", losses.mean_squared_error),
     ],
 )
-def test_names_and_those_of_keras_name_losses(name: str, loss: Any) -> None:
+def test_names_and_keras_names_select_losses(name: str, loss: Any) -> None:
     assert losses.get(name) is loss
 
 
-def test_a_function_is_a_loss_and_anything_else_is_not() -> None:
+def test_a_function_is_a_loss_and_other_objects_raise() -> None:
     assert losses.get(optax.l2_loss) is optax.l2_loss
     with pytest.raises(CompileError, match="Unknown loss 'logistic'"):
         losses.get("logistic")
@@ -124,7 +124,7 @@ def test_a_function_is_a_loss_and_anything_else_is_not() -> None:
         (np.zeros(0, int), (2, 3)),
     ],
 )
-def test_good_values_of_labels_pass(labels: Any, logits_shape: Any) -> None:
+def test_valid_labels_are_accepted(labels: Any, logits_shape: Any) -> None:
     losses.check_labels(labels, logits_shape)
 
 
@@ -146,7 +146,7 @@ def test_good_values_of_labels_pass(labels: Any, logits_shape: Any) -> None:
         (np.array([-1, 1]), (2,), "binary"),
     ],
 )
-def test_bad_values_of_labels_are_refused_with_a_remedy(labels: Any, logits_shape: Any, message: str) -> None:
+def test_invalid_labels_raise_with_a_remedy(labels: Any, logits_shape: Any, message: str) -> None:
     with pytest.raises(LabelError, match=message):
         losses.check_labels(labels, logits_shape)
 

@@ -1,4 +1,4 @@
-"""Metrics: any clu metric, exact over any number of batches."""
+"""Metrics: any clu metric, exact for any number of batches."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_named_metrics_equal_numpy_over_padded_batches() -> None:
     np.testing.assert_allclose(found["cross_entropy"], found["loss"], rtol=1e-6)
 
 
-def test_the_cross_entropy_metric_is_itself_whatever_the_loss_is() -> None:
+def test_the_cross_entropy_metric_does_not_depend_on_the_loss() -> None:
     found, logits = evaluated(["cross_entropy"], loss=lambda outputs, y: 0 * outputs[:, 0])
     shifted = logits - logits.max(axis=1, keepdims=True)
     expected = (np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(20), labels()]).mean()
@@ -60,21 +60,21 @@ def test_metric_classes_of_clu_and_functions_are_metrics() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.int32])
-def test_accuracy_of_clu_takes_labels_of_any_integer_type(dtype: Any) -> None:
+def test_accuracy_of_clu_accepts_labels_of_any_integer_dtype(dtype: Any) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics={"theirs": clu.metrics.Accuracy, "ours": "accuracy"})
     for y in (labels().astype(dtype), np.eye(CLASSES, dtype=dtype)[labels()]):
         _, theirs, ours = model.evaluate(images(), y, verbose=0)
         assert theirs == ours == top_k(model.predict(images(), verbose=0), labels(), 1)
 
 
-def test_top_k_with_more_than_all_classes_is_refused() -> None:
+def test_top_k_with_k_above_the_number_of_classes_raises() -> None:
     with pytest.raises(LabelError, match="top_5_accuracy got a network with 3 classes"):
         evaluated(["top_5_accuracy"])
     with pytest.raises(LabelError, match="one binary output"):
         metrics.top_k_accuracy(2).from_model_output(logits=np.zeros((4, 1), np.float32), targets=np.zeros(4, np.int32))
 
 
-def test_ties_go_to_the_lower_class_so_that_equal_logits_are_not_all_right() -> None:
+def test_ties_go_to_the_lower_class_so_that_equal_logits_are_not_all_correct() -> None:
     made = jax.jit(metrics.top_k_accuracy(2).from_model_output)
 
     def share(target: int) -> float:
@@ -89,12 +89,12 @@ def accuracy(logits: np.ndarray, targets: np.ndarray) -> float:
     return float(jax.device_get(metric).compute())
 
 
-def test_a_row_of_nan_is_never_right() -> None:
+def test_a_row_of_nan_is_never_correct() -> None:
     logits = np.float32([[np.nan] * 3, [0.0, 1.0, 0.0]])
     assert accuracy(logits, np.int32([0, 1])) == 0.5
 
 
-def test_binary_accuracy_reads_the_sign_and_soft_targets_their_largest_class() -> None:
+def test_binary_accuracy_uses_the_sign_and_soft_targets_their_largest_class() -> None:
     binary = accuracy(np.float32([[-1.0], [2.0], [3.0]]), np.int32([0, 0, 1]))
     np.testing.assert_allclose(binary, 2 / 3, rtol=1e-6)
     assert accuracy(np.float32([[2.0, 1.0], [2.0, 1.0]]), np.float32([[0.6, 0.4], [0.4, 0.6]])) == 0.5
@@ -111,10 +111,10 @@ def test_a_mean_is_exact_over_many_batches_where_a_plain_sum_drifts() -> None:
     values = np.full((40_000, 128), 0.1, np.float32)
     expected = float(np.float32(0.1))
     assert abs(running(metrics.Mean, values) - expected) < 1e-7  # half a unit in the last place of a float32
-    assert abs(running(clu.metrics.Average, values) - expected) > 1e-6  # what clu's own would have reported
+    assert abs(running(clu.metrics.Average, values) - expected) > 1e-6  # the value of clu's metric
 
 
-def test_a_function_that_averages_on_its_own_is_refused() -> None:
+def test_a_function_that_returns_a_mean_raises() -> None:
     with pytest.raises(LabelError, match=r"'mean' returned shape \(\)\. Expected one value per example, \(8,\)"):
         compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=[mean]).test_on_batch(images(8), labels(8))
 
@@ -140,7 +140,7 @@ def mean(outputs: jax.Array, y: jax.Array) -> jax.Array:
         ({"class": "accuracy"}, "cannot be named 'class'"),
     ],
 )
-def test_metrics_that_cannot_work_are_refused(given: Any, message: str) -> None:
+def test_invalid_metrics_raise(given: Any, message: str) -> None:
     with pytest.raises(CompileError, match=message):
         metrics.by_name(given)
 
@@ -161,8 +161,8 @@ def test_metrics_keep_their_names_and_order(given: Any, names: list[str]) -> Non
     assert metrics.names(metrics.collection(metrics.by_name(given))) == ["loss", *names]
 
 
-def test_the_metrics_of_clu_give_what_their_formulas_say() -> None:
-    """Std calls jnp.clip with an argument that JAX has dropped, unless it is repaired."""
+def test_the_metrics_of_clu_equal_their_formulas() -> None:
+    """Std calls jnp.clip with an argument that JAX removed; resfit repairs the call."""
     names = {
         "std": clu.metrics.Std.from_output("loss"),
         "mean": clu.metrics.Average.from_output("loss"),
@@ -174,7 +174,7 @@ def test_the_metrics_of_clu_give_what_their_formulas_say() -> None:
     assert np.isfinite(found["last"])
 
 
-def test_accuracy_is_there_by_default_for_classes_alone() -> None:
+def test_accuracy_is_a_default_metric_for_classes_only() -> None:
     from resfit import losses
 
     assert metrics.automatic(losses.cross_entropy) == {"accuracy": metrics.Accuracy}

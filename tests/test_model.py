@@ -1,4 +1,4 @@
-"""What a user sees of `Model`: fit, evaluate, predict, and a module that stays the user's own."""
+"""`Model` as a user sees it: fit, evaluate, predict, and a module that remains the user's."""
 
 import functools
 import logging
@@ -42,13 +42,13 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(n,), in NumPy and float64."""
+    """Return the loss of each row, (n,), in NumPy and float64."""
     return -log_softmax(np.asarray(logits, np.float64))[np.arange(len(y)), y]
 
 
 @functools.cache
 def ready() -> Any:
-    """One model for all tests to which its values do not matter: its steps are traced once."""
+    """Return one model for all tests that do not depend on its values, so that its steps are traced once."""
     return compiled()
 
 
@@ -58,7 +58,7 @@ def forward(module: Any, x: Any) -> Any:
     return module(x)
 
 
-# --- the module stays the user's own ----------------------------------------------------------------------------------
+# --- the module remains the user's ------------------------------------------------------------------------------------
 
 ACTIONS: dict[str, Callable[[resfit.Model], Any]] = {
     "fit": fit,
@@ -76,7 +76,7 @@ ACTIONS: dict[str, Callable[[resfit.Model], Any]] = {
     [["fit", "evaluate", "predict", "fit"], ["predict", "train_on_batch", "evaluate"], ["evaluate", "test_on_batch"]],
     ids=" ".join,
 )
-def test_the_module_keeps_its_flags_whatever_is_called_in_whatever_order(actions: list[str], train: bool) -> None:
+def test_the_module_keeps_its_flags_after_any_calls_in_any_order(actions: list[str], train: bool) -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     module.train() if train else module.eval()
     came_with = flags(module)
@@ -88,7 +88,7 @@ def test_the_module_keeps_its_flags_whatever_is_called_in_whatever_order(actions
 
 
 @pytest.mark.parametrize("action", ["evaluate", "predict", "test_on_batch", "predict_on_batch"])
-def test_evaluating_and_predicting_change_nothing(action: str) -> None:
+def test_evaluate_and_predict_change_nothing(action: str) -> None:
     model = ready()
     fit(model)
     before = values(model.module)
@@ -97,7 +97,7 @@ def test_evaluating_and_predicting_change_nothing(action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["fit", "train_on_batch"])
-def test_training_changes_parameters_and_statistics_in_the_users_own_module(action: str) -> None:
+def test_training_changes_parameters_and_statistics_in_the_users_module(action: str) -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     before = values(module)
     ACTIONS[action](compiled(module))
@@ -149,22 +149,22 @@ def test_after_an_exception_the_module_holds_the_last_completed_step(fail: Any, 
     assert state_of(model).steps() == steps
     assert differ(before, values(module)) == (set(before) if steps else set())
     assert_close(model.predict(images(), verbose=0), forward(module, images()))
-    fit(model)  # and training goes on
+    fit(model)  # the training can continue
     assert state_of(model).steps() == steps + 3
 
 
-def test_an_exception_while_tracing_leaves_everything_as_it_was() -> None:
+def test_an_exception_while_tracing_leaves_everything_unchanged() -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     before = values(module)
     model = compiled(module)
     with pytest.raises((TypeError, ValueError)):
-        fit(model, np.zeros((8, 8, 8, 2), np.float32), labels(8))  # two channels for a net of one
+        fit(model, np.zeros((8, 8, 8, 2), np.float32), labels(8))  # two channels for a network with one
     assert differ(before, values(module)) == set()
     fit(model)
 
 
 @pytest.mark.parametrize("action", ["evaluate", "predict"])
-def test_an_exception_in_evaluate_and_predict_leaves_the_module_alone(action: str) -> None:
+def test_an_exception_in_evaluate_or_predict_leaves_the_module_unchanged(action: str) -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     came_with, before = flags(module), values(module)
     model = compiled(module)
@@ -180,7 +180,7 @@ def test_an_exception_in_evaluate_and_predict_leaves_the_module_alone(action: st
     assert differ(before, values(module)) == set()
 
 
-def test_arrays_that_the_user_took_before_stay_readable() -> None:
+def test_arrays_taken_from_the_module_stay_readable() -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     held, clone, first = nnx.as_pure(nnx.state(module)), nnx.clone(module), module.head.kernel[...]
     expected = values(module)
@@ -195,7 +195,7 @@ def test_arrays_that_the_user_took_before_stay_readable() -> None:
     assert np.array_equal(after_fit, copied)
 
 
-def test_arrays_that_a_callback_took_stay_readable_while_training_goes_on() -> None:
+def test_arrays_taken_by_a_callback_stay_readable_during_training() -> None:
     class Keeps(Callback):
         def __init__(self) -> None:
             self.kept: list[tuple[Any, np.ndarray]] = []
@@ -212,7 +212,7 @@ def test_arrays_that_a_callback_took_stay_readable_while_training_goes_on() -> N
     assert len({copy.tobytes() for _, copy in keeps.kept}) == 6
 
 
-def test_a_teacher_that_is_a_clone_of_the_student_survives_its_training() -> None:
+def test_a_teacher_that_is_a_clone_of_the_student_is_not_changed_by_its_training() -> None:
     student = TinyNet(rngs=nnx.Rngs(0))
     teacher = nnx.clone(student)  # shares the arrays
     before = values(teacher)
@@ -222,7 +222,7 @@ def test_a_teacher_that_is_a_clone_of_the_student_survives_its_training() -> Non
     assert differ(before, values(teacher)) == set()
 
 
-def test_two_models_over_one_module_see_each_others_training() -> None:
+def test_two_models_of_one_module_share_its_training() -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
     a, b = compiled(module), compiled(module)
     fit(a)
@@ -234,7 +234,7 @@ def test_two_models_over_one_module_see_each_others_training() -> None:
     assert_same(a.get_weights(), b.get_weights())
 
 
-def test_what_is_assigned_between_two_calls_is_taken_over() -> None:
+def test_values_assigned_between_two_calls_are_used() -> None:
     model = compiled()
     fit(model)
     model.module.head.kernel[...] = jnp.zeros((4, CLASSES))
@@ -245,7 +245,7 @@ def test_what_is_assigned_between_two_calls_is_taken_over() -> None:
     np.testing.assert_array_equal(model.module.head.bias[...], np.float32([1, 2, 3]))
 
 
-def test_what_a_callback_assigns_in_a_batch_is_trained_on_from_there() -> None:
+def test_training_continues_from_values_that_a_callback_assigns() -> None:
     class Resets(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             if batch == 1:
@@ -256,7 +256,7 @@ def test_what_a_callback_assigns_in_a_batch_is_trained_on_from_there() -> None:
     np.testing.assert_array_equal(model.module.head.kernel[...], 0.5)
 
 
-def test_what_is_assigned_to_the_module_while_it_is_out_of_date_is_not_lost_without_a_word(
+def test_losing_a_value_assigned_to_an_outdated_module_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     module = TinyNet(rngs=nnx.Rngs(0))
@@ -271,14 +271,14 @@ def test_what_is_assigned_to_the_module_while_it_is_out_of_date_is_not_lost_with
     assert "model.module" in caplog.text
 
 
-def test_an_assigned_array_of_another_shape_is_refused_by_name() -> None:
+def test_an_assigned_array_of_another_shape_raises_with_its_name() -> None:
     model = compiled()
     model.module.head.bias = nnx.Param(jnp.zeros(5))
     with pytest.raises(ModuleError, match=r"'head\.bias'.*shape \(5,\).*\(3,\)"):
         model.predict(images(), verbose=0)
 
 
-def test_a_variable_added_after_compile_is_refused() -> None:
+def test_a_variable_added_after_compile_raises() -> None:
     model = compiled()
     model.module.extra = nnx.Param(jnp.zeros(5))
     with pytest.raises(ModuleError, match=r"added.*compile"):
@@ -300,7 +300,7 @@ def test_set_weights_is_the_inverse_of_get_weights_and_copies() -> None:
         model.set_weights(start[:-1])
 
 
-def test_a_step_that_dies_on_the_device_leaves_a_module_that_works() -> None:
+def test_a_step_that_fails_on_the_device_leaves_a_usable_module() -> None:
     armed: list[bool] = []
 
     def explode(x: np.ndarray) -> np.ndarray:
@@ -354,7 +354,7 @@ def test_evaluate_equals_a_formula_in_numpy_for_every_batch_size(trained: Any) -
     np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
 
 
-def test_evaluate_weighs_the_loss_and_not_the_metrics(trained: Any) -> None:
+def test_evaluate_weights_the_loss_and_not_the_metrics(trained: Any) -> None:
     x, y = images(21, seed=3), labels(21)
     weight = np.random.default_rng(0).uniform(0, 3, 21)
     logits = trained.predict(x, verbose=0)
@@ -365,7 +365,7 @@ def test_evaluate_weighs_the_loss_and_not_the_metrics(trained: Any) -> None:
     np.testing.assert_allclose(found["cross_entropy"], cross_entropy(logits, y).mean(), rtol=1e-5)
 
 
-def test_evaluate_returns_what_keras_returns() -> None:
+def test_evaluate_returns_the_same_as_keras() -> None:
     model = compiled(metrics=["cross_entropy", "accuracy"])
     listed = model.evaluate(images(), labels(), verbose=0)
     named = model.evaluate(images(), labels(), verbose=0, return_dict=True)
@@ -396,14 +396,14 @@ def test_predict_keeps_the_structure_of_the_outputs() -> None:
     np.testing.assert_allclose(predicted["mean"], images().mean(axis=(1, 2, 3)), atol=1e-6)
 
 
-def test_predict_on_batch_and_test_on_batch_are_the_same_as_their_whole_set_forms(trained: Any) -> None:
+def test_predict_on_batch_and_test_on_batch_equal_predict_and_evaluate(trained: Any) -> None:
     x, y = images(8), labels(8)
     np.testing.assert_allclose(trained.predict_on_batch(x), trained.predict(x, verbose=0), atol=1e-6)
     np.testing.assert_allclose(trained.test_on_batch(x, y), trained.evaluate(x, y, verbose=0), rtol=1e-6)
     assert trained.test_on_batch(x, y, return_dict=True).keys() == {"loss", "accuracy", "cross_entropy"}
 
 
-def test_predict_needs_no_compile_and_the_rest_says_that_it_does() -> None:
+def test_predict_works_without_compile_and_other_methods_require_it() -> None:
     model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
     assert model.predict(images(), verbose=0).shape == (20, CLASSES)
     for action in ("fit", "evaluate", "train_on_batch", "test_on_batch"):
@@ -416,7 +416,7 @@ def test_predict_needs_no_compile_and_the_rest_says_that_it_does() -> None:
 # --- weights of examples ----------------------------------------------------------------------------------------------
 
 
-def test_training_weighs_the_loss_by_the_formula() -> None:
+def test_training_weights_the_loss_by_the_formula() -> None:
     x, y = images(8), labels(8)
     weight = np.random.default_rng(0).uniform(0, 3, 8).astype(np.float32)
 
@@ -442,7 +442,7 @@ def test_class_weight_is_the_sample_weight_of_each_class() -> None:
     assert one.history.history == other.history.history
 
 
-def test_an_example_of_weight_zero_teaches_nothing() -> None:
+def test_an_example_of_weight_zero_has_no_effect() -> None:
     x, y = images(8), labels(8)
     weight = np.ones(8)
     weight[3] = 0
@@ -458,7 +458,7 @@ def test_an_example_of_weight_zero_teaches_nothing() -> None:
 
 
 class Batches(Callback):
-    """The batches that a fit trains on, through the labels of a loss that reports them."""
+    """Record the batches of a fit from the labels, for a loss that reports them."""
 
     def __init__(self) -> None:
         self.epochs: list[list[int]] = []
@@ -484,7 +484,7 @@ def members(batch: int) -> set[int]:
     return {i for i in range(24) if batch >> i & 1}
 
 
-def test_every_example_is_seen_once_an_epoch_in_a_new_order() -> None:
+def test_every_example_occurs_once_an_epoch_in_a_new_order() -> None:
     model, batches = numbered(), Batches()
     fit(model, images(20), np.arange(20), epochs=3, callbacks=[batches])
     cut = [[members(batch) for batch in epoch] for epoch in batches.epochs]
@@ -520,7 +520,7 @@ def test_validation_equals_evaluate_on_the_same_data() -> None:
     assert [history["val_loss"][-1], history["val_accuracy"][-1]] == expected
 
 
-def test_validation_data_wins_over_validation_split() -> None:
+def test_validation_data_overrides_validation_split() -> None:
     recorder = Recorder()
     fit(ready(), validation_split=0.5, validation_data=(images(8), labels(8)), callbacks=[recorder])
     assert recorder.names().count("on_train_batch_end") == 3
@@ -536,7 +536,7 @@ def test_validation_freq_counts_epochs_from_one(frequency: Any, expected: list[i
     assert [epoch for epoch, value in enumerate(found) if value is not None] == expected
 
 
-def test_initial_epoch_and_epochs_number_them_as_keras_does() -> None:
+def test_initial_epoch_and_epochs_number_epochs_as_keras_does() -> None:
     recorder = Recorder()
     history = fit(ready(), initial_epoch=3, epochs=5, callbacks=[recorder])
     assert history.epoch == [3, 4]
@@ -544,7 +544,7 @@ def test_initial_epoch_and_epochs_number_them_as_keras_does() -> None:
     assert recorder.params == {"verbose": 0, "epochs": 5, "steps": 3}
 
 
-def test_steps_per_epoch_cuts_one_pass_after_another_without_a_gap() -> None:
+def test_steps_per_epoch_splits_consecutive_passes_without_gaps() -> None:
     model, batches = numbered(), Batches()
     history = fit(model, images(20), np.arange(20), steps_per_epoch=2, epochs=3, callbacks=[batches])
     assert [len(epoch) for epoch in batches.epochs] == [2, 2, 2]
@@ -553,7 +553,7 @@ def test_steps_per_epoch_cuts_one_pass_after_another_without_a_gap() -> None:
     assert history.params["steps"] == 2
 
 
-def test_validation_steps_takes_the_first_batches_every_time() -> None:
+def test_validation_steps_uses_the_first_batches_in_every_epoch() -> None:
     x, y = images(), labels()
     recorder = Recorder()
     history = fit(
@@ -565,7 +565,7 @@ def test_validation_steps_takes_the_first_batches_every_time() -> None:
 
 
 @pytest.mark.parametrize("n", [9, 17])
-def test_a_last_row_alone_is_left_out_under_batch_norm_with_one_warning(
+def test_a_single_last_row_is_left_out_under_batch_norm_with_one_warning(
     n: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, recorder = compiled(), Recorder()
@@ -577,7 +577,7 @@ def test_a_last_row_alone_is_left_out_under_batch_norm_with_one_warning(
     assert f"{n} examples, batch_size=8" in caplog.text
 
 
-def test_a_last_row_alone_is_trained_on_without_batch_norm(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_last_row_is_trained_without_batch_norm(caplog: pytest.LogCaptureFixture) -> None:
     batches = Batches()
     with caplog.at_level(logging.WARNING, "resfit"):
         fit(numbered(), images(9), np.arange(9), shuffle=False, callbacks=[batches])
@@ -585,7 +585,7 @@ def test_a_last_row_alone_is_trained_on_without_batch_norm(caplog: pytest.LogCap
     assert caplog.text == ""
 
 
-def test_drop_remainder_leaves_out_the_tail_and_says_so_where_nothing_is_left() -> None:
+def test_drop_remainder_leaves_out_the_remainder_and_raises_if_no_batch_is_left() -> None:
     batches = Batches()
     fit(numbered(), images(20), np.arange(20), drop_remainder=True, shuffle=False, callbacks=[batches])
     assert [members(batch) for batch in batches.epochs[0]] == [set(range(8)), set(range(8, 16))]
@@ -615,7 +615,7 @@ def test_drop_remainder_leaves_out_the_tail_and_says_so_where_nothing_is_left() 
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_an_argument_of_fit_that_cannot_work_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_an_invalid_argument_of_fit_raises(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit(compiled(PlainNet(rngs=nnx.Rngs(0))), **arguments)
 
@@ -633,7 +633,7 @@ def test_an_argument_of_fit_that_cannot_work_is_refused(arguments: dict[str, Any
     ],
     ids=["no examples", "other counts", "no labels", "strings", "objects", "a number", "int64 images"],
 )
-def test_data_that_cannot_be_trained_on_are_refused(x: Any, y: Any, message: str) -> None:
+def test_data_that_cannot_be_trained_raise(x: Any, y: Any, message: str) -> None:
     model = ready()
     before = values(model.module)
     with pytest.raises(DataError, match=message):
@@ -641,7 +641,7 @@ def test_data_that_cannot_be_trained_on_are_refused(x: Any, y: Any, message: str
     assert differ(before, values(model.module)) == set()
 
 
-def test_class_weight_without_labels_is_refused() -> None:
+def test_class_weight_without_labels_raises() -> None:
     with pytest.raises(DataError, match="class_weight needs labels"):
         ready().fit(images(8), class_weight={0: 1.0}, verbose=0)
 
@@ -723,7 +723,7 @@ BAD_LABELS: dict[str, tuple[Callable[[np.ndarray], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_LABELS)
-def test_bad_labels_are_refused_before_a_step_and_leave_the_model_usable(name: str) -> None:
+def test_invalid_labels_raise_before_a_step_and_leave_the_model_usable(name: str) -> None:
     form, message = BAD_LABELS[name]
     model = ready()
     before, steps = values(model.module), state_of(model).steps()
@@ -736,7 +736,7 @@ def test_bad_labels_are_refused_before_a_step_and_leave_the_model_usable(name: s
 
 
 @pytest.mark.parametrize("call", ["train_on_batch", "test_on_batch"])
-def test_bad_labels_are_refused_one_batch_at_a_time_too(call: str) -> None:
+def test_invalid_labels_raise_in_calls_for_one_batch(call: str) -> None:
     model = ready()
     getattr(model, call)(images(8), labels(8))
     before = values(model.module)
@@ -745,7 +745,7 @@ def test_bad_labels_are_refused_one_batch_at_a_time_too(call: str) -> None:
     assert differ(before, values(model.module)) == set()
 
 
-def test_a_bad_label_in_any_batch_of_the_data_set_is_found_before_the_first_step() -> None:
+def test_a_wrong_label_in_any_batch_of_the_dataset_is_found_before_the_first_step() -> None:
     y = labels(20)
     y[19] = 7
     model = compiled()
@@ -754,7 +754,7 @@ def test_a_bad_label_in_any_batch_of_the_data_set_is_found_before_the_first_step
     assert state_of(model).steps() == 0
 
 
-def test_a_bad_label_in_a_later_batch_of_an_iterable_is_found_when_it_comes() -> None:
+def test_a_wrong_label_in_a_later_batch_of_an_iterable_is_found_in_that_batch() -> None:
     model = compiled()
     with pytest.raises(LabelError, match="y - 1"):
         fit(model, [(images(8), labels(8)), (images(8), labels(8) + 1)], None)
@@ -762,7 +762,7 @@ def test_a_bad_label_in_a_later_batch_of_an_iterable_is_found_when_it_comes() ->
 
 
 @pytest.mark.parametrize("binary", [np.array([0, 2] * 4), np.array([-1, 1] * 4)])
-def test_binary_labels_outside_zero_and_one_are_refused(binary: np.ndarray) -> None:
+def test_binary_labels_other_than_zero_and_one_raise(binary: np.ndarray) -> None:
     with pytest.raises(LabelError, match="one binary output"):
         compiled(PlainNet(1, rngs=nnx.Rngs(0))).train_on_batch(images(8), binary)
 
@@ -800,7 +800,7 @@ def test_two_inputs_and_two_heads() -> None:
     np.testing.assert_allclose(accuracy, (outputs["kind"].argmax(axis=1) == y["kind"]).mean(), rtol=1e-6)
 
 
-def test_a_teacher_teaches_and_is_not_trained() -> None:
+def test_a_teacher_in_compute_loss_is_not_trained() -> None:
     class Distilled(resfit.Model):
         teacher: Any
 
@@ -820,7 +820,7 @@ def test_a_teacher_teaches_and_is_not_trained() -> None:
     assert list(history) == ["loss"]
 
 
-def test_a_loss_may_do_without_labels() -> None:
+def test_a_loss_can_ignore_labels() -> None:
     class Autoencoder(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
             assert y is None
@@ -833,7 +833,7 @@ def test_a_loss_may_do_without_labels() -> None:
     assert len(history["val_loss"]) == 5
 
 
-def test_compute_loss_can_add_to_that_of_its_base_class() -> None:
+def test_compute_loss_can_extend_that_of_its_base_class() -> None:
     class Penalised(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
             losses, outputs = super().compute_loss(module, x, y, key=key, train=train)
@@ -849,7 +849,7 @@ def test_compute_loss_can_add_to_that_of_its_base_class() -> None:
 # --- compile ----------------------------------------------------------------------------------------------------------
 
 
-def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
+def test_compile_keeps_the_variables_and_resets_the_optimizer() -> None:
     model = compiled()
     fit(model)
     trained = values(model.module)
@@ -860,7 +860,7 @@ def test_compile_keeps_the_variables_and_starts_the_optimizer_again() -> None:
     assert list(fit(model, images(16), labels(16)).history) == ["loss", "accuracy", "cross_entropy"]
 
 
-def test_compile_while_fit_is_running_is_refused_and_possible_again_after_it() -> None:
+def test_compile_during_fit_raises_and_works_after_it() -> None:
     class Compiles(resfit.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.compile("adam", dispatch="jit")
@@ -872,7 +872,7 @@ def test_compile_while_fit_is_running_is_refused_and_possible_again_after_it() -
     fit(model, images(8), labels(8))
 
 
-def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
+def test_a_compile_that_fails_leaves_the_model_unchanged() -> None:
     model = compiled()
     fit(model)
     with pytest.raises(CompileError, match="built with its own rate"):
@@ -898,12 +898,12 @@ def test_a_compile_that_fails_leaves_the_model_as_it_was() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_an_argument_of_compile_that_cannot_work_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_an_invalid_argument_of_compile_raises(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         resfit.Model(PlainNet(rngs=nnx.Rngs(0))).compile(**arguments)
 
 
-def test_the_learning_rate_can_be_set_where_there_is_one_and_says_why_where_not() -> None:
+def test_a_single_learning_rate_can_be_set_and_otherwise_the_error_gives_the_reason() -> None:
     module = PlainNet(rngs=nnx.Rngs(0))
     model = compiled(module)
     before = values(module)
@@ -938,7 +938,7 @@ def forever() -> Iterator[Any]:
         yield from batches()
 
 
-def test_a_list_of_batches_gives_one_pass_an_epoch() -> None:
+def test_a_list_of_batches_is_one_pass_per_epoch() -> None:
     recorder = Recorder()
     model = compiled()
     model.fit(batches(), epochs=2, verbose=0, validation_data=batches(2), callbacks=[recorder])
@@ -952,7 +952,7 @@ def test_a_list_of_batches_gives_one_pass_an_epoch() -> None:
     )
 
 
-def test_endless_generators_with_steps_are_shared_out_over_the_epochs() -> None:
+def test_endless_generators_with_steps_continue_across_epochs() -> None:
     recorder = Recorder()
     ready().fit(
         forever(), steps_per_epoch=3, epochs=2, validation_data=forever(), validation_steps=4, verbose=0,
@@ -962,14 +962,14 @@ def test_endless_generators_with_steps_are_shared_out_over_the_epochs() -> None:
     assert recorder.names().count("on_test_batch_end") == 8
 
 
-def test_a_generator_loses_no_batch_to_a_limited_evaluation() -> None:
+def test_a_limited_evaluation_takes_no_further_batch_from_a_generator() -> None:
     source = iter(batches(3))
     model = ready()
     model.evaluate(source, steps=2, verbose=0)
     assert len(list(source)) == 1
 
 
-def test_a_generator_that_is_used_up_says_so() -> None:
+def test_an_exhausted_generator_raises() -> None:
     model = compiled()
     with pytest.raises(DataError, match="generator is an iterator, and all its batches have been used"):
         model.fit((batch for batch in batches()), epochs=2, verbose=0)
@@ -980,7 +980,7 @@ def test_a_generator_that_is_used_up_says_so() -> None:
         model.fit([], verbose=0)
 
 
-def test_an_iterable_may_bring_weights_and_take_no_labels_beside_it() -> None:
+def test_an_iterable_can_contain_weights_and_does_not_accept_labels_beside_it() -> None:
     x, y = images(8), labels(8)
     weight = np.linspace(0, 2, 8)
     one, other = compiled(), compiled()
@@ -996,7 +996,7 @@ def test_an_iterable_may_bring_weights_and_take_no_labels_beside_it() -> None:
         one.fit([(x, y, weight, 1)], verbose=0)
 
 
-def test_class_weight_weighs_the_batches_of_an_iterable_as_it_does_arrays() -> None:
+def test_class_weight_weights_the_batches_of_an_iterable_like_arrays() -> None:
     x, y = images(16), labels(16)
     one, other = compiled(), compiled()
     weights = {0: 2.0, 2: 0.5}
@@ -1009,11 +1009,11 @@ def test_class_weight_weighs_the_batches_of_an_iterable_as_it_does_arrays() -> N
         one.fit([x], class_weight=weights, verbose=0)
 
 
-def test_the_whole_data_set_on_the_device_trains_the_same() -> None:
+def test_the_whole_dataset_on_the_device_trains_the_same() -> None:
     one, other = compiled(), compiled()
     fit(one, epochs=2, cache="device")
     fit(other, epochs=2)
-    # Two programs: XLA may fuse the gather of the batch into the step, which moves the last bit on some processors.
+    # Two programs: XLA can fuse the gather of the batch into the step, which changes the last bit on some processors.
     assert_close(values(one.module), values(other.module), 1e-5)
     spread, other = compiled(dispatch="sharded"), compiled()
     fit(spread, images(16), labels(16), epochs=2, cache="device")
@@ -1025,7 +1025,7 @@ def test_the_whole_data_set_on_the_device_trains_the_same() -> None:
         one.fit([(images(), labels())], cache="device", verbose=0)
 
 
-def test_a_function_that_returns_a_fresh_iterator_serves_every_epoch() -> None:
+def test_a_function_that_returns_a_new_iterator_is_called_in_every_epoch() -> None:
     def fresh() -> Iterator[Any]:
         yield images(8), labels(8)
         yield images(8, seed=2), labels(8, seed=2)
@@ -1049,7 +1049,7 @@ def test_the_share_of_time_spent_waiting_for_data_is_measured() -> None:
     assert model.data_wait == history.timings["data_wait"][-1]
 
 
-def test_what_the_data_report_stands_in_the_logs_of_the_epoch() -> None:
+def test_the_report_of_the_data_is_in_the_logs_of_the_epoch() -> None:
     class Reporting(resfit.data.ArrayBatches):
         @property
         def report(self) -> dict[str, float]:
@@ -1062,7 +1062,7 @@ def test_what_the_data_report_stands_in_the_logs_of_the_epoch() -> None:
     assert history.history["bad_records"] == [3.0]
 
 
-def test_batches_of_resfit_itself_are_data() -> None:
+def test_batches_of_resfit_are_accepted_as_data() -> None:
     data = resfit.data.ArrayBatches(images(), labels(), batch_size=BATCH, seed=0)
     one, other = compiled(), compiled()
     one.fit(data, epochs=2, verbose=0)
@@ -1078,7 +1078,7 @@ def test_callbacks_must_derive_from_callback() -> None:
         fit(ready(), callbacks=[Foreign()])
 
 
-def test_predict_gives_probabilities_and_labels_on_request() -> None:
+def test_predict_returns_probabilities_and_labels_on_request() -> None:
     model, x = ready(), images(11)
     logits = model.predict(x, batch_size=4, verbose=0)
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -1089,7 +1089,7 @@ def test_predict_gives_probabilities_and_labels_on_request() -> None:
         model.predict(x, verbose=0, outputs="classes")
 
 
-def test_predict_batches_yields_every_row_in_order_and_may_be_left_early() -> None:
+def test_predict_batches_yields_every_row_in_order_and_can_be_stopped_early() -> None:
     model, x = ready(), images(11)
     parts = list(model.predict_batches(x, 4))
     assert [len(part) for part in parts] == [4, 4, 3]
@@ -1099,7 +1099,7 @@ def test_predict_batches_yields_every_row_in_order_and_may_be_left_early() -> No
         break
 
 
-def test_a_setting_of_a_layer_changed_after_compile_is_refused_and_not_silently_ignored() -> None:
+def test_a_layer_setting_changed_after_compile_raises_and_is_not_silently_ignored() -> None:
     model = compiled()
     fit(model)
     model.module.norm.momentum = 0.5
@@ -1117,7 +1117,7 @@ def test_a_setting_of_a_layer_changed_after_compile_is_refused_and_not_silently_
     fit(model, images(8), labels(8))
 
 
-def test_mode_flags_changed_between_calls_are_no_change_of_the_module() -> None:
+def test_mode_flags_changed_between_calls_do_not_count_as_a_change_of_the_module() -> None:
     model = compiled()
     fit(model)
     model.module.eval()
@@ -1126,7 +1126,7 @@ def test_mode_flags_changed_between_calls_are_no_change_of_the_module() -> None:
     model.evaluate(images(), labels(), verbose=0)
 
 
-def test_predict_needs_one_output_per_row() -> None:
+def test_predict_requires_one_output_per_row() -> None:
     class Total(nnx.Module):
         def __call__(self, x: jax.Array) -> jax.Array:
             return x.sum()
@@ -1135,7 +1135,7 @@ def test_predict_needs_one_output_per_row() -> None:
         resfit.Model(Total()).predict(images(), verbose=0)
 
 
-def test_one_callback_needs_no_list() -> None:
+def test_one_callback_does_not_need_a_list() -> None:
     history = resfit.callbacks.History()
     fit(ready(), callbacks=history)
     assert len(history.history["loss"]) == 1
@@ -1147,7 +1147,7 @@ class EmptyFails(clu.metrics.Average):
         raise RuntimeError("no sums")
 
 
-def test_a_compile_that_fails_leaves_the_compiled_model_as_it_was() -> None:
+def test_a_compile_that_fails_leaves_the_compiled_model_unchanged() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=lambda logits, y: ((logits - y) ** 2).mean(axis=-1), metrics=[])
     x, y = images(8), np.eye(CLASSES, dtype=np.float32)[labels(8)]
     y[0] = 1
@@ -1158,7 +1158,7 @@ def test_a_compile_that_fails_leaves_the_compiled_model_as_it_was() -> None:
     fit(model, x, y)
 
 
-def test_a_fit_with_wrong_callbacks_keeps_the_history_of_the_last_fit() -> None:
+def test_a_fit_with_invalid_callbacks_keeps_the_history_of_the_last_fit() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     history = fit(model)
     for wrong in ({"callbacks": [print]}, {"verbose": 3}):

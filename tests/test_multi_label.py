@@ -1,4 +1,4 @@
-"""Several labels per example: outputs, metrics and files read every output on its own, or say that they cannot."""
+"""Several labels per example: outputs, metrics and files treat each output separately, or raise an error."""
 
 import functools
 import logging
@@ -56,7 +56,7 @@ EACH: dict[str, Any] = {
 
 
 def expected(logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Return the values of scikit-learn."""
+    """Return the values of scikit-learn's metrics."""
     from sklearn import metrics as sklearn  # slow to import
 
     yes = (logits > 0).astype(int)
@@ -78,7 +78,7 @@ def expected(logits: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     }
 
 
-def test_metrics_of_a_binary_loss_are_scikit_learns_for_several_labels() -> None:
+def test_metrics_of_a_binary_loss_equal_scikit_learns_for_several_labels() -> None:
     model = model_of(names=EACH)
     logits = model.predict(X, verbose=0)
     found = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)  # a padded last batch
@@ -88,10 +88,10 @@ def test_metrics_of_a_binary_loss_are_scikit_learns_for_several_labels() -> None
         np.testing.assert_allclose(found[name], value, atol=tolerance, err_msg=name)
 
 
-def test_names_become_metrics_for_several_labels_by_the_loss() -> None:
+def test_metric_names_follow_the_loss_for_several_labels() -> None:
     chosen = metrics.by_name(["accuracy", "f1"], num_classes=3, multi_label=True)
     assert chosen == {"accuracy": metrics.BinaryAccuracy, "f1": metrics.f1(3, multi_label=True)}
-    # One binary logit has one meaning.
+    # A binary logit has only one meaning.
     assert metrics.by_name(["accuracy", "f1"], num_classes=1, multi_label=True) == {
         "accuracy": metrics.Accuracy,
         "f1": metrics.f1(1),
@@ -110,12 +110,12 @@ def test_one_binary_output_keeps_the_values_of_its_metrics() -> None:
 
 
 @pytest.mark.parametrize("name", ["calibration_error", "top_2_accuracy"])
-def test_metrics_that_have_no_meaning_for_several_labels_are_refused(name: str) -> None:
+def test_metrics_without_a_meaning_for_several_labels_raise(name: str) -> None:
     with pytest.raises(LabelError, match=rf"{name} reads one class per example.*3 outputs.*'accuracy'"):
         model_of(names=[name]).evaluate(X, Y, verbose=0)
 
 
-def test_accuracy_of_clu_is_refused_and_other_metrics_of_clu_see_every_label() -> None:
+def test_accuracy_of_clu_raises_and_other_metrics_of_clu_receive_every_label() -> None:
     with pytest.raises(CompileError, match="of clu, which reads one class per example"):
         model_of(names={"clu": clu.metrics.Accuracy})
     every = clu.metrics.Average.from_fun(lambda *, labels, **_: labels.sum(axis=1))
@@ -123,7 +123,7 @@ def test_accuracy_of_clu_is_refused_and_other_metrics_of_clu_see_every_label() -
     np.testing.assert_allclose(found["every"], Y.sum(axis=1).mean(), rtol=1e-6)
 
 
-def test_binary_accuracy_is_refused_where_the_outputs_compete() -> None:
+def test_binary_accuracy_raises_for_a_loss_over_classes() -> None:
     with pytest.raises(LabelError, match="binary_accuracy reads every output on its own"):
         model_of("cross_entropy", ["binary_accuracy"]).evaluate(X, ONE_HOT, verbose=0)
 
@@ -156,14 +156,14 @@ def test_predictions_of_a_multi_label_model_are_independent_also_from_files(loss
             np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
 
 
-def test_a_binary_loss_is_enough_before_any_labels_are_seen() -> None:
+def test_a_binary_loss_decides_before_any_labels_are_seen() -> None:
     model = model_of()
     found = model.predict(X, outputs="probabilities", verbose=0)
     np.testing.assert_allclose(found, jax.nn.sigmoid(model.predict(X, verbose=0)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), own])
-def test_other_labels_leave_a_softmax(loss: Any) -> None:
+def test_labels_of_one_class_give_a_softmax(loss: Any) -> None:
     reads_numbers = loss if loss is not own else lambda logits, labels: losses.cross_entropy(logits, labels)
     model = model_of(reads_numbers, ["accuracy"])
     fit(model, X, np.arange(20) % 3)
@@ -171,7 +171,7 @@ def test_other_labels_leave_a_softmax(loss: Any) -> None:
     np.testing.assert_allclose(model.predict(X, outputs="probabilities", verbose=0).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_a_loss_for_either_says_that_it_needs_labels_or_an_argument() -> None:
+def test_a_loss_for_both_kinds_of_labels_asks_for_labels_or_an_argument() -> None:
     model = model_of(BinaryCrossEntropy())
     with pytest.raises(CompileError, match=r"has seen none.*BinaryCrossEntropy\(multi_label=True\)"):
         model.predict(X, outputs="probabilities", verbose=0)
@@ -186,7 +186,7 @@ def test_a_loss_for_either_says_that_it_needs_labels_or_an_argument() -> None:
 
 
 @pytest.mark.parametrize("step", [losses.get("mse"), own, BinaryCrossEntropy(), "own step"])
-def test_metrics_for_one_label_refuse_several_before_anything_is_trained(step: Any) -> None:
+def test_metrics_for_one_label_raise_for_several_before_anything_is_trained(step: Any) -> None:
     class OwnStep(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: Any, train: bool) -> Any:
             return own(module(x), y), module(x)
@@ -204,7 +204,7 @@ def test_metrics_for_one_label_refuse_several_before_anything_is_trained(step: A
     assert 0 <= model.evaluate(X, Y, verbose=0)[1] <= 1
 
 
-def test_one_hot_labels_of_a_binary_loss_are_told_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_hot_labels_of_a_binary_loss_warn(caplog: pytest.LogCaptureFixture) -> None:
     for y, told in ((ONE_HOT, True), (Y, False)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="resfit"):
@@ -212,7 +212,7 @@ def test_one_hot_labels_of_a_binary_loss_are_told_about(caplog: pytest.LogCaptur
         assert ("exactly one label" in caplog.text) is told
 
 
-def test_tools_for_one_class_name_the_remedy_for_several_labels() -> None:
+def test_tools_for_one_class_raise_with_the_remedy_for_several_labels() -> None:
     model = model_of()
     with pytest.raises(LabelError, match=r"outputs='labels'"):
         resfit.top_k(model.predict(X, outputs="probabilities", verbose=0))
@@ -225,7 +225,7 @@ def test_tools_for_one_class_name_the_remedy_for_several_labels() -> None:
 
 
 @pytest.mark.parametrize("y", [Y, ONE_HOT, ONE_HOT.argmax(axis=1)], ids=["several", "one-hot", "numbers"])
-def test_a_trained_model_still_knows_what_its_labels_were_after_another_compile(y: Any, tmp_path: Path) -> None:
+def test_a_trained_model_keeps_the_kind_of_its_labels_after_another_compile(y: Any, tmp_path: Path) -> None:
     model = model_of(BinaryCrossEntropy())
     fit(model, X, y)
     expected = model.predict(X, outputs="labels", verbose=0)
@@ -237,7 +237,7 @@ def test_a_trained_model_still_knows_what_its_labels_were_after_another_compile(
     np.testing.assert_array_equal(loaded.predict(X, outputs="labels", verbose=0), expected)
 
 
-def test_a_finished_run_that_is_resumed_knows_what_the_labels_of_its_batches_were(tmp_path: Path) -> None:
+def test_a_finished_run_restores_the_kind_of_its_labels_when_resumed(tmp_path: Path) -> None:
     predicted = []
     for _ in range(2):
         model = model_of(BinaryCrossEntropy())
@@ -255,7 +255,7 @@ def test_early_stopping_restores_the_best_by_a_metric_for_several_labels() -> No
     assert best == pytest.approx(max(history["val_accuracy"]))
 
 
-def test_which_labels_are_multi_hot() -> None:
+def test_multi_hot_labels_are_recognized() -> None:
     first = functools.partial(losses.multi_hot_row)
     assert first(np.array([[1, 0, 0], [0, 0, 0]])) == 1
     assert first(np.array([[True, True]])) == 0

@@ -43,11 +43,11 @@ MASK = {"kernel": True, "bias": False}
     ],
     ids=["sgd", "sgd with decay", "adam", "adamw", "a function", "'sgd'", "'adam'", "'adamw'"],
 )
-def test_an_optimizer_is_the_one_of_optax(ours: Any, theirs: Any) -> None:
+def test_a_named_optimizer_equals_that_of_optax(ours: Any, theirs: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after(ours), after(theirs))
 
 
-def test_decay_leaves_norms_and_biases_alone() -> None:
+def test_decay_excludes_norms_and_biases() -> None:
     shapes = {
         "conv": jnp.ones((3, 3, 1, 4)),
         "dense": jnp.ones((4, 2)),
@@ -69,7 +69,7 @@ def test_decay_leaves_norms_and_biases_alone() -> None:
     ],
     ids=["sgd", "adamw", "a function", "injected", "injected in a chain"],
 )
-def test_the_one_learning_rate_of_an_optimizer_is_found(optimizer: Any) -> None:
+def test_the_single_learning_rate_of_an_optimizer_is_found(optimizer: Any) -> None:
     state = optimizer.init(PARAMS)
     index = optimizers.index_of_rate(state)
     assert index is not None
@@ -86,11 +86,11 @@ def test_the_one_learning_rate_of_an_optimizer_is_found(optimizer: Any) -> None:
     ],
     ids=["built in", "a schedule", "two of them", "something else injected"],
 )
-def test_no_learning_rate_is_found_where_there_is_not_exactly_one(optimizer: Any) -> None:
+def test_without_exactly_one_learning_rate_none_is_found(optimizer: Any) -> None:
     assert optimizers.index_of_rate(optimizer.init(PARAMS)) is None
 
 
-def test_a_schedule_is_handed_on_and_its_first_rate_stands_in_the_state() -> None:
+def test_a_schedule_is_passed_on_and_the_state_contains_its_first_learning_rate() -> None:
     schedule = optax.linear_schedule(0.5, 0.0, 10)
     optimizer, followed = optimizers.get("sgd", schedule)
     assert followed is schedule
@@ -127,6 +127,6 @@ class Optimizer:
         ("sgd", [0.1, 0.2], "number or a schedule"),
     ],
 )
-def test_what_is_no_optimizer_is_refused_with_a_remedy(optimizer: Any, rate: Any, message: str) -> None:
+def test_an_invalid_optimizer_raises_with_a_remedy(optimizer: Any, rate: Any, message: str) -> None:
     with pytest.raises(CompileError, match=message):
         optimizers.get(optimizer, rate)

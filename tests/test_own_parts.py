@@ -1,4 +1,4 @@
-"""What others build: a registered block, stem and norm have everything that ours have; mistakes in them are found."""
+"""Registered custom blocks, stems and norms work like those of resfit, and mistakes in them are found."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ X = np.random.default_rng(0).normal(size=(12, 64, 64, 3)).astype(np.float32)
 Y = np.arange(12, dtype=np.int32) % 3
 
 
-# --- all that is registered is checked --------------------------------------------------------------------------------
+# --- all registered parts are checked ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", levels.only(["basic", "preact_bottleneck"], BLOCKS))
@@ -45,12 +45,12 @@ def test_our_norms_pass(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_blocks_can_be_asked_for_is_checked_too() -> None:
+def test_options_of_blocks_are_checked_too() -> None:
     check_block(BLOCKS["bottleneck"], groups=2, squeeze=1 / 4, drop_path=0.5, shortcut="A")
     check_block(BLOCKS["preact_basic"], dropout=0.5)
 
 
-def test_where_a_block_looks_that_sees_the_whole_image_is_noted() -> None:
+def test_the_receptive_field_of_a_block_that_sees_the_whole_image_is_noted() -> None:
     class Squeezed(Residual):
         def __init__(self, in_channels: int, width: int, *, strides: int, layers: Layers, rngs: nnx.Rngs) -> None:
             branch = Both(layers.conv(in_channels, width, kernel=1, strides=strides, rngs=rngs))
@@ -68,10 +68,10 @@ def test_where_a_block_looks_that_sees_the_whole_image_is_noted() -> None:
     assert "every output pixel depends on the edge" in note
 
 
-# --- one's own --------------------------------------------------------------------------------------------------------
+# --- custom parts -----------------------------------------------------------------------------------------------------
 
 
-def test_own_parts_pass_the_checks_and_are_named_counted_and_described() -> None:
+def test_custom_parts_pass_the_checks_and_are_named_counted_and_described() -> None:
     check_block(InvertedBlock)
     check_stem(HalvingStem)
     check_norm(channel_norm)
@@ -87,7 +87,7 @@ def test_own_parts_pass_the_checks_and_are_named_counted_and_described() -> None
 
 
 @pytest.mark.slow
-def test_own_parts_are_trained_resumed_and_saved_as_ours_are(tmp_path: Path) -> None:
+def test_custom_parts_are_trained_resumed_and_saved_like_those_of_resfit(tmp_path: Path) -> None:
     check_block(InvertedBlock, dropout=0.5, squeeze=1 / 4)
     with registered():
         whole = fitted(tmp_path / "whole")
@@ -110,7 +110,7 @@ def fitted(folder: Path, *callbacks: Any, **arguments: Any) -> resfit.Model:
     return model
 
 
-def test_two_blocks_of_ones_own_share_no_values_and_no_dropout() -> None:
+def test_two_custom_blocks_share_no_values_and_no_dropout() -> None:
     with registered():
         net = resfit.create_model("inverted8", num_classes=3, depths=(3,), widths=(8,), dropout=0.5)
     first, second, third = net.stage1.blocks
@@ -123,7 +123,7 @@ def test_two_blocks_of_ones_own_share_no_values_and_no_dropout() -> None:
 
 
 class Branch(nnx.Module):
-    """One convolution and a norm, with mistakes to choose from."""
+    """One convolution and a norm, with a choice of mistakes."""
 
     def __init__(self, n: int, width: int, strides: int, layers: Layers, rngs: nnx.Rngs, mistake: str) -> None:
         self.mistake = mistake
@@ -179,7 +179,7 @@ MISTAKES = {
 }
 
 
-def test_without_a_mistake_that_block_passes() -> None:
+def test_the_block_passes_without_a_mistake() -> None:
     check_block(with_mistake("none"))
 
 
@@ -193,7 +193,7 @@ def test_a_mistake_in_a_block_is_found(mistake: str) -> None:
     assert str(raised.value).startswith("Own: ")
 
 
-def test_a_block_that_adds_for_itself_is_refused() -> None:
+def test_a_block_that_performs_its_own_addition_raises() -> None:
     class Adds(nnx.Module):
         def __init__(self, in_channels: int, width: int, *, strides: int, layers: Layers, rngs: nnx.Rngs) -> None:
             self.conv = layers.conv(in_channels, width, kernel=3, rngs=rngs)
@@ -210,7 +210,7 @@ def test_a_block_that_adds_for_itself_is_refused() -> None:
                 return x
 
 
-def test_what_a_block_raises_is_written_down() -> None:
+def test_the_error_of_a_block_is_reported() -> None:
     def build(in_channels: int, width: int, *, strides: int, layers: Layers, rngs: nnx.Rngs) -> Residual:
         raise ZeroDivisionError("in the middle")
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: what they show is what happened, and what cannot be drawn is refused."""
+"""Plots of a run show its values, and invalid data raise."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def history_of(**values: list[float | None]) -> History:
 
 
 def lines(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Panel title -> legend label -> points."""
+    """Return the points by panel title and legend label."""
     return {
         axes.get_title(loc="left"): {
             str(line.get_label()): [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
@@ -31,12 +31,12 @@ def lines(figure: Figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
 
 
 def texts(figure: Figure) -> dict[tuple[int, int], str]:
-    """(row, column) -> what is written into that cell of a confusion matrix."""
+    """Return the text in each cell of a confusion matrix, by (row, column)."""
     return {(int(t.get_position()[1]), int(t.get_position()[0])): t.get_text() for t in figure.axes[0].texts}
 
 
 def drawn(figure: Figure) -> bytes:
-    """The figure's pixels: drawing is where matplotlib finds most mistakes."""
+    """Return the pixels of the figure. matplotlib finds most mistakes while it draws."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -44,7 +44,7 @@ def drawn(figure: Figure) -> bytes:
     return bytes(canvas.buffer_rgba())
 
 
-def test_curves_show_every_value_beside_its_validation_from_epoch_one() -> None:
+def test_curves_show_every_value_with_its_validation_from_epoch_one() -> None:
     figure = plots.curves(
         history_of(
             loss=[2.0, 1.0, 0.5], accuracy=[0.5, 0.7, 0.96], val_loss=[1.5, 1.2, 0.75], val_accuracy=[0.1, 0.2, 0.3]
@@ -62,7 +62,7 @@ def test_curves_show_every_value_beside_its_validation_from_epoch_one() -> None:
     }
 
 
-def test_curves_leave_out_the_epochs_without_validation() -> None:
+def test_curves_skip_epochs_without_validation() -> None:
     figure = plots.curves(history_of(loss=[3.0, 2.0, 1.0, 0.5], val_loss=[None, 2.5, None, 1.5]))
     assert lines(figure)["loss"]["validation  1.500"] == [(2, 2.5), (4, 1.5)]
 
@@ -77,13 +77,13 @@ def test_many_values_wrap_into_rows_of_three() -> None:
     assert [axes.get_subplotspec().rowspan.start for axes in figure.axes] == [0, 0, 0, 1]
 
 
-def test_a_history_without_an_epoch_is_refused() -> None:
+def test_a_history_without_epochs_raises() -> None:
     with pytest.raises(DataError, match="no finished epoch"):
         plots.curves(History())
 
 
 @pytest.mark.parametrize("form", ["class numbers", "logits"])
-def test_the_confusion_matrix_counts_rows_of_truth_and_columns_of_prediction(form: str) -> None:
+def test_the_confusion_matrix_has_labels_in_rows_and_predictions_in_columns(form: str) -> None:
     labels, predictions = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 2, 1, 2, 1])
     given = predictions if form == "class numbers" else 5.0 * np.eye(3)[predictions]
     figure = plots.confusion_matrix(labels, given, class_names=["cat", "dog", "owl"])
@@ -94,18 +94,18 @@ def test_the_confusion_matrix_counts_rows_of_truth_and_columns_of_prediction(for
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
-def test_a_single_mistake_among_thousands_is_coloured() -> None:
+def test_a_single_mistake_among_thousands_is_colored() -> None:
     labels = np.repeat([0, 1], 5000)
     predictions = labels.copy()
     predictions[0] = 1
     colors = np.asarray(plots.confusion_matrix(labels, predictions).axes[0].get_images()[0].get_array())
     red, _, blue = colors[0, 1]  # a mistake: orange
     assert red > blue + 0.3
-    red, _, blue = colors[1, 0]  # nothing: grey
+    red, _, blue = colors[1, 0]  # no mistake: gray
     assert red == blue
 
 
-def test_a_large_confusion_matrix_stays_a_picture_without_numbers() -> None:
+def test_a_large_confusion_matrix_has_no_numbers() -> None:
     labels = np.arange(200) % 100
     figure = plots.confusion_matrix(labels, labels)
     assert texts(figure) == {}
@@ -113,7 +113,7 @@ def test_a_large_confusion_matrix_stays_a_picture_without_numbers() -> None:
     assert len(figure.axes[0].get_xticklabels()) <= 40
 
 
-def test_mistakes_are_those_of_the_logits_the_surest_first() -> None:
+def test_mistakes_are_those_of_the_logits_with_the_most_confident_first() -> None:
     logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0], [0.0, 9.0, 0.0]])
     images = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
     figure = plots.mistakes(images, [0, 0, 1, 1], logits)
@@ -123,7 +123,7 @@ def test_mistakes_are_those_of_the_logits_the_surest_first() -> None:
     assert figure.get_suptitle() == "2 mistakes among 4 images, the surest first"
 
 
-def test_mistakes_reads_only_the_images_it_shows_from_a_source() -> None:
+def test_mistakes_only_reads_the_shown_images_of_a_source() -> None:
     logits = np.array([[9.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 5.0], [0.0, 9.0, 0.0]])
     images = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
     read = []
@@ -153,9 +153,7 @@ def test_mistakes_reads_only_the_images_it_shows_from_a_source() -> None:
         (20, 16, "20 mistakes among 20 images; the 16 surest"),
     ],
 )
-def test_the_headline_says_how_many_mistakes_there_are_and_how_many_are_shown(
-    wrong: int, count: int, headline: str
-) -> None:
+def test_the_title_contains_the_number_of_mistakes_and_of_shown_images(wrong: int, count: int, headline: str) -> None:
     labels = np.zeros(20, int)
     logits = np.eye(2)[(np.arange(20) < wrong).astype(int)]
     figure = plots.mistakes(np.zeros((20, 4, 4, 3), np.uint8), labels, logits, count=count)
@@ -163,7 +161,7 @@ def test_the_headline_says_how_many_mistakes_there_are_and_how_many_are_shown(
     assert len(figure.axes) == min(wrong or 20, count)
 
 
-def test_without_a_mistake_the_least_sure_are_shown() -> None:
+def test_without_mistakes_the_least_confident_predictions_are_shown() -> None:
     logits = np.array([[9.0, 0.0], [0.5, 0.0], [0.0, 2.0]])
     figure = plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 0, 1], logits, count=2)
     assert [axes.get_title() for axes in figure.axes] == ["0 read as 0\n62 % sure", "1 read as 1\n88 % sure"]
@@ -171,7 +169,7 @@ def test_without_a_mistake_the_least_sure_are_shown() -> None:
 
 @pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1)])
 def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
-    """The grey scale is that of the images' type, not stretched to each image."""
+    """The gray scale depends on the dtype of the images, not on the values of each image."""
     figure = plots.mistakes(np.full((1, 2, 2, 1), white // 5, dtype), [0], [[0.0, 1.0]])
     assert figure.axes[0].get_images()[0].get_clim() == (0, white)
 
@@ -197,12 +195,12 @@ def test_a_dark_image_stays_dark(dtype: Any, white: float) -> None:
         (lambda: plots.mistakes(np.zeros((3, 4, 4, 1)), [0, 1], np.zeros((2, 2))), "the same number of examples"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(figure: Any, says: str) -> None:
+def test_arguments_that_do_not_match_raise(figure: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         figure()
 
 
-def test_every_picture_can_be_drawn_and_differs_when_the_run_does() -> None:
+def test_every_plot_can_be_drawn_and_differs_for_different_runs() -> None:
     images, labels = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)), np.arange(12) % 3
     right, wrong = 3.0 * np.eye(3)[labels], 3.0 * np.eye(3)[(labels + 1) % 3]
     assert drawn(plots.curves(history_of(loss=[2.0, 1.0]))) != drawn(plots.curves(history_of(loss=[1.0, 2.0])))
@@ -210,7 +208,7 @@ def test_every_picture_can_be_drawn_and_differs_when_the_run_does() -> None:
     assert drawn(plots.mistakes(images, labels, right)) != drawn(plots.mistakes(images, labels, wrong))
 
 
-def test_a_schedule_is_drawn_step_by_step_up_to_the_last() -> None:
+def test_a_schedule_is_drawn_step_by_step_including_the_last_step() -> None:
     figure = plots.learning_rate_schedule(lambda step: 0.1 * (step + 1), 5)
     (line,) = figure.axes[0].get_lines()
     np.testing.assert_allclose(np.asarray(line.get_xydata()), [(i, 0.1 * (i + 1)) for i in range(5)])
@@ -226,12 +224,12 @@ def test_a_schedule_is_drawn_step_by_step_up_to_the_last() -> None:
         (lambda step: np.nan if step == 2 else 1.0, 5, "step 2"),
     ],
 )
-def test_a_schedule_that_cannot_be_drawn_is_refused(rate: Any, steps: int, words: str) -> None:
+def test_a_schedule_that_cannot_be_drawn_raises(rate: Any, steps: int, words: str) -> None:
     with pytest.raises(DataError, match=words):
         plots.learning_rate_schedule(rate, steps)
 
 
-def test_blocks_are_drawn_from_the_first_at_the_top_over_whole_decades() -> None:
+def test_blocks_are_drawn_with_the_first_one_at_the_top_over_whole_decades() -> None:
     blocks = [BlockStatistics("stem", 1.0, 0.0, 0.02), BlockStatistics("block", 2.0, 0.5, 0.0),
               BlockStatistics("head", np.inf, 1.0, 0.03)]  # fmt: skip
     figure = plots.block_statistics(blocks)
@@ -246,7 +244,7 @@ def test_blocks_are_drawn_from_the_first_at_the_top_over_whole_decades() -> None
         plots.block_statistics([])
 
 
-def test_grad_cam_shows_each_image_and_under_it_the_same_with_its_map() -> None:
+def test_grad_cam_shows_each_image_above_the_same_image_with_its_map() -> None:
     images, maps = np.random.default_rng(0).random((3, 4, 4, 3)), np.random.default_rng(1).random((3, 4, 4))
     figure = plots.grad_cam(images, maps, ["a", "b", "c"], count=2)
     shown = [[np.asarray(image.get_array()) for image in axes.get_images()] for axes in figure.axes]
@@ -266,6 +264,6 @@ def test_grad_cam_shows_each_image_and_under_it_the_same_with_its_map() -> None:
         ({"count": 0}, "count to be a positive integer, got 0"),
     ],
 )
-def test_maps_that_do_not_belong_to_the_images_are_refused(arguments: dict[str, Any], words: str) -> None:
+def test_maps_that_do_not_match_the_images_raise(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         plots.grad_cam(**{"images": np.ones((2, 4, 4, 1)), "maps": np.ones((2, 4, 4)), **arguments})

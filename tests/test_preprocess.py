@@ -1,4 +1,4 @@
-"""Preprocessing: uint8 images are scaled, floats are left alone, and the rest says why not."""
+"""Preprocessing scales uint8 images and does not change floats. Other inputs raise."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ from tests.helpers import BATCH, PlainNet, assert_close, compiled, context_of, f
 BYTES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)).astype(np.uint8)
 
 
-def test_eight_bit_images_are_scaled_and_floats_left_alone() -> None:
+def test_uint8_images_are_scaled_and_floats_do_not_change() -> None:
     np.testing.assert_allclose(Auto()(jnp.asarray(BYTES)), BYTES / 255, rtol=1e-6)
     floats = jnp.asarray(images() * 300)
     assert Auto()(floats) is floats
     both = Auto()({"image": jnp.asarray(BYTES), "side": jnp.asarray(np.arange(20, dtype=np.int32))})
-    assert both["side"].dtype == jnp.int32  # numbers that are no images
+    assert both["side"].dtype == jnp.int32  # numbers that are not images
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.int16, np.uint16])
-def test_other_integer_images_are_refused_with_a_remedy(dtype: Any) -> None:
+def test_other_integer_images_raise_with_a_remedy(dtype: Any) -> None:
     with pytest.raises(DataError, match=r"Expected uint8 or floats.*astype\('uint8'\)"):
         Auto()(jnp.asarray(BYTES.astype(dtype)))
 
@@ -44,7 +44,7 @@ def test_other_integer_images_are_refused_with_a_remedy(dtype: Any) -> None:
         (images(), images() * 100, None),
     ],
 )
-def test_inputs_of_another_scale_than_those_trained_on_are_refused(
+def test_inputs_of_another_scale_than_in_training_raise(
     trained: Any, fed: Any, words: str | None, tmp_path: Any
 ) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
@@ -60,7 +60,7 @@ def test_inputs_of_another_scale_than_those_trained_on_are_refused(
     for use in uses:
         with contextlib.nullcontext() if words is None else pytest.raises(DataError, match=words):
             use()
-    model.compile("sgd", learning_rate=0.1, dispatch="jit")  # somebody who starts again says so
+    model.compile("sgd", learning_rate=0.1, dispatch="jit")  # a new training with another scale is explicit
     fit(model, fed, labels())
 
 
@@ -72,7 +72,7 @@ def test_normalize_works_per_channel_in_units_of_zero_to_one() -> None:
     assert half.dtype == jnp.bfloat16
 
 
-def test_normalize_refuses_what_does_not_fit() -> None:
+def test_normalize_raises_if_its_arguments_do_not_fit() -> None:
     with pytest.raises(DataError, match=r"1 means.*have 3 channels"):
         Normalize(mean=(0.5,), std=(1,))(np.ones((1, 2, 2, 3), np.float32))
     for mean, std in (((0.5,), (1, 1)), ((0.5,), (0,)), ((0.5,), (-1,))):
@@ -81,25 +81,25 @@ def test_normalize_refuses_what_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("given", ["imagenet", 3, True])
-def test_what_is_no_preprocessing_is_refused(given: Any) -> None:
+def test_an_invalid_preprocessing_raises(given: Any) -> None:
     with pytest.raises(CompileError, match="Expected preprocess to be 'auto', None or a function"):
         preprocess.get(given)
 
 
 @pytest.mark.parametrize("given", [None, Auto(), Normalize(mean=(0.5,), std=(0.25,))])
-def test_what_resfit_defines_survives_a_round_trip_through_a_file(given: Any) -> None:
+def test_every_preprocessing_of_resfit_is_restored_from_a_file(given: Any) -> None:
     import json
 
     assert preprocess.from_config(json.loads(json.dumps(preprocess.to_config(given)))) == given
 
 
-def test_a_function_of_ones_own_is_only_named_in_a_file() -> None:
+def test_a_custom_function_is_only_named_in_a_file() -> None:
     assert preprocess.to_config(lambda x: x) == {"kind": "custom"}
     with pytest.raises(CompileError, match="Unknown preprocessing"):
         preprocess.from_config({"kind": "Whiten"})
 
 
-def test_training_evaluation_and_prediction_all_see_the_preprocessed_images() -> None:
+def test_training_evaluation_and_prediction_receive_the_preprocessed_images() -> None:
     def scale(x: Any) -> Any:
         return x.astype(jnp.float32) / 255
 
@@ -116,7 +116,7 @@ def test_training_evaluation_and_prediction_all_see_the_preprocessed_images() ->
         )
 
 
-def test_none_hands_images_on_as_they_are() -> None:
+def test_none_does_not_change_the_images() -> None:
     seen: list[Any] = []
 
     class Looks(PlainNet):
@@ -129,7 +129,7 @@ def test_none_hands_images_on_as_they_are() -> None:
     assert seen == [jnp.uint8, jnp.float32]
 
 
-# --- the preprocessing that a network was trained with ----------------------------------------------------------------
+# --- the preprocessing of the training --------------------------------------------------------------------------------
 
 COLOR = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
 HALF = Normalize(mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -175,7 +175,7 @@ def loaded(model: resfit.Model, path: Any, **arguments: Any) -> resfit.Model:
         (scaled, lambda x: x.astype(jnp.float32) / 255, True),
     ],
 )
-def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after: Any, same: bool) -> None:
+def test_a_trained_preprocessing_is_only_replaced_on_request(before: Any, after: Any, same: bool) -> None:
     model = trained(before)
     expected = model.predict(COLOR, verbose=0)
     if not same:
@@ -196,7 +196,7 @@ def test_a_trained_preprocessing_is_replaced_only_on_request(before: Any, after:
 
 @dataclasses.dataclass
 class Shift:
-    """Its `==` raises, as NumPy's of several values does."""
+    """A preprocessing whose `==` raises, as that of NumPy arrays does."""
 
     by: np.ndarray
 
@@ -209,10 +209,10 @@ class Shift:
     [
         (Shift(np.ones((1, 1, 1, 3))), Shift(np.ones((1, 1, 1, 3)))),
         (lambda x: jnp.log(x - 1), lambda x: jnp.log(x - 1)),  # NaN
-        (Normalize((0.485,) * 3, (0.229,) * 3), lambda x: (x - 0.485 * 255) / (0.229 * 255)),  # rounded otherwise
+        (Normalize((0.485,) * 3, (0.229,) * 3), lambda x: (x - 0.485 * 255) / (0.229 * 255)),  # another rounding
     ],
 )
-def test_the_same_function_made_again_is_the_trained_preprocessing(one: Any, other: Any) -> None:
+def test_an_equal_new_function_counts_as_the_trained_preprocessing(one: Any, other: Any) -> None:
     for dtype in (jnp.uint8, jnp.float32):
         if not (isinstance(one, Normalize) and dtype == jnp.float32):
             assert preprocess.same_values(one, other, jax.ShapeDtypeStruct((4, 4, 3), dtype))
@@ -234,15 +234,15 @@ def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_p
     other = compiled(net)
     context_of(other).learned.inputs.trained, context_of(other).learned.inputs.trained_on = True, ("other",)
     other.save(path)
-    resfit.load(path).compile("sgd", preprocess=None, dispatch="jit")  # Auto leaves floats as they are
+    resfit.load(path).compile("sgd", preprocess=None, dispatch="jit")  # Auto does not change floats
 
 
-def test_a_preprocessing_that_cannot_be_compared_names_the_remedy() -> None:
+def test_a_preprocessing_that_cannot_be_compared_raises_with_the_remedy() -> None:
     with pytest.raises(CompileError, match=r"could not be compared.*Omit preprocess, or call model\.predict"):
         preprocess.same_values(lambda x: x["image"], lambda x: x["image"])
 
 
-def test_a_range_test_does_not_count_as_training() -> None:
+def test_a_learning_rate_search_does_not_count_as_training() -> None:
     model = compiled(ColorNet())
     resfit.find_learning_rate(model, COLOR, labels(8), batch_size=4, steps=3)
     model.transforms = resfit.transforms.Transforms(8, 8)
@@ -266,7 +266,7 @@ def test_auto_and_transforms_without_mean_keep_the_trained_preprocessing(
     assert model.transforms == resfit.transforms.Transforms(8, 8, mean=None, std=None)
 
 
-def test_a_loaded_model_keeps_the_preprocessing_that_it_was_trained_with(tmp_path: Any) -> None:
+def test_a_loaded_model_keeps_its_trained_preprocessing(tmp_path: Any) -> None:
     with pytest.raises(SavedModelError, match=r"trained with Normalize.*Omit preprocess"):
         loaded(trained(HALF), tmp_path, preprocess=Auto())
     model = loaded(trained(HALF), tmp_path, preprocess=HALF)
@@ -281,7 +281,7 @@ def test_a_loaded_model_keeps_the_preprocessing_that_it_was_trained_with(tmp_pat
     untrained.transforms = resfit.transforms.Transforms(8, 8)
 
 
-def test_transforms_before_training_need_one_line_and_are_trained_with() -> None:
+def test_transforms_before_training_take_one_line_and_are_used_in_training() -> None:
     model = resfit.Model(ColorNet())
     model.transforms = resfit.transforms.Transforms(8, 8)
     model.compile("sgd", dispatch="jit")
@@ -291,14 +291,14 @@ def test_transforms_before_training_need_one_line_and_are_trained_with() -> None
     model.evaluate(COLOR, labels(8), verbose=0)  # and still compiled
 
 
-def test_a_refused_batch_leaves_a_model_untrained() -> None:
+def test_a_batch_that_raises_leaves_a_model_untrained() -> None:
     model = compiled(ColorNet())
     with pytest.raises(DataError):
         model.train_on_batch(COLOR.astype("int32"), labels(8))
     model.transforms = resfit.transforms.Transforms(8, 8)
 
 
-def test_another_compile_does_not_forget_the_scale_of_the_inputs_trained_on() -> None:
+def test_another_compile_keeps_the_scale_of_the_trained_inputs() -> None:
     model = trained("auto")
     model.compile("sgd", dispatch="jit")
     with pytest.raises(DataError, match="trained on uint8 images"):
@@ -307,11 +307,11 @@ def test_another_compile_does_not_forget_the_scale_of_the_inputs_trained_on() ->
         model.train_on_batch(COLOR.astype("int32"), labels(8))
     with pytest.raises(DataError, match="trained on uint8 images"):
         model.predict(COLOR.astype("float32"), verbose=0)
-    model.train_on_batch(COLOR.astype("float32"), labels(8))  # training starts over
+    model.train_on_batch(COLOR.astype("float32"), labels(8))  # training starts again
     model.evaluate(COLOR.astype("float32"), labels(8), verbose=0)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(None, (1.0,)), ((0.0,), None)])
-def test_transforms_with_only_a_mean_or_only_a_deviation_are_refused(mean: Any, std: Any) -> None:
+def test_transforms_with_only_a_mean_or_only_a_standard_deviation_raise(mean: Any, std: Any) -> None:
     with pytest.raises(DataError, match="both None"):
         resfit.transforms.Transforms(8, 8, mean=mean, std=std)

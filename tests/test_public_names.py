@@ -1,4 +1,4 @@
-"""The public names, as a list under version control: whoever adds, renames or removes one sees it in the diff."""
+"""The public names are a list under version control, so that a diff shows each added, renamed or removed name."""
 
 import importlib
 import re
@@ -12,7 +12,7 @@ API_REFERENCE = Path(__file__).parents[1] / "docs" / "api"
 
 
 def names_of(module: ModuleType) -> list[str]:
-    """`__all__`, or what the module defines itself and does not mark as private."""
+    """Return `__all__`, or the public names that the module itself defines."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
     own = (name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__)

@@ -1,4 +1,4 @@
-"""Named schedules: optax's curves, in epochs, over runs of any length."""
+"""Named schedules are optax's curves, in epochs, over runs of any length."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ EPOCHS, PER_EPOCH = 20, 10
 TOTAL = EPOCHS * PER_EPOCH
 PEAK = 0.4
 
-# ours, optax's of the same curve
+# our schedule and optax's for the same curve
 TWINS: dict[str, tuple[Schedule, Any]] = {
     "constant": (Constant(PEAK), optax.constant_schedule(PEAK)),
     "linear": (Linear(PEAK), optax.linear_schedule(PEAK, 0.0, TOTAL)),
@@ -44,26 +44,26 @@ TWINS: dict[str, tuple[Schedule, Any]] = {
 
 
 def curve(schedule: Schedule, epochs: int = EPOCHS, per_epoch: int = PER_EPOCH) -> np.ndarray:
-    """The rate at every step, and at the end."""
+    """Return the learning rate at every step and at the end."""
     rate = jax.jit(jax.vmap(schedule.over(epochs, per_epoch)))
     return np.asarray(rate(np.arange(epochs * per_epoch + 1)))
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_schedule_is_the_curve_of_optax(name: str) -> None:
+def test_a_schedule_equals_the_curve_of_optax(name: str) -> None:
     ours, theirs = TWINS[name]
     expected = np.asarray(jax.jit(jax.vmap(theirs))(np.arange(TOTAL + 1)))
     np.testing.assert_allclose(curve(ours), expected, rtol=2e-5, atol=1e-7)
 
 
-def test_the_comparison_sees_a_warmup_that_is_one_step_longer() -> None:
+def test_the_comparison_detects_a_warmup_that_is_one_step_longer() -> None:
     longer = WarmupCosine(PEAK, warmup_epochs=2 + 1 / PER_EPOCH)
     assert np.abs(curve(longer) - curve(WarmupCosine(PEAK))).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(epochs=st.integers(1, 40), per_epoch=st.integers(1, 50), data=st.data())
-def test_lengths_may_be_traced(name: str, epochs: int, per_epoch: int, data: st.DataObject) -> None:
+def test_lengths_can_be_traced(name: str, epochs: int, per_epoch: int, data: st.DataObject) -> None:
     schedule = schedules.get(name, default_peak=PEAK)
     step = data.draw(st.integers(0, epochs * per_epoch))
     traced = TRACED[name](step, epochs * per_epoch, per_epoch)
@@ -74,7 +74,7 @@ TRACED = {name: jax.jit(schedules.get(name, default_peak=PEAK).rate) for name in
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_length_of_run_is_not_traced_again(name: str) -> None:
+def test_another_length_of_the_run_does_not_trace_again(name: str) -> None:
     traces = []
 
     @jax.jit
@@ -90,7 +90,7 @@ def test_another_length_of_run_is_not_traced_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(epochs=st.integers(1, 12), per_epoch=st.integers(1, 12))
-def test_the_rate_stays_between_zero_and_the_peak(name: str, epochs: int, per_epoch: int) -> None:
+def test_the_learning_rate_stays_between_zero_and_the_peak(name: str, epochs: int, per_epoch: int) -> None:
     rate = TRACED[name]
     rates = np.array([rate(step, epochs * per_epoch, per_epoch) for step in range(epochs * per_epoch)])
     assert np.isfinite(rates).all()
@@ -103,7 +103,7 @@ def test_the_rate_stays_between_zero_and_the_peak(name: str, epochs: int, per_ep
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_past_its_end_a_schedule_stays_where_it_was(name: str) -> None:
+def test_after_its_end_a_schedule_keeps_its_last_value(name: str) -> None:
     rate = TRACED[name]
     assert rate(TOTAL + 1, TOTAL, PER_EPOCH) == rate(TOTAL, TOTAL, PER_EPOCH)
 
@@ -116,20 +116,20 @@ def test_the_default_steps_are_those_of_imagenet() -> None:
     np.testing.assert_array_equal(curve(Step(PEAK), 90), curve(Step(PEAK, at=(30, 60)), 90))
 
 
-def test_a_name_takes_the_peak_that_is_offered_and_an_object_keeps_its_own() -> None:
+def test_a_name_uses_the_given_peak_and_an_object_keeps_its_own() -> None:
     assert schedules.get("one_cycle", default_peak=0.3) == OneCycle(0.3)
     assert schedules.get(Linear(end=0.5), default_peak=0.3) == Linear(0.3, end=0.5)
     assert schedules.get(Linear(0.2), default_peak=0.3) == Linear(0.2)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_schedules_are_values(name: str) -> None:
+def test_schedules_compare_by_value(name: str) -> None:
     schedule = schedules.get(name, default_peak=PEAK)
     assert {schedule: 1}[dataclasses.replace(schedule)] == 1
     assert schedule != dataclasses.replace(schedule, peak=2 * PEAK)
 
 
-def test_a_list_of_epochs_makes_the_same_schedule_as_a_tuple() -> None:
+def test_a_list_of_epochs_gives_the_same_schedule_as_a_tuple() -> None:
     assert hash(Step(PEAK, at=[3, 6])) == hash(Step(PEAK, at=(3, 6)))  # type: ignore[arg-type]
 
 
@@ -155,6 +155,6 @@ def test_a_list_of_epochs_makes_the_same_schedule_as_a_tuple() -> None:
         (lambda: Cosine(0.1).over(0, 10), "a run of 0 epochs"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_remedy(make: Any, words: str) -> None:
+def test_invalid_arguments_raise_with_a_remedy(make: Any, words: str) -> None:
     with pytest.raises(CompileError, match=words):
         make()

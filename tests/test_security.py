@@ -1,4 +1,4 @@
-"""Nothing that is loaded is executed, nothing is unpacked, and no name leads out of its folder."""
+"""Loading a file never executes code or unpacks files, and no name leads out of its folder."""
 
 import ast
 import gzip
@@ -29,7 +29,7 @@ from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 ROOT = Path(__file__).parents[1]
 
 
-# --- nothing is executed ------------------------------------------------------------------------------------------
+# --- no execution ------------------------------------------------------------------------------------------------
 
 _heard: list[str] | None = None
 
@@ -45,7 +45,7 @@ def _listen(event: str, arguments: tuple[Any, ...]) -> None:
         _heard.append(f"{event} {arguments!r:.200}")
 
 
-sys.addaudithook(_listen)  # it cannot be taken away again, and does nothing outside the block below
+sys.addaudithook(_listen)  # an audit hook cannot be removed; it does nothing outside the block below
 
 
 @contextmanager
@@ -95,7 +95,7 @@ LOADS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("what", LOADS)
-def test_nothing_that_is_loaded_is_executed(what: str, tmp_path: Path) -> None:
+def test_loading_a_file_executes_nothing(what: str, tmp_path: Path) -> None:
     LOADS[what](tmp_path)  # imports what it needs, and compiles the step
     with nothing_executed():
         LOADS[what](tmp_path)
@@ -104,7 +104,7 @@ def test_nothing_that_is_loaded_is_executed(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "execute", [lambda: pickle.loads(pickle.dumps(Path())), lambda: eval("1 + 1"), lambda: exec("a = 1")]
 )
-def test_what_is_executed_is_heard(execute: Callable[[], Any]) -> None:
+def test_executed_code_is_detected(execute: Callable[[], Any]) -> None:
     with pytest.raises(AssertionError, match=r"unpickled|compiled"), nothing_executed():
         execute()
 
@@ -136,7 +136,7 @@ def dangers(source: str) -> list[str]:
     return found
 
 
-def test_no_source_holds_what_could_execute_or_unpack() -> None:
+def test_no_source_contains_calls_that_could_execute_or_unpack() -> None:
     sources = [*(ROOT / "resfit").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
     assert len(sources) > 100
     assert {str(path): found for path in sources if (found := dangers(path.read_text()))} == {}
@@ -149,7 +149,7 @@ def test_no_source_holds_what_could_execute_or_unpack() -> None:
         "tar.extractall(p)", "shutil.unpack_archive(p)", "subprocess.run(x, shell=True)", "import yaml",
     ],
 )  # fmt: skip
-def test_what_could_is_found(source: str) -> None:
+def test_a_dangerous_call_is_found(source: str) -> None:
     assert dangers(source) != []
 
 
@@ -162,7 +162,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pt", "net.npz"])
-def test_a_pickle_under_any_name_is_refused_and_not_opened(name: str, tmp_path: Path) -> None:
+def test_a_pickle_with_any_name_raises_and_is_not_opened(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Payload()))
     with nothing_executed(), pytest.raises((ValueError, OSError)):
@@ -170,7 +170,7 @@ def test_a_pickle_under_any_name_is_refused_and_not_opened(name: str, tmp_path: 
     assert not Path("executed").exists()
 
 
-def test_objects_are_no_weights(tmp_path: Path) -> None:
+def test_objects_instead_of_weights_raise(tmp_path: Path) -> None:
     net = resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(4,))
     state = resfit.weights.state_dict(net)
     name = next(iter(state))
@@ -189,16 +189,14 @@ def test_objects_are_no_weights(tmp_path: Path) -> None:
         ("uint8", [1], 8),
     ],
 )
-def test_the_index_of_a_checkpoint_reaches_only_what_is_there(entry: Any) -> None:
-    """NumPy itself would make a pointer of any eight bytes."""
+def test_the_index_of_a_checkpoint_only_reaches_its_own_bytes(entry: Any) -> None:
+    """NumPy would use any eight bytes as a pointer."""
     content, _ = pack({"a": np.arange(8, dtype=np.uint8)})
     with pytest.raises((ValueError, TypeError)):
         unpack(content, {"a": entry})
 
 
-def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_checkpoint_whose_index_asks_for_objects_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = CheckpointStore(tmp_path)
     checkpoints.save(0, files.saved())
     checkpoints.save(1, files.saved())
@@ -207,7 +205,7 @@ def test_a_checkpoint_whose_index_asks_for_objects_is_passed_over(
     content = json.loads(path.read_bytes())
     del content["checksum"]
     content["arrays"]["state/0"][0] = "object"
-    from resfit.trainer.checkpoint import disk_format  # an attacker who can write can also make the checksum fit
+    from resfit.trainer.checkpoint import disk_format  # an attacker with write access can also update the checksum
 
     checksum = disk_format.checksum(disk_format.to_bytes(content))
     path.write_bytes(disk_format.to_bytes({**content, "checksum": checksum}))
@@ -233,7 +231,7 @@ def archive(path: Path, members: dict[str, bytes], links: dict[str, str] | None 
 
 
 @pytest.mark.parametrize("name", ["../outside.bin", "/tmp/outside.bin", "a/../../outside.bin", "C:\\outside.bin"])
-def test_an_archive_writes_nothing_anywhere(name: str, tmp_path: Path) -> None:
+def test_an_archive_writes_no_files(name: str, tmp_path: Path) -> None:
     inside = tmp_path / "folder"
     inside.mkdir()
     path = archive(inside / "a.tar.gz", {name: b"x", "part.bin": bytes(3073)})
@@ -251,7 +249,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
         cifar.read(path, {"train": ["part.bin"]}, 1)
 
 
-def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(
+def test_content_that_does_not_fit_into_memory_raises_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar, "_LARGEST", 10_000)
@@ -264,9 +262,9 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_is_unpacked(
         idx.read(bomb)
 
 
-def test_a_header_whose_sizes_overflow_is_damaged(tmp_path: Path) -> None:
+def test_a_header_whose_sizes_overflow_counts_as_damaged(tmp_path: Path) -> None:
     path = tmp_path / "images"
-    path.write_bytes(b"\0\0\x08\x04" + (2**16).to_bytes(4) * 4)  # 2**64 bytes, which 64 bits call none
+    path.write_bytes(b"\0\0\x08\x04" + (2**16).to_bytes(4) * 4)  # 2**64 bytes, which overflow to 0 in 64 bits
     with pytest.raises(DataError, match="says 65536 x 65536 x 65536 x 65536 bytes; the file has 0"):
         idx.read(path)
 
@@ -286,12 +284,12 @@ def test_a_header_whose_sizes_overflow_is_damaged(tmp_path: Path) -> None:
         "{epoch:{batch}}",
     ],
 )
-def test_a_template_of_a_file_name_holds_plain_names_only(template: str) -> None:
+def test_a_file_name_template_accepts_plain_names_only(template: str) -> None:
     with pytest.raises(CallbackError, match=r"Expected \{name\} or \{name:format\} in filepath"):
         ModelCheckpoint(f"runs/{template}.safetensors")
 
 
-def test_a_value_that_is_text_is_no_part_of_a_file_name(tmp_path: Path) -> None:
+def test_a_text_value_in_a_file_name_raises(tmp_path: Path) -> None:
     class Says(resfit.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["where"] = "../../outside"
@@ -304,8 +302,8 @@ def test_a_value_that_is_text_is_no_part_of_a_file_name(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == []
 
 
-def test_a_checkpoint_does_not_make_model_checkpoint_delete_the_files_of_others(tmp_path: Path) -> None:
-    """Which files there are is remembered in the run's checkpoint, and old ones are deleted."""
+def test_a_checkpoint_does_not_make_model_checkpoint_delete_other_files(tmp_path: Path) -> None:
+    """The checkpoint of the run contains the list of files, and old files in the list are deleted."""
     callback = ModelCheckpoint(tmp_path / "runs" / "{epoch:02d}-{val_loss:.2f}.safetensors", keep=1)
     mine = str(tmp_path / "runs" / "01-0.50.safetensors")
     others = [

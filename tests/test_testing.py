@@ -1,4 +1,4 @@
-"""The kit for callbacks: those of resfit pass it, and each kind of mistake is found."""
+"""The kit for callbacks: all callbacks of resfit pass it, and it finds each kind of mistake."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ from tests import levels
 
 
 class Writer:
-    """The least that CLUMetricWriter and WeightsAndBiases need."""
+    """The methods that CLUMetricWriter and WeightsAndBiases need."""
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         pass
@@ -71,12 +71,12 @@ BUILT_IN: dict[str, list[Callable[[], Callback]]] = {
 
 
 def test_every_callback_of_resfit_is_checked() -> None:
-    # On purpose the profiler waits for the device, Checkpoint refuses a second run, and RollbackOnNaN a fit without
-    # one: they have tests of their own.
+    # The profiler waits for the device on purpose, Checkpoint refuses a second run, and RollbackOnNaN a fit without a
+    # Checkpoint. They have separate tests.
     assert {*BUILT_IN, "Profiler", "Checkpoint", "RollbackOnNaN", "Callback"} == set(callbacks.__all__)
 
 
-# Those with a state, a rate, or files of each kind run in `make test`.
+# One callback with a state, one with a learning rate, and one with each kind of files run in `make test`.
 QUICK = {"CSVLogger0", "EarlyStopping1", "LearningRateScheduler0", "ModelCheckpoint2", "ReduceLROnPlateau0",
          "SwapEMAWeights0", "TensorBoard0"}  # fmt: skip
 
@@ -89,23 +89,23 @@ QUICK = {"CSVLogger0", "EarlyStopping1", "LearningRateScheduler0", "ModelCheckpo
         for i, make in enumerate(makes)
     ],
 )
-def test_a_callback_of_resfit_has_no_problem_and_no_cost(make: Callable[[], Callback]) -> None:
+def test_a_callback_of_resfit_has_no_problems_and_no_cost(make: Callable[[], Callback]) -> None:
     report = check_callback(make)
     assert report.costs == ()
     assert len(report.scenes) == len(set(report.scenes)) > 25
 
 
 @pytest.mark.slow
-def test_the_profiler_waits_at_the_two_ends_of_its_trace_alone() -> None:
+def test_the_profiler_only_waits_at_the_two_ends_of_its_trace() -> None:
     (cost,) = check_callback(lambda: callbacks.Profiler("trace", start=10, stop=12)).costs
     assert "in 2 of 24 steps" in cost
     assert Path("trace").exists()
 
 
-# --- one class for every mistake --------------------------------------------------------------------------------------
+# --- one class for each mistake ---------------------------------------------------------------------------------------
 
 
-class Misspelt(Callback):
+class Misspelled(Callback):
     def on_epoch_ends(self, epoch: int, logs: Any = None) -> None:
         pass
 
@@ -208,7 +208,7 @@ class SavesNoCopy(Callback):
 
 
 class Forgets(Callback):
-    """Halves the rate at the fourth epoch it sees, but does not save how many those were."""
+    """A callback that halves the learning rate at the fourth epoch, but does not save the number of epochs."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.epochs = 0
@@ -244,7 +244,7 @@ class EvaluatesInTheFirstProcess(Callback):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Misspelt, "on_epoch_ends, which is not a hook"),
+        (Misspelled, "on_epoch_ends, which is not a hook"),
         (TakesNoLogs, r"raised CallbackError: TakesNoLogs.on_epoch_end cannot be called.*fit; fit with validation"),
         (NeedsValidation, r"raised KeyError: 'val_loss' \(in: fit; "),
         (NeedsTraining, "raised AttributeError.*'tests'.*in: evaluate with a new object"),
@@ -292,7 +292,7 @@ class EvaluatesInEveryProcess(Callback):
 
 
 @pytest.mark.parametrize("kind", [WritesInTheFirstProcess, ServesOneProcess, EvaluatesInEveryProcess])
-def test_what_is_right_in_two_processes_is_found_right(kind: type[Callback]) -> None:
+def test_a_correct_callback_passes_in_two_processes(kind: type[Callback]) -> None:
     assert "two processes" in check_callback(kind).scenes
     assert jax.process_count() == 1
 
@@ -300,16 +300,14 @@ def test_what_is_right_in_two_processes_is_found_right(kind: type[Callback]) -> 
 @pytest.mark.parametrize(
     "name", levels.only(["CSVLogger", "ModelCheckpoint"], ["CSVLogger", "JSONLogger", "ModelCheckpoint", "TensorBoard"])
 )
-def test_a_callback_of_resfit_that_wrote_in_every_process_would_be_found(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_callback_of_resfit_that_writes_in_every_process_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resfit.callbacks.first_process.is_first", lambda: True)
-    # ModelCheckpoint reads what it wrote, and a second process has written no model.
+    # ModelCheckpoint reads its own file, and a second process has not written a model.
     with pytest.raises(CallbackCheckError, match=r"the second process writes \['|in: two processes"):
         check_callback(BUILT_IN[name][-1])
 
 
-def test_files_are_seen_wherever_they_are_and_caches_are_not(tmp_path: Path) -> None:
+def test_files_are_found_anywhere_and_caches_are_ignored(tmp_path: Path) -> None:
     cache = Path(jax.config.values["jax_compilation_cache_dir"])
     (tmp_path / "old").write_text("")
     with written_files() as files, written_files() as also:
@@ -329,7 +327,7 @@ def test_files_are_seen_wherever_they_are_and_caches_are_not(tmp_path: Path) -> 
     assert len(files) == 3
 
 
-def test_what_make_must_return_is_said() -> None:
+def test_a_make_function_with_another_result_raises() -> None:
     one = Callback()
     with pytest.raises(CallbackCheckError, match="a new object in every call"):
         check_callback(lambda: one)
@@ -358,6 +356,6 @@ class ReadsEveryTenth(Callback):
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(ReadsEveryStep, 24), (ReadsEveryTenth, 3)])
-def test_waiting_for_the_device_is_a_cost_and_no_mistake(kind: type[Callback], steps: int) -> None:
+def test_waiting_for_the_device_is_a_cost_and_not_a_mistake(kind: type[Callback], steps: int) -> None:
     (cost,) = check_callback(kind).costs
     assert f"waits for the device in {steps} of 24 steps" in cost

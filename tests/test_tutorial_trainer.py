@@ -1,4 +1,4 @@
-"""The ResNet that Flax NNX tutorials teach, trained as it stands; and what goes wrong in their loops, one test each."""
+"""The ResNet of the Flax NNX tutorials trains unchanged, and each pitfall of their training loops has a test."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ from tests.helpers import (
 
 
 class BasicBlock(nnx.Module):
-    """As tutorials write it: 'SAME' padding, biases before the norms, flax's momentum, an optional projection."""
+    """A block as in the tutorials: 'SAME' padding, biases before the norms, flax's momentum, an optional projection."""
 
     def __init__(self, in_features: int, out_features: int, strides: int = 1, *, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(in_features, out_features, (3, 3), strides=strides, padding="SAME", rngs=rngs)
@@ -64,7 +64,7 @@ class TutorialResNet(nnx.Module):
 
 
 def bright_or_dark(n: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    """Images whose class is how bright they are: (n, 8, 8, 1) float32 and (n,) int32."""
+    """Return images whose class is their brightness: (n, 8, 8, 1) float32 and (n,) int32."""
     y = labels(n)
     return images(n) + 3 * y.reshape(-1, 1, 1, 1).astype(np.float32), y
 
@@ -89,15 +89,15 @@ def test_the_class_of_the_tutorial_trains_in_three_lines(tutorial: Any) -> None:
 def test_pitfall_forgotten_train_flag_cannot_spoil_evaluation(tutorial: Any) -> None:
     module, model, _ = tutorial
     x, y = bright_or_dark()
-    # Nobody called module.eval(): the module is in training mode still, and evaluation is one all the same.
+    # Without a call of module.eval(), the module is still in training mode, and the evaluation is correct.
     assert not module.bn.use_running_average
     before = values(module)
     together = model.predict(x[:8], batch_size=8, verbose=0)
     alone = model.predict(x[:8], batch_size=1, verbose=0)
-    np.testing.assert_allclose(together, alone, atol=1e-4)  # a row does not depend on its neighbours
+    np.testing.assert_allclose(together, alone, atol=1e-4)  # a row does not depend on the other rows
     model.evaluate(x, y, batch_size=BATCH, verbose=0)
     assert differ(before, values(module)) == set()
-    # The negative control: the bare call of the tutorial depends on them, and moves the statistics.
+    # The negative control: in a bare call of the tutorial, a row depends on the others, and the statistics change.
     spoilt = nnx.clone(module)
     assert not np.allclose(np.asarray(call(spoilt, x[:8]))[:1], call(spoilt, x[:1]), atol=1e-2)
     assert any(name.endswith("mean") for name in differ(before, values(spoilt)))
@@ -105,16 +105,16 @@ def test_pitfall_forgotten_train_flag_cannot_spoil_evaluation(tutorial: Any) -> 
 
 def test_pitfall_forgotten_train_flag_cannot_freeze_the_statistics_of_training() -> None:
     module = TutorialResNet(rngs=nnx.Rngs(0))
-    module.eval()  # left over from looking at an output
+    module.eval()  # left from an earlier look at an output
     before = values(module)
     fit(compiled(module, optimizer="adam", learning_rate=0.01), *bright_or_dark(8))
     moved = differ(before, values(module))
     assert {name for name in before if name.endswith((".mean", ".var"))} <= moved
-    assert module.bn.use_running_average  # and the user's flag is as it was
+    assert module.bn.use_running_average  # the flag of the user does not change
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_the_running_statistics_follow_the_momentum_that_the_module_was_given(momentum: float) -> None:
+def test_the_running_statistics_follow_the_momentum_of_the_module(momentum: float) -> None:
     class Norm(nnx.Module):
         def __init__(self) -> None:
             self.norm = nnx.BatchNorm(1, momentum=momentum, rngs=nnx.Rngs(0))
@@ -136,7 +136,7 @@ def test_ten_labels_against_ten_by_ten_logits_are_not_silently_wrong() -> None:
     logits = model.predict(x, verbose=0)
     right = np.mean(jax.jit(optax.softmax_cross_entropy_with_integer_labels)(logits, y))
     with jax.numpy_rank_promotion("allow"):
-        wrong = np.mean(jax.jit(optax.softmax_cross_entropy)(logits, y))  # the tutorial's: broadcast, without a word
+        wrong = np.mean(jax.jit(optax.softmax_cross_entropy)(logits, y))  # the tutorial's loss broadcasts silently
     found = model.evaluate(x, y, verbose=0)[0]
     np.testing.assert_allclose(found, right, rtol=1e-5)
     assert abs(found - wrong) > 1
@@ -155,7 +155,7 @@ def test_training_on_nothing_is_an_error_not_a_success() -> None:
         compiled().fit(data, epochs=1, verbose=0)
 
 
-def test_the_last_batch_is_trained_on_and_counted() -> None:
+def test_the_last_batch_is_trained_and_counted() -> None:
     recorder = Recorder()
     model = compiled()
     fit(model, images(20), labels(20), callbacks=[recorder])
@@ -163,9 +163,9 @@ def test_the_last_batch_is_trained_on_and_counted() -> None:
     assert state_of(model).steps() == 3
 
 
-def test_the_mean_over_a_set_is_that_of_its_examples_not_of_its_batches() -> None:
+def test_the_mean_over_a_dataset_averages_examples_and_not_batches() -> None:
     x, y = images(9), labels(9)
-    x[8] *= 50  # the only row of the last batch: a mean of batch means would count it eight-fold
+    x[8] *= 50  # the only row of the last batch: a mean of batch means would give it eight times the weight
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     logits = model.predict(x, verbose=0)
     losses = np.asarray(jax.jit(optax.softmax_cross_entropy_with_integer_labels)(logits, y))

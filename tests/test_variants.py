@@ -1,4 +1,4 @@
-"""Every variant of the family through everything a network goes through."""
+"""Test every variant of the family in all uses of a network."""
 
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from tests.variants import VARIANTS, images, labels, network, side, spec
 BATCH = 4  # of twelve images: three steps
 RANDOM = ("stochastic depth", "wide, dropout", "dropout before the last layer")
 
-# Together they have every part: what takes a training run for each variant runs the others in the exhaustive suite.
+# Together they contain every part. The exhaustive suite also trains the other variants.
 EVERY_PART = ("v1", "basic, option A", "v2, large images", "T", "RS", "ResNeXt", "averaged", "dilated, D", "group norm")
 ONE_OF_EACH_KIND = ("RS", "wide, dropout", "group norm", "space to depth")
 
 
 class Losses(Callback):
-    """Writes down the loss of every step."""
+    """Record the loss of every step."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -61,7 +61,9 @@ def test_every_registered_part_is_in_some_variant() -> None:
 @pytest.mark.parametrize(
     "variant", levels.only(("wide, dropout",), VARIANTS, (*EVERY_PART, "v2, bottleneck", "stochastic depth"))
 )
-def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(variant: str, tmp_path: Path) -> None:
+def test_it_trains_and_a_stopped_and_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
+    variant: str, tmp_path: Path
+) -> None:
     whole = compiled(variant)
     before = values(whole.module)
     losses = fit(whole, variant)
@@ -82,7 +84,7 @@ def test_it_trains_and_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_hav
 
 
 @pytest.mark.parametrize("variant", levels.only(("stochastic depth",), RANDOM))
-def test_what_is_random_follows_from_the_seed_and_the_step(variant: str) -> None:
+def test_random_numbers_depend_only_on_the_seed_and_the_step(variant: str) -> None:
     losses = fit(compiled(variant), variant)
     assert fit(compiled(variant), variant) == losses
     assert fit(compiled(variant, seed=1), variant)[0] != losses[0]
@@ -98,7 +100,7 @@ HOWS: dict[str, dict[str, Any]] = {
     "pmap, bfloat16": {"dispatch": "pmap", "precision": "bfloat16"},
     "eager": {"dispatch": "eager"},
 }
-# One variant for each way in the suite, one of those without `slow`, all of them in the exhaustive one.
+# One variant for each dispatch and precision in the suite, one of those not `slow`; all in the exhaustive suite.
 MARKS: dict[tuple[str, str], Any] = {
     ("sharded", "stochastic depth"): (),
     ("bfloat16", "RS"): pytest.mark.slow,
@@ -118,7 +120,7 @@ def test_it_trains_under_every_dispatch_and_precision(how: str, variant: str) ->
     assert np.isfinite(losses).all()
     assert len(set(losses)) == 3
     if "pmap" in how and (variant in RANDOM or spec(variant).norm == "batch"):
-        return  # whose devices draw for themselves, and normalise by their own images
+        return  # devices draw separate random numbers, and normalize by their own images
     expected = fit(compiled(variant), variant)
     tolerance = 0.1 if "bfloat16" in how else 1e-4
     np.testing.assert_allclose(losses[0], expected[0], rtol=tolerance)  # the first step, from the same state
@@ -126,7 +128,7 @@ def test_it_trains_under_every_dispatch_and_precision(how: str, variant: str) ->
 
 
 @pytest.mark.parametrize("variant", levels.only(ONE_OF_EACH_KIND, VARIANTS))
-def test_its_file_builds_it_again(variant: str, tmp_path: Path) -> None:
+def test_a_saved_variant_is_rebuilt_from_its_file(variant: str, tmp_path: Path) -> None:
     net = network(variant)
     resfit.Model(net).save(tmp_path / "net.safetensors")
     loaded: Any = resfit.load(tmp_path / "net.safetensors").module

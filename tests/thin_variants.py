@@ -1,4 +1,4 @@
-"""Every variant of the family as a network of few channels, with the oracle's weights: what is done to all of them."""
+"""Every variant of the family as a network with few channels and the weights of its oracle."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.weights.test_torch_oracle import drawn
 
 _GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "variants.json").read_text())["variants"]
 
-# Beside those that timm or torchvision have.
+# In addition to those of timm and torchvision.
 _OTHERS: dict[str, dict[str, Any]] = {
     "v1": {"block": "bottleneck_v1"},
     "CIFAR, option A": {"stem": "cifar", "shortcut": "A"},
@@ -27,10 +27,10 @@ VARIANTS: dict[str, dict[str, Any]] = {name: golden["spec"] for name, golden in 
 
 
 def thin(variant: str) -> ResNet:
-    """Two stages of one block, 10 classes, for images of 64 x 64 pixels."""
+    """Return a network of two stages of one block and 10 classes, for images of 64 x 64 pixels."""
     fields = dict(VARIANTS[variant])
     if "output_stride" in fields:
-        fields["output_stride"] = 4  # with two stages, the only one that dilates
+        fields["output_stride"] = 4  # the only output stride that uses dilation with two stages
     wide = fields.get("groups", 1) > 1 or fields.get("norm") == "group"
     spec = ResNetSpec(depths=(1, 1), widths=(32, 64) if wide else (8, 16), num_classes=10, **fields)
     net = ResNet(spec, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""One thin network for each variant of the family: what every table of tests walks."""
+"""One thin network for each variant of the family, for every table of tests."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ CLASSES = 3
 
 _V2: dict[str, Any] = {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}
 
-# name -> the fields in which it differs from a ResNet of two blocks for small images
+# name -> the fields that differ from a ResNet of two blocks for small images
 VARIANTS: dict[str, dict[str, Any]] = {
     "basic": {},
     "basic, option A": {"shortcut": "A"},
@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def spec(variant: str, **fields: Any) -> ResNetSpec:
-    """Two stages of one block each, of 8 and 16 channels; every part of a block counts from the first step on."""
+    """Return a spec of two stages of one block with 8 and 16 channels. No part of a block starts at zero."""
     values = {"depths": (1, 1), "widths": (8, 16), "stem": "cifar", "num_classes": CLASSES, "zero_init_last": False}
     return ResNetSpec(**values | VARIANTS[variant] | fields)
 
@@ -52,16 +52,16 @@ def network(variant: str, **fields: Any) -> ResNet:
 
 
 def side(variant: str) -> int:
-    """Pixels a side of its images: 64 where its stem steps over pixels, else 16."""
+    """Return the side of its images in pixels: 64 if its stem reduces the size, else 16."""
     return 64 if STEMS[spec(variant).stem].strides else 16
 
 
 def images(variant: str, count: int = 12) -> np.ndarray:
-    """(count, side, side, 3) float32."""
+    """Return (count, side, side, 3) float32."""
     shape = (count, side(variant), side(variant), 3)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def labels(count: int = 12) -> np.ndarray:
-    """(count,) int32; every class occurs."""
+    """Return (count,) int32, in which every class occurs."""
     return np.arange(count, dtype=np.int32) % CLASSES

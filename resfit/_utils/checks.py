@@ -23,7 +23,7 @@ def positive_int(name: str, value: Any, error: type[Exception], expected: str = 
       name: the argument that received it, for the message.
       value: the argument.
       error: the class to raise.
-      expected: what the message says that the argument has to be.
+      expected: the expectation in the message.
 
     Raises:
       error: if `value` is not a positive integer.

@@ -27,7 +27,7 @@ class Remote(NamedTuple):
       url: the URL of the file.
       size: the size in bytes; None if it is not published.
       sha256: the checksum in hexadecimal digits, or its first digits if only those are published.
-      remedy: what to do if the URL cannot be reached.
+      remedy: the remedy if the URL cannot be reached.
     """
 
     url: str

@@ -15,7 +15,7 @@ class NotByValueError(Exception):
 def loaded(function: types.FunctionType) -> Iterator[Any]:
     """Yield the values that the code of a function, and of functions inside it, loads by names of globals.
 
-    An attribute of a module stands for the module: `SCALE` for `config.SCALE`.
+    For `config.SCALE`, the value is the attribute and not the module.
 
     Raises:
       NotByValueError: if a name is unknown, or the code imports or assigns something that outlasts the call.

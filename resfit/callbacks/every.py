@@ -11,7 +11,7 @@ class Every:
     """An interval, which decides at which steps an action is due.
 
     Args:
-      every: a number of steps, a datetime.timedelta, or "epoch" for no step: epochs have a hook of their own.
+      every: a number of steps, a datetime.timedelta, or "epoch" for no step: epochs have a separate hook.
       who: the name of the callback, for the error message.
 
     Raises:

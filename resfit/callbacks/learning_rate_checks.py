@@ -19,7 +19,7 @@ def require_settable(model: TrainedModel, who: str) -> None:
 
 
 def require_adjustable(model: TrainedModel, who: str) -> None:
-    """Raise if a callback cannot scale the learning rate of the model, be it a number or a schedule.
+    """Raise if a callback cannot scale the learning rate of the model, which can be a number or a schedule.
 
     Raises:
       CallbackError: if the optimizer does not expose its learning rate.

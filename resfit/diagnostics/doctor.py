@@ -210,7 +210,7 @@ class _Run:
         return tuple(block for block in blocks if holds(block, False) or not holds(block, True))
 
     def _stuck(self, before: Any, after: Any) -> list[str]:
-        """Return the unfrozen norms of which no statistic moved: behind a dead block the variance moves alone."""
+        """Return the unfrozen norms without a changed statistic. Behind a dead block only the variance changes."""
         moved: dict[str, bool] = {}
         for slot, old, new in zip(self.layout.carried, before, after, strict=True):
             if issubclass(slot.type, nnx.BatchStat) and not slot.frozen:

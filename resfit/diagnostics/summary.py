@@ -220,7 +220,7 @@ def _watch(module: Any, outputs: dict[str, tuple[tuple[int, ...], ...]]) -> None
     """Name the operations of a module and of each of its parts, and note the shapes of their outputs.
 
     Args:
-        module: a copy that nobody else uses.
+        module: a private copy.
         outputs: gets the shapes by name, in the order of the calls.
     """
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Model files: safetensors with arrays, and JSON metadata for everything else. Loading executes no code of the file."""
+"""Model files: safetensors with arrays, and JSON metadata for everything else. Loading never executes code."""
 
 import importlib.metadata
 import json

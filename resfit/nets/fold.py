@@ -139,7 +139,7 @@ def _pairs(module: nnx.Module, example: Any) -> dict[str, str]:
 
 
 def _mark(part: Any, name: str) -> None:
-    """Mark the calls of a convolution or of a norm; of a copy that nobody else uses."""
+    """Mark the calls of a convolution or of a norm; in a private copy."""
 
     def conv(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
         return checkpoint_name(call(*args, **kwargs), _CONV + name)

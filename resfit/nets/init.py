@@ -1,7 +1,7 @@
 """Initial values of kernels, scales and biases, drawn on the host by NumPy.
 
 `jax.random` compiles a program for each shape, which for a ResNet-50 takes longer than everything else in building it.
-NumPy compiles nothing. Each array has a `jax.random` key of its own, and the key's words seed a NumPy generator, so
+NumPy compiles nothing. Each array has a separate `jax.random` key, and the key's words seed a NumPy generator, so
 equal seeds give equal values in every process and on every device. Inside `jax.jit`, `nnx.eval_shape` and `nnx.vmap` a
 key has no words yet: `jax.random` draws there, from the same distribution but with other values.
 """

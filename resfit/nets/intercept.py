@@ -18,7 +18,7 @@ def intercept(part: nnx.Module, around: Around) -> None:
     """Run `around` in place of every call of a module.
 
     Args:
-        part: a module with a `__call__`, of a copy that nobody else uses; its class is changed.
+        part: a module with a `__call__`, in a private copy; its class is changed.
         around: (part, call, *args, **kwargs) -> result. `call(*args, **kwargs)` runs the part's own `__call__`.
 
     Example:
@@ -39,7 +39,7 @@ def wrapping(cls: type, around: Around) -> type:
     """
     original: Any = cls.__call__
 
-    @functools.wraps(original)  # the signature tells which mode keywords the call takes
+    @functools.wraps(original)  # the signature decides which mode keywords the call takes
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return around(self, functools.partial(original, self), *args, **kwargs)
 
@@ -50,7 +50,7 @@ def set_class(part: nnx.Module, cls: type) -> None:
     """Make a module an instance of another class, past the `__setattr__` of NNX.
 
     Args:
-        part: of a copy that nobody else uses.
+        part: a module in a private copy.
         cls: a subclass of its class.
     """
     object.__setattr__(part, "__class__", cls)

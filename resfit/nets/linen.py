@@ -30,7 +30,7 @@ def switch(part: nnx.bridge.ToNNX, train: bool, keywords: Mapping[str, bool]) ->
     that the statistics can move.
 
     Args:
-        part: of a copy that nobody else uses; its class is changed.
+        part: a module in a private copy; its class is changed.
         train: the mode.
         keywords: names of mode arguments, and the value of each in training.
     """
@@ -47,7 +47,7 @@ def hold_in_evaluation(part: nnx.bridge.ToNNX, norms: frozenset[tuple[Any, ...]]
     """Make some BatchNorms of a wrapped Linen module normalize by their running statistics in every mode.
 
     Args:
-        part: of a copy that nobody else uses; its class is changed.
+        part: a module in a private copy; its class is changed.
         norms: the paths of those BatchNorms inside the Linen module.
     """
     set_class(part, _held(type(part), norms))

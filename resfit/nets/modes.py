@@ -75,7 +75,7 @@ def hold_in_evaluation(part: nnx.Module) -> None:
     """Keep one part in evaluation mode, even if its caller passes another mode.
 
     Args:
-        part: of a copy that nobody else uses; its class is changed.
+        part: a module in a private copy; its class is changed.
     """
     _set_flags(part, train=False)
     _become(part, _supplied(type(part), train=False, forced=True))
@@ -83,7 +83,7 @@ def hold_in_evaluation(part: nnx.Module) -> None:
 
 def _set_flags(module: nnx.Module, train: bool) -> None:
     """Set the mode attributes of a module and its parts."""
-    cls: Any = type(module)  # of which an attribute may hide the method `train`
+    cls: Any = type(module)  # an attribute of the module can hide its method `train`
     cls.train(module) if train else cls.eval(module)
     for _, part in nnx.iter_modules(module):
         for name in MODE_KEYWORDS.keys() & vars(part).keys():

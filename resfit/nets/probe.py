@@ -11,7 +11,7 @@ from flax import nnx
 from resfit.errors import ModuleError
 from resfit.nets.intercept import intercept
 
-# (name, output) -> the output to go on with.
+# (name, output) -> the output to continue with.
 Change = Callable[[str, jax.Array], jax.Array]
 
 
@@ -79,7 +79,7 @@ def tap(module: nnx.Module, change: Change) -> None:
     their name: "block (2)".
 
     Args:
-      module: a copy that nobody else uses: the classes of its parts are changed.
+      module: a private copy: the classes of its parts are changed.
       change: (name, output) -> output.
     """
     keep_activations(module)
@@ -92,7 +92,7 @@ def tap_part(module: nnx.Module, name: str, change: Change) -> None:
     """Pass the output of one module of any depth through a function, as `tap` does.
 
     Args:
-      module: a copy that nobody else uses.
+      module: a private copy.
       name: dotted path of the part.
       change: (name, output) -> output.
 
@@ -113,7 +113,7 @@ def keep_activations(module: nnx.Module) -> None:
     """End rematerialization: no value can leave a rematerialized part while a gradient is computed.
 
     Args:
-      module: a copy that nobody else uses.
+      module: a private copy.
     """
     for _, part in nnx.iter_modules(module):
         if isinstance(part, Recomputing):
@@ -124,7 +124,7 @@ def tap_module(part: nnx.Module, name: str, change: Change, calls: dict[str, int
     """Pass the output of one module through a function, as `tap` does.
 
     Args:
-      part: of a copy that nobody else uses.
+      part: a module in a private copy.
       name: of the part, for `change`.
       change: (name, output) -> output.
       calls: number of calls so far, by name.

@@ -36,7 +36,7 @@ class Registry(Mapping[str, _Part]):
 
         Args:
             name: a Python identifier that is not in use.
-            part: what the name stands for.
+            part: the object to register under the name.
 
         Raises:
             SpecError: if the name is taken or is not an identifier.

@@ -69,12 +69,12 @@ def check_callback(make: Callable[[], Callback]) -> CallbackReport:
       >>> from resfit.callbacks import Callback, EarlyStopping
       >>> check_callback(lambda: EarlyStopping("loss", patience=1, restore_best_weights=True)).costs
       ()
-      >>> class Misspelt(Callback):
+      >>> class Misspelled(Callback):
       ...     def on_epoch_ends(self, epoch, logs=None):
       ...         print(epoch)
-      >>> check_callback(Misspelt)
+      >>> check_callback(Misspelled)
       Traceback (most recent call last):
-      resfit.errors.CallbackCheckError: Misspelt has the method on_epoch_ends, which is not a hook...
+      resfit.errors.CallbackCheckError: Misspelled has the method on_epoch_ends, which is not a hook...
     """
     found = Findings(_check_made(make))
     kit = _Kit(make)

@@ -60,7 +60,7 @@ class CallbackList:
         return {name: packed(state, functools.partial(_state_error, name)) for name, state in states.items()}
 
     def load_state_dicts(self, states: Mapping[str, Any]) -> None:
-        """Restore states from `state_dicts`; a callback without a state there starts afresh."""
+        """Restore states from `state_dicts`. A callback without a saved state starts with its initial state."""
         for name, callback in self._named().items():
             if name in states:
                 callback.load_state_dict(unpacked(states[name]))

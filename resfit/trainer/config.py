@@ -110,8 +110,8 @@ class FitConfig(_Fingerprinted):
             )
         if self.shuffle not in (True, False):
             raise DataError(
-                f"Expected shuffle to be True or False, got {self.shuffle!r}. Every epoch has an order of all examples "
-                "of its own; to keep batches as they are pass an iterable of them."
+                f"Expected shuffle to be True or False, got {self.shuffle!r}. Each epoch shuffles all examples; "
+                "to keep batches unchanged, pass an iterable of batches."
             )
         if self.resume not in (True, False, "inexact"):
             raise ResumeError(f"Expected resume to be True, False or 'inexact', got {self.resume!r}.")

@@ -21,15 +21,15 @@ class RunContext:
 
     Args:
       state: of the run.
-      placement: where everything lives.
+      placement: the devices of the state and the batches.
       seed: of everything random inside the steps.
       learned: compares the inputs and labels of each batch with those of training.
 
     Attributes:
       state: of the run.
-      placement: where everything lives.
+      placement: the devices of the state and the batches.
       seed: of everything random inside the steps.
-      learned: what is known of the data.
+      learned: the known facts about the data.
       processes: of the run.
       replaced: True once the model was compiled again.
       key: made from the seed, on every device.

@@ -26,7 +26,7 @@ class Evaluator:
 
     Args:
       context: of the model.
-      recipe: what the steps do.
+      recipe: the parts of the steps.
 
     Attributes:
       names: of the loss and the metrics, in order.
@@ -56,7 +56,7 @@ class Evaluator:
         return {name: as_float(values[name]) for name in self.names}
 
     def logs(self, sums: Leaves, loss: jax.Array, examples: int) -> LazyLogs:
-        """Return the log of a batch, read from the device when somebody asks."""
+        """Return the log of a batch, which is read from the device on access."""
         return LazyLogs(sums, self.values, self.names, loss, examples)
 
     def evaluate(
@@ -73,7 +73,7 @@ class Evaluator:
           data: the examples.
           steps: the number of batches; None for all.
           callbacks: to fire.
-          stopped: returns True if somebody asked to stop.
+          stopped: returns True if a stop was requested.
           weights: "raw", as trained, or "ema", averaged.
         """
         with self._context.processes.failing_together():

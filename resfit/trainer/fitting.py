@@ -205,8 +205,8 @@ def _check_same_data(processes: Processes, data: Batches) -> None:
         "data",
         (b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(entry)) for entry in entries.values()),
         entries,
-        "Pass the whole dataset in every process, of which each reads its part. Data that are split already are "
-        "passed as an iterable of batches.",
+        "Pass the whole dataset in every process; each process reads its part. Pass data that is already split as "
+        "an iterable of batches.",
     )
 
 
@@ -216,5 +216,5 @@ def _check_same_settings(processes: Processes, settings: Mapping[str, Any]) -> N
         "arguments of compile or fit",
         (repr(value).encode() for value in compared.values()),
         (f"{name}, here {value!r:.200}," for name, value in compared.items()),
-        "Processes with other arguments would wait for one another for ever. Pass the same in every process.",
+        "Processes with different arguments would wait for each other forever. Pass the same in every process.",
     )

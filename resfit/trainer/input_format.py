@@ -14,10 +14,10 @@ from resfit.transforms import Transforms
 
 
 class InputFormat:
-    """The preprocessing of a model, and what is known of its inputs.
+    """The preprocessing of a model, and the known format of its inputs.
 
     Args:
-      module: the network; one of resfit's tells the channels of its images.
+      module: the network; a network of resfit states the channels of its images.
 
     Attributes:
       preprocess: applied to every input, or None.

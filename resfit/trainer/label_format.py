@@ -24,12 +24,12 @@ class LabelFormat:
     """The meaning of a model's outputs and labels.
 
     Args:
-      module: the network; one of resfit's tells its number of outputs.
+      module: the network; a network of resfit states its number of outputs.
       custom_step: True if a subclass overrides `compute_loss`, which may read labels in any way.
 
     Attributes:
       loss: of the last `compile`, or None.
-      multi_label: True if every output is a label of its own; None if that is unknown.
+      multi_label: True if every output is an independent label; None if that is unknown.
       names: of the classes, by number, or None.
     """
 
@@ -76,7 +76,7 @@ class LabelFormat:
         self.note(labels)
 
     def note(self, labels: Any) -> None:
-        """Learn from labels whether the model is multi-label, if its loss does not tell.
+        """Learn from labels whether the model is multi-label, if its loss does not decide it.
 
         Raises:
           LabelError: for several labels per example, if a metric reads one.
@@ -113,7 +113,7 @@ class LabelFormat:
         return bool(self.multi_label)
 
     def check_class_weight(self, class_weight: Any) -> None:
-        """Raise DataError for the weight of a class that the network, as far as it tells, does not have."""
+        """Raise DataError for the weight of a class outside the known number of outputs of the network."""
         classes, highest = self._num_classes, max(check_class_weight(class_weight), default=0)
         if classes is not None and classes > 1 and highest >= classes:
             raise DataError(

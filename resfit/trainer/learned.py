@@ -15,10 +15,10 @@ from resfit.trainer.step import OutputsShape
 
 
 class Learned:
-    """The facts that a model knows of its data.
+    """The facts that a model knows about its data.
 
     Args:
-      module: the network; one of resfit's tells its input channels and classes.
+      module: the network; a network of resfit states its input channels and classes.
       custom_step: True if a subclass of the model overrides `compute_loss`.
 
     Attributes:
@@ -58,7 +58,7 @@ class Learned:
         self.stepped |= trained
 
     def note_restored(self, labels: Any) -> None:
-        """Learn from a restored run, perhaps without another step, what its steps would have told.
+        """Learn from a restored run the facts that its steps would have given.
 
         Args:
           labels: all of them; None if only the batches have them: `SeenData` then restores what is known.
@@ -107,5 +107,5 @@ class SeenData(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._learned.inputs.load_state_dict(state)
         self._learned.stepped = True
-        if self._learned.labels.multi_label is None:  # otherwise the loss tells
+        if self._learned.labels.multi_label is None:  # otherwise the loss decides
             self._learned.labels.multi_label = state.get("multi_label")

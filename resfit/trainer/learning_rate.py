@@ -27,7 +27,7 @@ class LearningRate:
       function: step -> rate, or None.
 
     Attributes:
-      index: which leaf of the optimizer's state is the rate; None if no single leaf is.
+      index: the index of the learning rate among the leaves of the optimizer state; None without a single one.
       scheduled: True if a schedule decides the rate.
       asked: the rate as the user would write it, the schedule as text, or None if the optimizer decides.
 
@@ -127,8 +127,8 @@ class LearningRate:
         self._named.check(epochs.stop)
         if stream.steps is None:
             raise DataError(
-                "A named learning-rate schedule needs to know how long an epoch is, and this data cannot tell. Pass "
-                "steps_per_epoch."
+                "A named learning-rate schedule needs the number of steps in an epoch, which this data does not know. "
+                "Pass steps_per_epoch."
             )
 
     @contextlib.contextmanager
@@ -152,13 +152,13 @@ class LearningRate:
             raise
 
     def _begin_function(self, stream: Epochs, initial_epoch: int, done: int) -> None:
-        """Let a function step -> rate begin at `initial_epoch`; a model that has trained counts on."""
+        """Start a schedule function at `initial_epoch`; a model that has trained continues its count."""
         if done or not initial_epoch:
             return
         if stream.steps is None:
             _log.warning(
-                "The learning rate's schedule begins at step 0, though initial_epoch is %d: this data cannot tell how "
-                "many steps an epoch has. Pass steps_per_epoch, or a function that adds the steps before.",
+                "The learning rate's schedule begins at step 0, though initial_epoch is %d: this data does not know "
+                "how many steps an epoch has. Pass steps_per_epoch, or a function that adds the steps before.",
                 initial_epoch,
             )
             return

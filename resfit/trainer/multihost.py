@@ -115,7 +115,7 @@ class Processes:
 
     @contextlib.contextmanager
     def raising_together(self) -> Iterator[None]:
-        """Mark an exception that every process raises at this place, so that no process is told of it."""
+        """Mark an exception that every process raises at this place, so that no process reports it to the others."""
         try:
             yield
         except BaseException as exception:

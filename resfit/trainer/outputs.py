@@ -49,7 +49,7 @@ def kind(name: str, *, multi_label: bool) -> str:
 
     Args:
       name: one of `NAMES`.
-      multi_label: True if every output of the module is a label of its own.
+      multi_label: True if every output of the module is an independent label.
 
     Example:
       >>> kind("labels", multi_label=False), kind("logits", multi_label=True)

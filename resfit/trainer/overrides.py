@@ -83,7 +83,7 @@ def check_flags(module: nnx.Module, plan: Any) -> None:
 
     Args:
       module: the network.
-      plan: its `ModulePlan`, whose slots tell what is trained.
+      plan: its `ModulePlan`, whose slots mark the trained variables.
 
     Raises:
       ModuleError: if a part has trainable=False or requires_grad=False, has parameters that are not frozen, and no

@@ -25,7 +25,7 @@ class Placement:
 
     Args:
       kind: "jit": one device. "sharded": the state on every device of every process, the batch split over them; XLA
-        inserts the all-reduces. "pmap": the devices of one process, each of which runs the step on its part of the
+        inserts the all-reduces. "pmap": the devices of one process; each device runs the step on its part of the
         batch. "eager": one device, nothing compiled, for debugging. "auto": "sharded" on several devices, else "jit".
       compiler_options: XLA's options by name, for every step.
       batch_norm: the examples over which BatchNorm normalizes in training: "global", the batch of all devices, or
@@ -64,8 +64,8 @@ class Placement:
         self.processes = len({device.process_index for device in every})
         if self.processes > 1 and kind in ("jit", "pmap", "eager"):
             raise CompileError(
-                f"Got dispatch={kind!r} with {self.processes} processes: each process would train a network of its "
-                "own. Expected 'sharded' or 'auto', which train one network together."
+                f"Got dispatch={kind!r} with {self.processes} processes: each process would train a "
+                "separate network. Expected 'sharded' or 'auto', which train one network together."
             )
         if device is not None and self.processes == 1 and kind not in ("sharded", "pmap"):
             every = [device]
@@ -169,7 +169,7 @@ class Placement:
 
         def call_sharded(*arguments: Any) -> Any:
             specs = (*(whole for _ in arguments[1:]), split)
-            # Unchecked: checking would sum the gradients of what is replicated a second time.
+            # Unchecked, because a check would sum the gradients of replicated arrays a second time.
             return jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=whole, check_vma=False)(
                 *arguments
             )

@@ -61,7 +61,7 @@ class Predictor:
           kind: a key of `OUTPUTS`.
           steps: the number of batches; None for all.
           callbacks: to fire.
-          stopped: returns True if somebody asked to stop.
+          stopped: returns True if a stop was requested.
           weights: "raw", as trained, or "ema", averaged.
 
         Raises:
@@ -79,7 +79,7 @@ class Predictor:
             for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
                 empty = False
                 callbacks.fire("on_predict_batch_begin", i, {})
-                # Chosen anew for every batch: a training step in between donates the former arrays.
+                # Chosen again for every batch: a training step in between donates the former arrays.
                 leaves = context.state.layout.chosen(context.state.leaves, weights)
                 outputs = self._run(leaves, turn, kind, announce(callbacks, "predict"))
                 callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})

@@ -1,6 +1,6 @@
 """The state of a run on its devices.
 
-A step donates its input state, so the trainer never holds an array that somebody else can read. Every array is copied
+A step donates its input state, so the trainer never holds an array that other code can read. Every array is copied
 before the first step. On the way out the arrays are handed to the user's module, and copied again only if training
 continues.
 """
@@ -43,7 +43,7 @@ class RunState:
       ema: True to keep averages of params and carried arrays.
       precision: the precision of the steps, see `trainer.graph.module_plan.plan_module`.
       axis: see `trainer.graph.module_plan.plan_module`.
-      convolutions: what replaces XLA's convolutions; None to keep them.
+      convolutions: the replacement of XLA's convolutions; None to keep them.
       before: an earlier state of the same module, whose plan serves again if nothing changed.
 
     Attributes:
@@ -326,7 +326,7 @@ def _equal(a: jax.Array, b: jax.Array) -> bool:
 
 
 def _on_one_device(array: Any) -> jax.Array:
-    """Return the array without the mesh that the user put it on: its type would name a mesh that nobody entered."""
+    """Return the array without the mesh of the user, because the steps run outside this mesh."""
     if not isinstance(array, jax.Array) or not array.is_fully_addressable or jax.typeof(array).sharding.mesh.empty:
         return jnp.asarray(array)
     # Given a device instead of a sharding, device_put keeps the mesh.

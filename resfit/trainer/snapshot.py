@@ -25,10 +25,10 @@ class Snapshot:
       leaves: all arrays, those of the optimizer included.
       preprocess: applied to every input, or None.
       loss: of the last `compile`, or None if the model is not compiled.
-      multi_label: True if every output is a label of its own; None if that is unknown.
+      multi_label: True if every output is an independent label; None if that is unknown.
       steps: training steps since `compile`.
       epoch: passes over the data begun since `compile`.
-      facts: what the model had learned from its data.
+      facts: the facts that the model had learned from its data.
     """
 
     layout: StateLayout

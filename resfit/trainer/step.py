@@ -159,13 +159,13 @@ def train_step(
 
     Args:
       layout: of the state.
-      recipe: what the step does.
+      recipe: the parts of the step.
       leaves: the state in its flat form.
       sums: metric sums so far.
       key: of the run. The key of the step is folded in from it and the step counter.
       batch: the examples.
       axis: the mapped axis over which the batch is split, if this step sees a part of it. The results are the same for
-        all parts. Each part draws random numbers of its own.
+        all parts. Each part draws separate random numbers.
 
     Returns:
       (new state, new metric sums, the batch's loss as () float32, the shape of the outputs).
@@ -302,7 +302,7 @@ def evaluate_step(
 
     Args:
       layout: of the state.
-      recipe: what the step does.
+      recipe: the parts of the step.
       leaves: params and carried arrays in their flat form.
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.

@@ -29,7 +29,7 @@ class Trainer:
 
     Args:
       context: of the model.
-      recipe: what the steps do.
+      recipe: the parts of the steps.
       evaluator: names and reads the metrics.
 
     Attributes:

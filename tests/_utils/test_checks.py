@@ -1,4 +1,4 @@
-"""Counts that users pass: one rule for every argument."""
+"""Integer arguments: one rule for every argument."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from resfit.metrics import auc, calibration_error, confusion_matrix
 from resfit.nets import ResNetSpec
 from resfit.transforms.transforms import Transforms
 
-# Arguments that take a positive integer, each in a call that takes nothing else.
+# Arguments that accept a positive integer, each in a call that accepts nothing else.
 TAKE_COUNTS: dict[str, Callable[[Any], Any]] = {
     "Checkpoint(keep)": lambda n: callbacks.Checkpoint("runs/a", keep=n),
     "Checkpoint(every)": lambda n: callbacks.Checkpoint("runs/a", every=n),
@@ -42,7 +42,7 @@ def test_python_and_numpy_integers_are_integers_and_booleans_are_not() -> None:
     assert not any(is_int(value) for value in refused)
 
 
-def test_the_least_value_is_accepted_and_the_one_below_is_not() -> None:
+def test_the_smallest_value_is_accepted_and_the_one_below_raises() -> None:
     assert [is_int(value, least=2) for value in (1, 2, np.int32(1), np.int32(2))] == [False, True, False, True]
 
 
@@ -51,27 +51,27 @@ def test_a_checked_integer_is_a_plain_int() -> None:
     assert type(int_from(0, "patience", np.uint8(0), ValueError)) is int
 
 
-def test_the_message_names_the_argument_the_expectation_and_the_value() -> None:
+def test_the_message_contains_the_argument_the_expectation_and_the_value() -> None:
     with pytest.raises(KeyError, match="Expected keep to be a positive number of files, got 'two'"):
         positive_int("keep", "two", KeyError, "a positive number of files")
 
 
 @pytest.mark.parametrize("argument", TAKE_COUNTS)
-def test_a_numpy_integer_is_accepted_as_a_python_integer_is(argument: str) -> None:
+def test_a_numpy_integer_is_accepted_like_a_python_integer(argument: str) -> None:
     TAKE_COUNTS[argument](4)
     TAKE_COUNTS[argument](np.int64(4))
 
 
 @pytest.mark.parametrize("value", [True, 0, -1, 1.5, np.float32(4), None])
 @pytest.mark.parametrize("argument", TAKE_COUNTS)
-def test_anything_but_a_positive_integer_is_an_error(argument: str, value: Any) -> None:
+def test_anything_but_a_positive_integer_raises(argument: str, value: Any) -> None:
     if value is None and argument in ("ModelCheckpoint(keep)", "mixup(num_classes)", "groups"):
         pytest.skip("None has a meaning of its own")
     with pytest.raises((ValueError, resfit.errors.ResfitError), match="Expected"):
         TAKE_COUNTS[argument](value)
 
 
-def test_a_spec_of_numpy_integers_is_the_spec_of_python_integers() -> None:
+def test_a_spec_of_numpy_integers_equals_the_spec_of_python_integers() -> None:
     numpy = ResNetSpec(tuple(np.array([1, 2])), tuple(np.array([8, 16])), "basic", num_classes=np.int64(10))  # type: ignore[arg-type]
     plain = ResNetSpec((1, 2), (8, 16), "basic", num_classes=10)
     assert numpy == plain

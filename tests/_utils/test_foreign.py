@@ -1,4 +1,4 @@
-"""Losses, metrics, optimizers and callbacks of other libraries are refused, and the replacement is named."""
+"""Losses, metrics, optimizers and callbacks of other libraries raise an error that names the replacement."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ LIBRARIES = {"resfit": resfit, "optax": optax, "nnx": nnx, "jax": jax}
 
 
 def of(module: str, name: str) -> type:
-    """A class that looks like one of another library, which is not installed."""
+    """Return a class that looks like one of another library, which is not installed."""
     return type(
         name, (), {"__module__": module, "__call__": lambda self, y_true, y_pred: y_pred, "call": lambda self: 0}
     )
@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize(("resolve", "value", "remedy"), REFUSED.values(), ids=REFUSED)
-def test_objects_of_other_libraries_are_refused_with_the_replacement(resolve: Any, value: Any, remedy: str) -> None:
+def test_objects_of_other_libraries_raise_with_the_replacement(resolve: Any, value: Any, remedy: str) -> None:
     with pytest.raises((CompileError, CallbackError), match=rf"received .*Use .*{remedy}"):
         resolve(value)
 
@@ -94,7 +94,7 @@ def test_objects_of_other_libraries_are_refused_with_the_replacement(resolve: An
         ("optimizer", optax.adam),
     ],
 )
-def test_objects_of_jax_and_of_packages_with_similar_names_are_not_refused(argument: str, value: Any) -> None:
+def test_objects_of_jax_and_of_packages_with_similar_names_are_accepted(argument: str, value: Any) -> None:
     foreign.refuse(value, argument, CompileError)
 
 

@@ -1,4 +1,4 @@
-"""A test whose package is missing is skipped, and fails where the package was promised."""
+"""A test whose package is missing is skipped, or fails if the package is required."""
 
 import sys
 
@@ -18,7 +18,7 @@ def test_a_test_is_skipped_without_its_package(monkeypatch: pytest.MonkeyPatch) 
         package("keras")
 
 
-def test_a_test_fails_without_a_package_that_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_fails_without_a_required_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESFIT_REQUIRE", "wandb,keras")
     with pytest.raises(ImportError, match="keras"):
         package("keras")

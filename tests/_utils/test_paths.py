@@ -1,4 +1,4 @@
-"""`~` is the home folder in every path that a public function takes."""
+"""`~` is the home folder in every path argument of a public function."""
 
 import inspect
 import re
@@ -23,7 +23,7 @@ def net() -> Any:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder that is not the working folder. Its braces are no fields of a template."""
+    """Create a home folder that is not the working folder. Its braces are not fields of a template."""
     for name in ("{home}", "work"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "{home}"))
@@ -38,7 +38,7 @@ def trained(*callbacks: Any) -> Any:
 
 
 def says(home: Path, name: str, function: Callable[[], Any]) -> None:
-    """The error names the place in the home folder: to read what is there takes long."""
+    """Check that the error of a function names the path in the home folder. Reading a real file would take long."""
     with pytest.raises(resfit.errors.DataError, match=re.escape(str(home / name))):
         function()
 
@@ -60,8 +60,8 @@ def write_files(home: Path) -> None:
     assert [name for name in written if not (home / name).exists()] == []
 
 
-def test_relative_paths_are_of_the_folder_in_which_a_callback_was_made(home: Path) -> None:
-    """Wherever the process goes while it trains: a file of the user by the same name is not written to."""
+def test_relative_paths_are_relative_to_the_folder_where_a_callback_was_created(home: Path) -> None:
+    """Also if the process changes its folder while it trains: a user file of the same name is not overwritten."""
 
     def leave(*_: Any) -> None:
         (Path.cwd() / "other" / "models").mkdir(parents=True)
@@ -142,7 +142,7 @@ def with_paths() -> Iterator[str]:
             yield from (f"{name}.{method}" for method in methods if takes_path(getattr(found, method)))
 
 
-def test_every_public_function_that_takes_a_path_is_tried() -> None:
+def test_every_public_function_with_a_path_argument_is_tested() -> None:
     assert set(with_paths()) == TRIED
 
 
@@ -153,20 +153,20 @@ def test_caches_are_in_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPat
     assert paths.cache_folder() == home / "elsewhere" / "resfit"
 
 
-def test_no_path_of_the_library_is_made_without_it() -> None:
-    """Whoever reads XDG_CACHE_HOME or asks for the home folder elsewhere would forget it."""
+def test_all_paths_of_the_library_expand_the_home_folder() -> None:
+    """Other code that reads XDG_CACHE_HOME or the home folder would not expand it."""
     package = Path(resfit.__file__).parent
     others = [path for path in package.rglob("*.py") if path.name != "paths.py"]
     assert [path.name for path in others if "Path.home()" in path.read_text() or "expanduser" in path.read_text()] == []
 
 
 @pytest.mark.parametrize("path", ["a/~/b", "~nobody-of-this-name.safetensors", "über {x} y", r"C:\\models\\m"])
-def test_other_paths_stay_as_they_are(path: str) -> None:
+def test_other_paths_do_not_change(path: str) -> None:
     assert paths.expand_user(path) == path
     assert paths.expand_user(Path(path)) == path
 
 
-def test_bytes_and_a_home_that_nobody_knows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_and_an_unknown_home_folder_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="Expected a path as str"):
         paths.expand_user(b"m.safetensors")  # type: ignore[arg-type]
     monkeypatch.setattr("os.path.expanduser", lambda path: path)

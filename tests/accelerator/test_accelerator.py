@@ -1,4 +1,4 @@
-"""What only a GPU or a TPU can show: `make accelerator` runs these there; elsewhere they are skipped."""
+"""Tests that need a GPU or a TPU: `make accelerator` runs them. They are skipped on other devices."""
 
 import os
 import subprocess
@@ -58,7 +58,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_trains_as_on_a_cpu(variant: str, tmp_path: Path) -> None:
+def test_training_equals_that_on_a_cpu(variant: str, tmp_path: Path) -> None:
     elsewhere("-m", "tests.accelerator.twin", str(tmp_path / "cpu.npz"), variant, JAX_PLATFORMS="cpu")
     try:
         here = twin.trained(variant)
@@ -67,7 +67,7 @@ def test_it_trains_as_on_a_cpu(variant: str, tmp_path: Path) -> None:
     with np.load(tmp_path / "cpu.npz") as there:
         assert there.keys() == here.keys()
         assert relative(here["before"], there["before"]) < 1e-5
-        # Differences in the last bit grow with every step through batch norms over few values.
+        # Differences in the last bit grow at every step, because batch norms average over few values.
         far = {name: gap for name in here if (gap := relative(here[name], there[name])) > 5e-3}
     assert not far
 
@@ -77,14 +77,14 @@ def test_it_trains_as_on_a_cpu(variant: str, tmp_path: Path) -> None:
     [{}, {"precision": "bfloat16"}, {"dispatch": "sharded"}, {"dispatch": "pmap"}, {"gradient_accumulation_steps": 2}],
     ids=str,
 )
-def test_it_learns(how: dict[str, Any]) -> None:
+def test_the_loss_decreases(how: dict[str, Any]) -> None:
     x, y = digits()
     model = model_for_digits(**how)
     model.fit(x[:1500], y[:1500], batch_size=100, epochs=20, verbose=0)
     assert model.evaluate(x[1500:], y[1500:], verbose=0)[1] > 0.9
 
 
-def test_images_may_lie_on_the_device() -> None:
+def test_images_can_be_on_the_device() -> None:
     x, y = digits()
     streamed, kept = model_for_digits(), model_for_digits()
     streamed.fit(x, y, batch_size=100, epochs=2, verbose=0)
@@ -92,8 +92,8 @@ def test_images_may_lie_on_the_device() -> None:
     assert relative(np.array(kept.history.history["loss"]), np.array(streamed.history.history["loss"])) < 1e-2
 
 
-def test_nothing_is_read_back_between_the_steps_of_an_epoch() -> None:
-    """On a CPU this guard sees nothing: reading costs no transfer there."""
+def test_nothing_is_read_between_the_steps_of_an_epoch() -> None:
+    """On a CPU this guard detects nothing, because a read is not a transfer."""
     x, y = digits()
     model = model_for_digits()
     model.fit(x[:1000], y[:1000], batch_size=100, verbose=0)
@@ -114,8 +114,8 @@ def test_nothing_is_read_back_between_the_steps_of_an_epoch() -> None:
         guard("allow")
 
 
-def test_a_run_that_is_stopped_ends_bit_for_bit_where_it_would_have(tmp_path: Path) -> None:
-    """With XLA's deterministic operations, which `make accelerator` asks for."""
+def test_a_stopped_and_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    """With XLA's deterministic operations, which `make accelerator` sets."""
     assert "--xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "") or PLATFORM == "tpu"
     x, y = digits()
     arguments: dict[str, Any] = {"x": x[:1000], "y": y[:1000], "batch_size": 100, "epochs": 2, "verbose": 0}
@@ -135,7 +135,7 @@ np.save(sys.argv[3], resfit.load(sys.argv[1]).predict(x, verbose=0))
 """
 
 
-def test_what_was_saved_here_predicts_on_a_cpu(tmp_path: Path) -> None:
+def test_a_saved_model_predicts_the_same_on_a_cpu(tmp_path: Path) -> None:
     x, y = digits()
     model = model_for_digits()
     model.fit(x, y, batch_size=100, verbose=0)
@@ -149,7 +149,7 @@ def test_what_was_saved_here_predicts_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_an_exported_program_runs_here(fold: bool, tmp_path: Path) -> None:
+def test_an_exported_program_runs(fold: bool, tmp_path: Path) -> None:
     with jax.default_matmul_precision("highest"):
         model = resfit.Model(thin("v1"))
         model.compile("sgd", learning_rate=0.01)
@@ -160,7 +160,7 @@ def test_an_exported_program_runs_here(fold: bool, tmp_path: Path) -> None:
         assert relative(found, model.predict(x, verbose=0)) < 1e-4
 
 
-def test_kernels_for_cpus_are_left_out_and_refused_by_name() -> None:
+def test_kernels_for_cpus_are_not_used_and_raise_if_requested() -> None:
     assert model_for_digits()._described_kernels == ""
     with pytest.raises(CompileError, match=r"cpu_kernels='onednn', which cannot be used here: the devices are of"):
         model_for_digits(cpu_kernels="onednn")

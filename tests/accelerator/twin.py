@@ -1,4 +1,4 @@
-"""A training that this process runs on its own devices: `python -m tests.accelerator.twin FILE VARIANT` writes it."""
+"""Train on the devices of this process and write the results: `python -m tests.accelerator.twin FILE VARIANT`."""
 
 import sys
 from pathlib import Path
@@ -14,8 +14,8 @@ BATCH, ROWS = 4, 12
 
 
 def trained(variant: str) -> dict[str, np.ndarray]:
-    """Logits before, the losses of three steps, everything that the module then holds, and logits after."""
-    # A GPU rounds the factors of convolutions and products to 10 bits otherwise.
+    """Return the logits before, the losses of three steps, the values of the module, and the logits after."""
+    # By default a GPU rounds the factors of convolutions and products to 10 bits.
     jax.config.update("jax_default_matmul_precision", "highest")
     from tests.helpers import values
 

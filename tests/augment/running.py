@@ -1,4 +1,4 @@
-"""Augmentations run as the steps run them: compiled as one program, not operation by operation."""
+"""Run augmentations as the steps do: compiled as one program, not operation by operation."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ from resfit.augment import Augment
 
 
 def run(function: Augment, x: Any, seed: int = 0) -> np.ndarray:
-    """Return images as an augmentation that leaves labels alone gives them."""
+    """Return the images of an augmentation that does not change labels."""
     return np.asarray(jax.jit(lambda key, x: function(key, x, None)[0])(jax.random.key(seed), x))

@@ -1,4 +1,4 @@
-"""What holds for every augmentation: shapes, dtypes, ranges, and where its randomness comes from."""
+"""Properties of every augmentation: shapes, dtypes, value ranges, and the source of randomness."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ COLOR, GREY = (8, 7, 9, 3), (1, 8, 5, 1)  # odd, not square; one row
 
 
 def pictures(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
-    """Random images, uint8 or in [0, 1], a few of whose pixels are at the ends of the range."""
+    """Return random images, uint8 or in [0, 1]. A few pixels are at the ends of the range."""
     random = np.random.default_rng(seed)
     x = random.integers(0, 256, shape, dtype=np.uint8)
     x[random.random(shape) < 0.1] = 255
@@ -58,7 +58,7 @@ def run(name: str, seed: int, x: np.ndarray, y: np.ndarray | None = None) -> tup
 
 
 def mostly_slow(names: Collection[str], *kept: str) -> list[Any]:
-    """Return the names as parameters of a test, of which all but a few are slow: each compiles a program."""
+    """Return the names as parameters of a test. All but a few are slow, because each compiles a program."""
     assert set(kept) <= set(names)
     return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
@@ -81,7 +81,7 @@ def test_shape_and_dtype_are_kept_for_any_image(name: str, shape: tuple[int, ...
 
 
 def assert_in_range(x: np.ndarray, largest: int) -> None:
-    # A share of 1 - s is never quite 1 less s: a blend may leave the range by a rounding.
+    # A share of 1 - s is not exactly 1 minus s: a blend can leave the range by a rounding error.
     assert np.isfinite(x).all()
     assert x.min() >= -1e-6
     assert x.max() <= largest + 1e-6
@@ -89,13 +89,13 @@ def assert_in_range(x: np.ndarray, largest: int) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_values_stay_in_the_range_of_images(name: str, seed: int) -> None:
+def test_values_stay_in_the_value_range(name: str, seed: int) -> None:
     assert_in_range(run(name, seed, pictures(COLOR, np.uint8, seed))[0], 255)
 
 
 @pytest.mark.parametrize("name", mostly_slow(ALL, "color_jitter", "random_resized_crop", "mixup"))
 @given(seed=st.integers(0, 2**32 - 1))
-def test_values_stay_in_the_range_of_grey_images_in_floats(name: str, seed: int) -> None:
+def test_values_of_float_gray_images_stay_in_the_value_range(name: str, seed: int) -> None:
     assert_in_range(run(name, seed, pictures(GREY, np.float32, seed))[0], 1)
 
 
@@ -106,17 +106,17 @@ def test_values_stay_in_the_range_of_grey_images_in_floats(name: str, seed: int)
     ),
 )
 @given(seed=st.integers(0, 2**32 - 1), value=st.integers(0, 255))
-def test_uint8_and_float_are_the_same_image(name: str, seed: int, value: int) -> None:
+def test_uint8_and_float_give_the_same_image(name: str, seed: int, value: int) -> None:
     x = pictures(COLOR, np.uint8, seed)
     x[0] = value  # one image without structure
     as_uint8, _ = run(name, seed, x)
     as_float, _ = run(name, seed, (x / 255).astype(np.float32))
-    # Exactly half between two values, rounding decides: up to one level.
+    # Rounding decides between two values at the same distance: up to one level.
     np.testing.assert_allclose(as_uint8, as_float * 255.0, atol=0.501)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_same_key_gives_the_same_images_and_another_key_others(name: str) -> None:
+def test_the_same_key_gives_the_same_images_and_another_key_does_not(name: str) -> None:
     x = pictures(COLOR, np.uint8, 0)
     results = [run(name, seed, x) for seed in (0, 0, *range(1, 8))]
     np.testing.assert_array_equal(results[0][0], results[1][0])
@@ -139,21 +139,21 @@ def test_a_row_does_not_depend_on_the_other_rows(name: str, seed: int, row: int)
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
-def test_no_two_rows_share_their_draw(name: str) -> None:
-    """Two rows of the same image: over many keys each pair comes out different as often as two keys would make it."""
+def test_no_two_rows_share_random_numbers(name: str) -> None:
+    """For rows of the same image, two rows of one key differ as often as one row of two keys."""
     image = pictures((1, 7, 9, 3), np.uint8, 3)
     x = np.repeat(image, COLOR[0], axis=0)
     drawn = np.stack([run(name, seed, x)[0] for seed in range(60)])  # (keys, rows, ...)
     pairs = list(itertools.combinations(range(COLOR[0]), 2))
     between_rows = {(i, j): (drawn[:, i] == drawn[:, j]).all(axis=(1, 2, 3)).mean() for i, j in pairs}
     between_keys = np.mean([(drawn[:-1, i] == drawn[1:, i]).all(axis=(1, 2, 3)).mean() for i in range(COLOR[0])])
-    # 60 coin tosses stray by at most 0.3 from their probability.
+    # The frequency of 60 coin tosses differs from the probability by at most 0.3.
     assert all(abs(share - between_keys) < 0.3 for share in between_rows.values()), (between_rows, between_keys)
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 @pytest.mark.parametrize("y", [None, {"a": np.arange(2), "b": None}, np.eye(2), "a word"], ids=repr)
-def test_what_changes_images_leaves_labels_alone_whatever_they_are(name: str, y: Any) -> None:
+def test_augmentations_of_images_do_not_change_labels_of_any_kind(name: str, y: Any) -> None:
     x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)
     seen: list[Any] = []
     jax.eval_shape(lambda key, x: seen.append(ALL[name](key, x, y)[1]), jax.eval_shape(jax.random.key, 0), x)
@@ -171,7 +171,7 @@ def test_what_changes_images_leaves_labels_alone_whatever_they_are(name: str, y:
     ],
     ids=["no channels", "too many axes", "dict", "int32"],
 )
-def test_what_is_no_batch_of_images_is_refused_while_tracing(name: str, x: Any, error: Any, says: str) -> None:
+def test_an_input_that_is_not_a_batch_of_images_raises_while_tracing(name: str, x: Any, error: Any, says: str) -> None:
     if name == "one_of":
         says = says.replace("inputs", ".*")
     with pytest.raises(error, match=f"augment.*{says}"):
@@ -179,7 +179,7 @@ def test_what_is_no_batch_of_images_is_refused_while_tracing(name: str, x: Any, 
 
 
 @pytest.mark.parametrize("name", mostly_slow(ALL, "flip", "random_resized_crop", "random_erasing with noise", "one_of"))
-def test_over_four_devices_the_images_are_those_of_one_and_no_batch_is_gathered(name: str) -> None:
+def test_on_four_devices_the_images_equal_those_of_one_and_no_batch_is_gathered(name: str) -> None:
     mesh = Mesh(jax.devices(), ("data",), axis_types=(AxisType.Auto,))
     split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     x, y = pictures(COLOR, np.uint8, 0), np.arange(8) % CLASSES
@@ -189,5 +189,5 @@ def test_over_four_devices_the_images_are_those_of_one_and_no_batch_is_gathered(
     jax.tree.map(np.testing.assert_array_equal, four(*arguments), one)
     moved = set(re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute)\(", four.as_text()))
     assert moved == ({"collective-permute"} if name in MIXING else set())
-    # What moves is one row of images to each neighbour.
+    # Each device sends one row of images to its neighbor.
     assert not re.search(r"u8\[[2-9],\S+ collective-permute\(", four.as_text())

@@ -1,4 +1,4 @@
-"""Colors, against the standard library's HSV, PIL's enhancements, and the whole thing written out row by row."""
+"""Colors equal the standard library's HSV, PIL's enhancements, and a row-by-row implementation."""
 
 import colorsys
 from typing import Any
@@ -20,7 +20,7 @@ GREY = np.array([0.299, 0.587, 0.114])
 
 
 def pixels(seed: int, n: int = 4, channels: int = 3) -> np.ndarray:
-    """(n, 6, 7, channels) uint8, with black, white, grey and pure colors among them."""
+    """Return (n, 6, 7, channels) uint8, including black, white, gray and pure colors."""
     x = np.random.default_rng(seed).integers(0, 256, (n, 6, 7, channels), dtype=np.uint8)
     x[:, 0, 0], x[:, 0, 1], x[:, 0, 2], x[:, 0, 3, :1] = 0, 255, 100, 255
     return x
@@ -30,7 +30,7 @@ TURNED = jax.jit(turn_hue)
 
 
 @given(seed=st.integers(0, 2**32 - 1), turns=st.floats(-1.5, 1.5, width=32))
-def test_turning_the_hue_is_that_of_the_standard_library(seed: int, turns: float) -> None:
+def test_the_hue_rotation_equals_that_of_the_standard_library(seed: int, turns: float) -> None:
     x = pixels(seed, n=1).astype(np.float32) / 255
     planes = TURNED([x[..., i] for i in range(3)], np.full((1, 1, 1), turns, np.float32))
     for got, (red, green, blue) in zip(np.stack(planes, axis=-1).reshape(-1, 3), x.reshape(-1, 3), strict=True):
@@ -53,7 +53,7 @@ def only(name: str, strength: float) -> Any:
         pytest.param("saturation", PIL.ImageEnhance.Color, 1.5, marks=pytest.mark.slow),
     ],
 )
-def test_each_image_is_pils_enhancement_by_one_factor_of_the_range(
+def test_each_image_equals_pils_enhancement_by_one_factor_of_the_range(
     name: str, enhancement: Any, strength: float
 ) -> None:
     x = pixels(0, n=16)
@@ -62,19 +62,19 @@ def test_each_image_is_pils_enhancement_by_one_factor_of_the_range(
     factors = np.linspace(low, high, 401)
     found = []
     for image, result in zip(x, np.asarray(got, int), strict=True):
-        # PIL rounds the grey values, and between two candidates a pixel moves by up to 0.8.
+        # PIL rounds the gray values, so a pixel differs by up to 0.8 between two candidates.
         errors = [
             abs(np.asarray(enhancement(PIL.Image.fromarray(image)).enhance(f), int) - result).max() for f in factors
         ]
         assert min(errors) <= 3
         found.append(factors[int(np.argmin(errors))])
-    assert len(set(found)) > 12  # each its own
+    assert len(set(found)) > 12  # each image has its own factor
     assert min(found) < low + 0.25 * (high - low)
     assert max(found) > high - 0.25 * (high - low)
 
 
 def by_rows(key: jax.Array, x: np.ndarray, strengths: dict[str, float]) -> np.ndarray:
-    """The same draws, applied to one image and one change after the other, in float64; images in [0, 1]."""
+    """Apply the same random numbers to one image and one change at a time, in float64. Images are in [0, 1]."""
     names = [name for name, strength in strengths.items() if strength]
     uniform = np.asarray(jax.random.uniform(key, (len(x), 2 * len(names))), np.float64)
     results = []
@@ -99,35 +99,35 @@ ALL_FOUR = jax.jit(lambda key, x: augment.color_jitter(**STRENGTHS)(key, x, None
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_all_four_are_those_changes_one_after_the_other_in_an_order_of_each_image(seed: int) -> None:
+def test_all_four_changes_are_applied_in_an_order_drawn_for_each_image(seed: int) -> None:
     x, key = pixels(seed, n=8).astype(np.float32) / 255, jax.random.key(seed)
     expected = by_rows(key, x, STRENGTHS)
     got = ALL_FOUR(key, x)
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    # The order matters, so this would not hold in another one.
+    # The order matters: this would fail for another one.
     swapped = by_rows(key, x, dict(reversed(STRENGTHS.items())))
     assert abs(np.asarray(got) - swapped).max() > 0.01
 
 
-def test_the_orders_are_all_equally_likely() -> None:
+def test_all_orders_are_equally_likely() -> None:
     uniform = np.asarray(jax.random.uniform(jax.random.key(0), (6000, 6)))
     orders, counts = np.unique(np.argsort(uniform[:, 3:], axis=1), axis=0, return_counts=True)
     assert len(orders) == 6
     assert ((counts - 1000) ** 2 / 1000).sum() < 20.5  # chi-squared with 5 degrees of freedom, 0.999
 
 
-def test_grey_images_keep_saturation_and_hue() -> None:
+def test_saturation_and_hue_do_not_change_gray_images() -> None:
     x = pixels(0, channels=1)
     still = run(augment.color_jitter(brightness=0, contrast=0, saturation=0.9, hue=0.5), x)
     np.testing.assert_array_equal(still, x)
-    # A color image whose channels agree is the same picture.
+    # A color image with equal channels is the same image.
     jitter = augment.color_jitter(0.5, 0.5, 0)
     one, three = run(jitter, x), run(jitter, np.repeat(x, 3, axis=3))
     assert abs(np.repeat(one, 3, axis=3).astype(int) - three.astype(int)).max() <= 1
     assert (one != x).any()
 
 
-def test_uint8_neither_wraps_around_nor_loses_its_ends() -> None:
+def test_uint8_neither_wraps_around_nor_loses_its_extreme_values() -> None:
     x = np.full((64, 4, 4, 3), 250, np.uint8)
     x[:, 0] = 5
     got = run(only("brightness", 1.0), x).astype(int)
@@ -136,7 +136,7 @@ def test_uint8_neither_wraps_around_nor_loses_its_ends() -> None:
     assert got.min() == 0
 
 
-def test_other_channels_than_one_or_three_are_an_error() -> None:
+def test_images_without_one_or_three_channels_raise() -> None:
     with pytest.raises(DataError, match=r"4 channels, shape \(2, 6, 7, 4\).*1 \(gray\) or 3"):
         augment.color_jitter()(jax.random.key(0), pixels(0, 2, 4), None)
 
@@ -152,6 +152,6 @@ def test_other_channels_than_one_or_three_are_an_error() -> None:
     ],
     ids=str,
 )
-def test_arguments_that_cannot_work_are_refused(arguments: dict[str, float], says: str) -> None:
+def test_invalid_arguments_raise(arguments: dict[str, float], says: str) -> None:
     with pytest.raises(CompileError, match=f"color_jitter got .*{says}"):
         augment.color_jitter(**arguments)

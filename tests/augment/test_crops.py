@@ -1,4 +1,4 @@
-"""Shifts and resized crops, against NumPy, PIL and torchvision's own recipe."""
+"""Shifts and resized crops equal NumPy, PIL and torchvision's algorithm."""
 
 import functools
 from typing import Any
@@ -41,17 +41,17 @@ def test_a_shifted_image_is_a_window_of_the_padded_one(pixels: int, mode: str, s
         assert any(np.array_equal(after, window) for window in windows(before, pixels, mode).values())
 
 
-def test_every_shift_is_equally_likely() -> None:
+def test_all_shifts_are_equally_likely() -> None:
     image = np.arange(1, 31, dtype=np.float32).reshape(5, 6, 1)
     n, places = 4900, windows(image, 3, "zeros")
     got = np.asarray(shifted(3, "zeros")(jax.random.key(0), np.repeat(image[None], n, axis=0)))
     counts = np.array([(got == window).all(axis=(1, 2, 3)).sum() for window in places.values()])
     assert counts.sum() == n
-    # 49 places, 100 each; chi-squared with 48 degrees of freedom is below 85 with probability 0.999.
+    # 49 positions, 100 each. Chi-squared with 48 degrees of freedom is below 85 with probability 0.999.
     assert ((counts - 100) ** 2 / 100).sum() < 85
 
 
-def test_an_image_smaller_than_the_mirrored_border_is_an_error_and_zeros_do_not_mind() -> None:
+def test_an_image_smaller_than_the_mirrored_border_raises_and_zero_padding_accepts_it() -> None:
     x = np.ones((1, 4, 9, 1), np.float32)
     with pytest.raises(ImageTooSmallError, match=r"pixels=4, mode='reflect'.*4 x 9 pixels.*mode='zeros'"):
         augment.pad_crop(4, "reflect")(jax.random.key(0), x, None)
@@ -79,7 +79,7 @@ def scaled(size: tuple[int, int]) -> Any:
 
 @pytest.mark.parametrize("size", [(9, 8), (20, 31), IMAGE], ids=str)
 @given(drawn=boxes(), seed=st.integers(0, 2**32 - 1))
-def test_scaling_a_crop_is_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any, seed: int) -> None:
+def test_a_scaled_crop_equals_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(3, *IMAGE, 2)).astype(np.float32)
     got = scaled(size)(x, Boxes(*jnp.asarray(drawn, jnp.int32).T))
     for image, (top, left, height, width), result in zip(x, drawn, got, strict=True):
@@ -89,18 +89,18 @@ def test_scaling_a_crop_is_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any
             np.testing.assert_allclose(result[..., channel], np.asarray(pil), atol=2e-5)
 
 
-def test_uint8_is_rounded_not_cut_off() -> None:
+def test_uint8_is_rounded_not_truncated() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     crop = augment.random_resized_crop(8, scale=(1, 1), ratio=(1, 1))
     got = run(crop, x)
     for image, result in zip(x, got, strict=True):
         pil = PIL.Image.fromarray(image).resize((8, 8), PIL.Image.Resampling.BILINEAR)
         difference = np.asarray(result, int) - np.asarray(pil, int)
-        assert abs(difference).max() <= 1  # PIL rounds between the two directions as well
-        assert abs(difference.mean()) < 0.1  # cutting off would be 0.5 too dark
+        assert abs(difference).max() <= 1  # PIL also rounds between the two directions
+        assert abs(difference.mean()) < 0.1  # truncation would be 0.5 too dark
 
 
-def test_the_whole_image_at_its_own_size_is_the_image() -> None:
+def test_the_whole_image_at_its_original_size_does_not_change() -> None:
     x = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
     whole = augment.random_resized_crop(12, scale=(1, 1), ratio=(1, 1))
     np.testing.assert_array_equal(run(whole, x), x)
@@ -115,7 +115,7 @@ def crops(n: int, *arguments: Any) -> np.ndarray:
 def torchvision_crop(
     random: np.random.Generator, image: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) by the recipe of torchvision's RandomResizedCrop, one image at a time."""
+    """Return (top, left, height, width) by the algorithm of torchvision's RandomResizedCrop, for one image."""
     height, width = image
     for _ in range(10):
         area = height * width * random.uniform(*scale)
@@ -137,11 +137,11 @@ def torchvision_crop(
     [
         ((40, 40), (0.08, 1.0), (3 / 4, 4 / 3)),
         pytest.param((30, 50), (0.3, 0.9), (0.5, 2.0), marks=pytest.mark.slow),
-        ((12, 40), (0.3, 1.0), (3 / 4, 4 / 3)),  # often nothing fits
+        ((12, 40), (0.3, 1.0), (3 / 4, 4 / 3)),  # often no crop fits
     ],
     ids=str,
 )
-def test_crops_are_distributed_as_torchvisions(image: Any, scale: Any, ratio: Any) -> None:
+def test_crops_have_the_same_distribution_as_torchvisions(image: Any, scale: Any, ratio: Any) -> None:
     n = 4000
     ours = crops(n, image, scale, ratio)
     random = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_crops_are_distributed_as_torchvisions(image: Any, scale: Any, ratio: An
         assert (height >= 1).all()
         assert (top + height <= image[0]).all()
         assert (left + width <= image[1]).all()
-    # The largest distance between the two empirical distributions, which exceeds 0.044 once in a thousand.
+    # The largest distance between the two empirical distributions exceeds 0.044 with probability 0.001.
     for mine, other in zip(
         (*ours.T, ours[:, 2] * ours[:, 3], ours[:, 3] / ours[:, 2]),
         (*theirs.T, theirs[:, 2] * theirs[:, 3], theirs[:, 3] / theirs[:, 2]),
@@ -169,7 +169,7 @@ def test_crops_are_distributed_as_torchvisions(image: Any, scale: Any, ratio: An
     [((4, 100), (0, 47, 4, 5)), ((100, 4), (47, 0, 5, 4)), ((1, 30), (0, 14, 1, 1))],
     ids=str,
 )
-def test_where_nothing_fits_the_crop_is_the_largest_in_the_middle(image: Any, middle: Any) -> None:
+def test_if_nothing_fits_the_crop_is_the_largest_central_one(image: Any, middle: Any) -> None:
     assert set(map(tuple, crops(50, image, (0.9, 1.0), (3 / 4, 4 / 3)).tolist())) == {middle}
 
 
@@ -193,6 +193,6 @@ def test_where_nothing_fits_the_crop_is_the_largest_in_the_middle(image: Any, mi
         (lambda: augment.random_resized_crop(8, ratio=0.5), "ratio=0.5"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(make: Any, says: str) -> None:
+def test_invalid_arguments_raise(make: Any, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         make()

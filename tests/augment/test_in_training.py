@@ -1,4 +1,4 @@
-"""Augmentation through Model: in training steps only, on any devices, with every loss and metric."""
+"""Augmentation in `Model`: in training steps only, on any devices, with every loss and metric."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from tests.helpers import CLASSES, PlainNet, TinyNet, assert_close, assert_same,
 
 
 def pictures(n: int = 20) -> np.ndarray:
-    """(n, 8, 8, 1) uint8."""
+    """Return (n, 8, 8, 1) uint8."""
     return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
 
 
 class Watched(resfit.Model):
-    """Its loss is what it sees: each image and its label, as two numbers that any other image would change."""
+    """A model whose loss has two numbers for each image and label, which any other image would change."""
 
     seen: list[Any]
 
@@ -52,13 +52,13 @@ def test_training_is_augmented_and_evaluation_is_not() -> None:
     assert model.evaluate(x, y, verbose=0) == plain.evaluate(x, y, verbose=0)
     assert model.train_on_batch(x, y) != plain.train_on_batch(x, y)
     assert_same(model.predict(x, verbose=0), plain.predict(x, verbose=0))
-    # Images reach the network preprocessed in both; only labels in training are soft.
+    # Both receive preprocessed images. Only training has soft labels.
     shape, kinds = (8, 8, 8, 1), set(model.seen)
     assert (True, shape, "float32", (8, CLASSES), "float32") in kinds
     assert (False, shape, "float32", (8,), "int32") in kinds
 
 
-def test_every_step_draws_anew_and_the_same_seed_draws_the_same() -> None:
+def test_every_step_draws_new_random_numbers_and_the_same_seed_repeats_them() -> None:
     x, y = pictures(8), labels(8)
     runs = [
         [model.train_on_batch(x, y) for _ in range(3)] for model in (watched(augment=FEW, seed=s) for s in (1, 1, 2))
@@ -75,7 +75,7 @@ def test_every_step_draws_anew_and_the_same_seed_draws_the_same() -> None:
         pytest.param(6, FEW, id="four devices do not divide six: each has the whole batch"),
     ],
 )
-def test_on_four_devices_the_images_are_those_of_one(n: int, augments: Any) -> None:
+def test_on_four_devices_the_images_equal_those_of_one(n: int, augments: Any) -> None:
     one, four = watched(augment=augments, dispatch="jit"), watched(augment=augments, dispatch="sharded")
     for _ in range(2):
         found = [model.train_on_batch(pictures(n), labels(n)) for model in (one, four)]
@@ -83,27 +83,27 @@ def test_on_four_devices_the_images_are_those_of_one(n: int, augments: Any) -> N
 
 
 @pytest.mark.slow
-def test_eager_is_the_same_too() -> None:
-    """As of one augmentation in test_dispatch.py."""
+def test_eager_gives_the_same_images() -> None:
+    """As test_dispatch.py checks for one augmentation."""
     jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), augment=FEW, dispatch=kind) for kind in ("jit", "eager"))
     for model in (jit, eager):
         model.train_on_batch(pictures(8), labels(8))
     assert_close(values(jit.module), values(eager.module))
 
 
-def test_a_preset_goes_by_its_name() -> None:
+def test_a_preset_is_selected_by_name() -> None:
     named, listed = watched(augment="cifar"), watched(augment=[augment.pad_crop(4), augment.flip()])
     x, y = pictures(8), labels(8)
     assert named.train_on_batch(x, y) == listed.train_on_batch(x, y) != watched(augment="none").train_on_batch(x, y)
 
 
-def test_a_network_of_resfit_tells_mixup_how_many_classes_it_has() -> None:
+def test_a_network_of_resfit_provides_the_number_of_classes_to_mixup() -> None:
     net = resfit.create_model("resnet20", num_classes=CLASSES, in_channels=1, depths=(1,), widths=(4,))
     model = compiled(net, augment=[augment.one_of(augment.mixup(), augment.cutmix())])
     assert np.isfinite(model.train_on_batch(pictures(8), labels(8))).all()
 
 
-def test_any_other_module_asks_for_the_number_of_classes() -> None:
+def test_another_module_requires_the_number_of_classes() -> None:
     with pytest.raises(LabelError, match=r"this network is unknown.*mixup\(num_classes=10\)"):
         fit(compiled(PlainNet(rngs=nnx.Rngs(0)), augment=augment.mixup()), pictures(), labels())
 
@@ -125,7 +125,7 @@ BY_CLASS: dict[str, Any] = {
 @pytest.mark.parametrize(
     "loss", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in LOSSES if name != "auto")]
 )
-def test_every_loss_and_metric_takes_soft_labels_in_training_and_class_numbers_in_evaluation(loss: str) -> None:
+def test_every_loss_and_metric_accepts_soft_labels_in_training_and_class_numbers_in_evaluation(loss: str) -> None:
     metrics = {name: name for name in METRICS} | BY_CLASS
     model = compiled(
         PlainNet(rngs=nnx.Rngs(0)), loss=LOSSES[loss], metrics=metrics, augment=augment.mixup(1.0, CLASSES)
@@ -143,7 +143,7 @@ def test_one_binary_output_is_mixed_as_probabilities() -> None:
     assert np.isfinite(history.history["loss"] + history.history["val_loss"]).all()
 
 
-def test_wrong_labels_are_still_found_before_they_train_anything() -> None:
+def test_wrong_labels_raise_before_they_train_anything() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), augment=augment.mixup(1.0, CLASSES))
     before = values(model.module)
     with pytest.raises(LabelError, match="y - 1"):
@@ -151,18 +151,18 @@ def test_wrong_labels_are_still_found_before_they_train_anything() -> None:
     assert_same(values(model.module), before)
 
 
-def test_training_at_another_size_than_evaluation_needs_nothing_but_a_pooling_network() -> None:
+def test_training_at_another_size_than_evaluation_only_requires_a_pooling_network() -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), augment=augment.random_resized_crop(6))
     history = fit(model, pictures(8), labels(8), validation_data=(pictures(8), labels(8)))
     assert np.isfinite(history.history["val_loss"]).all()
 
 
-def test_inputs_that_are_no_images_are_refused_before_the_first_step() -> None:
+def test_inputs_that_are_not_images_raise_before_the_first_step() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), augment="cifar")
     with pytest.raises(RankError, match=r"augment.pad_crop got inputs of shape \(8, 64\)"):
         fit(model, pictures().reshape(20, 64), labels())
 
 
-def test_compile_refuses_what_is_no_augmentation() -> None:
+def test_compile_raises_if_augment_is_not_an_augmentation() -> None:
     with pytest.raises(CompileError, match="Unknown augment 'imagnet'"):
         compiled(PlainNet(rngs=nnx.Rngs(0)), augment="imagnet")

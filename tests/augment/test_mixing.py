@@ -1,4 +1,4 @@
-"""Mixup, CutMix and the choice between them: images and labels are mixed by the same share."""
+"""Mixup, CutMix and one_of mix images and labels by the same share."""
 
 import itertools
 from typing import Any
@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def batch(seed: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Five images of 8 x 11, each the number of its row plus a little, and their classes."""
+    """Return five images of 8 x 11, each the number of its row plus noise, and their classes."""
     random = np.random.default_rng(seed)
     x = (
         random.integers(0, 256, (5, 8, 11, 2), dtype=np.uint8)
@@ -33,7 +33,7 @@ def batch(seed: int, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shares(y: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """What each row kept of its own class, for rows whose partner has another one."""
+    """Return the share of its own class in each row whose partner has another class."""
     partner = np.roll(y, 1)
     own = targets[np.arange(len(y)), y]
     return own[y != partner]
@@ -41,7 +41,7 @@ def shares(y: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", RUN)
 @given(seed=seeds)
-def test_rows_of_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(name: str, seed: int) -> None:
+def test_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(name: str, seed: int) -> None:
     x, y = batch(seed)
     _, targets = RUN[name](jax.random.key(seed), x, y)
     assert targets.dtype == jnp.float32
@@ -51,9 +51,9 @@ def test_rows_of_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(na
 
 
 @given(seed=seeds, dtype=st.sampled_from([np.uint8, np.float32]))
-def test_mixup_blends_images_and_labels_by_one_share(seed: int, dtype: Any) -> None:
+def test_mixup_blends_images_and_labels_by_the_same_share(seed: int, dtype: Any) -> None:
     x, y = batch(seed, dtype)
-    y[:2] = 0, 1  # one pair at least has two classes
+    y[:2] = 0, 1  # at least one pair has two classes
     mixed, targets = RUN["mixup"](jax.random.key(seed), x, y)
     own = shares(y, np.asarray(targets))
     share = own[0]
@@ -64,14 +64,16 @@ def test_mixup_blends_images_and_labels_by_one_share(seed: int, dtype: Any) -> N
 
 
 @given(seed=seeds, dtype=st.sampled_from([np.uint8, np.float32]))
-def test_cutmix_pastes_one_rectangle_and_the_share_is_the_area_that_is_left(seed: int, dtype: Any) -> None:
+def test_cutmix_pastes_one_rectangle_and_its_share_is_the_remaining_area(seed: int, dtype: Any) -> None:
     _, y = batch(seed)
     y[:2] = 0, 1
-    x = np.broadcast_to(np.arange(5, dtype=dtype)[:, None, None, None], (5, 8, 11, 2))  # tells whose pixel it is
+    x = np.broadcast_to(
+        np.arange(5, dtype=dtype)[:, None, None, None], (5, 8, 11, 2)
+    )  # identifies the source of the pixel
     mixed, targets = jax.tree.map(np.asarray, RUN["cutmix"](jax.random.key(seed), x, y))
     kept = mixed == x
     np.testing.assert_array_equal(mixed[~kept], np.roll(x, 1, axis=0)[~kept])
-    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:1, :, :, :1], kept.shape))  # the same for all
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:1, :, :, :1], kept.shape))  # the same for all images
     pasted = ~kept[0, :, :, 0]
     if pasted.any():
         rows, columns = (np.flatnonzero(pasted.any(axis=axis)) for axis in (1, 0))
@@ -80,7 +82,7 @@ def test_cutmix_pastes_one_rectangle_and_the_share_is_the_area_that_is_left(seed
 
 
 def shares_of(uniform: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the share that each pair of uniform numbers gives, (n,) float64."""
+    """Return the share of each pair of uniform numbers, (n,) float64."""
     return np.asarray(jax.jit(jax.vmap(lambda pair: share_of(pair, alpha)))(uniform), np.float64)
 
 
@@ -94,14 +96,14 @@ def test_the_share_is_beta_distributed(alpha: float) -> None:
     assert np.isfinite(drawn).all()
     assert drawn.min() >= 0
     assert drawn.max() <= 1
-    # Closer to the ends than 1e-6, float32 cannot tell a share from 0 or 1.
+    # Closer to the ends than 1e-6, float32 cannot distinguish a share from 0 or 1.
     for at in np.concatenate([[1e-6, 1 - 1e-6], np.linspace(0.01, 0.99, 50)]):
         expected = scipy.stats.beta.cdf(at, alpha, alpha)
         assert abs((drawn <= at).mean() - expected) < 0.014, at  # 0.999 of a Kolmogorov-Smirnov test
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 1000.0])
-def test_the_share_is_finite_for_every_number_that_can_be_drawn(alpha: float) -> None:
+def test_the_share_is_finite_for_every_possible_random_number(alpha: float) -> None:
     ends = [0.0, 2.0**-23, 0.25, 0.5, 0.75, 1 - 2.0**-23]
     pairs = np.array(list(itertools.product(ends, ends)), np.float32)
     drawn = shares_of(pairs, alpha)
@@ -124,7 +126,7 @@ def test_the_share_is_finite_for_every_number_that_can_be_drawn(alpha: float) ->
     ids=["classes", "column", "one-hot", "soft", "several labels", "binary", "binary column", "booleans", "numbers"],
 )
 @pytest.mark.parametrize("make", [augment.mixup, augment.cutmix], ids=["mixup", "cutmix"])
-def test_every_form_of_label_is_mixed(make: Any, y: Any, num_classes: int | None, targets: Any) -> None:
+def test_every_kind_of_label_is_mixed(make: Any, y: Any, num_classes: int | None, targets: Any) -> None:
     x = np.stack([np.zeros((6, 6, 1)), np.ones((6, 6, 1))]).astype(np.float32)
     mixed, got = make(1.0, num_classes)(jax.random.key(0), x, y)
     share = 1 - np.asarray(mixed)[0].mean()
@@ -134,7 +136,7 @@ def test_every_form_of_label_is_mixed(make: Any, y: Any, num_classes: int | None
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES])
-def test_a_class_that_does_not_exist_never_becomes_a_target(label: int) -> None:
+def test_an_invalid_class_never_becomes_a_target(label: int) -> None:
     x, y = batch(0)
     y[3] = label
     _, targets = RUN["mixup"](jax.random.key(0), x, y)
@@ -159,7 +161,7 @@ def test_a_batch_of_one_keeps_its_image_and_its_class(name: str) -> None:
     ],
     ids=["none", "dict", "unknown classes"],
 )
-def test_labels_that_cannot_be_mixed_are_an_error(y: Any, error: Any, says: str) -> None:
+def test_labels_that_cannot_be_mixed_raise(y: Any, error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         augment.mixup()(jax.random.key(0), np.zeros((2, 4, 4, 1), np.float32), y)
 
@@ -176,7 +178,7 @@ def test_labels_that_cannot_be_mixed_are_an_error(y: Any, error: Any, says: str)
     ],
     ids=["alpha 0", "alpha inf", "no class", "half a class", "one alone", "a name"],
 )
-def test_arguments_that_cannot_work_are_refused(make: Any, says: str) -> None:
+def test_invalid_arguments_raise(make: Any, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         make()
 
@@ -184,7 +186,7 @@ def test_arguments_that_cannot_work_are_refused(make: Any, says: str) -> None:
 # --- one_of -----------------------------------------------------------------------------------------------------------
 
 
-def test_each_of_them_is_drawn_as_often_for_the_whole_batch_each_time() -> None:
+def test_each_augmentation_is_drawn_equally_often_and_for_the_whole_batch() -> None:
     x, y = batch(0)
     cut = []
     for seed in range(80):
@@ -195,7 +197,7 @@ def test_each_of_them_is_drawn_as_often_for_the_whole_batch_each_time() -> None:
     assert 24 < sum(cut) < 56  # 40 expected, 3.5 standard deviations
 
 
-def test_a_choice_between_results_of_two_forms_is_an_error() -> None:
+def test_one_of_with_results_of_different_forms_raises() -> None:
     arguments = jax.eval_shape(jax.random.key, 0), np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)
     with pytest.raises(CompileError, match=r"\(\(2, 8, 8, 3\), 'uint8'\), \(\(2,\), 'int.*same shapes and dtypes"):
         jax.eval_shape(augment.one_of(augment.flip(), MIXUP), *arguments)
@@ -203,6 +205,6 @@ def test_a_choice_between_results_of_two_forms_is_an_error() -> None:
         jax.eval_shape(augment.one_of(augment.flip(), augment.random_resized_crop(4)), *arguments)
 
 
-def test_errors_of_its_parts_come_through() -> None:
+def test_errors_of_the_augmentations_propagate() -> None:
     with pytest.raises(RankError, match="mixup"):
         augment.one_of(MIXUP, CUTMIX)(jax.random.key(0), np.zeros((2, 4, 4), np.float32), np.arange(2))

@@ -1,4 +1,4 @@
-"""What compile(augment=...) takes, and what it says about anything else."""
+"""The accepted values of compile(augment=...), and the error for any other value."""
 
 from typing import Any
 
@@ -32,11 +32,11 @@ def own(key: Any, x: Any, y: Any) -> Any:
         ),
     ],
 )
-def test_names_functions_and_sequences_of_both_are_taken_in_order(argument: Any, functions: tuple[Any, ...]) -> None:
+def test_names_functions_and_sequences_of_both_are_applied_in_order(argument: Any, functions: tuple[Any, ...]) -> None:
     assert augment.get(argument, num_classes=7) == functions
 
 
-def test_equal_arguments_make_equal_augmentations_and_others_do_not() -> None:
+def test_equal_arguments_make_equal_augmentations_and_different_ones_do_not() -> None:
     makers: list[Any] = [lambda p: augment.flip(p), lambda p: augment.mixup(p), lambda p: augment.random_erasing(p)]
     for make in makers:
         assert make(0.5) == make(0.5)
@@ -65,11 +65,11 @@ def layer(name: str, module: str) -> Any:
         (layer("RandomCrop", "torchvision.transforms.v2"), "augment to be functions.*RandomCrop"),
     ],
 )
-def test_anything_else_is_refused_with_what_to_write_instead(argument: Any, says: str) -> None:
+def test_any_other_value_raises_with_a_replacement(argument: Any, says: str) -> None:
     with pytest.raises(CompileError, match=says):
         augment.get(argument)
 
 
-def test_what_is_offered_for_keras_layers_can_be_made() -> None:
+def test_every_replacement_of_a_keras_layer_can_be_created() -> None:
     for expression in choice._KERAS.values():
         assert augment.get(eval(f"augment.{expression}", {"augment": augment}))

@@ -1,4 +1,4 @@
-"""Erased rectangles: where, how large, how often, and with what."""
+"""Erased rectangles: position, size, frequency and fill."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ ERASING = jax.jit(lambda key, x: augment.random_erasing(0.6, area=(0.1, 0.4), ra
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_an_image_stays_or_loses_one_rectangle_within_the_bounds(seed: int) -> None:
+def test_an_image_is_unchanged_or_loses_one_rectangle_within_the_limits(seed: int) -> None:
     x = np.ones((8, 20, 24, 2), np.float32)
     for image in np.asarray(ERASING(jax.random.key(seed), x)):
         erased = image[..., 0] == 0
@@ -35,26 +35,29 @@ def test_an_image_stays_or_loses_one_rectangle_within_the_bounds(seed: int) -> N
         assert (width - 0.5) / (height + 0.5) <= 2.0
 
 
-def test_as_many_images_are_erased_as_the_probability_says() -> None:
+def test_the_number_of_erased_images_matches_the_probability() -> None:
     got = np.asarray(ERASING(jax.random.key(0), np.ones((4000, 20, 24, 1), np.float32)))
     share = (got == 0).any(axis=(1, 2, 3)).mean()
     assert abs(share - 0.6) < 0.03  # four standard deviations
-    # Every pixel can be hit, those of the corners too.
+    # Every pixel can be erased, also in the corners.
     assert (got == 0).any(axis=0).all()
 
 
 def torchvision_box(random: np.random.Generator, image: Any, area: Any, ratio: Any) -> tuple[int, ...] | None:
-    """(top, left, height, width) by the recipe of torchvision's and timm's RandomErasing; None if nothing fitted."""
+    """Return (top, left, height, width) by the algorithm of torchvision's and timm's RandomErasing.
+
+    None if no rectangle fits.
+    """
     for _ in range(10):
         pixels, aspect = image[0] * image[1] * random.uniform(*area), np.exp(random.uniform(*np.log(ratio)))
-        # Theirs is height / width; the range is symmetric in the logarithm, or nearly so.
+        # Their ratio is height / width. The range is symmetric or nearly symmetric in the logarithm.
         w, h = round(np.sqrt(pixels * aspect)), round(np.sqrt(pixels / aspect))
         if 0 < h < image[0] and 0 < w < image[1]:
             return random.integers(image[0] - h + 1), random.integers(image[1] - w + 1), h, w
     return None
 
 
-def test_rectangles_are_distributed_as_torchvisions() -> None:
+def test_rectangles_have_the_same_distribution_as_torchvisions() -> None:
     n, image, area, ratio = 4000, (16, 20), (0.02, 0.7), (0.3, 3.3)
     draw = jax.jit(lambda key: random_boxes(jax.random.uniform(key, (n, DRAWS)), image, (15, 19), area, ratio))
     boxes, found = draw(jax.random.key(0))
@@ -69,7 +72,7 @@ def test_rectangles_are_distributed_as_torchvisions() -> None:
 
 
 def erased_with(fill: Any, x: np.ndarray) -> np.ndarray:
-    """The erased pixels of one image, (pixels, channels)."""
+    """Return the erased pixels of one image, (pixels, channels)."""
     got = run(augment.random_erasing(1.0, area=(0.4, 0.5), fill=fill), x)
     assert got.dtype == x.dtype
     changed = (got != x).any(axis=(0, 3))
@@ -88,7 +91,7 @@ def erased_with(fill: Any, x: np.ndarray) -> np.ndarray:
     ],
     ids=str,
 )
-def test_it_is_filled_with_what_was_asked_for(fill: Any, dtype: Any, value: list[float]) -> None:
+def test_rectangles_have_the_requested_fill(fill: Any, dtype: Any, value: list[float]) -> None:
     np.testing.assert_array_equal(np.unique(erased_with(fill, np.full((1, 20, 20, 3), 77, dtype)), axis=0), [value])
 
 
@@ -101,9 +104,7 @@ def test_it_is_filled_with_what_was_asked_for(fill: Any, dtype: Any, value: list
         *(pytest.param(np.float32, 1, n, marks=pytest.mark.slow) for n in (1, 5)),
     ],
 )
-def test_noise_is_uniform_and_another_value_for_every_pixel_and_channel(
-    dtype: Any, largest: int, channels: int
-) -> None:
+def test_noise_is_uniform_and_differs_for_every_pixel_and_channel(dtype: Any, largest: int, channels: int) -> None:
     noise = erased_with("noise", np.full((1, 64, 64, channels), 2, dtype)) / largest
     assert noise.min() < 0.02
     assert noise.max() > 0.98
@@ -115,7 +116,7 @@ def test_noise_is_uniform_and_another_value_for_every_pixel_and_channel(
     assert abs(np.corrcoef(noise[:-1, 0], noise[1:, 0])[0, 1]) < 0.15
 
 
-def test_an_image_of_one_pixel_stays() -> None:
+def test_an_image_of_one_pixel_does_not_change() -> None:
     x = np.ones((5, 1, 1, 3), np.float32)
     np.testing.assert_array_equal(run(augment.random_erasing(1.0), x), x)
 
@@ -125,7 +126,7 @@ def test_an_image_of_one_pixel_stays() -> None:
     [((1.0, 2.0), r"fill=\(1.0, 2.0\).*\(1, 8, 8, 3\).*the 3 channels"), (300, r"fill=\(300.0,\) for uint8.*0 to 255")],
     ids=str,
 )
-def test_a_filling_that_does_not_fit_the_images_is_an_error(fill: Any, says: str) -> None:
+def test_a_fill_that_does_not_fit_the_images_raises(fill: Any, says: str) -> None:
     with pytest.raises(DataError, match=says):
         run(augment.random_erasing(fill=fill), np.zeros((1, 8, 8, 3), np.uint8))
 
@@ -142,6 +143,6 @@ def test_a_filling_that_does_not_fit_the_images_is_an_error(fill: Any, says: str
     ],
     ids=str,
 )
-def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], says: str) -> None:
+def test_invalid_arguments_raise(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(CompileError, match=f"random_erasing got {says}"):
         augment.random_erasing(**arguments)

@@ -1,4 +1,4 @@
-"""What drives a callback without training: a model that is none, and logs whose device can be told to be slow."""
+"""Test doubles that drive a callback without training: a fake model, and logs of a device that can be slow."""
 
 import types
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class FakeModel:
 
 
 class SlowArray:
-    """A device value that is not there until `finish` is called; reading it earlier is an error."""
+    """A device value that is not ready before `finish` is called. Reading it earlier fails."""
 
     def __init__(self, value: float) -> None:
         self._value, self._done = value, False
@@ -53,20 +53,20 @@ class SlowArray:
 
 
 def lazy(array: SlowArray, own: float | SlowArray | None = None, examples: int = 8) -> LazyLogs:
-    """The log of a batch with one value, `loss`, and its own loss."""
+    """Return the logs of a batch with one value, `loss`, and its own loss."""
     loss: Any = array if own is None else own
     return LazyLogs(array, lambda value: {"loss": float(np.asarray(value))}, ["loss"], loss, examples)
 
 
 def batch(loss: float, own: float | None = None) -> LazyLogs:
-    """The log of a batch that the device has finished."""
+    """Return the logs of a batch that the device has finished."""
     array = SlowArray(loss)
     array.finish()
     return lazy(array, own)
 
 
 def begin(callback: Callback, model: Any = None, **params: Any) -> Any:
-    """Makes a callback ready to be called, as `fit` does."""
+    """Prepare a callback for calls, as `fit` does."""
     model = FakeModel() if model is None else model
     callback.set_params({"verbose": 0, "epochs": 1, "steps": None, **params})
     callback.set_model(model)
@@ -77,7 +77,7 @@ def begin(callback: Callback, model: Any = None, **params: Any) -> Any:
 def play(
     callback: Callback, epochs: Sequence[dict[str, Any]], model: Any = None, first: int = 0
 ) -> list[dict[str, Any]]:
-    """A whole run whose epochs end with the given logs. Returns the logs as the callback left them."""
+    """Play a run whose epochs end with the given logs. Return the logs as changed by the callback."""
     begin(callback, model)
     logs = [dict(epoch) for epoch in epochs]
     for i, epoch in enumerate(logs, first):
@@ -90,7 +90,7 @@ def play(
 
 
 def counting_reads(monkeypatch: Any) -> types.SimpleNamespace:
-    """Counts the transfers from the device that logs make."""
+    """Count the device-to-host transfers of the logs."""
     count, read = types.SimpleNamespace(reads=0), logs.read
 
     def counted(values: Any) -> Any:

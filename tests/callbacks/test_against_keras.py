@@ -1,6 +1,6 @@
-"""The callbacks that share a name with Keras's end where Keras's own end, on whatever numbers and settings.
+"""Callbacks that share a name with a Keras callback give the same results as Keras, for random values and settings.
 
-Needs Keras, which the other tests do not: `make against` installs it.
+Needs Keras, which the other tests do not need: `make against` installs it.
 Numbers are multiples of an eighth, because Keras compares in float32 and resfit in float64.
 """
 
@@ -31,11 +31,11 @@ DELTAS = st.sampled_from([0.0, 0.125, 0.25, -0.125])
 
 
 class Watched(FakeModel):
-    """Stands for a model of either library. Its weights are the number of the epoch."""
+    """A fake model of either library. Its weights are the number of the epoch."""
 
     def __init__(self) -> None:
         super().__init__(0.1)
-        self.optimizer = self  # where Keras looks for the learning rate
+        self.optimizer = self  # Keras looks for the learning rate here
         self.metrics: list[Any] = []
         self.weights = -1
         self.files: list[str] = []
@@ -55,7 +55,7 @@ class Watched(FakeModel):
 def run(
     callback: Any, epochs: list[dict[str, float]], batches: int = 0, first: int = 0
 ) -> tuple[Watched, list[dict[str, float]]]:
-    """Plays a run. Returns the model and the logs of the epochs that ran, as the callback left them."""
+    """Play a run. Return the model and the logs of the epochs that ran, as changed by the callback."""
     model = Watched()
     callback.set_params({"verbose": 0, "epochs": len(epochs), "steps": batches})
     callback.set_model(model)
@@ -189,7 +189,7 @@ def test_csv_logger_writes_the_same_rows(
             tables.append([line.split(separator) for line in path.read_text().splitlines()])
     ours, theirs = tables
     if len(ours[0]) < len(theirs[0]):
-        # Nothing was validated: Keras writes columns of NA for it all the same.
+        # Without a validation, Keras still writes columns of NA.
         assert all(cell == "NA" for row in theirs[1:] for cell in row[3:])
         theirs = [row[:3] for row in theirs]
     assert ours == theirs

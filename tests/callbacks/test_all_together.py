@@ -1,4 +1,4 @@
-"""All callbacks in one fit: the run is the one without them, and they read next to nothing."""
+"""A fit with all callbacks trains the same as one without, and the callbacks read almost nothing."""
 
 import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ EPOCHS, STEPS, BATCH = 2, 24, 4
 
 
 class Writer:
-    """The least that CLUMetricWriter needs."""
+    """The methods that CLUMetricWriter needs."""
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         pass
@@ -27,14 +27,14 @@ class Writer:
 
 
 class ReadsEveryStep(Callback):
-    """What not to do."""
+    """A callback that reads the logs at every step, which costs time."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         float(logs["loss"])
 
 
 def all_callbacks() -> list[Callback]:
-    """One of each that listens to batches, and leaves the run alone; batches are written at the 16th step."""
+    """Return each callback that reads batches without changing the run. Batches are written every 16 steps."""
     pytest.importorskip("tensorboardX")
     return [
         callbacks.Throughput(),
@@ -59,7 +59,7 @@ def run(chosen: list[Callback]) -> tuple[list[np.ndarray], dict[str, list[float]
     return model.get_weights(), {name: values for name, values in history.history.items() if name != "learning_rate"}
 
 
-def test_a_run_with_all_callbacks_ends_bit_for_bit_where_one_without_ends() -> None:
+def test_a_run_with_all_callbacks_ends_bit_for_bit_as_one_without() -> None:
     weights, history = run([])
     watched_weights, watched_history = run(all_callbacks())
     for a, b in zip(weights, watched_weights, strict=True):
@@ -68,16 +68,16 @@ def test_a_run_with_all_callbacks_ends_bit_for_bit_where_one_without_ends() -> N
     assert Path("log.csv").exists()
 
 
-def test_all_callbacks_together_read_a_few_times_an_epoch_and_one_that_reads_every_step_is_seen(
+def test_all_callbacks_together_read_a_few_times_an_epoch_and_a_read_at_every_step_is_detected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = counting_reads(monkeypatch)
     run([])
-    assert count.reads == EPOCHS  # what fit itself reads, at the end of each epoch
+    assert count.reads == EPOCHS  # read by fit itself at the end of each epoch
     count.reads = 0
     run(all_callbacks())
-    # TerminateOnNaN reads eight losses at once; the loggers share what the first of them reads, at steps 16, 32 and 48,
-    # the last of which is the second epoch's end.
+    # TerminateOnNaN reads eight losses at once. The loggers share these reads, at steps 16, 32 and 48;
+    # step 48 is the end of the second epoch.
     assert count.reads <= EPOCHS + EPOCHS * STEPS // 8 + 2
     count.reads = 0
     run([ReadsEveryStep()])

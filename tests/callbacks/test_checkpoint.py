@@ -1,4 +1,4 @@
-"""Checkpoint as a callback: when it asks, and what it takes. What becomes of a run is in tests/faults."""
+"""Checkpoint as a callback: when it saves, and which arguments are valid. tests/faults tests resumed runs."""
 
 import datetime
 from pathlib import Path
@@ -25,20 +25,20 @@ from tests.helpers import PlainNet, assert_same, compiled, fit
         ({"best": "loss", "mode": "least"}, "Unknown mode 'least'"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
+def test_invalid_arguments_raise(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(CallbackError, match=said):
         Checkpoint("run", **arguments)
 
 
 @pytest.mark.parametrize(("every", "expected"), [("epoch", 2), (2, 3 + 2), (datetime.timedelta(days=1), 2)])
-def test_it_saves_when_it_is_due_at_epoch_ends_and_at_the_end(every: Any, expected: int, tmp_path: Path) -> None:
-    """Two epochs of three batches; one checkpoint more says that the run is finished."""
+def test_it_saves_at_each_interval_at_epoch_ends_and_at_the_end(every: Any, expected: int, tmp_path: Path) -> None:
+    """Two epochs of three batches. One more checkpoint marks the run as finished."""
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model, epochs=2, callbacks=[Checkpoint(tmp_path, every=every, keep=100)])
     assert len([path for path in tmp_path.iterdir() if path.name.isdigit()]) == expected + 1
 
 
-def test_training_with_it_is_training_without_it(tmp_path: Path) -> None:
+def test_it_does_not_change_the_training(tmp_path: Path) -> None:
     with_it, without = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
     fit(with_it, epochs=2, callbacks=[Checkpoint(tmp_path, every=1)])
     fit(without, epochs=2)
@@ -46,7 +46,7 @@ def test_training_with_it_is_training_without_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
-def test_a_checkpoint_holds_what_a_callback_assigned_in_the_same_hook(hook: str, tmp_path: Path) -> None:
+def test_a_checkpoint_contains_assignments_of_a_callback_in_the_same_hook(hook: str, tmp_path: Path) -> None:
     class Halves(Callback):
         def _halve(self, number: int, logs: Any = None) -> None:
             if number == 1:

@@ -16,7 +16,7 @@ def model() -> Any:
     return compiled(PlainNet(rngs=nnx.Rngs(0)))
 
 
-def test_history_is_floats_that_json_can_hold(model: Any) -> None:
+def test_history_contains_floats_that_json_can_store(model: Any) -> None:
     history = fit(model, epochs=2, validation_data=(images(8), labels(8)))
     assert list(history.history) == ["loss", "val_loss", "accuracy", "val_accuracy"]
     assert all(type(value) is float for values in history.history.values() for value in values)
@@ -26,13 +26,13 @@ def test_history_is_floats_that_json_can_hold(model: Any) -> None:
     assert history.params == {"verbose": 0, "epochs": 2, "steps": 3}
 
 
-def test_epochs_without_a_value_hold_none_so_that_all_lists_are_of_one_length(model: Any) -> None:
+def test_epochs_without_a_value_hold_none_so_that_all_lists_have_one_length(model: Any) -> None:
     history = fit(model, epochs=5, validation_data=(images(8), labels(8)), validation_freq=[2, 4]).history
     assert [value is None for value in history["val_loss"]] == [True, False, True, False, True]
     assert {len(values) for values in history.values()} == {5}
 
 
-def test_a_value_that_comes_late_or_goes_is_padded(model: Any) -> None:
+def test_a_value_that_appears_late_or_disappears_is_padded(model: Any) -> None:
     class Sometimes(Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if epoch in (1, 2):
@@ -41,7 +41,7 @@ def test_a_value_that_comes_late_or_goes_is_padded(model: Any) -> None:
     assert fit(model, epochs=4, callbacks=[Sometimes()]).history["extra"] == [None, 1.0, 2.0, None]
 
 
-def test_a_second_fit_has_a_history_of_its_own(model: Any) -> None:
+def test_a_second_fit_returns_a_new_history(model: Any) -> None:
     first = fit(model, epochs=2)
     kept = dict(first.history)
     second = fit(model, epochs=1)
@@ -49,7 +49,7 @@ def test_a_second_fit_has_a_history_of_its_own(model: Any) -> None:
     assert len(second.history["loss"]) == 1
 
 
-def test_one_instance_in_two_fits_starts_again(model: Any) -> None:
+def test_one_instance_resets_in_a_second_fit(model: Any) -> None:
     mine = History()
     fit(model, epochs=2, callbacks=[mine])
     fit(model, epochs=1, callbacks=[mine])
@@ -57,7 +57,7 @@ def test_one_instance_in_two_fits_starts_again(model: Any) -> None:
     assert mine.history == model.history.history
 
 
-def test_times_are_kept_apart_from_results(model: Any) -> None:
+def test_times_are_separate_from_results(model: Any) -> None:
     history = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3)
     assert len(history.timings["epoch_seconds"]) == 3
     assert all(seconds > 0 for seconds in history.timings["epoch_seconds"])
@@ -65,7 +65,7 @@ def test_times_are_kept_apart_from_results(model: Any) -> None:
     assert "seconds" not in " ".join(history.history)
 
 
-def test_only_a_fit_that_compiled_waits_for_its_first_step_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_fit_that_compiled_waits_once_for_its_first_step(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
     monkeypatch.setattr(LazyLogs, "wait", lambda logs: waits.append(logs.ready()))
     compiling = fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2)
@@ -78,7 +78,7 @@ def test_only_a_fit_that_compiled_waits_for_its_first_step_once(model: Any, monk
 
 
 def test_the_first_step_is_timed_to_its_end_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the sums right after the time was taken would not have to wait."""
+    """Reading the sums immediately after the measured time does not wait."""
     ready = []
     wait = LazyLogs.wait
     monkeypatch.setattr(LazyLogs, "wait", lambda logs: (wait(logs), ready.append(logs.ready())))
@@ -86,7 +86,7 @@ def test_the_first_step_is_timed_to_its_end_on_the_device(monkeypatch: pytest.Mo
     assert ready == [True]
 
 
-def test_plot_draws_one_panel_per_value_and_leaves_gaps_out(model: Any) -> None:
+def test_plot_draws_one_panel_per_value_and_skips_missing_epochs(model: Any) -> None:
     history = fit(model, epochs=4, validation_data=(images(8), labels(8)), validation_freq=2)
     figure = history.plot()
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}

@@ -1,4 +1,4 @@
-"""LambdaCallback calls what it was given, where it was told to."""
+"""LambdaCallback calls each function in its hook."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from resfit.errors import CallbackError
 from tests.helpers import PlainNet, Recorder, compiled, fit, images, labels
 
 
-def test_every_hook_can_be_given_and_is_called_as_on_a_subclass() -> None:
+def test_every_hook_is_called_as_on_a_subclass() -> None:
     trace: list[tuple[Any, ...]] = []
 
     def noting(hook: str) -> Any:
@@ -32,11 +32,11 @@ def test_the_short_batch_hooks_work_too() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_an_unknown_hook_is_refused_with_the_list_of_those_there_are() -> None:
+def test_an_unknown_hook_raises_with_the_list_of_hooks() -> None:
     with pytest.raises(CallbackError, match=r"unknown hook 'on_epoch_finish'.*on_epoch_end"):
         LambdaCallback(on_epoch_finish=lambda epoch, logs: None)
 
 
-def test_a_value_that_is_no_function_is_refused() -> None:
+def test_a_value_that_is_not_a_function_raises() -> None:
     with pytest.raises(CallbackError, match="Expected on_epoch_end to be a function, got 'print'"):
         LambdaCallback(on_epoch_end="print")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""LearningRateScheduler asks its function at the right moments, and the optimizer follows."""
+"""LearningRateScheduler calls its function at the right steps, and the optimizer uses the result."""
 
 import datetime
 import functools
@@ -45,17 +45,17 @@ def rate_by_name(epoch: int, lr: float | None = None) -> float:
         pytest.param(lambda epoch: 0, [0, 0, 0], id="integer"),
     ],
 )
-def test_schedule_is_asked_at_every_epoch(schedule: Callable[..., Any], expected: list[float]) -> None:
+def test_schedule_is_called_at_every_epoch(schedule: Callable[..., Any], expected: list[float]) -> None:
     np.testing.assert_allclose(rates(schedule, 3), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [None, "0.1", True, [0.1], np.ones(1), float("nan"), float("inf"), -0.1, 1j])
-def test_what_is_no_learning_rate_is_refused(value: Any) -> None:
+def test_an_invalid_learning_rate_raises(value: Any) -> None:
     with pytest.raises(CallbackError, match="Expected a learning rate"):
         rates(lambda epoch: value, 1)
 
 
-def test_an_error_inside_the_schedule_is_not_taken_for_another_signature() -> None:
+def test_an_error_inside_the_schedule_is_not_mistaken_for_another_signature() -> None:
     def broken(epoch: int, rate: float) -> float:
         raise TypeError("mine")
 
@@ -75,7 +75,7 @@ def test_an_error_inside_the_schedule_is_not_taken_for_another_signature() -> No
     ],
     ids=["no function", "no argument", "three arguments", "every 0", "unknown word", "time"],
 )
-def test_values_that_cannot_work_are_refused(arguments: dict[str, Any]) -> None:
+def test_invalid_values_raise(arguments: dict[str, Any]) -> None:
     with pytest.raises(CallbackError, match="Expected"):
         LearningRateScheduler(**arguments)
 
@@ -86,7 +86,7 @@ def test_verbose_reports_changes_only(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["LearningRateScheduler: learning rate 0.5 from epoch 0."]
 
 
-def test_a_second_fit_and_a_resumed_run_go_on_counting_steps() -> None:
+def test_a_second_fit_and_a_resumed_run_continue_the_step_count() -> None:
     def steps(callback: LearningRateScheduler, n: int) -> list[float]:
         model = begin(callback)
         if callback is resumed:
@@ -95,7 +95,7 @@ def test_a_second_fit_and_a_resumed_run_go_on_counting_steps() -> None:
         for i in range(n):
             callback.on_train_batch_begin(i, {})
             callback.on_train_batch_end(i, {})
-        return model.rates_set[1:]  # the first assignment is the check that it can be set
+        return model.rates_set[1:]  # the first assignment checks that the learning rate can be set
 
     def schedule(step: int) -> float:
         return float(step)
@@ -107,7 +107,7 @@ def test_a_second_fit_and_a_resumed_run_go_on_counting_steps() -> None:
 
 
 class Rates(Callback):
-    """The rate that the optimizer used in each step, as the state holds it."""
+    """Record the learning rate that the optimizer used in each step, from the state."""
 
     def __init__(self) -> None:
         self.used: list[float] = []
@@ -118,7 +118,7 @@ class Rates(Callback):
         self.logged.append(logs["learning_rate"])
 
 
-def test_per_step_every_step_of_a_fit_uses_the_rate_of_the_schedule_and_nothing_is_read_or_compiled_again(
+def test_per_step_every_step_uses_the_scheduled_rate_without_reads_or_new_compilations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
@@ -127,7 +127,7 @@ def test_per_step_every_step_of_a_fit_uses_the_rate_of_the_schedule_and_nothing_
     schedule = LearningRateScheduler(lambda step: 0.1 / (1 + step), every=1)
     with counting_compilations() as compilations:
         history = fit(model, epochs=2, callbacks=[schedule])
-    assert reads.reads == 2  # the loop's own, at the end of each epoch
+    assert reads.reads == 2  # by the loop itself, at the end of each epoch
     assert compilations == []
     np.testing.assert_allclose(history.history["learning_rate"], [0.1 / 3, 0.1 / 6], rtol=1e-6)
 
@@ -137,7 +137,7 @@ def test_per_step_every_step_of_a_fit_uses_the_rate_of_the_schedule_and_nothing_
     np.testing.assert_allclose(recorded.logged, recorded.used, rtol=1e-6)
 
 
-def test_a_rate_of_zero_stops_learning_and_another_one_resumes_it() -> None:
+def test_a_learning_rate_of_zero_stops_learning_and_another_one_resumes_it() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model)
     before = model.get_weights()

@@ -1,4 +1,4 @@
-"""Whoever keeps, restores or writes weights by a validation with averaged weights keeps the averages."""
+"""Callbacks that restore or save weights by a validation with averaged weights use the averages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from resfit.callbacks import Callback, EarlyStopping, ModelCheckpoint, SwapEMAWe
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 
 HELD_OUT = (images(6, seed=5), labels(6, seed=5))
-LOSSES = [3.0, 1.0, 2.0, 2.5]  # of the validations, so that the second epoch is the best
+LOSSES = [3.0, 1.0, 2.0, 2.5]  # of the validations: the second epoch is the best
 BEST = 1
 
 
@@ -23,7 +23,7 @@ def model() -> Any:
 
 
 class Seen(Callback):
-    """Writes the values into the logs, and remembers both kinds of weights of every epoch."""
+    """Write the values into the logs, and store both kinds of weights of every epoch."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.raw: list[Any] = []
@@ -60,9 +60,7 @@ def stopping(monitor: str = "val_loss", patience: int = 9) -> EarlyStopping:
         pytest.param(lambda: [SwapEMAWeights(), stopping("loss")], "raw", "ema", id="a value of training"),
     ],
 )
-def test_the_weights_that_were_measured_come_back(
-    model: Any, make: Callable[[], list[Callback]], raw: str, ema: str
-) -> None:
+def test_the_measured_weights_are_restored(model: Any, make: Callable[[], list[Callback]], raw: str, ema: str) -> None:
     seen = run(model, make())
     assert_same(model.get_weights(), getattr(seen, raw)[BEST])
     assert_same(model.get_weights("ema"), getattr(seen, ema)[BEST])
@@ -70,7 +68,7 @@ def test_the_weights_that_were_measured_come_back(
     assert model.validation_weights == "raw"
 
 
-def test_the_best_value_is_what_evaluate_gives_afterwards_for_both_kinds_of_weights(model: Any) -> None:
+def test_the_best_value_equals_a_later_evaluate_for_both_kinds_of_weights(model: Any) -> None:
     model.compile("sgd", learning_rate=0.3, ema=0.9, dispatch="jit")
     best = stopping(patience=2)
     fit(model, images(8), labels(8), epochs=5, validation_data=HELD_OUT, callbacks=[SwapEMAWeights(), best])
@@ -79,10 +77,10 @@ def test_the_best_value_is_what_evaluate_gives_afterwards_for_both_kinds_of_weig
 
 
 @pytest.mark.parametrize("best_is_last", [True, False])
-def test_after_a_stop_the_module_does_not_go_back_to_the_trained_weights(
+def test_after_a_stop_the_module_does_not_switch_back_to_the_trained_weights(
     model: Any, best_is_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the restored weights are those that SwapEMAWeights had put there."""
+    """Also if SwapEMAWeights had put the restored weights into the module."""
     if best_is_last:
         monkeypatch.setattr("tests.callbacks.test_measured_weights.LOSSES", [4.0, 3.0, 2.0, 1.0])
     seen = run(model, [stopping(), SwapEMAWeights(swap_on_epoch=True)])
@@ -100,7 +98,7 @@ def test_after_a_stop_the_module_does_not_go_back_to_the_trained_weights(
         ("{epoch}.safetensors", {}, True, "raw"),
     ],
 )
-def test_a_file_that_a_validation_chose_or_names_holds_the_measured_weights(
+def test_a_file_chosen_or_named_by_a_validation_contains_the_measured_weights(
     model: Any, name: str, options: dict[str, Any], swap: bool, kind: str, tmp_path: Path
 ) -> None:
     seen = run(model, [*([SwapEMAWeights()] if swap else []), ModelCheckpoint(tmp_path / name, **options)])
@@ -116,7 +114,7 @@ def test_a_resumed_run_restores_the_same_weights_and_averages(model: Any, swap: 
     expected = model.get_weights(), model.get_weights("ema")
 
     class Cut(Callback):
-        """Puts what the first object remembers into another one before the last epoch."""
+        """Copy the state of the first object into another one before the last epoch."""
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             if epoch == len(LOSSES) - 1:
@@ -128,7 +126,7 @@ def test_a_resumed_run_restores_the_same_weights_and_averages(model: Any, swap: 
     assert_same((model.get_weights(), model.get_weights("ema")), expected)
 
 
-def test_a_state_of_an_earlier_version_has_no_averages_and_restores_its_weights(model: Any) -> None:
+def test_a_state_of_an_earlier_version_without_averages_restores_its_weights(model: Any) -> None:
     seen = run(model, [])
     old = {"best": 1.0, "wait": 0, "best_epoch": 1, "stopped_epoch": 0, "weights": seen.raw[BEST]}
     callback = stopping()
@@ -139,7 +137,9 @@ def test_a_state_of_an_earlier_version_has_no_averages_and_restores_its_weights(
     assert_same(model.get_weights("ema"), seen.raw[BEST])
 
 
-def test_outside_fit_swap_ema_weights_says_that_it_swaps_nothing(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_outside_fit_swap_ema_weights_reports_that_it_swaps_nothing(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     run(model, [SwapEMAWeights()])
     assert not caplog.records
     model.evaluate(*HELD_OUT, verbose=0, callbacks=[SwapEMAWeights()])
@@ -147,7 +147,7 @@ def test_outside_fit_swap_ema_weights_says_that_it_swaps_nothing(model: Any, cap
     assert [f"{method}(..., weights='ema')" in caplog.text for method in ("evaluate", "predict")] == [True, True]
 
 
-def test_averages_of_a_second_fit_begin_where_the_first_one_restored_them(model: Any) -> None:
+def test_averages_of_a_second_fit_start_at_the_values_restored_by_the_first(model: Any) -> None:
     seen = run(model, [SwapEMAWeights(), stopping()])
     began: list[Any] = []
 

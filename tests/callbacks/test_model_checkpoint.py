@@ -1,4 +1,4 @@
-"""ModelCheckpoint writes when Keras's does, under the same names."""
+"""ModelCheckpoint writes at the same times and under the same names as Keras's."""
 
 import logging
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_every_epoch_is_written_and_reloads_to_the_same_weights(model: Any, tmp_
             np.testing.assert_array_equal(a, b)
 
 
-def test_steps_are_counted_on_from_one_epoch_to_the_next(model: Any, tmp_path: Path) -> None:
+def test_steps_are_counted_across_epochs(model: Any, tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_freq=15)
     fit(model, images(40), labels(40), epochs=10, callbacks=[checkpoint])  # five batches an epoch
     assert names(tmp_path) == ["3.safetensors", "6.safetensors", "9.safetensors"]
@@ -58,7 +58,7 @@ def test_steps_are_counted_on_from_one_epoch_to_the_next(model: Any, tmp_path: P
         ({"keep": 9}, [3, 1, 2, 4], [1, 2, 3, 4]),
     ],
 )
-def test_so_many_files_are_kept_the_last_or_the_best(
+def test_the_last_or_best_n_files_are_kept(
     model: Any, tmp_path: Path, options: dict[str, Any], losses: list[float], kept: list[int]
 ) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "{epoch}.safetensors", monitor="val_loss", **options)
@@ -66,7 +66,7 @@ def test_so_many_files_are_kept_the_last_or_the_best(
     assert names(tmp_path) == [f"{epoch}.safetensors" for epoch in kept]
 
 
-def test_the_files_to_keep_are_known_again_after_a_resume(model: Any, tmp_path: Path) -> None:
+def test_the_files_to_keep_are_restored_by_a_resume(model: Any, tmp_path: Path) -> None:
     def checkpoint() -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True, keep=2)
 
@@ -77,7 +77,7 @@ def test_the_files_to_keep_are_known_again_after_a_resume(model: Any, tmp_path: 
     assert names(tmp_path) == ["2.safetensors", "4.safetensors"]
 
 
-def test_a_file_that_the_user_put_in_the_place_of_an_old_one_is_kept(
+def test_a_user_file_that_replaces_an_old_one_is_kept(
     model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = ModelCheckpoint(tmp_path / "{epoch}.safetensors", keep=1)
@@ -94,7 +94,7 @@ def test_a_file_that_the_user_put_in_the_place_of_an_old_one_is_kept(
     ]
 
 
-def test_a_file_that_could_not_be_deleted_is_deleted_after_a_later_save_also_of_a_resumed_run(
+def test_a_file_that_could_not_be_deleted_is_deleted_after_a_later_save_also_in_a_resumed_run(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def checkpoint() -> ModelCheckpoint:
@@ -114,7 +114,7 @@ def test_a_file_that_could_not_be_deleted_is_deleted_after_a_later_save_also_of_
     assert names(tmp_path) == ["3.safetensors"]
 
 
-def test_a_file_that_the_user_deleted_makes_room_for_another(model: Any, tmp_path: Path) -> None:
+def test_a_file_deleted_by_the_user_does_not_count(model: Any, tmp_path: Path) -> None:
     callback = ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True, keep=2)
     run(model, callback, [Scripted("val_loss", [1, 2])], epochs=2)
     (tmp_path / "1.safetensors").unlink()
@@ -133,7 +133,7 @@ def test_the_state_of_an_earlier_version_without_checksums_is_read(model: Any, t
 
 
 @pytest.mark.parametrize(("keep", "path"), [(0, "{epoch}"), (True, "{epoch}"), (1.5, "{epoch}"), (2, "last")])
-def test_a_number_of_files_that_cannot_be_kept_is_refused(keep: Any, path: str) -> None:
+def test_an_invalid_number_of_files_to_keep_raises(keep: Any, path: str) -> None:
     with pytest.raises(CallbackError, match="keep"):
         ModelCheckpoint(f"{path}.safetensors", keep=keep)
 
@@ -144,19 +144,19 @@ def test_epoch_and_batch_are_counted_from_one(model: Any, tmp_path: Path) -> Non
     assert names(tmp_path) == [f"{epoch}-{batch}.safetensors" for epoch in (1, 2) for batch in (1, 2)]
 
 
-def test_names_from_the_logs_go_into_the_file_name_and_folders_are_made(model: Any, tmp_path: Path) -> None:
+def test_log_names_in_the_file_name_are_filled_in_and_folders_are_created(model: Any, tmp_path: Path) -> None:
     template = tmp_path / "runs" / "a" / "{epoch:02d}-{val_loss:.2f}.safetensors"
     run(model, ModelCheckpoint(template), [Scripted("val_loss", [0.5, 0.25, 0.125])])
     assert names(tmp_path) == ["runs/a/01-0.50.safetensors", "runs/a/02-0.25.safetensors", "runs/a/03-0.12.safetensors"]
 
 
-def test_only_improvements_are_written_if_asked_for(model: Any, tmp_path: Path) -> None:
+def test_with_save_best_only_only_improvements_are_written(model: Any, tmp_path: Path) -> None:
     script = Scripted("val_loss", [0.5, 0.7, 0.4, float("nan")])
     run(model, ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True), [script], epochs=4)
     assert names(tmp_path) == ["1.safetensors", "3.safetensors"]
 
 
-def test_one_file_name_keeps_the_best(model: Any, tmp_path: Path) -> None:
+def test_a_fixed_file_name_keeps_the_best(model: Any, tmp_path: Path) -> None:
     script = Scripted("val_accuracy", [0.5, 0.9, 0.7])
     run(model, ModelCheckpoint(tmp_path / "best.safetensors", "val_accuracy", save_best_only=True), [script])
     best = resfit.load(tmp_path / "best.safetensors", module=PlainNet(rngs=nnx.Rngs(9)))
@@ -177,7 +177,7 @@ def test_the_first_value_must_beat_the_initial_threshold(
     assert names(tmp_path) == (["best.safetensors"] if written else [])
 
 
-def test_an_unknown_value_is_reported_and_the_file_is_written_all_the_same(
+def test_an_unknown_value_is_reported_and_the_file_is_still_written(
     model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "best.safetensors", "val_dice", save_best_only=True, mode="max")
@@ -187,7 +187,7 @@ def test_an_unknown_value_is_reported_and_the_file_is_written_all_the_same(
     assert names(tmp_path) == ["best.safetensors"]
 
 
-def test_a_name_that_the_logs_lack_is_an_error_that_names_the_template(model: Any, tmp_path: Path) -> None:
+def test_a_name_missing_from_the_logs_raises_with_the_template(model: Any, tmp_path: Path) -> None:
     with pytest.raises(
         CallbackError, match=r"'.*\{val_loss\}\.safetensors' uses 'val_loss', .* Expected one of \['accuracy'"
     ):
@@ -196,7 +196,7 @@ def test_a_name_that_the_logs_lack_is_an_error_that_names_the_template(model: An
         run(model, ModelCheckpoint(tmp_path / "{batch}.safetensors"))
 
 
-def test_a_folder_in_the_way_is_an_os_error(model: Any, tmp_path: Path) -> None:
+def test_a_folder_at_the_path_of_the_file_raises_an_os_error(model: Any, tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").mkdir()
     with pytest.raises(OSError, match="directory"):
         run(model, ModelCheckpoint(tmp_path / "best.safetensors"))
@@ -214,7 +214,7 @@ def test_a_folder_in_the_way_is_an_os_error(model: Any, tmp_path: Path) -> None:
         ({"save_best_only": True, "monitor": "temperature"}, "mode='min' or 'max'"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(CallbackError, match=message):
         ModelCheckpoint(**{"filepath": "best.safetensors", **arguments})
 

@@ -1,4 +1,4 @@
-"""Profiler's trace holds the steps that were asked for."""
+"""The trace of Profiler contains the requested steps."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.helpers import PlainNet, compiled, fit
 
 
 def steps_in_trace(folder: str) -> list[int]:
-    """The marked steps of the one trace in a folder, in order."""
+    """Return the marked steps of the one trace in a folder, in order."""
     (file,) = Path(folder).rglob("*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(str(file))
     events = [event for plane in data.planes for line in plane.lines for event in line.events]
@@ -25,7 +25,7 @@ def steps_in_trace(folder: str) -> list[int]:
 
 
 class Fails(Callback):
-    """Raises at a batch."""
+    """Raise at a batch."""
 
     def __init__(self, at: int) -> None:
         self._at = at
@@ -35,7 +35,7 @@ class Fails(Callback):
             raise KeyError("mine")
 
 
-def test_the_trace_holds_the_steps_from_start_to_before_stop_across_epochs() -> None:
+def test_the_trace_contains_the_steps_from_start_to_before_stop_across_epochs() -> None:
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, callbacks=[Profiler("trace", start=4, stop=7)])
     assert steps_in_trace("trace") == [4, 5, 6]
 
@@ -51,7 +51,7 @@ def test_only_the_first_of_several_processes_is_traced(monkeypatch: pytest.Monke
     assert not Path("trace").exists()
 
 
-def test_an_exception_ends_the_trace_with_what_there_was_so_that_another_can_begin() -> None:
+def test_an_exception_ends_the_trace_and_another_one_can_start() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     with pytest.raises(KeyError, match="mine"):
         fit(model, callbacks=[Profiler("broken", start=0, stop=3), Fails(at=2)])
@@ -62,14 +62,14 @@ def test_an_exception_ends_the_trace_with_what_there_was_so_that_another_can_beg
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What would have been traced."""
+    """Record the calls that would start and stop a trace."""
     calls: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(f"start {folder}"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     return calls
 
 
-def test_only_the_two_ends_of_the_trace_are_waited_for(monkeypatch: pytest.MonkeyPatch, traced: list[str]) -> None:
+def test_only_the_two_ends_of_the_trace_wait_for_the_device(monkeypatch: pytest.MonkeyPatch, traced: list[str]) -> None:
     reads = counting_reads(monkeypatch)
     callback = Profiler("logs", start=10, stop=20)
     begin(callback)
@@ -81,7 +81,9 @@ def test_only_the_two_ends_of_the_trace_are_waited_for(monkeypatch: pytest.Monke
     assert reads.reads == 2
 
 
-def test_a_run_that_ends_before_the_trace_begins_says_so(caplog: pytest.LogCaptureFixture, traced: list[str]) -> None:
+def test_a_run_that_ends_before_the_trace_starts_reports_it(
+    caplog: pytest.LogCaptureFixture, traced: list[str]
+) -> None:
     callback = Profiler("logs", start=1)
     begin(callback)
     callback.on_train_batch_begin(0, {})
@@ -93,6 +95,6 @@ def test_a_run_that_ends_before_the_trace_begins_says_so(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("make", [lambda: Profiler("a", 5, 5), lambda: Profiler("a", -1, 5), lambda: Profiler("a", 20)])
-def test_an_empty_range_of_steps_is_refused(make: Callable[[], Profiler]) -> None:
+def test_an_empty_range_of_steps_raises(make: Callable[[], Profiler]) -> None:
     with pytest.raises(CallbackError, match="Expected 0 <= start < stop"):
         make()

@@ -1,4 +1,4 @@
-"""The bar shows what is going on, and never makes the device wait."""
+"""The progress bar shows the state of the run, and never waits for the device."""
 
 import io
 import re
@@ -26,12 +26,12 @@ def log_file() -> tuple[rich.console.Console, io.StringIO]:
 
 
 def plain(text: io.StringIO) -> str:
-    """Without the terminal's control sequences."""
+    """Return the text without the control sequences of the terminal."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
 
 
 class EveryBatch(ProgressBar):
-    """Redraws at once, where the real one waits a tenth of a second."""
+    """A progress bar that redraws at every batch, without the delay of a tenth of a second."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._drawn = 0.0
@@ -45,7 +45,7 @@ class EveryBatch(ProgressBar):
             self._progress.refresh()
 
 
-def test_in_a_terminal_it_shows_epoch_steps_rate_values_and_that_it_compiles() -> None:
+def test_in_a_terminal_it_shows_epoch_steps_speed_values_and_compilation() -> None:
     console, text = terminal()
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[EveryBatch(console=console)],
         validation_data=(images(9), labels(9)))  # fmt: skip
@@ -82,7 +82,7 @@ def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(ver
     assert float(match[1]) == round(history.history["loss"][1], 4)
 
 
-def test_verbose_two_is_one_line_an_epoch_in_a_terminal_too() -> None:
+def test_verbose_two_prints_one_line_an_epoch_in_a_terminal_too() -> None:
     console, text = terminal()
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[ProgressBar(2, console)])
     assert len(text.getvalue().splitlines()) == 1 + 2
@@ -101,7 +101,7 @@ def test_fit_evaluate_and_predict_write_to_standard_output_unless_silent(capsys:
     assert [line.split(" - ")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2", "Evaluate", "Predict"]
 
 
-def test_an_epoch_that_was_stopped_shows_how_far_it_came() -> None:
+def test_a_stopped_epoch_shows_its_progress() -> None:
     class Stops(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.stop_training = batch == 1
@@ -113,7 +113,7 @@ def test_an_epoch_that_was_stopped_shows_how_far_it_came() -> None:
     assert "2/3" in last
 
 
-def test_steps_that_nobody_can_know_are_counted() -> None:
+def test_steps_of_unknown_number_are_counted() -> None:
     console, text = terminal()
     batches = ((images(8), labels(8)) for _ in range(3))
     compiled(PlainNet(rngs=nnx.Rngs(0))).fit(batches, verbose=0, callbacks=[EveryBatch(console=console)])
@@ -133,7 +133,7 @@ class Raises(Callback):
 
 
 @pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
-def test_a_bar_does_not_go_on_after_an_exception(call: str) -> None:
+def test_a_bar_stops_after_an_exception(call: str) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     console, _ = terminal()
     bar = ProgressBar(console=console)
@@ -141,11 +141,11 @@ def test_a_bar_does_not_go_on_after_an_exception(call: str) -> None:
     with pytest.raises(BrokenError):
         getattr(model, call)(*arguments, verbose=0, callbacks=[bar, Raises()])
     assert bar._progress is None
-    with console.status("free again"):  # a live display that is still running would refuse another one
+    with console.status("free again"):  # a live display that is still running would raise here
         pass
 
 
-def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_reads_only_finished_values(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing: list[EveryBatch] = []
     ready: list[bool] = []
     original = logs.read
@@ -174,21 +174,21 @@ def test_a_bar_reads_only_what_is_ready(monkeypatch: pytest.MonkeyPatch) -> None
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert all(ready)
     fit(model, images(64), labels(64), callbacks=[WaitsFirst(), Watched(console=terminal()[0])])
-    assert ready[-8:] == [True] * 8  # where every step is done, the bar reads every step
+    assert ready[-8:] == [True] * 8  # if every step is finished, the bar reads every step
     ready.clear()
     monkeypatch.setattr("resfit.trainer.evaluator.LazyLogs", Unready)
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
-    assert ready == []  # and where none is, it waits for none
+    assert ready == []  # and if no step is finished, it does not wait
 
 
 @pytest.mark.parametrize("in_terminal", [True, False])
-def test_a_fit_that_compiles_tells_once_when_its_first_step_was_done(in_terminal: bool) -> None:
-    """Also where the bar is called before the history that knows."""
+def test_a_fit_that_compiles_reports_the_end_of_its_first_step_once(in_terminal: bool) -> None:
+    """Also if the bar is called before the history that measures it."""
     console, text = terminal() if in_terminal else log_file()
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(model, epochs=2, callbacks=[ProgressBar(console=console)])
     assert re.findall(r"first step after (\d+\.\d) s, (\d+\.\d) s of it compiling", plain(text)) != []
     assert plain(text).count("first step after") == 1
-    fit(model, epochs=2, callbacks=[ProgressBar(console=console)])  # which compiles nothing
+    fit(model, epochs=2, callbacks=[ProgressBar(console=console)])  # a second fit compiles nothing
     assert plain(text).count("first step after") == 1
     assert plain(text).count("Epoch 2/2") >= 2

@@ -1,4 +1,4 @@
-"""ReduceLROnPlateau does what Keras's does, on made-up logs; and once in a real fit."""
+"""ReduceLROnPlateau does the same as Keras's on made-up logs, and works in a real fit."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from tests.helpers import PlainNet, compiled, counting_compilations, fit
 
 
 def rates(callback: ReduceLROnPlateau, losses: list[float], rate: float = 0.1) -> list[float]:
-    """The learning rate that each epoch was trained with, and the one after the last."""
+    """Return the learning rate of each epoch, and the one after the last."""
     model = FakeModel(rate)
     logs = play(callback, [{"val_loss": loss} for loss in losses], model)
     return [*(entry["learning_rate"] for entry in logs), model.learning_rate]
@@ -43,7 +43,7 @@ def rates(callback: ReduceLROnPlateau, losses: list[float], rate: float = 0.1) -
         pytest.param({"patience": 1}, [float("nan")] * 3, [0.1, 0.01, 0.001, 0.0001], id="nan_is_no_improvement"),
     ],
 )
-def test_rate_falls_when_the_loss_stands_still(
+def test_the_learning_rate_falls_when_the_loss_stops_improving(
     arguments: dict[str, Any], losses: list[float], expected: list[float]
 ) -> None:
     np.testing.assert_allclose(rates(ReduceLROnPlateau(**arguments), losses), expected, rtol=1e-6)
@@ -63,7 +63,7 @@ def test_a_higher_accuracy_is_better() -> None:
     assert callback.best == 0.3
 
 
-def test_a_second_fit_with_the_same_object_starts_fresh() -> None:
+def test_one_object_resets_in_a_second_fit() -> None:
     callback = ReduceLROnPlateau(patience=2, cooldown=3)
     first, second = rates(callback, [1.0] * 4), rates(callback, [9.0] * 4)
     assert first == second
@@ -76,7 +76,7 @@ def test_a_missing_value_is_reported_and_changes_nothing(caplog: pytest.LogCaptu
     assert "'val_loss', which is not in the logs. Expected one of ['learning_rate', 'loss']" in caplog.text
 
 
-def test_verbose_reports_the_new_rate(caplog: pytest.LogCaptureFixture) -> None:
+def test_verbose_reports_the_new_learning_rate(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "resfit"):
         play(ReduceLROnPlateau(patience=1), [{"val_loss": 1.0}] * 2)
         assert caplog.text == ""
@@ -84,7 +84,7 @@ def test_verbose_reports_the_new_rate(caplog: pytest.LogCaptureFixture) -> None:
     assert "ReduceLROnPlateau: learning rate 0.01 after epoch 1." in caplog.text
 
 
-def test_a_resumed_run_goes_on_counting() -> None:
+def test_a_resumed_run_continues_counting() -> None:
     losses = [{"val_loss": value} for value in (3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)]
 
     def callback() -> ReduceLROnPlateau:
@@ -107,7 +107,7 @@ def test_a_resumed_run_goes_on_counting() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"factor": 1.0}, {"factor": 2.0}, {"factor": 0.0}, {"patience": -1}, {"cooldown": -1}, {"mode": "up"}]
 )
-def test_values_that_cannot_work_are_refused(arguments: dict[str, Any]) -> None:
+def test_invalid_values_raise(arguments: dict[str, Any]) -> None:
     with pytest.raises(CallbackError, match="Expected"):
         ReduceLROnPlateau(**arguments)
 
@@ -121,7 +121,7 @@ def test_values_that_cannot_work_are_refused(arguments: dict[str, Any]) -> None:
     ids=["schedule", "optax object"],
 )
 @pytest.mark.parametrize("callback", [ReduceLROnPlateau(), resfit.callbacks.LearningRateScheduler(lambda epoch: 0.1)])
-def test_a_rate_that_cannot_be_set_is_an_error_before_the_first_step(
+def test_a_learning_rate_that_cannot_be_set_raises_before_the_first_step(
     optimizer: dict[str, Any], callback: resfit.callbacks.Callback
 ) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), **optimizer)
@@ -132,7 +132,7 @@ def test_a_rate_that_cannot_be_set_is_an_error_before_the_first_step(
         np.testing.assert_array_equal(a, b)
 
 
-def test_in_a_fit_the_rate_falls_without_compiling_again_and_history_shows_it() -> None:
+def test_in_a_fit_the_learning_rate_falls_without_compiling_again_and_history_shows_it() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     callback = ReduceLROnPlateau("loss", patience=1, min_delta=1e3)
     fit(model)

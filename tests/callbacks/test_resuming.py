@@ -1,4 +1,4 @@
-"""What a callback remembers survives a resume: cut anywhere, a run ends as if it had never stopped."""
+"""The state of a callback survives a resume: a run that is cut anywhere ends as the uninterrupted run."""
 
 import collections
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BATCHES = 3
 
 
 class Watched(FakeModel):
-    """A model whose weights are the number of the epoch, and which only notes where it would be saved."""
+    """A model whose weights are the number of the epoch. It only records where it would be saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def run(callback: Callback, model: Watched, first: int, last: int) -> None:
 def result(callback: Callback, model: Watched) -> dict[str, Any]:
     callback.on_train_end({})
     state = callback.state_dict()
-    for name in ("epoch_seconds", "data_wait"):  # wall-clock time is no result
+    for name in ("epoch_seconds", "data_wait"):  # elapsed time is not a result
         state.pop(name, None)
     return {"weights": model.weights, "files": model.files, "stopped": model.stop_training, "state": state}
 
@@ -89,7 +89,7 @@ def test_a_learning_rate_that_set_model_changes_is_the_one_that_a_resumed_run_ne
         pytest.param(History, id="history"),
     ],
 )
-def test_a_run_that_was_cut_ends_like_one_that_was_not(make: Callable[[], Callback], cut: int) -> None:
+def test_a_run_that_was_cut_ends_as_an_uninterrupted_run(make: Callable[[], Callback], cut: int) -> None:
     whole, model = make(), Watched()
     begin(whole, model)
     run(whole, model, 0, len(LOSSES))
@@ -114,14 +114,14 @@ def test_a_saved_state_is_a_copy_that_later_epochs_do_not_change() -> None:
     assert state["epoch"] == [0, 1]
 
 
-def test_a_callback_without_a_memory_has_an_empty_state() -> None:
+def test_a_callback_without_a_state_has_an_empty_state_dict() -> None:
     callback = Callback()
     assert callback.state_dict() == {}
     callback.load_state_dict({})
 
 
 class Remembers(Callback):
-    """Holds any state."""
+    """A callback with an arbitrary state."""
 
     def __init__(self, held: Any = None) -> None:
         self.held = held
@@ -133,7 +133,7 @@ class Remembers(Callback):
         self.held = state["held"]
 
 
-def test_what_a_callback_remembers_comes_back_through_a_run_exactly(tmp_path: Path) -> None:
+def test_the_state_of_a_callback_is_restored_exactly_through_a_run(tmp_path: Path) -> None:
     held = {0: (1, 2), "__array__": collections.Counter("aab"), (3,): {np.float32(0.5)}, 1: [b"", None]}
     fit(compiled(), callbacks=[Remembers(held), Checkpoint(tmp_path)])
     again = Remembers()
@@ -141,12 +141,14 @@ def test_what_a_callback_remembers_comes_back_through_a_run_exactly(tmp_path: Pa
     assert repr(again.held) == repr(held)
 
 
-def test_what_a_checkpoint_cannot_hold_ends_the_run_at_the_first_one_and_is_named(tmp_path: Path) -> None:
+def test_a_state_that_a_checkpoint_cannot_store_ends_the_run_at_the_first_checkpoint_and_is_named(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(CallbackError, match=r"Remembers\.state_dict\(\)\['held'\]\[1\] is a builtins\.object, which"):
         fit(compiled(), epochs=2, callbacks=[Remembers([0, object()]), Checkpoint(tmp_path, every=1)])
 
 
-def test_callbacks_of_classes_with_one_name_keep_their_own_states() -> None:
+def test_callbacks_of_classes_with_the_same_name_keep_separate_states() -> None:
     other = type("Remembers", (Callback,), {key: vars(Remembers)[key] for key in ("state_dict", "load_state_dict")})
     first, second = Remembers(1), other()
     second.held = 2

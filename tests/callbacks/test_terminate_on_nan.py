@@ -1,4 +1,4 @@
-"""TerminateOnNaN finds the first bad batch, without making the device wait for it."""
+"""TerminateOnNaN finds the first bad batch without waiting for the device."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ from tests.helpers import PlainNet, Recorder, compiled, fit, images, labels
 
 
 def run(callback: TerminateOnNaN, losses: list[float], epoch: int = 0) -> int:
-    """One epoch; how many batches ran before training was told to stop."""
+    """Play one epoch. Return the number of batches before the training stops."""
     callback.on_epoch_begin(epoch, {})
     for i, loss in enumerate(losses):
         callback.on_train_batch_end(i, batch(0.0, own=loss))
@@ -31,7 +31,7 @@ def run(callback: TerminateOnNaN, losses: list[float], epoch: int = 0) -> int:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", [0, 1, 7, 8, 9, 30, 39])
-def test_the_first_bad_batch_is_found_wherever_it_is_and_at_most_sixteen_steps_later(bad: float, where: int) -> None:
+def test_the_first_bad_batch_is_found_at_most_sixteen_steps_later(bad: float, where: int) -> None:
     callback = TerminateOnNaN()
     begin(callback)
     ran = run(callback, [1.0] * where + [bad] * (40 - where), epoch=3)
@@ -40,7 +40,7 @@ def test_the_first_bad_batch_is_found_wherever_it_is_and_at_most_sixteen_steps_l
     assert ran - 1 - where <= 16
 
 
-def test_finite_losses_stop_nothing() -> None:
+def test_finite_losses_do_not_stop_training() -> None:
     callback = TerminateOnNaN()
     begin(callback)
     assert run(callback, [1.0, 3e38, -1.0, 0.0] * 10) == 40
@@ -48,8 +48,8 @@ def test_finite_losses_stop_nothing() -> None:
     assert not callback.model.stop_training
 
 
-def test_a_step_that_the_device_has_not_finished_is_not_waited_for() -> None:
-    """The device is eight steps behind, as far as the loop lets it; a loss read too early fails in SlowArray."""
+def test_it_does_not_wait_for_an_unfinished_step() -> None:
+    """The device is eight steps behind, the most that the loop allows. SlowArray fails if a loss is read too early."""
     callback = TerminateOnNaN()
     begin(callback)
     callback.on_epoch_begin(0, {})
@@ -68,7 +68,7 @@ def test_the_losses_of_eight_steps_are_read_in_one_transfer(monkeypatch: pytest.
     assert reads.reads <= 80 / 8
 
 
-def test_one_object_serves_two_fits() -> None:
+def test_one_object_can_be_used_in_two_fits() -> None:
     callback = TerminateOnNaN()
     begin(callback)
     run(callback, [float("nan")])
@@ -78,13 +78,13 @@ def test_one_object_serves_two_fits() -> None:
     assert not callback.model.stop_training
 
 
-def test_an_argument_that_cannot_work_is_refused() -> None:
+def test_an_invalid_argument_raises() -> None:
     with pytest.raises(CallbackError, match="Expected raise_error"):
         TerminateOnNaN("yes")  # type: ignore[arg-type]
 
 
 class Poisoned(PlainNet):
-    """Returns NaN for images that hold a 7."""
+    """A network that returns NaN for images that contain a 7."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.numpy.where((x == 7.0).any(), jax.numpy.nan, super().__call__(x))
@@ -96,7 +96,7 @@ def poisoned_images() -> np.ndarray:
     return x
 
 
-def test_a_diverging_fit_stops_in_its_epoch_whose_validation_and_last_row_still_exist() -> None:
+def test_a_diverging_fit_stops_in_its_epoch_and_still_has_a_validation_and_a_last_row() -> None:
     model = compiled(Poisoned(rngs=nnx.Rngs(0)))
     callback = TerminateOnNaN()
     history = fit(
@@ -113,7 +113,7 @@ def test_a_diverging_fit_stops_in_its_epoch_whose_validation_and_last_row_still_
 
 
 class Exploding(nnx.Module):
-    """Two dense layers; the first overflows once a parameter was made huge."""
+    """Two dense layers. The first one overflows after one of its parameters was made huge."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.first = nnx.Linear(64, 8, rngs=rngs)
@@ -129,7 +129,7 @@ def _set(model: resfit.Model, layer: str, value: float) -> None:
 
 
 class Spoil(resfit.callbacks.Callback):
-    """Does something to the model before the second batch."""
+    """Change the model before the second batch."""
 
     def __init__(self, action: Any) -> None:
         self._action = action
@@ -149,7 +149,7 @@ class Spoil(resfit.callbacks.Callback):
         ({"loss": lambda logits, y: logits[:, 0] * np.nan}, None, "the loss"),
     ],
 )
-def test_locate_names_the_first_thing_that_is_not_finite(arguments: Any, action: Any, place: str) -> None:
+def test_locate_names_the_first_non_finite_value(arguments: Any, action: Any, place: str) -> None:
     model = compiled(Exploding(rngs=nnx.Rngs(0)), **{"loss": "categorical_crossentropy", **arguments})
     if "loss" not in arguments:
         model.compile("sgd", learning_rate=0.1, dispatch="jit", **arguments)
@@ -170,21 +170,21 @@ def test_locate_finds_the_layer_of_a_residual_network_and_stops_at_once() -> Non
     assert [entry[1] for entry in recorder.trace if entry[0] == "on_train_batch_end"] == [0, 1, 2]
 
 
-def test_a_step_that_was_not_kept_cannot_be_looked_at() -> None:
+def test_locating_a_step_that_was_not_kept_raises() -> None:
     model = compiled()
     fit(model)
     with pytest.raises(resfit.errors.ModuleError, match="keep_last_step = True"):
         model.first_non_finite()
 
 
-def test_a_step_in_which_all_is_finite_has_no_such_place() -> None:
+def test_a_step_with_only_finite_values_has_no_location() -> None:
     model = compiled()
     model.keep_last_step = True
     fit(model)
     assert model.first_non_finite() is None
 
 
-def test_raise_error_raises_and_tells_the_other_callbacks() -> None:
+def test_raise_error_raises_and_calls_the_hooks_of_the_other_callbacks() -> None:
     recorder = Recorder()
     model = compiled(Poisoned(rngs=nnx.Rngs(0)))
     with pytest.raises(NonFiniteLossError, match="loss of batch 2 in epoch 0 is nan") as info:
@@ -200,7 +200,7 @@ def test_raise_error_raises_and_tells_the_other_callbacks() -> None:
     assert recorder.names()[-2:] == ["on_exception", "on_train_end"]
 
 
-def test_the_running_mean_is_not_what_it_looks_at() -> None:
+def test_it_does_not_use_the_running_mean() -> None:
     callback = TerminateOnNaN()
     begin(callback)
     callback.on_epoch_begin(0, {})
@@ -210,7 +210,7 @@ def test_the_running_mean_is_not_what_it_looks_at() -> None:
     assert callback.bad_batch is None
 
 
-def test_the_last_step_can_be_looked_at_after_freeze() -> None:
+def test_the_last_step_can_be_located_after_freeze() -> None:
     model = compiled()
     model.keep_last_step = True
     fit(model)

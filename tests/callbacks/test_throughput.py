@@ -1,4 +1,4 @@
-"""Throughput counts training, and nothing but training."""
+"""Throughput measures the training only."""
 
 import types
 
@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     return fake
 
 
-def test_compiling_and_validation_are_left_out(clock: types.SimpleNamespace) -> None:
+def test_compilation_and_validation_are_left_out(clock: types.SimpleNamespace) -> None:
     callback = Throughput()
     model = begin(callback)
     for epoch in range(2):
@@ -42,7 +42,7 @@ def test_compiling_and_validation_are_left_out(clock: types.SimpleNamespace) -> 
     assert model.history.timings["images_per_second"] == [4.0, 4.0]
 
 
-def test_a_compilation_that_failed_does_not_stop_the_clock_of_the_next_epoch(clock: types.SimpleNamespace) -> None:
+def test_a_failed_compilation_does_not_stop_the_clock_of_the_next_epoch(clock: types.SimpleNamespace) -> None:
     callback = Throughput()
     begin(callback)
     callback.on_epoch_begin(0, {})
@@ -55,7 +55,7 @@ def test_a_compilation_that_failed_does_not_stop_the_clock_of_the_next_epoch(clo
     assert callback.images_per_second == [4.0]
 
 
-def test_in_a_fit_the_history_has_one_figure_per_epoch_and_the_logs_none() -> None:
+def test_in_a_fit_the_history_has_one_value_per_epoch_and_the_logs_have_none() -> None:
     callback = Throughput()
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     history = fit(model, epochs=2, validation_data=(images(9), labels(9)), callbacks=[callback])

@@ -1,4 +1,4 @@
-"""Timer stops training when its time is up, and not before."""
+"""Timer stops the training after its duration, and not before."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ from tests.helpers import PlainNet, compiled, fit
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """A clock that stands still until it is moved."""
+    """Replace the clock by one that the test moves."""
     fake = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(timer.time, "monotonic", lambda: fake.now)
     return fake
@@ -32,14 +32,14 @@ def steps_until_stop(callback: Timer, clock: types.SimpleNamespace, seconds: flo
     return most
 
 
-def test_training_stops_at_the_first_batch_after_the_time(clock: types.SimpleNamespace) -> None:
+def test_training_stops_at_the_first_batch_after_the_duration(clock: types.SimpleNamespace) -> None:
     callback = Timer(datetime.timedelta(seconds=10))
     begin(callback)
     assert steps_until_stop(callback, clock, 3.0) == 4
     assert callback.elapsed == 12.0
 
 
-def test_a_second_fit_has_the_whole_time_again(clock: types.SimpleNamespace) -> None:
+def test_a_second_fit_has_the_full_duration(clock: types.SimpleNamespace) -> None:
     callback = Timer(datetime.timedelta(seconds=10))
     for _ in range(2):
         begin(callback)
@@ -61,7 +61,7 @@ def test_a_rollback_neither_returns_time_nor_counts_time_twice(clock: types.Simp
     assert callback.elapsed == 10.0
 
 
-def test_a_resumed_run_has_what_is_left(clock: types.SimpleNamespace) -> None:
+def test_a_resumed_run_has_the_remaining_time(clock: types.SimpleNamespace) -> None:
     first, second = Timer(datetime.timedelta(seconds=10)), Timer(datetime.timedelta(seconds=10))
     begin(first)
     assert steps_until_stop(first, clock, 3.0, most=2) == 2
@@ -73,12 +73,12 @@ def test_a_resumed_run_has_what_is_left(clock: types.SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("duration", [datetime.timedelta(), datetime.timedelta(seconds=-1), 10, None])
-def test_what_is_no_time_is_refused(duration: Any) -> None:
+def test_an_invalid_duration_raises(duration: Any) -> None:
     with pytest.raises(CallbackError, match=r"positive datetime\.timedelta"):
         Timer(duration)
 
 
-def test_a_fit_is_stopped_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stopped_fit_reports_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "resfit"):
         history = fit(
             compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=5, callbacks=[Timer(datetime.timedelta(microseconds=1))]

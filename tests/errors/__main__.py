@@ -1,4 +1,4 @@
-"""Writes `docs/errors.md`: `make errors`."""
+"""Write `docs/errors.md`: `make errors`."""
 
 import contextlib
 import io
@@ -8,6 +8,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from tests.errors.page import PAGE, page
 
-with contextlib.redirect_stdout(io.StringIO()):  # the progress of what trains
+with contextlib.redirect_stdout(io.StringIO()):  # the progress output of the training
     text = page()
 PAGE.write_text(text)

@@ -9,7 +9,7 @@ from jax import errors as jax_errors
 
 from resfit import errors
 
-# What every row may use. The page shows it once, at the top.
+# The setup of every row. The page shows it once, at the top.
 BEFORE = """\
 import dataclasses
 
@@ -37,13 +37,13 @@ class Mistake(NamedTuple):
     """One mistake.
 
     Attributes:
-      title: in a few words; the name of the test, and the heading in the page.
+      title: a short title, which is the name of the test and the heading on the page.
       code: runs after `BEFORE`, in an empty folder.
-      error: its class; `WARNING`: the run goes on, and a line in the log says what is wrong.
-      received: what the message must tell of what was given.
-      fix: what it must tell about what to do.
-      trains: whether there was training before the error, so that the model is another one than before.
-      foreign: whether the message itself is of Python or JAX, and resfit adds a note to it: the page shows the note.
+      error: the class of the error, or `WARNING` if the run continues and the log contains a warning.
+      received: the part of the message that describes the received value.
+      fix: the part of the message that describes the fix.
+      trains: whether training steps precede the error, so that they change the model.
+      foreign: whether Python or JAX writes the message and resfit adds a note. The page shows the note.
     """
 
     title: str
@@ -79,7 +79,7 @@ DATA = [
         "x.reshape(-1, height, width, 3)",
     ),
     Mistake(
-        "Another number of channels than the network's",
+        "Wrong number of channels",
         'model.fit(np.zeros((16, 8, 8, 4), "uint8"), y)',
         errors.ChannelError,
         "4 channels",
@@ -114,14 +114,14 @@ DATA = [
         "np.abs",
     ),
     Mistake(
-        "0..255 as int64",
+        "Images with values 0..255 as int64",
         'model.fit(np.full((16, 8, 8, 3), 255, "int64"), y)',
         errors.DataError,
         "(16, 8, 8, 3)",
         "x.astype('uint8')",
     ),
     Mistake(
-        "Trained on floats, predicts on uint8",
+        "Prediction on uint8 after training on floats",
         'model.fit(x, y)\nmodel.predict(np.zeros((4, 8, 8, 3), "uint8"))',
         errors.DataError,
         "Got uint8 images",
@@ -129,7 +129,7 @@ DATA = [
         trains=True,
     ),
     Mistake(
-        "Trained on uint8, predicts on floats up to 255",
+        "Evaluation on floats up to 255 after training on uint8",
         'model.fit(np.full((16, 8, 8, 3), 9, "uint8"), y)\nmodel.evaluate(255 * np.abs(x), y)',
         errors.DataError,
         "values from",
@@ -151,7 +151,7 @@ DATA = [
         "x.filled(0)",
     ),
     Mistake(
-        "Labels beyond 32 bits",
+        "Labels that exceed 32 bits",
         "model.fit(x, y + 2**32)",
         errors.DataError,
         "4294967296",
@@ -171,15 +171,15 @@ DATA = [
         "x[3] holds NaN",
         "np.nan_to_num",
     ),
-    Mistake("No examples", "model.fit(x[:0], y[:0])", errors.DataError, "'x': 0", "at least one"),
+    Mistake("Empty arrays", "model.fit(x[:0], y[:0])", errors.DataError, "'x': 0", "at least one"),
     Mistake(
-        "Images and labels of different length",
+        "Images and labels of different lengths",
         "model.fit(x, y[:10])",
         errors.DataError,
         "{'x': 16, 'y': 10}",
         "the same examples",
     ),
-    Mistake("Images and labels exchanged", "model.fit(y, x)", errors.RankError, "(16,)", "(batch, height, width, 3)"),
+    Mistake("Swapped images and labels", "model.fit(y, x)", errors.RankError, "(16,)", "(batch, height, width, 3)"),
     Mistake("No images", "model.fit(None, y)", errors.DataError, "x is None", "an array, a dataset, or an iterable"),
     Mistake(
         "The path of a folder instead of images",
@@ -188,7 +188,13 @@ DATA = [
         "'photos/train'",
         "resfit.data.folder(path)",
     ),
-    Mistake("predict on (x, y)", "model.predict((x, y))", errors.RankError, "a tuple of 2 entries", "Pass labels as y"),
+    Mistake(
+        "predict with a tuple (x, y)",
+        "model.predict((x, y))",
+        errors.RankError,
+        "a tuple of 2 entries",
+        "Pass labels as y",
+    ),
     Mistake(
         "validation_data as a list",
         "model.fit(x, y, validation_data=[x, y])",
@@ -197,14 +203,14 @@ DATA = [
         "a tuple: (x, y)",
     ),
     Mistake(
-        "validation_split in percent",
+        "validation_split as a percentage",
         "model.fit(x, y, validation_split=20)",
         errors.DataError,
         "20",
         "between 0 and 1",
     ),
     Mistake(
-        "validation_split of an iterable",
+        "validation_split with an iterable",
         "model.fit([(x, y)], validation_split=0.2)",
         errors.DataError,
         "validation_split",
@@ -212,7 +218,7 @@ DATA = [
     ),
     Mistake("A batch size of zero", "model.fit(x, y, batch_size=0)", errors.DataError, "got 0", "a positive integer"),
     Mistake(
-        "A batch size that is computed to a float",
+        "A float as batch size",
         "model.fit(x, y, batch_size=len(x) / 2)",
         errors.DataError,
         "got 8.0",
@@ -225,16 +231,16 @@ DATA = [
         "16 examples and batch_size=32",
         "Leave drop_remainder out",
     ),
-    Mistake("No epochs", "model.fit(x, y, epochs=0)", errors.DataError, "got 0", "a positive integer"),
+    Mistake("Zero epochs", "model.fit(x, y, epochs=0)", errors.DataError, "got 0", "a positive integer"),
     Mistake(
-        "epochs as a number of further epochs",
+        "epochs as the number of additional epochs",
         "model.fit(x, y, initial_epoch=10, epochs=5)",
         errors.DataError,
         "initial_epoch=10 and epochs=5",
         "counted from the beginning",
     ),
     Mistake(
-        "A validation of no steps",
+        "Zero validation steps",
         "model.fit(x, y, validation_data=(x, y), validation_steps=len(x) // 32)",
         errors.DataError,
         "got 0",
@@ -256,7 +262,7 @@ DATA = [
         trains=True,
     ),
     Mistake(
-        "A generator in a second fit",
+        "A generator used in a second fit",
         "batches = ((x, y) for _ in range(2))\nmodel.fit(batches)\nmodel.fit(batches)",
         errors.DataError,
         "yielded no batch",
@@ -280,10 +286,10 @@ DATA = [
         trains=True,
     ),
     Mistake(
-        "A generator without steps_per_epoch under a schedule",
+        "A generator without steps_per_epoch and with a schedule",
         'model.compile("sgd", learning_rate="cosine", dispatch="jit")\nmodel.fit(((x, y) for _ in range(2)))',
         errors.DataError,
-        "this data cannot tell",
+        "this data does not know",
         "steps_per_epoch",
     ),
     Mistake(
@@ -308,17 +314,17 @@ DATA = [
         "a list of tuples, [(x, y), ...]",
     ),
     Mistake(
-        "Labels beside an iterable of batches",
+        "Labels in addition to an iterable of batches",
         "model.fit([(x, y)], y)",
         errors.DataError,
         "x is a list",
         "labels and weights inside the batches",
     ),
     Mistake(
-        "A batch of four parts", "model.fit([(x, y, y, y)])", errors.DataError, "4 entries", "(x, y, sample_weight)"
+        "A batch with four parts", "model.fit([(x, y, y, y)])", errors.DataError, "4 entries", "(x, y, sample_weight)"
     ),
     Mistake(
-        "A stream on the device",
+        "A stream with cache='device'",
         'model.fit([(x, y)], cache="device")',
         errors.DataError,
         "x is a list",
@@ -332,7 +338,7 @@ DATA = [
         "one folder of images per class",
     ),
     Mistake(
-        "A folder without a folder for each class",
+        "A folder without class folders",
         'import pathlib\npathlib.Path("photos").mkdir()\npathlib.Path("photos/1.jpg").touch()\n'
         'resfit.data.folder("photos")',
         errors.DataError,
@@ -363,7 +369,7 @@ DATA = [
         "prepare",
     ),
     Mistake(
-        "All splits of a Hugging Face dataset",
+        "A Hugging Face dataset with all splits",
         "import datasets\n"
         'rows = datasets.Dataset.from_dict({"image": x.tolist(), "label": y.tolist()})\n'
         'model.fit(datasets.DatasetDict({"train": rows}))',
@@ -372,7 +378,7 @@ DATA = [
         "dataset['train']",
     ),
     Mistake(
-        "A wrong column of a Hugging Face dataset",
+        "A wrong column name of a Hugging Face dataset",
         "import datasets\n"
         'rows = datasets.Dataset.from_dict({"img": x.tolist(), "label": y.tolist()})\n'
         'model.fit(resfit.data.huggingface(rows, image="image"))',
@@ -381,7 +387,7 @@ DATA = [
         "Expected one of its columns: 'img'",
     ),
     Mistake(
-        "Grain data that are not batched",
+        "Unbatched Grain data",
         "import grain\nmodel.fit(grain.MapDataset.range(16).map(lambda i: (x[i], y[i])))",
         errors.DataError,
         "which is not a batch",
@@ -392,14 +398,14 @@ DATA = [
 LABELS = [
     Mistake("No labels", "model.fit(x)", errors.LabelError, "no labels to train on", "Pass y"),
     Mistake(
-        "A validation without labels",
+        "Validation data without labels",
         "model.fit(x, y, validation_data=x)",
         errors.LabelError,
         "no labels to evaluate on",
         "(x, y)",
         trains=True,
     ),
-    Mistake("Class numbers from one", "model.fit(x, y + 1)", errors.LabelError, "run from 1 to 3", "y - 1"),
+    Mistake("Class numbers that start at 1", "model.fit(x, y + 1)", errors.LabelError, "run from 1 to 3", "y - 1"),
     Mistake(
         "More classes than outputs",
         "model.fit(x, np.arange(16))",
@@ -429,7 +435,7 @@ LABELS = [
         "np.unique(y, return_inverse=True)[1]",
     ),
     Mistake(
-        "One-hot labels of another number of classes",
+        "One-hot labels with the wrong number of classes",
         "model.fit(x, np.eye(5)[y])",
         errors.LabelError,
         "(16, 5)",
@@ -450,14 +456,14 @@ LABELS = [
         "Expected finite values",
     ),
     Mistake(
-        "Several labels without a loss for them",
+        "A dict of labels without a custom loss",
         'model.fit(x, {"kind": y, "colour": y})',
         errors.LabelError,
         "got dict",
         "compile(loss=...)",
     ),
     Mistake(
-        "-1 and 1 for one binary output",
+        "Labels -1 and 1 for a binary output",
         "network = resfit.nets.ResNet(dataclasses.replace(spec, num_classes=1), rngs=nnx.Rngs(0))\n"
         "binary = resfit.Model(network)\n"
         'binary.compile("sgd", dispatch="jit")\n'
@@ -467,7 +473,7 @@ LABELS = [
         "Expected 0 to 1",
     ),
     Mistake(
-        "Class numbers for a loss of numbers",
+        "Class numbers with a regression loss",
         'model.compile(loss="mse", dispatch="jit")\nmodel.fit(x, y)',
         errors.LabelError,
         "(16, 3)",
@@ -481,35 +487,35 @@ LABELS = [
         "np.bincount(y)",
     ),
     Mistake(
-        "class_weight by class names",
+        "class_weight with class names",
         'model.fit(x, y, class_weight={"cat": 2.0})',
         errors.DataError,
         "'cat'",
         "class numbers",
     ),
     Mistake(
-        "class_weight of a class that the network does not have",
+        "class_weight with an unknown class",
         "model.fit(x, y, class_weight={1: 1.0, 3: 5.0})",
         errors.DataError,
         "the class 3",
         "from 0 to 2",
     ),
     Mistake(
-        "class_weight and sample_weight",
+        "Both class_weight and sample_weight",
         "model.fit(x, y, class_weight={0: 2.0}, sample_weight=np.ones(16))",
         errors.DataError,
         "both class_weight and sample_weight",
         "Multiply them",
     ),
     Mistake(
-        "sample_weight by class",
+        "sample_weight with one weight per class",
         "model.fit(x, y, sample_weight={0: 1.0, 1: 5.0})",
         errors.DataError,
         "dict of [0, 1]",
         "class_weight",
     ),
     Mistake(
-        "class_weight of several labels per example",
+        "class_weight with several labels per example",
         'model.compile(loss="binary_cross_entropy", dispatch="jit")\n'
         "model.fit(x, np.array([[1, 1, 0], [0, 0, 0]] * 8), class_weight={1: 5.0})",
         errors.DataError,
@@ -517,14 +523,14 @@ LABELS = [
         "Weigh several labels inside the loss",
     ),
     Mistake(
-        "class_weight of several outputs",
+        "class_weight with several outputs",
         'model.fit(x, {"kind": y, "size": y}, class_weight={0: 2.0})',
         errors.DataError,
         "dict of ['kind', 'size']",
         "pass one sample_weight",
     ),
     Mistake(
-        "sample_weight of several outputs",
+        "sample_weight with several outputs",
         'model.fit(x, {"kind": y, "size": y}, sample_weight={"kind": np.ones(16), "size": np.zeros(16)})',
         errors.DataError,
         "dict of ['kind', 'size']",
@@ -538,14 +544,14 @@ LABELS = [
         "sample_weight[:, 0]",
     ),
     Mistake(
-        "Negative weights",
+        "Negative sample weights",
         "model.fit(x, y, sample_weight=np.linspace(-1, 1, 16))",
         errors.DataError,
         "negative",
         "finite weights >= 0",
     ),
     Mistake(
-        "Weights that leave nothing",
+        "Sample weights that are all zero",
         "model.fit(x, y, sample_weight=np.zeros(16))",
         errors.DataError,
         "All 16 sample weights are 0",
@@ -565,35 +571,35 @@ NETWORKS = [
         "ResNet(...)",
     ),
     Mistake(
-        "A name instead of a network",
+        "A network name instead of a network",
         'resfit.Model("resnet18")',
         errors.ModuleError,
         "'resnet18'",
         "resfit.create_model",
     ),
     Mistake(
-        "An unknown network",
+        "An unknown network name",
         'resfit.create_model("ResNet-50", num_classes=3)',
         errors.SpecError,
         "'ResNet-50'",
         "Did you mean 'resnet50'?",
     ),
     Mistake(
-        "Pretrained weights by a flag, as in timm",
+        "pretrained=True, as in timm",
         'resfit.create_model("resnet50", num_classes=1000, pretrained=True)',
         errors.SpecError,
         "['pretrained']",
         "resfit.create_model(..., weights=...)",
     ),
     Mistake(
-        "A key instead of nnx.Rngs",
+        "A JAX key instead of nnx.Rngs",
         "resfit.nets.ResNet(spec, rngs=jax.random.key(0))",
         errors.SpecError,
         "PRNGKeyArray",
         "nnx.Rngs(0)",
     ),
     Mistake(
-        "No classes",
+        "Zero classes",
         'resfit.create_model("resnet20", num_classes=0)',
         errors.SpecError,
         "num_classes=0",
@@ -620,7 +626,7 @@ NETWORKS = [
         "__init__",
     ),
     Mistake(
-        "A network that does not end in pooling and a dense layer",
+        "A network without pooling and a dense layer at the end",
         "other = resfit.Model(nnx.Conv(3, 3, (3, 3), rngs=nnx.Rngs(0)))\n"
         'other.compile("sgd", dispatch="jit")\n'
         "other.fit(x, y)",
@@ -629,7 +635,7 @@ NETWORKS = [
         "global pooling and a dense layer",
     ),
     Mistake(
-        "Several outputs without a loss for them",
+        "Several outputs without a custom loss",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
@@ -643,7 +649,7 @@ NETWORKS = [
         "Model.compute_loss",
     ),
     Mistake(
-        "A layer of the wrong size",
+        "A layer with the wrong input size",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.dense = nnx.Linear(100, 3, rngs=rngs)\n\n"
@@ -658,7 +664,7 @@ NETWORKS = [
         foreign=True,
     ),
     Mistake(
-        "Python's if on a value",
+        "A Python if on an array value",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
@@ -673,7 +679,7 @@ NETWORKS = [
         foreign=True,
     ),
     Mistake(
-        "A Variable that is made in the call",
+        "A Variable created in __call__",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
@@ -688,7 +694,7 @@ NETWORKS = [
         "Create it in __init__",
     ),
     Mistake(
-        "BatchNorm that always evaluates",
+        "A BatchNorm that is always in evaluation mode",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.norm = nnx.BatchNorm(192, rngs=rngs)\n"
@@ -703,7 +709,7 @@ NETWORKS = [
         "Pass the mode on",
     ),
     Mistake(
-        "BatchNorm that always trains",
+        "A BatchNorm that is always in training mode",
         "class Net(nnx.Module):\n"
         "    def __init__(self, rngs):\n"
         "        self.norm = nnx.BatchNorm(192, rngs=rngs)\n"
@@ -724,7 +730,7 @@ NETWORKS = [
         "Did you mean 'stage1'?",
     ),
     Mistake(
-        "Everything frozen",
+        "All parameters frozen",
         'model.freeze("*")\nmodel.compile()',
         errors.CompileError,
         "freeze('*',)",
@@ -754,16 +760,16 @@ COMPILE = [
         "not compiled",
         "model.compile(...)",
     ),
-    Mistake("An optimizer misspelt", 'model.compile("adamm")', errors.CompileError, "'adamm'", "Did you mean 'adam'?"),
+    Mistake("A misspelled optimizer", 'model.compile("adamm")', errors.CompileError, "'adamm'", "Did you mean 'adam'?"),
     Mistake(
-        "An optimizer that optax has",
+        "An optimizer that only optax has",
         'model.compile("lion")',
         errors.CompileError,
         "'lion'",
         "compile(optimizer=optax.lion, learning_rate=...)",
     ),
     Mistake(
-        "An optax function without its rate",
+        "An optax function without a learning rate",
         "model.compile(optax.adam)",
         errors.CompileError,
         "the function adam",
@@ -777,28 +783,28 @@ COMPILE = [
         "Leave learning_rate out",
     ),
     Mistake(
-        "nnx.Optimizer",
+        "An nnx.Optimizer",
         "model.compile(nnx.Optimizer(model.module, optax.sgd(0.1), wrt=nnx.Param))",
         errors.CompileError,
         "Optimizer",
         "Pass the transformation of",
     ),
     Mistake(
-        "A loss misspelt",
+        "A misspelled loss",
         'model.compile(loss="sparse_categorical_crossentropi")',
         errors.CompileError,
         "'sparse_categorical_crossentropi'",
         "Did you mean 'sparse_categorical_crossentropy'?",
     ),
     Mistake(
-        "The class of a loss",
+        "A loss class instead of an object",
         "model.compile(loss=resfit.losses.Focal)",
         errors.CompileError,
         "the class Focal",
         "loss=Focal(...)",
     ),
     Mistake(
-        "A loss that averages",
+        "A loss that returns a mean",
         "def loss(logits, labels):\n"
         "    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()\n\n"
         'model.compile(loss=loss, dispatch="jit")\n'
@@ -808,7 +814,7 @@ COMPILE = [
         "Leave out the mean",
     ),
     Mistake(
-        "A loss for each output",
+        "A loss that returns one value per output",
         "def loss(logits, labels):\n"
         "    return (logits - jax.nn.one_hot(labels, 3)) ** 2\n\n"
         'model.compile(loss=loss, dispatch="jit")\n'
@@ -818,7 +824,7 @@ COMPILE = [
         "Average over the other axes",
     ),
     Mistake(
-        "A loss without return",
+        "A loss without a return statement",
         "def loss(logits, labels):\n"
         "    optax.softmax_cross_entropy_with_integer_labels(logits, labels)\n\n"
         'model.compile(loss=loss, dispatch="jit")\n'
@@ -828,14 +834,14 @@ COMPILE = [
         "Add the missing return",
     ),
     Mistake(
-        "A loss whose parameter names do not say which are the labels",
+        "A loss with ambiguous parameter names",
         "def loss(y, x):\n    return optax.softmax_cross_entropy_with_integer_labels(x, y)\n\nmodel.compile(loss=loss)",
         errors.CompileError,
         "loss(y, x)",
         "Rename the parameters",
     ),
     Mistake(
-        "A loss that makes NumPy arrays",
+        "A loss that converts its arguments to NumPy",
         "def loss(logits, labels):\n"
         "    return jnp.asarray(np.asarray(logits)[np.arange(16), labels])\n\n"
         'model.compile(loss=loss, dispatch="jit")\n'
@@ -846,7 +852,7 @@ COMPILE = [
         foreign=True,
     ),
     Mistake(
-        "A loss of PyTorch",
+        "A PyTorch loss",
         'class CrossEntropyLoss:\n    __module__ = "torch.nn.modules.loss"\n\nmodel.compile(loss=CrossEntropyLoss())',
         errors.CompileError,
         "torch.nn.modules.loss.CrossEntropyLoss",
@@ -890,14 +896,14 @@ COMPILE = [
         "model.freeze('stem')",
     ),
     Mistake(
-        "A metric misspelt",
+        "A misspelled metric",
         'model.compile(metrics=["acuracy"])',
         errors.CompileError,
         "'acuracy'",
         "Did you mean 'accuracy'?",
     ),
     Mistake(
-        "A metric that averages",
+        "A metric that returns a mean",
         "def hits(logits, labels):\n"
         "    return (logits.argmax(1) == labels).mean()\n\n"
         'model.compile(metrics=[hits], dispatch="jit")\n'
@@ -907,21 +913,21 @@ COMPILE = [
         "Remove the mean",
     ),
     Mistake(
-        "Top-5 accuracy of three classes",
+        "Top-5 accuracy with three classes",
         'model.compile(metrics=["top_5_accuracy"], dispatch="jit")\nmodel.fit(x, y)',
         errors.LabelError,
         "a network with 3 classes",
         "5 classes or more",
     ),
     Mistake(
-        "A schedule misspelt",
+        "A misspelled schedule",
         'model.compile(learning_rate="cosin")',
         errors.CompileError,
         "'cosin'",
         "Did you mean 'cosine'?",
     ),
     Mistake(
-        "A number in quotes",
+        "A learning rate as a string",
         'model.compile(learning_rate="0.1")',
         errors.CompileError,
         "'0.1'",
@@ -935,28 +941,28 @@ COMPILE = [
         "of 0 or more",
     ),
     Mistake(
-        "A learning rate that became NaN",
+        "A NaN learning rate",
         'model.learning_rate = float("nan")',
         errors.CompileError,
         "nan",
         "a finite number",
     ),
     Mistake(
-        "The class of a schedule",
+        "A schedule class instead of an object",
         "model.compile(learning_rate=resfit.schedules.Cosine)",
         errors.CompileError,
         "the class Cosine",
         "learning_rate=Cosine(...)",
     ),
     Mistake(
-        "A schedule of (epoch, rate), as in Keras",
+        "A schedule with parameters (epoch, rate), as in Keras",
         "model.compile(learning_rate=lambda epoch, rate: rate / 2)",
         errors.CompileError,
         "'rate'",
         "LearningRateScheduler",
     ),
     Mistake(
-        "A warm-up longer than the run",
+        "A warmup that is longer than the run",
         'model.compile(learning_rate=resfit.schedules.WarmupCosine(warmup_epochs=5), dispatch="jit")\n'
         "model.fit(x, y, epochs=2)",
         errors.CompileError,
@@ -964,35 +970,35 @@ COMPILE = [
         "a shorter warm-up",
     ),
     Mistake(
-        "A rate set against a schedule",
+        "Setting the learning rate of a schedule",
         'model.compile(learning_rate="cosine", dispatch="jit")\nmodel.learning_rate = 0.1',
         errors.CompileError,
         "follows a schedule",
         "Compile with a number",
     ),
     Mistake(
-        "A rate set in a finished optax object",
+        "Setting the learning rate of a built optax optimizer",
         'model.compile(optax.sgd(0.1), dispatch="jit")\nmodel.learning_rate = 0.01',
         errors.CompileError,
         "built into this optax object",
         "optax.inject_hyperparams",
     ),
     Mistake(
-        "Half precision by another name",
+        "An unknown precision",
         'model.compile(precision="float16")',
         errors.CompileError,
         "'float16'",
         "'bfloat16'",
     ),
     Mistake(
-        "Preprocessing by a name",
+        "A string as preprocessing",
         'model.compile(preprocess="imagenet")',
         errors.CompileError,
         "'imagenet'",
         "resfit.preprocess.Normalize",
     ),
     Mistake(
-        "Another preprocessing than the network was trained with",
+        "Another preprocessing than in training",
         "model.fit(x, y)\nmodel.compile(preprocess=resfit.preprocess.Normalize((0.5,) * 3, (0.5,) * 3))",
         errors.CompileError,
         "trained with Auto()",
@@ -1000,7 +1006,7 @@ COMPILE = [
         trains=True,
     ),
     Mistake(
-        "Another normalization by transforms set after training",
+        "Transforms with another normalization after training",
         "model.fit(x, y)\nmodel.transforms = resfit.transforms.Transforms(resize=9, crop=8)",
         errors.CompileError,
         "trained with Auto()",
@@ -1008,16 +1014,16 @@ COMPILE = [
         trains=True,
     ),
     Mistake(
-        "Augmentation by an unknown name",
+        "An unknown augmentation name",
         'model.compile(augment="cifar10")',
         errors.CompileError,
         "'cifar10'",
         "Did you mean 'cifar'?",
     ),
-    Mistake("A key as seed", "model.compile(seed=jax.random.key(0))", errors.CompileError, "key<fry>", "such as 0"),
+    Mistake("A JAX key as seed", "model.compile(seed=jax.random.key(0))", errors.CompileError, "key<fry>", "such as 0"),
     Mistake("ema=True", "model.compile(ema=True)", errors.CompileError, "True", "such as 0.999"),
     Mistake(
-        "Averaged weights of a model that keeps none",
+        "Averaged weights of a model without an average",
         'model.evaluate(x, y, weights="ema")',
         errors.CompileError,
         "no averaged weights",
@@ -1034,7 +1040,7 @@ COMPILE = [
 
 CALLBACKS = [
     Mistake(
-        "EarlyStopping on val_loss, and no validation",
+        "EarlyStopping on val_loss without validation data",
         "model.fit(x, y, callbacks=[callbacks.EarlyStopping()])",
         WARNING,
         "'val_loss', which is not in the logs",
@@ -1042,7 +1048,7 @@ CALLBACKS = [
         trains=True,
     ),
     Mistake(
-        "ModelCheckpoint on a value of another name",
+        "ModelCheckpoint with an unknown monitor",
         'best = callbacks.ModelCheckpoint("best.safetensors", monitor="val_acc", save_best_only=True)\n'
         "model.fit(x, y, validation_data=(x, y), callbacks=[best])",
         WARNING,
@@ -1051,7 +1057,7 @@ CALLBACKS = [
         trains=True,
     ),
     Mistake(
-        "ReduceLROnPlateau on a value of another name",
+        "ReduceLROnPlateau with an unknown monitor",
         'model.fit(x, y, callbacks=[callbacks.ReduceLROnPlateau("losses", mode="min")])',
         WARNING,
         "'losses', which is not in the logs",
@@ -1059,21 +1065,21 @@ CALLBACKS = [
         trains=True,
     ),
     Mistake(
-        "A value whose better side is not known",
+        "A monitored value without a known direction",
         'callbacks.EarlyStopping("val_kappa")',
         errors.CallbackError,
         "'val_kappa'",
         "mode='min' or 'max'",
     ),
     Mistake(
-        "ReduceLROnPlateau with a factor that raises",
+        "ReduceLROnPlateau with a factor above 1",
         "callbacks.ReduceLROnPlateau(factor=10)",
         errors.CallbackError,
         "got 10",
         "0 < factor < 1",
     ),
     Mistake(
-        "ReduceLROnPlateau beside a schedule",
+        "ReduceLROnPlateau with a schedule",
         'model.compile(learning_rate="cosine", dispatch="jit")\n'
         "model.fit(x, y, validation_data=(x, y), callbacks=[callbacks.ReduceLROnPlateau()])",
         errors.CallbackError,
@@ -1081,28 +1087,28 @@ CALLBACKS = [
         "Compile with a number",
     ),
     Mistake(
-        "LearningRateScheduler with a function that returns nothing",
+        "LearningRateScheduler with a function that returns None",
         "model.fit(x, y, callbacks=[callbacks.LearningRateScheduler(lambda epoch: None)])",
         errors.CallbackError,
         "returned None",
         "a finite number",
     ),
     Mistake(
-        "The class of a callback",
+        "A callback class instead of an object",
         "model.fit(x, y, callbacks=[callbacks.EarlyStopping])",
         errors.CallbackError,
         "the class EarlyStopping",
         "EarlyStopping(...)",
     ),
     Mistake(
-        "A function as callback",
+        "A function as a callback",
         "model.fit(x, y, callbacks=lambda epoch, logs: None)",
         errors.CallbackError,
         "function",
         "LambdaCallback",
     ),
     Mistake(
-        "A hook without logs",
+        "A hook without a logs parameter",
         "class Mine(callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch):\n"
         "        pass\n\n"
@@ -1130,7 +1136,7 @@ CALLBACKS = [
         "Did you mean 'on_epoch_end'?",
     ),
     Mistake(
-        "compile in a callback",
+        "compile inside a callback",
         "class Switch(callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch, logs=None):\n"
         '        self.model.compile("adam")\n\n'
@@ -1141,7 +1147,7 @@ CALLBACKS = [
         trains=True,
     ),
     Mistake(
-        "fit in a callback",
+        "fit inside a callback",
         "class Again(callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch, logs=None):\n"
         "        self.model.fit(x, y)\n\n"
@@ -1166,14 +1172,14 @@ CALLBACKS = [
         "pass evaluate(..., weights='ema')",
     ),
     Mistake(
-        "Checkpoint at every batch, in words",
+        "Checkpoint with every='batch'",
         'callbacks.Checkpoint("runs/a", every="batch")',
         errors.CallbackError,
         "every='batch'",
         "a positive number of steps",
     ),
     Mistake(
-        "A file name with a value that the logs do not have",
+        "A file name with an unknown log value",
         'model.fit(x, y, callbacks=[callbacks.ModelCheckpoint("{val_loss:.2f}.safetensors")])',
         errors.CallbackError,
         "uses 'val_loss'",
@@ -1184,21 +1190,21 @@ CALLBACKS = [
 
 FILES = [
     Mistake(
-        "ModelCheckpoint into an HDF5 file",
+        "ModelCheckpoint to an HDF5 file",
         'callbacks.ModelCheckpoint("best.h5")',
         errors.CallbackError,
         "'best.h5'",
         "'.safetensors'",
     ),
     Mistake(
-        "save with another ending",
+        "save with another file suffix",
         'model.save("best.keras")',
         errors.SavedModelError,
         "'best.keras'",
         "'best.safetensors'",
     ),
     Mistake(
-        "save into a folder that is not there",
+        "save to a missing folder",
         'model.save("models/best.safetensors")',
         FileNotFoundError,
         "'models'",
@@ -1212,7 +1218,7 @@ FILES = [
         "Did you mean 'best.safetensors'?",
     ),
     Mistake(
-        "A file of PyTorch",
+        "A PyTorch file",
         'import pathlib\npathlib.Path("resnet18.pth").write_bytes(b"PK 1234567890")\nresfit.load("resnet18.pth")',
         errors.SavedModelError,
         "resnet18.pth is not a safetensors file",
@@ -1227,7 +1233,7 @@ FILES = [
         "use another copy",
     ),
     Mistake(
-        "A safetensors file of another program",
+        "A safetensors file from another program",
         "from safetensors.numpy import save_file\n"
         'save_file({"conv1.weight": np.zeros((4, 3, 3, 3))}, "other.safetensors")\n'
         'resfit.load("other.safetensors")',
@@ -1236,7 +1242,7 @@ FILES = [
         "resfit.weights.load(net, path)",
     ),
     Mistake(
-        "A checkpoint's folder instead of a file",
+        "A checkpoint folder instead of a file",
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\nresfit.load("run")',
         errors.SavedModelError,
         "run is a folder",
@@ -1244,7 +1250,7 @@ FILES = [
         trains=True,
     ),
     Mistake(
-        "A file of a network with other classes",
+        "A file of a network with another number of classes",
         'model.save("three.safetensors")\n'
         "five = resfit.nets.ResNet(dataclasses.replace(spec, num_classes=5), rngs=nnx.Rngs(0))\n"
         'resfit.load("three.safetensors", module=five)',
@@ -1253,7 +1259,7 @@ FILES = [
         "Omit module",
     ),
     Mistake(
-        "A file of a module that only its own code can build",
+        "A file of a custom module without the module",
         'resfit.Model(nnx.Linear(3, 3, rngs=nnx.Rngs(0))).save("linear.safetensors")\n'
         'resfit.load("linear.safetensors")',
         errors.SavedModelError,
@@ -1261,7 +1267,7 @@ FILES = [
         "module=...",
     ),
     Mistake(
-        "PyTorch weights of another number of classes",
+        "PyTorch weights with another number of classes",
         "state = resfit.weights.state_dict(model.module)\n"
         'state["fc.bias"] = np.zeros(1000)\n'
         "resfit.weights.load_state_dict(model.module, state)",
@@ -1280,14 +1286,14 @@ RESUME = [
         "callbacks=[resfit.callbacks.Checkpoint(folder)]",
     ),
     Mistake(
-        "An unknown way to resume",
+        "An unknown value of resume",
         'model.fit(x, y, resume="auto", callbacks=[callbacks.Checkpoint("run")])',
         errors.ResumeError,
         "'auto'",
         "True, False or 'inexact'",
     ),
     Mistake(
-        "A new run in a folder that holds one",
+        "A new run in a folder of another run",
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\n'
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])',
         errors.ResumeError,
@@ -1296,7 +1302,7 @@ RESUME = [
         trains=True,
     ),
     Mistake(
-        "Resumed with another batch size",
+        "Resuming with another batch size",
         'model.fit(x, y, batch_size=16, callbacks=[callbacks.Checkpoint("run")])\n'
         'model.fit(x, y, batch_size=8, resume=True, callbacks=[callbacks.Checkpoint("run")])',
         errors.ResumeError,
@@ -1305,7 +1311,7 @@ RESUME = [
         trains=True,
     ),
     Mistake(
-        "Resumed with another network",
+        "Resuming with another network",
         'model.fit(x, y, callbacks=[callbacks.Checkpoint("run")])\n'
         "other = resfit.Model(resfit.nets.ResNet(dataclasses.replace(spec, widths=(6,)), rngs=nnx.Rngs(0)))\n"
         'other.compile("sgd", learning_rate=0.1, dispatch="jit")\n'
@@ -1316,7 +1322,7 @@ RESUME = [
         trains=True,
     ),
     Mistake(
-        "Two runs in one folder at once",
+        "Two runs in one folder at the same time",
         "class Other(callbacks.Callback):\n"
         "    def on_epoch_end(self, epoch, logs=None):\n"
         "        other = resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0)))\n"
@@ -1336,7 +1342,7 @@ RESUME = [
         "Expected one",
     ),
     Mistake(
-        "A file where the folder should be",
+        "A file at the path of the checkpoint folder",
         'import pathlib\npathlib.Path("run").touch()\nmodel.fit(x, y, callbacks=[callbacks.Checkpoint("run")])',
         errors.CheckpointError,
         "'run'",
@@ -1346,35 +1352,35 @@ RESUME = [
 
 DEVICES = [
     Mistake(
-        "A dispatch misspelt",
+        "A misspelled dispatch",
         'model.compile(dispatch="shared")',
         errors.CompileError,
         "'shared'",
         "Did you mean 'sharded'?",
     ),
     Mistake(
-        "BatchNorm over devices by another name",
+        "An unknown batch_norm mode",
         'model.compile(batch_norm="sync")',
         errors.CompileError,
         "'sync'",
         "'global'",
     ),
     Mistake(
-        "An unknown cache",
+        "An unknown value of cache",
         'model.fit(x, y, cache="gpu")',
         errors.DataError,
         "'gpu'",
         "None or 'device'",
     ),
     Mistake(
-        "Accumulation of no slices",
+        "Zero gradient accumulation steps",
         "model.compile(gradient_accumulation_steps=0)",
         errors.CompileError,
         "got 0",
         "a positive integer",
     ),
     Mistake(
-        "A process that does not exist",
+        "A process number out of range",
         'resfit.distributed.initialize(coordinator="localhost:1234", processes=2, process=2)',
         errors.DistributedError,
         "got 2",

@@ -1,4 +1,4 @@
-"""Runs a row of the table, and tells what came of it."""
+"""Run a row of the table and return its outcome."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from flax import nnx
 
 from tests.errors.mistakes import BEFORE, WARNING, Mistake
 
-# What is another one in every run.
+# Parts that differ in every run.
 _VARYING = [
     (re.compile(r"0x[0-9a-f]{6,}"), "0x..."),
     (re.compile(r"'labels': \d+"), "'labels': ..."),
@@ -21,13 +21,13 @@ _VARYING = [
 
 
 class Outcome(NamedTuple):
-    """What a row did.
+    """The outcome of a row.
 
     Attributes:
-      error: the exception's class; `WARNING` if there were only warnings in the log; None if nothing was wrong.
-      message: as the user sees it, with what varies from run to run left out.
-      notes: what resfit added to a message of Python's or JAX's.
-      names: what the code could use, and what it made.
+      error: the class of the exception; `WARNING` if there were only warnings in the log; None if there was no problem.
+      message: the message for the user, without the parts that differ in every run.
+      notes: the note that resfit added to a message of Python or JAX.
+      names: the names that the code could use, and those that it defined.
     """
 
     error: type[BaseException] | str | None
@@ -44,7 +44,7 @@ def _first_names() -> dict[str, Any]:
 
 
 def names(model: Any = None) -> dict[str, Any]:
-    """Return what `BEFORE` makes: the names that every row can use.
+    """Return the names that `BEFORE` defines for every row.
 
     The arrays and the model are new ones. The network is a copy, because a ResNet takes long to initialize.
 

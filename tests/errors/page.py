@@ -1,4 +1,4 @@
-"""`docs/errors.md`, from the table and what its rows say."""
+"""Write `docs/errors.md` from the table and the outcomes of its rows."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def page() -> str:
 
 
 def headings(text: str) -> list[str]:
-    """Topics and titles, in order; lines of code do not count."""
+    """Return the topics and titles in order, without lines of code."""
     return re.findall(r"^(##+ .*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""Inputs that look unusual and are right: no error, no warning, no line in the log that warns."""
+"""Inputs that look unusual but are valid cause no error and no warning."""
 
 import functools
 import logging
@@ -49,7 +49,7 @@ each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", m
 
 
 class Good(NamedTuple):
-    """x, y, the other arguments of fit, and what makes JAX's arrays of x and y where these are meant."""
+    """x, y, other arguments of fit, and a function that converts x and y to arrays of JAX if needed."""
 
     x: Any
     y: Any = None
@@ -113,7 +113,7 @@ def silent(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 @each_network
 @pytest.mark.parametrize("name", GOOD)
-def test_what_looks_unusual_and_is_right_trains_without_a_word(
+def test_an_unusual_but_valid_input_trains_without_a_warning(
     name: str, kind: str, silent: Callable[[], list[str]]
 ) -> None:
     good = GOOD[name]
@@ -125,7 +125,7 @@ def test_what_looks_unusual_and_is_right_trains_without_a_word(
 
 
 @pytest.mark.parametrize("dispatch", ["sharded", "pmap"])
-def test_batches_that_the_devices_do_not_divide_are_fine(dispatch: str, silent: Callable[[], list[str]]) -> None:
+def test_batches_that_the_devices_do_not_divide_are_valid(dispatch: str, silent: Callable[[], list[str]]) -> None:
     fit(compiled(dispatch=dispatch), batch_size=6)
     assert silent() == []
 
@@ -139,7 +139,7 @@ def test_labels_of_one_binary_output(labels: np.ndarray, kind: str, silent: Call
     assert silent() == []
 
 
-def test_one_model_in_a_callback_of_another_may_train(silent: Callable[[], list[str]]) -> None:
+def test_a_model_can_train_in_a_callback_of_another_model(silent: Callable[[], list[str]]) -> None:
     inner, outer = (compiled(nnx.clone(network("flat", 3))) for _ in range(2))
     again = resfit.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: inner.fit(X, Y, verbose=0))
     outer.fit(X, Y, verbose=0, callbacks=again)

@@ -1,4 +1,4 @@
-"""Each mistake of the table raises its error, which says what came and what to do, and the model loses nothing."""
+"""Each mistake of the table raises its error, with the received value and the fix, and the model keeps its values."""
 
 import functools
 from pathlib import Path
@@ -40,14 +40,14 @@ def changes_the_model(mistake: Mistake) -> bool:
 
 
 def by_itself(mistake: Mistake) -> Any:
-    """Return the parameter for a row that has a model of its own: slow where the test of its topic has the row too."""
+    """Return the parameter for a row with its own model. It is slow if the test of its topic contains the row too."""
     marks = () if changes_the_model(mistake) else pytest.mark.slow
     return pytest.param(mistake, marks=marks, id=mistake.title.replace(" ", "-"))
 
 
 @functools.cache
 def untouched() -> tuple[Any, Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Images, labels, and a model's variables at first and after one step on them."""
+    """Return images, labels, and the variables of a model before and after one step on them."""
     made = names()
     at_first = values(made["model"].module)
     return made["x"], made["y"], at_first, step(made["model"], made["x"], made["y"])
@@ -75,7 +75,7 @@ def test_one_model_survives_all_mistakes_of_a_topic_that_do_not_change_it(topic:
 
 
 @pytest.mark.parametrize("mistake", [by_itself(mistake) for mistake in MISTAKES])
-def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake) -> None:
+def test_a_mistake_raises_with_its_remedy_and_loses_nothing(mistake: Mistake) -> None:
     x, y, at_first, after_a_step = untouched()
     made = names()
     model = made["model"]
@@ -85,7 +85,7 @@ def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake
     if not mistake.trains:
         assert_same(values(model.module), at_first)
     if changes_the_model(mistake):
-        model.freeze()  # what the code did on purpose is taken back; whatever else it did would show
+        model.freeze()  # undo the intended changes of the code, so that any other change would show
         model.compile("sgd", learning_rate=0.1, dispatch="jit")
     now = step(model, x, y)
     if mistake.trains:
@@ -94,7 +94,7 @@ def test_a_mistake_is_named_with_its_remedy_and_nothing_is_lost(mistake: Mistake
         assert_same(now, after_a_step)
 
 
-def test_every_row_begins_with_what_the_page_shows() -> None:
+def test_every_row_starts_with_the_code_at_the_top_of_the_page() -> None:
     shown: dict[str, Any] = {"__name__": "mistake"}
     exec(BEFORE, shown)
     given, again = names(), names()
@@ -107,18 +107,18 @@ def test_every_row_begins_with_what_the_page_shows() -> None:
     assert BEFORE.splitlines()[-1].startswith("model.compile(")
 
 
-def test_the_page_holds_the_table_and_nothing_else() -> None:
+def test_the_page_contains_exactly_the_rows_of_the_table() -> None:
     text = PAGE.read_text()
     assert text.startswith(INTRO), REMEDY
     assert headings(text) == expected_headings(), REMEDY
 
 
-def test_titles_name_one_mistake_each_and_there_are_many() -> None:
+def test_titles_are_unique_and_there_are_many() -> None:
     titles = [mistake.title for mistake in MISTAKES]
     assert len(set(titles)) == len(titles) >= 40
 
 
-def test_all_errors_are_those_of_resfit_but_for_missing_files_and_the_users_own_code() -> None:
+def test_all_errors_are_those_of_resfit_except_for_missing_files_and_user_code() -> None:
     others = {
         mistake.error
         for mistake in MISTAKES
@@ -137,15 +137,15 @@ def test_all_errors_are_those_of_resfit_but_for_missing_files_and_the_users_own_
         ({"fix": "x.reshape"}, "does not say what to do"),
     ],
 )
-def test_a_row_that_is_not_right_is_found(change: dict[str, Any], fault: str) -> None:
-    """The check checks: the first row of the table, made wrong in one way after another."""
+def test_a_wrong_row_is_found(change: dict[str, Any], fault: str) -> None:
+    """The first row of the table is made wrong in several ways."""
     mistake = MISTAKES[0]
     assert faults(mistake, run(mistake.code, names())) == []
     wrong = mistake._replace(**change)
     assert any(fault in found for found in faults(wrong, run(wrong.code, names())))
 
 
-def test_what_varies_from_run_to_run_is_left_out() -> None:
+def test_parts_of_a_message_that_differ_in_every_run_are_left_out() -> None:
     outcome = run("raise ValueError(f'{object()} in {__import__(\"os\").getcwd()}/run')", names())
     assert outcome.message == "<object object at 0x...> in run"
     assert str(Path.cwd()) not in outcome.message

@@ -1,4 +1,4 @@
-"""An exported model: what it predicts without resfit, for any batch, and what it says of inputs that do not fit."""
+"""An exported model: its predictions without resfit, for any batch size, and its errors for wrong inputs."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from tests import levels
 from tests.helpers import BATCH, CLASSES, PlainNet, TinyNet, assert_same, compiled, fit, images, labels, values
 from tests.thin_variants import VARIANTS, thin
 
-# What docs/how-to/export.md tells those without resfit.
+# The code of docs/how-to/export.md for processes without resfit.
 ALONE = """
 import json, sys
 sys.modules["resfit"] = sys.modules["flax"] = None  # importing either of them now fails
@@ -35,7 +35,7 @@ np.savez(sys.argv[3], *[jax.jit(program.call)(weights, x) for x in np.load(sys.a
 
 
 def alone(path: Path, *batches: np.ndarray) -> list[np.ndarray]:
-    """What an exported model says of batches, in a process that has jax and NumPy only."""
+    """Return the predictions of an exported model in a process with only jax and NumPy."""
     x, y = path.with_suffix(".x.npz"), path.with_suffix(".y.npz")
     np.savez(x, *batches)
     subprocess.run([sys.executable, "-c", ALONE, str(path), str(x), str(y)], check=True, cwd=path.parent)
@@ -55,7 +55,7 @@ def pixels(n: int = 20) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    """Trained on uint8, with averages."""
+    """Return a model trained on uint8, with averages."""
     model = compiled(small(), ema=0.5, preprocess=Normalize((0.5,), (0.25,)))
     fit(model, pixels(16), labels(16))
     return model
@@ -63,7 +63,7 @@ def trained() -> Any:
 
 @pytest.fixture(scope="module")
 def file(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its export, which no test changes."""
+    """Return the exported file of the trained model. No test changes it."""
     path: Path = tmp_path_factory.mktemp("exported") / "net.npz"
     trained.export(path)
     return path
@@ -79,23 +79,21 @@ def exported(model: resfit.Model, folder: Path, **arguments: Any) -> resfit.expo
     return resfit.load_exported(folder / "net.npz")
 
 
-# --- what it predicts -------------------------------------------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
-def test_it_predicts_without_resfit_what_the_model_predicts_for_batches_of_any_size(
-    trained: Any, tmp_path: Path
-) -> None:
+def test_it_predicts_without_resfit_the_same_as_the_model_for_batches_of_any_size(trained: Any, tmp_path: Path) -> None:
     trained.export(tmp_path / "net.npz")
     expected = trained.predict(pixels(), verbose=0)
     for found, rows in zip(alone(tmp_path / "net.npz", pixels(), pixels()[:1]), (20, 1), strict=True):
         np.testing.assert_allclose(found, expected[:rows], rtol=1e-6, atol=1e-6)
 
 
-def test_the_same_batch_has_the_same_bits_from_program_to_program_and_those_of_the_model_up_to_rounding(
+def test_predictions_are_reproducible_bit_for_bit_and_equal_those_of_the_model_up_to_rounding(
     trained: Any, file: Path, program: Any
 ) -> None:
     assert_same(program(pixels()), resfit.load_exported(file)(pixels()))
-    # Not bit for bit: jaxlib 0.10 drops the barriers of an exported program, and fuses otherwise.
+    # Not bit for bit: jaxlib 0.10 drops the barriers of an exported program and fuses in another way.
     np.testing.assert_allclose(program(pixels()), trained.predict_on_batch(pixels()), rtol=1e-5, atol=1e-6)
 
 
@@ -115,7 +113,7 @@ def test_every_variant_is_exported(variant: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 20])
-def test_predict_gives_every_row_in_order_whatever_the_batch_size(rows: int, trained: Any, program: Any) -> None:
+def test_predict_returns_every_row_in_order_for_every_batch_size(rows: int, trained: Any, program: Any) -> None:
     expected = trained.predict(pixels(), verbose=0)[:rows]
     np.testing.assert_allclose(program.predict(pixels(rows), batch_size=BATCH), expected, rtol=1e-6, atol=1e-6)
     assert isinstance(program.predict(pixels(rows), batch_size=BATCH), np.ndarray)
@@ -123,7 +121,7 @@ def test_predict_gives_every_row_in_order_whatever_the_batch_size(rows: int, tra
 
 @pytest.mark.parametrize("outputs", ["logits", "probabilities", "labels"])
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-def test_outputs_and_weights_are_those_of_predict(outputs: str, weights: str, trained: Any, tmp_path: Path) -> None:
+def test_outputs_and_weights_equal_those_of_predict(outputs: str, weights: str, trained: Any, tmp_path: Path) -> None:
     found = exported(trained, tmp_path, outputs=outputs, weights=weights)
     expected = trained.predict(pixels(), verbose=0, outputs=outputs, weights=weights)
     np.testing.assert_allclose(found.predict(pixels()), expected, rtol=1e-6, atol=1e-6)
@@ -132,7 +130,7 @@ def test_outputs_and_weights_are_those_of_predict(outputs: str, weights: str, tr
 
 
 def test_raw_and_averaged_weights_differ(trained: Any) -> None:
-    """The negative control of the above."""
+    """The negative control of the test above."""
     raw, averaged = (trained.predict(pixels(), verbose=0, weights=weights) for weights in ("raw", "ema"))
     assert np.abs(raw - averaged).max() > 1e-3
 
@@ -148,7 +146,7 @@ def test_batch_norm_is_folded_on_request_and_the_file_is_smaller(
     assert_same(values(trained.module), before)
 
 
-def test_a_module_of_ones_own_is_exported_and_folded(tmp_path: Path) -> None:
+def test_a_custom_module_is_exported_and_folded(tmp_path: Path) -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
     fit(model, images(16), labels(16))
     expected = model.predict(images(), verbose=0)
@@ -176,7 +174,7 @@ def resfit_program(path: Path) -> jax.export.Exported:
         return jax.export.deserialize(bytearray(file["program"]))
 
 
-def test_weights_that_are_bfloat16_keep_their_bits(tmp_path: Path) -> None:
+def test_bfloat16_weights_keep_their_bits(tmp_path: Path) -> None:
     model = resfit.Model(small(param_dtype="bfloat16", depths=(1,), widths=(4,)))
     expected = model.predict(images(), verbose=0)
     found = exported(model, tmp_path)
@@ -187,7 +185,7 @@ def test_weights_that_are_bfloat16_keep_their_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_that_are_bfloat16_are_read_without_resfit(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_read_without_resfit(tmp_path: Path) -> None:
     model = resfit.Model(small(param_dtype="bfloat16"))
     expected = model.predict(images(), verbose=0)
     model.export(tmp_path / "net.npz")
@@ -195,7 +193,7 @@ def test_weights_that_are_bfloat16_are_read_without_resfit(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_model_that_was_trained_on_four_devices_runs_on_one(tmp_path: Path) -> None:
+def test_a_model_trained_on_four_devices_runs_on_one(tmp_path: Path) -> None:
     assert jax.device_count() == 4
     model = compiled(small(), dispatch="sharded")
     fit(model)
@@ -206,7 +204,7 @@ def test_a_model_that_was_trained_on_four_devices_runs_on_one(tmp_path: Path) ->
 
 
 class TwoInputs(nnx.Module):
-    """Two named inputs and two named outputs, one of them a number for each row."""
+    """A network with two named inputs and two named outputs, one of them a scalar for each row."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.head = nnx.Linear(64 + 2, CLASSES, rngs=rngs)
@@ -235,7 +233,7 @@ def test_several_inputs_and_outputs_keep_their_names(called: bool, tmp_path: Pat
 
 
 class Noisy(PlainNet):
-    """Draws random numbers in evaluation too."""
+    """A network that also draws random numbers in evaluation."""
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         super().__init__(rngs=rngs)
@@ -245,13 +243,13 @@ class Noisy(PlainNet):
         return super().__call__(x) + jax.random.normal(self.rngs.default(), (CLASSES,))[None]
 
 
-def test_what_a_module_draws_in_evaluation_is_what_predict_draws(tmp_path: Path) -> None:
+def test_random_numbers_in_evaluation_equal_those_of_predict(tmp_path: Path) -> None:
     model = compiled(Noisy(rngs=nnx.Rngs(0)), seed=3)
     expected = model.predict(images(), verbose=0)
     np.testing.assert_allclose(exported(model, tmp_path).predict(images()), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_loaded_model_is_exported_for_what_it_was_trained_on(tmp_path: Path) -> None:
+def test_a_loaded_model_is_exported_for_the_inputs_of_its_training(tmp_path: Path) -> None:
     model = compiled(small(depths=(1,), widths=(4,)))
     model.train_on_batch(pixels(8), labels(8))
     model.save(tmp_path / "net.safetensors")
@@ -260,10 +258,10 @@ def test_a_loaded_model_is_exported_for_what_it_was_trained_on(tmp_path: Path) -
     np.testing.assert_allclose(found.predict(pixels()), model.predict(pixels(), verbose=0), rtol=1e-6, atol=1e-6)
 
 
-# --- what the file says -----------------------------------------------------------------------------------------------
+# --- contents of the file ---------------------------------------------------------------------------------------------
 
 
-def test_the_file_says_what_it_holds_in_json_and_plain_arrays(trained: Any, tmp_path: Path) -> None:
+def test_the_file_describes_its_contents_in_json_and_plain_arrays(trained: Any, tmp_path: Path) -> None:
     found = exported(trained, tmp_path, class_names=["one", "two", "drei ß"], platforms=["cpu", "tpu"])
     assert found.class_names == found.metadata["class_names"] == ["one", "two", "drei ß"]
     trained.class_names = ["a", "b", "c"]
@@ -281,13 +279,13 @@ def test_the_file_says_what_it_holds_in_json_and_plain_arrays(trained: Any, tmp_
     assert set(arrays) == {name for name in values(trained.module) if "rngs" not in name}
 
 
-def test_the_same_model_is_the_same_file(trained: Any, tmp_path: Path) -> None:
+def test_exporting_the_same_model_again_gives_the_same_file(trained: Any, tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
         trained.export(tmp_path / name)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_the_program_holds_no_weights(tmp_path: Path) -> None:
+def test_the_program_does_not_contain_weights(tmp_path: Path) -> None:
     """A network with four times the parameters has a program of the same size."""
     sizes = []
     for widths in ((16, 32), (32, 64)):
@@ -298,7 +296,7 @@ def test_the_program_holds_no_weights(tmp_path: Path) -> None:
     assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[0] < 5_000
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- wrong inputs and models ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -317,15 +315,13 @@ def test_the_program_holds_no_weights(tmp_path: Path) -> None:
         (5, InputShapeError, r"shape \(\)"),
     ],
 )
-def test_other_images_than_it_was_exported_for_are_refused(
-    x: Any, error: type[Exception], said: str, program: Any
-) -> None:
+def test_images_of_another_format_than_exported_raise(x: Any, error: type[Exception], said: str, program: Any) -> None:
     for call in (program, program.predict):
         with pytest.raises(error, match=said):
             call(x)
 
 
-def test_floats_of_another_width_are_converted_and_integers_are_not(tmp_path: Path) -> None:
+def test_floats_of_another_width_are_converted_and_integers_raise(tmp_path: Path) -> None:
     found = exported(resfit.Model(small()), tmp_path, input_shape=(8, 8, 1), input_dtype="float32")
     np.testing.assert_array_equal(found(images().astype(np.float64)), found(images()))
     with pytest.raises(DataError, match="uint8"):
@@ -333,7 +329,7 @@ def test_floats_of_another_width_are_converted_and_integers_are_not(tmp_path: Pa
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, True, 2.0])
-def test_a_batch_size_that_is_none_is_refused(batch_size: Any, program: Any) -> None:
+def test_an_invalid_batch_size_raises(batch_size: Any, program: Any) -> None:
     with pytest.raises(DataError, match=r"Expected batch_size to be a positive integer"):
         program.predict(pixels(), batch_size=batch_size)
 
@@ -386,7 +382,7 @@ class OwnStep(resfit.Model):
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_exported_is_told_of(
+def test_a_model_that_cannot_be_exported_raises_with_the_reason(
     model: Any, arguments: Any, error: type[Exception], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=said):
@@ -413,18 +409,16 @@ def test_what_cannot_be_exported_is_told_of(
         ("net.npz", {"platforms": []}, ExportError, "a list of"),
     ],
 )
-def test_arguments_that_are_none_are_told_of(
-    path: str, arguments: Any, error: type[Exception], said: str, trained: Any
-) -> None:
+def test_invalid_arguments_raise(path: str, arguments: Any, error: type[Exception], said: str, trained: Any) -> None:
     with pytest.raises(error, match=said):
         trained.export(path, **arguments)
 
 
-# --- files that are none ----------------------------------------------------------------------------------------------
+# --- invalid files ----------------------------------------------------------------------------------------------------
 
 
 def rewritten(source: Path, target: Path, members: dict[str, bytes | None], kind: int = zipfile.ZIP_STORED) -> Path:
-    """The same file with other members, or without those that are None."""
+    """Copy a file with the given members replaced, or removed if they are None."""
     with zipfile.ZipFile(source) as file, zipfile.ZipFile(target, "w", kind) as new:
         for name in file.namelist():
             content = members.get(name, file.read(name))
@@ -456,16 +450,14 @@ def changed(source: Path, change: dict[str, Any]) -> dict[str, bytes | None]:
         ({"program": None}, "damaged: .*program"),
     ],
 )
-def test_a_file_that_is_none_or_of_a_later_version_is_refused(
-    members: Any, said: str, file: Path, tmp_path: Path
-) -> None:
+def test_an_invalid_file_or_a_later_version_raises(members: Any, said: str, file: Path, tmp_path: Path) -> None:
     if not {"metadata.json", "program"} & set(members):
         members = changed(file, members)
     with pytest.raises(SavedModelError, match=said):
         resfit.load_exported(rewritten(file, tmp_path / "other.npz", members))
 
 
-def test_compressed_and_foreign_files_are_refused(trained: Any, file: Path, tmp_path: Path) -> None:
+def test_compressed_and_foreign_files_raise(trained: Any, file: Path, tmp_path: Path) -> None:
     with pytest.raises(SavedModelError, match="compressed parts"):
         resfit.load_exported(rewritten(file, tmp_path / "a.npz", {}, zipfile.ZIP_DEFLATED))
     content = bytearray(file.read_bytes())
@@ -480,12 +472,12 @@ def test_compressed_and_foreign_files_are_refused(trained: Any, file: Path, tmp_
         resfit.load_exported(tmp_path / "gone.npz")
 
 
-def test_additions_of_later_versions_are_passed_over(file: Path, program: Any, tmp_path: Path) -> None:
+def test_additions_of_later_versions_are_ignored(file: Path, program: Any, tmp_path: Path) -> None:
     more = rewritten(file, tmp_path / "b.npz", changed(file, {"author": "somebody"}))
     assert_same(resfit.load_exported(more).predict(pixels()), program.predict(pixels()))
 
 
-def test_exporting_changes_nothing_of_the_model(trained: Any, tmp_path: Path) -> None:
+def test_exporting_does_not_change_the_model(trained: Any, tmp_path: Path) -> None:
     before, predicted = values(trained.module), trained.predict(pixels(), verbose=0)
     for arguments in ({}, {"fold_batch_norm": True}, {"weights": "ema"}):
         trained.export(tmp_path / "net.npz", **arguments)

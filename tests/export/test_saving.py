@@ -1,4 +1,4 @@
-"""A model in a file: what goes in comes out, whole or not at all."""
+"""A model in a file: loading restores the saved values, and a file is written completely or not at all."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_net_of_resfit_is_rebuilt_from_its_file_alone(trained: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_the_choices_of_a_spec_survive(shortcut: str, tmp_path: Path) -> None:
+def test_the_fields_of_a_spec_are_restored(shortcut: str, tmp_path: Path) -> None:
     net = small(shortcut=shortcut, widths=(4, 8), depths=(1, 1))
     resfit.Model(net).save(tmp_path / "net.safetensors")
     loaded = resfit.load(tmp_path / "net.safetensors").module
@@ -65,7 +65,7 @@ def test_the_preprocessing_is_saved_with_the_model(preprocess: Any, tmp_path: Pa
     np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
 
 
-def test_a_preprocessing_function_of_ones_own_must_be_given_again(tmp_path: Path) -> None:
+def test_a_custom_preprocessing_function_must_be_passed_again(tmp_path: Path) -> None:
     def halve(x: jax.Array) -> jax.Array:
         return x / 2
 
@@ -77,7 +77,7 @@ def test_a_preprocessing_function_of_ones_own_must_be_given_again(tmp_path: Path
     np.testing.assert_allclose(loaded.predict(images(4), verbose=0), model.predict(images(4), verbose=0), atol=1e-6)
 
 
-def test_any_module_is_saved_and_filled_from_its_file(tmp_path: Path) -> None:
+def test_any_module_is_saved_and_restored_from_its_file(tmp_path: Path) -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
     fit(model)
     model.save(tmp_path / "tiny.safetensors")
@@ -87,7 +87,7 @@ def test_any_module_is_saved_and_filled_from_its_file(tmp_path: Path) -> None:
     kernel = fresh.head.kernel
     loaded = resfit.load(tmp_path / "tiny.safetensors", module=fresh)
     assert loaded.module is fresh
-    assert fresh.head.kernel is kernel  # filled in place
+    assert fresh.head.kernel is kernel  # restored in place
     assert_same(values(fresh), values(model.module))
 
 
@@ -116,7 +116,7 @@ def test_raw_arrays_and_tied_weights_are_saved_and_random_state_is_not(tmp_path:
         assert jnp.array_equal(jax.random.key_data(other.dropout.rngs.key[...]), jax.random.key_data(key))
 
 
-def test_bfloat16_parameters_survive_bit_for_bit(tmp_path: Path) -> None:
+def test_bfloat16_parameters_are_restored_bit_for_bit(tmp_path: Path) -> None:
     net = small(param_dtype="bfloat16")
     resfit.Model(net).save(tmp_path / "half.safetensors")
     loaded = resfit.load(tmp_path / "half.safetensors").module
@@ -124,7 +124,7 @@ def test_bfloat16_parameters_survive_bit_for_bit(tmp_path: Path) -> None:
     assert_same(values(loaded), values(net))
 
 
-def test_saving_in_the_middle_of_training_saves_the_current_values(tmp_path: Path) -> None:
+def test_saving_during_training_saves_the_current_values(tmp_path: Path) -> None:
     class Saves(resfit.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.model.save(tmp_path / f"{batch}.safetensors")
@@ -137,7 +137,7 @@ def test_saving_in_the_middle_of_training_saves_the_current_values(tmp_path: Pat
     assert not np.array_equal(values(first.module)["head.dense.kernel"], values(last.module)["head.dense.kernel"])
 
 
-def test_the_file_says_what_it_is(trained: Any, tmp_path: Path) -> None:
+def test_the_file_describes_itself(trained: Any, tmp_path: Path) -> None:
     trained.save(str(tmp_path / "net.safetensors"))
     with safetensors.safe_open(tmp_path / "net.safetensors", framework="numpy") as file:
         header = json.loads(file.metadata()["resfit"])
@@ -149,15 +149,17 @@ def test_the_file_says_what_it_is(trained: Any, tmp_path: Path) -> None:
     assert names == set(values(trained.module))
 
 
-# --- what can go wrong ------------------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_another_ending_is_refused(trained: Any, tmp_path: Path) -> None:
+def test_another_file_suffix_raises(trained: Any, tmp_path: Path) -> None:
     with pytest.raises(SavedModelError, match=r"ends in '\.safetensors', got .*net\.keras"):
         trained.save(tmp_path / "net.keras")
 
 
-def test_a_file_appears_whole_or_not_at_all(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_completely_or_not_at_all(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"the old one")
 
@@ -178,21 +180,21 @@ def test_a_file_appears_whole_or_not_at_all(trained: Any, tmp_path: Path, monkey
 
 
 def rewrite(path: Path, **changes: Any) -> None:
-    """The same arrays under another header."""
+    """Rewrite a file with the same arrays and another header."""
     with safetensors.safe_open(path, framework="flax") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(file.metadata()["resfit"])
     safetensors.flax.save_file(arrays, path, metadata={"resfit": json.dumps(header | changes)})
 
 
-def test_a_newer_format_is_refused(trained: Any, tmp_path: Path) -> None:
+def test_a_newer_format_raises(trained: Any, tmp_path: Path) -> None:
     trained.save(tmp_path / "net.safetensors")
     rewrite(tmp_path / "net.safetensors", format_version=99, resfit="9.9.9")
     with pytest.raises(SavedModelError, match=r"format version 99, written by resfit 9\.9\.9.*Upgrade"):
         resfit.load(tmp_path / "net.safetensors")
 
 
-def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_file_raises(tmp_path: Path) -> None:
     safetensors.flax.save_file({"fc.weight": jnp.ones(3)}, tmp_path / "torch.safetensors", metadata={"format": "pt"})
     with pytest.raises(SavedModelError, match=r"not written by Model.*resfit\.weights"):
         resfit.load(tmp_path / "torch.safetensors")
@@ -209,7 +211,7 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "half", "no header", "endless header", "another format"],
 )
-def test_a_damaged_file_is_refused(damage: Any, trained: Any, tmp_path: Path) -> None:
+def test_a_damaged_file_raises(damage: Any, trained: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     trained.save(path)
     path.write_bytes(damage(path.read_bytes()))
@@ -217,12 +219,12 @@ def test_a_damaged_file_is_refused(damage: Any, trained: Any, tmp_path: Path) ->
         resfit.load(path)
 
 
-def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         resfit.load(tmp_path / "none.safetensors")
 
 
-def test_a_module_that_does_not_fit_is_refused_with_every_difference(tmp_path: Path) -> None:
+def test_a_module_that_does_not_match_raises_with_every_difference(tmp_path: Path) -> None:
     resfit.Model(PlainNet(rngs=nnx.Rngs(0))).save(tmp_path / "plain.safetensors")
     wider = PlainNet(5, rngs=nnx.Rngs(0))
     before = values(wider)

@@ -29,7 +29,7 @@ def test_it_is_the_divergence_of_softened_probabilities(seed: int, spread: float
     np.testing.assert_allclose(LOSS(student, teacher, temperature), expected, rtol=1e-4, atol=5e-4)
 
 
-def test_the_slope_hardly_depends_on_the_temperature_and_the_teacher_has_none() -> None:
+def test_the_gradient_hardly_depends_on_the_temperature_and_does_not_reach_the_teacher() -> None:
     student, teacher = drawn(0, 0.01)
     slope = jax.jit(jax.grad(lambda s, t, temperature: losses.distillation(s, t, temperature).sum(), argnums=(0, 1)))
     (cold, none), (hot, _) = slope(student, teacher, 1.0), slope(student, teacher, 20.0)
@@ -39,6 +39,6 @@ def test_the_slope_hardly_depends_on_the_temperature_and_the_teacher_has_none() 
 
 
 @pytest.mark.parametrize(("student", "teacher"), [((5, 4), (5, 3)), ((5, 1), (5, 1)), ((5,), (5,)), ((5, 4), (1, 4))])
-def test_other_shapes_are_refused(student: Any, teacher: Any) -> None:
+def test_different_shapes_raise(student: Any, teacher: Any) -> None:
     with pytest.raises(LabelError, match="two classes or more"):
         losses.distillation(np.zeros(student, np.float32), np.zeros(teacher, np.float32))

@@ -1,4 +1,4 @@
-"""Losses with options, against their definitions in NumPy and float64."""
+"""Losses with options equal their definitions in NumPy and float64."""
 
 import dataclasses
 from collections.abc import Callable
@@ -113,7 +113,7 @@ SLOPES = {name: jax.jit(jax.grad(lambda x, y, loss=loss: loss(x, y).sum())) for 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @given(data=st.data())
-def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject) -> None:
+def test_a_loss_equals_its_definition(name: str, kind: str, data: st.DataObject) -> None:
     logits, labels = data.draw(KINDS[kind]())
     expected = LOSSES[name][1](logits.astype(np.float64), labels)
     found = COMPILED[name](logits, labels)
@@ -124,11 +124,13 @@ def test_a_loss_follows_its_definition(name: str, kind: str, data: st.DataObject
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    # Each compiles a gradient: in the short suite, every loss with one kind of labels.
+    # Each case compiles a gradient. The short suite runs every loss with one kind of labels.
     [pytest.param(name, kind, marks=[pytest.mark.slow] * (kind != LOSSES[name][2][0])) for name, kind in CASES],
 )
 @given(data=st.data(), scale=st.sampled_from([0.0, 1.0, 100.0, 1e4]))
-def test_a_slope_is_finite_however_sure_the_network_is(name: str, kind: str, data: st.DataObject, scale: float) -> None:
+def test_a_gradient_is_finite_for_every_confidence_of_the_network(
+    name: str, kind: str, data: st.DataObject, scale: float
+) -> None:
     logits, labels = data.draw(KINDS[kind]())
     assert np.isfinite(SLOPES[name](logits * np.float32(scale), labels)).all()
 
@@ -148,7 +150,7 @@ def without_option(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...
     return tuple(loss(logits, labels) for loss in made)
 
 
-def test_smoothing_is_that_of_optax() -> None:
+def test_smoothing_equals_that_of_optax() -> None:
 
     @jax.jit
     def found_and_expected(logits: jax.Array, labels: jax.Array) -> Any:
@@ -166,28 +168,28 @@ def test_smoothing_is_that_of_optax() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_binary_focal_is_that_of_optax() -> None:
+def test_binary_focal_equals_that_of_optax() -> None:
     logits, labels = np.linspace(-5, 5, 10, dtype=np.float32)[:, None], np.arange(10, dtype=np.int32) % 2
     theirs = jax.jit(lambda logits, labels: optax.sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=2.0))
     expected = theirs(logits[:, 0], labels.astype(np.float32))
     np.testing.assert_allclose(jax.jit(Focal(alpha=0.25))(logits, labels), expected, rtol=1e-5)
 
 
-def test_of_a_mixed_picture_the_threshold_makes_both_its_classes() -> None:
+def test_the_threshold_gives_a_mixed_image_both_of_its_classes() -> None:
     logits, mixed = np.ones((1, 4), np.float32), np.float32([[0.7, 0.3, 0.0, 0.0]])
     both = jax.jit(losses.binary_cross_entropy)(logits, np.int32([[1, 1, 0, 0]]))
     np.testing.assert_allclose(jax.jit(BinaryCrossEntropy(target_threshold=0.2))(logits, mixed), both, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_equal_losses_are_one_key_and_others_another(name: str) -> None:
+def test_equal_losses_have_equal_keys_and_different_losses_do_not(name: str) -> None:
     loss: Any = LOSSES[name][0]
     assert {loss: 1}[dataclasses.replace(loss)] == 1
     field = dataclasses.fields(loss)[0].name
     assert dataclasses.replace(loss, **{field: 0.3}) != loss
 
 
-def test_a_class_number_out_of_range_makes_the_loss_nan_not_a_picture_of_nothing() -> None:
+def test_a_class_number_out_of_range_makes_the_loss_nan() -> None:
     found = jax.jit(BinaryCrossEntropy(target_threshold=0.2))(np.zeros((3, 4), np.float32), np.int32([3, 4, -1]))
     np.testing.assert_array_equal(np.isnan(found), [False, True, True])
 
@@ -206,17 +208,17 @@ def test_a_class_number_out_of_range_makes_the_loss_nan_not_a_picture_of_nothing
         (lambda: Focal(alpha=1.0), "alpha=1.0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(make: Any, words: str) -> None:
+def test_invalid_options_raise(make: Any, words: str) -> None:
     with pytest.raises(CompileError, match=words):
         make()
 
 
-def test_alpha_is_for_two_classes_only() -> None:
+def test_alpha_requires_two_classes() -> None:
     with pytest.raises(LabelError, match=r"alpha=0.25 and 4 classes.*class_weight"):
         Focal(alpha=0.25)(np.zeros((2, 4), np.float32), np.int32([0, 1]))
 
 
-def test_a_loss_on_class_labels_is_watched_by_accuracy_and_has_its_labels_checked() -> None:
+def test_a_loss_on_class_labels_adds_accuracy_and_checks_its_labels() -> None:
     for loss in (losses.cross_entropy, CrossEntropy(label_smoothing=0.1), Focal(), losses.get("focal")):
         assert losses.takes_labels(loss)
         assert metrics.automatic(loss) == {"accuracy": metrics.Accuracy}
@@ -226,7 +228,7 @@ def test_a_loss_on_class_labels_is_watched_by_accuracy_and_has_its_labels_checke
             losses.check(loss, np.array([[1, 1, 0, 0]]), (1, 4))
 
 
-def test_a_loss_on_each_output_needs_no_sum_but_values_between_zero_and_one() -> None:
+def test_a_loss_per_output_accepts_any_sum_of_values_between_zero_and_one() -> None:
     for loss in (losses.binary_cross_entropy, BinaryCrossEntropy()):
         assert not losses.takes_labels(loss)
         assert metrics.automatic(loss) == {}
@@ -243,6 +245,6 @@ def test_a_loss_on_each_output_needs_no_sum_but_values_between_zero_and_one() ->
         losses.check(BinaryCrossEntropy(), np.array([1, 4]), (2, 4))
 
 
-def test_of_a_loss_of_somebody_elses_nothing_is_checked() -> None:
+def test_labels_of_a_foreign_loss_are_not_checked() -> None:
     losses.check(lambda outputs, y: outputs, np.array([-7]), (1, 4))
     losses.check(losses.mean_squared_error, np.array([-7.0]), (1, 1))

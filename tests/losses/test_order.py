@@ -14,12 +14,12 @@ from resfit import losses, metrics
 from resfit.errors import CompileError
 from tests.helpers import compiled, images
 
-# (outputs - labels) of outputs 3 and labels 1 is 2, whichever way the function is written.
+# (outputs - labels) of outputs 3 and labels 1 is 2 for either order of the parameters.
 OUTPUTS, LABELS = np.float32([3.0]), np.float32([1.0])
 
 
 class KerasStyle:
-    """Functions of (y_true, y_pred), in every form that a callable has."""
+    """Functions of (y_true, y_pred), in every form of a callable."""
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
         return y_pred - y_true
@@ -76,7 +76,7 @@ def test_every_other_function_receives_outputs_first(function: Any) -> None:
 @pytest.mark.parametrize(
     "function", [lambda y, x: x - y, lambda t, y: y - t, lambda expected, actual: actual - expected]
 )
-def test_names_that_only_hint_at_labels_first_are_an_error(function: Any) -> None:
+def test_names_that_only_suggest_labels_first_raise(function: Any) -> None:
     for resolve in (losses.get, lambda metric: metrics.by_name({"mine": metric})):
         with pytest.raises(CompileError, match=r"parameter names are ambiguous.*Rename the parameters"):
             resolve(function)
@@ -89,7 +89,7 @@ def test_every_loss_of_optax_keeps_its_order() -> None:
             assert losses.outputs_first(function, "loss") is function, name
 
 
-def test_loss_and_metric_of_keras_order_see_outputs_and_labels_in_training_and_evaluation() -> None:
+def test_loss_and_metric_in_keras_order_receive_outputs_and_labels_in_training_and_evaluation() -> None:
     def over(y_true: Any, y_pred: Any) -> Any:
         return (y_pred - y_true).mean(axis=1)
 

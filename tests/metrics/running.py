@@ -1,4 +1,4 @@
-"""Metrics run as the steps run them: compiled, over padded and masked batches, merged, read on the host."""
+"""Run metrics as the steps do: compiled, over padded and masked batches, merged, read on the host."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ def _update(metric: type[clu.metrics.Metric]) -> Any:
 
 
 def run(metric: type[clu.metrics.Metric], logits: np.ndarray, targets: np.ndarray) -> Any:
-    """The value of a metric over all rows, in batches of 8 of which the last is padded with rubbish and masked."""
+    """Return the value of a metric over all rows, in batches of 8. The last batch is padded with garbage and masked."""
     sums = metric.empty()
     for start in range(0, len(logits), BATCH):
         x, y = logits[start : start + BATCH], targets[start : start + BATCH]

@@ -1,4 +1,4 @@
-"""Expected calibration error against its definition, written out in NumPy with float64."""
+"""Expected calibration error equals its definition in NumPy and float64."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ def written_out(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
 
 
 def away_from_edges(confidence: np.ndarray, bins: int) -> bool:
-    """Float32 and float64 may disagree about a bin within this distance of its edge."""
+    """Return True if no value is so close to a bin edge that float32 and float64 can disagree."""
     edges = confidence[:, None] - np.arange(1, bins)[None, :] / bins
     return bool(np.abs(edges).min(initial=1.0) > 1e-6)
 
 
 @pytest.mark.parametrize("bins", [4, 15])
 @given(drawn=scored(3))
-def test_the_error_follows_its_definition(bins: int, drawn: Any) -> None:
+def test_the_error_equals_its_definition(bins: int, drawn: Any) -> None:
     logits, labels = drawn
     confidence = scipy.special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
     assume(away_from_edges(confidence, bins))
@@ -40,7 +40,7 @@ def test_the_error_follows_its_definition(bins: int, drawn: Any) -> None:
 
 
 @given(drawn=scored(1))
-def test_a_binary_logit_is_as_sure_as_the_likelier_side(drawn: Any) -> None:
+def test_a_binary_logit_has_the_confidence_of_the_likelier_class(drawn: Any) -> None:
     logits, labels = drawn
     confidence = scipy.special.expit(np.abs(logits[:, 0].astype(np.float64)))
     assume(away_from_edges(confidence, 15))
@@ -48,7 +48,7 @@ def test_a_binary_logit_is_as_sure_as_the_likelier_side(drawn: Any) -> None:
     np.testing.assert_allclose(run(metrics.calibration_error(), logits, labels), expected, rtol=1e-5, atol=5e-6)
 
 
-def test_the_comparison_sees_another_number_of_bins() -> None:
+def test_the_comparison_detects_another_number_of_bins() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(100, 3)).astype(np.float32)
     labels = (logits + random.gumbel(size=logits.shape)).argmax(axis=1).astype(np.int32)  # drawn from the softmax
@@ -56,14 +56,14 @@ def test_the_comparison_sees_another_number_of_bins() -> None:
     assert abs(few - many) > 1e-3
 
 
-def test_a_network_that_knows_its_odds_has_no_error_and_one_that_boasts_has() -> None:
-    honest = np.log(np.array([[3.0, 1.0]] * 4, np.float32))  # three quarters sure, right three times of four
+def test_a_calibrated_network_has_no_error_and_an_overconfident_one_has() -> None:
+    honest = np.log(np.array([[3.0, 1.0]] * 4, np.float32))  # 75 % confidence, right in three of four cases
     labels = np.array([0, 0, 0, 1], np.int32)
     assert run(metrics.calibration_error(), honest, labels) < 1e-6
     np.testing.assert_allclose(run(metrics.calibration_error(), 30 * honest, labels), 0.25, rtol=1e-5)
 
 
-def test_the_closed_end_of_a_bin_is_the_upper_one() -> None:
+def test_the_upper_end_of_a_bin_is_closed() -> None:
     made = jax.jit(metrics.calibration_error(2).from_model_output)
     half = made(logits=np.zeros((1, 2), np.float32), targets=np.int32([0]))
     np.testing.assert_array_equal(half.examples, [1, 0])
@@ -90,6 +90,6 @@ def test_nan_and_no_examples_give_nan() -> None:
 
 
 @given(st.one_of(st.integers(max_value=0), st.floats(), st.none()))
-def test_bins_are_counted_from_one(bins: Any) -> None:
+def test_an_invalid_number_of_bins_raises(bins: Any) -> None:
     with pytest.raises(CompileError, match="bins="):
         metrics.calibration_error(bins)

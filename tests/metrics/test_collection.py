@@ -1,4 +1,4 @@
-"""Metrics together: what is shared is counted once, and vectors go wherever numbers go."""
+"""Several metrics share their counts, and vector metrics work wherever scalar metrics do."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ BY_CLASS = ["confusion_matrix", "precision", "recall", "f1", "precision_per_clas
             "accuracy_per_class"]  # fmt: skip
 
 
-def test_everything_read_off_one_confusion_matrix_is_counted_once() -> None:
+def test_all_metrics_of_one_confusion_matrix_count_once() -> None:
     kind = metrics.collection(metrics.by_name([*BY_CLASS, "accuracy", "auc"], num_classes=4))
     assert metrics.names(kind) == ["loss", *BY_CLASS, "accuracy", "auc"]
     matrices = [leaf for leaf in jax.tree.leaves(kind.empty()) if leaf.shape == (4, 4)]
@@ -30,7 +30,7 @@ def test_everything_read_off_one_confusion_matrix_is_counted_once() -> None:
     assert len([leaf for leaf in jax.tree.leaves(other.empty()) if leaf.ndim == 2]) == 2
 
 
-def test_what_is_shared_has_the_values_it_has_alone() -> None:
+def test_shared_metrics_have_the_same_values_as_separate_ones() -> None:
     logits = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     targets = np.random.default_rng(1).integers(0, 4, 30).astype(np.int32)
     given = metrics.by_name(BY_CLASS, num_classes=4)
@@ -48,11 +48,11 @@ def test_what_is_shared_has_the_values_it_has_alone() -> None:
     for name, metric in each.items():
         alone = metric.compute()
         np.testing.assert_array_equal(together[name], alone, err_msg=name)
-    # None is read off another's place: where every class occurs, accuracy by class is recall, and no others are equal.
+    # No metric has the value of another, except that accuracy by class is recall if every class occurs.
     assert len({str(value) for value in together.values()}) == len(together) - 1
 
 
-def test_a_training_run_carries_vectors_and_matrices_through_every_hook() -> None:
+def test_vectors_and_matrices_reach_every_hook_of_a_training_run() -> None:
     import sklearn.metrics
 
     by_class = metrics.by_name([*BY_CLASS, "auc"], num_classes=CLASSES)
@@ -79,7 +79,7 @@ def test_a_training_run_carries_vectors_and_matrices_through_every_hook() -> Non
     np.testing.assert_allclose(found["accuracy"], (y == predicted).mean(), rtol=1e-6)
 
 
-def test_several_devices_count_what_one_does() -> None:
+def test_several_devices_count_the_same_as_one() -> None:
     given = [*metrics.by_name([*BY_CLASS, "auc"], num_classes=CLASSES).values(), "calibration_error"]
     found = []
     for dispatch in ("jit", "sharded"):
@@ -98,12 +98,12 @@ def test_several_devices_count_what_one_does() -> None:
         ("auc", r"resfit\.metrics\.auc\(num_classes=10\)"),
     ],
 )
-def test_a_name_that_counts_by_class_needs_their_number(name: str, remedy: str) -> None:
+def test_a_per_class_metric_name_requires_the_number_of_classes(name: str, remedy: str) -> None:
     with pytest.raises(CompileError, match=remedy):
         metrics.by_name([name])
 
 
 @pytest.mark.parametrize("name", ["merge", "compute"])
-def test_a_name_of_the_collections_own_is_refused(name: Any) -> None:
+def test_a_name_reserved_by_the_collection_raises(name: Any) -> None:
     with pytest.raises(CompileError, match=f"cannot be named '{name}'"):
         metrics.by_name({name: "accuracy"})

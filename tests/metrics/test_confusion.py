@@ -1,4 +1,4 @@
-"""The confusion matrix and its readings against scikit-learn."""
+"""The confusion matrix and its derived metrics equal those of scikit-learn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def theirs(name: str) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @given(data=st.data())
-def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -> None:
+def test_the_matrix_equals_that_of_scikit_learn(classes: int, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(classes))
     expected = theirs("confusion_matrix")(labels, logits.argmax(axis=1), labels=range(classes))
     np.testing.assert_array_equal(run(metrics.confusion_matrix(classes), logits, labels), expected)
@@ -34,7 +34,7 @@ def test_the_matrix_is_that_of_scikit_learn(classes: int, data: st.DataObject) -
 @pytest.mark.parametrize("name", READINGS)
 @pytest.mark.parametrize("classes", [2, 4])
 @given(data=st.data())
-def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: int, data: st.DataObject) -> None:
+def test_macro_and_class_values_equal_those_of_scikit_learn(name: str, classes: int, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(classes))
     predicted = logits.argmax(axis=1)
     ours, score = READINGS[name], theirs(f"{name}_score")
@@ -49,7 +49,7 @@ def test_macro_and_class_values_are_those_of_scikit_learn(name: str, classes: in
 
 @pytest.mark.parametrize("name", READINGS)
 @given(data=st.data())
-def test_of_a_binary_logit_the_positive_class_is_meant(name: str, data: st.DataObject) -> None:
+def test_a_binary_logit_refers_to_the_positive_class(name: str, data: st.DataObject) -> None:
     logits, labels = data.draw(scored(1))
     predicted = (logits[:, 0] > 0).astype(int)
     value = run(READINGS[name](1), logits, labels)
@@ -80,20 +80,20 @@ def test_soft_targets_count_as_their_largest_class(drawn: Any) -> None:
     np.testing.assert_array_equal(run(matrix, logits, soft), run(matrix, logits, labels))
 
 
-def test_counts_stay_exact_where_floats_would_stick() -> None:
+def test_counts_stay_exact_where_float_sums_do_not() -> None:
     metric = metrics.confusion_matrix(2)
     sums = metric(jnp.array([[2**24, 0], [0, 0]], jnp.int32))
     one = metric.from_model_output(logits=jnp.array([[1.0, 0.0]]), targets=jnp.array([0]))
     assert int(sums.merge(one).compute()[0, 0]) == 2**24 + 1
-    assert np.float32(2**24) + np.float32(1) == 2**24  # what a float sum would have said
+    assert np.float32(2**24) + np.float32(1) == 2**24  # the value of a float sum
 
 
 @pytest.mark.parametrize("per_class", [True, False])
-def test_of_no_examples_nothing_is_known(per_class: bool) -> None:
+def test_without_examples_the_value_is_nan(per_class: bool) -> None:
     assert np.isnan(jax.device_get(metrics.f1(3, per_class=per_class).empty()).compute()).all()
 
 
-def test_a_metric_for_another_number_of_classes_is_refused() -> None:
+def test_a_metric_for_another_number_of_classes_raises() -> None:
     with pytest.raises(LabelError, match="precision was built with num_classes=10, and the network has 3 outputs"):
         metrics.precision(10).from_model_output(logits=np.zeros((2, 3), np.float32), targets=np.zeros(2, np.int32))
     with pytest.raises(LabelError, match="built with num_classes=2, and the network has 1 outputs"):
@@ -103,7 +103,7 @@ def test_a_metric_for_another_number_of_classes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "ten", None])
-def test_a_number_of_classes_must_be_one(number: Any) -> None:
+def test_an_invalid_number_of_classes_raises(number: Any) -> None:
     with pytest.raises(CompileError, match="num_classes="):
         metrics.confusion_matrix(number)
 

@@ -1,4 +1,4 @@
-"""Two real processes of two devices each: the training of one, and no one waits for ever for the other."""
+"""Two real processes with two devices each give the training of one, and never wait forever for each other."""
 
 import os
 import signal
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.xdist_group("two processes")
 
 
 class Pair:
-    """Processes that join each other once and do one scenario after another. After a failure, others take their place.
+    """Processes that join once and run one scenario after another. After a failure, new processes replace them.
 
     Args:
-      folder: for what they write to stderr.
+      folder: the folder of their stderr files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Pair:
 
     def _close(self) -> list[int]:
         for process in self._started:
-            process.stdin.close()  # of all, before waiting: none leaves before the others
+            process.stdin.close()  # of all processes before waiting, because none exits before the others
         for process in self._started:
             with process.stdout:
                 process.stdout.read()
@@ -78,7 +78,7 @@ class Pair:
         for process in self._started:
             process.stdin.write(f"{scenario} {folder}\n")
             process.stdin.flush()
-        # Among what XLA prints. A process that ends has no line left.
+        # XLA prints to the same stream. A process that has ended prints nothing.
         done = ["done\n" in iter(process.stdout.readline, "") for process in self._started]
         timer.cancel()
         if not all(done):
@@ -88,7 +88,7 @@ class Pair:
         return [np.load(folder / f"{i}.npy", allow_pickle=True).item() for i in range(PROCESSES)]
 
     def end(self) -> None:
-        """Both come to their end by themselves."""
+        """Wait until both processes end by themselves."""
         timer = threading.Timer(300, self._kill)
         timer.start()
         codes = self._close()
@@ -104,10 +104,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 @pytest.mark.slow
-def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(pair: Pair, tmp_path: Path) -> None:
+def test_each_of_twenty_steps_from_the_same_state_equals_that_of_one_process(pair: Pair, tmp_path: Path) -> None:
     expected = {}
     for kind in ("global", "per_replica"):
-        # One process of four devices does per replica what two of two do.
+        # One process with four devices computes the same per replica as two processes with two.
         model = worker.model_of(dispatch="jit" if kind == "global" else "sharded", batch_norm=kind)
         for step in range(worker.STEPS):
             np.savez(tmp_path / f"{kind}_{step}.npz", *map(np.asarray, state_of(model).leaves))
@@ -118,7 +118,9 @@ def test_each_of_twenty_steps_from_the_same_state_is_that_of_one_process(pair: P
         assert_close(found, expected, 1e-5)
 
 
-def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_writes(pair: Pair, tmp_path: Path) -> None:
+def test_a_fit_with_partial_batches_equals_that_of_one_process_and_only_the_first_writes(
+    pair: Pair, tmp_path: Path
+) -> None:
     model = worker.model_of(dispatch="jit")
     history = model.fit(
         images(22), labels(22), batch_size=BATCH, epochs=2, validation_data=(images(9, seed=5), labels(9)),
@@ -137,7 +139,7 @@ def test_a_fit_with_ragged_batches_is_that_of_one_process_and_only_the_first_wri
 
 
 @pytest.mark.slow
-def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Path) -> None:
+def test_processes_agree_before_they_continue_stop_or_fail(pair: Pair, tmp_path: Path) -> None:
     first, second = pair.run("agreement", tmp_path)
 
     assert_same(first["stop"], second["stop"])
@@ -145,8 +147,8 @@ def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Pa
         assert [value for name, value in found.items() if name.startswith("batches")] == [2, 2, 2, 15]
         assert found["interrupt"].startswith("KeyboardInterrupt")
         assert found["split data"].startswith("DataError: The processes hold different data: a label differs")
-        assert found["other values"].startswith("DataError: The processes hold different first values: conv.kernel")
-        assert found["other kind"].startswith("CompileError: dispatch='jit' with 2 processes")
+        assert found["other values"].startswith("DataError: The processes hold different initial values: conv.kernel")
+        assert found["other kind"].startswith("CompileError: Got dispatch='jit' with 2 processes")
         assert "2 processes train together" in found["cache"]
         for name in ("epochs", "steps_per_epoch", "validation", "callbacks", "seed"):
             said = found[f"other {name.removesuffix('_per_epoch')}"]
@@ -159,7 +161,7 @@ def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Pa
         assert "of process 1 are of another kind than those of process 0" in found["other images"]
     assert_same(first["again"], second["again"])
 
-    # A step for each batch that anybody has: of 4 + 4, 4 + 3 and 4 + 0 rows.
+    # One step for each batch that any process has: of 4 + 4, 4 + 3 and 4 + 0 rows.
     whole = worker.model_of(dispatch="jit")
 
     def batches() -> Any:
@@ -173,7 +175,7 @@ def test_processes_agree_before_they_go_on_stop_or_fail(pair: Pair, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(pair: Pair, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_resumes_exactly_in_two_and_inexactly_in_one(pair: Pair, tmp_path: Path) -> None:
     first, second = pair.run("stopped_and_resumed", tmp_path)
     for found in (first, second):
         assert found["stopped exit"] == found["left exit"] == 143
@@ -195,7 +197,7 @@ def test_a_run_of_two_processes_goes_on_exactly_in_two_and_inexactly_in_one(pair
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_inexactly_in_two(pair: Pair, tmp_path: Path) -> None:
+def test_a_run_of_one_process_resumes_inexactly_in_two(pair: Pair, tmp_path: Path) -> None:
     def leaves(model: resfit.Model) -> list[np.ndarray]:
         return [np.asarray(leaf) for leaf in state_of(model).leaves]
 
@@ -209,7 +211,7 @@ def test_a_run_of_one_process_goes_on_inexactly_in_two(pair: Pair, tmp_path: Pat
     assert_close(first["history"], expected.history, 1e-3)
     assert_close(first["leaves"], leaves(whole), 1e-3)
     with pytest.raises(AssertionError):
-        assert_close(leaves(begun), leaves(whole), 1e-3)  # there was something left to do
+        assert_close(leaves(begun), leaves(whole), 1e-3)  # the resumed run had steps left
 
 
 @pytest.mark.parametrize(
@@ -221,15 +223,15 @@ def test_a_run_of_one_process_goes_on_inexactly_in_two(pair: Pair, tmp_path: Pat
         ({"coordinator": "127.0.0.1:1", "processes": 1, "process": 0}, "before any other use of JAX"),
     ],
 )
-def test_what_cannot_be_joined_is_said(arguments: dict[str, Any], said: str) -> None:
-    jax.devices()  # a device was touched before
+def test_invalid_arguments_of_initialize_raise(arguments: dict[str, Any], said: str) -> None:
+    jax.devices()  # uses a device before `initialize`
     with pytest.raises(DistributedError, match=said):
         resfit.distributed.initialize(**arguments)
 
 
-def test_without_arguments_a_cluster_must_say_who_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_arguments_a_cluster_that_does_not_name_its_processes_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def found_nothing(*_: Any, **__: Any) -> None:
-        raise ValueError("coordinator_address should be defined.")  # in JAX's words
+        raise ValueError("coordinator_address should be defined.")  # the message of JAX
 
     monkeypatch.setattr(jax.distributed, "initialize", found_nothing)
     with pytest.raises(DistributedError, match="Expected a TPU pod, SLURM or Open MPI"):

@@ -1,7 +1,7 @@
-"""What each process of the tests does: `python -m tests.multihost.worker PORT PROCESS PROCESSES`.
+"""A process of the multihost tests: `python -m tests.multihost.worker PORT PROCESS PROCESSES`.
 
-It reads "SCENARIO FOLDER" lines from its input, one after the other. The results of each are written to
-FOLDER/PROCESS.npy by NumPy, for the test to look at; then it prints "done".
+It reads "SCENARIO FOLDER" lines from its input, one after the other. It writes the results of each scenario to
+FOLDER/PROCESS.npy with NumPy, and then prints "done".
 """
 
 import contextlib
@@ -34,13 +34,13 @@ def model_of(**arguments: Any) -> resfit.Model:
 
 
 def step_batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Batch number `step`: of 8 rows, or of 6 or 3, which four devices do not divide."""
+    """Return batch number `step`: of 8 rows, or of 6 or 3, which four devices do not divide."""
     n = (8, 6, 3)[step % 3]
     return images(n, seed=step), labels(n, seed=step), np.linspace(0.5, 2, n).astype(np.float32)
 
 
 def same_steps(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """Twenty steps, each from the state that one device had before it."""
+    """Run twenty steps, each from the state that one device had before it."""
     found: dict[str, Any] = {}
     for kind in ("global", "per_replica"):
         model = model_of(batch_norm=kind)
@@ -83,7 +83,7 @@ def verbose_output(model: resfit.Model) -> str:
 
 
 class Acts(Callback):
-    """Does something in one process at the end of the second batch."""
+    """Call a function in one process at the end of the second batch."""
 
     def __init__(self, mine: bool, action: Any) -> None:
         self.mine, self.action, self.batches = mine, action, 0
@@ -95,7 +95,7 @@ class Acts(Callback):
 
 
 def agreement(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """One process stops, is interrupted, fails, or has other data: all come to the same end."""
+    """Stop, interrupt or fail one process, or give it other data: all processes must end in the same way."""
     second = process == 1
     found: dict[str, Any] = {}
 
@@ -145,7 +145,7 @@ def agreement(folder: Path, process: int, processes: int) -> dict[str, Any]:
     }.items():
         attempt(f"other {name}", lambda arguments=arguments: model_of().fit(x, y, verbose=0, **arguments))
     attempt("other seed", lambda: model_of(seed=process).fit(x, y, verbose=0))
-    attempt("again", lambda: fit_with(lambda model: None))  # nothing of the above has left them apart
+    attempt("again", lambda: fit_with(lambda model: None))  # after all of this, the processes still agree
     return found
 
 
@@ -176,7 +176,7 @@ def stopped_and_resumed(folder: Path, process: int, processes: int) -> dict[str,
 
 
 def gone_on_in_more(folder: Path, process: int, processes: int) -> dict[str, Any]:
-    """Resume a run that a single process began."""
+    """Resume a run that was started by a single process."""
     model = model_of(ema=0.9)
     callbacks = [Checkpoint(folder / "runs" / "alone"), Acts(False, None)]
     history = resumable_fit(model, callbacks, resume="inexact")

@@ -1,4 +1,4 @@
-"""Clipping by the global norm, and unit by unit."""
+"""Clipping by the global norm and by unit."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ PARAMS = {"kernel": jnp.arange(1.0, 7.0).reshape(3, 2) / 10, "bias": jnp.array([
 
 
 def clipped(gradients: Any, **arguments: Any) -> Any:
-    """What an optimizer that only takes the sign off sees of the gradients."""
+    """Return the gradients as an optimizer receives them, by one step of SGD with learning rate 1."""
     optimizer = optimizers.clip(optax.sgd(1.0), **arguments)
     updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
     return jax.tree.map(lambda u: -np.asarray(u), updates)
@@ -33,14 +33,14 @@ def norm(tree: Any) -> float:
 
 
 @given(scale=st.floats(1e-3, 1e3), limit=st.floats(0.01, 100))
-def test_the_global_norm_never_exceeds_its_limit_and_the_direction_stays(scale: float, limit: float) -> None:
+def test_the_global_norm_never_exceeds_its_limit_and_the_direction_is_kept(scale: float, limit: float) -> None:
     before, after = gradients(scale), clipped(gradients(scale), norm=limit)
     share = min(1.0, limit / norm(before))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(share * a, b, rtol=1e-5), before, after)
 
 
 @given(scale=st.floats(1e-3, 1e3), limit=st.floats(0.01, 1))
-def test_adaptive_clipping_bounds_each_units_gradient_by_its_weights(scale: float, limit: float) -> None:
+def test_adaptive_clipping_limits_the_gradient_of_each_unit_by_its_weights(scale: float, limit: float) -> None:
     before, after = gradients(scale), clipped(gradients(scale), adaptive=limit)
     for unit in range(2):
         g, w = np.asarray(before["kernel"])[:, unit], np.asarray(PARAMS["kernel"])[:, unit]
@@ -49,7 +49,7 @@ def test_adaptive_clipping_bounds_each_units_gradient_by_its_weights(scale: floa
     np.testing.assert_array_equal(after["bias"], before["bias"])
 
 
-def test_adaptive_clipping_comes_before_the_global_norm() -> None:
+def test_adaptive_clipping_precedes_the_global_norm() -> None:
     alone = clipped(gradients(10.0), adaptive=0.1)
     both = clipped(gradients(10.0), adaptive=0.1, norm=1.0)
     assert norm(alone) > 1.0
@@ -57,7 +57,7 @@ def test_adaptive_clipping_comes_before_the_global_norm() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"norm": 1.0}, {"adaptive": 0.01}, {"norm": 1.0, "adaptive": 0.01}])
-def test_the_learning_rate_of_what_is_clipped_is_still_found(arguments: Any) -> None:
+def test_the_learning_rate_of_a_clipped_optimizer_is_found(arguments: Any) -> None:
     state = optimizers.clip(optimizers.sgd(0.25), **arguments).init(PARAMS)
     index = optimizers.index_of_rate(state)
     assert index is not None
@@ -80,6 +80,6 @@ def test_weight_decay_is_not_clipped() -> None:
         ("sgd", {"norm": 1.0}, "got 'sgd'.*optimizers.sgd"),
     ],
 )
-def test_what_cannot_clip_is_refused(optimizer: Any, arguments: Any, words: str) -> None:
+def test_invalid_clipping_raises(optimizer: Any, arguments: Any, words: str) -> None:
     with pytest.raises(CompileError, match=words):
         optimizers.clip(optimizer, **arguments)

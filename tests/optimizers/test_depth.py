@@ -1,4 +1,4 @@
-"""Learning rates that fall with the distance from the last part."""
+"""Learning rates that decrease with the distance from the last part."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ PARTS = ("stem", "stage1", "stage2", "head")
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.75, 1.0])
-def test_each_part_has_the_rate_of_the_next_one_times_the_decay_and_what_no_part_covers_the_full_one(
+def test_each_part_has_the_decayed_learning_rate_of_the_next_one_and_the_remainder_the_full_one(
     decay: float,
 ) -> None:
     optimizer = optimizers.by_depth(PARTS, optimizers.sgd(1.0, momentum=0.0), decay=decay)
@@ -24,16 +24,16 @@ def test_each_part_has_the_rate_of_the_next_one_times_the_decay_and_what_no_part
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.5, float("nan")])
-def test_a_decay_that_is_none_is_refused(decay: float) -> None:
+def test_an_invalid_decay_raises(decay: float) -> None:
     with pytest.raises(CompileError, match="decay"):
         optimizers.by_depth(PARTS, optimizers.sgd(0.1), decay=decay)
 
 
-def test_one_text_is_not_taken_for_its_letters() -> None:
+def test_a_single_string_is_not_read_as_a_list_of_letters() -> None:
     with pytest.raises(CompileError, match=r"net\.parts"):
         optimizers.by_depth("stem", optimizers.sgd(0.1))
 
 
-def test_a_part_without_parameters_is_named() -> None:
+def test_a_part_without_parameters_raises_with_its_name() -> None:
     with pytest.raises(CompileError, match=r"stage3\.\*"):
         optimizers.by_depth((*PARTS, "stage3"), optimizers.sgd(0.1)).init(PARAMS)

@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite leave everything as it was, are counted, and are not endless."""
+"""Steps with non-finite gradients change nothing and are counted. An epoch that consists of such steps raises."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ BAD = 7.0
 
 
 class Poisoned(PlainNet):
-    """Reads NaN where a batch holds a certain number, so that its statistics are NaN too."""
+    """A network that returns NaN for batches that contain a certain number, so its statistics become NaN too."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return super().__call__(jax.numpy.where((x == BAD).any(), jax.numpy.nan, x))
@@ -44,7 +44,7 @@ def leaves(made: resfit.Model) -> list[np.ndarray]:
 
 
 class Leaves(Callback):
-    """The state after each step, on the host."""
+    """Store the state after each step on the host."""
 
     def __init__(self) -> None:
         self.after: list[list[np.ndarray]] = []
@@ -75,7 +75,7 @@ def test_a_skipped_step_changes_nothing_but_the_counts(arguments: Any, wrap: Any
     counts |= {
         state_of(made).layout.n_model + i for i in [compiled_of(made).rate.index] if "learning_rate" in arguments
     }
-    counts.add(len(seen.after[0]) - 1)  # of the steps
+    counts.add(len(seen.after[0]) - 1)  # the step counter
     keep = [i for i in range(len(seen.after[0])) if i not in counts]
     for i in keep:
         np.testing.assert_array_equal(seen.after[2][i], seen.after[1][i])
@@ -84,7 +84,7 @@ def test_a_skipped_step_changes_nothing_but_the_counts(arguments: Any, wrap: Any
     assert int(state_of(made).leaf(skips.total)) == 1
 
 
-def test_the_log_counts_them_and_its_means_are_those_of_the_steps_that_were_taken(
+def test_the_log_counts_skipped_steps_and_its_means_leave_them_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "resfit"):
@@ -94,8 +94,8 @@ def test_the_log_counts_them_and_its_means_are_those_of_the_steps_that_were_take
     assert [record.getMessage()[:10] for record in caplog.records] == ["2 updates ", "4 updates ", "6 updates "]
 
 
-def test_without_it_a_bad_batch_poisons_parameters_and_statistics() -> None:
-    """Why it is there; and optax's wrapper alone, in somebody's own loop, would not keep the statistics."""
+def test_without_skip_non_finite_a_bad_batch_makes_parameters_and_statistics_nan() -> None:
+    """Show why `skip_non_finite` exists. optax's wrapper in a custom loop does not protect the statistics."""
     made = model(optimizers.sgd(0.1))
     history = made.fit(lambda: batches((2,)), steps_per_epoch=5, verbose=0)
     assert math.isnan(history.history["loss"][0])
@@ -103,7 +103,7 @@ def test_without_it_a_bad_batch_poisons_parameters_and_statistics() -> None:
     assert sum(not np.isfinite(leaf).all() for leaf in leaves(made)) > 2
 
 
-def test_with_finite_batches_it_is_the_same_training() -> None:
+def test_with_finite_batches_the_training_does_not_change() -> None:
     plain, guarded = model(optimizers.sgd(0.1)), model()
     for made in (plain, guarded):
         made.fit(lambda: batches(()), steps_per_epoch=5, epochs=2, verbose=0)
@@ -111,7 +111,7 @@ def test_with_finite_batches_it_is_the_same_training() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_an_epoch_of_nothing_but_skipped_steps_raises_and_loses_nothing() -> None:
+def test_an_epoch_of_skipped_steps_raises_and_loses_nothing() -> None:
     made = model()
     before = made.get_weights()
     with pytest.raises(NonFiniteLossError, match=r"All 3 updates of epoch 0 were skipped.*Lower the learning rate"):
@@ -119,12 +119,12 @@ def test_an_epoch_of_nothing_but_skipped_steps_raises_and_loses_nothing() -> Non
     assert_same(made.get_weights(), before)
 
 
-def test_the_learning_rate_stays_settable() -> None:
+def test_the_learning_rate_can_still_be_set() -> None:
     made = model()
     made.learning_rate = 0.5
     assert made.learning_rate == 0.5
 
 
-def test_an_optimizer_that_is_not_built_is_refused() -> None:
+def test_an_optimizer_that_is_not_built_raises() -> None:
     with pytest.raises(CompileError, match=r"skip_non_finite got 'sgd'.*resfit\.optimizers\.sgd"):
         optimizers.skip_non_finite("sgd")  # type: ignore[arg-type]

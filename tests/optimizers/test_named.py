@@ -1,4 +1,4 @@
-"""rmsprop, lars and lamb against their formulas written out in NumPy."""
+"""rmsprop, lars and lamb equal their formulas in NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def start() -> Arrays:
-    """A kernel, a bias and the scale of a norm; float64, so that the oracle is exact."""
+    """Return a kernel, a bias and the scale of a norm in float64, so that the oracle is exact."""
     random = np.random.default_rng(0)
     return {"kernel": random.normal(size=(3, 3, 2, 4)), "bias": random.normal(size=4), "scale": np.ones(4)}
 
@@ -102,17 +102,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_optimizer_follows_its_formula(name: str) -> None:
+def test_an_optimizer_equals_its_formula(name: str) -> None:
     ours, step = CASES[name]
     expected = written_out(step)
     for part, value in run(ours).items():
         np.testing.assert_allclose(value, expected[part], rtol=2e-5, atol=2e-6, err_msg=part)
 
 
-def test_the_comparison_sees_a_decayed_bias() -> None:
+def test_the_comparison_detects_a_decayed_bias() -> None:
     decayed = written_out(lamb(0.9, 0.999, 1e-6, 0.2))["kernel"]
     assert np.abs(decayed - written_out(lamb(0.9, 0.999, 1e-6, 0.02))["kernel"]).max() > 1e-4
-    everywhere = run(optax.lamb(RATE, weight_decay=0.02))  # optax's own gives biases a trust ratio and decay
+    everywhere = run(optax.lamb(RATE, weight_decay=0.02))  # optax gives biases a trust ratio and decay
     assert np.abs(everywhere["bias"] - written_out(lamb(0.9, 0.999, 1e-6, 0.02))["bias"]).max() > 1e-3
 
 
@@ -124,7 +124,7 @@ def test_the_comparison_sees_a_decayed_bias() -> None:
         ("lamb", {"weight_decay": 0.0}, optax.lamb(RATE)),
     ],
 )
-def test_on_kernels_alone_it_is_the_one_of_optax(name: str, ours: Any, theirs: Any) -> None:
+def test_on_kernels_only_it_equals_the_optimizer_of_optax(name: str, ours: Any, theirs: Any) -> None:
     def kernels(optimizer: optax.GradientTransformation) -> Any:
         wrapped = optax.masked(optimizer, {"kernel": True, "bias": False, "scale": False})
         return run(wrapped)["kernel"]
@@ -136,7 +136,7 @@ NAMES = ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_has_a_default_rate_that_is_found_and_set_without_tracing_again(name: str) -> None:
+def test_a_name_has_a_default_learning_rate_that_is_found_and_set_without_tracing_again(name: str) -> None:
     optimizer, schedule = optimizers.get(name, None)
     assert schedule is None
     params = {part: jnp.asarray(w, jnp.float32) for part, w in start().items()}
@@ -161,5 +161,5 @@ def test_a_name_has_a_default_rate_that_is_found_and_set_without_tracing_again(n
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), once, twice)
 
 
-def test_only_names_have_a_default_rate() -> None:
+def test_only_names_have_a_default_learning_rate() -> None:
     assert [optimizers.default_rate(what) for what in ("sgdd", optax.sgd, optax.sgd(0.1))] == [None, None, None]

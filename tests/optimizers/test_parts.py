@@ -1,4 +1,4 @@
-"""Learning rates by part: one settable rate, times a factor that the path decides."""
+"""Learning rates by part: one learning rate that can be set, times a factor for each path."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -47,7 +47,7 @@ def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
     "name",
     ["sgd", "adamw", "lamb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "lars", "rmsprop"))],
 )
-def test_a_part_trains_as_if_it_had_an_optimizer_of_its_own(name: str) -> None:
+def test_a_part_trains_as_with_a_separate_optimizer(name: str) -> None:
     make = getattr(optimizers, name)
     together = run(optimizers.by_part({"head.*": 1.0, "stage1.*": 0.5, "*": 0.1}, make(0.02)))
     own = {"head": make(0.02), "stage1": make(0.01), "stem": make(0.002)}
@@ -55,7 +55,7 @@ def test_a_part_trains_as_if_it_had_an_optimizer_of_its_own(name: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), together, apart)
 
 
-def test_the_comparison_sees_another_factor() -> None:
+def test_the_comparison_detects_another_factor() -> None:
     a, b = (run(optimizers.by_part({"head.*": f}, optimizers.sgd(0.1)))["head"]["kernel"] for f in (1.0, 0.99))
     assert np.abs(a - b).max() > 1e-4
 
@@ -65,7 +65,7 @@ def test_the_comparison_sees_another_factor() -> None:
         st.sampled_from(["*", "head.*", "*.kernel", "stage?.*", "*.[bs]*", "stem.conv.kernel"]), unique=True
     )
 )
-def test_the_first_pattern_that_matches_decides(patterns: list[str]) -> None:
+def test_the_first_matching_pattern_applies(patterns: list[str]) -> None:
     parts = {pattern: 2.0 ** (i + 1) for i, pattern in enumerate(patterns)}
     decided = {path: next((p for p in patterns if fnmatchcase(path, p)), None) for path in PATHS}
     if not parts or set(patterns) - set(decided.values()):
@@ -78,7 +78,7 @@ def test_the_first_pattern_that_matches_decides(patterns: list[str]) -> None:
         np.testing.assert_array_equal(update, -1.0 if decided[path] is None else -parts[decided[path]])
 
 
-def test_there_is_one_rate_and_it_is_found() -> None:
+def test_there_is_one_learning_rate_and_it_is_found() -> None:
     state = optimizers.by_part({"head.*": 1.0, "*": 0.1}, optimizers.clip(optimizers.adamw(0.25), norm=1.0)).init(
         PARAMS
     )
@@ -94,7 +94,7 @@ def test_a_factor_keeps_the_dtype_of_the_parameters() -> None:
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_a_model_compiles_with_it_or_says_which_paths_are_near() -> None:
+def test_a_model_compiles_or_the_error_lists_similar_paths() -> None:
     parts = optimizers.by_part({"head.kernel": 1.0, "*": 0.5}, optimizers.sgd(0.1))
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=parts, learning_rate=0.25)
     assert model.learning_rate == 0.25
@@ -115,11 +115,11 @@ def test_a_model_compiles_with_it_or_says_which_paths_are_near() -> None:
         ({"*": 0.1, "head.*": 1.0}, r"'head\.\*' has no effect: the earlier pattern '\*'"),
     ],
 )
-def test_a_pattern_that_does_nothing_is_refused_with_what_is_near(parts: Any, words: str) -> None:
+def test_a_pattern_without_an_effect_raises_with_similar_paths(parts: Any, words: str) -> None:
     with pytest.raises(CompileError, match=words):
         optimizers.by_part(parts, optax.sgd(0.1)).init(PARAMS)
 
 
-def test_what_is_wrapped_must_be_built() -> None:
+def test_the_wrapped_optimizer_must_be_built() -> None:
     with pytest.raises(CompileError, match="got 'sgd'"):
         optimizers.by_part({"*": 1.0}, "sgd")  # type: ignore[arg-type]

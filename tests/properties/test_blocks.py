@@ -1,6 +1,6 @@
-"""Blocks over their whole range: kinds, channels, widths, strides, sizes, batches, options.
+"""Blocks over the full range of kinds, channels, widths, strides, sizes, batches and options.
 
-Shapes come from abstract evaluation, so hundreds of examples cost seconds; numbers are computed for few.
+Shapes come from abstract evaluation, so hundreds of examples take seconds. Values are computed for a few.
 """
 
 import functools
@@ -32,7 +32,7 @@ from resfit.nets.recompute import recomputed
 from resfit.nets.registry import BLOCKS
 from tests.helpers import fewer_examples
 
-KINDS = tuple(BLOCKS)  # those of resfit; other tests may register more
+KINDS = tuple(BLOCKS)  # the blocks of resfit; other tests can register more
 EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
 PREACTIVATED = {"preact_basic", "preact_bottleneck"}
 PROJECTIONS = {
@@ -110,7 +110,7 @@ class Case:
 def cases(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, pixels: int = 20, strides: int = 4) -> Case:
     kind = draw(st.sampled_from(kinds))
     width = draw(st.integers(1, 6))
-    # Half of the time the channels that an identity needs: among arbitrary ones they are rare.
+    # Half of the cases have the channels of an identity, which are rare among arbitrary ones.
     in_channels = draw(st.just(width * EXPANSION[kind]) | st.integers(1, width * EXPANSION[kind]))
     shortcut = draw(st.sampled_from(sorted(PROJECTIONS)))
     option = draw(st.sampled_from(sorted(OPTIONS_OF[kind])))
@@ -131,13 +131,13 @@ def call(block: nnx.Module, x: Any, train: bool | None) -> Any:
     return block(x, train=train)
 
 
-def test_all_blocks_of_resfit_are_here() -> None:
+def test_all_blocks_of_resfit_are_tested() -> None:
     assert set(KINDS) >= set(EXPANSION)
     assert set(PROJECTIONS) == {"auto", *SHORTCUTS}
 
 
 def parameters(case: Case) -> int:
-    """By arithmetic alone."""
+    """Return the number of parameters by arithmetic."""
     a, w, out = case.in_channels, case.width, case.out_channels
     groups = case.asked.get("groups", 1)
     inner = w * case.asked.get("width_per_group", 64) * groups // 64
@@ -158,9 +158,7 @@ def parameters(case: Case) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(2)
 @given(data=st.data(), train=st.booleans())
-def test_output_shape_shortcut_and_parameters_are_those_of_the_formulas(
-    kind: str, data: st.DataObject, train: bool
-) -> None:
+def test_output_shape_shortcut_and_parameters_equal_the_formulas(kind: str, data: st.DataObject, train: bool) -> None:
     case = data.draw(cases(kinds=(kind,)))
     event("identity" if case.keeps_shape else "other")
     block = nnx.eval_shape(case.build)
@@ -186,7 +184,7 @@ def with_numbers(block: Residual) -> Residual:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind: str) -> None:
+def test_a_block_has_no_stride_dilation_or_groups_by_default(kind: str) -> None:
     spelled_out: dict[str, Any] = {"strides": 1, "dilation": 1}
     if EXPANSION[kind] > 1:
         spelled_out |= {"groups": 1, "width_per_group": 64}
@@ -198,7 +196,7 @@ def test_a_block_keeps_every_pixel_and_has_no_dilation_or_groups_by_default(kind
 
 
 def last_parameter(block: Residual) -> nnx.Variable[Any]:
-    """Return the arrays that start at zero: the last scale, or the last kernel if no norm is last."""
+    """Return the variable that starts at zero: the last scale, or the last kernel if no norm follows it."""
     branch = block.branch
     if block.before is not None:
         return (branch.conv3 if hasattr(branch, "conv3") else branch.conv2).kernel
@@ -206,7 +204,7 @@ def last_parameter(block: Residual) -> nnx.Variable[Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_starts_at_zero_is_that_last_parameter_unless_told_otherwise(kind: str) -> None:
+def test_the_last_parameter_starts_at_zero_unless_disabled(kind: str) -> None:
     for zero in (True, False):
         block = BLOCKS[kind](4, 4, strides=1, zero_init_last=zero, rngs=nnx.Rngs(0))
         zeros = [
@@ -223,7 +221,7 @@ def test_what_starts_at_zero_is_that_last_parameter_unless_told_otherwise(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data(), train=st.booleans())
-def test_with_its_last_parameter_zero_a_block_is_its_activated_shortcut(
+def test_with_a_last_parameter_of_zero_a_block_is_its_activated_shortcut(
     kind: str, data: st.DataObject, train: bool
 ) -> None:
     case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
@@ -236,7 +234,7 @@ def test_with_its_last_parameter_zero_a_block_is_its_activated_shortcut(
         copy = nnx.clone(block)
         if block.before is None:
             return call(copy, x, train), nnx.relu(call(nnx.clone(block.shortcut), x, train))
-        # The identity passes on x itself, where anything else sees what the branch sees; and nothing follows the sum.
+        # The identity receives x itself; a projection receives the input of the branch. No activation follows the sum.
         seen = x if case.keeps_shape else call(nnx.clone(block.before), x, train)
         return call(copy, x, train), call(nnx.clone(block.shortcut), seen, train)
 
@@ -245,7 +243,7 @@ def test_with_its_last_parameter_zero_a_block_is_its_activated_shortcut(
 
 
 @pytest.mark.parametrize("kind", sorted(PREACTIVATED))
-def test_a_projection_that_saw_what_came_before_the_activation_would_be_seen(kind: str) -> None:
+def test_a_projection_of_the_input_before_the_activation_is_detected(kind: str) -> None:
     """The negative control of the test above."""
     block = with_numbers(nnx.eval_shape(Case(kind, 3, 2, 2, "conv", "plain", (4, 4), 2).build))
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
@@ -261,12 +259,12 @@ def test_a_projection_that_saw_what_came_before_the_activation_would_be_seen(kin
     last = last_parameter(kept)
     last.set_value(0 * last[...])
     output, before = nnx.jit(lambda block, x: (block(x, train=False), block.before(x, train=False)))(kept, x)
-    np.testing.assert_array_equal(output, x)  # below zero too
+    np.testing.assert_array_equal(output, x)  # also for negative values
     assert not np.allclose(before, x, atol=1e-2)
 
 
 def norms(case: Case) -> int:
-    """How many norms a block has."""
+    """Return the number of norms in a block."""
     branch = {"basic": 2, "bottleneck": 3, "bottleneck_v1": 3, "preact_basic": 2, "preact_bottleneck": 3}[case.kind]
     return branch + (not case.keeps_shape and case.shortcut not in ("A", "conv"))
 
@@ -274,7 +272,7 @@ def norms(case: Case) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data())
-def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObject) -> None:
+def test_statistics_change_in_training_only(kind: str, data: st.DataObject) -> None:
     case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
 
     def variances(block: nnx.Module) -> list[jax.Array]:
@@ -286,7 +284,7 @@ def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObje
         for train in (False, None, True):
             call(block, x, train)
             history.append(variances(block))
-        block.train()  # the flags, which a bare call follows
+        block.train()  # a bare call follows the flags
         call(block, x, None)
         return [*history, variances(block)]
 
@@ -304,7 +302,7 @@ def test_statistics_move_in_training_and_only_there(kind: str, data: st.DataObje
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data(), train=st.booleans())
-def test_a_block_computed_again_for_its_gradient_is_the_same_block(kind: str, data: st.DataObject, train: bool) -> None:
+def test_a_recomputed_block_equals_the_original_block(kind: str, data: st.DataObject, train: bool) -> None:
     case = data.draw(cases(kinds=(kind,), pixels=4, strides=2))
 
     @nnx.jit
@@ -341,19 +339,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("kind", "asked", "error", "says"), REFUSED.values(), ids=REFUSED)
-def test_what_a_block_cannot_be_is_refused(kind: str, asked: dict[str, Any], error: Any, says: str) -> None:
+def test_an_invalid_option_of_a_block_raises(kind: str, asked: dict[str, Any], error: Any, says: str) -> None:
     with pytest.raises(error, match=says):
         BLOCKS[kind](4, 4, rngs=nnx.Rngs(0), **asked)
 
 
-def test_groups_divide_the_channels_of_both_sides() -> None:
+def test_groups_must_divide_the_input_and_output_channels() -> None:
     for channels in ((6, 8), (8, 6)):
         with pytest.raises(SpecError, match=rf"from {channels[0]} to {channels[1]} channels received groups=4"):
             Layers().conv(*channels, kernel=3, groups=4, rngs=nnx.Rngs(0))
 
 
-def test_a_block_of_dilated_convolutions_steps_between_its_taps() -> None:
-    """And the first of a stage keeps the dilation of the stage before, where timm and torchvision have it so."""
+def test_a_block_applies_its_dilation() -> None:
+    """The first block of a stage keeps the dilation of the previous stage, as in timm and torchvision."""
     for kind in KINDS:
         branch = BLOCKS[kind](8, 8, dilation=4, first_dilation=2, rngs=nnx.Rngs(0)).branch
         found = [
@@ -370,19 +368,19 @@ def test_a_block_of_dilated_convolutions_steps_between_its_taps() -> None:
 
 @dataclass(frozen=True)
 class Joint:
-    """A convolution for a branch, and what is to be its shortcut."""
+    """A convolution as a branch, with a candidate for its shortcut."""
 
     in_channels: int
     kernel: int
     strides: int
     padding: tuple[int, int]
     out_channels: int
-    expected_channels: int  # what the block is told its input has
+    expected_channels: int  # the input channels that the block is built for
     shortcut: str | tuple[int, int, int]  # an option, or a 1x1 convolution: channels in and out, stride
 
     @property
     def fits(self) -> bool:
-        """Whether branch and shortcut agree on every image, by arithmetic.
+        """Return True if branch and shortcut agree for every image, by arithmetic.
 
         floor((n + padding - kernel) / s) equals a 1x1 convolution's floor((n - 1) / t) for all n only if s = t and
         padding = kernel - 1.
@@ -424,9 +422,7 @@ def joints(draw: st.DrawFn) -> Joint:
 
 
 @given(joints(), st.tuples(st.integers(6, 40), st.integers(6, 40)))
-def test_every_inconsistent_shape_is_refused_when_built_and_nothing_else_is(
-    joint: Joint, size: tuple[int, int]
-) -> None:
+def test_every_inconsistent_shape_and_no_other_raises_when_built(joint: Joint, size: tuple[int, int]) -> None:
     event("fits" if joint.fits else "does not fit")
     try:
         block = nnx.eval_shape(joint.build)

@@ -1,4 +1,4 @@
-"""Networks as a whole: rows are independent in evaluation, and gradients reach the first layer of the deepest."""
+"""Whole networks: rows are independent in evaluation, and gradients reach the first layer of the deepest networks."""
 
 import functools
 import math
@@ -49,7 +49,7 @@ def fields(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def why_not(fields: dict[str, Any]) -> str | None:
-    """By the documentation alone: why these fields cannot be had together."""
+    """Return the reason why these fields cannot be combined, by the documentation alone."""
     block, stem = fields["block"], STEMS[fields["stem"]]
     if {"groups", "width_per_group"} & set(fields) and "bottleneck" not in block:
         return "only bottlenecks have groups"
@@ -71,7 +71,7 @@ def why_not(fields: dict[str, Any]) -> str | None:
 
 @fewer_examples(2)
 @given(fields(), st.tuples(st.integers(64, 70), st.integers(64, 70)), st.booleans())
-def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
+def test_every_spec_gives_logits_in_every_mode_or_raises_for_a_documented_reason(
     fields: dict[str, Any], size: tuple[int, int], train: bool
 ) -> None:
     reason = why_not(fields)
@@ -89,7 +89,7 @@ def test_every_spec_gives_logits_in_every_mode_or_is_refused_for_a_reason(
     assert count_multiply_adds(net, (*size, spec.in_channels)) > 0
     last = nnx.eval_shape(lambda net, x: net.features(x, stages=(len(spec.depths),), train=train), net, x)[0]
     stride = spec.output_stride or math.prod(STEMS[spec.stem].strides) * 2 ** (len(spec.depths) - 1)
-    if spec.antialias == "avg" and spec.of_stem:  # whose average drops an odd last row
+    if spec.antialias == "avg" and spec.of_stem:  # its average pooling drops an odd last row
         size = tuple(-(-side // 2) // 2 * 4 for side in size)
     assert last.shape[1:3] == tuple(-(-side // stride) for side in size)
     preactivated = spec.block.startswith("preact")
@@ -107,19 +107,19 @@ def logits(net: ResNet, x: jax.Array, *, train: bool) -> jax.Array:
 
 
 @given(st.integers(0, 4), st.integers(0, 99))
-def test_evaluating_a_row_does_not_depend_on_the_other_rows(row: int, seed: int) -> None:
+def test_the_evaluation_of_a_row_does_not_depend_on_the_other_rows(row: int, seed: int) -> None:
     net = small()
     generator = np.random.default_rng(seed)
     x, others = generator.normal(size=(2, 5, 6, 6, 3)).astype(np.float32)
     mixed = 100 * others
     mixed[row] = x[row]
     np.testing.assert_allclose(logits(net, mixed, train=False)[row], logits(net, x, train=False)[row], atol=1e-5)
-    # A negative control: in training every row is normalised by all.
+    # A negative control: in training, all rows normalize each row.
     assert not np.allclose(logits(net, mixed, train=True)[row], logits(net, x, train=True)[row], atol=1e-3)
 
 
 class Nothing(nnx.Module):
-    """A shortcut that leads nowhere."""
+    """A shortcut that returns zeros."""
 
     def __init__(self, real: nnx.Module) -> None:
         self.real = real
@@ -130,7 +130,7 @@ class Nothing(nnx.Module):
 
 
 def gradient_of_first_convolution(depth: int, stages: int, *, shortcuts: bool) -> float:
-    """Norm of the loss's gradient, for 2 * depth * stages + 2 layers. Not jitted: compiling would take minutes."""
+    """Return the norm of the gradient for 2 * depth * stages + 2 layers. Compiling it would take minutes."""
     spec = ResNetSpec(depths=(depth,) * stages, widths=(2, 4, 8)[:stages], stem="cifar", shortcut="A", num_classes=3)
     net = ResNet(spec, rngs=nnx.Rngs(0))
     if not shortcuts:

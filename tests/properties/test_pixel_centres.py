@@ -1,7 +1,7 @@
-"""The branch and the shortcut of a block look at the same pixels; with padding 'SAME' they do not.
+"""The branch and the shortcut of a block sample the same pixels. With padding 'SAME' they do not.
 
-Every kernel of the branch is set to pass on its central tap alone, so that the branch returns the pixels its windows
-are centred on. Those must be the ones that a strided 1x1 shortcut takes.
+Every kernel of the branch only passes on its central tap, so the branch returns the pixels at the centers of its
+windows. These must be the pixels that a strided 1x1 shortcut takes.
 """
 
 import math
@@ -42,7 +42,7 @@ def numbered(size: tuple[int, int], channels: int) -> np.ndarray:
 
 
 def sampled_by_branch(kind: str, strides: int, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
-    """Return the output of the branch of a block of one channel, with its own padding or another."""
+    """Return the output of the branch of a block of one channel, with its own padding or another one."""
 
     @jax.jit
     def branch_of(image: jax.Array) -> jax.Array:
@@ -77,8 +77,8 @@ def test_branch_and_shortcut_sample_the_same_pixels(
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 @pytest.mark.parametrize("size", [(8, 9), pytest.param((9, 8), marks=pytest.mark.slow)])
-def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
-    """Pixels are numbered evenly, so the mean over a window is its centre, but at the edge, which is reflected."""
+def test_a_blurred_branch_is_centered_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
+    """The pixel numbers are linear, so the mean of a window is its center, except at the reflected edge."""
     branch, shortcut = sampled_by_branch(kind, 2, size, antialias="blur"), sampled_by_shortcut(2, size)
     np.testing.assert_allclose(branch[:, 1:-1, 1:-1], shortcut[:, 1:-1, 1:-1], rtol=1e-4)
     image = jnp.asarray(numbered(size, 1))
@@ -86,23 +86,23 @@ def test_a_blurred_branch_is_centred_on_the_same_pixels(kind: str, size: tuple[i
 
 
 @pytest.mark.parametrize("size", [(9, 7), *(pytest.param(size, marks=pytest.mark.slow) for size in ((8, 8), (7, 8)))])
-def test_the_average_of_the_pooled_shortcut_begins_at_the_same_pixels(size: tuple[int, int]) -> None:
-    """So it is half a pixel beside the branch, and never more; without a step too."""
+def test_the_average_of_the_pooled_shortcut_starts_at_the_same_pixels(size: tuple[int, int]) -> None:
+    """It is therefore shifted by half a pixel against the branch, with every stride."""
     image = numbered(size, 1)
     for strides in (1, 2):
         pooled = np.asarray(average_pool(jnp.asarray(image), strides=strides))
         inner = pooled[:, : size[0] // 2 - 1, : size[1] // 2 - 1]
-        half = np.asarray(0.5 * size[1] + 0.5)  # half a pixel down, which is half a row of numbers, and half one right
+        half = np.asarray(0.5 * size[1] + 0.5)  # half a pixel down is half a row of numbers; then half a pixel right
         expected = image[:, ::strides, ::strides][:, : inner.shape[1], : inner.shape[2]] + half
         np.testing.assert_allclose(inner, expected, rtol=1e-6)
 
 
 def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **asked: Any) -> np.ndarray:
-    """Return the middle pixels of the windows of a stem, including a max pool."""
+    """Return the central pixels of the windows of a stem, including a max pool."""
     stem: Any = STEMS[name](1, 8, rngs=nnx.Rngs(0), **asked)
     for _, module in nnx.iter_modules(stem):
         if isinstance(module, nnx.Conv):
-            if module.kernel_size == (4, 4):  # blocks of 2x2 pixels: its tap (2, 2) has the central pixel first
+            if module.kernel_size == (4, 4):  # blocks of 2x2 pixels: the central pixel comes first in tap (2, 2)
                 kernel = np.zeros(module.kernel.shape, np.float32)
                 kernel[2, 2, 0, 0] = 1
                 module.kernel.set_value(jnp.asarray(kernel))
@@ -123,7 +123,7 @@ def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **ask
         for name in STEMS
     ],
 )
-def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:
+def test_every_stem_is_centered_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:
     step = math.prod(STEMS[name].strides)
     inner = (slice(None), slice(1, -2), slice(1, -2))
     expected = numbered(size, 1)[:, ::step, ::step, 0][inner]
@@ -136,7 +136,7 @@ def test_every_stem_is_centred_on_the_pixels_of_its_stride(name: str, size: tupl
 @given(
     st.sampled_from(KINDS), st.sampled_from(tuple(STEMS)), st.sampled_from(tuple(SHORTCUTS)), st.sampled_from([4, 8])
 )
-def test_every_convolution_of_every_network_is_padded_alike_on_both_sides(
+def test_every_convolution_of_every_network_has_equal_padding_on_both_sides(
     block: str, stem: str, shortcut: str, stride: int
 ) -> None:
     steps = math.prod(STEMS[stem].strides)
@@ -160,8 +160,8 @@ def first_centre_with_same(kernel: int, strides: int, size: int) -> int:
 
 
 @given(st.integers(1, 3), SIZES)
-def test_with_same_padding_they_do_not(strides: int, size: tuple[int, int]) -> None:
-    """The negative control: exactly where 'SAME' pads unevenly, the property above is violated."""
+def test_with_same_padding_they_do_not_sample_the_same_pixels(strides: int, size: tuple[int, int]) -> None:
+    """The negative control: the property above fails exactly where 'SAME' pads unevenly."""
     branch, shortcut = sampled_by_branch("basic", strides, size, padding="SAME"), sampled_by_shortcut(strides, size)
     shifted = any(first_centre_with_same(3, strides, n) for n in size)
     event("shifted" if shifted else "aligned")
@@ -169,7 +169,7 @@ def test_with_same_padding_they_do_not(strides: int, size: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("size", [4, 6, 8])
-def test_same_padding_is_off_by_one_pixel_wherever_an_even_size_is_halved(size: int) -> None:
+def test_same_padding_is_off_by_one_pixel_for_every_even_size_with_stride_two(size: int) -> None:
     branch = sampled_by_branch("basic", 2, (size, size), padding="SAME")
     np.testing.assert_allclose(branch, numbered((size, size), 1)[:, 1::2, 1::2], rtol=1e-4)
 
@@ -182,8 +182,8 @@ def test_the_stem_samples_every_second_pixel_from_the_first(size: int) -> None:
     np.testing.assert_allclose(stem.conv(jnp.asarray(image)), image[:, ::2, ::2], rtol=1e-6)
 
 
-def test_the_whole_net_keeps_the_first_pixel_first() -> None:
-    """Shifts add up over stages: with 'SAME' the grid of the last stage is 7 pixels off here, with ours 0."""
+def test_the_whole_network_keeps_the_position_of_the_first_pixel() -> None:
+    """Shifts add up over stages: with 'SAME' the grid of the last stage is off by 7 pixels, and in resfit by 0."""
     strides_and_kernels = [(7, 2), (3, 2), (3, 2)]
     for padding, expected in ((None, 0), ("SAME", 7)):
         x = jax.nn.one_hot(jnp.arange(64), 64).reshape(1, 64, 1, 64)  # channel c is pixel c

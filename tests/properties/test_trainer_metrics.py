@@ -1,4 +1,4 @@
-"""Losses and metrics against NumPy, for any labels and logits."""
+"""Losses and metrics equal NumPy for any labels and logits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from resfit import losses, metrics
 
 values = st.floats(-20, 20, width=32)
-# One shape for all: another one would be compiled anew.
+# One shape for all, because each shape is compiled.
 logits_of_four = hnp.arrays(np.float32, (6, 4), elements=values)
 labels_of_four = hnp.arrays(np.int32, (6,), elements=st.integers(0, 3))
 
@@ -22,7 +22,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=50)
 @given(logits=logits_of_four, labels=labels_of_four)
-def test_cross_entropy_is_the_formula_and_one_hot_targets_give_the_same(logits: np.ndarray, labels: np.ndarray) -> None:
+def test_cross_entropy_equals_its_formula_also_for_one_hot_targets(logits: np.ndarray, labels: np.ndarray) -> None:
     expected = -log_softmax(logits)[np.arange(6), labels]
     found = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -47,7 +47,7 @@ def test_top_k_accuracy_breaks_ties_for_the_lower_class_as_argmax_does(logits: n
     data=hnp.arrays(np.float32, (5, 6), elements=values),
     mask=hnp.arrays(bool, (5, 6)).filter(lambda mask: mask.any()),
 )
-def test_a_mean_over_masked_batches_is_the_mean_of_what_the_masks_show(data: np.ndarray, mask: np.ndarray) -> None:
+def test_a_mean_over_masked_batches_is_the_mean_of_the_unmasked_values(data: np.ndarray, mask: np.ndarray) -> None:
     mean = metrics.Mean.empty()
     for row, shown in zip(data, mask, strict=True):
         mean = mean.merge(metrics.Mean.from_model_output(jnp.asarray(row), mask=jnp.asarray(shown)))

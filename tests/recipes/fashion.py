@@ -1,4 +1,4 @@
-"""Files in the form of Fashion-MNIST's, and what a recipe prints about them."""
+"""Files in the format of Fashion-MNIST, and the output of a recipe for them."""
 
 import contextlib
 import importlib.util
@@ -48,7 +48,7 @@ def say(recipe: ModuleType, *arguments: str, status: int | None = None) -> str:
 
 
 def run(recipe: str, *arguments: str) -> str:
-    """Run a recipe like a newcomer and return its output. It shares the compilation cache of the tests."""
+    """Run a recipe as a new user does and return its output. It shares the compilation cache of the tests."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -67,9 +67,9 @@ def percent(pattern: str, text: str) -> float:
 
 
 def write(folder: Path, *, learnable: bool) -> Path:
-    """Four files of 60,000 and 10,000 images. Those with a meaning are bright in the two rows that their class names.
+    """Write four files of 60,000 and 10,000 images. The class of a learnable image selects two bright rows.
 
-    Without one, the classes are drawn anew, so that nothing in an image tells its class.
+    The labels of images that are not learnable are permuted, so they do not depend on the image.
     """
     rng = np.random.default_rng(0)
     for part, n in {"train": 60_000, "t10k": 10_000}.items():

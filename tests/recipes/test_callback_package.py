@@ -1,4 +1,4 @@
-"""The example package, installed and tested as whoever copies it would: outside the repository, by its own tests."""
+"""The example package is installed and tested as a copy: outside the repository, by its own tests."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def test_the_package_installs_and_passes_its_own_tests(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (installed / "resfit_best_epochs" / "py.typed").exists()
     shutil.move(source / "tests", tests)
-    shutil.rmtree(source)  # so that nothing but what was installed is found
+    shutil.rmtree(source)  # so that only the installed package is found
     output = python("pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tests), cwd=tmp_path, path=installed)
     match = RESULT.search(output)
     assert match is not None

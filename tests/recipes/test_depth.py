@@ -1,4 +1,4 @@
-"""The depth recipe trains both kinds of net from the same first values on the same images, and draws what it finds."""
+"""The depth recipe trains both kinds of network from the same initial values on the same images, and plots them."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def parameters(net: nnx.Module) -> dict[tuple, np.ndarray]:
     return {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(net, nnx.Param))}
 
 
-def test_both_kinds_have_the_same_parameters_and_differ_in_the_last_scales_of_the_blocks(recipe: ModuleType) -> None:
+def test_both_kinds_have_the_same_parameters_except_the_last_scales_of_the_blocks(recipe: ModuleType) -> None:
     plain, residual = (parameters(recipe.build(kind, 8, seed=3)) for kind in ("plain", "residual"))
     assert list(plain) == list(residual)
     for path, values in plain.items():
@@ -38,7 +38,7 @@ def test_both_kinds_have_the_same_parameters_and_differ_in_the_last_scales_of_th
             np.testing.assert_array_equal(values, residual[path])
 
 
-def test_another_seed_is_another_net(recipe: ModuleType) -> None:
+def test_another_seed_gives_another_network(recipe: ModuleType) -> None:
     first, second = (parameters(recipe.build("plain", 8, seed)) for seed in (0, 1))
     assert any(not np.array_equal(first[path], second[path]) for path in first)
 
@@ -46,13 +46,13 @@ def test_another_seed_is_another_net(recipe: ModuleType) -> None:
 @pytest.mark.parametrize(
     "depth", [20, pytest.param(56, marks=pytest.mark.slow), pytest.param(110, marks=pytest.mark.slow)]
 )
-def test_a_net_has_as_many_layers_as_its_name_says(recipe: ModuleType, depth: int) -> None:
+def test_a_network_has_the_number_of_layers_in_its_name(recipe: ModuleType, depth: int) -> None:
     net = nnx.eval_shape(lambda: recipe.build("plain", depth, 0))
     kernels = [leaf for path, leaf in nnx.to_flat_state(nnx.state(net, nnx.Param)) if path[-1] == "kernel"]
     assert len(kernels) == depth
 
 
-def test_the_plain_net_is_the_residual_one_without_its_additions(recipe: ModuleType) -> None:
+def test_the_plain_network_is_the_residual_one_without_additions(recipe: ModuleType) -> None:
     plain, residual = recipe.build("plain", 8, 0), recipe.build("residual", 8, 0)
     nnx.update(residual, nnx.state(plain))
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 1)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_the_plain_net_is_the_residual_one_without_its_additions(recipe: ModuleT
     np.testing.assert_allclose(of_plain, without_additions, rtol=1e-6)
 
 
-def test_images_are_shrunk_by_averaging_and_standardised(recipe: ModuleType, folder: Path) -> None:
+def test_images_are_reduced_by_averaging_and_standardized(recipe: ModuleType, folder: Path) -> None:
     x, y = recipe.data(folder, 300)
     (images, labels), _ = recipe.resfit.data.load("fashion_mnist", path=folder)
     means = np.array([[images[7, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(14)] for i in range(14)])
@@ -81,7 +81,7 @@ def test_images_are_shrunk_by_averaging_and_standardised(recipe: ModuleType, fol
 
 
 @pytest.mark.slow
-def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folder: Path, tmp_path: Path) -> None:
+def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_plots_them(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "a" / "depth.json"
     arguments = ["--depths", "8", "14", "--seeds", "2", "--epochs", "8", "--images", "640"]
     text = run("depth.py", *arguments, "--data", str(folder), "--output", str(output))
@@ -99,11 +99,11 @@ def test_it_measures_two_kinds_at_two_depths_with_two_seeds_and_draws_them(folde
 
 
 @pytest.mark.exhaustive
-def test_images_that_say_nothing_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
+def test_images_without_information_are_not_learned(recipe: ModuleType, tmp_path: Path) -> None:
     x, y = recipe.data(write(tmp_path, learnable=False), 640)
     assert recipe.train(recipe.build("residual", 8, 0), x, y, epochs=8, seed=0)[-1] > 0.6
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"], ["--depths", "8", "21"], ["--depths", "2"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType) -> None:
+def test_invalid_arguments_raise(wrong: list[str], recipe: ModuleType) -> None:
     assert " ".join(wrong) in say(recipe, *wrong, status=2)

@@ -1,4 +1,4 @@
-"""The digits recipe runs as a newcomer runs it, in a process of its own, and learns what it says it learns."""
+"""The digits recipe runs in a separate process as for a new user, and reaches the accuracy that it states."""
 
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,7 @@ def recipe() -> ModuleType:
     return load("digits")
 
 
-def test_help_says_what_it_does_what_it_takes_and_what_it_reaches(recipe: ModuleType) -> None:
+def test_help_describes_the_recipe_its_cost_and_its_result(recipe: ModuleType) -> None:
     text = say(recipe, "--help", status=0)
     for said in ("--seeds", "--epochs", "--split", "--out", "cores", "seconds", "SVM"):
         assert said in text
@@ -41,7 +41,7 @@ def short_run(
         return say(recipe, *arguments), out, False
 
 
-def test_it_writes_three_pictures_and_one_model(short_run: tuple[str, Path, bool]) -> None:
+def test_it_writes_three_plots_and_one_model(short_run: tuple[str, Path, bool]) -> None:
     _, out, whole = short_run
     assert {path.name for path in out.iterdir()} == {
         "confusion_matrix.png",
@@ -55,26 +55,26 @@ def test_it_writes_three_pictures_and_one_model(short_run: tuple[str, Path, bool
     assert (sum(sizes.values()) > 100_000) == whole
 
 
-def test_it_shows_the_network_the_epochs_and_both_baselines(short_run: tuple[str, Path, bool]) -> None:
+def test_it_prints_the_network_the_epochs_and_both_baselines(short_run: tuple[str, Path, bool]) -> None:
     text, *_ = short_run
     for said in ("stage2", "Epoch 1/4", "Epoch 4/4", "val_accuracy"):
         assert said in text
-    # scikit-learn's own results on this split: 4 and 5 mistakes among 360.
+    # scikit-learn's results on this split: 4 and 5 mistakes among 360.
     assert percent(r"(\d+\.\d+)%  SVC", text) == 98.89
     assert percent(r"(\d+\.\d+)%  KNeighborsClassifier", text) == 98.61
 
 
-def test_the_reloaded_model_is_as_good_as_the_trained_one(short_run: tuple[str, Path, bool]) -> None:
+def test_the_reloaded_model_has_the_accuracy_of_the_trained_one(short_run: tuple[str, Path, bool]) -> None:
     text, _, whole = short_run
     trained = percent(r"Seed 0: test accuracy (\d+\.\d+)%", text)
     assert percent(r"loaded again: test accuracy (\d+\.\d+)%", text) == trained
-    # Ten classes: four epochs do not make a good reader, but one far better than chance.
+    # Ten classes: after four epochs the model is not good, but far better than chance.
     assert trained > (50 if whole else 10)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.optimized  # its steps cost more than compiling them
-def test_one_full_seed_is_right_on_at_least_985_of_1000(tmp_path: Path) -> None:
+def test_one_full_seed_reaches_an_accuracy_of_985_in_1000(tmp_path: Path) -> None:
     text = run("digits.py", "--out", str(tmp_path))
     accuracy = percent(r"Seed 0: test accuracy (\d+\.\d+)%", text)
     assert accuracy >= 98.5

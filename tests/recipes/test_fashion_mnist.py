@@ -1,4 +1,4 @@
-"""The Fashion-MNIST recipe runs as a newcomer runs it, learns what there is to learn, and reports what it measured."""
+"""The Fashion-MNIST recipe runs as for a new user, learns learnable images only, and reports its measurements."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(True, ["--seeds", "2"], "test", 0.5, 1.0, marks=pytest.mark.slow),
         pytest.param(False, [], "test", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
-        # Labels held out say as much about images held out as the test's do: nothing.
+        # Held-out labels without information do not predict held-out images, as for the test set.
         pytest.param(False, ["--validate"], "validation", 0.0, 2 * CHANCE, marks=pytest.mark.exhaustive),
     ],
 )
-def test_it_learns_what_there_is_to_learn_and_saves_what_it_says(
+def test_it_learns_learnable_images_only_and_saves_the_reported_values(
     learnable: bool, arguments: list[str], part: str, least: float, most: float, tmp_path: Path
 ) -> None:
     output = tmp_path / "a" / "results.json"
@@ -55,22 +55,22 @@ def test_it_learns_what_there_is_to_learn_and_saves_what_it_says(
     assert f"on {5000 if part == 'validation' else 10_000} images" in text
 
 
-def test_the_mirror_images_vote_too(recipe: ModuleType) -> None:
+def test_mirror_images_are_averaged_with_the_originals(recipe: ModuleType) -> None:
     class Left:
-        """Class 0 if the left half is the brighter one, else class 1; twice as sure where pixels are bright."""
+        """Predict class 0 if the left half is the brighter one, else class 1. Bright pixels count twice."""
 
         def predict(self, x: np.ndarray, batch_size: int, verbose: int) -> np.ndarray:
             difference = x[:, :, :14].sum(axis=(1, 2, 3)) - 2.0 * x[:, :, 14:].sum(axis=(1, 2, 3))
             return np.stack([difference, 0 * difference], axis=1)
 
     x = np.zeros((2, 28, 28, 1))
-    x[0, :, 0], x[1, :, 27] = 1, 1  # bright on the left alone; on the right alone
-    # Alone, the first is of class 0 (+28 against 0). With its mirror image it is not (+28 - 56).
+    x[0, :, 0], x[1, :, 27] = 1, 1  # bright on the left only; bright on the right only
+    # Without its mirror image, the first is of class 0 (+28 against 0). With it, the first is not (+28 - 56).
     measured = recipe.score(Left(), x, np.array([0, 1]))
     assert measured == {"accuracy": 1.0, "accuracy_with_mirror_images": 0.5}
 
 
-def test_every_convolution_is_trained_by_muon_and_nothing_else_is(recipe: ModuleType) -> None:
+def test_muon_trains_every_convolution_and_nothing_else(recipe: ModuleType) -> None:
     net = nnx.eval_shape(lambda: recipe.SmallResNet(rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
     state = nnx.eval_shape(recipe.muon(0.02).init, params)
@@ -78,9 +78,9 @@ def test_every_convolution_is_trained_by_muon_and_nothing_else_is(recipe: Module
     momenta = state.inner_states["muon"].inner_state[0].mu
     trained = {path for path, leaf in nnx.traversals.flatten_mapping(momenta).items() if hasattr(leaf, "shape")}
     assert trained == kernels
-    assert len(kernels) == 12  # the stem's, two in each of four blocks, one in each of three projections
+    assert len(kernels) == 12  # one in the stem, two in each of four blocks, one in each of three projections
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "127"]])
-def test_what_cannot_be_trained_is_refused_by_name(wrong: list[str], recipe: ModuleType, folder: Path) -> None:
+def test_invalid_arguments_raise(wrong: list[str], recipe: ModuleType, folder: Path) -> None:
     assert " ".join(wrong) in say(recipe, *wrong, "--data", str(folder), status=2)

@@ -1,4 +1,4 @@
-"""The fine-tuning recipe tunes a copy of what it is given, on the examples it says, and compares fairly."""
+"""The fine-tuning recipe tunes a copy of a given model on the stated examples, and compares fairly."""
 
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ def data(recipe: ModuleType) -> Any:
 
 
 @pytest.mark.slow
-def test_both_data_sets_are_shown_at_one_size(data: Any) -> None:
+def test_both_datasets_have_images_of_one_size(data: Any) -> None:
     for (x, y), (x_test, y_test) in data:
         assert x.shape[1:] == x_test.shape[1:] == (14, 14, 1)
         assert x.dtype == x_test.dtype == np.uint8
@@ -34,7 +34,7 @@ def test_both_data_sets_are_shown_at_one_size(data: Any) -> None:
     np.testing.assert_array_equal(data[1][0][0][:, 3:11, 3:11], digits)
 
 
-def test_examples_are_drawn_class_by_class_and_the_others_are_all_others(recipe: ModuleType) -> None:
+def test_examples_are_drawn_by_class_and_the_others_are_the_remainder(recipe: ModuleType) -> None:
     (_, y), _ = resfit.data.load("digits")
     numbered = np.arange(len(y)).reshape(-1, 1)
     (chosen, labels), (others, _) = recipe.few((numbered, y), 3, seed=1)
@@ -47,7 +47,7 @@ def test_examples_are_drawn_class_by_class_and_the_others_are_all_others(recipe:
 
 
 @pytest.mark.slow
-def test_the_backbone_is_frozen_at_first_and_the_file_stays_what_it_was(
+def test_the_backbone_is_frozen_at_first_and_the_file_does_not_change(
     recipe: ModuleType, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "net.safetensors"
@@ -71,7 +71,7 @@ def test_the_backbone_is_frozen_at_first_and_the_file_stays_what_it_was(
 
 
 @pytest.mark.slow
-def test_it_compares_three_ways_and_takes_a_file(tmp_path: Path) -> None:
+def test_it_compares_three_ways_and_accepts_a_file(tmp_path: Path) -> None:
     short = ["--epochs", "4", "--shots", "3", "--seeds", "2", "--out", str(tmp_path)]
     text = run("finetune.py", "--pretraining", "4", *short)
     assert percent(r"The first net: (\d+\.\d+)%", text) > 60
@@ -86,5 +86,5 @@ def test_it_compares_three_ways_and_takes_a_file(tmp_path: Path) -> None:
     )
 
 
-def test_settings_that_train_nothing_are_refused(recipe: ModuleType) -> None:
+def test_settings_that_train_nothing_raise(recipe: ModuleType) -> None:
     assert "at least one example" in say(recipe, "--shots", "0", status=2)

@@ -1,4 +1,4 @@
-"""The recipe of several processes starts them, and they find what one process finds."""
+"""The multi-process recipe starts its processes and gives the results of one process."""
 
 import os
 import re
@@ -26,9 +26,9 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does() -> None:
+def test_two_processes_give_the_results_of_one() -> None:
     said = run("--epochs", "1")
-    assert said.count("Epoch 1/1") == 2  # of the first of two, and of the one
+    assert said.count("Epoch 1/1") == 2  # of the first of two processes, and of the single one
     losses = [float(loss) for loss in re.findall(r"process.*: test accuracy .*, loss (\S+)", said)]
     assert len(losses) == 3
     assert losses[0] == losses[1]
@@ -40,7 +40,7 @@ def test_two_processes_end_where_one_does() -> None:
     assert Path("out/multihost/2_processes/1/logits.npy").exists()
 
 
-def test_help_says_what_it_reaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_the_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(RECIPE), run_name="__main__")

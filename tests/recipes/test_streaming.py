@@ -25,7 +25,7 @@ def test_it_learns_from_tfds() -> None:
     assert percent(ACCURACY, run("streaming.py", "--epochs", "3", "--source", "tfds")) > 50
 
 
-def test_help_says_what_it_reaches() -> None:
+def test_help_states_the_result() -> None:
     text = say(load("streaming"), "--help", status=0)
     for said in ("--source", "--data", "--epochs", "cores", "98.89 %", "CPU seconds"):
         assert said in text

@@ -1,4 +1,4 @@
-"""What the package promises, and that its callback survives everything that can happen to one."""
+"""Test the callback of the package, including runs that are stopped and resumed."""
 
 import numpy as np
 import pytest
@@ -8,12 +8,12 @@ import resfit
 from resfit.testing import check_callback
 
 
-@pytest.mark.parametrize("monitor", ["loss", "val_loss", "a value that there never is"])
-def test_it_survives_everything_at_no_cost(monitor: str) -> None:
+@pytest.mark.parametrize("monitor", ["loss", "val_loss", "a missing value"])
+def test_it_passes_check_callback_without_costs(monitor: str) -> None:
     assert check_callback(lambda: BestEpochs(monitor)).costs == ()
 
 
-def test_the_lowest_values_come_first_and_only_so_many_are_kept() -> None:
+def test_the_lowest_values_come_first_and_count_of_them_are_kept() -> None:
     callback = BestEpochs("val_loss", count=2)
     callback.on_train_begin()
     for epoch, loss in enumerate([3.0, 1.0, 2.0, 1.5]):
@@ -21,7 +21,7 @@ def test_the_lowest_values_come_first_and_only_so_many_are_kept() -> None:
     assert callback.best == [(1.0, 1), (1.5, 3)]
 
 
-def test_a_second_run_starts_afresh() -> None:
+def test_a_second_run_starts_with_an_empty_list() -> None:
     callback = BestEpochs()
     for loss in (1.0, 5.0):
         callback.on_train_begin()
@@ -40,6 +40,6 @@ def test_in_a_fit_the_best_epoch_is_that_of_the_history() -> None:
     assert best.best == [(min(losses), losses.index(min(losses)))]
 
 
-def test_a_count_that_is_not_positive_is_refused() -> None:
+def test_a_count_that_is_not_positive_raises() -> None:
     with pytest.raises(ValueError, match="positive number of epochs, got 0"):
         BestEpochs(count=0)

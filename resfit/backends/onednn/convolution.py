@@ -43,7 +43,7 @@ class Convolve:
 
     Args:
       mesh: of one axis, if the compiler splits the batch over its devices: it cannot split a call of oneDNN, so the
-        call is mapped over the mesh. None if every device runs a program of its own.
+        call is mapped over the mesh. None if every device runs a separate program.
       always: True to use oneDNN also if XLA is faster, for tests and measurements.
 
     Example:

@@ -84,7 +84,7 @@ class Library(NamedTuple):
       functions: its C functions as attributes, each returning an int status unless said otherwise.
       version: such as "3.2.1".
       threads: the number of threads of each operation. Sums are split by it, so the last bits depend on it.
-      bound: True to bind each thread to a processor of its own.
+      bound: True to bind each thread to a separate processor.
     """
 
     functions: Any

@@ -33,7 +33,7 @@ _ROLES = {
 }
 
 # Operations of oneDNN on each result of a forward convolution, before it is written. SCALE and SHIFT read a value for
-# each channel. ADD adds the content of the result's buffer: a buffer of its own cost as much as XLA's addition.
+# each channel. ADD adds the content of the result's buffer: a separate buffer cost as much as XLA's addition.
 SCALE, SHIFT, ADD, RELU = "scale", "shift", "add", "relu"
 _BINARY = {SCALE: 0x1FFF1, SHIFT: 0x1FFF0}  # the numbers of their algorithms
 _ZERO = ctypes.c_float(0)
@@ -392,7 +392,7 @@ class _Build:
 
 
 def _dims(values: Sequence[int]) -> Any:
-    """Return a dnnl_dims_t: twelve numbers, of which oneDNN reads one for each axis."""
+    """Return a dnnl_dims_t: twelve numbers. oneDNN reads one for each axis."""
     return (ctypes.c_int64 * 12)(*values)
 
 

@@ -118,7 +118,7 @@ class IterableBatches:
             )
 
     def _items(self, epoch: int, start: int) -> Iterator[Any]:
-        """Iterate over the rest of a pass after `start` batches."""
+        """Iterate over the remainder of a pass after `start` batches."""
         state, self._state = self._state, None
         if state is None:
             skipped = start if self.replayable else 0

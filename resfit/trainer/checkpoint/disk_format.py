@@ -157,7 +157,7 @@ def to_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def _flush(path: str | os.PathLike[str]) -> None:
-    """Bring a file, or the names in a folder, to the disk, so that a power cut loses nothing of it."""
+    """Bring a file, or the names in a folder, to the disk, so that a power cut loses nothing."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

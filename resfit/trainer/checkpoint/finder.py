@@ -107,7 +107,7 @@ class CheckpointFinder:
         Raises:
           NonFiniteLossError: if no checkpoint holds only finite values.
         """
-        # The state before a bad step can be finite and hopeless all the same, so an earlier checkpoint is better.
+        # The state before a bad step can be finite and still unusable, so an earlier checkpoint is better.
         found = self._newest(lambda saved: saved.is_regular() and (bad is None or saved.position < bad))
         found = found or self._newest(SavedRun.is_finite)
         if found is None:

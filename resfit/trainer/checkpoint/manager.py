@@ -1,4 +1,4 @@
-"""Saves a run, and restores it in another process as if it had never stopped."""
+"""Save a run, and restore it in another process as if it had never stopped."""
 
 import contextlib
 import functools
@@ -46,7 +46,7 @@ class CheckpointManager:
     Args:
       checkpoints: the folder.
       keep: the number of newest checkpoints to keep.
-      fingerprint: what must be equal for an exact resume: name -> JSON value.
+      fingerprint: the settings that must be equal for an exact resume: name -> JSON value.
       state: of the run.
       placement: of the run.
       processes: of the run; the first one writes.
@@ -162,7 +162,7 @@ class CheckpointManager:
             )
 
     def _restore_state(self, found: SavedRun) -> None:
-        """Restore the state, except for a learning rate and a schedule span that an inexact resume sets anew."""
+        """Restore the state, except for a learning rate and a schedule span that an inexact resume sets again."""
         layout = self._state.layout
         saved: Any = layout.unflatten(found.numbered("state"))
         if self._other_rate and layout.rate_index is not None:

@@ -36,7 +36,7 @@ def pack(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Index]:
 
 
 def unpack(content: np.ndarray, index: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Return the arrays, each in memory of its own.
+    """Return the arrays, each in separate memory.
 
     Args:
       content: their bytes.

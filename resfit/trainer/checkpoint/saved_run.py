@@ -52,7 +52,7 @@ class SavedRun(NamedTuple):
 
     Attributes:
       arrays: by name, on the host: `state/0`, ... and `sums/0`, ...
-      facts: dicts, lists and plain values; NumPy arrays may stand anywhere among them.
+      facts: dicts, lists and plain values; NumPy arrays can be anywhere inside.
     """
 
     arrays: Mapping[str, np.ndarray]

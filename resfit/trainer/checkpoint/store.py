@@ -91,7 +91,7 @@ class CheckpointStore:
 
         Args:
           step: the number of the checkpoint, larger than the previous ones.
-          saved: the contents; nobody may change them any more.
+          saved: the contents, which must not be changed any more.
           keep: takes the numbers of all checkpoints and returns those to keep; None to keep all. Unreadable
             checkpoints are not counted and not deleted.
 
@@ -164,7 +164,7 @@ class CheckpointStore:
         for old in sorted(set(complete) - set(self._keep(complete))):
             try:
                 self._delete_one(here, old)
-            except FileNotFoundError:  # somebody else deleted it
+            except FileNotFoundError:  # another process deleted it
                 continue
             except OSError as error:
                 path = self._directory / str(old)

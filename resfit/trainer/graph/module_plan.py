@@ -102,7 +102,7 @@ class ModulePlan:
           part: True if the module gets a part of a batch, see `part_graph`.
 
         Returns:
-          A module of which every part supplies the mode arguments that its caller leaves out.
+          A module in which every part supplies the mode arguments that its caller omits.
         """
         arrays = {"param": iter(params), "carried": iter(carried)}
         filled: list[tuple[Path, Any]] = []

@@ -1,4 +1,4 @@
-"""Tell at little cost whether a module still consists of the same objects."""
+"""Detect at little cost if a module still consists of the same objects."""
 
 from typing import Any
 

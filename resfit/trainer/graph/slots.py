@@ -20,7 +20,7 @@ class Slot(NamedTuple):
     """One leaf of a module's state: its path, and its part in a step."""
 
     path: Path
-    kind: str  # "param": trained; "carried": statistics and other state; "key", "count": made anew for every step
+    kind: str  # "param": trained; "carried": statistics and other state; "key", "count": created for every step
     type: type
     shape: tuple[int, ...] = ()
     frozen: bool = False  # a training step does not change its value
@@ -118,7 +118,7 @@ def tied_paths(module: nnx.Module) -> dict[Path, tuple[Path, ...]]:
 
 
 def check_names(slots: Sequence[Slot]) -> None:
-    """Raise if two arrays have one dotted path, which files could not tell apart."""
+    """Raise if two arrays have the same dotted path, which files could not distinguish."""
     paths = {slot.name: slot.path for slot in slots}
     for slot in slots:
         if paths[slot.name] != slot.path:

@@ -1,4 +1,4 @@
-"""CLUMetricWriter feeds whatever has the methods of CLU's writers, and needs no TensorFlow for it."""
+"""CLUMetricWriter writes to any object with the methods of CLU's writers, and does not need TensorFlow."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ from tests.helpers import PlainNet, compiled, fit, images, labels
 
 
 def interface() -> Any:
-    """CLU's own abstract class. Its package imports TensorFlow; the one file that defines it does not."""
+    """Return CLU's abstract class. Its package imports TensorFlow; the file that defines the class does not."""
     path = Path(clu.__file__).parent / "metric_writers" / "interface.py"
     spec = importlib.util.spec_from_file_location("clu_writer_interface", path)
     assert spec is not None
@@ -28,7 +28,7 @@ def interface() -> Any:
 
 
 def make_writer() -> Any:
-    """A writer that derives from CLU's abstract class and keeps what it is given."""
+    """Return a writer that derives from CLU's abstract class and stores its calls."""
     base = interface()
 
     def write_scalars(self: Any, step: int, scalars: Mapping[str, float]) -> None:
@@ -45,7 +45,7 @@ def make_writer() -> Any:
     return type("Keeping", (base,), {**methods, "written": [], "flushed": 0, "closed": False})()
 
 
-def test_a_writer_of_clus_own_kind_gets_a_fits_history_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clu_writer_receives_the_history_and_batches_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = counting_reads(monkeypatch)
     writer = make_writer()
     history = fit(
@@ -68,7 +68,7 @@ def test_a_writer_of_clus_own_kind_gets_a_fits_history_and_batches(monkeypatch: 
 
 
 def test_no_name_is_written_twice_at_a_step() -> None:
-    """CLU forbids it: a batch and its epoch may end at the same step, hence the prefixes."""
+    """CLU forbids it. A batch and its epoch can end at the same step; prefixes keep their names apart."""
     writer = make_writer()
     callback = CLUMetricWriter(writer, every=1)
     begin(callback, FakeModel(None))
@@ -88,6 +88,6 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert writer.written == []
 
 
-def test_what_is_no_writer_is_refused() -> None:
+def test_an_object_without_the_methods_of_a_writer_raises() -> None:
     with pytest.raises(CallbackError, match="a dict, has no write_scalars and no flush"):
         CLUMetricWriter({})

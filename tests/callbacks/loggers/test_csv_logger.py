@@ -1,4 +1,4 @@
-"""CSVLogger's file has one row per epoch and one header, whatever happens."""
+"""The file of CSVLogger has one header and one row per epoch in every case."""
 
 import csv
 import json
@@ -42,21 +42,21 @@ def test_append_never_repeats_the_header_with_one_object_or_two() -> None:
     assert [line.split(",")[0] for line in lines()] == ["epoch", *"012345"]
 
 
-def test_without_append_every_fit_starts_the_file_anew() -> None:
+def test_without_append_every_fit_starts_a_new_file() -> None:
     callback = CSVLogger("log.csv")
     for _ in range(2):
         play(callback, EPOCHS)
         assert len(lines()) == 3
 
 
-def test_append_begins_a_file_that_is_not_there_or_empty() -> None:
+def test_append_starts_a_missing_or_empty_file() -> None:
     Path("empty.csv").touch()
     for path in ("new.csv", "empty.csv"):
         play(CSVLogger(path, append=True), EPOCHS)
         assert lines(path) == ["epoch,accuracy,loss", "0,0.5,2.0", "1,0.75,1.0"]
 
 
-def test_a_name_that_comes_later_gets_a_column_that_says_na_before() -> None:
+def test_a_name_that_appears_later_gets_a_column_with_na_in_earlier_rows() -> None:
     play(CSVLogger("log.csv"), [{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0, "val_loss": 1.5}, {"loss": 0.5}])
     assert lines() == ["epoch,loss,val_loss", "0,3.0,NA", "1,2.0,NA", "2,1.0,1.5", "3,0.5,NA"]
     play(CSVLogger("log.csv", append=True), [{"loss": 0.25, "learning_rate": 0.1}], first=4)
@@ -69,7 +69,7 @@ def test_a_run_without_validation_has_no_val_columns() -> None:
     assert "val_" not in lines()[0]
 
 
-def test_nan_infinity_arrays_and_text_are_written_so_that_they_can_be_read() -> None:
+def test_nan_infinity_arrays_and_text_are_written_in_a_readable_form() -> None:
     per_class = np.asarray([0.5, 0.25])
     play(
         CSVLogger("log.csv"),
@@ -82,8 +82,8 @@ def test_nan_infinity_arrays_and_text_are_written_so_that_they_can_be_read() -> 
 
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("saved", range(4))
-def test_a_resumed_run_leaves_the_file_that_an_uninterrupted_one_leaves(saved: int, append: bool) -> None:
-    """Killed one epoch after its checkpoint: that epoch's row, and the column it brought, come again once."""
+def test_a_resumed_run_writes_the_same_file_as_an_uninterrupted_run(saved: int, append: bool) -> None:
+    """The run is killed one epoch after its checkpoint. The row of that epoch and its new column appear once."""
     epochs = [{"loss": 4.0}, {"loss": 3.0}, {"loss": 2.0, "val_loss": 2.5}, {"loss": 1.0}]
     Path("log.csv").write_text("epoch,loss\n7,7.0\n")
     play(CSVLogger("log.csv", append=append), epochs)
@@ -105,7 +105,7 @@ def test_a_resumed_run_leaves_the_file_that_an_uninterrupted_one_leaves(saved: i
     assert lines() == whole
 
 
-def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_warns_about_a_missing_file_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     callback = CSVLogger("log.csv")
     begin(callback)
     callback.load_state_dict({"rows": 5})
@@ -122,12 +122,12 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("separator", ["", ", ", 7])
-def test_a_separator_that_is_not_one_character_is_refused(separator: Any) -> None:
+def test_a_separator_that_is_not_one_character_raises(separator: Any) -> None:
     with pytest.raises(CallbackError, match="one character"):
         CSVLogger("log.csv", separator)
 
 
-def test_the_rows_of_a_fit_are_its_history() -> None:
+def test_the_rows_of_a_fit_equal_its_history() -> None:
     callback = CSVLogger("log.csv")
     history = fit(
         compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, validation_data=(images(9), labels(9)), validation_freq=3,
@@ -140,7 +140,7 @@ def test_the_rows_of_a_fit_are_its_history() -> None:
         assert [None if row[name] == "NA" else float(row[name]) for row in rows] == values
 
 
-def test_a_file_of_the_user_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_user_file_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "log.csv.new").write_text("mine")
     play(CSVLogger(tmp_path / "log.csv"), [{"loss": 2.0}, {"loss": 1.0}])
     assert (tmp_path / "log.csv.new").read_text() == "mine"

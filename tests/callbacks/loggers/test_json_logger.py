@@ -1,4 +1,4 @@
-"""JSONLogger's file is one strict JSON object a line, and the device never waits for it."""
+"""JSONLogger writes one strict JSON object per line and never waits for the device."""
 
 import datetime
 import json
@@ -33,7 +33,7 @@ def epoch(callback: MetricLogger, number: int, losses: list[float]) -> None:
     callback.on_epoch_end(number, {"loss": losses[-1]})
 
 
-def test_one_object_per_epoch_with_the_learning_rate() -> None:
+def test_each_epoch_is_one_object_with_the_learning_rate() -> None:
     play(JSONLogger("a/log.jsonl"), [{"loss": 2.0}, {"loss": 1.0, "val_loss": 1.5}], FakeModel(0.5))
     assert entries("a/log.jsonl") == [
         {"epoch": 0, "step": 0, "loss": 2.0, "learning_rate": 0.5},
@@ -41,14 +41,14 @@ def test_one_object_per_epoch_with_the_learning_rate() -> None:
     ]
 
 
-def test_a_learning_rate_in_the_logs_is_taken_and_a_model_without_one_has_none() -> None:
+def test_a_learning_rate_in_the_logs_is_used_and_a_model_without_one_writes_none() -> None:
     play(JSONLogger("log.jsonl"), [{"learning_rate": 0.25}], FakeModel(0.5))
     assert entries() == [{"epoch": 0, "step": 0, "learning_rate": 0.25}]
     play(JSONLogger("log.jsonl"), [{"loss": 1.0}], FakeModel(None))
     assert entries() == [{"epoch": 0, "step": 0, "loss": 1.0}]
 
 
-def test_what_is_not_finite_stays_strict_json_and_float_reads_it_back() -> None:
+def test_non_finite_values_are_strict_json_that_float_can_read() -> None:
     values = {"a": float("nan"), "b": float("inf"), "c": -np.inf, "d": np.array([1.0, np.nan]), "e": np.float32(2)}
     play(JSONLogger("log.jsonl"), [values], FakeModel(None))
     (entry,) = entries()
@@ -56,7 +56,7 @@ def test_what_is_not_finite_stays_strict_json_and_float_reads_it_back() -> None:
     np.testing.assert_equal([float(value) for value in entry["d"]], [1.0, np.nan])
 
 
-def test_every_n_steps_batches_are_written_too_before_their_epoch() -> None:
+def test_every_n_steps_batches_are_written_before_their_epoch() -> None:
     callback = JSONLogger("log.jsonl", every=2)
     begin(callback, FakeModel(None))
     epoch(callback, 0, [1.0, 2.0, 3.0])
@@ -66,7 +66,7 @@ def test_every_n_steps_batches_are_written_too_before_their_epoch() -> None:
     ]  # fmt: skip
 
 
-def test_a_time_between_batches_can_be_given() -> None:
+def test_batches_can_be_written_at_a_time_interval() -> None:
     callback = JSONLogger("log.jsonl", every=datetime.timedelta(hours=1))
     begin(callback, FakeModel(None))
     epoch(callback, 0, [1.0, 2.0])
@@ -77,7 +77,7 @@ def test_a_time_between_batches_can_be_given() -> None:
     assert ["batch" in entry for entry in entries()] == [True, True, False]
 
 
-def test_a_validation_within_an_epoch_is_written_and_one_at_its_end_is_in_the_epochs_line() -> None:
+def test_a_validation_within_an_epoch_has_its_own_line_and_one_at_the_end_is_in_the_line_of_the_epoch() -> None:
     def validate(callback: JSONLogger, loss: float) -> None:
         callback.on_test_begin({})
         callback.on_test_end({"loss": loss})
@@ -102,18 +102,18 @@ def test_a_validation_within_an_epoch_is_written_and_one_at_its_end_is_in_the_ep
         {"epoch": 0, "batch": 3, "step": 4, "loss": 3.0},
         {"epoch": 0, "step": 5, "loss": 4.0, "val_loss": 14.0},
     ]
-    validate(callback, 20.0)  # an evaluation of its own is no part of the run
+    validate(callback, 20.0)  # a separate evaluation is not part of the run
     assert len(entries()) == 4
 
 
 @pytest.mark.parametrize("every", [0, -1, True, "batch", 1.5, None, datetime.timedelta()])
-def test_what_is_no_interval_is_refused(every: Any) -> None:
+def test_an_invalid_interval_raises(every: Any) -> None:
     with pytest.raises(CallbackError, match="JSONLogger got every="):
         JSONLogger("log.jsonl", every=every)
 
 
-def test_the_device_is_never_waited_for() -> None:
-    """It is five steps behind; SlowArray fails if it is read too early."""
+def test_the_logger_never_waits_for_the_device() -> None:
+    """The device is five steps behind. SlowArray fails if the logger reads it too early."""
     callback = JSONLogger("log.jsonl", every=1)
     begin(callback, FakeModel(None))
     callback.on_epoch_begin(0, {})
@@ -129,7 +129,7 @@ def test_the_device_is_never_waited_for() -> None:
     assert [entry.get("loss") for entry in entries()] == [*range(20), None]
 
 
-def test_what_a_failed_step_was_to_return_is_left_out_and_the_exception_goes_on() -> None:
+def test_the_values_of_a_failed_step_are_left_out_and_the_exception_propagates() -> None:
     class Failed(SlowArray):
         def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
             raise jax.errors.JaxRuntimeError("device lost")
@@ -146,7 +146,7 @@ def test_what_a_failed_step_was_to_return_is_left_out_and_the_exception_goes_on(
     assert [entry["loss"] for entry in entries()] == [1.0]
 
 
-def test_append_goes_on_and_without_it_every_fit_starts_anew() -> None:
+def test_append_continues_the_file_and_without_it_every_fit_starts_a_new_one() -> None:
     callback = JSONLogger("log.jsonl")
     for _ in range(2):
         play(callback, [{"loss": 1.0}] * 2)
@@ -170,8 +170,8 @@ def test_only_the_first_process_writes_and_reads(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("saved", range(7))
-def test_a_resumed_run_leaves_the_file_that_an_uninterrupted_one_leaves(saved: int, append: bool) -> None:
-    """Saved after some batch, killed two batches later, and resumed from where it was saved."""
+def test_a_resumed_run_writes_the_same_file_as_an_uninterrupted_run(saved: int, append: bool) -> None:
+    """The run is saved after a batch, killed two batches later, and resumed from the saved batch."""
 
     def run(callback: JSONLogger, first: int, last: int) -> None:
         for i in range(first, last):
@@ -202,7 +202,7 @@ def test_a_resumed_run_leaves_the_file_that_an_uninterrupted_one_leaves(saved: i
     assert entries() == whole
 
 
-def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_warns_about_a_missing_file_and_continues(caplog: pytest.LogCaptureFixture) -> None:
     callback = JSONLogger("log.jsonl")
     begin(callback, FakeModel(None))
     callback.load_state_dict({"step": 10, "validated": None, "lines": 5})
@@ -212,20 +212,20 @@ def test_a_resumed_run_whose_file_is_gone_says_so_and_goes_on(caplog: pytest.Log
     assert entries() == [{"epoch": 5, "step": 11, "loss": 1.0}]
 
 
-def test_the_epochs_of_a_fit_are_its_history_and_the_batches_those_of_each_step(
+def test_the_epochs_of_a_fit_equal_its_history_and_the_batches_equal_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reads = counting_reads(monkeypatch)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     history = fit(model, epochs=2, validation_data=(images(9), labels(9)), callbacks=[JSONLogger("log.jsonl", every=3)])
-    assert reads.reads == 2  # the last of three batches is what the loop itself reads
+    assert reads.reads == 2  # the loop itself reads the last of three batches
     written = [entry for entry in entries() if "batch" not in entry]
     for name, values in history.history.items():
         assert [entry[name] for entry in written] == values
     assert [(e["epoch"], e["batch"], e["step"]) for e in entries() if "batch" in e] == [(0, 2, 3), (1, 2, 6)]
 
 
-def test_a_logger_that_does_not_say_how_to_write_is_told_so() -> None:
+def test_a_logger_without_a_write_method_raises() -> None:
     callback = MetricLogger()
     begin(callback)
     with pytest.raises(NotImplementedError, match="must override `write`"):
@@ -238,7 +238,7 @@ def test_scalars_are_numbers_only() -> None:
     assert Moment(1, None, 2)._asdict() == {"epoch": 1, "batch": None, "step": 2}
 
 
-def test_a_file_of_the_user_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_user_file_beside_the_log_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl.new").write_text("mine")
     play(JSONLogger(tmp_path / "log.jsonl"), [{"loss": 2.0}, {"loss": 1.0}])
     assert (tmp_path / "log.jsonl.new").read_text() == "mine"

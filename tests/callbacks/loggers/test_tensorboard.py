@@ -1,4 +1,4 @@
-"""TensorBoard's event files are what TensorBoard itself reads."""
+"""TensorBoard itself can read the event files of the callback."""
 
 import io
 import json
@@ -36,14 +36,14 @@ def series(run: str, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in read(run).Scalars(tag)]
 
 
-def test_the_real_reader_finds_a_fits_history_and_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboards_reader_finds_the_history_and_batches_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = counting_reads(monkeypatch)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     history = fit(
         model, epochs=3, validation_data=(images(9), labels(9)), validation_freq=2,
         callbacks=[TensorBoard(update_freq=3)],
     )  # fmt: skip
-    assert reads.reads == 3  # the loop's own; the batch that is written is the one that it reads
+    assert reads.reads == 3  # by the loop itself, which reads the same batch that is written
     for tag, run, name in [
         ("epoch_loss", "train", "loss"), ("epoch_accuracy", "train", "accuracy"),
         ("epoch_loss", "validation", "val_loss"), ("epoch_accuracy", "validation", "val_accuracy"),
@@ -62,7 +62,7 @@ def test_the_real_reader_finds_a_fits_history_and_its_batches(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("frequency", "steps"), [("epoch", []), ("batch", [1, 2, 3, 4]), (2, [2, 4])])
-def test_batches_are_written_as_often_as_update_freq_says(frequency: str | int, steps: list[int]) -> None:
+def test_update_freq_sets_the_steps_of_the_written_batches(frequency: str | int, steps: list[int]) -> None:
     callback = TensorBoard(update_freq=frequency)
     begin(callback)
     callback.on_epoch_begin(0, {})
@@ -75,7 +75,7 @@ def test_batches_are_written_as_often_as_update_freq_says(frequency: str | int, 
         assert series("batches", "batch_loss") == [(step, step - 1.0) for step in steps]
 
 
-def test_what_is_not_finite_is_written_and_vectors_are_written_entry_by_entry() -> None:
+def test_non_finite_values_are_written_and_vectors_are_written_entry_by_entry() -> None:
     play(TensorBoard(), [{"loss": float("nan"), "recall": np.array([0.5, 1.0]), "matrix": np.eye(2)}], FakeModel(None))
     assert np.isnan(series("train", "epoch_loss")[0][1])
     assert series("train", "epoch_recall_1") == [(0, 1.0)]
@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_written_and_vectors_are_written_entry_by_entry() 
     assert "epoch_learning_rate" not in read("train").Tags()["scalars"]
 
 
-def test_histograms_and_norms_of_all_variables_every_so_many_epochs() -> None:
+def test_histograms_and_norms_of_all_variables_are_written_every_n_epochs() -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
     fit(model, epochs=3, callbacks=[TensorBoard(histogram_freq=2, write_images=True, write_steps_per_second=True)])
     found = read("train")
@@ -102,7 +102,7 @@ def test_histograms_and_norms_of_all_variables_every_so_many_epochs() -> None:
 
 
 def shown(folder: str) -> dict[str, set[str]]:
-    """The names that TensorBoard's pages ask for: by plugin, in all runs. A name has one plugin, whatever it holds."""
+    """Return the names that TensorBoard's pages request, by plugin, in all runs. A name has one plugin."""
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
 
@@ -129,7 +129,7 @@ def test_tensorboards_pages_show_everything_that_was_written() -> None:
     assert {"conv/kernel/norm", "head/bias/norm", "epoch_loss"} <= found["scalars"]
 
 
-def test_a_variable_that_is_not_finite_has_a_norm_and_what_is_left_of_its_histogram() -> None:
+def test_a_non_finite_variable_has_a_norm_and_a_histogram_of_its_finite_values() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     kernel = np.array(model.module.head.kernel[...])
     kernel[:3] = np.nan
@@ -143,7 +143,7 @@ def test_a_variable_that_is_not_finite_has_a_norm_and_what_is_left_of_its_histog
     assert read("train").Histograms("head/kernel/histogram")[0].histogram_value.num == kernel.size - 3 * CLASSES
 
 
-def test_the_confusion_matrix_is_drawn_and_training_is_what_it_is_without_it() -> None:
+def test_the_confusion_matrix_is_drawn_and_does_not_change_the_training() -> None:
     plain, drawn = compiled(PlainNet(rngs=nnx.Rngs(0))), compiled(PlainNet(rngs=nnx.Rngs(0)))
     fit(plain, epochs=2)
     fit(drawn, epochs=2, callbacks=[TensorBoard(confusion_matrix=(images(9), labels(9)))])
@@ -156,7 +156,7 @@ def test_the_confusion_matrix_is_drawn_and_training_is_what_it_is_without_it() -
         np.testing.assert_array_equal(a, b)
 
 
-def test_evaluate_outside_fit_is_a_run_of_its_own() -> None:
+def test_evaluate_outside_fit_writes_a_separate_run() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     callback = TensorBoard()
     fit(model, callbacks=[callback])
@@ -164,14 +164,14 @@ def test_evaluate_outside_fit_is_a_run_of_its_own() -> None:
     assert series("evaluation", "evaluation_loss") == [(3, pytest.approx(loss))]
 
 
-def test_a_second_fit_in_the_same_second_writes_beside_the_first() -> None:
+def test_two_fits_in_the_same_second_write_to_different_folders() -> None:
     callback = TensorBoard()
     for first in (0, 2, 4):
         play(callback, [{"loss": 1.0}, {"loss": 2.0}], first=first)
     assert series("train", "epoch_loss") == [(i, 1.0 + i % 2) for i in range(6)]
 
 
-def test_a_run_that_fails_after_a_validation_by_steps_and_is_resumed_has_each_row_once() -> None:
+def test_each_row_appears_once_after_a_failed_run_with_step_validation_is_resumed() -> None:
     def run(folder: str, *more: Callback) -> Any:
         loggers = [TensorBoard(f"{folder}/logs", update_freq=2), JSONLogger(f"{folder}/log.jsonl", every=2)]
         validation = {"validation_data": (images(9), labels(9)), "validation_every": 2}
@@ -187,10 +187,10 @@ def test_a_run_that_fails_after_a_validation_by_steps_and_is_resumed_has_each_ro
         return rows, Path(f"{folder}/log.jsonl").read_text()
 
     whole = run("whole")
-    with pytest.raises(ZeroDivisionError):  # the validation after step 2 is written, and comes again
+    with pytest.raises(ZeroDivisionError):  # the validation after step 2 is written again after the resume
         run("failed", Stops(3, lambda: 1 / 0))
     assert run("failed") == whole
-    with pytest.raises(SystemExit):  # which of its batch is told again
+    with pytest.raises(SystemExit):  # and its batch is reported again
         run("ended", Stops(1, lambda: os.kill(os.getpid(), signal.SIGTERM), "on_test_begin"))
     assert run("ended") == whole
     assert whole[0]["batch_val_loss"]
@@ -198,7 +198,7 @@ def test_a_run_that_fails_after_a_validation_by_steps_and_is_resumed_has_each_ro
 
 @pytest.mark.parametrize("saved", [2, 3, 5, 6])
 def test_a_resumed_run_shows_every_step_once(saved: int) -> None:
-    """Epochs of three batches; saved after some batch, killed three later, and resumed from where it was saved."""
+    """Epochs of three batches. The run is saved after a batch, killed three batches later, and resumed."""
 
     def start(callback: TensorBoard) -> TensorBoard:
         begin(callback)
@@ -215,7 +215,7 @@ def test_a_resumed_run_shows_every_step_once(saved: int) -> None:
     killed = start(TensorBoard(update_freq="batch"))
     run(killed, 0, saved, shift=0.0)
     state = json.loads(json.dumps(killed.state_dict()))
-    run(killed, saved, saved + 3, shift=0.5)  # what is to be forgotten
+    run(killed, saved, saved + 3, shift=0.5)  # steps that the resumed run replaces
     killed.close()
     resumed = start(TensorBoard(update_freq="batch"))
     resumed.load_state_dict(state)
@@ -232,7 +232,7 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("nothing").exists()
 
 
-def test_the_picture_of_a_kernel_has_its_filters_side_by_side() -> None:
+def test_a_kernel_picture_shows_its_filters_side_by_side() -> None:
     kernel = np.stack([np.full((2, 2, 3), value, np.float32) for value in (0.0, 1.0, 0.5)], axis=-1)
     image = _filters(kernel, zoom=1)
     assert image.shape == (6, 6, 3)  # two rows of two, each with a border
@@ -251,7 +251,7 @@ def test_the_picture_of_a_kernel_has_its_filters_side_by_side() -> None:
         lambda: TensorBoard(confusion_matrix=np.zeros(3)),  # type: ignore[arg-type]
     ],
 )
-def test_values_that_cannot_work_are_refused(make: Callable[[], TensorBoard]) -> None:
+def test_invalid_values_raise(make: Callable[[], TensorBoard]) -> None:
     with pytest.raises(CallbackError, match=r"Expected|Pass histogram_freq"):
         make()
 

@@ -1,4 +1,4 @@
-"""WeightsAndBiases logs what the real package, offline, then has on disk."""
+"""The offline files of the real wandb package contain the values that WeightsAndBiases logs."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ from tests.packages import package
 
 
 class FakeRun:
-    """Keeps what was logged."""
+    """A run that stores the logged values."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -31,7 +31,7 @@ class FakeRun:
         self.logged.append(values)
 
 
-def test_epochs_and_batches_are_logged_over_axes_of_their_own() -> None:
+def test_epochs_and_batches_are_logged_over_separate_axes() -> None:
     run = FakeRun()
     callback = WeightsAndBiases(run, every=2)
     begin(callback, FakeModel(0.5))
@@ -51,7 +51,7 @@ def test_epochs_and_batches_are_logged_over_axes_of_their_own() -> None:
     assert run.axes == {"epoch/*": "epoch/epoch", "batch/*": "batch/step"}
 
 
-def test_a_resumed_run_goes_on_counting_steps() -> None:
+def test_a_resumed_run_continues_the_step_count() -> None:
     first, run = WeightsAndBiases(FakeRun(), every=1), FakeRun()
     begin(first)
     for i in range(5):
@@ -69,7 +69,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
         begin(WeightsAndBiases())
 
 
-def test_without_a_run_the_error_says_how_to_begin_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_run_the_error_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Package:
         run = None
 
@@ -78,7 +78,7 @@ def test_without_a_run_the_error_says_how_to_begin_one(monkeypatch: pytest.Monke
         begin(WeightsAndBiases())
 
 
-def test_a_process_that_is_not_the_first_needs_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_process_needs_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.process_index", lambda: 1)
     play(WeightsAndBiases(), [{"loss": 1.0}])
 
@@ -87,9 +87,10 @@ def test_a_process_that_is_not_the_first_needs_no_run(monkeypatch: pytest.Monkey
 
 
 def logged(folder: Path) -> Iterator[dict[str, Any]]:
-    """What an offline run has on disk: after 7 bytes, records of checksum (4 bytes), length (2), kind (1) and content.
+    """Yield the records of an offline run.
 
-    The first block, 32 KiB, has them all: a record is split only where it crosses the end of a block.
+    After 7 bytes, each record has a checksum (4 bytes), a length (2), a kind (1) and its content.
+    All records are in the first block of 32 KiB: a record is split only at the end of a block.
     """
     from wandb.proto import wandb_internal_pb2
 
@@ -107,7 +108,7 @@ def logged(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.originals
-def test_the_real_package_has_the_run_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_real_package_writes_the_run_to_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wandb = package("wandb")
     reads = counting_reads(monkeypatch)
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
