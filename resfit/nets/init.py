@@ -95,16 +95,18 @@ class LayerKeys(nnx.Rngs):
 
 
 class _CountedStream(nnx.RngStream):
-    """The stream of a `LayerKeys`. A layer that keeps a stream, such as Dropout, gets an ordinary one from it."""
+    """The stream of a `LayerKeys`. A layer that keeps a stream, such as Dropout, gets an ordinary one from it.
+
+    It has the Variables of an ordinary stream, because `nnx.split_rngs` puts other keys into them.
+    """
 
     def __init__(self, key: jax.Array, *, tag: str) -> None:
-        self.base = key
-        self.tag = tag
+        super().__init__(key, tag=tag)
         self.drawn = 0
 
     def __call__(self) -> jax.Array:
         self.drawn += 1
-        return jax.random.fold_in(self.base, self.drawn)
+        return jax.random.fold_in(self.key[...], self.drawn)
 
     def split(self, k: int | tuple[int, ...]) -> nnx.RngStream:
         stream: nnx.RngStream = nnx.RngStream(self(), tag=self.tag).split(k)

@@ -137,6 +137,19 @@ def test_flax_layers_of_a_custom_block_draw_from_the_keys_of_the_network() -> No
     np.testing.assert_array_equal(kernels[0], np.asarray(again.kernel[...]).ravel())
 
 
+def test_a_custom_block_stacks_layers_by_split_rngs() -> None:
+    keys = LayerKeys(nnx.Rngs(0))
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def stacked(rngs: nnx.Rngs) -> nnx.Linear:
+        return nnx.Linear(2, 2, rngs=rngs)
+
+    stacks = [np.asarray(stacked(keys).kernel[...]) for _ in range(2)]
+    kernels = [*stacks[0], *stacks[1], np.asarray(nnx.Linear(2, 2, rngs=keys).kernel[...])]
+    assert len({kernel.tobytes() for kernel in kernels}) == 7
+
+
 def test_streams_that_layers_keep_are_ordinary_and_independent() -> None:
     keys = LayerKeys(nnx.Rngs(0))
     kept = [keys.params.fork(), keys.dropout.fork(), nnx.Dropout(0.5, rngs=keys).rngs]
