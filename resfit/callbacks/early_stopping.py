@@ -28,13 +28,14 @@ class EarlyStopping(Callback):
         are restored to that epoch too.
       start_from_epoch: the first epoch to judge.
 
+    Each argument is also an attribute with its name, as in Keras.
+
     Attributes:
       stopped_epoch: the epoch that ended training, or 0.
       best_epoch: the epoch with the best value.
       best: the best value so far, or None.
       best_weights: with restore_best_weights, the result of `model.get_weights` in the best epoch; else None.
       wait: the number of epochs since the last improvement.
-      monitor, min_delta, patience, verbose, mode, baseline, restore_best_weights, start_from_epoch: the arguments.
 
     Example:
       >>> callback = EarlyStopping(monitor="val_accuracy", patience=3, restore_best_weights=True)

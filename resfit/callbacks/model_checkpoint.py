@@ -44,9 +44,10 @@ class ModelCheckpoint(Callback):
         beat the worst of those). None keeps all. A file that was changed after it was written is not deleted. Not in
         Keras.
 
+    The arguments up to `save_freq` are also attributes with their names, as in Keras.
+
     Attributes:
       best: with save_best_only the best value so far, at first `initial_value_threshold`; else None.
-      filepath, monitor, verbose, save_best_only, save_weights_only, mode, save_freq: the arguments.
 
     Raises:
       CallbackError: if `filepath` has another ending, if the template holds more than plain names, for an unknown

@@ -31,11 +31,12 @@ class ReduceLROnPlateau(Callback):
       cooldown: the number of epochs after a change that do not count against `patience`.
       min_lr: the smallest learning rate.
 
+    Each argument is also an attribute with its name, as in Keras.
+
     Attributes:
       best: the best value so far, or None.
       wait: the number of epochs since the last improvement or change.
       cooldown_counter: the number of epochs left that do not count against `patience`.
-      monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr: the arguments.
 
     Raises:
       CallbackError: for a factor outside (0, 1), a patience or cooldown below 0, or an unknown mode; at the beginning
