@@ -120,7 +120,7 @@ def test_invalid_arguments_raise(capsys: pytest.CaptureFixture[str]) -> None:
         compiled(dispatch="eager").summary((X, Y))
     with pytest.raises(LabelError):
         compiled().summary((X, Y + 5))
-    with pytest.raises(DataError, match="a batch as"):
+    with pytest.raises(DataError, match="a batch is a tuple of 4 entries"):
         compiled().summary((8, 8, 1, 1))
 
 
