@@ -17,9 +17,9 @@ One seed takes 34 CPU seconds, including compilation, on 2 cores of an Intel Xeo
 machine, shared with other work at a load average of 8 to 12, the wall time was 45 to 98 seconds.
 
 Five-fold cross-validation within the training part of split 0 selected all settings; no held-out fifth was used. There,
-with the initial values of earlier versions, this network reached 99.44 to 99.51 %, by seed, and without augmentation 99.37 %, a difference within chance. A network
-of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, reached 99.37 % in 30 epochs, and 98.96 % with SGD. The best
-of 30 SVMs reached 99.03 %.
+with the initial values of earlier versions, this network reached 99.44 to 99.51 %, by seed, and without augmentation
+99.37 %, a difference within chance. A network of three stages, (2, 2, 2) blocks of (16, 32, 64) channels, reached
+99.37 % in 30 epochs, and 98.96 % with SGD. The best of 30 SVMs reached 99.03 %.
 """
 
 import argparse
