@@ -335,8 +335,9 @@ class Model(Guarded):
           drop_remainder: True to leave out a partial last batch. By default it is trained on, exactly.
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
-            batch, or to begin if there is none. The run ends bit for bit where an uninterrupted run ends; different
-            settings raise. "inexact" resumes with different settings. False to begin in a folder that holds no run.
+            batch, or to begin if the folder is empty. The run ends bit for bit where an uninterrupted run ends;
+            different settings raise. "inexact" resumes with different settings. False to begin in a folder that holds
+            no run.
 
         Returns:
           The `History`, also kept as `model.history`.

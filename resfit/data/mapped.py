@@ -18,7 +18,8 @@ class MappedBatches:
         self._batches, self._described = batches, described
 
     def _map(self, batch: Batch) -> Batch:
-        raise NotImplementedError
+        """Return the changed batch. Every subclass overrides this method."""
+        raise NotImplementedError(f"{type(self).__name__} must override `_map`.")
 
     @property
     def steps(self) -> int | None:

@@ -12,7 +12,7 @@ from resfit.errors import CompileError
 
 @functools.cache
 def repaired(metric: type[clu.metrics.Metric]) -> type[clu.metrics.Metric]:
-    """Return a working form of a metric of clu, or raise if there is none.
+    """Return a working form of a metric of clu. Raise if no form works.
 
     `clu.metrics.Std` (0.0.12) calls `jnp.clip` with an argument that JAX has removed. The result uses the same formula.
 

@@ -28,7 +28,7 @@ class Claim(NamedTuple):
     Attributes:
         network: the name of the network at the source.
         fields: the required values of spec fields that change neither names nor shapes.
-        unlike: a difference from every network of resfit; empty if there is none.
+        unlike: the difference from every network of resfit; empty if the file fits one.
     """
 
     network: str

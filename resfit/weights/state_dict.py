@@ -144,7 +144,7 @@ def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int
 
 
 def _first_kernel(entries: Mapping[str, "Stored"]) -> str:
-    """Return the name of the kernel that reads the image, or an empty string if there is none."""
+    """Return the name of the kernel that reads the image, or an empty string if no kernel does."""
     return next((name for name, entry in entries.items() if entry.is_first_kernel), "")
 
 

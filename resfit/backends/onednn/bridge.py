@@ -246,7 +246,8 @@ def _check_own(where: pathlib.Path) -> None:
     status = where.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise Unavailable(
-            f"others may write to {where}, whose content is executed: expected a folder of your own (chmod 700)"
+            f"other users can write to {where}, whose content is executed. Expected a folder that only you can write "
+            f"to: chmod 700 {where}"
         )
 
 

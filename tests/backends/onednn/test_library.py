@@ -171,7 +171,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(there: bool, tmp_path: pa
         bridge.built(folder)
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
-    with pytest.raises(Unavailable, match="others may write to"):
+    with pytest.raises(Unavailable, match="other users can write to"):
         bridge.built(folder)
 
 
