@@ -103,9 +103,10 @@ class Model(Guarded):
     def compile(
         self,
         optimizer: Any = "sgd",
-        loss: str | losses.Loss = "auto",
+        loss: losses.LossArgument = "auto",
         metrics: metrics_.MetricsArgument = "auto",
         *,
+        loss_weights: Mapping[str, float] | Sequence[float] | None = None,
         learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
@@ -133,8 +134,11 @@ class Model(Guarded):
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
             (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            For a module with several outputs a dict or list with one of these, or None, for each output.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
-            functions like those of `loss`. Metrics count examples, unweighted.
+            functions like those of `loss`. Metrics count examples, unweighted. For several outputs a dict or list with
+            the metrics of each.
+          loss_weights: the weight of each output's loss in the total, in the form of `loss`; 1 by default.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied inside every step and saved with the model. "auto" is the one
             that the network was trained with, or that of `transforms`; else uint8 images are scaled to [0, 1] and
@@ -171,8 +175,8 @@ class Model(Guarded):
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
             )
         config = CompileConfig(
-            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, seed=seed,
-            preprocess=preprocess, augment=augment, ema=ema, precision=precision,
+            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, loss_weights=loss_weights,
+            seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
             gradient_accumulation_steps=gradient_accumulation_steps, batch_norm=batch_norm,
             dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
@@ -209,7 +213,7 @@ class Model(Guarded):
         self._control.stale = True
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-        """Compute the loss of a batch. Override it for any other step: several inputs or heads, a teacher, no labels.
+        """Compute the loss of a batch. Override it for any other step: a teacher, a penalty, several calls, no labels.
 
         It is traced, so it must be a pure function of its arguments and of constants of the model.
 
@@ -226,7 +230,8 @@ class Model(Guarded):
         loss = self._learned.labels.loss
         if loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
-        return Supervised(loss)(module, x, y, key=key, train=train)
+        found, outputs = Supervised(loss)(module, x, y, key=key, train=train)
+        return losses.total(found), outputs
 
     @property
     def transforms(self) -> Transforms | None:
@@ -314,7 +319,7 @@ class Model(Guarded):
           x: images (examples, height, width, channels), uint8 or float; a dict or tuple of arrays; a source of
             `resfit.data`; a dataset of TFDS, Hugging Face, Grain or Keras; an iterable of (x, y) or (x, y,
             sample_weight) batches, or a function that returns a fresh one for every epoch.
-          y: labels, one entry per example; None if x brings them.
+          y: labels, one entry per example; a dict or tuple by output for several outputs; None if x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
           verbose: 0 silent; 1 a progress bar, or one line per epoch without a terminal; 2 one line per epoch; "auto"
@@ -325,7 +330,7 @@ class Model(Guarded):
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: (examples,) weight of each example in the loss; a dict or tuple of such for losses by output.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -420,7 +425,7 @@ class Model(Guarded):
           y: labels, as in `fit`.
           batch_size: as in `fit`. Does not change the result.
           verbose: as in `fit`.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: as in `fit`.
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_test_* hooks are called.
           return_dict: True for a dict of names instead of a list.

@@ -8,11 +8,12 @@ Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1
 """
 
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
+from resfit.losses.by_output import total
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, multi_hot_row, one_hot, same_shape, task
-from resfit.losses.loss_names import check, get, multi_label, takes_labels
+from resfit.losses.loss_names import LossArgument, check, get, multi_label, takes_labels
 from resfit.losses.order import outputs_first
 from resfit.losses.predictions import (
     FINISHES,
@@ -43,6 +44,7 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "Loss",
+    "LossArgument",
     "Task",
     "at_least_float32",
     "binary_cross_entropy",
@@ -73,4 +75,5 @@ __all__ = [
     "same_shape",
     "takes_labels",
     "task",
+    "total",
 ]

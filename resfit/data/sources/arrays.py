@@ -23,7 +23,7 @@ class ArraySource:
     Args:
       x: inputs: an array (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
-      weight: (examples,) or None.
+      weight: (examples,), a dict, tuple or list of such by output, or None.
 
     Raises:
       DataError: if there are no examples, arrays differ in length, or inputs are not finite.
@@ -35,9 +35,10 @@ class ArraySource:
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
         structure: Any  # a PyTreeDef, which has no type annotations
-        if self._weight is not None and not self._weight.any():
+        weights = jax.tree.leaves(self._weight)
+        if weights and not any(leaf.any() for leaf in weights):
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(weights[0])} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
@@ -55,7 +56,8 @@ class ArraySource:
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        crc = jax.tree.map(lambda leaf: zlib.crc32(leaf.tobytes()), self._weight)
+        weight = list(crc) if isinstance(crc, tuple) else crc
         return {
             "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
             "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
@@ -99,17 +101,12 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.ndarray | None]:
+def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, Any]:
     """Check inputs, labels and weights, and return them as NumPy arrays of one length.
 
     Raises:
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
     """
-    if _is_container(weight):
-        raise DataError(
-            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight "
-            "for all of its outputs. Weigh outputs in Model.compute_loss, and classes with class_weight."
-        )
     lengths: dict[str, int] = {}
     x, y = _array_tree("x", x, lengths), _array_tree("y", y, lengths)
     weight = _array_tree("sample_weight", weight, lengths)
@@ -117,7 +114,8 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    return x, y, None if weight is None else check_weight(weight)
+    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place))  # noqa: E731
+    return x, y, jax.tree_util.tree_map_with_path(check, weight)
 
 
 def _array_tree(name: str, tree: Any, lengths: dict[str, int]) -> Any:
@@ -184,21 +182,25 @@ def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
     )
 
 
-def check_weight(weight: np.ndarray) -> np.ndarray:
+def check_weight(weight: np.ndarray, name: str = "sample_weight") -> np.ndarray:
     """Return sample weights as float32, one per example.
+
+    Args:
+      weight: of the examples.
+      name: for messages.
 
     Raises:
       DataError: if `weight` is not one-dimensional, or has negative or non-finite values.
     """
     if weight.ndim != 1:
-        remedy = " Pass the one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
-        raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
+        remedy = f" Pass the one column: {name}[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        raise DataError(f"Expected one {name} per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
         cast = weight.astype(np.float32)
     if not np.isfinite(cast).all() or cast.min() < 0:
         worst = weight[np.flatnonzero(~(np.isfinite(cast) & (cast >= 0)))[0]]
         raise DataError(
-            f"sample_weight holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
+            f"{name} holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
             "Remove these examples, or give them weight 0."
         )
     return cast
@@ -239,10 +241,11 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
 
 
 def _labels_for_class_weight(y: Any) -> np.ndarray:
-    if _is_container(y):
+    if is_container(y):
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
-            "Leave class_weight out and pass one sample_weight per example. Weigh the outputs in Model.compute_loss."
+            "Leave class_weight out and pass weights by output, such as sample_weight={'a': np.array([1.0, 5.0])"
+            "[y['a']]}, where entry k is the weight of class k."
         )
     labels = np.asarray(y)
     if y is None or labels.ndim not in (1, 2):
@@ -265,7 +268,7 @@ def _check_one_class_each(targets: np.ndarray) -> None:
         )
 
 
-def _is_container(tree: Any) -> bool:
+def is_container(tree: Any) -> bool:
     """Return True if a tree holds several arrays; a list of numbers or of rows of numbers is one array."""
     return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
 
@@ -291,8 +294,8 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
     if any(isinstance(value, Mapping) for value in class_weight.values()):
         raise DataError(
             f"class_weight is {dict(class_weight)!r:.60}, weights for each output. Expected weights for the classes of "
-            "one array of labels, {0: 1.0, 1: 5.0}. Pass one sample_weight per example, or weigh the outputs in "
-            "Model.compute_loss."
+            "one array of labels, {0: 1.0, 1: 5.0}. For several outputs leave class_weight out and pass weights by "
+            "output, such as sample_weight={'a': np.array([1.0, 5.0])[y['a']]}, where entry k is the weight of class k."
         )
     try:
         names = {int(key): float(value) for key, value in class_weight.items()}
