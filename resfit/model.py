@@ -20,6 +20,7 @@ from resfit.callbacks.base import RunControl
 from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError, ModuleError, NotCompiledError
+from resfit.losses.by_output import total
 from resfit.trainer import fitting
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.callback_list import CallbackList
@@ -231,7 +232,7 @@ class Model(Guarded):
         if loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
         found, outputs = Supervised(loss)(module, x, y, key=key, train=train)
-        return losses.total(found), outputs
+        return total(found), outputs
 
     @property
     def transforms(self) -> Transforms | None:

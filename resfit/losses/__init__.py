@@ -8,7 +8,6 @@ Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1
 """
 
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
-from resfit.losses.by_output import total
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
@@ -75,5 +74,4 @@ __all__ = [
     "same_shape",
     "takes_labels",
     "task",
-    "total",
 ]

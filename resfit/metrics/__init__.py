@@ -8,9 +8,8 @@ Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
-from resfit.metrics.by_output import are_by_output, by_output
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.collection import Summed, collection, from_step, names
+from resfit.metrics.collection import collection, from_step, names
 from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
 from resfit.metrics.mean import Loss, Mean
 from resfit.metrics.metric_names import MetricsArgument, automatic, by_name
@@ -23,13 +22,10 @@ __all__ = [
     "Loss",
     "Mean",
     "MetricsArgument",
-    "Summed",
     "accuracy_per_class",
-    "are_by_output",
     "auc",
     "automatic",
     "by_name",
-    "by_output",
     "calibration_error",
     "collection",
     "confusion_matrix",

@@ -11,6 +11,8 @@ from resfit import augment, losses
 from resfit import metrics as metrics_
 from resfit.backends import onednn
 from resfit.errors import CompileError
+from resfit.metrics.by_output import are_by_output, by_output
+from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.evaluator import Evaluator
@@ -149,11 +151,9 @@ def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
 
 
-def _metrics(
-    given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool
-) -> metrics_.Summed:
-    if metrics_.are_by_output(given, loss):
-        return metrics_.by_output(given, loss, reports_losses=not custom_step)
+def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool) -> Summed:
+    if are_by_output(given, loss):
+        return by_output(given, loss, reports_losses=not custom_step)
     several = learned.labels.by_loss(loss)
     automatic = isinstance(given, str) and given == "auto"
     found = (

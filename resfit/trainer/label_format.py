@@ -14,6 +14,7 @@ from resfit.data.batches import classes_of
 from resfit.data.sources.arrays import check_class_weight, is_container
 from resfit.errors import CompileError, DataError, LabelError
 from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name
+from resfit.metrics.collection import Summed
 from resfit.trainer.input_format import spec_entry
 from resfit.trainer.step import OutputsShape
 from resfit.transforms.class_names import check_class_names
@@ -48,7 +49,7 @@ class LabelFormat:
         number: int | None = spec_entry(self._module, "num_classes")
         return number
 
-    def compiled(self, loss: losses.Loss, metrics: metrics_.Summed, *, trained: bool) -> None:
+    def compiled(self, loss: losses.Loss, metrics: Summed, *, trained: bool) -> None:
         """Take over what `compile` decided.
 
         Args:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from resfit.callbacks.base import Callback
 from resfit.losses import Loss
-from resfit.metrics import Summed
+from resfit.metrics.collection import Summed
 from resfit.preprocess import Preprocess
 from resfit.trainer.input_format import InputFormat
 from resfit.trainer.label_format import LabelFormat

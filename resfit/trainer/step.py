@@ -17,6 +17,7 @@ from flax import nnx
 from resfit import losses, metrics
 from resfit.errors import LabelError, LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.metrics.collection import Summed
 from resfit.trainer import replicas
 from resfit.trainer.graph.attributes import watched
 from resfit.trainer.graph.explain import explained
@@ -100,7 +101,7 @@ class Recipe(NamedTuple):
     """
 
     compute_loss: ComputeLoss
-    metrics: metrics.Summed
+    metrics: Summed
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any, Any], Any] | None
