@@ -104,8 +104,9 @@ class ByOutput:
         for part in self.parts:
             with about(part.name):
                 if labels.get(part.name) is None:
+                    given = sorted(name for name, own in labels.items() if own is not None)
                     raise LabelError(
-                        f"There are no labels for this output: y has those of {sorted(labels)}. Expected labels for "
+                        f"There are no labels for this output: y has those of {given}. Expected labels for "
                         f"every output with a loss, {names}. For an output without labels pass "
                         f"compile(loss={{{part.name!r}: None}})."
                     )
@@ -184,6 +185,11 @@ def check_weights(weight: Any, losses: Mapping[str, Any] | None) -> dict[str, An
     Raises:
       DataError: if the losses do not take the weights.
     """
+    if isinstance(weight, Mapping) and any(isinstance(key, int | np.integer) for key in weight):
+        raise DataError(
+            f"sample_weight is {described(weight)}. Expected the weight of each example, (examples,). Pass weights by "
+            "class as class_weight."
+        )
     if losses is None:
         raise DataError(
             f"sample_weight is {described(weight)}, weights for each output, and the loss is one value per example. "

@@ -84,8 +84,7 @@ class CollectionByOutput(Summed):
             with about(name):
                 if labels.get(name) is None:
                     raise LabelError(
-                        f"There are no labels for the metrics of this output: y has those of {sorted(labels)}. "
-                        "Expected labels for every output with metrics. Pass the labels, or leave its metrics out."
+                        "There are no labels for the metrics of this output: y has none, or None. Expected labels for every output with metrics. Pass the labels, or leave its metrics out."
                     )
                 own = loss.each.get(name, whole) if isinstance(loss, LossesByOutput) else whole
                 held[name] = part.of_step(outputs=given[name], targets=labels[name], loss=own, mask=mask)

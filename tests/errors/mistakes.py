@@ -459,7 +459,7 @@ LABELS = [
         "A dict of labels without a custom loss",
         'model.fit(x, {"kind": y, "colour": y})',
         errors.LabelError,
-        "got dict",
+        "a dict of",
         "compile(loss=...)",
     ),
     Mistake(
