@@ -84,7 +84,8 @@ class CollectionByOutput(Summed):
             with about(name):
                 if labels.get(name) is None:
                     raise LabelError(
-                        "There are no labels for the metrics of this output: y has none, or None. Expected labels for every output with metrics. Pass the labels, or leave its metrics out."
+                        "There are no labels for the metrics of this output in y. Expected labels for every output "
+                        "with metrics. Pass the labels, or leave the metrics out."
                     )
                 own = loss.each.get(name, whole) if isinstance(loss, LossesByOutput) else whole
                 held[name] = part.of_step(outputs=given[name], targets=labels[name], loss=own, mask=mask)

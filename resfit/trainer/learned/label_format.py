@@ -15,7 +15,7 @@ from resfit.data.sources.arrays import check_class_weight, is_container
 from resfit.errors import CompileError, DataError, LabelError
 from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name
 from resfit.metrics.collection import Summed
-from resfit.trainer.input_format import spec_entry
+from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.step import OutputsShape
 from resfit.transforms.class_names import check_class_names
 
