@@ -98,10 +98,9 @@ class Model(ModelFiles):
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
             (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
-            For a module with several outputs a dict or list with one of these, or None, for each output.
+            For several outputs of the module a dict or list of these, by output; None for no loss.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
-            functions like those of `loss`. Metrics count examples, unweighted. For several outputs a dict or list with
-            the metrics of each.
+            functions like those of `loss`, unweighted. For several outputs a dict or list of these, by output.
           loss_weights: the weight of each output's loss in the total, in the form of `loss`; 1 by default.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied inside every step and saved with the model. "auto" is the one

@@ -107,7 +107,7 @@ def by_output(metrics: MetricsArgument, loss: losses.Loss | None, *, reports_los
     """Return the metrics of a model with several outputs.
 
     Args:
-      metrics: a dict or list with the `metrics` argument of each output, "auto", or None.
+      metrics: a dict or list with the `metrics` argument of each output; "auto" for all of them; or None.
       loss: of the model.
       reports_losses: True to report the loss of each output too.
 
@@ -128,7 +128,9 @@ def by_output(metrics: MetricsArgument, loss: losses.Loss | None, *, reports_los
         chosen = {}
         for name, own in given.items():
             with about(name):
-                chosen[name] = classes_by_name(own, multi_label=losses.multi_label(loss_of.get(name)))
+                one = loss_of.get(name)
+                auto = isinstance(own, str) and own == "auto"
+                chosen[name] = automatic(one) if auto else classes_by_name(own, multi_label=losses.multi_label(one))
     parts = {_TOTAL: collection({})}
     for name in dict.fromkeys([*loss_of, *chosen]):
         with_loss = reports_losses and name in loss_of

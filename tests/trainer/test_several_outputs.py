@@ -70,8 +70,8 @@ def expected(module: Any, x: Any, y: Any, weights: Any) -> dict[str, jax.Array]:
     return {"loss": 0.5 * means["size"] + means["kind"], "size_loss": means["size"], "kind_loss": means["kind"]}
 
 
-def rows(tree: Any, first: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[first : first + BATCH], tree)
+def rows(tree: Any, first: int, size: int = BATCH) -> Any:
+    return jax.tree.map(lambda leaf: leaf[first : first + size], tree)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -128,10 +128,11 @@ def test_one_array_weighs_every_output_and_a_missing_entry_weighs_one() -> None:
     for given, equal in (
         (weight, {"size": weight, "kind": weight}),
         ({"size": weight}, {"size": weight, "kind": ones}),
-        ({"size": weight, "kind": None}, {"size": weight, "kind": ones}),
+        ({"size": weight.tolist(), "kind": None}, {"size": weight, "kind": ones}),
+        ({"size": 0 * ones}, {"size": 0 * ones, "kind": ones}),
     ):
-        found = model.evaluate(X, Y, sample_weight=given, verbose=0)
-        assert_close(found, model.evaluate(X, Y, sample_weight=equal, verbose=0), 1e-6)
+        found = model.test_on_batch(X, Y, sample_weight=given)
+        assert_close(found, model.test_on_batch(X, Y, sample_weight=equal), 1e-6)
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -164,15 +165,15 @@ def test_outputs_in_every_form_train_alike(form: Any, given: Any) -> None:
 
 def test_outputs_can_have_no_loss_and_no_labels() -> None:
     alone = heads(loss={"kind": "auto"}, loss_weights=None, metrics="auto")
-    history = fit(alone, X, {"kind": KIND, "size": None}).history
-    assert set(history) == {"loss", "kind_loss", "kind_accuracy"}
-    assert history["loss"] == history["kind_loss"]
+    results = alone.test_on_batch(X, {"kind": KIND, "size": None}, return_dict=True)
+    assert list(results) == ["loss", "kind_loss", "kind_accuracy"]
+    assert results["loss"] == results["kind_loss"]
     other = heads(loss={"kind": "auto", "size": None}, loss_weights=None, metrics={"size": "mae"})
-    both = fit(other, X, Y).history  # a metric of an output without a loss
-    assert set(both) == {"loss", "kind_loss", "size_mae"}
-    assert both["loss"] == history["loss"]
+    both = other.test_on_batch(X, Y, return_dict=True)  # a metric of an output without a loss
+    assert list(both) == ["loss", "kind_loss", "size_mae"]
+    assert both["loss"] == results["loss"]
     in_a_list = heads(Heads(lambda *outputs: outputs), loss=[None, "auto"], loss_weights=None, metrics=None)
-    assert fit(in_a_list, X, (None, KIND)).history["loss"] == history["loss"]
+    assert in_a_list.train_on_batch(X, (None, KIND))[0] == pytest.approx(results["loss"], rel=1e-6)
 
 
 class TwoInputs(nnx.Module):
@@ -191,12 +192,11 @@ def test_several_inputs_take_sample_weights(form: type) -> None:
     inputs: Any = {"image": X, "shift": SIZE} if form is dict else (X, SIZE)
     moved = X + SIZE[:, None, None, None]
     one, two = heads(), heads(TwoInputs())
-    for weight in (WEIGHTS, WEIGHTS["size"]):
-        plain = fit(one, moved, Y, sample_weight=weight, validation_split=0.2, shuffle=False).history
-        found = fit(two, inputs, Y, sample_weight=weight, validation_split=0.2, shuffle=False).history
-        assert_close(found, plain, 1e-5)
-    batches = [rows((inputs, Y, WEIGHTS), first) for first in range(0, N, BATCH)]
-    assert_close(two.evaluate(batches, verbose=0), two.evaluate(inputs, Y, sample_weight=WEIGHTS, verbose=0), 1e-6)
+    plain = fit(one, moved, Y, sample_weight=WEIGHTS, shuffle=False, batch_size=10)
+    found = fit(two, inputs, Y, sample_weight=WEIGHTS, shuffle=False, batch_size=10)
+    assert_close(found.history, plain.history, 1e-5)
+    batches = [rows((inputs, Y, WEIGHTS), first, 10) for first in (0, 10)]
+    assert_close(fit(heads(TwoInputs()), batches).history, found.history, 1e-6)
 
 
 def test_metrics_by_output_work_with_a_custom_loss_and_a_custom_step() -> None:
@@ -210,10 +210,10 @@ def test_metrics_by_output_work_with_a_custom_loss_and_a_custom_step() -> None:
 
     metrics = {"size": ["mae"], "kind": {"acc": "accuracy"}}
     model = heads(loss=loss, loss_weights=None, metrics=metrics)
-    assert list(model.evaluate(X, Y, verbose=0, return_dict=True)) == ["loss", "size_mae", "kind_acc"]
-    total = heads().evaluate(X, Y, verbose=0, return_dict=True)["loss"]
+    assert list(model.test_on_batch(X, Y, return_dict=True)) == ["loss", "size_mae", "kind_acc"]
+    total = heads().test_on_batch(X, Y, return_dict=True)["loss"]
     penalized = heads(kind=Penalized, metrics=metrics)
-    results = penalized.evaluate(X, Y, verbose=0, return_dict=True)
+    results = penalized.test_on_batch(X, Y, return_dict=True)
     assert list(results) == ["loss", "size_mae", "kind_acc"]
     assert results["loss"] == pytest.approx(total + 1, rel=1e-6)
     with pytest.raises(DataError, match=r"one value per example.*put the weights into y"):
@@ -224,22 +224,22 @@ def test_several_labels_per_example_are_the_matter_of_one_output() -> None:
     several = np.stack([KIND == 0, KIND >= 0, KIND == 2], axis=1).astype(np.float32)
     model = heads(loss={"kind": "binary_cross_entropy", "size": "mse"}, metrics={"kind": ["accuracy"]})
     probabilities = jax.nn.sigmoid(model.predict(X, verbose=0)["kind"])
-    found = model.evaluate(X, {"kind": several, "size": SIZE}, verbose=0, return_dict=True)
+    found = model.test_on_batch(X, {"kind": several, "size": SIZE}, return_dict=True)
     assert found["kind_accuracy"] == pytest.approx(float(((probabilities > 0.5) == several).mean()))
     custom = heads(
         loss={"kind": lambda o, y: optax.sigmoid_binary_cross_entropy(o, y).mean(axis=1)}, loss_weights=None,
         metrics={"kind": ["accuracy"]},
     )  # fmt: skip
     with pytest.raises(LabelError, match=r"Output 'kind': Row 2 .*read one label per example"):
-        fit(custom, X, {"kind": several})
+        custom.test_on_batch(X, {"kind": several})
 
 
 # --- callbacks, files, resume -----------------------------------------------------------------------------------------
 
 
 def test_callbacks_read_the_names_of_outputs_and_a_run_resumes_exactly(tmp_path: Path) -> None:
-    def go(folder: str, *more: Any, **arguments: Any) -> Any:
-        model = heads(ema=0.9, **arguments)
+    def go(folder: str, *more: Any) -> Any:
+        model = heads(ema=0.9)
         callbacks = [
             EarlyStopping("val_kind_accuracy", patience=5),
             ModelCheckpoint(tmp_path / folder / "{val_size_loss:.3f}.safetensors", monitor="size_loss"),
@@ -256,8 +256,6 @@ def test_callbacks_read_the_names_of_outputs_and_a_run_resumes_exactly(tmp_path:
     whole, history = go("whole")
     with runs.stopped(SystemExit):
         go("cut", runs.Stops(4, runs.terminate))
-    with pytest.raises(ResumeError, match="program"):
-        go("cut", loss_weights={"size": 2.0})
     resumed, again = go("cut")
     assert_same(values(resumed.module), values(whole.module))
     assert again.history == history.history
@@ -266,6 +264,21 @@ def test_callbacks_read_the_names_of_outputs_and_a_run_resumes_exactly(tmp_path:
     assert [float(row["val_kind_accuracy"]) for row in log] == history.history["val_kind_accuracy"]
     best = min(history.history["val_size_loss"])
     assert (tmp_path / "whole" / f"{best:.3f}.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_other_loss_weights_and_other_sample_weights_are_another_run(tmp_path: Path) -> None:
+    def go(weights: Any = WEIGHTS, *more: Any, **arguments: Any) -> None:
+        callbacks = [Checkpoint(tmp_path, every=1), *more]
+        fit(heads(**arguments), X, Y, sample_weight=weights, callbacks=callbacks, resume=True)
+
+    with runs.stopped(SystemExit):
+        go(WEIGHTS, runs.Stops(2, runs.terminate))
+    with pytest.raises(ResumeError, match="another program"):
+        go(loss_weights={"size": 2.0})
+    with pytest.raises(ResumeError, match=r"data\.weights\.kind was \d+, is \d+"):
+        go({**WEIGHTS, "kind": SIZE + 1})
+    go()
 
 
 @pytest.mark.slow
@@ -356,6 +369,21 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: fit(heads(), X, Y, sample_weight={"kind": {"a": SIZE + 1}}),
         DataError,
         r"sample_weight\['kind'\] is a dict",
+    ),
+    "nested weights in a list": (
+        lambda: fit(heads(), X, Y, sample_weight={"kind": [SIZE + 1, SIZE + 1]}),
+        DataError,
+        r"sample_weight\['kind'\] is a list of 2",
+    ),
+    "weights of zero": (
+        lambda: fit(heads(), X, Y, sample_weight={"kind": SIZE * 0, "size": SIZE * 0}),
+        DataError,
+        "All sample weights of the outputs",
+    ),
+    "weights by class": (
+        lambda: fit(heads(), X, Y, sample_weight={0: 1.0, 1: 5.0}),
+        DataError,
+        r"dict of \[0, 1\].*class_weight",
     ),
     "weights by output of one loss": (
         lambda: heads(loss=lambda outputs, labels: outputs["size"][:, 0], loss_weights=None, metrics=None).evaluate(

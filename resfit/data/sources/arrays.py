@@ -35,10 +35,9 @@ class ArraySource:
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
         structure: Any  # a PyTreeDef, which has no type annotations
-        weights = jax.tree.leaves(self._weight)
-        if weights and not any(leaf.any() for leaf in weights):
+        if isinstance(self._weight, np.ndarray) and not self._weight.any():
             raise DataError(
-                f"All {len(weights[0])} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
@@ -127,12 +126,9 @@ def _array_tree(name: str, tree: Any, lengths: dict[str, int]) -> Any:
     """Convert the leaves of a tree to arrays, and add the length of each to `lengths`."""
     if tree is None:
         return None
-    if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
-        leaves, structure = [("", tree)], jax.tree.structure(0)  # NumPy makes one array of a list of numbers
-    else:
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
-    arrays = {name + place: _array(name + place, leaf) for place, leaf in leaves}
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_list_of_numbers)
+    places = ((name + jax.tree_util.keystr(path), leaf) for path, leaf in paths)
+    arrays = {place: _array(place, leaf) for place, leaf in places}
     lengths.update({place: len(array) for place, array in arrays.items()})
     return jax.tree.unflatten(structure, arrays.values())
 
@@ -275,7 +271,12 @@ def _check_one_class_each(targets: np.ndarray) -> None:
 
 def is_container(tree: Any) -> bool:
     """Return True if a tree holds several arrays; a list of numbers or of rows of numbers is one array."""
-    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
+    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and not _is_list_of_numbers(tree))
+
+
+def _is_list_of_numbers(tree: Any) -> bool:
+    """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
+    return isinstance(tree, list) and not any(getattr(entry, "ndim", 0) for entry in tree)
 
 
 def structure_of(tree: Any) -> str:

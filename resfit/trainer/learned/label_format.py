@@ -129,7 +129,12 @@ class LabelFormat:
         """Raise DataError before the first step for weights by output that the losses of the model do not take."""
         if is_container(sample_weight):
             taken = self.loss.loss_of if isinstance(self.loss, ByOutput) and not self._custom_step else None
-            check_weights(sample_weight, taken)
+            weights = check_weights(sample_weight, taken)
+            if taken is not None and weights.keys() == taken.keys() and not any(map(np.any, weights.values())):
+                raise DataError(
+                    f"All sample weights of the outputs {list(weights)} are 0. Expected at least one weight above 0. "
+                    "Leave sample_weight out to weigh all examples equally."
+                )
 
     def warn_of_one_hot(self, labels: Any) -> None:
         """Warn if all labels name one class, and the loss reads several."""
