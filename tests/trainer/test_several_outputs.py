@@ -273,7 +273,7 @@ def test_other_loss_weights_and_other_sample_weights_are_another_run(tmp_path: P
         fit(heads(**arguments), X, Y, sample_weight=weights, callbacks=callbacks, resume=True)
 
     with runs.stopped(SystemExit):
-        go(WEIGHTS, runs.Stops(2, runs.terminate))
+        go(WEIGHTS, runs.Stops(1, runs.terminate))
     with pytest.raises(ResumeError, match="another program"):
         go(loss_weights={"size": 2.0})
     with pytest.raises(ResumeError, match=r"data\.weights\.kind was \d+, is \d+"):
