@@ -459,8 +459,8 @@ LABELS = [
         "A dict of labels without a custom loss",
         'model.fit(x, {"kind": y, "colour": y})',
         errors.LabelError,
-        "a dict of",
-        "compile(loss=...)",
+        "a dict of ['colour', 'kind']",
+        "pass a loss for each",
     ),
     Mistake(
         "Labels -1 and 1 for a binary output",
