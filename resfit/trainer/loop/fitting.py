@@ -40,7 +40,6 @@ from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.interrupts import at_batch_boundaries
 from resfit.trainer.loop.run import Run, Validation
-from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
@@ -134,8 +133,7 @@ _STEERING = (
 
 def _check_model(control: FitControl, state: RunState) -> None:
     """Raise if the module changed since `compile`, or `fit` runs already."""
-    check_flags(state.module, state.layout.plan)
-    state.check_structure()
+    state.check_for_training()
     if control.fitting:
         raise CallbackError(
             "fit was called while fit is running, by a callback: both would train the same state. Stop with "
