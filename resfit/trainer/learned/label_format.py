@@ -92,9 +92,10 @@ class LabelFormat:
         if isinstance(labels, Mapping | tuple):
             loss_of = self.loss.loss_of if isinstance(self.loss, ByOutput) else {}
             for name, own in entries_by_name(labels).items():
-                with about(name):
-                    if not losses.multi_label(loss_of.get(name)):
-                        _several_labels(own, self._one_label_metrics.get(name, []))
+                metrics = self._one_label_metrics.get(name)
+                if metrics and not losses.multi_label(loss_of.get(name)):
+                    with about(name):
+                        _several_labels(own, metrics)
         elif _several_labels(labels, self._one_label_metrics.get("", [])):
             self.multi_label = True
         elif self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy):
