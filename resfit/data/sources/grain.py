@@ -81,7 +81,7 @@ class GrainBatches:
                 f"Element {index} of the {type(self._data).__name__} was filtered out. Expected as many elements as "
                 "the length of the dataset. Filter after .to_iter_dataset() and before .batch(64)."
             )
-        return as_batch(_batched(element))
+        return as_batch(_batched(element), self._data)
 
 
 class GrainIterable:
