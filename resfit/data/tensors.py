@@ -79,7 +79,7 @@ def is_channels_first(name: str, value: Any) -> bool | None:
         _, a, b, c = shape
         first, last = _is_image(a, b, c), _is_image(c, a, b)
         if first is not last:
-            _note(name, shape, first)
+            _note(name, shape[1:], first)
             return first
     if len(shape) > 4:
         raise DataError(
@@ -104,7 +104,11 @@ def _is_image(channels: int, height: int, width: int) -> bool:
 @functools.cache
 def _note(name: str, shape: tuple[int, ...], first: bool) -> None:
     if first:
-        _log.info("%s: tensors of shape %s have the channels first; they are moved last.", name, shape)
+        _log.info(
+            "%s: tensors of shape (batch, %s) have the channels first; they are moved last.",
+            name,
+            ", ".join(map(str, shape)),
+        )
 
 
 def _array(leaf: Any, channels_first: bool) -> Any:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from resfit.data.decode import is_picture
+from resfit.data.sources.torch_objects import is_torch
 from resfit.errors import DataError
 
 _GENERAL = (
@@ -30,7 +31,7 @@ def check_batched(parts: tuple[Any, ...], source: Any) -> None:
     Raises:
       DataError: if the batch is one example; the message names the call that makes batches.
     """
-    if not _is_single(parts):
+    if not _is_single(parts, source):
         return
     found = ", ".join(f"{type(leaf).__name__}{_shape(leaf)}" for leaf in jax.tree.leaves(parts))
     packages = (kind.__module__.partition(".")[0] for kind in type(source).__mro__)
@@ -41,11 +42,13 @@ def check_batched(parts: tuple[Any, ...], source: Any) -> None:
     )
 
 
-def _is_single(parts: tuple[Any, ...]) -> bool:
+def _is_single(parts: tuple[Any, ...], source: Any) -> bool:
     images, labels = _arrays(parts[0]), _arrays(parts[1:])
     if is_picture(parts[0]) or any(np.ndim(leaf) == 0 for leaf in labels):
         return True
     shapes = [np.shape(leaf) for leaf in images]
+    if is_torch(source, "DataLoader") and getattr(source, "batch_sampler", source) is None and 3 in map(len, shapes):
+        return True
     rows = {np.shape(leaf)[0] for leaf in labels}
     # An image with a row of numbers as its label, such as one-hot. Labels of as many entries as the image has rows
     # cannot be told from a batch; the network raises for them.
