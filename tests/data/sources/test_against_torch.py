@@ -102,7 +102,8 @@ def test_tensors_are_recognized_and_converted() -> None:
 def test_the_copies_have_the_names_and_modules_of_the_originals() -> None:
     for copy, original in (
         (torch_fakes.Tensor, torch.Tensor), (torch_fakes.Dataset, data.Dataset),
-        (torch_fakes.DataLoader, data.DataLoader), (torch_fakes.IterableDataset, data.IterableDataset), (torch_fakes.Subset, data.Subset),
+        (torch_fakes.DataLoader, data.DataLoader), (torch_fakes.IterableDataset, data.IterableDataset),
+        (torch_fakes.Subset, data.Subset),
         (torch_fakes.ConcatDataset, data.ConcatDataset), (torch_fakes.RandomSampler, data.RandomSampler),
         (torch_fakes.DistributedSampler, data.distributed.DistributedSampler),
     ):  # fmt: skip
