@@ -122,4 +122,5 @@ def _array(leaf: Any, channels_first: bool) -> Any:
         array = leaf.numpy()
     else:
         array = np.asarray(leaf)
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if channels_first else array
+    # Several times as fast as copying a transposed view.
+    return np.stack(np.moveaxis(array, 1, 0), axis=-1) if channels_first else array

@@ -74,6 +74,11 @@ class TorchDataset:
             seed_torch((*self.key, *numbers))
         several = getattr(self.dataset, "__getitems__", None)
         examples = [self.dataset[number] for number in numbers] if several is None else several(list(numbers))
+        if len(examples) != len(numbers):
+            raise DataError(
+                f"{type(self.dataset).__name__}.__getitems__ returned {len(examples)} examples for {len(numbers)} "
+                "numbers. Expected one example for each number. Return all requested examples."
+            )
         batch = as_batch(collated(examples, type(self.dataset).__name__), self.dataset)
         return batch.x, batch.y, batch.weight
 

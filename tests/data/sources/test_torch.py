@@ -165,6 +165,7 @@ def test_several_processes_read_their_share_or_raise() -> None:
     shard = (1, 2)
     parts = [order(Numbered(), shard=(index, 2)) for index in range(2)]
     assert sorted(parts[0] + parts[1]) == list(range(20))
+    assert [order(Numbered(1), shard=(index, 2)) for index in range(2)] == [[], [0]]
     share = DataLoader(Numbered(), 5, sampler=DistributedSampler(20, 2, 1))
     share.__class__ = type("Shared", (DataLoader,), {"__len__": lambda self: 2})
     assert len(order(share, shard=shard)) == 10
@@ -229,6 +230,9 @@ def test_examples_that_do_not_form_a_batch_raise() -> None:
         next(batches(Listed((small, 0), (large, 1))).epoch(0))
     with pytest.raises(DataError, match="has no length"):
         batches(type("Endless", (Dataset,), {"__getitem__": lambda self, i: i})())
+    few = type("Few", (Numbered,), {"__getitems__": lambda self, numbers: [self[i] for i in numbers[1:]]})
+    with pytest.raises(DataError, match="returned 7 examples for 8 numbers"):
+        next(batches(few()).epoch(0))
     batched = Listed(Tensor(np.zeros((2, 3, 6, 6))))
     with pytest.raises(DataError, match=r"DataLoader\(dataset, batch_size=None\)"):
         next(batches(batched).epoch(0))
