@@ -16,7 +16,10 @@ def is_stored(value: Any) -> bool:
     """Return True for an array that is not in memory: an object with a shape whose rows can be sliced."""
     if isinstance(value, np.ndarray | np.generic | jax.Array) or library_of(value) is not None:
         return False
-    if not hasattr(value, "__getitem__") or not isinstance(getattr(value, "shape", None), tuple) or not value.shape:
+    shape = getattr(value, "shape", None)
+    if not hasattr(value, "__getitem__") or not isinstance(shape, tuple) or not shape:
+        return False
+    if hasattr(value, "__len__") and len(value) != shape[0]:  # a loader of batches whose images have the shape
         return False
     return not any(kind.__module__.partition(".")[0] in _OTHERS for kind in type(value).__mro__)
 

@@ -135,6 +135,7 @@ def test_only_arrays_that_are_not_in_memory_are_stored(file: Any) -> None:
         [1, 2],
     ):
         assert not is_stored(array)
+    assert not is_stored(type("Loader", (list,), {"shape": (8, 8, 1)})())
     assert is_stored(file["x"])
     assert is_stored(Sliced(images()))
     x, y = table.sample(frac=1, random_state=0), pd.Series([1, 0], index=[5, 3])
