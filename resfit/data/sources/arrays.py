@@ -33,6 +33,12 @@ class ArraySource:
       y: labels in the same form, or None.
       weight: (examples,) or None.
 
+    Attributes:
+      x: the inputs, as arrays.
+      labels: as an array or a pytree of such; None without labels, or if they stay in a file.
+      weight: (examples,) float32 or None.
+      in_memory: False if an array is read from its file; a memory-mapped array counts as in memory.
+
     Raises:
       DataError: if there are no examples, or arrays differ in length; from `take`, if inputs are not finite.
     """
@@ -40,39 +46,36 @@ class ArraySource:
     checked = True
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
-        self._x, self._y, self._weight = as_arrays(x, y, weight, stored=True)
+        self.x, y, self.weight = as_arrays(x, y, weight, stored=True)
         structure: Any  # a PyTreeDef, which has no type annotations
-        if self._weight is not None and not self._weight.any():
+        if self.weight is not None and not self.weight.any():
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
+        self._leaves, structure = jax.tree.flatten((self.x, y, self.weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
-        stored = any(isinstance(leaf, Stored) for leaf in self._leaves)
-        self.threads = int(stored)  # one, because the object may not expect several
+        self.in_memory = not any(isinstance(leaf, Stored) for leaf in self._leaves)
+        self.labels = None if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(y)) else y
+        self.threads = 0 if self.in_memory else 1  # one, because the object may not expect several
         self._plain = all(type(leaf) is np.ndarray and native(leaf) is leaf for leaf in self._leaves)
-        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self._x, self._y) else None
-        if not stored and sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE:
+        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self.x, y) else None
+        if self.in_memory and sum(leaf.nbytes for leaf in jax.tree.leaves((self.x, y))) <= _CHECKED_AT_ONCE:
             self.take(slice(None))
-
-    @property
-    def labels(self) -> Any:
-        return None if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(self._y)) else self._y
 
     @property
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
         return {
-            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
-            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
+            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
             "weights": weight,
         }
 
     def __len__(self) -> int:
-        return len(jax.tree.leaves(self._x)[0])
+        return len(jax.tree.leaves(self.x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         if self._plain and not isinstance(rows, slice):  # `take` is faster than an index

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from resfit.data import ArraySource, Geometry, as_batches
 from resfit.data.choose import in_memory
+from resfit.data.device import DeviceSource
 from resfit.data.sources.arrays import split_validation
 from resfit.data.sources.stored import Stored, is_stored
 from resfit.errors import DataError
@@ -101,6 +102,14 @@ def test_the_last_part_of_a_file_is_the_validation_data_without_reading_it() -> 
 def test_large_labels_stay_in_the_file_and_are_unknown_before_training() -> None:
     assert ArraySource(images(), Sliced(images())).labels is None
     np.testing.assert_array_equal(ArraySource(images(), Sliced(labels())).labels, labels())
+
+
+def test_a_dataset_on_the_device_is_not_used_again_for_other_labels_in_a_file() -> None:
+    x = images()
+    device = DeviceSource(ArraySource(x))
+    assert device.holds(ArraySource(x))
+    assert not device.holds(ArraySource(x, Sliced(images())))
+    assert not DeviceSource(ArraySource(x, Sliced(images()))).holds(ArraySource(x))
 
 
 def test_values_are_checked_when_they_are_read(file: Any) -> None:
