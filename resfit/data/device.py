@@ -38,8 +38,8 @@ class DeviceSource:
                 f"cache='device' keeps one version of every example, but a {type(source).__name__} draws new ones in "
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
-        known = isinstance(source, ArraySource) and source.in_memory and type(source.x) is np.ndarray
-        self._of = weakref.ref(source.x) if known else None
+        x = source.x if isinstance(source, ArraySource) and source.in_memory else None
+        self._of = weakref.ref(x) if type(x) is np.ndarray else None
         self._weight = getattr(source, "weight", None)
         self.labels = source.labels
         self.classes = classes_of(source)
