@@ -78,6 +78,7 @@ class Model(ModelFiles):
         ema: float | None = None,
         precision: str = "float32",
         gradient_accumulation_steps: int = 1,
+        steps_per_execution: int = 1,
         dispatch: str = "auto",
         batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
@@ -113,24 +114,24 @@ class Model(ModelFiles):
             module. Parameters of less than 32 bits are averaged in float32.
           precision: "float32"; or "bfloat16": convolutions and dense layers multiply in bfloat16, while parameters,
             statistics, norms, logits and loss stay float32.
-          gradient_accumulation_steps: number of slices of each batch that are processed one after another, for less
-            memory, before one update. Equal to the whole batch for networks without BatchNorm, which normalizes slice
-            by slice.
+          gradient_accumulation_steps: number of slices of each batch, processed one after another for less memory,
+            before one update. Equal to the whole batch without BatchNorm, which normalizes slice by slice.
+          steps_per_execution: batches that the host hands over at once, also in `evaluate` and `predict`, for networks
+            whose steps take less than a millisecond. On an accelerator they are one program. Every batch has its hooks,
+            after the execution; stops, learning rates, validation and checkpoints take effect between executions.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices of all processes), "auto" (by the
             number of devices), "pmap" (by `jax.pmap`, each device with separate random numbers), or "eager" (nothing
             compiled, for debugging). A device that the module's arrays are committed to, or of `jax.default_device`,
             is used by "auto", "jit" and "eager".
           batch_norm: BatchNorm normalizes over the "global" batch, or "per_replica", over each device's part.
           compiler_options: XLA's, by name, for every step.
-          cpu_kernels: convolutions on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`; or "auto", that
-            library if it can be used.
+          cpu_kernels: convolutions on a CPU: "xla"; "onednn", of the extra `resfit[cpu]`; or "auto", oneDNN if possible.
           replace_preprocess: True to let `preprocess` replace the one that the network was trained with.
           run_eagerly: True is dispatch="eager", as in Keras.
           jit_compile: False is dispatch="eager", as in Keras; True and "auto" compile the steps.
 
         Raises:
-          CompileError: for unknown names and combinations that cannot work, during `fit`, and for another preprocessing
-            than the trained one.
+          CompileError: for unknown names, what cannot work together, during `fit`, and for another preprocessing.
         """
         if self._control.fitting:
             raise CompileError(
@@ -140,8 +141,8 @@ class Model(ModelFiles):
         config = CompileConfig(
             optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, loss_weights=loss_weights,
             seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
-            gradient_accumulation_steps=gradient_accumulation_steps, batch_norm=batch_norm,
-            dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
+            gradient_accumulation_steps=gradient_accumulation_steps, steps_per_execution=steps_per_execution,
+            batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
         own_step = self.compute_loss if self._has_own_step else None
@@ -211,8 +212,7 @@ class Model(ModelFiles):
           y: labels, one entry per example; a dict or tuple by output for several outputs; None if x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
-          verbose: 0 silent; 1 a progress bar, or one line per epoch without a terminal; 2 one line per epoch; "auto"
-            is 1.
+          verbose: 0 silent; 1 or "auto" a progress bar, or one line per epoch without a terminal; 2 one line per epoch.
           callbacks: called in order, before History and the progress bar.
           validation_split: the last fraction of the examples, taken before shuffling, to validate on.
           validation_data: (x, y), (x, y, sample_weight), or an iterable of batches; wins over validation_split. Classes
@@ -230,8 +230,7 @@ class Model(ModelFiles):
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
             batch, or to begin if the folder is empty. The run ends bit for bit where an uninterrupted run ends;
-            different settings raise. "inexact" resumes with different settings. False to begin in a folder that holds
-            no run.
+            different settings raise. "inexact" resumes with different settings. False to begin in an empty folder.
 
         Returns:
           The `History`, also kept as `model.history`.
