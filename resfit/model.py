@@ -125,7 +125,7 @@ class Model(ModelFiles):
             is used by "auto", "jit" and "eager".
           batch_norm: BatchNorm normalizes over the "global" batch, or "per_replica", over each device's part.
           compiler_options: XLA's, by name, for every step.
-          cpu_kernels: convolutions on a CPU: "xla"; "onednn", of the extra `resfit[cpu]`; or "auto", oneDNN if possible.
+          cpu_kernels: convolutions on a CPU: "xla"; "onednn", of the extra `resfit[cpu]`; "auto", oneDNN if possible.
           replace_preprocess: True to let `preprocess` replace the one that the network was trained with.
           run_eagerly: True is dispatch="eager", as in Keras.
           jit_compile: False is dispatch="eager", as in Keras; True and "auto" compile the steps.
@@ -230,7 +230,7 @@ class Model(ModelFiles):
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
             batch, or to begin if the folder is empty. The run ends bit for bit where an uninterrupted run ends;
-            different settings raise. "inexact" resumes with different settings. False to begin in an empty folder.
+            different settings raise. "inexact" resumes with different settings. False to begin in a folder without one.
 
         Returns:
           The `History`, also kept as `model.history`.
