@@ -69,7 +69,8 @@ class DeviceSource:
 
     def holds(self, source: ArraySource) -> bool:
         """Return True if a source has the same array of inputs, and no input, label or weight has changed since."""
-        return self._of is not None and self._of() is source.x and self._digest == _digest(source)
+        same = self._of is not None and self._of() is source.x and source.in_memory
+        return same and self._digest == _digest(source)
 
     def release(self) -> None:
         """Give the memory of the device back; no example can be taken any more."""

@@ -148,7 +148,10 @@ class BaseModel(Guarded):
 
     @property
     def keep_last_step(self) -> bool:
-        """True to keep a copy of the state before each training step for `first_non_finite`; it costs a copy."""
+        """True to keep a copy of the state before each training step for `first_non_finite`; it costs a copy.
+
+        The steps then run one by one, whatever `compile(steps_per_execution=...)` says.
+        """
         return self._control.require_compiled("keep_last_step", stale=True).trainer.keep_last_step
 
     @keep_last_step.setter

@@ -317,7 +317,7 @@ def is_container(tree: Any) -> bool:
 
 def _is_list_of_numbers(tree: Any) -> bool:
     """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
-    return isinstance(tree, list) and not any(getattr(entry, "ndim", 0) for entry in tree)
+    return isinstance(tree, list) and not any(getattr(entry, "shape", ()) for entry in tree)
 
 
 def structure_of(tree: Any) -> str:
