@@ -47,8 +47,8 @@ def same_trace() -> Iterator[None]:
             "A function inside a transformation of JAX, such as jax.grad, jvp, vmap, checkpoint or lax.map, changes a "
             f"Variable of the module, such as a BatchNorm's statistics ({str(error).partition(' (https')[0]}). "
             "Expected a function without side effects. Call a copy, whose changes are dropped: nnx.clone(module)(x) "
-            "inside the function; call module(x) once outside of it to update the statistics. Or use a transformation of "
-            "nnx with the module as an argument: nnx.grad, nnx.jvp, nnx.vmap, nnx.remat."
+            "inside the function; call module(x) once outside of it to update the statistics. Or use a transformation "
+            "of nnx with the module as an argument: nnx.grad, nnx.jvp, nnx.vmap, nnx.remat."
         ) from error
 
 
