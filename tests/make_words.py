@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from resfit._utils.words import WORDS
+from resfit._utils.word_table import WORDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "keras.md"
 BEGIN, END = "<!-- `make words` writes the tables from here -->\n", "<!-- to here -->\n"
@@ -12,13 +12,18 @@ TITLES = {
     "methods": "Methods of a subclass of `Model`, which raise where they are defined",
     "settings": "Attributes of a model, which raise where they are set",
     "members": "Other attributes and methods of a model",
-    "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`",
+    "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",
     "loss": "Losses",
     "metrics": "Metrics",
     "optimizer": "Optimizers",
     "callbacks": "Callbacks",
+    "augment": "Augmentation",
+    "schedules": "Schedules",
+    "transforms": "Transforms",
+    "data": "Data",
+    "package": "Names of other packages",
 }
 
 
