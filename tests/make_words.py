@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from resfit._utils.word_table import WORDS
+from resfit._utils.words import WORDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "keras.md"
 BEGIN, END = "<!-- `make words` writes the tables from here -->\n", "<!-- to here -->\n"

@@ -1,10 +1,326 @@
-"""Sentences for words of other libraries, from `word_table`, for errors and for the tables in docs/keras.md."""
+"""The words of other libraries, with the name of the same thing in resfit, or the reason why it does not exist here.
+
+Errors and the tables of words in docs/keras.md come from this table. The words are those of Keras, and the words of
+PyTorch Lightning, TorchMetrics, timm and fastai that users write at the same places.
+"""
 
 import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NoReturn
 
-from resfit._utils.word_table import WORDS
+from resfit._utils.words_of_packages import OF_PACKAGES
+
+_STEP = "override `compute_loss(self, module, x, y, *, key, train)`, which training and evaluation call"
+_PREDICT = "`predict(outputs=...)`, or override `__call__` of the `nnx.Module`"
+_DATA = "pass the data to `fit`, `evaluate` or `predict`"
+_HOOK = "write a `resfit.callbacks.Callback` and pass it to `fit(callbacks=[...])`"
+_METRICS = "`compile(metrics=[...])`"
+_RATE = "`compile(learning_rate=...)`: a number, a schedule, or a function of the step"
+_PART = "the parts of `model.module`, an `nnx.Module`: `model.module.stem`, or all of them by `nnx.iter_modules`"
+_CONFIG = "`model.save(path)`, which writes the specification of the network; a ResNet's is `model.module.spec`"
+_VARIABLES = "`nnx.state(model.module, nnx.Param)`, or `model.get_weights()` as NumPy arrays"
+_DEVICES = "`compile(dispatch='auto')`, which uses all devices"
+_FUNCTION = "a function of (outputs, labels) that returns one value per example, written with `jax.numpy`"
+_NO_EXECUTIONS = (
+    "no setting: the host prepares the next steps while the device computes, so one step per call costs nothing"
+)
+
+# Place -> answer -> words, separated by spaces. An answer stands after "Use" or "Expected", with its code in backticks.
+WORDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "methods": {
+        _STEP: (
+            "train_step test_step training_step validation_step make_train_function make_test_function backward "
+            "manual_backward"
+        ),
+        _PREDICT: "predict_step make_predict_function",
+        _METRICS: "compute_metrics reset_metrics",
+        "define `__call__` on the `nnx.Module` that the model wraps": "call forward",
+        "`compile(optimizer, learning_rate=...)`": "configure_optimizers",
+        "`compile(optimizer=...)` with an optax transformation": "optimizer_step",
+        "`compile(optimizer=resfit.optimizers.clip(...))`": "configure_gradient_clipping",
+        _RATE: "lr_scheduler_step",
+        "`fit(callbacks=[...])`": "configure_callbacks",
+        _HOOK: " ".join((
+            "training_epoch_end validation_epoch_end test_epoch_end",
+            *(
+                f"on_{what}_{when}"
+                for what in (
+                    "fit", "train", "validation", "test", "predict", "epoch", "train_epoch", "validation_epoch",
+                    "test_epoch", "predict_epoch", "train_batch", "validation_batch", "test_batch", "predict_batch",
+                )
+                for when in ("begin", "start", "end")
+            ),
+        )),
+        _DATA: "train_dataloader val_dataloader test_dataloader predict_dataloader",
+    },
+    "settings": {
+        "`model.freeze('stem', 'stage1')` with the parts that must not change, then compile; to train nothing, do not "
+        "call fit": "trainable",
+        "`compile(dispatch='eager')`": "run_eagerly",
+        "`compile(dispatch='eager')` to run steps without compiling; all other dispatches compile": "jit_compile",
+        _NO_EXECUTIONS: "steps_per_execution",
+        "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
+        "`compile(loss=...)`": "loss",
+        "override `compute_loss` and weight the losses in it": "loss_weights",
+        _METRICS: "metrics",
+        _STEP: "automatic_optimization",
+        "no setting: every step sets the mode of the module": "training",
+    },
+    "members": {
+        _PART: "layers get_layer submodules modules named_modules children",
+        _VARIABLES: (
+            "weights variables trainable_variables trainable_weights non_trainable_variables non_trainable_weights "
+            "parameters named_parameters"
+        ),
+        "`model.get_weights()`, `model.set_weights(arrays)`; for the names of PyTorch `resfit.weights.state_dict`": (
+            "state_dict load_state_dict"
+        ),
+        _CONFIG: "get_config from_config to_json to_yaml build_from_config get_compile_config config hparams",
+        "`resfit.load(path)` of a file of `model.save`, or `copy.deepcopy(model.module)`": "clone_model",
+        "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
+            "save_model save_checkpoint load_from_checkpoint"
+        ),
+        "`fit` with a dataset; for one step `model.train_on_batch(x, y)`": "fit_generator fit_one_cycle fine_tune",
+        "`evaluate` with a dataset": "evaluate_generator validate test",
+        "`predict` with a dataset": "predict_generator predict_proba get_preds",
+        "`predict(outputs='labels')`": "predict_classes",
+        "`predict(outputs='embedding')`": "forward_features",
+        "`model.module.replace_head(num_classes)`": "reset_classifier",
+        "`model.learning_rate`": "lr",
+        "`resfit.find_learning_rate(model, x, y)`": "lr_find",
+        "`model.module`; `compile(preprocess=...)` applies to its inputs": (
+            "inputs outputs input output input_shape output_shape"
+        ),
+        "no setting: `fit`, `evaluate` and `predict` set the mode of the module": "train eval",
+        "`model.freeze()`, which without a pattern trains all parts, then compile": "unfreeze",
+        "no setting: a model is built when it is made": "build built",
+        "no setting: arrays are placed by `compile(dispatch=...)`, or stay on the device of the module": (
+            "to cuda cpu device distribute_strategy"
+        ),
+        "`Model.compute_loss`, with the penalty added to the loss of each example; weight decay: "
+        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
+        "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict",
+        "`model.export(path)`": "to_onnx to_torchscript export_savedmodel",
+        "`model.summary()`": "plot_model",
+        "`model.history`, the History of the last `fit`": "recorder",
+    },
+    "arguments": {
+        _NO_EXECUTIONS: "steps_per_execution steps_per_loop",
+        "`metrics=[...]`, which count examples without weights; weights apply to the loss": "weighted_metrics",
+        "a subclass of `Model` whose `compute_loss` weights its losses": "loss_weights",
+        "`compile(precision='bfloat16')`, which needs no loss scaling": (
+            "auto_scale_loss mixed_precision amp use_amp fp16 bf16"
+        ),
+        "`compile(learning_rate=...)`": (
+            "lr lr_max max_lr lr_schedule lr_scheduler scheduler sched base_lr div pct_start warmup_epochs warmup_steps"
+        ),
+        "`compile(optimizer=...)` with a function of optax, such as `optax.sgd(0.1, momentum=0.9)`": (
+            "momentum moms nesterov beta_1 beta_2 decay opt_args"
+        ),
+        "`loss=resfit.losses.CrossEntropy(label_smoothing=0.1)`": "label_smoothing",
+        "nothing: losses and metrics read logits": "from_logits",
+        "`model.freeze('stem', 'stage1')`, then compile": "freeze splitter freeze_epochs",
+        "`resfit.create_model(..., num_classes=...)`": "num_classes",
+        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)` as the optimizer": "wd weight_decay",
+        "`compile(optimizer=...)`": "opt opt_func optim optimizers",
+        "`compile(loss=...)`": "loss_func loss_fn criterion",
+        "`compile(metrics=[...])`": "metric metrics_list eval_metric",
+        "`compile(ema=0.999)`": "use_ema ema_momentum ema_overwrite_frequency ema_decay model_ema",
+        "`compile(optimizer=resfit.optimizers.clip(...))`": (
+            "clipnorm clipvalue global_clipnorm clip_norm clip_value clip_grad gradient_clip_val gradient_clip_norm "
+            "gradient_clip_algorithm"
+        ),
+        "`compile(gradient_accumulation_steps=...)`": "accumulate_grad_batches accumulation_steps",
+        _DEVICES: "devices accelerator strategy num_nodes distribute distribution distributed ddp gpus device",
+        "`compile(batch_norm='global')`, the default": "sync_batchnorm sync_bn",
+        "`compile(augment=...)`": "batch_tfms item_tfms transforms mixup cutmix",
+        "`compile(cpu_kernels=..., compiler_options=...)`": "backend pss_evaluation_shards",
+        "nothing: sources of `resfit.data` read ahead in threads, and a `PyDataset` has its own `workers`": (
+            "workers num_workers use_multiprocessing max_queue_size threads"
+        ),
+        "`fit(epochs=...)`": "max_epochs nb_epoch n_epoch n_epochs num_epochs n_cycle",
+        "`fit(initial_epoch=...)`": "start_epoch",
+        "`batch_size`": "batch bs",
+        "`class_weight`": "class_weights",
+        "`validation_split`": "valid_pct val_split",
+        "`fit(steps_per_epoch=...)`": (
+            "max_steps limit_train_batches samples_per_epoch nb_steps fast_dev_run overfit_batches"
+        ),
+        "`validation_steps`": "limit_val_batches nb_val_samples",
+        "`validation_freq`": "check_val_every_n_epoch",
+        "`validation_every`": "val_check_interval",
+        "`fit(x, ...)`: any iterable of (x, y) batches": (
+            "train_dataloaders train_dataloader train_loader generator datamodule dls dataset training_data ds "
+            "train_ds images data"
+        ),
+        "`y`, or data that bring their labels": "labels target targets",
+        "`fit(validation_data=...)`": (
+            "val_dataloaders val_dataloader val_data val_loader valid_data valid_dl val_ds eval_set"
+        ),
+        "`fit(resume=True, callbacks=[resfit.callbacks.Checkpoint(folder)])`": (
+            "ckpt_path resume_from_checkpoint resume_from default_root_dir"
+        ),
+        "`fit(callbacks=[...])`": "cbs callback",
+        "`callbacks=[resfit.callbacks.EarlyStopping(patience=3)]`": "early_stopping patience",
+        "`callbacks=[resfit.callbacks.ModelCheckpoint('best.safetensors', save_best_only=True)]`": (
+            "save_best save_best_only"
+        ),
+        "`callbacks=[resfit.callbacks.Checkpoint(folder)]`": "checkpoint checkpoint_dir save_dir model_dir",
+        "`callbacks=[resfit.callbacks.Profiler(folder)]`": "profiler",
+        "`callbacks=[resfit.callbacks.TensorBoard(...)]` or another logger": (
+            "logger loggers log_every log_every_n_steps tensorboard"
+        ),
+        "`verbose=0` to show nothing, `verbose=1` for a progress bar": (
+            "show_progress enable_progress_bar progress enable_model_summary"
+        ),
+        "`compile(seed=...)`": "random_state deterministic random_seed",
+        "nothing: `fit`, `evaluate` and `predict` set the mode of the module": "training train",
+        "`evaluate(return_dict=True)`": "as_dict",
+        "nothing: each call starts with new metrics": "reset_metrics reset_opt",
+        "nothing: `save` replaces a file at the path": "overwrite",
+        "nothing: the format is safetensors": "save_format",
+        "`resfit.load(path, module=...)` for a custom class": "custom_objects safe_mode",
+        "nothing: the table shows all parts, with their numbers of trained and frozen parameters": (
+            "print_fn line_length positions expand_nested show_trainable layer_range col_names depth"
+        ),
+        "`predict(outputs='probabilities')`": "return_probabilities with_decoded act",
+    },
+    "callback arguments": {
+        "`save_freq`, \"epoch\" or a number of steps": "period every_n_epochs every_n_train_steps every_epoch",
+        "`keep`, the number of files to keep": "save_top_k max_to_keep save_total_limit",
+        "`filepath`, a template such as 'runs/{epoch:02d}.safetensors'": "dirpath filename fname file_path path",
+        "`resfit.callbacks.Checkpoint(folder)`, which saves a run at its end too": (
+            "save_last save_on_train_end with_opt backup_dir"
+        ),
+        "`min_delta`": "epsilon threshold delta",
+        "`mode`, \"min\" or \"max\"": "comp direction greater_is_better",
+        "`monitor`": "metric metric_name quantity",
+        "`restore_best_weights`": "restore_best load_best_model_at_end",
+        "`patience`": "tolerance early_stopping_patience",
+        "`resfit.callbacks.TerminateOnNaN()`": "check_finite divergence_threshold",
+        "`baseline`, or a custom callback that sets `model.stop_training = True`": "stopping_threshold",
+        "nothing: a name that the logs lack is reported in the log `resfit`": "strict",
+        "nothing: an epoch is judged after its validation": "check_on_train_epoch_end",
+        "`resfit.callbacks.Checkpoint(folder)` for exact resume; a model file holds no optimizer state": (
+            "options save_optimizer"
+        ),
+        "`resfit.callbacks.Profiler`": "profile_batch",
+        "`model.summary()`": "write_graph",
+        "`model.predict(x, outputs='embedding')`": "embeddings_freq embeddings_metadata embeddings_data",
+        "`min_lr`": "min_learning_rate eta_min",
+        "`log_dir`": "save_dir logdir",
+    },
+    "network": {
+        "`resfit.create_model(..., weights=...)` or `resfit.weights.load` to read weights": (
+            "weights pretrained checkpoint_path pretrained_cfg"
+        ),
+        "`num_classes`": "classes nb_classes n_classes n_out",
+        "`in_channels`": "in_chans input_channels n_in",
+        "`in_channels`; a network accepts images of any size": "input_shape img_size input_tensor",
+        "`predict(outputs='embedding')` of a model for the pooled features": (
+            "include_top pooling global_pool features_only cut"
+        ),
+        "`drop_path`": "drop_path_rate stochastic_depth_prob",
+        "`head_dropout`": "drop_rate",
+        "`zero_init_last`": "zero_init_residual",
+        "`groups`, `width_per_group`": "cardinality base_width",
+        "`norm`": "norm_layer",
+        "`antialias`": "aa_layer",
+        "`output_stride`": "replace_stride_with_dilation",
+        "`remat`": "grad_checkpointing",
+        "`rngs`": "seed",
+    },
+    "loss": {
+        "`loss='cross_entropy'`, which reads class numbers and one-hot labels (with label smoothing: "
+        "`resfit.losses.CrossEntropy(label_smoothing=0.1)`)": (
+            "CategoricalCrossentropy SparseCategoricalCrossentropy CrossEntropyLoss cross_entropy NLLLoss log_loss "
+            "softmax_cross_entropy CrossEntropyLossFlat LabelSmoothingCrossEntropy SoftTargetCrossEntropy ce nll"
+        ),
+        "`loss='binary_cross_entropy'` (with options: `resfit.losses.BinaryCrossEntropy`)": (
+            "BinaryCrossentropy BCE BCELoss BCEWithLogitsLoss binary_cross_entropy_with_logits "
+            "MultiLabelSoftMarginLoss BCEWithLogitsLossFlat sigmoid_cross_entropy"
+        ),
+        "`loss=resfit.losses.Focal(gamma=2.0)`": "BinaryFocalCrossentropy CategoricalFocalCrossentropy FocalLoss",
+        "`loss='mean_squared_error'`": "MeanSquaredError mse MSELoss MSELossFlat l2 l2_loss",
+        "`loss='mean_absolute_error'`": "MeanAbsoluteError mae L1Loss L1LossFlat l1",
+        "`loss='huber'`": "Huber HuberLoss SmoothL1Loss smooth_l1",
+        "`loss='log_cosh'`": "LogCosh",
+        "`loss='cosine_similarity'`": "CosineSimilarity CosineEmbeddingLoss cosine_proximity",
+        "`loss='kl_divergence'`": "KLDivergence KLDivLoss kl_div kld kullback_leibler_divergence",
+        "`loss='poisson'`": "Poisson PoissonNLLLoss",
+        "`loss='hinge'`": "Hinge HingeEmbeddingLoss",
+        "`loss='mean_absolute_percentage_error'`": "MeanAbsolutePercentageError mape",
+        "`loss='mean_squared_logarithmic_error'`": "MeanSquaredLogarithmicError msle",
+        f"{_FUNCTION}: `jnp.square(resfit.losses.hinge(outputs, labels))` for one output": "SquaredHinge",
+        f"{_FUNCTION}: `optax.losses.multiclass_hinge_loss(outputs, labels)`": "CategoricalHinge MultiMarginLoss",
+        f"{_FUNCTION}: `optax.losses.ctc_loss`": "CTC CTCLoss",
+        _FUNCTION: "dice DiceLoss Tversky triplet TripletMarginLoss contrastive",
+    },
+    "metrics": {
+        "`metrics=['accuracy']`": (
+            "Accuracy BinaryAccuracy CategoricalAccuracy SparseCategoricalAccuracy MulticlassAccuracy "
+            "MultilabelAccuracy accuracy_score error_rate accuracy_multi top1"
+        ),
+        "`metrics=['top_5_accuracy']`": (
+            "TopKCategoricalAccuracy SparseTopKCategoricalAccuracy top_k_accuracy_score top_k_accuracy top5"
+        ),
+        "`metrics=['auc']`": "AUC AUROC BinaryAUROC MulticlassAUROC MultilabelAUROC roc_auc_score roc_auc",
+        "`metrics=['precision']`": "Precision BinaryPrecision MulticlassPrecision MultilabelPrecision precision_score",
+        "`metrics=['recall']`": "Recall BinaryRecall MulticlassRecall MultilabelRecall recall_score",
+        "`metrics=['f1']`": "F1 F1Score BinaryF1Score MulticlassF1Score MultilabelF1Score fbeta_score",
+        "`metrics=['confusion_matrix']`": "ConfusionMatrix BinaryConfusionMatrix MulticlassConfusionMatrix",
+        "`metrics=['calibration_error']`": "CalibrationError BinaryCalibrationError MulticlassCalibrationError ece",
+        "`metrics=['cross_entropy']`": (
+            "CrossEntropy BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy log_loss"
+        ),
+        "`metrics=['mean_squared_error']`": "MeanSquaredError mse",
+        "`metrics=['mean_absolute_error']`": "MeanAbsoluteError mae",
+        "the square root of `metrics=['mean_squared_error']`": "RootMeanSquaredError rmse",
+        "`metrics=['confusion_matrix']`, which determines the value": (
+            "MeanIoU iou jaccard BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
+        ),
+        "nothing: `fit(validation_data=...)` reports `val_loss` and the other values of a validation": "val_loss",
+    },
+    "optimizer": {
+        **{
+            f"`optimizer={name!r}, learning_rate=...`": name
+            for name in ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
+        },
+        "`optimizer='sgd'`, which has momentum 0.9 and Nesterov": "momentum nesterov",
+        "`resfit.schedules`": "schedules lr_schedule",
+        **{
+            f"`optimizer=optax.{name}, learning_rate=...`": name
+            for name in ("adadelta", "adafactor", "adagrad", "adamax", "lbfgs", "lion", "nadam", "nadamw", "radam")
+        },
+        "`optimizer=optax.contrib.muon(...)`": "Muon",
+        "`optimizer=optax.lookahead(...)`": "Lookahead",
+    },
+    "callbacks": {
+        **{
+            f"`resfit.callbacks.{name}`": name
+            for name in (
+                "CSVLogger", "EarlyStopping", "LambdaCallback", "LearningRateScheduler", "ModelCheckpoint",
+                "ReduceLROnPlateau", "SwapEMAWeights", "TensorBoard", "TerminateOnNaN", "Timer",
+            )
+        },
+        "`resfit.callbacks.Checkpoint(folder)` with `fit(resume=True)`": "BackupAndRestore",
+        "`resfit.callbacks.ModelCheckpoint` or `EarlyStopping`": "SaveModelCallback EarlyStoppingCallback",
+        "nothing: `fit` returns a `History`": "History",
+        "`fit(verbose=1)`": "ProgbarLogger TQDMProgressBar RichProgressBar ProgressBar",
+        "`model.freeze(...)`, then compile": "BaseFinetuning BackboneFinetuning",
+        "`resfit.callbacks.Throughput` or `Timer`": "DeviceStatsMonitor ThroughputMonitor",
+        "`compile(gradient_accumulation_steps=...)`": "GradientAccumulationScheduler GradientAccumulation",
+        "`compile(ema=...)`": "StochasticWeightAveraging WeightAveraging EMAWeightAveraging EMACallback",
+        "`compile(augment=resfit.augment.mixup(0.2))`": "MixUp CutMix",
+        "nothing: the learning rate of a schedule is in every epoch's logs": "LearningRateMonitor",
+        "`resfit.callbacks.WeightsAndBiases`": "WandbCallback WandbMetricsLogger",
+        "`resfit.callbacks.JSONLogger`, or a `resfit.callbacks.Callback` that sends the logs": "RemoteMonitor",
+        "`resfit.callbacks.Checkpoint(folder)`, which uses Orbax": "OrbaxCheckpoint",
+        "`resfit.callbacks.Callback`": "MonitorCallback CallbackList BaseLogger",
+    },
+    **OF_PACKAGES,
+}  # fmt: skip
+
 
 # Places of names that users write as text, or that belong to classes: case and underscores do not matter.
 _NAMES = ("loss", "metrics", "optimizer", "callbacks", "schedules")

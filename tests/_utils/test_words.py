@@ -14,7 +14,7 @@ from flax import nnx
 
 import resfit
 from resfit import callbacks, losses, metrics, optimizers
-from resfit._utils.word_table import WORDS
+from resfit._utils.words import WORDS
 from resfit.errors import ArgumentError, CallbackError, CompileError, OverrideError, SavedModelError, SpecError
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 from tests.make_words import PAGE, tables

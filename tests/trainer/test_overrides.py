@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit._utils.word_table import WORDS
+from resfit._utils.words import WORDS
 from resfit.errors import ModuleError, OverrideError
 from resfit.trainer import overrides
 from tests import levels
