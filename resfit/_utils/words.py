@@ -277,7 +277,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`metrics=['mean_absolute_error']`": "MeanAbsoluteError mae",
         "the square root of `metrics=['mean_squared_error']`": "RootMeanSquaredError rmse",
         "`metrics=['confusion_matrix']`, which determines the value": (
-            "MeanIoU iou jaccard BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
+            "iou jaccard BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
         ),
         "nothing: `fit(validation_data=...)` reports `val_loss` and the other values of a validation": "val_loss",
     },

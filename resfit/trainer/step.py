@@ -19,7 +19,7 @@ from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import watched
-from resfit.trainer.graph.explain import explained, same_trace
+from resfit.trainer.graph.explain import explained
 from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state.train_state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
 
@@ -238,7 +238,7 @@ def _slice_loss(
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
     module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
-    with same_trace(), watched(module, layout.warned["train"]):
+    with watched(module, layout.warned["train"]):
         found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
     each = _per_example(found, part.x)
     new_params, new_carried = layout.plan.read(module)
@@ -311,7 +311,7 @@ def evaluate_step(
     arrays = layout.unflatten_model(leaves)
     module = _evaluation_module(layout, arrays, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    with same_trace(), watched(module, layout.warned["evaluate"]):
+    with watched(module, layout.warned["evaluate"]):
         found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)

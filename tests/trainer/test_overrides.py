@@ -12,7 +12,6 @@ import resfit
 from resfit._utils.words import WORDS
 from resfit.errors import ModuleError, OverrideError
 from resfit.trainer import overrides
-from tests import levels
 from tests.helpers import PlainNet, compiled, fit
 
 METHODS = {
@@ -157,29 +156,3 @@ def test_a_class_that_only_sets_the_flag_does_not_read_it() -> None:
 def test_no_member_of_the_model_itself_is_in_the_tables() -> None:
     table = {word for place in overrides.READ for row in WORDS[place].values() for word in row.split()}
     assert not table & set(dir(compiled()))
-
-
-TRANSFORMED = {
-    "grad": lambda call, x: jax.grad(lambda x: call(x).sum())(x),
-    "jvp": lambda call, x: jax.jvp(call, (x,), (x,))[1],
-    "vmap": lambda call, x: jax.vmap(lambda one: call(one[None])[0])(x),
-    "map": lambda call, x: jax.lax.map(lambda one: call(one[None])[0], x),
-    "checkpoint": lambda call, x: jax.checkpoint(call)(x),
-}
-
-
-@pytest.mark.parametrize("name", levels.only(["grad"], list(TRANSFORMED)))
-def test_a_module_that_changes_inside_a_transformation_raises_with_the_call_that_works(name: str) -> None:
-    class Penalty(resfit.Model):
-        def compute_loss(self, module: Any, x: Any, y: Any, *, key: Any, train: bool) -> Any:
-            call = (lambda x: nnx.clone(module)(x)) if self.copies else module
-            penalty = TRANSFORMED[name](call, x).reshape(len(x), -1).sum(1)
-            outputs = module(x)
-            return (outputs**2).sum(1) + penalty, outputs
-
-    model = compiled(kind=Penalty, metrics=None)
-    model.copies = False
-    with pytest.raises(ModuleError, match=r"changes a Variable of the module.*nnx\.clone\(module\)\(x\)"):
-        fit(model, epochs=1)
-    model.copies = True
-    assert np.isfinite(fit(model, epochs=1).history["loss"]).all()

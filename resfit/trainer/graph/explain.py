@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from flax.errors import TraceContextError
 
 from resfit.errors import ModuleError, ResfitError
 
@@ -31,25 +30,6 @@ def explained(function: Any, *arguments: Any) -> Iterator[None]:
             "compiling."
         )
         raise
-
-
-@contextlib.contextmanager
-def same_trace() -> Iterator[None]:
-    """Replace the error of Flax for a module that changes its Variables inside a transformation of JAX.
-
-    Raises:
-      ModuleError: with the ways to call the module there.
-    """
-    try:
-        yield
-    except TraceContextError as error:
-        raise ModuleError(
-            "A function inside a transformation of JAX, such as jax.grad, jvp, vmap, checkpoint or lax.map, changes a "
-            f"Variable of the module, such as a BatchNorm's statistics ({str(error).partition(' (https')[0]}). "
-            "Expected a function without side effects. Call a copy, whose changes are dropped: nnx.clone(module)(x) "
-            "inside the function; call module(x) once outside of it to update the statistics. Or use a transformation "
-            "of nnx with the module as an argument: nnx.grad, nnx.jvp, nnx.vmap, nnx.remat."
-        ) from error
 
 
 class _Short:
