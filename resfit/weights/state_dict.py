@@ -93,7 +93,9 @@ def load_state_dict(
     naming = naming or fitting(module, values)
     entries = dict(named(module, naming))
     if entries.keys() != values.keys():
-        check_prefix(values, *_names_of_network(module))
+        names = [name for name in mapping if name.rpartition(".")[2] not in IGNORED]
+        found = len(entries.keys() & values.keys())
+        check_prefix(names, found, *_names_of_network(module), reset=head == "reset")
     _check_arithmetic(module, naming)
     if naming == "keras":
         values = folded(values)

@@ -116,7 +116,8 @@ def call_in(message: str) -> str:
 )
 def test_the_error_for_an_unknown_prefix_contains_the_call_that_loads_the_weights(prefix: str) -> None:
     source, target = net(THIN["basic, imagenet"]), net(THIN["basic, imagenet"], seed=1)
-    held = {prefix + name: value for name, value in weights.state_dict(source).items()} | {"queue": np.zeros(2)}
+    held = {prefix + name: value for name, value in weights.state_dict(source).items()}
+    held |= {f"{prefix}bn1.num_batches_tracked": np.array(7)} | {f"ema.{name}": held[name] + 1 for name in held}
     with pytest.raises(WeightsError, match=re.escape(f"have the prefix {prefix!r}")) as found:
         weights.load_state_dict(target, held)
     eval(call_in(str(found.value)), {"resfit": resfit, "net": target, "weights": held})
@@ -125,10 +126,10 @@ def test_the_error_for_an_unknown_prefix_contains_the_call_that_loads_the_weight
 
 def test_the_call_for_a_backbone_without_its_last_layer_resets_the_layer_and_drops_another_head() -> None:
     source, target = net(THIN["basic, imagenet"]), net(THIN["basic, imagenet"], seed=1)
-    held = {"encoder_q." + name: value for name, value in weights.state_dict(source).items() if "fc" not in name}
-    held |= {"encoder_q.fc.0.weight": np.zeros((5, 8)), "encoder_q.fc.2.weight": np.zeros((2, 5))}
+    held = {"module.encoder_q." + name: value for name, value in weights.state_dict(source).items() if "fc" not in name}
+    held |= {"module.encoder_q.fc.0.weight": np.zeros((5, 8)), "module.encoder_q.fc.2.weight": np.zeros((2, 5))}
     before = np.asarray(target.head.dense.kernel[...])
-    with pytest.raises(WeightsError, match=r"prefix 'encoder_q\.'") as found:
+    with pytest.raises(WeightsError, match=r"prefix 'module\.encoder_q\.'") as found:
         weights.load_state_dict(target, held)
     eval(call_in(str(found.value)), {"resfit": resfit, "net": target, "weights": held})
     np.testing.assert_array_equal(target.stem.conv.kernel[...], source.stem.conv.kernel[...])
