@@ -249,6 +249,7 @@ class Model(ModelFiles):
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)
 
+    @checked("arguments")
     def train_on_batch(
         self,
         x: Any,
@@ -305,6 +306,7 @@ class Model(ModelFiles):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
+    @checked("arguments")
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and metrics of this batch, in evaluation mode."""
         evaluator = self._control.require_compiled("test_on_batch").evaluator
@@ -380,6 +382,7 @@ class Model(ModelFiles):
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.
 

@@ -410,7 +410,9 @@ def _warn_if_frozen(layout: StateLayout, before: Leaves, after: Leaves) -> None:
         for slot, old, new in zip(layout.carried, before, after, strict=True)
         if issubclass(slot.type, nnx.BatchStat) and not slot.frozen
     ]
-    if statistics and all(old is new for old, new in statistics):
+    warned = layout.warned["statistics"]  # an eager step would warn each time
+    if statistics and not warned and all(old is new for old, new in statistics):
+        warned.add("unchanged")
         _log.warning(
             "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
             "mode. Pass the mode on inside __call__ or compute_loss (train=train), or call Model.freeze if this is "
