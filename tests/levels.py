@@ -17,3 +17,26 @@ def only(quick: Container[Any], rows: Iterable[Any], slow: Container[Any] | None
     found = [pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=marks(row)) for row in rows]
     assert any(not row.marks for row in found), "make test would have no row of the table"
     return found
+
+
+def mark_rows(items: Iterable[pytest.Item], *, whole: bool) -> None:
+    """Mark the rows of a table as slow that its marker `representatives` does not name.
+
+    Args:
+      items: the collected tests.
+      whole: True if every row of a table was collected.
+
+    Raises:
+      pytest.UsageError: if no row of a whole table has the id of a representative.
+    """
+    quick: dict[str, bool] = {}
+    for item in items:
+        marker = item.get_closest_marker("representatives")
+        if marker is not None:
+            table, _, row = item.nodeid.partition("[")
+            named = row.removesuffix("]") in marker.args
+            quick[table] = quick.get(table, False) or named
+            if not named:
+                item.add_marker(pytest.mark.slow)
+    if whole and (lost := [table for table, found in quick.items() if not found]):
+        raise pytest.UsageError(f"make test would have no row of {', '.join(lost)}. Name one of its rows.")

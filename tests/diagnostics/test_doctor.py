@@ -115,6 +115,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("nnx.BatchNorm by flags")
 @pytest.mark.parametrize("name", levels.only(["nnx.BatchNorm by flags", "no norm"], NETS))
 def test_a_correct_model_has_no_problem(name: str) -> None:
     x, y = data()
@@ -160,6 +161,7 @@ SLOW = {"scaled twice", "labels from 1 and one class too many", "one-hot labels 
         "tanh at the end", "started too large"}  # fmt: skip
 
 
+@pytest.mark.representatives("a NaN among the pixels", "labels from 1", "a class that never occurs", "a stopped gradient", "the forgotten train flag")
 @pytest.mark.parametrize("mistake", levels.only(WRONG.keys() - SLOW, WRONG))
 def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str) -> None:
     build, spoil, expected, words = WRONG[mistake]
@@ -188,6 +190,7 @@ def test_statistics_frozen_on_purpose_are_not_a_problem() -> None:
     assert problems(resfit.doctor(model, *data())) == []
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_gradient_is_not_a_problem() -> None:
     model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.compile("sgd")

@@ -36,6 +36,7 @@ def stops(model: resfit.Model) -> Callable[[], None]:
     return lambda: setattr(model, "stop_training", True)
 
 
+@pytest.mark.representatives("finished")
 @pytest.mark.parametrize("end", ["finished", "terminated after the last epoch", "stopped by a callback"])
 def test_a_resumed_model_restores_the_facts_about_its_data(end: str, tmp_path: Path) -> None:
     first = runs.small(PlainNet)

@@ -98,6 +98,7 @@ EVERY_ROW = Counter((row, row % 3) for row in range(ROWS))
 # --- rows and their order ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("False-1", "True-1")
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("pad", [False, True])
 def test_an_epoch_has_every_row_once_and_resumes_at_any_batch(animals: Path, threads: int, pad: bool) -> None:
@@ -410,6 +411,7 @@ def test_original_files_become_the_official_dataset(
     assert ("Ankle boot" in (tfds(name, "train", data_dir=tmp_path / "tfds").classes or ())) is (name != "mnist")
 
 
+@pytest.mark.representatives("mnist_5k")
 @pytest.mark.parametrize("name", ["digits", "mnist_5k"])
 def test_bundled_datasets_become_tfds_datasets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resfit.data.load("digits")
