@@ -52,7 +52,7 @@ os.fsync = lambda _: None
 
 # The number of examples of a property, which `--hypothesis-profile` in the Makefile selects. No deadline: the first
 # example of a shape compiles.
-for _profile, _examples in (("test", 10), ("all", 40), ("exhaustive", 400)):
+for _profile, _examples in (("test", 10), ("all", 20), ("exhaustive", 400)):
     hypothesis.settings.register_profile(
         _profile,
         deadline=None,

@@ -27,16 +27,15 @@ def mark_rows(items: Iterable[pytest.Item], *, whole: bool) -> None:
       whole: True if every row of a table was collected.
 
     Raises:
-      pytest.UsageError: if no row of a whole table has the id of a representative.
+      pytest.UsageError: if a representative is not a row of a whole table.
     """
-    quick: dict[str, bool] = {}
+    missing: dict[str, set[str]] = {}
     for item in items:
         marker = item.get_closest_marker("representatives")
         if marker is not None:
             table, _, row = item.nodeid.partition("[")
-            named = row.removesuffix("]") in marker.args
-            quick[table] = quick.get(table, False) or named
-            if not named:
+            missing.setdefault(table, set(marker.args)).discard(row.removesuffix("]"))
+            if row.removesuffix("]") not in marker.args:
                 item.add_marker(pytest.mark.slow)
-    if whole and (lost := [table for table, found in quick.items() if not found]):
-        raise pytest.UsageError(f"make test would have no row of {', '.join(lost)}. Name one of its rows.")
+    if whole and any(missing.values()):
+        raise pytest.UsageError(f"These representatives are not rows of their tables: {missing}.")

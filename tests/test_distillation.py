@@ -70,6 +70,7 @@ def loss_of(logits: jax.Array, y: np.ndarray, said: np.ndarray, temperature: flo
     return (weight * hard + (1 - weight) * soft).mean()
 
 
+@pytest.mark.representatives("by its flags")
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_a_step_equals_that_of_the_mixed_loss_with_a_teacher_in_evaluation_mode(kind: str) -> None:
     teacher = TEACHERS[kind](rngs=nnx.Rngs(5))

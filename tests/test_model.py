@@ -127,6 +127,7 @@ def broken_data() -> Iterator[Any]:
     raise BrokenError
 
 
+@pytest.mark.representatives("batch end", "data")
 @pytest.mark.parametrize(
     ("fail", "steps"),
     [
@@ -666,6 +667,7 @@ GOOD_LABELS: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
+@pytest.mark.representatives("column", "uint8", "one-hot", "list")
 @pytest.mark.parametrize("form", GOOD_LABELS)
 def test_the_form_of_class_labels_does_not_matter(form: str) -> None:
     x, y = images(8), labels(8)
@@ -685,6 +687,7 @@ def test_soft_targets_give_their_cross_entropy() -> None:
     )
 
 
+@pytest.mark.representatives("True-int32", "False-bool")
 @pytest.mark.parametrize("form", [np.float32, np.int32, bool])
 @pytest.mark.parametrize("column", [True, False])
 def test_one_output_is_binary(form: Any, column: bool) -> None:

@@ -161,6 +161,7 @@ def loaded(model: resfit.Model, path: Any, **arguments: Any) -> resfit.Model:
     return resfit.load(path / "net.safetensors", module=ColorNet(), **arguments)
 
 
+@pytest.mark.representatives("auto-after0-False", "auto-after3-True", "scaled-<lambda>-False", "scaled-<lambda>-True")
 @pytest.mark.parametrize(
     ("before", "after", "same"),
     [
@@ -249,6 +250,7 @@ def test_a_learning_rate_search_does_not_count_as_training() -> None:
     model.compile("sgd", preprocess=scaled)
 
 
+@pytest.mark.representatives("True-auto", "False-scaled")
 @pytest.mark.parametrize("preprocess", ["auto", HALF, scaled])
 @pytest.mark.parametrize("from_file", [False, True])
 def test_auto_and_transforms_without_mean_keep_the_trained_preprocessing(

@@ -168,7 +168,7 @@ def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> Non
             "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
             "nnx.bridge.ToNNX has them after .lazy_init(x)."
         )
-    check_flags(module, state.layout.plan)
+    check_flags(state.modules(), state.layout.plan)
 
 
 def _check_same_values(context: RunContext) -> None:

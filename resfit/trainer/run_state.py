@@ -117,6 +117,10 @@ class RunState:
         """The user's own module; see `publish` for when it is up to date."""
         return self._module.module
 
+    def modules(self) -> Sequence[tuple[Any, nnx.Module]]:
+        """Return the path and the module of every part of the user's module."""
+        return self._module.modules()
+
     # --- exchange with the module -------------------------------------------------------------------------------------
 
     def check_structure(self) -> None:

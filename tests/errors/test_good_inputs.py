@@ -44,8 +44,9 @@ def network(kind: str, classes: int) -> nnx.Module:
     return resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))
 
 
-# The checks look at arrays and outputs. Only the number of channels and classes is also read from a ResNet's spec.
-each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", marks=pytest.mark.slow)])
+# The checks look at arrays and outputs. Only the number of channels and classes is also read from a ResNet's spec: the
+# tests of binary outputs need it.
+each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", marks=pytest.mark.exhaustive)])
 
 
 class Good(NamedTuple):
@@ -133,7 +134,7 @@ def test_batches_that_the_devices_do_not_divide_are_valid(dispatch: str, silent:
 
 
 @pytest.mark.representatives("labels1-flat")
-@each_network
+@pytest.mark.parametrize("kind", ["flat", "resnet"])
 @pytest.mark.parametrize("labels", [Y > 0, (Y > 0).astype(int), (Y > 0)[:, None], np.linspace(0, 1, 16)])
 def test_labels_of_one_binary_output(labels: np.ndarray, kind: str, silent: Callable[[], list[str]]) -> None:
     model = compiled(nnx.clone(network(kind, 1)), learning_rate=0.0, seed=np.int64(3))

@@ -94,6 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
 
 
+@pytest.mark.representatives("2-where5", "epoch-where8")
 @pytest.mark.parametrize(
     ("every", "where"), levels.only([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
 )
@@ -116,6 +117,7 @@ def test_a_rollback_removes_a_hardware_fault_with_steps_per_epoch(steps_per_epoc
     assert_same(whole.get_weights(), hurt.get_weights())
 
 
+@pytest.mark.representatives("rate1")
 @pytest.mark.parametrize("rate", [0.4, schedules.Linear(peak=0.4)])
 def test_a_diverging_run_continues_with_a_lower_learning_rate(
     rate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -27,6 +27,7 @@ QUICK = ("v1", "SE, basic", "v2, bottleneck", "space to depth")
 NORMS_OF_BATCHES = [name for name in VARIANTS if name != "group norm"]
 
 
+@pytest.mark.representatives("SE, basic")
 @pytest.mark.parametrize("variant", levels.only(QUICK, NORMS_OF_BATCHES))
 def test_a_folded_network_has_the_logits_of_the_network(variant: str) -> None:
     net = thin(variant)
@@ -99,6 +100,7 @@ class Parts(nnx.Module):
 X = np.random.default_rng(0).normal(size=(4, 5, 5, 3)).astype(np.float32)
 
 
+@pytest.mark.representatives("both-arguments2")
 @pytest.mark.parametrize(("how", "arguments"), [("alone", {}), ("alone", {"use_bias": False}), ("both", {})])
 def test_biases_of_convolutions_and_norms_without_scale_or_bias_are_folded(how: str, arguments: Any) -> None:
     module = Parts(how, **arguments)

@@ -36,6 +36,7 @@ def test_equal_seeds_give_equal_networks_and_other_seeds_other_values() -> None:
     assert differ(values(net), values(ResNet(BASIC, rngs=nnx.Rngs(4)))) == drawn(net).keys()
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_values() -> None:
     code = (
         "from flax import nnx; from resfit.nets import Layers; "
@@ -63,6 +64,7 @@ def test_a_network_draws_one_key_from_the_params_stream_of_its_user() -> None:
     assert differ(values(net), values(ResNet(BASIC, rngs=rngs))) == drawn(net).keys()  # the second key
 
 
+@pytest.mark.representatives("split")
 @pytest.mark.parametrize(
     "rngs",
     [
@@ -83,6 +85,7 @@ def test_every_kind_of_key_seeds_a_network(rngs: Callable[[int], nnx.Rngs]) -> N
 # --- distributions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("float32-False-True", "bfloat16-False-False", "float64-True-False")
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "x64"), [("float32", False), ("bfloat16", False), ("float16", False), ("float64", True)]

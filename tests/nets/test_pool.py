@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
 
 
+@pytest.mark.representatives("size0-3-2")
 @pytest.mark.parametrize(
     ("size", "window", "strides"),
     [
@@ -135,6 +136,7 @@ def average_by_hand(x: np.ndarray, strides: tuple[int, int]) -> np.ndarray:
     return out
 
 
+@pytest.mark.representatives("size1")
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (4, 5), (7, 6)])
 def test_average_pool_equals_torch_and_timm(size: tuple[int, int]) -> None:
     x = image(size)
@@ -157,6 +159,7 @@ def test_average_pool_ignores_padding_at_the_edge() -> None:
     assert without_the_last.shape[1] == 2
 
 
+@pytest.mark.representatives("size0-2", "size2-1")
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [(2, 3), (6, 7), (8, 5)])
 def test_blur_pool_equals_a_binomial_convolution_of_the_reflected_image(size: tuple[int, int], strides: int) -> None:

@@ -18,6 +18,7 @@ from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
 from resfit.nets.registry import BLOCKS
 from resfit.trainer.memory import step_memory
+from tests import levels
 from tests.helpers import (
     assert_close,
     assert_same,
@@ -82,18 +83,12 @@ def everything(remat: str | None, train: bool, block: str) -> Any:
     return run(net(remat, depths=(1, 1), block=block, zero_init_last=False), images(4))
 
 
-# Both kinds, both modes, and blocks that end in an activation and that do not: the others are slow.
-QUICK = {("block", True, "basic"), ("stage", True, "preact_basic"), ("block", False, "bottleneck")}
+CASES = [(*case, block) for block in BLOCKS for case in (("block", True), ("stage", True), ("block", False))]
+# Slow: every block, both kinds, both modes.
+SLOW = {(*case, block) for *case, block in CASES if case == ["stage", True] or block == "bottleneck"}
 
 
-@pytest.mark.parametrize(
-    ("remat", "train", "block"),
-    [
-        pytest.param(*case, block, marks=() if (*case, block) in QUICK else pytest.mark.slow)
-        for block in BLOCKS
-        for case in (("block", True), ("stage", True), ("block", False))
-    ],
-)
+@pytest.mark.parametrize(("remat", "train", "block"), levels.only({("block", True, "basic")}, CASES, SLOW))
 def test_outputs_gradients_and_statistics_do_not_depend_on_remat(remat: str, train: bool, block: str) -> None:
     plain, lean = everything(None, train, block), everything(remat, train, block)
     if block.startswith("preact"):
@@ -107,7 +102,7 @@ def test_outputs_gradients_and_statistics_do_not_depend_on_remat(remat: str, tra
 @pytest.mark.parametrize(
     ("remat", "dispatch", "precision"),
     [
-        ("block", "jit", "float32"),
+        pytest.param("block", "jit", "float32", marks=pytest.mark.exhaustive),
         pytest.param("stage", "jit", "float32", marks=pytest.mark.slow),
         pytest.param("block", "sharded", "float32", marks=pytest.mark.slow),
         pytest.param("stage", "sharded", "bfloat16", marks=pytest.mark.exhaustive),
@@ -256,7 +251,7 @@ def test_summary_and_grad_cam_do_not_depend_on_remat() -> None:
 def test_what_looks_inside_a_network_sees_the_same() -> None:
     found = []
     for kind in (None, *KINDS):
-        module = net(kind, depths=(1, 1))
+        module = net(kind, depths=(1,), widths=(4,))
         model = compiled(module)
         model.keep_last_step = True
         fit(model)

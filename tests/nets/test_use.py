@@ -133,6 +133,7 @@ def test_features_and_embed_check_images_as_a_call_does(method: str) -> None:
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("variant0")
 @pytest.mark.parametrize("variant", [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
 def test_predict_returns_preprocessed_embeddings_of_every_row(variant: dict[str, str]) -> None:
     net = tiny(**variant)
@@ -175,6 +176,7 @@ def test_a_module_without_embed_raises() -> None:
 # --- replace_head -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("fields0")
 @pytest.mark.parametrize(
     "fields", [{}, {"head_dropout": 0.5}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}]
 )

@@ -27,6 +27,7 @@ def whole(n: int) -> tuple[Any, Any]:
     return trained(1, n)
 
 
+@pytest.mark.representatives("3-20")
 @pytest.mark.parametrize(
     ("slices", "n"), [(3, 20), (100, 8), *(pytest.param(k, 20, marks=pytest.mark.slow) for k in (2, 4, 8, 100))]
 )

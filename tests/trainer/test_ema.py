@@ -130,6 +130,7 @@ class HalfNet(nnx.Module):
         return self.head(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.representatives("accumulation", "frozen norm whose statistics move")
 @pytest.mark.parametrize(
     ("kind", "frozen", "arguments", "skipped"),
     [
@@ -212,6 +213,7 @@ def load(model: resfit.Model, other: Any) -> None:
     resfit.weights.load(model.module, "other.safetensors")
 
 
+@pytest.mark.representatives("set_all", "update")
 @pytest.mark.parametrize("how", [set_all, update, load])
 def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
     """Statistics that are equal in both networks keep their averages: the assignment does not change them."""

@@ -48,6 +48,7 @@ def test_the_step_is_compiled_once_for_the_summary_and_for_fit(capsys: pytest.Ca
     assert len(found) == 1
 
 
+@pytest.mark.representatives("sharded")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded", "pmap"])
 def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, untouched = compiled(dispatch=dispatch), compiled(dispatch=dispatch)

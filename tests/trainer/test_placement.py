@@ -167,6 +167,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.representatives("in_a_context-auto")
 @pytest.mark.parametrize(
     ("choose", "dispatch"), [*CHOSEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
 )
@@ -197,6 +198,7 @@ def test_sharded_uses_all_devices_in_spite_of_a_chosen_device() -> None:
     assert context_of(model).placement.kind == "sharded"
 
 
+@pytest.mark.representatives("auto")
 @pytest.mark.parametrize("dispatch", ["auto", "jit"])
 def test_arrays_on_a_mesh_train_like_others(dispatch: str) -> None:
     """JAX's meshes are part of the types of arrays."""

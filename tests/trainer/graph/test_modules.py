@@ -97,6 +97,7 @@ MODES = [
 ]
 
 
+@pytest.mark.representatives("Train", "Deterministic", "ModesOnly", "TrainReachesOnlyDropout")
 @pytest.mark.parametrize("kind", MODES)
 def test_a_module_trains_and_evaluates_in_the_right_mode_however_it_is_told(kind: Any) -> None:
     module = kind(rngs=nnx.Rngs(0))
@@ -117,6 +118,7 @@ def test_a_module_trains_and_evaluates_in_the_right_mode_however_it_is_told(kind
     assert model.evaluate(x, y, batch_size=8, verbose=0) != evaluated
 
 
+@pytest.mark.representatives("ModesOnly")
 @pytest.mark.parametrize("kind", [Train, ModesOnly])
 def test_dropout_is_on_in_training_with_another_mask_in_every_step(kind: Any) -> None:
     # With a learning rate of zero, the losses of two steps differ only by the mask.

@@ -43,6 +43,7 @@ def test_a_change_is_detected(change: str) -> None:
 REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
 
 
+@pytest.mark.representatives("wide, dropout")
 @pytest.mark.parametrize(
     "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in VARIANTS]
 )
