@@ -161,7 +161,13 @@ SLOW = {"scaled twice", "labels from 1 and one class too many", "one-hot labels 
         "tanh at the end", "started too large"}  # fmt: skip
 
 
-@pytest.mark.representatives("a NaN among the pixels", "labels from 1", "a class that never occurs", "a stopped gradient", "the forgotten train flag")
+@pytest.mark.representatives(
+    "a NaN among the pixels",
+    "labels from 1",
+    "a class that never occurs",
+    "a stopped gradient",
+    "the forgotten train flag",
+)
 @pytest.mark.parametrize("mistake", levels.only(WRONG.keys() - SLOW, WRONG))
 def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str) -> None:
     build, spoil, expected, words = WRONG[mistake]

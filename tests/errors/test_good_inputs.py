@@ -112,7 +112,16 @@ def silent(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.representatives("one class alone-flat", "batches of one image-flat", "big-endian arrays-flat", "labels with an axis of one-flat", "one-hot booleans-flat", "integer weights-flat", "a generator for one epoch-flat", "callbacks as a tuple-flat")
+@pytest.mark.representatives(
+    "one class alone-flat",
+    "batches of one image-flat",
+    "big-endian arrays-flat",
+    "labels with an axis of one-flat",
+    "one-hot booleans-flat",
+    "integer weights-flat",
+    "a generator for one epoch-flat",
+    "callbacks as a tuple-flat",
+)
 @each_network
 @pytest.mark.parametrize("name", GOOD)
 def test_an_unusual_but_valid_input_trains_without_a_warning(

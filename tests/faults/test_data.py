@@ -55,7 +55,22 @@ def walk(data: Epochs, length: int, done: int = 0) -> Iterator[tuple[Any, bool, 
         yield None, False, data.position(inside=False)
 
 
-@pytest.mark.representatives("arrays", "arrays of a file", "weighted arrays", "a source", "a folder", "TFDS", "a stream", "a stream without lengths", "a stream with bad records", "MapDataset of Grain", "a list of batches", "a function of batches", "a loader with state", "a loader with state, by class")
+@pytest.mark.representatives(
+    "arrays",
+    "arrays of a file",
+    "weighted arrays",
+    "a source",
+    "a folder",
+    "TFDS",
+    "a stream",
+    "a stream without lengths",
+    "a stream with bad records",
+    "MapDataset of Grain",
+    "a list of batches",
+    "a function of batches",
+    "a loader with state",
+    "a loader with state, by class",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_batches_follow_from_every_position(kind: str, files: Path) -> None:
     data = begin(kind, files)

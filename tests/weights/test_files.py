@@ -61,7 +61,16 @@ def leaves(module: nnx.Module) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(nnx.state(module))]
 
 
-@pytest.mark.representatives("v1.5-None", "v1-keras", "basic, cifar-torchvision", "option A-None", "D-timm_v2", "SE-timm_v2", "v1.5-transformers", "bfloat16-None")
+@pytest.mark.representatives(
+    "v1.5-None",
+    "v1-keras",
+    "basic, cifar-torchvision",
+    "option A-None",
+    "D-timm_v2",
+    "SE-timm_v2",
+    "v1.5-transformers",
+    "bfloat16-None",
+)
 @pytest.mark.parametrize("naming", [None, *NAMINGS])
 @pytest.mark.parametrize("kind", THIN)
 def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Path) -> None:

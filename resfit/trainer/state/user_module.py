@@ -55,9 +55,7 @@ class UserModule:
         same = before is not None and before._outline.is_unchanged()
         # Outline and graph of the module at the last check.
         self._outline, self._graph = (
-            (before._outline, before._graph)
-            if before is not None and same
-            else (Outline(module), self.plan.source[0])
+            (before._outline, before._graph) if before is not None and same else (Outline(module), self.plan.source[0])
         )
         self.shares = False
         self._paths = [slot.path for kind in ("param", "carried") for slot in self.plan.slots if slot.kind == kind]
