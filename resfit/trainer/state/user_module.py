@@ -52,11 +52,13 @@ class UserModule:
         self.module = module
         self._plan_arguments = freeze, precision, axis, convolutions
         self.plan: ModulePlan = self._plan_of(before) or self._make_plan()
-        same = before is not None and before._outline.is_unchanged()
-        # Outline and graph of the module at the last check.
-        self._outline, self._graph = (
-            (before._outline, before._graph) if before is not None and same else (Outline(module), self.plan.source[0])
-        )
+        # Of the module at the last check.
+        self._outline: Outline
+        self._graph: Any
+        if before is not None and before._outline.is_unchanged():
+            self._outline, self._graph = before._outline, before._graph
+        else:
+            self._outline, self._graph = Outline(module), self.plan.source[0]
         self.shares = False
         self._paths = [slot.path for kind in ("param", "carried") for slot in self.plan.slots if slot.kind == kind]
         self._held: tuple[Any, ...] = ()  # the arrays of the module at the last exchange
