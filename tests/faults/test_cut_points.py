@@ -56,8 +56,14 @@ def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, A
 STEPS = range(1, runs.STEPS + 1)
 
 
-@pytest.mark.parametrize("setting", levels.only(["jit"], SETTINGS))
-@pytest.mark.parametrize("step", levels.only([3, runs.STEPS], STEPS))  # the ends of the first epoch and of the last
+@pytest.mark.parametrize(
+    ("setting", "step"),
+    levels.only(
+        [("jit", 3), ("jit", runs.STEPS)],  # the ends of the first epoch and of the last
+        itertools.product(SETTINGS, STEPS),
+        [*(("jit", step) for step in STEPS), *((setting, step) for setting in SETTINGS for step in (2, 6))],
+    ),
+)
 def test_a_run_that_is_terminated_after_any_step_goes_on_there(
     setting: str, step: int, shared: Path, tmp_path: Path
 ) -> None:
