@@ -115,6 +115,7 @@ def test_an_invalid_header_raises_before_anything_is_built(change: Any, said: st
         resfit.load(rewritten(tmp_path / "net.safetensors", change))
 
 
+@pytest.mark.representatives("resnet20")
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet20", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "resnet110"))]
 )

@@ -323,6 +323,7 @@ def test_closures_of_a_function_are_freed_with_its_model(use: str) -> None:
     assert alive() is None
 
 
+@pytest.mark.slow
 def test_a_program_that_returns_objects_of_the_user_is_held_only_by_its_models() -> None:
     programs.PROGRAMS.clear()
     model = resfit.Model(Wrapping(Teacher()))

@@ -179,6 +179,7 @@ def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str)
     assert all(check.fix for check in report.problems)
 
 
+@pytest.mark.slow
 def test_running_statistics_that_do_not_fit_are_reported_and_the_remedy_works() -> None:
     x, y = data()
     model = compiled()
@@ -189,6 +190,7 @@ def test_running_statistics_that_do_not_fit_are_reported_and_the_remedy_works() 
     assert problems(resfit.doctor(model, x, y)) == []
 
 
+@pytest.mark.slow
 def test_statistics_frozen_on_purpose_are_not_a_problem() -> None:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
     model.freeze("norm")

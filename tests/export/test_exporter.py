@@ -97,6 +97,7 @@ def test_predictions_are_reproducible_bit_for_bit_and_equal_those_of_the_model_u
     np.testing.assert_allclose(program(pixels()), trained.predict_on_batch(pixels()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     levels.only(
@@ -157,6 +158,7 @@ def test_a_custom_module_is_exported_and_folded(tmp_path: Path) -> None:
     assert exported(model, tmp_path, fold_batch_norm=True).metadata["module"] == "TinyNet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", levels.only([False], [False, True]))
 def test_a_model_in_bfloat16_is_exported_in_bfloat16(fold: bool, tmp_path: Path) -> None:
     model = compiled(small(), precision="bfloat16")

@@ -77,6 +77,7 @@ def test_resume_after_an_exception_starts_from_the_newest_checkpoint(step: int, 
     assert_same(resumed("jit", tmp_path / "run", crash), whole(shared, "jit"))
 
 
+@pytest.mark.slow
 def test_resume_after_a_failed_device_step_starts_from_the_newest_checkpoint(tmp_path: Path) -> None:
     armed: list[bool] = []
 

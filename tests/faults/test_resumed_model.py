@@ -97,6 +97,7 @@ def test_a_resume_that_fails_before_the_restore_leaves_the_model_untrained(tmp_p
     model.compile("sgd", preprocess=None)  # a network that was trained with another one refuses it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", levels.only(["jit"], ["jit", "sharded"]))
 def test_random_keys_in_the_optimizer_state_resume_exactly(dispatch: str, tmp_path: Path) -> None:
     noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))

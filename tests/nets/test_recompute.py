@@ -121,6 +121,7 @@ def test_training_with_remat_is_bit_for_bit_the_same_in_float32(remat: str, disp
         assert_close(found[1], found[0], 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def test_remat_works_in_eager_mode(remat: str) -> None:
     module, other = noisy_net(remat), noisy_net(None)

@@ -50,6 +50,7 @@ def test_slices_of_a_sharded_batch_sum_to_the_whole_batch() -> None:
     assert_close(trained(2, 16, dispatch="sharded")[0], whole(16)[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_batchnorm_normalizes_each_slice_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="resfit")
     sliced, together = compiled(gradient_accumulation_steps=2), compiled()

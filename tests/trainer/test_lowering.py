@@ -58,6 +58,7 @@ def convolutions(text: str) -> list[str]:
 # --- for a GPU and a TPU ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.representatives("bfloat16-bf16-cuda")
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "bf16"), ("float32", "f32")])

@@ -54,7 +54,7 @@ EQUAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.representatives("another learning rate", "loss with options, metrics", "sharded")
+@pytest.mark.representatives("loss with options, metrics")
 @pytest.mark.parametrize("name", EQUAL)
 def test_the_second_model_is_not_traced(name: str) -> None:
     first, second = EQUAL[name]
@@ -120,7 +120,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.representatives("loss", "state of the optimizer")
+@pytest.mark.representatives("loss")
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_compile_arguments_are_traced(name: str) -> None:
     first, second = (compiled(PlainNet(rngs=nnx.Rngs(0)), **arguments) for arguments in DIFFERENT[name])

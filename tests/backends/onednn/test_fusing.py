@@ -295,6 +295,7 @@ NETWORKS: dict[str, Callable[[], nnx.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "squeeze" else pytest.mark.slow) for name in NETWORKS]
 )

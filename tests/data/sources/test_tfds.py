@@ -337,6 +337,7 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
 # --- in fit -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_on_tfds_is_fit_on_the_same_arrays(animals: Path) -> None:
     train, test = (tfds("animals", split, data_dir=animals) for split in ("train", "test"))
     x, y, _ = train.take(slice(0, len(train)))

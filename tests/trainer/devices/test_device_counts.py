@@ -129,6 +129,7 @@ def test_per_replica_batch_norm_matches_its_definition(kind: str) -> None:
     assert not np.allclose(now["conv.kernel"], values(whole.module)["conv.kernel"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
     class Masks(nnx.Module):
         def __init__(self, *, rngs: nnx.Rngs) -> None:

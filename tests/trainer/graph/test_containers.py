@@ -127,6 +127,7 @@ def test_arrays_in_any_container_are_saved_and_loaded(trained: Any, weights: str
     assert type(loaded.module.struct) is Record
 
 
+@pytest.mark.slow
 def test_arrays_in_any_container_are_found_when_compiled_again() -> None:
     model = compiled(Holder())
     model.train_on_batch(images(8), labels(8))

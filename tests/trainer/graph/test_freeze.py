@@ -147,6 +147,7 @@ def test_freezing_the_second_path_keeps_a_tied_kernel_and_the_statistics_of_a_sh
     assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias"}
 
 
+@pytest.mark.slow
 def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
     module = TiedNet()
     before = values(module)

@@ -317,6 +317,7 @@ def test_a_parameter_that_the_call_rewrites_is_updated_from_its_new_value() -> N
     np.testing.assert_allclose(model.module.scale[...], [4 - 0.1 * 4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectral_norm_trains_and_evaluates_without_moving() -> None:
     class Spectral(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -381,6 +382,7 @@ def _plain_sgd() -> Any:
     return optax.sgd(0.1)
 
 
+@pytest.mark.slow
 def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden() -> None:
     block = resfit.nets.BasicBlock(1, 3, rngs=nnx.Rngs(0))
 

@@ -164,6 +164,7 @@ def test_the_average_matches_numpy_for_every_way_to_train(
     assert any((average != raw).any() for average, raw in zip(model.get_weights("ema"), watch.raw[-1], strict=True))
 
 
+@pytest.mark.slow
 def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -> None:
     """A tenth of the distance from 1 to 1 + 2^-5 is less than half the spacing of bfloat16 there, 2^-8."""
     model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=0.9, learning_rate=0.0)
