@@ -77,7 +77,7 @@ def rewritten(target: Path, change: Any) -> Path:
     return target
 
 
-@pytest.mark.representatives("True-blur")
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(True, "blur"), (False, None)])
 def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_gives_the_same_network(
     before: bool, now: str | None, tmp_path: Path

@@ -70,7 +70,9 @@ ACTIONS: dict[str, Callable[[resfit.Model], Any]] = {
 }
 
 
-@pytest.mark.representatives("fit evaluate predict fit-came in training mode", "predict train_on_batch evaluate-came in evaluation mode")
+@pytest.mark.representatives(
+    "fit evaluate predict fit-came in training mode", "predict train_on_batch evaluate-came in evaluation mode"
+)
 @pytest.mark.parametrize("train", [True, False], ids=["came in training mode", "came in evaluation mode"])
 @pytest.mark.parametrize(
     "actions",

@@ -240,6 +240,14 @@ class EvaluatesInTheFirstProcess(Callback):
             self.model.evaluate(np.zeros((4, 2, 2, 1)), np.arange(4) % 3, verbose=0)
 
 
+@pytest.mark.representatives(
+    "Misspelled-on_epoch_ends, which is not a hook",
+    "HidesExceptions-hides the exception of another callback behind ValueError: something else",
+    "EatsLogs-removes 'loss' from the logs of on_epoch_end",
+    "SavesNoCopy-later epochs change .*losses.*Expected a copy",
+    "Forgets-resumed after epoch 0 ends with other values at .*learning_rate",
+    "StopsTheFirstProcess-the processes end with different values at .*stop_training",
+)
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

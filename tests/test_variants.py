@@ -100,9 +100,9 @@ HOWS: dict[str, dict[str, Any]] = {
     "pmap, bfloat16": {"dispatch": "pmap", "precision": "bfloat16"},
     "eager": {"dispatch": "eager"},
 }
-# One variant for each dispatch and precision in the suite, one of those not `slow`; all in the exhaustive suite.
+# Slow: one variant for each dispatch and precision. All of them are in the exhaustive suite.
 MARKS: dict[tuple[str, str], Any] = {
-    ("sharded", "wide, dropout"): (),
+    ("sharded", "stochastic depth"): pytest.mark.slow,
     ("bfloat16", "RS"): pytest.mark.slow,
     ("pmap", "ResNeXt"): pytest.mark.slow,
     ("eager", "group norm"): pytest.mark.slow,

@@ -321,6 +321,16 @@ CHANGES: dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives(
+    "fewer examples",
+    "other labels",
+    "other pixels",
+    "weights",
+    "another crop",
+    "fewer rows",
+    "another window",
+    "a longer list",
+)
 @pytest.mark.parametrize("change", CHANGES)
 def test_resume_with_other_data_is_refused_and_names_the_difference(
     change: str, files: Path, shared: Path, tmp_path: Path

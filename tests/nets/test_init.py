@@ -189,6 +189,7 @@ def test_norms_draw_no_key(norm: Any) -> None:
 # --- traces ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("basic")
 @pytest.mark.parametrize("spec", [BASIC, BOTTLENECK], ids=["basic", "bottleneck"])
 def test_building_inside_a_trace_draws_from_the_same_distributions(spec: ResNetSpec) -> None:
     net = ResNet(spec, rngs=nnx.Rngs(3))
@@ -212,6 +213,7 @@ def test_vmap_over_split_keys_builds_different_networks() -> None:
     assert len({kernel.tobytes() for kernel in kernels}) == 3
 
 
+@pytest.mark.slow
 def test_vmap_builds_an_ensemble_of_networks() -> None:
     nets = nnx.vmap(lambda key: ResNet(BASIC, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
     kernel = np.asarray(nets.stem.conv.kernel[...])

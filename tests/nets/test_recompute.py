@@ -140,6 +140,7 @@ def temporary_memory(remat: str | None, slices: int = 1) -> int:
     return compiled_of(model).trainer.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_much_less_memory() -> None:
     assert temporary_memory("block") < 0.5 * temporary_memory(None)
 

@@ -95,6 +95,7 @@ def test_features_keep_the_requested_order_and_compute_no_later_stage(seen: list
     assert len(seen) == 1
 
 
+@pytest.mark.representatives("embed")
 @pytest.mark.parametrize("method", ["features", "embed"])
 def test_features_and_embed_take_the_mode_as_a_call_does(method: str) -> None:
     net = tiny()
@@ -281,6 +282,7 @@ def test_frozen_stages_do_not_change_and_the_others_train(variant: str) -> None:
     assert any("squeeze" in name for name in frozen) == (variant == "squeeze and excitation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_every_part_of_a_variant_trains_at_its_own_rate(variant: str) -> None:
     sgd = resfit.optimizers.sgd(0.1, momentum=0.0)
