@@ -72,9 +72,9 @@ def test_the_second_model_is_not_traced(name: str) -> None:
 def test_another_learning_rate_makes_the_state_of_the_optimizer_by_the_same_program() -> None:
     run()
     with counting(LOWER) as found:
-        model = run(start=1, learning_rate=0.025)
+        model = run(start=1, learning_rate=0.5)
     assert found == []
-    assert model.learning_rate == 0.025
+    assert model.learning_rate == 0.5
 
 
 def test_a_network_of_the_zoo_is_not_traced_again() -> None:

@@ -133,8 +133,8 @@ _STEERING = (
 
 def _check_model(control: FitControl, state: RunState) -> None:
     """Raise if the module changed since `compile`, or `fit` runs already."""
-    state.check_structure()
     check_flags(state.modules(), state.layout.plan)
+    state.check_structure()
     if control.fitting:
         raise CallbackError(
             "fit was called while fit is running, by a callback: both would train the same state. Stop with "
