@@ -89,7 +89,8 @@ if jax.__version_info__ < (0, 11):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Divide the tables before pytest selects by marker."""
-    levels.mark_rows(items, whole=not any("::" in argument for argument in config.args))
+    some = config.getoption("lf", default=False) or any("::" in argument for argument in config.args)
+    levels.mark_rows(items, whole=not some)
 
 
 def pytest_collection_finish() -> None:
