@@ -59,7 +59,6 @@ def convolutions(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.representatives("bfloat16-bf16-cuda")
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "bf16"), ("float32", "f32")])
 def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
