@@ -112,6 +112,7 @@ def test_the_share_is_finite_for_every_possible_random_number(alpha: float) -> N
     assert ((drawn >= 0) & (drawn <= 1)).all(), pairs[~((drawn >= 0) & (drawn <= 1))]
 
 
+@pytest.mark.representatives("mixup-classes", "mixup-soft", "mixup-several labels", "cutmix-one-hot", "cutmix-binary")
 @pytest.mark.parametrize(
     ("y", "num_classes", "targets"),
     [

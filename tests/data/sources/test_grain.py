@@ -102,6 +102,7 @@ def flat(rows: list[list[int]]) -> list[int]:
     return [row for batch in rows for row in batch]
 
 
+@pytest.mark.representatives("MapDataset", "IterDataset, threads", "DataLoader")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_has_every_row_once_in_the_order_of_grain(kind: str) -> None:
     rows = read(batches_of(KINDS[kind]()))

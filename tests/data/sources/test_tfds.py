@@ -159,6 +159,7 @@ COLUMNS: dict[str, tuple[dict[str, Any], Any, dict[str, str], Any]] = {
 }
 
 
+@pytest.mark.representatives("the only ones of their kind", "declared", "a mask is no image", "two images", "no label")
 @pytest.mark.parametrize("case", COLUMNS)
 def test_columns_are_found_by_type_or_declaration_not_by_name(case: str, tmp_path: Path) -> None:
     columns, keys, asked, expected = COLUMNS[case]
