@@ -13,6 +13,7 @@ from resfit.trainer.graph.containers import assign
 from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
 from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
+from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.train_state import ModelArrays
 
 _log = logging.getLogger("resfit")
@@ -59,6 +60,7 @@ class UserModule:
             self._outline, self._graph = before._outline, before._graph
         else:
             self._outline, self._graph = Outline(module), self.plan.source[0]
+        self._flags_of: Outline | None = None  # of the module when its flags were checked
         self.shares = False
         self._paths = [slot.path for kind in ("param", "carried") for slot in self.plan.slots if slot.kind == kind]
         self._held: tuple[Any, ...] = ()  # the arrays of the module at the last exchange
@@ -98,9 +100,14 @@ class UserModule:
         if self._outline.readable:
             self._outline = Outline(self.module)
 
-    def modules(self) -> Sequence[tuple[Path, nnx.Module]]:
-        """Return the path and the module of every part."""
-        return self._outline.modules if self._outline.is_unchanged() else list(nnx.iter_modules(self.module))
+    def check_for_training(self) -> None:
+        """Raise as `check_structure`, and if an attribute that nothing reads marks a part as frozen."""
+        unchanged = self._outline.is_unchanged()
+        if unchanged and self._outline is self._flags_of:
+            return
+        check_flags(self._outline.modules if unchanged else nnx.iter_modules(self.module), self.plan)
+        self.check_structure()
+        self._flags_of = self._outline
 
     # --- from the module ----------------------------------------------------------------------------------------------
 
