@@ -1015,6 +1015,7 @@ def test_class_weight_weights_the_batches_of_an_iterable_like_arrays() -> None:
         one.fit([x], class_weight=weights, verbose=0)
 
 
+@pytest.mark.slow
 def test_the_whole_dataset_on_the_device_trains_the_same() -> None:
     one, other = compiled(), compiled()
     fit(one, epochs=2, cache="device")

@@ -219,6 +219,7 @@ def test_an_equal_new_function_counts_as_the_trained_preprocessing(one: Any, oth
             assert preprocess.same_values(one, other, jax.ShapeDtypeStruct((4, 4, 3), dtype))
 
 
+@pytest.mark.slow
 def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_path: Any) -> None:
     def times(x: Any) -> Any:
         return x * jnp.arange(6.0).reshape(1, 1, 1, 6)

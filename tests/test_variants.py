@@ -83,6 +83,7 @@ def test_it_trains_and_a_stopped_and_resumed_run_ends_bit_for_bit_as_an_uninterr
     assert_same(values(resumed.module), values(whole.module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", levels.only(("wide, dropout",), RANDOM))
 def test_random_numbers_depend_only_on_the_seed_and_the_step(variant: str) -> None:
     losses = fit(compiled(variant), variant)

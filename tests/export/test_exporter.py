@@ -148,6 +148,7 @@ def test_batch_norm_is_folded_on_request_and_the_file_is_smaller(
     assert_same(values(trained.module), before)
 
 
+@pytest.mark.slow
 def test_a_custom_module_is_exported_and_folded(tmp_path: Path) -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
     fit(model, images(16), labels(16))

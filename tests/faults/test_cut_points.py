@@ -102,7 +102,7 @@ STOPS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
 HOOKS = ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end", "on_test_end"]
 
 
-@pytest.mark.representatives("Ctrl-C-on_test_begin", "SIGTERM-on_epoch_end")
+@pytest.mark.representatives("Ctrl-C-on_test_begin")
 @pytest.mark.parametrize(
     ("stop", "hook"),
     levels.only([*zip(itertools.cycle(STOPS), HOOKS, strict=False)], itertools.product(STOPS, HOOKS)),

@@ -215,6 +215,7 @@ def test_a_resumed_run_ends_the_same_with_each_kind_of_data(
     assert_same(found, whole(kind, files, shared)[0])
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_the_position_of_its_loader(files: Path, shared: Path, tmp_path: Path) -> None:
     kind = "a loader with state"
     for step in (1, 2, 1):

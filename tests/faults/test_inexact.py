@@ -101,7 +101,7 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
 }
 
 
-@pytest.mark.representatives("batch size", "learning rate")
+@pytest.mark.representatives("learning rate")
 @pytest.mark.parametrize(
     "name",
     levels.only(

@@ -62,7 +62,7 @@ STOPS: dict[str, tuple[Callable[[], None], str, int]] = {
 EVERY_STOP = [*itertools.product(STOPS, [False, True])]
 
 
-@pytest.mark.representatives("an exception in a validation-True", "SIGTERM in a validation-False")
+@pytest.mark.representatives("SIGTERM in a validation-False")
 @pytest.mark.parametrize(("name", "in_the_same_model"), levels.only(EVERY_STOP[::3], EVERY_STOP))
 def test_two_runs_resumed_after_any_stop_match_the_uninterrupted_run(
     name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path

@@ -94,7 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
 
 
-@pytest.mark.representatives("2-where5", "epoch-where8")
+@pytest.mark.representatives("epoch-where8")
 @pytest.mark.parametrize(
     ("every", "where"), levels.only([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
 )

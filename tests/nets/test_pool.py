@@ -51,6 +51,7 @@ def far_apart() -> np.ndarray:
     return values.reshape(2, 5, 6, 3).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_max_pool_has_derivatives_of_any_order_and_direction() -> None:
     """They equal those of a maximum over shifted images, which JAX differentiates."""
 

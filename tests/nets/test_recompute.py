@@ -239,6 +239,7 @@ def test_create_model_accepts_remat_and_unknown_parts_raise() -> None:
         resfit.create_model("resnet20", num_classes=3, remat="layer")
 
 
+@pytest.mark.slow
 def test_summary_and_grad_cam_do_not_depend_on_remat() -> None:
     found, maps = [], []
     for kind in (None, *KINDS):

@@ -273,6 +273,7 @@ def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
     return {name: after[name] - before[name] for name in before}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_frozen_stages_do_not_change_and_the_others_train(variant: str) -> None:
     moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")

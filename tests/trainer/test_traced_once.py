@@ -200,6 +200,7 @@ class OneMode(PlainNet):
         return self.head(self.norm(x.reshape(x.shape[0], -1), use_running_average=self.evaluates))
 
 
+@pytest.mark.representatives("True-train_on_batch-leaves every BatchNorm statistic unchanged")
 @pytest.mark.parametrize(
     ("evaluates", "method", "says"),
     [

@@ -280,7 +280,7 @@ def test_a_folder_is_a_source_for_grain(tmp_path: Path) -> None:
     assert sorted(rows) == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
 
 
-@pytest.mark.representatives("DataLoader")
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["MapDataset", "DataLoader"])
 def test_fit_evaluate_and_predict_accept_grain(kind: str) -> None:
     model = compiled()

@@ -91,6 +91,7 @@ def test_freeze_takes_effect_at_the_next_compile_and_fit_raises_before_it() -> N
         model.fit(images(8), labels(8), verbose=0)
 
 
+@pytest.mark.slow
 def test_freezing_nothing_trains_everything_again() -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
     trained(net, "conv", "norm")

@@ -180,6 +180,7 @@ def bare_call(module: nnx.Module, x: jax.Array) -> jax.Array:
     return module(x)
 
 
+@pytest.mark.slow
 def test_a_residual_network_trains_and_a_plain_call_of_it_still_evaluates() -> None:
     net = resfit.create_model("resnet20", num_classes=CLASSES, in_channels=1, depths=(1,), widths=(4,))
     model = compiled(net)

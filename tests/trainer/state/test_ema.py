@@ -47,6 +47,7 @@ def trained_without() -> resfit.Model:
     return model
 
 
+@pytest.mark.slow
 def test_averages_change_nothing_that_is_trained_and_are_used_only_on_request() -> None:
     plain, averaged = trained_without(), compiled(ema=DECAY)
     fit(averaged, X, Y, epochs=2)
