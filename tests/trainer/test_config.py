@@ -12,7 +12,7 @@ from resfit.trainer.config import CompileConfig, FitConfig
 # Compared in another way: by the program of the step, by the description of the data, or not at all.
 NOT_COMPARED = {
     CompileConfig: {
-        "optimizer", "learning_rate", "loss", "metrics", "preprocess", "augment", "replace_preprocess",
+        "optimizer", "learning_rate", "loss", "loss_weights", "metrics", "preprocess", "augment", "replace_preprocess",
     },
     FitConfig: {"verbose", "cache", "resume"},
 }  # fmt: skip
