@@ -1,6 +1,7 @@
 """The architecture: imports point downwards without a cycle, and library code neither asserts nor prints."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -87,20 +88,24 @@ def subpackage(module: str) -> str:
     return (module.split(".")[1:] or [FACADE])[0]
 
 
+@functools.cache
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Return the import statements of a source."""
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports(source: str, module: str, modules: set[str]) -> Iterator[str]:
     """Yield the resfit modules that a source imports: at the top, inside a function, or for type checkers."""
-    for node in ast.walk(ast.parse(source)):
+    for node in import_statements(source):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ""
             if node.level:
                 package = module.split(".") if module in packages(modules) else module.split(".")[:-1]
                 base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [base])])
             # `from resfit.nets import stem` imports a module, `from resfit.nets import ResNet` a name of resfit.nets.
             names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names]
-        else:
-            continue
         yield from (name for name in names if name.split(".")[0] == "resfit")
 
 

@@ -24,7 +24,6 @@ from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
-from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import ComputeLoss, Recipe, Supervised
 
@@ -175,7 +174,7 @@ def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> Non
             "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
             "nnx.bridge.ToNNX has them after .lazy_init(x)."
         )
-    check_flags(module, state.layout.plan)
+    state.check_for_training()
 
 
 def _check_same_values(context: RunContext) -> None:

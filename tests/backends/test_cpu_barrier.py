@@ -41,6 +41,7 @@ def programs(**fields: Any) -> dict[str, int]:
     return {"train": most_operands(train), "predict": most_operands(predict)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", levels.only(["basic"], ["basic", "preact_basic"]))
 def test_no_operation_reads_the_branches_of_several_blocks(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"block": block, **({"stem": "cifar_conv", "shortcut": "conv"} if block != "basic" else {})}

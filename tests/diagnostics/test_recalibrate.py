@@ -49,6 +49,7 @@ def in_batches(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 
+@pytest.mark.representatives("8")
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
 def test_the_first_norm_holds_mean_and_variance_of_all_values_for_any_batch_size(batch_size: int) -> None:
     net, x = Normed(rngs=nnx.Rngs(0)), drifting()

@@ -27,6 +27,7 @@ def leaves(module: nnx.Module) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(module))]
 
 
+@pytest.mark.representatives("basic, imagenet", "option A")
 @pytest.mark.parametrize("spec", THIN.values(), ids=THIN)
 def test_a_round_trip_keeps_every_bit(spec: ResNetSpec) -> None:
     source, target = net(spec), net(spec, seed=1)

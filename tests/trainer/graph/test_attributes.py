@@ -160,6 +160,7 @@ SILENT = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("batch_norm", "intermediate", "linen", "resfit")
 @pytest.mark.parametrize("name", SILENT)
 def test_attributes_that_flax_layers_write_do_not_warn(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, shape = SILENT[name]

@@ -91,6 +91,7 @@ def test_freeze_takes_effect_at_the_next_compile_and_fit_raises_before_it() -> N
         model.fit(images(8), labels(8), verbose=0)
 
 
+@pytest.mark.slow
 def test_freezing_nothing_trains_everything_again() -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
     trained(net, "conv", "norm")
@@ -147,6 +148,7 @@ def test_freezing_the_second_path_keeps_a_tied_kernel_and_the_statistics_of_a_sh
     assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias"}
 
 
+@pytest.mark.slow
 def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
     module = TiedNet()
     before = values(module)

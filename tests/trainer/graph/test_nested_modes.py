@@ -218,6 +218,7 @@ def wrapped(module: linen.Module) -> Any:
     return nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(images(2))
 
 
+@pytest.mark.representatives("<lambda>0-<lambda>1", "<lambda>1-<lambda>2")
 @pytest.mark.parametrize("make", [lambda: LinenNet(), lambda: LinenByField(True), lambda: LinenByField(False)])
 @pytest.mark.parametrize("outer", [lambda part: part, lambda part: nnx.Sequential(part)])
 def test_a_wrapped_linen_module_drops_only_in_training(make: Any, outer: Any) -> None:
