@@ -27,8 +27,8 @@ from resfit.trainer.compiled import compile_model, convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.fit_control import FitControl
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.learned import Learned
 from resfit.trainer.outputs import kind_of
 from resfit.trainer.overrides import Guarded
@@ -184,18 +184,18 @@ class Model(Guarded):
         self._control.compiled, self._control.stale = compiled, False
         self._use(compiled.context, compiled.predictor)
 
-    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
+    def freeze(self, *patterns: str | nnx.filterlib.Filter, batch_norm: bool = True) -> None:
         """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
 
         Frozen parameters cost neither a gradient nor optimizer state.
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
-            matching part is frozen.
+            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
           batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
 
         Raises:
-          ModuleError: if a pattern matches nothing.
+          ModuleError: if a pattern or filter matches nothing.
 
         Example:
           >>> import resfit
@@ -203,7 +203,7 @@ class Model(Guarded):
           >>> model.freeze("stem", "stage[12]")
           >>> model.compile("sgd", learning_rate=0.01)
         """
-        freeze = Freeze(patterns, batch_norm)
+        freeze = Freeze.of(patterns, batch_norm=batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.stale = True

@@ -10,8 +10,8 @@ from flax import nnx
 import resfit
 from resfit import optimizers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import Freeze
 from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, state_of, values
 
 

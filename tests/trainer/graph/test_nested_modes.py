@@ -14,8 +14,9 @@ import resfit
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import Convolutions, plan_module
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze, module_leaves
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, values
 
 X = jnp.zeros((2, 4))
