@@ -101,7 +101,7 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
         module = make()
         parts = dict(nnx.iter_graph(module))
         for write in writes:
-            setattr(parts[write.path], write.name, write.new)
+            setattr(parts[write.path], write.name, nnx.static(write.new))
         with _writes(module) as found:
             call(module)
         again.extend(found)
