@@ -58,7 +58,7 @@ def parts(module: nnx.Module) -> dict[str, nnx.Module]:
             container = isinstance(child, nnx.List | nnx.Dict | nnx.Sequential)
             if not _is_block(child) and (container or _holds_blocks(child)):
                 walk(child, (*path, name))
-            elif callable(child):
+            elif isinstance(child, nnx.Module) and callable(child):  # Variables are callable too
                 found[".".join(map(str, (*path, name)))] = child
 
     walk(module, ())

@@ -65,8 +65,16 @@ def called(make: Callable[[], Any], call: Callable[[Any], Any], known: set[str] 
       Array([1., 1.], dtype=float32)
     """
     module = make()
-    with _writes(module) as found:
-        result = call(module)
+    try:
+        with _writes(module) as found:
+            result = call(module)
+    except ValueError as error:  # of NNX, for arrays that are not traced
+        if "to static attribute" not in str(error):
+            raise
+        raise ModuleError(
+            f"The call writes an array to a plain attribute: {str(error).splitlines()[0].rstrip(':')} A step calls a "
+            f"copy of the module, so the array is lost. {_REMEDY}"
+        ) from error
     known = set() if known is None else known
     new = [write for write in found if write.full_name not in known]
     if new:

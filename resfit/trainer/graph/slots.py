@@ -57,7 +57,8 @@ def _slot(path: Path, leaf: Any, freeze: Freeze, others: tuple[Path, ...]) -> Sl
     if not isinstance(value, jax.Array | np.ndarray):
         raise ModuleError(
             f"The Variable {name!r} ({kind.__name__}) holds a {type(value).__name__}; resfit trains modules whose "
-            "Variables each hold one array. Hold a pytree of arrays as one Variable per array (nnx.Dict, nnx.List)."
+            "Variables each hold one array. Hold a pytree of arrays as one Variable per array (nnx.Dict, nnx.List). A "
+            "Linen module can sow into the collection 'intermediates', which is not kept."
         )
     if issubclass(kind, nnx.RngKey):
         return Slot(path, "key", kind, value.shape)

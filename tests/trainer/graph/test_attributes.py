@@ -101,11 +101,11 @@ def keep_inside(self: Any, x: Any) -> None:
 
 def cache(self: Any, x: Any) -> None:
     if self.last is None:
-        self.last = nnx.static(np.arange(x.shape[1]))
+        self.last = tuple(range(x.shape[1]))
 
 
 def compute_again(self: Any, x: Any) -> None:
-    self.last = nnx.static(np.arange(x.shape[1]))
+    self.last = tuple(range(x.shape[1]))
 
 
 # The attribute that each write must name, in an error or in a warning.
@@ -160,7 +160,7 @@ def test_training_evaluation_and_prediction_raise_for_a_counter(write: Any, disp
     model = compiled(written(write), dispatch=dispatch)
     for call in (model.train_on_batch, model.test_on_batch, lambda x, y: model.predict_on_batch(x)):
         for _ in range(2):  # the error must not be lost with the trace
-            with pytest.raises(ModuleError, match=f"plain attribute '{ERRORS[write]}'.*nnx.Variable"):
+            with pytest.raises(ModuleError, match=f"plain attribute.*'{ERRORS[write]}'.*nnx.Variable"):
                 call(images(4), labels(4))
     assert model.module.calls == 0
 
@@ -173,7 +173,7 @@ def test_a_cache_warns_once_in_each_kind_of_step(dispatch: str, caplog: pytest.L
         for _ in range(2):
             call(images(4), labels(4))
         assert len(warned(caplog)) == 1
-        assert "before None, after int64[8]" in warned(caplog)[0]
+        assert "before None, after (0, 1, 2, 3, 4, 5, 6, 7)" in warned(caplog)[0]
 
 
 class KeepsIntermediates(nnx.Module):
