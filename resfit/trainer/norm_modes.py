@@ -10,7 +10,7 @@ from flax import nnx
 
 from resfit.trainer.graph.passed_through import changed
 from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state import Leaves, StateLayout
+from resfit.trainer.state.train_state import Leaves, StateLayout
 
 _log = logging.getLogger("resfit")
 

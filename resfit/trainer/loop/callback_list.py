@@ -42,11 +42,18 @@ class CallbackList:
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it."""
+        for listener in self._of(hook):
+            listener(*args)
+
+    def listens(self, hook: str) -> bool:
+        """Return True if a callback overrides a hook."""
+        return bool(self._of(hook))
+
+    def _of(self, hook: str) -> list[Callable[..., None]]:
         listeners = self._listeners.get(hook)
         if listeners is None:
             listeners = self._listeners[hook] = [getattr(c, hook) for c in self._callbacks if _listens(c, hook)]
-        for listener in listeners:
-            listener(*args)
+        return listeners
 
     def state_dicts(self) -> dict[str, Any]:
         """Return copies of the states of the callbacks, packed for a checkpoint.
@@ -131,7 +138,7 @@ def _check_hooks(callback: Callback) -> None:
 
 
 def _check_signature(callback: Callback, hook: str) -> None:
-    wanted = [name for name in inspect.signature(getattr(Callback, hook)).parameters if name != "self"]
+    wanted = _arguments(hook)
     try:
         inspect.signature(getattr(callback, hook)).bind(*wanted)
     except TypeError as error:
@@ -141,6 +148,11 @@ def _check_signature(callback: Callback, hook: str) -> None:
         ) from error
     except ValueError:  # a built-in function without a signature
         return
+
+
+@functools.cache
+def _arguments(hook: str) -> list[str]:
+    return [name for name in inspect.signature(getattr(Callback, hook)).parameters if name != "self"]
 
 
 def _listens(callback: Callback, hook: str) -> bool:
