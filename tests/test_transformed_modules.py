@@ -263,3 +263,22 @@ def test_a_norm_that_moves_in_evaluation_inside_a_transformation_still_warns(
     with caplog.at_level(logging.WARNING, "resfit"):
         resfit.Model(net).predict(X, verbose=0)
     assert "moves in evaluation too" in caplog.text
+
+
+class PerExample(Net):
+    """A network for one image, mapped over the batch: the norm takes its statistics over the axis of the map."""
+
+    def __init__(self, transform: str, seed: int = 0) -> None:
+        super().__init__(transform, seed)
+        self.block.norm.axis_name = "rows"
+
+    def __call__(self, x: Any) -> Any:
+        run = nnx.vmap(call, in_axes=(None, 0), axis_name="rows")
+        return self.head(run(self.block, x[:, None])[:, 0].mean(axis=(1, 2)))
+
+
+def test_a_norm_takes_its_statistics_over_the_axis_of_a_vmap_inside_the_module() -> None:
+    mapped, whole = compiled(PerExample("remat")), compiled(Unrolled("remat"))
+    for model in (mapped, whole):
+        fit(model, X, Y)
+    assert_close(mapped.get_weights(), whole.get_weights())
