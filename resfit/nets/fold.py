@@ -73,8 +73,8 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     if not pairs:
         raise ModuleError(
             f"{type(module).__name__} has no batch norm that is the only user of a convolution's output, so "
-            "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm and layers stacked for "
-            "nnx.scan or nnx.vmap cannot be folded. Use the network as it is."
+            "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded, nor can "
+            "layers that are stacked for nnx.scan or nnx.vmap. Use the network as it is."
         )
     copy = nnx.clone(module)
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
