@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.nnx import filterlib
 
 from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
@@ -154,10 +153,8 @@ class Model(ModelFiles):
         self._control.compiled, self._control.stale = compiled, False
         self._use(compiled.context, compiled.predictor)
 
-    def freeze(self, *patterns: str | filterlib.Filter, batch_norm: bool = True) -> None:
-        """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
-
-        Frozen parameters cost neither a gradient nor optimizer state.
+    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
+        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
