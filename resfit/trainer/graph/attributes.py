@@ -104,6 +104,7 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
         if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(write.new)):
             raise ModuleError(f"{_sentence(write)} A step calls a copy of the module, so the array is lost. {_REMEDY}")
     again: list[Write] = []
+    sentences = {write.full_name: _sentence(write) for write in writes}  # a list grows again in the second call
 
     def second() -> None:
         module = make()
@@ -123,7 +124,7 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
     for write in writes:
         if write.full_name in later:
             raise ModuleError(
-                f"{_sentence(write)} A second call would write {_short(later[write.full_name])}, but every step calls "
+                f"{sentences[write.full_name]} A second call would write {_short(later[write.full_name])}, but every step calls "
                 f"a new copy of the module, which has the old value. {_REMEDY}"
             )
 
