@@ -124,8 +124,8 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
     for write in writes:
         if write.full_name in later:
             raise ModuleError(
-                f"{sentences[write.full_name]} A second call would write {_short(later[write.full_name])}, but every step calls "
-                f"a new copy of the module, which has the old value. {_REMEDY}"
+                f"{sentences[write.full_name]} A second call would write {_short(later[write.full_name])}, but every "
+                f"step calls a new copy of the module, which has the old value. {_REMEDY}"
             )
 
 
