@@ -232,11 +232,14 @@ def _program(
     try:
         with tracing_for(platforms):
             return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
-    except jax.errors.InconclusiveDimensionOperation as error:
+    except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        if isinstance(error, TypeError) and "_DimExpr" not in reason:  # of len(x), which must be a number
+            raise
         raise ExportError(
             f"{module} depends on the batch size, which an exported program does not know: {reason}. Expected the same "
-            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__."
+            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__, and write "
+            "x.shape[0] in place of len(x)."
         ) from error
 
 

@@ -16,8 +16,8 @@ from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.placement import AXIS, Placement, preferred_device
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import Convolutions
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.learning_rate import LearningRate, resolve
@@ -167,8 +167,8 @@ def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> Non
     """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
     if not state.layout.n_params:
         raise CompileError(
-            f"Every parameter is frozen by freeze{freeze.patterns}, so there is nothing to train. "
-            "Call freeze with fewer patterns."
+            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
+            "train. Call freeze with fewer patterns."
             if freeze.patterns
             else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
             "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "

@@ -119,7 +119,7 @@ def test_evaluation_matches_training_mode_on_all_data_at_once() -> None:
 @pytest.mark.parametrize(
     ("net", "x", "error", "words"),
     [
-        (PlainNet, images(), ModuleError, "PlainNet holds no BatchNorm"),
+        (PlainNet, images(), ModuleError, "PlainNet holds no nnx.BatchNorm"),
         (TinyNet, images()[:0], DataError, "no examples"),
         (TinyNet, np.full_like(images(), np.nan), DataError, r"x\[0\] holds NaN"),
         (TinyNet, np.full_like(images(), 1e38), DataError, "'norm' over this dataset are not finite"),

@@ -5,7 +5,8 @@ from typing import Any
 from flax import nnx
 from flax.nnx.pytreelib import PytreeState
 
-from resfit.trainer.graph.slots import Path, module_leaves
+from resfit.trainer.graph.freezing import Path
+from resfit.trainer.graph.slots import module_leaves
 
 _MISSING = object()
 

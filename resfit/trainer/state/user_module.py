@@ -10,9 +10,10 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.trainer.graph.containers import assign
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
-from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
+from resfit.trainer.graph.slots import module_leaves, slots_of, tied_paths
 from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.train_state import ModelArrays
 
