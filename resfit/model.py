@@ -165,7 +165,7 @@ class Model(Guarded):
           CompileError: for unknown names and combinations that cannot work, during `fit`, and for another preprocessing
             than the trained one.
         """
-        if self._control.fitting:
+        if self._control.fitting and not self._context.state.trains_elsewhere:
             raise CompileError(
                 "compile was called while fit is running, by a callback: the steps in use would not change. Set "
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
@@ -179,10 +179,11 @@ class Model(Guarded):
         )  # fmt: skip
         own_step = self.compute_loss if type(self).compute_loss is not Model.compute_loss else None
         before = self._context.state
-        compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
-        self._context.replaced = True
-        self._control.compiled, self._control.stale = compiled, False
-        self._use(compiled.context, compiled.predictor)
+        with before.training("compile"):
+            compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
+            self._context.replaced = True
+            self._control.compiled, self._control.stale = compiled, False
+            self._use(compiled.context, compiled.predictor)
 
     def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
         """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
@@ -367,7 +368,7 @@ class Model(Guarded):
         """Take one training step on this batch and return its loss and metrics; the module holds the result at once."""
         compiled = self._control.require_compiled("train_on_batch")
         compiled.rate.check_single_step()
-        with self._learned.starting_over(self.class_names):
+        with compiled.context.state.training("train_on_batch"), self._learned.starting_over(self.class_names):
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     @property
@@ -521,7 +522,7 @@ class Model(Guarded):
         The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
         of a running `fit`, where an assignment is part of the training.
         """
-        return self._context.state.module_with("raw")
+        return self._context.state.own_module()
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.
@@ -596,7 +597,8 @@ class Model(Guarded):
         """
         from resfit.export import saving
 
-        saving.load_weights(path, self.module, self._learned.inputs)
+        with self._context.state.lock:  # a step of another thread takes all of the new weights or none
+            saving.load_weights(path, self.module, self._learned.inputs)
 
     @classmethod
     def load(
@@ -689,4 +691,4 @@ class Model(Guarded):
         from resfit.diagnostics import summary
 
         step: Callable[[], Any] = lambda: self._control.require_compiled("summary of a batch").trainer  # noqa: E731
-        summary.show(self.module, batch, input_shape, self._learned.inputs.preprocess, step)
+        summary.show(self._context.state.module_with("raw"), batch, input_shape, self._learned.inputs.preprocess, step)

@@ -58,12 +58,12 @@ class LazyLogs(MutableMapping[str, Any]):
         return float(read(self._loss))
 
     def _read(self) -> dict[str, Any]:
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            for key, value in finish(read(self._sums)).items():
+        finish, sums = self._finish, self._sums
+        if finish is not None:
+            for key, value in finish(read(sums)).items():
                 if key in self._values and self._values[key] is None:  # not deleted or overwritten since
                     self._values[key] = value
-            self._sums = None
+            self._finish = self._sums = None  # last, and in one place: several threads can read
         return self._values
 
     def __getitem__(self, key: str) -> Any:

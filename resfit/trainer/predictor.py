@@ -71,7 +71,7 @@ class Predictor:
         context = self._context
         with context.processes.failing_together():
             callbacks.fire("on_predict_begin", {})
-            context.state.take_from_module()
+            leaves = context.state.visible(weights)
             boundary = Boundary(context.processes, Interrupt(), stopped)
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             empty = True
@@ -79,8 +79,8 @@ class Predictor:
             for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
                 empty = False
                 callbacks.fire("on_predict_batch_begin", i, {})
-                # Chosen again for every batch: a training step in between donates the former arrays.
-                leaves = context.state.layout.chosen(context.state.leaves, weights)
+                if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between
+                    leaves = context.state.visible(weights)
                 outputs = self._run(leaves, turn, kind, announce(callbacks, "predict"))
                 callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
                 in_flight.append((outputs, turn))

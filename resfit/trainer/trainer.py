@@ -88,7 +88,6 @@ class Trainer:
         turns = context.processes.turns(data.next(done), for_step)
         for i, turn in enumerate(waiting.over(turns), done):
             callbacks.fire("on_train_batch_begin", i, {})
-            state.own()
             context.check_inputs(turn)
             arguments = (self.sums, context.key, turn.placed)
             step = self.step.prepare((state.leaves, *arguments), announce(callbacks, "train"))
@@ -96,11 +95,13 @@ class Trainer:
                 manager.check_program(*self.step.described(turn.placed))
                 checked.add(turn.rows)
             check_before(step, turn, check)
-            if self.keep_last_step:
-                self._kept = state.copy(), turn.placed
-            leaves, sums, loss, shape = step(state.leaves, *arguments)
-            check_after(step, turn, check, shape)
-            state.leaves, self.sums = leaves, sums
+            with state.lock:
+                state.own()
+                if self.keep_last_step:
+                    self._kept = state.copy(), turn.placed
+                leaves, sums, loss, shape = step(state.leaves, *arguments)
+                check_after(step, turn, check, shape)
+                state.leaves, self.sums = leaves, sums
             context.check_inputs(turn, trained=True)
             waiting.step(loss)
             state.epoch = data.passes
@@ -119,14 +120,16 @@ class Trainer:
         state.take_from_module()
         turn = context.turn(batch)
         context.check_inputs(turn)
-        arguments = (state.leaves, self._evaluator.empty, context.key, turn.placed)
-        step = self._kept_step.prepare(arguments, quiet)
+        arguments = (self._evaluator.empty, context.key, turn.placed)
+        step = self._kept_step.prepare((state.leaves, *arguments), quiet)
         check_before(step, turn, context.learned.check_labels)
-        leaves, sums, _, shape = step(*arguments)
-        check_after(step, turn, context.learned.check_labels, shape)
-        context.check_inputs(turn, trained=True)
-        state.replace(leaves)
-        state.publish()
+        with state.lock:
+            state.take_from_module()  # another thread may have set weights during the compilation
+            leaves, sums, _, shape = step(state.leaves, *arguments)
+            check_after(step, turn, context.learned.check_labels, shape)
+            context.check_inputs(turn, trained=True)
+            state.replace(leaves)
+            state.publish()
         return self._evaluator.values(read(sums))
 
     @property
