@@ -178,6 +178,28 @@ def test_at_most_nine_modules_are_directly_in_resfit() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 9
 
 
+def code_lines(source: str) -> list[int]:
+    """Return the lines of code of each function: without its decorators, signature, docstring, comments, blanks."""
+    text, found = source.splitlines(), []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        documented = ast.get_docstring(node) is not None
+        body = text[node.body[0].end_lineno if documented else node.body[0].lineno - 1 : node.end_lineno]
+        found.append(sum(bool(line.strip()) and not line.strip().startswith("#") for line in body))
+    return found
+
+
+def test_modules_and_functions_are_short(sources: dict[str, str]) -> None:
+    lengths = {module: source.count("\n") for module, source in sources.items()}
+    assert {module: length for module, length in lengths.items() if length > 420} == {}
+    assert lengths["resfit.model"] <= 400
+    functions = sorted(length for source in sources.values() for length in code_lines(source))
+    assert functions[-1] <= 60
+    assert functions[len(functions) * 95 // 100] <= 24
+    assert code_lines('def f(\n    x,\n):\n    """Add."""\n    # why\n    y = x\n\n    return y\n') == [2]
+
+
 def test_imports_point_downwards_only(sources: dict[str, str]) -> None:
     assert upward_imports(sources) == []
 

@@ -108,6 +108,10 @@ class Callback:
             decorate = keywords.checked("callback arguments", cls.__name__)
             cls.__init__ = decorate(cls.__init__)  # type: ignore[method-assign]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for a copy or a pickle, without the model, which the next `fit` sets."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
     def set_model(self, model: TrainedModel) -> None:
         """Receive the model, once before training."""
         self.model = model

@@ -77,7 +77,7 @@ def _drop_rates(spec: ResNetSpec) -> list[list[float]]:
     return [list(itertools.islice(rates, depth)) for depth in spec.depths]
 
 
-class ResNet(nnx.Module):
+class ResNet(nnx.Module, Pickled):
     """A residual network (He et al. 2015, arXiv:1512.03385), from images to logits.
 
     The parts are `stem`, `stage1`, `stage2`, ..., `norm` (None unless the blocks are pre-activated) and `head`. A new

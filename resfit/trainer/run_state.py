@@ -52,6 +52,7 @@ class RunState(Shared):
       leaves: the arrays in the flat form in which a step takes and returns them, so that a step costs no conversion.
       precision: see the argument.
       convolutions: see the argument.
+      freeze: see the argument.
       epoch: the passes over the data begun since `compile`. With the seed it decides the order of the next pass.
       between_steps: True while `fit` runs. An assignment to a Variable then leaves its average as it is, as a step
         does; otherwise the average starts again at the assigned value.
@@ -71,7 +72,7 @@ class RunState(Shared):
         before: "RunState | None" = None,
     ) -> None:
         super().__init__()
-        self.precision, self.convolutions = precision, convolutions
+        self.precision, self.convolutions, self.freeze = precision, convolutions, freeze
         self._replicate, self._ema = replicate, ema
         known = None if before is None else before._module
         self._module: UserModule = UserModule(module, freeze, precision, axis, convolutions, known)
