@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from flax import nnx
 
+from resfit._utils.pickling import Pickled
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
 from resfit.nets.init import LayerKeys

@@ -16,7 +16,6 @@ from resfit.trainer.base_model import BaseModel
 from resfit.trainer.compiled import compile_model
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.graph.slots import Freeze
-from resfit.trainer.learned import Learned
 
 _OWN = frozenset({"_module", "_freeze", "_learned", "_control", "_context", "_predictor"})
 

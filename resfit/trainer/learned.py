@@ -94,7 +94,6 @@ class Learned:
         inputs, labels = self.inputs, self.labels
         inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label = facts
 
-
     def all_facts(self) -> dict[str, dict[str, Any]]:
         """Return all facts, for a copy of the model."""
         made = {"_module", "_custom_step", "loss"}  # the copy has its own

@@ -4,13 +4,11 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from resfit.errors import BusyError
 
-_P = ParamSpec("_P")
-_Self = TypeVar("_Self", bound="Shared")
-_R = TypeVar("_R")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class Shared:
@@ -57,14 +55,12 @@ class Shared:
         return self._trains is not None and self._trains[0] != threading.get_ident()
 
 
-def locked(method: Callable[Concatenate[_Self, _P], _R]) -> Callable[Concatenate[_Self, _P], _R]:
+def locked(method: _Method) -> _Method:
     """Return a method of a `Shared` that holds the lock while it runs."""
 
     @functools.wraps(method)
-    def call(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def call(self: Shared, *args: Any, **kwargs: Any) -> Any:
         with self.lock:
             return method(self, *args, **kwargs)
 
-    return call
-
-
+    return cast(_Method, call)
