@@ -18,6 +18,7 @@ from resfit import (
     transforms,
     weights,
 )
+from resfit.backends.caches import clear_caches
 from resfit.diagnostics.doctor import doctor
 from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
@@ -39,6 +40,7 @@ __all__ = [
     "Model",
     "augment",
     "callbacks",
+    "clear_caches",
     "create_model",
     "data",
     "distributed",

@@ -34,14 +34,12 @@ class ArraySource:
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self._x, self._y, self._weight = as_arrays(x, y, weight)
-        structure: Any  # a PyTreeDef, which has no type annotations
         if self._weight is not None and not self._weight.any():
             raise DataError(
                 f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
-        self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
+        self._leaves, self._structure = jax.tree.flatten((self._x, self._y, self._weight))
         # Large arrays are checked batch by batch, because they can be mapped from a file larger than the memory.
         self._all_checked = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE
         if self._all_checked:
@@ -66,7 +64,9 @@ class ArraySource:
         return len(jax.tree.leaves(self._x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([native(array[rows]) for array in self._leaves])
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(
+            self._structure, [native(array[rows]) for array in self._leaves]
+        )
         if not self._all_checked:
             check_values(taken[0], taken[1])
         return taken
