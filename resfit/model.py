@@ -379,7 +379,7 @@ class Model(ModelFiles):
           batch: (x, y) or (x, y, sample_weight) arrays, to also print the memory of a training step on each device: the
             step is compiled, and not run; or an input_shape.
           input_shape: of one image, (height, width, channels). By default 224 x 224 for an ImageNet stem, 32 x 32 for a
-            CIFAR stem.
+            CIFAR stem, and for any other network that of the images last seen.
 
         Raises:
           NotCompiledError: with a batch, before `compile`.
@@ -388,4 +388,4 @@ class Model(ModelFiles):
         from resfit.diagnostics import summary
 
         step: Callable[[], Any] = lambda: self._control.require_compiled("summary of a batch").trainer  # noqa: E731
-        summary.show(self._context.state.module_with("raw"), batch, input_shape, self._learned.inputs.preprocess, step)
+        summary.show(self._context.state.module_with("raw"), batch, input_shape, self._learned.inputs, step)

@@ -20,9 +20,10 @@ def expand_user(path: str | os.PathLike[str]) -> str:
       >>> expand_user("runs/~")
       'runs/~'
     """
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
-        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}. Decode bytes with os.fsdecode.")
+        remedy = " Decode bytes with os.fsdecode." if isinstance(text, bytes) else ""
+        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}.{remedy}")
     expanded = os.path.expanduser(text)
     if expanded.replace(os.sep, "/").partition("/")[0] == "~":
         raise FileNotFoundError(f"{text!r} is in the home folder, which is unknown. Set HOME, or pass a full path.")
