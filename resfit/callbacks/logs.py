@@ -86,6 +86,10 @@ class LazyLogs(_Dict):
     def __iter__(self) -> Iterator[str]:
         return iter(list(dict.keys(self)))
 
+    def popitem(self) -> tuple[str, Any]:
+        self._read()
+        return dict.popitem(self)
+
     def copy(self) -> dict[str, Any]:
         return dict(self)
 
