@@ -17,13 +17,13 @@ from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
 from resfit.export.model_files import ModelFiles
-from resfit.trainer import fitting
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.graph.slots import Freeze
-from resfit.trainer.outputs import kind_of
+from resfit.trainer.learned.outputs import kind_of
+from resfit.trainer.loop import fitting
+from resfit.trainer.loop.callback_list import CallbackList
 
 
 class Model(ModelFiles):

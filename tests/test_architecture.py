@@ -61,11 +61,11 @@ RESNET = tuple(
 # Rules between modules of one subpackage, or stricter than the table above.
 MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     # A step knows no device, and no callback.
-    "trainer.step": ("trainer.placement", "callbacks", "data"),
+    "trainer.step": ("trainer.devices.placement", "callbacks", "data"),
     # Where a step runs is independent of what fires around it.
-    "trainer.placement": ("callbacks", "data", "trainer.trainer"),
+    "trainer.devices.placement": ("callbacks", "data", "trainer.loop.trainer"),
     # The structure of a module is known without a run.
-    "trainer.graph": ("trainer.state", "trainer.step", "trainer.placement", "callbacks", "data"),
+    "trainer.graph": ("trainer.state.train_state", "trainer.step", "trainer.devices.placement", "callbacks", "data"),
     # The trainer trains any module. See also test_the_trainer_reaches_nothing_of_a_resnet.
     "trainer": RESNET,
     # An exported program runs without the rest of resfit.
@@ -232,8 +232,8 @@ def test_a_cycle_is_found_also_in_imports_for_type_checkers() -> None:
         ("resfit.nets.stem", "from resfit.model import Model"),
         ("resfit.nets.stem", "from ..trainer import step"),
         ("resfit.data.sources.arrays", "def f():\n    import resfit.trainer.step"),
-        ("resfit.trainer.placement", "from resfit import callbacks"),
-        ("resfit.trainer.step", "from resfit.trainer.placement import Placement"),
+        ("resfit.trainer.devices.placement", "from resfit import callbacks"),
+        ("resfit.trainer.step", "from resfit.trainer.devices.placement import Placement"),
         ("resfit.callbacks.early_stopping", "from resfit.model import Model"),
         ("resfit.callbacks.early_stopping", "if TYPE_CHECKING:\n    from resfit.model import Model"),
         ("resfit.losses", "import resfit"),

@@ -14,13 +14,13 @@ from resfit.errors import ModuleError, NotCompiledError
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.fit_control import FitControl
 from resfit.trainer.graph.slots import NOTHING_FROZEN
-from resfit.trainer.learned import Learned
+from resfit.trainer.learned.facts import Learned
+from resfit.trainer.loop.fit_control import FitControl
+from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.overrides import Guarded
-from resfit.trainer.predictor import Predictor
-from resfit.trainer.run_state import RunState
-from resfit.trainer.snapshot import Snapshot
+from resfit.trainer.state.run_state import RunState
+from resfit.trainer.state.snapshot import Snapshot
 from resfit.trainer.step import Supervised
 from resfit.transforms import Transforms
 
