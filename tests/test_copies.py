@@ -51,13 +51,13 @@ def with_dropout() -> resfit.Model:
     net = resfit.create_model(
         "resnet20", num_classes=CLASSES, depths=(1,), widths=(4,), in_channels=1, drop_path=0.2, head_dropout=0.2
     )
-    return compiled(net, optimizer=optax.adam(0.01), augment="cifar", seed=3)
+    return compiled(net, optimizer=optax.adam(0.01), learning_rate=None, augment="cifar", seed=3)
 
 
 def frozen() -> resfit.Model:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
     model.freeze("conv")
-    model.compile("sgd", learning_rate=0.1, ema=0.9, loss=weighted, metrics=["accuracy", "confusion_matrix"])
+    model.compile("sgd", learning_rate=0.1, ema=0.9, loss=weighted, metrics=["accuracy", "cross_entropy"])
     return model
 
 
