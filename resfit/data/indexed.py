@@ -64,6 +64,10 @@ class IndexedBatches:
         self.report: Mapping[str, float] = {}
 
     @property
+    def source(self) -> Source:
+        return self._source
+
+    @property
     def labels(self) -> Any:
         return self._source.labels
 

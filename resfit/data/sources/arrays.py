@@ -28,6 +28,11 @@ class ArraySource:
       y: labels in the same form, or None.
       weight: (examples,) or None.
 
+    Attributes:
+      x: the inputs, as arrays.
+      labels: as an array or a pytree of such; None without labels.
+      weight: (examples,) float32 or None.
+
     Raises:
       DataError: if there are no examples, or arrays differ in length; from `take`, if inputs are not finite.
     """
@@ -36,35 +41,31 @@ class ArraySource:
     checked = True
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
-        self._x, self._y, self._weight = as_arrays(x, y, weight)
-        if self._weight is not None and not self._weight.any():
+        self.x, self.labels, self.weight = as_arrays(x, y, weight)
+        if self.weight is not None and not self.weight.any():
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, self._structure = jax.tree.flatten((self._x, self._y, self._weight))
+        self._leaves, self._structure = jax.tree.flatten((self.x, self.labels, self.weight))
         self._plain = all(type(leaf) is np.ndarray and native(leaf) is leaf for leaf in self._leaves)
-        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self._x, self._y) else None
-        if sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE:
+        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self.x, self.labels) else None
+        if sum(leaf.nbytes for leaf in jax.tree.leaves((self.x, self.labels))) <= _CHECKED_AT_ONCE:
             self.take(slice(None))
-
-    @property
-    def labels(self) -> Any:
-        return self._y
 
     @property
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
         return {
-            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
-            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
+            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
             "weights": weight,
         }
 
     def __len__(self) -> int:
-        return len(jax.tree.leaves(self._x)[0])
+        return len(jax.tree.leaves(self.x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         if self._plain and not isinstance(rows, slice):  # `take` is faster than an index
