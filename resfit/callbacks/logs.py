@@ -36,6 +36,7 @@ class LazyLogs(_Dict):
       keys: the names that `finish` returns, in order.
       loss: the batch's own loss, () float32.
       examples: the number of examples in the batch.
+      place: that of the batch among the steps of one program, if `sums` and `loss` have a first axis for them.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class LazyLogs(_Dict):
         keys: Iterable[str],
         loss: jax.Array,
         examples: int,
+        place: int | None = None,
     ) -> None:
         self.examples = examples
+        self._place = place
         self._sums = sums
         self._finish: Callable[[Any], Mapping[str, Any]] | None = finish
         self._loss = loss
@@ -64,12 +67,17 @@ class LazyLogs(_Dict):
     @property
     def batch_loss(self) -> float:
         """The batch's own loss; `logs["loss"]` is the mean since the epoch began. Waits for the device."""
-        return float(read(self._loss))
+        return self._own(read(self._loss))
+
+    def _own(self, losses: Any) -> float:
+        return float(losses if self._place is None else losses[self._place])
 
     def _read(self) -> None:
-        finish, sums = self._finish, self._sums
+        finish, given = self._finish, self._sums
         if finish is not None:
-            for key, value in finish(read(sums)).items():
+            sums = read(given)
+            own = sums if self._place is None else jax.tree.map(lambda each: each[self._place], sums)
+            for key, value in finish(own).items():
                 if dict.get(self, key, value) is None:  # not deleted or overwritten since
                     dict.__setitem__(self, key, as_plain(value))
             self._finish = self._sums = None  # last: several threads can read
@@ -112,7 +120,7 @@ class LazyLogs(_Dict):
 
 def batch_losses(logs: Sequence[LazyLogs]) -> list[float]:
     """Return the batches' own losses, read in one transfer."""
-    return [float(loss) for loss in read([log._loss for log in logs])]
+    return [log._own(losses) for log, losses in zip(logs, read([log._loss for log in logs]), strict=True)]
 
 
 def as_float(value: Any) -> Any:
