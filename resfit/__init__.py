@@ -20,6 +20,7 @@ from resfit import (
     weights,
 )
 from resfit._utils.words import no_attribute
+from resfit.backends.caches import clear_caches
 from resfit.diagnostics.doctor import doctor
 from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
@@ -41,6 +42,7 @@ __all__ = [
     "Model",
     "augment",
     "callbacks",
+    "clear_caches",
     "create_model",
     "data",
     "distributed",

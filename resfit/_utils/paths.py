@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 
 def expand_user(path: str | os.PathLike[str]) -> str:
@@ -20,10 +21,11 @@ def expand_user(path: str | os.PathLike[str]) -> str:
       >>> expand_user("runs/~")
       'runs/~'
     """
-    text = os.fspath(path)
+    text: Any = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
-        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}. Decode bytes with os.fsdecode.")
-    expanded = os.path.expanduser(text)
+        remedy = " Decode bytes with os.fsdecode." if isinstance(text, bytes) else ""
+        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}.{remedy}")
+    expanded: str = os.path.expanduser(text)
     if expanded.replace(os.sep, "/").partition("/")[0] == "~":
         raise FileNotFoundError(f"{text!r} is in the home folder, which is unknown. Set HOME, or pass a full path.")
     return expanded

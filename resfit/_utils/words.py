@@ -74,7 +74,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "state_dict load_state_dict"
         ),
         _CONFIG: "get_config from_config to_json to_yaml build_from_config get_compile_config config hparams",
-        "`resfit.load(path)` of a file of `model.save`, or `copy.deepcopy(model.module)`": "clone_model",
+        "`copy.deepcopy(model)`": "clone_model",
         "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
             "save_model save_checkpoint load_from_checkpoint"
         ),

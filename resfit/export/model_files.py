@@ -10,10 +10,10 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit._utils.keywords import checked
 from resfit.export import exporter, saving
-from resfit.trainer.base_model import BaseModel
+from resfit.trainer.copied_model import CopiedModel
 
 
-class ModelFiles(BaseModel):
+class ModelFiles(CopiedModel):
     """Saves, loads and exports a model."""
 
     @checked("arguments")
@@ -44,7 +44,8 @@ class ModelFiles(BaseModel):
         Raises:
           SavedModelError: if the file does not fit the network, or has weights for another preprocessing.
         """
-        saving.load_weights(path, self.module, self._learned.inputs)
+        with self._context.state.lock:  # a step of another thread takes all of the new weights or none
+            saving.load_weights(path, self.module, self._learned.inputs)
 
     @classmethod
     @checked("arguments")

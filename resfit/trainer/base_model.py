@@ -172,7 +172,7 @@ class BaseModel(Guarded):
         The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
         of a running `fit`, where an assignment is part of the training.
         """
-        return self._context.state.module_with("raw")
+        return self._context.state.own_module()
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.

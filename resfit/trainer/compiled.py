@@ -34,6 +34,7 @@ class Compiled:
 
     Attributes:
       config: of `compile`, with "auto" resolved.
+      asked: of `compile`, as it was given.
       context: the state on its devices.
       rate: the learning rate.
       trainer: takes training steps.
@@ -42,6 +43,7 @@ class Compiled:
     """
 
     config: CompileConfig
+    asked: CompileConfig
     context: RunContext
     rate: LearningRate
     trainer: Trainer
@@ -134,7 +136,7 @@ def compile_model(
     predictor = Predictor(context, preprocess)
     # Last: a compilation that fails leaves the model as it was.
     learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
-    return Compiled(resolved, context, rate, trainer, evaluator, predictor)
+    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:

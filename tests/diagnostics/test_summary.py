@@ -14,6 +14,7 @@ from resfit.diagnostics.summary import OUTSIDE, summarize
 from resfit.errors import InputShapeError
 from resfit.nets import ZOO, ResNet, ResNetSpec, count_multiply_adds, count_params, create_model
 from tests import levels
+from tests.helpers import PlainNet, compiled, fit, images, labels
 
 THIN = ResNetSpec(depths=(1, 2), widths=(4, 8), stem="cifar", num_classes=3)
 
@@ -119,6 +120,13 @@ def test_a_missing_input_shape_raises() -> None:
     with pytest.raises(InputShapeError, match=r"Mixed.*input_shape=\(32, 32, 3\)"):
         summarize(Mixed(rngs=nnx.Rngs(0)))
     assert summarize(nnx.eval_shape(lambda: create_model("resnet20", num_classes=10))).input_shape == (32, 32, 3)
+
+
+def test_a_network_of_the_user_is_shown_for_the_images_last_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, images().astype("uint8"), labels())
+    model.summary()
+    assert "PlainNet on 8 x 8 x 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", levels.only(["resnet20"], ["resnet20", "resnet200"]))

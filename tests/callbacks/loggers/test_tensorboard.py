@@ -48,7 +48,7 @@ def test_tensorboards_reader_finds_the_history_and_batches_of_a_fit(monkeypatch:
         ("epoch_loss", "train", "loss"), ("epoch_accuracy", "train", "accuracy"),
         ("epoch_loss", "validation", "val_loss"), ("epoch_accuracy", "validation", "val_accuracy"),
     ]:  # fmt: skip
-        expected = [(i, value) for i, value in enumerate(history.history[name]) if value is not None]
+        expected = list(zip(history.epochs[name], history.history[name], strict=True))
         np.testing.assert_allclose(series(run, tag), expected, rtol=1e-6)
     assert series("train", "epoch_learning_rate") == [(i, pytest.approx(0.1)) for i in range(3)]
     assert series("batches", "batch_loss") == [
