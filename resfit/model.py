@@ -432,7 +432,7 @@ class Model(Guarded):
         compiled = self._control.require_compiled("evaluate")
         self._context.state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
-        data = relabeled(data, self.class_names, "x")
+        data = relabeled(data, self.class_names, "x", self._learned.labels.ignore_index)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):

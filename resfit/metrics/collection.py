@@ -10,7 +10,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from resfit.losses.pixels import fits
 from resfit.metrics.mean import Loss
+from resfit.metrics.pixels import by_pixel, of_pixels, sums_of, wide
 
 
 @flax.struct.dataclass
@@ -53,11 +55,13 @@ class Collection:
       fields: the metric classes that hold sums, by name, loss first.
       readings: every metric's name -> (the field that holds its sums, the metric class).
       multi_label: True if every output is an independent label.
+      ignore_index: the label of pixels without a class, or None.
     """
 
     fields: Mapping[str, type[clu.metrics.Metric]]
     readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
     multi_label: bool = False
+    ignore_index: int | None = None
 
     def empty(self) -> Sums:
         """Return the sums of no examples."""
@@ -74,21 +78,30 @@ class Collection:
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return the values that define sums and metrics, see `backends.by_value`."""
-        return self.fields, self.readings, self.multi_label
+        return self.fields, self.readings, self.multi_label, self.ignore_index
 
-    def of_batch(self, **outputs: Any) -> Sums:
-        """Return the sums of one batch; the arguments are those of each metric's `from_model_output`."""
-        return self._sums(metric.from_model_output(**outputs) for metric in self.fields.values())
+    def of_batch(self, pixels: dict[str, Any] | None = None, **outputs: Any) -> Sums:
+        """Return the sums of one batch; the arguments are those of each metric's `from_model_output`.
+
+        Args:
+          pixels: the same for the pixels of dense outputs as rows, or None.
+          **outputs: of the examples.
+        """
+        return self._sums(sums_of(metric, outputs, pixels) for metric in self.fields.values())
 
     def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> Collection:
+def collection(
+    metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False, ignore_index: int | None = None
+) -> Collection:
     """Return the collection of the loss and the given metrics.
 
     Metrics of clu that read `labels` receive the labels of all outputs if multi_label is True. Otherwise, for labels
     in a matrix like the outputs, they receive the largest entry of each row.
+
+    With an ignore_index, metrics that count pixels leave out those with this label, and count in 61 bits.
 
     Metrics with the same `shares` attribute have the same sums, for example all metrics of a confusion matrix.
 
@@ -100,9 +113,10 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: 
     """
     fields: dict[Any, str] = {}  # `shares` attribute -> the field that holds the sums
     readings = {}
-    for name, metric in (("loss", Loss), *metrics.items()):
+    for name, given in (("loss", Loss), *metrics.items()):
+        metric = wide(given) if ignore_index is not None and by_pixel(given, ignore_index) else given
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
-    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label)
+    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label, ignore_index)
 
 
 def names(kind: Collection) -> list[str]:
@@ -120,6 +134,15 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
       loss: the loss of each example times its weight, (batch,).
       mask: True for rows that are examples and False for padding, (batch,).
     """
+    pixels = of_pixels(kind.fields.values(), outputs, targets, mask, kind.ignore_index)
+    if pixels is not None:
+        pixels |= _for_clu(kind, pixels["outputs"], pixels["targets"])
+    extra = _for_clu(kind, outputs, targets)
+    return kind.of_batch(pixels, outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)
+
+
+def _for_clu(kind: Collection, outputs: Any, targets: Any) -> dict[str, Any]:
+    """Return the arguments that metrics of clu read: logits, and labels as int32."""
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
         extra["logits"] = outputs
@@ -134,5 +157,6 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
         ):
             extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
     if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
-        extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
-    return kind.of_batch(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)
+        labels = targets if fits(outputs, targets) else targets.reshape(targets.shape[0], -1)[:, 0]
+        extra["labels"] = labels.astype(jnp.int32)  # clu requires int32
+    return extra

@@ -19,7 +19,7 @@ from resfit.losses import regression
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
+from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, mean_iou, precision, recall
 from resfit.metrics.mean import Mean
 from resfit.metrics.multi_label import for_one_label, for_several_labels
 from resfit.metrics.repair import repaired
@@ -81,8 +81,13 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
     "recall_per_class": functools.partial(recall, per_class=True),
     "f1_per_class": functools.partial(f1, per_class=True),
     "accuracy_per_class": accuracy_per_class,
+    "mean_iou": mean_iou,
+    "iou_per_class": functools.partial(mean_iou, per_class=True),
 }
 
+
+# Names whose function in `resfit.metrics` is not the name without "_per_class".
+_FACTORIES = {"accuracy_per_class": "accuracy_per_class", "iou_per_class": "mean_iou"}
 
 # Names of a collection of clu.
 _RESERVED = {name for name in dir(clu.metrics.Collection) if not name.startswith("_")}
@@ -101,7 +106,7 @@ def _resolve(
             return _BY_NAME[metric]
         if metric in _BY_CLASS:
             if num_classes is None:
-                factory = metric.removesuffix("_per_class") if metric != "accuracy_per_class" else metric
+                factory = _FACTORIES.get(metric) or metric.removesuffix("_per_class")
                 option = ", per_class=True" if factory != metric else ""
                 raise CompileError(
                     f"The metric {metric!r} counts by class, and the number of classes of this module is unknown. "

@@ -114,7 +114,9 @@ def compile_model(
     context = RunContext(state, placement, config.seed, learned)
     recipe = Recipe(
         compute_loss or Supervised(loss),
-        metrics_.collection(metrics, multi_label=bool(learned.labels.by_loss(loss))),
+        metrics_.collection(
+            metrics, multi_label=bool(learned.labels.by_loss(loss)), ignore_index=losses.ignore_index(loss)
+        ),
         preprocess,
         augments,
         rate.in_step,

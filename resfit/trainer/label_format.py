@@ -63,6 +63,11 @@ class LabelFormat:
         self._one_label_metrics = [name for name, metric in metrics.items() if metrics_.reads_one_label(metric)]
         self.loss = loss
 
+    @property
+    def ignore_index(self) -> int | None:
+        """The label of pixels without a class, or None."""
+        return losses.ignore_index(self.loss)
+
     def by_loss(self, loss: losses.Loss) -> bool | None:
         """Return whether a loss reads several labels per example; None if the labels decide."""
         several = losses.multi_label(loss)
@@ -83,7 +88,8 @@ class LabelFormat:
         """
         if labels is None or losses.multi_label(self.loss):
             return
-        row = losses.multi_hot_row(labels)
+        dense = len(self._outputs_shape or ()) > 2  # class numbers of pixels can look like several labels
+        row = None if dense else losses.multi_hot_row(labels)
         if row is not None and self._one_label_metrics:
             raise LabelError(
                 f"Row {row} of the labels has {int((np.asarray(labels)[row] == 1).sum())} labels, and the metrics "
@@ -102,7 +108,7 @@ class LabelFormat:
         Raises:
           CompileError: if that decides the outputs and is unknown.
         """
-        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:])
+        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:][-1:])
         undecided = self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy) and not single
         if undecided and outputs in ("probabilities", "labels"):
             raise CompileError(

@@ -6,13 +6,11 @@ the functions of the optimizer) is closed over.
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from resfit import losses, metrics
 from resfit.errors import LabelError, LossError
@@ -20,10 +18,8 @@ from resfit.metrics.collection import Collection
 from resfit.trainer import replicas
 from resfit.trainer.graph.attributes import watched
 from resfit.trainer.graph.explain import explained
-from resfit.trainer.graph.slots import module_leaves
+from resfit.trainer.norm_modes import warn_if_frozen, warn_if_moving
 from resfit.trainer.state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
-
-_log = logging.getLogger("resfit")
 
 
 class DeviceBatch(NamedTuple):
@@ -51,7 +47,9 @@ class Supervised:
 
     loss: losses.Loss
 
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool, pixel_weight: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
         if y is None:
             what = "to train on" if train else "to evaluate on"
             raise LabelError(
@@ -61,7 +59,21 @@ class Supervised:
         with explained(module, x):
             outputs = losses.at_least_float32(module(x))
         with explained(self.loss, outputs, y):
+            if pixel_weight is not None:
+                return losses.weighted(self.loss, outputs, y, pixel_weight), outputs
             return self.loss(outputs, y), outputs
+
+
+def weighing(compute_loss: ComputeLoss, weight: Any) -> ComputeLoss:
+    """Return a `compute_loss` whose losses have the weights of their pixels, (batch, ...), if there are any."""
+    if weight is None or weight.ndim == 1:
+        return compute_loss
+    if not isinstance(compute_loss, Supervised):
+        raise LossError(
+            f"Got a sample_weight for each pixel, of shape {weight.shape}, and compute_loss is overridden, which "
+            "returns one loss per example. Expected one weight per example."
+        )
+    return functools.partial(compute_loss, pixel_weight=weight)
 
 
 @jax.tree_util.register_static
@@ -239,18 +251,19 @@ def _slice_loss(
     """
     module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
     with watched(module, layout.warned["train"]):
-        found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+        compute_loss = weighing(recipe.compute_loss, part.weight)
+        found, outputs = compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
     each = _per_example(found, part.x)
     new_params, new_carried = layout.plan.read(module)
     rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
-    _warn_if_frozen(layout, carried, new_carried)
+    warn_if_frozen(layout, carried, new_carried)
     if axis is not None:
         new_carried = replicas.averaged(layout.plan, module, new_carried, axis)
     new_carried = tuple(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
     mask = _mask(part, each)
-    weighted = each if part.weight is None else each * part.weight
+    weighted = each if part.weight is None or part.weight.ndim > 1 else each * part.weight
     loss = jnp.where(mask, weighted, 0).sum() / count
     seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
@@ -312,11 +325,12 @@ def evaluate_step(
     module = _evaluation_module(layout, arrays, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
     with watched(module, layout.warned["evaluate"]):
-        found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
-    _warn_if_moving(layout, arrays.carried, module)
+        compute_loss = weighing(recipe.compute_loss, batch.weight)
+        found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+    warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
     mask = _mask(batch, each)
-    weighted = each if batch.weight is None else each * batch.weight
+    weighted = each if batch.weight is None or batch.weight.ndim > 1 else each * batch.weight
     loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
     return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
 
@@ -346,7 +360,7 @@ def predict_step(
     with explained(module, x), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
-    _warn_if_moving(layout, arrays.carried, module)
+    warn_if_moving(layout, arrays.carried, module)
     return finish(outputs)
 
 
@@ -377,33 +391,3 @@ def _per_example(found: Any, x: Any) -> jax.Array:
         )
         raise LossError(f"The loss returned shape {jnp.shape(found)}; expected one value per example, ({n},). {remedy}")
     return jnp.asarray(found, jnp.float32)
-
-
-def _warn_if_moving(layout: StateLayout, before: Leaves, module: Any) -> None:
-    """Warn of BatchNorms that stay in training mode in evaluation."""
-    now = dict(module_leaves(module))
-    for slot, old in zip(layout.carried, before, strict=True):
-        leaf = now.get(slot.path)
-        if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:
-            _log.warning(
-                "The BatchNorm statistic %r moves in evaluation too: the module always runs its norms in training "
-                "mode, so the output for an image depends on the other images in its batch. Leave "
-                "use_running_average=False and train=True out of __call__, or pass the mode on.",
-                slot.name,
-            )
-            return
-
-
-def _warn_if_frozen(layout: StateLayout, before: Leaves, after: Leaves) -> None:
-    """Warn of BatchNorms that stay in evaluation mode in training."""
-    statistics = [
-        (old, new)
-        for slot, old, new in zip(layout.carried, before, after, strict=True)
-        if issubclass(slot.type, nnx.BatchStat) and not slot.frozen
-    ]
-    if statistics and all(old is new for old, new in statistics):
-        _log.warning(
-            "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
-            "mode. Pass the mode on inside __call__ or compute_loss (train=train), or call Model.freeze if this is "
-            "intended."
-        )
