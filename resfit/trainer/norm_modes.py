@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state import Leaves, StateLayout
+from resfit.trainer.state.train_state import Leaves, StateLayout
 
 _log = logging.getLogger("resfit")
 
