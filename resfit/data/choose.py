@@ -26,6 +26,7 @@ def as_batches(
     *,
     geometry: Geometry,
     cache: str | None = None,
+    known: DeviceSource | None = None,
 ) -> Batches:
     """Return the batches of any input that `fit` accepts.
 
@@ -37,6 +38,7 @@ def as_batches(
       class_weight: class number -> weight.
       geometry: how to cut examples into batches.
       cache: "device" to keep the whole dataset on the device; None to send batches one by one.
+      known: the dataset that an earlier call left on the device; used again if it holds the same arrays.
 
     Raises:
       DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
@@ -48,7 +50,12 @@ def as_batches(
             if weight is not None:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
             weight = class_weights(y, class_weight)
-        return _indexed(ArraySource(x, y, weight), geometry, cache)
+        source = ArraySource(x, y, weight)
+        if cache == "device" and known is not None and known.holds(source):
+            return IndexedBatches(known, geometry)
+        _release(known)
+        return _indexed(source, geometry, cache)
+    _release(known)
     if y is not None or weight is not None:
         raise DataError(
             f"x is a {type(x).__name__}, which makes its own batches. Expected labels and weights inside the batches, "
@@ -56,6 +63,11 @@ def as_batches(
         )
     batches = _of_data(adapted(x), geometry, cache)
     return batches if class_weight is None else ClassWeighted(batches, class_weight)
+
+
+def _release(known: DeviceSource | None) -> None:
+    if known is not None:
+        known.release()
 
 
 def _check_cache(cache: str | None, geometry: Geometry) -> None:

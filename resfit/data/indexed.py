@@ -35,6 +35,8 @@ class IndexedBatches:
       (3, [2, 2, 1], [2, 1])
     """
 
+    random_access = True  # a batch depends on its position alone, so a thread can read ahead
+
     def __init__(self, source: Source, geometry: Geometry) -> None:
         n, size = len(source), geometry.batch_size
         if not n:
@@ -60,6 +62,10 @@ class IndexedBatches:
         self.examples = n - dropped
         self.steps = -(-self.examples // self._batch)
         self.report: Mapping[str, float] = {}
+
+    @property
+    def source(self) -> Source:
+        return self._source
 
     @property
     def labels(self) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from resfit.data.batches import Batch, Batches
+from resfit.data.device import DeviceSource
 from resfit.trainer.devices.multihost import Processes, Turn
 from resfit.trainer.devices.placement import Placement
 from resfit.trainer.learned.facts import Learned
@@ -50,6 +51,7 @@ class RunContext:
       seed: of everything random inside the steps.
       learned: the known facts about the data.
       processes: of the run.
+      on_device: the training data that the last `fit(cache="device")` left on the device, or None.
       replaced: True once the model was compiled again.
       key: made from the seed, on every device.
     """
@@ -58,6 +60,7 @@ class RunContext:
         self.state, self.placement, self.seed, self.learned = state, placement, seed, learned
         self.processes = Processes(placement)
         self.replaced = False
+        self.on_device: DeviceSource | None = None
         self.key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
 
     def inference_step(self, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
-from resfit.data.values import check_values, is_one_hot, refuse_masked
+from resfit.data.values import check_values, has_values_to_check, is_one_hot, refuse_masked
 from resfit.errors import DataError
 
-_CHECKED_AT_ONCE = 1 << 30  # bytes
+_CHECKED_AT_ONCE = 1 << 24  # bytes, which take milliseconds
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _COMPARED = 64  # examples in the checksum of a dataset; reading more of a mapped file could take long
 
@@ -20,51 +20,54 @@ _COMPARED = 64  # examples in the checksum of a dataset; reading more of a mappe
 class ArraySource:
     """A `Source` of arrays in memory or mapped from a file, or of dicts and tuples of such arrays.
 
+    The values of large arrays are checked when an example is first taken, so that no pass over them delays the first
+    step.
+
     Args:
       x: inputs: an array (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
       weight: (examples,) or None.
 
+    Attributes:
+      x: the inputs, as arrays.
+      labels: as an array or a pytree of such; None without labels.
+      weight: (examples,) float32 or None.
+
     Raises:
-      DataError: if there are no examples, arrays differ in length, or inputs are not finite.
+      DataError: if there are no examples, or arrays differ in length; from `take`, if inputs are not finite.
     """
 
     threads = 0
     checked = True
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
-        self._x, self._y, self._weight = as_arrays(x, y, weight)
+        self.x, self.labels, self.weight = as_arrays(x, y, weight)
         structure: Any  # a PyTreeDef, which has no type annotations
-        if self._weight is not None and not self._weight.any():
+        if self.weight is not None and not self.weight.any():
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
+        self._leaves, structure = jax.tree.flatten((self.x, self.labels, self.weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
         self._plain = all(type(leaf) is np.ndarray and native(leaf) is leaf for leaf in self._leaves)
-        # Large arrays are checked batch by batch, because they can be mapped from a file larger than the memory.
-        self._all_checked = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE
-        if self._all_checked:
-            check_values(self._x, self._y)
-
-    @property
-    def labels(self) -> Any:
-        return self._y
+        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self.x, self.labels) else None
+        if sum(leaf.nbytes for leaf in jax.tree.leaves((self.x, self.labels))) <= _CHECKED_AT_ONCE:
+            self.take(slice(None))
 
     @property
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
         return {
-            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
-            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
+            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
             "weights": weight,
         }
 
     def __len__(self) -> int:
-        return len(jax.tree.leaves(self._x)[0])
+        return len(jax.tree.leaves(self.x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         if self._plain and not isinstance(rows, slice):  # `take` is faster than an index
@@ -72,9 +75,19 @@ class ArraySource:
         else:
             leaves = [native(array[rows]) for array in self._leaves]
         taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt(leaves)
-        if not self._all_checked:
-            check_values(taken[0], taken[1])
+        self._check(taken, rows)
         return taken
+
+    def _check(self, taken: tuple[Any, Any, Any], rows: slice | np.ndarray) -> None:
+        """Check examples that were not taken before."""
+        unchecked = self._unchecked
+        if unchecked is None:
+            return
+        if unchecked[rows].any():
+            check_values(taken[0], taken[1], np.arange(len(self))[rows])
+            unchecked[rows] = False
+        elif not unchecked.any():
+            self._unchecked = None
 
 
 class ArrayBatches(IndexedBatches):

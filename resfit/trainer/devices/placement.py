@@ -138,6 +138,16 @@ class Placement:
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
 
+    @property
+    def feeds_ahead(self) -> bool:
+        """True if a thread should transfer batches before their steps: on an accelerator, by a single process."""
+        return self.platform != "cpu" and self.processes == 1
+
+    def put(self, batch: Any) -> Any:
+        """Return a batch in device memory, split as by `place`. The transfer may still be under way."""
+        placed = self.place(batch)
+        return jax.device_put(placed, self.devices[0]) if self.kind == "jit" else placed
+
     def join(self, part: Any) -> Any:
         """Return a batch split over the devices of all processes, from equal parts of which this process holds one."""
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(self._split, leaf), part)

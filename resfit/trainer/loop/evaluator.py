@@ -12,6 +12,7 @@ from resfit.callbacks.logs import LazyLogs, as_float, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle
 from resfit.trainer.loop.boundary import Boundary
@@ -94,7 +95,8 @@ class Evaluator:
         throttle, compiling = Throttle(context.placement.run_ahead), announce(callbacks, "evaluate")
         listened = callbacks.listens("on_test_batch_end")
         seen = 0
-        for i, turn in enumerate(context.processes.turns(itertools.islice(data.epoch(0), steps), for_step)):
+        batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
+        for i, turn in enumerate(context.processes.turns(batches, for_step)):
             callbacks.fire("on_test_batch_begin", i, {})
             sums, loss = self._run(leaves, turn, sums, check, compiling)
             if listened:

@@ -14,6 +14,7 @@ from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError, ModuleError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext, announce, quiet
+from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep
 from resfit.trainer.learned.outputs import OUTPUTS
@@ -75,7 +76,7 @@ class Predictor:
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             empty = True
-            batches = itertools.islice(data.epoch(0), steps)
+            batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
             for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
                 empty = False
                 callbacks.fire("on_predict_batch_begin", i, {})
