@@ -95,10 +95,10 @@ class Model(ModelFiles):
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
-            output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
-            (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            output sigmoid cross-entropy, of each example or each pixel; anything ambiguous raises. Or a name; or a
+            function of (logits, labels), or of (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
-            functions like those of `loss`. Metrics count examples, unweighted.
+            functions like those of `loss`. Metrics count examples, or pixels, unweighted.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied inside every step and saved with the model. "auto" is the one
             that the network was trained with, or that of `transforms`; else uint8 images are scaled to [0, 1] and
@@ -216,7 +216,7 @@ class Model(ModelFiles):
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: (examples,) weight of each example in the loss, or of each pixel, in the shape of the masks.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -284,7 +284,7 @@ class Model(ModelFiles):
           y: labels, as in `fit`.
           batch_size: as in `fit`. Does not change the result.
           verbose: as in `fit`.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: (examples,) weight of each example in the loss, or of each pixel, in the shape of the masks.
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_test_* hooks are called.
           return_dict: True for a dict of names instead of a list.
@@ -329,9 +329,9 @@ class Model(ModelFiles):
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits", as the module returns them; "probabilities", their softmax, or sigmoid for a single output
-            and for a multi-label model; "labels", the most probable class, or for a multi-label model (examples,
-            labels) of 0 and 1; "embedding", the result of the module's method `embed`, for resfit's networks the
-            pooled features. See `multi_label`.
+            and for a multi-label model; "labels", the most probable class, of the example or each pixel, or for a
+            multi-label model (examples, labels) of 0 and 1; "embedding", the result of the module's method `embed`, for
+            resfit's networks the pooled features. See `multi_label`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
