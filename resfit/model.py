@@ -96,7 +96,8 @@ class Model(ModelFiles):
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy, of each example or each pixel; anything ambiguous raises. Or a name; or a
-            function of (logits, labels), or of (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            function of (logits, labels), or of (y_true, y_pred), that returns one value per example. The reported loss
+            is sum(weight * loss) / examples.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
             functions like those of `loss`. Metrics count examples, or pixels, unweighted.
           seed: of the data order and everything random in the step.
