@@ -12,8 +12,8 @@ resizing. Mean IoU on 200 images that are not used for training:
     16           72.44 %     92.74 %           85
     7 (--fast)   42.61 %     81.55 %           34
 
-(Seed 0, 2026-11-30, jax 0.10.2, with compilation. On 2 cores of an AMD EPYC, shared with other work at a load average of
-20, the wall time was 9 and 2 minutes.)
+(Seed 0, 2026-11-30, jax 0.10.2, with compilation. On 2 cores of an AMD EPYC, shared with other work at a load average
+of 20, the wall time was 9 and 2 minutes.)
 """
 
 import argparse

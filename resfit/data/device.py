@@ -38,7 +38,8 @@ class DeviceSource:
                 f"cache='device' keeps one version of every example, but a {type(source).__name__} draws new ones in "
                 "every epoch. Leave cache out, or augment on the device with compile(augment=...)."
             )
-        self._of = weakref.ref(source.x) if isinstance(source, ArraySource) and type(source.x) is np.ndarray else None
+        x = source.x if isinstance(source, ArraySource) and source.in_memory else None
+        self._of = weakref.ref(x) if type(x) is np.ndarray else None
         self._weight = getattr(source, "weight", None)
         self.labels = source.labels
         self.classes = classes_of(source)
@@ -70,6 +71,7 @@ class DeviceSource:
         return (
             self._of is not None
             and self._of() is source.x
+            and source.in_memory
             and self.description == {"source": type(source).__name__} | description_of(source)
             and _equal(self.labels, source.labels)
             and _equal(self._weight, source.weight)
