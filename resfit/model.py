@@ -96,8 +96,8 @@ class Model(ModelFiles):
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
-            output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of (logits,
-            labels), or of (y_true, y_pred), with one value per example. Reported is sum(weight * loss) / examples.
+            output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
+            (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
             functions like those of `loss`. Metrics count examples, or pixels, unweighted.
           seed: of the data order and everything random in the step.
