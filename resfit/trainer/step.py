@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from resfit import losses, metrics
 from resfit.errors import LabelError, LossError
-from resfit.metrics.collection import Collection
+from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import watched
 from resfit.trainer.graph.explain import explained
@@ -32,9 +33,9 @@ class DeviceBatch(NamedTuple):
 
 
 class ComputeLoss(Protocol):
-    """`Model.compute_loss`: returns one loss per example, (batch,), and the outputs."""
+    """`Model.compute_loss`: returns one loss per example, (batch,), or `LossesByOutput`; and the outputs."""
 
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
+    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Supervised:
 
     def __call__(
         self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool, pixel_weight: jax.Array | None = None
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[Any, Any]:
         if y is None:
             what = "to train on" if train else "to evaluate on"
             raise LabelError(
@@ -66,7 +67,7 @@ class Supervised:
 
 def weighing(compute_loss: ComputeLoss, weight: Any) -> ComputeLoss:
     """Return a `compute_loss` whose losses have the weights of their pixels, (batch, ...), if there are any."""
-    if weight is None or weight.ndim == 1:
+    if not _is_of_pixels(weight):
         return compute_loss
     if not isinstance(compute_loss, Supervised):
         raise LossError(
@@ -76,6 +77,15 @@ def weighing(compute_loss: ComputeLoss, weight: Any) -> ComputeLoss:
     return functools.partial(compute_loss, pixel_weight=weight)
 
 
+def _is_of_pixels(weight: Any) -> bool:
+    return getattr(weight, "ndim", 1) > 1
+
+
+def _of_examples(weight: Any) -> Any:
+    """Return the weights of the examples; those of pixels are in the loss, see `weighing`."""
+    return None if _is_of_pixels(weight) else weight
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OutputsShape:
@@ -83,13 +93,18 @@ class OutputsShape:
 
     Attributes:
       shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are not one array.
+      by_output: the name and the shape of each of several outputs.
     """
 
     shape: tuple[int, ...] | None
+    by_output: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def of(cls, outputs: Any) -> "OutputsShape":
-        return cls(tuple(outputs.shape) if hasattr(outputs, "shape") else None)
+        if hasattr(outputs, "shape"):
+            return cls(tuple(outputs.shape))
+        several = entries_by_name(outputs) if is_by_output(outputs) else {}
+        return cls(None, tuple((name, tuple(one.shape)) for name, one in several.items() if hasattr(one, "shape")))
 
 
 class Recipe(NamedTuple):
@@ -107,7 +122,7 @@ class Recipe(NamedTuple):
     """
 
     compute_loss: ComputeLoss
-    metrics: Collection
+    metrics: Summed
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any, Any], Any] | None
@@ -262,10 +277,10 @@ def _slice_loss(
     new_carried = tuple(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
-    mask = _mask(part, each)
-    weighted = each if part.weight is None or part.weight.ndim > 1 else each * part.weight
-    loss = jnp.where(mask, weighted, 0).sum() / count
-    seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
+    mask = _mask(part)
+    each = weighted(each, _of_examples(part.weight))
+    loss = jnp.where(mask, total(each), 0).sum() / count
+    seen = replicas.gathered((outputs, part.y, each, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
 
@@ -329,10 +344,10 @@ def evaluate_step(
         found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
-    mask = _mask(batch, each)
-    weighted = each if batch.weight is None or batch.weight.ndim > 1 else each * batch.weight
-    loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
-    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
+    mask = _mask(batch)
+    each = weighted(each, _of_examples(batch.weight))
+    loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
+    return _merge(recipe, sums, outputs, batch.y, each, mask), loss, OutputsShape.of(outputs)
 
 
 def predict_step(
@@ -368,18 +383,21 @@ def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array)
     return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
 
 
-def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
+def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the metric sums after a batch; for sums=None, the sums of the batch alone."""
     outputs, loss = jax.lax.stop_gradient((outputs, loss))
     found = metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask)
     return found if sums is None else sums.merge(found)
 
 
-def _mask(batch: DeviceBatch, each: jax.Array) -> jax.Array:
-    return jnp.ones(each.shape, bool) if batch.mask is None else batch.mask
+def _mask(batch: DeviceBatch) -> jax.Array:
+    return jnp.ones(jax.tree.leaves(batch.x)[0].shape[:1], bool) if batch.mask is None else batch.mask
 
 
-def _per_example(found: Any, x: Any) -> jax.Array:
+def _per_example(found: Any, x: Any) -> Any:
+    """Return the losses as float32, (batch,), by output if they are; raise if there is not one per example."""
+    if isinstance(found, LossesByOutput):
+        return found.map(lambda each: _per_example(each, x))
     n = jax.tree.leaves(x)[0].shape[0]
     if found is None:
         raise LossError(f"The loss returned None; expected one value per example, ({n},). Add the missing return.")
