@@ -20,8 +20,8 @@ from resfit.export.model_files import ModelFiles
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.compiled import compile_model
 from resfit.trainer.config import CompileConfig, FitConfig
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.outputs import kind_of
 from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
@@ -152,18 +152,16 @@ class Model(ModelFiles):
         self._control.compiled, self._control.stale = compiled, False
         self._use(compiled.context, compiled.predictor)
 
-    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
-        """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
-
-        Frozen parameters cost neither a gradient nor optimizer state.
+    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
+        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
-            matching part is frozen.
+            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
           batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
 
         Raises:
-          ModuleError: if a pattern matches nothing.
+          ModuleError: if a pattern or filter matches nothing.
 
         Example:
           >>> import resfit
@@ -171,7 +169,7 @@ class Model(ModelFiles):
           >>> model.freeze("stem", "stage[12]")
           >>> model.compile("sgd", learning_rate=0.01)
         """
-        freeze = Freeze(patterns, batch_norm)
+        freeze = Freeze.of(patterns, batch_norm=batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.stale = True
@@ -249,6 +247,7 @@ class Model(ModelFiles):
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)
 
+    @checked("arguments")
     def train_on_batch(
         self,
         x: Any,
@@ -305,6 +304,7 @@ class Model(ModelFiles):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
+    @checked("arguments")
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and metrics of this batch, in evaluation mode."""
         evaluator = self._control.require_compiled("test_on_batch").evaluator
@@ -380,6 +380,7 @@ class Model(ModelFiles):
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.
 

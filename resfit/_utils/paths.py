@@ -30,5 +30,8 @@ def expand_user(path: str | os.PathLike[str]) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-    """Return where resfit keeps what it can make again: `~/.cache/resfit`, or `resfit` in XDG_CACHE_HOME."""
-    return pathlib.Path(expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "resfit"
+    """Return where resfit keeps what it can make again: `~/.cache/resfit`, or `resfit` in XDG_CACHE_HOME.
+
+    The path is absolute, so that it stays the same folder after `os.chdir`.
+    """
+    return pathlib.Path(expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")).absolute() / "resfit"

@@ -7,6 +7,9 @@ or float, move masks (batch, height, width) like the images, and draw random num
 `cutmix` draw one share for the whole batch.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.augment.color_jitter import color_jitter
 from resfit.augment.cutmix import cutmix
 from resfit.augment.flip import flip
@@ -33,3 +36,6 @@ __all__ = [
     "random_erasing",
     "random_resized_crop",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "augment")

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -275,11 +276,19 @@ def _costs_by_part(operations: list[Operation], names: set[str]) -> dict[str, tu
     multiply_adds, activation_bytes = Counter[str](), Counter[str]()
     seen: set[int] = set()
     for operation in operations:
-        part = next((scope for scope in operation.scope.split("/") if scope in names), OUTSIDE)
+        scopes = map(_without_transformations, operation.scope.split("/"))
+        part = next((scope for scope in scopes if scope in names), OUTSIDE)
         multiply_adds[part] += operation.multiply_adds
         activation_bytes[part] += sum(size for name, size in operation.activations.items() if name not in seen)
         seen |= operation.activations.keys()
     return {name: (multiply_adds[name], activation_bytes[name]) for name in (*names, OUTSIDE)}
+
+
+def _without_transformations(scope: str) -> str:
+    """Return the name of a scope: JAX calls it vmap(name) inside a `jax.vmap`."""
+    while match := re.fullmatch(r"\w+\((.*)\)", scope):
+        scope = match[1]
+    return scope
 
 
 def _amount(count: int) -> str:

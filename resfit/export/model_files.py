@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from resfit import preprocess as preprocess_
+from resfit._utils.keywords import checked
 from resfit.export import exporter, saving
 from resfit.trainer.base_model import BaseModel
 
@@ -15,6 +16,7 @@ from resfit.trainer.base_model import BaseModel
 class ModelFiles(BaseModel):
     """Saves, loads and exports a model."""
 
+    @checked("arguments")
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Write variables, the network's spec, preprocessing and class names to one safetensors file.
 
@@ -35,6 +37,7 @@ class ModelFiles(BaseModel):
 
     save_weights = save
 
+    @checked("arguments")
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read the weights of a file of `save` or `ModelCheckpoint` into the module; the optimizer state stays.
 
@@ -44,6 +47,7 @@ class ModelFiles(BaseModel):
         saving.load_weights(path, self.module, self._learned.inputs)
 
     @classmethod
+    @checked("arguments")
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -72,6 +76,7 @@ class ModelFiles(BaseModel):
         model._use(model._context)
         return model
 
+    @checked("arguments")
     def export(
         self,
         path: str | os.PathLike[str],

@@ -8,6 +8,9 @@ With dense outputs, (batch, height, width, classes), metrics of one label per ex
 Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
@@ -40,3 +43,6 @@ __all__ = [
     "recall",
     "top_k_accuracy",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "metrics")

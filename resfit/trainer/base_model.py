@@ -15,7 +15,7 @@ from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph.slots import NOTHING_FROZEN
+from resfit.trainer.graph.freezing import NOTHING_FROZEN
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.predictor import Predictor

@@ -17,10 +17,10 @@ from resfit.errors import LabelError, LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
-from resfit.trainer.graph.attributes import watched
+from resfit.trainer.graph.attributes import called
 from resfit.trainer.graph.explain import explained
 from resfit.trainer.norm_modes import warn_if_frozen, warn_if_moving
-from resfit.trainer.state.train_state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
+from resfit.trainer.state.train_state import Leaves, StateLayout, TrainState, rate_factor
 
 
 class DeviceBatch(NamedTuple):
@@ -264,10 +264,12 @@ def _slice_loss(
 
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
-    module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
-    with watched(module, layout.warned["train"]):
-        compute_loss = weighing(recipe.compute_loss, part.weight)
-        found, outputs = compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+    compute_loss = weighing(recipe.compute_loss, part.weight)
+    module, (found, outputs) = called(
+        lambda: layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None),
+        lambda module: compute_loss(module, part.x, part.y, key=key_of.loss, train=True),
+        layout.warned["train"],
+    )
     each = _per_example(found, part.x)
     new_params, new_carried = layout.plan.read(module)
     rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
@@ -336,14 +338,14 @@ def evaluate_step(
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
     """
-    arrays = layout.unflatten_model(leaves)
-    module = _evaluation_module(layout, arrays, key)
-    x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    with watched(module, layout.warned["evaluate"]):
+
+    def call(module: Any) -> tuple[Any, Any]:
+        x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
         compute_loss = weighing(recipe.compute_loss, batch.weight)
         found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
-    warn_if_moving(layout, arrays.carried, module)
-    each = _per_example(found, x)
+        return _per_example(found, x), outputs
+
+    each, outputs = _evaluated(layout, leaves, key, call, "evaluate")
     mask = _mask(batch)
     each = weighted(each, _of_examples(batch.weight))
     loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
@@ -370,17 +372,30 @@ def predict_step(
       x: the inputs.
       call: (module, x) -> outputs; None for the module's own call.
     """
-    arrays = layout.unflatten_model(leaves)
-    module: Any = _evaluation_module(layout, arrays, key)
-    with explained(module, x), watched(module, layout.warned["predict"]):
-        prepared = x if preprocess is None else preprocess(x)
-        outputs = module(prepared) if call is None else call(module, prepared)
-    warn_if_moving(layout, arrays.carried, module)
-    return finish(outputs)
+
+    def predict(module: Any) -> Any:
+        with explained(module, x):
+            prepared = x if preprocess is None else preprocess(x)
+            return module(prepared) if call is None else call(module, prepared)
+
+    return finish(_evaluated(layout, leaves, key, predict, "predict"))
 
 
-def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array) -> Any:
-    return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
+def _evaluated(layout: StateLayout, leaves: Leaves, key: jax.Array, call: Callable[[Any], Any], step: str) -> Any:
+    """Return the result of a call of the module in evaluation mode, and warn of statistics that the call moves."""
+    params, carried = layout.unflatten_model(leaves)
+
+    def make(carried: Leaves) -> Any:
+        return layout.plan.assemble(params, carried, keys(key).module, train=False)
+
+    def after(carried: Leaves) -> Any:
+        module = make(carried)
+        call(module)
+        return module
+
+    module, result = called(lambda: make(carried), call, layout.warned[step])
+    warn_if_moving(layout, carried, module, after)
+    return result
 
 
 def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:

@@ -115,6 +115,7 @@ TRIED = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("read_files")
 @pytest.mark.parametrize("use", [write_files, read_files, read_tfds], ids=lambda use: use.__name__)
 def test_a_tilde_is_the_home_folder(use: Callable[[Path], None], home: Path) -> None:
     use(home)

@@ -20,9 +20,9 @@ from resfit.backends.program_cache import traced
 from resfit.errors import ModuleError
 from resfit.optimizers import Skips
 from resfit.optimizers.parts import tied_names
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import Convolutions
 from resfit.trainer.graph.random_keys import as_key, as_numbers
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.state.train_state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
 from resfit.trainer.state.user_module import UserModule
 

@@ -171,6 +171,7 @@ def test_two_fits_in_the_same_second_write_to_different_folders() -> None:
     assert series("train", "epoch_loss") == [(i, 1.0 + i % 2) for i in range(6)]
 
 
+@pytest.mark.slow
 def test_each_row_appears_once_after_a_failed_run_with_step_validation_is_resumed() -> None:
     def run(folder: str, *more: Callback) -> Any:
         loggers = [TensorBoard(f"{folder}/logs", update_freq=2), JSONLogger(f"{folder}/log.jsonl", every=2)]

@@ -463,6 +463,7 @@ def test_logs_that_a_callback_keeps_read_correctly_many_steps_later() -> None:
     assert [(logs["loss"], logs.batch_loss) for logs in keeps.kept] == now.kept
 
 
+@pytest.mark.slow
 def test_a_long_step_still_runs_when_its_hook_fires_and_is_done_after_a_read() -> None:
     class Heavy(PlainNet):
         def __call__(self, x: jax.Array) -> jax.Array:
