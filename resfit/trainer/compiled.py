@@ -25,7 +25,8 @@ from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
 from resfit.trainer.state.run_state import RunState
-from resfit.trainer.step import ComputeLoss, Recipe, Supervised
+from resfit.trainer.step import Recipe
+from resfit.trainer.supervised import ComputeLoss, Supervised
 
 
 @dataclasses.dataclass(frozen=True)
