@@ -189,7 +189,9 @@ def _of_flax() -> Any:
 
 
 def _kind(array: Any) -> Hashable:
-    placed = (array.weak_type, array.sharding, array.committed) if isinstance(array, jax.Array) else None
+    placed = (
+        (getattr(array, "weak_type", False), array.sharding, array.committed) if isinstance(array, jax.Array) else None
+    )
     return array.shape, array.dtype, placed
 
 
