@@ -12,6 +12,7 @@ from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
+from resfit._utils.jax_switches import suspending, suspending_each
 from resfit.backends import compilation_cache
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import Callback, History
@@ -72,6 +73,7 @@ class Model(Guarded):
       (64, 2)
     """
 
+    @suspending
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
         own_step = type(self).compute_loss is not Model.compute_loss
@@ -98,6 +100,7 @@ class Model(Guarded):
 
     # --- configuring --------------------------------------------------------------------------------------------------
 
+    @suspending
     def compile(
         self,
         optimizer: Any = "sgd",
@@ -260,6 +263,7 @@ class Model(Guarded):
         return self._learned.labels.multi_label
 
     @property
+    @suspending
     def learning_rate(self) -> float:
         """The learning rate of the last step, or of the next one. Setting it never compiles anything again.
 
@@ -270,12 +274,14 @@ class Model(Guarded):
         return self._control.require_compiled("reading the learning rate").rate.get()
 
     @learning_rate.setter
+    @suspending
     def learning_rate(self, value: float) -> None:
         rate = self._control.require_compiled("setting the learning rate").rate
         rate.set(value, by_callback=self._control.fitting)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @suspending
     def fit(
         self,
         x: Any,
@@ -348,6 +354,7 @@ class Model(Guarded):
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)
 
+    @suspending
     def train_on_batch(
         self,
         x: Any,
@@ -391,6 +398,7 @@ class Model(Guarded):
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
+    @suspending
     def evaluate(
         self,
         x: Any,
@@ -430,6 +438,7 @@ class Model(Guarded):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
+    @suspending
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and metrics of this batch, in evaluation mode."""
         evaluator = self._control.require_compiled("test_on_batch").evaluator
@@ -466,6 +475,7 @@ class Model(Guarded):
         batches = self.predict_batches(x, batch_size, verbose, steps, callbacks, outputs=outputs, weights=weights)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
+    @suspending_each
     def predict_batches(
         self,
         x: Any,
@@ -486,6 +496,7 @@ class Model(Guarded):
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
             yield from self._predictor.predict(data, asked, steps, hooks, lambda: self.stop_predicting, weights)
 
+    @suspending
     def predict_on_batch(self, x: Any) -> Any:
         """Return the logits of this batch, as NumPy."""
         return self._predictor.predict_batch(one_batch(x, None, None, None).x)
@@ -500,6 +511,7 @@ class Model(Guarded):
     # --- variables, files, tables -------------------------------------------------------------------------------------
 
     @property
+    @suspending
     def module(self) -> nnx.Module:
         """The user's own module, holding the current variables. Training continues from values assigned to them.
 
@@ -508,6 +520,7 @@ class Model(Guarded):
         """
         return self._context.state.module_with("raw")
 
+    @suspending
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.
 
@@ -516,6 +529,7 @@ class Model(Guarded):
         """
         return [np.array(array) for array in self._context.state.visible(weights)]
 
+    @suspending
     def set_weights(self, weights: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
         """Set every trained and carried array: the inverse of `get_weights`.
 
@@ -536,12 +550,14 @@ class Model(Guarded):
         """True if the model was compiled with `ema=`, so that there are averaged weights."""
         return self._context.state.keeps_averages
 
+    @suspending
     def snapshot(self) -> Snapshot:
         """Return the state of the model, for tools that examine it and for `snapshot.restore()`."""
         compiled = self._control.compiled
         rate = None if compiled is None else compiled.rate
         return Snapshot.of(self._context, rate, compiled=self._control.is_compiled)
 
+    @suspending
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Write variables, the network's spec, preprocessing and class names to one safetensors file.
 
@@ -563,6 +579,7 @@ class Model(Guarded):
             saving.save(path, saved)
 
     @classmethod
+    @suspending
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -593,6 +610,7 @@ class Model(Guarded):
         model._use(model._context)
         return model
 
+    @suspending
     def export(
         self,
         path: str | os.PathLike[str],
@@ -637,6 +655,7 @@ class Model(Guarded):
             platforms=platforms, multi_label=labels.is_multi_label(outputs),
         )  # fmt: skip
 
+    @suspending
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.
 

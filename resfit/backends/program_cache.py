@@ -21,6 +21,7 @@ from flax.linen.module import _global_interceptor_stack
 from flax.nnx.variablelib import VARIABLE_CONTEXT
 from jax._src.config import config_states, trace_context
 
+from resfit._utils.jax_switches import jit_disabled
 from resfit.backends.by_value import NotByValueError, by_value
 from resfit.backends.cpu_barrier import barrier_options
 from resfit.errors import CompileError
@@ -158,6 +159,8 @@ def traced(
     Raises:
       CompileError: see `compiled`.
     """
+    if jit_disabled():
+        return Program(jitted.__wrapped__, "", 0)
     key = _key(jitted, arguments, devices, options, how)
     program = None if key is None else PROGRAMS.traced.get(key)
     if program is None:

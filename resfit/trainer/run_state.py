@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.backends.program_cache import traced
 from resfit.errors import ModuleError
 from resfit.optimizers import Skips
@@ -321,7 +322,7 @@ def _initial_optimizer_state(
     optimizer: optax.GradientTransformation, tied: dict[str, list[str]], params: Any
 ) -> list[Any]:
     """Return the leaves of an optimizer's state: the cache of programs must not hold the user's classes."""
-    with tied_names(tied):
+    with tied_names(tied), implicit_promotion():
         return jax.tree.leaves(optimizer.init(params))
 
 

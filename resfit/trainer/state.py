@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.adapted import explained
@@ -150,7 +151,7 @@ class StateLayout:
         # A Variable can hold a NumPy array of a dtype that JAX narrows when a step takes it.
         abstract = [jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params]
         nested = self.nested(abstract)
-        with tied_names(self.tied), explained(nested):
+        with tied_names(self.tied), explained(nested), implicit_promotion():
             return jax.tree.structure(jax.eval_shape(self.optimizer.init, nested))
 
     def decided_by(self) -> tuple[Any, ...]:
@@ -217,7 +218,8 @@ class StateLayout:
 
     def _to_evaluate(self, params: Leaves, optimizer_state: Leaves) -> Leaves:
         tree = jax.tree.unflatten(self.optimizer_tree, optimizer_state)
-        return self.unnested(evaluation_params(tree, self.nested(params)))
+        with implicit_promotion():
+            return self.unnested(evaluation_params(tree, self.nested(params)))
 
     def with_params(self, state: TrainState, new: Sequence[Any]) -> TrainState:
         """Return the state with other parameters.
@@ -260,11 +262,10 @@ class StateLayout:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
         params, optimizer_state = state.params, jax.tree.unflatten(self.optimizer_tree, state.optimizer_state)
         tree = self.nested(params)
-        with tied_names(self.tied), explained(tree):
+        with tied_names(self.tied), explained(tree), implicit_promotion():
             updates, optimizer_state = self.optimizer.update(self.nested(gradients), optimizer_state, tree, value=loss)
-        params = tuple(
-            (param + update).astype(param.dtype) for param, update in zip(params, self.unnested(updates), strict=True)
-        )
+            pairs = zip(params, self.unnested(updates), strict=True)
+            params = tuple((param + change).astype(param.dtype) for param, change in pairs)
         return state._replace(params=params, optimizer_state=tuple(jax.tree.leaves(optimizer_state)))
 
 
