@@ -136,7 +136,13 @@ PARTS: list[tuple[str, str]] = [
     *(("optimizer", name) for name in OPTIMIZERS),
     *(("precision", name) for name in ("bfloat16",)),
 ]
-ARGUMENTS = {"one_of": (augment.mixup(0.2), augment.cutmix(0.2)), "pad_crop": (1,), "random_resized_crop": (8,)}
+ARGUMENTS = {
+    "one_of": (augment.mixup(0.2, CLASSES), augment.cutmix(0.2, CLASSES)),
+    "pad_crop": (1,),
+    "mixup": (0.2, CLASSES),
+    "cutmix": (0.2, CLASSES),
+    "random_resized_crop": (8,),
+}
 
 
 def built(kind: str, name: str) -> Any:
