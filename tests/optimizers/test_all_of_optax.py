@@ -92,9 +92,18 @@ OTHERS: dict[str, dict[str, tuple[Callable[..., Any], str | None]]] = {
     },
 }
 # Neither optimizers nor transformations, by the module that defines them or by name.
-OTHER_MODULES = tuple(
-    """typing collections optax.losses optax.schedules._schedule optax.schedules._join optax.tree_utils
-    optax.microbatching optax._src.numerics optax._src.linear_algebra optax._src.update optax._src.utils""".split()
+OTHER_MODULES = (
+    "typing",
+    "collections",
+    "optax.losses",
+    "optax.schedules._schedule",
+    "optax.schedules._join",
+    "optax.tree_utils",
+    "optax.microbatching",
+    "optax._src.numerics",
+    "optax._src.linear_algebra",
+    "optax._src.update",
+    "optax._src.utils",
 )
 OTHER_NAMES = {"init_empty_state", "value_and_grad_from_state", "schedule_free_eval_params"}
 MODULES = {"optax": optax, "optax.contrib": optax.contrib}
