@@ -77,6 +77,8 @@ _REMEDIES = {
     "reads the gradients of the batch.",
     "has no attribute 'fast'": "optax.lookahead has to be outermost, because it needs a second copy of the parameters: "
     "optax.lookahead(optax.chain(...), sync_period=5, slow_step_size=0.5).",
+    "<class 'NoneType'>": "Parameters lack a mask, a label or dimension numbers. Pass a function of all parameters; in "
+    "place of scale_by_muon, pass optax.contrib.muon.",
     "unexpected keyword argument 'value'": "A transformation inside the optimizer does not accept value. Wrap it, as "
     "in optax.GradientTransformation(inner.init, inner.update).",
 }

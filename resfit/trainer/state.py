@@ -264,6 +264,11 @@ class StateLayout:
         tree = self.nested(params)
         with tied_names(self.tied), explained(tree), implicit_promotion():
             updates, optimizer_state = self.optimizer.update(self.nested(gradients), optimizer_state, tree, value=loss)
+            if jax.tree.structure(optimizer_state) != self.optimizer_tree:
+                raise CompileError(
+                    "The state of the optimizer changed its structure in an update, as that of optax.monitor does. "
+                    "Expected the structure of its init. Measure in a metric or a callback instead."
+                )
             pairs = zip(params, self.unnested(updates), strict=True)
             params = tuple((param + change).astype(param.dtype) for param, change in pairs)
         return state._replace(params=params, optimizer_state=tuple(jax.tree.leaves(optimizer_state)))
