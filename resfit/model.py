@@ -12,6 +12,7 @@ from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
+from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.keywords import checked
 from resfit.backends import compilation_cache
 from resfit.backends.allocator import keeping_memory
@@ -39,6 +40,7 @@ from resfit.trainer.step import Supervised
 from resfit.transforms import Transforms
 
 
+@suspending_calls(but=["compute_loss"])
 class Model(Guarded):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 

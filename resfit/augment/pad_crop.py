@@ -46,6 +46,6 @@ def _pad_crop(key: jax.Array, x: jax.Array, pixels: int, mode: str) -> jax.Array
     corners = whole(draw(key, n, 2), 2 * pixels + 1)  # top, left
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.zeros_like(corner[0])), shape)
 
     return jax.vmap(crop)(padded, corners)

@@ -171,8 +171,9 @@ class LearningRate:
     def _settable(self, verb: str) -> int:
         if self.index is None:
             raise CompileError(
-                f"Cannot {verb} the learning rate: it is built into this optax object. Compile with a name or with a "
-                "function (optimizer=optax.adamw, learning_rate=...), or wrap it in optax.inject_hyperparams."
+                f"Cannot {verb} the learning rate: it is built into this optax object, or the object has several. "
+                "Compile with a name or with a function (optimizer=optax.adamw, learning_rate=...), or wrap "
+                "one optimizer in optax.inject_hyperparams with a number as learning_rate."
             )
         return self.index
 

@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from resfit._utils.jax_switches import jit_disabled
 from resfit._utils.suggest import did_you_mean
 from resfit.backends.program_cache import Program, traced
 from resfit.errors import CompileError
@@ -273,7 +274,7 @@ class CompiledStep:
           arguments: of the call; the last is the batch.
           on_compile: called with True before a compilation, and with False after it.
         """
-        if self._eager:
+        if self._eager or jit_disabled():
             return self._function
         key = _key(arguments[-1])
         program = self._programs.get(key)
@@ -289,7 +290,7 @@ class CompiledStep:
     def described(self, batch: Any) -> tuple[str, str]:
         """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
-        return shapes, "" if self._eager else self._programs[_key(batch)].digest
+        return shapes, "" if self._eager or jit_disabled() else self._programs[_key(batch)].digest
 
 
 def _key(batch: Any) -> Any:

@@ -192,7 +192,7 @@ def accumulate_gradients(
 ) -> Accumulated:
     """Return loss and gradients of a batch, one slice after the other."""
     rows = jax.tree.leaves(batch.x)[0].shape[0]
-    count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
+    count = jnp.float32(rows) if batch.mask is None else batch.mask.sum().astype(jnp.float32)
     count = replicas.total(count, axis)
     slices = min(recipe.slices, rows)
     gradient_of = jax.value_and_grad(functools.partial(_slice_loss, layout, recipe, count, axis), has_aux=True)
@@ -271,7 +271,8 @@ def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
     if recipe.ema is None:
         return state
     # In the beginning the average forgets faster, or it would remember the initial values for 1 / (1 - decay) steps.
-    share = 1 - jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step))
+    step = state.step.astype(jnp.float32)
+    share = 1 - jnp.minimum(recipe.ema, (1 + step) / (10 + step))
     averages = tuple(
         (old + share * (new - old)).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.inexact) else new
         for old, new in zip(state.averages, state.visible, strict=True)
@@ -317,7 +318,7 @@ def evaluate_step(
     each = _per_example(found, x)
     mask = _mask(batch, each)
     weighted = each if batch.weight is None else each * batch.weight
-    loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
+    loss = jnp.where(mask, weighted, 0).sum() / mask.sum().astype(jnp.float32)
     return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
 
 
