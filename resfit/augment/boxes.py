@@ -61,7 +61,7 @@ def random_boxes(
 
 def inside(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
     """Return a mask (n, size) of the pixels in [start, start + length), for (n,) starts and lengths."""
-    pixel = jnp.arange(size, dtype=jnp.int32)[None, :]
+    pixel = jnp.arange(size)[None, :]
     return (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
 
 

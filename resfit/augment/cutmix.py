@@ -46,5 +46,5 @@ def _cutmix(key: jax.Array, x: jax.Array, partners: jax.Array, alpha: float) -> 
 
     (top, rows), (left, columns) = cut(uniform[2:3], height), cut(uniform[3:4], width)
     pasted = mask(Boxes(top, left, rows, columns), (height, width))
-    share = 1 - (rows * columns)[0].astype(jnp.float32) / (height * width)
+    share = 1 - (rows * columns)[0] / (height * width)
     return jnp.where(pasted, partners, x), share

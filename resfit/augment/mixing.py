@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, LabelError
 
@@ -40,6 +41,7 @@ class Mixing:
                 "outputs, or None to take it from the network."
             )
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
         """Return the mixed images, in the same shape and dtype, and float32 targets.
 
@@ -49,6 +51,7 @@ class Mixing:
         x = as_images(self._name, x)
         y = self._targets(y)
         x, share = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+        share = share.astype(jnp.float32)  # float64 in JAX's 64-bit mode
         return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
 
     def for_classes(self, num_classes: int | None) -> Self:

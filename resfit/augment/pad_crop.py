@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit.augment.transform import ImageTransform, draw, image_transform, whole
@@ -46,6 +47,6 @@ def _pad_crop(key: jax.Array, x: jax.Array, pixels: int, mode: str) -> jax.Array
     corners = whole(draw(key, n, 2), 2 * pixels + 1)  # top, left
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.zeros_like(corner[0])), shape)
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], np.int32(0)), shape)
 
     return jax.vmap(crop)(padded, corners)

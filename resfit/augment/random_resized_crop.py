@@ -84,11 +84,9 @@ def resized(x: jax.Array, boxes: Boxes, size: tuple[int, int]) -> jax.Array:
 
 def scaling_weights(start: jax.Array, length: jax.Array, size_in: int, size_out: int) -> jax.Array:
     """Return weights (n, size_out, size_in) of input pixels in output pixels, for (n,) starts and lengths."""
-    # Explicit dtypes: the same numbers in JAX's 64-bit mode, and no implicit promotion.
-    step = (length.astype(jnp.float32) / size_out)[:, None, None]
-    pixels_out = jnp.arange(size_out, dtype=jnp.float32)[None, :, None]
-    centres = start.astype(jnp.float32)[:, None, None] + (pixels_out + 0.5) * step
-    distance = jnp.abs(jnp.arange(size_in, dtype=jnp.float32)[None, None, :] + 0.5 - centres)
+    step = (length / size_out)[:, None, None]
+    centres = start[:, None, None] + (jnp.arange(size_out)[None, :, None] + 0.5) * step
+    distance = jnp.abs(jnp.arange(size_in)[None, None, :] + 0.5 - centres)
     # A triangle that reaches the neighboring pixel of the input or the output, whichever pixels are larger.
     weights = jnp.maximum(1 - distance / jnp.maximum(step, 1), 0)
     weights = jnp.where(inside(start, length, size_in)[:, None, :], weights, 0)

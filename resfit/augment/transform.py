@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resfit._utils.dtypes import at_least_float32
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, DataError, RankError
 
 Augment = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
@@ -36,6 +36,7 @@ class ImageTransform:
     transform: Callable[..., jax.Array]
     arguments: tuple[tuple[str, Any], ...]
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, Any]:
         """Return the changed images, and the labels unchanged.
 
@@ -87,12 +88,12 @@ def draw(key: jax.Array, *shape: int) -> jax.Array:
 
 def whole(uniform: jax.Array, below: int | jax.Array) -> jax.Array:
     """Return integers from 0 up to, not including, `below`, made of uniform numbers in [0, 1)."""
-    return jnp.floor(uniform * jnp.asarray(below, uniform.dtype)).astype(jnp.int32)
+    return jnp.floor(uniform * below).astype(jnp.int32)
 
 
 def to_float(x: jax.Array) -> jax.Array:
     """Return the values as float32 or a wider dtype, for arithmetic."""
-    return x.astype(at_least_float32(x.dtype))
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def like(values: jax.Array, x: jax.Array) -> jax.Array:

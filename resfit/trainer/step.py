@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resfit import losses, metrics
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.trainer import replicas
@@ -192,7 +193,7 @@ def accumulate_gradients(
 ) -> Accumulated:
     """Return loss and gradients of a batch, one slice after the other."""
     rows = jax.tree.leaves(batch.x)[0].shape[0]
-    count = jnp.float32(rows) if batch.mask is None else batch.mask.sum().astype(jnp.float32)
+    count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
     count = replicas.total(count, axis)
     slices = min(recipe.slices, rows)
     gradient_of = jax.value_and_grad(functools.partial(_slice_loss, layout, recipe, count, axis), has_aux=True)
@@ -250,8 +251,9 @@ def _slice_loss(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
     mask = _mask(part, each)
-    weighted = each if part.weight is None else each * part.weight
-    loss = jnp.where(mask, weighted, 0).sum() / count
+    with implicit_promotion():
+        weighted = each if part.weight is None else each * part.weight
+        loss = jnp.where(mask, weighted, 0).sum() / count
     seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
@@ -266,13 +268,13 @@ def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
     return state._replace(optimizer_state=tuple(leaves))
 
 
+@implicit_promotion()
 def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
     """Return the state with averages that have moved towards the params and carried arrays."""
     if recipe.ema is None:
         return state
     # In the beginning the average forgets faster, or it would remember the initial values for 1 / (1 - decay) steps.
-    step = state.step.astype(jnp.float32)
-    share = 1 - jnp.minimum(recipe.ema, (1 + step) / (10 + step))
+    share = 1 - jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step))
     averages = tuple(
         (old + share * (new - old)).astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.inexact) else new
         for old, new in zip(state.averages, state.visible, strict=True)
@@ -317,8 +319,9 @@ def evaluate_step(
     _warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
     mask = _mask(batch, each)
-    weighted = each if batch.weight is None else each * batch.weight
-    loss = jnp.where(mask, weighted, 0).sum() / mask.sum().astype(jnp.float32)
+    with implicit_promotion():
+        weighted = each if batch.weight is None else each * batch.weight
+        loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
     return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
 
 
