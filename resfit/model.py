@@ -1,12 +1,10 @@
 """`Model`: train, evaluate, apply and save an nnx.Module. A facade over `resfit.trainer`, with Keras's names."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
@@ -14,34 +12,24 @@ from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
 from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.keywords import checked
-from resfit.backends import compilation_cache
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import Callback, History
-from resfit.callbacks.base import RunControl
 from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
-from resfit.errors import CompileError, ModuleError, NotCompiledError
-from resfit.trainer import fitting
+from resfit.errors import CompileError
+from resfit.export.model_files import ModelFiles
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
-from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.compiled import compile_model, convolutions_of, placement_of
+from resfit.trainer.compiled import compile_model
 from resfit.trainer.config import CompileConfig, FitConfig
-from resfit.trainer.context import RunContext
-from resfit.trainer.fit_control import FitControl
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
-from resfit.trainer.learned import Learned
-from resfit.trainer.outputs import kind_of
-from resfit.trainer.overrides import Guarded
-from resfit.trainer.predictor import Predictor
-from resfit.trainer.run_state import RunState
-from resfit.trainer.snapshot import Snapshot
-from resfit.trainer.step import Supervised
-from resfit.transforms import Transforms
+from resfit.trainer.graph.slots import Freeze
+from resfit.trainer.learned.outputs import kind_of
+from resfit.trainer.loop import fitting
+from resfit.trainer.loop.callback_list import CallbackList
 
 
-@suspending_calls(but=["compute_loss"])
-class Model(Guarded):
+@suspending_calls()
+class Model(ModelFiles):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 
     Any module that maps a batch of inputs to outputs works. Its mode (BatchNorm, Dropout) is switched automatically, on
@@ -74,30 +62,6 @@ class Model(Guarded):
       >>> model.predict(x, verbose=0).shape
       (64, 2)
     """
-
-    def __init__(self, module: nnx.Module) -> None:
-        compilation_cache.use()
-        own_step = type(self).compute_loss is not Model.compute_loss
-        if isinstance(module, nnx.Module) and not own_step and not callable(module):
-            raise ModuleError(
-                f"{type(module).__name__} has no __call__, so nothing maps images to outputs. Expected "
-                "def __call__(self, x) that returns logits, (batch, classes)."
-            )
-        placement = placement_of(module, CompileConfig())
-        state = RunState(module, None, placement.replicate, convolutions=convolutions_of("auto", placement))
-        self._module = module
-        self._freeze = NOTHING_FROZEN
-        self._learned = Learned(module, custom_step=own_step)
-        self._control = FitControl(self._learned)
-        self._use(RunContext(state, placement, 0, self._learned))
-        self.stop_training = self.stop_evaluating = self.stop_predicting = False
-        self.history: History | None = None
-        self.validation_weights = "raw"
-
-    def _use(self, context: RunContext, predictor: Predictor | None = None) -> None:
-        """Predict with this state from now on."""
-        self._context = context
-        self._predictor = predictor or Predictor(context, self._learned.inputs.preprocess)
 
     # --- configuring --------------------------------------------------------------------------------------------------
 
@@ -179,7 +143,7 @@ class Model(Guarded):
             dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
-        own_step = self.compute_loss if type(self).compute_loss is not Model.compute_loss else None
+        own_step = self.compute_loss if self._has_own_step else None
         before = self._context.state
         compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
         self._context.replaced = True
@@ -209,79 +173,6 @@ class Model(Guarded):
         plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.stale = True
-
-    def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-        """Compute the loss of a batch. Override it for any other step: several inputs or heads, a teacher, no labels.
-
-        It is traced, so it must be a pure function of its arguments and of constants of the model.
-
-        Args:
-          module: a copy of the module in the right mode; `module(x)` passes the mode argument if there is one.
-          x: preprocessed inputs, (batch, ...) or a pytree of such.
-          y: labels as they were given to `fit`, or None.
-          key: for random numbers; another one in every step.
-          train: True in a training step.
-
-        Returns:
-          ((batch,) loss of each example, outputs): metrics read the outputs.
-        """
-        loss = self._learned.labels.loss
-        if loss is None:
-            raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
-        return Supervised(loss)(module, x, y, key=key, train=train)
-
-    @property
-    def transforms(self) -> Transforms | None:
-        """The transforms of photographs before they are inputs: `predict(model.transforms.batch(photographs))`.
-
-        Setting them also sets the preprocessing to their normalization; `compile` again to train. After training, the
-        normalization has to be the trained one; transforms with `mean=None` and `std=None` only resize and crop.
-
-        Raises:
-          CompileError: for anything but `Transforms`, and for another normalization than the trained one.
-        """
-        return self._learned.inputs.transforms
-
-    @transforms.setter
-    def transforms(self, value: Transforms) -> None:
-        if self._learned.inputs.set_transforms(value):
-            self._control.compiled = None
-            self._use(self._context)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """The names of the classes by number, for `resfit.top_k`; saved with the model.
-
-        `fit` takes those of its data if none are set. `evaluate` and `validation_data` map classes by name to these.
-
-        Raises:
-          DataError: for another number of names than of classes; after training, for the same names in another order.
-        """
-        return self._learned.labels.names
-
-    @class_names.setter
-    def class_names(self, value: Sequence[str] | None) -> None:
-        self._learned.labels.set_names(value, trained=self._learned.inputs.trained)
-
-    @property
-    def multi_label(self) -> bool | None:
-        """True if every output is an independent label, by the loss or the seen labels; None if that is unknown."""
-        return self._learned.labels.multi_label
-
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the last step, or of the next one. Setting it never compiles anything again.
-
-        Raises:
-          NotCompiledError: before `compile`.
-          CompileError: if the optimizer has no single rate that can be set, or a schedule decides it.
-        """
-        return self._control.require_compiled("reading the learning rate").rate.get()
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        rate = self._control.require_compiled("setting the learning rate").rate
-        rate.set(value, by_callback=self._control.fitting)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -371,33 +262,6 @@ class Model(Guarded):
         compiled.rate.check_single_step()
         with self._learned.starting_over(self.class_names):
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
-
-    @property
-    def control(self) -> RunControl:
-        """Takes requests of callbacks during `fit`: `request_checkpoint`, `request_rollback`; and has `data_wait`."""
-        return self._control
-
-    request_checkpoint = property(lambda self: self.control.request_checkpoint, doc="Alias, see `RunControl`.")
-    request_rollback = property(lambda self: self.control.request_rollback, doc="Alias, see `RunControl`.")
-    saves_checkpoints = property(lambda self: self.control.saves_checkpoints, doc="Alias, see `RunControl`.")
-    data_wait = property(lambda self: self.control.data_wait, doc="Alias, see `RunControl`.")
-
-    @property
-    def keep_last_step(self) -> bool:
-        """True to keep a copy of the state before each training step for `first_non_finite`; it costs a copy."""
-        return self._control.require_compiled("keep_last_step", stale=True).trainer.keep_last_step
-
-    @keep_last_step.setter
-    def keep_last_step(self, value: bool) -> None:
-        self._control.require_compiled("keep_last_step", stale=True).trainer.keep_last_step = value
-
-    def first_non_finite(self) -> str | None:
-        """Describe where the last training step, if it was kept, first made NaN or an infinite value; None if nowhere.
-
-        Raises:
-          ModuleError: if the step was not kept (`keep_last_step`).
-        """
-        return self._control.require_compiled("first_non_finite", stale=True).trainer.first_non_finite()
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
@@ -514,166 +378,7 @@ class Model(Guarded):
         params = {"verbose": verbose, "epochs": 1, "steps": data.steps if steps is None else steps}
         return CallbackList([*listed(callbacks), *bar(verbose)], self, params)
 
-    # --- variables, files, tables -------------------------------------------------------------------------------------
-
-    @property
-    def module(self) -> nnx.Module:
-        """The user's own module, holding the current variables. Training continues from values assigned to them.
-
-        The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
-        of a running `fit`, where an assignment is part of the training.
-        """
-        return self._context.state.module_with("raw")
-
-    def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
-        """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.
-
-        Args:
-          weights: "raw", as trained; "ema", averaged (see `compile`).
-        """
-        return [np.array(array) for array in self._context.state.visible(weights)]
-
-    def set_weights(self, weights: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
-        """Set every trained and carried array: the inverse of `get_weights`.
-
-        The optimizer state, the step counter and the schedule continue, as in Keras; `compile` resets them.
-
-        Args:
-          weights: arrays in the order of `get_weights`.
-          averages: the averaged weights, in the same order; by default the averages start again at `weights`.
-
-        Raises:
-          ModuleError: for another number of arrays, or other shapes.
-          CompileError: if `averages` is given and the model was compiled without `ema=`.
-        """
-        self._context.state.set_visible(weights, averages)
-
-    def count_params(self) -> int:
-        """Return the number of values in all parameters and statistics, as in Keras; `summary` shows parameters."""
-        return sum(int(array.size) for array in self._context.state.visible())
-
-    @property
-    def metrics_names(self) -> list[str]:
-        """The names of the results of `evaluate`: "loss", and the metrics in the order of `compile`."""
-        return list(self._control.require_compiled("metrics_names").evaluator.names)
-
-    @property
-    def keeps_averages(self) -> bool:
-        """True if the model was compiled with `ema=`, so that there are averaged weights."""
-        return self._context.state.keeps_averages
-
-    def snapshot(self) -> Snapshot:
-        """Return the state of the model, for tools that examine it and for `snapshot.restore()`."""
-        compiled = self._control.compiled
-        rate = None if compiled is None else compiled.rate
-        return Snapshot.of(self._context, rate, compiled=self._control.is_compiled)
-
-    def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
-        """Write variables, the network's spec, preprocessing and class names to one safetensors file.
-
-        If several processes train together, the first one writes.
-
-        Args:
-          path: ending in ".safetensors". `resfit.load` reads it.
-          weights: "raw", as trained; "ema", averaged (see `compile`).
-        """
-        from resfit.export import saving
-
-        module = self._context.state.module_with(weights)
-        if jax.process_index() == 0:
-            inputs, labels = self._learned.inputs, self._learned.labels
-            saved = saving.SavedModel(
-                module, inputs.preprocess, inputs.trained_on, inputs.transforms, labels.names, inputs.trained,
-                labels.multi_label,
-            )  # fmt: skip
-            saving.save(path, saved)
-
-    save_weights = save
-
-    def load_weights(self, path: str | os.PathLike[str]) -> None:
-        """Read the weights of a file of `save` or `ModelCheckpoint` into the module; the optimizer state stays.
-
-        Raises:
-          SavedModelError: if the file does not fit the network, or has weights for another preprocessing.
-        """
-        from resfit.export import saving
-
-        saving.load_weights(path, self.module, self._learned.inputs)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        module: nnx.Module | None = None,
-        preprocess: preprocess_.Preprocess | None = None,
-    ) -> Self:
-        """Read a file of `save`; also as `resfit.load`.
-
-        Args:
-          path: of the file.
-          module: the module to fill, if it is not one of resfit's networks, which are rebuilt from the file.
-          preprocess: needed if the model was saved with a custom function; otherwise equal to the trained one.
-
-        Returns:
-          A model that can predict without `compile`, and can be compiled to continue training.
-
-        Raises:
-          SavedModelError: if the file is not one of resfit's, or needs one of the arguments.
-        """
-        from resfit.export import saving
-
-        saved = saving.load(path, module, preprocess)
-        model = cls(saved.module)
-        inputs, labels = model._learned.inputs, model._learned.labels
-        inputs.transforms, labels.names, labels.multi_label = saved.transforms, saved.class_names, saved.multi_label
-        inputs.adopt(saved.preprocess, saved.trained_on)
-        inputs.trained = saved.trained
-        model._use(model._context)
-        return model
-
-    def export(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        input_shape: Any = None,
-        input_dtype: str | None = None,
-        outputs: str = "logits",
-        weights: str = "raw",
-        fold_batch_norm: bool = False,
-        class_names: Sequence[str] | None = None,
-        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
-    ) -> None:
-        """Write the computation of `predict` as a program that runs with jax alone, for batches of any size.
-
-        The file holds the program (StableHLO, by `jax.export`), preprocessing included, the weights, and JSON.
-        `resfit.load_exported` reads it. If several processes train together, the first one writes.
-
-        Args:
-          path: ending in ".npz".
-          input_shape: of one image, (height, width, channels), or a dict of such; by default of the images last seen.
-          input_dtype: such as "uint8"; by default that of the images last seen.
-          outputs: as in `predict`.
-          weights: "raw", as trained; "ema", averaged (see `compile`).
-          fold_batch_norm: True to make every batch norm after a convolution part of it (`resfit.nets.fold_batch_norm`).
-          class_names: kept with the program, one for each output; the model's own by default.
-          platforms: where it can run, of "cpu", "cuda", "rocm" and "tpu".
-
-        Raises:
-          ExportError: for an unknown shape or dtype of the images, a module that needs the size of a batch, or a wrong
-            argument.
-          ModuleError: if there is no batch norm to fold.
-        """
-        from resfit.export import exporter
-
-        state, inputs, labels = self._context.state, self._learned.inputs, self._learned.labels
-        exporter.export(
-            path,
-            state.module_with(weights),
-            exporter.inputs(inputs.example, input_shape, input_dtype, inputs.preprocess, inputs.trained_on),
-            preprocess=inputs.preprocess, precision=state.precision, seed=self._context.seed, outputs=outputs,
-            weights=weights, fold=fold_batch_norm, class_names=labels.names if class_names is None else class_names,
-            platforms=platforms, multi_label=labels.is_multi_label(outputs),
-        )  # fmt: skip
+    # --- tables -------------------------------------------------------------------------------------------------------
 
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.

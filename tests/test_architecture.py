@@ -61,11 +61,11 @@ RESNET = tuple(
 # Rules between modules of one subpackage, or stricter than the table above.
 MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
     # A step knows no device, and no callback.
-    "trainer.step": ("trainer.placement", "callbacks", "data"),
+    "trainer.step": ("trainer.devices.placement", "callbacks", "data"),
     # Where a step runs is independent of what fires around it.
-    "trainer.placement": ("callbacks", "data", "trainer.trainer"),
+    "trainer.devices.placement": ("callbacks", "data", "trainer.loop.trainer"),
     # The structure of a module is known without a run.
-    "trainer.graph": ("trainer.state", "trainer.step", "trainer.placement", "callbacks", "data"),
+    "trainer.graph": ("trainer.state.train_state", "trainer.step", "trainer.devices.placement", "callbacks", "data"),
     # The trainer trains any module. See also test_the_trainer_reaches_nothing_of_a_resnet.
     "trainer": RESNET,
     # An exported program runs without the rest of resfit.
@@ -178,6 +178,28 @@ def test_at_most_nine_modules_are_directly_in_resfit() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 9
 
 
+def code_lines(source: str) -> list[int]:
+    """Return the lines of code of each function: without its decorators, signature, docstring, comments, blanks."""
+    text, found = source.splitlines(), []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        documented = ast.get_docstring(node) is not None
+        body = text[node.body[0].end_lineno if documented else node.body[0].lineno - 1 : node.end_lineno]
+        found.append(sum(bool(line.strip()) and not line.strip().startswith("#") for line in body))
+    return found
+
+
+def test_modules_and_functions_are_short(sources: dict[str, str]) -> None:
+    lengths = {module: source.count("\n") for module, source in sources.items()}
+    assert {module: length for module, length in lengths.items() if length > 420} == {}
+    assert lengths["resfit.model"] <= 400
+    functions = sorted(length for source in sources.values() for length in code_lines(source))
+    assert functions[-1] <= 60
+    assert functions[len(functions) * 95 // 100] <= 24
+    assert code_lines('def f(\n    x,\n):\n    """Add."""\n    # why\n    y = x\n\n    return y\n') == [2]
+
+
 def test_imports_point_downwards_only(sources: dict[str, str]) -> None:
     assert upward_imports(sources) == []
 
@@ -210,8 +232,8 @@ def test_a_cycle_is_found_also_in_imports_for_type_checkers() -> None:
         ("resfit.nets.stem", "from resfit.model import Model"),
         ("resfit.nets.stem", "from ..trainer import step"),
         ("resfit.data.sources.arrays", "def f():\n    import resfit.trainer.step"),
-        ("resfit.trainer.placement", "from resfit import callbacks"),
-        ("resfit.trainer.step", "from resfit.trainer.placement import Placement"),
+        ("resfit.trainer.devices.placement", "from resfit import callbacks"),
+        ("resfit.trainer.step", "from resfit.trainer.devices.placement import Placement"),
         ("resfit.callbacks.early_stopping", "from resfit.model import Model"),
         ("resfit.callbacks.early_stopping", "if TYPE_CHECKING:\n    from resfit.model import Model"),
         ("resfit.losses", "import resfit"),

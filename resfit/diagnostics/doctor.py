@@ -15,7 +15,7 @@ from resfit.errors import LabelError
 from resfit.model import Model
 from resfit.nets import probe
 from resfit.nets.probe import BlockStatistics
-from resfit.trainer.snapshot import Snapshot
+from resfit.trainer.state.snapshot import Snapshot
 
 # The limits of a problem. They are generous, because a false alarm costs more than a late one.
 SPREAD = (0.02, 5.0)  # standard deviation of the inputs; that of well-scaled images is 0.2 to 1

@@ -13,7 +13,7 @@ from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets.intercept import intercept
 from resfit.nets.moments import Moments, merge
-from resfit.trainer.snapshot import Snapshot
+from resfit.trainer.state.snapshot import Snapshot
 
 Path = tuple[Any, ...]
 Measure = Callable[[Any, Any], dict[str, list[Moments]]]

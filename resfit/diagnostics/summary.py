@@ -16,8 +16,8 @@ from resfit.nets.count import Operation, count_params, dense_operations
 from resfit.nets.intercept import intercept
 from resfit.nets.resnet import ResNet
 from resfit.trainer.arguments import one_batch, unpacked
-from resfit.trainer.memory import StepMemory
-from resfit.trainer.trainer import Trainer
+from resfit.trainer.devices.memory import StepMemory
+from resfit.trainer.loop.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -29,7 +29,7 @@ from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
 from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state import StateLayout
+from resfit.trainer.state.train_state import StateLayout
 from resfit.trainer.step import predict_step
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -18,7 +18,7 @@ from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.trainer.graph.containers import assign
-from resfit.trainer.input_format import InputFormat
+from resfit.trainer.learned.input_format import InputFormat
 from resfit.transforms import Transforms
 from resfit.transforms.class_names import check_class_names
 from resfit.transforms.transforms import from_config, to_config

@@ -11,7 +11,7 @@ from resfit.callbacks.logs import LazyLogs
 from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.model import Model
 from resfit.testing.findings import Wrong
-from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.loop.callback_list import CallbackList
 
 # Losses that fall, rise and stay, on a device that finishes a step eight steps later.
 LOSSES = (5.0, 3.0, 4.0, 2.5, 2.75, 2.625, 2.0, 2.25)

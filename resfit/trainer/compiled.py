@@ -14,18 +14,18 @@ from resfit.backends import onednn
 from resfit.errors import CompileError
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.evaluator import Evaluator
+from resfit.trainer.devices.placement import AXIS, Placement, preferred_device
 from resfit.trainer.graph.module_plan import Convolutions
 from resfit.trainer.graph.slots import Freeze
-from resfit.trainer.input_format import spec_entry
-from resfit.trainer.learned import Learned
+from resfit.trainer.learned.facts import Learned
+from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.learning_rate import LearningRate, resolve
+from resfit.trainer.loop.evaluator import Evaluator
+from resfit.trainer.loop.predictor import Predictor
+from resfit.trainer.loop.trainer import Trainer
 from resfit.trainer.overrides import check_flags
-from resfit.trainer.placement import AXIS, Placement, preferred_device
-from resfit.trainer.predictor import Predictor
-from resfit.trainer.run_state import RunState
+from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import ComputeLoss, Recipe, Supervised
-from resfit.trainer.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)

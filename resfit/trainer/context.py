@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 from resfit.data.batches import Batch, Batches
-from resfit.trainer.callback_list import CallbackList
-from resfit.trainer.learned import Learned
-from resfit.trainer.multihost import Processes, Turn
-from resfit.trainer.placement import Placement
-from resfit.trainer.run_state import RunState
+from resfit.trainer.devices.multihost import Processes, Turn
+from resfit.trainer.devices.placement import Placement
+from resfit.trainer.learned.facts import Learned
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import DeviceBatch, OutputsShape
 
 LabelCheck = Callable[[Any, OutputsShape], None]

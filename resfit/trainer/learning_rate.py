@@ -12,7 +12,7 @@ from resfit.callbacks.logs import read
 from resfit.data import Epochs
 from resfit.errors import CompileError, DataError
 from resfit.optimizers.resolve import check_rate
-from resfit.trainer.run_state import RunState
+from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resfit.nets import probe
-from resfit.trainer.state import Leaves, StateLayout
+from resfit.trainer.state.train_state import Leaves, StateLayout
 from resfit.trainer.step import DeviceBatch, Recipe, keys, prepared
 
 

@@ -1,7 +1,7 @@
 """The training, evaluation and prediction steps: pure functions of arrays. They know no jit and no devices.
 
-A step takes and returns its state in the flat form of `trainer.state.StateLayout`. Everything static (graphs, the loss,
-the functions of the optimizer) is closed over.
+A step takes and returns its state in the flat form of `trainer.state.train_state.StateLayout`. Everything static
+(graphs, the loss, the functions of the optimizer) is closed over.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from resfit import losses, metrics
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
-from resfit.trainer import replicas
+from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import watched
 from resfit.trainer.graph.explain import explained
 from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
+from resfit.trainer.state.train_state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
 
 _log = logging.getLogger("resfit")
 

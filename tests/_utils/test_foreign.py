@@ -15,7 +15,7 @@ import resfit
 from resfit import losses, metrics, optimizers
 from resfit._utils import foreign, words
 from resfit.errors import CallbackError, CompileError
-from resfit.trainer.callback_list import CallbackList
+from resfit.trainer.loop.callback_list import CallbackList
 from tests.helpers import compiled
 
 LIBRARIES = {"resfit": resfit, "optax": optax, "nnx": nnx, "jax": jax}

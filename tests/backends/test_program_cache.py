@@ -22,7 +22,7 @@ from resfit.backends import program_cache as programs
 from resfit.backends.program_cache import Program, Programs, text_digest
 from resfit.backends.program_cache import compiled as compile_program
 from resfit.errors import CompileError, ResumeError
-from resfit.trainer.placement import CompiledStep
+from resfit.trainer.devices.placement import CompiledStep
 from tests.helpers import PlainNet, TinyNet, compiled, counting_compilations, fit, images, labels
 
 

@@ -176,7 +176,7 @@ def test_a_bar_reads_only_finished_values(monkeypatch: pytest.MonkeyPatch) -> No
     fit(model, images(64), labels(64), callbacks=[WaitsFirst(), Watched(console=terminal()[0])])
     assert ready[-8:] == [True] * 8  # if every step is finished, the bar reads every step
     ready.clear()
-    monkeypatch.setattr("resfit.trainer.evaluator.LazyLogs", Unready)
+    monkeypatch.setattr("resfit.trainer.loop.evaluator.LazyLogs", Unready)
     fit(model, images(64), labels(64), callbacks=[Watched(console=terminal()[0])])
     assert ready == []  # and if no step is finished, it does not wait
 

@@ -12,8 +12,8 @@ import pytest
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, History, ModelCheckpoint
 from resfit.data.states import packed, unpacked
 from resfit.errors import CallbackError
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.saved_run import SavedRun
+from resfit.trainer.loop.callback_list import CallbackList
 from tests.callbacks.fakes import FakeModel, batch, begin
 from tests.helpers import compiled, fit
 

@@ -16,8 +16,8 @@ import resfit
 from resfit.callbacks import Checkpoint
 from resfit.data.epochs import Epochs
 from resfit.errors import CallbackError, ResumeError, StepFailed
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.manager import CheckpointManager
+from resfit.trainer.loop.callback_list import CallbackList
 from tests import levels
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, labels, state_of

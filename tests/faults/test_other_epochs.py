@@ -15,7 +15,7 @@ from resfit.errors import ResumeError
 from tests import levels
 from tests.faults import runs
 from tests.helpers import PlainNet, assert_same, fit, images, labels, state_of
-from tests.trainer.test_schedule_of_a_fit import Rates
+from tests.trainer.loop.test_schedule_of_a_fit import Rates
 
 STEPS = 3  # of an epoch
 

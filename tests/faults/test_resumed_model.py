@@ -124,7 +124,7 @@ class Pair(NamedTuple):
 def test_inputs_of_unknown_structure_are_left_out_of_the_checkpoint(inputs: Any, known: bool) -> None:
     from resfit.data.states import packed, unpacked
     from resfit.preprocess import example
-    from resfit.trainer.learned import SeenData
+    from resfit.trainer.learned.facts import SeenData
 
     model, other = compiled(), compiled()
     context_of(model).learned.inputs.example = example(inputs)

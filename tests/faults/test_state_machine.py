@@ -25,8 +25,8 @@ from hypothesis.stateful import (
 import resfit
 from resfit.callbacks import Callback, Checkpoint
 from resfit.trainer.checkpoint.manager import CheckpointManager
-from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.run_state import RunState
+from resfit.trainer.loop.evaluator import Evaluator
+from resfit.trainer.state.run_state import RunState
 from tests import levels
 from tests.faults import runs, twin
 from tests.helpers import assert_close, assert_same, fewer_examples, flags, images, labels

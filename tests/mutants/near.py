@@ -33,59 +33,64 @@ GROUPS = [
         "trainer/step.py",
         13,
         "resfit/trainer/step.py",
-        "trainer/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
+        "trainer/state/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
         "trainer/graph/test_modules.py trainer/test_step.py",
         "test_preprocess.py trainer/test_lowering.py",
-        "test_model.py trainer/test_ema.py",
-        "trainer/test_accumulation.py trainer/graph/test_freeze.py trainer/test_schedule*.py "
+        "test_model.py trainer/state/test_ema.py",
+        "trainer/test_accumulation.py trainer/graph/test_freeze.py trainer/loop/test_schedule*.py "
         "trainer/graph/test_attributes.py",
-        "test_tutorial_trainer.py trainer/test_precision.py test_keras_contract.py trainer/test_device_counts.py",
+        "test_tutorial_trainer.py trainer/test_precision.py test_keras_contract.py "
+        "trainer/devices/test_device_counts.py",
     ),
     _group(
-        "trainer/run.py",
+        "trainer/loop/run.py",
         13,
-        "resfit/trainer/run.py resfit/trainer/trainer.py resfit/trainer/evaluator.py resfit/trainer/predictor.py",
-        "trainer/test_validation.py callbacks/test_checkpoint.py",
-        "trainer/test_callback_list.py callbacks/test_terminate_on_nan.py",
+        "resfit/trainer/loop/run.py resfit/trainer/loop/trainer.py resfit/trainer/loop/evaluator.py "
+        "resfit/trainer/loop/predictor.py",
+        "trainer/loop/test_validation.py callbacks/test_checkpoint.py",
+        "trainer/loop/test_callback_list.py callbacks/test_terminate_on_nan.py",
         "data/test_bad_inputs.py test_preprocess.py trainer/test_lowering.py",
-        "test_model.py trainer/test_ema.py",
-        "trainer/test_memory.py faults/test_other_epochs.py trainer/test_interrupts.py trainer/test_schedule*.py",
+        "test_model.py trainer/state/test_ema.py",
+        "trainer/devices/test_memory.py faults/test_other_epochs.py trainer/loop/test_interrupts.py "
+        "trainer/loop/test_schedule*.py",
         "test_keras_contract.py test_tutorial_trainer.py faults/test_data.py faults/test_resume_again.py "
         "faults/test_rollback.py",
         "faults/test_cut_points.py",
     ),
     _group(
-        "trainer/fitting.py",
+        "trainer/loop/fitting.py",
         12,
-        "resfit/trainer/fitting.py resfit/trainer/compiled.py resfit/trainer/config.py resfit/trainer/learned.py "
-        "resfit/trainer/input_format.py resfit/trainer/label_format.py resfit/trainer/learning_rate.py "
-        "resfit/trainer/fit_control.py resfit/trainer/snapshot.py",
-        "trainer/test_config.py trainer/test_snapshot.py trainer/test_schedule*.py data/test_relabeled.py",
+        "resfit/trainer/loop/fitting.py resfit/trainer/compiled.py resfit/trainer/config.py "
+        "resfit/trainer/learned/facts.py "
+        "resfit/trainer/learned/input_format.py resfit/trainer/learned/label_format.py resfit/trainer/learning_rate.py "
+        "resfit/trainer/loop/fit_control.py resfit/trainer/state/snapshot.py",
+        "trainer/test_config.py trainer/state/test_snapshot.py trainer/loop/test_schedule*.py data/test_relabeled.py",
         "test_preprocess.py test_multi_label.py faults/test_resumed_model.py transforms/test_transforms.py",
         "test_model.py callbacks/test_checkpoint.py faults/test_rollback.py diagnostics/test_lr_finder.py",
-        "faults/test_inexact.py faults/test_other_epochs.py trainer/test_callback_list.py test_keras_contract.py",
+        "faults/test_inexact.py faults/test_other_epochs.py trainer/loop/test_callback_list.py test_keras_contract.py",
         "multihost/test_two_processes.py errors/test_mistakes.py",
     ),
     _group(
-        "trainer/state.py",
+        "trainer/state/train_state.py",
         12,
-        "resfit/trainer/state.py resfit/trainer/run_state.py resfit/trainer/user_module.py",
-        "trainer/test_set_state.py trainer/test_validation.py export/test_saving.py",
+        "resfit/trainer/state/train_state.py resfit/trainer/state/run_state.py resfit/trainer/state/user_module.py",
+        "trainer/state/test_set_state.py trainer/loop/test_validation.py export/test_saving.py",
         "test_model.py",
-        "trainer/test_ema.py trainer/graph/test_outline.py trainer/graph/test_containers.py test_optimizers.py",
-        "trainer/graph/test_freeze.py optimizers/test_parts.py trainer/test_schedule*.py callbacks/test_checkpoint.py",
+        "trainer/state/test_ema.py trainer/graph/test_outline.py trainer/graph/test_containers.py test_optimizers.py",
+        "trainer/graph/test_freeze.py optimizers/test_parts.py trainer/loop/test_schedule*.py "
+        "callbacks/test_checkpoint.py",
         "faults/test_resumed_model.py trainer/test_step.py trainer/graph/test_modules.py faults/test_rollback.py "
-        "trainer/test_device_counts.py",
+        "trainer/devices/test_device_counts.py",
     ),
     _group(
         "trainer/graph",
         10,
         "resfit/trainer/graph/module_plan.py resfit/trainer/graph/slots.py resfit/trainer/graph/layer_options.py",
-        "trainer/graph/test_nested_modes.py trainer/test_set_state.py",
+        "trainer/graph/test_nested_modes.py trainer/state/test_set_state.py",
         "trainer/graph/test_modules.py trainer/graph/test_freeze.py",
         "trainer/graph/test_containers.py trainer/graph/test_outline.py trainer/graph/test_attributes.py "
         "callbacks/test_terminate_on_nan.py diagnostics/test_doctor.py",
-        "trainer/test_precision.py test_model.py nets/test_use.py trainer/test_device_counts.py",
+        "trainer/test_precision.py test_model.py nets/test_use.py trainer/devices/test_device_counts.py",
         "backends/onednn/test_fit.py",
     ),
     _group(
@@ -121,7 +126,8 @@ GROUPS = [
         "resfit/nets/norm.py",
         "nets/test_norm.py",
         "nets/test_tutorial_defects.py nets/test_residual.py nets/test_count.py",
-        "nets/test_use.py test_own_parts.py trainer/test_precision.py nets/test_fold.py trainer/test_device_counts.py",
+        "nets/test_use.py test_own_parts.py trainer/test_precision.py nets/test_fold.py "
+        "trainer/devices/test_device_counts.py",
     ),
     _group(
         "nets/shortcut.py",
@@ -164,7 +170,7 @@ GROUPS = [
         "data/sources/test_iterables.py data/test_choose.py data/test_states.py",
         "data/streaming/test_stream.py data/test_bad_inputs.py data/sources/test_keras_dataset.py",
         "test_model.py faults/test_data.py",
-        "trainer/test_callback_list.py errors/test_mistakes.py",
+        "trainer/loop/test_callback_list.py errors/test_mistakes.py",
     ),
     _group(
         "losses",
@@ -181,7 +187,7 @@ GROUPS = [
         "resfit/metrics/*.py",
         "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
         "test_multi_label.py _utils/test_foreign.py",
-        "test_model.py trainer/test_callback_list.py test_keras_contract.py",
+        "test_model.py trainer/loop/test_callback_list.py test_keras_contract.py",
         "errors/test_mistakes.py",
     ),
 ]

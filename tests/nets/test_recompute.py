@@ -17,7 +17,7 @@ from resfit.errors import SpecError
 from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
 from resfit.nets.registry import BLOCKS
-from resfit.trainer.memory import step_memory
+from resfit.trainer.devices.memory import step_memory
 from tests.helpers import (
     assert_close,
     assert_same,

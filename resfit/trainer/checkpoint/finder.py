@@ -8,7 +8,7 @@ from resfit.errors import NonFiniteLossError, ResumeError
 from resfit.trainer.checkpoint.fingerprint import differences
 from resfit.trainer.checkpoint.saved_run import Progress, SavedRun
 from resfit.trainer.checkpoint.store import CheckpointStore
-from resfit.trainer.multihost import Processes
+from resfit.trainer.devices.multihost import Processes
 
 _log = logging.getLogger("resfit")
 

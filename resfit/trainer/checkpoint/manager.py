@@ -14,16 +14,16 @@ from resfit.callbacks.logs import read
 from resfit.data import Batches
 from resfit.data.epochs import Epochs
 from resfit.errors import CheckpointError, ResumeError
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.finder import CheckpointFinder
 from resfit.trainer.checkpoint.fingerprint import fingerprint_of, spans_epochs
 from resfit.trainer.checkpoint.saved_run import Progress, SavedRun, all_finite
 from resfit.trainer.checkpoint.store import CheckpointStore
 from resfit.trainer.context import RunContext
-from resfit.trainer.multihost import Processes
-from resfit.trainer.placement import Placement
-from resfit.trainer.run_state import RunState
-from resfit.trainer.state import Leaves, ScheduleSpan, TrainState
+from resfit.trainer.devices.multihost import Processes
+from resfit.trainer.devices.placement import Placement
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.state.run_state import RunState
+from resfit.trainer.state.train_state import Leaves, ScheduleSpan, TrainState
 
 _log = logging.getLogger("resfit")
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
-from resfit.trainer import user_module
+from resfit.trainer.state import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
 

@@ -10,7 +10,7 @@ from resfit.errors import CompileError, NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
 from resfit.trainer.learning_rate import LearningRate
-from resfit.trainer.state import Leaves, StateLayout
+from resfit.trainer.state.train_state import Leaves, StateLayout
 
 
 @dataclasses.dataclass(frozen=True)

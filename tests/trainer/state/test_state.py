@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import resfit
 from resfit.optimizers import Skips
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.state import ScheduleSpan, StateLayout, TrainState, average_of
+from resfit.trainer.state.train_state import ScheduleSpan, StateLayout, TrainState, average_of
 from tests.helpers import TinyNet
 
 INT32 = st.integers(-(2**31), 2**31 - 1)

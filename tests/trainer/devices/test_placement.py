@@ -9,7 +9,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import CompileError, LabelError
-from resfit.trainer.placement import Placement, Throttle
+from resfit.trainer.devices.placement import Placement, Throttle
 from tests.helpers import (
     PlainNet,
     TinyNet,

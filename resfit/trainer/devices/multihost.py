@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resfit.data.batches import Batch
 from resfit.errors import DataError, ProcessFailed
-from resfit.trainer.placement import Placement
+from resfit.trainer.devices.placement import Placement
 
 _ENDED = -1  # the number of rows of a process that has no batch left
 

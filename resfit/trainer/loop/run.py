@@ -8,15 +8,15 @@ from resfit.callbacks.logs import LazyLogs
 from resfit.data.batches import Batches
 from resfit.data.epochs import Epochs
 from resfit.errors import DataError, ResumeError, StepFailed
-from resfit.trainer.boundary import Boundary
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.context import LabelCheck, RunContext
-from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.interrupts import Interrupt
 from resfit.trainer.learning_rate import LearningRate
-from resfit.trainer.trainer import Trainer
+from resfit.trainer.loop.boundary import Boundary
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.evaluator import Evaluator
+from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.loop.trainer import Trainer
 
 
 class Validation(NamedTuple):

@@ -28,19 +28,19 @@ from resfit.data.relabeled import relabeled
 from resfit.data.sources.arrays import split_validation
 from resfit.errors import CallbackError, DataError
 from resfit.trainer.arguments import bar, listed, unpacked
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.manager import CheckpointManager, manager_of
 from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.compiled import Compiled
 from resfit.trainer.config import FitConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.fit_control import FitControl
-from resfit.trainer.interrupts import at_batch_boundaries
-from resfit.trainer.learned import Learned, SeenData
-from resfit.trainer.multihost import Processes
+from resfit.trainer.devices.multihost import Processes
+from resfit.trainer.learned.facts import Learned, SeenData
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.fit_control import FitControl
+from resfit.trainer.loop.interrupts import at_batch_boundaries
+from resfit.trainer.loop.run import Run, Validation
 from resfit.trainer.overrides import check_flags
-from resfit.trainer.run import Run, Validation
-from resfit.trainer.run_state import RunState
+from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
 

@@ -13,14 +13,14 @@ from resfit.callbacks.logs import read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError, ModuleError
 from resfit.preprocess import Preprocess
-from resfit.trainer.boundary import Boundary
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.context import RunContext, announce, quiet
-from resfit.trainer.interrupts import Interrupt
-from resfit.trainer.multihost import Turn
-from resfit.trainer.outputs import OUTPUTS
-from resfit.trainer.placement import CompiledStep
-from resfit.trainer.state import Leaves
+from resfit.trainer.devices.multihost import Turn
+from resfit.trainer.devices.placement import CompiledStep
+from resfit.trainer.learned.outputs import OUTPUTS
+from resfit.trainer.loop.boundary import Boundary
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import predict_step
 
 

@@ -10,15 +10,15 @@ from resfit.callbacks.logs import LazyLogs, read
 from resfit.data.batches import Batch
 from resfit.data.epochs import Epochs
 from resfit.errors import ModuleError, NonFiniteLossError
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
-from resfit.trainer.evaluator import Evaluator
-from resfit.trainer.input_stall import Waiting
-from resfit.trainer.memory import StepMemory, step_memory
+from resfit.trainer.devices.memory import StepMemory, step_memory
+from resfit.trainer.devices.placement import AXIS, CompiledStep, Throttle
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.evaluator import Evaluator
+from resfit.trainer.loop.input_stall import Waiting
 from resfit.trainer.non_finite import first_non_finite
-from resfit.trainer.placement import AXIS, CompiledStep, Throttle
-from resfit.trainer.state import Leaves
+from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, train_step
 
 _log = logging.getLogger("resfit")

@@ -19,7 +19,7 @@ from flax import nnx
 
 from tests.helpers import PlainNet, TinyNet, assert_close, compiled, context_of, images, labels, state_of, values
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZES = (16, 6, 3)  # 4 and 8 devices do not divide 6, and 3 rows are fewer than they are
 
 
@@ -60,7 +60,7 @@ def test_twenty_steps_on_eight_devices_agree_with_one_device() -> None:
     program = (
         "import jax; jax.config.update('jax_num_cpu_devices', 8); "
         f"jax.config.update('jax_compilation_cache_dir', {jax.config.jax_compilation_cache_dir!r}); "
-        "from tests.trainer.test_device_counts import compare; compare(8)"
+        "from tests.trainer.devices.test_device_counts import compare; compare(8)"
     )
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(

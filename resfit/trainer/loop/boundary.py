@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from resfit.trainer.interrupts import Interrupt
-from resfit.trainer.multihost import Processes
+from resfit.trainer.devices.multihost import Processes
+from resfit.trainer.loop.interrupts import Interrupt
 
 
 class Boundary:

@@ -313,7 +313,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return original(values)
 
     monkeypatch.setattr(logs, "read", read)
-    for module in ("evaluator", "predictor", "trainer", "learning_rate"):
+    for module in ("loop.evaluator", "loop.predictor", "loop.trainer", "learning_rate"):
         monkeypatch.setattr(f"resfit.trainer.{module}.read", read)
     return found
 

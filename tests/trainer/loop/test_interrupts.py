@@ -13,8 +13,8 @@ import pytest
 
 from resfit.backends import allocator
 from resfit.callbacks import Callback, Checkpoint
-from resfit.trainer.boundary import Boundary
-from resfit.trainer.interrupts import at_batch_boundaries
+from resfit.trainer.loop.boundary import Boundary
+from resfit.trainer.loop.interrupts import at_batch_boundaries
 from tests.helpers import BATCH, Recorder, compiled, differ, fit, flags, images, labels, values
 
 

@@ -13,7 +13,7 @@ from resfit.trainer.graph.containers import assign
 from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
 from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
-from resfit.trainer.state import ModelArrays
+from resfit.trainer.state.train_state import ModelArrays
 
 _log = logging.getLogger("resfit")
 

@@ -11,13 +11,13 @@ from resfit import metrics
 from resfit.callbacks.logs import LazyLogs, as_float, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
-from resfit.trainer.boundary import Boundary
-from resfit.trainer.callback_list import CallbackList
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
-from resfit.trainer.interrupts import Interrupt
-from resfit.trainer.multihost import Turn
-from resfit.trainer.placement import CompiledStep, Throttle
-from resfit.trainer.state import Leaves
+from resfit.trainer.devices.multihost import Turn
+from resfit.trainer.devices.placement import CompiledStep, Throttle
+from resfit.trainer.loop.boundary import Boundary
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
 
 

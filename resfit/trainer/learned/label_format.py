@@ -13,7 +13,7 @@ from resfit.data import Batches
 from resfit.data.batches import classes_of
 from resfit.data.sources.arrays import check_class_weight
 from resfit.errors import CompileError, DataError, LabelError
-from resfit.trainer.input_format import spec_entry
+from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.step import OutputsShape
 from resfit.transforms.class_names import check_class_names
 

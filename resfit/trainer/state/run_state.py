@@ -23,8 +23,8 @@ from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import Convolutions
 from resfit.trainer.graph.random_keys import as_key, as_numbers
 from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
-from resfit.trainer.state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
-from resfit.trainer.user_module import UserModule
+from resfit.trainer.state.train_state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
+from resfit.trainer.state.user_module import UserModule
 
 
 class Replicate(Protocol):

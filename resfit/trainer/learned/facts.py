@@ -9,8 +9,8 @@ from flax import nnx
 from resfit.callbacks.base import Callback
 from resfit.losses import Loss
 from resfit.preprocess import Preprocess
-from resfit.trainer.input_format import InputFormat
-from resfit.trainer.label_format import LabelFormat
+from resfit.trainer.learned.input_format import InputFormat
+from resfit.trainer.learned.label_format import LabelFormat
 from resfit.trainer.step import OutputsShape
 
 

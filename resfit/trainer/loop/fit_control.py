@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from resfit.errors import CallbackError, NotCompiledError
 from resfit.trainer.checkpoint.manager import CheckpointManager, Rollback
 from resfit.trainer.compiled import Compiled
-from resfit.trainer.learned import Learned
+from resfit.trainer.learned.facts import Learned
 
 
 class FitControl:

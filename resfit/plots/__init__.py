@@ -1,0 +1,18 @@
+"""Figures of a run, made with matplotlib. Needs `resfit[plot]`.
+
+A notebook displays a Figure. `figure.savefig("curves.png")` writes a Figure to a file.
+"""
+
+from resfit.plots.classification import confusion_matrix, mistakes
+from resfit.plots.network import block_statistics, grad_cam
+from resfit.plots.training import curves, learning_rate_schedule, learning_rate_search
+
+__all__ = [
+    "block_statistics",
+    "confusion_matrix",
+    "curves",
+    "grad_cam",
+    "learning_rate_schedule",
+    "learning_rate_search",
+    "mistakes",
+]

@@ -1,0 +1,1 @@
+"""Devices and processes: where arrays live, and how a step runs on several of them."""

@@ -1,0 +1,1 @@
+"""The loops of fit, evaluate and predict, and what can happen between two batches."""

@@ -1,0 +1,1 @@
+"""The state of training: by name, on the devices, and in the user's module."""
