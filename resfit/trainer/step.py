@@ -20,7 +20,7 @@ from resfit.errors import LabelError, LossError
 from resfit.metrics.collection import Collection
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import watched
-from resfit.trainer.graph.explain import explained
+from resfit.trainer.graph.explain import explained, explained_trace
 from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state.train_state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
 
@@ -239,7 +239,7 @@ def _slice_loss(
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
     module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
-    with watched(module, layout.warned["train"]):
+    with explained_trace(), watched(module, layout.warned["train"]):
         found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
     each = _per_example(found, part.x)
     new_params, new_carried = layout.plan.read(module)
@@ -314,7 +314,7 @@ def evaluate_step(
     arrays = layout.unflatten_model(leaves)
     module = _evaluation_module(layout, arrays, key)
     x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    with watched(module, layout.warned["evaluate"]):
+    with explained_trace(), watched(module, layout.warned["evaluate"]):
         found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
@@ -347,7 +347,7 @@ def predict_step(
     """
     arrays = layout.unflatten_model(leaves)
     module: Any = _evaluation_module(layout, arrays, key)
-    with explained(module, x), watched(module, layout.warned["predict"]):
+    with explained(module, x), explained_trace(), watched(module, layout.warned["predict"]):
         prepared = x if preprocess is None else preprocess(x)
         outputs = module(prepared) if call is None else call(module, prepared)
     _warn_if_moving(layout, arrays.carried, module)

@@ -210,13 +210,28 @@ def test_a_named_schedule_drives_the_learning_rate_inside_a_wrapper_and_is_logge
 
 
 @pytest.mark.parametrize(
+    "wrap",
+    [lambda inner: inner, lambda inner: optax.MultiSteps(inner, 1), lambda inner: optax.chain(optax.clip(1.0), inner)],
+    ids=["alone", "MultiSteps", "chain"],
+)
+def test_the_learning_rate_of_a_schedule_inside_the_optimizer_is_read_and_logged(wrap: Any) -> None:
+    optimizer = wrap(injected(optax.linear_schedule(0.5, 0.0, 4)))
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)
+    assert model.learning_rate == 0.5
+    history = fit(model, images(8), labels(8), epochs=3).history
+    assert history["learning_rate"] == [0.5, 0.375, 0.25]
+    assert model.learning_rate == 0.25
+    with pytest.raises(CompileError, match=r"from a schedule.*compile\(learning_rate=\.\.\.\)"):
+        model.learning_rate = 0.2
+
+
+@pytest.mark.parametrize(
     "optimizer",
     [
-        optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1)),
         optax.partition({"a": injected(), "b": injected()}, LABELS),
         optax.sgd(0.1),
     ],
-    ids=["a schedule of its own", "two rates", "built in"],
+    ids=["two rates", "built in"],
 )
 def test_a_learning_rate_that_cannot_be_set_says_how_to_build_one_that_can(optimizer: Any) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)

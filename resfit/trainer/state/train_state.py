@@ -114,6 +114,8 @@ class StateLayout:
       optimizer_tree: the structure of the optimizer's state.
       rate_index: the index of the learning rate in `TrainState.optimizer_state`; None unless there is exactly one that
         can be set.
+      scheduled_rate_index: the index of the learning rate that optax computes from a schedule; None unless there is
+        exactly one.
       skips: the indices of the counts of skipped updates in `TrainState.optimizer_state`; None if none are skipped.
       evaluates_other_params: True if the optimizer decides the parameters to evaluate with, see
         `optimizers.evaluation`.
@@ -142,6 +144,7 @@ class StateLayout:
         self.optimizer_tree = self._optimizer_tree(params)
         numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
         self.rate_index, self.skips = index_of_rate(numbered), skips(numbered)
+        self.scheduled_rate_index = index_of_rate(numbered, by_schedule=True)
         self.evaluates_other_params = has_evaluation_params(numbered)
         self._evaluation_params = jax.jit(self._to_evaluate)
 
