@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import positive_int
-from resfit._utils.jax_switches import suspending
+from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, InputShapeError, SavedModelError
 
@@ -21,6 +21,7 @@ FORMAT, FORMAT_VERSION = "resfit-export", 1
 METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is another one, "weights/<name>.npy"
 
 
+@suspending_calls()
 class ExportedModel:
     """An exported model: a function from images to outputs that includes the preprocessing.
 
@@ -33,7 +34,6 @@ class ExportedModel:
       class_names: the names of the classes, or None.
     """
 
-    @suspending
     def __init__(self, metadata: dict[str, Any], program: jax.export.Exported, weights: list[Any]) -> None:
         self.metadata = metadata
         self.class_names: list[str] | None = metadata["class_names"]
@@ -41,7 +41,6 @@ class ExportedModel:
         self._weights = jax.device_put(weights)
         self._call = jax.jit(program.call)
 
-    @suspending
     def __call__(self, x: Any) -> Any:
         """Return the outputs of one batch as JAX arrays. Each batch size compiles once.
 
@@ -54,7 +53,6 @@ class ExportedModel:
         """
         return self._call(self._weights, self._checked(x)[0])
 
-    @suspending
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Return the outputs of all rows in order, as NumPy arrays.
 
