@@ -55,6 +55,7 @@ def by_hand(optimizer: Any, steps: int = 3) -> tuple[Any, Any]:
     return state, params
 
 
+@pytest.mark.slow
 def test_schedule_free_evaluates_at_the_parameters_of_the_function_of_optax() -> None:
     state, params = by_hand(FREE)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=FREE, learning_rate=None)

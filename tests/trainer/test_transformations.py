@@ -93,7 +93,8 @@ WITH_NNX: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", only(["remat"], WITH_NNX))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_NNX)
 def test_a_transformation_of_nnx_around_batch_norm_trains(name: str) -> None:
     history = fit(model_of(through(WITH_NNX[name])), images(8), labels(8), epochs=2).history
     assert np.isfinite(history["loss"]).all()
