@@ -127,6 +127,14 @@ def check_kinds(x: Any, trained_on: Kinds | None) -> None:
             )
 
 
+def needs_values(x: Any, trained_on: Kinds | None) -> bool:
+    """Return True if `check_kinds` reads the values of such a batch, not only its dtypes."""
+    return any(
+        leaf.dtype != np.uint8 and kind == "uint8"
+        for leaf, kind in zip(jax.tree.leaves(x), trained_on or (), strict=False)
+    )
+
+
 def _in_unit_range(x: Any) -> bool:
     return bool(np.min(x) >= 0 and np.max(x) <= 1)
 

@@ -11,7 +11,7 @@ Logs = MutableMapping[str, Any]
 
 def read(values: Any) -> Any:
     """Copy values from the device to the host and wait for them. Every read of a log calls this function."""
-    return jax.device_get(values)
+    return np.asarray(values) if isinstance(values, jax.Array) else jax.device_get(values)
 
 
 class LazyLogs(MutableMapping[str, Any]):

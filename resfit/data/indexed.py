@@ -35,6 +35,8 @@ class IndexedBatches:
       (3, [2, 2, 1], [2, 1])
     """
 
+    random_access = True  # a batch depends on its position alone, so a thread can read ahead
+
     def __init__(self, source: Source, geometry: Geometry) -> None:
         n, size = len(source), geometry.batch_size
         if not n:
@@ -93,13 +95,17 @@ class IndexedBatches:
             places = first + np.minimum(np.arange(low, high), size - 1)
         rows = places if order is None else order[places]
         x, y, weight = source.take(rows)
-        lengths = list(map(len, jax.tree.leaves((x, y, weight))))
-        if lengths.count(high - low) < len(lengths):
-            raise DataError(
-                f"The {type(self._source).__name__} returned arrays of lengths {lengths} for {high - low} requested "
-                f"examples. Expected {high - low} entries in every array. Return all requested examples in take()."
-            )
         if not getattr(self._source, "checked", False):
-            check_values(x, y)
+            self._check(x, y, weight, high - low)
         mask = np.arange(low, high) < size if self._geometry.pad else None
         return Batch(x, y, weight, mask, size)
+
+    def _check(self, x: Any, y: Any, weight: Any, rows: int) -> None:
+        """Check what a source returned for this many rows."""
+        lengths = list(map(len, jax.tree.leaves((x, y, weight))))
+        if lengths.count(rows) < len(lengths):
+            raise DataError(
+                f"The {type(self._source).__name__} returned arrays of lengths {lengths} for {rows} requested "
+                f"examples. Expected {rows} entries in every array. Return all requested examples in take()."
+            )
+        check_values(x, y)

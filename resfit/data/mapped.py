@@ -46,6 +46,10 @@ class MappedBatches:
         return {**description_of(self._batches), **self._described}
 
     @property
+    def random_access(self) -> bool:
+        return bool(getattr(self._batches, "random_access", False))
+
+    @property
     def replayable(self) -> bool:
         return bool(getattr(self._batches, "replayable", True))
 

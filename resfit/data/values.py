@@ -11,7 +11,7 @@ from resfit.errors import DataError
 _AT_ONCE = 1 << 22  # values
 
 
-def check_values(x: Any, y: Any = None) -> None:
+def check_values(x: Any, y: Any = None, numbers: np.ndarray | None = None) -> None:
     """Raise if inputs have NaN or infinite values, or if conversion to the device's dtype changes inputs or labels.
 
     A device computes with 32 bits unless JAX enables 64. NaN labels are accepted, because a loss can give them a
@@ -20,13 +20,34 @@ def check_values(x: Any, y: Any = None) -> None:
     Args:
       x: arrays (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
+      numbers: (examples,) the numbers of the examples in their dataset, for the message; by default from 0.
 
     Raises:
       DataError: if a check fails; the message names the first example.
     """
     for name, tree, finite in (("x", x, True), ("y", y, False)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            _check(name + jax.tree_util.keystr(path), leaf, finite)
+            place = name + jax.tree_util.keystr(path)
+            refuse_masked(place, leaf)
+            if _has_values_to_check(leaf, finite) and len(leaf):
+                _check(place, leaf, finite, np.arange(len(leaf)) if numbers is None else numbers)
+
+
+def has_values_to_check(x: Any, y: Any = None) -> bool:
+    """Return True if `check_values` reads values of these arrays, and not only their dtypes."""
+    inputs, labels = jax.tree.leaves(x), jax.tree.leaves(y)
+    return any(_has_values_to_check(leaf, finite=True) for leaf in inputs) or any(
+        _has_values_to_check(leaf, finite=False) for leaf in labels
+    )
+
+
+def _has_values_to_check(array: Any, finite: bool) -> bool:
+    if isinstance(array, jax.Array) or not jnp.issubdtype(array.dtype, np.number):
+        return False  # an array on a device has its final dtype, and reading it would block the host
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return False  # custom losses may read complex labels; complex inputs raise elsewhere
+    floating = jnp.issubdtype(array.dtype, jnp.floating)  # np.floating excludes bfloat16 and float8
+    return bool(floating and finite) or jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype
 
 
 def refuse_masked(name: str, value: Any) -> None:
@@ -39,42 +60,35 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
-def _check(name: str, array: Any, finite: bool) -> None:
-    refuse_masked(name, array)
-    if isinstance(array, jax.Array) or not len(array) or not jnp.issubdtype(array.dtype, np.number):
-        return  # an array on a device has its final dtype, and reading it would block the host
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        return  # custom losses may read complex labels; complex inputs raise elsewhere
-    floating = jnp.issubdtype(array.dtype, jnp.floating)  # np.floating excludes bfloat16 and float8
+def _check(name: str, array: Any, finite: bool, numbers: np.ndarray) -> None:
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
     target = jax.dtypes.canonicalize_dtype(array.dtype)
-    if target == array.dtype and not (floating and finite):
-        return
     step = max(1, _AT_ONCE // max(1, array[0].size))  # a few megabytes at a time
     for first in range(0, len(array), step):
         part = array[first : first + step].reshape(min(step, len(array) - first), -1)
         good = np.isfinite(part) if floating else np.ones(part.shape, bool)
         if finite and not good.all():
-            raise _not_finite(name, first, good)
+            raise _not_finite(name, numbers[first:], good)
         if target != array.dtype:
-            _check_range(name, first, part, good, target)
+            _check_range(name, numbers[first:], part, good, target)
 
 
-def _not_finite(name: str, first: int, good: np.ndarray) -> DataError:
+def _not_finite(name: str, numbers: np.ndarray, good: np.ndarray) -> DataError:
     bad = np.flatnonzero(~good.all(axis=1))
     return DataError(
-        f"{name}[{first + bad[0]}] holds NaN or infinite values, as do {len(bad)} of the {len(good)} examples checked. "
-        "Expected finite images. Remove these examples, or replace the values with np.nan_to_num."
+        f"{name}[{numbers[bad[0]]}] holds NaN or infinite values, as do {len(bad)} of the {len(good)} examples "
+        "checked. Expected finite images. Remove these examples, or replace the values with np.nan_to_num."
     )
 
 
-def _check_range(name: str, first: int, part: np.ndarray, good: np.ndarray, target: Any) -> None:
+def _check_range(name: str, numbers: np.ndarray, part: np.ndarray, good: np.ndarray, target: Any) -> None:
     limits = np.finfo(target) if jnp.issubdtype(target, jnp.floating) else np.iinfo(target)
     outside = good & ((part < limits.min) | (part > limits.max))
     if not outside.any():
         return
     row, column = np.argwhere(outside)[0]
     raise DataError(
-        f"{name}[{first + row}] holds {part[row, column]}, of dtype {part.dtype}, which {target} on the device cannot "
+        f"{name}[{numbers[row]}] holds {part[row, column]}, of dtype {part.dtype}, which {target} on the device cannot "
         f"hold. Expected values from {limits.min} to {limits.max}. Scale the values, number classes from 0, or enable "
         "64 bits with jax.config.update('jax_enable_x64', True)."
     )

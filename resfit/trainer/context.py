@@ -13,7 +13,26 @@ from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import DeviceBatch, OutputsShape
 
-LabelCheck = Callable[[Any, OutputsShape], None]
+
+class LabelCheck:
+    """The check of the labels of a run: of all of them once if they are at hand, else of each batch.
+
+    Args:
+      check: takes labels and the shape of the outputs; raises if they do not fit.
+      labels: all of them; None if only the batches have them.
+
+    Attributes:
+      done: True if nothing remains to be checked.
+    """
+
+    def __init__(self, check: Callable[[Any, OutputsShape], None], labels: Any = None) -> None:
+        self._check, self._labels = check, labels
+        self.done = False
+
+    def __call__(self, labels: Any, shape: OutputsShape) -> None:
+        """Check the labels of a batch, or all of them."""
+        self._check(labels if self._labels is None else self._labels, shape)
+        self.done = self._labels is not None
 
 
 class RunContext:
@@ -57,16 +76,8 @@ class RunContext:
             self.learned.check_inputs(turn.host.x, trained)
 
     def label_check(self, data: Batches) -> LabelCheck:
-        """Return the check of the labels: of all of them once if they are at hand, else of each batch."""
-        if data.labels is None:
-            return self.learned.check_labels
-        pending = [data.labels]
-
-        def once(_: Any, shape: OutputsShape) -> None:
-            if pending:
-                self.learned.check_labels(pending.pop(), shape)
-
-        return once
+        """Return the check of the labels of these data."""
+        return LabelCheck(self.learned.check_labels, data.labels)
 
 
 def for_step(batch: Batch) -> DeviceBatch:
@@ -76,14 +87,14 @@ def for_step(batch: Batch) -> DeviceBatch:
 
 def check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> None:
     """Check the labels of a batch before its step runs, if the step is compiled."""
-    if turn.host is not None and isinstance(step, jax.stages.Compiled):
+    if not check.done and turn.host is not None and isinstance(step, jax.stages.Compiled):
         results: Any = step.out_tree
         check(turn.host.y, results.children()[-1].node_data()[1])
 
 
 def check_after(step: Callable[..., Any], turn: Turn, check: LabelCheck, shape: OutputsShape) -> None:
     """Check the labels of a batch after its step ran, if the step is not compiled."""
-    if turn.host is not None and not isinstance(step, jax.stages.Compiled):
+    if not check.done and turn.host is not None and not isinstance(step, jax.stages.Compiled):
         check(turn.host.y, shape)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
-from resfit.data.values import check_values, refuse_masked
+from resfit.data.values import check_values, has_values_to_check, refuse_masked
 from resfit.errors import DataError
 
-_CHECKED_AT_ONCE = 1 << 30  # bytes
+_CHECKED_AT_ONCE = 1 << 24  # bytes, which take milliseconds
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _COMPARED = 64  # examples in the checksum of a dataset; reading more of a mapped file could take long
 
@@ -20,13 +20,16 @@ _COMPARED = 64  # examples in the checksum of a dataset; reading more of a mappe
 class ArraySource:
     """A `Source` of arrays in memory or mapped from a file, or of dicts and tuples of such arrays.
 
+    The values of large arrays are checked when an example is first taken, so that no pass over them delays the first
+    step.
+
     Args:
       x: inputs: an array (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
       weight: (examples,) or None.
 
     Raises:
-      DataError: if there are no examples, arrays differ in length, or inputs are not finite.
+      DataError: if there are no examples, or arrays differ in length; from `take`, if inputs are not finite.
     """
 
     threads = 0
@@ -42,10 +45,10 @@ class ArraySource:
             )
         self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
-        # Large arrays are checked batch by batch, because they can be mapped from a file larger than the memory.
-        self._all_checked = sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE
-        if self._all_checked:
-            check_values(self._x, self._y)
+        self._plain = all(type(leaf) is np.ndarray and native(leaf) is leaf for leaf in self._leaves)
+        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self._x, self._y) else None
+        if sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE:
+            self.take(slice(None))
 
     @property
     def labels(self) -> Any:
@@ -66,10 +69,24 @@ class ArraySource:
         return len(jax.tree.leaves(self._x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt([native(array[rows]) for array in self._leaves])
-        if not self._all_checked:
-            check_values(taken[0], taken[1])
+        if self._plain and not isinstance(rows, slice):  # `take` is faster than an index
+            leaves = [array.take(rows, 0) for array in self._leaves]
+        else:
+            leaves = [native(array[rows]) for array in self._leaves]
+        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt(leaves)
+        self._check(taken, rows)
         return taken
+
+    def _check(self, taken: tuple[Any, Any, Any], rows: slice | np.ndarray) -> None:
+        """Check examples that were not taken before."""
+        unchecked = self._unchecked
+        if unchecked is None:
+            return
+        if unchecked[rows].any():
+            check_values(taken[0], taken[1], np.arange(len(self))[rows])
+            unchecked[rows] = False
+        elif not unchecked.any():
+            self._unchecked = None
 
 
 class ArrayBatches(IndexedBatches):

@@ -37,6 +37,7 @@ class InputFormat:
         self.trained_on: Kinds | None = None
         self.example: Any = None
         self._example_of: Any = None  # shape and dtype of `example`, to see at once that a batch is equal
+        self._settled: Any = None  # what a batch passed the check with, if the check needs no values
 
     def adopt(self, preprocess: Preprocess | None, trained_on: Kinds | None) -> None:
         """Take over the preprocessing that belongs to the weights."""
@@ -113,18 +114,25 @@ class InputFormat:
           DataError: if the automatic preprocessing would scale the batch in another way than those of training.
         """
         described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
+        settled = self._settled
+        if settled is not None and settled[0] is self.preprocess and settled[1] == self._compared(described):
+            return
         if (trained or self.example is None) and (described is None or described != self._example_of):
             self.example, self._example_of = preprocess_.example(x), described
         if trained:
             self.trained = True
         # Only the automatic preprocessing treats uint8 and float images differently without being told.
-        if not isinstance(self.preprocess, preprocess_.Auto):
-            return
+        automatic = isinstance(self.preprocess, preprocess_.Auto)
         # Remembered after a step only: inputs that the network refused were not trained on.
-        if trained and self.trained_on is None:
+        if automatic and trained and self.trained_on is None:
             self.trained_on = preprocess_.kinds(x)
-        elif not trained:
+        elif automatic and not trained:
             preprocess_.check_kinds(x, self.trained_on)
+        if trained and described is not None and not (automatic and preprocess_.needs_values(x, self.trained_on)):
+            self._settled = self.preprocess, self._compared(described)
+
+    def _compared(self, described: Any) -> tuple[Any, ...]:
+        return described, self._example_of, self.trained_on, self.trained
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries that a checkpoint keeps."""

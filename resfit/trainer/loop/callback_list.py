@@ -42,11 +42,18 @@ class CallbackList:
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it."""
+        for listener in self._of(hook):
+            listener(*args)
+
+    def listens(self, hook: str) -> bool:
+        """Return True if a callback overrides a hook."""
+        return bool(self._of(hook))
+
+    def _of(self, hook: str) -> list[Callable[..., None]]:
         listeners = self._listeners.get(hook)
         if listeners is None:
             listeners = self._listeners[hook] = [getattr(c, hook) for c in self._callbacks if _listens(c, hook)]
-        for listener in listeners:
-            listener(*args)
+        return listeners
 
     def state_dicts(self) -> dict[str, Any]:
         """Return copies of the states of the callbacks, packed for a checkpoint.

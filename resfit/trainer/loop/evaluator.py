@@ -12,6 +12,7 @@ from resfit.callbacks.logs import LazyLogs, as_float, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle
 from resfit.trainer.loop.boundary import Boundary
@@ -91,12 +92,15 @@ class Evaluator:
         context = self._context
         callbacks.fire("on_test_begin", {})
         leaves, sums, check = context.state.visible(weights), self.empty, context.label_check(data)
-        throttle = Throttle(context.placement.run_ahead)
+        throttle, compiling = Throttle(context.placement.run_ahead), announce(callbacks, "evaluate")
+        listened = callbacks.listens("on_test_batch_end")
         seen = 0
-        for i, turn in enumerate(context.processes.turns(itertools.islice(data.epoch(0), steps), for_step)):
+        batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
+        for i, turn in enumerate(context.processes.turns(batches, for_step)):
             callbacks.fire("on_test_batch_begin", i, {})
-            sums, loss = self._run(leaves, turn, sums, check, announce(callbacks, "evaluate"))
-            callbacks.fire("on_test_batch_end", i, self.logs(sums, loss, turn.examples))
+            sums, loss = self._run(leaves, turn, sums, check, compiling)
+            if listened:
+                callbacks.fire("on_test_batch_end", i, self.logs(sums, loss, turn.examples))
             throttle.add(loss)
             seen += turn.examples
             if boundary():
@@ -111,7 +115,7 @@ class Evaluator:
         """Return loss and metrics of one batch."""
         context = self._context
         turn = context.turn(batch)
-        sums, _ = self._run(context.state.visible(), turn, self.empty, context.learned.check_labels, quiet)
+        sums, _ = self._run(context.state.visible(), turn, self.empty, LabelCheck(context.learned.check_labels), quiet)
         return self.values(read(sums))
 
     def _run(

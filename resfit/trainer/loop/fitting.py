@@ -33,6 +33,7 @@ from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.compiled import Compiled
 from resfit.trainer.config import FitConfig
 from resfit.trainer.context import RunContext
+from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Processes
 from resfit.trainer.learned.facts import Learned, SeenData
 from resfit.trainer.loop.callback_list import CallbackList
@@ -80,7 +81,7 @@ def fit(
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
     validation = _validation(model, context, config, data, held_out)
-    stream = Epochs(data, config.steps_per_epoch, state.epoch)
+    stream = Epochs(fed(data, context.placement), config.steps_per_epoch, state.epoch)
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
     model.stop_training = model.stop_evaluating = False

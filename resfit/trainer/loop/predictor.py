@@ -14,6 +14,7 @@ from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError, ModuleError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext, announce, quiet
+from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep
 from resfit.trainer.learned.outputs import OUTPUTS
@@ -72,16 +73,16 @@ class Predictor:
         with context.processes.failing_together():
             callbacks.fire("on_predict_begin", {})
             context.state.take_from_module()
-            boundary = Boundary(context.processes, Interrupt(), stopped)
+            boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             empty = True
-            batches = itertools.islice(data.epoch(0), steps)
+            batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
             for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
                 empty = False
                 callbacks.fire("on_predict_batch_begin", i, {})
                 # Chosen again for every batch: a training step in between donates the former arrays.
                 leaves = context.state.layout.chosen(context.state.leaves, weights)
-                outputs = self._run(leaves, turn, kind, announce(callbacks, "predict"))
+                outputs = self._run(leaves, turn, kind, compiling)
                 callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
                 in_flight.append((outputs, turn))
                 if len(in_flight) > context.placement.run_ahead:
@@ -107,10 +108,9 @@ class Predictor:
 
 
 def _on_host(outputs: Any, turn: Turn) -> Any:
-    shapes = jax.tree.map(np.shape, outputs)
     if any(np.shape(leaf)[:1] != (turn.rows,) for leaf in jax.tree.leaves(outputs)):
         raise ModuleError(
-            f"For a batch of {turn.rows} rows the module returned shape {shapes}. Expected one output per row, "
-            "so that predict can leave out those that only fill up the last batch."
+            f"For a batch of {turn.rows} rows the module returned shape {jax.tree.map(np.shape, outputs)}. Expected "
+            "one output per row, so that predict can leave out those that only fill up the last batch."
         )
     return jax.tree.map(lambda a: np.asarray(a)[: turn.examples], read(outputs))

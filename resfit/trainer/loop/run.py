@@ -69,6 +69,11 @@ class Run:
     stopped: Callable[[], bool]
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._here = Progress(0)
+        save = lambda: self._save(self._here._replace(stopping=self.stopped()))  # noqa: E731
+        self._stops = Boundary(self.context.processes, self.interrupt, self.stopped, save)
+
     def train(self, epochs: range, start: Progress | None) -> Progress:
         """Train. At the end, and after any exception, the module holds the values of the last completed step.
 
@@ -123,7 +128,6 @@ class Run:
         last: LazyLogs | None = None
         if here.batch:
             self._restore()
-            last = self.trainer.logs()
         else:
             self.trainer.begin_epoch()
         if here.validating:
@@ -134,23 +138,23 @@ class Run:
                 if here.stopping or self._rolls_back:
                     break
         if not self._rolls_back:
-            here = self._after_epoch(here, last)
+            here = self._after_epoch(here, self.trainer.logs() if last is None else last)
         return self._rolled_back() if self._rolls_back else here
 
     def _after_batch(self, here: Progress) -> Progress:
         """Validate, save and stop if these are due after a batch and its hooks."""
         every = None if self.validation is None else self.validation.every
-        here = here._replace(batch=here.batch + 1, steps=here.steps + 1)
-        here = here._replace(validating=every is not None and here.steps % every == 0)
-        here = self._boundary(here)
+        steps = here.steps + 1
+        due = every is not None and steps % every == 0
+        here = self._boundary(here._replace(batch=here.batch + 1, steps=steps, validating=due))
         if here.validating:
             here = self._boundary(self._validated(here))
         self._save_if_wanted(here)
         return here
 
-    def _after_epoch(self, here: Progress, last: LazyLogs | None) -> Progress:
+    def _after_epoch(self, here: Progress, last: LazyLogs) -> Progress:
         """Validate if due, fire on_epoch_end, and save and stop if these are due."""
-        if last is None:
+        if not here.batch:
             raise DataError(f"Epoch {here.epoch} had no batches. Expected at least one.")
         self.logs = {**last, **self.data.report}
         self.logs |= self.trainer.skipped_steps(here.epoch, here.batch)
@@ -203,9 +207,9 @@ class Run:
 
     def _boundary(self, here: Progress) -> Progress:
         """Set `stopping` if a stop was requested; save first if a signal ends the run."""
-        save = lambda: self._save(here._replace(stopping=self.stopped()))  # noqa: E731
-        stop = Boundary(self.context.processes, self.interrupt, self.stopped, save)()
-        return here._replace(stopping=stop)
+        self._here = here
+        stop = self._stops()
+        return here if stop == here.stopping else here._replace(stopping=stop)
 
     def _save_if_wanted(self, here: Progress) -> None:
         if self.manager is not None and self.manager.wanted:

@@ -71,8 +71,10 @@ class Trainer:
 
     def batches(
         self, data: Epochs, done: int, callbacks: CallbackList, check: LabelCheck, manager: CheckpointManager | None
-    ) -> Iterator[LazyLogs]:
-        """Train on one epoch; yield the log of each batch once its step is on the device and its hooks have fired.
+    ) -> Iterator[LazyLogs | None]:
+        """Train on one epoch; yield after each batch, once its step is on the device and its hooks have fired.
+
+        What is yielded is the log of the batch; None if no callback listens to it.
 
         Args:
           data: cut into epochs.
@@ -85,13 +87,15 @@ class Trainer:
         throttle = Throttle(context.placement.run_ahead)
         waiting = self._waiting = Waiting()
         checked: set[int] = set()
+        compiling, listened = announce(callbacks, "train"), callbacks.listens("on_train_batch_end")
+        logs: LazyLogs | None = None
         turns = context.processes.turns(data.next(done), for_step)
         for i, turn in enumerate(waiting.over(turns), done):
             callbacks.fire("on_train_batch_begin", i, {})
             state.own()
             context.check_inputs(turn)
             arguments = (self.sums, context.key, turn.placed)
-            step = self.step.prepare((state.leaves, *arguments), announce(callbacks, "train"))
+            step = self.step.prepare((state.leaves, *arguments), compiling)
             if manager is not None and turn.rows not in checked:
                 manager.check_program(*self.step.described(turn.placed))
                 checked.add(turn.rows)
@@ -104,8 +108,9 @@ class Trainer:
             context.check_inputs(turn, trained=True)
             waiting.step(loss)
             state.epoch = data.passes
-            logs = self._evaluator.logs(self.sums, loss, turn.examples)
-            callbacks.fire("on_train_batch_end", i, logs)
+            if listened:
+                logs = self._evaluator.logs(self.sums, loss, turn.examples)
+                callbacks.fire("on_train_batch_end", i, logs)
             throttle.add(loss)
             yield logs
 
@@ -121,9 +126,10 @@ class Trainer:
         context.check_inputs(turn)
         arguments = (state.leaves, self._evaluator.empty, context.key, turn.placed)
         step = self._kept_step.prepare(arguments, quiet)
-        check_before(step, turn, context.learned.check_labels)
+        check = LabelCheck(context.learned.check_labels)
+        check_before(step, turn, check)
         leaves, sums, _, shape = step(*arguments)
-        check_after(step, turn, context.learned.check_labels, shape)
+        check_after(step, turn, check, shape)
         context.check_inputs(turn, trained=True)
         state.replace(leaves)
         state.publish()
@@ -145,7 +151,7 @@ class Trainer:
         context.check_inputs(turn)
         arguments = (context.state.leaves, self._evaluator.empty, context.key, turn.placed)
         step = self.step.prepare(arguments, quiet)
-        check_before(step, turn, context.learned.check_labels)
+        check_before(step, turn, LabelCheck(context.learned.check_labels))
         return step_memory(step), turn.examples
 
     @property

@@ -1,0 +1,38 @@
+"""Batches that a thread puts on the devices before the step needs them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from resfit.data.batches import Batch, Batches
+from resfit.data.mapped import MappedBatches
+from resfit.data.streaming.ahead import prefetch
+from resfit.trainer.devices.placement import Placement
+
+_AHEAD = 2  # batches on the device besides those of the steps in flight
+
+
+def fed(batches: Batches, placement: Placement) -> Batches:
+    """Return batches that a thread gathers, checks and transfers, so that the main thread only hands over steps.
+
+    On a CPU nothing is transferred, and the main thread has time while the steps run: the batches stay as they are. So
+    do those whose position is the loader's own, because the loader must not be ahead of a checkpoint.
+
+    Args:
+      batches: the data.
+      placement: the devices.
+    """
+    ahead = placement.feeds_ahead and getattr(batches, "random_access", False)
+    return _Fed(batches, placement.put) if ahead else batches
+
+
+class _Fed(MappedBatches):
+    def __init__(self, batches: Batches, put: Callable[[Any], Any]) -> None:
+        super().__init__(batches, {})
+        self._put = put
+
+    def _map(self, batch: Batch) -> Batch:
+        x, y, weight, mask = self._put((batch.x, batch.y, batch.weight, batch.mask))
+        return Batch(x, y, weight, mask, batch.size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        return prefetch(super().epoch(epoch, start), _AHEAD)
