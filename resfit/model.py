@@ -79,6 +79,7 @@ class Model(ModelFiles):
         ema: float | None = None,
         precision: str = "float32",
         gradient_accumulation_steps: int = 1,
+        steps_per_execution: int = 1,
         dispatch: str = "auto",
         batch_norm: str = "global",
         compiler_options: Mapping[str, Any] | None = None,
@@ -115,6 +116,9 @@ class Model(ModelFiles):
           gradient_accumulation_steps: number of slices of each batch that are processed one after another, for less
             memory, before one update. Equal to the whole batch for networks without BatchNorm, which normalizes slice
             by slice.
+          steps_per_execution: batches that the host hands over at once, also in `evaluate` and `predict`, for networks
+            whose steps take less than a millisecond. On an accelerator they are one program. Every batch has its hooks,
+            after the execution; stops, learning rates, validation and checkpoints take effect between executions.
           dispatch: "jit" (one device), "sharded" (the batch split over all devices of all processes), "auto" (by the
             number of devices), "pmap" (by `jax.pmap`, each device with separate random numbers), or "eager" (nothing
             compiled, for debugging). A device that the module's arrays are committed to, or of `jax.default_device`,
@@ -139,7 +143,8 @@ class Model(ModelFiles):
         config = CompileConfig(
             optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, seed=seed,
             preprocess=preprocess, augment=augment, ema=ema, precision=precision,
-            gradient_accumulation_steps=gradient_accumulation_steps, batch_norm=batch_norm,
+            gradient_accumulation_steps=gradient_accumulation_steps, steps_per_execution=steps_per_execution,
+            batch_norm=batch_norm,
             dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip

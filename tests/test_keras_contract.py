@@ -92,10 +92,9 @@ def test_epochs_without_a_validation_have_na_in_every_val_column() -> None:
         assert [row[name] == "NA" for row in rows] == [True, True, False, True, True]
 
 
-def test_every_step_has_its_hooks_and_there_is_no_steps_per_execution() -> None:
-    model, recorder = compiled(PlainNet(rngs=nnx.Rngs(0))), Recorder()
-    with pytest.raises(TypeError, match="steps_per_execution"):
-        model.compile("sgd", steps_per_execution=2)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_every_step_has_its_hooks_also_with_steps_per_execution(steps: int) -> None:
+    model, recorder = compiled(PlainNet(rngs=nnx.Rngs(0)), steps_per_execution=steps), Recorder()
     fit(model, images(20), labels(20), callbacks=[recorder])
     assert [entry[1] for entry in recorder.trace if entry[0] == "on_train_batch_end"] == [0, 1, 2]
 

@@ -18,9 +18,7 @@ _CONFIG = "`model.save(path)`, which writes the specification of the network; a 
 _VARIABLES = "`nnx.state(model.module, nnx.Param)`, or `model.get_weights()` as NumPy arrays"
 _DEVICES = "`compile(dispatch='auto')`, which uses all devices"
 _FUNCTION = "a function of (outputs, labels) that returns one value per example, written with `jax.numpy`"
-_NO_EXECUTIONS = (
-    "no setting: the host prepares the next steps while the device computes, so one step per call costs nothing"
-)
+_EXECUTIONS = "`compile(steps_per_execution=...)`"
 
 # Place -> answer -> words, separated by spaces. An answer stands after "Use" or "Expected", with its code in backticks.
 WORDS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -55,7 +53,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "call fit": "trainable",
         "`compile(dispatch='eager')`": "run_eagerly",
         "`compile(dispatch='eager')` to run steps without compiling; all other dispatches compile": "jit_compile",
-        _NO_EXECUTIONS: "steps_per_execution",
+        _EXECUTIONS: "steps_per_execution",
         "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
         "`compile(loss=...)`": "loss",
         "override `compute_loss` and weight the losses in it": "loss_weights",
@@ -102,7 +100,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.history`, the History of the last `fit`": "recorder",
     },
     "arguments": {
-        _NO_EXECUTIONS: "steps_per_execution steps_per_loop",
+        _EXECUTIONS: "steps_per_loop",
         "`metrics=[...]`, which count examples without weights; weights apply to the loss": "weighted_metrics",
         "a subclass of `Model` whose `compute_loss` weights its losses": "loss_weights",
         "`compile(precision='bfloat16')`, which needs no loss scaling": (

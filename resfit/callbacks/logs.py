@@ -27,6 +27,7 @@ class LazyLogs(MutableMapping[str, Any]):
       keys: the names that `finish` returns, in order.
       loss: the batch's own loss, () float32.
       examples: the number of examples in the batch.
+      place: that of the batch among the steps of one program, if `sums` and `loss` have a first axis for them.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class LazyLogs(MutableMapping[str, Any]):
         keys: Iterable[str],
         loss: jax.Array,
         examples: int,
+        place: int | None = None,
     ) -> None:
         self.examples = examples
+        self._place = place
         self._sums = sums
         self._finish: Callable[[Any], Mapping[str, Any]] | None = finish
         self._loss = loss
@@ -55,12 +58,17 @@ class LazyLogs(MutableMapping[str, Any]):
     @property
     def batch_loss(self) -> float:
         """The batch's own loss; `logs["loss"]` is the mean since the epoch began. Waits for the device."""
-        return float(read(self._loss))
+        return self._own(read(self._loss))
+
+    def _own(self, losses: Any) -> float:
+        return float(losses if self._place is None else losses[self._place])
 
     def _read(self) -> dict[str, Any]:
         if self._finish is not None:
             finish, self._finish = self._finish, None
-            for key, value in finish(read(self._sums)).items():
+            sums = read(self._sums)
+            own = sums if self._place is None else jax.tree.map(lambda each: each[self._place], sums)
+            for key, value in finish(own).items():
                 if key in self._values and self._values[key] is None:  # not deleted or overwritten since
                     self._values[key] = value
             self._sums = None
@@ -91,7 +99,7 @@ class LazyLogs(MutableMapping[str, Any]):
 
 def batch_losses(logs: Sequence[LazyLogs]) -> list[float]:
     """Return the batches' own losses, read in one transfer."""
-    return [float(loss) for loss in read([log._loss for log in logs])]
+    return [log._own(losses) for log, losses in zip(logs, read([log._loss for log in logs]), strict=True)]
 
 
 def as_float(value: Any) -> Any:

@@ -7,6 +7,7 @@ from resfit.data.datasets.load import load
 from resfit.data.epochs import Epochs
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.arrays import ArrayBatches, ArraySource
+from resfit.data.sources.files import ImageFiles, files
 from resfit.data.sources.folder import ImageFolder, folder
 from resfit.data.sources.huggingface import huggingface
 from resfit.data.sources.iterables import IterableBatches
@@ -24,6 +25,7 @@ __all__ = [
     "EpochSource",
     "Epochs",
     "Geometry",
+    "ImageFiles",
     "ImageFolder",
     "IndexedBatches",
     "IterableBatches",
@@ -33,6 +35,7 @@ __all__ = [
     "Stream",
     "TfdsSource",
     "as_batches",
+    "files",
     "folder",
     "huggingface",
     "load",

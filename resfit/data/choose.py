@@ -13,7 +13,10 @@ from resfit.data.sources.grain import from_grain, is_grain
 from resfit.data.sources.huggingface import huggingface, is_dataset
 from resfit.data.sources.iterables import IterableBatches
 from resfit.data.sources.keras_dataset import KerasDataset, is_keras_dataset
+from resfit.data.sources.stored import is_stored
 from resfit.data.sources.tfds_source import TfdsSource, is_data_source
+from resfit.data.sources.torch_dataset import from_torch, is_torch_dataset
+from resfit.data.sources.torch_loader import TorchLoader, is_loader
 from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
 
@@ -26,29 +29,37 @@ def as_batches(
     *,
     geometry: Geometry,
     cache: str | None = None,
+    known: DeviceSource | None = None,
 ) -> Batches:
     """Return the batches of any input that `fit` accepts.
 
     Args:
-      x: arrays, or dicts and tuples of arrays; a `Source` or `Stream`; a dataset of TFDS, Hugging Face, Grain or Keras
-        (`PyDataset`); an iterable of batches; a function that returns an iterator of batches; or `Batches`.
+      x: arrays, or dicts and tuples of arrays; a `Source` or `Stream`; a dataset of TFDS, Hugging Face, Grain, PyTorch
+        or Keras (`PyDataset`); an iterable of batches, such as a PyTorch `DataLoader`; a function that returns an
+        iterator of batches; or `Batches`.
       y: labels, only with arrays.
       weight: (examples,) weights, only with arrays.
       class_weight: class number -> weight.
       geometry: how to cut examples into batches.
       cache: "device" to keep the whole dataset on the device; None to send batches one by one.
+      known: the dataset that an earlier call left on the device; used again if it holds the same arrays.
 
     Raises:
       DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
     """
     _check_cache(cache, geometry)
     _check_form(x)
-    if in_memory(x) and not is_dataset(x):  # a DatasetDict is a dict, but not of arrays
+    if in_memory(x):
         if class_weight is not None:
             if weight is not None:
                 raise DataError("Got both class_weight and sample_weight. Multiply them into one sample_weight.")
             weight = class_weights(y, class_weight)
-        return _indexed(ArraySource(x, y, weight), geometry, cache)
+        source = ArraySource(x, y, weight)
+        if cache == "device" and known is not None and known.holds(source):
+            return IndexedBatches(known, geometry)
+        _release(known)
+        return _indexed(source, geometry, cache)
+    _release(known)
     if y is not None or weight is not None:
         raise DataError(
             f"x is a {type(x).__name__}, which makes its own batches. Expected labels and weights inside the batches, "
@@ -56,6 +67,11 @@ def as_batches(
         )
     batches = _of_data(adapted(x), geometry, cache)
     return batches if class_weight is None else ClassWeighted(batches, class_weight)
+
+
+def _release(known: DeviceSource | None) -> None:
+    if known is not None:
+        known.release()
 
 
 def _check_cache(cache: str | None, geometry: Geometry) -> None:
@@ -77,6 +93,11 @@ def _check_form(x: Any) -> None:
         )
     if x is None:
         raise DataError("x is None. Expected images: an array, a dataset, or an iterable of batches.")
+    if isinstance(x, Mapping) and not isinstance(x, dict):  # np.load of an .npz file, h5py.File
+        raise DataError(
+            f"x is a {type(x).__name__} of {list(x)[:5]}. Expected its arrays: pass x['images'] and x['labels'] by "
+            "their names, or dict(x) for a network with several inputs."
+        )
     if isinstance(x, str | os.PathLike):
         raise DataError(
             f"x is the {type(x).__name__} {str(x)!r}. Expected data, got a path or a name. Load a folder of images "
@@ -98,8 +119,8 @@ def _of_data(x: Any, geometry: Geometry, cache: str | None) -> Batches:
     if isinstance(x, Iterable) or callable(x):
         return IterableBatches(x)
     raise DataError(
-        f"x is a {type(x).__name__}. Expected arrays, a dataset of TFDS, Hugging Face or Grain, or an iterable of "
-        "(x, y) batches."
+        f"x is a {type(x).__name__}. Expected arrays, a dataset of TFDS, Hugging Face, Grain, PyTorch or Keras, "
+        "or an iterable of (x, y) batches."
     )
 
 
@@ -117,6 +138,8 @@ _ADAPTERS: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = [
     (is_grain, from_grain),
     (is_data_source, TfdsSource),
     (is_keras_dataset, KerasDataset),
+    (is_loader, TorchLoader),
+    (is_torch_dataset, from_torch),
 ]
 
 
@@ -126,12 +149,15 @@ def is_source(x: Any) -> bool:
 
 
 def in_memory(x: Any) -> bool:
-    """Return True for an array or a dict, tuple or list of arrays; a list of tuples or dicts is a list of batches."""
+    """Return True for an array, also of a file, or a dict, tuple or list of arrays.
+
+    A list of tuples or dicts is a list of batches.
+    """
     if isinstance(x, list) and x and isinstance(x[0], tuple | dict):
         return False
-    if isinstance(x, list | tuple | dict):
-        return True
-    return hasattr(x, "__array__")
+    if is_source(x) or any(matches(x) for matches, _ in _ADAPTERS):  # a DatasetDict is a dict, but not of arrays
+        return False
+    return isinstance(x, list | tuple | dict) or hasattr(x, "__array__") or is_stored(x)
 
 
 def _indexed(source: Source, geometry: Geometry, cache: str | None) -> IndexedBatches:

@@ -64,6 +64,10 @@ class IndexedBatches:
         self.report: Mapping[str, float] = {}
 
     @property
+    def source(self) -> Source:
+        return self._source
+
+    @property
     def labels(self) -> Any:
         return self._source.labels
 
@@ -94,7 +98,7 @@ class IndexedBatches:
             # Padding repeats the last example, because a network that handles real rows handles a copy of one.
             places = first + np.minimum(np.arange(low, high), size - 1)
         rows = places if order is None else order[places]
-        x, y, weight = source.take(rows)
+        x, y, weight = source.take(rows) if high > low else jax.tree.map(lambda a: a[:0], source.take(slice(0, 1)))
         if not getattr(self._source, "checked", False):
             self._check(x, y, weight, high - low)
         mask = np.arange(low, high) < size if self._geometry.pad else None

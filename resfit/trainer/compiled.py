@@ -112,7 +112,7 @@ def compile_model(
     )
     _check_trainable(module, state, freeze)
     rate = LearningRate(state, number, named, function)
-    context = RunContext(state, placement, config.seed, learned)
+    context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
         compute_loss or Supervised(loss),
         metrics_.collection(metrics, multi_label=bool(learned.labels.by_loss(loss))),

@@ -12,6 +12,8 @@ from resfit.errors import CompileError, DataError, ResumeError
 PRECISIONS = ("float32", "bfloat16")
 
 # A field with this metadata may differ between a run and its resumption, or is compared in another way.
+# Left out at its default, with which earlier versions ran.
+_ADDED_LATER: Mapping[str, bool] = {"added_later": True}
 _NOT_COMPARED: Mapping[str, bool] = {"compared": False}
 
 
@@ -20,9 +22,11 @@ class _Fingerprinted:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the JSON value of every field that must be equal in a resumed run, by name."""
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
         return {
-            field.name: _as_json(getattr(self, field.name)) for field in fields if field.metadata.get("compared", True)
+            field.name: _as_json(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if field.metadata.get("compared", True)
+            and not (field.metadata.get("added_later") and getattr(self, field.name) == field.default)
         }
 
 
@@ -47,6 +51,7 @@ class CompileConfig(_Fingerprinted):
     ema: float | None = None
     precision: str = "float32"
     gradient_accumulation_steps: int = 1
+    steps_per_execution: int = dataclasses.field(default=1, metadata=_ADDED_LATER)
     dispatch: str = "auto"
     batch_norm: str = "global"
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,6 +64,7 @@ class CompileConfig(_Fingerprinted):
             raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {self.precision!r}.")
         slices = self.gradient_accumulation_steps
         positive_int("gradient_accumulation_steps", slices, CompileError)
+        positive_int("steps_per_execution", self.steps_per_execution, CompileError)
         if self.ema is not None and (not isinstance(self.ema, int | float) or not 0 < self.ema < 1):
             raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {self.ema!r}.")
         int_from(0, "seed", self.seed, CompileError, "an integer that is not negative, such as 0")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from resfit.data.batches import Batch, Batches
+from resfit.data.device import DeviceSource
 from resfit.trainer.devices.multihost import Processes, Turn
 from resfit.trainer.devices.placement import Placement
 from resfit.trainer.learned.facts import Learned
@@ -43,22 +44,34 @@ class RunContext:
       placement: the devices of the state and the batches.
       seed: of everything random inside the steps.
       learned: compares the inputs and labels of each batch with those of training.
+      steps_per_execution: batches that are handed over at once.
 
     Attributes:
       state: of the run.
       placement: the devices of the state and the batches.
       seed: of everything random inside the steps.
       learned: the known facts about the data.
+      steps_per_execution: see the argument.
       processes: of the run.
+      on_device: the training data that the last `fit(cache="device")` left on the device, or None.
       replaced: True once the model was compiled again.
       key: made from the seed, on every device.
     """
 
-    def __init__(self, state: RunState, placement: Placement, seed: int, learned: Learned) -> None:
+    def __init__(
+        self, state: RunState, placement: Placement, seed: int, learned: Learned, steps_per_execution: int = 1
+    ) -> None:
         self.state, self.placement, self.seed, self.learned = state, placement, seed, learned
+        self.steps_per_execution = steps_per_execution
         self.processes = Processes(placement)
         self.replaced = False
+        self.on_device: DeviceSource | None = None
         self.key = placement.replicate(jax.random.key_data(jax.random.key(seed)))
+
+    @property
+    def runs_in_one_program(self) -> bool:
+        """True if the steps of an execution are one program, see `trainer.several_steps`."""
+        return self.steps_per_execution > 1 and self.placement.loops
 
     def inference_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a step without gradients, in which CPU kernels may fuse a convolution with what follows it."""

@@ -83,7 +83,7 @@ def test_a_model_without_attributes_can_be_made_and_copied() -> None:
 def test_unknown_arguments_name_the_substitute() -> None:
     model, x, y = plain(), images(), labels()
     for call, message in (
-        (lambda: model.compile("sgd", steps_per_execution=2), "steps_per_execution=2.*It needs no setting: the host"),
+        (lambda: model.compile("sgd", steps_per_loop=2), r"Use compile\(steps_per_execution=...\)"),
         (lambda: model.compile("sgd", weighted_metrics=[]), r"Use metrics=\[...\], which count"),
         (lambda: model.fit(x, y, workers=2), "fit got workers=2.*It needs nothing: sources of"),
         (lambda: model.fit(x, y, max_epochs=2), r"Use fit\(epochs=...\)"),

@@ -303,8 +303,8 @@ DATA = [
         "Single examples instead of batches",
         "model.fit(list(zip(x, y)))",
         errors.DataError,
-        "a single value",
-        "batch them first",
+        "yielded a single example",
+        "map(np.stack, zip(*examples))",
     ),
     Mistake(
         "Batches as lists",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -67,6 +68,8 @@ def write(folder: Path) -> None:
         table().shard(4, shard).to_parquet(folder / f"train-{shard}.parquet")
     prepared(folder).download_and_prepare()
     np.save(folder / "x.npy", X)
+    with h5py.File(folder / "x.h5", "w") as file:
+        file["x"], file["y"] = X, Y
 
 
 def hugging_face() -> Any:
@@ -126,6 +129,16 @@ class Rows:
 
     def take(self, rows: Any) -> Any:
         return *stacked(np.arange(EXAMPLES)[rows]), None
+
+
+def h5(files: Path) -> Any:
+    return h5py.File(files / "x.h5")
+
+
+def listed(files: Path) -> Any:
+    """Return the images of the folder in the order of their rows."""
+    paths = [files / "images" / f"class{row % CLASSES}" / f"{row:02}.png" for row in range(EXAMPLES)]
+    return resfit.data.files(paths, Y, size=8, crop="random", mode="L")
 
 
 class Named:
@@ -267,12 +280,14 @@ CUT = {"batch_size": BATCH}
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "arrays": lambda files: {"x": X, **ARRAYS},
     "arrays of a file": lambda files: {"x": np.load(files / "x.npy", mmap_mode="r"), **ARRAYS},
+    "arrays of an h5py file": lambda files: {"x": h5(files)["x"], "y": h5(files)["y"], **CUT},
     "arrays of data.load": lambda files: {"x": digits()[0][:EXAMPLES], "y": digits()[1][:EXAMPLES] % CLASSES, **CUT},
     "weighted arrays": lambda files: {"x": X, **ARRAYS, "sample_weight": np.linspace(0, 2, EXAMPLES)},
     "arrays on the device": lambda files: {"x": X, **ARRAYS, "cache": "device"},
     "arrays, five steps an epoch": lambda files: {"x": X, **ARRAYS, "steps_per_epoch": 5},
     "a source": lambda files: {"x": Rows(), **CUT},
     "a folder": lambda files: {"x": resfit.data.folder(files / "images", size=8, crop="random", mode="L"), **CUT},
+    "files": lambda files: {"x": listed(files), **CUT},
     "TFDS": lambda files: {"x": prepared(files).as_data_source("train"), **CUT},
     "Hugging Face": lambda files: {"x": table(), **CUT},
     "a stream of Hugging Face": lambda files: {

@@ -1,7 +1,6 @@
 """With every kind of data, a resumed run gets the remaining batches in the order of an uninterrupted run."""
 
 import functools
-import importlib
 import itertools
 import shutil
 import time
@@ -16,6 +15,7 @@ import resfit
 from resfit.callbacks import Callback
 from resfit.data import Epochs, Geometry, as_batches
 from resfit.data import decode as decoding
+from resfit.data.sources import files as files_module
 from resfit.data.sources import pictures
 from resfit.data.sources.tfds_source import TfdsSource
 from resfit.errors import DataError, ResumeError
@@ -25,7 +25,6 @@ from tests.faults import kinds, runs
 from tests.faults.kinds import KINDS, READ, X, Y
 from tests.helpers import PlainNet, assert_same
 
-folder_module = importlib.import_module("resfit.data.sources.folder")  # resfit.data.folder is the function
 VALIDATION = X[:9], Y[:9]
 
 
@@ -92,7 +91,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def noting(decode: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments: READ.append(0) or decode(*arguments)  # type: ignore[func-returns-value]
 
-    for module in (folder_module, pictures):
+    for module in (files_module, pictures):
         monkeypatch.setattr(module, "decode", noting(decoding.decode))
     take = TfdsSource.take
     monkeypatch.setattr(TfdsSource, "take", lambda self, rows: READ.extend(rows.tolist()) or take(self, rows))

@@ -9,6 +9,8 @@ import numpy as np
 
 from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
+from resfit.data.sources.stored import Stored, is_stored
+from resfit.data.tensors import without_tensors
 from resfit.data.values import check_values, has_values_to_check, refuse_masked
 from resfit.errors import DataError
 
@@ -18,7 +20,10 @@ _COMPARED = 64  # examples in the checksum of a dataset; reading more of a mappe
 
 
 class ArraySource:
-    """A `Source` of arrays in memory or mapped from a file, or of dicts and tuples of such arrays.
+    """A `Source` of arrays in memory or in a file, or of dicts and tuples of such arrays.
+
+    Of a memory-mapped, h5py or zarr array, and of any other object with a shape and slices, only the rows of a batch
+    are read. Labels in such an array are read at once if there is one number or one row of numbers per example.
 
     The values of large arrays are checked when an example is first taken, so that no pass over them delays the first
     step.
@@ -28,45 +33,49 @@ class ArraySource:
       y: labels in the same form, or None.
       weight: (examples,) or None.
 
+    Attributes:
+      x: the inputs, as arrays.
+      labels: as an array or a pytree of such; None without labels, or if they stay in a file.
+      weight: (examples,) float32 or None.
+      in_memory: False if an array is read from its file; a memory-mapped array counts as in memory.
+
     Raises:
       DataError: if there are no examples, or arrays differ in length; from `take`, if inputs are not finite.
     """
 
-    threads = 0
     checked = True
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
-        self._x, self._y, self._weight = as_arrays(x, y, weight)
+        self.x, y, self.weight = as_arrays(x, y, weight, stored=True)
         structure: Any  # a PyTreeDef, which has no type annotations
-        if self._weight is not None and not self._weight.any():
+        if self.weight is not None and not self.weight.any():
             raise DataError(
-                f"All {len(self._weight)} sample weights are 0. Expected at least one weight above 0. Leave "
+                f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self._x, self._y, self._weight))
+        self._leaves, structure = jax.tree.flatten((self.x, y, self.weight))
         self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
+        self.in_memory = not any(isinstance(leaf, Stored) for leaf in self._leaves)
+        self.labels = None if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(y)) else y
+        self.threads = 0 if self.in_memory else 1  # one, because the object may not expect several
         self._plain = all(type(leaf) is np.ndarray and native(leaf) is leaf for leaf in self._leaves)
-        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self._x, self._y) else None
-        if sum(leaf.nbytes for leaf in jax.tree.leaves((self._x, self._y))) <= _CHECKED_AT_ONCE:
+        self._unchecked = np.ones(len(self), bool) if has_values_to_check(self.x, y) else None
+        if self.in_memory and sum(leaf.nbytes for leaf in jax.tree.leaves((self.x, y))) <= _CHECKED_AT_ONCE:
             self.take(slice(None))
-
-    @property
-    def labels(self) -> Any:
-        return self._y
 
     @property
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self._weight is None else zlib.crc32(self._weight.tobytes())
+        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
         return {
-            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self._x)],
-            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self._x)],
+            "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
+            "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
             "weights": weight,
         }
 
     def __len__(self) -> int:
-        return len(jax.tree.leaves(self._x)[0])
+        return len(jax.tree.leaves(self.x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
         if self._plain and not isinstance(rows, slice):  # `take` is faster than an index
@@ -116,8 +125,16 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.ndarray | None]:
+def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False) -> tuple[Any, Any, np.ndarray | None]:
     """Check inputs, labels and weights, and return them as NumPy arrays of one length.
+
+    Tensors become NumPy arrays, and images with the channels first are moved to the channels last.
+
+    Args:
+      x: inputs.
+      y: labels, or None.
+      weight: sample weights, or None.
+      stored: True to return large arrays that are not in memory as `Stored`, False to read them.
 
     Raises:
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
@@ -128,7 +145,9 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
             "for all of its outputs. Weigh outputs in Model.compute_loss, and classes with class_weight."
         )
     lengths: dict[str, int] = {}
-    x, y = _array_tree("x", x, lengths), _array_tree("y", y, lengths)
+    x, y = without_tensors(x, y)
+    _, weight = without_tensors(None, weight)
+    x, y = _array_tree("x", x, lengths, 0 if stored else None), _array_tree("y", y, lengths, 2 if stored else None)
     weight = _array_tree("sample_weight", weight, lengths)
     if not lengths or min(lengths.values()) == 0:
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
@@ -137,8 +156,15 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None) -> tuple[Any, Any, np.n
     return x, y, None if weight is None else check_weight(weight)
 
 
-def _array_tree(name: str, tree: Any, lengths: dict[str, int]) -> Any:
-    """Convert the leaves of a tree to arrays, and add the length of each to `lengths`."""
+def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None = None) -> Any:
+    """Convert the leaves of a tree to arrays, and add the length of each to `lengths`.
+
+    Args:
+      name: the name of the tree.
+      tree: the tree.
+      lengths: the length of each leaf by name.
+      kept: arrays that are not in memory stay there if they have more than this number of dimensions; None reads them.
+    """
     if tree is None:
         return None
     if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
@@ -146,19 +172,22 @@ def _array_tree(name: str, tree: Any, lengths: dict[str, int]) -> Any:
     else:
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
-    arrays = {name + place: _array(name + place, leaf) for place, leaf in leaves}
+    arrays = {name + place: _array(name + place, leaf, kept) for place, leaf in leaves}
     lengths.update({place: len(array) for place, array in arrays.items()})
     return jax.tree.unflatten(structure, arrays.values())
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def _array(name: str, value: Any, kept: int | None = None) -> Any:
     """Convert one leaf to an array of real numbers, with one entry per example."""
+    if is_stored(value):
+        value = value if isinstance(value, Stored) else Stored(name, value)
     if not hasattr(value, "__array__") and not isinstance(value, list):
         remedy = " Pass weights by class as class_weight." if name.startswith("sample_weight") else ""
         raise DataError(f"{name} is a {type(value).__name__}; expected an array, or a dict or tuple of arrays.{remedy}")
     refuse_masked(name, value)
+    stays = isinstance(value, Stored) and kept is not None and value.ndim > kept
     try:
-        array = np.asarray(value)
+        array = value if stays else np.asarray(value)
     except ValueError as error:  # lists of different lengths
         raise DataError(
             f"{name} is a list of {len(value)} entries that do not form an array: {error}. Expected entries of one "
@@ -174,7 +203,7 @@ def _array(name: str, value: Any) -> np.ndarray:
             f"{name} is a single value, {array}; expected one entry per example. If the data are an iterable of single "
             "examples, batch them first: `fit` iterates over batches."
         )
-    return array if isinstance(array, np.memmap) else native(array)  # `take` converts the rows of a mapped file
+    return array if isinstance(array, np.memmap | Stored) else native(array)  # `take` converts the rows of a file
 
 
 def _remedy_for_dtype(name: str, kind: str) -> str:
@@ -331,7 +360,7 @@ def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tupl
     """
     if not 0 < fraction < 1:
         raise DataError(f"Expected validation_split to be between 0 and 1, got {fraction}.")
-    x, y, weight = as_arrays(x, y, weight)
+    x, y, weight = as_arrays(x, y, weight, stored=True)
     n = len(jax.tree.leaves(x)[0])
     cut = int(n * (1 - fraction) + 1e-6)  # 10 * (1 - 0.9) is 0.9999999999999998
     if not 0 < cut < n:
@@ -341,7 +370,7 @@ def split_validation(fraction: float, x: Any, y: Any, weight: Any) -> tuple[tupl
         )
 
     def part(rows: slice) -> tuple[Any, Any, Any]:
-        take: Callable[[np.ndarray], np.ndarray] = lambda a: a[rows]  # noqa: E731
+        take: Callable[[Any], Any] = lambda a: a.part(rows) if isinstance(a, Stored) else a[rows]  # noqa: E731
         x_part, y_part, weight_part = jax.tree.map(take, (x, y, weight))
         return x_part, y_part, weight_part
 

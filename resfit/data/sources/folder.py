@@ -1,21 +1,15 @@
 """Images in one folder per class: path/class_name/anything.jpg."""
 
-import dataclasses
 import logging
 import os
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 
-from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
-from resfit.data.crops import crop_of, output_size
-from resfit.data.decode import MODES, decode
-from resfit.data.records import stack_images
+from resfit.data.sources.files import ImageFiles, check_options
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
@@ -73,17 +67,7 @@ def folder(
       >>> images.take(slice(0, 2))[0].shape
       (2, 16, 16, 3)
     """
-    image_file = load_package("PIL.ImageFile", "resfit.data.folder", "pip install 'resfit[folder]'")
-    if image_file.LOAD_TRUNCATED_IMAGES:
-        raise DataError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True. Expected False, Pillow's default: with True, Pillow fills "
-            "truncated images with gray without an error."
-        )
-    if mode not in MODES:
-        raise DataError(f"Expected mode to be one of {', '.join(MODES)}, got {mode!r}.")
-    out = output_size(size, crop)
-    if threads is not None and threads < 0:
-        raise DataError(f"Expected threads to be 0 (none) or more, got {threads}.")
+    out = check_options(size, crop, mode, threads, "resfit.data.folder")
     names, labels, paths = _listed(Path(expand_user(path)), None if classes is None else tuple(classes))
     return ImageFolder(
         paths=paths,
@@ -96,80 +80,11 @@ def folder(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ImageFolder:
-    """A `Source` of the images of a folder, as `folder` returns it.
+class ImageFolder(ImageFiles):
+    """A `Source` of the images of a folder, as `folder` returns it; see `ImageFiles`."""
 
-    An `ImageFolder` is also a sequence of (image, label) pairs, as Grain's MapDataset.source and PyTorch's DataLoader
-    read them. A slice is an `ImageFolder` of the selected images.
-
-    Attributes:
-      paths: the paths of the images, sorted by class number and path.
-      labels: (examples,) int32 class numbers.
-      classes: class names by number.
-      size: (height, width) of the output, or None.
-      crop: None, "random" or "center".
-      mode: "L", "RGB" or "RGBA".
-      threads: the number of decoding threads.
-      key: (seed, epoch), which determine random crops; None until `for_epoch` sets them.
-    """
-
-    paths: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
-    size: tuple[int, int] | None
-    crop: str | None
-    mode: str
-    threads: int
-    key: tuple[int, int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __repr__(self) -> str:
-        return (
-            f"ImageFolder({len(self)} images of {len(self.classes)} classes, size={self.size}, crop={self.crop!r}, "
-            f"mode={self.mode!r}, files={self.description['files']:08x})"
-        )
-
-    @overload
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int]: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> "ImageFolder": ...
-
-    def __getitem__(self, row: int | slice) -> "tuple[np.ndarray, int] | ImageFolder":
-        if isinstance(row, slice):
-            return dataclasses.replace(self, paths=self.paths[row], labels=self.labels[row])
-        x, y, _ = self.take(np.asarray([range(len(self))[row]]))
-        return x[0], int(y[0])
-
-    def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
-        numbers = np.arange(len(self))[rows].tolist()
-        names = [self.paths[row] for row in numbers]
-        images = [
-            decode(name, self.mode, self.size, crop_of(self.crop, self.size, self.key, (row,)))
-            for row, name in zip(numbers, names, strict=True)
-        ]
-        return stack_images(images, names), self.labels[rows], None
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        if not self.paths:
-            return {"files": 0}
-        # Relative to the common folder, so that moving the folder does not change the description.
-        root = len(os.path.commonpath([os.path.dirname(self.paths[0]), os.path.dirname(self.paths[-1])]))
-        files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))
-        return {
-            "files": files,
-            "size": None if self.size is None else list(self.size),
-            "crop": self.crop,
-            "mode": self.mode,
-        }
-
-    def for_epoch(self, seed: int | None, epoch: int) -> "ImageFolder":
-        """Return the same images with the random crops of one epoch; without a seed there are no random crops."""
-        return self if seed is None else dataclasses.replace(self, key=(seed, epoch))
 
 
 def _listed(root: Path, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:

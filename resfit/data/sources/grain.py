@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from resfit.data.batches import Batch, Batches
+from resfit.data.batches import Batch, Geometry
 from resfit.data.cores import cores
 from resfit.data.sources.iterables import as_batch
 from resfit.data.streaming.ahead import in_order
+from resfit.data.streaming.shares import part
 from resfit.errors import DataError
 
 # A longer dataset repeats without end: Grain reports sys.maxsize as its length.
@@ -22,17 +23,31 @@ def is_grain(x: Any) -> bool:
     return any(cls.__module__.partition(".")[0] == "grain" for cls in type(x).__mro__)
 
 
-def from_grain(x: Any) -> Batches | Iterable[Any]:
-    """Convert a Grain object to `Batches` or an iterable of batches.
+def from_grain(x: Any) -> "GrainMap | Iterable[Any]":
+    """Convert a Grain object to a `Stream` or an iterable of batches.
 
     Args:
       x: a MapDataset, an IterDataset, a DataLoader, or an iterator over one of them.
     """
     if hasattr(x, "__getitem__"):
-        return GrainBatches(x)
+        return GrainMap(x)
     if not isinstance(x, Iterator):
         return GrainIterable(x)
     return map(_batched, x) if _state_of(x) is None else GrainIterator(x)
+
+
+class GrainMap:
+    """A `grain.MapDataset` of batches as a `Stream`: each process reads its part of every batch.
+
+    Args:
+      data: the dataset, the same in every process.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def batches(self, geometry: Geometry) -> "GrainBatches":
+        return GrainBatches(self._data, geometry.shard)
 
 
 class GrainBatches:
@@ -44,6 +59,7 @@ class GrainBatches:
     Args:
       data: a MapDataset whose elements are batches: (x, y) or (x, y, sample_weight) tuples, or dicts of an image and
         its label.
+      shard: (index, count): this process keeps part `index` of `count` of every batch.
 
     Raises:
       DataError: if `data` is empty; during iteration, if an element is not a batch or was filtered out.
@@ -60,8 +76,8 @@ class GrainBatches:
     labels = None
     report: Mapping[str, float] = {}
 
-    def __init__(self, data: Any) -> None:
-        self._data = data
+    def __init__(self, data: Any, shard: tuple[int, int] = (0, 1)) -> None:
+        self._data, self._shard = data, shard
         self._length = len(data)
         if not self._length:
             raise DataError(f"The {type(data).__name__} has no batches. Expected at least one.")
@@ -81,7 +97,10 @@ class GrainBatches:
                 f"Element {index} of the {type(self._data).__name__} was filtered out. Expected as many elements as "
                 "the length of the dataset. Filter after .to_iter_dataset() and before .batch(64)."
             )
-        return as_batch(_batched(element))
+        batch = as_batch(_batched(element), self._data)
+        low, high = part(batch.size, self._shard)
+        x, y, weight = jax.tree.map(lambda array: array[low:high], (batch.x, batch.y, batch.weight))
+        return batch._replace(x=x, y=y, weight=weight)
 
 
 class GrainIterable:

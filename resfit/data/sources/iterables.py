@@ -11,6 +11,8 @@ import numpy as np
 
 from resfit.data.batches import Batch, Positioned
 from resfit.data.sources.arrays import as_arrays
+from resfit.data.sources.class_names import names_of
+from resfit.data.sources.single_examples import check_batched
 from resfit.data.values import check_values
 from resfit.errors import DataError
 
@@ -56,6 +58,7 @@ class IterableBatches:
             self.steps = None
         self.examples: int | None = None
         self.labels: Any = None
+        self.classes = names_of(source)
         self.report: Mapping[str, float] = {}
         if self.steps == 0:
             raise DataError(f"The {self._name} has no batches. Expected at least one.")
@@ -87,7 +90,7 @@ class IterableBatches:
                     f"The {self._name} promised {self.steps} batches and yields more. Expected its length to be "
                     "the number of batches. Check that several workers do not read the same data."
                 )
-            yield as_batch(item)
+            yield as_batch(item, self._source)
         if read == start:
             self._check_not_used_up()
         self._check_count(read, epoch)
@@ -174,8 +177,8 @@ def _check_takes_nothing(function: Callable[..., Any]) -> None:
         return
 
 
-def as_batch(item: Any) -> Batch:
-    """Convert an item of an iterable to a batch."""
+def as_batch(item: Any, source: Any) -> Batch:
+    """Convert an item to a batch; `source` is the data that yielded it, for errors."""
     if isinstance(item, list):
         if not item or not all(type(entry).__module__.startswith("torch") for entry in item):
             raise DataError(
@@ -188,6 +191,7 @@ def as_batch(item: Any) -> Batch:
     parts = item if isinstance(item, tuple) else (item,)
     if not 1 <= len(parts) <= 3:
         raise DataError(f"Expected batches (x, y) or (x, y, sample_weight), got a tuple of {len(parts)} entries.")
+    check_batched(parts, source)
     # A copy, because a loader may overwrite this batch while a step still reads it.
     x, y, weight = jax.tree.map(np.array, as_arrays(*parts))
     check_values(x, y)

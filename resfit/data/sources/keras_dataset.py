@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit.data.batches import Batch, Geometry
+from resfit.data.sources.class_names import names_of
 from resfit.data.sources.iterables import as_batch
 from resfit.data.streaming.ahead import in_order
 from resfit.errors import DataError
@@ -54,6 +55,13 @@ class KerasDataset:
         self._dataset = dataset
 
     def batches(self, geometry: Geometry) -> "KerasBatches":
+        index, count = geometry.shard
+        if count > 1:
+            raise DataError(
+                f"x is a {type(self._dataset).__name__}, whose batches every process would read, but {count} processes "
+                "train together. Expected the batches of this process. Pass a function that returns every "
+                f"{count}. batch: lambda: (data[i] for i in range({index}, len(data), {count}))."
+            )
         return KerasBatches(self._dataset, geometry.seed)
 
 
@@ -79,6 +87,7 @@ class KerasBatches:
         self.steps: int | None = _length(dataset)
         self.examples: int | None = None
         self.labels: Any = None
+        self.classes = names_of(dataset)
         self.report: Mapping[str, float] = {}
         if self.steps == 0:
             raise DataError(f"The {type(dataset).__name__} has no batches: its length is 0. Expected at least one.")
@@ -125,7 +134,7 @@ class KerasBatches:
     def _batch(self, number: int) -> Batch:
         item = self._dataset[number]
         # Keras treats a list as a tuple.
-        return as_batch(tuple(item) if isinstance(item, list) else item)
+        return as_batch(tuple(item) if isinstance(item, list) else item, self._dataset)
 
     def _call(self, hook: str) -> None:
         if hasattr(self._dataset, hook):

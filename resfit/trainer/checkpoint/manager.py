@@ -157,8 +157,9 @@ class CheckpointManager:
             raise ResumeError(
                 f"The saved run had taken {found.facts['data']['taken']} batches. The data are an iterator, or a "
                 "dataset that changes itself between epochs, so this position cannot be found again. Expected a "
-                "function that returns a fresh iterator; a loader, with or without state_dict and load_state_dict; or "
-                "a Keras dataset with set_epoch(epoch). Pass resume='inexact' to continue with the remaining data."
+                "function that returns a fresh iterator; a loader, with or without state_dict and load_state_dict; a "
+                "Keras dataset with set_epoch(epoch); or fit(shuffle=True) with a shuffled DataLoader. Pass "
+                "resume='inexact' to continue with the remaining data."
             )
 
     def _restore_state(self, found: SavedRun) -> None:

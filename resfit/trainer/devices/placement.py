@@ -144,6 +144,11 @@ class Placement:
         """True if a thread should transfer batches before their steps: on an accelerator, by a single process."""
         return self.platform != "cpu" and self.processes == 1
 
+    @property
+    def loops(self) -> bool:
+        """True if a loop of steps on the device is fast, see `trainer.several_steps`."""
+        return self.platform != "cpu" and self.kind != "eager"
+
     def put(self, batch: Any) -> Any:
         """Return a batch in device memory, split as by `place`. The transfer may still be under way."""
         placed = self.place(batch)
@@ -288,7 +293,7 @@ class CompiledStep:
         """
         if self._eager or jit_disabled():
             return self._function
-        key = _key(arguments[-1])
+        key = form_of(arguments[-1])
         program = self._programs.get(key)
         if program is None:
             on_compile(True)
@@ -302,10 +307,11 @@ class CompiledStep:
     def described(self, batch: Any) -> tuple[str, str]:
         """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
-        return shapes, "" if self._eager or jit_disabled() else self._programs[_key(batch)].digest
+        return shapes, "" if self._eager or jit_disabled() else self._programs[form_of(batch)].digest
 
 
-def _key(batch: Any) -> Any:
+def form_of(batch: Any) -> Any:
+    """Return what decides the program for a placed batch: structure, shapes, dtypes and shardings."""
     leaves, structure = jax.tree.flatten(batch)
     return structure, *[
         (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None)) for leaf in leaves

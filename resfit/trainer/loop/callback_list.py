@@ -138,7 +138,7 @@ def _check_hooks(callback: Callback) -> None:
 
 
 def _check_signature(callback: Callback, hook: str) -> None:
-    wanted = [name for name in inspect.signature(getattr(Callback, hook)).parameters if name != "self"]
+    wanted = _arguments(hook)
     try:
         inspect.signature(getattr(callback, hook)).bind(*wanted)
     except TypeError as error:
@@ -148,6 +148,11 @@ def _check_signature(callback: Callback, hook: str) -> None:
         ) from error
     except ValueError:  # a built-in function without a signature
         return
+
+
+@functools.cache
+def _arguments(hook: str) -> list[str]:
+    return [name for name in inspect.signature(getattr(Callback, hook)).parameters if name != "self"]
 
 
 def _listens(callback: Callback, hook: str) -> bool:

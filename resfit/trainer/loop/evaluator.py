@@ -14,10 +14,11 @@ from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
 from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
-from resfit.trainer.devices.placement import CompiledStep, Throttle
+from resfit.trainer.devices.placement import CompiledStep, Throttle, form_of
 from resfit.trainer.loop.boundary import Boundary
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.several_steps import Taken, filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
 
@@ -48,7 +49,17 @@ class Evaluator:
             whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch)
             return tuple(jax.tree.leaves(whole)), loss, shape
 
-        self._step = CompiledStep(context.inference_step(evaluate), context.placement)
+        def several(leaves: Leaves, sums: Leaves, key: Any, count: Any, batches: Any) -> Any:
+            def one(sums: Leaves, batch: DeviceBatch) -> Any:
+                sums, loss, shape = evaluate(leaves, sums, key, batch)
+                return sums, (sums, loss, shape)
+
+            sums, (each, losses, shape) = repeated(one, sums, batches, count)
+            return sums, losses, each, shape
+
+        self._step, self._several = (
+            CompiledStep(context.inference_step(step), context.placement) for step in (evaluate, several)
+        )
 
     def values(self, sums: Leaves) -> dict[str, Any]:
         """Return the named values of sums on the host: the loss first, then metrics as they were given."""
@@ -56,9 +67,9 @@ class Evaluator:
             values = self._metrics.unflatten(sums).compute()
         return {name: as_float(values[name]) for name in self.names}
 
-    def logs(self, sums: Leaves, loss: jax.Array, examples: int) -> LazyLogs:
+    def logs(self, sums: Leaves, loss: jax.Array, examples: int, place: int | None = None) -> LazyLogs:
         """Return the log of a batch, which is read from the device on access."""
-        return LazyLogs(sums, self.values, self.names, loss, examples)
+        return LazyLogs(sums, self.values, self.names, loss, examples, place)
 
     def evaluate(
         self,
@@ -96,13 +107,19 @@ class Evaluator:
         listened = callbacks.listens("on_test_batch_end")
         seen = 0
         batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
-        for i, turn in enumerate(context.processes.turns(batches, for_step)):
+        turns = context.processes.turns(batches, for_step)
+        i = 0
+        for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
             callbacks.fire("on_test_batch_begin", i, {})
-            sums, loss = self._run(leaves, turn, sums, check, compiling)
-            if listened:
-                callbacks.fire("on_test_batch_end", i, self.logs(sums, loss, turn.examples))
-            throttle.add(loss)
-            seen += turn.examples
+            sums, taken = self._measured(leaves, group, sums, check, compiling)
+            for turn, (its_sums, loss, place) in zip(group, taken, strict=True):
+                if turn is not group[0]:
+                    callbacks.fire("on_test_batch_begin", i, {})
+                if listened:
+                    callbacks.fire("on_test_batch_end", i, self.logs(its_sums, loss, turn.examples, place))
+                i += 1
+                seen += turn.examples
+            throttle.add(taken[-1].loss)
             if boundary():
                 break
         if not seen:
@@ -117,6 +134,25 @@ class Evaluator:
         turn = context.turn(batch)
         sums, _ = self._run(context.state.visible(), turn, self.empty, LabelCheck(context.learned.check_labels), quiet)
         return self.values(read(sums))
+
+    def _measured(
+        self, leaves: Leaves, group: list[Turn], sums: Leaves, check: LabelCheck, on_compile: Callable[[bool], None]
+    ) -> tuple[Leaves, list[Taken]]:
+        """Return the sums after these turns, and the results of each."""
+        context, taken = self._context, []
+        if not context.runs_in_one_program:
+            for turn in group:
+                sums, loss = self._run(leaves, turn, sums, check, on_compile)
+                taken.append(Taken(sums, loss, None))
+            return sums, taken
+        batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
+        arguments = (leaves, sums, context.key, count, batches)
+        step = self._several.prepare(arguments, on_compile)
+        for turn in group:
+            context.check_inputs(turn)
+            check_before(step, turn, check)
+        sums, losses, each, _ = step(*arguments)
+        return sums, [Taken(each, losses, i) for i in range(len(group))]
 
     def _run(
         self, leaves: Leaves, turn: Turn, sums: Leaves, check: LabelCheck, on_compile: Callable[[bool], None]

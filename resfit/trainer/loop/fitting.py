@@ -24,6 +24,8 @@ from resfit.callbacks.base import TrainedModel
 from resfit.data import Batches, Epochs, Geometry, as_batches
 from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
+from resfit.data.device import DeviceSource
+from resfit.data.indexed import IndexedBatches
 from resfit.data.relabeled import relabeled
 from resfit.data.sources.arrays import split_validation
 from resfit.errors import CallbackError, DataError
@@ -40,7 +42,6 @@ from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.interrupts import at_batch_boundaries
 from resfit.trainer.loop.run import Run, Validation
-from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
@@ -134,8 +135,7 @@ _STEERING = (
 
 def _check_model(control: FitControl, state: RunState) -> None:
     """Raise if the module changed since `compile`, or `fit` runs already."""
-    check_flags(state.module, state.layout.plan)
-    state.check_structure()
+    state.check_for_training()
     if control.fitting:
         raise CallbackError(
             "fit was called while fit is running, by a callback: both would train the same state. Stop with "
@@ -156,7 +156,12 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         drop_remainder=config.drop_remainder,
         shard=context.processes.shard,
     )
-    data = as_batches(given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache)
+    data = as_batches(
+        given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
+        known=context.on_device,
+    )  # fmt: skip
+    source = data.source if isinstance(data, IndexedBatches) else None
+    context.on_device = source if isinstance(source, DeviceSource) else None
     _check_same_data(context.processes, data)
     learned.labels.warn_of_one_hot(data.labels)
     _log.info("%s", compiled.described(config.batch_size))

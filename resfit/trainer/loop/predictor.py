@@ -3,7 +3,7 @@
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,12 @@ from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext, announce, quiet
 from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Turn
-from resfit.trainer.devices.placement import CompiledStep
+from resfit.trainer.devices.placement import CompiledStep, form_of
 from resfit.trainer.learned.outputs import OUTPUTS
 from resfit.trainer.loop.boundary import Boundary
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.several_steps import filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import predict_step
 
@@ -35,16 +36,13 @@ class Predictor:
 
     def __init__(self, context: RunContext, preprocess: Preprocess | None) -> None:
         self._context = context
-        self.steps = {
-            name: CompiledStep(
-                context.inference_step(
-                    functools.partial(predict_step, context.state.layout, preprocess, output.finish, call=output.call)
-                ),
-                context.placement,
-                returns_state=False,
-            )
-            for name, output in OUTPUTS.items()
-        }
+        compiled = functools.partial(CompiledStep, placement=context.placement, returns_state=False)
+        self.steps: dict[str, CompiledStep] = {}
+        self._several: dict[str, CompiledStep] = {}
+        for name, output in OUTPUTS.items():
+            step = functools.partial(predict_step, context.state.layout, preprocess, output.finish, call=output.call)
+            self.steps[name] = compiled(context.inference_step(step))
+            self._several[name] = compiled(context.inference_step(functools.partial(_several, step)))
 
     def predict(
         self,
@@ -75,23 +73,26 @@ class Predictor:
             context.state.take_from_module()
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
-            empty = True
+            i = 0
             batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
-            for i, turn in enumerate(context.processes.turns(batches, lambda batch: batch.x)):
-                empty = False
+            turns = context.processes.turns(batches, lambda batch: batch.x)
+            for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_predict_batch_begin", i, {})
-                # Chosen again for every batch: a training step in between donates the former arrays.
+                # Chosen again each time: a training step in between donates the former arrays.
                 leaves = context.state.layout.chosen(context.state.leaves, weights)
-                outputs = self._run(leaves, turn, kind, compiling)
-                callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
-                in_flight.append((outputs, turn))
-                if len(in_flight) > context.placement.run_ahead:
+                for turn, outputs in zip(group, self._predicted(leaves, group, kind, compiling), strict=False):
+                    if turn is not group[0]:
+                        callbacks.fire("on_predict_batch_begin", i, {})
+                    callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
+                    in_flight.append((outputs, turn))
+                    i += 1
+                while len(in_flight) > context.placement.run_ahead:
                     yield _on_host(*in_flight.popleft())
                 if boundary():
                     break
             while in_flight:
                 yield _on_host(*in_flight.popleft())
-            if empty:
+            if not i:
                 raise DataError("There are no examples to predict. Expected at least one.")
             callbacks.fire("on_predict_end", {})
 
@@ -101,10 +102,30 @@ class Predictor:
         turn = self._context.turn(batch, lambda batch: batch.x)
         return jax.tree.map(np.asarray, read(self._run(self._context.state.visible(), turn, "logits", quiet)))
 
+    def _predicted(
+        self, leaves: Leaves, group: list[Turn], kind: str, on_compile: Callable[[bool], None]
+    ) -> Sequence[Any]:
+        """Return the outputs of each turn, and perhaps more."""
+        context = self._context
+        if not context.runs_in_one_program:
+            return [self._run(leaves, turn, kind, on_compile) for turn in group]
+        for turn in group:
+            context.check_inputs(turn)
+        batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
+        arguments = (leaves, context.key, count, batches)
+        outputs: Sequence[Any] = self._several[kind].prepare(arguments, on_compile)(*arguments)
+        return outputs
+
     def _run(self, leaves: Leaves, turn: Turn, kind: str, on_compile: Callable[[bool], None]) -> Any:
         self._context.check_inputs(turn)
         arguments = (leaves, self._context.key, turn.placed)
         return self.steps[kind].prepare(arguments, on_compile)(*arguments)
+
+
+def _several(step: Callable[..., Any], leaves: Leaves, key: Any, count: Any, batches: Any) -> list[Any]:
+    """Return the outputs for each of the batches."""
+    _, outputs = repeated(lambda carry, x: (carry, step(leaves, key, x)), (), batches, count)
+    return [jax.tree.map(lambda each, i=i: each[i], outputs) for i in range(len(batches))]
 
 
 def _on_host(outputs: Any, turn: Turn) -> Any:

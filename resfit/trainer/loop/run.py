@@ -133,20 +133,21 @@ class Run:
         if here.validating:
             here = self._validated(here)
         if not here.stopping:
-            for last in self.trainer.batches(self.data, here.batch, self.callbacks, check, self.manager):  # noqa: B007
-                here = self._after_batch(here)
+            executions = self.trainer.batches(self.data, here.batch, self.callbacks, check, self.manager)
+            for steps, last in executions:  # noqa: B007
+                here = self._after_steps(here, steps)
                 if here.stopping or self._rolls_back:
                     break
         if not self._rolls_back:
             here = self._after_epoch(here, self.trainer.logs() if last is None else last)
         return self._rolled_back() if self._rolls_back else here
 
-    def _after_batch(self, here: Progress) -> Progress:
-        """Validate, save and stop if these are due after a batch and its hooks."""
+    def _after_steps(self, here: Progress, count: int) -> Progress:
+        """Validate, save and stop if these are due after the steps of an execution and their hooks."""
         every = None if self.validation is None else self.validation.every
-        steps = here.steps + 1
-        due = every is not None and steps % every == 0
-        here = self._boundary(here._replace(batch=here.batch + 1, steps=steps, validating=due))
+        steps = here.steps + count
+        due = every is not None and steps // every > here.steps // every
+        here = self._boundary(here._replace(batch=here.batch + count, steps=steps, validating=due))
         if here.validating:
             here = self._boundary(self._validated(here))
         self._save_if_wanted(here)

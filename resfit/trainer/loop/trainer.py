@@ -1,7 +1,7 @@
 """Training: runs compiled training steps, one batch after another."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from resfit.errors import ModuleError, NonFiniteLossError
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
 from resfit.trainer.devices.memory import StepMemory, step_memory
-from resfit.trainer.devices.placement import AXIS, CompiledStep, Throttle
+from resfit.trainer.devices.multihost import Turn
+from resfit.trainer.devices.placement import AXIS, CompiledStep, Throttle, form_of
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.input_stall import Waiting
 from resfit.trainer.non_finite import first_non_finite
+from resfit.trainer.several_steps import Taken, filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, train_step
 
@@ -43,6 +45,7 @@ class Trainer:
         self.sums: Leaves = ()
         self.keep_last_step = False
         self._kept: tuple[Leaves, DeviceBatch] | None = None
+        self._checked: set[int] = set()  # the sizes of batches whose program was compared with that of a saved run
         self._waiting = Waiting()
         self._skips = context.state.skips()
         self._skipped_before = 0
@@ -56,8 +59,22 @@ class Trainer:
         def train_part(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
             return train(leaves, sums, key, batch, AXIS)
 
-        part = train_part if context.placement.replicas > 1 else None
+        def several(leaves: Leaves, sums: Leaves, key: Any, count: Any, batches: Any, axis: str | None = None) -> Any:
+            def one(carry: tuple[Leaves, Leaves], batch: DeviceBatch) -> Any:
+                leaves, sums = carry
+                leaves, sums, loss, shape = train(leaves, sums, key, batch, axis)
+                return (leaves, sums), (sums, loss, shape)
+
+            carry, (each, losses, shape) = repeated(one, (leaves, sums), batches, count)
+            return *carry, losses, each, shape
+
+        def several_parts(leaves: Leaves, sums: Leaves, key: Any, count: Any, batches: Any) -> Any:
+            return several(leaves, sums, key, count, batches, AXIS)
+
+        mapped = context.placement.replicas > 1
+        part = train_part if mapped else None
         self.step = CompiledStep(train, context.placement, donate=True, mapped=part)
+        self._several = CompiledStep(several, context.placement, donate=True, mapped=several_parts if mapped else None)
         # For train_on_batch, whose result the user's module shares.
         self._kept_step = CompiledStep(train, context.placement, mapped=part)
 
@@ -71,10 +88,10 @@ class Trainer:
 
     def batches(
         self, data: Epochs, done: int, callbacks: CallbackList, check: LabelCheck, manager: CheckpointManager | None
-    ) -> Iterator[LazyLogs | None]:
-        """Train on one epoch; yield after each batch, once its step is on the device and its hooks have fired.
+    ) -> Iterator[tuple[int, LazyLogs | None]]:
+        """Train on one epoch; yield after each execution, once its steps are on the device and their hooks have fired.
 
-        What is yielded is the log of the batch; None if no callback listens to it.
+        What is yielded is the number of steps, and the log of the last one; None if no callback listens to it.
 
         Args:
           data: cut into epochs.
@@ -86,33 +103,75 @@ class Trainer:
         context, state = self._context, self._context.state
         throttle = Throttle(context.placement.run_ahead)
         waiting = self._waiting = Waiting()
-        checked: set[int] = set()
         compiling, listened = announce(callbacks, "train"), callbacks.listens("on_train_batch_end")
+        self._checked.clear()
         logs: LazyLogs | None = None
         turns = context.processes.turns(data.next(done), for_step)
-        for i, turn in enumerate(waiting.over(turns), done):
+        i = done
+        for group in grouped(waiting.over(turns), context.steps_per_execution, lambda turn: form_of(turn.placed)):
             callbacks.fire("on_train_batch_begin", i, {})
+            for turn in group:
+                context.check_inputs(turn)
             state.own()
-            context.check_inputs(turn)
-            arguments = (self.sums, context.key, turn.placed)
-            step = self.step.prepare((state.leaves, *arguments), compiling)
-            if manager is not None and turn.rows not in checked:
-                manager.check_program(*self.step.described(turn.placed))
-                checked.add(turn.rows)
-            check_before(step, turn, check)
+            taken = list(self._take(group, compiling, check, manager))
+            waiting.step(taken[-1].loss)
+            state.epoch = data.passes
+            for turn, (sums, loss, place) in zip(group, taken, strict=True):
+                if turn is not group[0]:
+                    callbacks.fire("on_train_batch_begin", i, {})
+                context.check_inputs(turn, trained=True)
+                if listened:
+                    logs = self._evaluator.logs(sums, loss, turn.examples, place)
+                    callbacks.fire("on_train_batch_end", i, logs)
+                i += 1
+            throttle.add(taken[-1].loss)
+            yield len(group), logs
+
+    def _take(
+        self, group: list[Turn], compiling: Callable[[bool], None], check: LabelCheck, manager: CheckpointManager | None
+    ) -> Iterator[Taken]:
+        """Take a step for each turn, in one program where that is fast; yield sums and loss of each."""
+        if self._context.runs_in_one_program and not self.keep_last_step:
+            yield from self._take_at_once(group, compiling, check, manager)
+            return
+        state = self._context.state
+        for turn in group:
+            arguments = (state.leaves, self.sums, self._context.key, turn.placed)
+            step = self._prepared(self.step, arguments, turn, compiling, check, manager)
             if self.keep_last_step:
                 self._kept = state.copy(), turn.placed
-            leaves, sums, loss, shape = step(state.leaves, *arguments)
+            state.leaves, self.sums, loss, shape = step(*(state.leaves, *arguments[1:]))
             check_after(step, turn, check, shape)
-            state.leaves, self.sums = leaves, sums
-            context.check_inputs(turn, trained=True)
-            waiting.step(loss)
-            state.epoch = data.passes
-            if listened:
-                logs = self._evaluator.logs(self.sums, loss, turn.examples)
-                callbacks.fire("on_train_batch_end", i, logs)
-            throttle.add(loss)
-            yield logs
+            yield Taken(self.sums, loss, None)
+
+    def _take_at_once(
+        self, group: list[Turn], compiling: Callable[[bool], None], check: LabelCheck, manager: CheckpointManager | None
+    ) -> Iterator[Taken]:
+        state, context = self._context.state, self._context
+        batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
+        arguments = (state.leaves, self.sums, context.key, count, batches)
+        step = self._prepared(self._several, arguments, group[0], compiling, check, manager)
+        for turn in group:
+            check_before(step, turn, check)
+        state.leaves, self.sums, losses, sums, _ = step(*arguments)
+        yield from (Taken(sums, losses, i) for i in range(len(group)))
+
+    def _prepared(
+        self,
+        step: CompiledStep,
+        arguments: tuple[Any, ...],
+        turn: Turn,
+        compiling: Callable[[bool], None],
+        check: LabelCheck,
+        manager: CheckpointManager | None,
+    ) -> Callable[..., Any]:
+        """Return the executable for these arguments, compared with that of a saved run, and check the labels."""
+        run = step.prepare(arguments, compiling)
+        if manager is not None and turn.rows not in self._checked:
+            manager.check_program(*step.described(arguments[-1]))
+            self._checked.add(turn.rows)
+        check_before(run, turn, check)
+        return run
 
     def train_batch(self, batch: Batch) -> dict[str, float]:
         """Take one training step on its own; the user's module holds the result.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.backends.program_cache import traced
@@ -25,6 +26,8 @@ from resfit.trainer.graph.random_keys import as_key, as_numbers
 from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
 from resfit.trainer.state.train_state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
 from resfit.trainer.state.user_module import UserModule
+
+_COMPILED_AFTER = 4  # calls of `fit`
 
 
 class Replicate(Protocol):
@@ -77,6 +80,7 @@ class RunState:
         shared = self._module.share()
         self.layout = StateLayout(self._module.plan, shared.params, optimizer, ema=ema)
         self.leaves = self._initial(shared.params, shared.carried)
+        self._begun = 0  # how often training went on from the arrays that the module holds
         self._set: dict[int, float] = {}  # the leaves of the optimizer's state that were set
         self.epoch = 0
         self.between_steps = False
@@ -124,6 +128,10 @@ class RunState:
         """Raise if the structure of the module changed, see `UserModule.check_structure`."""
         self._module.check_structure()
 
+    def check_for_training(self) -> None:
+        """Raise also if an attribute of the module has no effect, see `UserModule.check_for_training`."""
+        self._module.check_for_training()
+
     def take_from_module(self) -> None:
         """Take over what the user assigned to the Variables of the module since the last exchange.
 
@@ -168,7 +176,10 @@ class RunState:
         """Make every array the trainer's alone, so that a step can donate it."""
         if self._module.shares:
             self.take_from_module()
-            self.leaves = self.copy()
+            self._begun += 1
+            # For many short calls of `fit`: a program copies 40 arrays in a tenth of the time, and has to be compiled.
+            often = self._begun > _COMPILED_AFTER and isinstance(self.leaves[-1].sharding, SingleDeviceSharding)
+            self.leaves = _copied(self.leaves) if often else self.copy()
             self._module.part()
 
     def copy(self) -> Leaves:
@@ -324,6 +335,11 @@ def _initial_optimizer_state(
     """Return the leaves of an optimizer's state: the cache of programs must not hold the user's classes."""
     with tied_names(tied), implicit_promotion():
         return jax.tree.leaves(optimizer.init(params))
+
+
+@jax.jit
+def _copied(leaves: Leaves) -> Leaves:
+    return tuple(map(jnp.copy, leaves))
 
 
 def _equal(a: jax.Array, b: jax.Array) -> bool:

@@ -13,6 +13,7 @@ from resfit.trainer.graph.containers import assign
 from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
 from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
+from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.train_state import ModelArrays
 
 _log = logging.getLogger("resfit")
@@ -52,6 +53,7 @@ class UserModule:
         self.module = module
         self._plan_arguments = freeze, precision, axis, convolutions
         self._outline: Outline | None = None  # of the module at the last check
+        self._flags_of: Outline | None = None  # of the module when its flags were checked
         self._graph = None if before is None else nnx.graphdef(module)
         known = before.plan if before is not None and before._serves(self) else None
         self.plan: ModulePlan = known or self._make_plan()
@@ -89,6 +91,14 @@ class UserModule:
         self._graph = graph
         if self._outline is None or self._outline.readable:
             self._outline = Outline(self.module)
+
+    def check_for_training(self) -> None:
+        """Raise as `check_structure`, and if an attribute that nothing reads marks a part as frozen."""
+        if self._outline is not None and self._outline is self._flags_of and self._outline.is_unchanged():
+            return
+        check_flags(self.module, self.plan)
+        self.check_structure()
+        self._flags_of = self._outline
 
     # --- from the module ----------------------------------------------------------------------------------------------
 

@@ -287,3 +287,12 @@ def test_fit_evaluate_and_predict_accept_grain(kind: str) -> None:
     assert loss == pytest.approx(history.history["val_loss"][-1], rel=1e-5)
     assert accuracy == pytest.approx(history.history["val_accuracy"][-1])
     assert model.predict(KINDS[kind](), verbose=0).shape == (N, 3)
+
+
+def test_the_parts_of_two_processes_form_every_batch_of_a_map_dataset() -> None:
+    def batches(shard: tuple[int, int]) -> list[Any]:
+        return list(as_batches(mapped(), geometry=Geometry(32, shard=shard)).epoch(0))
+
+    for whole, *parts in zip(batches((0, 1)), batches((0, 2)), batches((1, 2)), strict=True):
+        np.testing.assert_array_equal(np.concatenate([part.x for part in parts]), whole.x)
+        np.testing.assert_array_equal(np.concatenate([part.y for part in parts]), whole.y)

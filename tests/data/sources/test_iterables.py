@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resfit.data import ArrayBatches, Batches, Epochs, IterableBatches
 from resfit.errors import DataError
+from tests.data.torch_fakes import Tensor
 
 
 def source(n: int = 3) -> Iterator[Any]:
@@ -269,11 +271,53 @@ def test_a_dict_of_an_image_and_a_label_is_both(item: Any, x: str, y: bool) -> N
 
 
 def test_a_list_of_torch_tensors_is_a_batch() -> None:
-    """Torch's DataLoader yields such lists; the test does not need torch."""
-    tensor = type("Tensor", (), {"__module__": "torch", "__init__": lambda self, a: setattr(self, "a", a),
-                                 "__array__": lambda self, dtype=None, copy=None: self.a})  # fmt: skip
-    (batch,) = IterableBatches([[tensor(np.zeros((2, 1))), tensor(np.array([0, 1]))]]).epoch(0)  # type: ignore[call-arg]
+    (batch,) = IterableBatches([[Tensor(np.zeros((2, 1))), Tensor(np.array([0, 1]))]]).epoch(0)
     assert batch.y.tolist() == [0, 1]
+
+
+PICTURE = np.zeros((8, 8, 3), np.float32)
+
+
+class Singles:
+    """A dataset of TensorFlow before `batch`."""
+
+    __module__ = "tensorflow.python.data.ops.dataset_ops"
+
+    def __iter__(self) -> Iterator[Any]:
+        yield PICTURE, np.int32(1)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        (PICTURE, 1), (PICTURE, np.int64(1)), (PICTURE, np.zeros(5)), (PICTURE, np.zeros(8), 1.0),
+        {"image": PICTURE, "label": 2},
+        (Image.new("RGB", (8, 8)), 1), Image.new("RGB", (8, 8)), (np.moveaxis(PICTURE, -1, 0), np.zeros(5)),
+    ],
+)  # fmt: skip
+def test_single_examples_raise_with_the_call_that_batches_them(item: Any) -> None:
+    with pytest.raises(DataError, match=r"list yielded a single example .*map\(np.stack, zip\(\*examples\)\)"):
+        next(IterableBatches([item]).epoch(0))
+
+
+def test_the_remedy_for_single_examples_is_the_call_of_the_library() -> None:
+    with pytest.raises(DataError, match=r"Singles yielded a single example.*Pass dataset\.batch\(32\)"):
+        next(IterableBatches(Singles()).epoch(0))
+
+
+@pytest.mark.parametrize("item", [(np.zeros((8, 8, 3)), np.zeros(8)), np.zeros((8, 8, 3)), (np.zeros((2, 3)), [0, 1])])
+def test_batches_of_rows_are_not_single_examples(item: Any) -> None:
+    assert next(IterableBatches([item]).epoch(0)).size in (2, 8)
+
+
+def test_a_loader_with_class_names_passes_them_on() -> None:
+    class Directory(list[Any]):
+        """A copy of the result of `keras.utils.image_dataset_from_directory`."""
+
+        class_names = ("cat", "dog")
+
+    assert IterableBatches(Directory(source())).classes == ("cat", "dog")
+    assert IterableBatches(list(source())).classes is None
 
 
 def test_a_loader_with_an_unknown_length_has_no_steps() -> None:

@@ -183,3 +183,25 @@ def test_resuming_a_dataset_with_epoch_hooks_raises(tmp_path: Path) -> None:
 
 def test_python_sequences_are_not_keras_datasets() -> None:
     assert as_batches([(images(2), np.arange(2))], geometry=Geometry(32)).steps == 1
+
+
+def test_class_names_are_those_of_flow_from_directory() -> None:
+    dataset = Numbered()
+    dataset.class_indices = {"dog": 1, "cat": 0}  # type: ignore[attr-defined]
+    dataset.classes = np.array([0, 1, 1])  # type: ignore[attr-defined]  # the class of each file
+    assert as_batches(dataset, geometry=Geometry(32)).classes == ("cat", "dog")  # type: ignore[attr-defined]
+    assert as_batches(Numbered(), geometry=Geometry(32)).classes is None  # type: ignore[attr-defined]
+
+
+def test_several_processes_raise() -> None:
+    with pytest.raises(DataError, match=r"every 2\. batch: lambda: \(data\[i\] for i in range\(1, len\(data\), 2\)\)"):
+        as_batches(Numbered(), geometry=Geometry(32, shard=(1, 2)))
+
+
+def test_a_dataset_of_single_examples_raises() -> None:
+    class Single(Numbered):
+        def __getitem__(self, i: int) -> Any:
+            return images(1)[0], 1
+
+    with pytest.raises(DataError, match=r"Single yielded a single example.*from __getitem__"):
+        order(Single())

@@ -14,7 +14,7 @@ import resfit
 from resfit.optimizers import Skips
 from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.state.train_state import ScheduleSpan, StateLayout, TrainState, average_of
-from tests.helpers import TinyNet
+from tests.helpers import PlainNet, TinyNet, assert_same, compiled, fit
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 
@@ -79,3 +79,17 @@ def test_a_packed_span_is_the_same_span(begin: int, steps: int, steps_per_epoch:
 )
 def test_averages_of_narrow_floats_are_float32(dtype: str, kept: str) -> None:
     assert average_of(jax.numpy.ones(2, dtype)).dtype == kept
+
+
+def test_many_calls_of_fit_leave_the_arrays_that_the_user_holds() -> None:
+    """The state is copied before a step donates it, also by the program that later calls use."""
+    held: list[Any] = []
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    whole = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    for _ in range(7):
+        fit(model)
+        held.append((model.module.head.kernel.get_raw_value(), model.get_weights()))
+    fit(whole, epochs=7)
+    assert_same(model.get_weights(), whole.get_weights())
+    for kernel, weights in held:
+        np.testing.assert_array_equal(kernel, weights[1])

@@ -1,0 +1,263 @@
+"""Image files by their paths, with a label for each."""
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, overload
+
+import numpy as np
+
+from resfit._utils.optional_import import load_package
+from resfit._utils.paths import expand_user
+from resfit.data.cores import cores
+from resfit.data.crops import crop_of, output_size
+from resfit.data.decode import MODES, decode
+from resfit.data.records import as_labels, stack_images
+from resfit.errors import DataError
+
+
+def files(
+    paths: Iterable[str | os.PathLike[str]],
+    labels: Any = None,
+    *,
+    size: int | tuple[int, int] | None = None,
+    crop: str | None = None,
+    mode: str = "RGB",
+    classes: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> "ImageFiles":
+    """Load image files by their paths, such as those of a table, for `fit`, `evaluate` and `predict`.
+
+    Threads decode the images while the step runs, as those of `resfit.data.folder`, with the same options.
+
+    Args:
+      paths: the path of each image: a list, an array, or a column of pandas such as `table["path"]`.
+      labels: one entry per path: class names, class numbers, or numbers to predict; or one row of numbers per path. A
+        pandas DataFrame has one column per class, whose names are the class names. None for `predict`.
+      size: as in `resfit.data.folder`.
+      crop: as in `resfit.data.folder`.
+      mode: as in `resfit.data.folder`.
+      classes: the class names in the order of their numbers; by default the names among the labels, sorted. Pass
+        `classes=train.classes` for another split.
+      threads: as in `resfit.data.folder`.
+
+    Raises:
+      DataError: if a file does not exist, a label is missing or not one of `classes`, the numbers of paths and labels
+        differ, or an option is invalid; during reading, if a file is damaged or images differ in size.
+      MissingPackageError: if Pillow is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from PIL import Image
+      >>> folder = tempfile.mkdtemp()
+      >>> paths = [f"{folder}/{name}.png" for name in ("a", "b", "c")]
+      >>> for path in paths:
+      ...     Image.new("RGB", (40, 30)).save(path)
+      >>> images = files(paths, ["dog", "cat", "dog"], size=16)
+      >>> images.classes, images.labels
+      (('cat', 'dog'), array([1, 0, 1], dtype=int32))
+      >>> images.take(slice(0, 2))[0].shape
+      (2, 16, 16, 3)
+    """
+    out = check_options(size, crop, mode, threads, "resfit.data.files")
+    listed = _listed(paths)
+    numbers, names = _numbered(labels, None if classes is None else tuple(classes))
+    if numbers is not None and len(numbers) != len(listed):
+        raise DataError(
+            f"Got {len(listed)} paths and {len(numbers)} labels. Expected one label per path. Select both from the "
+            "same rows."
+        )
+    return ImageFiles(
+        paths=listed,
+        labels=numbers,
+        classes=names,
+        size=out,
+        crop=crop,
+        mode=mode,
+        threads=cores() if threads is None else threads,
+    )
+
+
+def check_options(
+    size: int | tuple[int, int] | None, crop: str | None, mode: str, threads: int | None, who: str
+) -> tuple[int, int] | None:
+    """Check the options of reading images, and return the size as (height, width)."""
+    image_file = load_package("PIL.ImageFile", who, "pip install 'resfit[folder]'")
+    if image_file.LOAD_TRUNCATED_IMAGES:
+        raise DataError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True. Expected False, Pillow's default: with True, Pillow fills "
+            "truncated images with gray without an error."
+        )
+    if mode not in MODES:
+        raise DataError(f"Expected mode to be one of {', '.join(MODES)}, got {mode!r}.")
+    if threads is not None and threads < 0:
+        raise DataError(f"Expected threads to be 0 (none) or more, got {threads}.")
+    return output_size(size, crop)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ImageFiles:
+    """A `Source` of image files, as `files` and `folder` return it.
+
+    It is also a sequence of (image, label) pairs, as Grain's MapDataset.source and PyTorch's DataLoader read them. A
+    slice is a source of the selected images.
+
+    Attributes:
+      paths: the paths of the images; of a folder sorted by class number and path.
+      labels: (examples,) int32 class numbers, other numbers of the labels, or None.
+      classes: class names by number, or None.
+      size: (height, width) of the output, or None.
+      crop: None, "random" or "center".
+      mode: "L", "RGB" or "RGBA".
+      threads: the number of decoding threads.
+      key: (seed, epoch), which determine random crops; None until `for_epoch` sets them.
+    """
+
+    paths: tuple[str, ...]
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+    size: tuple[int, int] | None
+    crop: str | None
+    mode: str
+    threads: int
+    key: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        classes = "" if self.classes is None else f" of {len(self.classes)} classes"
+        return (
+            f"{type(self).__name__}({len(self)} images{classes}, size={self.size}, crop={self.crop!r}, "
+            f"mode={self.mode!r}, files={self.description['files']:08x})"
+        )
+
+    @overload
+    def __getitem__(self, row: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Self: ...
+
+    def __getitem__(self, row: int | slice) -> Any:
+        if isinstance(row, slice):
+            return dataclasses.replace(self, paths=self.paths[row], labels=self._labels_of(row))
+        x, y, _ = self.take(np.asarray([range(len(self))[row]]))
+        return x[0] if y is None else (x[0], y[0].item() if y.ndim == 1 else y[0])
+
+    def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray | None, None]:
+        numbers = np.arange(len(self))[rows].tolist()
+        names = [self.paths[row] for row in numbers]
+        images = [
+            decode(name, self.mode, self.size, crop_of(self.crop, self.size, self.key, (row,)))
+            for row, name in zip(numbers, names, strict=True)
+        ]
+        return stack_images(images, names), self._labels_of(rows), None
+
+    def _labels_of(self, rows: slice | np.ndarray) -> np.ndarray | None:
+        return None if self.labels is None else self.labels[rows]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        if not self.paths:
+            return {"files": 0}
+        # Relative to the common folder, so that moving the folder does not change the description.
+        root = _length_of_root(self.paths)
+        files = zlib.crc32("\0".join(path[root:] for path in self.paths).encode(errors="surrogateescape"))
+        return {
+            "files": files,
+            "size": None if self.size is None else list(self.size),
+            "crop": self.crop,
+            "mode": self.mode,
+        }
+
+    def for_epoch(self, seed: int | None, epoch: int) -> Self:
+        """Return the same images with the random crops of one epoch; without a seed there are no random crops."""
+        return self if seed is None else dataclasses.replace(self, key=(seed, epoch))
+
+
+def _length_of_root(paths: Sequence[str]) -> int:
+    """Return the length of the path of the folder that contains all of the files, or 0 without such a folder."""
+    first, last = os.path.dirname(min(paths)), os.path.dirname(max(paths))
+    return len(os.path.commonpath([first, last])) if os.path.isabs(first) == os.path.isabs(last) else 0
+
+
+def _listed(paths: Any) -> tuple[str, ...]:
+    """Return the paths as text; raise unless all of the files exist."""
+    if isinstance(paths, str | os.PathLike):
+        raise DataError(
+            f"paths is the single path {os.fspath(paths)!r}. Expected one path per image. Pass [path], or load a "
+            "folder with resfit.data.folder(path)."
+        )
+    if hasattr(paths, "columns"):
+        columns = list(paths.columns)
+        raise DataError(
+            f"paths is a {type(paths).__name__} with the columns {columns}. Expected one column of paths, and one of "
+            f"labels: resfit.data.files(table[{columns[0]!r}], table[{columns[-1]!r}])."
+        )
+    listed: list[str] = []
+    for number, path in enumerate(paths):
+        if not isinstance(path, str | os.PathLike):
+            raise DataError(
+                f"paths[{number}] is {path!r:.60}, a {type(path).__name__}. Expected paths as text. Remove rows "
+                "without a path: table.dropna()."
+            )
+        listed.append(os.fspath(expand_user(path)))
+    if not listed:
+        raise DataError("paths is empty. Expected the path of at least one image.")
+    missing = [path for path in listed if not os.path.isfile(path)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(listed)} files do not exist, such as {missing[0]}. Expected the paths of image "
+            f"files, absolute or relative to {os.getcwd()}. Add the folder to the paths, as in 'images/' + "
+            "table['path'], or remove these rows."
+        )
+    return tuple(listed)
+
+
+def _numbered(labels: Any, classes: tuple[str, ...] | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Return labels as numbers, and the class names by number."""
+    if labels is None:
+        return None, classes
+    if hasattr(labels, "columns"):  # a DataFrame
+        names = tuple(map(str, labels.columns))
+        if classes not in (None, names):
+            raise DataError(
+                f"classes is {classes}, but the columns of the labels are {names}. Expected the same names in one "
+                "order. Select the columns in the order of the classes: table[list(classes)]."
+            )
+        return as_labels(labels.to_numpy().tolist(), "labels"), names
+    listed = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    missing = [number for number, label in enumerate(listed) if _is_missing(label)]
+    if missing:
+        raise DataError(
+            f"labels has no value for {len(missing)} of {len(listed)} images, such as image {missing[0]}. Expected a "
+            "label for each. Remove these rows: table.dropna()."
+        )
+    texts = [label for label in listed if isinstance(label, str)]
+    if len(texts) < len(listed):
+        numbers = as_labels(listed, "labels")  # raises if some labels are names and others are not
+        _check_numbers(numbers, classes)
+        return numbers, classes
+    names = tuple(sorted(set(texts))) if classes is None else classes
+    unknown = sorted(set(texts) - set(names))
+    if unknown or len(set(names)) < len(names):
+        raise DataError(
+            f"classes is {names}, but the labels hold {unknown or 'them'}. Expected classes to name each label once. "
+            "Add the missing names, or remove these images."
+        )
+    table = {name: number for number, name in enumerate(names)}
+    return np.asarray([table[label] for label in texts], np.int32), names
+
+
+def _is_missing(label: Any) -> bool:
+    """Return True for None, NaN, and the missing value of pandas."""
+    return label is None or type(label).__name__ == "NAType" or (isinstance(label, float) and label != label)
+
+
+def _check_numbers(numbers: np.ndarray, classes: tuple[str, ...] | None) -> None:
+    if classes is not None and numbers.ndim == 1 and not 0 <= numbers.min() <= numbers.max() < len(classes):
+        raise DataError(
+            f"labels holds numbers from {numbers.min()} to {numbers.max()}, but classes has {len(classes)} names. "
+            f"Expected numbers from 0 to {len(classes) - 1}. Add the missing names, or number the classes from 0."
+        )

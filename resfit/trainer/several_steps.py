@@ -1,0 +1,81 @@
+"""Several steps in one program: the host hands over a group of batches at once.
+
+On an accelerator, a small network computes a step faster than the host hands it over. On a CPU, XLA computes the
+gradient of a convolution inside a loop many times slower, so there the steps of a group are single programs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+T = TypeVar("T")
+
+
+class Taken(NamedTuple):
+    """The results of a step, on the device.
+
+    Attributes:
+      sums: of the metrics after the step.
+      loss: of its batch.
+      place: None, or that of the step in the first axis of both.
+    """
+
+    sums: Any
+    loss: jax.Array
+    place: int | None
+
+
+def grouped(items: Iterable[T], size: int, kind: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Yield lists of up to `size` items that follow one another and are of one kind.
+
+    Example:
+      >>> list(grouped([1, 1, 1, 2, 2], 2, kind=lambda item: item))
+      [[1, 1], [1], [2, 2]]
+    """
+    group: list[T] = []
+    for item in items:
+        if group and (len(group) == size or kind(item) != kind(group[0])):
+            yield group
+            group = []
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def filled(batches: list[T], size: int) -> tuple[tuple[T, ...], np.int32]:
+    """Return `size` batches, of which the last one may be repeated, and the number of those that were given."""
+    return (*batches, *batches[-1:] * (size - len(batches))), np.int32(len(batches))
+
+
+def repeated(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, batches: tuple[Any, ...], count: Any) -> Any:
+    """Take a step for each of the first `count` batches, in a loop on the device.
+
+    Args:
+      step: (carry, batch) -> (carry, result); pure.
+      carry: the state before the first step.
+      batches: of one shape.
+      count: int32; a program serves groups that are not full, too.
+
+    Returns:
+      (the carry after the last step, the results with a first axis for the steps).
+    """
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+    # Traced once: the shapes of the results are needed before the loop.
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(carry, batches[0])
+    run, structure = jaxpr_as_fun(closed), jax.tree.structure(shapes)
+    results = jax.tree.map(lambda shape: jnp.zeros((len(batches), *shape.shape), shape.dtype), shapes[1])
+
+    def body(i: Any, state: Any) -> Any:
+        carry, results = state
+        batch = jax.tree.map(lambda parts: parts[i], stacked)
+        carry, result = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry, batch))))
+        return carry, jax.tree.map(lambda each, one: each.at[i].set(one), results, result)
+
+    return jax.lax.fori_loop(0, count, body, (carry, results))

@@ -1,0 +1,63 @@
+"""`cache="device"`: the examples are sent once, and again if they are others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from resfit.data.device import DeviceSource
+from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[DeviceSource]:
+    """Return a list that receives every dataset that is sent to the device."""
+    found: list[DeviceSource] = []
+    init = DeviceSource.__init__
+
+    def noted(self: DeviceSource, source: Any) -> None:
+        found.append(self)
+        init(self, source)
+
+    monkeypatch.setattr(DeviceSource, "__init__", noted)
+    return found
+
+
+def test_the_same_arrays_are_sent_once(sent: list[DeviceSource]) -> None:
+    x, y = images(), labels()
+    cached, plain = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
+    for _ in range(3):
+        fit(cached, x, y, cache="device")
+        fit(plain, x, y)
+    assert len(sent) == 1
+    assert_same(cached.get_weights(), plain.get_weights())
+
+
+def scaled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    x *= 2
+    return {"x": x, "y": y}
+
+
+OTHER: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
+    "an equal array": lambda x, y: {"x": x.copy(), "y": y},
+    "changed in place": scaled,
+    "other labels": lambda x, y: {"x": x, "y": y[::-1]},
+    "weights": lambda x, y: {"x": x, "y": y, "sample_weight": np.arange(20.0)},
+    "class weights": lambda x, y: {"x": x, "y": y, "class_weight": {0: 2.0}},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_other_data_are_sent_again_and_the_former_are_released(other: str, sent: list[DeviceSource]) -> None:
+    x, y = images(), labels()
+    cached, plain = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
+    fit(cached, x, y, cache="device")
+    fit(plain, x, y)
+    given = OTHER[other](x, y)
+    fit(cached, cache="device", **given)
+    fit(plain, **given)
+    assert len(sent) == 2
+    assert sent[0]._arrays is None
+    assert_same(cached.get_weights(), plain.get_weights())
