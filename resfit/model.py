@@ -10,7 +10,6 @@ from resfit import augment as augment_
 from resfit import losses, optimizers, schedules
 from resfit import metrics as metrics_
 from resfit import preprocess as preprocess_
-from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.keywords import checked
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import Callback, History
@@ -28,7 +27,6 @@ from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
 
 
-@suspending_calls()
 class Model(ModelFiles):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 

@@ -8,12 +8,10 @@ import jax
 from flax import nnx
 
 from resfit import preprocess as preprocess_
-from resfit._utils.jax_switches import suspending_calls
 from resfit.export import exporter, saving
 from resfit.trainer.base_model import BaseModel
 
 
-@suspending_calls()
 class ModelFiles(BaseModel):
     """Saves, loads and exports a model."""
 

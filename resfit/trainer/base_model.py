@@ -33,6 +33,11 @@ class BaseModel(Guarded):
     See `resfit.Model` for its argument and attributes.
     """
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith("resfit."):  # methods of the user keep the switches of JAX
+            suspending_calls(but=["compute_loss"])(cls)
+
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
         own_step = self._has_own_step
