@@ -67,9 +67,10 @@ class Model(ModelFiles):
     def compile(
         self,
         optimizer: Any = "sgd",
-        loss: str | losses.Loss = "auto",
+        loss: losses.LossArgument = "auto",
         metrics: metrics_.MetricsArgument = "auto",
         *,
+        loss_weights: Mapping[str, float] | Sequence[float] | None = None,
         learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
@@ -98,8 +99,10 @@ class Model(ModelFiles):
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
             (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            For several outputs of the module a dict or list of these, by output; None for no loss.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
-            functions like those of `loss`. Metrics count examples, unweighted.
+            functions like those of `loss`, unweighted. For several outputs a dict or list of these, by output.
+          loss_weights: the weight of each output's loss in the total, in the form of `loss`; 1 by default.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied inside every step and saved with the model. "auto" is the one
             that the network was trained with, or that of `transforms`; else uint8 images are scaled to [0, 1] and
@@ -111,9 +114,8 @@ class Model(ModelFiles):
             module. Parameters of less than 32 bits are averaged in float32.
           precision: "float32"; or "bfloat16": convolutions and dense layers multiply in bfloat16, while parameters,
             statistics, norms, logits and loss stay float32.
-          gradient_accumulation_steps: number of slices of each batch that are processed one after another, for less
-            memory, before one update. Equal to the whole batch for networks without BatchNorm, which normalizes slice
-            by slice.
+          gradient_accumulation_steps: number of slices of each batch, processed one after another for less memory,
+            before one update. Equal to the whole batch without BatchNorm, which normalizes slice by slice.
           steps_per_execution: batches that the host hands over at once, also in `evaluate` and `predict`, for networks
             whose steps take less than a millisecond. On an accelerator they are one program. Every batch has its hooks,
             after the execution; stops, learning rates, validation and checkpoints take effect between executions.
@@ -123,15 +125,13 @@ class Model(ModelFiles):
             is used by "auto", "jit" and "eager".
           batch_norm: BatchNorm normalizes over the "global" batch, or "per_replica", over each device's part.
           compiler_options: XLA's, by name, for every step.
-          cpu_kernels: convolutions on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`; or "auto", that
-            library if it can be used.
+          cpu_kernels: convolutions on a CPU: "xla"; "onednn", of the extra `resfit[cpu]`; "auto", oneDNN if possible.
           replace_preprocess: True to let `preprocess` replace the one that the network was trained with.
           run_eagerly: True is dispatch="eager", as in Keras.
           jit_compile: False is dispatch="eager", as in Keras; True and "auto" compile the steps.
 
         Raises:
-          CompileError: for unknown names and combinations that cannot work, during `fit`, and for another preprocessing
-            than the trained one.
+          CompileError: for unknown names, what cannot work together, during `fit`, and for another preprocessing.
         """
         if self._control.fitting:
             raise CompileError(
@@ -139,11 +139,10 @@ class Model(ModelFiles):
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
             )
         config = CompileConfig(
-            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, seed=seed,
-            preprocess=preprocess, augment=augment, ema=ema, precision=precision,
+            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, loss_weights=loss_weights,
+            seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
             gradient_accumulation_steps=gradient_accumulation_steps, steps_per_execution=steps_per_execution,
-            batch_norm=batch_norm,
-            dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
+            batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
         own_step = self.compute_loss if self._has_own_step else None
@@ -210,18 +209,17 @@ class Model(ModelFiles):
           x: images (examples, height, width, channels), uint8 or float; a dict or tuple of arrays; a source of
             `resfit.data`; a dataset of TFDS, Hugging Face, Grain or Keras; an iterable of (x, y) or (x, y,
             sample_weight) batches, or a function that returns a fresh one for every epoch.
-          y: labels, one entry per example; None if x brings them.
+          y: labels, one entry per example; a dict or tuple by output for several outputs; None if x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
-          verbose: 0 silent; 1 a progress bar, or one line per epoch without a terminal; 2 one line per epoch; "auto"
-            is 1.
+          verbose: 0 silent; 1 or "auto" a progress bar, or one line per epoch without a terminal; 2 one line per epoch.
           callbacks: called in order, before History and the progress bar.
           validation_split: the last fraction of the examples, taken before shuffling, to validate on.
           validation_data: (x, y), (x, y, sample_weight), or an iterable of batches; wins over validation_split. Classes
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: (examples,) weight of each example in the loss; a dict or tuple of such for losses by output.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -232,8 +230,7 @@ class Model(ModelFiles):
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
             batch, or to begin if the folder is empty. The run ends bit for bit where an uninterrupted run ends;
-            different settings raise. "inexact" resumes with different settings. False to begin in a folder that holds
-            no run.
+            different settings raise. "inexact" resumes with different settings. False to begin in a folder without one.
 
         Returns:
           The `History`, also kept as `model.history`.
@@ -289,7 +286,7 @@ class Model(ModelFiles):
           y: labels, as in `fit`.
           batch_size: as in `fit`. Does not change the result.
           verbose: as in `fit`.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: as in `fit`.
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_test_* hooks are called.
           return_dict: True for a dict of names instead of a list.

@@ -56,7 +56,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         _EXECUTIONS: "steps_per_execution",
         "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
         "`compile(loss=...)`": "loss",
-        "override `compute_loss` and weight the losses in it": "loss_weights",
+        "`compile(loss_weights=...)`": "loss_weights",
         _METRICS: "metrics",
         _STEP: "automatic_optimization",
         "no setting: every step sets the mode of the module": "training",
@@ -102,7 +102,6 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "arguments": {
         _EXECUTIONS: "steps_per_loop",
         "`metrics=[...]`, which count examples without weights; weights apply to the loss": "weighted_metrics",
-        "a subclass of `Model` whose `compute_loss` weights its losses": "loss_weights",
         "`compile(precision='bfloat16')`, which needs no loss scaling": (
             "auto_scale_loss mixed_precision"
         ),

@@ -12,7 +12,7 @@ from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, multi_hot_row, one_hot, same_shape, task
-from resfit.losses.loss_names import check, get, multi_label, takes_labels
+from resfit.losses.loss_names import LossArgument, check, get, multi_label, takes_labels
 from resfit.losses.order import outputs_first
 from resfit.losses.predictions import (
     FINISHES,
@@ -43,6 +43,7 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "Loss",
+    "LossArgument",
     "Task",
     "at_least_float32",
     "binary_cross_entropy",

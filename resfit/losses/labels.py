@@ -1,6 +1,6 @@
 """The meaning of labels, read from shapes and dtypes, and checks of their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,12 +41,7 @@ def task(logits: Any, labels: Any) -> Task:
       >>> task(jnp.zeros((4, 1)), jnp.array([0, 1, 1, 0])).kind
       'binary'
     """
-    for what, value in (("logits", logits), ("labels", labels)):
-        if not hasattr(value, "shape"):
-            raise LabelError(
-                f"Expected one array of {what}, got {type(value).__name__}. For several outputs or labels pass a "
-                "function of (outputs, labels) as compile(loss=...), or override Model.compute_loss."
-            )
+    _check_one_array(logits=logits, labels=labels)
     got = f"logits of shape {logits.shape} and labels of shape {labels.shape}, {labels.dtype}"
     if logits.ndim not in (1, 2) or labels.ndim not in (1, 2) or logits.shape[0] != labels.shape[0]:
         raise LabelError(
@@ -74,6 +69,7 @@ def task(logits: Any, labels: Any) -> Task:
 
 def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return both as (batch, outputs) float32, or raise if the shapes differ: broadcasting would mix examples."""
+    _check_one_array(outputs=outputs, targets=targets)
     a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
     if a.shape != b.shape:
@@ -83,6 +79,31 @@ def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
             "numbers."
         )
     return a, b
+
+
+def described(value: Any) -> str:
+    """Return a container or an array in words, for messages.
+
+    Example:
+      >>> described({"b": 1, "a": 2}), described((1, 2)), described(np.zeros((4, 3)))
+      ("a dict of ['a', 'b']", 'a tuple of 2', 'one array (4, 3)')
+    """
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {sorted(value, key=str)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"one array {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.60}"
+
+
+def _check_one_array(**values: Any) -> None:
+    """Raise if the outputs or the labels are not one array, by the word for them."""
+    for what, value in values.items():
+        if not hasattr(value, "shape"):
+            raise LabelError(
+                f"Expected one array of {what}, got {described(value)}. For several outputs pass a loss for each, "
+                "such as compile(loss={'a': 'auto', 'b': 'mse'}) or a list; or one function of (outputs, labels), or "
+                "override Model.compute_loss."
+            )
 
 
 def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:

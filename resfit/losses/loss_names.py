@@ -1,5 +1,6 @@
 """The `loss` argument of `Model.compile`, and the check of its labels."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,16 @@ import numpy as np
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
-from resfit.errors import CompileError
+from resfit.errors import CompileError, LabelError
 from resfit.losses import regression
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
+from resfit.losses.by_output import ByOutput, about, by_name, is_by_output, of_outputs
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
 from resfit.losses.order import outputs_first
+
+LossArgument = str | Loss | Mapping[str, Any] | Sequence[Any]
 
 _BY_NAME: dict[str, Loss] = {
     "auto": cross_entropy,
@@ -28,13 +32,25 @@ _BY_NAME: dict[str, Loss] = {
 }
 
 
-def get(loss: str | Loss) -> Loss:
+def get(loss: LossArgument, loss_weights: Any = None) -> Loss:
     """Return the loss with a name, or a loss function with its arguments in the order (outputs, labels).
+
+    Args:
+      loss: a name or a function; or a dict or list of such, one for each output of the module.
+      loss_weights: the weights of the losses by output in their total.
 
     Raises:
       CompileError: for an unknown name, an object that is not a function, a loss of another library, or a function
         with ambiguous parameter names (see `order.outputs_first`).
     """
+    if is_by_output(loss):
+        return of_outputs(loss, loss_weights, get)
+    if loss_weights is not None:
+        raise CompileError(
+            f"compile got loss_weights={loss_weights!r} and one loss. Expected losses by output, such as "
+            "loss={'a': 'auto', 'b': 'mse'}. For a single loss multiply it in a custom function, or leave loss_weights "
+            "out."
+        )
     if isinstance(loss, str):
         name = same_word(loss, _BY_NAME)
         if name not in _BY_NAME:
@@ -76,13 +92,13 @@ def multi_label(loss: Loss | None) -> bool | None:
     return False if one else None
 
 
-def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None:
+def check(loss: Loss | None, labels: Any, logits_shape: Any) -> None:
     """Raise if values of labels are invalid for a loss of resfit. Labels of a custom loss are not checked.
 
     Args:
       loss: the loss that reads the labels.
       labels: all labels, or those of one batch.
-      logits_shape: the shape of one batch of logits.
+      logits_shape: the shape of one batch of logits; for a loss by output the shapes of all outputs by name.
 
     Raises:
       LabelError: see `check_labels`, `check_each_output`.
@@ -90,6 +106,12 @@ def check(loss: Loss | None, labels: Any, logits_shape: tuple[int, ...]) -> None
     Example:
       >>> check(BinaryCrossEntropy(), np.array([[1, 1, 0]]), (1, 3))
     """
+    if isinstance(loss, ByOutput):
+        labels = by_name(labels, "y", LabelError)
+        for part in loss.parts:
+            with about(part.name):
+                check(part.loss, labels[part.name], logits_shape[part.name])
+        return
     if takes_labels(loss) or (isinstance(loss, BinaryCrossEntropy) and loss.multi_label is False):
         check_labels(np.asarray(labels), logits_shape)
     elif loss is binary_cross_entropy or isinstance(loss, BinaryCrossEntropy):

@@ -1,5 +1,6 @@
 """The metrics of a model, and their sums over batches."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,9 +46,39 @@ class Sums:
         return values
 
 
+class Summed(abc.ABC):
+    """The metrics of a model, as the steps carry them: sums that are pytrees.
+
+    Attributes:
+      readings: the names of all values, in order, and where each one is found.
+    """
+
+    readings: Mapping[str, Any]
+
+    @abc.abstractmethod
+    def empty(self) -> Any:
+        """Return the sums of no examples."""
+
+    @abc.abstractmethod
+    def of_step(self, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
+        """Return the sums of one batch, see `from_step`."""
+
+    @abc.abstractmethod
+    def classes(self) -> Mapping[str, Mapping[str, type[clu.metrics.Metric]]]:
+        """Return the name of each output ("" for the only one) -> the metric classes of the output by name."""
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
+        """Return the sums with these leaves, in the order of `jax.tree.leaves`."""
+        return jax.tree.unflatten(self._structure, leaves)
+
+    @functools.cached_property
+    def _structure(self) -> Any:
+        return jax.tree.structure(self.empty())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Collection:
-    """The metrics of a model. Metrics that read the same sums carry them once.
+class Collection(Summed):
+    """The metrics of a model, or of one of its outputs. Metrics that read the same sums carry them once.
 
     Attributes:
       fields: the metric classes that hold sums, by name, loss first.
@@ -63,29 +94,40 @@ class Collection:
         """Return the sums of no examples."""
         return self._sums(metric.empty() for metric in self.fields.values())
 
-    def unflatten(self, leaves: Sequence[Any]) -> Sums:
-        """Return the sums with these leaves, in the order of `jax.tree.leaves`."""
-        sums: Sums = jax.tree.unflatten(self._structure, leaves)
-        return sums
-
-    @functools.cached_property
-    def _structure(self) -> Any:
-        return jax.tree.structure(self.empty())
+    def classes(self) -> Mapping[str, Mapping[str, type[clu.metrics.Metric]]]:
+        return {"": {name: metric for name, (_, metric) in self.readings.items()}}
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return the values that define sums and metrics, see `backends.by_value`."""
         return self.fields, self.readings, self.multi_label
 
-    def of_batch(self, **outputs: Any) -> Sums:
-        """Return the sums of one batch; the arguments are those of each metric's `from_model_output`."""
-        return self._sums(metric.from_model_output(**outputs) for metric in self.fields.values())
+    def of_step(self, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Sums:
+        extra: dict[str, Any] = {}
+        if hasattr(outputs, "shape"):
+            extra["logits"] = outputs
+            if self.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
+                extra["labels"] = targets
+            elif (
+                hasattr(targets, "shape")
+                and outputs.ndim == 2
+                and targets.ndim == 2
+                and targets.shape == outputs.shape
+                and targets.shape[1] > 1
+            ):
+                extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
+        if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
+            extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
+        given = {"outputs": outputs, "targets": targets, "loss": loss, "mask": mask, **extra}
+        return self._sums(metric.from_model_output(**given) for metric in self.fields.values())
 
     def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> Collection:
-    """Return the collection of the loss and the given metrics.
+def collection(
+    metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False, with_loss: bool = True
+) -> Collection:
+    """Return the collection of the loss, unless `with_loss` is False, and the given metrics.
 
     Metrics of clu that read `labels` receive the labels of all outputs if multi_label is True. Otherwise, for labels
     in a matrix like the outputs, they receive the largest entry of each row.
@@ -100,39 +142,24 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: 
     """
     fields: dict[Any, str] = {}  # `shares` attribute -> the field that holds the sums
     readings = {}
-    for name, metric in (("loss", Loss), *metrics.items()):
+    for name, metric in ((("loss", Loss),) if with_loss else ()) + tuple(metrics.items()):
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
     return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label)
 
 
-def names(kind: Collection) -> list[str]:
+def names(kind: Summed) -> list[str]:
     """Return the names in a collection, loss first."""
     return list(kind.readings)
 
 
-def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Sums:
+def from_step(kind: Summed, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the sums of one batch.
 
     Args:
-      kind: a result of `collection`.
+      kind: a result of `collection` or `by_output`.
       outputs: the outputs of the network.
       targets: the labels of the batch.
-      loss: the loss of each example times its weight, (batch,).
+      loss: the loss of each example times its weight, (batch,); or `losses.by_output.LossesByOutput`.
       mask: True for rows that are examples and False for padding, (batch,).
     """
-    extra: dict[str, Any] = {}
-    if hasattr(outputs, "shape"):
-        extra["logits"] = outputs
-        if kind.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
-            extra["labels"] = targets
-        elif (
-            hasattr(targets, "shape")
-            and outputs.ndim == 2
-            and targets.ndim == 2
-            and targets.shape == outputs.shape
-            and targets.shape[1] > 1
-        ):
-            extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
-    if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
-        extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
-    return kind.of_batch(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)
+    return kind.of_step(outputs=outputs, targets=targets, loss=loss, mask=mask)

@@ -12,6 +12,7 @@ from resfit.backends import compilation_cache
 from resfit.callbacks import History
 from resfit.callbacks.base import RunControl
 from resfit.errors import ModuleError, NotCompiledError
+from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
@@ -67,7 +68,7 @@ class BaseModel(Guarded):
         return type(self).compute_loss is not BaseModel.compute_loss
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-        """Compute the loss of a batch. Override it for any other step: several inputs or heads, a teacher, no labels.
+        """Compute the loss of a batch. Override it for any other step: a teacher, a penalty, several calls, no labels.
 
         It is traced, so it must be a pure function of its arguments and of constants of the model.
 
@@ -84,7 +85,8 @@ class BaseModel(Guarded):
         loss = self._learned.labels.loss
         if loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
-        return Supervised(loss)(module, x, y, key=key, train=train)
+        found, outputs = Supervised(loss)(module, x, y, key=key, train=train)
+        return total(found), outputs
 
     @property
     def transforms(self) -> Transforms | None:

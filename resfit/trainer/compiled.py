@@ -12,6 +12,8 @@ from resfit import metrics as metrics_
 from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
 from resfit.errors import CompileError
+from resfit.metrics.by_output import are_by_output, by_output
+from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.placement import AXIS, Placement, preferred_device
@@ -93,7 +95,7 @@ def compile_model(
     learned.labels.check_head()
     num_classes = spec_entry(module, "num_classes")
     augments = augment.get(config.augment, num_classes)
-    loss = losses.get(config.loss)
+    loss = losses.get(config.loss, config.loss_weights)
     metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
     placement = placement_of(module, config)
     convolutions = convolutions_of(config.cpu_kernels, placement)
@@ -115,7 +117,7 @@ def compile_model(
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
         compute_loss or Supervised(loss),
-        metrics_.collection(metrics, multi_label=bool(learned.labels.by_loss(loss))),
+        metrics,
         preprocess,
         augments,
         rate.in_step,
@@ -150,12 +152,17 @@ def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
 
 
-def _metrics(
-    given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool
-) -> dict[str, Any]:
-    if given == "auto":
-        return metrics_.automatic(None if custom_step else loss)
-    return metrics_.by_name(given, num_classes, multi_label=learned.labels.by_loss(loss))
+def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool) -> Summed:
+    if are_by_output(given, loss):
+        return by_output(given, loss, reports_losses=not custom_step)
+    several = learned.labels.by_loss(loss)
+    automatic = isinstance(given, str) and given == "auto"
+    found = (
+        metrics_.automatic(None if custom_step else loss)
+        if automatic
+        else metrics_.by_name(given, num_classes, multi_label=several)
+    )
+    return metrics_.collection(found, multi_label=bool(several))
 
 
 def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:

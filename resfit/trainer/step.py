@@ -17,7 +17,8 @@ from flax import nnx
 from resfit import losses, metrics
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import LabelError, LossError
-from resfit.metrics.collection import Collection
+from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import watched
 from resfit.trainer.graph.explain import explained, explained_trace
@@ -37,9 +38,9 @@ class DeviceBatch(NamedTuple):
 
 
 class ComputeLoss(Protocol):
-    """`Model.compute_loss`: returns one loss per example, (batch,), and the outputs."""
+    """`Model.compute_loss`: returns one loss per example, (batch,), or `LossesByOutput`; and the outputs."""
 
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
+    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Supervised:
 
     loss: losses.Loss
 
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]:
         if y is None:
             what = "to train on" if train else "to evaluate on"
             raise LabelError(
@@ -72,13 +73,18 @@ class OutputsShape:
 
     Attributes:
       shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are not one array.
+      by_output: the name and the shape of each of several outputs.
     """
 
     shape: tuple[int, ...] | None
+    by_output: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def of(cls, outputs: Any) -> "OutputsShape":
-        return cls(tuple(outputs.shape) if hasattr(outputs, "shape") else None)
+        if hasattr(outputs, "shape"):
+            return cls(tuple(outputs.shape))
+        several = entries_by_name(outputs) if is_by_output(outputs) else {}
+        return cls(None, tuple((name, tuple(one.shape)) for name, one in several.items() if hasattr(one, "shape")))
 
 
 class Recipe(NamedTuple):
@@ -96,7 +102,7 @@ class Recipe(NamedTuple):
     """
 
     compute_loss: ComputeLoss
-    metrics: Collection
+    metrics: Summed
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any, Any], Any] | None
@@ -199,13 +205,11 @@ def accumulate_gradients(
     gradient_of = jax.value_and_grad(functools.partial(_slice_loss, layout, recipe, count, axis), has_aux=True)
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
-        part, part_keys = _slice(batch, key_of, i, slices)
+        part, drawn = _slice(batch, key_of, i, slices)
         if total is not None:
             # One slice after the other, or the compiler may hold the activations of all of them at once.
             part, total = jax.lax.optimization_barrier((part, total))
-        (loss, (carried, rewritten, found, shape)), gradients = gradient_of(
-            state.params, state.carried, part, part_keys
-        )
+        (loss, (carried, rewritten, found, shape)), gradients = gradient_of(state.params, state.carried, part, drawn)
         # A layer that rewrites its own parameters in the call (spectral norm) is updated from what it wrote.
         params = tuple(rewritten.get(j, param) for j, param in enumerate(state.params))
         state = state._replace(params=params, carried=carried)
@@ -250,11 +254,11 @@ def _slice_loss(
     new_carried = tuple(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
-    mask = _mask(part, each)
+    mask = _mask(part)
     with implicit_promotion():
-        weighted = each if part.weight is None else each * part.weight
-        loss = jnp.where(mask, weighted, 0).sum() / count
-    seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
+        each = weighted(each, part.weight)
+        loss = jnp.where(mask, total(each), 0).sum() / count
+    seen = replicas.gathered((outputs, part.y, each, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
 
@@ -318,11 +322,11 @@ def evaluate_step(
         found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
     _warn_if_moving(layout, arrays.carried, module)
     each = _per_example(found, x)
-    mask = _mask(batch, each)
+    mask = _mask(batch)
     with implicit_promotion():
-        weighted = each if batch.weight is None else each * batch.weight
-        loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
-    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
+        each = weighted(each, batch.weight)
+        loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
+    return _merge(recipe, sums, outputs, batch.y, each, mask), loss, OutputsShape.of(outputs)
 
 
 def predict_step(
@@ -358,18 +362,21 @@ def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array)
     return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
 
 
-def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
+def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the metric sums after a batch; for sums=None, the sums of the batch alone."""
     outputs, loss = jax.lax.stop_gradient((outputs, loss))
     found = metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask)
     return found if sums is None else sums.merge(found)
 
 
-def _mask(batch: DeviceBatch, each: jax.Array) -> jax.Array:
-    return jnp.ones(each.shape, bool) if batch.mask is None else batch.mask
+def _mask(batch: DeviceBatch) -> jax.Array:
+    return jnp.ones(jax.tree.leaves(batch.x)[0].shape[:1], bool) if batch.mask is None else batch.mask
 
 
-def _per_example(found: Any, x: Any) -> jax.Array:
+def _per_example(found: Any, x: Any) -> Any:
+    """Return the losses as float32, (batch,), by output if they are; raise if there is not one per example."""
+    if isinstance(found, LossesByOutput):
+        return found.map(lambda each: _per_example(each, x))
     n = jax.tree.leaves(x)[0].shape[0]
     if found is None:
         raise LossError(f"The loss returned None; expected one value per example, ({n},). Add the missing return.")

@@ -459,8 +459,8 @@ LABELS = [
         "A dict of labels without a custom loss",
         'model.fit(x, {"kind": y, "colour": y})',
         errors.LabelError,
-        "got dict",
-        "compile(loss=...)",
+        "a dict of ['colour', 'kind']",
+        "pass a loss for each",
     ),
     Mistake(
         "Labels -1 and 1 for a binary output",
@@ -527,14 +527,14 @@ LABELS = [
         'model.fit(x, {"kind": y, "size": y}, class_weight={0: 2.0})',
         errors.DataError,
         "dict of ['kind', 'size']",
-        "pass one sample_weight",
+        "pass weights by output",
     ),
     Mistake(
         "sample_weight with several outputs",
         'model.fit(x, {"kind": y, "size": y}, sample_weight={"kind": np.ones(16), "size": np.zeros(16)})',
         errors.DataError,
         "dict of ['kind', 'size']",
-        "Model.compute_loss",
+        "losses by output",
     ),
     Mistake(
         "sample_weight with two axes",
@@ -645,8 +645,36 @@ NETWORKS = [
         'other.compile("sgd", dispatch="jit")\n'
         "other.fit(x, y)",
         errors.LabelError,
-        "got tuple",
-        "Model.compute_loss",
+        "a tuple of 2",
+        "a loss for each",
+    ),
+    Mistake(
+        "A loss for an output that the module lacks",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        '        return {"kind": self.dense(x.reshape(len(x), -1))}\n\n'
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", loss={"kinds": "auto"}, dispatch="jit")\n'
+        'other.fit(x, {"kind": y})',
+        errors.CompileError,
+        "'kinds'",
+        "Did you mean 'kind'?",
+    ),
+    Mistake(
+        "An output without labels",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        '        return {"kind": self.dense(x.reshape(len(x), -1))}\n\n'
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", loss={"kind": "auto"}, dispatch="jit")\n'
+        'other.fit(x, {"kind": None})',
+        errors.LabelError,
+        "no labels for this output",
+        "loss={'kind': None}",
     ),
     Mistake(
         "A layer with the wrong input size",

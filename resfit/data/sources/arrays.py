@@ -31,7 +31,7 @@ class ArraySource:
     Args:
       x: inputs: an array (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
-      weight: (examples,) or None.
+      weight: (examples,), a dict, tuple or list of such by output, or None.
 
     Attributes:
       x: the inputs, as arrays.
@@ -48,7 +48,7 @@ class ArraySource:
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self.x, y, self.weight = as_arrays(x, y, weight, stored=True)
         structure: Any  # a PyTreeDef, which has no type annotations
-        if self.weight is not None and not self.weight.any():
+        if isinstance(self.weight, np.ndarray) and not self.weight.any():
             raise DataError(
                 f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
@@ -67,7 +67,8 @@ class ArraySource:
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
+        crc = jax.tree.map(lambda leaf: zlib.crc32(leaf.tobytes()), self.weight)
+        weight = list(crc) if isinstance(crc, tuple) else crc
         return {
             "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
             "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
@@ -125,7 +126,7 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False) -> tuple[Any, Any, np.ndarray | None]:
+def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False) -> tuple[Any, Any, Any]:
     """Check inputs, labels and weights, and return them as NumPy arrays of one length.
 
     Tensors become NumPy arrays, and images with the channels first are moved to the channels last.
@@ -139,11 +140,6 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
     Raises:
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
     """
-    if _is_container(weight):
-        raise DataError(
-            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight "
-            "for all of its outputs. Weigh outputs in Model.compute_loss, and classes with class_weight."
-        )
     lengths: dict[str, int] = {}
     x, y = without_tensors(x, y)
     _, weight = without_tensors(None, weight)
@@ -153,7 +149,8 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    return x, y, None if weight is None else check_weight(weight)
+    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place))  # noqa: E731
+    return x, y, jax.tree_util.tree_map_with_path(check, weight)
 
 
 def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None = None) -> Any:
@@ -167,12 +164,9 @@ def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None 
     """
     if tree is None:
         return None
-    if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
-        leaves, structure = [("", tree)], jax.tree.structure(0)  # NumPy makes one array of a list of numbers
-    else:
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
-    arrays = {name + place: _array(name + place, leaf, kept) for place, leaf in leaves}
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_list_of_numbers)
+    places = ((name + jax.tree_util.keystr(path), leaf) for path, leaf in paths)
+    arrays = {place: _array(place, leaf, kept) for place, leaf in places}
     lengths.update({place: len(array) for place, array in arrays.items()})
     return jax.tree.unflatten(structure, arrays.values())
 
@@ -230,21 +224,25 @@ def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
     )
 
 
-def check_weight(weight: np.ndarray) -> np.ndarray:
+def check_weight(weight: np.ndarray, name: str = "sample_weight") -> np.ndarray:
     """Return sample weights as float32, one per example.
+
+    Args:
+      weight: of the examples.
+      name: for messages.
 
     Raises:
       DataError: if `weight` is not one-dimensional, or has negative or non-finite values.
     """
     if weight.ndim != 1:
-        remedy = " Pass the one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
-        raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
+        remedy = f" Pass the one column: {name}[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        raise DataError(f"Expected one {name} per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
         cast = weight.astype(np.float32)
     if not np.isfinite(cast).all() or cast.min() < 0:
         worst = weight[np.flatnonzero(~(np.isfinite(cast) & (cast >= 0)))[0]]
         raise DataError(
-            f"sample_weight holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
+            f"{name} holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
             "Remove these examples, or give them weight 0."
         )
     return cast
@@ -285,10 +283,11 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
 
 
 def _labels_for_class_weight(y: Any) -> np.ndarray:
-    if _is_container(y):
+    if is_container(y):
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
-            "Leave class_weight out and pass one sample_weight per example. Weigh the outputs in Model.compute_loss."
+            "Leave class_weight out and pass weights by output, such as sample_weight={'a': np.array([1.0, 5.0])"
+            "[y['a']]}, where entry k is the weight of class k."
         )
     labels = np.asarray(y)
     if y is None or labels.ndim not in (1, 2):
@@ -311,9 +310,14 @@ def _check_one_class_each(targets: np.ndarray) -> None:
         )
 
 
-def _is_container(tree: Any) -> bool:
+def is_container(tree: Any) -> bool:
     """Return True if a tree holds several arrays; a list of numbers or of rows of numbers is one array."""
-    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
+    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and not _is_list_of_numbers(tree))
+
+
+def _is_list_of_numbers(tree: Any) -> bool:
+    """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
+    return isinstance(tree, list) and not any(getattr(entry, "ndim", 0) for entry in tree)
 
 
 def structure_of(tree: Any) -> str:
@@ -337,8 +341,8 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
     if any(isinstance(value, Mapping) for value in class_weight.values()):
         raise DataError(
             f"class_weight is {dict(class_weight)!r:.60}, weights for each output. Expected weights for the classes of "
-            "one array of labels, {0: 1.0, 1: 5.0}. Pass one sample_weight per example, or weigh the outputs in "
-            "Model.compute_loss."
+            "one array of labels, {0: 1.0, 1: 5.0}. For several outputs leave class_weight out and pass weights by "
+            "output, such as sample_weight={'a': np.array([1.0, 5.0])[y['a']]}, where entry k is the weight of class k."
         )
     try:
         names = {int(key): float(value) for key, value in class_weight.items()}

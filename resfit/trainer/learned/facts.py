@@ -8,6 +8,7 @@ from flax import nnx
 
 from resfit.callbacks.base import Callback
 from resfit.losses import Loss
+from resfit.metrics.collection import Summed
 from resfit.preprocess import Preprocess
 from resfit.trainer.learned.input_format import InputFormat
 from resfit.trainer.learned.label_format import LabelFormat
@@ -33,13 +34,13 @@ class Learned:
         self.stepped = False
 
     def compiled(
-        self, loss: Loss, metrics: dict[str, Any], preprocess: Preprocess | None, *, replaces_preprocess: bool
+        self, loss: Loss, metrics: Summed, preprocess: Preprocess | None, *, replaces_preprocess: bool
     ) -> None:
         """Take over what `compile` decided.
 
         Args:
           loss: of the steps.
-          metrics: by name.
+          metrics: of the steps.
           preprocess: of the steps.
           replaces_preprocess: True if the weights have to be trained again, on other values.
         """

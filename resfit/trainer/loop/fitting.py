@@ -147,6 +147,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     """Return the training data as batches, and the validation data as they were given."""
     if given.class_weight is not None:
         learned.labels.check_class_weight(given.class_weight)
+    learned.labels.check_weights(given.sample_weight)
     given = given.split()
     context = compiled.context
     geometry = Geometry(
@@ -174,6 +175,7 @@ def _validation(
     if held_out is None:
         return None
     x, y, weight = unpacked(held_out, "validation_data")
+    context.learned.labels.check_weights(weight)
     geometry = Geometry(config.evaluation_batch_size, pad=True, shard=context.processes.shard)
     batches = as_batches(x, y, weight, geometry=geometry)
 
