@@ -6,6 +6,9 @@ sequence of functions, or the name of a preset. The augmentations of this subpac
 or float, and draw random numbers for each image; `mixup` and `cutmix` draw one share for the whole batch.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.augment.color_jitter import color_jitter
 from resfit.augment.cutmix import cutmix
 from resfit.augment.flip import flip
@@ -32,3 +35,6 @@ __all__ = [
     "random_erasing",
     "random_resized_crop",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "augment")

@@ -23,7 +23,7 @@ from jax._src.config import config_states, trace_context
 
 from resfit._utils.jax_switches import jit_disabled
 from resfit.backends.by_value import NotByValueError, by_value
-from resfit.backends.cpu_barrier import barrier_options
+from resfit.backends.cpu_barrier import barrier_options, tracing_for
 from resfit.errors import CompileError
 
 _log = logging.getLogger("resfit")
@@ -164,7 +164,7 @@ def traced(
     key = _key(jitted, arguments, devices, options, how)
     program = None if key is None else PROGRAMS.traced.get(key)
     if program is None:
-        with _listening() as heard:
+        with _listening() as heard, tracing_for(device.platform for device in devices):
             lowered = jitted.lower(*arguments)
         program = compiled(lowered, devices, options)
         if key is not None and program.digest and not heard:

@@ -81,7 +81,8 @@ def _shapes(forward: Forward, leaves: Any, x: Any, part: str) -> tuple[jax.Shape
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise ModuleError(
             f"Grad-CAM got part={part!r}, whose outputs in one call have the shapes {shapes}. Expected one (batch, "
-            "height, width, channels). Name a stage or a block."
+            "height, width, channels). Name a stage or a block. A part that runs inside nnx.scan, nnx.remat or another "
+            "transformation of the network has no output outside of it: name a part around or after the transformation."
         )
     if getattr(logits, "ndim", 0) != 2:
         raise ModuleError(

@@ -39,7 +39,13 @@ class ExportedModel:
         self.class_names: list[str] | None = metadata["class_names"]
         (_, self._expected), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         self._weights = jax.device_put(weights)
+        self._program = program
         self._call = jax.jit(program.call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        weights = [np.asarray(weight) for weight in self._weights]
+        metadata = {**self.metadata, "class_names": self.class_names}
+        return _unpickled, (metadata, bytes(self._program.serialize()), weights)
 
     def __call__(self, x: Any) -> Any:
         """Return the outputs of one batch as JAX arrays. Each batch size compiles once.
@@ -108,6 +114,10 @@ def _filled_up(rows: Any, size: int) -> Any:
     if len(rows) == size:
         return rows
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def _unpickled(metadata: dict[str, Any], program: bytes, weights: list[Any]) -> ExportedModel:
+    return ExportedModel(metadata, jax.export.deserialize(bytearray(program)), weights)
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel:

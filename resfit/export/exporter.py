@@ -24,6 +24,7 @@ from resfit import preprocess as preprocess_
 from resfit._utils.atomic_write import write
 from resfit._utils.checks import is_int
 from resfit._utils.paths import expand_user
+from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
@@ -229,12 +230,16 @@ def _program(
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), example)
     stored = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
     try:
-        return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
-    except jax.errors.InconclusiveDimensionOperation as error:
+        with tracing_for(platforms):
+            return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
+    except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        if isinstance(error, TypeError) and "_DimExpr" not in reason:  # of len(x), which must be a number
+            raise
         raise ExportError(
             f"{module} depends on the batch size, which an exported program does not know: {reason}. Expected the same "
-            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__."
+            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__, and write "
+            "x.shape[0] in place of len(x)."
         ) from error
 
 

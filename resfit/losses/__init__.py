@@ -7,6 +7,9 @@ numbers, one-hot or soft targets, or binary labels for a single logit. Ambiguous
 Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1)`. Equal objects compare equal.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
@@ -75,3 +78,6 @@ __all__ = [
     "takes_labels",
     "task",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "loss")

@@ -6,6 +6,9 @@ takes any `clu.metrics.Metric` class and any function of (outputs, labels).
 Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
@@ -37,3 +40,6 @@ __all__ = [
     "recall",
     "top_k_accuracy",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "metrics")

@@ -77,6 +77,7 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
     "precision": precision,
     "recall": recall,
     "f1": f1,
+    "f1_score": f1,  # Keras's name
     "precision_per_class": functools.partial(precision, per_class=True),
     "recall_per_class": functools.partial(recall, per_class=True),
     "f1_per_class": functools.partial(f1, per_class=True),
@@ -101,12 +102,14 @@ def _resolve(
             return _BY_NAME[metric]
         if metric in _BY_CLASS:
             if num_classes is None:
-                factory = metric.removesuffix("_per_class") if metric != "accuracy_per_class" else metric
-                option = ", per_class=True" if factory != metric else ""
+                found = _BY_CLASS[metric]
+                of_each, option = (
+                    (found.func, ", per_class=True") if isinstance(found, functools.partial) else (found, "")
+                )
                 raise CompileError(
                     f"The metric {metric!r} counts by class, and the number of classes of this module is unknown. "
-                    f"Expected metrics={{{metric!r}: resfit.metrics.{factory}(num_classes=10{option})}}, with the "
-                    "number of the network's outputs."
+                    f"Expected metrics={{{metric!r}: resfit.metrics.{of_each.__name__}(num_classes=10{option})}}, with "
+                    "the number of the network's outputs."
                 )
             return _BY_CLASS[metric](num_classes)
         if match := re.fullmatch(r"top_([1-9]\d*)_accuracy", metric):

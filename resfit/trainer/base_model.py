@@ -16,7 +16,7 @@ from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph.slots import NOTHING_FROZEN
+from resfit.trainer.graph.freezing import NOTHING_FROZEN
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.predictor import Predictor
@@ -179,7 +179,7 @@ class BaseModel(Guarded):
         The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
         of a running `fit`, where an assignment is part of the training.
         """
-        return self._context.state.module_with("raw")
+        return self._context.state.own_module()
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.

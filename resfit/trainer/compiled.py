@@ -17,15 +17,14 @@ from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.placement import AXIS, Placement, preferred_device
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import Convolutions
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
-from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import ComputeLoss, Recipe, Supervised
 
@@ -36,6 +35,7 @@ class Compiled:
 
     Attributes:
       config: of `compile`, with "auto" resolved.
+      asked: of `compile`, as it was given.
       context: the state on its devices.
       rate: the learning rate.
       trainer: takes training steps.
@@ -44,6 +44,7 @@ class Compiled:
     """
 
     config: CompileConfig
+    asked: CompileConfig
     context: RunContext
     rate: LearningRate
     trainer: Trainer
@@ -136,7 +137,7 @@ def compile_model(
     predictor = Predictor(context, preprocess)
     # Last: a compilation that fails leaves the model as it was.
     learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
-    return Compiled(resolved, context, rate, trainer, evaluator, predictor)
+    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
@@ -169,14 +170,14 @@ def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> Non
     """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
     if not state.layout.n_params:
         raise CompileError(
-            f"Every parameter is frozen by freeze{freeze.patterns}, so there is nothing to train. "
-            "Call freeze with fewer patterns."
+            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
+            "train. Call freeze with fewer patterns."
             if freeze.patterns
             else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
             "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
             "nnx.bridge.ToNNX has them after .lazy_init(x)."
         )
-    check_flags(module, state.layout.plan)
+    state.check_for_training()
 
 
 def _check_same_values(context: RunContext) -> None:

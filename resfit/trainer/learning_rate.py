@@ -197,5 +197,7 @@ def resolve(
     if isinstance(learning_rate, str | schedules.Schedule):
         named = schedules.get(learning_rate, default_peak=optimizers.default_rate(optimizer))
         learning_rate = named.peak
-    transformation, function = optimizers.get(optimizer, learning_rate)
+    # `LearningRate` puts the number into the state. Without it, one program makes the state for every number.
+    number = isinstance(optimizer, str) and not callable(learning_rate)
+    transformation, function = optimizers.get(optimizer, None if number else learning_rate)
     return transformation, learning_rate, named, function

@@ -54,7 +54,7 @@ def load(
     """
     try:
         if isinstance(module, ResNet):
-            architecture.check(Path(path), module.spec)
+            architecture.check(Path(expand_user(path)), module.spec)
         load_state_dict(module, read(path, ema=ema), naming=naming, head=head, stem=stem)
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error

@@ -115,6 +115,7 @@ TRIED = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("read_files")
 @pytest.mark.parametrize("use", [write_files, read_files, read_tfds], ids=lambda use: use.__name__)
 def test_a_tilde_is_the_home_folder(use: Callable[[Path], None], home: Path) -> None:
     use(home)
@@ -169,6 +170,8 @@ def test_other_paths_do_not_change(path: str) -> None:
 def test_bytes_and_an_unknown_home_folder_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="Expected a path as str"):
         paths.expand_user(b"m.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got None"):
+        resfit.callbacks.Checkpoint(None)  # type: ignore[arg-type]
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(FileNotFoundError, match="Set HOME"):
         paths.expand_user("~/run")

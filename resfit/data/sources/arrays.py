@@ -47,14 +47,12 @@ class ArraySource:
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self.x, y, self.weight = as_arrays(x, y, weight, stored=True)
-        structure: Any  # a PyTreeDef, which has no type annotations
         if isinstance(self.weight, np.ndarray) and not self.weight.any():
             raise DataError(
                 f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self.x, y, self.weight))
-        self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
+        self._leaves, self._structure = jax.tree.flatten((self.x, y, self.weight))
         self.in_memory = not any(isinstance(leaf, Stored) for leaf in self._leaves)
         self.labels = None if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(y)) else y
         self.threads = 0 if self.in_memory else 1  # one, because the object may not expect several
@@ -83,7 +81,7 @@ class ArraySource:
             leaves = [array.take(rows, 0) for array in self._leaves]
         else:
             leaves = [native(array[rows]) for array in self._leaves]
-        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt(leaves)
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(self._structure, leaves)
         self._check(taken, rows)
         return taken
 
