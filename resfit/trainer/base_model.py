@@ -23,7 +23,7 @@ from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.overrides import Guarded
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.state.snapshot import Snapshot
-from resfit.trainer.step import Supervised
+from resfit.trainer.supervised import Supervised
 from resfit.transforms import Transforms
 
 

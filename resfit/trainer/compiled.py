@@ -26,7 +26,8 @@ from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
 from resfit.trainer.state.run_state import RunState
-from resfit.trainer.step import ComputeLoss, Recipe, Supervised
+from resfit.trainer.step import Recipe
+from resfit.trainer.supervised import ComputeLoss, Supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
         if automatic
         else metrics_.by_name(given, num_classes, multi_label=several)
     )
-    return metrics_.collection(found, multi_label=bool(several))
+    return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
 def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:

@@ -70,7 +70,7 @@ KERAS: Table = {
     "summary(print_fn=)": (lambda: plain().summary(print_fn=print), "summary got print_fn="),
     "'Adam'": (lambda: plain(optimizer="Adam"), None),
     "BackupAndRestore": (lambda: callbacks.BackupAndRestore, "resfit.callbacks.Checkpoint(folder)"),
-    "clone_model": (lambda: resfit.clone_model, "copy.deepcopy(model.module)"),
+    "clone_model": (lambda: resfit.clone_model, "copy.deepcopy(model)"),
     "to_json": (lambda: plain().to_json(), "model.save(path)"),
     "count_params": (lambda: plain().count_params(), None),
     "jit_compile": (lambda: plain(jit_compile=True), None),
