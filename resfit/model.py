@@ -18,10 +18,9 @@ from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
 from resfit.export.model_files import ModelFiles
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
-from resfit.trainer.compiled import compile_model
 from resfit.trainer.config import CompileConfig, FitConfig
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.outputs import kind_of
 from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
@@ -97,8 +96,8 @@ class Model(ModelFiles):
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
-            output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
-            (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
+            (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
             For several outputs of the module a dict or list of these, by output; None for no loss.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
             functions like those of `loss`, unweighted. For several outputs a dict or list of these, by output.
@@ -133,7 +132,7 @@ class Model(ModelFiles):
         Raises:
           CompileError: for unknown names, what cannot work together, during `fit`, and for another preprocessing.
         """
-        if self._control.fitting:
+        if self._control.fitting and not self._context.state.trains_elsewhere:
             raise CompileError(
                 "compile was called while fit is running, by a callback: the steps in use would not change. Set "
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
@@ -145,25 +144,18 @@ class Model(ModelFiles):
             batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
-        own_step = self.compute_loss if self._has_own_step else None
-        before = self._context.state
-        compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
-        self._context.replaced = True
-        self._control.compiled, self._control.stale = compiled, False
-        self._use(compiled.context, compiled.predictor)
+        self._compile(config, self._freeze)
 
-    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
-        """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
-
-        Frozen parameters cost neither a gradient nor optimizer state.
+    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
+        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
-            matching part is frozen.
+            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
           batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
 
         Raises:
-          ModuleError: if a pattern matches nothing.
+          ModuleError: if a pattern or filter matches nothing.
 
         Example:
           >>> import resfit
@@ -171,7 +163,7 @@ class Model(ModelFiles):
           >>> model.freeze("stem", "stage[12]")
           >>> model.compile("sgd", learning_rate=0.01)
         """
-        freeze = Freeze(patterns, batch_norm)
+        freeze = Freeze.of(patterns, batch_norm=batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.stale = True
@@ -219,7 +211,7 @@ class Model(ModelFiles):
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss; a dict or tuple of such for losses by output.
+          sample_weight: (examples,) weight of each example, or of each pixel; a dict or tuple for losses by output.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -249,6 +241,7 @@ class Model(ModelFiles):
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)
 
+    @checked("arguments")
     def train_on_batch(
         self,
         x: Any,
@@ -260,7 +253,7 @@ class Model(ModelFiles):
         """Take one training step on this batch and return its loss and metrics; the module holds the result at once."""
         compiled = self._control.require_compiled("train_on_batch")
         compiled.rate.check_single_step()
-        with self._learned.starting_over(self.class_names):
+        with compiled.context.state.training("train_on_batch"), self._learned.starting_over(self.class_names):
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
@@ -298,13 +291,14 @@ class Model(ModelFiles):
         compiled = self._control.require_compiled("evaluate")
         self._context.state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
-        data = relabeled(data, self.class_names, "x")
+        data = relabeled(data, self.class_names, "x", self._learned.labels.ignore_index)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
+    @checked("arguments")
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and metrics of this batch, in evaluation mode."""
         evaluator = self._control.require_compiled("test_on_batch").evaluator
@@ -331,9 +325,9 @@ class Model(ModelFiles):
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits", as the module returns them; "probabilities", their softmax, or sigmoid for a single output
-            and for a multi-label model; "labels", the most probable class, or for a multi-label model (examples,
-            labels) of 0 and 1; "embedding", the result of the module's method `embed`, for resfit's networks the
-            pooled features. See `multi_label`.
+            and for a multi-label model; "labels", the most probable class, of the example or each pixel, or for a
+            multi-label model (examples, labels) of 0 and 1; "embedding", the result of the module's method `embed`, for
+            resfit's networks the pooled features. See `multi_label`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
@@ -380,6 +374,7 @@ class Model(ModelFiles):
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.
 
@@ -387,7 +382,7 @@ class Model(ModelFiles):
           batch: (x, y) or (x, y, sample_weight) arrays, to also print the memory of a training step on each device: the
             step is compiled, and not run; or an input_shape.
           input_shape: of one image, (height, width, channels). By default 224 x 224 for an ImageNet stem, 32 x 32 for a
-            CIFAR stem.
+            CIFAR stem, and for any other network that of the images last seen.
 
         Raises:
           NotCompiledError: with a batch, before `compile`.
@@ -396,4 +391,4 @@ class Model(ModelFiles):
         from resfit.diagnostics import summary
 
         step: Callable[[], Any] = lambda: self._control.require_compiled("summary of a batch").trainer  # noqa: E731
-        summary.show(self.module, batch, input_shape, self._learned.inputs.preprocess, step)
+        summary.show(self._context.state.module_with("raw"), batch, input_shape, self._learned.inputs, step)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending_calls
 from resfit.backends import compilation_cache
 from resfit.callbacks import History
 from resfit.callbacks.base import RunControl
@@ -15,22 +16,28 @@ from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph.slots import NOTHING_FROZEN
+from resfit.trainer.graph.freezing import NOTHING_FROZEN
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.overrides import Guarded
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.state.snapshot import Snapshot
-from resfit.trainer.step import Supervised
+from resfit.trainer.supervised import Supervised
 from resfit.transforms import Transforms
 
 
+@suspending_calls(but=["compute_loss"])
 class BaseModel(Guarded):
     """The state of a model: the module and its variables, what was compiled, and what was learned from the data.
 
     See `resfit.Model` for its argument and attributes.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith("resfit."):  # methods of the user keep the switches of JAX
+            suspending_calls(but=["compute_loss"])(cls)
 
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
@@ -175,7 +182,7 @@ class BaseModel(Guarded):
         The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
         of a running `fit`, where an assignment is part of the training.
         """
-        return self._context.state.module_with("raw")
+        return self._context.state.own_module()
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.

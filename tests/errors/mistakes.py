@@ -761,8 +761,55 @@ NETWORKS = [
         "All parameters frozen",
         'model.freeze("*")\nmodel.compile()',
         errors.CompileError,
-        "freeze('*',)",
+        "freeze('*')",
         "fewer patterns",
+    ),
+    Mistake(
+        "A filter that matches no Variable",
+        "model.freeze(nnx.LoRAParam)",
+        errors.ModuleError,
+        "LoRAParam",
+        "The types of its Variables are ['BatchStat', 'Param']",
+    ),
+    Mistake(
+        "A list of freeze patterns",
+        'model.freeze(["stem", "stage1"])',
+        errors.ModuleError,
+        "['stem', 'stage1']",
+        "freeze(*['stem', 'stage1'])",
+    ),
+    Mistake(
+        "A layer class instead of a path",
+        "model.freeze(nnx.BatchNorm)",
+        errors.ModuleError,
+        "the class BatchNorm",
+        "nnx.Not(nnx.LoRAParam)",
+    ),
+    Mistake(
+        "A counter in a plain attribute",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense, self.calls = nnx.Linear(192, 3, rngs=rngs), 0\n\n"
+        "    def __call__(self, x):\n"
+        "        self.calls += 1\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "resfit.Model(Net(nnx.Rngs(0))).predict(x)",
+        errors.ModuleError,
+        "'calls': before 0, after 1",
+        "nnx.Variable",
+    ),
+    Mistake(
+        "An activation in a plain attribute",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense, self.last = nnx.Linear(192, 3, rngs=rngs), None\n\n"
+        "    def __call__(self, x):\n"
+        "        self.last = x.mean()\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "resfit.Model(Net(nnx.Rngs(0))).predict(x)",
+        errors.ModuleError,
+        "'last': before None, after float32[]",
+        "self.sow(nnx.Intermediate",
     ),
     Mistake(
         "Weights of another network",

@@ -95,6 +95,21 @@ class Learned:
         inputs, labels = self.inputs, self.labels
         inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label = facts
 
+    def all_facts(self) -> dict[str, dict[str, Any]]:
+        """Return all facts, for a copy of the model."""
+        made = {"_module", "_custom_step", "loss"}  # the copy has its own
+        holders = {"inputs": self.inputs, "labels": self.labels}
+        facts = {
+            place: {name: value for name, value in vars(holder).items() if name not in made}
+            for place, holder in holders.items()
+        }
+        return {**facts, "own": {"stepped": self.stepped}}
+
+    def put_all_facts(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Set what `all_facts` of another model returned."""
+        for place, holder in {"inputs": self.inputs, "labels": self.labels, "own": self}.items():
+            vars(holder).update(facts[place])
+
 
 class SeenData(Callback):
     """Saves with a run the facts of its data that `save`, `export` and `predict` need."""

@@ -76,6 +76,17 @@ def fit(
     callbacks: Callback | Iterable[Callback] | None,
 ) -> History:
     """Train a compiled model; see `Model.fit`."""
+    with control.require_compiled("fit").context.state.training("fit"):
+        return _fit(model, control, config, given, callbacks)
+
+
+def _fit(
+    model: TrainedModel,
+    control: FitControl,
+    config: FitConfig,
+    given: FitData,
+    callbacks: Callback | Iterable[Callback] | None,
+) -> History:
     compiled, learned = control.require_compiled("fit"), control.learned
     context = compiled.context
     processes, state = context.processes, context.state
@@ -186,7 +197,12 @@ def _validation(
         return asked
 
     return Validation(
-        relabeled(batches, classes_of(data) or context.learned.labels.names, "validation_data"),
+        relabeled(
+            batches,
+            classes_of(data) or context.learned.labels.names,
+            "validation_data",
+            context.learned.labels.ignore_index,
+        ),
         config.validation_steps,
         config.validates_after,
         config.validation_every,
