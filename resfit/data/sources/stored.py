@@ -94,7 +94,7 @@ class Stored:
         if array.shape[:1] != (expected,):
             raise DataError(
                 f"{self._name} is a {type(self._array).__name__}, and a slice of {expected} rows has shape "
-                f"{array.shape}. Expected one entry per row. Check that the file is complete, that nothing writes to it, "
-                "and that [a:b] selects rows."
+                f"{array.shape}. Expected one entry per row. Check that the file is complete, that nothing writes to "
+                "it, and that [a:b] selects rows."
             )
         return array
