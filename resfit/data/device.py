@@ -74,7 +74,7 @@ class DeviceSource:
 
     def release(self) -> None:
         """Give the memory of the device back; no example can be taken any more."""
-        self._arrays = None
+        self._arrays = self._of = None
 
     def __len__(self) -> int:
         return self._length

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from resfit.data.device import DeviceSource
+from resfit.errors import DataError
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 
 
@@ -59,6 +60,15 @@ OTHER: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
     "weights": lambda x, y: {"x": x, "y": y, "sample_weight": np.arange(200.0)},
     "class weights": lambda x, y: {"x": x, "y": y, "class_weight": {0: 2.0}},
 }
+
+
+def test_a_fit_that_fails_after_the_release_does_not_break_the_next_one() -> None:
+    x, y = images(), labels()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, x, y, cache="device")
+    with pytest.raises(DataError, match="cache='device' needs examples with random access"):
+        fit(model, [(x, y)], cache="device")
+    fit(model, x, y, cache="device")
 
 
 @pytest.mark.parametrize("other", OTHER)
