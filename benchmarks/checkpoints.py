@@ -18,7 +18,7 @@ from benchmarks import interleaved, problems
 from benchmarks.child import ask
 from benchmarks.rows import Row, counted, timed
 
-STEPS = {"resnet20": 4, "resnet50": 3}  # of a turn
+STEPS = {"resnet20": 4, "resnet50": 2}  # of a turn
 INTERVAL = 100  # steps from one save to the next
 BAR = "<= 1"  # percent
 
@@ -28,7 +28,7 @@ def rows(platform: str, quick: bool) -> list[Row]:
     found = []
     for name in ("resnet20",) if quick else STEPS:
         title = problems.problem(platform, name).title
-        taken = ask("benchmarks.checkpoints:measure", platform=platform, name=name, rounds=3 if quick else 7)
+        taken = ask("benchmarks.checkpoints:measure", platform=platform, name=name, rounds=3 if quick else 6)
         steps = INTERVAL * statistics.median(taken["step"])
         share = 100 * (statistics.median(taken["waits"]) + statistics.median(taken["background"])) / steps
         size = f"{taken['megabytes']:.0f} MB in {taken['arrays']} arrays"
