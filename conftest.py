@@ -3,6 +3,7 @@
 The file is in the root so that the doctests in `resfit/` run under the same rules as `tests/`.
 """
 
+import gc
 import importlib.util
 import os
 import sys
@@ -22,6 +23,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax._src import compiler
+
+from tests import levels
 
 # Rewriting the suite's assertions takes seconds: keep the result for the next run, whatever the environment sets.
 sys.dont_write_bytecode = False
@@ -44,9 +47,12 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 mpl.use("Agg")
 
+# No test cuts the power, and to wait for the disk takes longer than to compute.
+os.fsync = lambda _: None
+
 # The number of examples of a property, which `--hypothesis-profile` in the Makefile selects. No deadline: the first
 # example of a shape compiles.
-for _profile, _examples in (("test", 10), ("all", 40), ("exhaustive", 400)):
+for _profile, _examples in (("test", 10), ("all", 20), ("exhaustive", 400)):
     hypothesis.settings.register_profile(
         _profile,
         deadline=None,
@@ -78,6 +84,20 @@ def _with_older_emitters(options_of: Any) -> Any:
 
 if jax.__version_info__ < (0, 11):
     compiler.get_compile_options = _with_older_emitters(compiler.get_compile_options)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tables before pytest selects by marker."""
+    some = config.getoption("lf", default=False) or any("::" in argument for argument in config.args)
+    levels.mark_rows(items, whole=not some)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported modules and the collected tests out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a trace allocates many objects and frees few of them
 
 
 @pytest.fixture(autouse=True)

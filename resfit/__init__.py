@@ -1,6 +1,7 @@
 """resfit: train, evaluate and ship ResNets, and any other Flax NNX image model, on JAX."""
 
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from resfit import (
     augment,
@@ -18,6 +19,8 @@ from resfit import (
     transforms,
     weights,
 )
+from resfit._utils.words import no_attribute
+from resfit.backends.caches import clear_caches
 from resfit.diagnostics.doctor import doctor
 from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
@@ -39,6 +42,7 @@ __all__ = [
     "Model",
     "augment",
     "callbacks",
+    "clear_caches",
     "create_model",
     "data",
     "distributed",
@@ -64,3 +68,6 @@ __all__ = [
     "transforms_for",
     "weights",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "package", "members")

@@ -80,7 +80,7 @@ class Distiller(Model):
         self._temperature, self._label_weight = temperature, label_weight
         self.freeze()
 
-    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
+    def freeze(self, *patterns: str | nnx.filterlib.Filter, batch_norm: bool = True) -> None:
         """Freeze parameters, as `Model.freeze` does. The teacher is always frozen."""
         super().freeze("teacher", *patterns, batch_norm=batch_norm)
 

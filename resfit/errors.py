@@ -4,6 +4,8 @@ Each message says what happened with the received values, what was expected, and
 `ResfitError` and from a built-in exception, so that `except ValueError` works.
 """
 
+import pickle
+
 
 class ResfitError(Exception):
     """Base class of all errors of resfit."""
@@ -63,6 +65,10 @@ class NotCompiledError(ResfitError, RuntimeError):
     """`fit`, `evaluate` or `train_on_batch` was called before `compile`."""
 
 
+class BusyError(ResfitError, RuntimeError):
+    """A model was to be trained or compiled while another thread trains it."""
+
+
 class ModuleError(ResfitError, TypeError):
     """The module cannot be trained: it is not an nnx.Module, or a call changes its structure."""
 
@@ -117,6 +123,10 @@ class MissingPackageError(ResfitError, ImportError):
 
 class SavedModelError(ResfitError, ValueError):
     """A file is not a model file of resfit, is damaged, or needs an argument to be loaded."""
+
+
+class PickleError(ResfitError, pickle.PicklingError):
+    """An object cannot be pickled, or the pickle is of other versions of the packages; the message names the part."""
 
 
 class ExportError(ResfitError, ValueError):

@@ -18,10 +18,9 @@ from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
 from resfit.export.model_files import ModelFiles
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
-from resfit.trainer.compiled import compile_model
 from resfit.trainer.config import CompileConfig, FitConfig
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.outputs import kind_of
 from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
@@ -67,9 +66,10 @@ class Model(ModelFiles):
     def compile(
         self,
         optimizer: Any = "sgd",
-        loss: str | losses.Loss = "auto",
+        loss: losses.LossArgument = "auto",
         metrics: metrics_.MetricsArgument = "auto",
         *,
+        loss_weights: Mapping[str, float] | Sequence[float] | None = None,
         learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
@@ -96,10 +96,12 @@ class Model(ModelFiles):
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
-            output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
-            (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
+            (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
+            For several outputs of the module a dict or list of these, by output; None for no loss.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
-            functions like those of `loss`. Metrics count examples, unweighted.
+            functions like those of `loss`, unweighted. For several outputs a dict or list of these, by output.
+          loss_weights: the weight of each output's loss in the total, in the form of `loss`; 1 by default.
           seed: of the data order and everything random in the step.
           preprocess: a function of the inputs, applied inside every step and saved with the model. "auto" is the one
             that the network was trained with, or that of `transforms`; else uint8 images are scaled to [0, 1] and
@@ -111,9 +113,8 @@ class Model(ModelFiles):
             module. Parameters of less than 32 bits are averaged in float32.
           precision: "float32"; or "bfloat16": convolutions and dense layers multiply in bfloat16, while parameters,
             statistics, norms, logits and loss stay float32.
-          gradient_accumulation_steps: number of slices of each batch that are processed one after another, for less
-            memory, before one update. Equal to the whole batch for networks without BatchNorm, which normalizes slice
-            by slice.
+          gradient_accumulation_steps: number of slices of each batch, processed one after another for less memory,
+            before one update. Equal to the whole batch without BatchNorm, which normalizes slice by slice.
           steps_per_execution: batches that the host hands over at once, also in `evaluate` and `predict`, for networks
             whose steps take less than a millisecond. On an accelerator they are one program. Every batch has its hooks,
             after the execution; stops, learning rates, validation and checkpoints take effect between executions.
@@ -123,48 +124,38 @@ class Model(ModelFiles):
             is used by "auto", "jit" and "eager".
           batch_norm: BatchNorm normalizes over the "global" batch, or "per_replica", over each device's part.
           compiler_options: XLA's, by name, for every step.
-          cpu_kernels: convolutions on a CPU: "xla"; "onednn", the library of the extra `resfit[cpu]`; or "auto", that
-            library if it can be used.
+          cpu_kernels: convolutions on a CPU: "xla"; "onednn", of the extra `resfit[cpu]`; "auto", oneDNN if possible.
           replace_preprocess: True to let `preprocess` replace the one that the network was trained with.
           run_eagerly: True is dispatch="eager", as in Keras.
           jit_compile: False is dispatch="eager", as in Keras; True and "auto" compile the steps.
 
         Raises:
-          CompileError: for unknown names and combinations that cannot work, during `fit`, and for another preprocessing
-            than the trained one.
+          CompileError: for unknown names, what cannot work together, during `fit`, and for another preprocessing.
         """
-        if self._control.fitting:
+        if self._control.fitting and not self._context.state.trains_elsewhere:
             raise CompileError(
                 "compile was called while fit is running, by a callback: the steps in use would not change. Set "
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
             )
         config = CompileConfig(
-            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, seed=seed,
-            preprocess=preprocess, augment=augment, ema=ema, precision=precision,
+            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, loss_weights=loss_weights,
+            seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
             gradient_accumulation_steps=gradient_accumulation_steps, steps_per_execution=steps_per_execution,
-            batch_norm=batch_norm,
-            dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
+            batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
             compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
         )  # fmt: skip
-        own_step = self.compute_loss if self._has_own_step else None
-        before = self._context.state
-        compiled = compile_model(self._module, config, self._learned, self._freeze, before, own_step)
-        self._context.replaced = True
-        self._control.compiled, self._control.stale = compiled, False
-        self._use(compiled.context, compiled.predictor)
+        self._compile(config, self._freeze)
 
-    def freeze(self, *patterns: str, batch_norm: bool = True) -> None:
-        """Freeze parts of the module from the next `compile` on. No pattern trains all parts.
-
-        Frozen parameters cost neither a gradient nor optimizer state.
+    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
+        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
 
         Args:
           patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
-            matching part is frozen.
+            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
           batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
 
         Raises:
-          ModuleError: if a pattern matches nothing.
+          ModuleError: if a pattern or filter matches nothing.
 
         Example:
           >>> import resfit
@@ -172,7 +163,7 @@ class Model(ModelFiles):
           >>> model.freeze("stem", "stage[12]")
           >>> model.compile("sgd", learning_rate=0.01)
         """
-        freeze = Freeze(patterns, batch_norm)
+        freeze = Freeze.of(patterns, batch_norm=batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
         self._control.stale = True
@@ -210,18 +201,17 @@ class Model(ModelFiles):
           x: images (examples, height, width, channels), uint8 or float; a dict or tuple of arrays; a source of
             `resfit.data`; a dataset of TFDS, Hugging Face, Grain or Keras; an iterable of (x, y) or (x, y,
             sample_weight) batches, or a function that returns a fresh one for every epoch.
-          y: labels, one entry per example; None if x brings them.
+          y: labels, one entry per example; a dict or tuple by output for several outputs; None if x brings them.
           batch_size: examples in a step, over all devices together; 32 by default.
           epochs: the number of the last epoch, counted from initial_epoch = 0.
-          verbose: 0 silent; 1 a progress bar, or one line per epoch without a terminal; 2 one line per epoch; "auto"
-            is 1.
+          verbose: 0 silent; 1 or "auto" a progress bar, or one line per epoch without a terminal; 2 one line per epoch.
           callbacks: called in order, before History and the progress bar.
           validation_split: the last fraction of the examples, taken before shuffling, to validate on.
           validation_data: (x, y), (x, y, sample_weight), or an iterable of batches; wins over validation_split. Classes
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: (examples,) weight of each example, or of each pixel; a dict or tuple for losses by output.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -232,8 +222,7 @@ class Model(ModelFiles):
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
             batch, or to begin if the folder is empty. The run ends bit for bit where an uninterrupted run ends;
-            different settings raise. "inexact" resumes with different settings. False to begin in a folder that holds
-            no run.
+            different settings raise. "inexact" resumes with different settings. False to begin in a folder without one.
 
         Returns:
           The `History`, also kept as `model.history`.
@@ -252,6 +241,7 @@ class Model(ModelFiles):
         data = fitting.FitData(x, y, sample_weight, class_weight, validation_split, validation_data)
         return fitting.fit(self, self._control, config, data, callbacks)
 
+    @checked("arguments")
     def train_on_batch(
         self,
         x: Any,
@@ -263,7 +253,7 @@ class Model(ModelFiles):
         """Take one training step on this batch and return its loss and metrics; the module holds the result at once."""
         compiled = self._control.require_compiled("train_on_batch")
         compiled.rate.check_single_step()
-        with self._learned.starting_over(self.class_names):
+        with compiled.context.state.training("train_on_batch"), self._learned.starting_over(self.class_names):
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
@@ -289,7 +279,7 @@ class Model(ModelFiles):
           y: labels, as in `fit`.
           batch_size: as in `fit`. Does not change the result.
           verbose: as in `fit`.
-          sample_weight: (examples,) weight of each example in the loss.
+          sample_weight: as in `fit`.
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_test_* hooks are called.
           return_dict: True for a dict of names instead of a list.
@@ -301,13 +291,14 @@ class Model(ModelFiles):
         compiled = self._control.require_compiled("evaluate")
         self._context.state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
-        data = relabeled(data, self.class_names, "x")
+        data = relabeled(data, self.class_names, "x", self._learned.labels.ignore_index)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
             results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
         return returned(results, return_dict)
 
+    @checked("arguments")
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Return the loss and metrics of this batch, in evaluation mode."""
         evaluator = self._control.require_compiled("test_on_batch").evaluator
@@ -334,9 +325,9 @@ class Model(ModelFiles):
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits", as the module returns them; "probabilities", their softmax, or sigmoid for a single output
-            and for a multi-label model; "labels", the most probable class, or for a multi-label model (examples,
-            labels) of 0 and 1; "embedding", the result of the module's method `embed`, for resfit's networks the
-            pooled features. See `multi_label`.
+            and for a multi-label model; "labels", the most probable class, of the example or each pixel, or for a
+            multi-label model (examples, labels) of 0 and 1; "embedding", the result of the module's method `embed`, for
+            resfit's networks the pooled features. See `multi_label`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:
@@ -383,6 +374,7 @@ class Model(ModelFiles):
 
     # --- tables -------------------------------------------------------------------------------------------------------
 
+    @checked("arguments")
     def summary(self, batch: Any = None, *, input_shape: tuple[int, ...] | None = None) -> None:
         """Print a table of the network: output shapes, parameters, multiply-adds and activation memory.
 
@@ -390,7 +382,7 @@ class Model(ModelFiles):
           batch: (x, y) or (x, y, sample_weight) arrays, to also print the memory of a training step on each device: the
             step is compiled, and not run; or an input_shape.
           input_shape: of one image, (height, width, channels). By default 224 x 224 for an ImageNet stem, 32 x 32 for a
-            CIFAR stem.
+            CIFAR stem, and for any other network that of the images last seen.
 
         Raises:
           NotCompiledError: with a batch, before `compile`.
@@ -399,4 +391,4 @@ class Model(ModelFiles):
         from resfit.diagnostics import summary
 
         step: Callable[[], Any] = lambda: self._control.require_compiled("summary of a batch").trainer  # noqa: E731
-        summary.show(self.module, batch, input_shape, self._learned.inputs.preprocess, step)
+        summary.show(self._context.state.module_with("raw"), batch, input_shape, self._learned.inputs, step)

@@ -8,12 +8,13 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import no_attribute, use
 from resfit.errors import CompileError
 
 
@@ -338,7 +339,7 @@ def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule
         if schedule not in _BY_NAME:
             raise CompileError(
                 f"Unknown learning-rate schedule {schedule!r}. Expected a number, a function step -> rate, a "
-                f"resfit.schedules object, or one of {list(_BY_NAME)}."
+                f"resfit.schedules object, or one of {list(_BY_NAME)}. {use(schedule, 'schedules')}".rstrip()
                 + (_unquoted(schedule) or did_you_mean(schedule, _BY_NAME))
             )
         schedule = _BY_NAME[schedule]()
@@ -355,3 +356,7 @@ def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule
             f"learning_rate=resfit.schedules.{name}(peak=0.1)."
         )
     return dataclasses.replace(schedule, peak=default_peak)
+
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "schedules")

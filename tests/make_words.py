@@ -12,13 +12,18 @@ TITLES = {
     "methods": "Methods of a subclass of `Model`, which raise where they are defined",
     "settings": "Attributes of a model, which raise where they are set",
     "members": "Other attributes and methods of a model",
-    "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`",
+    "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",
     "loss": "Losses",
     "metrics": "Metrics",
     "optimizer": "Optimizers",
     "callbacks": "Callbacks",
+    "augment": "Augmentation",
+    "schedules": "Schedules",
+    "transforms": "Transforms",
+    "data": "Data",
+    "package": "Names of other packages",
 }
 
 

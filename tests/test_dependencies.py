@@ -80,6 +80,7 @@ def test_drawing_without_matplotlib_names_the_extra(draw: object, monkeypatch: p
         draw()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_fit_runs_without_matplotlib_and_scikit_learn() -> None:
     program = (
         "import sys\n"

@@ -70,6 +70,7 @@ def loss_of(logits: jax.Array, y: np.ndarray, said: np.ndarray, temperature: flo
     return (weight * hard + (1 - weight) * soft).mean()
 
 
+@pytest.mark.representatives("by its flags")
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_a_step_equals_that_of_the_mixed_loss_with_a_teacher_in_evaluation_mode(kind: str) -> None:
     teacher = TEACHERS[kind](rngs=nnx.Rngs(5))
@@ -134,6 +135,7 @@ def test_predictions_are_those_of_the_student_and_its_statistics_are_updated() -
     np.testing.assert_allclose(model.predict(images(8), verbose=0), evaluated(student, images(8)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_freezing_parts_of_the_student_keeps_the_teacher_frozen() -> None:
     model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.freeze("student.conv", batch_norm=False)

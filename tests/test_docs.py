@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
 # The pages whose blocks cost little run in `make test`, and the README shortened; `make test-all` runs every page.
-CHEAP = {ROOT / "docs" / name for name in ("callbacks.md", "cpu.md", "index.md", "how-to/weights.md")}
+CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "index.md")}
 TRAINED_TO_THE_END = {"README.md", "your_first_resnet.md"}
 
 # Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.

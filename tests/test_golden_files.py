@@ -24,6 +24,7 @@ def loaded(kind: str) -> resfit.Model:
     return resfit.load(files.MODELS / f"{kind}.safetensors", module=module)
 
 
+@pytest.mark.representatives("averages")
 @pytest.mark.parametrize("kind", files.KINDS)
 def test_a_model_saved_by_an_earlier_version_loads_bit_for_bit(kind: str) -> None:
     expected = files.KINDS[kind]()
@@ -48,6 +49,7 @@ def test_each_kind_of_model_has_a_small_file_of_the_first_format() -> None:
             assert json.loads(file.metadata()["resfit"])["format_version"] == 1
 
 
+@pytest.mark.representatives("folded_averages")
 @pytest.mark.parametrize("name", files.EXPORTED)
 def test_a_model_exported_by_an_earlier_version_predicts_the_same(name: str) -> None:
     """Requires a jax that can still read the program: at least all releases in the six months after the export."""
@@ -75,6 +77,7 @@ def rewritten(target: Path, change: Any) -> Path:
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(True, "blur"), (False, None)])
 def test_a_file_whose_spec_has_a_boolean_for_anti_aliasing_gives_the_same_network(
     before: bool, now: str | None, tmp_path: Path
@@ -112,6 +115,7 @@ def test_an_invalid_header_raises_before_anything_is_built(change: Any, said: st
         resfit.load(rewritten(tmp_path / "net.safetensors", change))
 
 
+@pytest.mark.representatives("resnet20")
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet20", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "resnet110"))]
 )

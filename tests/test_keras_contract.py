@@ -99,6 +99,7 @@ def test_every_step_has_its_hooks_also_with_steps_per_execution(steps: int) -> N
     assert [entry[1] for entry in recorder.trace if entry[0] == "on_train_batch_end"] == [0, 1, 2]
 
 
+@pytest.mark.representatives("sizes1")
 @pytest.mark.parametrize("sizes", [(20, 8), (10, 3)])
 def test_the_loss_of_constant_weights_does_not_depend_on_the_batch_size(sizes: tuple[int, int]) -> None:
     results = []

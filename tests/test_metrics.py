@@ -59,6 +59,7 @@ def test_metric_classes_of_clu_and_functions_are_metrics() -> None:
     assert set(history) == {"loss", *given}
 
 
+@pytest.mark.representatives("uint8")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.int32])
 def test_accuracy_of_clu_accepts_labels_of_any_integer_dtype(dtype: Any) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics={"theirs": clu.metrics.Accuracy, "ours": "accuracy"})

@@ -136,6 +136,7 @@ LOSSES: dict[str, Any] = {
 }
 
 
+@pytest.mark.representatives("by labels")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_predictions_of_a_multi_label_model_are_independent_also_from_files(loss: str, tmp_path: Path) -> None:
     model = model_of(LOSSES[loss])
@@ -185,6 +186,7 @@ def test_a_loss_for_both_kinds_of_labels_asks_for_labels_or_an_argument() -> Non
         BinaryCrossEntropy(multi_label=True)(np.zeros((2, 3), np.float32), np.int32([0, 1]))
 
 
+@pytest.mark.representatives("mean_squared_error", "own step")
 @pytest.mark.parametrize("step", [losses.get("mse"), own, BinaryCrossEntropy(), "own step"])
 def test_metrics_for_one_label_raise_for_several_before_anything_is_trained(step: Any) -> None:
     class OwnStep(resfit.Model):
@@ -224,6 +226,7 @@ def test_tools_for_one_class_raise_with_the_remedy_for_several_labels() -> None:
         distiller.evaluate(X, Y, verbose=0)
 
 
+@pytest.mark.representatives("several")
 @pytest.mark.parametrize("y", [Y, ONE_HOT, ONE_HOT.argmax(axis=1)], ids=["several", "one-hot", "numbers"])
 def test_a_trained_model_keeps_the_kind_of_its_labels_after_another_compile(y: Any, tmp_path: Path) -> None:
     model = model_of(BinaryCrossEntropy())

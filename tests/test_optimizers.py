@@ -26,6 +26,7 @@ def after(optimizer: Any, steps: int = 3) -> Any:
 MASK = {"kernel": True, "bias": False}
 
 
+@pytest.mark.representatives("sgd with decay", "adam", "'adamw'", "a function")
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -161,6 +161,7 @@ def loaded(model: resfit.Model, path: Any, **arguments: Any) -> resfit.Model:
     return resfit.load(path / "net.safetensors", module=ColorNet(), **arguments)
 
 
+@pytest.mark.representatives("auto-after0-False", "auto-after3-True", "scaled-<lambda>-False", "scaled-<lambda>-True")
 @pytest.mark.parametrize(
     ("before", "after", "same"),
     [
@@ -218,6 +219,7 @@ def test_an_equal_new_function_counts_as_the_trained_preprocessing(one: Any, oth
             assert preprocess.same_values(one, other, jax.ShapeDtypeStruct((4, 4, 3), dtype))
 
 
+@pytest.mark.slow
 def test_functions_of_a_loaded_model_are_compared_on_inputs_of_its_network(tmp_path: Any) -> None:
     def times(x: Any) -> Any:
         return x * jnp.arange(6.0).reshape(1, 1, 1, 6)
@@ -249,6 +251,7 @@ def test_a_learning_rate_search_does_not_count_as_training() -> None:
     model.compile("sgd", preprocess=scaled)
 
 
+@pytest.mark.representatives("True-auto", "False-scaled")
 @pytest.mark.parametrize("preprocess", ["auto", HALF, scaled])
 @pytest.mark.parametrize("from_file", [False, True])
 def test_auto_and_transforms_without_mean_keep_the_trained_preprocessing(

@@ -49,6 +49,7 @@ def curve(schedule: Schedule, epochs: int = EPOCHS, per_epoch: int = PER_EPOCH) 
     return np.asarray(rate(np.arange(epochs * per_epoch + 1)))
 
 
+@pytest.mark.representatives("constant", "linear to a tenth", "cosine", "steps", "one cycle, other shape")
 @pytest.mark.parametrize("name", TWINS)
 def test_a_schedule_equals_the_curve_of_optax(name: str) -> None:
     ours, theirs = TWINS[name]

@@ -9,6 +9,9 @@ from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import use
 from resfit.errors import ArgumentError
 
+# The arguments of every checked function by place, for a word that another function takes.
+_ARGUMENTS: dict[str, dict[str, set[str]]] = {}
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -34,18 +37,32 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
         parameters = inspect.signature(function).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return function
+        known = [known for known in parameters if known not in ("self", "cls")]
+        called = name or function.__name__
+        _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
         @functools.wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             for word in kwargs:
                 if word not in parameters:
-                    known = [known for known in parameters if known != "self"]
                     raise ArgumentError(
-                        f"{name or function.__name__} got {word}={kwargs[word]!r:.60}, and has no argument {word}. "
-                        + (use(word, place) or f"Expected some of {known}.{did_you_mean(word, known)}")
+                        f"{called} got {word}={kwargs[word]!r:.60}, and has no argument {word}. "
+                        + (
+                            use(word, place)
+                            or _of_others(word, place)
+                            or f"Expected some of {known}.{did_you_mean(word, known)}"
+                        )
                     )
             return function(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def _of_others(word: str, place: str) -> str:
+    """Return a sentence with the functions that have this argument, or an empty text."""
+    if place != "arguments":  # other places hold classes, each with its own arguments
+        return ""
+    functions = [function for function, arguments in _ARGUMENTS.get(place, {}).items() if word in arguments]
+    return f"It is an argument of {' and '.join(functions)}." if functions else ""

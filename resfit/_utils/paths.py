@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 
 def expand_user(path: str | os.PathLike[str]) -> str:
@@ -20,15 +21,19 @@ def expand_user(path: str | os.PathLike[str]) -> str:
       >>> expand_user("runs/~")
       'runs/~'
     """
-    text = os.fspath(path)
+    text: Any = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(text, str):
-        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}. Decode bytes with os.fsdecode.")
-    expanded = os.path.expanduser(text)
+        remedy = " Decode bytes with os.fsdecode." if isinstance(text, bytes) else ""
+        raise TypeError(f"Expected a path as str or os.PathLike, got {path!r}.{remedy}")
+    expanded: str = os.path.expanduser(text)
     if expanded.replace(os.sep, "/").partition("/")[0] == "~":
         raise FileNotFoundError(f"{text!r} is in the home folder, which is unknown. Set HOME, or pass a full path.")
     return expanded
 
 
 def cache_folder() -> pathlib.Path:
-    """Return where resfit keeps what it can make again: `~/.cache/resfit`, or `resfit` in XDG_CACHE_HOME."""
-    return pathlib.Path(expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "resfit"
+    """Return where resfit keeps what it can make again: `~/.cache/resfit`, or `resfit` in XDG_CACHE_HOME.
+
+    The path is absolute, so that it stays the same folder after `os.chdir`.
+    """
+    return pathlib.Path(expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")).absolute() / "resfit"

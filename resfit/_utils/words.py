@@ -4,8 +4,11 @@ Errors and the tables of words in docs/keras.md come from this table. The words 
 PyTorch Lightning, TorchMetrics, timm and fastai that users write at the same places.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NoReturn
+
+from resfit._utils.words_of_packages import OF_PACKAGES
 
 _STEP = "override `compute_loss(self, module, x, y, *, key, train)`, which training and evaluation call"
 _PREDICT = "`predict(outputs=...)`, or override `__call__` of the `nnx.Module`"
@@ -56,7 +59,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         _EXECUTIONS: "steps_per_execution",
         "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
         "`compile(loss=...)`": "loss",
-        "override `compute_loss` and weight the losses in it": "loss_weights",
+        "`compile(loss_weights=...)`": "loss_weights",
         _METRICS: "metrics",
         _STEP: "automatic_optimization",
         "no setting: every step sets the mode of the module": "training",
@@ -71,7 +74,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "state_dict load_state_dict"
         ),
         _CONFIG: "get_config from_config to_json to_yaml build_from_config get_compile_config config hparams",
-        "`resfit.load(path)` of a file of `model.save`, or `copy.deepcopy(model.module)`": "clone_model",
+        "`copy.deepcopy(model)`": "clone_model",
         "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
             "save_model save_checkpoint load_from_checkpoint"
         ),
@@ -102,47 +105,81 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "arguments": {
         _EXECUTIONS: "steps_per_loop",
         "`metrics=[...]`, which count examples without weights; weights apply to the loss": "weighted_metrics",
-        "a subclass of `Model` whose `compute_loss` weights its losses": "loss_weights",
         "`compile(precision='bfloat16')`, which needs no loss scaling": (
-            "auto_scale_loss mixed_precision"
+            "auto_scale_loss mixed_precision amp use_amp fp16 bf16"
         ),
-        "`compile(learning_rate=...)`": "lr lr_max max_lr lr_schedule lr_scheduler scheduler",
+        "`compile(learning_rate=...)`": (
+            "lr lr_max max_lr lr_schedule lr_scheduler scheduler sched base_lr div pct_start warmup_epochs warmup_steps"
+        ),
+        "`compile(optimizer=...)` with a function of optax, such as `optax.sgd(0.1, momentum=0.9)`": (
+            "momentum moms nesterov beta_1 beta_2 decay opt_args"
+        ),
+        "`loss=resfit.losses.CrossEntropy(label_smoothing=0.1)`": "label_smoothing",
+        "nothing: losses and metrics read logits": "from_logits",
+        "`model.freeze('stem', 'stage1')`, then compile": "freeze splitter freeze_epochs",
+        "`resfit.create_model(..., num_classes=...)`": "num_classes",
         "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)` as the optimizer": "wd weight_decay",
         "`compile(optimizer=...)`": "opt opt_func optim optimizers",
         "`compile(loss=...)`": "loss_func loss_fn criterion",
-        "`compile(metrics=[...])`": "metric metrics_list",
-        "`compile(ema=0.999)`": "use_ema ema_momentum ema_overwrite_frequency model_ema",
+        "`compile(metrics=[...])`": "metric metrics_list eval_metric",
+        "`compile(ema=0.999)`": "use_ema ema_momentum ema_overwrite_frequency ema_decay model_ema",
         "`compile(optimizer=resfit.optimizers.clip(...))`": (
-            "clipnorm clipvalue global_clipnorm gradient_clip_val gradient_clip_algorithm clip_grad"
+            "clipnorm clipvalue global_clipnorm clip_norm clip_value clip_grad gradient_clip_val gradient_clip_norm "
+            "gradient_clip_algorithm"
         ),
         "`compile(gradient_accumulation_steps=...)`": "accumulate_grad_batches accumulation_steps",
-        _DEVICES: "devices accelerator strategy num_nodes distribute distribution gpus device",
+        _DEVICES: "devices accelerator strategy num_nodes distribute distribution distributed ddp gpus device",
         "`compile(batch_norm='global')`, the default": "sync_batchnorm sync_bn",
-        "`compile(augment=...)`": "batch_tfms item_tfms transforms",
+        "`compile(augment=...)`": "batch_tfms item_tfms transforms mixup cutmix",
         "`compile(cpu_kernels=..., compiler_options=...)`": "backend pss_evaluation_shards",
         "nothing: sources of `resfit.data` read ahead in threads, and a `PyDataset` has its own `workers`": (
-            "workers num_workers use_multiprocessing max_queue_size"
+            "workers num_workers use_multiprocessing max_queue_size threads"
         ),
-        "`fit(epochs=...)`": "max_epochs nb_epoch n_epoch n_epochs num_epochs",
-        "`fit(steps_per_epoch=...)`": "max_steps limit_train_batches samples_per_epoch nb_steps",
+        "`fit(epochs=...)`": "max_epochs nb_epoch n_epoch n_epochs num_epochs n_cycle",
+        "`fit(initial_epoch=...)`": "start_epoch",
+        "`batch_size`": "batch bs",
+        "`class_weight`": "class_weights",
+        "`validation_split`": "valid_pct val_split",
+        "`fit(steps_per_epoch=...)`": (
+            "max_steps limit_train_batches samples_per_epoch nb_steps fast_dev_run overfit_batches"
+        ),
         "`validation_steps`": "limit_val_batches nb_val_samples",
         "`validation_freq`": "check_val_every_n_epoch",
         "`validation_every`": "val_check_interval",
         "`fit(x, ...)`: any iterable of (x, y) batches": (
-            "train_dataloaders train_dataloader train_loader generator datamodule dls dataset training_data ds"
+            "train_dataloaders train_dataloader train_loader generator datamodule dls dataset training_data ds "
+            "train_ds images data"
         ),
-        "`fit(validation_data=...)`": "val_dataloaders val_dataloader val_data val_loader valid_data eval_set",
+        "`y`, or data that bring their labels": "labels target targets",
+        "`fit(validation_data=...)`": (
+            "val_dataloaders val_dataloader val_data val_loader valid_data valid_dl val_ds eval_set"
+        ),
         "`fit(resume=True, callbacks=[resfit.callbacks.Checkpoint(folder)])`": (
             "ckpt_path resume_from_checkpoint resume_from default_root_dir"
         ),
         "`fit(callbacks=[...])`": "cbs callback",
-        "`callbacks=[resfit.callbacks.TensorBoard(...)]` or another logger": "logger loggers log_every_n_steps",
+        "`callbacks=[resfit.callbacks.EarlyStopping(patience=3)]`": "early_stopping patience",
+        "`callbacks=[resfit.callbacks.ModelCheckpoint('best.safetensors', save_best_only=True)]`": (
+            "save_best save_best_only"
+        ),
+        "`callbacks=[resfit.callbacks.Checkpoint(folder)]`": "checkpoint checkpoint_dir save_dir model_dir",
+        "`callbacks=[resfit.callbacks.Profiler(folder)]`": "profiler",
+        "`callbacks=[resfit.callbacks.TensorBoard(...)]` or another logger": (
+            "logger loggers log_every log_every_n_steps tensorboard"
+        ),
         "`verbose=0` to show nothing, `verbose=1` for a progress bar": (
             "show_progress enable_progress_bar progress enable_model_summary"
         ),
         "`compile(seed=...)`": "random_state deterministic random_seed",
         "nothing: `fit`, `evaluate` and `predict` set the mode of the module": "training train",
         "`evaluate(return_dict=True)`": "as_dict",
+        "nothing: each call starts with new metrics": "reset_metrics reset_opt",
+        "nothing: `save` replaces a file at the path": "overwrite",
+        "nothing: the format is safetensors": "save_format",
+        "`resfit.load(path, module=...)` for a custom class": "custom_objects safe_mode",
+        "nothing: the table shows all parts, with their numbers of trained and frozen parameters": (
+            "print_fn line_length positions expand_nested show_trainable layer_range col_names depth"
+        ),
         "`predict(outputs='probabilities')`": "return_probabilities with_decoded act",
     },
     "callback arguments": {
@@ -194,7 +231,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`loss='cross_entropy'`, which reads class numbers and one-hot labels (with label smoothing: "
         "`resfit.losses.CrossEntropy(label_smoothing=0.1)`)": (
             "CategoricalCrossentropy SparseCategoricalCrossentropy CrossEntropyLoss cross_entropy NLLLoss log_loss "
-            "softmax_cross_entropy CrossEntropyLossFlat LabelSmoothingCrossEntropy SoftTargetCrossEntropy"
+            "softmax_cross_entropy CrossEntropyLossFlat LabelSmoothingCrossEntropy SoftTargetCrossEntropy ce nll"
         ),
         "`loss='binary_cross_entropy'` (with options: `resfit.losses.BinaryCrossEntropy`)": (
             "BinaryCrossentropy BCE BCELoss BCEWithLogitsLoss binary_cross_entropy_with_logits "
@@ -203,7 +240,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`loss=resfit.losses.Focal(gamma=2.0)`": "BinaryFocalCrossentropy CategoricalFocalCrossentropy FocalLoss",
         "`loss='mean_squared_error'`": "MeanSquaredError mse MSELoss MSELossFlat l2 l2_loss",
         "`loss='mean_absolute_error'`": "MeanAbsoluteError mae L1Loss L1LossFlat l1",
-        "`loss='huber'`": "Huber HuberLoss SmoothL1Loss",
+        "`loss='huber'`": "Huber HuberLoss SmoothL1Loss smooth_l1",
         "`loss='log_cosh'`": "LogCosh",
         "`loss='cosine_similarity'`": "CosineSimilarity CosineEmbeddingLoss cosine_proximity",
         "`loss='kl_divergence'`": "KLDivergence KLDivLoss kl_div kld kullback_leibler_divergence",
@@ -214,32 +251,44 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         f"{_FUNCTION}: `jnp.square(resfit.losses.hinge(outputs, labels))` for one output": "SquaredHinge",
         f"{_FUNCTION}: `optax.losses.multiclass_hinge_loss(outputs, labels)`": "CategoricalHinge MultiMarginLoss",
         f"{_FUNCTION}: `optax.losses.ctc_loss`": "CTC CTCLoss",
+        _FUNCTION: "dice DiceLoss Tversky triplet TripletMarginLoss contrastive",
     },
     "metrics": {
         "`metrics=['accuracy']`": (
             "Accuracy BinaryAccuracy CategoricalAccuracy SparseCategoricalAccuracy MulticlassAccuracy "
-            "MultilabelAccuracy accuracy_score error_rate accuracy_multi"
+            "MultilabelAccuracy accuracy_score error_rate accuracy_multi top1"
         ),
         "`metrics=['top_5_accuracy']`": (
-            "TopKCategoricalAccuracy SparseTopKCategoricalAccuracy top_k_accuracy_score top_k_accuracy"
+            "TopKCategoricalAccuracy SparseTopKCategoricalAccuracy top_k_accuracy_score top_k_accuracy top5"
         ),
         "`metrics=['auc']`": "AUC AUROC BinaryAUROC MulticlassAUROC MultilabelAUROC roc_auc_score roc_auc",
         "`metrics=['precision']`": "Precision BinaryPrecision MulticlassPrecision MultilabelPrecision precision_score",
         "`metrics=['recall']`": "Recall BinaryRecall MulticlassRecall MultilabelRecall recall_score",
         "`metrics=['f1']`": "F1 F1Score BinaryF1Score MulticlassF1Score MultilabelF1Score fbeta_score",
         "`metrics=['confusion_matrix']`": "ConfusionMatrix BinaryConfusionMatrix MulticlassConfusionMatrix",
+        "`metrics={'mean_iou': resfit.metrics.mean_iou(num_classes)}`": (
+            "MeanIoU IoU OneHotMeanIoU OneHotIoU BinaryIoU JaccardIndex BinaryJaccardIndex MulticlassJaccardIndex "
+            "MultilabelJaccardIndex jaccard_score jaccard miou"
+        ),
         "`metrics=['calibration_error']`": "CalibrationError BinaryCalibrationError MulticlassCalibrationError ece",
         "`metrics=['cross_entropy']`": (
             "CrossEntropy BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy log_loss"
         ),
         "`metrics=['mean_squared_error']`": "MeanSquaredError mse",
         "`metrics=['mean_absolute_error']`": "MeanAbsoluteError mae",
+        "the square root of `metrics=['mean_squared_error']`": "RootMeanSquaredError rmse",
+        "`metrics=['confusion_matrix']`, which determines the value": (
+            "iou jaccard BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
+        ),
+        "nothing: `fit(validation_data=...)` reports `val_loss` and the other values of a validation": "val_loss",
     },
     "optimizer": {
         **{
             f"`optimizer={name!r}, learning_rate=...`": name
             for name in ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
         },
+        "`optimizer='sgd'`, which has momentum 0.9 and Nesterov": "momentum nesterov",
+        "`resfit.schedules`": "schedules lr_schedule",
         **{
             f"`optimizer=optax.{name}, learning_rate=...`": name
             for name in ("adadelta", "adafactor", "adagrad", "adamax", "lbfgs", "lion", "nadam", "nadamw", "radam")
@@ -265,12 +314,17 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`compile(ema=...)`": "StochasticWeightAveraging WeightAveraging EMAWeightAveraging EMACallback",
         "`compile(augment=resfit.augment.mixup(0.2))`": "MixUp CutMix",
         "nothing: the learning rate of a schedule is in every epoch's logs": "LearningRateMonitor",
+        "`resfit.callbacks.WeightsAndBiases`": "WandbCallback WandbMetricsLogger",
+        "`resfit.callbacks.JSONLogger`, or a `resfit.callbacks.Callback` that sends the logs": "RemoteMonitor",
+        "`resfit.callbacks.Checkpoint(folder)`, which uses Orbax": "OrbaxCheckpoint",
+        "`resfit.callbacks.Callback`": "MonitorCallback CallbackList BaseLogger",
     },
+    **OF_PACKAGES,
 }  # fmt: skip
 
 
 # Places of names that users write as text, or that belong to classes: case and underscores do not matter.
-_NAMES = ("loss", "metrics", "optimizer", "callbacks")
+_NAMES = ("loss", "metrics", "optimizer", "callbacks", "schedules")
 
 
 def plain(name: str) -> str:
@@ -320,6 +374,28 @@ def use(word: str, *places: str) -> str:
     if found is None:
         return ""
     return f"It needs {found}." if found.startswith(("no ", "nothing")) else f"Use {found}."
+
+
+def no_attribute(module: str, *places: str) -> Callable[[str], NoReturn]:
+    """Return the `__getattr__` of a subpackage, whose error names the substitute of a word of another library.
+
+    Args:
+      module: the name of the subpackage.
+      places: keys of `WORDS`.
+
+    Example:
+      >>> no_attribute("resfit.losses", "loss")("L1Loss")
+      Traceback (most recent call last):
+      ...
+      AttributeError: module 'resfit.losses' has no attribute 'L1Loss'. Use loss='mean_absolute_error'.
+    """
+
+    def missing(name: str) -> NoReturn:
+        message = f"module {module!r} has no attribute {name!r}"
+        sentence = use(name, *places)
+        raise AttributeError(f"{message}. {sentence}" if sentence else message, name=name, obj=sys.modules.get(module))
+
+    return missing
 
 
 def same_word(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """Platform specifics. Networks and the trainer know each of them by one call only.
 
-- `cpu_barrier`: a JAX primitive. Its lowering rule knows the platform.
+- `cpu_barrier`: a barrier in networks, which knows the platform that a program is traced for.
 - `onednn`: convolutions that replace XLA's, handed to a plan as `trainer.graph.module_plan.Convolutions`.
 - `allocator`: a context around fit, evaluate and predict in `Model`.
 - `compilation_cache`: `use`, called before the first compilation.

@@ -79,6 +79,13 @@ def keeping_memory(device_platform: str) -> Iterator[None]:
         _leave(libc)
 
 
+def return_memory() -> None:
+    """Return freed memory of the process to the system; with another C library than glibc this is a no-op."""
+    libc = _glibc_if_wanted()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _enter(libc: Any) -> None:
     global _running, _giving_back
     with _lock:

@@ -34,6 +34,11 @@ def loaded(function: types.FunctionType) -> Iterator[Any]:
         yield value
 
 
+def clear() -> None:
+    """Forget the code of functions."""
+    _loads.cache_clear()
+
+
 @functools.lru_cache(maxsize=1024)
 def _loads(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
     """Return the names of globals that code loads, each followed by the attributes that the code loads from it."""

@@ -1,17 +1,27 @@
-"""`materialize_on_cpu`: arrays that XLA's compiler for CPUs computes once, before anything reads them.
+"""`materialize_on_cpu`: arrays that XLA's compiler for CPUs computes once, before anything reads them."""
 
-Networks call one JAX primitive on every platform. Its lowering rule is the only place that knows the platform.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 T = TypeVar("T")
+
+# The platforms of a program while resfit traces it. JAX keys its traces by this value, so that a trace for one platform
+# never serves another.
+_platforms = jax.make_user_context(None)
+
+
+def tracing_for(platforms: Iterable[str]) -> AbstractContextManager[Any]:
+    """Tell `materialize_on_cpu` the platforms of the programs that are traced in this context.
+
+    Args:
+      platforms: such as "cpu" and "cuda".
+    """
+    context: AbstractContextManager[Any] = _platforms(tuple(sorted(set(platforms))))
+    return context
 
 
 def materialize_on_cpu(arrays: T) -> T:
@@ -21,7 +31,8 @@ def materialize_on_cpu(arrays: T) -> T:
     of a residual block. So each addition repeats the additions of all earlier blocks of its stage, and the time grows
     with the square of the depth.
 
-    A barrier prevents this, see `barrier_options`. The compilers of other platforms get the arrays without a barrier.
+    A barrier prevents this, see `barrier_options`. Programs for other platforms get the arrays without a barrier. Code
+    that traces a network outside of `tracing_for` gets a barrier if the default backend is a CPU.
 
     Args:
       arrays: an array, or a pytree of arrays.
@@ -30,9 +41,11 @@ def materialize_on_cpu(arrays: T) -> T:
       >>> float(materialize_on_cpu(jnp.float32(2)))
       2.0
     """
-    leaves, structure = jax.tree.flatten(arrays)
-    bind: Callable[..., list[jax.Array]] = _stored_p.bind  # which has no types
-    kept: T = jax.tree.unflatten(structure, bind(*leaves))
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+        return arrays
+    if "cpu" not in (_platforms.value or (jax.default_backend(),)):
+        return arrays
+    kept: T = lax.optimization_barrier(arrays)
     return kept
 
 
@@ -49,20 +62,3 @@ def barrier_options(text: str, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """
     keep = "optimization_barrier" in text and devices[0].platform == "cpu"
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if keep else {}
-
-
-def _lowered(ctx: mlir.LoweringRuleContext, *arrays: Any) -> Any:
-    # One rule for all platforms: with a rule per platform, a program for several chooses while it runs.
-    keep: Callable[[Any], Any] = (
-        lax.optimization_barrier if "cpu" in ctx.module_context.platforms else lambda arrays: arrays
-    )
-    return mlir.lower_fun(lambda *arrays: keep(arrays), multiple_results=True)(ctx, *arrays)
-
-
-_stored_p = Primitive("stored")
-_stored_p.multiple_results = True
-_stored_p.def_impl(lambda *arrays: list(arrays))
-_stored_p.def_abstract_eval(lambda *arrays: list(arrays))
-ad.deflinear2(_stored_p, lambda cotangents, *_: _stored_p.bind(*map(ad.instantiate_zeros, cotangents)))
-batching.primitive_batchers[_stored_p] = lambda arrays, axes: (_stored_p.bind(*arrays), axes)
-mlir.register_lowering(_stored_p, _lowered)

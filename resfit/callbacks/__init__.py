@@ -1,5 +1,8 @@
 """Callbacks, which observe and control training. Subclass `Callback` to write a custom one."""
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.callbacks.base import Callback
 from resfit.callbacks.checkpoint import Checkpoint
 from resfit.callbacks.early_stopping import EarlyStopping
@@ -43,3 +46,6 @@ __all__ = [
     "Timer",
     "WeightsAndBiases",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "callbacks")

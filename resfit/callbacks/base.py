@@ -85,8 +85,9 @@ class Callback:
     on_train_batch_begin and on_train_batch_end, validation's on_test_* hooks, on_epoch_end, and last on_train_end,
     which always runs once training began. `evaluate` and `predict` call the on_test_* and on_predict_* hooks.
 
-    Logs map names to floats. A batch's log holds the running means since the epoch began. Values are read from the
-    device when a callback asks for one, so a callback that reads a value in every batch makes every step wait.
+    Logs are dicts of floats, and of nested lists for metrics of several numbers. A batch's log holds the running means
+    since the epoch began. Values are read from the device when a callback asks for one, so a callback that reads a
+    value in every batch makes every step wait.
 
     Attributes:
       model: the `resfit.Model`. `model.module` holds the current variables; a callback can assign to it at any
@@ -107,6 +108,10 @@ class Callback:
         if "__init__" in vars(cls) and cls.__module__.startswith("resfit.callbacks."):
             decorate = keywords.checked("callback arguments", cls.__name__)
             cls.__init__ = decorate(cls.__init__)  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for a copy or a pickle, without the model, which the next `fit` sets."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
     def set_model(self, model: TrainedModel) -> None:
         """Receive the model, once before training."""

@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from resfit.callbacks.base import Callback
-from resfit.callbacks.logs import LazyLogs, Logs
+from resfit.callbacks.logs import LazyLogs, Logs, as_plain
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -14,8 +14,10 @@ class History(Callback):
     """A callback that records the logs of every epoch. `fit` adds a `History` and returns it.
 
     Attributes:
-      history: name -> one float per epoch; None for an epoch without that value (validation_freq).
+      history: name -> its values, one per epoch that has the value, as in Keras: with `validation_freq` only the
+        validated epochs. Floats, and lists for metrics of several numbers.
       epoch: the numbers of the epochs.
+      epochs: name -> the numbers of the epochs of its values.
       validations: name -> one value per validation, and "step" -> the number of steps trained before each. An epoch can
         have several validations (validation_every).
       timings: wall-clock figures, which are no results: "epoch_seconds", one float per epoch; "data_wait", the share of
@@ -35,6 +37,7 @@ class History(Callback):
     def __init__(self) -> None:
         self.history: dict[str, list[Any]] = {}
         self.epoch: list[int] = []
+        self.epochs: dict[str, list[int]] = {}
         self.validations: dict[str, list[Any]] = {}
         self._steps = 0
         self.timings: dict[str, Any] = {"epoch_seconds": [], "data_wait": []}
@@ -43,6 +46,7 @@ class History(Callback):
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self.history.clear()
         self.epoch.clear()
+        self.epochs.clear()
         self.validations.clear()
         self._steps = 0
         self.timings = {"epoch_seconds": [], "data_wait": []}
@@ -67,13 +71,12 @@ class History(Callback):
 
     def on_test_end(self, logs: Logs | None = None) -> None:
         for name, value in {"step": self._steps, **(logs or {})}.items():
-            self.validations.setdefault(name, []).append(value)
+            self.validations.setdefault(name, []).append(as_plain(value))
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        for name in (logs or {}).keys() - self.history.keys():
-            self.history[name] = [None] * len(self.epoch)
-        for name, values in self.history.items():
-            values.append((logs or {}).get(name))
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(as_plain(value))
+            self.epochs.setdefault(name, []).append(epoch)
         self.history = {name: self.history[name] for name in sorted(self.history, key=_order)}
         self.epoch.append(epoch)
         self.timings["epoch_seconds"].append(time.perf_counter() - self._epoch_start)
@@ -83,6 +86,7 @@ class History(Callback):
         return {
             "history": {name: list(values) for name, values in self.history.items()},
             "epoch": list(self.epoch),
+            "epochs": {name: list(epochs) for name, epochs in self.epochs.items()},
             "validations": {name: list(values) for name, values in self.validations.items()},
             "steps": self._steps,
             "epoch_seconds": list(self.timings["epoch_seconds"]),
@@ -90,8 +94,15 @@ class History(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = {name: list(values) for name, values in state["history"].items()}
         self.epoch = list(state["epoch"])
+        # Checkpoints of earlier versions have None for an epoch without the value, and arrays.
+        epochs = state.get("epochs") or dict.fromkeys(state["history"], self.epoch)
+        pairs = {name: list(zip(epochs[name], values, strict=True)) for name, values in state["history"].items()}
+        found = {
+            name: [(epoch, as_plain(value)) for epoch, value in of if value is not None] for name, of in pairs.items()
+        }
+        self.history = {name: [value for _, value in of] for name, of in found.items()}
+        self.epochs = {name: [epoch for epoch, _ in of] for name, of in found.items()}
         self.validations = {name: list(values) for name, values in state["validations"].items()}
         self._steps = state["steps"]
         self.timings["epoch_seconds"] = list(state["epoch_seconds"])

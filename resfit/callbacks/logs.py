@@ -1,7 +1,7 @@
 """Logs that stay on the device until a callback reads them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -14,12 +14,21 @@ def read(values: Any) -> Any:
     return np.asarray(values) if isinstance(values, jax.Array) else jax.device_get(values)
 
 
-class LazyLogs(MutableMapping[str, Any]):
+if TYPE_CHECKING:
+    _Dict = dict[str, Any]
+else:
+
+    class _Dict(MutableMapping, dict):
+        """A dict whose methods call the `__getitem__` of a subclass; those of dict itself would not."""
+
+
+class LazyLogs(_Dict):
     """A log whose values stay on the device until a callback reads one.
 
-    `dict(logs)` and `logs["loss"]` return Python floats and wait for the device if necessary. Writing, listing keys and
-    calling `ready()` never wait. All callbacks of a hook share one object, in list order, so later callbacks see the
-    changes of earlier ones.
+    `dict(logs)` and `logs["loss"]` return Python values and wait for the device if necessary: floats, and lists for
+    metrics of several numbers. Writing, listing keys and calling `ready()` never wait. `json.dumps(logs)`,
+    `logs.copy()` and `logs | other` work, as with every dict. All callbacks of a hook share one object, in list order,
+    so later callbacks see the changes of earlier ones.
 
     Args:
       sums: metric sums on the device.
@@ -44,7 +53,7 @@ class LazyLogs(MutableMapping[str, Any]):
         self._sums = sums
         self._finish: Callable[[Any], Mapping[str, Any]] | None = finish
         self._loss = loss
-        self._values: dict[str, Any] = dict.fromkeys(keys)
+        dict.update(self, dict.fromkeys(keys))  # None: not read
 
     def ready(self) -> bool:
         """Return True if reading a value does not wait for the device."""
@@ -63,35 +72,47 @@ class LazyLogs(MutableMapping[str, Any]):
     def _own(self, losses: Any) -> float:
         return float(losses if self._place is None else losses[self._place])
 
-    def _read(self) -> dict[str, Any]:
-        if self._finish is not None:
-            finish, self._finish = self._finish, None
-            sums = read(self._sums)
+    def _read(self) -> None:
+        finish, given = self._finish, self._sums
+        if finish is not None:
+            sums = read(given)
             own = sums if self._place is None else jax.tree.map(lambda each: each[self._place], sums)
             for key, value in finish(own).items():
-                if key in self._values and self._values[key] is None:  # not deleted or overwritten since
-                    self._values[key] = value
-            self._sums = None
-        return self._values
+                if dict.get(self, key, value) is None:  # not deleted or overwritten since
+                    dict.__setitem__(self, key, as_plain(value))
+            self._finish = self._sums = None  # last: several threads can read
 
     def __getitem__(self, key: str) -> Any:
-        value = self._values[key]
-        return self._read()[key] if value is None else value
+        if dict.__getitem__(self, key) is None:
+            self._read()
+        return dict.__getitem__(self, key)
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._values[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._values[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._values  # the method of Mapping reads the value, which waits
+    __setitem__, __delitem__, __len__ = dict.__setitem__, dict.__delitem__, dict.__len__
+    __reversed__ = dict.__reversed__
+    __contains__ = dict.__contains__  # that of Mapping reads the value, which waits
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._values))
+        return iter(list(dict.keys(self)))
 
-    def __len__(self) -> int:
-        return len(self._values)
+    def popitem(self) -> tuple[str, Any]:
+        self._read()
+        return dict.popitem(self)
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | dict(self)
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -106,3 +127,8 @@ def as_float(value: Any) -> Any:
     """Return a scalar as a Python float, and anything larger as a NumPy array."""
     array = np.asarray(value)
     return float(array) if array.ndim == 0 else array
+
+
+def as_plain(value: Any) -> Any:
+    """Return an array as a number or nested lists, which JSON has, and anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | jax.Array) else value

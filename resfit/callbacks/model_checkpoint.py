@@ -178,7 +178,7 @@ class ModelCheckpoint(Callback):
                 if name not in logs:
                     raise CallbackError(
                         f"The file name {self._template!r} uses {name!r}, which the logs do not have. Expected one of "
-                        f"{sorted([*values, *logs])}."
+                        f"{sorted([*values, *logs])}. For a brace that is part of the name, write {{{{ or }}}}."
                     )
                 values[name] = logs[name]
                 if isinstance(values[name], str):  # text could lead to another folder: "../elsewhere"

@@ -41,6 +41,14 @@ class ProgressBar(Callback):
         self._training = False
         self._progress: rich.progress.Progress | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_console": None, "_progress": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import rich.console
+
+        vars(self).update(state, _console=rich.console.Console(file=sys.stdout))
+
     # --- fit ----------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Logs | None = None) -> None:

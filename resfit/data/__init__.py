@@ -1,5 +1,8 @@
 """Input data: every supported form becomes `Batches`, in an order that depends only on (seed, epoch)."""
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.data.batches import Batch, Batches, EpochSource, Geometry, Source, Stream
 from resfit.data.choose import as_batches
 from resfit.data.datasets.builders import prepare_tfds
@@ -43,3 +46,6 @@ __all__ = [
     "prepare_tfds",
     "tfds",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "data")

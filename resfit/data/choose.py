@@ -85,7 +85,7 @@ def _check_cache(cache: str | None, geometry: Geometry) -> None:
 
 
 def _check_form(x: Any) -> None:
-    """Raise if `x` is None, a single image, or a path."""
+    """Raise if `x` is None, a single image, a path, or a sparse matrix."""
     if is_picture(x):
         raise DataError(
             f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
@@ -102,6 +102,10 @@ def _check_form(x: Any) -> None:
         raise DataError(
             f"x is the {type(x).__name__} {str(x)!r}. Expected data, got a path or a name. Load a folder of images "
             "with resfit.data.folder(path), and a dataset by name with resfit.data.load(name)."
+        )
+    if hasattr(x, "nnz"):
+        raise DataError(
+            f"x is a sparse {type(x).__name__} of shape {x.shape}. Expected a dense array, as from x.toarray()."
         )
 
 

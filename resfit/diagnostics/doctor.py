@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from resfit import losses
+from resfit._utils.jax_switches import suspending
 from resfit.data.sources.arrays import as_arrays
 from resfit.errors import LabelError
 from resfit.model import Model
@@ -23,6 +24,7 @@ OFFSET = 5.0  # mean of the inputs
 EXPLODING = 1e3  # rms of a block's output, divided by that of the first block
 UNEVEN = 1e4  # ratio of the largest to the smallest gradient of a block
 PER_CLASS = 10  # examples per class from which a missing class is a problem
+NO_BLOCKS = "No part of the network returns one array outside of transformations such as nnx.scan and nnx.remat."
 GAP = 0.25  # the evaluation loss can exceed 1.5 times the training loss by this much
 
 
@@ -79,6 +81,7 @@ class DoctorReport:
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
+@suspending
 def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
     """Check a model and its training data for the classic mistakes, and name a fix for each.
 
@@ -322,7 +325,7 @@ def _batch_of_one(alone: bool) -> Check:
 
 def _blocks(blocks: tuple[BlockStatistics, ...]) -> Check:
     if not blocks:
-        return Check("blocks", "skipped", "No part of the network returns one array.")
+        return Check("blocks", "skipped", NO_BLOCKS)
     broken = [block for block in blocks if not np.isfinite(block.rms)]
     if broken:
         return Check(
@@ -351,7 +354,7 @@ def _blocks(blocks: tuple[BlockStatistics, ...]) -> Check:
 
 def _gradients(blocks: tuple[BlockStatistics, ...]) -> Check:
     if not blocks:
-        return Check("gradients", "skipped", "No part of the network returns one array.")
+        return Check("gradients", "skipped", NO_BLOCKS)
     broken = [block.name for block in blocks if not np.isfinite(block.gradient)]
     if broken:
         return Check(

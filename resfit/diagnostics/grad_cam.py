@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import einsum, reduce
 
+from resfit._utils.jax_switches import suspending
 from resfit.data.sources.arrays import as_arrays
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
@@ -17,6 +18,7 @@ from resfit.nets import probe
 Forward = Callable[[probe.Change, Any, Any], Any]
 
 
+@suspending
 def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray:
     """Return maps of the image regions that support a class, seen by one part of the network.
 
@@ -79,7 +81,8 @@ def _shapes(forward: Forward, leaves: Any, x: Any, part: str) -> tuple[jax.Shape
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise ModuleError(
             f"Grad-CAM got part={part!r}, whose outputs in one call have the shapes {shapes}. Expected one (batch, "
-            "height, width, channels). Name a stage or a block."
+            "height, width, channels). Name a stage or a block. A part that runs inside nnx.scan, nnx.remat or another "
+            "transformation of the network has no output outside of it: name a part around or after the transformation."
         )
     if getattr(logits, "ndim", 0) != 2:
         raise ModuleError(

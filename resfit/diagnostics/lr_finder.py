@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import plots
+from resfit._utils.jax_switches import suspending
 from resfit.callbacks import Callback
 from resfit.errors import DataError
 from resfit.model import Model
@@ -40,6 +41,7 @@ class LearningRateSearch:
         return plots.learning_rate_search(self.learning_rates, self.losses, self.smoothed, self.suggestion)
 
 
+@suspending
 def find_learning_rate(
     model: Model,
     x: Any,
@@ -89,15 +91,16 @@ def find_learning_rate(
             f"Got lowest={lowest}, highest={highest}, steps={steps}. Expected 0 < lowest < highest, and at least 3 "
             "steps."
         )
-    before, history = model.snapshot(), model.history
-    before.require_compiled("find_learning_rate")
-    model.learning_rate = model.learning_rate  # raises if it cannot be set
     ramp = _Ramp(np.geomspace(lowest, highest, steps))
-    try:
-        model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
-    finally:
-        before.restore()
-        model.history, model.stop_training = history, False
+    with model.snapshot().training("find_learning_rate"):
+        before, history = model.snapshot(), model.history
+        before.require_compiled("find_learning_rate")
+        model.learning_rate = model.learning_rate  # raises if it cannot be set
+        try:
+            model.fit(x, y, batch_size=batch_size, epochs=1, steps_per_epoch=steps, callbacks=[ramp], verbose=0)
+        finally:
+            before.restore()
+            model.history, model.stop_training = history, False
     if not math.isfinite(ramp.losses[0]):
         raise DataError(
             f"The loss is {ramp.losses[0]} at the lowest learning rate, {lowest}. Expected a finite loss at "

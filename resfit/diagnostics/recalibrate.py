@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending
 from resfit.data import Geometry, as_batches
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets.intercept import intercept
-from resfit.nets.moments import Moments, merge
+from resfit.nets.moments import Moments, add, merge
 from resfit.trainer.state.snapshot import Snapshot
 
 Path = tuple[Any, ...]
-Measure = Callable[[Any, Any], dict[str, list[Moments]]]
+Measure = Callable[[Any, Any], dict[str, Moments]]
 
 
+@suspending
 def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     """Replace the running statistics of every BatchNorm by its mean and variance over a dataset.
 
@@ -57,20 +59,27 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     norms = _norms(snapshot)
     if not norms:
         raise ModuleError(
-            f"{type(model.module).__name__} holds no BatchNorm with running statistics that are not frozen. There is "
-            "nothing to recalibrate; leave out the call."
+            f"{type(model.module).__name__} holds no nnx.BatchNorm with running statistics that are not frozen, and "
+            "recalibrate does not read those of Linen modules. There is nothing to recalibrate; leave out the call."
         )
     measure = _measure(snapshot, norms)
-    totals: dict[str, list[Moments]] = {_name(path): [] for path in norms}
+    found: dict[str, list[Moments]] = {_name(path): [] for path in norms}
     for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
         placed = snapshot.place(batch.x)
-        for name, found in jax.device_get(measure(snapshot.variables, placed)).items():
-            totals[name] = [merge([*totals[name], *found])] if totals[name] or found else []
+        for name, moments in jax.device_get(measure(snapshot.variables, placed)).items():
+            if np.any(moments.count):  # zero for a part that the call does not use
+                found[name].append(moments)
+    if not any(found.values()):
+        raise ModuleError(
+            f"No call of {type(model.module).__name__} used one of its BatchNorms {sorted(found)}, or a transformation "
+            "of JAX dropped their statistics. Expected calls inside transformations of NNX, such as nnx.remat."
+        )
     new = list(model.get_weights())
     slots = {slot.path: snapshot.layout.n_params + i for i, slot in enumerate(snapshot.layout.carried)}
     for path, norm in norms.items():
-        for moments in totals[_name(path)]:  # empty for a part that the call does not use
-            mean, var = _checked(moments, _name(path), unbiased=getattr(norm, "unbiased", False))
+        if found[_name(path)]:
+            whole = merge(found[_name(path)])
+            mean, var = _checked(whole, _name(path), unbiased=getattr(norm, "unbiased", False))
             new[slots[*path, "mean"]], new[slots[*path, "var"]] = mean, var
     model.set_weights(new, averages=model.get_weights("ema") if model.keeps_averages else None)
 
@@ -87,41 +96,53 @@ def _norms(snapshot: Snapshot) -> dict[Path, nnx.BatchNorm]:
 
 
 def _measure(snapshot: Snapshot, norms: dict[Path, nnx.BatchNorm]) -> Measure:
-    """Return a compiled function of (variables, images) that returns the moments of each call of each norm."""
+    """Return a compiled function of (variables, images) that returns the moments of the inputs of each norm."""
 
     @jax.jit
-    def measure(variables: Any, x: Any) -> dict[str, list[Moments]]:
+    def measure(variables: Any, x: Any) -> dict[str, Moments]:
         module = snapshot.module(variables)
-        seen: dict[str, list[Moments]] = {}
-        for path, part in nnx.iter_modules(module):
-            if path in norms:
-                _record(part, seen.setdefault(_name(path), []).append)
+        parts = {_name(path): part for path, part in nnx.iter_modules(module) if path in norms}
+        for part in parts.values():
+            _record(part)
         module(x if snapshot.preprocess is None else snapshot.preprocess(x))
-        return seen
+        return {name: _recorded(part) for name, part in parts.items()}
 
     return measure
 
 
-def _record(norm: Any, record: Callable[[Moments], None]) -> None:
-    """Make a copy of a norm normalize by the batch in every mode, and record the moments of its input."""
+def _record(norm: Any) -> None:
+    """Make a copy of a norm normalize by the batch in every mode, and merge the moments of its inputs.
+
+    The moments are in the Variables of the norm, which leave every transformation of NNX. Stacked norms (nnx.scan,
+    nnx.vmap) have one count for each layer.
+    """
 
     def around(self: Any, call: Any, x: jax.Array, use_running_average: Any = None, *, mask: Any = None) -> jax.Array:
+        before = _recorded(self)
         y: jax.Array = call(x, use_running_average=False, mask=mask)
         values = x.size if mask is None else jnp.broadcast_to(mask, x.shape).sum()
-        record(Moments(jnp.asarray(values / self.num_features), self.mean[...], self.var[...]))
+        count = jnp.asarray(values / self.num_features, jnp.float32)
+        merged = add(before, Moments(count, self.mean[...], self.var[...]))
+        self.recorded[...], self.mean[...], self.var[...] = merged
         return y
 
     norm.momentum = 0.0  # the running statistics become those of the batch
     if hasattr(norm, "unbiased"):
         norm.unbiased = False  # corrected once, for all batches together
+    norm.recorded = nnx.BatchStat(jnp.zeros(norm.mean.shape[:-1], jnp.float32))
+    norm.mean[...], norm.var[...] = jnp.zeros_like(norm.mean[...]), jnp.zeros_like(norm.var[...])
     intercept(norm, around)
+
+
+def _recorded(norm: Any) -> Moments:
+    return Moments(norm.recorded[...], norm.mean[...], norm.var[...])
 
 
 def _checked(moments: Moments, name: str, *, unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and running variance; raise if they are not finite."""
     count, mean, var = moments
     if unbiased:
-        var = var * (count / (count - 1))
+        var = var * (count / (count - 1))[..., None]
     if not (np.isfinite(mean).all() and np.isfinite(var).all()):
         raise DataError(
             f"The statistics of {name!r} over this dataset are not finite. Expected finite activations. Look for NaN "

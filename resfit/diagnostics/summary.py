@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ import jax
 from flax import nnx
 from rich.console import Console
 
+from resfit._utils.jax_switches import suspending
 from resfit.errors import InputShapeError
 from resfit.nets.count import Operation, count_params, dense_operations
 from resfit.nets.intercept import intercept
 from resfit.nets.resnet import ResNet
 from resfit.trainer.arguments import one_batch, unpacked
 from resfit.trainer.devices.memory import StepMemory
+from resfit.trainer.learned.input_format import InputFormat
 from resfit.trainer.loop.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -114,6 +117,7 @@ class Summary:
         return self.render()
 
 
+@suspending
 def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *, dtype: str = "float32") -> Summary:
     """Return a summary of a module, part by part.
 
@@ -275,11 +279,19 @@ def _costs_by_part(operations: list[Operation], names: set[str]) -> dict[str, tu
     multiply_adds, activation_bytes = Counter[str](), Counter[str]()
     seen: set[int] = set()
     for operation in operations:
-        part = next((scope for scope in operation.scope.split("/") if scope in names), OUTSIDE)
+        scopes = map(_without_transformations, operation.scope.split("/"))
+        part = next((scope for scope in scopes if scope in names), OUTSIDE)
         multiply_adds[part] += operation.multiply_adds
         activation_bytes[part] += sum(size for name, size in operation.activations.items() if name not in seen)
         seen |= operation.activations.keys()
     return {name: (multiply_adds[name], activation_bytes[name]) for name in (*names, OUTSIDE)}
+
+
+def _without_transformations(scope: str) -> str:
+    """Return the name of a scope: JAX calls it vmap(name) inside a `jax.vmap`."""
+    while match := re.fullmatch(r"\w+\((.*)\)", scope):
+        scope = match[1]
+    return scope
 
 
 def _amount(count: int) -> str:
@@ -304,7 +316,7 @@ def show(
     module: nnx.Module,
     batch: Any,
     input_shape: tuple[int, ...] | None,
-    preprocess: Callable[[Any], Any] | None,
+    inputs: InputFormat,
     trainer: Callable[[], Trainer],
 ) -> None:
     """Print the table of `Model.summary`.
@@ -312,20 +324,26 @@ def show(
     Args:
       module: the network.
       batch: (x, y) or (x, y, sample_weight), an input shape, or None.
-      input_shape: of one image, if `batch` is None.
-      preprocess: of the model.
+      input_shape: of one image, if `batch` is None; by default that of the inputs of a network without one.
+      inputs: of the model.
       trainer: returns the compiled trainer, or raises; called for a batch of arrays.
     """
     console = Console()
     if isinstance(batch, tuple | list) and 1 <= len(batch) <= 3 and all(isinstance(side, int) for side in batch):
         batch, input_shape = None, tuple(batch)
-    if batch is None:
+    if batch is None and input_shape is None and not isinstance(module, ResNet) and inputs.example is not None:
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), inputs.example)
+        text = table_of_parts(module, _preprocessed(inputs, one), console.width)
+    elif batch is None:
         text = summarize(module, input_shape).render(console.width)
     else:
         compiled = trainer()
         one = one_batch(*unpacked(batch, "a batch"), None)
         memory, examples = compiled.memory(one)
-        x = one.x if preprocess is None else jax.eval_shape(preprocess, one.x)
         step = memory_of_a_step(memory, examples, compiled.devices)
-        text = f"{table_of_parts(module, x, console.width)}\n\n{step}"
+        text = f"{table_of_parts(module, _preprocessed(inputs, one.x), console.width)}\n\n{step}"
     console.print(text, soft_wrap=True, highlight=False)
+
+
+def _preprocessed(inputs: InputFormat, x: Any) -> Any:
+    return x if inputs.preprocess is None else jax.eval_shape(inputs.preprocess, x)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, InputShapeError, SavedModelError
 
@@ -20,6 +21,7 @@ FORMAT, FORMAT_VERSION = "resfit-export", 1
 METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is another one, "weights/<name>.npy"
 
 
+@suspending_calls()
 class ExportedModel:
     """An exported model: a function from images to outputs that includes the preprocessing.
 
@@ -37,7 +39,13 @@ class ExportedModel:
         self.class_names: list[str] | None = metadata["class_names"]
         (_, self._expected), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
         self._weights = jax.device_put(weights)
+        self._program = program
         self._call = jax.jit(program.call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        weights = [np.asarray(weight) for weight in self._weights]
+        metadata = {**self.metadata, "class_names": self.class_names}
+        return _unpickled, (metadata, bytes(self._program.serialize()), weights)
 
     def __call__(self, x: Any) -> Any:
         """Return the outputs of one batch as JAX arrays. Each batch size compiles once.
@@ -106,6 +114,10 @@ def _filled_up(rows: Any, size: int) -> Any:
     if len(rows) == size:
         return rows
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def _unpickled(metadata: dict[str, Any], program: bytes, weights: list[Any]) -> ExportedModel:
+    return ExportedModel(metadata, jax.export.deserialize(bytearray(program)), weights)
 
 
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel:

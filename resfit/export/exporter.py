@@ -24,6 +24,7 @@ from resfit import preprocess as preprocess_
 from resfit._utils.atomic_write import write
 from resfit._utils.checks import is_int
 from resfit._utils.paths import expand_user
+from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.nets import fold_batch_norm
@@ -229,12 +230,16 @@ def _program(
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), example)
     stored = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
     try:
-        return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
-    except jax.errors.InconclusiveDimensionOperation as error:
+        with tracing_for(platforms):
+            return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
+    except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
+        if isinstance(error, TypeError) and "_DimExpr" not in reason:  # of len(x), which must be a number
+            raise
         raise ExportError(
             f"{module} depends on the batch size, which an exported program does not know: {reason}. Expected the same "
-            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__."
+            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__, and write "
+            "x.shape[0] in place of len(x)."
         ) from error
 
 
@@ -258,7 +263,7 @@ def _names(class_names: Sequence[str], program: jax.export.Exported, outputs: st
     shape = program.out_avals[0].shape
     if outputs != "labels" or len(shape) == 2:  # the labels of a multi-label model
         # A single logit means two classes.
-        expected = 2 if shape[1:] in ((), (1,)) else shape[-1]
+        expected = 2 if shape[1:][-1:] in ((), (1,)) else shape[-1]
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names) or len(names) != expected:
         raise ExportError(
             f"export received class_names={class_names!r:.200}. Expected one text for each of the {expected} classes."

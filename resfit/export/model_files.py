@@ -8,13 +8,15 @@ import jax
 from flax import nnx
 
 from resfit import preprocess as preprocess_
+from resfit._utils.keywords import checked
 from resfit.export import exporter, saving
-from resfit.trainer.base_model import BaseModel
+from resfit.trainer.copied_model import CopiedModel
 
 
-class ModelFiles(BaseModel):
+class ModelFiles(CopiedModel):
     """Saves, loads and exports a model."""
 
+    @checked("arguments")
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Write variables, the network's spec, preprocessing and class names to one safetensors file.
 
@@ -35,15 +37,18 @@ class ModelFiles(BaseModel):
 
     save_weights = save
 
+    @checked("arguments")
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read the weights of a file of `save` or `ModelCheckpoint` into the module; the optimizer state stays.
 
         Raises:
           SavedModelError: if the file does not fit the network, or has weights for another preprocessing.
         """
-        saving.load_weights(path, self.module, self._learned.inputs)
+        with self._context.state.lock:  # a step of another thread takes all of the new weights or none
+            saving.load_weights(path, self.module, self._learned.inputs)
 
     @classmethod
+    @checked("arguments")
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -72,6 +77,7 @@ class ModelFiles(BaseModel):
         model._use(model._context)
         return model
 
+    @checked("arguments")
     def export(
         self,
         path: str | os.PathLike[str],

@@ -7,12 +7,15 @@ numbers, one-hot or soft targets, or binary labels for a single logit. Ambiguous
 Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1)`. Equal objects compare equal.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, multi_hot_row, one_hot, same_shape, task
-from resfit.losses.loss_names import check, get, multi_label, takes_labels
+from resfit.losses.loss_names import LossArgument, check, get, ignore_index, multi_label, takes_labels, weighted
 from resfit.losses.order import outputs_first
 from resfit.losses.predictions import (
     FINISHES,
@@ -43,6 +46,7 @@ __all__ = [
     "CrossEntropy",
     "Focal",
     "Loss",
+    "LossArgument",
     "Task",
     "at_least_float32",
     "binary_cross_entropy",
@@ -58,6 +62,7 @@ __all__ = [
     "get",
     "hinge",
     "huber",
+    "ignore_index",
     "kl_divergence",
     "log_cosh",
     "mean_absolute_error",
@@ -73,4 +78,8 @@ __all__ = [
     "same_shape",
     "takes_labels",
     "task",
+    "weighted",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "loss")

@@ -1,6 +1,6 @@
 """The meaning of labels, read from shapes and dtypes, and checks of their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,11 @@ from resfit.errors import LabelError
 
 Loss = Callable[[Any, Any], jax.Array]
 """A function (outputs, labels) -> (batch,), one value per example."""
+
+
+_UNLABELED_PIXELS = (
+    "If a number such as 255 marks pixels without a class, use resfit.losses.CrossEntropy(ignore_index=255)."
+)
 
 
 class Task(NamedTuple):
@@ -41,12 +46,7 @@ def task(logits: Any, labels: Any) -> Task:
       >>> task(jnp.zeros((4, 1)), jnp.array([0, 1, 1, 0])).kind
       'binary'
     """
-    for what, value in (("logits", logits), ("labels", labels)):
-        if not hasattr(value, "shape"):
-            raise LabelError(
-                f"Expected one array of {what}, got {type(value).__name__}. For several outputs or labels pass a "
-                "function of (outputs, labels) as compile(loss=...), or override Model.compute_loss."
-            )
+    _check_one_array(logits=logits, labels=labels)
     got = f"logits of shape {logits.shape} and labels of shape {labels.shape}, {labels.dtype}"
     if logits.ndim not in (1, 2) or labels.ndim not in (1, 2) or logits.shape[0] != labels.shape[0]:
         raise LabelError(
@@ -74,9 +74,11 @@ def task(logits: Any, labels: Any) -> Task:
 
 def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return both as (batch, outputs) float32, or raise if the shapes differ: broadcasting would mix examples."""
+    _check_one_array(outputs=outputs, targets=targets)
     a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
-    if a.shape != b.shape:
+    turned = min(outputs.ndim, targets.ndim) > 2 and _without_ones(outputs.shape) != _without_ones(targets.shape)
+    if a.shape != b.shape or turned:
         raise LabelError(
             f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}. Expected the same shape. Pass "
             "one target per output, build the network with as many outputs, or use loss='cross_entropy' for class "
@@ -85,11 +87,41 @@ def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
     return a, b
 
 
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without axes of length one at its end."""
+    return shape if shape[-1] != 1 or len(shape) == 1 else _without_ones(shape[:-1])
+
+
+def described(value: Any) -> str:
+    """Return a container or an array in words, for messages.
+
+    Example:
+      >>> described({"b": 1, "a": 2}), described((1, 2)), described(np.zeros((4, 3)))
+      ("a dict of ['a', 'b']", 'a tuple of 2', 'one array (4, 3)')
+    """
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {sorted(value, key=str)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"one array {tuple(value.shape)}" if hasattr(value, "shape") else f"{value!r:.60}"
+
+
+def _check_one_array(**values: Any) -> None:
+    """Raise if the outputs or the labels are not one array, by the word for them."""
+    for what, value in values.items():
+        if not hasattr(value, "shape"):
+            raise LabelError(
+                f"Expected one array of {what}, got {described(value)}. For several outputs pass a loss for each, "
+                "such as compile(loss={'a': 'auto', 'b': 'mse'}) or a list; or one function of (outputs, labels), or "
+                "override Model.compute_loss."
+            )
+
+
 def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     """Raise if values of labels are invalid. The check runs on the host: a device clamps or ignores such values.
 
     Args:
-      labels: all labels, or those of one batch.
+      labels: all labels, or those of one batch; for dense logits those of `pixels.representatives`.
       logits_shape: the shape of one batch of logits.
 
     Raises:
@@ -99,14 +131,16 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     if labels.size == 0:
         return
     low, high = _finite_range(labels)
-    if len(logits_shape) == 1 or logits_shape[1] == 1:
+    dense = len(logits_shape) > 2
+    if len(logits_shape) == 1 or logits_shape[-1] == 1:
         if low < 0 or high > 1:
+            remedy = "For classes build the network with num_classes; for regression use loss='mean_squared_error'."
             raise LabelError(
-                f"The labels run from {low} to {high}, and the network has one binary output. Expected 0 to 1. For "
-                "classes build the network with num_classes; for regression use loss='mean_squared_error'."
+                f"The labels run from {low} to {high}, and the network has one binary output. Expected 0 to 1. "
+                + (f"For masks of 0 and 255 pass y > 0. {_UNLABELED_PIXELS}" if dense else remedy)
             )
     elif _holds_class_numbers(labels):
-        _check_class_numbers(low, high, logits_shape[1])
+        _check_class_numbers(low, high, logits_shape[-1], dense=dense)
     elif labels.ndim == 2:
         sums = labels.sum(axis=1, dtype=np.float64)
         worst = int(np.abs(sums - 1).argmax())
@@ -126,8 +160,8 @@ def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None
     if labels.size == 0:
         return
     low, high = _finite_range(labels)
-    if _holds_class_numbers(labels) and len(logits_shape) == 2 and logits_shape[1] > 1:
-        _check_class_numbers(low, high, logits_shape[1])
+    if _holds_class_numbers(labels) and len(logits_shape) >= 2 and logits_shape[-1] > 1:
+        _check_class_numbers(low, high, logits_shape[-1], dense=len(logits_shape) > 2)
     elif low < 0 or high > 1:
         raise LabelError(
             f"The labels run from {low} to {high}, and each output of the network is binary. Expected 0 to 1. For "
@@ -177,10 +211,12 @@ def _holds_class_numbers(labels: np.ndarray) -> bool:
     return np.issubdtype(labels.dtype, np.integer) and (labels.ndim == 1 or labels.shape[1] == 1)
 
 
-def _check_class_numbers(low: Any, high: Any, classes: int) -> None:
+def _check_class_numbers(low: Any, high: Any, classes: int, *, dense: bool = False) -> None:
     if low >= 0 and high < classes:
         return
-    if low < 0:
+    if dense:
+        hint = f"{_UNLABELED_PIXELS} For more classes build the network with {int(high) + 1} outputs."
+    elif low < 0:
         hint = "Remove rows without a label, or give them sample_weight 0 and label 0."
     elif low == 1 and high == classes:
         hint = "For labels that start at 1 pass y - 1."

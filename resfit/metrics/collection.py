@@ -1,5 +1,6 @@
 """The metrics of a model, and their sums over batches."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from resfit.losses.pixels import fits
 from resfit.metrics.mean import Loss
+from resfit.metrics.pixels import by_pixel, of_pixels, sums_of, wide
 
 
 @flax.struct.dataclass
@@ -45,50 +48,88 @@ class Sums:
         return values
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Collection:
-    """The metrics of a model. Metrics that read the same sums carry them once.
+class Summed(abc.ABC):
+    """The metrics of a model, as the steps carry them: sums that are pytrees.
 
     Attributes:
-      fields: the metric classes that hold sums, by name, loss first.
-      readings: every metric's name -> (the field that holds its sums, the metric class).
-      multi_label: True if every output is an independent label.
+      readings: the names of all values, in order, and where each one is found.
     """
 
-    fields: Mapping[str, type[clu.metrics.Metric]]
-    readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
-    multi_label: bool = False
+    readings: Mapping[str, Any]
 
-    def empty(self) -> Sums:
+    @abc.abstractmethod
+    def empty(self) -> Any:
         """Return the sums of no examples."""
-        return self._sums(metric.empty() for metric in self.fields.values())
 
-    def unflatten(self, leaves: Sequence[Any]) -> Sums:
+    @abc.abstractmethod
+    def of_step(self, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
+        """Return the sums of one batch, see `from_step`."""
+
+    @abc.abstractmethod
+    def classes(self) -> Mapping[str, Mapping[str, type[clu.metrics.Metric]]]:
+        """Return the name of each output ("" for the only one) -> the metric classes of the output by name."""
+
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return the sums with these leaves, in the order of `jax.tree.leaves`."""
-        sums: Sums = jax.tree.unflatten(self._structure, leaves)
-        return sums
+        return jax.tree.unflatten(self._structure, leaves)
 
     @functools.cached_property
     def _structure(self) -> Any:
         return jax.tree.structure(self.empty())
 
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Collection(Summed):
+    """The metrics of a model, or of one of its outputs. Metrics that read the same sums carry them once.
+
+    Attributes:
+      fields: the metric classes that hold sums, by name, loss first.
+      readings: every metric's name -> (the field that holds its sums, the metric class).
+      multi_label: True if every output is an independent label.
+      ignore_index: the label of pixels without a class, or None.
+    """
+
+    fields: Mapping[str, type[clu.metrics.Metric]]
+    readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
+    multi_label: bool = False
+    ignore_index: int | None = None
+
+    def empty(self) -> Sums:
+        """Return the sums of no examples."""
+        return self._sums(metric.empty() for metric in self.fields.values())
+
+    def classes(self) -> Mapping[str, Mapping[str, type[clu.metrics.Metric]]]:
+        return {"": {name: metric for name, (_, metric) in self.readings.items()}}
+
     def decided_by(self) -> tuple[Any, ...]:
         """Return the values that define sums and metrics, see `backends.by_value`."""
-        return self.fields, self.readings, self.multi_label
+        return self.fields, self.readings, self.multi_label, self.ignore_index
 
-    def of_batch(self, **outputs: Any) -> Sums:
-        """Return the sums of one batch; the arguments are those of each metric's `from_model_output`."""
-        return self._sums(metric.from_model_output(**outputs) for metric in self.fields.values())
+    def of_step(self, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Sums:
+        pixels = of_pixels(self.fields.values(), outputs, targets, mask, self.ignore_index)
+        if pixels is not None:
+            pixels |= _for_clu(self, pixels["outputs"], pixels["targets"])
+        extra = _for_clu(self, outputs, targets)
+        given = {"outputs": outputs, "targets": targets, "loss": loss, "mask": mask, **extra}
+        return self._sums(sums_of(metric, given, pixels) for metric in self.fields.values())
 
     def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
-def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False) -> Collection:
-    """Return the collection of the loss and the given metrics.
+def collection(
+    metrics: Mapping[str, type[clu.metrics.Metric]],
+    *,
+    multi_label: bool = False,
+    with_loss: bool = True,
+    ignore_index: int | None = None,
+) -> Collection:
+    """Return the collection of the loss, unless `with_loss` is False, and the given metrics.
 
     Metrics of clu that read `labels` receive the labels of all outputs if multi_label is True. Otherwise, for labels
     in a matrix like the outputs, they receive the largest entry of each row.
+
+    With an ignore_index, metrics that count pixels leave out those with this label, and count in 61 bits.
 
     Metrics with the same `shares` attribute have the same sums, for example all metrics of a confusion matrix.
 
@@ -100,26 +141,32 @@ def collection(metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: 
     """
     fields: dict[Any, str] = {}  # `shares` attribute -> the field that holds the sums
     readings = {}
-    for name, metric in (("loss", Loss), *metrics.items()):
+    for name, given in ((("loss", Loss),) if with_loss else ()) + tuple(metrics.items()):
+        metric = wide(given) if ignore_index is not None and by_pixel(given, ignore_index) else given
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
-    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label)
+    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label, ignore_index)
 
 
-def names(kind: Collection) -> list[str]:
+def names(kind: Summed) -> list[str]:
     """Return the names in a collection, loss first."""
     return list(kind.readings)
 
 
-def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Sums:
+def from_step(kind: Summed, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the sums of one batch.
 
     Args:
-      kind: a result of `collection`.
+      kind: a result of `collection` or `by_output`.
       outputs: the outputs of the network.
       targets: the labels of the batch.
-      loss: the loss of each example times its weight, (batch,).
+      loss: the loss of each example times its weight, (batch,); or `losses.by_output.LossesByOutput`.
       mask: True for rows that are examples and False for padding, (batch,).
     """
+    return kind.of_step(outputs=outputs, targets=targets, loss=loss, mask=mask)
+
+
+def _for_clu(kind: Collection, outputs: Any, targets: Any) -> dict[str, Any]:
+    """Return the arguments that metrics of clu read: logits, and labels as int32."""
     extra: dict[str, Any] = {}
     if hasattr(outputs, "shape"):
         extra["logits"] = outputs
@@ -134,5 +181,6 @@ def from_step(kind: Collection, *, outputs: Any, targets: Any, loss: jax.Array, 
         ):
             extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
     if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
-        extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
-    return kind.of_batch(outputs=outputs, targets=targets, loss=loss, mask=mask, **extra)
+        labels = targets if fits(outputs, targets) else targets.reshape(targets.shape[0], -1)[:, 0]
+        extra["labels"] = labels.astype(jnp.int32)  # clu requires int32
+    return extra

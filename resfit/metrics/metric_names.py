@@ -19,7 +19,7 @@ from resfit.losses import regression
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
+from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, mean_iou, precision, recall
 from resfit.metrics.mean import Mean
 from resfit.metrics.multi_label import for_one_label, for_several_labels
 from resfit.metrics.repair import repaired
@@ -77,10 +77,13 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
     "precision": precision,
     "recall": recall,
     "f1": f1,
+    "f1_score": f1,  # Keras's name
     "precision_per_class": functools.partial(precision, per_class=True),
     "recall_per_class": functools.partial(recall, per_class=True),
     "f1_per_class": functools.partial(f1, per_class=True),
     "accuracy_per_class": accuracy_per_class,
+    "mean_iou": mean_iou,
+    "iou_per_class": functools.partial(mean_iou, per_class=True),
 }
 
 
@@ -101,12 +104,14 @@ def _resolve(
             return _BY_NAME[metric]
         if metric in _BY_CLASS:
             if num_classes is None:
-                factory = metric.removesuffix("_per_class") if metric != "accuracy_per_class" else metric
-                option = ", per_class=True" if factory != metric else ""
+                found = _BY_CLASS[metric]
+                of_each, option = (
+                    (found.func, ", per_class=True") if isinstance(found, functools.partial) else (found, "")
+                )
                 raise CompileError(
                     f"The metric {metric!r} counts by class, and the number of classes of this module is unknown. "
-                    f"Expected metrics={{{metric!r}: resfit.metrics.{factory}(num_classes=10{option})}}, with the "
-                    "number of the network's outputs."
+                    f"Expected metrics={{{metric!r}: resfit.metrics.{of_each.__name__}(num_classes=10{option})}}, with "
+                    "the number of the network's outputs."
                 )
             return _BY_CLASS[metric](num_classes)
         if match := re.fullmatch(r"top_([1-9]\d*)_accuracy", metric):

@@ -37,7 +37,8 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     In evaluation the copy computes the same function, up to rounding: `norm(conv(x))` is one convolution with other
     weights and a bias, computed here in float64. A norm is folded if it normalizes the output of a convolution by its
     running statistics, and nothing else uses that output. The norms before the convolutions of pre-activated blocks
-    stay, and so does every `GroupNorm`, whose statistics are those of the image.
+    stay, and so does every `GroupNorm`, whose statistics are those of the image, and every norm that is stacked for
+    `nnx.scan` or `nnx.vmap`.
 
     Use the copy for prediction. To train it would train a network without those norms.
 
@@ -72,8 +73,8 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     if not pairs:
         raise ModuleError(
             f"{type(module).__name__} has no batch norm that is the only user of a convolution's output, so "
-            "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded. Use "
-            "the network as it is."
+            "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded, nor can "
+            "layers that are stacked for nnx.scan or nnx.vmap. Use the network as it is."
         )
     copy = nnx.clone(module)
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
@@ -129,11 +130,12 @@ def _pairs(module: nnx.Module, example: Any) -> dict[str, str]:
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, example))
     found = _Found(Counter(), defaultdict(Counter))
     _look(jax.make_jaxpr(evaluate)(*abstract).jaxpr, found)
+    parts: dict[str, Any] = {_name(path): part for path, part in nnx.iter_modules(module)}
     pairs = {}
     for norm, sources in found.norms.items():
         conv, *others = sources
-        # A convolution that is called elsewhere too must not change.
-        if conv is not None and not others and found.convs[conv] == sources[conv]:
+        # A convolution that is called elsewhere too must not change. Layers stacked for nnx.scan or nnx.vmap stay.
+        if conv is not None and not others and found.convs[conv] == sources[conv] and parts[norm].mean.ndim == 1:
             pairs[norm] = conv
     return pairs
 

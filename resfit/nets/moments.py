@@ -11,29 +11,46 @@ Name = TypeVar("Name")
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of some values per channel, and how many values there are."""
+    """Mean and biased variance of some values per channel, and how many values there are.
 
-    count: Any  # ()
-    mean: Any  # (channels,)
-    var: Any  # (channels,)
+    Moments of stacked layers (nnx.scan, nnx.vmap) have the axes of the stack before the channels, and in the count.
+    """
+
+    count: Any  # (...)
+    mean: Any  # (..., channels)
+    var: Any  # (..., channels)
 
 
 def merge(parts: list[Moments]) -> Moments:
     """Return the moments of all values together, from those of their parts, in float64 on the host.
 
     Example:
-        >>> merge([Moments(2, np.array([0.0]), np.array([1.0])), Moments(2, np.array([4.0]), np.array([1.0]))])
-        Moments(count=4.0, mean=array([2.]), var=array([5.]))
+        >>> parts = [Moments(2, np.array([0.0]), np.array([1.0])), Moments(2, np.array([4.0]), np.array([1.0]))]
+        >>> count, mean, var = merge(parts)
+        >>> float(count), mean, var
+        (4.0, array([2.]), array([5.]))
     """
     counts = np.array([part.count for part in parts], np.float64)
     values = {name: np.array([getattr(part, name) for part in parts], np.float64) for name in ("mean", "var")}
 
     def average(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: np.average(value, axis=0, weights=counts) for name, value in values.items()}
+        return {
+            name: (value * counts[..., None]).sum(axis=0) / counts.sum(axis=0)[..., None]
+            for name, value in values.items()
+        }
 
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN; the caller raises
         merged = averaged(values, {"var": ("mean", 1.0)}, average)
-    return Moments(float(counts.sum()), merged["mean"], merged["var"])
+    return Moments(counts.sum(axis=0), merged["mean"], merged["var"])
+
+
+def add(a: Moments, b: Moments) -> Moments:
+    """Return the moments of the values of both, on the device. Moments of no values are zeros."""
+    count = a.count + b.count
+    share = (b.count / count)[..., None]
+    apart = b.mean - a.mean
+    var = a.var + (b.var - a.var) * share + jnp.square(apart) * share * (1 - share)
+    return Moments(count, a.mean + apart * share, var)
 
 
 def averaged(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from resfit.errors import ModuleError
 from resfit.nets.intercept import intercept
@@ -57,7 +58,7 @@ def parts(module: nnx.Module) -> dict[str, nnx.Module]:
             container = isinstance(child, nnx.List | nnx.Dict | nnx.Sequential)
             if not _is_block(child) and (container or _holds_blocks(child)):
                 walk(child, (*path, name))
-            elif callable(child):
+            elif isinstance(child, nnx.Module) and callable(child):  # Variables are callable too
                 found[".".join(map(str, (*path, name)))] = child
 
     walk(module, ())
@@ -75,7 +76,8 @@ def _holds_blocks(module: nnx.Module) -> bool:
 def tap(module: nnx.Module, change: Change) -> None:
     """Pass the output of every part of a network through a function, in each call.
 
-    Parts that return anything else than one floating-point array are skipped. Further calls of a part have a number in
+    Parts that return anything else than one floating-point array are skipped, and calls inside a transformation such as
+    nnx.scan. Further calls of a part have a number in
     their name: "block (2)".
 
     Args:
@@ -123,17 +125,22 @@ def keep_activations(module: nnx.Module) -> None:
 def tap_module(part: nnx.Module, name: str, change: Change, calls: dict[str, int] | None = None) -> None:
     """Pass the output of one module through a function, as `tap` does.
 
+    Calls inside a transformation of the network's own (nnx.scan, nnx.remat, nnx.jit, nnx.cond) are left alone: values
+    of their traces cannot leave them.
+
     Args:
-      part: a module in a private copy.
+      part: a module in a private copy, tapped inside the trace that calls the network.
       name: of the part, for `change`.
       change: (name, output) -> output.
       calls: number of calls so far, by name.
     """
     calls = {} if calls is None else calls
+    outside = get_opaque_trace_state()
 
     def around(_: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
         output = call(*args, **kwargs)
-        if not isinstance(output, jax.Array) or not jnp.issubdtype(output.dtype, jnp.floating):
+        is_array = isinstance(output, jax.Array) and jnp.issubdtype(output.dtype, jnp.floating)
+        if not is_array or get_opaque_trace_state() != outside:
             return output
         calls[name] = calls.get(name, 0) + 1
         return change(name if calls[name] == 1 else f"{name} ({calls[name]})", output)

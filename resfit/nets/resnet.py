@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from flax import nnx
 
+from resfit._utils.pickling import Pickled
 from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
 from resfit.nets.init import LayerKeys
@@ -77,7 +78,7 @@ def _drop_rates(spec: ResNetSpec) -> list[list[float]]:
     return [list(itertools.islice(rates, depth)) for depth in spec.depths]
 
 
-class ResNet(nnx.Module):
+class ResNet(nnx.Module, Pickled):
     """A residual network (He et al. 2015, arXiv:1512.03385), from images to logits.
 
     The parts are `stem`, `stage1`, `stage2`, ..., `norm` (None unless the blocks are pre-activated) and `head`. A new

@@ -5,6 +5,9 @@ function such as `optax.adamw`, which `compile` calls with the learning rate. `c
 `skip_non_finite` wrap any GradientTransformation.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.optimizers.clipping import clip
 from resfit.optimizers.finite import Skips, skip_non_finite, skips
 from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate
@@ -32,3 +35,6 @@ __all__ = [
     "skip_non_finite",
     "skips",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "optimizer")

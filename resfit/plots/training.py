@@ -20,6 +20,7 @@ class _Epochs(Protocol):
     """The part of `resfit.callbacks.History` that `curves` draws."""
 
     epoch: list[int]
+    epochs: dict[str, list[int]]
     history: dict[str, list[Any]]
 
 
@@ -62,15 +63,9 @@ def curves(history: _Epochs) -> "matplotlib.figure.Figure":
 
 
 def _draw_curve(axes: Any, history: _Epochs, key: str, label: str, color: str) -> None:
-    # The value is None for an epoch without it, as with validation_freq.
-    points = [
-        (epoch + 1, value)
-        for epoch, value in zip(history.epoch, history.history.get(key, ()), strict=False)
-        if value is not None
-    ]
-    if points:
-        epochs, values = zip(*points, strict=True)
-        few = "o" if len(points) < 3 else None
+    if key in history.history:
+        values, epochs = history.history[key], [epoch + 1 for epoch in history.epochs[key]]
+        few = "o" if len(values) < 3 else None
         axes.plot(epochs, values, label=f"{label}  {values[-1]:#.4g}", color=color, linewidth=1.8, marker=few)
 
 

@@ -20,12 +20,17 @@ def unpacked(data: Any, what: str) -> tuple[Any, Any, Any]:
       what: its name, for messages.
 
     Raises:
-      DataError: if `data` is a list of arrays, or a tuple of another length.
+      DataError: if `data` is a number, a list of arrays, or a tuple of another length.
     """
     if isinstance(data, list) and len(data) in (2, 3) and all(hasattr(entry, "__array__") for entry in data):
         raise DataError(
             f"{what} is a list of {len(data)} arrays. Expected a tuple: (x, y) or (x, y, sample_weight). Pass the "
             "arrays as a tuple."
+        )
+    if isinstance(data, int | float):
+        raise DataError(
+            f"{what} is {data!r}. Expected (x, y), (x, y, sample_weight), or an iterable of batches. For a part of the "
+            "training data, pass validation_split=0.2."
         )
     if not isinstance(data, tuple):
         return data, None, None

@@ -7,29 +7,37 @@ import jax
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending_calls
 from resfit.backends import compilation_cache
 from resfit.callbacks import History
 from resfit.callbacks.base import RunControl
 from resfit.errors import ModuleError, NotCompiledError
+from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph.slots import NOTHING_FROZEN
+from resfit.trainer.graph.freezing import NOTHING_FROZEN
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.overrides import Guarded
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.state.snapshot import Snapshot
-from resfit.trainer.step import Supervised
+from resfit.trainer.supervised import Supervised
 from resfit.transforms import Transforms
 
 
+@suspending_calls(but=["compute_loss"])
 class BaseModel(Guarded):
     """The state of a model: the module and its variables, what was compiled, and what was learned from the data.
 
     See `resfit.Model` for its argument and attributes.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith("resfit."):  # methods of the user keep the switches of JAX
+            suspending_calls(but=["compute_loss"])(cls)
 
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
@@ -60,7 +68,7 @@ class BaseModel(Guarded):
         return type(self).compute_loss is not BaseModel.compute_loss
 
     def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-        """Compute the loss of a batch. Override it for any other step: several inputs or heads, a teacher, no labels.
+        """Compute the loss of a batch. Override it for any other step: a teacher, a penalty, several calls, no labels.
 
         It is traced, so it must be a pure function of its arguments and of constants of the model.
 
@@ -77,7 +85,8 @@ class BaseModel(Guarded):
         loss = self._learned.labels.loss
         if loss is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
-        return Supervised(loss)(module, x, y, key=key, train=train)
+        found, outputs = Supervised(loss)(module, x, y, key=key, train=train)
+        return total(found), outputs
 
     @property
     def transforms(self) -> Transforms | None:
@@ -170,7 +179,7 @@ class BaseModel(Guarded):
         The average of an assigned Variable, `compile(ema=...)`, starts again at the new value, except between two steps
         of a running `fit`, where an assignment is part of the training.
         """
-        return self._context.state.module_with("raw")
+        return self._context.state.own_module()
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.

@@ -9,22 +9,25 @@ from flax import nnx
 
 from resfit import augment, losses
 from resfit import metrics as metrics_
+from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
 from resfit.errors import CompileError
+from resfit.metrics.by_output import are_by_output, by_output
+from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.placement import AXIS, Placement, preferred_device
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import Convolutions
-from resfit.trainer.graph.slots import Freeze
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
-from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.run_state import RunState
-from resfit.trainer.step import ComputeLoss, Recipe, Supervised
+from resfit.trainer.step import Recipe
+from resfit.trainer.supervised import ComputeLoss, Supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Compiled:
 
     Attributes:
       config: of `compile`, with "auto" resolved.
+      asked: of `compile`, as it was given.
       context: the state on its devices.
       rate: the learning rate.
       trainer: takes training steps.
@@ -41,6 +45,7 @@ class Compiled:
     """
 
     config: CompileConfig
+    asked: CompileConfig
     context: RunContext
     rate: LearningRate
     trainer: Trainer
@@ -92,7 +97,7 @@ def compile_model(
     learned.labels.check_head()
     num_classes = spec_entry(module, "num_classes")
     augments = augment.get(config.augment, num_classes)
-    loss = losses.get(config.loss)
+    loss = losses.get(config.loss, config.loss_weights)
     metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
     placement = placement_of(module, config)
     convolutions = convolutions_of(config.cpu_kernels, placement)
@@ -114,7 +119,7 @@ def compile_model(
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
         compute_loss or Supervised(loss),
-        metrics_.collection(metrics, multi_label=bool(learned.labels.by_loss(loss))),
+        metrics,
         preprocess,
         augments,
         rate.in_step,
@@ -133,7 +138,7 @@ def compile_model(
     predictor = Predictor(context, preprocess)
     # Last: a compilation that fails leaves the model as it was.
     learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
-    return Compiled(resolved, context, rate, trainer, evaluator, predictor)
+    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
@@ -144,31 +149,36 @@ def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
 
 def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
-    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager"):
+    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager" and not jit_disabled()):
         return None
     return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
 
 
-def _metrics(
-    given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool
-) -> dict[str, Any]:
-    if given == "auto":
-        return metrics_.automatic(None if custom_step else loss)
-    return metrics_.by_name(given, num_classes, multi_label=learned.labels.by_loss(loss))
+def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool) -> Summed:
+    if are_by_output(given, loss):
+        return by_output(given, loss, reports_losses=not custom_step)
+    several = learned.labels.by_loss(loss)
+    automatic = isinstance(given, str) and given == "auto"
+    found = (
+        metrics_.automatic(None if custom_step else loss)
+        if automatic
+        else metrics_.by_name(given, num_classes, multi_label=several)
+    )
+    return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
 def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:
     """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
     if not state.layout.n_params:
         raise CompileError(
-            f"Every parameter is frozen by freeze{freeze.patterns}, so there is nothing to train. "
-            "Call freeze with fewer patterns."
+            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
+            "train. Call freeze with fewer patterns."
             if freeze.patterns
             else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
             "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
             "nnx.bridge.ToNNX has them after .lazy_init(x)."
         )
-    check_flags(module, state.layout.plan)
+    state.check_for_training()
 
 
 def _check_same_values(context: RunContext) -> None:

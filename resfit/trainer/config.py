@@ -34,8 +34,8 @@ class _Fingerprinted:
 class CompileConfig(_Fingerprinted):
     """The arguments of `Model.compile`, which documents each of them.
 
-    Optimizer, loss, metrics, preprocessing and augmentation are compared by the program of the step, the learning rate
-    by `FitConfig`.
+    Optimizer, losses, metrics, preprocessing and augmentation are compared by the program of the step, the learning
+    rate by `FitConfig`.
 
     Raises:
       CompileError: for a value that no argument can have.
@@ -44,6 +44,7 @@ class CompileConfig(_Fingerprinted):
     optimizer: Any = dataclasses.field(default="sgd", metadata=_NOT_COMPARED)
     learning_rate: Any = dataclasses.field(default=None, metadata=_NOT_COMPARED)
     loss: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    loss_weights: Any = dataclasses.field(default=None, metadata=_NOT_COMPARED)
     metrics: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
     seed: int = 0
     preprocess: Any = dataclasses.field(default="auto", metadata=_NOT_COMPARED)

@@ -5,6 +5,7 @@ The error names the substitute.
 
 import dis
 import inspect
+from collections.abc import Iterable
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +79,11 @@ def _check_compute_loss(owner: str, function: Any) -> None:
         ) from error
 
 
-def check_flags(module: nnx.Module, plan: Any) -> None:
+def check_flags(modules: Iterable[tuple[Any, nnx.Module]], plan: Any) -> None:
     """Raise if an attribute that nothing reads marks a part of a module as frozen.
 
     Args:
-      module: the network.
+      modules: path and module of every part of a network.
       plan: its `ModulePlan`, whose slots mark the trained variables.
 
     Raises:
@@ -90,7 +91,7 @@ def check_flags(module: nnx.Module, plan: Any) -> None:
         class of the module's parts reads that attribute.
     """
     trained = [slot.path for slot in plan.slots if slot.kind == "param"]
-    parts = [(path, type(part), vars(part)) for path, part in nnx.iter_modules(module)]
+    parts = [(path, type(part), vars(part)) for path, part in modules]
     for flag in _FLAGS:
         marked = (path for path, _, held in parts if held.get(flag) is False)
         ignored = next((path for path in marked if any(taken[: len(path)] == path for taken in trained)), None)

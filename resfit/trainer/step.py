@@ -6,24 +6,23 @@ A step takes and returns its state in the flat form of `trainer.state.train_stat
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from resfit import losses, metrics
-from resfit.errors import LabelError, LossError
-from resfit.metrics.collection import Collection
+from resfit import metrics
+from resfit._utils.jax_switches import implicit_promotion
+from resfit.errors import LossError
+from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
-from resfit.trainer.graph.attributes import watched
+from resfit.trainer.graph.attributes import called
 from resfit.trainer.graph.explain import explained
-from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state.train_state import Leaves, ModelArrays, StateLayout, TrainState, rate_factor
-
-_log = logging.getLogger("resfit")
+from resfit.trainer.norm_modes import warn_if_frozen, warn_if_moving
+from resfit.trainer.state.train_state import Leaves, StateLayout, TrainState, rate_factor
+from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
 
 
 class DeviceBatch(NamedTuple):
@@ -35,35 +34,6 @@ class DeviceBatch(NamedTuple):
     mask: Any
 
 
-class ComputeLoss(Protocol):
-    """`Model.compute_loss`: returns one loss per example, (batch,), and the outputs."""
-
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Supervised:
-    """`Model.compute_loss` of a model that does not override it: a loss of (outputs, labels).
-
-    Attributes:
-      loss: (outputs, labels) -> (batch,) loss.
-    """
-
-    loss: losses.Loss
-
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[jax.Array, Any]:
-        if y is None:
-            what = "to train on" if train else "to evaluate on"
-            raise LabelError(
-                f"There are no labels {what}: got y=None. Pass y, or data with labels, as (x, y). For a loss without "
-                "labels, override Model.compute_loss."
-            )
-        with explained(module, x):
-            outputs = losses.at_least_float32(module(x))
-        with explained(self.loss, outputs, y):
-            return self.loss(outputs, y), outputs
-
-
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OutputsShape:
@@ -71,13 +41,18 @@ class OutputsShape:
 
     Attributes:
       shape: of the outputs for the batch, or for a slice or a device's part of it; None if they are not one array.
+      by_output: the name and the shape of each of several outputs.
     """
 
     shape: tuple[int, ...] | None
+    by_output: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @classmethod
     def of(cls, outputs: Any) -> "OutputsShape":
-        return cls(tuple(outputs.shape) if hasattr(outputs, "shape") else None)
+        if hasattr(outputs, "shape"):
+            return cls(tuple(outputs.shape))
+        several = entries_by_name(outputs) if is_by_output(outputs) else {}
+        return cls(None, tuple((name, tuple(one.shape)) for name, one in several.items() if hasattr(one, "shape")))
 
 
 class Recipe(NamedTuple):
@@ -95,7 +70,7 @@ class Recipe(NamedTuple):
     """
 
     compute_loss: ComputeLoss
-    metrics: Collection
+    metrics: Summed
     preprocess: Callable[[Any], Any] | None
     augment: tuple[Callable[..., tuple[Any, Any]], ...]
     schedule: Callable[[Any, Any], Any] | None
@@ -237,22 +212,26 @@ def _slice_loss(
 
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
-    module = layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None)
-    with watched(module, layout.warned["train"]):
-        found, outputs = recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True)
+    compute_loss = weighing(recipe.compute_loss, part.weight)
+    module, (found, outputs) = called(
+        lambda: layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None),
+        lambda module: compute_loss(module, part.x, part.y, key=key_of.loss, train=True),
+        layout.warned["train"],
+    )
     each = _per_example(found, part.x)
     new_params, new_carried = layout.plan.read(module)
     rewritten = {i: new for i, (old, new) in enumerate(zip(params, new_params, strict=True)) if new is not old}
-    _warn_if_frozen(layout, carried, new_carried)
+    warn_if_frozen(layout, carried, new_carried)
     if axis is not None:
         new_carried = replicas.averaged(layout.plan, module, new_carried, axis)
     new_carried = tuple(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
-    mask = _mask(part, each)
-    weighted = each if part.weight is None else each * part.weight
-    loss = jnp.where(mask, weighted, 0).sum() / count
-    seen = replicas.gathered((outputs, part.y, weighted, mask), axis)
+    mask = _mask(part)
+    with implicit_promotion():
+        each = weighted(each, of_examples(part.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / count
+    seen = replicas.gathered((outputs, part.y, each, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
 
@@ -266,6 +245,7 @@ def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
     return state._replace(optimizer_state=tuple(leaves))
 
 
+@implicit_promotion()
 def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
     """Return the state with averages that have moved towards the params and carried arrays."""
     if recipe.ema is None:
@@ -308,17 +288,19 @@ def evaluate_step(
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
     """
-    arrays = layout.unflatten_model(leaves)
-    module = _evaluation_module(layout, arrays, key)
-    x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-    with watched(module, layout.warned["evaluate"]):
-        found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
-    _warn_if_moving(layout, arrays.carried, module)
-    each = _per_example(found, x)
-    mask = _mask(batch, each)
-    weighted = each if batch.weight is None else each * batch.weight
-    loss = jnp.where(mask, weighted, 0).sum() / mask.sum()
-    return _merge(recipe, sums, outputs, batch.y, weighted, mask), loss, OutputsShape.of(outputs)
+
+    def call(module: Any) -> tuple[Any, Any]:
+        x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
+        compute_loss = weighing(recipe.compute_loss, batch.weight)
+        found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+        return _per_example(found, x), outputs
+
+    each, outputs = _evaluated(layout, leaves, key, call, "evaluate")
+    mask = _mask(batch)
+    with implicit_promotion():
+        each = weighted(each, of_examples(batch.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
+    return _merge(recipe, sums, outputs, batch.y, each, mask), loss, OutputsShape.of(outputs)
 
 
 def predict_step(
@@ -341,31 +323,47 @@ def predict_step(
       x: the inputs.
       call: (module, x) -> outputs; None for the module's own call.
     """
-    arrays = layout.unflatten_model(leaves)
-    module: Any = _evaluation_module(layout, arrays, key)
-    with explained(module, x), watched(module, layout.warned["predict"]):
-        prepared = x if preprocess is None else preprocess(x)
-        outputs = module(prepared) if call is None else call(module, prepared)
-    _warn_if_moving(layout, arrays.carried, module)
-    return finish(outputs)
+
+    def predict(module: Any) -> Any:
+        with explained(module, x):
+            prepared = x if preprocess is None else preprocess(x)
+            return module(prepared) if call is None else call(module, prepared)
+
+    return finish(_evaluated(layout, leaves, key, predict, "predict"))
 
 
-def _evaluation_module(layout: StateLayout, arrays: ModelArrays, key: jax.Array) -> Any:
-    return layout.plan.assemble(arrays.params, arrays.carried, keys(key).module, train=False)
+def _evaluated(layout: StateLayout, leaves: Leaves, key: jax.Array, call: Callable[[Any], Any], step: str) -> Any:
+    """Return the result of a call of the module in evaluation mode, and warn of statistics that the call moves."""
+    params, carried = layout.unflatten_model(leaves)
+
+    def make(carried: Leaves) -> Any:
+        return layout.plan.assemble(params, carried, keys(key).module, train=False)
+
+    def after(carried: Leaves) -> Any:
+        module = make(carried)
+        call(module)
+        return module
+
+    module, result = called(lambda: make(carried), call, layout.warned[step])
+    warn_if_moving(layout, carried, module, after)
+    return result
 
 
-def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: jax.Array, mask: jax.Array) -> Any:
+def _merge(recipe: Recipe, sums: Any, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the metric sums after a batch; for sums=None, the sums of the batch alone."""
     outputs, loss = jax.lax.stop_gradient((outputs, loss))
     found = metrics.from_step(recipe.metrics, outputs=outputs, targets=targets, loss=loss, mask=mask)
     return found if sums is None else sums.merge(found)
 
 
-def _mask(batch: DeviceBatch, each: jax.Array) -> jax.Array:
-    return jnp.ones(each.shape, bool) if batch.mask is None else batch.mask
+def _mask(batch: DeviceBatch) -> jax.Array:
+    return jnp.ones(jax.tree.leaves(batch.x)[0].shape[:1], bool) if batch.mask is None else batch.mask
 
 
-def _per_example(found: Any, x: Any) -> jax.Array:
+def _per_example(found: Any, x: Any) -> Any:
+    """Return the losses as float32, (batch,), by output if they are; raise if there is not one per example."""
+    if isinstance(found, LossesByOutput):
+        return found.map(lambda each: _per_example(each, x))
     n = jax.tree.leaves(x)[0].shape[0]
     if found is None:
         raise LossError(f"The loss returned None; expected one value per example, ({n},). Add the missing return.")
@@ -377,33 +375,3 @@ def _per_example(found: Any, x: Any) -> jax.Array:
         )
         raise LossError(f"The loss returned shape {jnp.shape(found)}; expected one value per example, ({n},). {remedy}")
     return jnp.asarray(found, jnp.float32)
-
-
-def _warn_if_moving(layout: StateLayout, before: Leaves, module: Any) -> None:
-    """Warn of BatchNorms that stay in training mode in evaluation."""
-    now = dict(module_leaves(module))
-    for slot, old in zip(layout.carried, before, strict=True):
-        leaf = now.get(slot.path)
-        if issubclass(slot.type, nnx.BatchStat) and leaf is not None and leaf.get_raw_value() is not old:
-            _log.warning(
-                "The BatchNorm statistic %r moves in evaluation too: the module always runs its norms in training "
-                "mode, so the output for an image depends on the other images in its batch. Leave "
-                "use_running_average=False and train=True out of __call__, or pass the mode on.",
-                slot.name,
-            )
-            return
-
-
-def _warn_if_frozen(layout: StateLayout, before: Leaves, after: Leaves) -> None:
-    """Warn of BatchNorms that stay in evaluation mode in training."""
-    statistics = [
-        (old, new)
-        for slot, old, new in zip(layout.carried, before, after, strict=True)
-        if issubclass(slot.type, nnx.BatchStat) and not slot.frozen
-    ]
-    if statistics and all(old is new for old, new in statistics):
-        _log.warning(
-            "The training step leaves every BatchNorm statistic unchanged: the module runs its norms in evaluation "
-            "mode. Pass the mode on inside __call__ or compute_loss (train=train), or call Model.freeze if this is "
-            "intended."
-        )

@@ -3,7 +3,13 @@
 `transforms_for("timm/resnet50.a1_in1k")` returns a `Transforms`. A model saves the one in `model.transforms`.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.transforms.pretrained_transforms import transforms_for
 from resfit.transforms.transforms import Transforms
 
 __all__ = ["Transforms", "transforms_for"]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "transforms")

@@ -1,5 +1,6 @@
 """Conversion between a network and state dicts with the names of other libraries."""
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -7,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights.keras_folding import folded
 from resfit.weights.layouts import AS_IT_IS, Array, AxisLayout
 from resfit.weights.names import IGNORED, NAMINGS, PREFIXES, other_name
+from resfit.weights.prefixes import check_prefix
 
 Head = Literal["keep", "reset"]
 Stem = Literal["keep", "sum", "repeat"]
 
 
+@suspending
 def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Array]:
     """Return a network's parameters and running statistics with the names and layouts of another library.
 
@@ -49,6 +53,7 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     return {name: entry.value() for name, entry in named(module, naming)}
 
 
+@suspending
 def load_state_dict(
     module: nnx.Module,
     mapping: Mapping[str, Any],
@@ -90,6 +95,10 @@ def load_state_dict(
     values = {name: np.asarray(value) for name, value in without_prefix(mapping).items()}
     naming = naming or fitting(module, values)
     entries = dict(named(module, naming))
+    if entries.keys() != values.keys():
+        names = [name for name in mapping if name.rpartition(".")[2] not in IGNORED]
+        found = len(entries.keys() & values.keys())
+        check_prefix(names, found, *_names_of_network(module), reset=head == "reset")
     _check_arithmetic(module, naming)
     if naming == "keras":
         values = folded(values)
@@ -117,13 +126,20 @@ def without_prefix(mapping: Mapping[str, Any]) -> dict[str, Any]:
 def fitting(module: nnx.Module, names: Collection[str]) -> str:
     """Return the naming that matches the most names; the module's default if none matches."""
     default = _default_naming(module)
-    found = {default: 0}
-    for naming in NAMINGS:
-        try:
-            found[naming] = len({name for name, _ in named(module, naming)} & set(names))
-        except WeightsError:  # the library does not have this network
-            continue
+    found = {default: 0} | {naming: len(own & set(names)) for naming, own in _names_of_network(module)[0].items()}
     return max(found, key=lambda naming: (found[naming], naming == default))
+
+
+def _names_of_network(module: nnx.Module) -> tuple[dict[str, set[str]], set[str]]:
+    """Return the names of a network by naming, and those of its last layer in all namings."""
+    names: dict[str, set[str]] = {}
+    of_head = set()
+    for naming in NAMINGS:
+        with contextlib.suppress(WeightsError):  # the library does not have this network
+            entries = dict(named(module, naming))
+            names[naming] = set(entries)
+            of_head |= {name for name, entry in entries.items() if entry.path[0] == "head"}
+    return names, of_head
 
 
 def number_of_classes(mapping: Mapping[str, Any]) -> int | None:

@@ -96,6 +96,7 @@ def read_files(home: Path) -> None:
     (home / "photos" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(home / "photos" / "cat" / "1.png")
     assert len(resfit.data.folder("~/photos")) == 1
+    assert resfit.data.files(["~/photos/cat/1.png"], [0]).take(slice(0, 1))[0].shape == (1, 8, 8, 3)
     photograph = resfit.transforms.Transforms(resize=8, crop=8)("~/photos/cat/1.png")
     assert np.asarray(photograph).shape == (8, 8, 3)
     says(home, "mnist", lambda: resfit.data.load("mnist", path="~/mnist"))
@@ -111,10 +112,11 @@ TRIED = {
     "callbacks.Checkpoint", "callbacks.ModelCheckpoint", "callbacks.CSVLogger", "callbacks.JSONLogger",
     "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.save_weights", "Model.export", "Model.load",
     "Model.load_weights", "load", "load_model", "load_exported", "weights.save", "weights.load", "weights.read",
-    "create_model", "data.folder", "data.load", "data.tfds", "data.prepare_tfds",
+    "create_model", "data.files", "data.folder", "data.load", "data.tfds", "data.prepare_tfds",
 }  # fmt: skip
 
 
+@pytest.mark.representatives("read_files")
 @pytest.mark.parametrize("use", [write_files, read_files, read_tfds], ids=lambda use: use.__name__)
 def test_a_tilde_is_the_home_folder(use: Callable[[Path], None], home: Path) -> None:
     use(home)
@@ -138,8 +140,9 @@ def with_paths() -> Iterator[str]:
         if takes_path(found):
             yield name
         if inspect.isclass(found):
-            methods = [method for method in vars(found) if not method.startswith("_")]
-            yield from (f"{name}.{method}" for method in methods if takes_path(getattr(found, method)))
+            inherited = {method for base in found.__bases__ if base.__name__ in resfit.__all__ for method in dir(base)}
+            methods = {method for method in dir(found) if not method.startswith("_")} - (inherited - set(vars(found)))
+            yield from (f"{name}.{method}" for method in sorted(methods) if takes_path(getattr(found, method)))
 
 
 def test_every_public_function_with_a_path_argument_is_tested() -> None:
@@ -169,6 +172,8 @@ def test_other_paths_do_not_change(path: str) -> None:
 def test_bytes_and_an_unknown_home_folder_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="Expected a path as str"):
         paths.expand_user(b"m.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got None"):
+        resfit.callbacks.Checkpoint(None)  # type: ignore[arg-type]
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(FileNotFoundError, match="Set HOME"):
         paths.expand_user("~/run")

@@ -87,18 +87,21 @@ def assert_in_range(x: np.ndarray, largest: int) -> None:
     assert x.max() <= largest + 1e-6
 
 
+@pytest.mark.representatives("random_resized_crop", "random_erasing with noise", "mixup")
 @pytest.mark.parametrize("name", ALL)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_values_stay_in_the_value_range(name: str, seed: int) -> None:
     assert_in_range(run(name, seed, pictures(COLOR, np.uint8, seed))[0], 255)
 
 
+@pytest.mark.representatives("color_jitter")
 @pytest.mark.parametrize("name", mostly_slow(ALL, "color_jitter", "random_resized_crop", "mixup"))
 @given(seed=st.integers(0, 2**32 - 1))
 def test_values_of_float_gray_images_stay_in_the_value_range(name: str, seed: int) -> None:
     assert_in_range(run(name, seed, pictures(GREY, np.float32, seed))[0], 1)
 
 
+@pytest.mark.representatives("random_resized_crop")
 @pytest.mark.parametrize(
     "name",
     mostly_slow(
@@ -178,6 +181,7 @@ def test_an_input_that_is_not_a_batch_of_images_raises_while_tracing(name: str, 
         jax.eval_shape(ALL[name], jax.eval_shape(jax.random.key, 0), x, jax.ShapeDtypeStruct((4,), jnp.int32))
 
 
+@pytest.mark.representatives("random_resized_crop")
 @pytest.mark.parametrize("name", mostly_slow(ALL, "flip", "random_resized_crop", "random_erasing with noise", "one_of"))
 def test_on_four_devices_the_images_equal_those_of_one_and_no_batch_is_gathered(name: str) -> None:
     mesh = Mesh(jax.devices(), ("data",), axis_types=(AxisType.Auto,))

@@ -42,6 +42,7 @@ def only(name: str, strength: float) -> Any:
     return augment.color_jitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, name: strength})
 
 
+@pytest.mark.representatives("brightness-Brightness-0.4")
 @pytest.mark.parametrize(
     ("name", "enhancement", "strength"),
     [

@@ -77,6 +77,7 @@ def scaled(size: tuple[int, int]) -> Any:
     return jax.jit(lambda x, boxes: resized(x, boxes, size))
 
 
+@pytest.mark.representatives("(17, 23)")
 @pytest.mark.parametrize("size", [(9, 8), (20, 31), IMAGE], ids=str)
 @given(drawn=boxes(), seed=st.integers(0, 2**32 - 1))
 def test_a_scaled_crop_equals_pil_bilinear_of_that_crop_alone(size: Any, drawn: Any, seed: int) -> None:

@@ -67,6 +67,7 @@ def test_every_step_draws_new_random_numbers_and_the_same_seed_repeats_them() ->
     assert len({*runs[0], *runs[2]}) == 6
 
 
+@pytest.mark.representatives("divided")
 @pytest.mark.parametrize(
     ("n", "augments"),
     [
@@ -97,6 +98,7 @@ def test_a_preset_is_selected_by_name() -> None:
     assert named.train_on_batch(x, y) == listed.train_on_batch(x, y) != watched(augment="none").train_on_batch(x, y)
 
 
+@pytest.mark.slow
 def test_a_network_of_resfit_provides_the_number_of_classes_to_mixup() -> None:
     net = resfit.create_model("resnet20", num_classes=CLASSES, in_channels=1, depths=(1,), widths=(4,))
     model = compiled(net, augment=[augment.one_of(augment.mixup(), augment.cutmix())])
@@ -137,6 +139,7 @@ def test_every_loss_and_metric_accepts_soft_labels_in_training_and_class_numbers
     assert np.sum(trained["confusion"]) == 16
 
 
+@pytest.mark.slow
 def test_one_binary_output_is_mixed_as_probabilities() -> None:
     model = compiled(PlainNet(1, rngs=nnx.Rngs(0)), augment=augment.cutmix(1.0, 1))
     history = fit(model, pictures(16), labels(16, 2), validation_data=(pictures(8), labels(8, 2)))
@@ -151,6 +154,7 @@ def test_wrong_labels_raise_before_they_train_anything() -> None:
     assert_same(values(model.module), before)
 
 
+@pytest.mark.slow
 def test_training_at_another_size_than_evaluation_only_requires_a_pooling_network() -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)), augment=augment.random_resized_crop(6))
     history = fit(model, pictures(8), labels(8), validation_data=(pictures(8), labels(8)))

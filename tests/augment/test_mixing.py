@@ -39,6 +39,7 @@ def shares(y: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return own[y != partner]
 
 
+@pytest.mark.representatives("one_of")
 @pytest.mark.parametrize("name", RUN)
 @given(seed=seeds)
 def test_soft_labels_sum_to_one_and_their_mean_over_the_batch_is_kept(name: str, seed: int) -> None:
@@ -86,6 +87,7 @@ def shares_of(uniform: np.ndarray, alpha: float) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(lambda pair: share_of(pair, alpha)))(uniform), np.float64)
 
 
+@pytest.mark.representatives("1.0")
 @pytest.mark.parametrize(
     "alpha", [0.2, 1.0, 50.0, *(pytest.param(a, marks=pytest.mark.slow) for a in (0.05, 0.5, 3.0))]
 )
@@ -110,6 +112,7 @@ def test_the_share_is_finite_for_every_possible_random_number(alpha: float) -> N
     assert ((drawn >= 0) & (drawn <= 1)).all(), pairs[~((drawn >= 0) & (drawn <= 1))]
 
 
+@pytest.mark.representatives("mixup-classes", "mixup-soft", "mixup-several labels", "cutmix-one-hot", "cutmix-binary")
 @pytest.mark.parametrize(
     ("y", "num_classes", "targets"),
     [
@@ -144,6 +147,7 @@ def test_an_invalid_class_never_becomes_a_target(label: int) -> None:
     assert np.isfinite(np.asarray(targets)[:3]).all()
 
 
+@pytest.mark.representatives("mixup")
 @pytest.mark.parametrize("name", RUN)
 def test_a_batch_of_one_keeps_its_image_and_its_class(name: str) -> None:
     x, _ = batch(0, np.uint8)

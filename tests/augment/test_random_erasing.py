@@ -80,6 +80,9 @@ def erased_with(fill: Any, x: np.ndarray) -> np.ndarray:
     return got[0][changed]
 
 
+@pytest.mark.representatives(
+    "(124, 116, 104)-<class 'numpy.uint8'>-[124, 116, 104]", "-1.5-<class 'numpy.float32'>-[-1.5, -1.5, -1.5]"
+)
 @pytest.mark.parametrize(
     ("fill", "dtype", "value"),
     [

@@ -4,12 +4,13 @@ import re
 from typing import Any
 
 import jax
+import jax.extend.core.primitives
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import resfit
-from resfit.backends.cpu_barrier import materialize_on_cpu
+from resfit.backends.cpu_barrier import materialize_on_cpu, tracing_for
 from resfit.backends.program_cache import PROGRAMS
 from resfit.nets import residual
 from tests import levels
@@ -40,6 +41,7 @@ def programs(**fields: Any) -> dict[str, int]:
     return {"train": most_operands(train), "predict": most_operands(predict)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", levels.only(["basic"], ["basic", "preact_basic"]))
 def test_no_operation_reads_the_branches_of_several_blocks(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"block": block, **({"stem": "cifar_conv", "shortcut": "conv"} if block != "basic" else {})}
@@ -75,7 +77,34 @@ def test_materialize_on_cpu_is_the_identity_in_every_transformation() -> None:
     ("platforms", "barriers"), [(("cpu",), 2), (("cuda",), 0), (("tpu",), 0), (("cpu", "cuda", "tpu"), 2)], ids=str
 )
 def test_only_a_cpu_gets_barriers(platforms: tuple[str, ...], barriers: int) -> None:
-    traced = jax.jit(jax.value_and_grad(lambda x: materialize_on_cpu(x * 2).sum())).trace(jnp.ones(3))
-    text = traced.lower(lowering_platforms=platforms).as_text()
+    function = jax.jit(jax.value_and_grad(lambda x: materialize_on_cpu(x * 2).sum()))
+    with tracing_for(platforms):
+        text = function.trace(jnp.ones(3)).lower(lowering_platforms=platforms).as_text()
     assert text.count("optimization_barrier") == barriers
     assert "case" not in text
+
+
+def primitive_names(program: Any) -> set[str]:
+    """Return the names of the primitives of a program and of the programs inside it."""
+    inside = [jaxpr for equation in program.eqns for jaxpr in jax.extend.core.jaxprs_in_params(equation.params)]
+    return {equation.primitive.name for equation in program.eqns}.union(*map(primitive_names, inside))
+
+
+@pytest.mark.parametrize(
+    "fields", levels.only([{}], [{}, {"block": "preact_basic", "stem": "imagenet", "shortcut": "conv"}])
+)
+def test_a_network_that_other_code_traces_has_only_primitives_of_jax(fields: dict[str, Any]) -> None:
+    net = deep(**fields)
+    found = primitive_names(jax.make_jaxpr(jax.value_and_grad(lambda x: net(x).sum()))(images(2)).jaxpr)
+    public = vars(jax.extend.core.primitives)
+    known = {value.name for name, value in public.items() if name.endswith("_p")} | {"optimization_barrier"}
+    assert found - known == set()
+    assert "optimization_barrier" in found
+
+
+def test_a_trace_for_another_platform_is_not_used_again() -> None:
+    inner = jax.jit(lambda x: materialize_on_cpu(x * 2))
+    program = lambda: str(jax.make_jaxpr(lambda x: inner(x) + 1)(jnp.ones(3)))  # noqa: E731
+    with tracing_for(["cuda"]):
+        assert "optimization_barrier" not in program()
+    assert "optimization_barrier" in program()

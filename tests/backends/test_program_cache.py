@@ -33,6 +33,7 @@ def a_run(seed: int, **arguments: Any) -> Any:
     return model
 
 
+@pytest.mark.representatives("arguments1")
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"metrics": ["accuracy", "top_2_accuracy"]}, {"optimizer": "adamw", "learning_rate": 1e-3}, {"ema": 0.9}],
@@ -102,6 +103,7 @@ def reading(which: str, label: str, **arguments: Any) -> Any:
     return compiled(Reader(which), loss=lambda o, y: (o[:, 0] - y[label][:, 0]) ** 2, metrics=None, **arguments)
 
 
+@pytest.mark.representatives("jit")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 def test_models_that_read_other_inputs_or_labels_do_not_share_programs(dispatch: str) -> None:
     x, y = two_of(1.0, 10.0, 2), two_of(1.0, 7.0, 1)
@@ -306,6 +308,7 @@ USES: dict[str, Callable[[Teacher], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.representatives("loss")
 @pytest.mark.parametrize(
     "use",
     [pytest.param(use, marks=[pytest.mark.slow] * (use in ("metric", "preprocessing", "schedule"))) for use in USES],
@@ -320,6 +323,7 @@ def test_closures_of_a_function_are_freed_with_its_model(use: str) -> None:
     assert alive() is None
 
 
+@pytest.mark.slow
 def test_a_program_that_returns_objects_of_the_user_is_held_only_by_its_models() -> None:
     programs.PROGRAMS.clear()
     model = resfit.Model(Wrapping(Teacher()))

@@ -45,6 +45,7 @@ def test_it_does_not_change_the_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(with_it.module.head.kernel[...], without.module.head.kernel[...])
 
 
+@pytest.mark.representatives("on_train_batch_end")
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
 def test_a_checkpoint_contains_assignments_of_a_callback_in_the_same_hook(hook: str, tmp_path: Path) -> None:
     class Halves(Callback):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -26,19 +27,31 @@ def test_history_contains_floats_that_json_can_store(model: Any) -> None:
     assert history.params == {"verbose": 0, "epochs": 2, "steps": 3}
 
 
-def test_epochs_without_a_value_hold_none_so_that_all_lists_have_one_length(model: Any) -> None:
-    history = fit(model, epochs=5, validation_data=(images(8), labels(8)), validation_freq=[2, 4]).history
-    assert [value is None for value in history["val_loss"]] == [True, False, True, False, True]
-    assert {len(values) for values in history.values()} == {5}
+def test_history_holds_the_validated_epochs_only_and_their_numbers(model: Any) -> None:
+    history = fit(model, epochs=5, validation_data=(images(8), labels(8)), validation_freq=[2, 4])
+    assert min(history.history["val_loss"]) > 0
+    assert history.epochs["val_loss"] == [1, 3]
+    assert history.epochs["loss"] == history.epoch
+    assert history.validations["loss"] == history.history["val_loss"]
 
 
-def test_a_value_that_appears_late_or_disappears_is_padded(model: Any) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_read_without_its_gaps() -> None:
+    history, state = History(), History().state_dict()
+    del state["epochs"]
+    matrix = np.eye(2)
+    history.load_state_dict({**state, "epoch": [0, 1], "history": {"val_loss": [None, 0.5], "matrix": [matrix] * 2}})
+    assert history.history == {"val_loss": [0.5], "matrix": [[[1, 0], [0, 1]]] * 2}
+    assert history.epochs == {"val_loss": [1], "matrix": [0, 1]}
+
+
+def test_a_value_that_appears_late_or_disappears_has_only_its_epochs(model: Any) -> None:
     class Sometimes(Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if epoch in (1, 2):
                 logs["extra"] = float(epoch)
 
-    assert fit(model, epochs=4, callbacks=[Sometimes()]).history["extra"] == [None, 1.0, 2.0, None]
+    history = fit(model, epochs=4, callbacks=[Sometimes()])
+    assert (history.history["extra"], history.epochs["extra"]) == ([1.0, 2.0], [1, 2])
 
 
 def test_a_second_fit_returns_a_new_history(model: Any) -> None:

@@ -48,6 +48,7 @@ def stopping(monitor: str = "val_loss", patience: int = 9) -> EarlyStopping:
     return EarlyStopping(monitor, patience=patience, restore_best_weights=True)
 
 
+@pytest.mark.representatives("raw validation", "swap first", "stopped", "a value of training")
 @pytest.mark.parametrize(
     ("make", "raw", "ema"),
     [

@@ -139,6 +139,7 @@ class Spoil(resfit.callbacks.Callback):
             self._action(self.model)
 
 
+@pytest.mark.representatives("arguments1-<lambda>-the output of the layer 'first'", "arguments4-None-the loss")
 @pytest.mark.parametrize(
     ("arguments", "action", "place"),
     [

@@ -83,6 +83,9 @@ MISTAKES = {
 }
 
 
+@pytest.mark.representatives(
+    "lengths", "float labels", "nan", "labels from one", "objects", "truncated file", "ends early", "no batches"
+)
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_and_leaves_the_model_unchanged(name: str, tmp_path: Path) -> None:
     mistake = MISTAKES[name]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +47,13 @@ def test_everything_gives_every_row_once_in_order(x: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "words"), [(3, "x is a int"), (None, "x is None. Expected images"), ("photos", "resfit.data.folder")]
+    ("x", "words"),
+    [
+        (3, "x is a int"),
+        (None, "x is None. Expected images"),
+        ("photos", "resfit.data.folder"),
+        (scipy.sparse.eye(3), r"sparse dia_matrix of shape \(3, 3\)"),
+    ],
 )
 def test_values_that_are_not_data_raise(x: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):

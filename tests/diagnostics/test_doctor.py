@@ -115,6 +115,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("nnx.BatchNorm by flags")
 @pytest.mark.parametrize("name", levels.only(["nnx.BatchNorm by flags", "no norm"], NETS))
 def test_a_correct_model_has_no_problem(name: str) -> None:
     x, y = data()
@@ -160,6 +161,13 @@ SLOW = {"scaled twice", "labels from 1 and one class too many", "one-hot labels 
         "tanh at the end", "started too large"}  # fmt: skip
 
 
+@pytest.mark.representatives(
+    "a NaN among the pixels",
+    "labels from 1",
+    "a class that never occurs",
+    "a stopped gradient",
+    "the forgotten train flag",
+)
 @pytest.mark.parametrize("mistake", levels.only(WRONG.keys() - SLOW, WRONG))
 def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str) -> None:
     build, spoil, expected, words = WRONG[mistake]
@@ -171,6 +179,7 @@ def test_only_the_check_of_a_mistake_reports_it_and_names_a_remedy(mistake: str)
     assert all(check.fix for check in report.problems)
 
 
+@pytest.mark.slow
 def test_running_statistics_that_do_not_fit_are_reported_and_the_remedy_works() -> None:
     x, y = data()
     model = compiled()
@@ -181,6 +190,7 @@ def test_running_statistics_that_do_not_fit_are_reported_and_the_remedy_works() 
     assert problems(resfit.doctor(model, x, y)) == []
 
 
+@pytest.mark.slow
 def test_statistics_frozen_on_purpose_are_not_a_problem() -> None:
     model = resfit.Model(TinyNet(rngs=nnx.Rngs(0)))
     model.freeze("norm")
@@ -188,6 +198,7 @@ def test_statistics_frozen_on_purpose_are_not_a_problem() -> None:
     assert problems(resfit.doctor(model, *data())) == []
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_gradient_is_not_a_problem() -> None:
     model = resfit.Distiller(TinyNet(rngs=nnx.Rngs(0)), TinyNet(rngs=nnx.Rngs(5)))
     model.compile("sgd")

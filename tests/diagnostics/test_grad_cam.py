@@ -25,6 +25,7 @@ def by_formula(net: Any, x: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return heat / np.where(largest > 0, largest, 1)
 
 
+@pytest.mark.representatives("jit")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 def test_maps_match_the_formula_for_the_predicted_and_for_any_class(dispatch: str) -> None:
     model, x = compiled(dispatch=dispatch), images(6)
@@ -45,6 +46,7 @@ def test_maps_match_the_formula_for_the_predicted_and_for_any_class(dispatch: st
 PARTS = ["stem", "stage1", "stage2", "stage2.blocks.0", "stage2.blocks.0.branch.conv1"]
 
 
+@pytest.mark.representatives("stem")
 @pytest.mark.parametrize("part", levels.only(["stem", "stage2.blocks.0.branch.conv1"], PARTS))
 def test_any_part_that_returns_an_image_gives_a_map_of_the_images_size(part: str) -> None:
     net = resfit.create_model("resnet20", num_classes=3, in_channels=1, depths=(1, 1), widths=(4, 8), rngs=0)

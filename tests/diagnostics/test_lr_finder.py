@@ -25,6 +25,7 @@ def everything(model: resfit.Model) -> list[Any]:
     return [*map(np.array, state.visible()), *map(np.array, state.leaves), np.array(state.epoch)]
 
 
+@pytest.mark.representatives("True-jit")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_model_is_the_same_afterwards_bit_for_bit(dispatch: str, trained: bool) -> None:
@@ -63,6 +64,7 @@ def test_learning_rates_grow_by_one_factor_and_the_search_stops_when_the_loss_ex
     assert all(loss <= 4 * min(found.smoothed[: i + 1]) for i, loss in enumerate(found.smoothed[:-1]))
 
 
+@pytest.mark.representatives("PlainNet")
 @pytest.mark.parametrize("net", [TinyNet, PlainNet])
 def test_the_suggestion_trains_and_far_learning_rates_do_not(net: type) -> None:
     x, y = separable()

@@ -49,6 +49,7 @@ def in_batches(x: np.ndarray, size: int) -> list[np.ndarray]:
     return [x[i : i + size] for i in range(0, len(x), size)]
 
 
+@pytest.mark.representatives("8")
 @pytest.mark.parametrize("batch_size", [4, 8, 20])
 def test_the_first_norm_holds_mean_and_variance_of_all_values_for_any_batch_size(batch_size: int) -> None:
     net, x = Normed(rngs=nnx.Rngs(0)), drifting()
@@ -118,7 +119,7 @@ def test_evaluation_matches_training_mode_on_all_data_at_once() -> None:
 @pytest.mark.parametrize(
     ("net", "x", "error", "words"),
     [
-        (PlainNet, images(), ModuleError, "PlainNet holds no BatchNorm"),
+        (PlainNet, images(), ModuleError, "PlainNet holds no nnx.BatchNorm"),
         (TinyNet, images()[:0], DataError, "no examples"),
         (TinyNet, np.full_like(images(), np.nan), DataError, r"x\[0\] holds NaN"),
         (TinyNet, np.full_like(images(), 1e38), DataError, "'norm' over this dataset are not finite"),

@@ -14,6 +14,7 @@ from resfit.diagnostics.summary import OUTSIDE, summarize
 from resfit.errors import InputShapeError
 from resfit.nets import ZOO, ResNet, ResNetSpec, count_multiply_adds, count_params, create_model
 from tests import levels
+from tests.helpers import PlainNet, compiled, fit, images, labels
 
 THIN = ResNetSpec(depths=(1, 2), widths=(4, 8), stem="cifar", num_classes=3)
 
@@ -36,23 +37,24 @@ class Mixed(nnx.Module):
 
 
 def test_the_rows_of_a_resnet_are_its_stem_stages_and_head() -> None:
-    summary = summarize(nnx.eval_shape(lambda: create_model("resnet50", num_classes=1000)))
+    summary = summarize(nnx.eval_shape(lambda: create_model("resnet18", num_classes=1000)))
     assert {row.name: row.output_shapes for row in summary.rows} == {
         "stem": ((56, 56, 64),),
-        "stage1": ((56, 56, 256),),
-        "stage2": ((28, 28, 512),),
-        "stage3": ((14, 14, 1024),),
-        "stage4": ((7, 7, 2048),),
+        "stage1": ((56, 56, 64),),
+        "stage2": ((28, 28, 128),),
+        "stage3": ((14, 14, 256),),
+        "stage4": ((7, 7, 512),),
         "head": ((1000,),),
     }
     assert summary.input_shape == (224, 224, 3)
-    assert summary.statistics == 53_120
+    assert summary.statistics == 9_600
     assert (summary.parameters, summary.multiply_adds) == (
-        ZOO["resnet50"].parameters,
-        ZOO["resnet50"].multiply_adds,
+        ZOO["resnet18"].parameters,
+        ZOO["resnet18"].multiply_adds,
     )
 
 
+@pytest.mark.representatives("Mixed")
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
@@ -118,6 +120,13 @@ def test_a_missing_input_shape_raises() -> None:
     with pytest.raises(InputShapeError, match=r"Mixed.*input_shape=\(32, 32, 3\)"):
         summarize(Mixed(rngs=nnx.Rngs(0)))
     assert summarize(nnx.eval_shape(lambda: create_model("resnet20", num_classes=10))).input_shape == (32, 32, 3)
+
+
+def test_a_network_of_the_user_is_shown_for_the_images_last_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, images().astype("uint8"), labels())
+    model.summary()
+    assert "PlainNet on 8 x 8 x 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", levels.only(["resnet20"], ["resnet20", "resnet200"]))

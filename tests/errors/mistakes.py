@@ -459,8 +459,8 @@ LABELS = [
         "A dict of labels without a custom loss",
         'model.fit(x, {"kind": y, "colour": y})',
         errors.LabelError,
-        "got dict",
-        "compile(loss=...)",
+        "a dict of ['colour', 'kind']",
+        "pass a loss for each",
     ),
     Mistake(
         "Labels -1 and 1 for a binary output",
@@ -527,14 +527,14 @@ LABELS = [
         'model.fit(x, {"kind": y, "size": y}, class_weight={0: 2.0})',
         errors.DataError,
         "dict of ['kind', 'size']",
-        "pass one sample_weight",
+        "pass weights by output",
     ),
     Mistake(
         "sample_weight with several outputs",
         'model.fit(x, {"kind": y, "size": y}, sample_weight={"kind": np.ones(16), "size": np.zeros(16)})',
         errors.DataError,
         "dict of ['kind', 'size']",
-        "Model.compute_loss",
+        "losses by output",
     ),
     Mistake(
         "sample_weight with two axes",
@@ -645,8 +645,36 @@ NETWORKS = [
         'other.compile("sgd", dispatch="jit")\n'
         "other.fit(x, y)",
         errors.LabelError,
-        "got tuple",
-        "Model.compute_loss",
+        "a tuple of 2",
+        "a loss for each",
+    ),
+    Mistake(
+        "A loss for an output that the module lacks",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        '        return {"kind": self.dense(x.reshape(len(x), -1))}\n\n'
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", loss={"kinds": "auto"}, dispatch="jit")\n'
+        'other.fit(x, {"kind": y})',
+        errors.CompileError,
+        "'kinds'",
+        "Did you mean 'kind'?",
+    ),
+    Mistake(
+        "An output without labels",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense = nnx.Linear(192, 3, rngs=rngs)\n\n"
+        "    def __call__(self, x):\n"
+        '        return {"kind": self.dense(x.reshape(len(x), -1))}\n\n'
+        "other = resfit.Model(Net(nnx.Rngs(0)))\n"
+        'other.compile("sgd", loss={"kind": "auto"}, dispatch="jit")\n'
+        'other.fit(x, {"kind": None})',
+        errors.LabelError,
+        "no labels for this output",
+        "loss={'kind': None}",
     ),
     Mistake(
         "A layer with the wrong input size",
@@ -733,8 +761,55 @@ NETWORKS = [
         "All parameters frozen",
         'model.freeze("*")\nmodel.compile()',
         errors.CompileError,
-        "freeze('*',)",
+        "freeze('*')",
         "fewer patterns",
+    ),
+    Mistake(
+        "A filter that matches no Variable",
+        "model.freeze(nnx.LoRAParam)",
+        errors.ModuleError,
+        "LoRAParam",
+        "The types of its Variables are ['BatchStat', 'Param']",
+    ),
+    Mistake(
+        "A list of freeze patterns",
+        'model.freeze(["stem", "stage1"])',
+        errors.ModuleError,
+        "['stem', 'stage1']",
+        "freeze(*['stem', 'stage1'])",
+    ),
+    Mistake(
+        "A layer class instead of a path",
+        "model.freeze(nnx.BatchNorm)",
+        errors.ModuleError,
+        "the class BatchNorm",
+        "nnx.Not(nnx.LoRAParam)",
+    ),
+    Mistake(
+        "A counter in a plain attribute",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense, self.calls = nnx.Linear(192, 3, rngs=rngs), 0\n\n"
+        "    def __call__(self, x):\n"
+        "        self.calls += 1\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "resfit.Model(Net(nnx.Rngs(0))).predict(x)",
+        errors.ModuleError,
+        "'calls': before 0, after 1",
+        "nnx.Variable",
+    ),
+    Mistake(
+        "An activation in a plain attribute",
+        "class Net(nnx.Module):\n"
+        "    def __init__(self, rngs):\n"
+        "        self.dense, self.last = nnx.Linear(192, 3, rngs=rngs), None\n\n"
+        "    def __call__(self, x):\n"
+        "        self.last = x.mean()\n"
+        "        return self.dense(x.reshape(len(x), -1))\n\n"
+        "resfit.Model(Net(nnx.Rngs(0))).predict(x)",
+        errors.ModuleError,
+        "'last': before None, after float32[]",
+        "self.sow(nnx.Intermediate",
     ),
     Mistake(
         "Weights of another network",

@@ -44,8 +44,9 @@ def network(kind: str, classes: int) -> nnx.Module:
     return resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))
 
 
-# The checks look at arrays and outputs. Only the number of channels and classes is also read from a ResNet's spec.
-each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", marks=pytest.mark.slow)])
+# The checks look at arrays and outputs. Only the number of channels and classes is also read from a ResNet's spec: the
+# tests of binary outputs need it.
+each_network = pytest.mark.parametrize("kind", ["flat", pytest.param("resnet", marks=pytest.mark.exhaustive)])
 
 
 class Good(NamedTuple):
@@ -111,6 +112,16 @@ def silent(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.representatives(
+    "one class alone-flat",
+    "batches of one image-flat",
+    "big-endian arrays-flat",
+    "labels with an axis of one-flat",
+    "one-hot booleans-flat",
+    "integer weights-flat",
+    "a generator for one epoch-flat",
+    "callbacks as a tuple-flat",
+)
 @each_network
 @pytest.mark.parametrize("name", GOOD)
 def test_an_unusual_but_valid_input_trains_without_a_warning(
@@ -124,13 +135,15 @@ def test_an_unusual_but_valid_input_trains_without_a_warning(
     assert silent() == []
 
 
+@pytest.mark.representatives("pmap")
 @pytest.mark.parametrize("dispatch", ["sharded", "pmap"])
 def test_batches_that_the_devices_do_not_divide_are_valid(dispatch: str, silent: Callable[[], list[str]]) -> None:
     fit(compiled(dispatch=dispatch), batch_size=6)
     assert silent() == []
 
 
-@each_network
+@pytest.mark.representatives("labels1-flat")
+@pytest.mark.parametrize("kind", ["flat", "resnet"])
 @pytest.mark.parametrize("labels", [Y > 0, (Y > 0).astype(int), (Y > 0)[:, None], np.linspace(0, 1, 16)])
 def test_labels_of_one_binary_output(labels: np.ndarray, kind: str, silent: Callable[[], list[str]]) -> None:
     model = compiled(nnx.clone(network(kind, 1)), learning_rate=0.0, seed=np.int64(3))

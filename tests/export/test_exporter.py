@@ -97,6 +97,7 @@ def test_predictions_are_reproducible_bit_for_bit_and_equal_those_of_the_model_u
     np.testing.assert_allclose(program(pixels()), trained.predict_on_batch(pixels()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     levels.only(
@@ -119,6 +120,7 @@ def test_predict_returns_every_row_in_order_for_every_batch_size(rows: int, trai
     assert isinstance(program.predict(pixels(rows), batch_size=BATCH), np.ndarray)
 
 
+@pytest.mark.representatives("raw-labels", "ema-probabilities")
 @pytest.mark.parametrize("outputs", ["logits", "probabilities", "labels"])
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_outputs_and_weights_equal_those_of_predict(outputs: str, weights: str, trained: Any, tmp_path: Path) -> None:
@@ -146,6 +148,7 @@ def test_batch_norm_is_folded_on_request_and_the_file_is_smaller(
     assert_same(values(trained.module), before)
 
 
+@pytest.mark.slow
 def test_a_custom_module_is_exported_and_folded(tmp_path: Path) -> None:
     model = compiled(TinyNet(rngs=nnx.Rngs(0)))
     fit(model, images(16), labels(16))
@@ -156,6 +159,7 @@ def test_a_custom_module_is_exported_and_folded(tmp_path: Path) -> None:
     assert exported(model, tmp_path, fold_batch_norm=True).metadata["module"] == "TinyNet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", levels.only([False], [False, True]))
 def test_a_model_in_bfloat16_is_exported_in_bfloat16(fold: bool, tmp_path: Path) -> None:
     model = compiled(small(), precision="bfloat16")
@@ -214,6 +218,7 @@ class TwoInputs(nnx.Module):
         return {"logits": self.head(jnp.concatenate([flat, x["extra"]], axis=1)), "total": flat.sum(axis=1)}
 
 
+@pytest.mark.representatives("False")
 @pytest.mark.parametrize("called", [False, True])
 def test_several_inputs_and_outputs_keep_their_names(called: bool, tmp_path: Path) -> None:
     model = resfit.Model(TwoInputs(rngs=nnx.Rngs(0)))
@@ -249,6 +254,7 @@ def test_random_numbers_in_evaluation_equal_those_of_predict(tmp_path: Path) -> 
     np.testing.assert_allclose(exported(model, tmp_path).predict(images()), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_exported_for_the_inputs_of_its_training(tmp_path: Path) -> None:
     model = compiled(small(depths=(1,), widths=(4,)))
     model.train_on_batch(pixels(8), labels(8))

@@ -47,6 +47,7 @@ def test_a_net_of_resfit_is_rebuilt_from_its_file_alone(trained: Any, tmp_path: 
     fit(loaded)
 
 
+@pytest.mark.representatives("A")
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_the_fields_of_a_spec_are_restored(shortcut: str, tmp_path: Path) -> None:
     net = small(shortcut=shortcut, widths=(4, 8), depths=(1, 1))
@@ -56,6 +57,7 @@ def test_the_fields_of_a_spec_are_restored(shortcut: str, tmp_path: Path) -> Non
     assert_same(values(loaded), values(net))
 
 
+@pytest.mark.representatives("preprocess2")
 @pytest.mark.parametrize("preprocess", ["auto", None, Normalize(mean=(0.5,), std=(0.25,))])
 def test_the_preprocessing_is_saved_with_the_model(preprocess: Any, tmp_path: Path) -> None:
     model = compiled(small(), preprocess=preprocess)

@@ -56,20 +56,28 @@ def resumed(setting: str, folder: Path, *stops: Any, **more: Any) -> dict[str, A
 STEPS = range(1, runs.STEPS + 1)
 
 
-@pytest.mark.parametrize("setting", levels.only(["jit"], SETTINGS))
-@pytest.mark.parametrize("step", levels.only([3, runs.STEPS], STEPS))  # the ends of the first epoch and of the last
+@pytest.mark.parametrize(
+    ("setting", "step"),
+    levels.only(
+        [("jit", 3), ("jit", runs.STEPS)],  # the ends of the first epoch and of the last
+        itertools.product(SETTINGS, STEPS),
+        [*(("jit", step) for step in STEPS), *((setting, step) for setting in SETTINGS for step in (2, 6))],
+    ),
+)
 def test_a_run_that_is_terminated_after_any_step_goes_on_there(
     setting: str, step: int, shared: Path, tmp_path: Path
 ) -> None:
     assert_same(resumed(setting, tmp_path / "run", runs.Stops(step, runs.terminate)), whole(shared, setting))
 
 
+@pytest.mark.representatives("3")
 @pytest.mark.parametrize("step", levels.only([1, 3], STEPS))  # before the first checkpoint, and a step after it
 def test_resume_after_an_exception_starts_from_the_newest_checkpoint(step: int, shared: Path, tmp_path: Path) -> None:
     crash = runs.Stops(step, lambda: 1 / 0)
     assert_same(resumed("jit", tmp_path / "run", crash), whole(shared, "jit"))
 
 
+@pytest.mark.slow
 def test_resume_after_a_failed_device_step_starts_from_the_newest_checkpoint(tmp_path: Path) -> None:
     armed: list[bool] = []
 
@@ -94,6 +102,7 @@ STOPS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
 HOOKS = ["on_epoch_begin", "on_epoch_end", "on_test_begin", "on_test_batch_end", "on_test_end"]
 
 
+@pytest.mark.representatives("Ctrl-C-on_test_begin")
 @pytest.mark.parametrize(
     ("stop", "hook"),
     levels.only([*zip(itertools.cycle(STOPS), HOOKS, strict=False)], itertools.product(STOPS, HOOKS)),
@@ -102,6 +111,7 @@ def test_a_run_that_is_stopped_in_any_hook_goes_on(stop: str, hook: str, shared:
     assert_same(resumed("jit", tmp_path / "run", runs.Stops(2, STOPS[stop], hook)), whole(shared, "jit"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_can_be_resumed_repeatedly(shared: Path, tmp_path: Path) -> None:
     stops = [runs.Stops(1, runs.terminate) for _ in range(runs.STEPS)]
     assert_same(resumed("jit", tmp_path / "run", *stops), whole(shared, "jit"))
@@ -179,6 +189,7 @@ def without_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CallbackList, "load_state_dicts", lambda self, states: None)
 
 
+@pytest.mark.representatives("without_metric_sums")
 @pytest.mark.parametrize(
     "leave_out",
     levels.only(

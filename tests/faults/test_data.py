@@ -54,6 +54,22 @@ def walk(data: Epochs, length: int, done: int = 0) -> Iterator[tuple[Any, bool, 
         yield None, False, data.position(inside=False)
 
 
+@pytest.mark.representatives(
+    "arrays",
+    "arrays of a file",
+    "weighted arrays",
+    "a source",
+    "a folder",
+    "TFDS",
+    "a stream",
+    "a stream without lengths",
+    "a stream with bad records",
+    "MapDataset of Grain",
+    "a list of batches",
+    "a function of batches",
+    "a loader with state",
+    "a loader with state, by class",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_batches_follow_from_every_position(kind: str, files: Path) -> None:
     data = begin(kind, files)
@@ -178,6 +194,7 @@ def stopped(kind: str, files: Path, shared: Path, path: Path) -> Path:
     return path / "run"
 
 
+@pytest.mark.representatives("arrays", "a folder", "a stream")
 # One kind for each way of finding a position again; the test of every position has all kinds.
 @pytest.mark.parametrize(
     "kind",
@@ -197,6 +214,7 @@ def test_a_resumed_run_ends_the_same_with_each_kind_of_data(
     assert_same(found, whole(kind, files, shared)[0])
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_the_position_of_its_loader(files: Path, shared: Path, tmp_path: Path) -> None:
     kind = "a loader with state"
     for step in (1, 2, 1):
@@ -303,6 +321,16 @@ CHANGES: dict[str, tuple[str, Callable[[Path, Path], dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives(
+    "fewer examples",
+    "other labels",
+    "other pixels",
+    "weights",
+    "another crop",
+    "fewer rows",
+    "another window",
+    "a longer list",
+)
 @pytest.mark.parametrize("change", CHANGES)
 def test_resume_with_other_data_is_refused_and_names_the_difference(
     change: str, files: Path, shared: Path, tmp_path: Path

@@ -160,6 +160,7 @@ def test_checkpoints_survive_the_failure_of_each_file_operation(code: int, chose
         assert [path.name for path in folder.iterdir() if "." in path.name] == [".lock"], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fit", "chosen", "forever"),
     [
@@ -263,6 +264,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.representatives("unlink")
 @pytest.mark.parametrize(
     "damage",
     levels.only([flip, Path.unlink], [truncate, flip, empty, Path.unlink]),

@@ -101,6 +101,7 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
 }
 
 
+@pytest.mark.representatives("learning rate")
 @pytest.mark.parametrize(
     "name",
     levels.only(
@@ -168,6 +169,7 @@ def test_a_learning_rate_that_a_callback_set_is_no_difference_in_the_same_model(
     assert made.learning_rate == pytest.approx(0.025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "now", "kind"),
     levels.only(

@@ -83,6 +83,7 @@ def test_a_run_that_a_callback_stopped_trains_more_epochs_only_if_inexact(
     assert go(tmp_path, 4, resume="inexact")["epoch"] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_schedule_spans_the_new_number_of_epochs_after_an_inexact_resume(tmp_path: Path) -> None:
     schedule, rates = resfit.schedules.Cosine(0.1), Rates()
     go(tmp_path, 2, made=runs.small(PlainNet, learning_rate=schedule))

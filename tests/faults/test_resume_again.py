@@ -62,6 +62,7 @@ STOPS: dict[str, tuple[Callable[[], None], str, int]] = {
 EVERY_STOP = [*itertools.product(STOPS, [False, True])]
 
 
+@pytest.mark.representatives("SIGTERM in a validation-False")
 @pytest.mark.parametrize(("name", "in_the_same_model"), levels.only(EVERY_STOP[::3], EVERY_STOP))
 def test_two_runs_resumed_after_any_stop_match_the_uninterrupted_run(
     name: str, in_the_same_model: bool, whole: dict[str, Any], tmp_path: Path
@@ -89,6 +90,7 @@ SIGNALS = {"Ctrl-C": runs.interrupt, "SIGTERM": runs.terminate}
 ENDS = [*itertools.product(["on_train_batch_end", "on_test_batch_end", "on_epoch_end"], SIGNALS)]
 
 
+@pytest.mark.representatives("on_train_batch_end-Ctrl-C")
 @pytest.mark.parametrize(("hook", "signal_"), levels.only(ENDS[::3], ENDS))
 def test_a_requested_stop_still_holds_in_the_resumed_run(hook: str, signal_: str, tmp_path: Path) -> None:
     """A callback sets model.stop_training in the second batch, and then a signal stops the run."""
@@ -136,6 +138,7 @@ test_resume_again.go(test_resume_again.Path(sys.argv[1]), runs.Stops(3, twice))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "code"),
     [("SIGTERM", 128 + signal.SIGTERM), pytest.param("SIGINT", -signal.SIGINT, marks=pytest.mark.slow)],

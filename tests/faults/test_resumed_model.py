@@ -36,6 +36,7 @@ def stops(model: resfit.Model) -> Callable[[], None]:
     return lambda: setattr(model, "stop_training", True)
 
 
+@pytest.mark.representatives("finished")
 @pytest.mark.parametrize("end", ["finished", "terminated after the last epoch", "stopped by a callback"])
 def test_a_resumed_model_restores_the_facts_about_its_data(end: str, tmp_path: Path) -> None:
     first = runs.small(PlainNet)
@@ -96,6 +97,7 @@ def test_a_resume_that_fails_before_the_restore_leaves_the_model_untrained(tmp_p
     model.compile("sgd", preprocess=None)  # a network that was trained with another one refuses it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispatch", levels.only(["jit"], ["jit", "sharded"]))
 def test_random_keys_in_the_optimizer_state_resume_exactly(dispatch: str, tmp_path: Path) -> None:
     noisy = optax.noisy_sgd(0.01, eta=0.1, key=jax.random.key(3))

@@ -94,6 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 FAULTS = [*itertools.product([1, 2, "epoch"], [(0, 1), (1, 0), (1, 4), (3, 3)])]
 
 
+@pytest.mark.representatives("epoch-where8")
 @pytest.mark.parametrize(
     ("every", "where"), levels.only([(1, (1, 4)), (2, (1, 0)), ("epoch", (0, 1)), ("epoch", (3, 3))], FAULTS)
 )
@@ -106,6 +107,7 @@ def test_a_rollback_with_factor_one_removes_a_hardware_fault(
     assert_same(left(hurt, history), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_epoch", levels.only([3], [3, 7]))
 def test_a_rollback_removes_a_hardware_fault_with_steps_per_epoch(steps_per_epoch: int, tmp_path: Path) -> None:
     whole, hurt = model(), model()
@@ -116,6 +118,7 @@ def test_a_rollback_removes_a_hardware_fault_with_steps_per_epoch(steps_per_epoc
     assert_same(whole.get_weights(), hurt.get_weights())
 
 
+@pytest.mark.representatives("rate1")
 @pytest.mark.parametrize("rate", [0.4, schedules.Linear(peak=0.4)])
 def test_a_diverging_run_continues_with_a_lower_learning_rate(
     rate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -145,6 +148,7 @@ def test_a_run_that_stays_non_finite_raises_and_names_the_layer(tmp_path: Path) 
     assert not made.keep_last_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", levels.only([9], [1, 4, 9, 14, 17]))
 def test_a_run_with_a_rollback_and_a_stop_matches_the_uninterrupted_run(at: int, tmp_path: Path) -> None:
     def started(folder: Path, *extra: Callback) -> Any:

@@ -422,6 +422,7 @@ def a_failure_costs_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunState, "set_visible", careless)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "break_",
     levels.only(

@@ -111,6 +111,17 @@ COMPILED = {name: jax.jit(loss) for name, (loss, _, _) in LOSSES.items()}
 SLOPES = {name: jax.jit(jax.grad(lambda x, y, loss=loss: loss(x, y).sum())) for name, (loss, _, _) in LOSSES.items()}
 
 
+@pytest.mark.representatives(
+    "cross-entropy-classes",
+    "cross-entropy-binary",
+    "smoothed cross-entropy-classes",
+    "binary cross-entropy-soft",
+    "summed-soft",
+    "recipe A1-classes",
+    "focal-classes",
+    "focal-binary",
+    "focal, weighted-binary",
+)
 @pytest.mark.parametrize(("name", "kind"), CASES)
 @given(data=st.data())
 def test_a_loss_equals_its_definition(name: str, kind: str, data: st.DataObject) -> None:
@@ -122,6 +133,7 @@ def test_a_loss_equals_its_definition(name: str, kind: str, data: st.DataObject)
     np.testing.assert_allclose(found, expected, rtol=3e-5, atol=ROUNDING)
 
 
+@pytest.mark.representatives("cross-entropy-classes", "focal-classes")
 @pytest.mark.parametrize(
     ("name", "kind"),
     # Each case compiles a gradient. The short suite runs every loss with one kind of labels.

@@ -48,6 +48,7 @@ def test_with_the_default_bins_it_is_close_to_the_exact_area_also_for_confident_
     assert abs(run(metrics.auc(1, bins=4), logits, labels) - exact) > 5e-4
 
 
+@pytest.mark.representatives("2")
 @pytest.mark.parametrize("classes", [2, 4])
 def test_for_several_classes_it_is_the_mean_of_each_class_against_the_others(classes: int) -> None:
     random = np.random.default_rng(1)

@@ -31,6 +31,7 @@ def test_the_matrix_equals_that_of_scikit_learn(classes: int, data: st.DataObjec
     np.testing.assert_array_equal(run(metrics.confusion_matrix(classes), logits, labels), expected)
 
 
+@pytest.mark.representatives("4-precision", "2-recall", "4-f1")
 @pytest.mark.parametrize("name", READINGS)
 @pytest.mark.parametrize("classes", [2, 4])
 @given(data=st.data())

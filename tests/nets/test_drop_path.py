@@ -60,6 +60,7 @@ def test_blocks_and_calls_drop_different_images() -> None:
         assert not any(np.array_equal(mask, other) for other in masks[i + 1 :])
 
 
+@pytest.mark.representatives("dropout")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -37,6 +37,7 @@ def test_stages_beyond_the_output_stride_dilate_and_start_with_the_previous_dila
     assert [tuple(stage) for stage in spec(stem, output_stride).geometry] == GEOMETRY[stem, output_stride]
 
 
+@pytest.mark.representatives("imagenet-basic")
 @pytest.mark.parametrize(
     ("stem", "block"),
     [pytest.param(stem, "basic", marks=() if stem in ("imagenet", "cifar") else pytest.mark.slow) for stem in STEMS]

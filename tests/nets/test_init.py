@@ -36,6 +36,7 @@ def test_equal_seeds_give_equal_networks_and_other_seeds_other_values() -> None:
     assert differ(values(net), values(ResNet(BASIC, rngs=nnx.Rngs(4)))) == drawn(net).keys()
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_values() -> None:
     code = (
         "from flax import nnx; from resfit.nets import Layers; "
@@ -63,6 +64,7 @@ def test_a_network_draws_one_key_from_the_params_stream_of_its_user() -> None:
     assert differ(values(net), values(ResNet(BASIC, rngs=rngs))) == drawn(net).keys()  # the second key
 
 
+@pytest.mark.representatives("split")
 @pytest.mark.parametrize(
     "rngs",
     [
@@ -83,6 +85,7 @@ def test_every_kind_of_key_seeds_a_network(rngs: Callable[[int], nnx.Rngs]) -> N
 # --- distributions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("float32-False-True", "bfloat16-False-False", "float64-True-False")
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "x64"), [("float32", False), ("bfloat16", False), ("float16", False), ("float64", True)]
@@ -186,6 +189,7 @@ def test_norms_draw_no_key(norm: Any) -> None:
 # --- traces ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("basic")
 @pytest.mark.parametrize("spec", [BASIC, BOTTLENECK], ids=["basic", "bottleneck"])
 def test_building_inside_a_trace_draws_from_the_same_distributions(spec: ResNetSpec) -> None:
     net = ResNet(spec, rngs=nnx.Rngs(3))
@@ -209,6 +213,7 @@ def test_vmap_over_split_keys_builds_different_networks() -> None:
     assert len({kernel.tobytes() for kernel in kernels}) == 3
 
 
+@pytest.mark.slow
 def test_vmap_builds_an_ensemble_of_networks() -> None:
     nets = nnx.vmap(lambda key: ResNet(BASIC, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
     kernel = np.asarray(nets.stem.conv.kernel[...])

@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
 
 
+@pytest.mark.representatives("size0-3-2")
 @pytest.mark.parametrize(
     ("size", "window", "strides"),
     [
@@ -50,6 +51,7 @@ def far_apart() -> np.ndarray:
     return values.reshape(2, 5, 6, 3).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_max_pool_has_derivatives_of_any_order_and_direction() -> None:
     """They equal those of a maximum over shifted images, which JAX differentiates."""
 
@@ -135,6 +137,7 @@ def average_by_hand(x: np.ndarray, strides: tuple[int, int]) -> np.ndarray:
     return out
 
 
+@pytest.mark.representatives("size1")
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (4, 5), (7, 6)])
 def test_average_pool_equals_torch_and_timm(size: tuple[int, int]) -> None:
     x = image(size)
@@ -157,6 +160,7 @@ def test_average_pool_ignores_padding_at_the_edge() -> None:
     assert without_the_last.shape[1] == 2
 
 
+@pytest.mark.representatives("size0-2", "size2-1")
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("size", [(2, 3), (6, 7), (8, 5)])
 def test_blur_pool_equals_a_binomial_convolution_of_the_reflected_image(size: tuple[int, int], strides: int) -> None:

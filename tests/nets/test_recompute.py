@@ -18,6 +18,7 @@ from resfit.nets import ResNet, ResNetSpec, count_multiply_adds
 from resfit.nets.recompute import recomputed
 from resfit.nets.registry import BLOCKS
 from resfit.trainer.devices.memory import step_memory
+from tests import levels
 from tests.helpers import (
     assert_close,
     assert_same,
@@ -82,18 +83,12 @@ def everything(remat: str | None, train: bool, block: str) -> Any:
     return run(net(remat, depths=(1, 1), block=block, zero_init_last=False), images(4))
 
 
-# Both kinds, both modes, and blocks that end in an activation and that do not: the others are slow.
-QUICK = {("block", True, "basic"), ("stage", True, "preact_basic"), ("block", False, "bottleneck")}
+CASES = [(*case, block) for block in BLOCKS for case in (("block", True), ("stage", True), ("block", False))]
+# Slow: every block, both kinds, both modes.
+SLOW = {(*case, block) for *case, block in CASES if case == ["stage", True] or block == "bottleneck"}
 
 
-@pytest.mark.parametrize(
-    ("remat", "train", "block"),
-    [
-        pytest.param(*case, block, marks=() if (*case, block) in QUICK else pytest.mark.slow)
-        for block in BLOCKS
-        for case in (("block", True), ("stage", True), ("block", False))
-    ],
-)
+@pytest.mark.parametrize(("remat", "train", "block"), levels.only({("block", True, "basic")}, CASES, SLOW))
 def test_outputs_gradients_and_statistics_do_not_depend_on_remat(remat: str, train: bool, block: str) -> None:
     plain, lean = everything(None, train, block), everything(remat, train, block)
     if block.startswith("preact"):
@@ -107,7 +102,7 @@ def test_outputs_gradients_and_statistics_do_not_depend_on_remat(remat: str, tra
 @pytest.mark.parametrize(
     ("remat", "dispatch", "precision"),
     [
-        ("block", "jit", "float32"),
+        pytest.param("block", "jit", "float32", marks=pytest.mark.exhaustive),
         pytest.param("stage", "jit", "float32", marks=pytest.mark.slow),
         pytest.param("block", "sharded", "float32", marks=pytest.mark.slow),
         pytest.param("stage", "sharded", "bfloat16", marks=pytest.mark.exhaustive),
@@ -126,6 +121,7 @@ def test_training_with_remat_is_bit_for_bit_the_same_in_float32(remat: str, disp
         assert_close(found[1], found[0], 2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def test_remat_works_in_eager_mode(remat: str) -> None:
     module, other = noisy_net(remat), noisy_net(None)
@@ -144,6 +140,7 @@ def temporary_memory(remat: str | None, slices: int = 1) -> int:
     return compiled_of(model).trainer.memory(resfit.data.Batch(images(16), labels(16), None, None, 16))[0].temporary
 
 
+@pytest.mark.slow
 def test_a_training_step_needs_much_less_memory() -> None:
     assert temporary_memory("block") < 0.5 * temporary_memory(None)
 
@@ -242,6 +239,7 @@ def test_create_model_accepts_remat_and_unknown_parts_raise() -> None:
         resfit.create_model("resnet20", num_classes=3, remat="layer")
 
 
+@pytest.mark.slow
 def test_summary_and_grad_cam_do_not_depend_on_remat() -> None:
     found, maps = [], []
     for kind in (None, *KINDS):
@@ -256,7 +254,7 @@ def test_summary_and_grad_cam_do_not_depend_on_remat() -> None:
 def test_what_looks_inside_a_network_sees_the_same() -> None:
     found = []
     for kind in (None, *KINDS):
-        module = net(kind, depths=(1, 1))
+        module = net(kind, depths=(1,), widths=(4,))
         model = compiled(module)
         model.keep_last_step = True
         fit(model)

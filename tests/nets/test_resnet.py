@@ -292,6 +292,7 @@ def test_overrides_reach_the_network() -> None:
         create_model("resnet20", num_classes=7, widht=(4,))
 
 
+@pytest.mark.representatives("bottleneck_v1", "preact_bottleneck")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_registered_block_builds_in_both_options(block: str) -> None:
     for option in ("A", "B"):

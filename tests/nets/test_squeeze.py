@@ -24,6 +24,7 @@ def test_squeeze_excite_equals_its_formula() -> None:
     assert (factors.std(1) > 0).all()
 
 
+@pytest.mark.representatives("64-0.0625-8", "120-0.25-32")
 @pytest.mark.parametrize(
     ("channels", "ratio", "inner"),
     [(64, 1 / 16, 8), (256, 1 / 16, 16), (512, 1 / 16, 32), (64, 1 / 4, 16), (16, 1 / 16, 8), (120, 1 / 4, 32)],

@@ -31,6 +31,7 @@ def _built(dtype: str) -> tuple[ResNet, ResNet]:
     return plain, blocks
 
 
+@pytest.mark.representatives("size0")
 @pytest.mark.parametrize(
     "size", [(64, 64), (71, 69), *(pytest.param(size, marks=pytest.mark.slow) for size in ((65, 64), (66, 67)))]
 )
@@ -73,6 +74,7 @@ def test_the_padding_of_the_4x4_kernel_is_dropped_when_written() -> None:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.representatives("imagenet", "cifar", "rs", "imagenet_conv")
 @pytest.mark.parametrize("name", tuple(STEMS))
 def test_strides_of_a_stem_match_its_output(name: str) -> None:
     stem = nnx.eval_shape(lambda: STEMS[name](3, 16, rngs=nnx.Rngs(0)))
@@ -84,6 +86,7 @@ def test_strides_of_a_stem_match_its_output(name: str) -> None:
         assert nnx.eval_shape(lambda stem, x: stem(x, train=True), stem, x).shape == (2, *expected, 16)
 
 
+@pytest.mark.representatives("imagenet")
 @pytest.mark.parametrize("name", ["imagenet", "deep", "deep_tiered"])
 def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) -> None:
     """Shifting the image by two pixels changes blurred features less."""
@@ -107,6 +110,7 @@ def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timm_does() -> No
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.representatives("cifar_conv-True", "imagenet-False")
 @pytest.mark.parametrize(("name", "bare"), [("imagenet_conv", True), ("cifar_conv", True), ("imagenet", False)])
 def test_stems_of_pre_activated_blocks_have_no_norm_and_no_activation(name: str, bare: bool) -> None:
     stem = STEMS[name](3, 16, rngs=nnx.Rngs(0))

@@ -94,6 +94,7 @@ FIRST_OF_THEIR_PARTS = {
 }.values()
 
 
+@pytest.mark.representatives("resnet20", "resnet18d")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in FIRST_OF_THEIR_PARTS else pytest.mark.slow) for name in sorted(ZOO)],

@@ -95,6 +95,7 @@ def test_features_keep_the_requested_order_and_compute_no_later_stage(seen: list
     assert len(seen) == 1
 
 
+@pytest.mark.representatives("embed")
 @pytest.mark.parametrize("method", ["features", "embed"])
 def test_features_and_embed_take_the_mode_as_a_call_does(method: str) -> None:
     net = tiny()
@@ -133,6 +134,7 @@ def test_features_and_embed_check_images_as_a_call_does(method: str) -> None:
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("variant0")
 @pytest.mark.parametrize("variant", [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
 def test_predict_returns_preprocessed_embeddings_of_every_row(variant: dict[str, str]) -> None:
     net = tiny(**variant)
@@ -175,6 +177,7 @@ def test_a_module_without_embed_raises() -> None:
 # --- replace_head -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("fields0")
 @pytest.mark.parametrize(
     "fields", [{}, {"head_dropout": 0.5}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}]
 )
@@ -270,6 +273,7 @@ def tuned(net: ResNet, optimizer: Any, *frozen: str) -> dict[str, np.ndarray]:
     return {name: after[name] - before[name] for name in before}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_frozen_stages_do_not_change_and_the_others_train(variant: str) -> None:
     moved = tuned(tiny(**TUNED[variant]), resfit.optimizers.sgd(0.1), "stem", "stage1")
@@ -279,6 +283,7 @@ def test_frozen_stages_do_not_change_and_the_others_train(variant: str) -> None:
     assert any("squeeze" in name for name in frozen) == (variant == "squeeze and excitation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TUNED_ROWS)
 def test_every_part_of_a_variant_trains_at_its_own_rate(variant: str) -> None:
     sgd = resfit.optimizers.sgd(0.1, momentum=0.0)

@@ -109,6 +109,7 @@ def params(names: list[str]) -> list[Any]:
     return [pytest.param(name, marks=marks(name)) for name in names]
 
 
+@pytest.mark.representatives("resnet20", "seresnet18")
 @pytest.mark.parametrize("name", params(list(ZOO)))
 def test_parameters_and_multiply_adds_are_those_of_the_table(name: str) -> None:
     row = ZOO[name]
@@ -154,6 +155,7 @@ def test_the_table_matches_torchvision_and_timm(name: str) -> None:
     assert (ZOO[name].parameters, ZOO[name].multiply_adds) == (golden["parameters"], golden["multiply_adds"])
 
 
+@pytest.mark.representatives("seresnet18")
 @pytest.mark.parametrize("name", params(list(GOLDEN["members"])))
 def test_names_and_shapes_match_torchvision_and_timm(name: str) -> None:
     lines = sorted(f"{key} {entry.shape}" for key, entry in named(abstract(name), None))

@@ -53,6 +53,7 @@ class Leaves(Callback):
         self.after.append([np.array(leaf) for leaf in state_of(self.model).leaves])
 
 
+@pytest.mark.representatives("arguments0-skip_non_finite", "arguments4-skip_non_finite", "arguments6-<lambda>")
 @pytest.mark.parametrize(
     ("arguments", "wrap"),
     [

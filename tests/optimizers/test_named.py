@@ -101,6 +101,7 @@ CASES = {
 }
 
 
+@pytest.mark.representatives("rmsprop", "lars, every option", "lamb, every option")
 @pytest.mark.parametrize("name", CASES)
 def test_an_optimizer_equals_its_formula(name: str) -> None:
     ours, step = CASES[name]

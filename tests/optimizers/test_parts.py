@@ -43,6 +43,7 @@ def run(optimizer: optax.GradientTransformation, steps: int = 4) -> Any:
     return jax.tree.map(np.asarray, params)
 
 
+@pytest.mark.representatives("sgd")
 @pytest.mark.parametrize(
     "name",
     ["sgd", "adamw", "lamb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "lars", "rmsprop"))],

@@ -155,6 +155,7 @@ def parameters(case: Case) -> int:
     return branch + projection + excitation
 
 
+@pytest.mark.representatives("bottleneck", "preact_basic")
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(2)
 @given(data=st.data(), train=st.booleans())
@@ -218,6 +219,7 @@ def test_the_last_parameter_starts_at_zero_unless_disabled(kind: str) -> None:
         ] * len(expected)
 
 
+@pytest.mark.representatives("basic", "preact_bottleneck")
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data(), train=st.booleans())
@@ -242,6 +244,7 @@ def test_with_a_last_parameter_of_zero_a_block_is_its_activated_shortcut(
     np.testing.assert_allclose(output, shortcut, atol=1e-6)
 
 
+@pytest.mark.representatives("preact_basic")
 @pytest.mark.parametrize("kind", sorted(PREACTIVATED))
 def test_a_projection_of_the_input_before_the_activation_is_detected(kind: str) -> None:
     """The negative control of the test above."""
@@ -269,6 +272,7 @@ def norms(case: Case) -> int:
     return branch + (not case.keeps_shape and case.shortcut not in ("A", "conv"))
 
 
+@pytest.mark.representatives("basic", "preact_bottleneck")
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data())
@@ -299,6 +303,7 @@ def test_statistics_change_in_training_only(kind: str, data: st.DataObject) -> N
     assert not any(map(np.array_equal, trained, trained_by_flags))
 
 
+@pytest.mark.representatives("bottleneck")
 @pytest.mark.parametrize("kind", KINDS)
 @fewer_examples(20)
 @given(data=st.data(), train=st.booleans())

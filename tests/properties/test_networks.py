@@ -147,6 +147,7 @@ def gradient_of_first_convolution(depth: int, stages: int, *, shortcuts: bool) -
     return float(jnp.linalg.norm(jax.grad(loss)(params).stem.conv.kernel[...]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "stages"),
     [pytest.param(18, 1, id="38 layers"), pytest.param(18, 3, id="110 layers", marks=pytest.mark.slow)],

@@ -75,6 +75,7 @@ def test_branch_and_shortcut_sample_the_same_pixels(
     np.testing.assert_allclose(branch, sampled_by_shortcut(strides, size), rtol=1e-4)
 
 
+@pytest.mark.representatives("size0-basic")
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
 @pytest.mark.parametrize("size", [(8, 9), pytest.param((9, 8), marks=pytest.mark.slow)])
 def test_a_blurred_branch_is_centered_on_the_same_pixels(kind: str, size: tuple[int, int]) -> None:
@@ -115,6 +116,7 @@ def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **ask
     return np.asarray(call(image) + last - call(last - image)) / 2
 
 
+@pytest.mark.representatives("imagenet-size0")
 @pytest.mark.parametrize("size", [(32, 33), pytest.param((35, 30), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",

@@ -20,7 +20,7 @@ def test_it_learns_from_parquet_files() -> None:
     assert len(list(Path("out/streaming/huggingface/digits").glob("*.parquet"))) == 9
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_learns_from_tfds() -> None:
     assert percent(ACCURACY, run("streaming.py", "--epochs", "3", "--source", "tfds")) > 50
 

@@ -27,6 +27,7 @@ def whole(n: int) -> tuple[Any, Any]:
     return trained(1, n)
 
 
+@pytest.mark.representatives("3-20")
 @pytest.mark.parametrize(
     ("slices", "n"), [(3, 20), (100, 8), *(pytest.param(k, 20, marks=pytest.mark.slow) for k in (2, 4, 8, 100))]
 )
@@ -49,6 +50,7 @@ def test_slices_of_a_sharded_batch_sum_to_the_whole_batch() -> None:
     assert_close(trained(2, 16, dispatch="sharded")[0], whole(16)[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_batchnorm_normalizes_each_slice_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="resfit")
     sliced, together = compiled(gradient_accumulation_steps=2), compiled()

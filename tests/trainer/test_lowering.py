@@ -58,6 +58,7 @@ def convolutions(text: str) -> list[str]:
 # --- for a GPU and a TPU ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "bf16"), ("float32", "f32")])
 def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
@@ -71,6 +72,7 @@ def test_every_convolution_multiplies_in_the_precision_that_was_asked_for(
     assert "bf16" not in signature
 
 
+@pytest.mark.representatives("adamw with averages-sharded-cuda")
 @pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "optimizer": "adamw"}], ids=["sgd", "adamw with averages"])
@@ -91,6 +93,7 @@ def test_each_slice_of_a_batch_waits_for_the_gradients_of_the_slice_before() -> 
     assert [types.count("tensor<") > len(parameters(NoNorm())) for types in held] == [True, True]
 
 
+@pytest.mark.representatives("{'augment': 'cifar', 'gradient_accumulation_steps': 2}-cuda-its_own0")
 @pytest.mark.parametrize(("platform", "its_own"), [("cuda", OF_A_GPU), ("tpu", set())])
 @pytest.mark.parametrize("arguments", [{}, {"augment": "cifar", "gradient_accumulation_steps": 2}], ids=str)
 def test_a_program_calls_only_targets_that_the_platform_has(platform: str, its_own: set[str], arguments: Any) -> None:

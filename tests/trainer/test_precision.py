@@ -49,6 +49,7 @@ def tiny_net() -> Any:
     return TinyNet(rngs=nnx.Rngs(0))
 
 
+@pytest.mark.representatives("tiny_net-True", "net-False")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("make", [net, tiny_net])
 def test_convolutions_multiply_in_bfloat16_only_on_request(make: Any, train: bool) -> None:
@@ -61,6 +62,7 @@ def test_the_logits_of_resfits_networks_are_computed_in_float32() -> None:
     assert {dtype for name, dtype in convolutions(net(), "bfloat16", True) if name == "dot_general"} == {"float32"}
 
 
+@pytest.mark.representatives("tiny_net")
 @pytest.mark.parametrize("make", [net, tiny_net])
 def test_parameters_statistics_logits_and_loss_stay_float32_and_close_to_float32_training(make: Any) -> None:
     half, full = compiled(make(), precision="bfloat16"), compiled(make())

@@ -272,6 +272,7 @@ def test_a_schedule_is_followed_exactly_and_compiles_nothing_more() -> None:
     assert_close(values(model.module), values(expected))
 
 
+@pytest.mark.slow
 def test_eight_bit_labels_and_images_and_their_wider_forms_train_alike() -> None:
     x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype(np.uint8)
     one, other = compiled(), compiled()

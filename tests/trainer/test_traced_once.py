@@ -54,6 +54,7 @@ EQUAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.representatives("loss with options, metrics")
 @pytest.mark.parametrize("name", EQUAL)
 def test_the_second_model_is_not_traced(name: str) -> None:
     first, second = EQUAL[name]
@@ -66,6 +67,14 @@ def test_the_second_model_is_not_traced(name: str) -> None:
     assert found.count(TRACE) <= 3
     programs.PROGRAMS.clear()
     assert_same(values(model.module), values(run(start=2, **second).module))
+
+
+def test_another_learning_rate_makes_the_state_of_the_optimizer_by_the_same_program() -> None:
+    run()
+    with counting(LOWER) as found:
+        model = run(start=1, learning_rate=0.5)
+    assert found == []
+    assert model.learning_rate == 0.5
 
 
 def test_a_network_of_the_zoo_is_not_traced_again() -> None:
@@ -111,6 +120,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("loss")
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_compile_arguments_are_traced(name: str) -> None:
     first, second = (compiled(PlainNet(rngs=nnx.Rngs(0)), **arguments) for arguments in DIFFERENT[name])
@@ -190,6 +200,7 @@ class OneMode(PlainNet):
         return self.head(self.norm(x.reshape(x.shape[0], -1), use_running_average=self.evaluates))
 
 
+@pytest.mark.representatives("True-train_on_batch-leaves every BatchNorm statistic unchanged")
 @pytest.mark.parametrize(
     ("evaluates", "method", "says"),
     [

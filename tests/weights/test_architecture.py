@@ -71,6 +71,14 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives(
+    "blurred, by the description",
+    "plain, into the averaged one",
+    "v1.5 of timm",
+    "v1 of transformers",
+    "BiT",
+    "unknown",
+)
 @pytest.mark.parametrize("case", REFUSED)
 def test_weights_of_a_network_with_another_computation_raise(case: str, tmp_path: Path) -> None:
     config, repository, fields, said = REFUSED[case]
@@ -100,6 +108,7 @@ ACCEPTED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.representatives("averaged", "v1.5", "transformers", "pre-activated")
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_weights_of_the_same_computation_are_loaded(case: str, tmp_path: Path) -> None:
     config, repository, fields = ACCEPTED[case]

@@ -61,6 +61,16 @@ def leaves(module: nnx.Module) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(nnx.state(module))]
 
 
+@pytest.mark.representatives(
+    "v1.5-None",
+    "v1-keras",
+    "basic, cifar-torchvision",
+    "option A-None",
+    "D-timm_v2",
+    "SE-timm_v2",
+    "v1.5-transformers",
+    "bfloat16-None",
+)
 @pytest.mark.parametrize("naming", [None, *NAMINGS])
 @pytest.mark.parametrize("kind", THIN)
 def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Path) -> None:
@@ -109,6 +119,7 @@ def transformers_names(depths: tuple[int, ...], convolutions: int) -> set[str]:
     return found
 
 
+@pytest.mark.representatives("resnet18-2")
 @pytest.mark.parametrize(("name", "convolutions"), [("resnet18", 2), ("resnet50", 3)])
 def test_the_names_of_transformers_are_correct(name: str, convolutions: int) -> None:
     net = nnx.eval_shape(lambda: resfit.create_model(name, num_classes=1000))
@@ -117,6 +128,7 @@ def test_the_names_of_transformers_are_correct(name: str, convolutions: int) -> 
     assert held["resnet.embedder.embedder.convolution.weight"] == (64, 3, 7, 7)
 
 
+@pytest.mark.representatives("torchvision-module._orig_mod.", "transformers-model.")
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "model.module."])
 @pytest.mark.parametrize("naming", ["torchvision", "transformers"])
 def test_a_prefix_of_every_name_is_removed(prefix: str, naming: str) -> None:
@@ -147,6 +159,7 @@ def test_head_reset_keeps_the_head_for_another_number_of_classes() -> None:
     weights.load_state_dict(target, held, head="reset")
 
 
+@pytest.mark.representatives("space to depth-1")
 @pytest.mark.parametrize(
     ("kind", "channels"),
     [

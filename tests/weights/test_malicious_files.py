@@ -264,6 +264,16 @@ ROOM: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives(
+    "a storage of 1e12 numbers",
+    "a tensor beyond its storage",
+    "strides that go back",
+    "a zip bomb",
+    "a path that climbs",
+    "a key of many nested tuples",
+    "an int of a million digits",
+    "two pickles",
+)
 @pytest.mark.parametrize("what", ROOM)
 def test_requests_beyond_the_size_of_the_file_raise(what: str) -> None:
     content, says = ROOM[what]

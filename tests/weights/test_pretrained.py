@@ -259,6 +259,7 @@ def in_cache(
     return blob
 
 
+@pytest.mark.representatives("-model.safetensors", "@0123456789abcdef0123456789abcdef01234567-pytorch_model.bin")
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
 def test_cached_files_need_no_network(name: str, revision: str, cache: Path, server: Server, file: Path) -> None:
@@ -276,6 +277,7 @@ def test_a_damaged_file_in_the_hubs_cache_is_named(cache: Path, file: Path) -> N
         resfit.create_model("resnet18", weights="timm/resnet18.thin", **THIN)
 
 
+@pytest.mark.representatives("timm-model.safetensors", "microsoft-pytorch_model.bin")
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("owner", ["timm", "microsoft"])
 def test_a_repository_of_the_hub_is_downloaded_once(

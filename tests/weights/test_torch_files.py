@@ -135,6 +135,7 @@ def test_a_truncated_file_raises(form: str, tmp_path: Path) -> None:
     same(weights.state_dict(module), before)
 
 
+@pytest.mark.slow
 def test_a_changed_byte_gives_an_error_or_another_number() -> None:
     """A damaged old file raises only WeightsError; every member of a zip file has a checksum."""
     content = bytearray((FILES / "state_old.pth").read_bytes())

@@ -98,6 +98,7 @@ def test_names_and_shapes_equal_those_of_torchvision(net_and_golden: tuple[ResNe
     assert hashlib.sha256(lines.encode()).hexdigest() == golden["names_and_shapes_sha256"]
 
 
+@pytest.mark.slow
 def test_evaluation_logits_equal_those_of_torchvision(net_and_golden: tuple[ResNet, dict[str, Any]]) -> None:
     net, golden = net_and_golden
     for run in golden["runs"]:

@@ -39,6 +39,7 @@ SLOW = (
 )  # fmt: skip
 
 
+@pytest.mark.representatives("RS", "group norm")
 @pytest.mark.parametrize("variant", levels.only((*QUICK, "ResNeXt", "group norm", "space to depth"), GOLDEN))
 def test_names_and_shapes_equal_those_of_the_library(variant: str) -> None:
     spec = ResNetSpec(depths=(1, 2, 1, 1), widths=(64, 128, 256, 512), num_classes=10, **GOLDEN[variant]["spec"])
@@ -47,6 +48,7 @@ def test_names_and_shapes_equal_those_of_the_library(variant: str) -> None:
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == GOLDEN[variant]["names_and_shapes_sha256"]
 
 
+@pytest.mark.representatives("v2, bottleneck-64")
 @pytest.mark.parametrize("run", [pytest.param(0, id="64"), pytest.param(1, id="odd", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("variant", levels.only(QUICK, GOLDEN, SLOW))
 def test_evaluation_logits_equal_those_of_the_library(variant: str, run: int) -> None:

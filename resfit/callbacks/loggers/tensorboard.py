@@ -73,7 +73,7 @@ class TensorBoard(MetricLogger):
         if confusion_matrix is not None and (not isinstance(confusion_matrix, tuple) or len(confusion_matrix) != 2):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
-        self._package = load_package("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
+        _package()  # raises if it is not installed
         self._log_dir = pathlib.Path(expand_user(log_dir)).absolute()
         self._histogram_freq = histogram_freq
         self._write_images = write_images
@@ -152,7 +152,7 @@ class TensorBoard(MetricLogger):
     def _writer(self, run: str) -> Any:
         if run not in self._writers:
             # tensorboardX names a file by the second, and would overwrite a file of the same second.
-            self._writers[run] = self._package.SummaryWriter(
+            self._writers[run] = _package().SummaryWriter(
                 str(self._log_dir / run),
                 purge_step=self._resumed.pop(run, None),
                 filename_suffix=f".{time.time_ns()}",
@@ -182,6 +182,10 @@ class TensorBoard(MetricLogger):
             self._resumed["batches"] += 1
         elif newest is not None and first_process.is_first():
             self._write_batch(Moment(*newest[0]), newest[1])
+
+
+def _package() -> Any:
+    return load_package("tensorboardX", "TensorBoard", 'pip install "resfit[tensorboard]"')
 
 
 def _pixels(figure: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.stored import Stored, is_stored
 from resfit.data.tensors import without_tensors
-from resfit.data.values import check_values, has_values_to_check, refuse_masked
+from resfit.data.values import check_values, has_values_to_check, is_one_hot, refuse_masked
 from resfit.errors import DataError
 
 _CHECKED_AT_ONCE = 1 << 24  # bytes, which take milliseconds
@@ -31,7 +31,7 @@ class ArraySource:
     Args:
       x: inputs: an array (examples, ...) or a pytree of such arrays.
       y: labels in the same form, or None.
-      weight: (examples,) or None.
+      weight: (examples,), a dict, tuple or list of such by output, or None.
 
     Attributes:
       x: the inputs, as arrays.
@@ -47,14 +47,12 @@ class ArraySource:
 
     def __init__(self, x: Any, y: Any = None, weight: Any = None) -> None:
         self.x, y, self.weight = as_arrays(x, y, weight, stored=True)
-        structure: Any  # a PyTreeDef, which has no type annotations
-        if self.weight is not None and not self.weight.any():
+        if isinstance(self.weight, np.ndarray) and not self.weight.any():
             raise DataError(
                 f"All {len(self.weight)} sample weights are 0. Expected at least one weight above 0. Leave "
                 "sample_weight out to weigh all examples equally."
             )
-        self._leaves, structure = jax.tree.flatten((self.x, y, self.weight))
-        self._rebuilt: Callable[[list[Any]], Any] = structure.unflatten
+        self._leaves, self._structure = jax.tree.flatten((self.x, y, self.weight))
         self.in_memory = not any(isinstance(leaf, Stored) for leaf in self._leaves)
         self.labels = None if any(isinstance(leaf, Stored) for leaf in jax.tree.leaves(y)) else y
         self.threads = 0 if self.in_memory else 1  # one, because the object may not expect several
@@ -67,7 +65,8 @@ class ArraySource:
     def description(self) -> Mapping[str, Any]:
         n = len(self)
         compared = np.unique(np.linspace(0, n - 1, min(n, _COMPARED)).astype(int))
-        weight = None if self.weight is None else zlib.crc32(self.weight.tobytes())
+        crc = jax.tree.map(lambda leaf: zlib.crc32(leaf.tobytes()), self.weight)
+        weight = list(crc) if isinstance(crc, tuple) else crc
         return {
             "inputs": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in jax.tree.leaves(self.x)],
             "values": [zlib.crc32(leaf[compared].tobytes()) for leaf in jax.tree.leaves(self.x)],
@@ -82,7 +81,7 @@ class ArraySource:
             leaves = [array.take(rows, 0) for array in self._leaves]
         else:
             leaves = [native(array[rows]) for array in self._leaves]
-        taken: tuple[Any, Any, np.ndarray | None] = self._rebuilt(leaves)
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(self._structure, leaves)
         self._check(taken, rows)
         return taken
 
@@ -125,7 +124,7 @@ def native(array: np.ndarray) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False) -> tuple[Any, Any, np.ndarray | None]:
+def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False) -> tuple[Any, Any, Any]:
     """Check inputs, labels and weights, and return them as NumPy arrays of one length.
 
     Tensors become NumPy arrays, and images with the channels first are moved to the channels last.
@@ -139,11 +138,6 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
     Raises:
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
     """
-    if _is_container(weight):
-        raise DataError(
-            f"sample_weight is a {structure_of(weight)}. Expected one array, (examples,): an example has one weight "
-            "for all of its outputs. Weigh outputs in Model.compute_loss, and classes with class_weight."
-        )
     lengths: dict[str, int] = {}
     x, y = without_tensors(x, y)
     _, weight = without_tensors(None, weight)
@@ -153,7 +147,8 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    return x, y, None if weight is None else check_weight(weight)
+    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place), y)  # noqa: E731
+    return x, y, jax.tree_util.tree_map_with_path(check, weight)
 
 
 def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None = None) -> Any:
@@ -167,12 +162,9 @@ def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None 
     """
     if tree is None:
         return None
-    if isinstance(tree, list) and not any(getattr(leaf, "ndim", 0) for leaf in tree):
-        leaves, structure = [("", tree)], jax.tree.structure(0)  # NumPy makes one array of a list of numbers
-    else:
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in paths]
-    arrays = {name + place: _array(name + place, leaf, kept) for place, leaf in leaves}
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_list_of_numbers)
+    places = ((name + jax.tree_util.keystr(path), leaf) for path, leaf in paths)
+    arrays = {place: _array(place, leaf, kept) for place, leaf in places}
     lengths.update({place: len(array) for place, array in arrays.items()})
     return jax.tree.unflatten(structure, arrays.values())
 
@@ -230,21 +222,32 @@ def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
     )
 
 
-def check_weight(weight: np.ndarray) -> np.ndarray:
-    """Return sample weights as float32, one per example.
+def check_weight(weight: np.ndarray, name: str = "sample_weight", y: Any = None) -> np.ndarray:
+    """Return sample weights as float32, one per example, or one per pixel of labels (examples, height, width).
+
+    Args:
+      weight: of the examples.
+      name: for messages.
+      y: the labels, or None.
 
     Raises:
-      DataError: if `weight` is not one-dimensional, or has negative or non-finite values.
+      DataError: if `weight` has another shape, or has negative or non-finite values.
     """
-    if weight.ndim != 1:
-        remedy = " Pass the one column: sample_weight[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
-        raise DataError(f"Expected one sample_weight per example, shape (examples,), got shape {weight.shape}.{remedy}")
+    of_pixels = getattr(y, "ndim", 0) > 2 and weight.ndim > 1
+    if of_pixels and weight.shape not in (y.shape, y.shape[:-1]):
+        raise DataError(
+            f"{name} has shape {weight.shape} and the labels have {y.shape}. Expected one weight per example, "
+            f"{y.shape[:1]}, or one per pixel, in the shape of the labels."
+        )
+    if weight.ndim != 1 and not of_pixels:
+        remedy = f" Pass the one column: {name}[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        raise DataError(f"Expected one {name} per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
         cast = weight.astype(np.float32)
     if not np.isfinite(cast).all() or cast.min() < 0:
         worst = weight[np.flatnonzero(~(np.isfinite(cast) & (cast >= 0)))[0]]
         raise DataError(
-            f"sample_weight holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
+            f"{name} holds a negative or non-finite value as float32: {worst}. Expected finite weights >= 0. "
             "Remove these examples, or give them weight 0."
         )
     return cast
@@ -255,8 +258,11 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
 
     Args:
       y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets; the largest target
-        determines the class.
+        determines the class. Or the same for each pixel, (examples, height, width) or (examples, height, width, 1).
       class_weight: class number -> weight.
+
+    Returns:
+      (examples,) float32, or (examples, height, width) for labels of pixels.
 
     Raises:
       DataError: if the labels have another form, such as several outputs or multi-hot targets.
@@ -269,29 +275,38 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
     y = _labels_for_class_weight(y)
     if y.dtype.kind in "OUS":
         return np.ones(len(y), np.float32)  # `as_arrays` raises for these labels
-    targets = y.ndim == 2 and y.shape[1] > 1
-    if targets and names and max(names) >= y.shape[1]:
+    targets = y.ndim > 1 and y.shape[-1] > 1 and (y.ndim == 2 or _are_targets(y))
+    if targets and names and max(names) >= y.shape[-1]:
         raise DataError(
-            f"class_weight has the class {max(names)}, but the labels have {y.shape[1]} columns. Expected class "
-            f"numbers from 0 to {y.shape[1] - 1}. Remove the other classes."
+            f"class_weight has the class {max(names)}, but the labels have {y.shape[-1]} columns. Expected class "
+            f"numbers from 0 to {y.shape[-1] - 1}. Remove the other classes."
         )
     if targets:
-        _check_one_class_each(y)
-    classes = (y.argmax(axis=1) if targets else y.reshape(len(y))).astype(np.int64)
-    table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
+        _check_one_class_each(y.reshape(-1, y.shape[-1]))
+    classes = y.argmax(axis=-1) if targets else y.reshape(y.shape[:-1] if y.ndim > 1 and y.shape[-1] == 1 else y.shape)
+    classes = classes.astype(np.int64)
+    if y.ndim > 2:
+        classes = np.maximum(classes, -1)  # a loss with ignore_index does not read the weights of such pixels
+    table = np.ones(max([*names, int(classes.max(initial=0))]) + 2, np.float32)  # the last one is for -1
     table[list(names)] = list(names.values())
     weights: np.ndarray = table[classes]
     return weights
 
 
+def _are_targets(y: np.ndarray) -> bool:
+    """Return True if labels of pixels are one row of targets for each pixel, not class numbers."""
+    return is_one_hot(y) or bool((y != np.floor(y)).any())
+
+
 def _labels_for_class_weight(y: Any) -> np.ndarray:
-    if _is_container(y):
+    if is_container(y):
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got a {structure_of(y)}. "
-            "Leave class_weight out and pass one sample_weight per example. Weigh the outputs in Model.compute_loss."
+            "Leave class_weight out and pass weights by output, such as sample_weight={'a': np.array([1.0, 5.0])"
+            "[y['a']]}, where entry k is the weight of class k."
         )
     labels = np.asarray(y)
-    if y is None or labels.ndim not in (1, 2):
+    if y is None or labels.ndim < 1:
         found = "none" if y is None or labels.shape == () else f"{labels!r:.60}"
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "
@@ -311,9 +326,14 @@ def _check_one_class_each(targets: np.ndarray) -> None:
         )
 
 
-def _is_container(tree: Any) -> bool:
+def is_container(tree: Any) -> bool:
     """Return True if a tree holds several arrays; a list of numbers or of rows of numbers is one array."""
-    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and any(hasattr(leaf, "ndim") for leaf in tree))
+    return isinstance(tree, Mapping | tuple) or (isinstance(tree, list) and not _is_list_of_numbers(tree))
+
+
+def _is_list_of_numbers(tree: Any) -> bool:
+    """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
+    return isinstance(tree, list) and not any(getattr(entry, "ndim", 0) for entry in tree)
 
 
 def structure_of(tree: Any) -> str:
@@ -337,8 +357,8 @@ def check_class_weight(class_weight: Any) -> dict[int, float]:
     if any(isinstance(value, Mapping) for value in class_weight.values()):
         raise DataError(
             f"class_weight is {dict(class_weight)!r:.60}, weights for each output. Expected weights for the classes of "
-            "one array of labels, {0: 1.0, 1: 5.0}. Pass one sample_weight per example, or weigh the outputs in "
-            "Model.compute_loss."
+            "one array of labels, {0: 1.0, 1: 5.0}. For several outputs leave class_weight out and pass weights by "
+            "output, such as sample_weight={'a': np.array([1.0, 5.0])[y['a']]}, where entry k is the weight of class k."
         )
     try:
         names = {int(key): float(value) for key, value in class_weight.items()}

@@ -20,18 +20,9 @@ from resfit.errors import ModuleError
 from resfit.nets import linen
 from resfit.nets.modes import hold_in_evaluation, switched
 from resfit.trainer.graph.explain import no_module
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze, Path, check_patterns
 from resfit.trainer.graph.layer_options import set_layer_options
-from resfit.trainer.graph.slots import (
-    NOTHING_FROZEN,
-    Freeze,
-    Path,
-    Slot,
-    check_names,
-    check_patterns,
-    module_leaves,
-    slots_of,
-    tied_paths,
-)
+from resfit.trainer.graph.slots import Slot, check_names, module_leaves, slots_of, tied_paths
 
 
 class Convolutions(NamedTuple):
@@ -170,15 +161,16 @@ def plan_module(
         raise no_module(module)
     graph, state = _split(module)
     tied = tied_paths(module)
-    slots = slots_of(nnx.to_flat_state(state), freeze, tied)
+    leaves = list(nnx.to_flat_state(state))
+    slots = slots_of(leaves, freeze, tied)
     check_names(slots)
-    check_patterns(freeze, slots)
+    check_patterns(freeze, leaves, tied)
     source = (graph, freeze, precision, axis, convolutions)
     key = _key(slots, source)
     known = None if key is None else _PLANS.get(key)
     if known is not None:
         return known
-    make = functools.partial(_graph_in_mode, graph, state, freeze=freeze, tied=tied, precision=precision)
+    make = functools.partial(_graph_in_mode, graph, state, frozen=_frozen_statistics(slots), precision=precision)
     whole = None if convolutions is None else convolutions.whole
     train, evaluate = (make(train=train, convolve=whole) for train in (True, False))
     part = train
@@ -222,8 +214,7 @@ def _graph_in_mode(
     state: Any,
     *,
     train: bool,
-    freeze: Freeze,
-    tied: dict[Path, tuple[Path, ...]],
+    frozen: frozenset[Path],
     precision: str,
     axis: str | None = None,
     convolve: Callable[..., jax.Array] | None = None,
@@ -231,17 +222,28 @@ def _graph_in_mode(
     copy = nnx.merge(graph, state)
     set_layer_options(copy, precision=precision, axis=axis, convolve=convolve)
     copy = switched(copy, train)
-    if train and freeze.batch_norm and freeze.patterns:
-        _hold_frozen_norms(copy, lambda path: freeze.covers(path, *tied.get(path, ())))
+    if train and frozen:
+        _hold_frozen_norms(copy, frozen)
     return nnx.split(copy)[0]
 
 
-def _hold_frozen_norms(copy: nnx.Module, covers: Callable[[Path], bool]) -> None:
+def _frozen_statistics(slots: tuple[Slot, ...]) -> frozenset[Path]:
+    """Return all paths of frozen running statistics."""
+    frozen = [slot for slot in slots if slot.frozen and issubclass(slot.type, nnx.BatchStat)]
+    return frozenset(path for slot in frozen for path in (slot.path, *slot.others))
+
+
+def _hold_frozen_norms(copy: nnx.Module, frozen: frozenset[Path]) -> None:
+    """Make the norms whose statistics are all frozen normalize by them."""
     for path, part in nnx.iter_modules(copy):
         if isinstance(part, nnx.bridge.ToNNX):
-            statistics = [inside for inside, _ in nnx.to_flat_state(nnx.state(part, nnx.BatchStat))]
-            norms = {inside[:-1] for inside in statistics if covers((*path, *inside))}
+            statistics: dict[Path, list[Path]] = {}
+            for inside, _ in nnx.to_flat_state(nnx.state(part, nnx.BatchStat)):
+                statistics.setdefault(inside[:-1], []).append((*path, *inside))
+            norms = {norm for norm, paths in statistics.items() if frozen.issuperset(paths)}
             if norms:
                 linen.hold_in_evaluation(part, frozenset(norms))
-        elif covers(path) and any(isinstance(value, nnx.BatchStat) for value in vars(part).values()):
+            continue
+        own = [(*path, name) for name, value in vars(part).items() if isinstance(value, nnx.BatchStat)]
+        if own and frozen.issuperset(own):
             hold_in_evaluation(part)

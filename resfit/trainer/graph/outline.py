@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 from flax.nnx.pytreelib import PytreeState
 
+from resfit.trainer.graph.freezing import Path
 from resfit.trainer.graph.slots import module_leaves
 
 _MISSING = object()
@@ -22,6 +23,7 @@ class Outline:
     Attributes:
       readable: False if some changes would not be seen; a new outline of the module would not help.
       leaves: path and leaf of everything that the module holds, in the order of `module_leaves`.
+      modules: path and part, as `nnx.iter_modules` gives them.
 
     Example:
       >>> module = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
@@ -37,6 +39,7 @@ class Outline:
     def __init__(self, module: nnx.Module) -> None:
         self._seen: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self.readable = True
+        self.modules: list[tuple[Path, nnx.Module]] = []
         variables: dict[tuple[Any, ...], nnx.Variable[Any]] = {}
         for path, part in nnx.iter_graph(module):
             if isinstance(part, nnx.Variable):
@@ -44,6 +47,8 @@ class Outline:
                 attributes = part.get_metadata()
             elif isinstance(part, nnx.Pytree):
                 attributes = vars(part)
+                if isinstance(part, nnx.Module):
+                    self.modules.append((tuple(path), part))
             elif part is None or isinstance(part, PytreeState | tuple):  # flax's own of every part; immutable ones
                 continue
             else:

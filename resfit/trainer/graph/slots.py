@@ -1,6 +1,5 @@
 """The leaves of a module's state: their paths, and which of them train."""
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +9,8 @@ import numpy as np
 from flax import nnx
 from flax.nnx import graphlib
 
-from resfit._utils.suggest import did_you_mean
 from resfit.errors import ModuleError
-
-Path = tuple[Any, ...]
+from resfit.trainer.graph.freezing import Freeze, Path
 
 
 class Slot(NamedTuple):
@@ -30,26 +27,6 @@ class Slot(NamedTuple):
     def name(self) -> str:
         """The dotted path."""
         return ".".join(map(str, self.path))
-
-
-class Freeze(NamedTuple):
-    """The parts of a module that do not train.
-
-    Attributes:
-      patterns: shell patterns of dotted paths; a pattern that matches a part covers everything inside it.
-      batch_norm: True if frozen BatchNorms also keep their statistics, and normalize by them.
-    """
-
-    patterns: tuple[str, ...] = ()
-    batch_norm: bool = True
-
-    def covers(self, *paths: Sequence[Any]) -> bool:
-        """Return True if a pattern matches one of these paths of a part, or a part around it."""
-        names = [".".join(map(str, path[:n])) for path in paths for n in range(1, len(path) + 1)]
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.patterns)
-
-
-NOTHING_FROZEN = Freeze()
 
 
 def module_leaves(module: nnx.Module) -> list[tuple[Path, Any]]:
@@ -80,7 +57,8 @@ def _slot(path: Path, leaf: Any, freeze: Freeze, others: tuple[Path, ...]) -> Sl
     if not isinstance(value, jax.Array | np.ndarray):
         raise ModuleError(
             f"The Variable {name!r} ({kind.__name__}) holds a {type(value).__name__}; resfit trains modules whose "
-            "Variables each hold one array. Hold a pytree of arrays as one Variable per array (nnx.Dict, nnx.List)."
+            "Variables each hold one array. Hold a pytree of arrays as one Variable per array (nnx.Dict, nnx.List). A "
+            "Linen module can sow into the collection 'intermediates', which is not kept."
         )
     if issubclass(kind, nnx.RngKey):
         return Slot(path, "key", kind, value.shape)
@@ -88,9 +66,9 @@ def _slot(path: Path, leaf: Any, freeze: Freeze, others: tuple[Path, ...]) -> Sl
         return Slot(path, "count", kind, value.shape)
     if issubclass(kind, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact):
         # A frozen parameter is carried: it has no gradient and no optimizer state.
-        frozen = freeze.covers(path, *others)
+        frozen = freeze.covers(leaf, path, *others)
         return Slot(path, "carried" if frozen else "param", kind, value.shape, frozen, others)
-    frozen = freeze.batch_norm and issubclass(kind, nnx.BatchStat) and freeze.covers(path, *others)
+    frozen = freeze.batch_norm and issubclass(kind, nnx.BatchStat) and freeze.covers(leaf, path, *others)
     return Slot(path, "carried", kind, value.shape, frozen, others)
 
 
@@ -125,15 +103,4 @@ def check_names(slots: Sequence[Slot]) -> None:
             raise ModuleError(
                 f"Two arrays of the module have the name {slot.name!r}: their paths are {slot.path} and "
                 f"{paths[slot.name]}. Expected different dotted paths. Rename a key of the dict that holds one of them."
-            )
-
-
-def check_patterns(freeze: Freeze, slots: Sequence[Slot]) -> None:
-    """Raise if a pattern matches no part of the module."""
-    for pattern in freeze.patterns:
-        if not any(Freeze((pattern,)).covers(slot.path, *slot.others) for slot in slots):
-            parts = sorted({str(slot.path[0]) for slot in slots})
-            raise ModuleError(
-                f"Nothing in the module matches the pattern {pattern!r}. Expected the dotted path of a part, with * "
-                f"for anything, as in {slots[0].name!r}; the outermost parts are {parts}.{did_you_mean(pattern, parts)}"
             )

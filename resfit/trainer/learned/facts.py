@@ -8,6 +8,7 @@ from flax import nnx
 
 from resfit.callbacks.base import Callback
 from resfit.losses import Loss
+from resfit.metrics.collection import Summed
 from resfit.preprocess import Preprocess
 from resfit.trainer.learned.input_format import InputFormat
 from resfit.trainer.learned.label_format import LabelFormat
@@ -33,13 +34,13 @@ class Learned:
         self.stepped = False
 
     def compiled(
-        self, loss: Loss, metrics: dict[str, Any], preprocess: Preprocess | None, *, replaces_preprocess: bool
+        self, loss: Loss, metrics: Summed, preprocess: Preprocess | None, *, replaces_preprocess: bool
     ) -> None:
         """Take over what `compile` decided.
 
         Args:
           loss: of the steps.
-          metrics: by name.
+          metrics: of the steps.
           preprocess: of the steps.
           replaces_preprocess: True if the weights have to be trained again, on other values.
         """
@@ -93,6 +94,21 @@ class Learned:
         """Set what `facts` returned: the weights that were trained since are taken back."""
         inputs, labels = self.inputs, self.labels
         inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label = facts
+
+    def all_facts(self) -> dict[str, dict[str, Any]]:
+        """Return all facts, for a copy of the model."""
+        made = {"_module", "_custom_step", "loss"}  # the copy has its own
+        holders = {"inputs": self.inputs, "labels": self.labels}
+        facts = {
+            place: {name: value for name, value in vars(holder).items() if name not in made}
+            for place, holder in holders.items()
+        }
+        return {**facts, "own": {"stepped": self.stepped}}
+
+    def put_all_facts(self, facts: dict[str, dict[str, Any]]) -> None:
+        """Set what `all_facts` of another model returned."""
+        for place, holder in {"inputs": self.inputs, "labels": self.labels, "own": self}.items():
+            vars(holder).update(facts[place])
 
 
 class SeenData(Callback):

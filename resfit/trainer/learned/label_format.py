@@ -1,7 +1,7 @@
 """The labels of a model: one or several per example, and the names of the classes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from resfit import losses
 from resfit import metrics as metrics_
 from resfit.data import Batches
 from resfit.data.batches import classes_of
-from resfit.data.sources.arrays import check_class_weight
+from resfit.data.sources.arrays import check_class_weight, is_container
 from resfit.errors import CompileError, DataError, LabelError
+from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name
+from resfit.metrics.collection import Summed
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.step import OutputsShape
 from resfit.transforms.class_names import check_class_names
@@ -39,7 +41,7 @@ class LabelFormat:
         self.multi_label: bool | None = None
         self.names: list[str] | None = None
         self._names_were_set = False  # by the user; otherwise they are those of the training data
-        self._one_label_metrics: list[str] = []
+        self._one_label_metrics: dict[str, list[str]] = {}  # by output
         self._outputs_shape: tuple[int, ...] | None = None
 
     @property
@@ -47,12 +49,12 @@ class LabelFormat:
         number: int | None = spec_entry(self._module, "num_classes")
         return number
 
-    def compiled(self, loss: losses.Loss, metrics: dict[str, Any], *, trained: bool) -> None:
+    def compiled(self, loss: losses.Loss, metrics: Summed, *, trained: bool) -> None:
         """Take over what `compile` decided.
 
         Args:
           loss: of the steps.
-          metrics: by name.
+          metrics: of the steps.
           trained: True if the weights are trained; the meaning of their outputs then stays known.
         """
         by_loss = self.by_loss(loss)
@@ -60,8 +62,16 @@ class LabelFormat:
             self.multi_label = by_loss
         elif not trained:
             self.multi_label = self.multi_label or None
-        self._one_label_metrics = [name for name, metric in metrics.items() if metrics_.reads_one_label(metric)]
+        self._one_label_metrics = {
+            output: [name for name, metric in classes.items() if metrics_.reads_one_label(metric)]
+            for output, classes in metrics.classes().items()
+        }
         self.loss = loss
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The label of pixels without a class, or None."""
+        return losses.ignore_index(self.loss)
 
     def by_loss(self, loss: losses.Loss) -> bool | None:
         """Return whether a loss reads several labels per example; None if the labels decide."""
@@ -71,8 +81,9 @@ class LabelFormat:
     def check(self, labels: Any, outputs: OutputsShape) -> None:
         """Raise LabelError if labels do not fit the loss and outputs of a shape; remember both."""
         self._outputs_shape = outputs.shape
-        if not self._custom_step and outputs.shape is not None:
-            losses.check(self.loss, labels, outputs.shape)
+        shape = dict(outputs.by_output) or outputs.shape
+        if not self._custom_step and shape is not None:
+            losses.check(self.loss, labels, shape)
         self.note(labels)
 
     def note(self, labels: Any) -> None:
@@ -83,15 +94,15 @@ class LabelFormat:
         """
         if labels is None or losses.multi_label(self.loss):
             return
-        row = losses.multi_hot_row(labels)
-        if row is not None and self._one_label_metrics:
-            raise LabelError(
-                f"Row {row} of the labels has {int((np.asarray(labels)[row] == 1).sum())} labels, and the metrics "
-                f"{self._one_label_metrics} read one label per example. Expected metrics for several: use "
-                "loss='binary_cross_entropy', BinaryCrossEntropy(multi_label=True), or, with a custom loss, "
-                "'binary_accuracy' and classes such as resfit.metrics.f1(num_classes, multi_label=True)."
-            )
-        if row is not None:
+        if isinstance(labels, Mapping | tuple):
+            loss_of = self.loss.loss_of if isinstance(self.loss, ByOutput) else {}
+            for name, own in entries_by_name(labels).items():
+                metrics = self._one_label_metrics.get(name)
+                if metrics and not losses.multi_label(loss_of.get(name)):
+                    with about(name):
+                        _several_labels(own, metrics)
+        # Class numbers of pixels can look like several labels.
+        elif len(self._outputs_shape or ()) <= 2 and _several_labels(labels, self._one_label_metrics.get("", [])):
             self.multi_label = True
         elif self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy):
             self.multi_label = False
@@ -102,7 +113,7 @@ class LabelFormat:
         Raises:
           CompileError: if that decides the outputs and is unknown.
         """
-        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:])
+        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:][-1:])
         undecided = self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy) and not single
         if undecided and outputs in ("probabilities", "labels"):
             raise CompileError(
@@ -120,6 +131,17 @@ class LabelFormat:
                 f"class_weight names the class {highest}, and the network has {classes} outputs. Expected class "
                 f"numbers from 0 to {classes - 1}."
             )
+
+    def check_weights(self, sample_weight: Any) -> None:
+        """Raise DataError before the first step for weights by output that the losses of the model do not take."""
+        if is_container(sample_weight):
+            taken = self.loss.loss_of if isinstance(self.loss, ByOutput) and not self._custom_step else None
+            weights = check_weights(sample_weight, taken)
+            if taken is not None and weights.keys() == taken.keys() and not any(map(np.any, weights.values())):
+                raise DataError(
+                    f"All sample weights of the outputs {list(weights)} are 0. Expected at least one weight above 0. "
+                    "Leave sample_weight out to weigh all examples equally."
+                )
 
     def warn_of_one_hot(self, labels: Any) -> None:
         """Warn if all labels name one class, and the loss reads several."""
@@ -188,3 +210,16 @@ class LabelFormat:
             )  # fmt: skip
             return None
         return list(names)
+
+
+def _several_labels(labels: Any, one_label_metrics: list[str]) -> bool:
+    """Return True if an example has several labels; raise if metrics read one."""
+    row = losses.multi_hot_row(labels)
+    if row is not None and one_label_metrics:
+        raise LabelError(
+            f"Row {row} of the labels has {int((np.asarray(labels)[row] == 1).sum())} labels, and the metrics "
+            f"{one_label_metrics} read one label per example. Expected metrics for several: use "
+            "loss='binary_cross_entropy', BinaryCrossEntropy(multi_label=True), or, with a custom loss, "
+            "'binary_accuracy' and classes such as resfit.metrics.f1(num_classes, multi_label=True)."
+        )
+    return row is not None

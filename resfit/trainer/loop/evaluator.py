@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from resfit import metrics
-from resfit.callbacks.logs import LazyLogs, as_float, read
+from resfit.callbacks.logs import LazyLogs, as_float, as_plain, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
@@ -125,7 +125,7 @@ class Evaluator:
         if not seen:
             raise DataError("There are no examples to evaluate on. Expected at least one.")
         results = self.values(read(sums))
-        callbacks.fire("on_test_end", dict(results))
+        callbacks.fire("on_test_end", {name: as_plain(value) for name, value in results.items()})
         return results
 
     def evaluate_batch(self, batch: Batch) -> dict[str, Any]:

@@ -75,6 +75,17 @@ def fit(
     callbacks: Callback | Iterable[Callback] | None,
 ) -> History:
     """Train a compiled model; see `Model.fit`."""
+    with control.require_compiled("fit").context.state.training("fit"):
+        return _fit(model, control, config, given, callbacks)
+
+
+def _fit(
+    model: TrainedModel,
+    control: FitControl,
+    config: FitConfig,
+    given: FitData,
+    callbacks: Callback | Iterable[Callback] | None,
+) -> History:
     compiled, learned = control.require_compiled("fit"), control.learned
     context = compiled.context
     processes, state = context.processes, context.state
@@ -147,6 +158,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     """Return the training data as batches, and the validation data as they were given."""
     if given.class_weight is not None:
         learned.labels.check_class_weight(given.class_weight)
+    learned.labels.check_weights(given.sample_weight)
     given = given.split()
     context = compiled.context
     geometry = Geometry(
@@ -174,6 +186,7 @@ def _validation(
     if held_out is None:
         return None
     x, y, weight = unpacked(held_out, "validation_data")
+    context.learned.labels.check_weights(weight)
     geometry = Geometry(config.evaluation_batch_size, pad=True, shard=context.processes.shard)
     batches = as_batches(x, y, weight, geometry=geometry)
 
@@ -183,7 +196,12 @@ def _validation(
         return asked
 
     return Validation(
-        relabeled(batches, classes_of(data) or context.learned.labels.names, "validation_data"),
+        relabeled(
+            batches,
+            classes_of(data) or context.learned.labels.names,
+            "validation_data",
+            context.learned.labels.ignore_index,
+        ),
         config.validation_steps,
         config.validates_after,
         config.validation_every,

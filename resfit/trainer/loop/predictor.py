@@ -70,7 +70,7 @@ class Predictor:
         context = self._context
         with context.processes.failing_together():
             callbacks.fire("on_predict_begin", {})
-            context.state.take_from_module()
+            leaves = context.state.visible(weights)
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             i = 0
@@ -78,8 +78,8 @@ class Predictor:
             turns = context.processes.turns(batches, lambda batch: batch.x)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_predict_batch_begin", i, {})
-                # Chosen again each time: a training step in between donates the former arrays.
-                leaves = context.state.layout.chosen(context.state.leaves, weights)
+                if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between
+                    leaves = context.state.visible(weights)
                 for turn, outputs in zip(group, self._predicted(leaves, group, kind, compiling), strict=False):
                     if turn is not group[0]:
                         callbacks.fire("on_predict_batch_begin", i, {})

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from resfit.callbacks.logs import LazyLogs
+from resfit.callbacks.logs import LazyLogs, as_plain
 from resfit.data.batches import Batches
 from resfit.data.epochs import Epochs
 from resfit.errors import DataError, ResumeError, StepFailed
@@ -182,7 +182,9 @@ class Run:
         values = self.evaluator.evaluate_until(
             boundary, validation.data, validation.steps, self.callbacks, validation.weights()
         )
-        return here._replace(validated={f"val_{name}": value for name, value in values.items()}, validating=False)
+        return here._replace(
+            validated={f"val_{name}": as_plain(value) for name, value in values.items()}, validating=False
+        )
 
     def _restore(self) -> None:
         """Restore the checkpoint that was found, and its metric sums."""

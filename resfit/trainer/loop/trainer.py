@@ -112,7 +112,6 @@ class Trainer:
             callbacks.fire("on_train_batch_begin", i, {})
             for turn in group:
                 context.check_inputs(turn)
-            state.own()
             taken = list(self._take(group, compiling, check, manager))
             waiting.step(taken[-1].loss)
             state.epoch = data.passes
@@ -138,10 +137,13 @@ class Trainer:
         for turn in group:
             arguments = (state.leaves, self.sums, self._context.key, turn.placed)
             step = self._prepared(self.step, arguments, turn, compiling, check, manager)
-            if self.keep_last_step:
-                self._kept = state.copy(), turn.placed
-            state.leaves, self.sums, loss, shape = step(*(state.leaves, *arguments[1:]))
-            check_after(step, turn, check, shape)
+            with state.lock:
+                state.own()
+                if self.keep_last_step:
+                    self._kept = state.copy(), turn.placed
+                leaves, sums, loss, shape = step(state.leaves, *arguments[1:])
+                check_after(step, turn, check, shape)
+                state.leaves, self.sums = leaves, sums
             yield Taken(self.sums, loss, None)
 
     def _take_at_once(
@@ -153,7 +155,9 @@ class Trainer:
         step = self._prepared(self._several, arguments, group[0], compiling, check, manager)
         for turn in group:
             check_before(step, turn, check)
-        state.leaves, self.sums, losses, sums, _ = step(*arguments)
+        with state.lock:
+            state.own()
+            state.leaves, self.sums, losses, sums, _ = step(state.leaves, *arguments[1:])
         yield from (Taken(sums, losses, i) for i in range(len(group)))
 
     def _prepared(
@@ -183,15 +187,17 @@ class Trainer:
         state.take_from_module()
         turn = context.turn(batch)
         context.check_inputs(turn)
-        arguments = (state.leaves, self._evaluator.empty, context.key, turn.placed)
-        step = self._kept_step.prepare(arguments, quiet)
+        arguments = (self._evaluator.empty, context.key, turn.placed)
+        step = self._kept_step.prepare((state.leaves, *arguments), quiet)
         check = LabelCheck(context.learned.check_labels)
         check_before(step, turn, check)
-        leaves, sums, _, shape = step(*arguments)
-        check_after(step, turn, check, shape)
-        context.check_inputs(turn, trained=True)
-        state.replace(leaves)
-        state.publish()
+        with state.lock:
+            state.take_from_module()  # another thread may have set weights during the compilation
+            leaves, sums, _, shape = step(state.leaves, *arguments)
+            check_after(step, turn, check, shape)
+            context.check_inputs(turn, trained=True)
+            state.replace(leaves)
+            state.publish()
         return self._evaluator.values(read(sums))
 
     @property

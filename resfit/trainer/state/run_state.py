@@ -16,13 +16,15 @@ import optax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.backends.program_cache import traced
 from resfit.errors import ModuleError
 from resfit.optimizers import Skips
 from resfit.optimizers.parts import tied_names
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import Convolutions
 from resfit.trainer.graph.random_keys import as_key, as_numbers
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze
+from resfit.trainer.state.threads import Shared, locked
 from resfit.trainer.state.train_state import Leaves, ScheduleSpan, StateLayout, TrainState, average_of
 from resfit.trainer.state.user_module import UserModule
 
@@ -35,8 +37,8 @@ class Replicate(Protocol):
     def __call__(self, tree: Any, *, copy: bool = False) -> Any: ...
 
 
-class RunState:
-    """Everything that changes while a model trains.
+class RunState(Shared):
+    """Everything that changes while a model trains. Other threads can read it while one thread trains.
 
     Args:
       module: the user's module.
@@ -54,6 +56,7 @@ class RunState:
       leaves: the arrays in the flat form in which a step takes and returns them, so that a step costs no conversion.
       precision: see the argument.
       convolutions: see the argument.
+      freeze: see the argument.
       epoch: the passes over the data begun since `compile`. With the seed it decides the order of the next pass.
       between_steps: True while `fit` runs. An assignment to a Variable then leaves its average as it is, as a step
         does; otherwise the average starts again at the assigned value.
@@ -72,7 +75,8 @@ class RunState:
         convolutions: Convolutions | None = None,
         before: "RunState | None" = None,
     ) -> None:
-        self.precision, self.convolutions = precision, convolutions
+        super().__init__()
+        self.precision, self.convolutions, self.freeze = precision, convolutions, freeze
         self._replicate, self._ema = replicate, ema
         known = None if before is None else before._module
         self._module: UserModule = UserModule(module, freeze, precision, axis, convolutions, known)
@@ -83,6 +87,8 @@ class RunState:
         self._set: dict[int, float] = {}  # the leaves of the optimizer's state that were set
         self.epoch = 0
         self.between_steps = False
+        self._lent = False  # another thread reads the arrays, so the next step copies them
+        self._recovered = False
 
     def _initial(self, params: Sequence[Any], carried: Sequence[Any]) -> Leaves:
         """Return the state before the first step."""
@@ -103,8 +109,11 @@ class RunState:
         return tuple(self._replicate(leaves))
 
     @property
+    @locked
     def arrays(self) -> TrainState:
         """The arrays by name, on the devices of the run."""
+        if self.trains_elsewhere:
+            self._lend()
         return self.layout.unflatten(self.leaves)
 
     @arrays.setter
@@ -123,14 +132,17 @@ class RunState:
 
     # --- exchange with the module -------------------------------------------------------------------------------------
 
+    @locked
     def check_structure(self) -> None:
         """Raise if the structure of the module changed, see `UserModule.check_structure`."""
         self._module.check_structure()
 
+    @locked
     def check_for_training(self) -> None:
         """Raise also if an attribute of the module has no effect, see `UserModule.check_for_training`."""
         self._module.check_for_training()
 
+    @locked
     def take_from_module(self) -> None:
         """Take over what the user assigned to the Variables of the module since the last exchange.
 
@@ -140,9 +152,9 @@ class RunState:
         assigned = self._module.assigned()
         if not assigned:
             return
-        before = self.arrays
-        visible, averages = list(before.visible), list(before.averages)
-        for i, (slot, old) in enumerate(zip(self.layout.visible, before.visible, strict=True)):
+        before = self.layout.evaluated(self.arrays)
+        visible, averages = list(before), list(self.arrays.averages)
+        for i, (slot, old) in enumerate(zip(self.layout.visible, before, strict=True)):
             if slot.path not in assigned:
                 continue
             visible[i] = self._taken(slot.name, assigned[slot.path], old)
@@ -163,40 +175,69 @@ class RunState:
         return self._replicate(convert(value, old.dtype))
 
     def _put(self, visible: Sequence[Any], averages: Sequence[Any]) -> None:
-        model = self.layout.unflatten_model(visible)
-        self.arrays = self.arrays._replace(params=model.params, carried=model.carried, averages=tuple(averages))
+        model, params = self.layout.unflatten_model(visible), list(visible[: self.layout.n_params])
+        if self.layout.evaluates_other_params:
+            # The trained parameters stay if the ones to evaluate with were put back.
+            now = self.layout.evaluated(self.arrays)[: self.layout.n_params]
+            params = [None if _equal(new, old) else new for new, old in zip(params, now, strict=True)]
+        state = self.layout.with_params(self.arrays, params)
+        self.arrays = state._replace(carried=model.carried, averages=tuple(averages))
 
     def own(self) -> None:
-        """Make every array the trainer's alone, so that a step can donate it."""
-        if self._module.shares:
+        """Make every array the trainer's alone, so that a step can donate it. The caller holds the lock."""
+        if self._module.shares or self._lent:
             self.take_from_module()
             self._begun += 1
             # For many short calls of `fit`: a program copies 40 arrays in a tenth of the time, and has to be compiled.
             often = self._begun > _COMPILED_AFTER and isinstance(self.leaves[-1].sharding, SingleDeviceSharding)
             self.leaves = _copied(self.leaves) if often else self.copy()
             self._module.part()
+            self._lent = False
+
+    def _lend(self) -> None:
+        """Keep the present arrays from being donated. A failed step may have taken them already."""
+        if any(leaf.is_deleted() for leaf in self.leaves):
+            self._recovered |= self._recover()
+        self._lent = True
 
     def copy(self) -> Leaves:
         """Return copies of all arrays."""
         return tuple(self._replicate(list(self.leaves), copy=True))
 
+    @locked
     def visible(self, weights: str = "raw") -> Leaves:
-        """Return the current params and carried arrays; "ema": their averages."""
+        """Return the current params and carried arrays; "ema": their averages.
+
+        A later step of this thread takes the arrays; a step of another thread leaves them alone.
+        """
         self.take_from_module()
+        if self.trains_elsewhere:
+            self._lend()
         return self.layout.chosen(self.leaves, weights)
 
+    @locked
     def publish(self) -> None:
         """Put the current values into the user's module."""
         if not self._module.shares:
-            self._module.publish(self.arrays.visible)
+            self._module.publish(self.layout.evaluated(self.arrays))
 
+    @locked
+    def own_module(self) -> nnx.Module:
+        """Return the user's module with the current values."""
+        self.publish()
+        return self._module.module
+
+    @locked
     def module_with(self, weights: str) -> nnx.Module:
-        """Return the user's module for "raw", or a copy that holds the averages for "ema"."""
-        if weights == "raw":
-            self.publish()
-            return self._module.module
+        """Return the user's module for "raw", or a copy that holds the averages for "ema".
+
+        While another thread trains, return a copy for "raw" too.
+        """
+        if weights == "raw" and not self.trains_elsewhere:
+            return self.own_module()
         return self._module.copy_with(self.visible(weights))
 
+    @locked
     def set_visible(self, arrays: Sequence[Any], averages: Sequence[Any] | None = None) -> None:
         """Assign all params and carried arrays, in the order of `visible`, and their averages, by default equal."""
         new = self._checked(arrays)
@@ -246,6 +287,7 @@ class RunState:
         ]
         self.replace(tuple(self._replicate(leaves, copy=True)))
 
+    @locked
     def replace(self, leaves: Leaves) -> None:
         """Take a state that a step returned, while the user's module still holds the one before."""
         self.leaves = leaves
@@ -265,6 +307,7 @@ class RunState:
         """Return a leaf of the optimizer's state."""
         return self.arrays.optimizer_state[index]
 
+    @locked
     def set_leaf(self, index: int, value: float) -> None:
         """Set a leaf of the optimizer's state. Its dtype stays, so that nothing is compiled again."""
         self._set[index] = value
@@ -280,6 +323,7 @@ class RunState:
         """Return the span of a named schedule. Waits for the device."""
         return ScheduleSpan.unpacked(self.arrays.span)
 
+    @locked
     def put_span(self, span: ScheduleSpan) -> None:
         """Set the span of a named schedule."""
         self.arrays = self.arrays._replace(span=self._replicate(span.packed()))
@@ -299,12 +343,17 @@ class RunState:
 
     # --- failures -----------------------------------------------------------------------------------------------------
 
+    @locked
     def recover(self) -> bool:
         """Go back to the arrays that the module holds if a step failed and took the donated state with it.
 
         Returns:
           True if that was necessary.
         """
+        recovered, self._recovered = self._recovered or self._recover(), False
+        return recovered
+
+    def _recover(self) -> bool:
         if not self._lost():
             return False
         shared = self._module.share()
@@ -327,7 +376,7 @@ def _initial_optimizer_state(
     optimizer: optax.GradientTransformation, tied: dict[str, list[str]], params: Any
 ) -> list[Any]:
     """Return the leaves of an optimizer's state: the cache of programs must not hold the user's classes."""
-    with tied_names(tied):
+    with tied_names(tied), implicit_promotion():
         return jax.tree.leaves(optimizer.init(params))
 
 

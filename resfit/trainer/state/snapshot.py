@@ -1,6 +1,7 @@
 """The state of a model at one moment, for tools that examine it and for going back to it."""
 
 import dataclasses
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -56,22 +57,23 @@ class Snapshot:
           ModuleError: if the module was changed since the model was made.
         """
         state, learned = context.state, context.learned
-        state.check_structure()
-        state.take_from_module()
-        state.publish()  # arrays that the module holds are copied before a training step takes them
-        return cls(
-            state.layout,
-            state.leaves,
-            learned.inputs.preprocess,
-            learned.labels.loss if compiled else None,
-            learned.labels.multi_label,
-            state.steps(),
-            state.epoch,
-            learned.facts(),
-            context,
-            rate,
-            None if rate is None else rate.asked,
-        )
+        with state.lock:
+            state.check_structure()
+            state.take_from_module()
+            state.publish()  # arrays that the module holds are copied before a training step takes them
+            return cls(
+                state.layout,
+                state.leaves,
+                learned.inputs.preprocess,
+                learned.labels.loss if compiled else None,
+                learned.labels.multi_label,
+                state.steps(),
+                state.epoch,
+                learned.facts(),
+                context,
+                rate,
+                None if rate is None else rate.asked,
+            )
 
     def require_compiled(self, method: str) -> losses.Loss:
         """Return the loss.
@@ -108,7 +110,23 @@ class Snapshot:
 
         Raises:
           CompileError: if the model was compiled since.
+          BusyError: if another thread trains the model.
         """
+        with self._context.state.training("snapshot.restore"):
+            self._restore()
+
+    def training(self, method: str) -> AbstractContextManager[None]:
+        """Return a block in which no other thread can train the model.
+
+        Args:
+          method: the name of the function that trains, for the message in another thread.
+
+        Raises:
+          BusyError: if another thread trains the model.
+        """
+        return self._context.state.training(method)
+
+    def _restore(self) -> None:
         if self._context.replaced:
             raise CompileError(
                 "The model was compiled after the snapshot was taken, so its optimizer and its steps are others. Take "

@@ -10,9 +10,10 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.trainer.graph.containers import assign
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import Convolutions, ModulePlan, plan_module
 from resfit.trainer.graph.outline import Outline
-from resfit.trainer.graph.slots import Freeze, module_leaves, slots_of, tied_paths
+from resfit.trainer.graph.slots import module_leaves, slots_of, tied_paths
 from resfit.trainer.overrides import check_flags
 from resfit.trainer.state.train_state import ModelArrays
 
@@ -52,12 +53,15 @@ class UserModule:
     ) -> None:
         self.module = module
         self._plan_arguments = freeze, precision, axis, convolutions
-        self._outline: Outline | None = None  # of the module at the last check
+        self.plan: ModulePlan = self._plan_of(before) or self._make_plan()
+        # Of the module at the last check.
+        self._outline: Outline
+        self._graph: Any
+        if before is not None and before._outline.is_unchanged():
+            self._outline, self._graph = before._outline, before._graph
+        else:
+            self._outline, self._graph = Outline(module), self.plan.source[0]
         self._flags_of: Outline | None = None  # of the module when its flags were checked
-        self._graph = None if before is None else nnx.graphdef(module)
-        known = before.plan if before is not None and before._serves(self) else None
-        self.plan: ModulePlan = known or self._make_plan()
-        self._graph = self._graph or self.plan.source[0]
         self.shares = False
         self._paths = [slot.path for kind in ("param", "carried") for slot in self.plan.slots if slot.kind == kind]
         self._held: tuple[Any, ...] = ()  # the arrays of the module at the last exchange
@@ -65,13 +69,18 @@ class UserModule:
     def _make_plan(self) -> ModulePlan:
         return plan_module(self.module, *self._plan_arguments)
 
-    def _serves(self, other: "UserModule") -> bool:
-        """Return True if this plan is also the plan of the other."""
-        if (self._graph, self._plan_arguments) != (other._graph, other._plan_arguments):
-            return False
+    def _plan_of(self, before: "UserModule | None") -> ModulePlan | None:
+        """Return the plan of an earlier run of the module; None if it is not the plan of this run."""
+        if before is None or before._plan_arguments != self._plan_arguments:
+            return None
+        if before._outline.is_unchanged():
+            leaves, tied = before._outline.leaves, {slot.path: slot.others for slot in before.plan.slots}
+        elif before._graph == nnx.graphdef(self.module):
+            leaves, tied = module_leaves(self.module), tied_paths(self.module)
+        else:
+            return None
         freeze, *_ = self._plan_arguments
-        slots = slots_of(module_leaves(self.module), freeze, tied_paths(self.module))
-        return slots == self.plan.slots
+        return before.plan if slots_of(leaves, freeze, tied) == before.plan.slots else None
 
     def check_structure(self) -> None:
         """Raise if the structure of the module changed after its plan was made. Its mode flags may change.
@@ -79,7 +88,7 @@ class UserModule:
         Raises:
           ModuleError: if a layer was replaced, added or removed, or a setting of a layer was changed.
         """
-        if self._outline is not None and self._outline.is_unchanged():
+        if self._outline.is_unchanged():
             return
         graph = nnx.graphdef(self.module)
         if graph != self._graph and self._make_plan() != self.plan:
@@ -89,14 +98,15 @@ class UserModule:
                 "model.compile(...) again, which keeps all values, or build a new resfit.Model."
             )
         self._graph = graph
-        if self._outline is None or self._outline.readable:
+        if self._outline.readable:
             self._outline = Outline(self.module)
 
     def check_for_training(self) -> None:
         """Raise as `check_structure`, and if an attribute that nothing reads marks a part as frozen."""
-        if self._outline is not None and self._outline is self._flags_of and self._outline.is_unchanged():
+        unchanged = self._outline.is_unchanged()
+        if unchanged and self._outline is self._flags_of:
             return
-        check_flags(self.module, self.plan)
+        check_flags(self._outline.modules if unchanged else nnx.iter_modules(self.module), self.plan)
         self.check_structure()
         self._flags_of = self._outline
 
@@ -122,9 +132,7 @@ class UserModule:
         self.shares = False
 
     def _leaves(self) -> Sequence[tuple[Path, Any]]:
-        if self._outline is not None and self._outline.is_unchanged():
-            return self._outline.leaves
-        return module_leaves(self.module)
+        return self._outline.leaves if self._outline.is_unchanged() else module_leaves(self.module)
 
     def _read(self, leaves: Sequence[tuple[Path, Any]]) -> ModelArrays:
         slots = self.plan.slots

@@ -77,6 +77,7 @@ CASES = {
 QUICK = ("1x1 with stride", "3x3", "7x7 stem", "groups", "dilated", "one side padded", "padding beyond the kernel")
 
 
+@pytest.mark.representatives("1x1 with stride", "7x7 stem", "groups")
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
@@ -148,6 +149,7 @@ TRANSFORMED = {
 }
 
 
+@pytest.mark.representatives("jvp", "vmap over images", "remat")
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_transformations_match_xla(name: str) -> None:
     x, w = arrays((3, 6, 7, 8), (3, 3, 8, 4))
@@ -174,6 +176,7 @@ UNUSUAL = {
 }
 
 
+@pytest.mark.representatives("one axis", "dilated images")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unsupported_convolutions_use_xla(name: str) -> None:
     image, kernel, options, strides = UNUSUAL[name]

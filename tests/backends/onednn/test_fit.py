@@ -91,6 +91,7 @@ def test_auto_uses_onednn_if_it_is_available(caplog: pytest.LogCaptureFixture) -
     assert f"convolutions by {onednn.described()}" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_gives_the_same_bits_again_and_not_those_of_xla() -> None:
     # A longer sum than TinyNet's, so that its order shows in the last bits.
     def trained(choice: str) -> Any:

@@ -100,6 +100,7 @@ def assert_near(a: Any, b: Any) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(np.abs(b).max(), 1))
 
 
+@pytest.mark.representatives("names0-0", "names4-0", "names8-1", "names12-1")
 @pytest.mark.parametrize(
     ("names", "left"),
     [
@@ -275,6 +276,7 @@ class Looking(Flax):
         return super().__call__(x)
 
 
+@pytest.mark.slow
 def test_an_eager_step_has_values() -> None:
     model = resfit.Model(Looking(nnx.Rngs(0)))
     model.compile("sgd", learning_rate=0.1, dispatch="eager", cpu_kernels="onednn")
@@ -293,6 +295,7 @@ NETWORKS: dict[str, Callable[[], nnx.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "squeeze" else pytest.mark.slow) for name in NETWORKS]
 )

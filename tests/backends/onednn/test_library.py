@@ -236,6 +236,7 @@ def test_an_unknown_choice_raises() -> None:
         compiled(cpu_kernels="onedn")
 
 
+@pytest.mark.slow
 def test_importing_resfit_does_not_load_onednn() -> None:
     program = "import resfit\nwith open('/proc/self/maps') as maps: print('libdnnl' in maps.read())"
     if sys.platform != "linux":

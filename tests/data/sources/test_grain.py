@@ -102,6 +102,7 @@ def flat(rows: list[list[int]]) -> list[int]:
     return [row for batch in rows for row in batch]
 
 
+@pytest.mark.representatives("MapDataset", "IterDataset, threads", "DataLoader")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_epoch_has_every_row_once_in_the_order_of_grain(kind: str) -> None:
     rows = read(batches_of(KINDS[kind]()))
@@ -111,6 +112,7 @@ def test_an_epoch_has_every_row_once_in_the_order_of_grain(kind: str) -> None:
     assert rows == read(batches_of(KINDS[kind]()))  # two runs agree
 
 
+@pytest.mark.representatives("2-MapDataset", "2-IterDataset, no threads", "2-DataLoader")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_resuming_at_every_batch_gives_the_rest_of_the_epoch(kind: str, epoch: int) -> None:
@@ -278,6 +280,7 @@ def test_a_folder_is_a_source_for_grain(tmp_path: Path) -> None:
     assert sorted(rows) == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["MapDataset", "DataLoader"])
 def test_fit_evaluate_and_predict_accept_grain(kind: str) -> None:
     model = compiled()

@@ -200,6 +200,7 @@ def test_only_images_have_no_labels(either: Any) -> None:
         fit(model, alone)
 
 
+@pytest.mark.representatives("stream")
 def test_a_model_trains_evaluates_and_predicts(either: Any) -> None:
     model = compiled()
     history = fit(model, either, epochs=2, validation_data=either)
@@ -306,6 +307,7 @@ def test_an_empty_split_raises() -> None:
         batches(table(3).select([]))
 
 
+@pytest.mark.slow
 def test_classes_can_be_weighed() -> None:
     history = fit(compiled(), table(12), class_weight={0: 2.0})
     assert np.isfinite(history.history["loss"]).all()
@@ -323,6 +325,7 @@ def renumbered(row: dict[str, Any]) -> dict[str, Any]:
     return {"digit": (row["digit"] + 1) % 3}
 
 
+@pytest.mark.representatives("<lambda>-37-4_0", "<lambda>-None-1_0", "<lambda>-37-1")
 @pytest.mark.parametrize(
     ("change", "examples", "shards"),
     [
@@ -394,6 +397,7 @@ def test_skip_and_take_of_a_split_have_no_common_rows(stream: IterableDataset) -
     assert flat(numbers(held_out.epoch(0))) == list(range(10))
 
 
+@pytest.mark.slow
 def test_two_readers_of_one_stream_do_not_disturb_each_other(tmp_path: Path) -> None:
     data = parquet(tmp_path, table(250))
     train, held_out = (batches(part, seed=None, options={"threads": 0}) for part in (data.skip(10), data.take(200)))
@@ -511,6 +515,7 @@ def test_an_error_of_the_stream_is_raised_during_reading(monkeypatch: pytest.Mon
     assert_same(*models)
 
 
+@pytest.mark.slow
 def test_augmentation_touches_training_only_and_is_seeded(stream: IterableDataset) -> None:
     def to_zero(key: jax.Array, x: Any, y: Any) -> Any:
         return x * 0, y
@@ -540,6 +545,7 @@ def test_the_last_partial_batch_is_trained_on(either: Any) -> None:
     assert len(seen) == 5  # 37 rows in batches of 8
 
 
+@pytest.mark.representatives("broken1")
 @pytest.mark.parametrize(
     "broken", [{"img": {5: None}}, {"img": {5: {"bytes": b"x", "path": None}}}, {"digit": {5: None}}]
 )

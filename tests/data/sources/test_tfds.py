@@ -98,6 +98,7 @@ EVERY_ROW = Counter((row, row % 3) for row in range(ROWS))
 # --- rows and their order ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.representatives("False-1", "True-1")
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("pad", [False, True])
 def test_an_epoch_has_every_row_once_and_resumes_at_any_batch(animals: Path, threads: int, pad: bool) -> None:
@@ -158,6 +159,7 @@ COLUMNS: dict[str, tuple[dict[str, Any], Any, dict[str, str], Any]] = {
 }
 
 
+@pytest.mark.representatives("the only ones of their kind", "declared", "a mask is no image", "two images", "no label")
 @pytest.mark.parametrize("case", COLUMNS)
 def test_columns_are_found_by_type_or_declaration_not_by_name(case: str, tmp_path: Path) -> None:
     columns, keys, asked, expected = COLUMNS[case]
@@ -336,6 +338,7 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
 # --- in fit -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_on_tfds_is_fit_on_the_same_arrays(animals: Path) -> None:
     train, test = (tfds("animals", split, data_dir=animals) for split in ("train", "test"))
     x, y, _ = train.take(slice(0, len(train)))
@@ -410,6 +413,7 @@ def test_original_files_become_the_official_dataset(
     assert ("Ankle boot" in (tfds(name, "train", data_dir=tmp_path / "tfds").classes or ())) is (name != "mnist")
 
 
+@pytest.mark.representatives("mnist_5k")
 @pytest.mark.parametrize("name", ["digits", "mnist_5k"])
 def test_bundled_datasets_become_tfds_datasets(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = resfit.data.load("digits")

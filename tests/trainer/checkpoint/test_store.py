@@ -109,6 +109,7 @@ def test_a_folder_without_a_readable_checkpoint_is_an_error(folder: Path) -> Non
         newest(folder)
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_unless_the_first_is_dead(folder: Path) -> None:
     program = (
         "import sys, pathlib; from resfit.trainer.checkpoint.store import CheckpointStore; "

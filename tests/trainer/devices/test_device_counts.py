@@ -111,6 +111,7 @@ def per_replica_by_hand(parts: int) -> tuple[float, dict[str, Any]]:
     return float(loss), after
 
 
+@pytest.mark.representatives("pmap")
 @pytest.mark.parametrize("kind", ["sharded", "pmap"])
 def test_per_replica_batch_norm_matches_its_definition(kind: str) -> None:
     x, y = far_apart()
@@ -128,6 +129,7 @@ def test_per_replica_batch_norm_matches_its_definition(kind: str) -> None:
     assert not np.allclose(now["conv.kernel"], values(whole.module)["conv.kernel"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
     class Masks(nnx.Module):
         def __init__(self, *, rngs: nnx.Rngs) -> None:
@@ -147,6 +149,7 @@ def test_the_parts_of_a_mapped_step_share_no_dropout_mask() -> None:
         assert model.train_on_batch(x, y, return_dict=True)["spread"] > 1e-3
 
 
+@pytest.mark.representatives("sharded-global")
 @pytest.mark.parametrize(
     ("kind", "batch_norm"),
     [

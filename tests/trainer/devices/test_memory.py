@@ -48,6 +48,7 @@ def test_the_step_is_compiled_once_for_the_summary_and_for_fit(capsys: pytest.Ca
     assert len(found) == 1
 
 
+@pytest.mark.representatives("sharded")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded", "pmap"])
 def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, untouched = compiled(dispatch=dispatch), compiled(dispatch=dispatch)
@@ -64,6 +65,7 @@ def test_nothing_of_the_model_changes(dispatch: str, capsys: pytest.CaptureFixtu
     assert where in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_images_of_either_kind_can_still_be_trained_on_after_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     model.summary((X.astype(np.uint8), Y))

@@ -29,6 +29,7 @@ def model_on(dispatch: str, **arguments: Any) -> Any:
     return compiled(TinyNet(rngs=nnx.Rngs(0)), dispatch=dispatch, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 4, 3))])
 def test_a_step_on_four_devices_is_the_step_on_one_also_where_four_does_not_divide_the_batch(n: int) -> None:
     one, four = model_on("jit"), model_on("sharded")
@@ -65,6 +66,7 @@ def test_the_module_of_a_run_on_four_devices_is_on_one_device() -> None:
     np.testing.assert_allclose(alone, model.predict(images(8), verbose=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_four_devices_a_fit_compiles_each_step_once_and_a_second_fit_nothing() -> None:
     model = model_on("sharded")
     arguments: dict[str, Any] = {"x": images(14), "y": labels(14), "validation_data": (images(9), labels(9))}
@@ -81,6 +83,7 @@ def brighter(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax
     return x + jax.random.uniform(key), y
 
 
+@pytest.mark.slow
 def test_eager_trains_the_same_and_compiles_nothing() -> None:
     # No BatchNorm: every operation of an eager step is compiled on its own, and a convolution's are slow to.
     jit, eager = (compiled(PlainNet(rngs=nnx.Rngs(0)), dispatch=kind, augment=brighter) for kind in ("jit", "eager"))
@@ -167,6 +170,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.representatives("in_a_context-auto")
 @pytest.mark.parametrize(
     ("choose", "dispatch"), [*CHOSEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
 )
@@ -197,6 +201,7 @@ def test_sharded_uses_all_devices_in_spite_of_a_chosen_device() -> None:
     assert context_of(model).placement.kind == "sharded"
 
 
+@pytest.mark.representatives("auto")
 @pytest.mark.parametrize("dispatch", ["auto", "jit"])
 def test_arrays_on_a_mesh_train_like_others(dispatch: str) -> None:
     """JAX's meshes are part of the types of arrays."""

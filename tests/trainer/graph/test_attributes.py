@@ -1,8 +1,7 @@
-"""Warnings of plain attributes that a call writes; attributes that Flax and resfit write give none."""
+"""Errors and warnings of plain attributes that a call writes; attributes that Flax and resfit write give none."""
 
 import dataclasses
 import functools
-import logging
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ import pytest
 from flax import linen, nnx
 
 import resfit
-from resfit.trainer.graph.attributes import watched
+from resfit.errors import ModuleError
+from resfit.trainer.graph.attributes import called
 from tests.helpers import PlainNet, compiled, images, labels
 
 
@@ -68,8 +68,9 @@ def create(self: Any, x: Any) -> None:
     self.shape = x.shape
 
 
-def nested(self: Any, x: Any) -> None:
-    self.inner["a", 1][0].calls = 1
+def nested_count(self: Any, x: Any) -> None:
+    part = self.inner["a", 1][0]
+    part.calls = getattr(part, "calls", 0) + 1
 
 
 def kept_as_it_was(self: Any, x: Any) -> None:
@@ -90,38 +91,89 @@ def compute_once(self: Any, x: Any) -> None:
     assert self.scale == 2.0
 
 
-WRITES = {count: "calls", keep: "last", switch: "flag", append: "seen", insert: "sizes", create: "shape",
-          nested: "inner.('a', 1).0.calls", kept_as_it_was: "", renew: "constants", set_mode: "",
-          compute_once: ""}  # fmt: skip
+def alternate(self: Any, x: Any) -> None:
+    self.flag = not self.flag
+
+
+def keep_inside(self: Any, x: Any) -> None:
+    self.sizes["last"] = [x.mean()]
+
+
+def cache(self: Any, x: Any) -> None:
+    if self.last is None:
+        self.last = tuple(range(x.shape[1]))
+
+
+def compute_again(self: Any, x: Any) -> None:
+    self.last = tuple(range(x.shape[1]))
+
+
+# The attribute that each write must name, in an error or in a warning.
+ERRORS = {count: "calls", keep: "last", append: "seen", nested_count: "inner.('a', 1).0.calls", alternate: "flag",
+          keep_inside: "sizes"}  # fmt: skip
+WARNINGS = {switch: "flag", insert: "sizes", create: "shape", renew: "constants", cache: "last",
+            compute_again: "last"}  # fmt: skip
+SILENT_WRITES = [kept_as_it_was, set_mode, compute_once]
+
+
+def written(write: Any) -> Any:
+    return type("Net", (Writes,), {"write": write})()
 
 
 def warned(log: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in log.records if "plain attribute" in record.getMessage()]
 
 
-@pytest.mark.parametrize("write", WRITES)
-def test_a_call_that_writes_a_plain_attribute_warns_and_names_it(write: Any, caplog: pytest.LogCaptureFixture) -> None:
-    module = type("Net", (Writes,), {"write": write})()
-    with caplog.at_level(logging.WARNING, "resfit"), watched(module):
-        module(images(2))
-    expected = f"writes the plain attribute {WRITES[write]!r}"
-    messages = warned(caplog)
-    assert len(messages) == bool(WRITES[write])
-    assert all(expected in message and "nnx.Variable" in message for message in messages)
+def call_in_trace(write: Any) -> None:
+    graph, state = nnx.split(written(write))
+
+    def run(state: Any, x: Any) -> Any:
+        return called(lambda: nnx.merge(graph, state), lambda module: module(x))[1]
+
+    jax.eval_shape(run, state, images(2))
+
+
+@pytest.mark.parametrize("write", ERRORS)
+def test_a_call_that_writes_an_array_or_another_value_each_time_raises(write: Any) -> None:
+    with pytest.raises(ModuleError) as error:
+        call_in_trace(write)
+    assert f"writes the plain attribute {ERRORS[write]!r}" in str(error.value)
+    assert "nnx.Variable" in str(error.value)
+
+
+@pytest.mark.parametrize("write", WARNINGS)
+def test_a_call_that_writes_the_same_value_each_time_warns(write: Any, caplog: pytest.LogCaptureFixture) -> None:
+    call_in_trace(write)
+    assert len(warned(caplog)) == 1
+    assert f"writes the plain attribute {WARNINGS[write]!r}" in warned(caplog)[0]
+
+
+@pytest.mark.parametrize("write", SILENT_WRITES)
+def test_modes_cached_properties_and_equal_values_are_silent(write: Any, caplog: pytest.LogCaptureFixture) -> None:
+    call_in_trace(write)
+    assert not warned(caplog)
 
 
 @pytest.mark.parametrize("dispatch", ["jit", pytest.param("eager", marks=pytest.mark.slow)])
-def test_training_evaluation_and_prediction_each_warn_once_of_a_counter(
-    dispatch: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = compiled(type("Net", (Writes,), {"write": count})(), dispatch=dispatch)
+@pytest.mark.parametrize("write", [count, pytest.param(keep, marks=pytest.mark.slow)])
+def test_training_evaluation_and_prediction_raise_for_a_counter(write: Any, dispatch: str) -> None:
+    model = compiled(written(write), dispatch=dispatch)
+    for call in (model.train_on_batch, model.test_on_batch, lambda x, y: model.predict_on_batch(x)):
+        for _ in range(2):  # the error must not be lost with the trace
+            with pytest.raises(ModuleError, match=f"plain attribute.*'{ERRORS[write]}'.*nnx.Variable"):
+                call(images(4), labels(4))
+    assert model.module.calls == 0
+
+
+@pytest.mark.parametrize("dispatch", ["jit", pytest.param("eager", marks=pytest.mark.slow)])
+def test_a_cache_warns_once_in_each_kind_of_step(dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = compiled(written(cache), dispatch=dispatch)
     for call in (model.train_on_batch, model.test_on_batch, lambda x, y: model.predict_on_batch(x)):
         caplog.clear()
         for _ in range(2):
             call(images(4), labels(4))
         assert len(warned(caplog)) == 1
-        assert "before 0, after 1" in warned(caplog)[0]
-    assert model.module.calls == 0
+        assert "before None, after (0, 1, 2, 3, 4, 5, 6, 7)" in warned(caplog)[0]
 
 
 class KeepsIntermediates(nnx.Module):
@@ -160,16 +212,19 @@ SILENT = {
 }  # fmt: skip
 
 
+@pytest.mark.representatives("batch_norm", "intermediate", "linen", "resfit")
 @pytest.mark.parametrize("name", SILENT)
 def test_attributes_that_flax_layers_write_do_not_warn(name: str, caplog: pytest.LogCaptureFixture) -> None:
     make, shape = SILENT[name]
     graph, state = nnx.split(make())
 
-    def call(state: Any, x: Any) -> Any:
+    def make(state: Any) -> Any:
         module: Any = nnx.merge(graph, state)
         module.train()
-        with watched(module):
-            return module(x)
+        return module
+
+    def call(state: Any, x: Any) -> Any:
+        return called(lambda: make(state), lambda module: module(x))[1]
 
     jax.eval_shape(call, state, jnp.ones(shape))
     assert not warned(caplog)

@@ -117,6 +117,7 @@ def test_prediction_and_evaluation_do_not_change_a_module_of_all_containers(trai
     assert_same(values(trained.module), before)
 
 
+@pytest.mark.representatives("raw")
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_arrays_in_any_container_are_saved_and_loaded(trained: Any, weights: str, tmp_path: Path) -> None:
     trained.save(tmp_path / "net.safetensors", weights=weights)
@@ -126,6 +127,7 @@ def test_arrays_in_any_container_are_saved_and_loaded(trained: Any, weights: str
     assert type(loaded.module.struct) is Record
 
 
+@pytest.mark.slow
 def test_arrays_in_any_container_are_found_when_compiled_again() -> None:
     model = compiled(Holder())
     model.train_on_batch(images(8), labels(8))

@@ -1,6 +1,8 @@
 """Frozen parts do not train, and nothing else stops training."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +12,9 @@ from flax import nnx
 import resfit
 from resfit import optimizers
 from resfit.errors import CompileError, ModuleError, NotCompiledError
+from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import Freeze
-from tests.helpers import CLASSES, TinyNet, compiled, differ, images, labels, state_of, values
+from tests.helpers import CLASSES, TinyNet, assert_same, compiled, differ, fit, images, labels, state_of, values
 
 
 def moved(module: nnx.Module, before: dict[str, np.ndarray]) -> set[str]:
@@ -91,6 +93,7 @@ def test_freeze_takes_effect_at_the_next_compile_and_fit_raises_before_it() -> N
         model.fit(images(8), labels(8), verbose=0)
 
 
+@pytest.mark.slow
 def test_freezing_nothing_trains_everything_again() -> None:
     net = TinyNet(rngs=nnx.Rngs(0))
     trained(net, "conv", "norm")
@@ -147,6 +150,7 @@ def test_freezing_the_second_path_keeps_a_tied_kernel_and_the_statistics_of_a_sh
     assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias"}
 
 
+@pytest.mark.slow
 def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
     module = TiedNet()
     before = values(module)
@@ -155,3 +159,97 @@ def test_a_learning_rate_by_part_matches_every_path_of_a_tied_kernel() -> None:
         images(8), labels(8)
     )
     assert differ(before, values(module)) == {"b.bias", "head.kernel", "head.bias", "norm.mean", "norm.var"}
+
+
+# --- filters of NNX ---------------------------------------------------------------------------------------------------
+
+
+class Adapted(nnx.Module):
+    """A network with two LoRA adapters, a BatchNorm and a Dropout."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rngs = nnx.Rngs(seed)
+        self.dense = nnx.LoRALinear(64, 4, lora_rank=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.9, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.LoRA(4, 2, CLASSES, base_module=nnx.Linear(4, CLASSES, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.dropout(self.norm(self.dense(x.reshape(x.shape[0], -1)))))
+
+
+ADAPTERS = {"dense.lora.lora_a", "dense.lora.lora_b", "head.lora_a", "head.lora_b"}
+BASE = {"dense.kernel", "dense.bias", "norm.scale", "norm.bias", "head.base_module.kernel", "head.base_module.bias"}
+STATISTICS = {"norm.mean", "norm.var"}
+EVERYTHING = ADAPTERS | BASE | STATISTICS
+
+FILTERS: list[tuple[Any, set[str]]] = [
+    (nnx.Not(nnx.LoRAParam), BASE | STATISTICS),
+    (nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)), BASE),
+    (nnx.LoRAParam, ADAPTERS),
+    (nnx.PathContains("dense"), {name for name in EVERYTHING if name.startswith("dense")}),
+    (lambda path, variable: path[-1] == "bias", {name for name in EVERYTHING if name.endswith("bias")}),
+    (nnx.Any(nnx.BatchStat, nnx.PathContains("head")), STATISTICS | {name for name in EVERYTHING if "head" in name}),
+    ([nnx.BatchStat, nnx.LoRAParam], STATISTICS | ADAPTERS),
+    (..., EVERYTHING),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), FILTERS, ids=lambda value: repr(value)[:40])
+def test_a_filter_of_nnx_freezes_the_variables_that_it_matches(given: Any, expected: set[str]) -> None:
+    def frozen(*filters: Any, batch_norm: bool = True) -> set[str]:
+        freeze = Freeze.of(filters, batch_norm=batch_norm)
+        hash(freeze)
+        return {slot.name for slot in plan_module(Adapted(), freeze).slots if slot.frozen}
+
+    assert frozen(given) == expected
+    assert frozen(given, batch_norm=False) == expected - STATISTICS
+    assert frozen(given, "norm") == expected | STATISTICS | {"norm.scale", "norm.bias"}
+
+
+@pytest.mark.parametrize("given", [("norm",), ("norm.*",), (nnx.PathContains("norm"),), (nnx.BatchStat,)])
+def test_a_norm_whose_statistics_are_all_frozen_normalizes_by_them(given: tuple[Any, ...]) -> None:
+    module = TinyNet(rngs=nnx.Rngs(0))
+    plan = plan_module(module, Freeze.of(given, batch_norm=True))
+    params, carried = (
+        [dict(nnx.to_flat_state(nnx.state(module)))[slot.path][...] for slot in plan.slots if slot.kind == kind]
+        for kind in ("param", "carried")
+    )
+    train = plan.assemble(params, carried, jax.random.key(0), train=True)
+    assert train.norm.use_running_average
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["conv", "norm"], r"one argument for each pattern: freeze\(\*\['conv', 'norm'\]\)"),
+        (nnx.BatchNorm, "the class BatchNorm.*filters of NNX on Variables"),
+        (nnx.Linear(1, 1, rngs=nnx.Rngs(0)), "an object of Linear.*dotted paths"),
+        (3, "an object of int"),
+        (nnx.LoRAParam, r"No Variable.*LoRAParam.*its Variables are \['BatchStat', 'Param'\].*'conv', 'head', 'norm'"),
+    ],
+)
+def test_a_filter_that_cannot_match_raises_and_names_what_would(given: Any, words: str) -> None:
+    with pytest.raises(ModuleError, match=words):
+        resfit.Model(TinyNet(rngs=nnx.Rngs(0))).freeze(given)
+
+
+def adapters_only(seed: int = 0) -> resfit.Model:
+    model = resfit.Model(Adapted(seed))
+    model.freeze(nnx.Not(nnx.LoRAParam))
+    model.compile("adam", learning_rate=0.05, dispatch="jit")
+    return model
+
+
+def test_a_lora_run_trains_only_the_adapters_and_is_saved_and_resumed(tmp_path: Path) -> None:
+    x, y = images(8), labels(8)
+    whole, model, again = adapters_only(), adapters_only(), adapters_only(seed=1)
+    before = values(whole.module)
+    fit(whole, x, y, epochs=2)
+    assert differ(before, values(whole.module)) == ADAPTERS
+    fit(model, x, y, epochs=1, callbacks=[resfit.callbacks.Checkpoint(tmp_path / "run")])
+    fit(again, x, y, epochs=2, callbacks=[resfit.callbacks.Checkpoint(tmp_path / "run")], resume=True)
+    assert_same(values(again.module), values(whole.module))
+    again.save(tmp_path / "net.safetensors")
+    loaded = resfit.load(tmp_path / "net.safetensors", module=Adapted(2))
+    assert_same(values(loaded.module), values(whole.module))

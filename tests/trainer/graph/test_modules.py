@@ -97,6 +97,7 @@ MODES = [
 ]
 
 
+@pytest.mark.representatives("Train", "Deterministic", "ModesOnly", "TrainReachesOnlyDropout")
 @pytest.mark.parametrize("kind", MODES)
 def test_a_module_trains_and_evaluates_in_the_right_mode_however_it_is_told(kind: Any) -> None:
     module = kind(rngs=nnx.Rngs(0))
@@ -117,6 +118,7 @@ def test_a_module_trains_and_evaluates_in_the_right_mode_however_it_is_told(kind
     assert model.evaluate(x, y, batch_size=8, verbose=0) != evaluated
 
 
+@pytest.mark.representatives("ModesOnly")
 @pytest.mark.parametrize("kind", [Train, ModesOnly])
 def test_dropout_is_on_in_training_with_another_mask_in_every_step(kind: Any) -> None:
     # With a learning rate of zero, the losses of two steps differ only by the mask.
@@ -178,6 +180,7 @@ def bare_call(module: nnx.Module, x: jax.Array) -> jax.Array:
     return module(x)
 
 
+@pytest.mark.slow
 def test_a_residual_network_trains_and_a_plain_call_of_it_still_evaluates() -> None:
     net = resfit.create_model("resnet20", num_classes=CLASSES, in_channels=1, depths=(1,), widths=(4,))
     model = compiled(net)
@@ -315,6 +318,7 @@ def test_a_parameter_that_the_call_rewrites_is_updated_from_its_new_value() -> N
     np.testing.assert_allclose(model.module.scale[...], [4 - 0.1 * 4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectral_norm_trains_and_evaluates_without_moving() -> None:
     class Spectral(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
@@ -379,6 +383,7 @@ def _plain_sgd() -> Any:
     return optax.sgd(0.1)
 
 
+@pytest.mark.slow
 def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden() -> None:
     block = resfit.nets.BasicBlock(1, 3, rngs=nnx.Rngs(0))
 

@@ -14,9 +14,11 @@ import resfit
 from resfit.errors import ModuleError
 from resfit.nets import Residual
 from resfit.nets.modes import MODE_KEYWORDS, in_mode, mode_keywords, switched
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import Convolutions, plan_module
-from resfit.trainer.graph.slots import NOTHING_FROZEN, Freeze, module_leaves
+from resfit.trainer.graph.slots import module_leaves
 from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, values
+from tests.levels import only
 
 X = jnp.zeros((2, 4))
 KEY = jax.random.key(0)
@@ -218,6 +220,7 @@ def wrapped(module: linen.Module) -> Any:
     return nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)).lazy_init(images(2))
 
 
+@pytest.mark.representatives("<lambda>0-<lambda>1", "<lambda>1-<lambda>2")
 @pytest.mark.parametrize("make", [lambda: LinenNet(), lambda: LinenByField(True), lambda: LinenByField(False)])
 @pytest.mark.parametrize("outer", [lambda part: part, lambda part: nnx.Sequential(part)])
 def test_a_wrapped_linen_module_drops_only_in_training(make: Any, outer: Any) -> None:
@@ -247,6 +250,57 @@ def test_a_wrapped_linen_module_trains_as_by_hand_and_keeps_its_statistics(tmp_p
     assert_same(
         resfit.load(tmp_path / "net.safetensors", module=wrapped(LinenNet())).get_weights(), model.get_weights()
     )
+
+
+class Counting(linen.Module):
+    """A network with a collection of its own, and no other state."""
+
+    @linen.compact
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        calls = self.variable("counts", "calls", lambda: jnp.zeros((), jnp.int32))
+        if train:
+            calls.value = calls.value + 1
+        self.sow("intermediates", "inputs", x)
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1)))
+
+
+LINEN = {"batch_stats": LinenNet, "a custom collection": Counting}
+
+
+@pytest.mark.parametrize("name", only(["a custom collection"], LINEN))
+def test_a_linen_module_is_resumed_and_exported_with_its_collections(name: str, tmp_path: Path) -> None:
+    def model() -> Any:
+        return compiled(wrapped(LINEN[name]()))
+
+    checkpoint = lambda: [resfit.callbacks.Checkpoint(tmp_path / "run")]  # noqa: E731
+    whole, again = model(), model()
+    fit(whole, images(8), labels(8), epochs=2)
+    fit(model(), images(8), labels(8), callbacks=checkpoint())
+    fit(again, images(8), labels(8), epochs=2, callbacks=checkpoint(), resume=True)
+    assert_same(again.get_weights(), whole.get_weights())
+    if name != "batch_stats":
+        assert int(whole.module.calls[...]) == 2
+    whole.export(tmp_path / "net.npz")
+    predicted = whole.predict(images(4), verbose=0)
+    np.testing.assert_allclose(resfit.load_exported(tmp_path / "net.npz")(images(4)), predicted, atol=1e-5)
+
+
+def test_a_linen_module_with_a_custom_collection_is_examined() -> None:
+    model = compiled(wrapped(Counting()))
+    assert resfit.doctor(model, images(16), labels(16))["blocks"].status == "skipped"
+    with pytest.raises(ModuleError, match="recalibrate does not read those of Linen modules"):
+        resfit.recalibrate(model, images(16))
+
+
+def test_a_linen_module_that_sows_into_another_collection_raises_and_names_intermediates() -> None:
+    class Sowing(linen.Module):
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            self.sow("losses", "size", jnp.mean(x))
+            return linen.Dense(3)(x.reshape(x.shape[0], -1))
+
+    with pytest.raises(ModuleError, match=r"'size' \(losses\) holds a tuple.*'intermediates'"):
+        resfit.Model(wrapped(Sowing()))
 
 
 def test_a_frozen_linen_batch_norm_keeps_its_statistics_and_normalizes_by_them() -> None:

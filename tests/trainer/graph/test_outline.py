@@ -13,6 +13,7 @@ import resfit
 from resfit.errors import ModuleError
 from resfit.trainer.graph.outline import Outline
 from resfit.trainer.graph.slots import module_leaves
+from tests import levels
 from tests.helpers import TinyNet, compiled, images
 from tests.variants import VARIANTS, network
 
@@ -40,12 +41,10 @@ def test_a_change_is_detected(change: str) -> None:
     assert not outline.is_unchanged()
 
 
-REPRESENTATIVES = {"basic, option A", "SE", "D", "wide, dropout", "group norm"}
+SLOW = {"basic, option A", "SE", "D", "group norm"}
 
 
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name not in REPRESENTATIVES)) for name in VARIANTS]
-)
+@pytest.mark.parametrize("variant", levels.only(["wide, dropout"], VARIANTS, SLOW))
 def test_its_leaves_are_those_of_the_module_with_current_values(variant: str) -> None:
     module = network(variant)
     outline = Outline(module)

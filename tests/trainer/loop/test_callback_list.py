@@ -1,6 +1,9 @@
 """Hooks fire as in Keras, and a log costs nothing until it is read."""
 
+import copy
+import json
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -445,6 +448,41 @@ def test_a_log_is_computed_once_and_holds_python_floats() -> None:
     assert logs.ready()
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda logs: json.loads(json.dumps(logs)),
+        lambda logs: json.loads(json.dumps(logs, indent=1)),
+        lambda logs: logs.copy(),
+        copy.copy,
+        copy.deepcopy,
+        lambda logs: pickle.loads(pickle.dumps(logs)),
+        lambda logs: logs | {},
+        lambda logs: {} | logs,
+        lambda logs: {**logs},
+        lambda logs: dict(logs.items()),
+        lambda logs: dict(zip(logs.keys(), logs.values(), strict=True)),
+        lambda logs: {} if logs != logs.copy() else dict(logs),
+        lambda logs: {name: logs.pop(name) for name in list(logs)},
+        lambda logs: {name: logs.setdefault(name, 0) for name in reversed(logs)},
+    ],
+)
+def test_a_log_that_was_not_read_works_in_place_of_a_dict(use: Any) -> None:
+    logs, _ = lazy(loss=1.5, matrix=np.eye(2))  # type: ignore[arg-type]
+    assert isinstance(logs, dict)
+    assert use(logs) == {"loss": 1.5, "matrix": [[1.0, 0.0], [0.0, 1.0]]}
+
+
+def test_a_log_can_be_updated_in_place_by_every_method_of_a_dict() -> None:
+    logs, computed = lazy(loss=1.5, accuracy=0.25)
+    logs |= {"a": 1}
+    logs.update(loss=2.0)
+    assert computed == []
+    assert logs.popitem() == ("a", 1)
+    logs.clear()
+    assert (logs, len(logs), bool(logs)) == ({}, 0, False)
+
+
 def test_logs_that_a_callback_keeps_read_correctly_many_steps_later() -> None:
     class Keeps(Callback):
         def __init__(self) -> None:
@@ -463,6 +501,7 @@ def test_logs_that_a_callback_keeps_read_correctly_many_steps_later() -> None:
     assert [(logs["loss"], logs.batch_loss) for logs in keeps.kept] == now.kept
 
 
+@pytest.mark.slow
 def test_a_long_step_still_runs_when_its_hook_fires_and_is_done_after_a_read() -> None:
     class Heavy(PlainNet):
         def __call__(self, x: jax.Array) -> jax.Array:

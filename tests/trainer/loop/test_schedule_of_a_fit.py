@@ -31,6 +31,7 @@ def test_a_named_schedule_spans_the_epochs_and_starts_again_with_the_next_fit_wi
     np.testing.assert_allclose(rates.values, expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_schedule_object_has_options_and_initial_epoch_begins_in_the_middle() -> None:
     rates = Rates()
     schedule = resfit.schedules.Cosine(peak=0.4)

@@ -47,6 +47,7 @@ def trained_without() -> resfit.Model:
     return model
 
 
+@pytest.mark.slow
 def test_averages_change_nothing_that_is_trained_and_are_used_only_on_request() -> None:
     plain, averaged = trained_without(), compiled(ema=DECAY)
     fit(averaged, X, Y, epochs=2)
@@ -130,6 +131,7 @@ class HalfNet(nnx.Module):
         return self.head(x.reshape(x.shape[0], -1))
 
 
+@pytest.mark.representatives("accumulation", "frozen norm whose statistics move")
 @pytest.mark.parametrize(
     ("kind", "frozen", "arguments", "skipped"),
     [
@@ -163,6 +165,7 @@ def test_the_average_matches_numpy_for_every_way_to_train(
     assert any((average != raw).any() for average, raw in zip(model.get_weights("ema"), watch.raw[-1], strict=True))
 
 
+@pytest.mark.slow
 def test_an_average_of_bfloat16_parameters_moves_by_less_than_their_rounding() -> None:
     """A tenth of the distance from 1 to 1 + 2^-5 is less than half the spacing of bfloat16 there, 2^-8."""
     model = compiled(HalfNet(rngs=nnx.Rngs(0)), ema=0.9, learning_rate=0.0)
@@ -212,6 +215,7 @@ def load(model: resfit.Model, other: Any) -> None:
     resfit.weights.load(model.module, "other.safetensors")
 
 
+@pytest.mark.representatives("set_all", "update")
 @pytest.mark.parametrize("how", [set_all, update, load])
 def test_averages_start_again_at_weights_that_are_set(how: Any) -> None:
     """Statistics that are equal in both networks keep their averages: the assignment does not change them."""

@@ -111,6 +111,7 @@ def test_a_state_that_a_step_failed_to_compute_is_made_again(monkeypatch: pytest
     assert_same(model.get_weights(), held)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # one device and four return the same bits of optimized code alone
 @pytest.mark.parametrize("kernels", ["xla", "auto"])
 def test_compiled_programs_hold_no_weights(kernels: str) -> None:

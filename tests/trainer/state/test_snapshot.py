@@ -20,6 +20,7 @@ def everything(model: resfit.Model) -> list[np.ndarray]:
     return [np.array(leaf) for leaf in state_of(model).leaves]
 
 
+@pytest.mark.representatives("jit")
 @pytest.mark.parametrize("dispatch", ["jit", "sharded"])
 def test_restore_returns_to_the_snapshot_every_time(dispatch: str) -> None:
     model = plain(dispatch=dispatch, ema=0.9)
