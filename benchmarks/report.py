@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-NOT_DRAWN = ("devices", "zoo")  # for information, and too many
+NOT_DRAWN = ("devices", "feeding", "zoo")  # for information, and too many
 NO_GPU = "no gpu"  # the section of the row for a missing GPU
 COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
 CONTESTANTS = {  # beginning of a row's `what` -> color

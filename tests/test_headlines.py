@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import headlines, report
+from benchmarks.__main__ import main
 from benchmarks.commits import History
 from benchmarks.groups import GROUPS
 from benchmarks.report import Measured
@@ -159,6 +160,13 @@ def test_files_that_are_not_committed_are_named(tree: Tree) -> None:
     tree.write("code/new.py", "")
     tree.write("other.py", "3")
     assert history.uncommitted(["code"]) == ["code/new.py"]
+
+
+def test_a_run_that_stores_rows_needs_committed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(History, "uncommitted", lambda self, paths: [paths[0]])
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--only", "host"])
+    with pytest.raises(SystemExit, match="resfit/callbacks: not committed"):
+        main()
 
 
 def test_a_hook_of_git_does_not_select_the_repository(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
