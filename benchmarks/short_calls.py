@@ -33,7 +33,7 @@ def rows(platform: str, quick: bool) -> list[Row]:
     return found
 
 
-def measure(platform: str, rounds: int) -> dict[str, list[interleaved.Milliseconds]]:
+def measure(platform: str, rounds: int, calls: int = CALLS) -> dict[str, list[interleaved.Milliseconds]]:
     """Return the milliseconds of a call of each contestant, by round."""
     problem = problems.problem(platform, "tiny", STEPS)
     (x, y), batch = problems.images(problem), problem.batch
@@ -52,9 +52,9 @@ def measure(platform: str, rounds: int) -> dict[str, list[interleaved.Millisecon
 
     def often(call):
         def run() -> None:
-            for _ in range(CALLS):
+            for _ in range(calls):
                 call()
 
         return run
 
-    return interleaved.measure({name: often(call) for name, call in contestants.items()}, rounds, CALLS)
+    return interleaved.measure({name: often(call) for name, call in contestants.items()}, rounds, calls)

@@ -158,3 +158,17 @@ def test_compilations_are_counted() -> None:
     counts = ask("benchmarks.compilations:counts")
     assert counts["all"] >= counts["train"] + counts["evaluate"]
     assert (counts["later"], counts["second"]) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("checkpoints:measure", {"platform": "cpu", "name": "tiny", "rounds": 1}),
+        ("feeding:measure", {"shape": [4, 8, 8, 3], "dtype": "uint8", "batches": 2, "rounds": 1}),
+        ("long_fit:measure", {"platform": "cpu", "name": "tiny", "epochs": 3, "steps": 2, "cache": "device"}),
+        ("short_calls:measure", {"platform": "cpu", "rounds": 1, "calls": 2}),
+    ],
+)
+def test_a_group_that_uses_parts_of_the_trainer_runs(function: str, arguments: dict[str, Any]) -> None:
+    assert ask(f"benchmarks.{function}", {"XLA_FLAGS": ""}, **arguments)
