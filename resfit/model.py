@@ -96,8 +96,8 @@ class Model(ModelFiles):
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
-            output sigmoid cross-entropy; anything ambiguous raises. Or a name; or a function of (logits, labels), or of
-            (y_true, y_pred), that returns one value per example. The reported loss is sum(weight * loss) / examples.
+            output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
+            (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
             For several outputs of the module a dict or list of these, by output; None for no loss.
           metrics: "auto" is accuracy for class labels; or a list or dict of names, clu.metrics.Metric classes, or
             functions like those of `loss`, unweighted. For several outputs a dict or list of these, by output.
@@ -211,7 +211,7 @@ class Model(ModelFiles):
             are mapped by name to those of the training data, if both have names.
           shuffle: True for a new order in every epoch, made from (seed, epoch).
           class_weight: class number -> weight of its examples in the loss.
-          sample_weight: (examples,) weight of each example in the loss; a dict or tuple of such for losses by output.
+          sample_weight: (examples,) weight of each example, or of each pixel; a dict or tuple for losses by output.
           initial_epoch: the number of the first epoch, where schedules begin.
           steps_per_epoch: batches in an epoch; passes over the data follow one another without a gap. None: one pass.
           validation_steps: batches of a validation, from the first; None for all.
@@ -291,7 +291,7 @@ class Model(ModelFiles):
         compiled = self._control.require_compiled("evaluate")
         self._context.state.check_structure()
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
-        data = relabeled(data, self.class_names, "x")
+        data = relabeled(data, self.class_names, "x", self._learned.labels.ignore_index)
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
@@ -325,9 +325,9 @@ class Model(ModelFiles):
           steps: the number of batches, from the first; None for all.
           callbacks: whose on_predict_* hooks are called.
           outputs: "logits", as the module returns them; "probabilities", their softmax, or sigmoid for a single output
-            and for a multi-label model; "labels", the most probable class, or for a multi-label model (examples,
-            labels) of 0 and 1; "embedding", the result of the module's method `embed`, for resfit's networks the
-            pooled features. See `multi_label`.
+            and for a multi-label model; "labels", the most probable class, of the example or each pixel, or for a
+            multi-label model (examples, labels) of 0 and 1; "embedding", the result of the module's method `embed`, for
+            resfit's networks the pooled features. See `multi_label`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
 
         Returns:

@@ -266,6 +266,10 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`metrics=['recall']`": "Recall BinaryRecall MulticlassRecall MultilabelRecall recall_score",
         "`metrics=['f1']`": "F1 F1Score BinaryF1Score MulticlassF1Score MultilabelF1Score fbeta_score",
         "`metrics=['confusion_matrix']`": "ConfusionMatrix BinaryConfusionMatrix MulticlassConfusionMatrix",
+        "`metrics={'mean_iou': resfit.metrics.mean_iou(num_classes)}`": (
+            "MeanIoU IoU OneHotMeanIoU OneHotIoU BinaryIoU JaccardIndex BinaryJaccardIndex MulticlassJaccardIndex "
+            "MultilabelJaccardIndex jaccard_score jaccard miou"
+        ),
         "`metrics=['calibration_error']`": "CalibrationError BinaryCalibrationError MulticlassCalibrationError ece",
         "`metrics=['cross_entropy']`": (
             "CrossEntropy BinaryCrossentropy CategoricalCrossentropy SparseCategoricalCrossentropy log_loss"

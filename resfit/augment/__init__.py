@@ -3,7 +3,8 @@
 An augmentation is a function (key, x, y) -> (x, y) of one batch. It runs before `preprocess`, and only in training. All
 randomness comes from the key, which depends only on the seed and the step. `compile(augment=...)` takes a function, a
 sequence of functions, or the name of a preset. The augmentations of this subpackage keep the dtype of the images, uint8
-or float, and draw random numbers for each image; `mixup` and `cutmix` draw one share for the whole batch.
+or float, move masks (batch, height, width) like the images, and draw random numbers for each image; `mixup` and
+`cutmix` draw one share for the whole batch.
 """
 
 from typing import TYPE_CHECKING

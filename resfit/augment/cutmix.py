@@ -13,7 +13,8 @@ def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
 
     One rectangle is drawn for the whole batch. Its share of the area is 1 minus a number from Beta(alpha, alpha), and
     its center is uniform. The rectangle is clipped to the image, and the labels are mixed by the area that remains. The
-    source's code, timm and torchvision's `CutMix` do the same. Labels are treated as in `mixup`.
+    source's code, timm and torchvision's `CutMix` do the same. Labels are treated as in `mixup`; the rectangle of a
+    mask is pasted like that of its image.
 
     Source: Yun et al. (arXiv 1905.04899).
 
@@ -31,7 +32,7 @@ def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
       >>> bool(jnp.allclose(mixed.mean(axis=(1, 2, 3)), targets[:, 1]))
       True
     """
-    return Mixing(_cutmix, alpha, num_classes)
+    return Mixing(_cutmix, alpha, num_classes, moves_pixels=True)
 
 
 def _cutmix(key: jax.Array, x: jax.Array, partners: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:

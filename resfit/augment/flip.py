@@ -7,7 +7,7 @@ from resfit.augment.transform import ImageTransform, draw, image_transform, requ
 
 
 def flip(probability: float = 0.5) -> ImageTransform:
-    """Return an augmentation that mirrors each image left to right with a probability.
+    """Return an augmentation that mirrors each image, and its mask, left to right with a probability.
 
     Do not use it for digits, letters or road signs. The same as torchvision's `RandomHorizontalFlip` and Keras's
     `RandomFlip("horizontal")`.
@@ -24,7 +24,7 @@ def flip(probability: float = 0.5) -> ImageTransform:
       Array([3., 2., 1.], dtype=float32)
     """
     require_share("flip", "probability", probability)
-    return image_transform(_flip, probability=probability)
+    return image_transform(_flip, _flip, probability=probability)
 
 
 def _flip(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:

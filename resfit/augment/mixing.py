@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int
+from resfit._utils.jax_switches import implicit_promotion
+from resfit.augment.masks import is_mask, moved
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, LabelError
 
@@ -25,11 +27,13 @@ class Mixing:
       mix: a function (key, x, partners, alpha) -> (mixed x, share of x); the share is () float32.
       alpha: the parameter of the Beta(alpha, alpha) distribution of the share.
       num_classes: the number of classes of integer labels; None until `compile` sets it.
+      moves_pixels: True if every pixel of the result is one of an image, so that masks move alike.
     """
 
     mix: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
     alpha: float
     num_classes: int | None
+    moves_pixels: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
@@ -40,15 +44,20 @@ class Mixing:
                 "outputs, or None to take it from the network."
             )
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the mixed images, in the same shape and dtype, and float32 targets.
+        """Return the mixed images, in the same shape and dtype, and float32 targets, or masks whose pixels moved alike.
 
         Raises:
-          LabelError: if there are no labels, or if the number of classes is unknown.
+          LabelError: if there are no labels, if the number of classes is unknown, or for masks whose pixels blend.
         """
         x = as_images(self._name, x)
+        if is_mask(y) and self.moves_pixels:
+            mixed, _ = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+            return mixed, moved(self._name, y, x, lambda m: self.mix(key, m, jnp.roll(m, 1, axis=0), self.alpha)[0])
         y = self._targets(y)
         x, share = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+        share = share.astype(jnp.float32)  # float64 in JAX's 64-bit mode
         return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
 
     def for_classes(self, num_classes: int | None) -> Self:
@@ -68,6 +77,11 @@ class Mixing:
             raise LabelError(
                 f"augment.{self._name} mixes labels and got {'none' if y is None else f'a {type(y).__name__}'}. "
                 "Expected one array: class numbers (batch,) or targets."
+            )
+        if is_mask(y) and not jnp.issubdtype(y.dtype, jnp.floating) and (y.ndim == 3 or y.shape[3] == 1):
+            raise LabelError(
+                f"augment.{self._name} blends images, and got masks of shape {y.shape}, {y.dtype}. Expected one label "
+                "per example: a blended pixel has no class number. Use augment.cutmix(), which moves pixels and masks."
             )
         column = y.ndim == 1 or y.shape[1:] == (1,)
         class_numbers = jnp.issubdtype(y.dtype, jnp.integer) and column and self.num_classes != 1

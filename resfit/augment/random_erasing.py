@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from resfit.augment.boxes import DRAWS, mask, random_boxes
+from resfit.augment.masks import fill_argument, filling
 from resfit.augment.transform import ImageTransform, draw, image_transform, require_range, require_share
 from resfit.errors import CompileError, DataError
 
@@ -16,6 +17,7 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 3.3),
     fill: float | tuple[float, ...] | str = 0.0,
+    mask_fill: int | None = None,
 ) -> ImageTransform:
     """Return an augmentation that fills a random rectangle of each image with a probability.
 
@@ -29,6 +31,8 @@ def random_erasing(
       ratio: the smallest and the largest width / height.
       fill: a value in the units of the images, one value per channel, or "noise" for a random value of every pixel and
         channel. Noise is uniform over 0 to 255 for uint8, and over 256 steps from 0 to 1 for floats.
+      mask_fill: the label of erased pixels of masks, such as 255 with `CrossEntropy(ignore_index=255)`. None keeps
+        their labels, as torchvision does.
 
     Raises:
       CompileError: for any other value.
@@ -49,7 +53,9 @@ def random_erasing(
                 f"augment.random_erasing got fill={fill!r}. Expected a number, one per channel, or 'noise'."
             )
         fill = tuple(float(value) for value in values)
-    return image_transform(_random_erasing, probability=probability, area=tuple(area), ratio=tuple(ratio), fill=fill)
+    arguments = {"probability": probability, "area": tuple(area), "ratio": tuple(ratio), "fill": fill}
+    erasing = None if mask_fill is None else _erase_masks
+    return image_transform(_random_erasing, erasing, **arguments, **fill_argument("random_erasing", mask_fill))
 
 
 def _random_erasing(
@@ -59,14 +65,41 @@ def _random_erasing(
     area: tuple[float, float],
     ratio: tuple[float, float],
     fill: tuple[float, ...] | str,
+    mask_fill: int | None = None,
 ) -> jax.Array:
-    n, height, width, _ = x.shape
     box_key, fill_key = jax.random.split(key) if fill == "noise" else (key, key)
-    uniform = draw(box_key, n, 1 + DRAWS)
+    erased = _erased(box_key, x.shape, probability, area, ratio)
+    return jnp.where(erased, _filling(fill_key, x, fill), x)
+
+
+def _erase_masks(
+    key: jax.Array,
+    masks: jax.Array,
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    fill: tuple[float, ...] | str,
+    mask_fill: int,
+) -> jax.Array:
+    box_key = jax.random.split(key)[0] if fill == "noise" else key
+    erased = _erased(box_key, masks.shape, probability, area, ratio)
+    return jnp.where(erased, filling("random_erasing", masks, mask_fill), masks)
+
+
+def _erased(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    probability: float,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> jax.Array:
+    """Return True for the pixels to erase, (n, height, width, 1)."""
+    n, height, width, _ = shape
+    uniform = draw(key, n, 1 + DRAWS)
     # A rectangle is smaller than the image in both directions.
     boxes, found = random_boxes(uniform[:, 1:], (height, width), (height - 1, width - 1), area, ratio)
     erased = found & (uniform[:, 0] < probability)
-    return jnp.where(mask(boxes, (height, width)) & erased[:, None, None, None], _filling(fill_key, x, fill), x)
+    return mask(boxes, (height, width)) & erased[:, None, None, None]
 
 
 def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax.Array:

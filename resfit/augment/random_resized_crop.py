@@ -19,9 +19,9 @@ def random_resized_crop(
     """Return an augmentation that crops each image at random and resizes the crop to `size`.
 
     The same as torchvision's `RandomResizedCrop`: the crop is the first of ten attempts at an area and a ratio that
-    fits, or else the largest allowed crop in the center. Resizing is bilinear, with antialiasing where it shrinks. Only
-    training images get this size. If you want another size in evaluation, resize the dataset to it. Source: Szegedy et
-    al. (arXiv 1409.4842), section 6.
+    fits, or else the largest allowed crop in the center. Resizing is bilinear, with antialiasing where it shrinks;
+    masks get the nearest pixel. Only training images get this size. If you want another size in evaluation, resize the
+    dataset to it. Source: Szegedy et al. (arXiv 1409.4842), section 6.
 
     Args:
       size: the size of the result in pixels: one number, or (height, width).
@@ -44,7 +44,7 @@ def random_resized_crop(
     require_range("random_resized_crop", "scale", scale, 1)
     require_range("random_resized_crop", "ratio", ratio, math.inf)
     sides = tuple(map(int, sides))
-    return image_transform(_random_resized_crop, size=sides, scale=tuple(scale), ratio=tuple(ratio))
+    return image_transform(_random_resized_crop, _crop_masks, size=sides, scale=tuple(scale), ratio=tuple(ratio))
 
 
 def _random_resized_crop(
@@ -52,6 +52,21 @@ def _random_resized_crop(
 ) -> jax.Array:
     crops = crops_of(draw(key, x.shape[0], DRAWS), (x.shape[1], x.shape[2]), scale, ratio)
     return like(resized(to_float(x), crops, size), x)
+
+
+def _crop_masks(
+    key: jax.Array, masks: jax.Array, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> jax.Array:
+    crops = crops_of(draw(key, masks.shape[0], DRAWS), (masks.shape[1], masks.shape[2]), scale, ratio)
+    rows, columns = nearest(crops.top, crops.height, size[0]), nearest(crops.left, crops.width, size[1])
+    masks = jnp.take_along_axis(masks, rows[:, :, None, None], axis=1)
+    return jnp.take_along_axis(masks, columns[:, None, :, None], axis=2)
+
+
+def nearest(start: jax.Array, length: jax.Array, size_out: int) -> jax.Array:
+    """Return the input pixel at the center of each output pixel, (n, size_out), for (n,) starts and lengths."""
+    centres = (2 * jnp.arange(size_out)[None, :] + 1) * length[:, None]  # in halves of an output pixel
+    return start[:, None] + centres // (2 * size_out)
 
 
 def crops_of(

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.jax_switches import implicit_promotion
+from resfit.augment.masks import moved
 from resfit.errors import CompileError, DataError, RankError
 
 Augment = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
@@ -16,12 +18,14 @@ Augment = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class ImageTransform:
-    """An augmentation that changes images and keeps labels. Equal objects compare equal.
+    """An augmentation that changes images, moves masks like them, and keeps other labels. Equal objects compare equal.
 
     Args:
       transform: a function (key, x, **arguments) -> x of images (batch, height, width, channels), uint8 or float. It
         keeps the dtype.
       arguments: names and values of the arguments of `transform`.
+      masks: a function (key, masks, **arguments) -> masks that moves masks (batch, height, width, channels), of any
+        dtype, like `transform` moves the images; None if every pixel keeps its place.
 
     Example:
       >>> from resfit import augment
@@ -34,15 +38,20 @@ class ImageTransform:
 
     transform: Callable[..., jax.Array]
     arguments: tuple[tuple[str, Any], ...]
+    masks: Callable[..., jax.Array] | None = None
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, Any]:
-        """Return the changed images, and the labels unchanged.
+        """Return the changed images, and the labels: masks with the pixels moved alike, others unchanged.
 
         Raises:
           RankError: if x is not a batch of images.
           DataError: if the images are neither uint8 nor floats.
+          LabelError: for masks of another size than the images.
         """
-        return self.transform(key, as_images(self._name, x), **dict(self.arguments)), y
+        x, arguments = as_images(self._name, x), dict(self.arguments)
+        changed, move = self.transform(key, x, **arguments), self.masks
+        return changed, y if move is None else moved(self._name, y, x, lambda masks: move(key, masks, **arguments))
 
     def __repr__(self) -> str:
         return f"{self._name}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
@@ -52,9 +61,11 @@ class ImageTransform:
         return self.transform.__name__.removeprefix("_")
 
 
-def image_transform(transform: Callable[..., jax.Array], **arguments: Any) -> ImageTransform:
-    """Return an `ImageTransform` of a function and its arguments."""
-    return ImageTransform(transform, tuple(arguments.items()))
+def image_transform(
+    transform: Callable[..., jax.Array], masks: Callable[..., jax.Array] | None = None, /, **arguments: Any
+) -> ImageTransform:
+    """Return an `ImageTransform` of a function of images, one of masks, and their arguments."""
+    return ImageTransform(transform, tuple(arguments.items()), masks)
 
 
 def as_images(name: str, x: Any) -> jax.Array:

@@ -9,19 +9,21 @@ import numpy as np
 
 from resfit.data.batches import Batch, Batches, classes_of
 from resfit.data.mapped import MappedBatches
+from resfit.data.values import is_one_hot
 from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
 _SHOWN = 10
 
 
-def relabeled(batches: Batches, classes: Sequence[str] | None, what: str) -> Batches:
+def relabeled(batches: Batches, classes: Sequence[str] | None, what: str, ignore_index: int | None = None) -> Batches:
     """Return the batches with the class numbers of `classes`, for evaluation.
 
     Args:
       batches: the data; returned unchanged if they have no class names.
       classes: the class names of the training data by number, or None if they are unknown.
       what: the argument that holds the data, for error messages.
+      ignore_index: the label of pixels without a class, which stays as it is; or None.
 
     Raises:
       DataError: if a class of the data is not among `classes`.
@@ -32,7 +34,7 @@ def relabeled(batches: Batches, classes: Sequence[str] | None, what: str) -> Bat
     check_known(theirs, classes, what)
     table = [list(classes).index(name) for name in theirs]
     _log.info("The class numbers of %s are mapped by name to those of the training data.", what)
-    return Relabeled(batches, table, tuple(classes))
+    return Relabeled(batches, table, tuple(classes), ignore_index)
 
 
 def check_known(theirs: Sequence[str], classes: Sequence[str], what: str) -> None:
@@ -60,11 +62,14 @@ class Relabeled(MappedBatches):
       batches: batches whose labels are class numbers or have one column per class.
       table: old class number -> new class number.
       names: the class names by new number.
+      ignore_index: a class number that stays as it is, or None.
     """
 
-    def __init__(self, batches: Batches, table: Sequence[int], names: tuple[str, ...]) -> None:
+    def __init__(
+        self, batches: Batches, table: Sequence[int], names: tuple[str, ...], ignore_index: int | None = None
+    ) -> None:
         super().__init__(batches, {"classes": list(table)})
-        self._table, self._names = np.asarray(table), names
+        self._table, self._names, self._ignore_index = np.asarray(table), names, ignore_index
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,9 +84,9 @@ class Relabeled(MappedBatches):
 
     def _renumbered(self, y: Any) -> np.ndarray:
         y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] == len(self._table) > 1:
-            columns = np.zeros((len(y), len(self._names)), y.dtype)
-            columns[:, self._table] = y
+        if y.ndim > 1 and y.shape[-1] == len(self._table) > 1 and (y.ndim == 2 or is_one_hot(y)):
+            columns = np.zeros((*y.shape[:-1], len(self._names)), y.dtype)
+            columns[..., self._table] = y
             return columns
         if y.dtype.kind not in "biu":
             raise DataError(
@@ -89,13 +94,15 @@ class Relabeled(MappedBatches):
                 "class numbers, or one column per class."
             )
         numbers = y.astype(np.int64)
+        ignored = np.zeros(y.shape, bool) if self._ignore_index is None else numbers == self._ignore_index
+        numbers = np.where(ignored, -1, numbers)
         if numbers.max(initial=0) >= len(self._table):
             raise DataError(
                 f"Got the class number {numbers.max()}, but the data have names for {len(self._table)} classes. "
                 f"Expected numbers from 0 to {len(self._table) - 1}. Correct the labels or the class names."
             )
         # Negative numbers, such as -1 for an unknown class, have no name; the losses raise for them.
-        renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], numbers)
+        renumbered = np.where(numbers >= 0, self._table[np.maximum(numbers, 0)], y)
         # At least 32 bits, because the new numbers may not fit into the 8 bits of the old ones.
         mapped: np.ndarray = renumbered.astype(np.int64 if y.dtype.itemsize > 4 else np.int32)
         return mapped

@@ -60,6 +60,16 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
+def is_one_hot(y: np.ndarray) -> bool:
+    """Return True if every row along the last axis has a 1 at one place and 0 elsewhere.
+
+    Example:
+      >>> is_one_hot(np.eye(3)), is_one_hot(np.array([[0, 2, 1]]))
+      (True, False)
+    """
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=-1, dtype=np.int64) == 1).all())
+
+
 def _check(name: str, array: Any, finite: bool, numbers: np.ndarray) -> None:
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     target = jax.dtypes.canonicalize_dtype(array.dtype)

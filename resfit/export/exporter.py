@@ -263,7 +263,7 @@ def _names(class_names: Sequence[str], program: jax.export.Exported, outputs: st
     shape = program.out_avals[0].shape
     if outputs != "labels" or len(shape) == 2:  # the labels of a multi-label model
         # A single logit means two classes.
-        expected = 2 if shape[1:] in ((), (1,)) else shape[-1]
+        expected = 2 if shape[1:][-1:] in ((), (1,)) else shape[-1]
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in names) or len(names) != expected:
         raise ExportError(
             f"export received class_names={class_names!r:.200}. Expected one text for each of the {expected} classes."

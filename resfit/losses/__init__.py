@@ -15,7 +15,7 @@ from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, Task, check_each_output, check_labels, multi_hot_row, one_hot, same_shape, task
-from resfit.losses.loss_names import LossArgument, check, get, multi_label, takes_labels
+from resfit.losses.loss_names import LossArgument, check, get, ignore_index, multi_label, takes_labels, weighted
 from resfit.losses.order import outputs_first
 from resfit.losses.predictions import (
     FINISHES,
@@ -62,6 +62,7 @@ __all__ = [
     "get",
     "hinge",
     "huber",
+    "ignore_index",
     "kl_divergence",
     "log_cosh",
     "mean_absolute_error",
@@ -77,6 +78,7 @@ __all__ = [
     "same_shape",
     "takes_labels",
     "task",
+    "weighted",
 ]
 
 if not TYPE_CHECKING:  # a type checker would accept every name

@@ -9,6 +9,7 @@ import optax
 from resfit.errors import CompileError, LabelError
 from resfit.losses.cross_entropy import check_smoothing
 from resfit.losses.labels import same_shape, task
+from resfit.losses.pixels import RowLoss, is_dense
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -29,8 +30,8 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class BinaryCrossEntropy:
+@dataclasses.dataclass(frozen=True, repr=False)
+class BinaryCrossEntropy(RowLoss):
     """A loss of one class against the rest, as in "ResNet strikes back".
 
     The loss reads class numbers, multi-label targets and the targets of mixup and CutMix. Class numbers become one-hot
@@ -48,6 +49,7 @@ class BinaryCrossEntropy:
         by the labels, and class numbers mean one class.
       reduction: "mean" or "sum" over the outputs of an example. The source uses the mean, which divides gradients by
         the number of classes: LAMB is not affected, SGD needs another learning rate.
+      ignore_index: the label of pixels without a class, as in `CrossEntropy`.
 
     Raises:
       CompileError: for any other value.
@@ -63,8 +65,10 @@ class BinaryCrossEntropy:
     target_threshold: float | None = None
     reduction: str = "mean"
     multi_label: bool | None = None
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_smoothing(self.label_smoothing)
         if self.target_threshold is not None and not 0 <= self.target_threshold < 1:
             raise CompileError(
@@ -78,6 +82,15 @@ class BinaryCrossEntropy:
             )
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return the loss of each example, (batch,) float32; see `over_pixels` for labels of pixels."""
+        if self.multi_label is None and is_dense(logits) and labels.shape == logits.shape and logits.shape[-1] > 1:
+            raise LabelError(
+                f"BinaryCrossEntropy() got targets of pixels, of shape {labels.shape}. Expected multi_label=True if a "
+                "pixel can have several labels, or multi_label=False if it has one class."
+            )
+        return super().__call__(logits, labels)
+
+    def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss, (batch,) float32, of logits (batch, classes) or one binary logit, and labels of `task`."""
         kind, logits, targets = task(logits, labels)
         if kind == "binary":

@@ -8,6 +8,7 @@ import optax
 
 from resfit.errors import CompileError
 from resfit.losses.labels import task
+from resfit.losses.pixels import RowLoss, over_pixels
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -16,8 +17,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     `compile(loss="auto")` uses this loss.
 
     Args:
-      logits: (batch, classes), or (batch, 1) or (batch,) for a binary logit.
-      labels: see `task`.
+      logits: (batch, classes), or (batch, 1) or (batch,) for a binary logit; or those of each pixel, (batch, height,
+        width, classes).
+      labels: see `task`; or one for each pixel, (batch, height, width). The loss is then the mean over the pixels.
 
     Returns:
       (batch,) float32.
@@ -26,6 +28,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       >>> cross_entropy(jnp.zeros((2, 10)), jnp.array([3, 1]))
       Array([2.3025851, 2.3025851], dtype=float32)
     """
+    return over_pixels(_of_rows, logits, labels)
+
+
+def _of_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     kind, logits, labels = task(logits, labels)
     logits = logits.astype(jnp.float32)
     by_kind = {
@@ -36,9 +42,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.asarray(by_kind[kind](logits, labels))
 
 
-@dataclasses.dataclass(frozen=True)
-class CrossEntropy:
-    """A cross-entropy loss with label smoothing.
+@dataclasses.dataclass(frozen=True, repr=False)
+class CrossEntropy(RowLoss):
+    """A cross-entropy loss with label smoothing, and for masks with pixels to ignore.
 
     The target is (1 - label_smoothing) * label + label_smoothing / classes, as in PyTorch and Keras. A binary logit has
     two classes. Validation uses the same loss; the metric "cross_entropy" uses no label smoothing.
@@ -47,9 +53,13 @@ class CrossEntropy:
 
     Args:
       label_smoothing: the probability to spread over all classes; 0.1 in the source. 0 gives `cross_entropy`.
+      ignore_index: the label of pixels without a class, such as 255. The loss of an image is the mean over its other
+        pixels, as torch.nn.CrossEntropyLoss gives for this image alone, and 0 if there are none. The metrics of the
+        model ignore these pixels too.
 
     Raises:
       CompileError: if label_smoothing is not in [0, 1).
+      LabelError: for an ignore_index with one label for each example.
 
     Example:
       >>> loss = CrossEntropy(label_smoothing=0.1)
@@ -59,13 +69,15 @@ class CrossEntropy:
     """
 
     label_smoothing: float = 0.0
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_smoothing(self.label_smoothing)
 
-    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss, (batch,) float32, of logits and labels of `task`."""
-        hard = cross_entropy(logits, labels)
+        hard = _of_rows(logits, labels)
         if self.label_smoothing == 0:
             return hard
         kind, logits, _ = task(logits, labels)

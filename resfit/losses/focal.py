@@ -9,10 +9,11 @@ import numpy as np
 
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import task
+from resfit.losses.pixels import RowLoss
 
 
-@dataclasses.dataclass(frozen=True)
-class Focal:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Focal(RowLoss):
     """The focal loss: a cross-entropy in which easy examples have little weight, (1 - p)^gamma of their class.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (arXiv 1708.02002), equations 4 and 5. For several
@@ -22,6 +23,7 @@ class Focal:
       gamma: the exponent. A larger value gives easy examples less weight; 2 in the source, 0 gives cross-entropy.
       alpha: the weight of the positive label of a binary logit; the negative label has weight 1 - alpha. 0.25 in the
         source, None for no weights. For several classes use `fit(class_weight=...)`.
+      ignore_index: the label of pixels without a class, as in `CrossEntropy`.
 
     Raises:
       CompileError: if gamma is negative, or alpha is outside (0, 1).
@@ -35,14 +37,16 @@ class Focal:
 
     gamma: float = 2.0
     alpha: float | None = None
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise CompileError(f"Focal got gamma={self.gamma!r}. Expected a number of 0 or more.")
         if self.alpha is not None and not 0 < self.alpha < 1:
             raise CompileError(f"Focal got alpha={self.alpha!r}. Expected a weight between 0 and 1, or None.")
 
-    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss, (batch,) float32, of logits and labels of `task`."""
         kind, logits, labels = task(logits, labels)
         logits = logits.astype(jnp.float32)

@@ -13,6 +13,11 @@ Loss = Callable[[Any, Any], jax.Array]
 """A function (outputs, labels) -> (batch,), one value per example."""
 
 
+_UNLABELED_PIXELS = (
+    "If a number such as 255 marks pixels without a class, use resfit.losses.CrossEntropy(ignore_index=255)."
+)
+
+
 class Task(NamedTuple):
     """The kind of a task, and logits and labels in the standard form of that kind."""
 
@@ -72,13 +77,19 @@ def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.A
     _check_one_array(outputs=outputs, targets=targets)
     a = outputs.reshape(outputs.shape[0], -1).astype(jnp.float32)
     b = targets.reshape(targets.shape[0], -1).astype(jnp.float32)
-    if a.shape != b.shape:
+    turned = min(outputs.ndim, targets.ndim) > 2 and _without_ones(outputs.shape) != _without_ones(targets.shape)
+    if a.shape != b.shape or turned:
         raise LabelError(
             f"Got outputs of shape {outputs.shape} and targets of shape {targets.shape}. Expected the same shape. Pass "
             "one target per output, build the network with as many outputs, or use loss='cross_entropy' for class "
             "numbers."
         )
     return a, b
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without axes of length one at its end."""
+    return shape if shape[-1] != 1 or len(shape) == 1 else _without_ones(shape[:-1])
 
 
 def described(value: Any) -> str:
@@ -110,7 +121,7 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     """Raise if values of labels are invalid. The check runs on the host: a device clamps or ignores such values.
 
     Args:
-      labels: all labels, or those of one batch.
+      labels: all labels, or those of one batch; for dense logits those of `pixels.representatives`.
       logits_shape: the shape of one batch of logits.
 
     Raises:
@@ -120,14 +131,16 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     if labels.size == 0:
         return
     low, high = _finite_range(labels)
-    if len(logits_shape) == 1 or logits_shape[1] == 1:
+    dense = len(logits_shape) > 2
+    if len(logits_shape) == 1 or logits_shape[-1] == 1:
         if low < 0 or high > 1:
+            remedy = "For classes build the network with num_classes; for regression use loss='mean_squared_error'."
             raise LabelError(
-                f"The labels run from {low} to {high}, and the network has one binary output. Expected 0 to 1. For "
-                "classes build the network with num_classes; for regression use loss='mean_squared_error'."
+                f"The labels run from {low} to {high}, and the network has one binary output. Expected 0 to 1. "
+                + (f"For masks of 0 and 255 pass y > 0. {_UNLABELED_PIXELS}" if dense else remedy)
             )
     elif _holds_class_numbers(labels):
-        _check_class_numbers(low, high, logits_shape[1])
+        _check_class_numbers(low, high, logits_shape[-1], dense=dense)
     elif labels.ndim == 2:
         sums = labels.sum(axis=1, dtype=np.float64)
         worst = int(np.abs(sums - 1).argmax())
@@ -147,8 +160,8 @@ def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None
     if labels.size == 0:
         return
     low, high = _finite_range(labels)
-    if _holds_class_numbers(labels) and len(logits_shape) == 2 and logits_shape[1] > 1:
-        _check_class_numbers(low, high, logits_shape[1])
+    if _holds_class_numbers(labels) and len(logits_shape) >= 2 and logits_shape[-1] > 1:
+        _check_class_numbers(low, high, logits_shape[-1], dense=len(logits_shape) > 2)
     elif low < 0 or high > 1:
         raise LabelError(
             f"The labels run from {low} to {high}, and each output of the network is binary. Expected 0 to 1. For "
@@ -198,10 +211,12 @@ def _holds_class_numbers(labels: np.ndarray) -> bool:
     return np.issubdtype(labels.dtype, np.integer) and (labels.ndim == 1 or labels.shape[1] == 1)
 
 
-def _check_class_numbers(low: Any, high: Any, classes: int) -> None:
+def _check_class_numbers(low: Any, high: Any, classes: int, *, dense: bool = False) -> None:
     if low >= 0 and high < classes:
         return
-    if low < 0:
+    if dense:
+        hint = f"{_UNLABELED_PIXELS} For more classes build the network with {int(high) + 1} outputs."
+    elif low < 0:
         hint = "Remove rows without a label, or give them sample_weight 0 and label 0."
     elif low == 1 and high == classes:
         hint = "For labels that start at 1 pass y - 1."

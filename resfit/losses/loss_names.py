@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
-from resfit.errors import CompileError, LabelError
+from resfit.errors import CompileError, LabelError, LossError
 from resfit.losses import regression
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.by_output import ByOutput, about, by_name, is_by_output, of_outputs
@@ -16,6 +17,7 @@ from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
 from resfit.losses.order import outputs_first
+from resfit.losses.pixels import RowLoss, over_pixels, representatives
 
 LossArgument = str | Loss | Mapping[str, Any] | Sequence[Any]
 
@@ -112,7 +114,37 @@ def check(loss: Loss | None, labels: Any, logits_shape: Any) -> None:
             with about(part.name):
                 check(part.loss, labels[part.name], logits_shape[part.name])
         return
-    if takes_labels(loss) or (isinstance(loss, BinaryCrossEntropy) and loss.multi_label is False):
-        check_labels(np.asarray(labels), logits_shape)
-    elif loss is binary_cross_entropy or isinstance(loss, BinaryCrossEntropy):
-        check_each_output(np.asarray(labels), logits_shape)
+    one = takes_labels(loss) or (isinstance(loss, BinaryCrossEntropy) and loss.multi_label is False)
+    if not one and loss is not binary_cross_entropy and not isinstance(loss, BinaryCrossEntropy):
+        return
+    labels = np.asarray(labels)
+    if len(logits_shape) > 2 and labels.ndim > 1:
+        labels = representatives(labels, logits_shape, ignore_index(loss))
+    (check_labels if one else check_each_output)(labels, logits_shape)
+
+
+def ignore_index(loss: Loss | None) -> int | None:
+    """Return the label of pixels that a loss ignores, its attribute `ignore_index`; None if it ignores none.
+
+    Example:
+      >>> ignore_index(CrossEntropy(ignore_index=255)), ignore_index(cross_entropy)
+      (255, None)
+    """
+    index: int | None = getattr(loss, "ignore_index", None)
+    return index
+
+
+def weighted(loss: Loss, outputs: Any, labels: Any, weight: jax.Array) -> jax.Array:
+    """Return the loss of each example, (batch,), under the weight of each of its pixels; see `over_pixels`.
+
+    Raises:
+      LossError: for a custom loss, which averages over the pixels itself.
+      LabelError: if the weights do not fit the outputs.
+    """
+    of_rows = loss.of_rows if isinstance(loss, RowLoss) else loss if loss in _BY_NAME.values() else None
+    if of_rows is None:
+        raise LossError(
+            f"Got a sample_weight for each pixel, of shape {weight.shape}, and a custom loss, which returns one value "
+            "per example. Expected a loss of resfit, such as 'cross_entropy', or one weight per example."
+        )
+    return over_pixels(of_rows, outputs, labels, ignore_index(loss), weight)

@@ -25,7 +25,7 @@ def at_least_float32(outputs: Any) -> Any:
 
 
 def _logits(outputs: Any) -> jax.Array:
-    if not hasattr(outputs, "ndim") or outputs.ndim not in (1, 2):
+    if getattr(outputs, "ndim", 0) < 1:
         raise LabelError(
             f"The module returned outputs of shape {jax.tree.map(jnp.shape, outputs)}. Expected logits (batch, "
             "classes) for predict(outputs='probabilities' or 'labels'). Use outputs='logits', which takes any outputs."
@@ -34,29 +34,32 @@ def _logits(outputs: Any) -> jax.Array:
     return logits
 
 
+def _is_binary(logits: jax.Array) -> bool:
+    return logits.ndim == 1 or logits.shape[-1] == 1
+
+
 def probabilities(outputs: Any) -> jax.Array:
-    """Return the softmax of logits (batch, classes), or the sigmoid of a single binary logit in the same shape.
+    """Return the softmax of logits over the last axis, or the sigmoid of a single binary logit, in the same shape.
 
     Example:
       >>> probabilities(jnp.array([[0.0, 0.0]]))
       Array([[0.5, 0.5]], dtype=float32)
     """
     logits = _logits(outputs)
-    binary = logits.ndim == 1 or logits.shape[1] == 1
-    return jax.nn.sigmoid(logits) if binary else jax.nn.softmax(logits, axis=1)
+    return jax.nn.sigmoid(logits) if _is_binary(logits) else jax.nn.softmax(logits, axis=-1)
 
 
 def class_numbers(outputs: Any) -> jax.Array:
-    """Return the most probable class, (batch,) int32; 0 or 1 for a single binary logit.
+    """Return the most probable class of the last axis, (batch, ...) int32; 0 or 1 for a single binary logit.
 
     Example:
       >>> class_numbers(jnp.array([[0.0, 2.0], [1.0, -1.0]]))
       Array([1, 0], dtype=int32)
     """
     logits = _logits(outputs)
-    if logits.ndim == 1 or logits.shape[1] == 1:
-        return jnp.asarray(logits.reshape(-1) > 0, jnp.int32)
-    return jnp.argmax(logits, axis=1).astype(jnp.int32)
+    if _is_binary(logits):
+        return jnp.asarray(logits.reshape(logits.shape[: max(1, logits.ndim - 1)]) > 0, jnp.int32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def each_probability(outputs: Any) -> jax.Array:
@@ -70,16 +73,16 @@ def each_probability(outputs: Any) -> jax.Array:
 
 
 def each_label(outputs: Any) -> jax.Array:
-    """Return 1 for every logit whose probability is above 0.5, else 0: (batch, labels) int32.
+    """Return 1 for every logit whose probability is above 0.5, else 0: (batch, ..., labels) int32.
 
-    A single logit gives (batch,), as `class_numbers` does.
+    A single logit gives (batch, ...), as `class_numbers` does.
 
     Example:
       >>> each_label(jnp.array([[2.0, -1.0, 0.5]]))
       Array([[1, 0, 1]], dtype=int32)
     """
     logits = _logits(outputs)
-    return class_numbers(logits) if logits.ndim == 1 or logits.shape[1] == 1 else jnp.asarray(logits > 0, jnp.int32)
+    return class_numbers(logits) if _is_binary(logits) else jnp.asarray(logits > 0, jnp.int32)
 
 
 FINISHES: dict[str, Callable[[Any], Any]] = {

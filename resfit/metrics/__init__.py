@@ -3,6 +3,8 @@
 Every metric counts examples, not batches, so a partial last batch has the right weight. `compile(metrics=...)` also
 takes any `clu.metrics.Metric` class and any function of (outputs, labels).
 
+With dense outputs, (batch, height, width, classes), metrics of one label per example count pixels.
+
 Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 """
 
@@ -13,7 +15,7 @@ from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
 from resfit.metrics.collection import collection, from_step, names
-from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
+from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, mean_iou, precision, recall
 from resfit.metrics.mean import Loss, Mean
 from resfit.metrics.metric_names import MetricsArgument, automatic, by_name
 from resfit.metrics.multi_label import reads_one_label
@@ -34,6 +36,7 @@ __all__ = [
     "confusion_matrix",
     "f1",
     "from_step",
+    "mean_iou",
     "names",
     "precision",
     "reads_one_label",

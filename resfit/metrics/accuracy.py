@@ -1,6 +1,7 @@
 """Accuracy and cross-entropy."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,14 +17,14 @@ def _accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
 
 
 def _binary_accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
-    if logits.ndim == 1 or logits.shape[1] == 1:
+    if logits.ndim == 1 or logits.shape[1:] == (1,):
         return _correct(logits, targets, k=1)
     logits, targets = losses.same_shape(logits, targets)
     return jnp.asarray(((logits > 0) == (targets > 0.5)) & ~jnp.isnan(logits), jnp.float32).mean(axis=1)
 
 
 def _binary_cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
-    if logits.ndim == 1 or logits.shape[1] == 1:
+    if logits.ndim == 1 or logits.shape[1:] == (1,):
         return losses.cross_entropy(logits, targets)
     return losses.binary_cross_entropy(logits, targets)
 
@@ -32,22 +33,29 @@ def _cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
     return losses.cross_entropy(logits, targets)
 
 
-Accuracy = Mean.from_fun(_accuracy)
-"""The share of examples whose largest logit, or sign of one binary logit, is the label.
+def _of_rows(function: Callable[..., jax.Array], *, counts_rows: bool = True) -> Any:
+    """Return the mean of a function over rows, which are pixels of dense outputs; see `pixels.by_pixel`."""
+    metric: Any = Mean.from_fun(function)
+    metric.counts_rows = counts_rows
+    return metric
+
+
+Accuracy = _of_rows(_accuracy)
+"""The share of examples, or pixels, whose largest logit, or sign of one binary logit, is the label.
 
 The class of a soft target is its largest entry.
 """
 
-BinaryAccuracy = Mean.from_fun(_binary_accuracy)
+BinaryAccuracy = _of_rows(_binary_accuracy, counts_rows=False)
 """The share of correct labels over all labels of all examples, for multi-label models: "binary_accuracy" in Keras.
 
 A label is predicted if its probability is above 0.5. For one binary logit the metric equals `Accuracy`.
 """
 
-BinaryCrossEntropy = Mean.from_fun(_binary_cross_entropy)
+BinaryCrossEntropy = _of_rows(_binary_cross_entropy, counts_rows=False)
 """The mean sigmoid cross-entropy over the labels of each example, without weights, for any training loss."""
 
-CrossEntropy = Mean.from_fun(_cross_entropy)
+CrossEntropy = _of_rows(_cross_entropy)
 """The mean softmax cross-entropy, sigmoid for one binary logit, without weights, for any training loss."""
 
 
@@ -62,7 +70,7 @@ def top_k_accuracy(k: int) -> type[Mean]:
     def top_k(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
         return _correct(logits, targets, k=k)
 
-    metric: Any = Mean.from_fun(top_k)
+    metric: Any = _of_rows(top_k)
     metric.one_class = True  # not defined for several labels per example
     return metric  # type: ignore[no-any-return]
 

@@ -30,6 +30,7 @@ class _Auc(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     num_classes: ClassVar[int]
     bins: ClassVar[int]
     multi_label: ClassVar[bool]
+    counts_rows: ClassVar[bool] = True
 
     @classmethod
     def empty(cls) -> "_Auc":

@@ -136,7 +136,10 @@ def by_output(metrics: MetricsArgument, loss: losses.Loss | None, *, reports_los
         with_loss = reports_losses and name in loss_of
         if with_loss or chosen.get(name):
             several = bool(losses.multi_label(loss_of.get(name)))
-            parts[name] = collection(chosen.get(name, {}), multi_label=several, with_loss=with_loss)
+            ignored = losses.ignore_index(loss_of.get(name))
+            parts[name] = collection(
+                chosen.get(name, {}), multi_label=several, with_loss=with_loss, ignore_index=ignored
+            )
     return CollectionByOutput(parts, _readings(parts))
 
 

@@ -32,6 +32,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     error: Any
 
     bins: ClassVar[int]
+    counts_rows: ClassVar[bool] = True
     one_class: ClassVar[bool] = True  # not defined for several labels per example
 
     @classmethod

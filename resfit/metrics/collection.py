@@ -11,7 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from resfit.losses.pixels import fits
 from resfit.metrics.mean import Loss
+from resfit.metrics.pixels import by_pixel, of_pixels, sums_of, wide
 
 
 @flax.struct.dataclass
@@ -84,11 +86,13 @@ class Collection(Summed):
       fields: the metric classes that hold sums, by name, loss first.
       readings: every metric's name -> (the field that holds its sums, the metric class).
       multi_label: True if every output is an independent label.
+      ignore_index: the label of pixels without a class, or None.
     """
 
     fields: Mapping[str, type[clu.metrics.Metric]]
     readings: Mapping[str, tuple[str, type[clu.metrics.Metric]]]
     multi_label: bool = False
+    ignore_index: int | None = None
 
     def empty(self) -> Sums:
         """Return the sums of no examples."""
@@ -99,38 +103,33 @@ class Collection(Summed):
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return the values that define sums and metrics, see `backends.by_value`."""
-        return self.fields, self.readings, self.multi_label
+        return self.fields, self.readings, self.multi_label, self.ignore_index
 
     def of_step(self, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Sums:
-        extra: dict[str, Any] = {}
-        if hasattr(outputs, "shape"):
-            extra["logits"] = outputs
-            if self.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
-                extra["labels"] = targets
-            elif (
-                hasattr(targets, "shape")
-                and outputs.ndim == 2
-                and targets.ndim == 2
-                and targets.shape == outputs.shape
-                and targets.shape[1] > 1
-            ):
-                extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
-        if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
-            extra["labels"] = targets.reshape(targets.shape[0], -1)[:, 0].astype(jnp.int32)  # clu requires int32
+        pixels = of_pixels(self.fields.values(), outputs, targets, mask, self.ignore_index)
+        if pixels is not None:
+            pixels |= _for_clu(self, pixels["outputs"], pixels["targets"])
+        extra = _for_clu(self, outputs, targets)
         given = {"outputs": outputs, "targets": targets, "loss": loss, "mask": mask, **extra}
-        return self._sums(metric.from_model_output(**given) for metric in self.fields.values())
+        return self._sums(sums_of(metric, given, pixels) for metric in self.fields.values())
 
     def _sums(self, held: Iterable[clu.metrics.Metric]) -> Sums:
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
 def collection(
-    metrics: Mapping[str, type[clu.metrics.Metric]], *, multi_label: bool = False, with_loss: bool = True
+    metrics: Mapping[str, type[clu.metrics.Metric]],
+    *,
+    multi_label: bool = False,
+    with_loss: bool = True,
+    ignore_index: int | None = None,
 ) -> Collection:
     """Return the collection of the loss, unless `with_loss` is False, and the given metrics.
 
     Metrics of clu that read `labels` receive the labels of all outputs if multi_label is True. Otherwise, for labels
     in a matrix like the outputs, they receive the largest entry of each row.
+
+    With an ignore_index, metrics that count pixels leave out those with this label, and count in 61 bits.
 
     Metrics with the same `shares` attribute have the same sums, for example all metrics of a confusion matrix.
 
@@ -142,9 +141,10 @@ def collection(
     """
     fields: dict[Any, str] = {}  # `shares` attribute -> the field that holds the sums
     readings = {}
-    for name, metric in ((("loss", Loss),) if with_loss else ()) + tuple(metrics.items()):
+    for name, given in ((("loss", Loss),) if with_loss else ()) + tuple(metrics.items()):
+        metric = wide(given) if ignore_index is not None and by_pixel(given, ignore_index) else given
         readings[name] = (fields.setdefault(getattr(metric, "shares", metric), name), metric)
-    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label)
+    return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label, ignore_index)
 
 
 def names(kind: Summed) -> list[str]:
@@ -163,3 +163,24 @@ def from_step(kind: Summed, *, outputs: Any, targets: Any, loss: Any, mask: jax.
       mask: True for rows that are examples and False for padding, (batch,).
     """
     return kind.of_step(outputs=outputs, targets=targets, loss=loss, mask=mask)
+
+
+def _for_clu(kind: Collection, outputs: Any, targets: Any) -> dict[str, Any]:
+    """Return the arguments that metrics of clu read: logits, and labels as int32."""
+    extra: dict[str, Any] = {}
+    if hasattr(outputs, "shape"):
+        extra["logits"] = outputs
+        if kind.multi_label and outputs.ndim == 2 and outputs.shape[1] > 1:
+            extra["labels"] = targets
+        elif (
+            hasattr(targets, "shape")
+            and outputs.ndim == 2
+            and targets.ndim == 2
+            and targets.shape == outputs.shape
+            and targets.shape[1] > 1
+        ):
+            extra["labels"] = targets.argmax(axis=1).astype(jnp.int32)
+    if "labels" not in extra and hasattr(targets, "shape") and jnp.issubdtype(targets.dtype, jnp.integer):
+        labels = targets if fits(outputs, targets) else targets.reshape(targets.shape[0], -1)[:, 0]
+        extra["labels"] = labels.astype(jnp.int32)  # clu requires int32
+    return extra

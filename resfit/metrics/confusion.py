@@ -1,4 +1,4 @@
-"""The confusion matrix, and the metrics that it contains: precision, recall, F1 and accuracy per class."""
+"""The confusion matrix, and the metrics that it contains: precision, recall, F1, IoU and accuracy per class."""
 
 import functools
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy as np
 from resfit import losses
 from resfit._utils.checks import is_int
 from resfit.errors import CompileError, LabelError
+from resfit.metrics.pixels import wide
 
 
 @flax.struct.dataclass
@@ -30,6 +31,7 @@ class _Confusion(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
     read: ClassVar[Callable[[np.ndarray], np.ndarray]]  # counts -> values by class
     averaged: ClassVar[bool]
     multi_label: ClassVar[bool]
+    counts_rows: ClassVar[bool] = True
 
     @classmethod
     def empty(cls) -> "_Confusion":
@@ -168,6 +170,30 @@ def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) 
     return _reading(name, num_classes, _f1, averaged=not per_class, multi_label=multi_label)
 
 
+def mean_iou(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
+    """Return the metric class of the mean intersection over union (IoU), the metric of segmentation.
+
+    The IoU of a class is the number of pixels that have the class as label and prediction, divided by the number of
+    those that have it as label or prediction, over the whole dataset. A class that neither occurs nor is predicted has
+    IoU NaN and does not count in the mean. Both as in Keras's MeanIoU. Counts are exact up to 2^61 pixels.
+
+    Args:
+      num_classes: the number of network outputs; 1 for one binary logit, whose mean is over background and foreground.
+      per_class: if True, return the values (classes,) instead of their unweighted mean.
+      multi_label: True if every output is an independent label, predicted if its probability is above 0.5.
+
+    Example:
+      >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+      >>> mean_iou(2, per_class=True).from_model_output(logits=logits, targets=jnp.array([0, 1, 1])).compute()
+      array([0.5, 0.5])
+    """
+    name = "iou_per_class" if per_class else "mean_iou"
+    check_num_classes(name, num_classes)
+    both = num_classes == 1 and not per_class
+    read = _mean_iou if both else _iou
+    return wide(_reading(name, num_classes, read, averaged=not per_class and not both, multi_label=multi_label))
+
+
 def accuracy_per_class(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of the accuracy of each class, (classes,); NaN for a class without examples.
 
@@ -255,6 +281,14 @@ def _recall(counts: np.ndarray) -> np.ndarray:
 
 def _f1(counts: np.ndarray) -> np.ndarray:
     return _share(2 * counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1))
+
+
+def _iou(counts: np.ndarray) -> np.ndarray:
+    return _share(counts.diagonal(), counts.sum(axis=0) + counts.sum(axis=1) - counts.diagonal())
+
+
+def _mean_iou(counts: np.ndarray) -> Any:
+    return mean_of_defined(_iou(counts))
 
 
 def _accuracy(counts: np.ndarray) -> np.ndarray:

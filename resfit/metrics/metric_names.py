@@ -19,7 +19,7 @@ from resfit.losses import regression
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
 from resfit.metrics.calibration import calibration_error
-from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, precision, recall
+from resfit.metrics.confusion import accuracy_per_class, confusion_matrix, f1, mean_iou, precision, recall
 from resfit.metrics.mean import Mean
 from resfit.metrics.multi_label import for_one_label, for_several_labels
 from resfit.metrics.repair import repaired
@@ -82,6 +82,8 @@ _BY_CLASS: dict[str, Callable[[int], type[clu.metrics.Metric]]] = {
     "recall_per_class": functools.partial(recall, per_class=True),
     "f1_per_class": functools.partial(f1, per_class=True),
     "accuracy_per_class": accuracy_per_class,
+    "mean_iou": mean_iou,
+    "iou_per_class": functools.partial(mean_iou, per_class=True),
 }
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from resfit import augment, losses
 from resfit import metrics as metrics_
+from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
 from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
@@ -25,7 +26,8 @@ from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
 from resfit.trainer.state.run_state import RunState
-from resfit.trainer.step import ComputeLoss, Recipe, Supervised
+from resfit.trainer.step import Recipe
+from resfit.trainer.supervised import ComputeLoss, Supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,7 @@ def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
 
 def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
-    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager"):
+    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager" and not jit_disabled()):
         return None
     return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
 
@@ -162,7 +164,7 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
         if automatic
         else metrics_.by_name(given, num_classes, multi_label=several)
     )
-    return metrics_.collection(found, multi_label=bool(several))
+    return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
 def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:

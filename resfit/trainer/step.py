@@ -7,13 +7,14 @@ A step takes and returns its state in the flat form of `trainer.state.train_stat
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from resfit import losses, metrics
-from resfit.errors import LabelError, LossError
+from resfit import metrics
+from resfit._utils.jax_switches import implicit_promotion
+from resfit.errors import LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
@@ -21,6 +22,7 @@ from resfit.trainer.graph.attributes import called
 from resfit.trainer.graph.explain import explained
 from resfit.trainer.norm_modes import warn_if_frozen, warn_if_moving
 from resfit.trainer.state.train_state import Leaves, StateLayout, TrainState, rate_factor
+from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
 
 
 class DeviceBatch(NamedTuple):
@@ -30,35 +32,6 @@ class DeviceBatch(NamedTuple):
     y: Any
     weight: Any
     mask: Any
-
-
-class ComputeLoss(Protocol):
-    """`Model.compute_loss`: returns one loss per example, (batch,), or `LossesByOutput`; and the outputs."""
-
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Supervised:
-    """`Model.compute_loss` of a model that does not override it: a loss of (outputs, labels).
-
-    Attributes:
-      loss: (outputs, labels) -> (batch,) loss.
-    """
-
-    loss: losses.Loss
-
-    def __call__(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> tuple[Any, Any]:
-        if y is None:
-            what = "to train on" if train else "to evaluate on"
-            raise LabelError(
-                f"There are no labels {what}: got y=None. Pass y, or data with labels, as (x, y). For a loss without "
-                "labels, override Model.compute_loss."
-            )
-        with explained(module, x):
-            outputs = losses.at_least_float32(module(x))
-        with explained(self.loss, outputs, y):
-            return self.loss(outputs, y), outputs
 
 
 @jax.tree_util.register_static
@@ -239,9 +212,10 @@ def _slice_loss(
 
     The latter is (new carried arrays, parameters that the module rewrote by number, metric sums, shape of the outputs).
     """
+    compute_loss = weighing(recipe.compute_loss, part.weight)
     module, (found, outputs) = called(
         lambda: layout.plan.assemble(params, carried, key_of.module, train=True, part=axis is not None),
-        lambda module: recipe.compute_loss(module, part.x, part.y, key=key_of.loss, train=True),
+        lambda module: compute_loss(module, part.x, part.y, key=key_of.loss, train=True),
         layout.warned["train"],
     )
     each = _per_example(found, part.x)
@@ -254,8 +228,9 @@ def _slice_loss(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
     mask = _mask(part)
-    each = weighted(each, part.weight)
-    loss = jnp.where(mask, total(each), 0).sum() / count
+    with implicit_promotion():
+        each = weighted(each, of_examples(part.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / count
     seen = replicas.gathered((outputs, part.y, each, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
@@ -270,6 +245,7 @@ def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
     return state._replace(optimizer_state=tuple(leaves))
 
 
+@implicit_promotion()
 def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
     """Return the state with averages that have moved towards the params and carried arrays."""
     if recipe.ema is None:
@@ -315,13 +291,15 @@ def evaluate_step(
 
     def call(module: Any) -> tuple[Any, Any]:
         x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
-        found, outputs = recipe.compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+        compute_loss = weighing(recipe.compute_loss, batch.weight)
+        found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
         return _per_example(found, x), outputs
 
     each, outputs = _evaluated(layout, leaves, key, call, "evaluate")
     mask = _mask(batch)
-    each = weighted(each, batch.weight)
-    loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
+    with implicit_promotion():
+        each = weighted(each, of_examples(batch.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
     return _merge(recipe, sums, outputs, batch.y, each, mask), loss, OutputsShape.of(outputs)
 
 

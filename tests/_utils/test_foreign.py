@@ -60,7 +60,10 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
         metrics.by_name, {"f": of("torchmetrics.classification", "MulticlassF1Score")()}, r"metrics=\['f1'\]",
     ),
     "metric of scikit-learn": (metrics.by_name, [function_of("sklearn.metrics", "f1_score")], r"metrics=\['f1'\]"),
-    "metric without a replacement": (metrics.by_name, [of("keras.metrics", "MeanIoU")()], r"function of \(outputs"),
+    "metric of segmentation": (metrics.by_name, [of("keras.metrics", "MeanIoU")()], r"resfit\.metrics\.mean_iou"),
+    "metric without a replacement": (
+        metrics.by_name, [of("keras.metrics", "SensitivityAtSpecificity")()], r"function of \(outputs",
+    ),
     "optimizer of Keras": (
         lambda o: optimizers.get(o, None), of("keras.src.optimizers", "AdamW")(), "optimizer='adamw', learning_rate=",
     ),

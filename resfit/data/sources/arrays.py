@@ -11,7 +11,7 @@ from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.stored import Stored, is_stored
 from resfit.data.tensors import without_tensors
-from resfit.data.values import check_values, has_values_to_check, refuse_masked
+from resfit.data.values import check_values, has_values_to_check, is_one_hot, refuse_masked
 from resfit.errors import DataError
 
 _CHECKED_AT_ONCE = 1 << 24  # bytes, which take milliseconds
@@ -147,7 +147,7 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place))  # noqa: E731
+    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place), y)  # noqa: E731
     return x, y, jax.tree_util.tree_map_with_path(check, weight)
 
 
@@ -222,17 +222,24 @@ def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
     )
 
 
-def check_weight(weight: np.ndarray, name: str = "sample_weight") -> np.ndarray:
-    """Return sample weights as float32, one per example.
+def check_weight(weight: np.ndarray, name: str = "sample_weight", y: Any = None) -> np.ndarray:
+    """Return sample weights as float32, one per example, or one per pixel of labels (examples, height, width).
 
     Args:
       weight: of the examples.
       name: for messages.
+      y: the labels, or None.
 
     Raises:
-      DataError: if `weight` is not one-dimensional, or has negative or non-finite values.
+      DataError: if `weight` has another shape, or has negative or non-finite values.
     """
-    if weight.ndim != 1:
+    of_pixels = getattr(y, "ndim", 0) > 2 and weight.ndim > 1
+    if of_pixels and weight.shape not in (y.shape, y.shape[:-1]):
+        raise DataError(
+            f"{name} has shape {weight.shape} and the labels have {y.shape}. Expected one weight per example, "
+            f"{y.shape[:1]}, or one per pixel, in the shape of the labels."
+        )
+    if weight.ndim != 1 and not of_pixels:
         remedy = f" Pass the one column: {name}[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
         raise DataError(f"Expected one {name} per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
@@ -251,8 +258,11 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
 
     Args:
       y: (examples,) or (examples, 1) class numbers, or (examples, classes) one-hot or soft targets; the largest target
-        determines the class.
+        determines the class. Or the same for each pixel, (examples, height, width) or (examples, height, width, 1).
       class_weight: class number -> weight.
+
+    Returns:
+      (examples,) float32, or (examples, height, width) for labels of pixels.
 
     Raises:
       DataError: if the labels have another form, such as several outputs or multi-hot targets.
@@ -265,19 +275,27 @@ def class_weights(y: Any, class_weight: Mapping[int, float]) -> np.ndarray:
     y = _labels_for_class_weight(y)
     if y.dtype.kind in "OUS":
         return np.ones(len(y), np.float32)  # `as_arrays` raises for these labels
-    targets = y.ndim == 2 and y.shape[1] > 1
-    if targets and names and max(names) >= y.shape[1]:
+    targets = y.ndim > 1 and y.shape[-1] > 1 and (y.ndim == 2 or _are_targets(y))
+    if targets and names and max(names) >= y.shape[-1]:
         raise DataError(
-            f"class_weight has the class {max(names)}, but the labels have {y.shape[1]} columns. Expected class "
-            f"numbers from 0 to {y.shape[1] - 1}. Remove the other classes."
+            f"class_weight has the class {max(names)}, but the labels have {y.shape[-1]} columns. Expected class "
+            f"numbers from 0 to {y.shape[-1] - 1}. Remove the other classes."
         )
     if targets:
-        _check_one_class_each(y)
-    classes = (y.argmax(axis=1) if targets else y.reshape(len(y))).astype(np.int64)
-    table = np.ones(max([*names, int(classes.max(initial=0))]) + 1, np.float32)
+        _check_one_class_each(y.reshape(-1, y.shape[-1]))
+    classes = y.argmax(axis=-1) if targets else y.reshape(y.shape[:-1] if y.ndim > 1 and y.shape[-1] == 1 else y.shape)
+    classes = classes.astype(np.int64)
+    if y.ndim > 2:
+        classes = np.maximum(classes, -1)  # a loss with ignore_index does not read the weights of such pixels
+    table = np.ones(max([*names, int(classes.max(initial=0))]) + 2, np.float32)  # the last one is for -1
     table[list(names)] = list(names.values())
     weights: np.ndarray = table[classes]
     return weights
+
+
+def _are_targets(y: np.ndarray) -> bool:
+    """Return True if labels of pixels are one row of targets for each pixel, not class numbers."""
+    return is_one_hot(y) or bool((y != np.floor(y)).any())
 
 
 def _labels_for_class_weight(y: Any) -> np.ndarray:
@@ -288,7 +306,7 @@ def _labels_for_class_weight(y: Any) -> np.ndarray:
             "[y['a']]}, where entry k is the weight of class k."
         )
     labels = np.asarray(y)
-    if y is None or labels.ndim not in (1, 2):
+    if y is None or labels.ndim < 1:
         found = "none" if y is None or labels.shape == () else f"{labels!r:.60}"
         raise DataError(
             f"class_weight needs labels as one array, (examples,) or (examples, classes); got {found}. Pass y, or "

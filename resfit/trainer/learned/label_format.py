@@ -68,6 +68,11 @@ class LabelFormat:
         }
         self.loss = loss
 
+    @property
+    def ignore_index(self) -> int | None:
+        """The label of pixels without a class, or None."""
+        return losses.ignore_index(self.loss)
+
     def by_loss(self, loss: losses.Loss) -> bool | None:
         """Return whether a loss reads several labels per example; None if the labels decide."""
         several = losses.multi_label(loss)
@@ -96,7 +101,8 @@ class LabelFormat:
                 if metrics and not losses.multi_label(loss_of.get(name)):
                     with about(name):
                         _several_labels(own, metrics)
-        elif _several_labels(labels, self._one_label_metrics.get("", [])):
+        # Class numbers of pixels can look like several labels.
+        elif len(self._outputs_shape or ()) <= 2 and _several_labels(labels, self._one_label_metrics.get("", [])):
             self.multi_label = True
         elif self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy):
             self.multi_label = False
@@ -107,7 +113,7 @@ class LabelFormat:
         Raises:
           CompileError: if that decides the outputs and is unknown.
         """
-        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:])
+        single = 1 in (self._num_classes, *(self._outputs_shape or ())[1:][-1:])
         undecided = self.multi_label is None and isinstance(self.loss, losses.BinaryCrossEntropy) and not single
         if undecided and outputs in ("probabilities", "labels"):
             raise CompileError(

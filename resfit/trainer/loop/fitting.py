@@ -196,7 +196,12 @@ def _validation(
         return asked
 
     return Validation(
-        relabeled(batches, classes_of(data) or context.learned.labels.names, "validation_data"),
+        relabeled(
+            batches,
+            classes_of(data) or context.learned.labels.names,
+            "validation_data",
+            context.learned.labels.ignore_index,
+        ),
         config.validation_steps,
         config.validates_after,
         config.validation_every,
