@@ -185,6 +185,19 @@ def test_an_object_without_a_pickle_is_named_with_the_remedy(name: str) -> None:
     assert isinstance(caught.value, pickle.PicklingError)
 
 
+@pytest.mark.parametrize("function", [copy.copy, copy.deepcopy])
+def test_an_object_without_a_copy_is_named(function: Any) -> None:
+    with pytest.raises(PickleError, match=r"^model\.notes cannot be copied: .*lock"):
+        function(holding(threading.Lock()))
+
+
+def test_the_reason_is_that_of_the_named_part() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=lambda a, b: weighted(a, b))
+    model.notes = threading.Lock()
+    with pytest.raises(PickleError, match=r"^compile\(loss=\.\.\.\) cannot be pickled: the function .*<lambda>"):
+        pickle.dumps(model)
+
+
 @pytest.mark.slow
 def test_a_model_with_a_lambda_can_be_deepcopied() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=lambda a, b: weighted(a, b))

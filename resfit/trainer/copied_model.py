@@ -6,6 +6,7 @@ copy compiles for the devices of its process.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 from flax import nnx
@@ -115,7 +116,16 @@ class CopiedModel(BaseModel):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         made = type(self).__new__(type(self))
         memo[id(self)] = made  # an attribute can refer to the model
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        parts = self.__getstate__()
+        try:
+            copied = copy.deepcopy(parts, memo)
+        except TypeError as error:  # of an object that cannot be copied, such as a lock
+            name, reason = _culprit(parts, lambda part: copy.deepcopy(part, dict(memo)), error)
+            raise PickleError(
+                f"{name or 'The model'} cannot be copied: {reason}. Expected objects that copy.deepcopy accepts. "
+                "Give the class of the object a method __deepcopy__, or delete the attribute before the copy."
+            ) from error
+        made.__setstate__(copied)
         return made
 
     def __copy__(self) -> Self:
@@ -126,21 +136,22 @@ class CopiedModel(BaseModel):
         try:
             return _unpickled, (pickling.dumps((type(self),)), pickling.dumps(parts, self))
         except PickleError as error:
+            name, reason = _culprit(parts, lambda part: pickling.dumps(part, self), error)
             raise PickleError(
-                f"{_culprit(parts, self)} cannot be pickled: {error}. Expected functions and classes that are defined "
-                "at the top level of an importable module. Define them there; or write the network to a file with "
-                "model.save(path), read it with resfit.load(path) and compile again."
+                f"{name or f'The class {type(self).__qualname__}'} cannot be pickled: {reason}. Expected functions and "
+                "classes that are defined at the top level of an importable module. Define them there; or write the "
+                "network to a file with model.save(path), read it with resfit.load(path) and compile again."
             ) from error
 
 
-def _culprit(parts: _Parts, model: CopiedModel) -> str:
-    """Return the name of the part that has no pickle."""
+def _culprit(parts: _Parts, copy_of: Callable[[Any], Any], whole: Exception) -> tuple[str, Exception]:
+    """Return the name of the part that has no copy, and the reason; "" and the given reason if each part has one."""
     for name, part in parts.named().items():
         try:
-            pickling.dumps(part, model)
-        except PickleError:
-            return name
-    return f"The class {type(model).__qualname__}"
+            copy_of(part)
+        except (PickleError, TypeError) as error:
+            return name, error
+    return "", whole
 
 
 def _unpickled(cls: bytes, parts: bytes) -> CopiedModel:

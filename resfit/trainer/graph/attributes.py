@@ -14,13 +14,14 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.nets.modes import MODE_KEYWORDS
+from resfit.trainer.graph.contents import copied, leaves, plain_attributes, same
 from resfit.trainer.graph.explain import explained_trace
 
 _log = logging.getLogger("resfit")
 _MISSING = object()
-_GROWING = (list, dict, set)
 # Values whose equality says if they changed. Other objects can be equal and compare as unequal.
 _COMPARABLE = (bool, int, float, complex, str, bytes, set, frozenset, np.generic, np.ndarray)
+_LOST = "The new value is lost: a step calls a copy of the module, and the next one starts with the old value."
 _REMEDY = (
     "Keep values that must last in an nnx.Variable that __init__ creates, such as "
     "self.calls = nnx.Variable(jnp.zeros((), jnp.int32)); to look at an activation, use "
@@ -82,7 +83,7 @@ def called(make: Callable[[], Any], call: Callable[[Any], Any], known: set[str] 
         _check(new, make, call)
         for write in new:
             known.add(write.full_name)
-            _log.warning("%s %s %s", _sentence(write), _fate(write), _REMEDY)
+            _log.warning("%s %s %s", _sentence(write), _LOST, _REMEDY)
     return module, result
 
 
@@ -94,15 +95,15 @@ def _writes(module: Any) -> Iterator[list[Write]]:
     yield found
     for path, part, before in parts:
         for name, (value, content) in _plain(part).items():
-            old, old_content = before.get(name, (_MISSING, None))
-            if not (_same(old, value) and _same(old_content, content)):
-                found.append(Write(path, part, name, old if content is None else old_content, value))
+            old, old_content = before.get(name, (_MISSING, _MISSING))
+            if not (same(old, value) and same(old_content, content)):
+                found.append(Write(path, part, name, old if old is _MISSING else old_content, value))
 
 
 def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], Any]) -> None:
     """Raise if one of these writes holds an array, or a second call would change its value again."""
     for write in writes:
-        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(write.new)):
+        if any(isinstance(leaf, jax.Array) for leaf in leaves(write.new)):
             raise ModuleError(f"{_sentence(write)} A step calls a copy of the module, so the array is lost. {_REMEDY}")
     again: list[Write] = []
     sentences = {write.full_name: _sentence(write) for write in writes}  # a list grows again in the second call
@@ -111,7 +112,7 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
         module = make()
         parts = dict(nnx.iter_graph(module))
         for write in writes:
-            setattr(parts[write.path], write.name, nnx.static(write.new))
+            _set(parts[write.path], write.name, write.new)
         with _writes(module) as found:
             call(module)
         again.extend(found)
@@ -130,37 +131,24 @@ def _check(writes: list[Write], make: Callable[[], Any], call: Callable[[Any], A
             )
 
 
+def _set(part: nnx.Pytree, name: str, value: Any) -> None:
+    """Set a static attribute, also to a container of arrays, which Flax accepts only if it grows in place."""
+    setattr(part, name, nnx.static(None))
+    object.__setattr__(part, name, value)
+
+
 def _plain(part: nnx.Pytree) -> dict[str, tuple[Any, Any]]:
-    """Return the value of every static attribute of NNX, and a copy of its content if that can grow."""
-    data = part._pytree__nodes
+    """Return the value of every static attribute of NNX, and a copy of what can change inside it."""
     return {
-        name: (value, type(value)(value) if type(value) in _GROWING else None)
-        for name, value in vars(part).items()
-        if not (name.startswith("_pytree__") or data.get(name) or isinstance(value, nnx.Variable | nnx.Pytree))
-        and name not in MODE_KEYWORDS
+        name: (value, copied(value))
+        for name, value in plain_attributes(part).items()
+        if name not in MODE_KEYWORDS
         and not isinstance(inspect.getattr_static(type(part), name, None), functools.cached_property)
     }
 
 
-def _same(old: Any, new: Any) -> bool:
-    if old is new:
-        return True
-    if type(old) is not type(new) or isinstance(new, jax.Array):
-        return False
-    if isinstance(new, np.ndarray):
-        return old.dtype == new.dtype and np.array_equal(old, new)
-    if isinstance(new, list | tuple):
-        return len(old) == len(new) and all(map(_same, old, new))
-    if isinstance(new, dict):
-        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in new)
-    try:
-        return bool(old == new)
-    except (TypeError, ValueError):  # the equality of objects that hold arrays has no truth value
-        return False
-
-
 def _comparable(value: Any) -> bool:
-    return all(isinstance(leaf, _COMPARABLE) for leaf in jax.tree.leaves(value))
+    return all(isinstance(leaf, _COMPARABLE) for leaf in leaves(value))
 
 
 def _sentence(write: Write) -> str:
@@ -169,12 +157,6 @@ def _sentence(write: Write) -> str:
         f"The call of {type(write.part).__name__} writes the plain attribute {write.full_name!r}: before {before}, "
         f"after {_short(write.new)}."
     )
-
-
-def _fate(write: Write) -> str:
-    if type(write.old) in _GROWING and type(write.new) in _GROWING:
-        return "The call writes it once for each compiled program, not in every step."
-    return "The new value is lost: a step calls a copy of the module, and the next one starts with the old value."
 
 
 def _short(value: Any) -> str:

@@ -19,6 +19,7 @@ from resfit.backends.by_value import NotByValueError, by_value
 from resfit.errors import ModuleError
 from resfit.nets import linen
 from resfit.nets.modes import hold_in_evaluation, switched
+from resfit.trainer.graph.contents import copied, plain_attributes
 from resfit.trainer.graph.explain import no_module
 from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze, Path, check_patterns
 from resfit.trainer.graph.layer_options import set_layer_options
@@ -109,6 +110,7 @@ class ModulePlan:
                 filled.append((slot.path, jnp.zeros(slot.shape, jnp.uint32)))
         graph = (self.part_graph if part else self.train_graph) if train else self.eval_graph
         module: nnx.Module = nnx.merge(graph, nnx.from_flat_state(filled))
+        _copy_contents(module)
         return module
 
     def read(self, module: nnx.Module) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
@@ -225,6 +227,15 @@ def _graph_in_mode(
     if train and frozen:
         _hold_frozen_norms(copy, frozen)
     return nnx.split(copy)[0]
+
+
+def _copy_contents(module: nnx.Module) -> None:
+    """Give a module its own lists and dicts, so that a call cannot write to those of the user's module."""
+    for _, part in nnx.iter_modules(module):
+        for name, value in plain_attributes(part).items():
+            own = copied(value)
+            if own is not value:
+                object.__setattr__(part, name, own)
 
 
 def _frozen_statistics(slots: tuple[Slot, ...]) -> frozenset[Path]:

@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 from flax.nnx.pytreelib import PytreeState
 
+from resfit.trainer.graph.contents import copied, plain_attributes, same
 from resfit.trainer.graph.freezing import Path
 from resfit.trainer.graph.slots import module_leaves
 
@@ -38,6 +39,7 @@ class Outline:
 
     def __init__(self, module: nnx.Module) -> None:
         self._seen: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._contents: list[tuple[Any, Any]] = []  # values that can change in place, and what they held
         self.readable = True
         self.modules: list[tuple[Path, nnx.Module]] = []
         variables: dict[tuple[Any, ...], nnx.Variable[Any]] = {}
@@ -47,6 +49,8 @@ class Outline:
                 attributes = part.get_metadata()
             elif isinstance(part, nnx.Pytree):
                 attributes = vars(part)
+                copies = [(value, copied(value)) for value in plain_attributes(part).values()]
+                self._contents += [(value, content) for value, content in copies if content is not value]
                 if isinstance(part, nnx.Module):
                     self.modules.append((tuple(path), part))
             elif part is None or isinstance(part, PytreeState | tuple):  # flax's own of every part; immutable ones
@@ -63,7 +67,18 @@ class Outline:
 
     def is_unchanged(self) -> bool:
         """Return True if every attribute of every part is the same object as before; False if that is unknown."""
-        return self.readable and all(
-            len(now) == len(seen) and all(now.get(name, _MISSING) is value for name, value in seen.items())
-            for now, seen in self._seen
+        return (
+            self.readable
+            and all(
+                len(now) == len(seen) and all(now.get(name, _MISSING) is value for name, value in seen.items())
+                for now, seen in self._seen
+            )
+            and not self.content_changed()
         )
+
+    def content_changed(self) -> bool:
+        """Return True if a list, dict, set or dataclass of the module holds other values than before.
+
+        A dict or set that gained entries counts as unchanged: a call of the module can fill a cache.
+        """
+        return not all(same(content, value, more_keys=True) for value, content in self._contents)

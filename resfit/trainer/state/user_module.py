@@ -91,7 +91,9 @@ class UserModule:
         if self._outline.is_unchanged():
             return
         graph = nnx.graphdef(self.module)
-        if graph != self._graph and self._make_plan() != self.plan:
+        # Both graphs refer to the same lists and dicts.
+        changed = self._outline.content_changed()
+        if changed or (graph != self._graph and self._make_plan() != self.plan):
             raise ModuleError(
                 "The module was changed after the model was made: a layer was replaced, added or removed, or a "
                 "setting of a layer was changed. The compiled steps expect the old structure. Call "

@@ -1,5 +1,6 @@
 """Errors and warnings of plain attributes that a call writes; attributes that Flax and resfit write give none."""
 
+import collections
 import dataclasses
 import functools
 from typing import Any
@@ -23,6 +24,13 @@ class Constants:
     array: Any
 
 
+@dataclasses.dataclass
+class Settings:
+    """Settings of a network."""
+
+    steps: dict[str, int]
+
+
 class Writes(PlainNet):
     def __init__(self) -> None:
         super().__init__(rngs=nnx.Rngs(0))
@@ -31,6 +39,8 @@ class Writes(PlainNet):
         self.sizes = nnx.static({})
         self.inner = nnx.data({("a", 1): [nnx.Sequential()]})
         self.constants = nnx.static(Constants(np.ones(2)))
+        self.settings = Settings({"calls": 0})
+        self.recent = collections.deque()
         self.dropout = nnx.Dropout(0.5, deterministic=False)
 
     @functools.cached_property
@@ -108,12 +118,28 @@ def compute_again(self: Any, x: Any) -> None:
     self.last = tuple(range(x.shape[1]))
 
 
+def count_inside(self: Any, x: Any) -> None:
+    self.settings.steps["calls"] += 1
+
+
+def append_inside(self: Any, x: Any) -> None:
+    self.sizes.setdefault("all", []).append(x.shape)
+
+
+def queue(self: Any, x: Any) -> None:
+    self.recent.append(x.shape)
+
+
+def cache_array(self: Any, x: Any) -> None:
+    self.sizes.setdefault(x.shape, np.ones(x.shape[1:]))
+
+
 # The attribute that each write must name, in an error or in a warning.
 ERRORS = {count: "calls", keep: "last", append: "seen", nested_count: "inner.('a', 1).0.calls", alternate: "flag",
-          keep_inside: "sizes"}  # fmt: skip
-WARNINGS = {switch: "flag", insert: "sizes", create: "shape", renew: "constants", cache: "last",
+          keep_inside: "sizes", count_inside: "settings", append_inside: "sizes", queue: "recent"}  # fmt: skip
+WARNINGS = {switch: "flag", insert: "sizes", create: "shape", cache_array: "sizes", cache: "last",
             compute_again: "last"}  # fmt: skip
-SILENT_WRITES = [kept_as_it_was, set_mode, compute_once]
+SILENT_WRITES = [kept_as_it_was, renew, set_mode, compute_once]
 
 
 def written(write: Any) -> Any:
@@ -174,6 +200,13 @@ def test_a_cache_warns_once_in_each_kind_of_step(dispatch: str, caplog: pytest.L
             call(images(4), labels(4))
         assert len(warned(caplog)) == 1
         assert "before None, after (0, 1, 2, 3, 4, 5, 6, 7)" in warned(caplog)[0]
+
+
+def test_a_call_does_not_fill_a_cache_of_the_own_module() -> None:
+    model = compiled(written(cache_array))
+    for _ in range(2):
+        model.predict_on_batch(images(4))
+    assert model.module.sizes == {}
 
 
 class KeepsIntermediates(nnx.Module):

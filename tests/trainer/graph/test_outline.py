@@ -1,5 +1,6 @@
 """An outline detects every change of a part without walking the module, and reads current values."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,48 @@ def test_an_unknown_container_is_walked_every_time() -> None:
     outline = Outline(Holds())
     assert not outline.is_unchanged()
     assert not outline.readable
+
+
+@dataclasses.dataclass
+class Settings:
+    gain: float
+
+
+class Configured(TinyNet):
+    def __init__(self) -> None:
+        super().__init__(rngs=nnx.Rngs(0))
+        self.config, self.settings, self.cache = {"gains": [1.0]}, Settings(1.0), nnx.static({})
+
+    def __call__(self, x: Any) -> Any:
+        self.cache.setdefault(x.shape, np.ones(x.shape[1:]))
+        return super().__call__(x) * self.config["gains"][0] * self.settings.gain
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda net: net.config["gains"].__setitem__(0, 2.0), lambda net: setattr(net.settings, "gain", 2.0)],
+    ids=["a list in a dict", "a dataclass"],
+)
+def test_a_setting_inside_an_attribute_changes_only_with_another_compile(change: Any) -> None:
+    module = Configured()
+    model, x = resfit.Model(module), images(4)
+    before = model.predict(x, verbose=0)
+    module.cache[1, 2] = 3  # a cache that gains an entry is no setting
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+    change(module)
+    with pytest.raises(ModuleError, match="a setting of a layer was changed"):
+        model.predict(x, verbose=0)
+    model.compile()
+    np.testing.assert_allclose(model.predict(x, verbose=0), 2 * before, rtol=1e-6)
+
+
+def test_settings_that_refer_to_each_other_are_compared() -> None:
+    module = Configured()
+    module.config["all"] = module.config
+    outline = Outline(module)
+    assert not outline.content_changed()
+    module.config["gains"].append(2.0)
+    assert outline.content_changed()
 
 
 def test_values_and_layers_that_are_assigned_between_two_calls_count() -> None:
