@@ -136,10 +136,15 @@ def dangers(source: str) -> list[str]:
     return found
 
 
+# They make the pickles of `copy.deepcopy(model)` and `pickle.dumps(model)`, and read none from a file.
+ALLOWED = {"resfit/_utils/pickling.py", "resfit/errors.py"}
+
+
 def test_no_source_contains_calls_that_could_execute_or_unpack() -> None:
     sources = [*(ROOT / "resfit").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
     assert len(sources) > 100
-    assert {str(path): found for path in sources if (found := dangers(path.read_text()))} == {}
+    found = {str(path.relative_to(ROOT)): dangers(path.read_text()) for path in sources}
+    assert {path: calls for path, calls in found.items() if calls} == dict.fromkeys(ALLOWED, ["pickle"])
 
 
 @pytest.mark.parametrize(

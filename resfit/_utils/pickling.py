@@ -41,9 +41,7 @@ def dumps(thing: Any, root: Any = None) -> bytes:
 
 def loads(content: bytes, root: Any = None) -> Any:
     """Return the object of a pickle of `dumps`. As with every pickle, the author of the content can run any code."""
-    unpickler = pickle.Unpickler(io.BytesIO(content))
-    unpickler.persistent_load = lambda _: root  # type: ignore[method-assign]
-    return unpickler.load()
+    return _Unpickler(io.BytesIO(content), root).load()
 
 
 class Pickled:
@@ -72,6 +70,15 @@ class _Pickler(pickle.Pickler):
         if isinstance(thing, types.FunctionType):
             return NotImplemented if by_name else _reduced(thing)
         return (_named, (module, name)) if by_name else NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, root: Any) -> None:
+        super().__init__(stream)
+        self._root = root
+
+    def persistent_load(self, _: Any) -> Any:
+        return self._root
 
 
 def _named(module: str, name: str) -> Any:

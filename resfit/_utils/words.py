@@ -268,7 +268,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`metrics=['confusion_matrix']`": "ConfusionMatrix BinaryConfusionMatrix MulticlassConfusionMatrix",
         "`metrics={'mean_iou': resfit.metrics.mean_iou(num_classes)}`": (
             "MeanIoU IoU OneHotMeanIoU OneHotIoU BinaryIoU JaccardIndex BinaryJaccardIndex MulticlassJaccardIndex "
-            "MultilabelJaccardIndex jaccard_score jaccard miou"
+            "MultilabelJaccardIndex jaccard_score jaccard iou miou"
         ),
         "`metrics=['calibration_error']`": "CalibrationError BinaryCalibrationError MulticlassCalibrationError ece",
         "`metrics=['cross_entropy']`": (
@@ -278,7 +278,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`metrics=['mean_absolute_error']`": "MeanAbsoluteError mae",
         "the square root of `metrics=['mean_squared_error']`": "RootMeanSquaredError rmse",
         "`metrics=['confusion_matrix']`, which determines the value": (
-            "iou jaccard BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
+            "BalancedAccuracy balanced_accuracy_score kappa cohen_kappa mcc specificity sensitivity"
         ),
         "nothing: `fit(validation_data=...)` reports `val_loss` and the other values of a validation": "val_loss",
     },
