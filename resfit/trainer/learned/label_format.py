@@ -94,8 +94,10 @@ class LabelFormat:
         """
         if labels is None or losses.multi_label(self.loss):
             return
+        loss_of: Mapping[str, Any] = {}
+        if isinstance(self.loss, ByOutput) and not self._custom_step:
+            loss_of, labels = self.loss.loss_of, self.loss.labels_by_name(labels)
         if isinstance(labels, Mapping | tuple):
-            loss_of = self.loss.loss_of if isinstance(self.loss, ByOutput) else {}
             for name, own in entries_by_name(labels).items():
                 metrics = self._one_label_metrics.get(name)
                 if metrics and not losses.multi_label(loss_of.get(name)):
