@@ -65,7 +65,8 @@ format: $(VENV)/dev.stamp  ## format, and apply the fixes of ruff
 types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 	$(BIN)/mypy
 
-docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build, warnings as errors
+docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build; warnings and old benchmarks are errors
+	$(BIN)/python -m benchmarks.headlines
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
 errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/errors/mistakes.py with its error
@@ -77,7 +78,7 @@ zoo: $(VENV)/dev.stamp  ## write docs/zoo.md: every network, its numbers, and th
 words: $(VENV)/dev.stamp  ## write the tables of docs/keras.md: words of other libraries, and their names in resfit
 	$(BIN)/python -m tests.make_words
 
-bench:  ## compare resfit with other loops and libraries, in a separate environment (ARGS=--quick: three minutes)
+bench:  ## compare resfit with other loops and libraries, in a separate environment (40 minutes; ARGS=--quick: a few)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp
 	$(VENV)-bench/bin/python -m benchmarks $(ARGS)
 

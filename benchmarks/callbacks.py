@@ -24,7 +24,7 @@ from benchmarks.child import ask
 from benchmarks.rows import Row, compared, timed
 from resfit import callbacks
 
-STEPS = {"tiny": 2000, "resnet20": 6}  # epochs of two seconds and more
+STEPS = {"tiny": 1000, "resnet20": 3}  # epochs of a second and more
 
 
 def ten(folder: Path) -> list[callbacks.Callback]:
@@ -67,7 +67,7 @@ def rows(platform: str, quick: bool) -> list[Row]:
     found = []
     for name in ("tiny",) if quick else STEPS:
         title = problems.problem(platform, name).title
-        taken = ask("benchmarks.callbacks:measure", platform=platform, name=name, rounds=3 if quick else 9)
+        taken = ask("benchmarks.callbacks:measure", platform=platform, name=name, rounds=3 if quick else 7)
         times = [[wall for wall, _ in rounds] for rounds in taken["times"].values()]
         none, ten_callbacks = times
         note = f"main thread in hooks: {taken['batch']:.3f} ms a batch, {taken['epoch']:.1f} ms an epoch"

@@ -10,8 +10,8 @@ from benchmarks.rows import Row, compared, left_out, timed
 XLA, ONEDNN, PYTORCH = "fit", "fit_onednn", "pytorch"
 BARS = {"resnet20": ">= 2.2", "resnet18": ">= 1.6", "resnet50": ">= 1.7", "tiny": ">= 0.98"}  # XLA alone / with it
 AS_PYTORCH = ">= 1.0"
-ROUNDS = {"resnet20": 8, "resnet18": 5, "resnet50": 4, "tiny": 20}
-LEAST_OF_INFERENCE = 8  # a turn is a third of a training turn, and varies as much
+ROUNDS = {"resnet20": 8, "resnet18": 5, "resnet50": 5, "tiny": 12}
+LEAST_OF_INFERENCE = 6  # a turn is a third of a training turn, and varies as much
 
 
 def rows(name: str, platform: str, quick: bool) -> list[Row]:

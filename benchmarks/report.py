@@ -12,7 +12,7 @@ from rich.table import Table
 from benchmarks.rows import Row
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-NOT_DRAWN = ("devices", "zoo")  # for information, and too many
+NOT_DRAWN = ("devices", "feeding", "zoo")  # for information, and too many
 NO_GPU = "no gpu"  # the section of the row for a missing GPU
 COLUMNS = ("problem", "what", "value", "from to", "ratio", "bar", "kept", "note")
 CONTESTANTS = {  # beginning of a row's `what` -> color
@@ -30,6 +30,8 @@ class Measured(NamedTuple):
       where: machine and versions.
       date: of the run.
       row: the row.
+      commit: of resfit; "" if the tree had no git history.
+      files: the files and folders of resfit that the row measures.
     """
 
     section: str
@@ -37,6 +39,8 @@ class Measured(NamedTuple):
     where: str
     date: str
     row: Row
+    commit: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -48,7 +52,8 @@ def read(path: Path) -> list[Measured]:
     """Return the rows of earlier runs; an empty list if the file does not exist."""
     if not path.exists():
         return []
-    return [Measured(**{**entry, "row": Row(**entry["row"])}) for entry in json.loads(path.read_text())]
+    entries = json.loads(path.read_text())
+    return [Measured(**{**entry, "row": Row(**entry["row"]), "files": tuple(entry["files"])}) for entry in entries]
 
 
 def write(path: Path, rows: list[Measured]) -> None:
@@ -86,7 +91,7 @@ def show(rows: list[Row]) -> None:
 
 def page(rows: list[Measured]) -> str:
     """Return the tables of the documentation, one per problem, and the list of runs."""
-    runs = list(dict.fromkeys((measured.date, measured.where) for measured in rows))
+    runs = list(dict.fromkeys(map(_run, rows)))
     letters = {run: chr(ord("A") + i) for i, run in enumerate(runs)}
     parts = []
     for title in dict.fromkeys(measured.title for measured in rows):
@@ -94,12 +99,18 @@ def page(rows: list[Measured]) -> str:
         parts.append("|" + "---|" * len(COLUMNS))
         for measured in rows:
             if measured.title == title:
-                shown = [*cells(measured.row)[1:], letters[measured.date, measured.where]]
+                shown = [*cells(measured.row)[1:], letters[_run(measured)]]
                 parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |")
         parts.append("")
     parts += ["### Runs", ""]
-    parts += [f"- **{letters[run]}**: {run[0]}, {run[1]}." for run in runs]
+    for run in runs:
+        date, commit, where = run
+        parts.append(f"- **{letters[run]}**: {date}, measured at {commit[:7] or 'an unknown commit'}, {where}.")
     return "\n".join(parts)
+
+
+def _run(measured: Measured) -> tuple[str, str, str]:
+    return measured.date, measured.commit, measured.where
 
 
 def between_markers(text: str, generated: str) -> str:

@@ -197,7 +197,7 @@ def caches(folder: Path, kind: str, contestant: str) -> Iterator[Path]:
 
 def rows(platform: str, quick: bool) -> list[Row]:
     """Return the milliseconds of imports, and of scripts to the end of their first step."""
-    rounds = 3 if quick else 7
+    rounds = 2 if quick else 4
     found = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

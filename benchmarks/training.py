@@ -13,7 +13,7 @@ from benchmarks.child import Child, Reply
 from benchmarks.contestants import FIT, FIT_BARS, HAND_WRITTEN, OTHERS
 from benchmarks.rows import Row, compared, counted, divided, left_out, timed
 
-ROUNDS = {"resnet20": 10, "resnet50": 8, "tiny": 20}
+ROUNDS = {"resnet20": 10, "resnet50": 4, "tiny": 20}
 QUICK_ROUNDS, QUICK_STEPS = 4, {"resnet20": 3, "tiny": 200}
 SAME_BATCHES = "<= 1.03"  # evaluate and predict over a bare jitted forward pass
 Times = dict[str, dict[int, float]]

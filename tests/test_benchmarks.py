@@ -78,7 +78,15 @@ def test_what_a_child_prints_is_no_answer() -> None:
 
 def rows() -> list[Measured]:
     return [
-        Measured("tiny", "cpu", "a machine", "2026-01-01", compared("net", "fit / by hand", [2.0], [1.0], "<= 1.1")),
+        Measured(
+            "tiny",
+            "cpu",
+            "a machine",
+            "2026-01-01",
+            compared("net", "fit / by hand", [2.0], [1.0], "<= 1.1"),
+            "0123456789ab",
+            ("code",),
+        ),
         Measured("tiny", "gpu", "another", "2026-01-02", counted("net", "programs | all", 2)),
         Measured("host", "cpu", "a machine", "2026-01-01", left_out("state", "all", "too long")),
     ]
@@ -104,8 +112,8 @@ def test_the_page_names_the_run_of_every_row() -> None:
     page = report.page(rows())
     assert "| fit / by hand | 2.000 ms | 2.000 to 2.000 | 2.000 | <= 1.1 | NO |" in page
     assert "programs \\| all" in page
-    assert "- **A**: 2026-01-01, a machine." in page
-    assert "- **B**: 2026-01-02, another." in page
+    assert "- **A**: 2026-01-01, measured at 0123456, a machine." in page
+    assert "- **B**: 2026-01-02, measured at an unknown commit, another." in page
 
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
@@ -150,3 +158,17 @@ def test_compilations_are_counted() -> None:
     counts = ask("benchmarks.compilations:counts")
     assert counts["all"] >= counts["train"] + counts["evaluate"]
     assert (counts["later"], counts["second"]) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("checkpoints:measure", {"platform": "cpu", "name": "tiny", "rounds": 1}),
+        ("feeding:measure", {"shape": [4, 8, 8, 3], "dtype": "uint8", "batches": 2, "rounds": 1}),
+        ("long_fit:measure", {"platform": "cpu", "name": "tiny", "epochs": 3, "steps": 2, "cache": "device"}),
+        ("short_calls:measure", {"platform": "cpu", "rounds": 1, "calls": 2}),
+    ],
+)
+def test_a_group_that_uses_parts_of_the_trainer_runs(function: str, arguments: dict[str, Any]) -> None:
+    assert ask(f"benchmarks.{function}", {"XLA_FLAGS": ""}, **arguments)

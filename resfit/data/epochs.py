@@ -5,6 +5,7 @@ from typing import Any
 
 from resfit.data.batches import Batch, Batches, Positioned
 from resfit.data.states import packed, unpacked
+from resfit.data.streaming.ahead import close
 from resfit.errors import DataError
 
 
@@ -35,6 +36,7 @@ class Epochs:
         self._fixed = steps
         self.fixed = steps is not None
         self._stream = self._forever()
+        self._pass: Iterator[Batch] = iter(())
         self._report: Mapping[str, float] | None = None
 
     @property
@@ -72,7 +74,7 @@ class Epochs:
     ) -> None:
         """Continue from a saved `position`; data that are not `replayable` continue with their remaining batches."""
         self.passes, self.taken, self._continued = passes, taken, inside
-        self._stream.close()  # it may be inside a pass
+        self.close()
         self._stream = self._forever()
         self._report = report
         if isinstance(self.batches, Positioned):
@@ -86,12 +88,18 @@ class Epochs:
         for _ in range(self._fixed - done):
             yield next(self._stream)
 
+    def close(self) -> None:
+        """End the threads of a pass that was not read to its end."""
+        self._stream.close()
+        close(self._pass)
+
     def _one_pass(self) -> Iterator[Batch]:
         if not self._continued:
             self.passes, self.taken = self.passes + 1, 0
         self._continued = False
         self._report = None
-        for batch in self.batches.epoch(self.passes - 1, self.taken):
+        self._pass = self.batches.epoch(self.passes - 1, self.taken)
+        for batch in self._pass:
             self.taken += 1
             yield batch
 

@@ -61,4 +61,5 @@ class MappedBatches:
             self._batches.load_state_dict(state)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        return map(self._map, self._batches.epoch(epoch, start))
+        for batch in self._batches.epoch(epoch, start):  # a generator, which can be closed
+            yield self._map(batch)

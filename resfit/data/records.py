@@ -62,7 +62,13 @@ def as_labels(labels: Sequence[Any], column: str) -> np.ndarray:
             f"{column} has no label for {missing} of {len(labels)} examples. Expected a label for each. Remove these "
             "examples or label them."
         )
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError as error:
+        raise DataError(
+            f"{column} holds rows of different lengths: {error}. Expected one number, or a row of as many numbers, for "
+            "every example."
+        ) from error
     if array.dtype.kind in "US" or array.dtype == object:
         names = sorted({str(label) for label in labels})
         mapping = {label: i for i, label in enumerate(names[:5])}

@@ -216,7 +216,7 @@ def check_weights(weight: Any, losses: Mapping[str, Any] | None) -> dict[str, An
     weights = {name: one for name, one in by_name(weight, "sample_weight", DataError).items() if one is not None}
     check_names(weights, losses, "sample_weight", "outputs with a loss", DataError)
     for name, one in weights.items():
-        if is_by_output(one) and (not isinstance(one, list) or any(getattr(entry, "ndim", 0) for entry in one)):
+        if is_by_output(one) and (not isinstance(one, list) or any(getattr(entry, "shape", ()) for entry in one)):
             raise DataError(f"sample_weight[{name!r}] is {described(one)}. Expected one array, (examples,).")
     return weights
 

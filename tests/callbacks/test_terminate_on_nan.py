@@ -162,8 +162,9 @@ def test_locate_names_the_first_non_finite_value(arguments: Any, action: Any, pl
     assert not model.keep_last_step
 
 
-def test_locate_finds_the_layer_of_a_residual_network_and_stops_at_once() -> None:
-    model = compiled(Poisoned(rngs=nnx.Rngs(0)))
+@pytest.mark.parametrize("steps", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_locate_finds_the_layer_of_a_residual_network_and_stops_at_once(steps: int) -> None:
+    model = compiled(Poisoned(rngs=nnx.Rngs(0)), steps_per_execution=steps)
     callback, recorder = TerminateOnNaN(locate=True), Recorder()
     fit(model, poisoned_images(), labels(40), shuffle=False, callbacks=[callback, recorder])
     assert callback.bad_batch == (0, 2)

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from resfit.data.device import DeviceSource
+from resfit.errors import DataError
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 
 
@@ -40,24 +41,45 @@ def scaled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return {"x": x, "y": y}
 
 
+def one_changed(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    x[77] += 1
+    return {"x": x, "y": y}
+
+
+def relabeled(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    y[:] = (y + 1) % 3
+    return {"x": x, "y": y}
+
+
 OTHER: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
     "an equal array": lambda x, y: {"x": x.copy(), "y": y},
     "changed in place": scaled,
+    "one image changed in place": one_changed,
+    "labels changed in place": relabeled,
     "other labels": lambda x, y: {"x": x, "y": y[::-1]},
-    "weights": lambda x, y: {"x": x, "y": y, "sample_weight": np.arange(20.0)},
+    "weights": lambda x, y: {"x": x, "y": y, "sample_weight": np.arange(200.0)},
     "class weights": lambda x, y: {"x": x, "y": y, "class_weight": {0: 2.0}},
 }
 
 
+def test_a_fit_that_fails_after_the_release_does_not_break_the_next_one() -> None:
+    x, y = images(), labels()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    fit(model, x, y, cache="device")
+    with pytest.raises(DataError, match="cache='device' needs examples with random access"):
+        fit(model, [(x, y)], cache="device")
+    fit(model, x, y, cache="device")
+
+
 @pytest.mark.parametrize("other", OTHER)
 def test_other_data_are_sent_again_and_the_former_are_released(other: str, sent: list[DeviceSource]) -> None:
-    x, y = images(), labels()
+    x, y = images(200), labels(200)
     cached, plain = (compiled(PlainNet(rngs=nnx.Rngs(0))) for _ in range(2))
-    fit(cached, x, y, cache="device")
-    fit(plain, x, y)
+    fit(cached, x, y, cache="device", batch_size=50)
+    fit(plain, x, y, batch_size=50)
     given = OTHER[other](x, y)
-    fit(cached, cache="device", **given)
-    fit(plain, **given)
+    fit(cached, cache="device", batch_size=50, **given)
+    fit(plain, batch_size=50, **given)
     assert len(sent) == 2
     assert sent[0]._arrays is None
     assert_same(cached.get_weights(), plain.get_weights())

@@ -522,3 +522,20 @@ def test_a_mistake_is_explained(case: str) -> None:
     call, error, words = WRONG[case]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_several_labels_per_example_raise_for_a_metric_of_one_label(form: Callable[[Any], Any]) -> None:
+    multi_hot = np.ones((N, CLASSES), np.float32)
+    model = heads(
+        Heads(lambda size, kind: (size, kind)), loss=["mse", lambda logits, labels: ((logits - labels) ** 2).mean(1)],
+        loss_weights=None, metrics=[[], ["accuracy"]],
+    )  # fmt: skip
+    with pytest.raises(LabelError, match="Output 'output_1': Row 0 of the labels has 3 labels"):
+        fit(model, X, form([SIZE[:, None], multi_hot]))
+
+
+def test_lists_of_numbers_by_output_get_the_remedy() -> None:
+    model = heads(Heads(lambda size, kind: (size, kind)), loss=["mse", "auto"], loss_weights=None, metrics=None)
+    with pytest.raises(DataError, match=r"y is one array of shape \(2, 20\).*tuple\(map\(np\.asarray, y\)\)"):
+        fit(model, X, [SIZE.tolist(), KIND.tolist()])

@@ -219,6 +219,11 @@ def _unequal(x: Any, y: Any, lengths: dict[str, int]) -> str:
             f"{len(y)} labels. Expected one entry per example in every array. For a list of images of one size, pass "
             "np.stack(x)."
         )
+    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == len(jax.tree.leaves(x)[0]):
+        return (
+            f"y is one array of shape {y.shape}, and there are {y.shape[1]} examples. Expected one entry per example. "
+            f"For labels of {len(y)} outputs pass a tuple of arrays, tuple(map(np.asarray, y)); else y.T."
+        )
     return (
         f"Expected one entry per example in every array, got lengths {lengths}. Pass arrays of the same examples in "
         "the same order."
@@ -336,7 +341,7 @@ def is_container(tree: Any) -> bool:
 
 def _is_list_of_numbers(tree: Any) -> bool:
     """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
-    return isinstance(tree, list) and not any(getattr(entry, "ndim", 0) for entry in tree)
+    return isinstance(tree, list) and not any(getattr(entry, "shape", ()) for entry in tree)
 
 
 def _is_one_array(tree: Any) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Self, overload
 
 import numpy as np
@@ -195,12 +195,17 @@ def _listed(paths: Any) -> tuple[str, ...]:
             f"paths is a {type(paths).__name__} with the columns {columns}. Expected one column of paths, and one of "
             f"labels: resfit.data.files(table[{columns[0]!r}], table[{columns[-1]!r}])."
         )
+    _check_ordered(paths, "paths")
     listed: list[str] = []
     for number, path in enumerate(paths):
         if not isinstance(path, str | os.PathLike):
+            remedy = (
+                "Decode it: os.fsdecode(path)."
+                if isinstance(path, bytes)
+                else "Remove rows without a path: table.dropna()."
+            )
             raise DataError(
-                f"paths[{number}] is {path!r:.60}, a {type(path).__name__}. Expected paths as text. Remove rows "
-                "without a path: table.dropna()."
+                f"paths[{number}] is {path!r:.60}, a {type(path).__name__}. Expected paths as text. {remedy}"
             )
         listed.append(os.fspath(expand_user(path)))
     if not listed:
@@ -215,6 +220,20 @@ def _listed(paths: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def _check_ordered(values: Any, name: str) -> None:
+    """Raise unless the values have an order that assigns labels to paths."""
+    if isinstance(values, Mapping | Set):
+        remedy = "paths, labels = zip(*labels.items())" if isinstance(values, Mapping) else "sorted(paths)"
+        raise DataError(
+            f"{name} is a {type(values).__name__}, whose order does not assign labels to paths. Expected a list with "
+            f"one entry per image. Pass lists in one order, such as {remedy}."
+        )
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise DataError(
+            f"{name} is {values!r:.60}. Expected one entry per image. Pass a list, or the column of a table."
+        )
+
+
 def _numbered(labels: Any, classes: tuple[str, ...] | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Return labels as numbers, and the class names by number."""
     if labels is None:
@@ -227,6 +246,7 @@ def _numbered(labels: Any, classes: tuple[str, ...] | None) -> tuple[np.ndarray 
                 "order. Select the columns in the order of the classes: table[list(classes)]."
             )
         return as_labels(labels.to_numpy().tolist(), "labels"), names
+    _check_ordered(labels, "labels")
     listed = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     missing = [number for number, label in enumerate(listed) if _is_missing(label)]
     if missing:
@@ -241,10 +261,12 @@ def _numbered(labels: Any, classes: tuple[str, ...] | None) -> tuple[np.ndarray 
         return numbers, classes
     names = tuple(sorted(set(texts))) if classes is None else classes
     unknown = sorted(set(texts) - set(names))
-    if unknown or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
+        raise DataError(f"classes is {names}. Expected classes to name each label once. Remove the repeated names.")
+    if unknown:
         raise DataError(
-            f"classes is {names}, but the labels hold {unknown or 'them'}. Expected classes to name each label once. "
-            "Add the missing names, or remove these images."
+            f"classes is {names}, but the labels hold {unknown}. Expected classes to name each label. Add the missing "
+            "names, or remove these images."
         )
     table = {name: number for number, name in enumerate(names)}
     return np.asarray([table[label] for label in texts], np.int32), names

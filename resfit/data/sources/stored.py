@@ -7,6 +7,7 @@ import numpy as np
 
 from resfit.data.tensors import library_of
 from resfit.data.values import refuse_masked
+from resfit.errors import DataError
 
 # Their rows are in memory already, or `[a:b]` does not select rows.
 _OTHERS = ("numpy", "jax", "jaxlib", "pandas", "polars", "scipy")
@@ -19,9 +20,10 @@ def is_stored(value: Any) -> bool:
     shape = getattr(value, "shape", None)
     if not hasattr(value, "__getitem__") or not isinstance(shape, tuple) or not shape:
         return False
-    if hasattr(value, "__len__") and len(value) != shape[0]:  # a loader of batches whose images have the shape
+    if any(kind.__module__.partition(".")[0] in _OTHERS for kind in type(value).__mro__):
         return False
-    return not any(kind.__module__.partition(".")[0] in _OTHERS for kind in type(value).__mro__)
+    # A loader of batches can have the shape of its images.
+    return not hasattr(value, "__len__") or bool(len(value) == shape[0])
 
 
 class Stored:
@@ -38,6 +40,9 @@ class Stored:
     Attributes:
       shape: the shape, (rows, ...).
       dtype: the dtype of the rows.
+
+    Raises:
+      DataError: if the array has no slices of rows; also on access, if a slice has another length than its range.
     """
 
     def __init__(self, name: str, array: Any, rows: range | None = None) -> None:
@@ -62,7 +67,7 @@ class Stored:
         if not len(ascending):
             return self._slice(0, 0)
         if hasattr(self._array, "oindex"):  # zarr would decompress a chunk for every slice
-            return self._read(self._array.oindex[ascending])[places]
+            return self._read(self._array.oindex[ascending], len(ascending))[places]
         runs = np.split(ascending, np.flatnonzero(np.diff(ascending) > 1) + 1)
         return np.concatenate([self._slice(int(run[0]), int(run[-1]) + 1) for run in runs])[places]
 
@@ -74,8 +79,22 @@ class Stored:
         return Stored(self._name, self._array, self._rows[rows])
 
     def _slice(self, first: int, last: int) -> np.ndarray:
-        return self._read(self._array[first:last])
+        try:
+            rows = self._array[first:last]
+        except TypeError as error:
+            raise DataError(
+                f"{self._name} is a {type(self._array).__name__} with a shape, and [{first}:{last}] raised {error}. "
+                "Expected slices of rows. Pass a NumPy array, or a function that returns an iterator of batches."
+            ) from error
+        return self._read(rows, last - first)
 
-    def _read(self, rows: Any) -> np.ndarray:
+    def _read(self, rows: Any, expected: int) -> np.ndarray:
         refuse_masked(self._name, rows)  # netCDF4 returns masked arrays
-        return np.asarray(rows)
+        array = np.asarray(rows)
+        if array.shape[:1] != (expected,):
+            raise DataError(
+                f"{self._name} is a {type(self._array).__name__}, and a slice of {expected} rows has shape "
+                f"{array.shape}. Expected one entry per row. Check that the file is complete, that nothing writes to "
+                "it, and that [a:b] selects rows."
+            )
+        return array

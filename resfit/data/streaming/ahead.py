@@ -3,7 +3,7 @@
 import collections
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -64,6 +64,15 @@ def prefetch(source: Iterable[T], size: int = 2) -> Iterator[T]:
     if size < 1:
         raise DataError(f"Expected prefetch to keep a positive number of items ready, got size={size}.")
     return _prefetch(source, size)
+
+
+def close(iterator: Iterator[Any]) -> None:
+    """End the threads that read ahead for a generator; other iterators stay as they are.
+
+    The traceback of an exception keeps the frame of the consumer, and so a generator that was not closed, alive.
+    """
+    if isinstance(iterator, Generator):
+        iterator.close()
 
 
 def _prefetch(source: Iterable[T], size: int) -> Iterator[T]:

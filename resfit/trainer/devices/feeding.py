@@ -1,11 +1,12 @@
 """Batches that a thread puts on the devices before the step needs them."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from resfit.data.batches import Batch, Batches
 from resfit.data.mapped import MappedBatches
-from resfit.data.streaming.ahead import prefetch
+from resfit.data.streaming.ahead import close, prefetch
 from resfit.trainer.devices.placement import Placement
 
 _AHEAD = 2  # batches on the device besides those of the steps in flight
@@ -23,6 +24,21 @@ def fed(batches: Batches, placement: Placement) -> Batches:
     """
     ahead = placement.feeds_ahead and getattr(batches, "random_access", False)
     return _Fed(batches, placement.put) if ahead else batches
+
+
+@contextlib.contextmanager
+def one_pass(batches: Batches, placement: Placement) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of `fed`; at the end of the block no thread reads on.
+
+    Args:
+      batches: the data.
+      placement: the devices.
+    """
+    iterator = fed(batches, placement).epoch(0)
+    try:
+        yield iterator
+    finally:
+        close(iterator)
 
 
 class _Fed(MappedBatches):

@@ -1,7 +1,7 @@
 """The labels of a model: one or several per example, and the names of the classes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from resfit.data import Batches
 from resfit.data.batches import classes_of
 from resfit.data.sources.arrays import check_class_weight, is_container
 from resfit.errors import CompileError, DataError, LabelError
-from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name
+from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name, is_by_output
 from resfit.metrics.collection import Summed
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.step import OutputsShape
@@ -94,10 +94,11 @@ class LabelFormat:
         """
         if labels is None or losses.multi_label(self.loss):
             return
-        loss_of: Mapping[str, Any] = {}
-        if isinstance(self.loss, ByOutput) and not self._custom_step:
-            loss_of, labels = self.loss.loss_of, self.loss.labels_by_name(labels)
-        if isinstance(labels, Mapping | tuple):
+        by_output = self.loss if isinstance(self.loss, ByOutput) else None
+        if by_output is not None and not self._custom_step:
+            labels = by_output.labels_by_name(labels)
+        if is_by_output(labels):
+            loss_of = {} if by_output is None else by_output.loss_of
             for name, own in entries_by_name(labels).items():
                 metrics = self._one_label_metrics.get(name)
                 if metrics and not losses.multi_label(loss_of.get(name)):

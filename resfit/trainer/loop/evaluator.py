@@ -12,7 +12,7 @@ from resfit.callbacks.logs import LazyLogs, as_float, as_plain, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
-from resfit.trainer.devices.feeding import fed
+from resfit.trainer.devices.feeding import one_pass
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle, form_of
 from resfit.trainer.loop.boundary import Boundary
@@ -106,22 +106,22 @@ class Evaluator:
         throttle, compiling = Throttle(context.placement.run_ahead), announce(callbacks, "evaluate")
         listened = callbacks.listens("on_test_batch_end")
         seen = 0
-        batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
-        turns = context.processes.turns(batches, for_step)
         i = 0
-        for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
-            callbacks.fire("on_test_batch_begin", i, {})
-            sums, taken = self._measured(leaves, group, sums, check, compiling)
-            for turn, (its_sums, loss, place) in zip(group, taken, strict=True):
-                if turn is not group[0]:
-                    callbacks.fire("on_test_batch_begin", i, {})
-                if listened:
-                    callbacks.fire("on_test_batch_end", i, self.logs(its_sums, loss, turn.examples, place))
-                i += 1
-                seen += turn.examples
-            throttle.add(taken[-1].loss)
-            if boundary():
-                break
+        with one_pass(data, context.placement) as batches:
+            turns = context.processes.turns(itertools.islice(batches, steps), for_step)
+            for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
+                callbacks.fire("on_test_batch_begin", i, {})
+                sums, taken = self._measured(leaves, group, sums, check, compiling)
+                for turn, (its_sums, loss, place) in zip(group, taken, strict=True):
+                    if turn is not group[0]:
+                        callbacks.fire("on_test_batch_begin", i, {})
+                    if listened:
+                        callbacks.fire("on_test_batch_end", i, self.logs(its_sums, loss, turn.examples, place))
+                    i += 1
+                    seen += turn.examples
+                throttle.add(taken[-1].loss)
+                if boundary():
+                    break
         if not seen:
             raise DataError("There are no examples to evaluate on. Expected at least one.")
         results = self.values(read(sums))

@@ -1,5 +1,6 @@
 """`Model.fit`, step by step: data, callbacks, checkpoints, and the run itself."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
@@ -113,7 +114,7 @@ def _fit(
     compared = {"data": data, "validation": None if validation is None else validation.data}
     with processes.failing_together():
         manager = manager_of(given_callbacks, config.resume, settings, compared, context)
-    with at_batch_boundaries(manager is not None) as interrupt, control.during(manager):
+    with at_batch_boundaries(manager is not None) as interrupt, control.during(manager), contextlib.closing(stream):
         start = None
         if manager is not None and config.resume:
             with processes.failing_together():

@@ -14,7 +14,7 @@ from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError, ModuleError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext, announce, quiet
-from resfit.trainer.devices.feeding import fed
+from resfit.trainer.devices.feeding import one_pass
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, form_of
 from resfit.trainer.learned.outputs import OUTPUTS
@@ -68,14 +68,13 @@ class Predictor:
           ModuleError: if the module returns another number of rows than it was given.
         """
         context = self._context
-        with context.processes.failing_together():
+        with context.processes.failing_together(), one_pass(data, context.placement) as batches:
             callbacks.fire("on_predict_begin", {})
             leaves = context.state.visible(weights)
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             i = 0
-            batches = itertools.islice(fed(data, context.placement).epoch(0), steps)
-            turns = context.processes.turns(batches, lambda batch: batch.x)
+            turns = context.processes.turns(itertools.islice(batches, steps), lambda batch: batch.x)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_predict_batch_begin", i, {})
                 if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between

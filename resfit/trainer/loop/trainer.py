@@ -108,7 +108,7 @@ class Trainer:
         logs: LazyLogs | None = None
         turns = context.processes.turns(data.next(done), for_step)
         i = done
-        for group in grouped(waiting.over(turns), context.steps_per_execution, lambda turn: form_of(turn.placed)):
+        for group in self._executions(waiting.over(turns)):
             callbacks.fire("on_train_batch_begin", i, {})
             for turn in group:
                 context.check_inputs(turn)
@@ -125,6 +125,11 @@ class Trainer:
                 i += 1
             throttle.add(taken[-1].loss)
             yield len(group), logs
+
+    def _executions(self, turns: Iterator[Turn]) -> Iterator[list[Turn]]:
+        """Yield the turns of each execution; of a step that is kept, one, so that the kept step is the last one."""
+        for group in grouped(turns, self._context.steps_per_execution, lambda turn: form_of(turn.placed)):
+            yield from [[turn] for turn in group] if self.keep_last_step else [group]
 
     def _take(
         self, group: list[Turn], compiling: Callable[[bool], None], check: LabelCheck, manager: CheckpointManager | None

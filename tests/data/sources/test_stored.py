@@ -165,3 +165,38 @@ def test_fit_evaluate_and_predict_on_a_file_equal_those_on_arrays(kind: str, fil
         )
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class OneRow(Sliced):
+    """An array whose slices have one row, as those of a file that was truncated."""
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._array[rows][:1]
+
+
+class WithoutSlices(Sliced):
+    def __getitem__(self, row: Any) -> np.ndarray:
+        if isinstance(row, slice):
+            raise TypeError("indices must be integers")
+        return self._array[row]
+
+
+def test_slices_that_are_no_rows_raise() -> None:
+    with pytest.raises(DataError, match=r"x is a WithoutSlices with a shape, and \[0:1\] raised indices must be"):
+        ArraySource(WithoutSlices(images()))
+    source = ArraySource(OneRow(images()), labels())
+    with pytest.raises(DataError, match=r"x is a OneRow, and a slice of 4 rows has shape \(1, 8, 8, 1\)"):
+        source.take(slice(0, 4))
+
+
+def test_a_list_of_arrays_in_files_is_several_inputs() -> None:
+    source = ArraySource([Sliced(images()), Sliced(images())], labels())
+    assert [part.shape for part in source.take(slice(0, 4))[0]] == [(4, 8, 8, 1)] * 2
+
+
+def test_sparse_matrices_raise() -> None:
+    sparse = pytest.importorskip("scipy.sparse").csr_array(np.eye(20))
+    with pytest.raises(DataError, match="y is a csr_array; expected an array"):
+        ArraySource(images(), sparse)
+    with pytest.raises(DataError, match="csr_array"):
+        next(iter(as_batches(sparse, geometry=Geometry(2)).epoch(0)))

@@ -1,6 +1,7 @@
 """Batches that a thread puts on the device: the same results, and no work of the main thread on the data."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,50 @@ def test_a_run_resumes_at_its_batch(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", Stop())
     assert_same(run(tmp_path / "cut", resume=True), whole)
+
+
+def threads() -> set[str]:
+    names = {thread.name for thread in threading.enumerate()}
+    return {name for name in names if name.startswith(("resfit-prefetch", "resfit-data"))}
+
+
+class Raises(resfit.callbacks.Callback):
+    """Raises in the hooks of the first batch, and keeps the exception, as an interactive session does."""
+
+    def __init__(self, hook: str, error: type[BaseException]) -> None:
+        self.error, self.raised = error, False
+        setattr(self, hook, self._hook)
+
+    def _hook(self, batch: int, logs: Any = None) -> None:
+        self.raised = True
+        raise self.error("from the callback")
+
+
+CALLS: dict[str, Callable[[Any, Any], Any]] = {
+    "on_train_batch_end": lambda model, callback: fit(model, callbacks=[callback]),
+    "on_test_batch_end": lambda model, callback: model.evaluate(
+        images(), labels(), batch_size=2, verbose=0, callbacks=[callback]
+    ),
+    "on_predict_batch_end": lambda model, callback: model.predict(
+        images(), batch_size=2, verbose=0, callbacks=[callback]
+    ),
+}
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("hook", CALLS)
+@pytest.mark.parametrize("error", [ValueError, pytest.param(KeyboardInterrupt, marks=pytest.mark.slow)])
+def test_no_thread_reads_on_after_an_exception_that_is_kept(hook: str, error: type[BaseException]) -> None:
+    callback = Raises(hook, error)
+    with pytest.raises(error) as kept:
+        CALLS[hook](plain(), callback)
+    assert callback.raised
+    assert kept.tb is not None
+    assert threads() == set()
+
+
+@pytest.mark.usefixtures("ahead")
+def test_no_thread_reads_on_after_epochs_of_a_number_of_steps() -> None:
+    model = plain()
+    fit(model, images(200), labels(200), steps_per_epoch=2)
+    assert threads() == set()
