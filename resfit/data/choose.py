@@ -17,6 +17,7 @@ from resfit.data.sources.stored import is_stored
 from resfit.data.sources.tfds_source import TfdsSource, is_data_source
 from resfit.data.sources.torch_dataset import from_torch, is_torch_dataset
 from resfit.data.sources.torch_loader import TorchLoader, is_loader
+from resfit.data.values import refuse_sparse
 from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
 
@@ -103,10 +104,7 @@ def _check_form(x: Any) -> None:
             f"x is the {type(x).__name__} {str(x)!r}. Expected data, got a path or a name. Load a folder of images "
             "with resfit.data.folder(path), and a dataset by name with resfit.data.load(name)."
         )
-    if hasattr(x, "nnz"):
-        raise DataError(
-            f"x is a sparse {type(x).__name__} of shape {x.shape}. Expected a dense array, as from x.toarray()."
-        )
+    refuse_sparse("x", x)
 
 
 def _of_data(x: Any, geometry: Geometry, cache: str | None) -> Batches:

@@ -60,6 +60,23 @@ def refuse_masked(name: str, value: Any) -> None:
         )
 
 
+def is_sparse(value: Any) -> bool:
+    """Return True for a sparse array of SciPy, JAX or PyTorch."""
+    return hasattr(value, "todense") or any(
+        getattr(value, name, None) is True for name in ("is_sparse", "is_sparse_csr")
+    )
+
+
+def refuse_sparse(name: str, value: Any) -> None:
+    """Raise for a sparse array. The module would get a dense one, so the caller makes it and sees its size."""
+    if is_sparse(value):
+        dense = next(method for method in ("toarray", "todense", "to_dense") if hasattr(value, method))
+        raise DataError(
+            f"{name} is a sparse {type(value).__name__} of shape {tuple(value.shape)}. Expected a dense array. Pass "
+            f"{name}.{dense}()."
+        )
+
+
 def is_one_hot(y: np.ndarray) -> bool:
     """Return True if every row along the last axis has a 1 at one place and 0 elsewhere.
 

@@ -88,6 +88,23 @@ class ByOutput:
         """The losses by the name of their output."""
         return {part.name: part.loss for part in self.parts}
 
+    def labels_by_name(self, labels: Any) -> dict[str, Any]:
+        """Return labels by the name of their output, as in Keras.
+
+        One array belongs to the only output with a loss. A list has the labels of all outputs, or only of those with a
+        loss.
+
+        Raises:
+          LabelError: if the labels have another form.
+        """
+        names = [part.name for part in self.parts]
+        if len(names) == 1 and not is_by_output(labels):
+            return {names[0]: labels}
+        some = isinstance(labels, list | tuple) and self.count is not None
+        if some and len(labels) == len(names) < (self.count or 0):
+            return dict(zip(names, labels, strict=True))
+        return by_name(labels, "y", LabelError)
+
     def __call__(self, outputs: Any, labels: Any) -> Any:
         """Return the `LossesByOutput` of a batch."""
         outputs = outputs_by_name(outputs, "loss")
@@ -98,7 +115,7 @@ class ByOutput:
                 f"loss has {self.count} entries, and the module returns {len(outputs)} outputs. Expected one entry per "
                 "output. Pass None for an output without a loss."
             )
-        labels = by_name(labels, "y", LabelError)
+        labels = self.labels_by_name(labels)
         check_names(labels, outputs, "y", "outputs of the module", LabelError)
         each = {}
         for part in self.parts:

@@ -9,10 +9,10 @@ import numpy as np
 from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
-from resfit.errors import CompileError, LabelError, LossError
+from resfit.errors import CompileError, LossError
 from resfit.losses import regression
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
-from resfit.losses.by_output import ByOutput, about, by_name, is_by_output, of_outputs
+from resfit.losses.by_output import ByOutput, about, is_by_output, of_outputs
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.focal import Focal
 from resfit.losses.labels import Loss, check_each_output, check_labels
@@ -109,7 +109,7 @@ def check(loss: Loss | None, labels: Any, logits_shape: Any) -> None:
       >>> check(BinaryCrossEntropy(), np.array([[1, 1, 0]]), (1, 3))
     """
     if isinstance(loss, ByOutput):
-        labels = by_name(labels, "y", LabelError)
+        labels = loss.labels_by_name(labels)
         for part in loss.parts:
             with about(part.name):
                 check(part.loss, labels[part.name], logits_shape[part.name])

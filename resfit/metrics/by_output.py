@@ -57,10 +57,12 @@ class CollectionByOutput(Summed):
     Attributes:
       parts: the name of an output -> its metrics; "" -> the total loss.
       readings: the name of a value, such as "a_loss" -> (name of the output, name in its collection).
+      loss: of the model, which knows the outputs of labels without names; None if it is not by output.
     """
 
     parts: Mapping[str, Collection]
     readings: Mapping[str, tuple[str, str]]
+    loss: ByOutput | None = None
 
     def empty(self) -> SumsByOutput:
         return SumsByOutput({name: part.empty() for name, part in self.parts.items()}, self)
@@ -76,7 +78,7 @@ class CollectionByOutput(Summed):
         whole = total(loss)
         held = {_TOTAL: self.parts[_TOTAL].of_step(outputs=None, targets=None, loss=whole, mask=mask)}
         given = outputs_by_name(outputs, "metrics")
-        labels = {} if targets is None else by_name(targets, "y", LabelError)
+        labels = {} if targets is None else self._labels_by_name(targets)
         check_names((name for name in self.parts if name), given, "metrics", "outputs of the module", CompileError)
         for name, part in self.parts.items():
             if name == _TOTAL:
@@ -90,6 +92,11 @@ class CollectionByOutput(Summed):
                 own = loss.each.get(name, whole) if isinstance(loss, LossesByOutput) else whole
                 held[name] = part.of_step(outputs=given[name], targets=labels[name], loss=own, mask=mask)
         return SumsByOutput(held, self)
+
+    def _labels_by_name(self, labels: Any) -> dict[str, Any]:
+        if self.loss is not None:
+            return self.loss.labels_by_name(labels)
+        return by_name(labels, "y", LabelError)
 
 
 def are_by_output(metrics: MetricsArgument, loss: losses.Loss | None) -> bool:
@@ -140,7 +147,7 @@ def by_output(metrics: MetricsArgument, loss: losses.Loss | None, *, reports_los
             parts[name] = collection(
                 chosen.get(name, {}), multi_label=several, with_loss=with_loss, ignore_index=ignored
             )
-    return CollectionByOutput(parts, _readings(parts))
+    return CollectionByOutput(parts, _readings(parts), loss if isinstance(loss, ByOutput) else None)
 
 
 def _check_count(metrics: Any, loss: Any) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.experimental.sparse
 import numpy as np
 import pytest
 import scipy.sparse
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from resfit.data import ArraySource, Geometry, IterableBatches, as_batches, choose
 from resfit.errors import DataError
+from resfit.trainer.arguments import one_batch
 
 X, Y = np.arange(10.0), np.arange(10)
 
@@ -58,6 +60,25 @@ def test_everything_gives_every_row_once_in_order(x: Any) -> None:
 def test_values_that_are_not_data_raise(x: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         rows(x)
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+@pytest.mark.parametrize(
+    ("sparse", "remedy"),
+    [
+        (scipy.sparse.coo_array(np.eye(2)), "toarray"),
+        (jax.experimental.sparse.BCOO.fromdense(np.eye(2)), "todense"),
+    ],
+)
+def test_sparse_arrays_raise_in_arguments_and_in_batches(sparse: Any, remedy: str, name: str) -> None:
+    x, y = (sparse, np.zeros(2)) if name == "x" else (np.zeros((2, 3)), sparse)
+    words = rf"{name} is a sparse \w+ of shape \(2, 2\).*Pass {name}.{remedy}\(\)"
+    with pytest.raises(DataError, match=words):
+        as_batches(x, y, geometry=Geometry(2))
+    with pytest.raises(DataError, match=words):
+        next(as_batches([(x, y)], geometry=Geometry(2)).epoch(0))
+    with pytest.raises(DataError, match=words):
+        one_batch(x, y, None, None)
 
 
 def test_a_source_that_loses_examples_raises() -> None:

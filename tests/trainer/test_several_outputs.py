@@ -176,6 +176,30 @@ def test_outputs_can_have_no_loss_and_no_labels() -> None:
     assert in_a_list.train_on_batch(X, (None, KIND))[0] == pytest.approx(results["loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    "loss", levels.only([[None, "auto"]], [[None, "auto"], [None, "auto", None], {"output_1": "auto"}])
+)
+def test_labels_of_the_outputs_with_a_loss_are_enough(loss: Any) -> None:
+    third = len(loss) == 3
+    model = heads(
+        Heads(lambda size, kind: (size, kind, size) if third else (size, kind)), loss=loss, loss_weights=None,
+        metrics=[None, "accuracy", None][: len(loss)] if isinstance(loss, list) else {"output_1": ["accuracy"]},
+    )  # fmt: skip
+    alone = heads(loss={"kind": "auto"}, loss_weights=None, metrics={"kind": ["accuracy"]})
+    want = list(alone.test_on_batch(X, {"kind": KIND}, return_dict=True).values())
+    assert model.test_on_batch(X, KIND) == want
+    assert model.evaluate(X, KIND, batch_size=N, verbose=0) == want
+    with pytest.raises(LabelError, match="Output 'output_1': The labels run from 1 to 3"):
+        fit(model, X, KIND + 1)
+    fit(model, X, KIND, validation_split=0.2)
+
+
+@pytest.mark.slow
+def test_a_list_of_labels_can_leave_out_the_outputs_without_a_loss() -> None:
+    model = heads(Heads(lambda *both: (both[0], *both)), loss=[None, "mse", "auto"], loss_weights=None, metrics=None)
+    assert model.test_on_batch(X, [SIZE, KIND]) == model.test_on_batch(X, [None, SIZE, KIND])
+
+
 class TwoInputs(nnx.Module):
     """Heads on an image and a number."""
 

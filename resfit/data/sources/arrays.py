@@ -11,7 +11,7 @@ from resfit.data.batches import Geometry
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.stored import Stored, is_stored
 from resfit.data.tensors import without_tensors
-from resfit.data.values import check_values, has_values_to_check, is_one_hot, refuse_masked
+from resfit.data.values import check_values, has_values_to_check, is_one_hot, is_sparse, refuse_masked, refuse_sparse
 from resfit.errors import DataError
 
 _CHECKED_AT_ONCE = 1 << 24  # bytes, which take milliseconds
@@ -139,6 +139,9 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
       DataError: if there are no examples, lengths differ, or an array holds objects or text.
     """
     lengths: dict[str, int] = {}
+    given = {"x": x, "y": y, "sample_weight": weight}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(given, is_leaf=_is_one_array):
+        refuse_sparse(path[0].key + jax.tree_util.keystr(path[1:]), leaf)
     x, y = without_tensors(x, y)
     _, weight = without_tensors(None, weight)
     x, y = _array_tree("x", x, lengths, 0 if stored else None), _array_tree("y", y, lengths, 2 if stored else None)
@@ -339,6 +342,10 @@ def is_container(tree: Any) -> bool:
 def _is_list_of_numbers(tree: Any) -> bool:
     """Return True for a list of numbers or of rows of numbers, of which NumPy makes one array."""
     return isinstance(tree, list) and not any(getattr(entry, "shape", ()) for entry in tree)
+
+
+def _is_one_array(tree: Any) -> bool:
+    return _is_list_of_numbers(tree) or is_sparse(tree)
 
 
 def structure_of(tree: Any) -> str:

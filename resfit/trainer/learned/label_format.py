@@ -94,8 +94,11 @@ class LabelFormat:
         """
         if labels is None or losses.multi_label(self.loss):
             return
+        by_output = self.loss if isinstance(self.loss, ByOutput) else None
+        if by_output is not None and not self._custom_step:
+            labels = by_output.labels_by_name(labels)
         if is_by_output(labels):
-            loss_of = self.loss.loss_of if isinstance(self.loss, ByOutput) else {}
+            loss_of = {} if by_output is None else by_output.loss_of
             for name, own in entries_by_name(labels).items():
                 metrics = self._one_label_metrics.get(name)
                 if metrics and not losses.multi_label(loss_of.get(name)):
