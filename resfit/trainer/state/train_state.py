@@ -119,6 +119,7 @@ class StateLayout:
       skips: the indices of the counts of skipped updates in `TrainState.optimizer_state`; None if none are skipped.
       evaluates_other_params: True if the optimizer decides the parameters to evaluate with, see
         `optimizers.evaluation`.
+      n_published: the number of arrays at the beginning of a state that the module holds after `publish`.
       warned: for each kind of step, the plain attributes of which `attributes.watched` has warned.
     """
 
@@ -146,6 +147,7 @@ class StateLayout:
         self.rate_index, self.skips = index_of_rate(numbered), skips(numbered)
         self.scheduled_rate_index = index_of_rate(numbered, by_schedule=True)
         self.evaluates_other_params = has_evaluation_params(numbered)
+        self.n_published = 0 if self.evaluates_other_params else self.n_visible
         self._evaluation_params = jax.jit(self._to_evaluate)
 
     def _optimizer_tree(self, params: Sequence[Any]) -> Any:
