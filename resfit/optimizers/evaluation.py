@@ -79,7 +79,7 @@ def _evaluated(node: Any, params: Any) -> Any:
         return jax.tree.map(lambda now, before: jnp.where(node.steps_since_sync == 0, now, before), params, own)
     averaged = optax.contrib.schedule_free_eval_params(node, params)
     # Equal parameters have this average, and the formula of optax would round it.
-    return jax.tree.map(lambda y, z, x: jnp.where(y == z, y, x.astype(y.dtype)), params, own, averaged)
+    return jax.tree.map(lambda y, z, x: jnp.where(y.astype(z.dtype) == z, y, x.astype(y.dtype)), params, own, averaged)
 
 
 def _overlaid(tree: Any, part: Any) -> Any:
