@@ -72,7 +72,11 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
     "dropout and augmentation": with_dropout,
 }
-QUICK = {("a number as learning rate", "pickle"), ("a subclass", "deepcopy"), ("other weights for evaluation", "deepcopy")}
+QUICK = {
+    ("a number as learning rate", "pickle"),
+    ("a subclass", "deepcopy"),
+    ("other weights for evaluation", "deepcopy"),
+}
 
 
 @pytest.mark.parametrize(("name", "way"), only(QUICK, [(name, way) for name in MODELS for way in WAYS]))

@@ -110,7 +110,7 @@ def hinge(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def cosine_similarity(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Return the cosine of the angle between outputs and targets, negated: -1 is best. Dense outputs: see `over_pixels`.
+    """Return the cosine of the angle between outputs and targets, negated: -1 is best.
 
     Example:
       >>> cosine_similarity(jnp.array([[3.0, 4.0]]), jnp.array([[6.0, 8.0]]))

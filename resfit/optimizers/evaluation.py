@@ -59,6 +59,12 @@ def restarted(state: Any, params: Any) -> Any:
     return jax.tree.map(restart, state, is_leaf=_decides)
 
 
+def decisive(state: Any) -> list[Any]:
+    """Return the leaves of an optimizer's state that are parameters, and decide those to evaluate with."""
+    nodes = filter(_decides, jax.tree.leaves(state, is_leaf=_decides))
+    return [leaf for node in nodes for leaf in jax.tree.leaves(getattr(node, _FIELDS[type(node)]))]
+
+
 def _decides(node: Any) -> bool:
     return type(node) in _FIELDS and getattr(node, _FIELDS[type(node)]) is not None
 
