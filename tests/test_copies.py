@@ -13,6 +13,7 @@ import jax
 import joblib
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 
@@ -66,9 +67,16 @@ MODELS: dict[str, Callable[[], Any]] = {
     "a schedule": lambda: compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer="adamw", learning_rate="cosine", ema=0.9),
     "a subclass": lambda: compiled(PlainNet(rngs=nnx.Rngs(0)), kind=lambda module: Scaled(module, 0.5)),
     "frozen parts": frozen,
+    "other weights for evaluation": lambda: compiled(
+        PlainNet(rngs=nnx.Rngs(0)), optimizer=optax.contrib.schedule_free_sgd(0.1), learning_rate=None
+    ),
     "dropout and augmentation": with_dropout,
 }
-QUICK = {("a number as learning rate", "pickle"), ("a subclass", "deepcopy")}
+QUICK = {
+    ("a number as learning rate", "pickle"),
+    ("a subclass", "deepcopy"),
+    ("other weights for evaluation", "deepcopy"),
+}
 
 
 @pytest.mark.parametrize(("name", "way"), only(QUICK, [(name, way) for name in MODELS for way in WAYS]))

@@ -226,3 +226,29 @@ def test_sequences_of_zeros_and_ones_are_class_numbers_and_not_several_labels() 
     trained = model(2, loss="auto", metrics=["accuracy"])
     fit(trained, x[:, 0], y[:, 0].astype(np.int32))
     assert trained.predict(x[:, 0], verbose=0, outputs="labels").shape == (20, 3)
+
+
+class MasksAndKinds(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.masks, self.kinds = nnx.Linear(2, 3, rngs=rngs), nnx.Linear(2, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        return {"masks": self.masks(x), "kinds": self.kinds(x.mean(axis=(1, 2)))}
+
+
+def test_each_of_several_outputs_has_weights_of_its_examples_or_pixels() -> None:
+    random = np.random.default_rng(0)
+    n = 4  # as many as the pixels of a side: no broadcast may hide
+    x = random.normal(size=(n, n, n, 2)).astype(np.float32)
+    y = {"masks": random.integers(0, 3, (n, n, n)), "kinds": np.arange(n)}
+    weights = {"masks": random.random((n, n, n)), "kinds": random.random(n)}
+    trained = compiled(MasksAndKinds(rngs=nnx.Rngs(0)), loss={"masks": "auto", "kinds": "auto"}, metrics=None)
+    found = trained.predict(x, verbose=0)
+    each = {name: np.asarray(losses.cross_entropy(found[name].reshape(-1, found[name].shape[-1]), y[name].reshape(-1)))
+            for name in y}  # fmt: skip
+    masks, kinds = ((each[name] * weights[name].reshape(-1)).mean() for name in ("masks", "kinds"))
+    both = trained.evaluate(x, y, sample_weight=weights, batch_size=3, verbose=0)
+    np.testing.assert_allclose(both, [masks + kinds, masks, kinds], rtol=1e-5)
+    one = trained.evaluate(x, y, sample_weight={"masks": weights["masks"]}, batch_size=3, verbose=0)
+    np.testing.assert_allclose(one[1:], [masks, each["kinds"].mean()], rtol=1e-5)
+    assert fit(trained, x, y, sample_weight=weights).history["loss"][0] == pytest.approx(masks + kinds, rel=1e-5)

@@ -22,6 +22,12 @@ class RunControl(Protocol):
     def saves_checkpoints(self) -> bool: ...
     @property
     def data_wait(self) -> float: ...
+    def trained_weights(self) -> list[np.ndarray]:
+        """Return the weights with which training continues, and what else the optimizer keeps of the weights."""
+
+    def restore_trained_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Continue training with a result of `trained_weights`; the averages stay."""
+
     def request_checkpoint(self, *, best: bool = False) -> None:
         """Save the run after all hooks of this batch or epoch; `best` keeps the checkpoint as the best so far."""
 

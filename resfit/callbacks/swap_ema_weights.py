@@ -51,7 +51,7 @@ class SwapEMAWeights(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if self._swap_on_epoch:
-            self._trained = self.model.get_weights()
+            self._trained = self.model.control.trained_weights()
             self.model.set_weights(self.model.get_weights("ema"))
             self._swapped_in = self._parameters()
 
@@ -87,7 +87,7 @@ class SwapEMAWeights(Callback):
         if trained is not None and any(
             now is then for now, then in zip(self._parameters(), self._swapped_in, strict=True)
         ):
-            self.model.set_weights(trained, averages=self.model.get_weights("ema"))
+            self.model.control.restore_trained_weights(trained)
 
     def _parameters(self) -> list[jax.Array]:
         return jax.tree.leaves(nnx.state(self.model.module, nnx.Param))

@@ -1,9 +1,10 @@
 """The `loss` argument of `Model.compile`, and the check of its labels."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from resfit._utils import foreign
@@ -134,13 +135,23 @@ def ignore_index(loss: Loss | None) -> int | None:
     return index
 
 
-def weighted(loss: Loss, outputs: Any, labels: Any, weight: jax.Array) -> jax.Array:
+def weighted(loss: Loss, outputs: Any, labels: Any, weight: Any) -> Any:
     """Return the loss of each example, (batch,), under the weight of each of its pixels; see `over_pixels`.
+
+    For a loss by output, weights are by the name of the output, and an output without weights is not weighted.
 
     Raises:
       LossError: for a custom loss, which averages over the pixels itself.
       LabelError: if the weights do not fit the outputs.
     """
+    if isinstance(loss, ByOutput):
+        parts = (
+            part._replace(loss=functools.partial(weighted, part.loss, weight=weight[part.name]))
+            if part.name in weight
+            else part
+            for part in loss.parts
+        )
+        return dataclasses.replace(loss, parts=tuple(parts))(outputs, labels)
     of_rows = loss.of_rows if isinstance(loss, RowLoss) else loss if loss in _BY_NAME.values() else None
     if of_rows is None:
         raise LossError(

@@ -1,4 +1,7 @@
-"""Losses of Keras for regression, and for a margin or a distribution: each the mean over the outputs of an example."""
+"""Losses of Keras for regression, and for a margin or a distribution: each the mean over the outputs of an example.
+
+`cosine_similarity` and `kl_divergence` read the last axis, as in Keras: of dense outputs, that of each pixel.
+"""
 
 from collections.abc import Callable
 
@@ -8,6 +11,7 @@ import optax
 
 from resfit.errors import LabelError
 from resfit.losses.labels import same_shape
+from resfit.losses.pixels import over_pixels
 
 _EPSILON = 1e-7  # of Keras, in denominators and logarithms
 
@@ -112,6 +116,10 @@ def cosine_similarity(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       >>> cosine_similarity(jnp.array([[3.0, 4.0]]), jnp.array([[6.0, 8.0]]))
       Array([-1.], dtype=float32)
     """
+    return over_pixels(_cosine_of_rows, outputs, targets)
+
+
+def _cosine_of_rows(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.negative(optax.cosine_similarity(*same_shape(outputs, targets), epsilon=1e-12))
 
 
@@ -119,12 +127,16 @@ def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the Kullback-Leibler divergence of the predicted distribution from the target distribution.
 
     Args:
-      logits: (batch, classes). The predicted distribution is their softmax.
+      logits: (batch, classes), or dense, see `over_pixels`. The predicted distribution is their softmax.
       targets: (batch, classes) probabilities, which sum to one.
 
     Raises:
       LabelError: for a single output, whose softmax is always one.
     """
+    return over_pixels(_divergence_of_rows, logits, targets)
+
+
+def _divergence_of_rows(logits: jax.Array, targets: jax.Array) -> jax.Array:
     logits, targets = same_shape(logits, targets)
     if logits.shape[1] == 1:
         raise LabelError(

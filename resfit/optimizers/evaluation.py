@@ -59,6 +59,12 @@ def restarted(state: Any, params: Any) -> Any:
     return jax.tree.map(restart, state, is_leaf=_decides)
 
 
+def decisive(state: Any) -> list[Any]:
+    """Return the leaves of an optimizer's state that are parameters, and decide those to evaluate with."""
+    nodes = filter(_decides, jax.tree.leaves(state, is_leaf=_decides))
+    return [leaf for node in nodes for leaf in jax.tree.leaves(getattr(node, _FIELDS[type(node)]))]
+
+
 def _decides(node: Any) -> bool:
     return type(node) in _FIELDS and getattr(node, _FIELDS[type(node)]) is not None
 
@@ -79,7 +85,7 @@ def _evaluated(node: Any, params: Any) -> Any:
         return jax.tree.map(lambda now, before: jnp.where(node.steps_since_sync == 0, now, before), params, own)
     averaged = optax.contrib.schedule_free_eval_params(node, params)
     # Equal parameters have this average, and the formula of optax would round it.
-    return jax.tree.map(lambda y, z, x: jnp.where(y == z, y, x.astype(y.dtype)), params, own, averaged)
+    return jax.tree.map(lambda y, z, x: jnp.where(y.astype(z.dtype) == z, y, x.astype(y.dtype)), params, own, averaged)
 
 
 def _overlaid(tree: Any, part: Any) -> Any:

@@ -13,6 +13,7 @@ import jax
 import optax
 
 from resfit.errors import CompileError
+from resfit.optimizers.evaluation import has_evaluation_params
 
 
 def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -29,7 +30,7 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
 
     Raises:
       CompileError: for a factor that is negative or not finite; in `compile`, for a pattern that applies to no
-        parameter.
+        parameter, and for an optimizer that evaluates with other parameters.
 
     Example:
       >>> from resfit import optimizers
@@ -46,11 +47,17 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
     if not parts:
         raise CompileError("by_part got no patterns. Expected at least one, such as {'head.*': 1.0, '*': 0.1}.")
     for pattern, factor in parts.items():
-        if not (math.isfinite(factor) and factor >= 0):
+        if not hasattr(factor, "__float__") or not (math.isfinite(factor) and factor >= 0):
             raise CompileError(f"by_part got {factor!r} for {pattern!r}. Expected a factor of 0 or more.")
 
     def init(params: Any) -> optax.EmptyState:
         _check(parts, [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)])
+        if has_evaluation_params(jax.eval_shape(optimizer.init, params)):
+            raise CompileError(
+                "by_part got an optimizer that evaluates with other parameters than it trains, which scaled updates "
+                "would make wrong. Scale the updates of its inner optimizer instead, as in "
+                "optax.contrib.schedule_free(by_part({'head.*': 1.0, '*': 0.1}, optax.sgd(0.1)), 0.1)."
+            )
         return optax.EmptyState()
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:

@@ -28,7 +28,7 @@ class _Training(NamedTuple):
       config: the arguments of `compile`.
       freeze: the parts that were frozen then.
       stale: True if others were frozen since.
-      arrays: the state without the variables of the module, on the host.
+      arrays: the state on the host, without the arrays at its beginning that `module` holds too.
       epoch: see `RunState.epoch`.
       asked_rate: see `LearningRate.asked`.
       keep_last_step: see `Trainer.keep_last_step`.
@@ -87,7 +87,7 @@ class CopiedModel(BaseModel):
         compiled, state = self._control.compiled, self._context.state
         with state.lock:
             training = None if compiled is None else _Training(
-                compiled.asked, state.freeze, self._control.stale, state.on_host()[state.layout.n_visible :],
+                compiled.asked, state.freeze, self._control.stale, state.on_host()[state.layout.n_published :],
                 state.epoch, compiled.rate.asked, compiled.trainer.keep_last_step,
             )  # fmt: skip
             attributes = {name: value for name, value in vars(self).items() if name not in _OWN}
@@ -107,7 +107,7 @@ class CopiedModel(BaseModel):
     def _go_on(self, training: _Training) -> None:
         self._compile(training.config, training.freeze)
         compiled, state = self._control.require_compiled("copying"), self._context.state
-        state.take_from_host([*state.on_host()[: state.layout.n_visible], *training.arrays])
+        state.take_from_host([*state.on_host()[: state.layout.n_published], *training.arrays])
         state.publish()
         state.epoch = training.epoch
         compiled.rate.restored(training.asked_rate)

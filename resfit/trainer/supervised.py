@@ -8,6 +8,8 @@ import jax
 
 from resfit import losses
 from resfit.errors import LabelError, LossError
+from resfit.losses.by_output import entries_by_name, is_by_output
+from resfit.losses.labels import described
 from resfit.trainer.graph.explain import explained
 
 
@@ -28,7 +30,7 @@ class Supervised:
     loss: losses.Loss
 
     def __call__(
-        self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool, pixel_weight: jax.Array | None = None
+        self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool, pixel_weight: Any = None
     ) -> tuple[Any, Any]:
         if y is None:
             what = "to train on" if train else "to evaluate on"
@@ -46,20 +48,29 @@ class Supervised:
 
 def weighing(compute_loss: ComputeLoss, weight: Any) -> ComputeLoss:
     """Return a `compute_loss` whose losses have the weights of their pixels, (batch, ...), if there are any."""
-    if not _is_of_pixels(weight):
+    of_pixels = _of_pixels(weight)
+    if of_pixels is None:
         return compute_loss
     if not isinstance(compute_loss, Supervised):
         raise LossError(
-            f"Got a sample_weight for each pixel, of shape {weight.shape}, and compute_loss is overridden, which "
+            f"Got a sample_weight for each pixel, {described(of_pixels)}, and compute_loss is overridden, which "
             "returns one loss per example. Expected one weight per example."
         )
-    return functools.partial(compute_loss, pixel_weight=weight)
+    return functools.partial(compute_loss, pixel_weight=of_pixels)
 
 
-def _is_of_pixels(weight: Any) -> bool:
-    return getattr(weight, "ndim", 1) > 1
+def _of_pixels(weight: Any) -> Any:
+    """Return the weights of pixels, by output if the weights are; None if there are none."""
+    if is_by_output(weight):
+        return {name: one for name, one in entries_by_name(weight).items() if _of_pixels(one) is not None} or None
+    return weight if getattr(weight, "ndim", 1) > 1 else None
 
 
 def of_examples(weight: Any) -> Any:
     """Return the weights of the examples; those of pixels are in the loss, see `weighing`."""
-    return None if _is_of_pixels(weight) else weight
+    of_pixels = _of_pixels(weight)
+    if of_pixels is None:
+        return weight
+    if not is_by_output(weight):
+        return None
+    return {name: one for name, one in entries_by_name(weight).items() if name not in of_pixels}

@@ -48,6 +48,16 @@ def test_any_number_of_axes_between_batch_and_classes_are_pixels(size: tuple[int
     np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", only((losses.kl_divergence,), (losses.kl_divergence, losses.cosine_similarity)))
+def test_losses_of_the_last_axis_are_the_mean_over_the_pixels(loss: Any) -> None:
+    logits, labels = batch()
+    targets = np.eye(4, dtype=np.float32)[labels] * 0.9 + 0.025
+    expected = np.asarray(loss(logits.reshape(-1, 4), targets.reshape(-1, 4))).reshape(labels.shape)
+    np.testing.assert_allclose(loss(logits, targets), expected.mean(axis=(1, 2)), rtol=1e-5)
+    weighted = losses.weighted(loss, logits, targets, jnp.ones(labels.shape))
+    np.testing.assert_allclose(weighted, expected.mean(axis=(1, 2)), rtol=1e-5)
+
+
 def test_targets_of_every_pixel_equal_class_numbers() -> None:
     logits, labels = batch()
     soft = losses.cross_entropy(logits, jnp.asarray(np.eye(4, dtype=np.float32)[labels]))

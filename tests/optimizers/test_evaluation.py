@@ -154,3 +154,18 @@ def test_early_stopping_restores_the_parameters_that_it_measured() -> None:
     history = fit(model, images(), labels(), epochs=4, validation_data=(images(), labels()), callbacks=[stop])
     best = model.evaluate(images(), labels(), verbose=0, return_dict=True)["loss"]
     assert best == pytest.approx(max(history.history["val_loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", only(["schedule_free"], OPTIMIZERS))
+def test_swapping_the_averages_in_between_epochs_does_not_change_the_training(name: str) -> None:
+    def run(*callbacks: Any) -> Any:
+        optimizer = OPTIMIZERS[name]
+        rate = 0.1 if not isinstance(optimizer, tuple | optax.MultiSteps) else None
+        model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=rate, ema=0.9)
+        fit(model, images(8), labels(8), epochs=3, callbacks=callbacks)
+        return model
+
+    swapped, left = run(resfit.callbacks.SwapEMAWeights(swap_on_epoch=True)), run()
+    assert_same(raw(swapped), raw(left))
+    assert_same(swapped.get_weights(), left.get_weights())
+    assert_same(swapped.get_weights("ema"), left.get_weights("ema"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 from hypothesis import given
@@ -109,6 +110,7 @@ def test_a_model_compiles_or_the_error_lists_similar_paths() -> None:
         ({}, "no patterns"),
         ({"head.*": -1.0}, "-1.0 for 'head.*'"),
         ({"head.*": float("nan")}, "nan for 'head.*'"),
+        ({"head.*": "1"}, "'1' for 'head.*'"),
         ({"heads.*": 1.0}, r"'heads\.\*' matches no parameter. Did you mean one of .*'head\.\*'"),
         ({"stage1": 1.0}, r"pass 'stage1\.\*'"),
         ({"stage1.0.conv1.kernal": 1.0}, r"Did you mean one of .*'stage1\.0\.conv1\.kernel'"),
@@ -124,3 +126,17 @@ def test_a_pattern_without_an_effect_raises_with_similar_paths(parts: Any, words
 def test_the_wrapped_optimizer_must_be_built() -> None:
     with pytest.raises(CompileError, match="got 'sgd'"):
         optimizers.by_part({"*": 1.0}, "sgd")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.contrib.schedule_free_sgd(0.1),
+        pytest.param(optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), marks=pytest.mark.slow),
+    ],
+)
+def test_updates_of_an_optimizer_that_evaluates_with_other_parameters_cannot_be_scaled(optimizer: Any) -> None:
+    with pytest.raises(CompileError, match=r"schedule_free\(by_part"):
+        optimizers.by_part({"*": 0.5}, optimizer).init(PARAMS)
+    inner = optax.contrib.schedule_free(optimizers.by_part({"*": 0.5}, optax.sgd(0.1)), 0.1)
+    assert jax.tree.structure(inner.init(PARAMS).z) == jax.tree.structure(PARAMS)

@@ -150,8 +150,13 @@ def as_arrays(x: Any, y: Any = None, weight: Any = None, *, stored: bool = False
         raise DataError(f"There are no examples: the lengths are {lengths}. Expected at least one example.")
     if len(set(lengths.values())) > 1:
         raise DataError(_unequal(x, y, lengths))
-    check = lambda place, leaf: check_weight(leaf, "sample_weight" + jax.tree_util.keystr(place), y)  # noqa: E731
-    return x, y, jax.tree_util.tree_map_with_path(check, weight)
+    labels = {jax.tree_util.keystr(path): own for path, own in jax.tree_util.tree_leaves_with_path(y)}
+
+    def checked(path: Any, own: Any) -> Any:
+        place = jax.tree_util.keystr(path)
+        return check_weight(own, f"sample_weight{place}", labels.get(place))
+
+    return x, y, jax.tree_util.tree_map_with_path(checked, weight)
 
 
 def _array_tree(name: str, tree: Any, lengths: dict[str, int], kept: int | None = None) -> Any:

@@ -1,7 +1,9 @@
 """The requests that callbacks make of a running `fit`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from resfit.errors import CallbackError, NotCompiledError
 from resfit.trainer.checkpoint.manager import CheckpointManager, Rollback
@@ -92,6 +94,14 @@ class FitControl:
                 "Pass one: callbacks=[resfit.callbacks.Checkpoint(folder), ...]."
             )
         self._manager.rollback = Rollback(bad, self.compiled.rate.scaled(learning_rate_factor))
+
+    def trained_weights(self) -> list[np.ndarray]:
+        """Return copies of the arrays with which training continues, to put them back later."""
+        return self.require_compiled("trained_weights").context.state.trained()
+
+    def restore_trained_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Continue training with a result of `trained_weights`; the averages stay."""
+        self.require_compiled("restore_trained_weights").context.state.restore_trained(weights)
 
     @property
     def is_compiled(self) -> bool:

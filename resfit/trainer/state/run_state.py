@@ -248,6 +248,22 @@ class RunState(Shared):
         self._module.part()
         self.publish()
 
+    @locked
+    def trained(self) -> list[np.ndarray]:
+        """Return copies of all arrays that `set_visible` assigns, except the averages."""
+        self.take_from_module()
+        return [np.array(leaf) for leaf in (*self.arrays.visible, *map(self.leaf, self.layout.decisive))]
+
+    @locked
+    def restore_trained(self, arrays: Sequence[Any]) -> None:
+        """Assign a result of `trained`; the averages stay."""
+        new, n = self._replicate(list(arrays), copy=True), self.layout.n_visible
+        own = dict(enumerate(self.arrays.optimizer_state)) | dict(zip(self.layout.decisive, new[n:], strict=True))
+        model = self.layout.unflatten_model(new[:n])
+        self.arrays = self.arrays._replace(**model._asdict(), optimizer_state=tuple(own.values()))
+        self._module.part()
+        self.publish()
+
     def _checked(self, arrays: Sequence[Any]) -> list[np.ndarray]:
         """Return copies of the arrays in the dtypes of `visible`; raise if their number or shapes differ from it."""
         visible = self.visible()

@@ -17,7 +17,7 @@ from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.adapted import explained
-from resfit.optimizers.evaluation import evaluation_params, has_evaluation_params, restarted
+from resfit.optimizers.evaluation import decisive, evaluation_params, restarted
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import ModulePlan
 from resfit.trainer.graph.slots import Slot
@@ -117,8 +117,10 @@ class StateLayout:
       scheduled_rate_index: the index of the learning rate that optax computes from a schedule; None unless there is
         exactly one.
       skips: the indices of the counts of skipped updates in `TrainState.optimizer_state`; None if none are skipped.
+      decisive: the indices in `TrainState.optimizer_state` of parameters that decide those to evaluate with.
       evaluates_other_params: True if the optimizer decides the parameters to evaluate with, see
         `optimizers.evaluation`.
+      n_published: the number of arrays at the beginning of a state that the module holds after `publish`.
       warned: for each kind of step, the plain attributes of which `attributes.watched` has warned.
     """
 
@@ -145,7 +147,9 @@ class StateLayout:
         numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
         self.rate_index, self.skips = index_of_rate(numbered), skips(numbered)
         self.scheduled_rate_index = index_of_rate(numbered, by_schedule=True)
-        self.evaluates_other_params = has_evaluation_params(numbered)
+        self.decisive: tuple[int, ...] = tuple(decisive(numbered))
+        self.evaluates_other_params = bool(self.decisive)
+        self.n_published = 0 if self.evaluates_other_params else self.n_visible
         self._evaluation_params = jax.jit(self._to_evaluate)
 
     def _optimizer_tree(self, params: Sequence[Any]) -> Any:
