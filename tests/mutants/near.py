@@ -31,8 +31,9 @@ def _group(name: str, mutants: int, files: str, *rows: str) -> Group:
 GROUPS = [
     _group(
         "trainer/step.py",
-        13,
-        "resfit/trainer/step.py resfit/trainer/norm_modes.py resfit/trainer/several_steps.py resfit/trainer/supervised.py",
+        17,
+        "resfit/trainer/step.py resfit/trainer/norm_modes.py "
+        "resfit/trainer/several_steps.py resfit/trainer/supervised.py",
         "trainer/state/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
         "trainer/graph/test_modules.py trainer/test_step.py trainer/test_several_steps.py",
         "trainer/test_several_outputs.py test_dense.py",
@@ -45,7 +46,7 @@ GROUPS = [
     ),
     _group(
         "trainer/loop/run.py",
-        13,
+        15,
         "resfit/trainer/loop/run.py resfit/trainer/loop/trainer.py resfit/trainer/loop/evaluator.py "
         "resfit/trainer/loop/predictor.py resfit/trainer/devices/feeding.py",
         "trainer/loop/test_validation.py callbacks/test_checkpoint.py trainer/devices/test_feeding.py",
@@ -60,7 +61,7 @@ GROUPS = [
     ),
     _group(
         "trainer/loop/fitting.py",
-        12,
+        13,
         "resfit/trainer/loop/fitting.py resfit/trainer/compiled.py resfit/trainer/config.py "
         "resfit/trainer/learned/facts.py "
         "resfit/trainer/learned/input_format.py resfit/trainer/learned/label_format.py resfit/trainer/learning_rate.py "
@@ -74,7 +75,7 @@ GROUPS = [
     ),
     _group(
         "trainer/state/train_state.py",
-        12,
+        14,
         "resfit/trainer/state/train_state.py resfit/trainer/state/run_state.py resfit/trainer/state/user_module.py "
         "resfit/trainer/state/threads.py resfit/trainer/copied_model.py",
         "trainer/state/test_*.py trainer/loop/test_validation.py export/test_saving.py",
@@ -87,7 +88,7 @@ GROUPS = [
     ),
     _group(
         "trainer/graph",
-        10,
+        15,
         "resfit/trainer/graph/*.py",
         "trainer/graph/test_nested_modes.py trainer/graph/test_passed_through.py trainer/state/test_set_state.py",
         "trainer/graph/test_modules.py trainer/graph/test_freeze.py trainer/graph/test_mode_table.py",
@@ -160,7 +161,7 @@ GROUPS = [
     ),
     _group(
         "data/arrays.py",
-        8,
+        10,
         "resfit/data/sources/arrays.py resfit/data/values.py",
         "data/sources/test_arrays.py data/test_choose.py data/test_values.py properties/test_trainer_data.py",
         "data/test_bad_inputs.py data/test_relabeled.py test_multi_label.py",
@@ -178,7 +179,7 @@ GROUPS = [
     ),
     _group(
         "losses",
-        10,
+        15,
         "resfit/losses/*.py",
         "test_losses.py losses/test_*.py",
         "test_multi_label.py test_metrics.py test_distillation.py trainer/test_several_outputs.py test_dense.py",
@@ -187,7 +188,7 @@ GROUPS = [
     ),
     _group(
         "metrics",
-        12,
+        16,
         "resfit/metrics/*.py",
         "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
         "test_multi_label.py _utils/test_foreign.py trainer/test_several_outputs.py test_dense.py",
