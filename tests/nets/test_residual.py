@@ -93,6 +93,7 @@ MISFITS: dict[str, Callable[[], tuple[nnx.Module, Any]]] = {
     "option A takes no channels away": lambda: (conv(4, 2), "A"),
     "a window without padding": lambda: (conv(4, 4, padding="VALID"), "auto"),
     "a size rounded down": lambda: (conv(4, 4, kernel=2, strides=2, padding=0), "auto"),
+    "one size of three rounded up": lambda: (conv(4, 4, kernel=2, strides=3, padding=1), "auto"),
     "a branch for other channels": lambda: (conv(5, 4), "auto"),
     "channels first": lambda: (ChannelsFirst(), "auto"),
     "no image": lambda: (Flatten(), "auto"),

@@ -12,6 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
+from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.state import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
@@ -397,6 +398,12 @@ def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden()
     fit(model, images(8), labels(8))
     assert any(not np.array_equal(before[name], now) for name, now in values(block).items() if name.endswith("mean"))
     model.predict(images(8), verbose=0)
+
+
+def test_equal_layers_share_a_plan() -> None:
+    one, same, other = (plan_module(nnx.Linear(2, outputs, rngs=nnx.Rngs(0))) for outputs in (3, 3, 4))
+    assert one is same
+    assert one is not other
 
 
 def test_compile_plans_a_module_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
