@@ -12,6 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
+from resfit.nets.modes import switched
 from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.state import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
@@ -168,6 +169,17 @@ def test_a_layer_with_a_bare_deterministic_attribute_gets_its_mode() -> None:
     np.testing.assert_allclose(model.train_on_batch(images(8)), 1, atol=1e-5)
     np.testing.assert_allclose(model.test_on_batch(images(8)), 0, atol=1e-5)
     assert model.module.gate.deterministic
+
+
+def test_mode_attributes_of_every_name_are_set_if_they_are_flags() -> None:
+    gate = Gate()
+    gate.training = False
+    for train in (True, False):
+        now = switched(gate, train=train)
+        assert (now.training, now.deterministic) == (train, not train)
+    assert (gate.training, gate.deterministic) == (False, True)
+    gate.training = None
+    assert switched(gate, train=True).training is None
 
 
 def test_a_module_without_batch_norm_or_randomness_trains() -> None:
