@@ -216,6 +216,7 @@ def test_a_second_training_in_another_thread_raises_and_the_first_one_goes_on() 
     assert history.history == fit(alone).history
     assert_same(state_of(model).on_host(), state_of(alone).on_host())
     in_thread(lambda: model.train_on_batch(images(8), labels(8)))  # after the fit
+    assert model.module is model.module  # no copy, as no other thread trains any more
 
 
 def test_a_snapshot_is_not_restored_while_another_thread_trains() -> None:
