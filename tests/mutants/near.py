@@ -182,7 +182,8 @@ GROUPS = [
         15,
         "resfit/losses/*.py",
         "test_losses.py losses/test_*.py",
-        "test_multi_label.py test_metrics.py test_distillation.py trainer/test_several_outputs.py test_dense.py",
+        "test_multi_label.py test_metrics.py test_distillation.py trainer/test_several_outputs.py test_dense.py "
+        "_utils/test_habits.py",
         "data/test_bad_inputs.py test_model.py test_keras_contract.py _utils/test_foreign.py _utils/test_habits.py",
         "errors/test_mistakes.py",
     ),
@@ -191,7 +192,8 @@ GROUPS = [
         16,
         "resfit/metrics/*.py",
         "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
-        "test_multi_label.py _utils/test_foreign.py _utils/test_habits.py trainer/test_several_outputs.py test_dense.py",
+        "test_multi_label.py _utils/test_foreign.py _utils/test_habits.py trainer/test_several_outputs.py "
+        "test_dense.py",
         "test_model.py trainer/loop/test_callback_list.py test_keras_contract.py",
         "errors/test_mistakes.py",
     ),
