@@ -182,6 +182,14 @@ def test_mode_attributes_of_every_name_are_set_if_they_are_flags() -> None:
     assert switched(gate, train=True).training is None
 
 
+def test_a_layer_with_its_own_set_view_gets_its_mode() -> None:
+    class Viewed(nnx.Module):
+        def set_view(self, use_running_average: bool | None = None) -> None:
+            self.moves = not use_running_average
+
+    assert [switched(Viewed(), train=train).moves for train in (True, False)] == [True, False]
+
+
 def test_a_module_without_batch_norm_or_randomness_trains() -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
     history = fit(model, epochs=5).history["loss"]
