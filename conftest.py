@@ -33,6 +33,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 collect_ignore_glob = ["tests/golden/make_*.py"]  # scripts that need the packages that wrote the golden files
 if importlib.util.find_spec("keras") is None and "keras" not in os.environ.get("RESFIT_REQUIRE", ""):
     collect_ignore_glob.append("tests/callbacks/test_against_keras.py")  # compares everything with Keras
+if importlib.util.find_spec("torch") is None and "torch" not in os.environ.get("RESFIT_REQUIRE", ""):
+    collect_ignore_glob.append("tests/data/sources/test_against_torch.py")
 
 DEVICES = 4
 CACHE = Path(__file__).parent / ".cache" / "jax"

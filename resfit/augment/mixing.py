@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.masks import is_mask, moved
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, LabelError
@@ -43,6 +44,7 @@ class Mixing:
                 "outputs, or None to take it from the network."
             )
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
         """Return the mixed images, in the same shape and dtype, and float32 targets, or masks whose pixels moved alike.
 
@@ -55,6 +57,7 @@ class Mixing:
             return mixed, moved(self._name, y, x, lambda m: self.mix(key, m, jnp.roll(m, 1, axis=0), self.alpha)[0])
         y = self._targets(y)
         x, share = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+        share = share.astype(jnp.float32)  # float64 in JAX's 64-bit mode
         return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
 
     def for_classes(self, num_classes: int | None) -> Self:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit.augment.masks import fill_argument, filling
@@ -74,6 +75,6 @@ def _crop(key: jax.Array, padded: jax.Array, pixels: int) -> jax.Array:
     corners = whole(draw(key, n, 2), 2 * pixels + 1)  # top, left
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], np.int32(0)), shape)
 
     return jax.vmap(crop)(padded, corners)

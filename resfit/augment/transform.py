@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.masks import moved
 from resfit.errors import CompileError, DataError, RankError
 
@@ -39,6 +40,7 @@ class ImageTransform:
     arguments: tuple[tuple[str, Any], ...]
     masks: Callable[..., jax.Array] | None = None
 
+    @implicit_promotion()
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[jax.Array, Any]:
         """Return the changed images, and the labels: masks with the pixels moved alike, others unchanged.
 

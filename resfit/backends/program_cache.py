@@ -21,6 +21,7 @@ from flax.linen.module import _global_interceptor_stack
 from flax.nnx.variablelib import VARIABLE_CONTEXT
 from jax._src.config import config_states, trace_context
 
+from resfit._utils.jax_switches import jit_disabled
 from resfit.backends.by_value import NotByValueError, by_value
 from resfit.backends.cpu_barrier import barrier_options, tracing_for
 from resfit.errors import CompileError
@@ -158,6 +159,8 @@ def traced(
     Raises:
       CompileError: see `compiled`.
     """
+    if jit_disabled():
+        return Program(jitted.__wrapped__, "", 0)
     key = _key(jitted, arguments, devices, options, how)
     program = None if key is None else PROGRAMS.traced.get(key)
     if program is None:
@@ -189,7 +192,9 @@ def _of_flax() -> Any:
 
 
 def _kind(array: Any) -> Hashable:
-    placed = (array.weak_type, array.sharding, array.committed) if isinstance(array, jax.Array) else None
+    placed = (
+        (getattr(array, "weak_type", False), array.sharding, array.committed) if isinstance(array, jax.Array) else None
+    )
     return array.shape, array.dtype, placed
 
 

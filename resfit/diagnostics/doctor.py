@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from resfit import losses
+from resfit._utils.jax_switches import suspending
 from resfit.data.sources.arrays import as_arrays
 from resfit.errors import LabelError
 from resfit.model import Model
@@ -80,6 +81,7 @@ class DoctorReport:
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
+@suspending
 def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
     """Check a model and its training data for the classic mistakes, and name a fix for each.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit import plots
+from resfit._utils.jax_switches import suspending
 from resfit.callbacks import Callback
 from resfit.errors import DataError
 from resfit.model import Model
@@ -40,6 +41,7 @@ class LearningRateSearch:
         return plots.learning_rate_search(self.learning_rates, self.losses, self.smoothed, self.suggestion)
 
 
+@suspending
 def find_learning_rate(
     model: Model,
     x: Any,

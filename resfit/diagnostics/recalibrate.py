@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending
 from resfit.data import Geometry, as_batches
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
@@ -19,6 +20,7 @@ Path = tuple[Any, ...]
 Measure = Callable[[Any, Any], dict[str, Moments]]
 
 
+@suspending
 def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     """Replace the running statistics of every BatchNorm by its mean and variance over a dataset.
 

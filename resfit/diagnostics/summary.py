@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 from rich.console import Console
 
+from resfit._utils.jax_switches import suspending
 from resfit.errors import InputShapeError
 from resfit.nets.count import Operation, count_params, dense_operations
 from resfit.nets.intercept import intercept
@@ -116,6 +117,7 @@ class Summary:
         return self.render()
 
 
+@suspending
 def summarize(module: nnx.Module, input_shape: tuple[int, ...] | None = None, *, dtype: str = "float32") -> Summary:
     """Return a summary of a module, part by part.
 

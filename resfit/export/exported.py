@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, InputShapeError, SavedModelError
 
@@ -20,6 +21,7 @@ FORMAT, FORMAT_VERSION = "resfit-export", 1
 METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is another one, "weights/<name>.npy"
 
 
+@suspending_calls()
 class ExportedModel:
     """An exported model: a function from images to outputs that includes the preprocessing.
 

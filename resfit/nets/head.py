@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from resfit._utils.dtypes import at_least_float32
 from resfit.nets.init import uniform
 from resfit.nets.layers import Layers
 from resfit.nets.pool import global_average_pool
@@ -51,7 +52,7 @@ class ClassifierHead(nnx.Module):
             num_classes,
             kernel_init=initial,
             bias_init=initial,
-            dtype=jnp.promote_types(layers.dtype, jnp.float32),
+            dtype=at_least_float32(layers.dtype),
             param_dtype=jnp.dtype(layers.param_dtype),
             rngs=rngs,
         )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from resfit._utils.dtypes import at_least_float32
 from resfit.errors import InputShapeError, SpecError
 from resfit.nets.init import ONES, ZEROS
 from resfit.nets.moments import from_powers
@@ -97,7 +98,7 @@ class BatchNorm(nnx.BatchNorm):
                 does not exist.
         """
         evaluating = self.use_running_average if use_running_average is None else use_running_average
-        x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        x = jnp.asarray(x, at_least_float32(x.dtype))
         if evaluating:
             mean, var = self.mean[...], self.var[...]
         else:
@@ -201,5 +202,5 @@ class GroupNorm(nnx.GroupNorm):
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
         """Normalize x (batch, ..., channels). `use_running_average` is not used; batch norms have it."""
-        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        wide = jnp.asarray(x, at_least_float32(x.dtype))
         return jnp.asarray(super().__call__(wide, mask=mask), self.output_dtype)

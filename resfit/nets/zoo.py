@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
 from resfit.nets.registry import ZOO
@@ -163,6 +164,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in ZOO if fnmatchcase(name, pattern)]
 
 
+@suspending
 def create_model(
     name: str, *, num_classes: int, in_channels: int = 3, rngs: nnx.Rngs | int = 0, **spec_overrides: Any
 ) -> ResNet:

@@ -22,10 +22,13 @@ def with_rate(factory: Callable[..., optax.GradientTransformation], rate: Learni
     return transformation
 
 
-def index_of_rate(state: Any) -> int | None:
-    """Return the number of the leaf that holds the learning rate, or None if there is not exactly one to set.
+def index_of_rate(state: Any, *, by_schedule: bool = False) -> int | None:
+    """Return the number of the leaf that holds the learning rate, or None if there is not exactly one.
 
-    A learning rate that optax computes from a schedule cannot be set: optax overwrites it at every update.
+    Args:
+      state: of an optimizer.
+      by_schedule: False for a learning rate that can be set; True for one that optax computes from a schedule at every
+        update, which can be read.
 
     Example:
       >>> from resfit.optimizers import sgd
@@ -42,7 +45,8 @@ def index_of_rate(state: Any) -> int | None:
 
     def visit(node: Any) -> None:
         if injected(node):
-            if "learning_rate" in node.hyperparams and "learning_rate" not in getattr(node, "hyperparams_states", ()):
+            scheduled = "learning_rate" in getattr(node, "hyperparams_states", ())
+            if "learning_rate" in node.hyperparams and scheduled == by_schedule:
                 found.append(node.hyperparams["learning_rate"])
             # A nested chain can hold another learning rate.
             functools.reduce(lambda _, child: visit(child), jax.tree.leaves(node.inner_state, is_leaf=injected), None)

@@ -12,6 +12,7 @@ from resfit._utils import foreign
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
 from resfit.errors import CompileError
+from resfit.optimizers.adapted import adapted
 from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate, with_rate
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 
@@ -37,6 +38,7 @@ def get(
     Raises:
       CompileError: for an unknown name, a Keras or PyTorch optimizer, or a learning rate given twice.
     """
+    optimizer = adapted(optimizer)
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer, learning_rate if callable(learning_rate) else None
     if isinstance(optimizer, str):
@@ -121,7 +123,7 @@ def _of_function(function: Callable[..., Any], rate: float) -> optax.GradientTra
         raise CompileError(
             f"The optimizer function {name} has no parameter learning_rate. Expected one. Call it and pass the result."
         )
-    built: optax.GradientTransformation = function(learning_rate=rate)
+    built: optax.GradientTransformation = adapted(function(learning_rate=rate))
     if index_of_rate(built.init({"kernel": jnp.zeros((1, 1))})) is not None:
         return built  # an optimizer of resfit, with its learning rate in the state
-    return with_rate(lambda learning_rate: function(learning_rate=learning_rate), rate)
+    return with_rate(lambda learning_rate: adapted(function(learning_rate=learning_rate)), rate)

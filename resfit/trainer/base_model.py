@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending_calls
 from resfit.backends import compilation_cache
 from resfit.callbacks import History
 from resfit.callbacks.base import RunControl
@@ -26,11 +27,17 @@ from resfit.trainer.supervised import Supervised
 from resfit.transforms import Transforms
 
 
+@suspending_calls(but=["compute_loss"])
 class BaseModel(Guarded):
     """The state of a model: the module and its variables, what was compiled, and what was learned from the data.
 
     See `resfit.Model` for its argument and attributes.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if cls.__module__.startswith("resfit."):  # methods of the user keep the switches of JAX
+            suspending_calls(but=["compute_loss"])(cls)
 
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()

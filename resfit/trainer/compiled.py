@@ -9,6 +9,7 @@ from flax import nnx
 
 from resfit import augment, losses
 from resfit import metrics as metrics_
+from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
 from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
@@ -148,7 +149,7 @@ def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
 
 def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
-    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager"):
+    if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager" and not jit_disabled()):
         return None
     return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
 

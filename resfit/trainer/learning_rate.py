@@ -27,7 +27,8 @@ class LearningRate:
       function: step -> rate, or None.
 
     Attributes:
-      index: the index of the learning rate among the leaves of the optimizer state; None without a single one.
+      index: the index of the learning rate among the leaves of the optimizer state; None without a single one that can
+        be set.
       scheduled: True if a schedule decides the rate.
       asked: the rate as the user would write it, the schedule as text, or None if the optimizer decides.
 
@@ -40,6 +41,7 @@ class LearningRate:
     ) -> None:
         self._state, self._named, self._function = state, named, function
         self.index = state.rate_index()
+        self._computed = state.layout.scheduled_rate_index if self.index is None else None
         self.scheduled = named is not None or function is not None
         if given is not None and self.index is None:
             raise CompileError(
@@ -52,7 +54,7 @@ class LearningRate:
 
     def get(self) -> float:
         """Return the rate of the last step, or of the next one."""
-        return float(self._state.leaf(self._settable("read")))
+        return float(self._state.leaf(self._settable("read") if self._computed is None else self._computed))
 
     def set(self, value: float, *, by_callback: bool) -> None:
         """Set the rate; nothing is compiled again.
@@ -93,9 +95,8 @@ class LearningRate:
 
     def in_logs(self) -> dict[str, float]:
         """Return the entry of an epoch's log: the rate of a schedule; {} for a rate that the user sets."""
-        if self.index is None or not self.scheduled:
-            return {}
-        return {"learning_rate": float(read(self._state.leaf(self.index)))}
+        index = self.index if self.scheduled else self._computed
+        return {} if index is None else {"learning_rate": float(read(self._state.leaf(index)))}
 
     @property
     def in_step(self) -> Callable[[Any, Any], Any] | None:
@@ -169,10 +170,16 @@ class LearningRate:
         return None if self.index is None else float(str(np.asarray(self._state.leaf(self.index))))
 
     def _settable(self, verb: str) -> int:
+        if self._computed is not None:
+            raise CompileError(
+                f"Cannot {verb} the learning rate: optax.inject_hyperparams computes it from a schedule at every step. "
+                "Pass a number to inject_hyperparams, and the schedule to compile(learning_rate=...)."
+            )
         if self.index is None:
             raise CompileError(
-                f"Cannot {verb} the learning rate: it is built into this optax object. Compile with a name or with a "
-                "function (optimizer=optax.adamw, learning_rate=...), or wrap it in optax.inject_hyperparams."
+                f"Cannot {verb} the learning rate: it is built into this optax object, or the object has several. "
+                "Compile with a name or with a function (optimizer=optax.adamw, learning_rate=...), or wrap "
+                "one optimizer in optax.inject_hyperparams with a number as learning_rate."
             )
         return self.index
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit import metrics
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.metrics.collection import Summed
@@ -227,8 +228,9 @@ def _slice_loss(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
     mask = _mask(part)
-    each = weighted(each, of_examples(part.weight))
-    loss = jnp.where(mask, total(each), 0).sum() / count
+    with implicit_promotion():
+        each = weighted(each, of_examples(part.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / count
     seen = replicas.gathered((outputs, part.y, each, mask), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
 
@@ -243,6 +245,7 @@ def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
     return state._replace(optimizer_state=tuple(leaves))
 
 
+@implicit_promotion()
 def update_ema(recipe: Recipe, state: TrainState) -> TrainState:
     """Return the state with averages that have moved towards the params and carried arrays."""
     if recipe.ema is None:
@@ -294,8 +297,9 @@ def evaluate_step(
 
     each, outputs = _evaluated(layout, leaves, key, call, "evaluate")
     mask = _mask(batch)
-    each = weighted(each, of_examples(batch.weight))
-    loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
+    with implicit_promotion():
+        each = weighted(each, of_examples(batch.weight))
+        loss = jnp.where(mask, total(each), 0).sum() / mask.sum()
     return _merge(recipe, sums, outputs, batch.y, each, mask), loss, OutputsShape.of(outputs)
 
 

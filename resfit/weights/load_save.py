@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils import atomic_write
+from resfit._utils.jax_switches import suspending
 from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
@@ -16,6 +17,7 @@ from resfit.weights.names import COUNT_OF_NORM, NAMINGS
 from resfit.weights.state_dict import Head, Stem, fitting, load_state_dict, state_dict
 
 
+@suspending
 def load(
     module: nnx.Module,
     path: str | os.PathLike[str],
@@ -58,6 +60,7 @@ def load(
         raise WeightsError(f"{error} (The file: {path})") from error
 
 
+@suspending
 def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None = None) -> None:
     """Save a network's weights as a safetensors file with the names of another library.
 

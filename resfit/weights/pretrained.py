@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from resfit import nets
+from resfit._utils.jax_switches import suspending
 from resfit.errors import SpecError, WeightsError
 from resfit.weights import architecture, load_state_dict, read
 from resfit.weights.hub import locate
@@ -16,6 +17,7 @@ from resfit.weights.state_dict import Head, Stem, first_kernel_channels, number_
 _log = logging.getLogger("resfit")
 
 
+@suspending
 def create_model(
     name: str,
     *,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resfit._utils.jax_switches import suspending
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights.keras_folding import folded
@@ -19,6 +20,7 @@ Head = Literal["keep", "reset"]
 Stem = Literal["keep", "sum", "repeat"]
 
 
+@suspending
 def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Array]:
     """Return a network's parameters and running statistics with the names and layouts of another library.
 
@@ -51,6 +53,7 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     return {name: entry.value() for name, entry in named(module, naming)}
 
 
+@suspending
 def load_state_dict(
     module: nnx.Module,
     mapping: Mapping[str, Any],

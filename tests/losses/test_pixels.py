@@ -108,7 +108,6 @@ def shape(*sizes: int, dtype: Any = jnp.uint8) -> jax.ShapeDtypeStruct:
         (CrossEntropy(ignore_index=255), shape(2, 8, 6, 3), "Expected class numbers"),
         (BinaryCrossEntropy(), shape(2, 8, 6, 3), "multi_label=True"),
     ],
-    ids=str,
 )
 def test_labels_of_another_size_raise_with_both_sizes_and_the_remedy(loss: Any, labels: Any, says: str) -> None:
     with pytest.raises(LabelError, match=says):

@@ -216,7 +216,12 @@ def _primitive(direction: str, xla: Callable[..., jax.Array]) -> Primitive:
         return jax.vmap(functools.partial(xla, **params), in_axes=tuple(axes))(*arguments), 0
 
     primitive.def_abstract_eval(abstract)
-    primitive.def_impl(lambda a, b, **params: _jitted(primitive)(a, b, **params))
+
+    def compiled(a: Any, b: Any, **params: Any) -> Any:
+        with jax.disable_jit(False):  # it would call this function again
+            return _jitted(primitive)(a, b, **params)
+
+    primitive.def_impl(compiled)
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=False))
     mlir.register_lowering(

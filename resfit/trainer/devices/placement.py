@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from resfit._utils.jax_switches import jit_disabled
 from resfit._utils.suggest import did_you_mean
 from resfit.backends.program_cache import Program, traced
 from resfit.errors import CompileError
@@ -290,7 +291,7 @@ class CompiledStep:
           arguments: of the call; the last is the batch.
           on_compile: called with True before a compilation, and with False after it.
         """
-        if self._eager:
+        if self._eager or jit_disabled():
             return self._function
         key = form_of(arguments[-1])
         program = self._programs.get(key)
@@ -306,7 +307,7 @@ class CompiledStep:
     def described(self, batch: Any) -> tuple[str, str]:
         """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled)."""
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
-        return shapes, "" if self._eager else self._programs[form_of(batch)].digest
+        return shapes, "" if self._eager or jit_disabled() else self._programs[form_of(batch)].digest
 
 
 def form_of(batch: Any) -> Any:

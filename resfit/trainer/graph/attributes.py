@@ -14,6 +14,7 @@ from flax import nnx
 
 from resfit.errors import ModuleError
 from resfit.nets.modes import MODE_KEYWORDS
+from resfit.trainer.graph.explain import explained_trace
 
 _log = logging.getLogger("resfit")
 _MISSING = object()
@@ -58,7 +59,7 @@ def called(make: Callable[[], Any], call: Callable[[Any], Any], known: set[str] 
       (the module after the call, the result).
 
     Raises:
-      ModuleError: if the call writes an array, or a value that changes from call to call.
+      ModuleError: if the call writes an array, or a value that changes from call to call; see also `explained_trace`.
 
     Example:
       >>> called(lambda: nnx.Dropout(0.5, deterministic=True), lambda module: module(jnp.ones(2)))[1]
@@ -66,7 +67,7 @@ def called(make: Callable[[], Any], call: Callable[[Any], Any], known: set[str] 
     """
     module = make()
     try:
-        with _writes(module) as found:
+        with explained_trace(), _writes(module) as found:
             result = call(module)
     except ValueError as error:  # of NNX, for arrays that are not traced
         if "to static attribute" not in str(error):

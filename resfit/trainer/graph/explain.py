@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from flax.errors import TraceContextError
 
 from resfit.errors import ModuleError, ResfitError
 
@@ -30,6 +31,21 @@ def explained(function: Any, *arguments: Any) -> Iterator[None]:
             "compiling."
         )
         raise
+
+
+@contextlib.contextmanager
+def explained_trace() -> Iterator[None]:
+    """Turn the error of Flax about a Variable that changes inside a transformation of JAX into one with the remedy."""
+    try:
+        yield
+    except TraceContextError as error:
+        raise ModuleError(
+            f"{error}: a transformation of JAX, such as jax.grad, jax.jvp, jax.vmap, jax.lax.map, jax.checkpoint or "
+            "jax.jit, calls a module that writes to its Variables, such as the statistics of BatchNorm. JAX does not "
+            "return the new values. Expected a transformation of NNX, which does: nnx.grad(lambda module, x: ..., "
+            "argnums=1)(module, x), nnx.remat or nnx.jit. To drop the new values instead, call nnx.clone(module)(x) "
+            "inside the transformed function: every transformation accepts that."
+        ) from error
 
 
 class _Short:

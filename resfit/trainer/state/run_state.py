@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.backends.program_cache import traced
 from resfit.errors import ModuleError
 from resfit.optimizers import Skips
@@ -151,9 +152,9 @@ class RunState(Shared):
         assigned = self._module.assigned()
         if not assigned:
             return
-        before = self.arrays
-        visible, averages = list(before.visible), list(before.averages)
-        for i, (slot, old) in enumerate(zip(self.layout.visible, before.visible, strict=True)):
+        before = self.layout.evaluated(self.arrays)
+        visible, averages = list(before), list(self.arrays.averages)
+        for i, (slot, old) in enumerate(zip(self.layout.visible, before, strict=True)):
             if slot.path not in assigned:
                 continue
             visible[i] = self._taken(slot.name, assigned[slot.path], old)
@@ -174,8 +175,13 @@ class RunState(Shared):
         return self._replicate(convert(value, old.dtype))
 
     def _put(self, visible: Sequence[Any], averages: Sequence[Any]) -> None:
-        model = self.layout.unflatten_model(visible)
-        self.arrays = self.arrays._replace(params=model.params, carried=model.carried, averages=tuple(averages))
+        model, params = self.layout.unflatten_model(visible), list(visible[: self.layout.n_params])
+        if self.layout.evaluates_other_params:
+            # The trained parameters stay if the ones to evaluate with were put back.
+            now = self.layout.evaluated(self.arrays)[: self.layout.n_params]
+            params = [None if _equal(new, old) else new for new, old in zip(params, now, strict=True)]
+        state = self.layout.with_params(self.arrays, params)
+        self.arrays = state._replace(carried=model.carried, averages=tuple(averages))
 
     def own(self) -> None:
         """Make every array the trainer's alone, so that a step can donate it. The caller holds the lock."""
@@ -213,7 +219,7 @@ class RunState(Shared):
     def publish(self) -> None:
         """Put the current values into the user's module."""
         if not self._module.shares:
-            self._module.publish(self.arrays.visible)
+            self._module.publish(self.layout.evaluated(self.arrays))
 
     @locked
     def own_module(self) -> nnx.Module:
@@ -370,7 +376,7 @@ def _initial_optimizer_state(
     optimizer: optax.GradientTransformation, tied: dict[str, list[str]], params: Any
 ) -> list[Any]:
     """Return the leaves of an optimizer's state: the cache of programs must not hold the user's classes."""
-    with tied_names(tied):
+    with tied_names(tied), implicit_promotion():
         return jax.tree.leaves(optimizer.init(params))
 
 

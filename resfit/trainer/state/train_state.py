@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
+from resfit.optimizers.adapted import explained
+from resfit.optimizers.evaluation import evaluation_params, has_evaluation_params, restarted
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import ModulePlan
 from resfit.trainer.graph.slots import Slot
@@ -111,7 +114,11 @@ class StateLayout:
       optimizer_tree: the structure of the optimizer's state.
       rate_index: the index of the learning rate in `TrainState.optimizer_state`; None unless there is exactly one that
         can be set.
+      scheduled_rate_index: the index of the learning rate that optax computes from a schedule; None unless there is
+        exactly one.
       skips: the indices of the counts of skipped updates in `TrainState.optimizer_state`; None if none are skipped.
+      evaluates_other_params: True if the optimizer decides the parameters to evaluate with, see
+        `optimizers.evaluation`.
       warned: for each kind of step, the plain attributes of which `attributes.watched` has warned.
     """
 
@@ -137,14 +144,18 @@ class StateLayout:
         self.optimizer_tree = self._optimizer_tree(params)
         numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
         self.rate_index, self.skips = index_of_rate(numbered), skips(numbered)
+        self.scheduled_rate_index = index_of_rate(numbered, by_schedule=True)
+        self.evaluates_other_params = has_evaluation_params(numbered)
+        self._evaluation_params = jax.jit(self._to_evaluate)
 
     def _optimizer_tree(self, params: Sequence[Any]) -> Any:
         if self.optimizer is None:
             return jax.tree.structure(None)
         # A Variable can hold a NumPy array of a dtype that JAX narrows when a step takes it.
         abstract = [jax.ShapeDtypeStruct(p.shape, jax.dtypes.canonicalize_dtype(p.dtype)) for p in params]
-        with tied_names(self.tied):
-            return jax.tree.structure(jax.eval_shape(self.optimizer.init, self.nested(abstract)))
+        nested = self.nested(abstract)
+        with tied_names(self.tied), explained(nested), implicit_promotion():
+            return jax.tree.structure(jax.eval_shape(self.optimizer.init, nested))
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return what decides how a step reads and updates the state, see `by_value`."""
@@ -184,14 +195,14 @@ class StateLayout:
 
         Args:
           leaves: the state.
-          weights: "raw": as trained; "ema": averaged, in the dtypes of the trained ones.
+          weights: "raw": see `evaluated`; "ema": averaged, in the dtypes of the trained ones.
 
         Raises:
           CompileError: if there are no averages, or `weights` has another value.
         """
         state = self.unflatten(leaves)
         if weights == "raw":
-            return state.visible
+            return self.evaluated(state)
         if weights != "ema":
             raise CompileError(f"Got weights={weights!r}. Expected weights to be 'raw' or 'ema'.")
         if not state.averages:
@@ -201,6 +212,30 @@ class StateLayout:
             )
         pairs = zip(state.averages, state.visible, strict=True)
         return tuple(average if average.dtype == raw.dtype else average.astype(raw.dtype) for average, raw in pairs)
+
+    def evaluated(self, state: TrainState) -> Leaves:
+        """Return the params and carried arrays to evaluate with: as trained, unless the optimizer decides them."""
+        if not self.evaluates_other_params:
+            return state.visible
+        return *self._evaluation_params(state.params, state.optimizer_state), *state.carried
+
+    def _to_evaluate(self, params: Leaves, optimizer_state: Leaves) -> Leaves:
+        tree = jax.tree.unflatten(self.optimizer_tree, optimizer_state)
+        with implicit_promotion():
+            return self.unnested(evaluation_params(tree, self.nested(params)))
+
+    def with_params(self, state: TrainState, new: Sequence[Any]) -> TrainState:
+        """Return the state with other parameters.
+
+        Args:
+          state: before.
+          new: the parameters, also those to evaluate with; None for each one that stays.
+        """
+        params = tuple(old if value is None else value for old, value in zip(state.params, new, strict=True))
+        if not self.evaluates_other_params:
+            return state._replace(params=params)
+        tree = restarted(jax.tree.unflatten(self.optimizer_tree, state.optimizer_state), self.nested(new))
+        return state._replace(params=params, optimizer_state=tuple(jax.tree.leaves(tree)))
 
     # --- the optimizer ------------------------------------------------------------------------------------------------
 
@@ -230,11 +265,15 @@ class StateLayout:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
         params, optimizer_state = state.params, jax.tree.unflatten(self.optimizer_tree, state.optimizer_state)
         tree = self.nested(params)
-        with tied_names(self.tied):
+        with tied_names(self.tied), explained(tree), implicit_promotion():
             updates, optimizer_state = self.optimizer.update(self.nested(gradients), optimizer_state, tree, value=loss)
-        params = tuple(
-            (param + update).astype(param.dtype) for param, update in zip(params, self.unnested(updates), strict=True)
-        )
+            if jax.tree.structure(optimizer_state) != self.optimizer_tree:
+                raise CompileError(
+                    "The state of the optimizer changed its structure in an update, as that of optax.monitor does. "
+                    "Expected the structure of its init. Measure in a metric or a callback instead."
+                )
+            pairs = zip(params, self.unnested(updates), strict=True)
+            params = tuple((param + change).astype(param.dtype) for param, change in pairs)
         return state._replace(params=params, optimizer_state=tuple(jax.tree.leaves(optimizer_state)))
 
 

@@ -167,12 +167,6 @@ def test_class_weights_need_one_class_per_example(y: Any, class_weight: Any, mes
         class_weights(y, class_weight)
 
 
-@pytest.mark.parametrize("weight", [{"kind": np.ones(4), "size": np.ones(4)}, (np.ones(4),) * 2, [np.ones(4)] * 2])
-def test_weights_of_several_outputs_raise(weight: Any) -> None:
-    with pytest.raises(DataError, match=rf"sample_weight is a {type(weight).__name__} of .*one weight.*compute_loss"):
-        as_arrays(np.ones((4, 2)), Y, weight)
-
-
 def test_a_list_of_numbers_is_one_array_of_weights() -> None:
     assert as_arrays(np.ones((2, 2)), [0, 1], [1.0, 2.0])[2].tolist() == [1, 2]
     assert class_weights([0, 1], {1: 3.0}).tolist() == [1, 3]

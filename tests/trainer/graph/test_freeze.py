@@ -195,7 +195,7 @@ FILTERS: list[tuple[Any, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("given", "expected"), FILTERS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("given", "expected"), FILTERS)
 def test_a_filter_of_nnx_freezes_the_variables_that_it_matches(given: Any, expected: set[str]) -> None:
     def frozen(*filters: Any, batch_norm: bool = True) -> set[str]:
         freeze = Freeze.of(filters, batch_norm=batch_norm)
