@@ -17,7 +17,8 @@ import resfit
 from resfit import losses, metrics
 from resfit.errors import CompileError, DataError, LabelError
 from resfit.losses import BinaryCrossEntropy
-from tests.helpers import PlainNet, compiled, fit, images
+from resfit.trainer.learned.facts import SeenData
+from tests.helpers import PlainNet, compiled, context_of, fit, images
 
 X = images(20)
 Y = (np.random.default_rng(3).random((20, 3)) < [0.5, 0.3, 0.7]).astype(np.int32)
@@ -248,6 +249,17 @@ def test_a_finished_run_restores_the_kind_of_its_labels_when_resumed(tmp_path: P
         predicted.append(model.predict(X, outputs="labels", verbose=0))
     np.testing.assert_array_equal(*predicted)
     assert predicted[0].shape == Y.shape
+
+
+def test_a_finished_run_of_a_version_that_saved_no_facts_reads_its_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SeenData, "load_state_dict", lambda *_: None)
+    for _ in range(2):
+        model = model_of(BinaryCrossEntropy())
+        fit(model, X, Y, callbacks=[resfit.callbacks.Checkpoint(tmp_path)], resume=True)
+    assert model.predict(X, outputs="labels", verbose=0).shape == Y.shape
+    assert context_of(model).learned.inputs.trained
 
 
 def test_early_stopping_restores_the_best_by_a_metric_for_several_labels() -> None:

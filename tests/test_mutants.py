@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.near import GROUPS
-from tests.mutants.sample import Mutant
+from tests.mutants.near import GROUPS, Group
+from tests.mutants.sample import Mutant, read, sample
+
+ROOT = Path(__file__).parents[1]
 
 SOURCE = """\
 class Average:
@@ -49,7 +51,20 @@ def test_a_mutant_whose_line_or_function_is_gone_changes_nothing(change: tuple[s
 
 
 def test_every_pattern_of_the_mutation_run_names_a_file() -> None:
-    root = Path(__file__).parents[1]
     patterns = [pattern for group in GROUPS for pattern in group.files]
     patterns += [f"tests/{pattern}" for group in GROUPS for row in group.rows for pattern in row]
-    assert [pattern for pattern in patterns if not list(root.glob(pattern))] == []
+    assert [pattern for pattern in patterns if not list(ROOT.glob(pattern))] == []
+
+
+def test_a_new_sample_keeps_the_mutants_that_are_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "average.py").write_text(SOURCE)
+    monkeypatch.setattr("tests.mutants.sample.GROUPS", [Group("group", 1, ("average.py",), ())])
+    gone = [dataclasses.replace(MUTANT, old="if value > 1:"), dataclasses.replace(MUTANT, file="mean.py")]
+    assert sample(tmp_path, 0, kept=[*gone, MUTANT]) == [MUTANT]
+
+
+def test_nearly_all_mutants_of_the_sample_are_found() -> None:
+    mutants = read(ROOT / "tests" / "mutants" / "sample.jsonl")
+    sources = {file: (ROOT / file).read_text() for mutant in mutants if (ROOT / (file := mutant.file)).exists()}
+    gone = [mutant for mutant in mutants if mutant.file not in sources or not mutant.applied(sources[mutant.file])]
+    assert len(gone) <= len(mutants) // 10, "Run: make mutants ARGS='sample --keep'"

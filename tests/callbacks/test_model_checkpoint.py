@@ -77,6 +77,13 @@ def test_the_files_to_keep_are_restored_by_a_resume(model: Any, tmp_path: Path) 
     assert names(tmp_path) == ["2.safetensors", "4.safetensors"]
 
 
+def test_a_file_that_is_written_again_counts_once_with_its_new_value(model: Any, tmp_path: Path) -> None:
+    callback = ModelCheckpoint(tmp_path / "{epoch}.safetensors", save_best_only=True, keep=2)
+    for losses in ([3, 2], [5, 2.7]):
+        run(model, callback, [Scripted("val_loss", losses)], epochs=2)
+    assert names(tmp_path) == ["1.safetensors", "2.safetensors"]
+
+
 def test_a_user_file_that_replaces_an_old_one_is_kept(
     model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

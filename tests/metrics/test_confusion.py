@@ -101,6 +101,9 @@ def test_a_metric_for_another_number_of_classes_raises() -> None:
         metrics.confusion_matrix(2).from_model_output(
             logits=np.zeros((2, 1), np.float32), targets=np.zeros(2, np.int32)
         )
+    several: Any = metrics.precision(10)
+    with pytest.raises(LabelError, match="precision was built with num_classes=10, and the network has 3 outputs"):
+        several.for_several_labels().from_model_output(logits=np.zeros((2, 3)), targets=np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "ten", None])

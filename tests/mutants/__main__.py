@@ -26,6 +26,7 @@ def main(words: list[str]) -> None:
     new = commands.add_parser("sample", help="sample mutants of the working tree; needs cosmic-ray")
     new.add_argument("--seed", type=int, default=0)
     new.add_argument("--mutants", type=Path, default=SAMPLE, help="the file to write")
+    new.add_argument("--keep", action="store_true", help="keep the mutants of that file that are not gone")
 
     run = commands.add_parser("run", help="run tests on each mutant; a run that is stopped resumes there")
     show = commands.add_parser("summary", help="print what a run has found so far")
@@ -42,7 +43,7 @@ def main(words: list[str]) -> None:
 
     options = parser.parse_args(words)
     if options.command == "sample":
-        mutants = sample.sample(trials.ROOT, options.seed)
+        mutants = sample.sample(trials.ROOT, options.seed, sample.read(options.mutants) if options.keep else ())
         sample.write(options.mutants, mutants)
         print(f"{len(mutants)} mutants in {options.mutants}")
         return

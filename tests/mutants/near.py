@@ -31,10 +31,12 @@ def _group(name: str, mutants: int, files: str, *rows: str) -> Group:
 GROUPS = [
     _group(
         "trainer/step.py",
-        13,
-        "resfit/trainer/step.py",
+        17,
+        "resfit/trainer/step.py resfit/trainer/norm_modes.py "
+        "resfit/trainer/several_steps.py resfit/trainer/supervised.py",
         "trainer/state/test_set_state.py optimizers/test_finite.py properties/test_trainer*.py",
-        "trainer/graph/test_modules.py trainer/test_step.py",
+        "trainer/graph/test_modules.py trainer/test_step.py trainer/test_several_steps.py",
+        "trainer/test_several_outputs.py test_dense.py",
         "test_preprocess.py trainer/test_lowering.py",
         "test_model.py trainer/state/test_ema.py",
         "trainer/test_accumulation.py trainer/graph/test_freeze.py trainer/loop/test_schedule*.py "
@@ -44,11 +46,11 @@ GROUPS = [
     ),
     _group(
         "trainer/loop/run.py",
-        13,
+        15,
         "resfit/trainer/loop/run.py resfit/trainer/loop/trainer.py resfit/trainer/loop/evaluator.py "
-        "resfit/trainer/loop/predictor.py",
-        "trainer/loop/test_validation.py callbacks/test_checkpoint.py",
-        "trainer/loop/test_callback_list.py callbacks/test_terminate_on_nan.py",
+        "resfit/trainer/loop/predictor.py resfit/trainer/devices/feeding.py",
+        "trainer/loop/test_validation.py callbacks/test_checkpoint.py trainer/devices/test_feeding.py",
+        "trainer/loop/test_callback_list.py callbacks/test_terminate_on_nan.py trainer/test_several_steps.py",
         "data/test_bad_inputs.py test_preprocess.py trainer/test_lowering.py",
         "test_model.py trainer/state/test_ema.py",
         "trainer/devices/test_memory.py faults/test_other_epochs.py trainer/loop/test_interrupts.py "
@@ -59,24 +61,26 @@ GROUPS = [
     ),
     _group(
         "trainer/loop/fitting.py",
-        12,
+        13,
         "resfit/trainer/loop/fitting.py resfit/trainer/compiled.py resfit/trainer/config.py "
         "resfit/trainer/learned/facts.py "
         "resfit/trainer/learned/input_format.py resfit/trainer/learned/label_format.py resfit/trainer/learning_rate.py "
-        "resfit/trainer/loop/fit_control.py resfit/trainer/state/snapshot.py",
+        "resfit/trainer/loop/fit_control.py resfit/trainer/state/snapshot.py resfit/trainer/learned/outputs.py",
         "trainer/test_config.py trainer/state/test_snapshot.py trainer/loop/test_schedule*.py data/test_relabeled.py",
-        "test_preprocess.py test_multi_label.py faults/test_resumed_model.py transforms/test_transforms.py",
+        "test_preprocess.py test_multi_label.py faults/test_resumed_model.py transforms/test_transforms.py "
+        "trainer/test_several_outputs.py",
         "test_model.py callbacks/test_checkpoint.py faults/test_rollback.py diagnostics/test_lr_finder.py",
         "faults/test_inexact.py faults/test_other_epochs.py trainer/loop/test_callback_list.py test_keras_contract.py",
         "multihost/test_two_processes.py errors/test_mistakes.py",
     ),
     _group(
         "trainer/state/train_state.py",
-        12,
-        "resfit/trainer/state/train_state.py resfit/trainer/state/run_state.py resfit/trainer/state/user_module.py",
-        "trainer/state/test_set_state.py trainer/loop/test_validation.py export/test_saving.py",
-        "test_model.py",
-        "trainer/state/test_ema.py trainer/graph/test_outline.py trainer/graph/test_containers.py test_optimizers.py",
+        14,
+        "resfit/trainer/state/train_state.py resfit/trainer/state/run_state.py resfit/trainer/state/user_module.py "
+        "resfit/trainer/state/threads.py resfit/trainer/copied_model.py",
+        "trainer/state/test_*.py trainer/loop/test_validation.py export/test_saving.py",
+        "test_model.py test_copies.py",
+        "trainer/graph/test_outline.py trainer/graph/test_containers.py test_optimizers.py",
         "trainer/graph/test_freeze.py optimizers/test_parts.py trainer/loop/test_schedule*.py "
         "callbacks/test_checkpoint.py",
         "faults/test_resumed_model.py trainer/test_step.py trainer/graph/test_modules.py faults/test_rollback.py "
@@ -84,14 +88,15 @@ GROUPS = [
     ),
     _group(
         "trainer/graph",
-        10,
-        "resfit/trainer/graph/module_plan.py resfit/trainer/graph/slots.py resfit/trainer/graph/layer_options.py",
-        "trainer/graph/test_nested_modes.py trainer/state/test_set_state.py",
-        "trainer/graph/test_modules.py trainer/graph/test_freeze.py",
+        15,
+        "resfit/trainer/graph/*.py",
+        "trainer/graph/test_nested_modes.py trainer/graph/test_passed_through.py trainer/state/test_set_state.py",
+        "trainer/graph/test_modules.py trainer/graph/test_freeze.py trainer/graph/test_mode_table.py",
         "trainer/graph/test_containers.py trainer/graph/test_outline.py trainer/graph/test_attributes.py "
         "callbacks/test_terminate_on_nan.py diagnostics/test_doctor.py",
-        "trainer/test_precision.py test_model.py nets/test_use.py trainer/devices/test_device_counts.py",
-        "backends/onednn/test_fit.py",
+        "trainer/test_precision.py test_model.py nets/test_use.py trainer/devices/test_device_counts.py "
+        "test_transformed_modules.py test_copies.py",
+        "backends/onednn/test_fit.py errors/test_mistakes.py",
     ),
     _group(
         "nets/modes.py",
@@ -156,8 +161,8 @@ GROUPS = [
     ),
     _group(
         "data/arrays.py",
-        8,
-        "resfit/data/sources/arrays.py",
+        10,
+        "resfit/data/sources/arrays.py resfit/data/values.py",
         "data/sources/test_arrays.py data/test_choose.py data/test_values.py properties/test_trainer_data.py",
         "data/test_bad_inputs.py data/test_relabeled.py test_multi_label.py",
         "test_model.py test_keras_contract.py",
@@ -174,19 +179,21 @@ GROUPS = [
     ),
     _group(
         "losses",
-        10,
+        15,
         "resfit/losses/*.py",
         "test_losses.py losses/test_*.py",
-        "test_multi_label.py test_metrics.py test_distillation.py",
-        "data/test_bad_inputs.py test_model.py test_keras_contract.py _utils/test_foreign.py",
+        "test_multi_label.py test_metrics.py test_distillation.py trainer/test_several_outputs.py test_dense.py "
+        "_utils/test_habits.py",
+        "data/test_bad_inputs.py test_model.py test_keras_contract.py _utils/test_foreign.py _utils/test_habits.py",
         "errors/test_mistakes.py",
     ),
     _group(
         "metrics",
-        12,
+        16,
         "resfit/metrics/*.py",
         "test_metrics.py metrics/test_*.py properties/test_trainer_metrics.py",
-        "test_multi_label.py _utils/test_foreign.py",
+        "test_multi_label.py _utils/test_foreign.py _utils/test_habits.py trainer/test_several_outputs.py "
+        "test_dense.py",
         "test_model.py trainer/loop/test_callback_list.py test_keras_contract.py",
         "errors/test_mistakes.py",
     ),

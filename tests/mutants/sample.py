@@ -10,7 +10,7 @@ import functools
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +69,31 @@ def write(path: Path, mutants: list[Mutant]) -> None:
     path.write_text("".join(json.dumps(dataclasses.asdict(mutant)) + "\n" for mutant in mutants))
 
 
-def sample(root: Path, seed: int) -> list[Mutant]:
+def sample(root: Path, seed: int, kept: Iterable[Mutant] = ()) -> list[Mutant]:
     """Return a sample, stratified: of each group its number of lines, and of each line one mutant.
 
-    The groups take turns, so that a run that is cut short has some of each.
+    Each file of a group comes once before any comes twice. The groups take turns, so that a run that is cut short has
+    some of each.
+
+    Args:
+      root: of the repository.
+      seed: of the random choice.
+      kept: mutants to keep, unless they are gone.
     """
     random_ = random.Random(seed)
+    kept = [mutant for mutant in kept if (root / mutant.file).exists()]
+    kept = [mutant for mutant in kept if mutant.applied((root / mutant.file).read_text()) is not None]
     of_groups = []
     for group in GROUPS:
+        chosen = [mutant for mutant in kept if mutant.group == group.name]
+        known = {root / mutant.file for mutant in chosen}
         by_line: dict[tuple[Path, int], list[Change]] = {}
         for path in sorted({path for pattern in group.files for path in root.glob(pattern)}):
-            for change in changes(path.read_text()):
+            for change in changes(path.read_text()) if len(chosen) < group.mutants else ():
                 by_line.setdefault((path, change.line), []).append(change)
-        chosen: list[Mutant] = []
-        for (path, _), same_line in random_.sample(list(by_line.items()), len(by_line)):
+        lines = random_.sample(list(by_line.items()), len(by_line))
+        firsts = {path: line for line in reversed(lines) if (path := line[0][0]) not in known}
+        for (path, _), same_line in [*reversed(firsts.values()), *lines]:
             if len(chosen) < group.mutants:
                 file = str(path.relative_to(root))
                 mutant = random_.choice(same_line).mutant(path.read_text(), group.name, file)
@@ -113,7 +124,7 @@ class Change:
         old, new = source.splitlines(), changed.splitlines()
         same = [a == b for a, b in zip(old, new, strict=False)]
         same_at_end = [a == b for a, b in zip(reversed(old), reversed(new), strict=False)]
-        if all(same) or old[same.index(False)].strip() == "*,":  # the mark of keyword-only parameters
+        if all(same) or re.search(r"(^|, )\*,", old[same.index(False)].strip()):  # the mark of keyword-only parameters
             return None
         first, after = same.index(False), same_at_end.index(False)
         function = _innermost(source, self.line)

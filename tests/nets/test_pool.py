@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from resfit.nets import average_pool, blur_pool, global_average_pool, max_pool
+from resfit.nets import BasicBlock, average_pool, blur_pool, global_average_pool, max_pool
 
 
 @pytest.mark.representatives("size0-3-2")
@@ -182,3 +182,10 @@ def test_blurring_keeps_a_constant_and_removes_a_checkerboard() -> None:
 @pytest.mark.parametrize("pool", [average_pool, blur_pool])
 def test_pools_keep_the_dtype(pool: Any) -> None:
     assert jax.eval_shape(pool, jax.ShapeDtypeStruct((1, 4, 4, 1), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("antialias", ["blur", "avg"])
+def test_an_anti_aliased_block_steps_once(antialias: str) -> None:
+    block = BasicBlock(4, 4, strides=2, antialias=antialias, rngs=nnx.Rngs(0))
+    found = nnx.eval_shape(lambda block: block(jnp.zeros((1, 8, 8, 4))), block)
+    assert found.shape == (1, 4, 4, 4)

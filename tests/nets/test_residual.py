@@ -93,6 +93,7 @@ MISFITS: dict[str, Callable[[], tuple[nnx.Module, Any]]] = {
     "option A takes no channels away": lambda: (conv(4, 2), "A"),
     "a window without padding": lambda: (conv(4, 4, padding="VALID"), "auto"),
     "a size rounded down": lambda: (conv(4, 4, kernel=2, strides=2, padding=0), "auto"),
+    "one size of three rounded up": lambda: (conv(4, 4, kernel=2, strides=3, padding=1), "auto"),
     "a branch for other channels": lambda: (conv(5, 4), "auto"),
     "channels first": lambda: (ChannelsFirst(), "auto"),
     "no image": lambda: (Flatten(), "auto"),
@@ -223,12 +224,13 @@ def test_a_call_without_mode_follows_the_flags_of_the_branch() -> None:
     assert (np.asarray(branch.norm.mean[...]) != 0).all()
 
 
-def test_train_reaches_the_norm_of_a_projection() -> None:
+def test_train_reaches_the_norms_of_a_branch_and_of_a_projection() -> None:
     block = BottleneckBlock(4, 4, rngs=nnx.Rngs(0))
+    means = [norm.mean for norm in (block.shortcut.norm, block.branch.norm1, block.branch.norm2)]
     call(block, X, train=False)
-    np.testing.assert_array_equal(block.shortcut.norm.mean[...], 0)
+    assert not any(np.asarray(mean[...]).any() for mean in means)
     call(block, X, train=True)
-    assert (np.asarray(block.shortcut.norm.mean[...]) != 0).all()
+    assert all(np.asarray(mean[...]).any() for mean in means)
 
 
 def test_statistics_change_under_jit_and_grad() -> None:

@@ -89,7 +89,9 @@ def test_the_log_counts_skipped_steps_and_its_means_leave_them_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "resfit"):
-        history = model().fit(lambda: batches((2, 4)), steps_per_epoch=5, epochs=3, verbose=0)
+        made = model()
+        history = made.fit(lambda: batches((2, 4)), steps_per_epoch=5, epochs=3, verbose=0)
+        made.fit(lambda: batches(()), steps_per_epoch=5, verbose=0)  # skips no further update
     assert history.history["skipped_steps"] == [2.0, 4.0, 6.0]
     assert np.isfinite(history.history["loss"]).all()
     assert [record.getMessage()[:10] for record in caplog.records] == ["2 updates ", "4 updates ", "6 updates "]

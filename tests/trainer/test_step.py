@@ -196,11 +196,11 @@ def test_augmentation_is_for_training_alone_in_order_and_before_preprocessing() 
 
     class Inputs(resfit.Model):
         def compute_loss(self, module: Any, x: Any, y: Any, *, key: jax.Array, train: bool) -> Any:
-            return x.mean(axis=(1, 2, 3)) + 0 * module(x)[:, 0], x
+            return x.mean(axis=(1, 2, 3)) + train + 0 * module(x)[:, 0], x
 
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), kind=Inputs, augment=[double, add])
     x = np.full((4, 8, 8, 1), 51, np.uint8)
-    np.testing.assert_allclose(model.train_on_batch(x), 103 / 255, rtol=1e-6)
+    np.testing.assert_allclose(model.train_on_batch(x), 1 + 103 / 255, rtol=1e-6)
     assert seen == ["double uint8", "add"]
     np.testing.assert_allclose(model.test_on_batch(x), 51 / 255, rtol=1e-6)
     assert seen == ["double uint8", "add"]

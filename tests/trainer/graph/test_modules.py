@@ -12,6 +12,8 @@ from flax import nnx
 
 import resfit
 from resfit.errors import ModuleError
+from resfit.nets.modes import switched
+from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.state import user_module
 from tests.helpers import CLASSES, PlainNet, TinyNet, compiled, differ, fit, flags, images, labels, values
 
@@ -167,6 +169,25 @@ def test_a_layer_with_a_bare_deterministic_attribute_gets_its_mode() -> None:
     np.testing.assert_allclose(model.train_on_batch(images(8)), 1, atol=1e-5)
     np.testing.assert_allclose(model.test_on_batch(images(8)), 0, atol=1e-5)
     assert model.module.gate.deterministic
+
+
+def test_mode_attributes_of_every_name_are_set_if_they_are_flags() -> None:
+    gate = Gate()
+    gate.training = False
+    for train in (True, False):
+        now = switched(gate, train=train)
+        assert (now.training, now.deterministic) == (train, not train)
+    assert (gate.training, gate.deterministic) == (False, True)
+    gate.training = None
+    assert switched(gate, train=True).training is None
+
+
+def test_a_layer_with_its_own_set_view_gets_its_mode() -> None:
+    class Viewed(nnx.Module):
+        def set_view(self, use_running_average: bool | None = None) -> None:
+            self.moves = not use_running_average
+
+    assert [switched(Viewed(), train=train).moves for train in (True, False)] == [True, False]
 
 
 def test_a_module_without_batch_norm_or_randomness_trains() -> None:
@@ -397,6 +418,12 @@ def test_a_custom_residual_block_trains_although_its_call_cannot_be_overridden()
     fit(model, images(8), labels(8))
     assert any(not np.array_equal(before[name], now) for name, now in values(block).items() if name.endswith("mean"))
     model.predict(images(8), verbose=0)
+
+
+def test_equal_layers_share_a_plan() -> None:
+    one, same, other = (plan_module(nnx.Linear(2, outputs, rngs=nnx.Rngs(0))) for outputs in (3, 3, 4))
+    assert one is same
+    assert one is not other
 
 
 def test_compile_plans_a_module_again_only_after_a_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ class Ends(Callback):
         setattr(self, hook, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
-@pytest.mark.representatives("on_test_begin")
+@pytest.mark.representatives("on_train_begin", "on_test_begin")
 @pytest.mark.parametrize("hook", ["on_train_begin", "on_test_begin", "on_train_end", "state_dict"])
 def test_sigterm_in_any_phase_ends_with_143(hook: str, tmp_path: Path) -> None:
     recorder, validation = Recorder(), (images(), labels())

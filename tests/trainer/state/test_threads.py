@@ -218,6 +218,12 @@ def test_a_second_training_in_another_thread_raises_and_the_first_one_goes_on() 
     in_thread(lambda: model.train_on_batch(images(8), labels(8)))  # after the fit
 
 
+def test_a_training_that_ended_in_another_thread_does_not_count() -> None:
+    model = plain()
+    in_thread(lambda: model.train_on_batch(images(8), labels(8)))
+    assert not state_of(model).trains_elsewhere
+
+
 def test_a_snapshot_is_not_restored_while_another_thread_trains() -> None:
     model = plain()
     before = model.snapshot()
