@@ -384,10 +384,11 @@ def no_attribute(module: str, *places: str) -> Callable[[str], NoReturn]:
       places: keys of `WORDS`.
 
     Example:
-      >>> no_attribute("resfit.losses", "loss")("L1Loss")
-      Traceback (most recent call last):
-      ...
-      AttributeError: module 'resfit.losses' has no attribute 'L1Loss'. Use loss='mean_absolute_error'.
+      >>> try:
+      ...     no_attribute("resfit.losses", "loss")("L1Loss")
+      ... except AttributeError as error:
+      ...     print(error.args[0])
+      module 'resfit.losses' has no attribute 'L1Loss'. Use loss='mean_absolute_error'.
     """
 
     def missing(name: str) -> NoReturn:

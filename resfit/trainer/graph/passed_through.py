@@ -44,7 +44,7 @@ def _passed(equation: Any) -> list[int | None]:
     name, params = equation.primitive.name, equation.params
     bodies = list(core.jaxprs_in_params(params))
     if name == "scan":
-        consts, carried = params["num_consts"], params["num_carry"]
+        consts, carried = _sizes_of_scan(params)
         return [
             # An output of the loop is an input if each turn hands it on: in the carry, or from the slice to the slice.
             found if found == consts + i or (i >= carried and found is not None and found >= consts + carried) else None
@@ -59,3 +59,11 @@ def _passed(equation: Any) -> list[int | None]:
         return [one[0] + 1 if one[0] is not None and len(set(one)) == 1 else None for one in by_branch]
     called = [body for body in bodies if len(body.invars) == len(equation.invars)]
     return _sources(called[0]) if len(bodies) == len(called) == 1 else []
+
+
+def _sizes_of_scan(params: Any) -> tuple[int, int]:
+    """Return the numbers of constants and of carried arrays among the inputs of a scan."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carried, _ = params["ft_in"].unpack()  # jax 0.12
+    return len(consts), len(carried)

@@ -196,7 +196,7 @@ def test_a_list_of_arrays_in_files_is_several_inputs() -> None:
 
 def test_sparse_matrices_raise() -> None:
     sparse = pytest.importorskip("scipy.sparse").csr_array(np.eye(20))
-    with pytest.raises(DataError, match="y is a csr_array; expected an array"):
+    with pytest.raises(DataError, match=r"y is a sparse csr_array of shape \(20, 20\)"):
         ArraySource(images(), sparse)
     with pytest.raises(DataError, match="csr_array"):
         next(iter(as_batches(sparse, geometry=Geometry(2)).epoch(0)))
