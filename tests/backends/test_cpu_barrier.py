@@ -91,7 +91,7 @@ def primitive_names(program: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "fields", levels.only([{}], [{}, {"block": "preact_basic", "stem": "imagenet", "shortcut": "conv"}])
+    "fields", levels.only([{}], [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}])
 )
 def test_a_network_that_other_code_traces_has_only_primitives_of_jax(fields: dict[str, Any]) -> None:
     net = deep(**fields)
