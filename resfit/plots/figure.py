@@ -1,4 +1,4 @@
-"""What all figures share: the package that draws, size, and style."""
+"""The parts of every figure: the package that draws, the size, and the style."""
 
 from typing import TYPE_CHECKING, Any
 

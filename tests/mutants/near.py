@@ -1,4 +1,4 @@
-"""What is mutated, and the tests that are likely to notice, the likeliest first."""
+"""The code that is mutated, and the tests that are likely to notice, the likeliest first."""
 
 import dataclasses
 

@@ -65,7 +65,7 @@ class Code:
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run of tests says of a mutant.
+    """The result of a run of tests on a mutant.
 
     Attributes:
       outcome: "killed", "timeout" (killed too: a test hung), "survived", "gone" (its lines are no more), or

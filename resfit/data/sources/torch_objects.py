@@ -1,4 +1,4 @@
-"""What the adapters of PyTorch's datasets and loaders share. PyTorch is never imported."""
+"""Functions for the adapters of PyTorch's datasets and loaders. PyTorch is never imported."""
 
 import itertools
 import sys

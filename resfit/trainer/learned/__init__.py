@@ -1,1 +1,1 @@
-"""What a model learns from its data: the form of inputs and labels."""
+"""The facts that a model learns from its data: the form of inputs and labels."""

@@ -91,7 +91,7 @@ class Trainer:
     ) -> Iterator[tuple[int, LazyLogs | None]]:
         """Train on one epoch; yield after each execution, once its steps are on the device and their hooks have fired.
 
-        What is yielded is the number of steps, and the log of the last one; None if no callback listens to it.
+        Yields the number of steps and the log of the last one, or None in place of the log if no callback reads it.
 
         Args:
           data: cut into epochs.
