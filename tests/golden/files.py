@@ -1,4 +1,4 @@
-"""The contents of the files of this folder, and how they were written: `python -m tests.golden.files` writes those missing.
+"""The contents of the files here, and how they were written: `python -m tests.golden.files` writes those missing.
 
 Values follow from a rule that every dtype holds exactly, so that no later version of anything draws other ones.
 """
