@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from resfit.data.batches import Batch, Batches
+from resfit.data.device import DeviceSource
+from resfit.data.indexed import IndexedBatches
 from resfit.data.mapped import MappedBatches
 from resfit.data.streaming.ahead import close, prefetch
 from resfit.trainer.devices.placement import Placement
@@ -12,16 +14,22 @@ from resfit.trainer.devices.placement import Placement
 _AHEAD = 2  # batches on the device besides those of the steps in flight
 
 
-def fed(batches: Batches, placement: Placement) -> Batches:
+def fed(batches: Batches, placement: Placement, *, in_step: bool = False) -> Batches:
     """Return batches that a thread gathers, checks and transfers, so that the main thread only hands over steps.
 
     On a CPU nothing is transferred, and the main thread has time while the steps run: the batches stay as they are. So
-    do those whose position is the loader's own, because the loader must not be ahead of a checkpoint.
+    do those whose position is the loader's own, because the loader must not be ahead of a checkpoint, and those of a
+    dataset on the device of the steps, if these gather their batches: only the numbers of the rows are transferred.
 
     Args:
       batches: the data.
       placement: the devices.
+      in_step: True if the steps can gather their batches from a dataset on the device, see `trainer.several_steps`.
     """
+    if isinstance(batches, IndexedBatches) and isinstance(batches.source, DeviceSource):
+        batches.source.in_step = in_step and placement.kind == "jit"
+        if batches.source.in_step:
+            return batches
     ahead = placement.feeds_ahead and getattr(batches, "random_access", False)
     return _Fed(batches, placement.put) if ahead else batches
 

@@ -94,7 +94,9 @@ def _fit(
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
     validation = _validation(model, context, config, data, held_out)
-    stream = Epochs(fed(data, context.placement), config.steps_per_epoch, state.epoch)
+    stream = Epochs(
+        fed(data, context.placement, in_step=context.runs_in_one_program), config.steps_per_epoch, state.epoch
+    )
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
     model.stop_training = model.stop_evaluating = False
@@ -171,7 +173,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     )
     data = as_batches(
         given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
-        known=context.on_device,
+        known=context.on_device, device=context.placement.devices[0],
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
     context.on_device = source if isinstance(source, DeviceSource) else None
