@@ -118,6 +118,10 @@ NETS: dict[str, Callable[[], nnx.Module]] = {
     only(
         [("several", "plain", "jit")],
         [(name, make, dispatch) for name in SWITCHES for make in NETS for dispatch in ("jit", "auto", "eager")],
+        slow=[
+            *((name, "plain", "jit") for name in SWITCHES),
+            *(("several", make, dispatch) for make in NETS for dispatch in ("auto", "eager")),
+        ],
     ),
 )
 def test_every_call_gives_the_same_under_a_switch(switch: str, make: str, dispatch: str, tmp_path: Path) -> None:
@@ -264,6 +268,7 @@ def built(kind: str, name: str) -> Any:
     only(
         [("x64", "augment", "pad_crop")],
         [(switch, *part) for switch in ("x64", "strict promotion", "rank promotion") for part in PARTS],
+        slow=[("x64", *part) for part in PARTS[::8]] + [("strict promotion", *part) for part in PARTS[4::8]],
     ),
 )
 def test_every_part_by_name_trains_under_a_switch(switch: str, kind: str, name: str) -> None:
