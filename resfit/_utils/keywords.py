@@ -49,7 +49,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             for word in kwargs:
                 if word not in parameters:
                     raise ArgumentError(
-                        f"{called} got {word}={_shown(kwargs[word])}, and has no argument {word}. "
+                        f"{called} got {word}={shown(kwargs[word])}, and has no argument {word}. "
                         + (
                             use(word, place)
                             or _of_others(word, place)
@@ -60,7 +60,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                 named = [word for word in known if word not in positional]
                 taken = [word for word in positional if word in known]
                 raise ArgumentError(
-                    f"{called} got {_shown(args[len(positional)])} after its positional arguments {', '.join(taken)}. "
+                    f"{called} got {shown(args[len(positional)])} after its positional arguments {', '.join(taken)}. "
                     + (f"Expected the others by name: {', '.join(named)}." if named else "Expected no others.")
                 )
             return function(*args, **kwargs)
@@ -70,7 +70,13 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
     return decorate
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return the first 60 characters of a value's representation, in one line.
+
+    Example:
+      >>> shown("a" * 100)[-3:], shown([[1, 2]])
+      ('aaa', '[[1, 2]]')
+    """
     return " ".join(repr(value).split())[:60]
 
 

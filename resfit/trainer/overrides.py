@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from resfit._utils.keywords import shown
 from resfit._utils.words import answer
 from resfit.errors import ModuleError, OverrideError
 
@@ -37,8 +38,8 @@ class Guarded:
         substitute = answer(name, "settings", "methods")
         if substitute is not None:
             raise OverrideError(
-                f"model.{name} was set to {value!r:.60}, and nothing in resfit reads it. Expected {substitute}. Choose "
-                "another name for a custom attribute."
+                f"model.{name} was set to {shown(value)}, and nothing in resfit reads it. Expected {substitute}. "
+                "Choose another name for a custom attribute."
             )
         super().__setattr__(name, value)
 
