@@ -61,22 +61,24 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`compile(dispatch='eager')`": "run_eagerly",
         "`compile(dispatch='eager')` to run steps without compiling; all other dispatches compile": "jit_compile",
         _EXECUTIONS: "steps_per_execution",
-        "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": (
-            "optimizer opt opt_func optimizers"
-        ),
-        "`model.learning_rate`": "lr",
-        "`model.module.replace_head(num_classes)`, then `resfit.Model(module)` and compile": "fc classifier",
-        "`fit(callbacks=[...])`": "cbs",
-        "`compile(loss=...)`": "loss loss_func loss_fn criterion",
+        "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
+        "`compile(loss=...)`": "loss",
         "`compile(loss_weights=...)`": "loss_weights",
         _METRICS: "metrics",
         _STEP: "automatic_optimization",
         "no setting: every step sets the mode of the module": "training",
     },
+    "assignments": {
+        "`compile(optimizer=...)`": "opt opt_func optimizers",
+        "`compile(loss=...)`": "loss_func loss_fn criterion",
+        "`model.learning_rate`": "lr",
+        "`model.module.replace_head(num_classes)`, then `resfit.Model(module)` and compile": "fc classifier head",
+        "`fit(callbacks=[...])`": "cbs callbacks",
+    },
     "members": {
         _PART: (
             "layers get_layer submodules modules named_modules children named_children get_submodule get_classifier "
-            "head forward_head"
+            "forward_head"
         ),
         _VARIABLES: (
             "weights variables trainable_variables trainable_weights non_trainable_variables non_trainable_weights "
@@ -155,7 +157,7 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "`resfit.plots.mistakes(...)`": "show_results plot_top_losses most_confused",
         "`resfit.plots.confusion_matrix(...)`": "plot_confusion_matrix",
-        "`fit(callbacks=[...])`": "add_cb add_cbs remove_cb callbacks",
+        "`fit(callbacks=[...])`": "add_cb add_cbs remove_cb",
         "`fit(verbose=0)`": "no_bar no_mbar no_logging",
         "the argument `epoch` or `batch` of a callback's hooks, and `callback.params`": (
             "current_epoch global_step max_epochs max_steps num_training_batches estimated_stepping_batches"

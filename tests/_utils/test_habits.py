@@ -109,11 +109,27 @@ def test_methods_of_other_libraries_name_the_substitute(model: resfit.Model, lib
 
 
 @pytest.mark.parametrize(
-    "name", ["fc", "classifier", "lr", "requires_grad", "opt", "loss_func", "criterion", "cbs", "optimizers"]
+    "name", ["fc", "classifier", "head", "lr", "requires_grad", "opt", "loss_func", "criterion", "cbs", "callbacks"]
 )
 def test_setting_an_attribute_that_nothing_reads_raises(model: resfit.Model, name: str) -> None:
     with pytest.raises(OverrideError, match=f"model.{name} was set to 1, and nothing in resfit reads it. Expected "):
         setattr(model, name, 1)
+
+
+def test_a_subclass_can_use_names_that_only_other_libraries_read() -> None:
+    class Mine(resfit.Model):
+        def __init__(self, module: nnx.Module) -> None:
+            super().__init__(module)
+            self.criterion, self.lr = print, 0.1
+
+        @staticmethod
+        def loss_fn(outputs: Any) -> Any:
+            return outputs
+
+    mine = Mine(PlainNet(rngs=nnx.Rngs(0)))
+    assert (mine.criterion, mine.lr, mine.loss_fn(2)) == (print, 0.1, 2)
+    with pytest.raises(OverrideError, match="model.requires_grad was set to False"):
+        mine.requires_grad = False
 
 
 def test_setting_the_module_raises_and_names_the_constructor(model: resfit.Model) -> None:
@@ -218,4 +234,4 @@ def test_calls_of_fastai_and_keras_get_the_substitute(model: resfit.Model) -> No
 
 def test_words_of_a_model_do_not_hide_its_own_names() -> None:
     own = [name for name in dir(resfit.Model) if not name.startswith("_")]
-    assert not [name for name in own if answer(name, "methods", "settings", "members")]
+    assert not [name for name in own if answer(name, "methods", "settings", "assignments", "members")]
