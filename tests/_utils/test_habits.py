@@ -128,7 +128,7 @@ def test_a_subclass_can_use_names_that_only_other_libraries_read() -> None:
 
     mine = Mine(PlainNet(rngs=nnx.Rngs(0)))
     assert (mine.criterion, mine.lr, mine.loss_fn(2)) == (print, 0.1, 2)
-    with pytest.raises(OverrideError, match="model.requires_grad was set to False"):
+    with pytest.raises(OverrideError, match="requires_grad was set to False"):
         mine.requires_grad = False
 
 
