@@ -150,7 +150,9 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
         "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict get_metrics_result",
         "`model.export(path)`": "to_torchscript export_savedmodel",
-        "`model.export(path)`, which writes StableHLO; resfit writes no ONNX": "to_onnx export_onnx",
+        "`model.export(path)`, which writes StableHLO; a converter such as jax2onnx makes ONNX of `model.module`": (
+            "to_onnx export_onnx"
+        ),
         "`model.summary()`": "plot_model extra_repr compute_output_shape compute_output_spec",
         "`model.history`, the History of the last `fit`; `model.history.plot()` draws it": (
             "recorder callback_metrics logged_metrics progress_bar_metrics plot_history plot_loss"
