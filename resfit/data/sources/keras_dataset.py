@@ -96,6 +96,7 @@ class KerasBatches:
         if self._threads and processes:
             _log.info("use_multiprocessing: %d threads read ahead instead of processes.", self._threads)
         self._warned = False
+        self._prepared: int | None = None  # the pass that `set_epoch` was called for
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -122,14 +123,24 @@ class KerasBatches:
         """Do nothing, because `epoch(epoch, start)` restores the position."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        if hasattr(self._dataset, "set_epoch"):
-            self._dataset.set_epoch(epoch)
-        self._call("on_epoch_begin")
+        self._prepare(epoch)
+        self._prepared = None
         numbers: Iterable[int] = itertools.count() if self.steps is None else range(self.steps)
         if self._seed is not None and self.steps is not None:
             numbers = np.random.default_rng((self._seed, epoch)).permutation(self.steps).tolist()
         yield from in_order(self._batch, itertools.islice(numbers, start, None), self._threads)
+
+    def begin_epoch(self, number: int) -> None:
+        self._prepare(number)
+        self._call("on_epoch_begin")
+
+    def end_epoch(self) -> None:
         self._call("on_epoch_end")
+
+    def _prepare(self, number: int) -> None:
+        if self._prepared != number and hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(number)
+        self._prepared = number
 
     def _batch(self, number: int) -> Batch:
         item = self._dataset[number]
