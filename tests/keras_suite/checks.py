@@ -1,6 +1,7 @@
 """What the tests of Keras use besides the library: assertions, test data, the backend."""
 
 import contextlib
+import importlib
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -125,7 +126,14 @@ class _Ops:
         return getattr(jnp, name, None) or missing(f"keras.ops.{name}")
 
 
-ops = _Ops()
+class _TensorFlow:
+    """TensorFlow, which only some tests import."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("tensorflow"), name)
+
+
+ops, tensorflow = _Ops(), _TensorFlow()
 backend = {
     "backend": lambda: "jax",
     "convert_to_numpy": np.asarray,

@@ -1,5 +1,7 @@
 """The data adapters of Keras, on `resfit.data`."""
 
+import itertools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ def _items(batch: Batch) -> Any:
     """Return a batch as Keras hands it out."""
     parts = jax.tree.map(_placed, (batch.x, batch.y, batch.weight))
     length = max(i + 1 for i, part in enumerate(parts) if part is not None)
-    return parts[:length]
+    return parts[0] if length == 1 else parts[:length]
 
 
 def _placed(array: Any) -> Any:
@@ -47,21 +49,43 @@ class Adapter:
         refuse("data adapters", distribution=distribution)
         shuffle = FitConfig(shuffle=shuffle).shuffle
         geometry = Geometry(batch_size or 32, seed=0 if shuffle else None)
+        self._data = x
+        if isinstance(x, types.GeneratorType):
+            x = self._checked(x)
         self.batches = as_batches(x, y, sample_weight, class_weight or None, geometry=geometry)
+        if class_weight and not isinstance(x, Iterator):
+            adapted("an error of the first batch is raised when it is read, not before")
+            next(iter(self.batches.epoch(0)))
         self.steps = steps
         self.batch_size = batch_size if batch_size else getattr(x, "batch_size", None)
+
+    @staticmethod
+    def _checked(x: Any) -> Iterator[Any]:
+        """Return a generator with the same items, after it is known to have one."""
+        first = next(x, None)
+        if first is None:
+            adapted("an error of the first batch is raised when it is read, not before")
+            next(iter(as_batches(x, geometry=Geometry(32)).epoch(0)))
+        return itertools.chain([first], x)
 
     @property
     def num_batches(self) -> int | None:
         return self.batches.steps
 
     @property
+    def _examples(self) -> int | None:
+        if hasattr(self._data, "dataset") and hasattr(self._data.dataset, "__len__"):
+            adapted("the size of the last batch is that of the DataLoader's dataset")
+            return len(self._data.dataset)
+        return self.batches.examples
+
+    @property
     def has_partial_batch(self) -> bool | None:
-        return None if self.batches.examples is None else bool(self.partial_batch_size)
+        return None if self._examples is None else bool(self.partial_batch_size)
 
     @property
     def partial_batch_size(self) -> int | None:
-        return None if self.batches.examples is None else self.batches.examples % self.batch_size
+        return None if self._examples is None else self._examples % self.batch_size
 
     def get_numpy_iterator(self) -> Iterator[Any]:
         return (_items(batch) for batch in self.batches.epoch(0))
@@ -116,5 +140,6 @@ trainers = {
     "TFDatasetAdapter": Adapter,
     "TorchDataLoaderAdapter": Adapter,
     "GrainDatasetAdapter": Adapter,
+    "get_data_adapter": Adapter,
     "class_weight_to_sample_weights": class_weight_to_sample_weights,
 }

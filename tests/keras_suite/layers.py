@@ -18,6 +18,7 @@ from flax import nnx
 
 import resfit
 from resfit.data.choose import in_memory
+from resfit.data.sources.iterables import as_batch
 from tests.keras_suite import objects
 from tests.keras_suite.names import NoAttribute, NotTranslated, refuse
 
@@ -189,6 +190,13 @@ class _Record:
         self.model: Any = None
         self.arguments: dict[str, Any] | None = None
         self.settings: dict[str, Any] = {}
+        self.outputs: tuple[int, ...] = ()
+
+    def compile(self) -> None:
+        """Compile the `resfit.Model`, if there is one and its arguments are known."""
+        if self.model is not None and self.arguments is not None:
+            metrics = objects.metrics_argument(self.arguments["metrics"], *self.outputs)
+            self.model.compile(**self.arguments | {"metrics": metrics})
 
 
 _records: dict[int, _Record] = {}
@@ -248,14 +256,13 @@ class Trainer:
         record.arguments = {
             **objects.optimizer_arguments(optimizer),
             "loss": objects.loss_argument(loss),
-            "metrics": objects.metrics_argument(metrics),
+            "metrics": metrics,
             **({} if loss_weights is None else {"loss_weights": loss_weights}),
             **({} if weighted_metrics is None else {"weighted_metrics": weighted_metrics}),
             "preprocess": None,
             **options,
         }
-        if record.model is not None:
-            record.model.compile(**record.arguments)
+        record.compile()
 
     def _built(self, x: Any) -> Any:
         """Make the `resfit.Model` from the first batch of the data; return the data with this batch."""
@@ -265,13 +272,12 @@ class Trainer:
         first, x = _first(x)
         if first is not None:
             before = nnx.state(self)
-            self(first)
-            _restore(self, before)  # building is no step of the model
+            record.outputs = np.shape(jax.tree.leaves(self(first))[0])[-1:]
+            nnx.update(self, before)  # building is no step of the model
         record.model = _kind(self)(Network(self))
         for name, value in record.settings.items():
             setattr(record.model, name, value)
-        if record.arguments is not None:
-            record.model.compile(**record.arguments)
+        record.compile()
         return x
 
     def _model(self) -> Any:
@@ -340,10 +346,6 @@ class Trainer:
         return getattr(model, name)
 
 
-def _restore(module: Any, before: Any) -> None:
-    nnx.update(module, before)
-
-
 def _first(x: Any) -> tuple[Any, Any]:
     """Return the inputs of the first batch, as float32 for floats, and the data as they were."""
     with contextlib.suppress(TypeError, IndexError, StopIteration, KeyError):
@@ -351,8 +353,8 @@ def _first(x: Any) -> tuple[Any, Any]:
             return jax.tree.map(lambda leaf: _values(np.asarray(leaf)[:2]), x), x
         if isinstance(x, types.GeneratorType):
             batch = next(x)
-            return _inputs(batch), _chained(batch, x)
-        return _inputs(x[0] if hasattr(x, "__getitem__") and not hasattr(x, "__next__") else next(iter(x))), x
+            return _inputs(batch, x), _chained(batch, x)
+        return _inputs(x[0] if hasattr(x, "__getitem__") and not hasattr(x, "__next__") else next(iter(x)), x), x
     return None, x
 
 
@@ -361,9 +363,8 @@ def _chained(first: Any, rest: Any) -> Iterator[Any]:
     yield from rest
 
 
-def _inputs(batch: Any) -> Any:
-    inputs = batch[0] if isinstance(batch, tuple | list) else batch
-    return jax.tree.map(lambda leaf: _values(np.asarray(leaf)), inputs)
+def _inputs(batch: Any, data: Any) -> Any:
+    return jax.tree.map(lambda leaf: _values(np.asarray(leaf)), as_batch(batch, data).x)
 
 
 def _values(array: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Serve the modules `keras` and `keras.*`: names that resfit has from the adapter, tests from a checkout of Keras.
+"""Serve the modules `keras` and `keras.*`: the names that resfit has, from the adapter.
 
 Any other name is `Missing`: it can be imported and be a base class, and raises `NotTranslated` when it is used.
 """
@@ -85,7 +85,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     Args:
       checkout: the root of a checkout of Keras.
       namespaces: package below `keras` ("" for `keras` itself) -> its names.
-      executed: modules that are executed from the checkout besides the tests: base classes of the user's own objects.
+      executed: modules that are executed from the checkout, because a user inherits from their classes -> the names
+        in them that the adapter replaces.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name.partition(".")[0] != "keras":
             return None
         path = self._checkout.joinpath(*name.split(".")).with_suffix(".py")
-        if name.endswith("_test") or name in self._executed:
-            loader = _Executed(name, str(path), self._executed.get(name, {}))
+        if name in self._executed:
+            loader = _Executed(name, str(path), self._executed[name])
             return importlib.util.spec_from_file_location(name, path, loader=loader)
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 

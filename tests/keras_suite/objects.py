@@ -11,7 +11,7 @@ from flax import nnx
 import resfit
 from resfit import callbacks as callbacks_
 from tests.keras_suite import layers as layers_
-from tests.keras_suite.names import NoAttribute, NotTranslated, adapted, refuse
+from tests.keras_suite.names import NoAttribute, NotTranslated, adapted, missing, refuse
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -21,6 +21,7 @@ class _Described:
 
     def __init__(self, function: Any, learning_rate: Any, use_ema: bool, ema_momentum: float, **options: Any) -> None:
         refuse("optimizers", **options)
+        self.assign_sub = missing("optimizer.assign_sub")
         rate = learning_rate.rate if isinstance(learning_rate, _Schedule) else learning_rate
         self.arguments = {"optimizer": function, "learning_rate": rate, **({"ema": ema_momentum} if use_ema else {})}
 
@@ -206,6 +207,8 @@ def _cross_entropy(label_smoothing: float = 0.0, ignore_class: int | None = None
 
 def _binary_cross_entropy(label_smoothing: float = 0.0, axis: int = -1) -> Any:
     refuse("binary cross-entropy", axis=None if axis == -1 else axis)
+    if not label_smoothing:
+        return "binary_cross_entropy"
     return resfit.losses.BinaryCrossEntropy(label_smoothing=label_smoothing)
 
 
@@ -291,10 +294,13 @@ class Metric:
     def reset_state(self) -> None:
         self._batches.clear()
 
+    def of(self, outputs: int) -> Any:
+        """Return the metric of resfit for this number of outputs."""
+        return self.metric(outputs) if callable(self.metric) and not isinstance(self.metric, type) else self.metric
+
     def result(self) -> Any:
         outputs = self._batches[0][0].shape[-1] if self._batches and self._batches[0][0].ndim > 1 else 1
-        metric = self.metric(outputs) if callable(self.metric) and not isinstance(self.metric, type) else self.metric
-        model = _model(loss=_no_loss, metrics={self.name: metric})
+        model = _model(loss=_no_loss, metrics={self.name: self.of(outputs)})
         return model.evaluate(list(self._batches), return_dict=True, verbose=0)[self.name]
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -311,18 +317,35 @@ def _metric(metric: Any, default: str, reads: str = "values") -> Any:
     """Return a class, which tests inherit from, of this metric."""
 
     class Named(Metric):
-        def __init__(self, *arguments: Any, name: str | None = None, dtype: Any = None, **options: Any) -> None:
+        def __init__(
+            self, name: str | None = None, dtype: Any = None, from_logits: bool = False, **options: Any
+        ) -> None:
             refuse(default, dtype=None if dtype in (None, "float32") else dtype, **options)
-            if arguments:
-                name = arguments[0]
-            super().__init__(metric, name or default, reads)
+            super().__init__(metric, name or default, "values" if from_logits else reads)
 
     return Named
 
 
+class _Accuracy(Metric):
+    """Of class numbers and class numbers in Keras; `compile` reads it as the accuracy of the outputs."""
+
+    def __init__(self, name: str = "accuracy", dtype: Any = None) -> None:
+        super().__init__("accuracy", name)
+
+    def update_state(self, *_: Any, **__: Any) -> None:
+        raise NotTranslated("metrics.Accuracy of predicted class numbers")
+
+
 class _MeanIoU(Metric):
+    """Of class numbers and class numbers, which resfit gets as one-hot outputs."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        adapted("predicted class numbers are given as one-hot outputs")
+        super().update_state(y_true, np.eye(self._classes)[np.asarray(y_pred, "int32")], sample_weight)
+
     def __init__(self, num_classes: int, name: str = "mean_io_u", dtype: Any = None, **options: Any) -> None:
         refuse("MeanIoU", **options)
+        self._classes = num_classes
         super().__init__(resfit.metrics.mean_iou(num_classes), name)
 
 
@@ -370,6 +393,7 @@ class _Recall(_OfClasses):
 
 
 metrics = {
+    "Accuracy": _Accuracy,
     "MeanSquaredError": _metric("mean_squared_error", "mean_squared_error"),
     "MeanAbsoluteError": _metric("mean_absolute_error", "mean_absolute_error"),
     "MeanAbsolutePercentageError": _metric("mean_absolute_percentage_error", "mean_absolute_percentage_error"),
@@ -395,27 +419,19 @@ metrics = {
 }
 
 
-def metrics_argument(given: Any) -> Any:
+def metrics_argument(given: Any, outputs: int = 1) -> Any:
     """Return the argument `metrics` of `compile`: strings and functions as they are, objects by name."""
     if isinstance(given, dict):
-        return {name: metrics_argument(metric) for name, metric in given.items()}
+        return {name: metrics_argument(metric, outputs) for name, metric in given.items()}
     if isinstance(given, Metric):
-        return {given.name: given.metric}
-    if not isinstance(given, list | tuple):
+        return {given.name: given.of(outputs)}
+    if not isinstance(given, list | tuple) or not any(isinstance(metric, Metric) for metric in given):
         return given
-    if not any(isinstance(metric, Metric) for metric in given):
-        return [metrics_argument(metric) if isinstance(metric, list | tuple | dict) else metric for metric in given]
-    if len({metric.name for metric in given if isinstance(metric, Metric)}) < len(given) and all(
-        isinstance(metric, Metric) for metric in given
-    ):
-        return [metrics_argument(metric) for metric in given]  # one for each output
-    return {
-        metric.name if isinstance(metric, Metric) else metric: _given(metric) for metric in given
-    }  # strings are their own names
-
-
-def _given(metric: Any) -> Any:
-    return metric.metric if isinstance(metric, Metric) else metric
+    names = [metric.name if isinstance(metric, Metric) else metric for metric in given]
+    if len(set(names)) < len(names):
+        return [metrics_argument(metric, outputs) for metric in given]  # one for each output
+    found = (metric.of(outputs) if isinstance(metric, Metric) else metric for metric in given)
+    return dict(zip(names, found, strict=True))
 
 
 # --- callbacks -------------------------------------------------------------------------------------------------------
@@ -426,7 +442,10 @@ class Callback(callbacks_.Callback):
 
     @property
     def model(self) -> Any:
-        return layers_.keras_model_of(self._model)
+        model = layers_.keras_model_of(self._model)
+        if isinstance(model, layers_.Trainer):
+            model.publish()
+        return model
 
     @model.setter
     def model(self, value: Any) -> None:

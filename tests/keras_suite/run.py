@@ -38,6 +38,7 @@ FILES = (
     "metrics/regression_metrics_test.py",
 )
 TABLE = Path(__file__).parent / "outcomes.tsv"
+DOCS = Path(__file__).parents[2] / "docs" / "keras.md"
 
 
 class Seen(NamedTuple):
@@ -52,6 +53,53 @@ class Seen(NamedTuple):
     why: str
 
 
+class Expected(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      outcome: "pass"; "adapted", which passes with more than other names; "does not apply"; or "decided".
+      reason: why. Of a decision, `raises NAME`, the error of resfit that the test meets, or `docs "..."`, a part of
+        docs/keras.md that states the difference.
+    """
+
+    outcome: str
+    reason: str
+
+    def deviation(self, seen: Seen) -> str | None:
+        """Return the difference between what was seen and this row, or None."""
+        if self.outcome in ("pass", "adapted"):
+            return None if seen.outcome == self.outcome else f"expected {self.outcome}"
+        if seen.outcome in ("pass", "adapted"):
+            return f"expected {self.outcome}: {self.reason}"
+        if self.outcome != "decided":
+            return None if self.outcome == "does not apply" and self.reason else f"unknown row {self}"
+        kind, _, what = self.reason.partition(" ")
+        if kind == "raises":
+            return None if re.search(rf"\b{re.escape(what.split(':')[0])}\b", seen.why) else f"expected {self.reason}"
+        stated = " ".join(what.strip('"').split()) in " ".join(DOCS.read_text().split())
+        return None if kind == "docs" and stated else f"docs/keras.md does not say {what}"
+
+
+def expected() -> dict[str, Expected]:
+    """Return the rows of the table by test, or by class of tests for `CLASS::*`."""
+    rows = (line.split("\t") for line in TABLE.read_text().splitlines() if line and not line.startswith("#"))
+    return {name: Expected(outcome, reason) for name, outcome, reason in rows}
+
+
+def compared(seen: dict[str, Seen], rows: dict[str, Expected]) -> tuple[list[str], collections.Counter[str]]:
+    """Return the deviations from the table, and the number of tests of each outcome."""
+    deviations, counts, used = [], collections.Counter[str](), set()
+    for name, one in sorted(seen.items()):
+        row = next((row for row in (name, name.rpartition("::")[0] + "::*") if row in rows), None)
+        used.add(row)
+        found = "no row of the table" if row is None else rows[row].deviation(one)
+        if found is not None:
+            deviations.append(f"{name}: {one.outcome} {textwrap.shorten(one.why, 200)}; {found}")
+        counts["deviates" if found or row is None else rows[row].outcome] += 1
+    deviations += [f"{name}: did not run" for name in rows.keys() - used]
+    return deviations, counts
+
+
 class Recorder:
     """A pytest plugin that keeps the outcome of each test."""
 
@@ -59,10 +107,13 @@ class Recorder:
         self.seen: dict[str, Seen] = {}
 
     def pytest_runtest_setup(self, item: Any) -> None:
+        import numpy as np
+
         from tests.keras_suite.names import adaptations
 
         del item
         adaptations.clear()
+        np.random.seed(0)  # noqa: NPY002 - the generator that the tests use
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
@@ -90,15 +141,18 @@ def _chain(error: BaseException | None) -> Any:
         error = error.__cause__ or error.__context__
 
 
-def _wrappers(folder: Path, files: list[str]) -> None:
-    """Write a module for each file of tests that imports its tests, because pytest would import Keras's own package."""
+def _wrappers(folder: Path, checkout: Path, files: list[str]) -> None:
+    """Write a module for each file of tests that executes it: pytest would import Keras's own package around it.
+
+    The classes and functions of a test are then those of a user, not of Keras.
+    """
     for name in files:
-        path = folder / name
+        path, tests = folder / name, checkout / "keras" / "src" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"from keras.src.{name.removesuffix('.py').replace('/', '.')} import *  # noqa: F403\n")
+        path.write_text(f"exec(compile(open({str(tests)!r}).read(), {str(tests)!r}, 'exec'))\n")
 
 
-def observed(checkout: Path, files: list[str], arguments: list[str]) -> dict[str, Seen]:
+def observed(checkout: Path, files: list[str]) -> dict[str, Seen]:
     """Run the tests and return the outcome of each."""
     import pytest
 
@@ -108,6 +162,7 @@ def observed(checkout: Path, files: list[str], arguments: list[str]) -> dict[str
     testing = {"TestCase": checks.TestCase, "named_product": checks.named_product, "get_test_data": checks.get_test_data}
     never = dict.fromkeys(("tensorflow_uses_gpu", "jax_uses_gpu", "torch_uses_gpu", "uses_tpu", "uses_gpu"), bool)
     utils = {
+        "tensorflow": checks.tensorflow,
         "to_categorical": checks.to_categorical,
         "set_random_seed": lambda seed: None,
         "disable_interactive_logging": lambda: None,
@@ -133,10 +188,10 @@ def observed(checkout: Path, files: list[str], arguments: list[str]) -> dict[str
     install(Finder(checkout, namespaces, executed))
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
-        _wrappers(Path(folder), files)
+        _wrappers(Path(folder), checkout.absolute(), files)
         Path(folder, "pytest.ini").write_text("[pytest]\npython_files = *_test.py\nmarkers =\n  requires_trainable_backend\n")
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "--tb=no", "--no-header"]
-        pytest.main([*options, f"--rootdir={folder}", f"-c{folder}/pytest.ini", *arguments, folder], plugins=[recorder])
+        pytest.main([*options, f"--rootdir={folder}", f"-c{folder}/pytest.ini", folder], plugins=[recorder])
     return recorder.seen
 
 
@@ -145,16 +200,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path, help="the root of a checkout of Keras, with its tests")
     parser.add_argument("--files", nargs="*", default=list(FILES))
-    parser.add_argument("--dump", type=Path, help="write the outcomes here, without a comparison")
-    parser.add_argument("-k", default="", help="as in pytest")
+    parser.add_argument("--dump", type=Path, help="also write the outcomes here")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    seen = observed(arguments.checkout, arguments.files, ["-k", arguments.k] if arguments.k else [])
+    seen = observed(arguments.checkout, arguments.files)
     if arguments.dump:
         lines = (f"{name}\t{one.outcome}\t{one.why[:400]}" for name, one in sorted(seen.items()))
         arguments.dump.write_text("\n".join(lines) + "\n")
-    print(collections.Counter(one.outcome for one in seen.values()))
-    return 0
+    rows = {name: row for name, row in expected().items() if any(name.startswith(file) for file in arguments.files)}
+    deviations, counts = compared(seen, rows)
+    print(*deviations, sep="\n")
+    print(f"{sum(counts.values())} tests: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.items()))
+    return 1 if deviations else 0
 
 
 if __name__ == "__main__":

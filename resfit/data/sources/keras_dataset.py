@@ -68,11 +68,13 @@ class KerasDataset:
 class KerasBatches:
     """The batches of a Keras dataset, each once per epoch, in an order that depends only on (seed, epoch).
 
-    `on_epoch_begin` and `on_epoch_end` are called around every pass. With `workers` above one, that many threads read
-    ahead; `use_multiprocessing` also means threads. A dataset without a length needs `steps_per_epoch`.
+    `on_epoch_begin` and `on_epoch_end` are called around every epoch of a run, evaluation or prediction. With `workers`
+    above one, that many threads read ahead; `use_multiprocessing` also means threads. A dataset without a length needs
+    `steps_per_epoch`.
 
     A run resumes exactly if the dataset overrides neither hook or has a method `set_epoch(epoch)`, which is called
-    first. Otherwise the effect of the hooks in earlier epochs is unknown, and resuming raises.
+    first, and before every pass that begins inside an epoch, with the number of the pass. Otherwise the effect of the
+    hooks in earlier epochs is unknown, and resuming raises.
 
     Args:
       dataset: the Keras dataset.
