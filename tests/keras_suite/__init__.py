@@ -1,5 +1,6 @@
-"""Run the unit tests of Keras, from a checkout, with the names of Keras mapped to resfit: `make keras-suite KERAS=...`.
+"""Run Keras's unit tests from a checkout, with the names of Keras mapped to resfit: `make keras-suite KERAS=path`.
 
-Nothing of Keras is in this folder. `names.py` serves the modules `keras` and `keras.src` while the tests of the checkout
-are imported; the other modules map classes and functions; `outcomes.tsv` lists the expected outcome of each test.
+This folder holds no code of Keras. `run.py` executes the tests of the checkout and compares their outcomes with
+`outcomes.tsv`. `names.py` serves the modules `keras.*` to them; `layers.py`, `objects.py`, `data.py` and `checks.py`
+map classes and functions.
 """

@@ -20,7 +20,7 @@ import resfit
 from resfit.data.choose import in_memory
 from resfit.data.sources.iterables import as_batch
 from tests.keras_suite import objects
-from tests.keras_suite.names import NoAttribute, NotTranslated, refuse
+from tests.keras_suite.names import NotTranslated, NotTranslatedAttributeError, refuse
 
 _training: list[bool] = [False]  # of the call that is running
 _random = itertools.count()
@@ -250,7 +250,15 @@ class Trainer:
     stop_predicting, run_eagerly = _setting("stop_predicting"), _setting("run_eagerly")
     jit_compile, trainable = _setting("jit_compile"), _setting("trainable")
 
-    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, loss_weights: Any = None, metrics: Any = None, weighted_metrics: Any = None, **options: Any) -> None:  # noqa: E501
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **options: Any,
+    ) -> None:
         record = _record(self)
         options.pop("auto_scale_loss", None)
         record.arguments = {
@@ -342,7 +350,7 @@ class Trainer:
             raise AttributeError(name)
         model = _record(self).model
         if model is None:
-            raise NoAttribute(f"Model.{name} before there are data")
+            raise NotTranslatedAttributeError(f"Model.{name} before there are data")
         return getattr(model, name)
 
 

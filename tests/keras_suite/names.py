@@ -17,7 +17,7 @@ class NotTranslated(Exception):  # noqa: N818 - an outcome, see `run.py`
     """A test uses a name or an argument of Keras that resfit does not have."""
 
 
-class NoAttribute(NotTranslated, AttributeError):
+class NotTranslatedAttributeError(NotTranslated, AttributeError):
     """`NotTranslated` for an attribute, so that `hasattr` is False."""
 
 

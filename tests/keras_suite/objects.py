@@ -11,7 +11,7 @@ from flax import nnx
 import resfit
 from resfit import callbacks as callbacks_
 from tests.keras_suite import layers as layers_
-from tests.keras_suite.names import NoAttribute, NotTranslated, adapted, missing, refuse
+from tests.keras_suite.names import NotTranslated, NotTranslatedAttributeError, adapted, missing, refuse
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -28,7 +28,12 @@ class _Described:
 
 def _optimizer(make: Any, default: float) -> Any:
     def described(
-        learning_rate: Any = default, *, use_ema: bool = False, ema_momentum: float = 0.99, name: Any = None, **options: Any
+        learning_rate: Any = default,
+        *,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        name: Any = None,
+        **options: Any,
     ) -> _Described:
         del name
         own = {key: options.pop(key) for key in tuple(options) if key in ("momentum", "nesterov", "epsilon")}
@@ -90,7 +95,7 @@ class Optimizer:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
-        raise NoAttribute(f"optimizer.{name}")
+        raise NotTranslatedAttributeError(f"optimizer.{name}")
 
     @property
     def learning_rate(self) -> Any:
@@ -135,7 +140,7 @@ class Loss:
         self.loss, self._reads, self._from_logits, self._reduction = loss, reads, from_logits, reduction
 
     def __getattr__(self, name: str) -> Any:
-        raise NoAttribute(f"the attribute {name} of a loss")
+        raise NotTranslatedAttributeError(f"the attribute {name} of a loss")
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         y_true, y_pred = np.asarray(y_true), self.logits(np.asarray(y_pred))
@@ -282,7 +287,7 @@ class Metric:
         self._batches: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
-        raise NoAttribute(f"the attribute {name} of a metric")
+        raise NotTranslatedAttributeError(f"the attribute {name} of a metric")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         if sample_weight is not None:

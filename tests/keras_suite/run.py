@@ -159,7 +159,11 @@ def observed(checkout: Path, files: list[str]) -> dict[str, Seen]:
     from tests.keras_suite import checks, data, layers, objects
     from tests.keras_suite.names import Finder, install
 
-    testing = {"TestCase": checks.TestCase, "named_product": checks.named_product, "get_test_data": checks.get_test_data}
+    testing = {
+        "TestCase": checks.TestCase,
+        "named_product": checks.named_product,
+        "get_test_data": checks.get_test_data,
+    }
     never = dict.fromkeys(("tensorflow_uses_gpu", "jax_uses_gpu", "torch_uses_gpu", "uses_tpu", "uses_gpu"), bool)
     utils = {
         "tensorflow": checks.tensorflow,
@@ -189,8 +193,19 @@ def observed(checkout: Path, files: list[str]) -> dict[str, Seen]:
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         _wrappers(Path(folder), checkout.absolute(), files)
-        Path(folder, "pytest.ini").write_text("[pytest]\npython_files = *_test.py\nmarkers =\n  requires_trainable_backend\n")
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "--tb=no", "--no-header"]
+        Path(folder, "pytest.ini").write_text(
+            "[pytest]\npython_files = *_test.py\nmarkers =\n  requires_trainable_backend\n"
+        )
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "--import-mode=importlib",
+            "--tb=no",
+            "--no-header",
+        ]
         pytest.main([*options, f"--rootdir={folder}", f"-c{folder}/pytest.ini", folder], plugins=[recorder])
     return recorder.seen
 
