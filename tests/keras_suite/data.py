@@ -74,6 +74,8 @@ class Adapter:
 
     @property
     def _examples(self) -> int | None:
+        if self.batch_size is None:
+            return None
         if hasattr(self._data, "dataset") and hasattr(self._data.dataset, "__len__"):
             adapted("the size of the last batch is that of the DataLoader's dataset")
             return len(self._data.dataset)
