@@ -4,7 +4,8 @@ import contextlib
 import importlib
 import re
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from resfit.errors import ResfitError
-from tests.keras_suite.names import NotTranslated, adapted, missing
+from tests.keras_suite.names import NotTranslated, adapted
 
 
 def _host(value: Any) -> Any:
@@ -119,14 +120,21 @@ def device(_: str) -> Iterator[None]:
         yield
 
 
-class _Ops:
-    """`keras.ops`, of which many names and meanings are those of jax.numpy."""
+class _Ops(Mapping[str, Any]):
+    """The names of `keras.ops`, of which many, with their meaning, are those of jax.numpy."""
 
-    convert_to_numpy = staticmethod(np.asarray)
-    convert_to_tensor = staticmethod(jnp.asarray)
+    _others = types.MappingProxyType({"convert_to_numpy": np.asarray, "convert_to_tensor": jnp.asarray})
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jnp, name, None) or missing(f"keras.ops.{name}")
+    def __getitem__(self, name: str) -> Any:
+        if name in self._others:
+            return self._others[name]
+        return vars(jnp)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**vars(jnp), **self._others})
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
 class _TensorFlow:

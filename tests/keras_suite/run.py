@@ -174,7 +174,7 @@ def observed(checkout: Path, files: list[str]) -> dict[str, Seen]:
     }
     trained = {"JAXTrainer": layers.Trainer, **data.trainers}
     namespaces = {
-        "": {**layers.models, "Input": layers.input_symbol, "Layer": layers.Layer, "ops": checks.ops},
+        "": {**layers.models, "Input": layers.input_symbol, "Layer": layers.Layer},
         "api_export": {"keras_export": lambda path: lambda exported: exported},
         "backend": {**checks.backend, **trained},
         "callbacks": objects.callbacks,
@@ -183,6 +183,7 @@ def observed(checkout: Path, files: list[str]) -> dict[str, Seen]:
         "losses": objects.losses,
         "metrics": objects.metrics,
         "models": layers.models,
+        "ops": checks.ops,
         "optimizers": objects.optimizers,
         "testing": testing | never,
         "trainers": trained,
