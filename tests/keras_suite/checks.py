@@ -141,6 +141,8 @@ class _TensorFlow:
     """TensorFlow, which only some tests import."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(importlib.import_module("tensorflow"), name)
 
 
