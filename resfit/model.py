@@ -229,6 +229,7 @@ class Model(ModelFiles):
 
         Raises:
           NotCompiledError: before `compile`.
+          ModuleError: if there is no parameter to train.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._control.require_compiled("fit")

@@ -11,7 +11,6 @@ from resfit import augment, losses
 from resfit import metrics as metrics_
 from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
-from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
 from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
@@ -114,7 +113,7 @@ def compile_model(
         convolutions=convolutions,
         before=before,
     )
-    _check_trainable(module, state, freeze)
+    state.check_for_training()
     rate = LearningRate(state, number, named, function)
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
@@ -165,20 +164,6 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
         else metrics_.by_name(given, num_classes, multi_label=several)
     )
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
-
-
-def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:
-    """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
-    if not state.layout.n_params:
-        raise CompileError(
-            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
-            "train. Call freeze with fewer patterns."
-            if freeze.patterns
-            else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
-            "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
-            "nnx.bridge.ToNNX has them after .lazy_init(x)."
-        )
-    state.check_for_training()
 
 
 def _check_same_values(context: RunContext) -> None:

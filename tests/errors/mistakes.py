@@ -629,9 +629,11 @@ NETWORKS = [
         "class Net(nnx.Module):\n"
         "    def __call__(self, x):\n"
         "        return x.mean(axis=(1, 2))\n\n"
-        "resfit.Model(Net()).compile()",
-        errors.CompileError,
-        "Net has no floating-point nnx.Param",
+        "other = resfit.Model(Net())\n"
+        "other.compile()\n"
+        "other.fit(x, y)",
+        errors.ModuleError,
+        "Net has no floating-point nnx.Param, so fit has nothing to train",
         "__init__",
     ),
     Mistake(
@@ -768,8 +770,8 @@ NETWORKS = [
     ),
     Mistake(
         "All parameters frozen",
-        'model.freeze("*")\nmodel.compile()',
-        errors.CompileError,
+        'model.freeze("*")\nmodel.compile()\nmodel.fit(x, y)',
+        errors.ModuleError,
         "freeze('*')",
         "fewer patterns",
     ),

@@ -1,10 +1,11 @@
 """Batches that a thread puts on the devices before the step needs them."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from resfit.data.batches import Batch, Batches
+from resfit.data.batches import Batch, Batches, whole_epoch
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.mapped import MappedBatches
@@ -35,16 +36,18 @@ def fed(batches: Batches, placement: Placement, *, in_step: bool = False) -> Bat
 
 
 @contextlib.contextmanager
-def one_pass(batches: Batches, placement: Placement) -> Iterator[Iterator[Batch]]:
-    """Iterate over the batches of `fed`; at the end of the block no thread reads on.
+def one_pass(batches: Batches, placement: Placement, steps: int | None) -> Iterator[Iterator[Batch]]:
+    """Iterate over the batches of `fed`, or the first `steps` of them; at the end of the block no thread reads on.
 
     Args:
       batches: the data.
       placement: the devices.
+      steps: the number of batches; None for all.
     """
-    iterator = fed(batches, placement).epoch(0)
+    data = fed(batches, placement)
+    iterator = data.epoch(0)
     try:
-        yield iterator
+        yield whole_epoch(data, 0, itertools.islice(iterator, steps))
     finally:
         close(iterator)
 

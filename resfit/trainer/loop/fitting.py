@@ -91,6 +91,7 @@ def _fit(
     context = compiled.context
     processes, state = context.processes, context.state
     _check_model(control, state)
+    context.check_trainable("fit")
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
     validation = _validation(model, context, config, data, held_out)

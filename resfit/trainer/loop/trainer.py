@@ -190,6 +190,7 @@ class Trainer:
           The loss and metrics of the batch.
         """
         context, state = self._context, self._context.state
+        context.check_trainable("train_on_batch")
         state.take_from_module()
         turn = context.turn(batch)
         context.check_inputs(turn)
