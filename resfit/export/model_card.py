@@ -111,8 +111,8 @@ def make(facts: CardFacts, repo_id: str | None, metadata: Mapping[str, Any]) -> 
     for name, value in metadata.items():
         if name not in known:
             raise ArgumentError(
-                f"card got {name}={value!r:.60}. Expected fields of huggingface_hub.ModelCardData: {known}."
-                f"{did_you_mean(name, known)}"
+                f"card got {name}={value!r:.60}. Expected fields of huggingface_hub.ModelCardData, such as license=, "
+                f"datasets= and eval_results=.{did_you_mean(name, known)}"
             )
     name = repo_id.rpartition("/")[2] if repo_id else facts.architecture
     fields = _metadata(facts, name, dict(metadata), hub)

@@ -89,6 +89,11 @@ def _explained(call: str, repo_id: str, revision: str | None) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
         if isinstance(error, ResfitError):
             raise
+        if isinstance(error, errors.HFValidationError):
+            raise HubError(
+                f"{call} got {repo_id!r}, which cannot be the name of a repository. Expected 'user/name' of letters, "
+                "digits, '-', '_' and '.'."
+            ) from error
         if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         said = " ".join((getattr(error, "server_message", None) or str(error)).split())[:300]
@@ -112,8 +117,6 @@ def _remedy(errors: Any, error: Exception, repo_id: str, call: str) -> str:
         )
     if status in (401, 403):
         return "Expected a token that may write to this repository. Log in again with `hf auth login`, or pass token=."
-    if isinstance(error, errors.HFValidationError):
-        return "Expected 'user/name' of letters, digits, '-', '_' and '.'."
     if "Invalid metadata" in str(error):
         return "Expected a card with valid metadata. Correct the arguments of model.card()."
     endpoint = load_package("huggingface_hub.constants", call, INSTALL).ENDPOINT

@@ -227,7 +227,7 @@ def push(**options: Any) -> Callable[[], Any]:
             r"from_hub got 'user/none': RepositoryNotFoundError: .*Check the spelling",
         ),
         (lambda: resfit.from_hub("user/none", revision="v2"), r"'user/none', revision='v2'"),
-        (lambda: resfit.from_hub("a b"), r"from_hub got 'a b': HFValidationError"),
+        (lambda: resfit.from_hub("a b"), r"from_hub got 'a b', which cannot be the name"),
     ],
     ids=["token", "rights", "branch", "name", "license", "missing", "missing revision", "invalid"],
 )
