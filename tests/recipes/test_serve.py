@@ -92,8 +92,8 @@ def server(folder: Path) -> Iterator[SimpleNamespace]:
 def ask(server: SimpleNamespace, path: str, body: Any = None, method: str = "POST") -> tuple[int, dict[str, Any]]:
     """Return status and answer.
 
-    A body can be a number of bytes that is promised, or a list of chunks; neither is sent to the end: a server may close
-    the connection meanwhile.
+    A body can be a number of bytes that is promised, or a list of chunks. Neither is sent to the end, because a server
+    may close the connection meanwhile.
     """
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     with contextlib.closing(connection):
