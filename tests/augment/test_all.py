@@ -26,6 +26,9 @@ OF_IMAGES: dict[str, Augment] = {
     "pad_crop, reflected": augment.pad_crop(2, mode="reflect"),
     "random_resized_crop": augment.random_resized_crop((6, 7)),
     "color_jitter": augment.color_jitter(0.8, 0.8, 0.8, 0.4),
+    "gray": augment.gray(0.5),
+    "rotate": augment.rotate(60),
+    "affine": augment.affine(60, (0.3, 0.3), (0.7, 1.3), (20, 20), "nearest"),
     "random_erasing": augment.random_erasing(0.7),
     "random_erasing with noise": augment.random_erasing(1.0, fill="noise"),
 }
