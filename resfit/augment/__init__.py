@@ -19,6 +19,7 @@ from resfit.augment.mixup import mixup
 from resfit.augment.one_of import one_of
 from resfit.augment.pad_crop import pad_crop
 from resfit.augment.pipeline import AugmentArgument, get
+from resfit.augment.policies import auto_augment, rand_augment, trivial_augment
 from resfit.augment.presets import PRESETS
 from resfit.augment.random_erasing import random_erasing
 from resfit.augment.random_resized_crop import random_resized_crop
@@ -29,6 +30,7 @@ __all__ = [
     "Augment",
     "AugmentArgument",
     "affine",
+    "auto_augment",
     "color_jitter",
     "cutmix",
     "flip",
@@ -37,9 +39,11 @@ __all__ = [
     "mixup",
     "one_of",
     "pad_crop",
+    "rand_augment",
     "random_erasing",
     "random_resized_crop",
     "rotate",
+    "trivial_augment",
 ]
 
 if not TYPE_CHECKING:  # a type checker would accept every name

@@ -40,7 +40,7 @@ def rotate(
              [1., 3.]], dtype=float32)
     """
     interval = _interval("rotate", "degrees", degrees)
-    arguments = {"degrees": interval, "interpolation": interpolation, "fill": _checked_fill("rotate", fill)}
+    arguments = {"degrees": interval, "interpolation": interpolation, "fill": checked_fill("rotate", fill)}
     check_interpolation("rotate", interpolation)
     return image_transform(_rotate, _rotate_masks, **arguments, **fill_argument("rotate", mask_fill))
 
@@ -86,7 +86,7 @@ def affine(
             raise CompileError(f"augment.affine got {name}={pair!r}. Expected numbers (x, y) from 0 to {largest:g}.")
     arguments: dict[str, Any] = {
         "degrees": interval, "translate": tuple(translate), "scale": tuple(scale), "shear": tuple(map(float, sheared)),
-        "interpolation": interpolation, "fill": _checked_fill("affine", fill),
+        "interpolation": interpolation, "fill": checked_fill("affine", fill),
     }  # fmt: skip
     check_interpolation("affine", interpolation)
     changes: list[float] = [*interval, *translate, *sheared, scale[0] - 1, scale[1] - 1]
@@ -111,7 +111,8 @@ def _interval(name: str, argument: str, value: Any) -> Interval:
     return float(pair[0]), float(pair[1])
 
 
-def _checked_fill(name: str, fill: Any) -> float:
+def checked_fill(name: str, fill: Any) -> float:
+    """Return the value of pixels from outside of an image as a float, or raise CompileError."""
     if not isinstance(fill, int | float) or not math.isfinite(fill):
         raise CompileError(f"augment.{name} got fill={fill!r}. Expected a number in the units of the images.")
     return float(fill)

@@ -1,7 +1,5 @@
 """Gray images, rotations and affine maps are those of torchvision."""
 
-import ast
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,16 +10,9 @@ import pytest
 from resfit import augment
 from resfit.augment import warp
 from resfit.errors import CompileError, DataError, LabelError
+from tests.augment.golden import CASES, GOLDEN, assert_within_a_level
 from tests.augment.running import run
 
-FOLDER = Path(__file__).parents[1] / "golden"
-GOLDEN = np.load(FOLDER / "augment.npz")
-# The parameters of the golden images.
-CASES: dict[str, Any] = {
-    node.targets[0].id: ast.literal_eval(node.value)  # type: ignore[attr-defined]
-    for node in ast.parse((FOLDER / "make_augment.py").read_text()).body
-    if isinstance(node, ast.Assign)
-}
 X = GOLDEN["image"][None]
 
 
@@ -32,10 +23,6 @@ def one(value: float) -> jax.Array:
 def sampled(inverse: jax.Array, interpolation: str, fill: float = 0) -> np.ndarray:
     with jax.numpy_rank_promotion("allow"):  # as augmentations run
         return np.asarray(warp.sample(jnp.asarray(X), inverse, interpolation, fill))
-
-
-def assert_within_a_level(found: Any, name: str) -> None:
-    np.testing.assert_allclose(np.asarray(found, int)[0], GOLDEN[name].astype(int), atol=1)
 
 
 def test_gray_images_are_those_of_torchvision() -> None:

@@ -5,13 +5,14 @@
 Needs torch and torchvision. README.md says what the arrays are.
 """
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as F
 
 SIZE = (13, 18)
@@ -76,8 +77,26 @@ def flat() -> np.ndarray:
     return x
 
 
+def spaces() -> dict[str, dict[str, list[float] | None]]:
+    """Return the magnitudes of every operation of three methods, for images of SIZE, and whether they have a sign."""
+    found = {}
+    for method, bins in ((RandAugment, 31), (TrivialAugmentWide, 31), (AutoAugment, 10)):
+        space = {name: (of(bins, *SIZE), signed) for name, (of, signed) in method._AUGMENTATION_SPACE.items()}
+        found[method.__name__] = {
+            name: [signed, None if values is None else values.tolist()] for name, (values, signed) in space.items()
+        }
+    return found
+
+
 if __name__ == "__main__":
-    arrays = {"versions": np.array([torch.__version__, torchvision.__version__])}
+    policies = {
+        kind.value: AutoAugment(kind)._policies for kind in (AutoAugmentPolicy.CIFAR10, AutoAugmentPolicy.IMAGENET)
+    }
+    arrays = {
+        "versions": np.array([torch.__version__, torchvision.__version__]),
+        "policies": np.array(json.dumps(policies)),
+        "spaces": np.array(json.dumps(spaces())),
+    }
     for name, pixels in {"image": image(), "flat": flat()}.items():
         arrays[name] = pixels
         for case, result in results(torch.from_numpy(pixels.transpose(2, 0, 1).copy())).items():
