@@ -215,14 +215,20 @@ def augment(folder: Path) -> None:
         "random_resized_crop(160)": resfit.augment.random_resized_crop(size),
         "color_jitter(0.4, 0.4, 0.4)": resfit.augment.color_jitter(0.4, 0.4, 0.4),
         "color_jitter(0.4, 0.4, 0.4, hue=0.1)": resfit.augment.color_jitter(0.4, 0.4, 0.4, hue=0.1),
+        "rotate(30)": resfit.augment.rotate(30),
+        "affine(0, (0.2, 0.2), (0.7, 1.3), (20, 20))": resfit.augment.affine(0, (0.2, 0.2), (0.7, 1.3), (20, 20)),
+        "rand_augment(n=2, m=15)": resfit.augment.rand_augment(n=2, m=15),
+        "trivial_augment()": resfit.augment.trivial_augment(),
+        'auto_augment("imagenet")': resfit.augment.auto_augment("imagenet"),
+        "gray(0.5)": resfit.augment.gray(0.5),
         "random_erasing(1.0)": resfit.augment.random_erasing(1.0),
         'random_erasing(1.0, fill="noise")': resfit.augment.random_erasing(1.0, fill="noise"),
         "mixup(1.0)": resfit.augment.mixup(1.0, num_classes=2),
         "cutmix(1.0)": resfit.augment.cutmix(1.0, num_classes=2),
     }
-    figure = plt.figure(figsize=(9.6, 7.6), layout="constrained")
+    figure = plt.figure(figsize=(9.6, 12.2), layout="constrained")
     labels = jnp.array([1, 0, 0, 0, 0])
-    for panel, (code, function) in zip(figure.subfigures(5, 2).flat, shown.items(), strict=True):
+    for panel, (code, function) in zip(figure.subfigures(8, 2).flat, shown.items(), strict=True):
         panel.suptitle(code, family="monospace", fontsize=9)
         apply = jax.jit(function)
         if code.startswith(("mixup", "cutmix")):

@@ -97,12 +97,13 @@ def _stretched(x: jax.Array, level: jax.Array) -> jax.Array:
 
 def _equalized(x: jax.Array, level: jax.Array) -> jax.Array:
     """Return levels that are equally frequent in each channel, by the integer arithmetic of Pillow."""
-
-    def counted(channel: jax.Array) -> jax.Array:
-        return jnp.zeros(256, jnp.int32).at[channel].add(1)
-
     n, height, width, channels = x.shape
-    counts = jax.vmap(jax.vmap(counted, 1))(x.reshape(n, height * width, channels))
+    bins = (x.astype(jnp.int32) + 256 * jnp.arange(channels)).reshape(n, -1)
+
+    def count(image: jax.Array) -> jax.Array:
+        return jnp.zeros(256 * channels, jnp.int32).at[image].add(1)
+
+    counts = jax.vmap(count)(bins).reshape(n, channels, 256)
     sums = jnp.cumsum(counts, axis=-1)
     # Pillow leaves out the pixels of the highest level.
     last = jnp.take_along_axis(counts, x.max(axis=(1, 2))[..., None].astype(jnp.int32), axis=-1)

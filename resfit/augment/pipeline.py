@@ -26,6 +26,7 @@ _KERAS = {
     "RandomHue": "color_jitter(brightness=0, contrast=0, saturation=0, hue=0.1)",
     "RandomColorJitter": "color_jitter()",
     "RandomErasing": "random_erasing()",
+    "RandAugment": "rand_augment(n=2, m=9)",
     "MixUp": "mixup(0.2)",
     "CutMix": "cutmix(1.0)",
 }

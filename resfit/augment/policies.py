@@ -261,7 +261,7 @@ def _changed(name: str, x: jax.Array, steps: Steps, interpolation: str, fill: fl
     def step(levels: jax.Array, one: Steps) -> tuple[jax.Array, None]:
         return apply(levels, one.operation, one.magnitude, interpolation, outside), None
 
-    levels, _ = jax.lax.scan(step, levels, steps)
+    levels, _ = jax.lax.scan(step, levels, steps)  # compiles one step only
     return levels if as_levels else (levels.astype(jnp.float32) / 255).astype(x.dtype)
 
 
