@@ -78,7 +78,7 @@ class OverrideError(ResfitError, AttributeError):
 
 
 class ArgumentError(ResfitError, TypeError):
-    """A function was called with a keyword argument that it does not have; the message names the one to use."""
+    """A function was called with an argument that it does not have; the message names the one to use."""
 
 
 class DataError(ResfitError, ValueError):

@@ -1,5 +1,6 @@
 """Conversion of every supported input to `Batches`."""
 
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -86,11 +87,16 @@ def _check_cache(cache: str | None, geometry: Geometry) -> None:
 
 
 def _check_form(x: Any) -> None:
-    """Raise if `x` is None, a single image, a path, or a sparse matrix."""
+    """Raise if `x` is None, a number, a single image, a path, or a sparse matrix."""
     if is_picture(x):
         raise DataError(
             f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
             "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
+        )
+    if isinstance(x, numbers.Number):
+        raise DataError(
+            f"x is {x!r}. Expected images: an array, a dataset, or an iterable of batches. The number of epochs is "
+            "fit(x, y, epochs=3), and the learning rate is compile(learning_rate=0.1)."
         )
     if x is None:
         raise DataError("x is None. Expected images: an array, a dataset, or an iterable of batches.")

@@ -146,7 +146,7 @@ TIMM_AND_FASTAI: Table = {
     "create_loader": (lambda: data.create_loader, "any iterable of (x, y) batches"),
     "transforms.Compose": (lambda: transforms.Compose([]), "Transforms(resize="),
     "vision_learner": (lambda: resfit.vision_learner, "resfit.Model(module)"),
-    "fit_one_cycle": (lambda: plain().fit_one_cycle(1), "fit with a dataset"),
+    "fit_one_cycle": (lambda: plain().fit_one_cycle(1), "compile(learning_rate='one_cycle')"),
     "fit(bs=)": (lambda: fit(bs=8), "Use batch_size"),
     "fit(valid_pct=)": (lambda: fit(valid_pct=0.2), "Use validation_split"),
     "fit(cbs=)": (lambda: fit(cbs=[]), "fit(callbacks=[...])"),

@@ -501,6 +501,15 @@ LABELS = [
         "from 0 to 2",
     ),
     Mistake(
+        "class_weight for a class number at each position",
+        "model = resfit.Model(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))\n"
+        'model.compile("sgd", dispatch="jit")\n'
+        'model.fit(np.zeros((16, 5, 4), "float32"), np.eye(5, dtype="int32")[y], class_weight={1: 5.0})',
+        errors.LabelError,
+        "(16, 5)",
+        "y[..., None]",
+    ),
+    Mistake(
         "Both class_weight and sample_weight",
         "model.fit(x, y, class_weight={0: 2.0}, sample_weight=np.ones(16))",
         errors.DataError,
@@ -948,6 +957,41 @@ COMPILE = [
         "nnx.iter_modules",
     ),
     Mistake(
+        "A method of a PyTorch module",
+        "model.half()",
+        errors.OverrideError,
+        "no attribute 'half'",
+        "compile(precision='bfloat16')",
+    ),
+    Mistake(
+        "Another head, as in PyTorch",
+        "model.fc = nnx.Linear(4, 10, rngs=nnx.Rngs(0))",
+        errors.OverrideError,
+        "model.fc was set to Linear(",
+        "model.module.replace_head(num_classes)",
+    ),
+    Mistake(
+        "Another module for a model",
+        "model.module = resfit.nets.ResNet(spec, rngs=nnx.Rngs(1))",
+        errors.ModuleError,
+        "set to a ResNet",
+        "resfit.Model(module) for another module",
+    ),
+    Mistake(
+        "fit with epochs and a learning rate, as in fastai",
+        "model.fit(3, 1e-3)",
+        errors.DataError,
+        "x is 3",
+        "fit(x, y, epochs=3)",
+    ),
+    Mistake(
+        "Arguments of Keras's TensorBoard by position",
+        'callbacks.TensorBoard("logs", 1, True)',
+        errors.ArgumentError,
+        "TensorBoard got True",
+        "by name: write_images",
+    ),
+    Mistake(
         "An argument of Keras",
         "model.fit(x, y, workers=4, use_multiprocessing=True)",
         errors.ArgumentError,
@@ -1014,6 +1058,13 @@ COMPILE = [
         errors.CompileError,
         "-0.1",
         "of 0 or more",
+    ),
+    Mistake(
+        "schedule_free with b1=0",
+        "import optax.contrib\n\nmodel.compile(optax.contrib.schedule_free_sgd(0.1, b1=0.0))",
+        errors.CompileError,
+        "b1=0",
+        "b1 above 0",
     ),
     Mistake(
         "A NaN learning rate",

@@ -17,7 +17,7 @@ from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.adapted import explained
-from resfit.optimizers.evaluation import decisive, evaluation_params, restarted
+from resfit.optimizers.evaluation import check_averages, decisive, evaluation_params, restarted
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import ModulePlan
 from resfit.trainer.graph.slots import Slot
@@ -160,6 +160,16 @@ class StateLayout:
         nested = self.nested(abstract)
         with tied_names(self.tied), explained(nested), implicit_promotion():
             return jax.tree.structure(jax.eval_shape(self.optimizer.init, nested))
+
+    def checked(self, optimizer_state: Sequence[Any]) -> Sequence[Any]:
+        """Return the initial state of the optimizer.
+
+        Raises:
+          CompileError: see `optimizers.evaluation.check_averages`.
+        """
+        if self.evaluates_other_params:
+            check_averages(jax.tree.unflatten(self.optimizer_tree, optimizer_state))
+        return optimizer_state
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return what decides how a step reads and updates the state, see `by_value`."""
