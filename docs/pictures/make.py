@@ -236,7 +236,7 @@ def augment(folder: Path) -> None:
             results = [apply(jax.random.key(seed), batch, labels) for seed in range(draws)]
             images, titles = [x[1] for x, _ in results], [f"{1 - y[1, 1]:.0%} flower" for _, y in results]
         else:
-            images, titles = apply(jax.random.key(1), batch[1:], None)[0], [""] * draws
+            images, titles = apply(jax.random.key(4), batch[1:], None)[0], [""] * draws
         for axes, image, title in zip(panel.subplots(1, draws), images, titles, strict=True):
             axes.imshow(image)
             axes.set_title(title, fontsize=8)
