@@ -16,8 +16,8 @@ begins with the first waiting image and takes at most --max-batch images or --ma
 up to a power of two, so that few programs are compiled, all of them before the first request.
 
 A body of more than --max-bytes and an image of more than --max-pixels get the answer 413, before they are read or
-decoded; other formats than JPEG, PNG and WebP 415, damaged files 400, slow bodies 408, and requests beyond
---max-requests at once 503. GET /health answers {"status": "ok"}. SIGTERM and Ctrl-C finish the accepted requests and
+decoded; other formats than JPEG, PNG and WebP 415, damaged files 400, slow bodies 408, and connections beyond
+--max-connections 503. GET /health answers {"status": "ok"}. SIGTERM and Ctrl-C finish the accepted requests and
 stop. The server listens on this machine only, and has neither users nor encryption: run it behind a proxy.
 """
 
@@ -329,7 +329,8 @@ def serve(model: Served, options: argparse.Namespace) -> None:
 
     config = uvicorn.Config(
         application(model, options), host=options.host, port=options.port, log_level="warning",
-        limit_concurrency=options.max_requests, timeout_graceful_shutdown=30, lifespan="on",
+        limit_concurrency=options.max_connections + 1,  # uvicorn counts to less than this number
+        timeout_graceful_shutdown=30, lifespan="on",
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has stopped, and raises it again
         Server(config).run()
@@ -420,7 +421,7 @@ def arguments() -> argparse.Namespace:
         ("--max-wait", 2, "milliseconds that a batch waits for more images"),
         ("--max-bytes", 10_000_000, "bytes of a body"),
         ("--max-pixels", 40_000_000, "pixels of an image"),
-        ("--max-requests", 256, "requests at once"),
+        ("--max-connections", 256, "open connections"),
         ("--threads", os.cpu_count() or 1, "threads of onnxruntime"),
         ("--clients", 16, "connections of the load test"),
     ):
@@ -432,7 +433,7 @@ def arguments() -> argparse.Namespace:
     given = options.onnx or options.model
     if not given.is_file():
         parser.error(f"there is no file {given}")
-    for name in ("size", "resize", "max_batch", "max_bytes", "max_pixels", "max_requests", "threads", "clients"):
+    for name in ("size", "resize", "max_batch", "max_bytes", "max_pixels", "max_connections", "threads", "clients"):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"got --{name.replace('_', '-')} {value}; it must be at least 1")

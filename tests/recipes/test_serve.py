@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,13 @@ def folder(model: resfit.Model, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model.export(folder / "net.npz", input_shape=(8, 8, 3), input_dtype="uint8")
     model.save(folder / "net.safetensors")
     return folder
+
+
+def status_of(server: SimpleNamespace) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/health")
+        return connection.getresponse().status
 
 
 @contextlib.contextmanager
@@ -183,15 +191,21 @@ def test_concurrent_requests_are_predicted_in_batches_and_each_gets_its_own_answ
     assert 1 < max(ask(server, "/health", method="GET")[1]["batches"]) <= 8
 
 
-def test_sigterm_finishes_the_accepted_request_and_stops(folder: Path) -> None:
-    arguments = (folder / "net.npz", "--max-wait", 1000, "--resize", 12)
+def test_connections_are_limited_and_sigterm_finishes_the_accepted_request_and_stops(folder: Path) -> None:
+    arguments = (folder / "net.npz", "--max-wait", 1000, "--resize", 12, "--max-connections", 2)
     with serving(*arguments) as server, ThreadPoolExecutor(1) as pool:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+        assert status_of(server) == 503
+        idle[0].close()
+        while status_of(server) == 503:
+            time.sleep(0.05)
+        idle[1].close()
         answer = pool.submit(ask, server, "/predict", encoded(picture()))
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
         assert answer.result()[0] == 200
         assert server.process.wait(60) in (0, -signal.SIGTERM)
-        assert server.process.stderr.read() == ""
+        assert set(server.process.stderr.read().splitlines()) == {"WARNING:  Exceeded concurrency limit."}
 
 
 def test_the_load_test_prints_latencies_and_rates(folder: Path) -> None:
