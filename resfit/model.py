@@ -16,7 +16,7 @@ from resfit.callbacks import Callback, History
 from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
-from resfit.export.model_files import ModelFiles
+from resfit.export.hub_model import HubModel
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.graph.freezing import Freeze
@@ -26,7 +26,7 @@ from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
 
 
-class Model(ModelFiles):
+class Model(HubModel):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 
     Any module that maps a batch of inputs to outputs works. Its mode (BatchNorm, Dropout) is switched automatically, on

@@ -1,10 +1,12 @@
 """The result of `Model.compile`: one frozen object that holds the state and the steps."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from resfit import augment, losses
@@ -54,6 +56,10 @@ class Compiled:
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal in a resumed run, by name."""
         return {**self.config.fingerprint(), "platform": self.context.placement.platform}
+
+    def named(self) -> dict[str, str | None]:
+        """Return optimizer, loss and augmentation as text, as `compile` got them."""
+        return {name: _name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
 
     def described(self, batch_size: int) -> str:
         """Describe the steps in one line, for the log of a `fit`."""
@@ -164,6 +170,23 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
         else metrics_.by_name(given, num_classes, multi_label=several)
     )
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
+
+
+def _name(given: Any) -> str | None:
+    """Return the name of an argument; for an object without one that of its class, never an address."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Mapping):
+        return ", ".join(f"{key}: {_name(value)}" for key, value in given.items())
+    if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+        return ", ".join(str(_name(one)) for one in given)
+    if isinstance(given, optax.GradientTransformation):
+        return "optax.GradientTransformation"
+    text = repr(given)
+    if " at 0x" not in text and len(text) <= 200:
+        return text
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return str(named.__qualname__).partition(".<locals>")[0]
 
 
 def _check_same_values(context: RunContext) -> None:

@@ -93,7 +93,7 @@ KERAS: Table = {
     "optimizers.schedules": (lambda: optimizers.schedules, "resfit.schedules"),
     "schedules.CosineDecay": (lambda: schedules.CosineDecay(0.1, 10), "resfit.schedules.Cosine("),
     "layers.RandomFlip": (lambda: augment.RandomFlip("horizontal"), "resfit.augment.flip()"),
-    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "a function (key, x, y) -> (x, y)"),
+    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "resfit.augment.rotate(degrees)"),
     "image_dataset_from_directory": (lambda: data.image_dataset_from_directory, "resfit.data.folder(path)"),
     **{
         f"loss={name!r}": (lambda name=name: plain(loss=name), None)

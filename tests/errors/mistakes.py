@@ -1395,6 +1395,20 @@ FILES = [
         "module=...",
     ),
     Mistake(
+        "A name that no repository of the hub can have",
+        'resfit.from_hub("my model")',
+        errors.HubError,
+        "'my model'",
+        "'user/name'",
+    ),
+    Mistake(
+        "A misspelled field of a model card",
+        'model.card("user/name", dataset="fashion_mnist")',
+        errors.ArgumentError,
+        "dataset='fashion_mnist'",
+        "Did you mean 'datasets'?",
+    ),
+    Mistake(
         "PyTorch weights with another number of classes",
         "state = resfit.weights.state_dict(model.module)\n"
         'state["fc.bias"] = np.zeros(1000)\n'
