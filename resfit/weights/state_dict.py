@@ -172,6 +172,19 @@ def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
             "and shapes fit, but the logits would differ. Expected antialias=None. Or use the names of timm, "
             "naming='torchvision'."
         )
+    unusual = isinstance(module, ResNet) and (module.spec.stem == "caffe" or module.spec.weight_standardization)
+    if naming in ("transformers", "keras") and unusual:
+        raise WeightsError(
+            f"The network has stem={module.spec.stem!r} and weight_standardization="
+            f"{module.spec.weight_standardization}, but {naming} has no such ResNet: names and shapes fit, but the "
+            "logits would differ. Expected the stem 'imagenet' and no weight standardization."
+        )
+    if naming == "timm_senet" and (not isinstance(module, ResNet) or module.spec.stem != "caffe"):
+        raise WeightsError(
+            "The weights are of timm's legacy SE networks, whose max pool is Caffe's; the network has the stem "
+            f"{module.spec.stem if isinstance(module, ResNet) else type(module).__name__!r}, so the logits would "
+            "differ. Expected stem='caffe'. Create 'legacy_seresnet50'."
+        )
     if naming == "keras" and (not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1"):
         raise WeightsError(
             f"The weights are of keras.applications, whose blocks have the stride in their first 1x1 convolution; the "
@@ -251,4 +264,8 @@ def named(module: nnx.Module, naming: str | None) -> Iterator[tuple[str, Stored]
 
 
 def _default_naming(module: nnx.Module) -> str:
-    return "timm_v2" if isinstance(module, ResNet) and module.norm is not None else "torchvision"
+    if isinstance(module, ResNet) and module.norm is not None:
+        return "timm_v2"
+    if isinstance(module, ResNet) and module.spec.stem == "caffe" and isinstance(module.spec.squeeze, float):
+        return "timm_senet"
+    return "torchvision"
