@@ -30,7 +30,8 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     Args:
         module: a `resfit.nets.ResNet`.
         naming: the names to use: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, or `"transformers"` (by default, the first of these that fits the network).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, or `"transformers"` (by default, those of timm's
+            network with the parts of this one).
 
     Returns:
         NumPy arrays by name, of the network's dtypes.
@@ -73,7 +74,8 @@ def load_state_dict(
         mapping: arrays by name in the layout of the library: NumPy arrays, or anything that `numpy.asarray` reads, such
             as the tensors of a PyTorch `state_dict()` on the CPU.
         naming: the names in `mapping`: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, `"transformers"` (Hugging Face), or `"keras"` (by default, the naming that fits best).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, `"transformers"` (Hugging Face), or `"keras"` (by
+            default, the naming that fits best).
         head: `"keep"` (default) loads the last layer; `"reset"` does not load it, for other classes.
         stem: for another number of input channels, `"sum"` spreads the sum of the first kernel evenly over the
             channels, so that a gray image gives the same result as its copy in every channel; `"repeat"` repeats the
