@@ -35,7 +35,7 @@ NORMS.register("batch", _batch_norm)
 NORMS.register("group", _group_norm)
 
 
-_EPSILON_OF_KERNELS = 1e-8  # as in timm's networks with weight standardization
+_EPSILON_OF_KERNELS = 1e-8  # as in timm's networks of Big Transfer
 
 
 def _standardize(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:

@@ -33,7 +33,8 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: tuple[
         >>> max_pool(jnp.arange(5.0).reshape(1, 1, 5, 1)).ravel().tolist()
         [1.0, 3.0, 4.0]
     """
-    return _max_pool(x, window, strides, (window // 2, window // 2) if padding is None else padding)
+    before, after = (window // 2, window // 2) if padding is None else padding
+    return _max_pool(x, window, strides, (before, after))
 
 
 # nnx.max_pool has the same values and gradients (the first of equal values gets the gradient). Its gradient is a

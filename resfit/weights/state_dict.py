@@ -174,12 +174,12 @@ def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
             "and shapes fit, but the logits would differ. Expected antialias=None. Or use the names of timm, "
             "naming='torchvision'."
         )
-    unusual = isinstance(module, ResNet) and (module.spec.stem == "caffe" or module.spec.weight_standardization)
-    if naming in ("transformers", "keras") and unusual:
+    spec = module.spec if isinstance(module, ResNet) else None
+    if naming in ("transformers", "keras") and spec and (spec.stem == "caffe" or spec.weight_standardization):
         raise WeightsError(
-            f"The network has stem={module.spec.stem!r} and weight_standardization="
-            f"{module.spec.weight_standardization}, but {naming} has no such ResNet: names and shapes fit, but the "
-            "logits would differ. Expected the stem 'imagenet' and no weight standardization."
+            f"The network has stem={spec.stem!r} and weight_standardization={spec.weight_standardization}, but "
+            f"{naming} has no such ResNet: names and shapes fit, but the logits would differ. Expected the stem "
+            "'imagenet' and no weight standardization."
         )
     if naming == "timm_senet" and (not isinstance(module, ResNet) or module.spec.stem != "caffe"):
         raise WeightsError(
