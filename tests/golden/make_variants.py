@@ -25,6 +25,7 @@ SIZES = (64, 75)
 # Of norm scales in whole networks with squeeze and excitation, whose gates multiply rounding errors block by block:
 # at 1, timm's float32 logits of a seresnet101 differ from its float64 ones by half of the largest.
 SCALE_OF_GATED = 0.7
+SCALE_OF_DEEP_ECA = 0.5  # of the two with 200 layers and more
 SIZES_OF_AVERAGES = (64, 65)  # at others timm's own network raises: its branches and shortcuts differ in shape
 # Whole networks get all of their values from their names; drawing others first takes half of the time.
 WITHOUT_INITIAL_VALUES = patch.multiple(
@@ -270,6 +271,7 @@ def member(library, name):
     with WITHOUT_INITIAL_VALUES:
         net = create().eval()
     scale = SCALE_OF_GATED if any(".se" in key for key in net.state_dict()) else 1.0
+    scale = SCALE_OF_DEEP_ECA if name in ("ecaresnet200d", "ecaresnet269d") else scale
     logits = filled(net, scale)(images(2, SIZES[0])).double()
     if library is torchvision:  # timm has the same network by the same name
         assert torch.equal(filled(timm.create_model(name).eval())(images(2, SIZES[0])).double(), logits), name
