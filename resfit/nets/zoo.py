@@ -282,7 +282,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
     Example:
         >>> list_models("resnet??")[:3]
-        ['resnet18', 'resnet34', 'resnet50']
+        ['resnet18', 'resnet26', 'resnet34']
     """
     return [name for name in ZOO if fnmatchcase(name, pattern)]
 
