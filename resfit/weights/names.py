@@ -61,18 +61,31 @@ TORCHVISION = (
     Rule(_BLOCK + r"shortcut\.projection\.conv", r"layer\1.\2.downsample.1"),
     Rule(_BLOCK + r"shortcut\.projection\.norm", r"layer\1.\2.downsample.2"),
     Rule(_BLOCK + r"squeeze\.fc(\d)", r"layer\1.\2.se.fc\3", DENSE_AS_CONVOLUTION),
+    Rule(_BLOCK + r"squeeze\.conv", r"layer\1.\2.se.conv"),
     Rule(r"head\.dense", "fc"),
 )
 
 # timm's pre-activation ResNets (timm/models/resnetv2.py).
 TIMM_V2 = (
-    Rule(r"stem\.conv", "stem.conv"),
+    Rule(r"stem\.(conv|conv[123]|norm[12])", r"stem.\1"),
     Rule(_BLOCK + r"before\.norm", _stage_from_zero("stages.{}.blocks.{}.norm1")),
     Rule(_BLOCK + r"branch\.conv(\d+)", _stage_from_zero("stages.{}.blocks.{}.conv{}")),
     Rule(_BLOCK + r"branch\.norm(\d+)", _stage_from_zero("stages.{}.blocks.{}.norm{}")),
-    Rule(_BLOCK + r"shortcut\.conv", _stage_from_zero("stages.{}.blocks.{}.downsample.conv")),
+    Rule(_BLOCK + r"shortcut\.(?:projection\.)?conv", _stage_from_zero("stages.{}.blocks.{}.downsample.conv")),
     Rule(r"norm\.norm", "norm"),
     Rule(r"head\.dense", "head.fc", DENSE_AS_CONVOLUTION),
+)
+
+# timm's networks of the squeeze-and-excitation paper with Caffe's max pool (timm/models/senet.py).
+TIMM_SENET = (
+    Rule(r"stem\.conv", "layer0.conv1"),
+    Rule(r"stem\.norm", "layer0.bn1"),
+    Rule(_BLOCK + r"branch\.conv(\d+)", r"layer\1.\2.conv\3"),
+    Rule(_BLOCK + r"branch\.norm(\d+)", r"layer\1.\2.bn\3"),
+    Rule(_BLOCK + r"shortcut\.conv", r"layer\1.\2.downsample.0"),
+    Rule(_BLOCK + r"shortcut\.norm", r"layer\1.\2.downsample.1"),
+    Rule(_BLOCK + r"squeeze\.fc(\d)", r"layer\1.\2.se_module.fc\3", DENSE_AS_CONVOLUTION),
+    Rule(r"head\.dense", "last_linear"),
 )
 
 # The ResNets of Hugging Face transformers, microsoft/resnet-* (transformers/models/resnet/modeling_resnet.py).
@@ -124,6 +137,7 @@ NAMINGS: Mapping[str, Naming] = MappingProxyType(
     {
         "torchvision": Naming(TORCHVISION, _OF_PYTORCH),
         "timm_v2": Naming(TIMM_V2, _OF_PYTORCH),
+        "timm_senet": Naming(TIMM_SENET, _OF_PYTORCH),
         "transformers": Naming(TRANSFORMERS, _OF_PYTORCH),
         "keras": Naming(KERAS, _OF_KERAS, "/", counts_batches=False),
     }

@@ -30,7 +30,8 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     Args:
         module: a `resfit.nets.ResNet`.
         naming: the names to use: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, or `"transformers"` (by default, the first of these that fits the network).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, or `"transformers"` (by default, those of timm's
+            network with the parts of this one).
 
     Returns:
         NumPy arrays by name, of the network's dtypes.
@@ -73,7 +74,8 @@ def load_state_dict(
         mapping: arrays by name in the layout of the library: NumPy arrays, or anything that `numpy.asarray` reads, such
             as the tensors of a PyTorch `state_dict()` on the CPU.
         naming: the names in `mapping`: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, `"transformers"` (Hugging Face), or `"keras"` (by default, the naming that fits best).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, `"transformers"` (Hugging Face), or `"keras"` (by
+            default, the naming that fits best).
         head: `"keep"` (default) loads the last layer; `"reset"` does not load it, for other classes.
         stem: for another number of input channels, `"sum"` spreads the sum of the first kernel evenly over the
             channels, so that a gray image gives the same result as its copy in every channel; `"repeat"` repeats the
@@ -172,6 +174,19 @@ def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
             "and shapes fit, but the logits would differ. Expected antialias=None. Or use the names of timm, "
             "naming='torchvision'."
         )
+    spec = module.spec if isinstance(module, ResNet) else None
+    if naming in ("transformers", "keras") and spec and (spec.stem == "caffe" or spec.weight_standardization):
+        raise WeightsError(
+            f"The network has stem={spec.stem!r} and weight_standardization={spec.weight_standardization}, but "
+            f"{naming} has no such ResNet: names and shapes fit, but the logits would differ. Expected the stem "
+            "'imagenet' and no weight standardization."
+        )
+    if naming == "timm_senet" and (not isinstance(module, ResNet) or module.spec.stem != "caffe"):
+        raise WeightsError(
+            "The weights are of timm's legacy SE networks, whose max pool is Caffe's; the network has the stem "
+            f"{module.spec.stem if isinstance(module, ResNet) else type(module).__name__!r}, so the logits would "
+            "differ. Expected stem='caffe'. Create 'legacy_seresnet50'."
+        )
     if naming == "keras" and (not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1"):
         raise WeightsError(
             f"The weights are of keras.applications, whose blocks have the stride in their first 1x1 convolution; the "
@@ -251,4 +266,8 @@ def named(module: nnx.Module, naming: str | None) -> Iterator[tuple[str, Stored]
 
 
 def _default_naming(module: nnx.Module) -> str:
-    return "timm_v2" if isinstance(module, ResNet) and module.norm is not None else "torchvision"
+    if isinstance(module, ResNet) and module.norm is not None:
+        return "timm_v2"
+    if isinstance(module, ResNet) and module.spec.stem == "caffe" and isinstance(module.spec.squeeze, float):
+        return "timm_senet"
+    return "torchvision"

@@ -601,6 +601,20 @@ NETWORKS = [
         "resfit.create_model(..., weights=...)",
     ),
     Mistake(
+        "The name of a gate instead of its ratio, as in timm",
+        'resfit.create_model("resnet50", num_classes=3, squeeze="se")',
+        errors.SpecError,
+        "squeeze='se'",
+        "a ratio between 0 and 1, 'eca' for efficient channel attention, or None",
+    ),
+    Mistake(
+        "Standardized kernels that start at zero",
+        'resfit.create_model("resnetv2_50", num_classes=3, depths=(1,), widths=(8,), weight_standardization=True)',
+        errors.SpecError,
+        "a kernel of zeros",
+        "zero_init_last=False",
+    ),
+    Mistake(
         "A JAX key instead of nnx.Rngs",
         "resfit.nets.ResNet(spec, rngs=jax.random.key(0))",
         errors.SpecError,

@@ -19,6 +19,7 @@ PLAIN: dict[str, Any] = {"block": "bottleneck"}
 V1 = {"block": "bottleneck_v1"}
 BLUR, AVG = PLAIN | {"antialias": "blur"}, PLAIN | {"antialias": "avg"}
 V2 = {"block": "preact_bottleneck", "stem": "imagenet_conv", "shortcut": "conv", "norm": "group", "widths": (32, 64)}
+BIT = V2 | {"stem": "bit", "weight_standardization": True, "zero_init_last": False}
 TIMM = {"pretrained_cfg": {}}
 TRANSFORMERS = {"model_type": "resnet", "hidden_act": "relu", "downsample_in_bottleneck": False}
 
@@ -50,7 +51,7 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
     "blurred, by the description": ({"architecture": "resnetblur50"} | TIMM, "", PLAIN, "create_model.'resnetblur50'"),
     "averaged": ({"architecture": "resnetaa50"}, "timm/x", PLAIN, "has antialias='avg'; the network has .*None"),
     "averaged, into the blurred one": (None, "timm/resnetaa50.a1h_in1k", BLUR, "create_model.'resnetaa50', "),
-    "averaged, not in the zoo": (None, "timm/resnetaa101d.sw_in12k", PLAIN, r"create_model.\.\.\., antialias='avg'"),
+    "averaged, another depth": (None, "timm/resnetaa101d.sw_in12k", PLAIN, "create_model.'resnetaa101d', "),
     "plain, into the averaged one": ({"architecture": "resnet50"} | TIMM, "", AVG, "create_model.'resnet50', "),
     "v1.5 of timm": (None, "timm/resnet50.a1_in1k", V1, "block='bottleneck'; .*block='bottleneck_v1'.*'resnet50', "),
     "v1.5 of transformers": (TRANSFORMERS, "microsoft/resnet-50", V1, "transformers' resnet50.*block='bottleneck'"),
@@ -60,8 +61,14 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any], str]] = {
     ),
     "SiLU": (TRANSFORMERS | {"hidden_act": "silu"}, "", PLAIN, "hidden_act='silu', while networks of resfit have ReLU"),
     "an early step": (TRANSFORMERS | {"downsample_in_first_stage": True}, "", PLAIN, "downsample_in_first_stage=True"),
-    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2, "resnetv2_50x1_bit, which a ResNetSpec"),
-    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "50x1_bit, which a ResNetSpec"),
+    "BiT": (
+        None, "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k", V2,
+        "has stem='bit', weight_standardization=True; the network has stem='imagenet_conv', weight_standardization=F",
+    ),
+    "BiT, by the description": ({"architecture": "resnetv2_50x1_bit"} | TIMM, "", V2, "create_model.'resnetv2_50x1_b"),
+    "a v2 network, into that of BiT": (None, "timm/resnetv2_50.x", BIT, "has stem='imagenet_conv', weight_stand"),
+    "a v2 network, into D": (None, "timm/resnetv2_50.x", V2 | {"shortcut": "D_conv"}, "has shortcut='conv'; the netw"),
+    "a plain pool, into Caffe's": (None, "timm/seresnet50.x", PLAIN | {"stem": "caffe"}, "has stem='imagenet'; the ne"),
     "unknown": ({"architecture": "nf_resnet50"} | TIMM, "", PLAIN, "load_state_dict.net, resfit.weights.read.path"),
     "built otherwise": (
         {"architecture": "resnet50", "model_args": {"act_layer": "silu", "in_chans": 3}} | TIMM, "", PLAIN,
@@ -103,6 +110,7 @@ ACCEPTED: dict[str, tuple[dict[str, Any] | None, str, dict[str, Any]]] = {
     "v1 of transformers": (TRANSFORMERS | {"downsample_in_bottleneck": True}, "", V1),
     "pre-activated": (None, "timm/resnetv2_50.a1h_in1k", V2 | {"norm": "batch"}),
     "space to depth": (None, "timm/resnet50.a1_in1k", PLAIN | {"stem": "space_to_depth"}),
+    "BiT": (None, "timm/resnetv2_50x1_bit.goog_in21k", BIT),
     "without a description": (None, "", V1),
     "beside the description of something else": ({"architecture": "not timm's", "name": "x"}, "", PLAIN),
 }

@@ -95,7 +95,9 @@ def test_every_misfit_is_listed_and_nothing_changes() -> None:
 
 
 def test_an_unknown_naming_raises() -> None:
-    with pytest.raises(WeightsError, match=re.escape("['torchvision', 'timm_v2', 'transformers', 'keras']")):
+    with pytest.raises(
+        WeightsError, match=re.escape("['torchvision', 'timm_v2', 'timm_senet', 'transformers', 'keras']")
+    ):
         weights.state_dict(net(THIN["option A"]), naming="caffe")
 
 
