@@ -27,6 +27,7 @@ from resfit.nets.spec import ResNetSpec
 from resfit.nets.squeeze import SqueezeExcite
 from resfit.nets.stem import (
     CifarConvStem,
+    CifarPoolStem,
     CifarStem,
     DeepStem,
     DeepTieredStem,
@@ -47,6 +48,7 @@ __all__ = [
     "BatchNorm",
     "BottleneckBlock",
     "CifarConvStem",
+    "CifarPoolStem",
     "CifarStem",
     "ClassifierHead",
     "ConvShortcut",
