@@ -56,8 +56,8 @@ class ResNetSpec:
         block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5"), `"bottleneck_v1"` (in the first 1x1),
             `"preact_basic"` or `"preact_bottleneck"` ("v2"), or a custom name in `BLOCKS`.
         stem: `"imagenet"` (7x7/2 and max pool), `"cifar"` (3x3, no pool), `"cifar_pool"` (3x3 and max pool), `"deep"`
-            (ResNet-D), `"deep_tiered"` (ResNet-T), `"rs"` (ResNet-RS), `"space_to_depth"`, `"imagenet_conv"` and `"cifar_conv"` (for pre-activated
-            blocks), or a custom name in `STEMS`.
+            (ResNet-D), `"deep_tiered"` (ResNet-T), `"rs"` (ResNet-RS), `"space_to_depth"`, `"imagenet_conv"` and
+            `"cifar_conv"` (for pre-activated blocks), or a custom name in `STEMS`.
         shortcut: the shortcut of blocks that change the shape: `"A"` pads with zeros, `"B"` projects (default), `"D"`
             averages and projects, `"conv"` projects without a norm (pre-activated blocks).
         zero_init_last: start with blocks that return their shortcut (default True).

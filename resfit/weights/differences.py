@@ -59,7 +59,15 @@ def own_parts(found: Found) -> tuple[str, ...]:
     return tuple(os.path.commonprefix(names) for names in parts.values())  # noqa: RUF071
 
 
-def check(module: nnx.Module, found: Found, values: Mapping[str, Array], call: str, *, reset: bool) -> None:
+def check(
+    module: nnx.Module,
+    found: Found,
+    values: Mapping[str, Array],
+    call: str,
+    *,
+    reset: bool,
+    names: Collection[str],
+) -> None:
     """Raise unless the names and shapes of a state dict are those of the network.
 
     Args:
@@ -68,6 +76,7 @@ def check(module: nnx.Module, found: Found, values: Mapping[str, Array], call: s
         values: the arrays with the prefix, and those of the last layer.
         call: the call of the user, without the closing parenthesis.
         reset: True if the last layer is not loaded.
+        names: all names in the state dict.
 
     Raises:
         WeightsError: if they differ, with the call that loads the rest if there is one.
@@ -85,11 +94,15 @@ def check(module: nnx.Module, found: Found, values: Mapping[str, Array], call: s
     count = sum(map(len, groups))
     if not count:
         return
+    if other := difference(names):
+        raise WeightsError(
+            f"The state dict does not fit the network; {count} of its entries differ. {other} Expected weights of "
+            "another source. The zoo lists the published weights that fit: docs/zoo.md."
+        )
     where = f" with the prefix {found.prefix!r}" if found.prefix else " without a prefix"
-    explanation = difference(values) or f"The names are read as those of {found.naming}{where}."
     raise WeightsError(
         f"The state dict does not fit the network; {count} of its entries differ:\n{_listed(groups, count)}\n"
-        f"{explanation} Expected the names and shapes of the network. "
+        f"The names are read as those of {found.naming}{where}. Expected the names and shapes of the network. "
         + (_remedy(found, missing, wrong, unexpected, values, call) or _network(module, found, values))
     )
 
@@ -144,7 +157,7 @@ def _other_channels(found: Found, name: str, values: Mapping[str, Array]) -> boo
         return False
     axis = entry.channel_axis
     ours, theirs = entry.shape, values[name].shape
-    return ours[:axis] + ours[axis + 1 :] == theirs[:axis] + theirs[axis + 1 :]
+    return bool(ours[:axis] + ours[axis + 1 :] == theirs[:axis] + theirs[axis + 1 :])
 
 
 def _network(module: nnx.Module, found: Found, values: Mapping[str, Array]) -> str:

@@ -1,6 +1,5 @@
 """The place of a network in a state dict: the naming, the prefix of its names, and its last layer."""
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -90,37 +89,37 @@ class Found(NamedTuple):
         return name.startswith(heads)
 
 
-def find(
-    module: nnx.Module, values: Mapping[str, Array], naming: str | None = None, prefix: str | None = None
-) -> Found:
-    """Return the place of a network in a state dict: that with the most names.
+def find(module: nnx.Module, values: Mapping[str, Array], naming: str | None, prefix: str | None, call: str) -> Found:
+    """Return the place of a network in a state dict: that with the most names, without a prefix if most are missing.
 
     Args:
         module: the network.
         values: the arrays by name.
-        naming: the naming (default: the one that fits best).
-        prefix: the prefix (default: the one that fits best).
+        naming: the naming, or None for the one that fits best.
+        prefix: the prefix, or None for the one that fits best.
+        call: the call of the user for errors, without the closing parenthesis.
 
     Raises:
         WeightsError: if `naming` is unknown or has no name for a part of the network, or if the state dict contains
             several networks of this kind with different values.
     """
     spec = module.spec if isinstance(module, ResNet) else None
-    places = sorted(
+    places: list[Found] = sorted(
         _places(module, values, naming, prefix),
         key=lambda place: (place.matched, spec is None or arithmetic.fits(place.naming, spec)),
         reverse=True,
     )
-    whole = {place.prefix: place for place in reversed(places) if place.complete}
+    whole: dict[str, Found] = {place.prefix: place for place in reversed(places) if place.complete}
     if len(whole) > 1:
         first, *others = sorted(whole.values(), key=lambda place: (len(place.prefix), place.prefix))
         if any(not _equal(first, other, values) for other in others):
             raise WeightsError(
                 f"The state dict contains {len(whole)} networks, with the prefixes {sorted(whole)}. Expected one. "
-                f"Choose one: resfit.weights.load(net, path, prefix={_trained(whole)!r})."
+                f"Choose one: {call}, prefix={_trained(whole)!r})."
             )
         return whole[first.prefix]
-    return places[0]
+    best, plain = places[0], next(place for place in places if not place.prefix or prefix is not None)
+    return best if 2 * best.matched >= len(best.entries) else plain
 
 
 def _equal(one: Found, other: Found, values: Mapping[str, Array]) -> bool:
@@ -137,22 +136,35 @@ def _trained(prefixes: Collection[str]) -> str:
 
 
 def _places(module: nnx.Module, values: Mapping[str, Array], naming: str | None, prefix: str | None) -> Iterator[Found]:
-    """Iterate over the best places of the namings; the default naming comes first."""
+    """Iterate over the best places of the namings; the default naming comes first.
+
+    Raises:
+        WeightsError: if no naming has a name for every part of the network.
+    """
     default = default_naming(module)
+    error: WeightsError | None = None
+    known = False
     for key in [naming] if naming else [default, *(key for key in NAMINGS if key != default)]:
-        with contextlib.suppress(*(() if key in (naming, default) else (WeightsError,))):  # it has no such network
+        try:
             entries = dict(named(module, key))
-            body = {name for name, entry in entries.items() if not entry.is_of_head}
-            starts = _starts(values, body) if prefix is None else {prefix: 0}
-            most = max(starts.values())
-            for start in (start for start, count in starts.items() if count in (most, len(body))):
+        except WeightsError as unknown:  # the library has no such network
+            error = error or unknown
+            continue
+        known = True
+        body = {name for name, entry in entries.items() if not entry.is_of_head}
+        starts = _starts(values, body) if prefix is None else {prefix: 0}
+        most = max(starts.values())
+        for start, count in starts.items():
+            if count in (most, len(body)) or not start:
                 yield _place(key, start, entries, values)
+    if error is not None and not known:
+        raise error
 
 
 def _starts(names: Collection[str], own: set[str]) -> Counter[str]:
     """Return how many of the own names follow each prefix."""
     starts = Counter({"": 0})
-    for name in names:
+    for name in sorted(names):
         starts[""] += name in own
         for at, letter in enumerate(name):
             if letter in "./" and name[at + 1 :] in own:

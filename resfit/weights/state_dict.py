@@ -20,6 +20,8 @@ from resfit.weights.public_names import NAMINGS, WRITTEN
 
 Head = Literal["keep", "reset"]
 Stem = Literal["keep", "sum", "repeat"]
+_CALL = "resfit.weights.load_state_dict(net, state_dict"
+
 Rename = Callable[[str], str] | Mapping[str, str]
 
 
@@ -123,7 +125,7 @@ def fill(
     mapping: Mapping[str, Any],
     options: Options,
     *,
-    call: str = "resfit.weights.load_state_dict(net, state_dict",
+    call: str = _CALL,
     known: bool = False,
 ) -> str:
     """Load a state dict into a network, in place; return the naming of the state dict.
@@ -141,7 +143,7 @@ def fill(
     for argument, choice, choices in (("head", options.head, get_args(Head)), ("stem", options.stem, get_args(Stem))):
         if choice not in choices:
             raise WeightsError(f"Received {argument}={choice!r}. Expected one of {list(choices)}.")
-    found, values = selected(module, mapping, options)
+    found, values = selected(module, mapping, options, call)
     if isinstance(module, ResNet):
         arithmetic.check(found.naming, module.spec, mapping, known=known or options.naming is not None)
     if found.naming == "keras":
@@ -153,7 +155,7 @@ def fill(
     if options.stem != "keep" and first in values and values[first].ndim == 4:
         values[first] = _for_channels(values[first], found.entries[first], options.stem)
     values = {name: _squeezed(value, found.entries.get(name)) for name, value in values.items()}
-    differences.check(module, found, values, call, reset=reset)
+    differences.check(module, found, values, call, reset=reset, names=mapping)
     for name, value in values.items():
         path, variable, layout = found.entries[name]
         ours = layout.inwards(value)
@@ -163,7 +165,9 @@ def fill(
     return found.naming
 
 
-def selected(module: nnx.Module, mapping: Mapping[str, Any], options: Options) -> tuple[Found, dict[str, Array]]:
+def selected(
+    module: nnx.Module, mapping: Mapping[str, Any], options: Options, call: str
+) -> tuple[Found, dict[str, Array]]:
     """Return the place of a network in a state dict, and the arrays there and of parts beside a missing last layer."""
     values = {name: value for name, value in mapping.items() if name.rpartition(".")[2] not in IGNORED}
     values = _renamed(values, options.rename)
@@ -172,11 +176,11 @@ def selected(module: nnx.Module, mapping: Mapping[str, Any], options: Options) -
             f"Received prefix={options.prefix!r}, but no name of the state dict begins so. Expected the beginning of "
             f"names such as {sorted(values)[:5]}. Leave prefix out to find it."
         )
-    found = find(module, values, options.naming, options.prefix)
+    found = find(module, values, options.naming, options.prefix, call)
     if options.ignore:
         patterns = (options.ignore,) if isinstance(options.ignore, str) else tuple(options.ignore)
         values = without_ignored(found, values, patterns)
-        found = find(module, values, options.naming, options.prefix)
+        found = find(module, values, options.naming, options.prefix, call)
     inside = {name: value for name, value in values.items() if name.startswith(found.prefix) or name in found.entries}
     return found, {name: np.asarray(value) for name, value in inside.items()}
 
@@ -224,7 +228,7 @@ def _folded(values: Mapping[str, Array], prefix: str) -> dict[str, Array]:
 
 def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int | None:
     """Return the number of input channels of a state dict's first kernel, or None if the kernel is not found."""
-    found, values = selected(module, mapping, Options())
+    found, values = selected(module, mapping, Options(), _CALL)
     first = _first_kernel(found.entries)
     if first not in values or np.ndim(values[first]) != 4:
         return None

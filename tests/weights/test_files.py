@@ -16,8 +16,8 @@ import resfit
 from resfit import weights
 from resfit.errors import WeightsError
 from resfit.nets import ResNet, ResNetSpec
-from resfit.weights.names import NAMINGS
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
+from resfit.weights.public_names import WRITTEN
 from tests.packages import package
 
 THIN = {
@@ -71,7 +71,7 @@ def leaves(module: nnx.Module) -> list[bytes]:
     "v1.5-transformers",
     "bfloat16-None",
 )
-@pytest.mark.parametrize("naming", [None, *NAMINGS])
+@pytest.mark.parametrize("naming", [None, *WRITTEN, "keras"])
 @pytest.mark.parametrize("kind", THIN)
 def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Path) -> None:
     source, target = net(**THIN[kind]), net(seed=1, **THIN[kind])
