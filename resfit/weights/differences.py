@@ -139,9 +139,7 @@ def _remedy(
     why, options = [], []
     if of_head:
         options.append("head='reset'")
-        why.append(
-            "For other classes, create the network with their num_classes, or pass head='reset' to keep its last layer."
-        )
+        why.append("For other classes, create the network with their num_classes, or pass head='reset'.")
     if first:
         options.append("stem='sum'")
         why.append("For other channels, pass stem='sum' or 'repeat'.")

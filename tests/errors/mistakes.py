@@ -1353,7 +1353,8 @@ FILES = [
     Mistake(
         "Weights of a file with two networks",
         "state = resfit.weights.state_dict(model.module)\n"
-        'both = {f"{part}.{name}": value + (part == "ema") for part in ("net", "ema") for name, value in state.items()}\n'
+        'both = {f"net.{name}": value for name, value in state.items()}\n'
+        'both |= {f"ema.{name}": value + 1 for name, value in state.items()}\n'
         "resfit.weights.load_state_dict(model.module, both)",
         errors.WeightsError,
         "contains 2 networks, with the prefixes ['ema.', 'net.']",
