@@ -139,6 +139,26 @@ def check(naming: str, spec: ResNetSpec, names: Iterable[str], *, known: bool) -
         )
 
 
+def hidden(naming: str, spec: ResNetSpec) -> str:
+    """Return the end of a sentence about arithmetic that torchvision's names do not show, or an empty text.
+
+    Most files with these names are of networks without the special fields of the spec.
+    """
+    if naming not in ("torchvision", "children"):
+        return ""
+    if spec.block == "bottleneck_v1":
+        shown = "the position of the stride; this network has the stride in the first 1x1 convolution, and those of "
+        shown += "torchvision and timm in the 3x3 convolution, as block='bottleneck'"
+    elif spec.antialias is not None:
+        shown = f"anti-aliasing; this network has antialias={spec.antialias!r}, and those of torchvision have none"
+    elif spec.stem == "cifar" and len(spec.depths) == 4:
+        shown = "a pool after a 3x3 stem; this network has no such pool, and those of PyTorch_CIFAR10 have one, as "
+        shown += "stem='cifar_pool'"
+    else:
+        return ""
+    return f"do not show {shown}. Compare the source of the weights. naming={naming!r} turns this message off."
+
+
 def difference(names: Iterable[str]) -> str:
     """Return a sentence about a network that resfit does not have, or an empty text if the names show none."""
     names = list(names)

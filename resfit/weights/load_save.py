@@ -12,8 +12,8 @@ from resfit._utils import atomic_write
 from resfit._utils.jax_switches import suspending
 from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
-from resfit.nets import ResNet, ResNetSpec
-from resfit.weights import architecture
+from resfit.nets import ResNet
+from resfit.weights import architecture, arithmetic
 from resfit.weights.find import default_naming
 from resfit.weights.formats import read, to_safetensors
 from resfit.weights.layouts import Array
@@ -84,18 +84,10 @@ def fill_from(path: str | os.PathLike[str], module: nnx.Module, arrays: Mapping[
         found = fill(module, arrays, options, call=f"resfit.weights.load(net, {str(path)!r}", known=known)
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error
-    if isinstance(module, ResNet) and not known and options.naming is None and _could_pool(found, file, module.spec):
-        _log.warning(
-            "%s has the names of torchvision and a 3x3 kernel in its stem. Names and shapes do not show if the network "
-            "pools after it, as those of PyTorch_CIFAR10 do; this network does not. For such weights use "
-            "stem='cifar_pool'. naming='torchvision' turns this message off.",
-            file.name,
-        )
-
-
-def _could_pool(naming: str, path: Path, spec: ResNetSpec) -> bool:
-    """Return True for files of networks for ImageNet with a stem for small images, which some sources pool after."""
-    return naming == "torchvision" and spec.stem == "cifar" and len(spec.depths) == 4 and path.suffix != ".safetensors"
+    if not isinstance(module, ResNet) or known or options.naming is not None or file.suffix == ".safetensors":
+        return
+    if hidden := arithmetic.hidden(found, module.spec):
+        _log.warning("%s has the names of torchvision, which %s", file.name, hidden)
 
 
 @suspending
