@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from flax import nnx
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights import arithmetic
+from resfit.weights import names as library
 from resfit.weights.layouts import AS_IT_IS, Array, AxisLayout
 from resfit.weights.public_names import NAMINGS, other_name
 
@@ -51,12 +52,19 @@ class Stored(NamedTuple):
 
 def named(module: nnx.Module, naming: str | None) -> Iterator[tuple[str, Stored]]:
     """Iterate over the parameters and statistics of a module with their names in the other library."""
-    naming = naming or default_naming(module)
-    for path, node in nnx.iter_graph(module):
-        if isinstance(node, nnx.Param | nnx.BatchStat):
-            place = tuple(str(key) for key in path)
-            name, layout = other_name(place, naming, len(node.get_value().shape))
-            yield name, Stored(place, node, layout)
+    yield from _named(_parts(module), naming or default_naming(module))
+
+
+def _parts(module: nnx.Module) -> list[tuple[tuple[str, ...], nnx.Variable[Any]]]:
+    """Return the parameters and statistics of a module by path."""
+    graph = nnx.iter_graph(module)
+    return [(tuple(map(str, path)), node) for path, node in graph if isinstance(node, nnx.Param | nnx.BatchStat)]
+
+
+def _named(parts: Iterable[tuple[tuple[str, ...], nnx.Variable[Any]]], naming: str) -> Iterator[tuple[str, Stored]]:
+    for path, node in parts:
+        name, layout = other_name(path, naming, len(node.get_value().shape))
+        yield name, Stored(path, node, layout)
 
 
 def default_naming(module: nnx.Module) -> str:
@@ -141,12 +149,15 @@ def _places(module: nnx.Module, values: Mapping[str, Array], naming: str | None,
     Raises:
         WeightsError: if no naming has a name for every part of the network.
     """
-    default = default_naming(module)
+    default, parts = default_naming(module), _parts(module)
+    kernel = next((path for path, _ in parts if path[0].startswith("stage") and path[-1] == "kernel"), ())
     error: WeightsError | None = None
     known = False
     for key in [naming] if naming else [default, *(key for key in NAMINGS if key != default)]:
+        if key not in (naming, default) and not _has(kernel, key, values):
+            continue
         try:
-            entries = dict(named(module, key))
+            entries = dict(_named(parts, key))
         except WeightsError as unknown:  # the library has no such network
             error = error or unknown
             continue
@@ -159,6 +170,12 @@ def _places(module: nnx.Module, values: Mapping[str, Array], naming: str | None,
                 yield _place(key, start, entries, values)
     if error is not None and not known:
         raise error
+
+
+def _has(path: tuple[str, ...], naming: str, names: Collection[str]) -> bool:
+    """Return True if one of the names ends in that of an array in a library."""
+    own = library.entry(path, NAMINGS[naming], 4) if path else None
+    return own is not None and any(name.endswith(own.name) for name in names)
 
 
 def _starts(names: Collection[str], own: set[str]) -> Counter[str]:
