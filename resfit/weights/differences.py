@@ -11,7 +11,7 @@ from resfit.nets import ZOO, ResNet
 from resfit.weights.arithmetic import difference
 from resfit.weights.find import Found
 from resfit.weights.layouts import Array
-from resfit.weights.public_names import other_name
+from resfit.weights.public_names import NAMINGS, other_name
 
 _MOST_LINES = 6  # of single differences
 
@@ -49,14 +49,24 @@ def without_ignored(found: Found, values: Mapping[str, Array], patterns: Sequenc
 
 
 def own_parts(found: Found) -> tuple[str, ...]:
-    """Return the beginnings of the names inside the stem, the blocks and the last norm of the network."""
-    parts: dict[tuple[str, ...], list[str]] = {}
-    for name, entry in found.entries.items():
-        if not entry.is_of_head:
-            block = entry.path[:3] if entry.path[0].startswith("stage") else entry.path[:-1]
-            parts.setdefault(block, []).append(name)
-    # Not a common path: the names of Keras are inside a block by the text before their number.
-    return tuple(os.path.commonprefix(names) for names in parts.values())  # noqa: RUF071
+    """Return the beginnings of the names inside the stem, the stages and the last norm of the network.
+
+    The stages after the last one count too: a deeper network is not the network with other parts.
+    """
+    layers = [name for name, entry in found.entries.items() if entry.path[0] in ("stem", "norm")]
+    separator = NAMINGS[found.naming].separator
+    parts = [name[: name.rfind(separator) + 1] for name in layers]
+    stages = {entry.path[0] for entry in found.entries.values() if entry.path[0].startswith("stage")}
+    for stage in range(1, len(stages) + 3):
+        blocks = [_kernel(found, stage, block) for block in (0, 1)]
+        parts.append(os.path.commonprefix(blocks))  # noqa: RUF071 - names of blocks differ in a number, not in a part
+    return tuple(parts)
+
+
+def _kernel(found: Found, stage: int, block: int, layer: int = 1) -> str:
+    """Return the full name of a kernel in a block."""
+    path = (f"stage{stage}", "blocks", str(block), "branch", f"conv{layer}", "kernel")
+    return found.prefix + other_name(path, found.naming, 4).name
 
 
 def check(
@@ -137,8 +147,9 @@ def _remedy(
     if of_head | set(first) | set(foreign) != {*missing, *wrong, *unexpected}:
         return ""
     why, options = [], []
-    if of_head:
+    if of_head or foreign:
         options.append("head='reset'")
+    if of_head:
         why.append("For other classes, create the network with their num_classes, or pass head='reset'.")
     if first:
         options.append("stem='sum'")
@@ -146,7 +157,7 @@ def _remedy(
     if foreign:
         inside = {name.removeprefix(found.prefix).partition("/")[0].partition(".")[0] for name in foreign}
         options.append(f"ignore={tuple(sorted(inside))}")
-        why.append("To leave out other parts, pass their names as ignore=.")
+        why.append("To leave out other parts, pass ignore=, and head='reset' if the last layer follows them.")
     return f"{' '.join(why)} Call {call}, {', '.join(options)})."
 
 
@@ -167,13 +178,11 @@ def _network(module: nnx.Module, found: Found, values: Mapping[str, Array]) -> s
     text = "Create it with the depths, block, stem, shortcut, num_classes and in_channels of the weights."
     depths = _depths(found, values)
     if depths and depths != module.spec.depths:
-        bottleneck = (
-            f"{found.prefix}{other_name(('stage1', 'blocks', '0', 'branch', 'conv3', 'kernel'), found.naming)[0]}"
-        )
+        bottleneck = _kernel(found, 1, 0, layer=3) in values
         same = [
             name
             for name, row in ZOO.items()
-            if row.spec.depths == depths and ("bottleneck" in row.spec.block) == (bottleneck in values)
+            if row.spec.depths == depths and ("bottleneck" in row.spec.block) == bottleneck
         ]
         text += f" The state dict has depths={depths}, the network depths={module.spec.depths}."
         text += f" Networks of such depths: {', '.join(same[:6])}." if same else ""
@@ -182,13 +191,8 @@ def _network(module: nnx.Module, found: Found, values: Mapping[str, Array]) -> s
 
 def _depths(found: Found, values: Mapping[str, Array]) -> tuple[int, ...]:
     """Return the number of blocks in each stage of a state dict."""
-
-    def has(stage: int, block: int) -> bool:
-        path = (f"stage{stage}", "blocks", str(block), "branch", "conv1", "kernel")
-        return found.prefix + other_name(path, found.naming, 4).name in values
-
     depths: list[int] = []
-    while has(len(depths) + 1, 0):
-        stage = len(depths) + 1
-        depths.append(next(block for block in range(1, len(values) + 1) if not has(stage, block)))
+    while _kernel(found, stage := len(depths) + 1, 0) in values:
+        blocks = range(1, len(values) + 1)
+        depths.append(next(block for block in blocks if _kernel(found, stage, block) not in values))
     return tuple(depths)

@@ -236,6 +236,21 @@ def test_a_part_of_the_network_cannot_be_ignored(pattern: str) -> None:
         weights.load_state_dict(network(BASIC), arrays, ignore=pattern)
 
 
+def test_a_shallower_network_is_not_the_network_with_other_parts() -> None:
+    """All names of a ResNet-18 are in the file of a ResNet-34."""
+    arrays = weights.state_dict(network(BASIC | {"depths": (2, 2, 2), "widths": (4, 8, 8)}))
+    for ignore in ((), ("layer1.1", "layer3"), ("layer3",)):
+        with pytest.raises(WeightsError, match=r"depths=\(2, 2, 2\)|inside the stem or the blocks") as found:
+            weights.load_state_dict(network(BASIC), arrays, head="reset", ignore=ignore)
+        assert "Call resfit" not in str(found.value)
+
+
+def test_the_call_for_other_parts_leaves_out_a_layer_that_may_follow_them() -> None:
+    arrays = weights.state_dict(network(BASIC)) | noise("neck.weight")
+    with pytest.raises(WeightsError, match=r"head='reset' if .* Call .*, head='reset', ignore=\('neck',\)\)"):
+        weights.load_state_dict(network(BASIC), arrays)
+
+
 def test_ignored_parts_are_named_with_or_without_the_prefix() -> None:
     source, target = network(BASIC), network(BASIC, seed=1)
     arrays = renamed(weights.state_dict(source) | noise("aux.weight", "queue", "queue_ptr"), before="net.")
