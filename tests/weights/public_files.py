@@ -451,6 +451,15 @@ def _mm_head(arrays: Arrays) -> Arrays:
     return {name.replace("backbone.head.", "head."): value for name, value in arrays.items()}
 
 
+def _se_of_pytorchcv(net: ResNet) -> Arrays:
+    found, plain = listed(net, PYTORCHCV), _plain(net)
+    for stage, block in ((1, 0), (2, 0), (2, 1)):
+        for i, leaf in ((1, "weight"), (1, "bias"), (2, "weight"), (2, "bias")):
+            theirs = f"features.stage{stage}.unit{block + 1}.se.conv{i}.{leaf}"
+            found[theirs] = plain[f"layer{stage}.{block}.se.fc{i}.{leaf}"]
+    return found
+
+
 def _preact_of_kuangliu(net: ResNet) -> Arrays:
     names = KUANGLIU.replace("conv1 bn1 layer1", "conv1 bn1 layer1")
     return {
@@ -547,6 +556,10 @@ ATTEMPTS: dict[str, Attempt] = {
     "pytorchcv, bottleneck without its name": Attempt(_of(PYTORCHCV_50), BOTTLENECK, "pass naming='pytorchcv'"),
     "pytorchcv, bottleneck, named by the user": Attempt(
         _of(PYTORCHCV_50), BOTTLENECK, options={"naming": "pytorchcv"}
+    ),
+    "pytorchcv, SE": Attempt(_se_of_pytorchcv, BASIC | {"squeeze": 1 / 4}),
+    "pytorchcv, preresnet50 by its name": Attempt(
+        _of(PYTORCHCV_V2), V2 | {"stem": "imagenet"}, "first convolution", name="preresnet50-0625-208605ae.pth"
     ),
     "pytorchcv, pre-activated": Attempt(_of(PYTORCHCV_V2), V2 | {"stem": "imagenet"}),
     # networks for ImageNet under other names

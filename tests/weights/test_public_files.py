@@ -289,6 +289,65 @@ def test_key_selects_an_entry_of_a_nested_file(key: Any, tmp_path: Path) -> None
             weights.read(tmp_path / name, key="ema")
 
 
+def test_a_folder_is_named_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"is a folder, not a file.*'model\.safetensors'"):
+        weights.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x81\xa1a\x01", b"\x81\xa1a", b"\x81\xa1a\xc7\x01\x01\x93"])
+def test_a_msgpack_file_without_arrays_raises(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.msgpack").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"contains no arrays|damaged msgpack"):
+        weights.read(tmp_path / "a.msgpack")
+
+
+def objects(stream: Any) -> None:
+    np.savez(stream, a=np.array([{}], dtype=object))
+
+
+def bomb(stream: Any) -> None:
+    np.savez_compressed(stream, a=np.zeros(10**8, "u1"))
+
+
+@pytest.mark.parametrize(("write", "says"), [(objects, "entries of object"), (bomb, "The file was not unpacked")])
+def test_npz_files_with_objects_or_too_large_arrays_raise(write: Any, says: str, tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as stream:
+        write(stream)
+    with pytest.raises(WeightsError, match=says):
+        weights.read(tmp_path / "a.npz")
+
+
+def test_npz_files_keep_dtypes_and_orders(tmp_path: Path) -> None:
+    import ml_dtypes
+
+    arrays = {
+        "columns": np.asfortranarray(np.arange(6, dtype="f4").reshape(2, 3)),
+        "scalar": np.array(3),
+        "bfloat16": np.arange(3).astype(ml_dtypes.bfloat16),
+        "big": np.arange(3, dtype=">f4"),
+        "empty": np.zeros((0, 2)),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = weights.read(tmp_path / "a.npz")
+    assert found.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert found["bfloat16"].dtype == ml_dtypes.bfloat16
+
+
+def test_numbers_of_another_byte_order_are_loaded() -> None:
+    source, target = network(BASIC), network(BASIC, seed=1)
+    weights.load_state_dict(target, {name: value.astype(">f4") for name, value in weights.state_dict(source).items()})
+    assert same(target, source)
+
+
+def test_an_exported_program_is_named(tmp_path: Path) -> None:
+    exported = Path(__file__).parents[1] / "golden" / "exported" / "module_of_ones_own.npz"
+    with pytest.raises(WeightsError, match=r"program of Model\.export.*resfit\.load_exported"):
+        weights.read(exported)
+
+
 def test_key_is_for_nested_files_only(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(safetensors.numpy.save(weights.state_dict(network(BASIC))))
     with pytest.raises(WeightsError, match=r"Received key=\('teacher',\).* prefix="):
