@@ -71,8 +71,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool, keys: tupl
     pickles = [name for name in members if name.endswith("data.pkl") and name.count("/") <= 1]
     if "program" in members:
         raise WeightsError(
-            f"{path} is a program of Model.export, not a weights file. Expected a file of Model.save or torch.save. Load "
-            "it with resfit.load_exported(path)."
+            f"{path} is a program of Model.export, not a weights file. Expected a file of Model.save or torch.save. "
+            "Load it with resfit.load_exported(path)."
         )
     if len(pickles) != 1:
         raise WeightsError(
