@@ -169,6 +169,7 @@ def selected(
     module: nnx.Module, mapping: Mapping[str, Any], options: Options, call: str
 ) -> tuple[Found, dict[str, Array]]:
     """Return the place of a network in a state dict, and the arrays there and of parts beside a missing last layer."""
+    _check_names(mapping)
     values = {name: value for name, value in mapping.items() if name.rpartition(".")[2] not in IGNORED}
     values = _renamed(values, options.rename)
     if options.prefix and not any(name.startswith(options.prefix) for name in values):
@@ -178,11 +179,37 @@ def selected(
         )
     found = find(module, values, options.naming, options.prefix, call)
     if options.ignore:
-        patterns = (options.ignore,) if isinstance(options.ignore, str) else tuple(options.ignore)
+        patterns = _patterns(options.ignore)
         values = without_ignored(found, values, patterns)
         found = find(module, values, options.naming, options.prefix, call)
     inside = {name: value for name, value in values.items() if name.startswith(found.prefix) or name in found.entries}
     return found, {name: np.asarray(value) for name, value in inside.items()}
+
+
+def _check_names(mapping: Mapping[str, Any]) -> None:
+    """Raise if a name is not a text, or a value is a dict."""
+    if wrong := [name for name in mapping if not isinstance(name, str)]:
+        raise WeightsError(f"The state dict has the names {wrong[:3]}. Expected texts. Pass the arrays by their names.")
+    if nested := [name for name, value in mapping.items() if isinstance(value, Mapping)]:
+        raise WeightsError(
+            f"The entries {nested[:5]} of the state dict are dicts. Expected arrays by name. Pass the dict with the "
+            f"arrays, such as checkpoint[{nested[0]!r}]."
+        )
+
+
+def _patterns(ignore: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns of `ignore=` as a tuple.
+
+    Raises:
+        WeightsError: if it is neither a text nor a sequence of texts.
+    """
+    patterns = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise WeightsError(
+            f"Received ignore={ignore!r}. Expected the name of a part, or a tuple of names or shell patterns, such as "
+            "('projector', 'queue*')."
+        )
+    return tuple(patterns)
 
 
 def _renamed(values: Mapping[str, Any], rename: Rename | None) -> dict[str, Any]:
@@ -193,6 +220,11 @@ def _renamed(values: Mapping[str, Any], rename: Rename | None) -> dict[str, Any]
     """
     if rename is None:
         return dict(values)
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise WeightsError(
+            f"Received rename={rename!r}. Expected a function of a name, or a dict of regular expressions and their "
+            "replacements, such as {r'^encoder\\.': ''}."
+        )
     pairs = rename if isinstance(rename, Mapping) else None
     result: dict[str, Any] = {}
     for name, value in values.items():
@@ -201,7 +233,7 @@ def _renamed(values: Mapping[str, Any], rename: Rename | None) -> dict[str, Any]
             new = rename(name)  # type: ignore[operator]
         else:
             for pattern, replacement in pairs.items():
-                new = re.sub(pattern, replacement, new)
+                new = _substituted(pattern, replacement, new)
         if not isinstance(new, str) or new in result:
             raise WeightsError(
                 f"rename gave {name!r} the name {new!r}. Expected a text, and a different one for every array. Use "
@@ -209,6 +241,16 @@ def _renamed(values: Mapping[str, Any], rename: Rename | None) -> dict[str, Any]
             )
         result[new] = value
     return result
+
+
+def _substituted(pattern: str, replacement: str, name: str) -> str:
+    try:
+        return re.sub(pattern, replacement, name)
+    except (re.error, TypeError) as error:
+        raise WeightsError(
+            f"Received rename={{{pattern!r}: {replacement!r}, ...}}, which does not work: {error}. Expected a regular "
+            "expression and its replacement, as in re.sub. Escape special characters with re.escape."
+        ) from error
 
 
 def _squeezed(value: Array, entry: Stored | None) -> Array:

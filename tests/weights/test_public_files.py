@@ -212,6 +212,29 @@ def test_rename_maps_names_of_a_file_to_those_of_a_library(rename: Any) -> None:
     assert same(target, source)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"rename": "layer"}, r"Received rename='layer'\. Expected a function"),
+        ({"rename": {"(": "a"}}, r"which does not work: .*re\.escape"),
+        ({"rename": {"a": 3}}, "which does not work"),
+        ({"ignore": 3}, "Received ignore=3"),
+        ({"ignore": ("a", 3)}, r"Received ignore=\('a', 3\)"),
+    ],
+)
+def test_an_argument_of_another_type_raises(arguments: Any, says: str) -> None:
+    with pytest.raises(WeightsError, match=says):
+        weights.load_state_dict(network(BASIC), weights.state_dict(network(BASIC)), **arguments)
+
+
+def test_names_that_are_no_texts_and_nested_dicts_raise() -> None:
+    arrays = weights.state_dict(network(BASIC))
+    with pytest.raises(WeightsError, match=r"has the names \[1\]"):
+        weights.load_state_dict(network(BASIC), arrays | {1: np.ones(3)})  # type: ignore[operator]
+    with pytest.raises(WeightsError, match=r"checkpoint\['state_dict'\]"):
+        weights.load_state_dict(network(BASIC), {"state_dict": arrays, "epoch": 3})
+
+
 @pytest.mark.parametrize("rename", [lambda _: "a", lambda _: None])
 def test_a_rename_that_gives_no_new_names_raises(rename: Any) -> None:
     with pytest.raises(WeightsError, match=r"rename gave '.*' the name"):
