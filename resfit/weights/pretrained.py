@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -78,15 +79,16 @@ def create_model(
         head = "reset"
         was = "contains no last layer" if theirs is None else f"is for {theirs} classes"
         _log.info("%s %s: the last layer, of %s classes, keeps its initial values.", path.name, was, classes)
-    fill_from(path, net, arrays, Options(head=head, stem=_stem(net, arrays, path.name)))
+    fill_from(path, net, arrays, Options(head=head, stem=_stem(net, arrays, path)))
     return net
 
 
-def _stem(net: nets.ResNet, arrays: Mapping[str, Any], file: str) -> Stem:
-    theirs, ours = first_kernel_channels(net, arrays), net.spec.in_channels
+def _stem(net: nets.ResNet, arrays: Mapping[str, Any], path: Path) -> Stem:
+    theirs = first_kernel_channels(net, arrays, f"resfit.weights.load(net, {str(path)!r}")
+    ours = net.spec.in_channels
     if theirs is None or theirs == ours:
         return "keep"
     stem: Stem = "sum" if ours == 1 else "repeat"
     done = "summed" if stem == "sum" else "repeated"
-    _log.info("%s is for images of %s channels: its first kernel is %s for %s.", file, theirs, done, ours)
+    _log.info("%s is for images of %s channels: its first kernel is %s for %s.", path.name, theirs, done, ours)
     return stem

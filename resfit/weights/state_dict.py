@@ -268,9 +268,9 @@ def _folded(values: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {prefix + name: value for name, value in arithmetic.folded(inside).items()} | beside
 
 
-def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int | None:
+def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any], call: str) -> int | None:
     """Return the number of input channels of a state dict's first kernel, or None if the kernel is not found."""
-    found, values = selected(module, mapping, Options(), _CALL)
+    found, values = selected(module, mapping, Options(), call)
     first = _first_kernel(found.entries)
     if first not in values or np.ndim(values[first]) != 4:
         return None

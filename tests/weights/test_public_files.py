@@ -417,3 +417,9 @@ def test_pre_activated_networks_of_wide_resnets_have_their_options() -> None:
     with pytest.raises(WeightsError, match=r"Call resfit\.weights\.load_state_dict\(net, state_dict, head='reset'\)"):
         weights.load_state_dict(net, weights.state_dict(network(V2 | {"num_classes": 5})))
     weights.load_state_dict(net, weights.state_dict(network(V2 | {"num_classes": 5})), **RESET)  # type: ignore[arg-type]
+
+
+def test_create_model_names_the_file_with_two_networks(tmp_path: Path) -> None:
+    path, _ = written(ATTEMPTS["MoCo v2"], tmp_path)
+    with pytest.raises(WeightsError, match=r"load\(net, '.*model\.pth', prefix='module\.encoder_q\.'\)"):
+        resfit.create_model("resnet18", num_classes=3, weights=path, depths=(1, 2), widths=(4, 8))
