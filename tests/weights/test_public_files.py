@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
+import resfit
 from resfit import weights
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
