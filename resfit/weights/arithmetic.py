@@ -151,6 +151,9 @@ def hidden(naming: str, spec: ResNetSpec) -> str:
         shown += "torchvision and timm in the 3x3 convolution, as block='bottleneck'"
     elif spec.antialias is not None:
         shown = f"anti-aliasing; this network has antialias={spec.antialias!r}, and those of torchvision have none"
+    elif spec.shortcut == "A":
+        shown = "the channels of zeros in shortcuts without parameters; this network appends them after the others, "
+        shown += "and those of pytorch_resnet_cifar10 append half of them before, as naming='akamaster'"
     elif spec.stem == "cifar" and len(spec.depths) == 4:
         shown = "a pool after a 3x3 stem; this network has no such pool, and those of PyTorch_CIFAR10 have one, as "
         shown += "stem='cifar_pool'"

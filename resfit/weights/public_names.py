@@ -191,7 +191,7 @@ NAMINGS: Mapping[str, Naming] = MappingProxyType(
         "transformers_flax": Naming(_transformers("resnet.", "/", AS_IT_IS), OF_FLAX, "/", counts_batches=False),
         "keras": Naming(KERAS, OF_KERAS, "/", counts_batches=False),
         "kuangliu": Naming(_KUANGLIU, OF_PYTORCH, heads=("fc", "classifier")),
-        "akamaster": Naming(_AKAMASTER, OF_PYTORCH),
+        "akamaster": Naming(_AKAMASTER, OF_PYTORCH, heads=("fc",)),
         "weiaicunzai": Naming(_WEIAICUNZAI, OF_PYTORCH),
         "pytorchcv": Naming(_pytorchcv(".conv.conv", ".conv.bn", preactivated=False), OF_PYTORCH),
         "pytorchcv_cifar": Naming(_pytorchcv(".conv", ".bn", preactivated=False), OF_PYTORCH),

@@ -186,6 +186,21 @@ def test_a_pool_that_names_do_not_show_is_reported(
     assert ("stem='cifar_pool'" in caplog.text) == said
 
 
+def test_zeros_that_names_do_not_show_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file with the names of torchvision can be of either kind; naming= chooses."""
+    source = network(THREE | {"shortcut": "A"})
+    arrays = weights.state_dict(source)
+    (tmp_path / "a.pth").write_bytes(torch_file(arrays))
+    with caplog.at_level(logging.WARNING, logger="resfit"):
+        weights.load(target := network(THREE | {"shortcut": "A"}, seed=1), tmp_path / "a.pth")
+    assert "naming='akamaster'" in caplog.text
+    assert same(target, source)
+    caplog.clear()
+    weights.load(target, tmp_path / "a.pth", naming="akamaster")
+    assert "naming" not in caplog.text
+    assert close(target, arrays, shortcut="shortcut", head="fc")
+
+
 # --- arguments -----------------------------------------------------------------------------------------------------
 
 
