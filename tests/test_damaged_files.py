@@ -183,6 +183,20 @@ def test_damaged_weights_of_every_format_are_read_or_refused(format: str, tmp_pa
     assert {"valid, read", "refused"} <= found
 
 
+@pytest.mark.parametrize("size", [0, 7, 1 << 40])
+def test_a_damaged_heap_of_texts_in_an_hdf5_file_raises(size: int, tmp_path: Path) -> None:
+    """The library of HDF5 never returns from a heap whose free rest has no size."""
+    package("h5py")
+    content = bytearray(next(made for i in range(99) if b"GCOL" in (made := fuzz.of_h5(random.Random(i)))))
+    (tmp_path / "a.h5").write_bytes(content)
+    weights.read(tmp_path / "a.h5")
+    place = content.index(b"GCOL") + 16
+    content[place : place + 16] = bytes(8) + size.to_bytes(8, "little")
+    (tmp_path / "a.h5").write_bytes(content)
+    with pytest.raises(WeightsError, match="texts at byte"):
+        weights.read(tmp_path / "a.h5")
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("format", fuzz.FORMATS)
 def test_three_thousand_damaged_weights_of_every_format_are_read_or_refused(format: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The HDF5 files of Keras: `.h5` with named layers, and `.weights.h5` with numbered arrays."""
 
 import functools
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from resfit._utils.optional_import import load_package
 from resfit.errors import WeightsError
 from resfit.weights.layouts import Array
 
+_HEAP = b"GCOL\x01\0\0\0"  # the beginning of a heap of texts
 _DEEPEST = 32  # groups inside groups
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
@@ -32,6 +34,7 @@ def read(path: Path, stream: BinaryIO | None = None) -> dict[str, Array]:
     """
     h5py = load_package("h5py", f"Reading {path.name}", "pip install 'resfit[weights]'")
     size = path.stat().st_size if stream is None else stream.seek(0, os.SEEK_END)
+    _check_texts(path, stream)
     try:
         with h5py.File(path if stream is None else stream, "r") as file:
             return _named(h5py, path, file, size)
@@ -42,6 +45,36 @@ def read(path: Path, stream: BinaryIO | None = None) -> dict[str, Array]:
         raise WeightsError(
             f"{path} is a damaged HDF5 file: {error}. Expected a complete file. Download it again."
         ) from error
+
+
+def _check_texts(path: Path, stream: BinaryIO | None) -> None:
+    """Raise if the heaps of texts in an HDF5 file are damaged: the library of HDF5 reads such heaps without an end.
+
+    A heap is a header and objects, each with its size; the object 0 is the free rest (HDF5 File Format, global heap).
+    """
+    if stream is None:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _check_heaps(path, content)
+    stream.seek(0)
+    return _check_heaps(path, stream.read())
+
+
+def _check_heaps(path: Path, content: bytes | mmap.mmap) -> None:
+    start = content.find(_HEAP)
+    while start >= 0:
+        at, size = start + 16, int.from_bytes(content[start + 8 : start + 16], "little")
+        end = min(start + size, len(content))
+        while at + 16 <= end:
+            free = content[at : at + 2] == b"\0\0"
+            length = int.from_bytes(content[at + 8 : at + 16], "little")
+            step = length if free else 16 + (length + 7) // 8 * 8
+            if step < 16 or at + step > end:
+                raise WeightsError(
+                    f"{path} is a damaged HDF5 file: the texts at byte {start} do not fit their place. Expected a "
+                    "complete file. Download it again."
+                )
+            at += step
+        start = content.find(_HEAP, start + 1)
 
 
 def _named(h5py: Any, path: Path, file: Any, size: int) -> dict[str, Array]:
