@@ -57,10 +57,10 @@ class ResNetSpec:
         block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5"), `"bottleneck_v1"` (in the first 1x1),
             `"bottleneck_senet"` (with a narrower first convolution), `"preact_basic"` or `"preact_bottleneck"` ("v2"),
             or a custom name in `BLOCKS`.
-        stem: `"imagenet"` (7x7/2 and max pool), `"caffe"` (with Caffe's max pool), `"cifar"` (3x3, no pool), `"deep"`
-            (ResNet-D), `"deep_tiered"` (ResNet-T), `"rs"` (ResNet-RS), `"space_to_depth"`; for pre-activated blocks
-            `"imagenet_conv"`, `"cifar_conv"`, `"deep_conv"`, `"deep_tiered_conv"` and `"bit"` (Big Transfer); or a
-            custom name in `STEMS`.
+        stem: `"imagenet"` (7x7/2 and max pool), `"caffe"` (with Caffe's max pool), `"cifar"` (3x3, no pool),
+            `"cifar_pool"` (3x3 and max pool), `"deep"` (ResNet-D), `"deep_tiered"` (ResNet-T), `"rs"` (ResNet-RS),
+            `"space_to_depth"`; for pre-activated blocks `"imagenet_conv"`, `"cifar_conv"`, `"deep_conv"`,
+            `"deep_tiered_conv"` and `"bit"` (Big Transfer); or a custom name in `STEMS`.
         shortcut: the shortcut of blocks that change the shape: `"A"` pads with zeros, `"B"` projects (default),
             `"B3"` projects by 3x3 pixels, `"D"` averages and projects, `"conv"` and `"D_conv"` are `"B"` and `"D"`
             without a norm (pre-activated blocks).

@@ -302,6 +302,16 @@ class CifarStem(nnx.Module):
         return nnx.relu(self.norm(self.conv(x), None if train is None else not train))
 
 
+class CifarPoolStem(CifarStem):
+    """`CifarStem` and the max pool of `ImageNetStem`: the stem of torchvision's networks with a 3x3 kernel."""
+
+    strides: ClassVar[tuple[int, ...]] = (2,)
+
+    def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
+        """Map (batch, height, width, in_channels) to (batch, ceil(height / 2), ceil(width / 2), width)."""
+        return max_pool(super().__call__(x, train=train))
+
+
 class ImageNetConvStem(nnx.Module):
     """7x7 convolution of stride 2 and max pool: `ImageNetStem` for blocks that start with norm and ReLU."""
 
@@ -344,6 +354,7 @@ class CifarConvStem(nnx.Module):
 STEMS.register("imagenet", ImageNetStem)
 STEMS.register("cifar", CifarStem)
 STEMS.register("caffe", CaffeStem)
+STEMS.register("cifar_pool", CifarPoolStem)
 STEMS.register("deep", DeepStem)
 STEMS.register("deep_tiered", DeepTieredStem)
 STEMS.register("rs", ResNetRSStem)

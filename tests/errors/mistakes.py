@@ -1431,6 +1431,25 @@ FILES = [
         "fc.bias has shape (1000,), expected (3,)",
         "num_classes",
     ),
+    Mistake(
+        "Weights of a file with two networks",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'both = {f"net.{name}": value for name, value in state.items()}\n'
+        'both |= {f"ema.{name}": value + 1 for name, value in state.items()}\n'
+        "resfit.weights.load_state_dict(model.module, both)",
+        errors.WeightsError,
+        "contains 2 networks, with the prefixes ['ema.', 'net.']",
+        "prefix='net.'",
+    ),
+    Mistake(
+        "Ignored arrays inside a block",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'state["layer1.0.attention.weight"] = np.zeros((4, 4))\n'
+        'resfit.weights.load_state_dict(model.module, state, ignore="layer1.0.attention")',
+        errors.WeightsError,
+        "inside the stem or the blocks of the network",
+        "Create a network that has them",
+    ),
 ]
 
 RESUME = [

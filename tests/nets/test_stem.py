@@ -124,6 +124,12 @@ def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) 
     assert change(antialias="blur") < 0.8 * change()
 
 
+def test_a_stem_for_small_images_with_a_pool_does_not_warn_of_small_images() -> None:
+    net = ResNet(ResNetSpec(depths=(1,), widths=(4,), stem="cifar_pool", num_classes=3), rngs=nnx.Rngs(0))
+    assert nnx.eval_shape(lambda net, x: net(x), net, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)).shape == (1, 3)
+    assert nnx.eval_shape(lambda net, x: net.features(x)[0], net, jnp.ones((1, 33, 32, 3))).shape == (1, 17, 16, 4)
+
+
 def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timm_does() -> None:
     stem = STEMS["imagenet"](3, 16, antialias="avg", rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 65, 66, 3)).astype(np.float32)  # 33 x 33 pixels before the average

@@ -13,7 +13,7 @@ from flax import nnx
 
 from resfit.errors import SpecError
 from resfit.nets import STEMS, ZOO, ResNet, ResNetSpec, count_multiply_adds, count_params, create_model, list_models
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
 
 # Published numbers: torchvision's parameters and its GMAC to three digits, and those of He's CIFAR nets as several
 # re-implementations have them. The table of the zoo must not drift from these.

@@ -16,8 +16,8 @@ import resfit
 from resfit import weights
 from resfit.errors import WeightsError
 from resfit.nets import ResNet, ResNetSpec
-from resfit.weights.names import NAMINGS
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
+from resfit.weights.public_names import WRITTEN
 from tests.packages import package
 
 THIN = {
@@ -75,7 +75,7 @@ def leaves(module: nnx.Module) -> list[bytes]:
     "v1.5-transformers",
     "bfloat16-None",
 )
-@pytest.mark.parametrize("naming", [None, *NAMINGS])
+@pytest.mark.parametrize("naming", [None, *WRITTEN, "keras"])
 @pytest.mark.parametrize("kind", THIN)
 def test_a_file_gives_back_every_bit(kind: str, naming: str | None, tmp_path: Path) -> None:
     source, target = net(**THIN[kind]), net(seed=1, **THIN[kind])
@@ -153,7 +153,7 @@ def test_head_reset_keeps_the_head_for_another_number_of_classes() -> None:
     source, target = net(num_classes=10), net(seed=1)
     before = np.asarray(target.head.dense.kernel[...])
     held = weights.state_dict(source)
-    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*For other classes, pass head='reset'"):
+    with pytest.raises(WeightsError, match=r"(?s)2 of its entries differ.*pass head='reset'"):
         weights.load_state_dict(target, held)
     weights.load_state_dict(target, held, head="reset")
     np.testing.assert_array_equal(target.head.dense.kernel[...], before)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from resfit import weights
 from resfit.nets import ResNet, ResNetSpec, create_model
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
 from tests import levels
 from tests.weights.test_torch_oracle import LABELS, TOLERANCE, close, drawn, images
 
