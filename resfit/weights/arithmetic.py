@@ -114,7 +114,7 @@ UNLIKE: Mapping[str, str] = MappingProxyType(
         r"attnpool\.": "CLIP, whose last features go through an attention layer; no network of resfit does",
         r"layer0\.conv3\.": "SENet-154, whose deep stem has Caffe's max pool; no network of resfit does",
         r"\.convpath\.|\.convs\.\d+\.0\.weight$": "an XResNet of fastai, whose stem and shortcuts differ",
-        r"(^|\.)layer\d+\.\d+\.(conv\d+\.scale|conv\d+\._packed)": "a quantized network; no network of resfit is one",
+        r"(^|\.)layer\d+\.\d+\.(conv\d+\.scale|conv\d+\._packed)": "a quantized network, unlike any of resfit",
     }
 )
 _SEGMENTATION = r"(^|\.)(aux_classifier|classifier\.0\.convs|classifier\.4)\."  # of torchvision, around its backbone
