@@ -24,6 +24,16 @@ def tracing_for(platforms: Iterable[str]) -> AbstractContextManager[Any]:
     return context
 
 
+def traced_by_resfit() -> bool:
+    """Return True inside of `tracing_for`: the program is one of resfit's own, for known platforms.
+
+    Example:
+      >>> traced_by_resfit()
+      False
+    """
+    return _platforms.value is not None
+
+
 def materialize_on_cpu(arrays: T) -> T:
     """Return the arrays; a CPU computes all of them once, before anything reads one. The same holds for gradients.
 
@@ -31,8 +41,9 @@ def materialize_on_cpu(arrays: T) -> T:
     of a residual block. So each addition repeats the additions of all earlier blocks of its stage, and the time grows
     with the square of the depth.
 
-    A barrier prevents this, see `barrier_options`. Programs for other platforms get the arrays without a barrier. Code
-    that traces a network outside of `tracing_for` gets a barrier if the default backend is a CPU.
+    A barrier prevents this, see `barrier_options`. Only programs that are traced in `tracing_for` with "cpu" get one.
+    Other code that traces a network gets the arrays unchanged: JAX does not export the barrier's primitive, and tools
+    that read a jaxpr, such as converters, do not know it.
 
     Args:
       arrays: an array, or a pytree of arrays.
@@ -43,7 +54,7 @@ def materialize_on_cpu(arrays: T) -> T:
     """
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
         return arrays
-    if "cpu" not in (_platforms.value or (jax.default_backend(),)):
+    if "cpu" not in (_platforms.value or ()):
         return arrays
     kept: T = lax.optimization_barrier(arrays)
     return kept
