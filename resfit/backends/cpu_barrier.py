@@ -18,20 +18,23 @@ def tracing_for(platforms: Iterable[str]) -> AbstractContextManager[Any]:
     """Tell `materialize_on_cpu` the platforms of the programs that are traced in this context.
 
     Args:
-      platforms: such as "cpu" and "cuda".
+      platforms: such as "cpu" and "cuda"; or "onnx", for the writer of ONNX files.
     """
     context: AbstractContextManager[Any] = _platforms(tuple(sorted(set(platforms))))
     return context
 
 
-def traced_by_resfit() -> bool:
-    """Return True inside of `tracing_for`: the program is one of resfit's own, for known platforms.
+def traced_for(platform: str) -> bool:
+    """Return True inside of `tracing_for` with this platform. Code of others traces for no platform.
 
     Example:
-      >>> traced_by_resfit()
+      >>> traced_for("cpu")
       False
+      >>> with tracing_for(["cpu", "cuda"]):
+      ...     traced_for("cpu")
+      True
     """
-    return _platforms.value is not None
+    return platform in (_platforms.value or ())
 
 
 def materialize_on_cpu(arrays: T) -> T:
@@ -54,7 +57,7 @@ def materialize_on_cpu(arrays: T) -> T:
     """
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
         return arrays
-    if "cpu" not in (_platforms.value or ()):
+    if not traced_for("cpu"):
         return arrays
     kept: T = lax.optimization_barrier(arrays)
     return kept

@@ -12,7 +12,7 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
-from resfit.backends.cpu_barrier import materialize_on_cpu, traced_by_resfit
+from resfit.backends.cpu_barrier import materialize_on_cpu, traced_for
 from resfit.errors import SpecError
 
 
@@ -39,11 +39,10 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
 # select-and-scatter, which is ten times slower on a CPU and an error in XLA's deterministic mode on a GPU.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
-    if traced_by_resfit():
-        return _largest(x, window, strides)[0]
-    # The same values in one operation, which converters know. On a CPU it takes 1.6 times as long.
-    padding, around = (0, window // 2, window // 2, 0), (1, window, window, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, around, (1, strides, strides, 1), [(pad, pad) for pad in padding])
+    if traced_for("onnx"):  # the same values by the one operation that ONNX has for it
+        around, padding = (1, window, window, 1), [(pad, pad) for pad in (0, window // 2, window // 2, 0)]
+        return lax.reduce_window(x, -jnp.inf, lax.max, around, (1, strides, strides, 1), padding)
+    return _largest(x, window, strides)[0]
 
 
 @_max_pool.defjvp
