@@ -177,9 +177,9 @@ def same_values(one: Preprocess | None, other: Preprocess | None, example: Any =
     if one is other:  # objects that hold arrays may not support ==
         return True
     if example is not None:
-        return _same_on(jax.tree.map(_random_batch, example), one, other)
+        return _same_on(jax.tree.map(random_batch, example), one, other)
     channels = [len(known.mean) for known in (one, other) if isinstance(known, Normalize)]
-    batch = _random_batch(typical_example(channels[0] if channels else 3))
+    batch = random_batch(typical_example(channels[0] if channels else 3))
     try:
         return _same_on(batch, one, other)
     except Exception as error:
@@ -208,9 +208,18 @@ def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
 
 
-def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:
-    """Return two random examples: 0 to 255 for uint8, 0 and 1 for other integers, normal for floats."""
-    draws, shape = np.random.default_rng(0), (2, *one.shape)
+def random_batch(one: jax.ShapeDtypeStruct, rows: int = 2) -> jax.Array:
+    """Return random examples: 0 to 255 for uint8, 0 and 1 for other integers, normal for floats.
+
+    Args:
+      one: shape and dtype of one example.
+      rows: the number of examples.
+
+    Example:
+      >>> random_batch(jax.ShapeDtypeStruct((4, 4, 3), jnp.float32), rows=5).shape
+      (5, 4, 4, 3)
+    """
+    draws, shape = np.random.default_rng(0), (rows, *one.shape)
     if jnp.issubdtype(one.dtype, jnp.floating):
         return jnp.asarray(draws.normal(size=shape), one.dtype)
     return jnp.asarray(draws.integers(0, 256 if one.dtype == jnp.uint8 else 2, shape), one.dtype)

@@ -10,6 +10,7 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit._utils.keywords import checked
 from resfit.export import exporter, saving
+from resfit.export.onnx import exporter as onnx
 from resfit.trainer.copied_model import CopiedModel
 
 
@@ -89,33 +90,52 @@ class ModelFiles(CopiedModel):
         fold_batch_norm: bool = False,
         class_names: Sequence[str] | None = None,
         platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        opset: int | None = None,
+        dynamic_batch: bool = True,
     ) -> None:
-        """Write the computation of `predict` as a program that runs with jax alone, for batches of any size.
+        """Write the computation of `predict`, preprocessing included, to a file that needs no code of the network.
 
-        The file holds the program (StableHLO, by `jax.export`), preprocessing included, the weights, and JSON.
-        `resfit.load_exported` reads it. If several processes train together, the first one writes.
+        A path that ends in ".npz" gets a program that runs with jax alone: the program (StableHLO, by `jax.export`),
+        the weights, and JSON. A path that ends in ".onnx" gets a file for other runtimes, of the extra `resfit[onnx]`,
+        in float32 and with folded batch norms. It is compared with `predict` in onnxruntime; the result is printed, and
+        in the file's metadata. `resfit.load_exported` reads both. If several processes train together, the first one
+        writes.
 
         Args:
-          path: ending in ".npz".
+          path: ending in ".npz" or ".onnx".
           input_shape: of one image, (height, width, channels), or a dict of such; by default of the images last seen.
           input_dtype: such as "uint8"; by default that of the images last seen.
           outputs: as in `predict`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
           fold_batch_norm: True to make every batch norm after a convolution part of it (`resfit.nets.fold_batch_norm`).
           class_names: kept with the program, one for each output; the model's own by default.
-          platforms: where it can run, of "cpu", "cuda", "rocm" and "tpu".
+          platforms: where a program of jax can run, of "cpu", "cuda", "rocm" and "tpu".
+          opset: the version of the ONNX operations; 17 by default.
+          dynamic_batch: False for an ONNX file for one image at a time, for runtimes that need fixed sizes.
 
         Raises:
-          ExportError: for an unknown shape or dtype of the images, a module that needs the size of a batch, or a wrong
-            argument.
+          ExportError: for an unknown shape or dtype of the images, a module that needs the size of a batch, an
+            operation that ONNX lacks, or a wrong argument.
           ModuleError: if there is no batch norm to fold.
+          MissingPackageError: for ONNX, if onnx is not installed.
         """
         state, inputs, labels = self._context.state, self._learned.inputs, self._learned.labels
+        example = exporter.inputs(inputs.example, input_shape, input_dtype, inputs.preprocess, inputs.trained_on)
+        module, names = state.module_with(weights), labels.names if class_names is None else class_names
+        if exporter.is_onnx(path, opset, dynamic_batch):
+            onnx.export(path, module, example, self._settings(outputs, weights, names, opset, dynamic_batch))
+            return
         exporter.export(
-            path,
-            state.module_with(weights),
-            exporter.inputs(inputs.example, input_shape, input_dtype, inputs.preprocess, inputs.trained_on),
-            preprocess=inputs.preprocess, precision=state.precision, seed=self._context.seed, outputs=outputs,
-            weights=weights, fold=fold_batch_norm, class_names=labels.names if class_names is None else class_names,
-            platforms=platforms, multi_label=labels.is_multi_label(outputs),
+            path, module, example, preprocess=inputs.preprocess, precision=state.precision, seed=self._context.seed,
+            outputs=outputs, weights=weights, fold=fold_batch_norm, class_names=names, platforms=platforms,
+            multi_label=labels.is_multi_label(outputs),
+        )  # fmt: skip
+
+    def _settings(
+        self, outputs: str, weights: str, names: Sequence[str] | None, opset: int | None, dynamic_batch: bool
+    ) -> onnx.Settings:
+        inputs = self._learned.inputs
+        return onnx.Settings(
+            inputs.preprocess, inputs.transforms, self._context.state.precision, self._context.seed, outputs, weights,
+            names, self._learned.labels.is_multi_label(outputs), opset, dynamic_batch,
         )  # fmt: skip

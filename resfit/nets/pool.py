@@ -41,7 +41,8 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
 def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
     if traced_for("onnx"):  # the same values by the one operation that ONNX has for it
         around, padding = (1, window, window, 1), [(pad, pad) for pad in (0, window // 2, window // 2, 0)]
-        return lax.reduce_window(x, -jnp.inf, lax.max, around, (1, strides, strides, 1), padding)
+        largest: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, around, (1, strides, strides, 1), padding)
+        return largest
     return _largest(x, window, strides)[0]
 
 

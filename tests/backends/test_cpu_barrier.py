@@ -92,9 +92,7 @@ def primitive_names(program: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     "fields",
-    levels.only(
-        [{}], [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}, {"squeeze": 1 / 4}]
-    ),
+    levels.only([{}], [{}, {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}, {"squeeze": 1 / 4}]),
 )
 def test_a_network_that_other_code_traces_has_only_public_primitives_of_jax(fields: dict[str, Any]) -> None:
     net = deep(**fields)

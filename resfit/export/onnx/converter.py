@@ -1,7 +1,6 @@
 """A traced program as an ONNX graph: constants are computed here, everything else becomes nodes."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax.extend import core
 from resfit.errors import ExportError
 from resfit.export.onnx import elementwise, layers, shapes
 from resfit.export.onnx.elementwise import Rule
-from resfit.export.onnx.graph import Graph, Value, constant, identity
+from resfit.export.onnx.graph import Graph, Value, constant, identity, is_key
 
 RULES: Mapping[str, Rule] = {**elementwise.RULES, **shapes.RULES, **layers.RULES}
 _PROGRAMS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold the program of a call
@@ -82,7 +81,10 @@ def _folded(eqn: Any, inputs: Sequence[Value]) -> list[Value] | None:
         sizes = np.broadcast_shapes(*(array.shape for array in whole))
         arrays = [np.broadcast_to(array, sizes) if array.ndim else array for array in arrays]
     elif all(_is_known(value.shape) for value in inputs) and all(_is_known(out.aval.shape) for out in eqn.outvars):
-        arrays = [np.broadcast_to(value.array, value.shape) for value in inputs]
+        arrays = [
+            array if is_key(array) else np.broadcast_to(array, value.shape)
+            for array, value in zip(arrays, inputs, strict=True)
+        ]
     else:
         return None
     typed = [_as_traced(array, atom.aval) for array, atom in zip(arrays, eqn.invars, strict=True)]
@@ -97,7 +99,7 @@ def _folded(eqn: Any, inputs: Sequence[Value]) -> list[Value] | None:
 
 def _as_traced(array: Any, aval: Any) -> Any:
     """Return a constant in the dtype of the program, which can be half precision."""
-    return array if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) else jax.numpy.asarray(array, aval.dtype)
+    return array if is_key(array) else jax.numpy.asarray(array, aval.dtype)
 
 
 def _is_known(shape: Sequence[Any]) -> bool:
@@ -122,7 +124,9 @@ def _entry(g: Graph, value: Value, i: int) -> Value:
     value = g.full(value)
     rest = tuple(axis - (axis > 0) for axis in value.order if axis)
     which = g.constant(np.array(i, np.int64))
-    return g.add("Gather", [g.stored(value, value.order), which], value.shape[1:], value.dtype, rest, axis=value.order.index(0))
+    return g.add(
+        "Gather", [g.stored(value, value.order), which], value.shape[1:], value.dtype, rest, axis=value.order.index(0)
+    )
 
 
 def _stacked(g: Graph, parts: Sequence[Value]) -> Value:

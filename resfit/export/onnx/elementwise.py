@@ -20,7 +20,15 @@ _SAME: Mapping[str, str] = MappingProxyType({
     "sqrt": "Sqrt", "sub": "Sub", "tan": "Tan", "tanh": "Tanh", "xor": "Xor",
 })  # fmt: skip
 _BITWISE = ("and", "or", "xor", "not")
-_UNCHANGED = ("copy", "copy_p", "name", "optimization_barrier", "reduce_precision", "sharding_constraint")
+_UNCHANGED = (
+    "copy",
+    "copy_p",
+    "name",
+    "optimization_barrier",
+    "reduce_precision",
+    "sharding_constraint",
+    "stop_gradient",
+)
 
 
 def apply(g: Graph, op: str, inputs: Sequence[Value], dtype: Any, **attributes: Any) -> Value:

@@ -11,6 +11,7 @@ from resfit._utils.optional_import import load_package
 from resfit.errors import ExportError
 from resfit.export.onnx.graph import Graph, Node, Port
 
+FORMAT = "resfit-onnx"  # "format" in the metadata
 INSTALL = "pip install 'resfit[onnx]'"
 OLDEST_OPSET = 13  # the first one with scales per channel in QuantizeLinear
 
@@ -65,7 +66,9 @@ def with_metadata(model: bytes, metadata: Mapping[str, Any]) -> bytes:
     onnx = load_package("onnx", "Export to ONNX", INSTALL)
     found = onnx.load_model_from_string(model)
     del found.metadata_props[:]
-    onnx.helper.set_model_props(found, {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()})
+    onnx.helper.set_model_props(
+        found, {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
+    )
     content: bytes = found.SerializeToString()
     return content
 

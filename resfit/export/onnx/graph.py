@@ -90,6 +90,16 @@ def stored_dtype(dtype: Any) -> np.dtype[Any]:
     return np.dtype(np.float32) if found in (jnp.bfloat16, np.float16) else found
 
 
+def is_key(array: Any) -> bool:
+    """Return True for keys of random numbers, which NumPy cannot hold.
+
+    Example:
+      >>> is_key(jax.random.key(0)), is_key(np.zeros(3))
+      (True, False)
+    """
+    return bool(jnp.issubdtype(np.result_type(array) if np.isscalar(array) else array.dtype, jax.dtypes.extended))
+
+
 def constant(array: Any, label: str = "") -> Value:
     """Return a constant.
 
@@ -97,9 +107,9 @@ def constant(array: Any, label: str = "") -> Value:
       array: in the program's order of axes.
       label: the name of the weight that it was made from.
     """
-    array = np.asarray(array)
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # keys of random numbers stay in the program
+    if is_key(array):  # the program computes with keys of random numbers, and no node reads them
         return Value(array.shape, array.dtype, array.shape, identity(array.ndim), array=array)
+    array = np.asarray(array)
     array = array.astype(stored_dtype(array.dtype), copy=False)
     return Value(array.shape, array.dtype, array.shape, identity(array.ndim), array=array, label=label)
 

@@ -21,6 +21,10 @@ def _kept(sizes: Shape, axes: Sequence[int]) -> Shape:
     return tuple(size for axis, size in enumerate(sizes) if axis not in axes)
 
 
+def _picked(sizes: Shape, axes: Sequence[int]) -> Shape:
+    return tuple(sizes[axis] for axis in axes)
+
+
 def _is_one(size: Any) -> bool:
     return isinstance(size, int) and size == 1
 
@@ -29,12 +33,15 @@ def _is_one(size: Any) -> bool:
 
 
 def _transpose(_: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
-    (x,) = inputs
-    axes = tuple(eqn.params["permutation"])
-    moved = lambda sizes: tuple(sizes[axis] for axis in axes)  # noqa: E731
+    return _moved(inputs[0], eqn.params["permutation"])
+
+
+def _moved(x: Value, axes: Sequence[int]) -> Value:
+    """Return the value with its axes in another order of the program; nothing moves in memory."""
+    axes = tuple(axes)
     array = None if x.array is None else x.array.transpose(axes)
     order = identity(len(axes)) if array is not None else tuple(axes.index(axis) for axis in x.order)
-    return x._replace(shape=moved(x.shape), dims=moved(x.dims), order=order, array=array)
+    return x._replace(shape=_picked(x.shape, axes), dims=_picked(x.dims, axes), order=order, array=array)
 
 
 def _broadcast(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
@@ -55,8 +62,13 @@ def _broadcast(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
 
 
 def _squeeze(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
-    (x,) = inputs
-    axes = eqn.params["dimensions"]
+    return _squeezed(g, inputs[0], eqn.params["dimensions"])
+
+
+def _squeezed(g: Graph, x: Value, axes: Sequence[int]) -> Value:
+    """Return the value without some axes of size 1."""
+    if not axes:
+        return x
     shape, dims, order = _kept(x.shape, axes), _kept(x.dims, axes), _without(x.order, axes)
     if x.array is not None:
         return x._replace(shape=shape, dims=dims, order=identity(len(shape)), array=x.array.reshape(dims))
@@ -154,20 +166,62 @@ def _split(g: Graph, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
 
 
 def _gather(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
-    """Return entries along one axis, by their numbers."""
-    x, numbers = g.full(inputs[0]), g.full(inputs[1])
-    d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    if len(d.start_index_map) != 1 or d.collapsed_slice_dims != d.start_index_map or d.operand_batching_dims:
+    numbers, d = inputs[1], eqn.params["dimension_numbers"]
+    if d.operand_batching_dims:
         return None
-    (axis,) = d.start_index_map
-    rank, extra = len(x.shape), len(numbers.shape) - 1
+    return _entries(g, eqn, inputs) if numbers.array is None else _grid(g, eqn, inputs)
+
+
+def _entries(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
+    """Return entries along one axis by their numbers, which the program computes."""
+    x, numbers = (g.full(value) for value in inputs)
+    d, sizes, rank, extra = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], len(inputs[0].shape), 0
+    if len(d.start_index_map) != 1 or tuple(d.collapsed_slice_dims) != tuple(d.start_index_map):
+        return None
+    (axis,), extra = d.start_index_map, len(numbers.shape) - 1
     whole = all(size == x.shape[i] for i, size in enumerate(sizes) if i != axis)
     if not whole or tuple(d.offset_dims) != tuple(i for i in range(rank - 1 + extra) if not axis <= i < axis + extra):
         return None
-    last = g.constant(np.array([len(numbers.shape) - 1], np.int64))
-    which = g.raw("Squeeze", g.stored(cast(g, numbers, np.int64)), last)
+    which = g.raw("Squeeze", g.stored(cast(g, numbers, np.int64)), g.constant(np.array([extra], np.int64)))
     aval = eqn.outvars[0].aval
     return g.add("Gather", [g.stored(x), which], aval.shape, aval.dtype, axis=axis)
+
+
+def _grid(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
+    """Return the entries at constant places along some axes, such as `x[:, ::2, ::2]` or `x[..., 0]`."""
+    x, numbers = g.full(inputs[0]), np.asarray(g.full(inputs[1]).array)
+    d, sizes, aval = eqn.params["dimension_numbers"], eqn.params["slice_sizes"], eqn.outvars[0].aval
+    source: dict[int, int] = {}  # axis of the numbers -> axis of x
+    for i, axis in enumerate(d.start_index_map):
+        column = numbers[..., i]
+        varies = [k for k in range(column.ndim) if (column != column.take([0], k)).any()]
+        if len(varies) > 1 or (varies and axis not in d.collapsed_slice_dims) or set(varies) & set(source):
+            return None
+        places = column[tuple(slice(None) if k in varies else 0 for k in range(column.ndim))].reshape(-1)
+        if axis not in d.collapsed_slice_dims:
+            places = np.arange(places[0], places[0] + sizes[axis])
+        x = _places(g, x, axis, places)
+        source.update(dict.fromkeys(varies, axis))
+    if len(source) != numbers.ndim - 1:
+        return None
+    dropped = [axis for axis in d.collapsed_slice_dims if axis not in source.values()]
+    offsets = iter(axis for axis in range(len(x.shape)) if axis not in d.collapsed_slice_dims)
+    listed = iter(range(numbers.ndim - 1))
+    axes = [next(offsets) if i in d.offset_dims else source[next(listed)] for i in range(len(aval.shape))]
+    return _moved(_squeezed(g, x, dropped), [axis - sum(other < axis for other in dropped) for axis in axes])
+
+
+def _places(g: Graph, x: Value, axis: int, places: np.ndarray[Any, Any]) -> Value:
+    """Return the entries of a value at some places along an axis."""
+    first, steps = int(places[0]), np.unique(np.diff(places))
+    shape = (*x.shape[:axis], len(places), *x.shape[axis + 1 :])
+    if len(steps) <= 1:
+        step = int(steps[0]) if len(steps) else 1
+        if step:
+            end = int(places[-1]) + (1 if step > 0 else -1)
+            return _sliced(g, x, {axis: (first, _START if end < 0 else end, step)}, shape)
+    which = g.constant(places.astype(np.int64))
+    return g.add("Gather", [g.stored(x, x.order), which], shape, x.dtype, x.order, axis=x.order.index(axis))
 
 
 # --- reductions -------------------------------------------------------------------------------------------------------

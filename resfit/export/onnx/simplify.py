@@ -54,7 +54,7 @@ def _is_per_channel(array: np.ndarray[Any, Any], rank: int) -> bool:
 
 
 def _convolution(g: Graph, node: Node, conv: Node, array: np.ndarray[Any, Any]) -> Node | None:
-    """A convolution followed by a factor or a term per channel is a convolution."""
+    """Put a factor or a term per channel into the convolution before it."""
     if conv.op != "Conv" or conv.inputs[1] not in g.arrays or not set(conv.inputs[2:]) <= set(g.arrays):
         return None
     kernel, *biases = (g.arrays[name] for name in conv.inputs[1:])
@@ -74,7 +74,7 @@ def _convolution(g: Graph, node: Node, conv: Node, array: np.ndarray[Any, Any]) 
 
 
 def _bias_of_matrix(g: Graph, node: Node, product: Node, array: np.ndarray[Any, Any]) -> Node | None:
-    """A product of a matrix (batch, features) and a constant, plus a bias, is one dense layer."""
+    """Put a bias into the product of a matrix (batch, features) and a constant: a dense layer."""
     if product.op != "MatMul" or node.op != "Add" or product.inputs[1] not in g.arrays:
         return None
     if product.size != 2 or array.ndim > 2 or (array.ndim == 2 and len(array) != 1):
@@ -83,7 +83,7 @@ def _bias_of_matrix(g: Graph, node: Node, product: Node, array: np.ndarray[Any, 
 
 
 def _mean(g: Graph, node: Node, total: Node, array: np.ndarray[Any, Any]) -> Node | None:
-    """A sum divided by the number of its terms is a mean."""
+    """Make a sum that is divided by the number of its terms a mean."""
     if total.op != "ReduceSum" or node.op not in ("Mul", "Div") or array.size != 1 or not total.size:
         return None
     count = float(array.reshape(())) if node.op == "Div" else 1 / float(array.reshape(()))
@@ -97,7 +97,7 @@ def _mean(g: Graph, node: Node, total: Node, array: np.ndarray[Any, Any]) -> Nod
 
 
 def _normalization(g: Graph, node: Node, source: Node, array: np.ndarray[Any, Any]) -> Node | None:
-    """(x - mean) * scale + bias with one number of each per channel is a batch normalization of variance 1."""
+    """Make (x - mean) * scale + bias, by channel, a batch normalization of variance 1."""
     if array.ndim < 3 or array.size == 1 or not _is_per_channel(array, array.ndim):
         return None
     numbers = array.reshape(-1)
