@@ -9,8 +9,12 @@ from flax import nnx
 
 from resfit import preprocess as preprocess_
 from resfit._utils.keywords import checked
+from resfit.data import Geometry, as_batches
+from resfit.data.relabeled import relabeled
 from resfit.export import exporter, saving
 from resfit.export.onnx import exporter as onnx
+from resfit.export.onnx import quantization
+from resfit.export.onnx.runtime import OnnxModel
 from resfit.trainer.copied_model import CopiedModel
 
 
@@ -130,6 +134,54 @@ class ModelFiles(CopiedModel):
             outputs=outputs, weights=weights, fold=fold_batch_norm, class_names=names, platforms=platforms,
             multi_label=labels.is_multi_label(outputs),
         )  # fmt: skip
+
+    @checked("arguments")
+    def quantize(
+        self,
+        calibration_data: Any,
+        validation_data: Any = None,
+        batch_size: int = 32,
+        *,
+        weights: str = "raw",
+        class_names: Sequence[str] | None = None,
+        opset: int | None = None,
+    ) -> OnnxModel:
+        """Return an int8 model for onnxruntime: convolutions and dense layers with 8-bit weights and activations.
+
+        The network is not trained again. The calibration data determine the range of each activation. The accuracy
+        beside that of `predict` is printed, and in the metadata of the model. Needs the extra `resfit[onnx]`.
+
+        Args:
+          calibration_data: some hundred images like those of training, in any form that `predict` takes. Labels are not
+            used.
+          validation_data: (x, y), or any data with labels that `evaluate` takes, for the accuracy; None to compare only
+            the predicted classes, on the calibration data.
+          batch_size: images per batch. It does not change the result.
+          weights: "raw", as trained; "ema", averaged (see `compile`).
+          class_names: kept with the model, one for each output; the model's own by default.
+          opset: the version of the ONNX operations; 17 by default.
+
+        Returns:
+          A model whose `save("net.onnx")` writes the file and whose `predict` returns logits.
+
+        Raises:
+          DataError: if there are no calibration images.
+          ExportError: for an operation that ONNX lacks, and for several outputs.
+          MissingPackageError: if onnx or onnxruntime is not installed.
+        """
+        geometry = Geometry(batch_size, pad=True)
+        calibration = as_batches(calibration_data, geometry=geometry)
+        validation = None
+        if validation_data is not None:
+            parts = validation_data if isinstance(validation_data, tuple) else (validation_data,)
+            validation = as_batches(*parts, geometry=geometry)
+            labels = self._learned.labels
+            validation = relabeled(validation, labels.names, "validation_data", labels.ignore_index)
+        example = quantization.example(calibration, self._learned.inputs)
+        names = self._learned.labels.names if class_names is None else class_names
+        settings = self._settings("logits", weights, names, opset, True)
+        built = onnx.build(self._context.state.module_with(weights), example, settings)
+        return quantization.quantized(built, calibration, validation)
 
     def _settings(
         self, outputs: str, weights: str, names: Sequence[str] | None, opset: int | None, dynamic_batch: bool

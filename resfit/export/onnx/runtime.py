@@ -48,6 +48,11 @@ class OnnxModel:
             one["name"]: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for one in self.metadata["inputs"]
         }
 
+    @property
+    def ports(self) -> list[str]:
+        """The names of the inputs in the file, in the order of `metadata["inputs"]`."""
+        return [port.name for port in self._session.get_inputs()]
+
     def __reduce__(self) -> tuple[Any, ...]:
         return OnnxModel, (self.content,)
 
@@ -98,8 +103,7 @@ class OnnxModel:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:rows], *parts)
 
     def _run(self, arrays: list[Any]) -> Any:
-        names = [port.name for port in self._session.get_inputs()]
-        found = self._session.run(None, dict(zip(names, arrays, strict=True)))
+        found = self._session.run(None, dict(zip(self.ports, arrays, strict=True)))
         outputs = self.metadata["output_names"]
         return found[0] if len(found) == 1 else dict(zip(outputs, found, strict=True))
 
