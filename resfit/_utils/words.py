@@ -98,7 +98,9 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`Model.compute_loss`, with the penalty added to the loss of each example; weight decay: "
         "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
         "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict",
-        "`model.export(path)`": "to_onnx to_torchscript export_savedmodel",
+        "`model.export('net.onnx')`": "to_onnx export_onnx onnx",
+        "`model.export('net.npz')`": "to_torchscript export_savedmodel",
+        "`model.quantize(calibration_data)`": "quantize_static to_int8 int8",
         "`model.summary()`": "plot_model",
         "`model.history`, the History of the last `fit`": "recorder",
     },

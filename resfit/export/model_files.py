@@ -13,7 +13,7 @@ from resfit.data import Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.export import exporter, saving
 from resfit.export.onnx import exporter as onnx
-from resfit.export.onnx import quantization
+from resfit.export.onnx import file, quantization
 from resfit.export.onnx.runtime import OnnxModel
 from resfit.trainer.copied_model import CopiedModel
 
@@ -180,8 +180,9 @@ class ModelFiles(CopiedModel):
         example = quantization.example(calibration, self._learned.inputs)
         names = self._learned.labels.names if class_names is None else class_names
         settings = self._settings("logits", weights, names, opset, True)
-        built = onnx.build(self._context.state.module_with(weights), example, settings)
-        return quantization.quantized(built, calibration, validation)
+        file.check_opset(opset)
+        network = onnx.written(self._context.state.module_with(weights), example, settings)
+        return quantization.quantized(network, calibration, validation)
 
     def _settings(
         self, outputs: str, weights: str, names: Sequence[str] | None, opset: int | None, dynamic_batch: bool

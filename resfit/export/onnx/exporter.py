@@ -1,5 +1,6 @@
 """Export of a model as an ONNX file, which other runtimes read, and its comparison with `Model.predict`."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -59,10 +60,16 @@ class Settings(NamedTuple):
     dynamic_batch: bool = True
 
 
-class OnnxContent(NamedTuple):
-    """A finished file: the bytes of the model, its metadata, and the function of the original network."""
+class Written(NamedTuple):
+    """A network as a graph.
 
-    model: bytes
+    Attributes:
+      graph: with the preprocessing, the network, and the function of its outputs.
+      metadata: the metadata of the file.
+      original: the function of a batch that `Model.predict` computes, for comparisons.
+    """
+
+    graph: Graph
     metadata: dict[str, Any]
     original: Callable[[Any], Any]
 
@@ -77,14 +84,15 @@ def export(path: str | os.PathLike[str], module: Any, example: Any, settings: Se
       settings: see there.
     """
     path = pathlib.Path(expand_user(path))
-    content, said = compare(build(module, example, settings), example)
+    file.check_opset(settings.opset)
+    content, said = compare(written(module, example, settings), example)
     if jax.process_index() == 0:
         write(path, content)
         Console().print(said, highlight=False)
 
 
-def build(module: Any, example: Any, settings: Settings) -> OnnxContent:
-    """Return the ONNX file of a model, without a comparison.
+def written(module: Any, example: Any, settings: Settings) -> Written:
+    """Return a model as a graph, with folded batch norms, in float32.
 
     Args:
       module: the module with the weights to export.
@@ -93,20 +101,18 @@ def build(module: Any, example: Any, settings: Settings) -> OnnxContent:
 
     Raises:
       ExportError: for an operation that ONNX lacks, a module that depends on the batch size, or invalid settings.
-      MissingPackageError: if onnx is not installed.
     """
     check_network(module, settings.outputs)
     opset = DEFAULT_OPSET if settings.opset is None else settings.opset
-    file.check_opset(opset)
     finish = (losses.MULTI_LABEL_FINISHES if settings.multi_label else losses.FINISHES)[settings.outputs]
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
-    prepared = one if settings.preprocess is None else jax.eval_shape(settings.preprocess, one)
-    folded = fold_if_possible(module, prepared)
+    folded = fold_if_possible(module, one if settings.preprocess is None else jax.eval_shape(settings.preprocess, one))
     exported = function(folded, "float32", settings.preprocess, finish, settings.seed)
     rows: Any = jax.export.symbolic_shape("batch")[0] if settings.dynamic_batch else 1
     g = Graph(opset, rows if settings.dynamic_batch else None)
     names, shape = _write(g, exported, example, rows, settings.outputs, type(module).__name__)
     simplify(g)
+    classes = settings.class_names
     metadata = {
         "format": file.FORMAT,
         "versions": {"resfit": importlib.metadata.version("resfit"), "jax": jax.__version__},
@@ -118,9 +124,7 @@ def build(module: Any, example: Any, settings: Settings) -> OnnxContent:
         "outputs": settings.outputs,
         "output_names": names,
         "multi_label": settings.multi_label,
-        "class_names": None
-        if settings.class_names is None
-        else checked_names(settings.class_names, shape, settings.outputs),
+        "class_names": None if classes is None else checked_names(classes, shape, settings.outputs),
         "preprocess": preprocess_.to_config(settings.preprocess),
         "transforms": to_config(settings.transforms),
         "weights_are": settings.weights,
@@ -128,8 +132,7 @@ def build(module: Any, example: Any, settings: Settings) -> OnnxContent:
         "quantization": None,
     }
     as_predict = function(module, settings.precision, settings.preprocess, finish, settings.seed)
-    original = jax.jit(lambda x: as_predict.predict(as_predict.arrays, x))
-    return OnnxContent(file.content(g, metadata), metadata, original)
+    return Written(g, metadata, functools.partial(jax.jit(as_predict.predict), as_predict.arrays))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -169,31 +172,30 @@ def _write(
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def compare(built: OnnxContent, example: Any) -> tuple[bytes, str]:
+def compare(network: Written, example: Any) -> tuple[bytes, str]:
     """Run random inputs through onnxruntime and through `Model.predict`'s function.
 
     Args:
-      built: the file.
+      network: the graph.
       example: shape and dtype of one example.
 
     Returns:
-      The file with the result in its metadata as "parity", and a sentence about it.
+      The ONNX file with the result in its metadata as "parity", and a sentence about it.
     """
+    content = file.content(network.graph, network.metadata)
     parity: dict[str, Any] = {"runtime": None, "rows": 0}
     said = "onnxruntime is not installed, so the ONNX file was not compared with predict. Install resfit[onnx]."
     if importlib.util.find_spec("onnxruntime") is not None:
-        rows = _COMPARED_ROWS
-        x = jax.tree.map(lambda leaf: preprocess_.random_batch(leaf, rows), example)
-        loaded = OnnxModel(built.model)
-        expected = jax.tree.leaves(jax.tree.map(np.asarray, built.original(x)))
-        found = jax.tree.leaves(_in_order(loaded.predict(jax.tree.map(np.asarray, x)), built.metadata))
-        version = importlib.metadata.version("onnxruntime")
-        parity = {"runtime": f"onnxruntime {version}", "rows": rows, **differences(found, expected)}
+        x = jax.tree.map(lambda leaf: np.asarray(preprocess_.random_batch(leaf, _COMPARED_ROWS)), example)
+        found = _in_order(OnnxModel(content).predict(x), network.metadata)
+        expected = [np.asarray(leaf) for leaf in jax.tree.leaves(network.original(x))]
+        runtime = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+        parity = {"runtime": runtime, "rows": _COMPARED_ROWS, **differences(found, expected)}
         said = (
-            f"ONNX file compared with predict in {parity['runtime']} on {rows} random inputs: largest difference "
+            f"ONNX file compared with predict in {runtime} on {_COMPARED_ROWS} random inputs: largest difference "
             f"{parity['largest_difference']:.2g}, same class for {parity['same_class']:.0%}."
         )
-    return file.with_metadata(built.model, {**built.metadata, "parity": parity}), said
+    return file.with_metadata(content, file.encoded({**network.metadata, "parity": parity})), said
 
 
 def _in_order(outputs: Any, metadata: Mapping[str, Any]) -> list[Any]:

@@ -17,14 +17,14 @@ OLDEST_OPSET = 13  # the first one with scales per channel in QuantizeLinear
 
 
 def check_opset(opset: Any) -> None:
-    """Raise if the installed `onnx` does not have this version of the operations.
+    """Raise if the installed `onnx` does not have this version of the operations; None is the default version.
 
     Raises:
       ExportError: for any other version.
       MissingPackageError: if onnx is not installed.
     """
     newest = load_package("onnx", "Export to ONNX", INSTALL).defs.onnx_opset_version()
-    if not is_int(opset, OLDEST_OPSET) or opset > newest:
+    if opset is not None and (not is_int(opset, OLDEST_OPSET) or opset > newest):
         raise ExportError(
             f"export received opset={opset!r}. Expected a version from {OLDEST_OPSET} to {newest}, the newest of the "
             "installed onnx. Omit opset for the version that most runtimes read."
@@ -50,25 +50,33 @@ def content(g: Graph, metadata: Mapping[str, Any]) -> bytes:
     opsets = [helper.make_opsetid("", g.opset)]
     model = helper.make_model(graph, producer_name="resfit", opset_imports=opsets)
     model.ir_version = helper.find_min_ir_version_for(opsets)  # the newest version is unknown to older runtimes
-    helper.set_model_props(model, {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()})
+    helper.set_model_props(model, encoded(metadata))
     onnx.checker.check_model(model, full_check=True)
     found: bytes = model.SerializeToString()
     return found
 
 
-def with_metadata(model: bytes, metadata: Mapping[str, Any]) -> bytes:
-    """Return the bytes of an ONNX file with other metadata.
+def encoded(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return JSON values as the texts of `metadata_props`.
+
+    Example:
+      >>> encoded({"class_names": ["cat", "dog"]})
+      {'class_names': '["cat", "dog"]'}
+    """
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
+
+
+def with_metadata(model: bytes, texts: dict[str, str]) -> bytes:
+    """Return the bytes of an ONNX file with other `metadata_props`.
 
     Args:
       model: the bytes of a file.
-      metadata: JSON values by name.
+      texts: by name, see `encoded`.
     """
     onnx = load_package("onnx", "Export to ONNX", INSTALL)
     found = onnx.load_model_from_string(model)
     del found.metadata_props[:]
-    onnx.helper.set_model_props(
-        found, {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
-    )
+    onnx.helper.set_model_props(found, texts)
     content: bytes = found.SerializeToString()
     return content
 

@@ -19,7 +19,7 @@ from resfit._utils.optional_import import load_package
 from resfit.data import Batches
 from resfit.errors import DataError, ExportError
 from resfit.export.onnx import file
-from resfit.export.onnx.exporter import OnnxContent, differences
+from resfit.export.onnx.exporter import Written, differences
 from resfit.export.onnx.runtime import OnnxModel
 from resfit.metrics import Accuracy, BinaryAccuracy
 from resfit.trainer.learned.input_format import InputFormat
@@ -46,11 +46,11 @@ def example(calibration: Batches, inputs: InputFormat) -> Any:
     return preprocess_.example(first.x)
 
 
-def quantized(built: OnnxContent, calibration: Batches, validation: Batches | None) -> OnnxModel:
-    """Return the int8 model of a float32 file, and print the comparison of both.
+def quantized(network: Written, calibration: Batches, validation: Batches | None) -> OnnxModel:
+    """Return the int8 model of a network, and print the comparison of both.
 
     Args:
-      built: the file, with logits as its outputs.
+      network: the network in float32, with logits as its outputs.
       calibration: images whose activations determine the scales.
       validation: images with labels for the accuracy; None to compare the classes on the calibration data only.
 
@@ -58,25 +58,25 @@ def quantized(built: OnnxContent, calibration: Batches, validation: Batches | No
       ExportError: if the network has several outputs, or nothing to quantize.
       MissingPackageError: if onnx or onnxruntime is not installed.
     """
-    if len(built.metadata["output_names"]) != 1:
+    if len(network.metadata["output_names"]) != 1:
         raise ExportError(
-            f"quantize received a network with the outputs {built.metadata['output_names']}. Expected one output, whose "
-            "classes are compared. Export it in float32: model.export('net.onnx')."
+            f"quantize received a network with the outputs {network.metadata['output_names']}. Expected one output: "
+            "the classes are compared. Export it in float32: model.export('net.onnx')."
         )
-    model = OnnxModel(file.with_metadata(_quantize(built, calibration), built.metadata))
-    multi_label = built.metadata["multi_label"]
-    report = _comparison(model, built, calibration if validation is None else validation, multi_label)
+    model = OnnxModel(file.with_metadata(_quantize(network, calibration), file.encoded(network.metadata)))
+    multi_label = network.metadata["multi_label"]
+    report = _comparison(model, network, calibration if validation is None else validation, multi_label)
     report = {"weights": "int8 per channel", "activations": "uint8 per array", **report}
     Console().print(_said(report), highlight=False)
-    return OnnxModel(file.with_metadata(model.content, {**built.metadata, "quantization": report}))
+    return OnnxModel(file.with_metadata(model.content, file.encoded({**network.metadata, "quantization": report})))
 
 
-def _quantize(built: OnnxContent, calibration: Batches) -> bytes:
+def _quantize(network: Written, calibration: Batches) -> bytes:
     tools = load_package("onnxruntime.quantization", "Quantization", file.INSTALL)
-    ports = OnnxModel(built.model).ports
+    ports = [port.name for port in network.graph.inputs]
     with tempfile.TemporaryDirectory() as folder:
         source, target = (pathlib.Path(folder) / name for name in ("float.onnx", "int8.onnx"))
-        source.write_bytes(file.with_metadata(built.model, _PREPARED))
+        source.write_bytes(file.with_metadata(file.content(network.graph, {}), _PREPARED))
         tools.quantize_static(
             source, target, _reader(tools, ports, calibration), quant_format=tools.QuantFormat.QDQ, per_channel=True,
             activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QInt8,
@@ -107,13 +107,13 @@ def _rows(data: Batches) -> Iterator[list[Any]]:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def _comparison(model: OnnxModel, built: OnnxContent, data: Batches, multi_label: bool) -> dict[str, Any]:
+def _comparison(model: OnnxModel, network: Written, data: Batches, multi_label: bool) -> dict[str, Any]:
     """Return the accuracy of both models, if there are labels, and the share of rows with the same class."""
     metric: Any = BinaryAccuracy if multi_label else Accuracy
     totals, same, rows = {"accuracy_float32": metric.empty(), "accuracy_int8": metric.empty()}, 0.0, 0
     labeled = True
     for batch in data.epoch(0):
-        logits = {"accuracy_float32": np.asarray(built.original(batch.x)), "accuracy_int8": model.predict(batch.x)}
+        logits = {"accuracy_float32": np.asarray(network.original(batch.x)), "accuracy_int8": model.predict(batch.x)}
         count = batch.size
         found, expected = (logits[name][:count] for name in ("accuracy_int8", "accuracy_float32"))
         same, rows = same + count * differences([found], [expected])["same_class"], rows + count
