@@ -40,7 +40,7 @@ def _convolution(node: Node, x: Any, kernel: Any, bias: Any = 0.0) -> Any:
         x, kernel, p["strides"], [*zip(p["pads"][:half], p["pads"][half:], strict=True)],
         rhs_dilation=p["dilations"], feature_group_count=p["group"],
     )  # fmt: skip
-    return y + np.reshape(bias, (-1,) + (1,) * half)
+    return np.asarray(y) + np.reshape(np.asarray(bias, x.dtype), (-1,) + (1,) * half)
 
 
 def _transposed_convolution(node: Node, x: Any, kernel: Any) -> Any:

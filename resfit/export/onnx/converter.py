@@ -72,7 +72,7 @@ def _shown(eqn: Any) -> str:
 
 def _folded(eqn: Any, inputs: Sequence[Value]) -> list[Value] | None:
     """Return the results of a primitive that reads constants only, or None."""
-    if any(value.array is None for value in inputs) or eqn.primitive.name == "broadcast_in_dim":
+    if any(value.array is None for value in inputs) or eqn.primitive.name in ("broadcast_in_dim", "dim_as_value"):
         return None
     name = eqn.primitive.name
     arrays: list[Any] = [value.array for value in inputs]

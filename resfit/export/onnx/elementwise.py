@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit.export.onnx.graph import Graph, Value, constant, identity, stored_dtype
+from resfit.export.onnx.graph import Graph, Shape, Value, constant, identity, stored_dtype
 
 # A rule appends the nodes of one primitive and returns its results: (graph, equation, inputs) -> value or values.
 Rule = Callable[[Graph, Any, Sequence[Value]], Any]
@@ -45,12 +45,16 @@ def apply(g: Graph, op: str, inputs: Sequence[Value], dtype: Any, **attributes: 
     whole = [value for value in inputs if len(value.shape) == rank]
     order = next((value.order for value in whole if value.array is None), identity(rank))
     names = [g.stored(value, order if len(value.shape) == rank else ()) for value in inputs]
-    found = g.add(op, names, whole[0].shape, dtype, order, **attributes)
-    return found._replace(dims=tuple(_widest(sizes) for sizes in zip(*(value.dims for value in whole), strict=True)))
+    found = g.add(op, names, _widest([value.shape for value in whole]), dtype, order, **attributes)
+    return found._replace(dims=_widest([value.dims for value in whole]))
 
 
-def _widest(sizes: Sequence[Any]) -> Any:
-    return next((size for size in sizes if not (isinstance(size, int) and size == 1)), 1)
+def _widest(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of a result, as NumPy's broadcasting decides it."""
+    return tuple(
+        next((size for size in sizes if not (isinstance(size, int) and size == 1)), 1)
+        for sizes in zip(*shapes, strict=True)
+    )
 
 
 def _same(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
@@ -119,6 +123,11 @@ def _not_equal(g: Graph, _: Any, inputs: Sequence[Value]) -> Value:
     return apply(g, "Not", [apply(g, "Equal", inputs, np.bool_)], np.bool_)
 
 
+def _is_finite(g: Graph, _: Any, inputs: Sequence[Value]) -> Value:
+    (x,) = inputs
+    return apply(g, "Less", [apply(g, "Abs", [x], x.dtype), number(x, np.inf)], np.bool_)
+
+
 def _select(g: Graph, _: Any, inputs: Sequence[Value]) -> Value | None:
     which, *cases = inputs
     if which.dtype != np.bool_ or len(cases) != 2:
@@ -145,9 +154,11 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     **dict.fromkeys(_UNCHANGED, _unchanged),
     "clamp": _clamp,
     "convert_element_type": _cast,
+    "erfc": _composed(("Erf", ""), ("Sub", "1^")),
     "exp2": _composed(("Pow", "2^")),
     "expm1": _composed(("Exp", ""), ("Sub", "1")),
     "integer_pow": _integer_pow,
+    "is_finite": _is_finite,
     "log1p": _composed(("Add", "1"), ("Log", "")),
     "ne": _not_equal,
     "rem": _remainder,

@@ -187,18 +187,17 @@ class Graph:
     def stored(self, value: Value, order: Order | None = None) -> str:
         """Return the name of a value whose axes are stored in an order; the program's order by default."""
         order = identity(len(value.shape)) if order is None else order
-        key = (value.name or id(value.array), order)
+        moved = tuple(value.order.index(axis) for axis in order)
+        key = (value.name or id(value.array), moved)
         if key not in self._transposed:
-            self._transposed[key] = (value.array, self._in_order(value, order))  # the array keeps its id taken
+            self._transposed[key] = (value.array, self._in_order(value, moved))  # the array keeps its id taken
         return self._transposed[key][1]
 
-    def _in_order(self, value: Value, order: Order) -> str:
+    def _in_order(self, value: Value, axes: Order) -> str:
+        """Return the name of a value with its stored axes in another order."""
         if value.array is not None:
-            return self.constant(value.array.transpose(order), value.label)
-        name = str(value.name)
-        if order == value.order:
-            return name
-        return self.raw("Transpose", name, perm=[value.order.index(axis) for axis in order])
+            return self.constant(value.array.transpose(axes), value.label)
+        return str(value.name) if axes == identity(len(axes)) else self.raw("Transpose", str(value.name), perm=[*axes])
 
     def full(self, value: Value) -> Value:
         """Return a value whose stored sizes are those of the program."""

@@ -95,6 +95,13 @@ def _concatenate(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
     return g.add("Concat", names, aval.shape, aval.dtype, order, axis=order.index(eqn.params["dimension"]))
 
 
+def _stack(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
+    axis, aval = eqn.params["axis"], eqn.outvars[0].aval
+    place = g.constant(np.array([axis], np.int64))
+    names = [g.raw("Unsqueeze", g.stored(g.full(x)), place) for x in inputs]
+    return g.add("Concat", names, aval.shape, aval.dtype, axis=axis)
+
+
 def _pad(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
     x, filler = g.full(inputs[0]), inputs[1]
     config, aval = eqn.params["padding_config"], eqn.outvars[0].aval
@@ -143,12 +150,12 @@ def _slice(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
 def _dynamic_slice(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
     x, *starts = inputs
     sizes = eqn.params["slice_sizes"]
-    if any(start.array is None for start in starts):
-        return None
     cuts = {}
     for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         if size != x.shape[axis]:
-            first = int(np.clip(int(start.array.reshape(())), 0, x.shape[axis] - size))  # type: ignore[union-attr]
+            if start.array is None:
+                return None
+            first = int(np.clip(int(start.array.reshape(())), 0, x.shape[axis] - size))
             cuts[axis] = (first, first + size, 1)
     return _sliced(g, x, cuts, tuple(eqn.outvars[0].aval.shape))
 
@@ -202,9 +209,11 @@ def _grid(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value | None:
             places = np.arange(places[0], places[0] + sizes[axis])
         x = _places(g, x, axis, places)
         source.update(dict.fromkeys(varies, axis))
-    if len(source) != numbers.ndim - 1:
-        return None
     dropped = [axis for axis in d.collapsed_slice_dims if axis not in source.values()]
+    for k in set(range(numbers.ndim - 1)) - set(source):
+        if numbers.shape[k] != 1 or not dropped:
+            return None
+        source[k] = dropped.pop()  # an axis with one entry, as this one
     offsets = iter(axis for axis in range(len(x.shape)) if axis not in d.collapsed_slice_dims)
     listed = iter(range(numbers.ndim - 1))
     axes = [next(offsets) if i in d.offset_dims else source[next(listed)] for i in range(len(aval.shape))]
@@ -263,12 +272,20 @@ def _cumulative_sum(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
     return g.add("CumSum", [g.stored(x, x.order), axis], x.shape, x.dtype, x.order, reverse=int(eqn.params["reverse"]))
 
 
+def _size(g: Graph, eqn: Any, _: Sequence[Value]) -> Value:
+    """Return the batch size as a number."""
+    vector = g.lengths([eqn.params["dim"]])
+    found = g.add("Squeeze", [vector, g.constant(np.array([0], np.int64))], (), np.int64)
+    return cast(g, found, eqn.outvars[0].aval.dtype)
+
+
 RULES: Mapping[str, Rule] = MappingProxyType({
     "argmax": _argument("ArgMax"),
     "argmin": _argument("ArgMin"),
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "cumsum": _cumulative_sum,
+    "dim_as_value": _size,
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
     "pad": _pad,
@@ -281,6 +298,7 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "transpose": _transpose,
 })  # fmt: skip
 """The rule of each of these primitives; a rule returns None for a form that ONNX lacks."""
