@@ -175,7 +175,7 @@ def test_integers_and_several_inputs() -> None:
         (2,),
         dtype=np.int32,
     )
-    check(lambda x, y: (x + y, jnp.einsum('nij,nkj->nik', x, y)), (4, 3), (4, 3))
+    check(lambda x, y: (x + y, jnp.einsum("nij,nkj->nik", x, y)), (4, 3), (4, 3))
 
 
 STEPS: dict[str, Callable[[jax.Array], jax.Array]] = {
