@@ -107,6 +107,10 @@ def _normalization(node: Node, x: Any, scale: Any, bias: Any, mean: Any, varianc
     return (x - column(mean)) / np.sqrt(column(variance) + node.attributes["epsilon"]) * column(scale) + column(bias)
 
 
+def _running_sum(node: Node, x: Any, axis: Any) -> Any:
+    return np.flip(np.flip(x, axis).cumsum(axis), axis) if node.attributes["reverse"] else x.cumsum(axis)
+
+
 def _plain(function: Any) -> Callable[..., Any]:
     return lambda node, *inputs: function(*inputs)
 
@@ -120,8 +124,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
             "GreaterOrEqual": np.greater_equal, "Identity": np.asarray, "IsNaN": np.isnan, "Less": np.less,
             "LessOrEqual": np.less_equal, "Log": np.log, "MatMul": np.matmul, "Max": np.maximum, "Min": np.minimum,
             "Mul": np.multiply, "Neg": np.negative, "Not": np.logical_not, "Or": np.logical_or, "Pow": np.power,
-            "Reciprocal": np.reciprocal, "Relu": lambda x: np.maximum(x, 0), "Round": np.round, "Sigmoid": jax.nn.sigmoid,
-            "Sign": np.sign, "Sin": np.sin, "Sqrt": np.sqrt, "Sub": np.subtract, "Tan": np.tan, "Tanh": np.tanh,
+            "Reciprocal": np.reciprocal, "Relu": lambda x: np.maximum(x, 0), "Round": np.round,
+            "Sigmoid": jax.nn.sigmoid, "Sign": np.sign, "Sin": np.sin, "Sqrt": np.sqrt,
+            "Sub": np.subtract, "Tan": np.tan, "Tanh": np.tanh,
             "Where": np.where, "Xor": np.logical_xor, "Shape": lambda x: np.array(x.shape, np.int64),
             "Expand": lambda x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape))),
             "Gemm": lambda a, b, c: a @ b + c, "Reshape": lambda x, shape: x.reshape(tuple(shape)),
@@ -137,7 +142,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "Concat": lambda node, *parts: np.concatenate(parts, node.attributes["axis"]),
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
-    "CumSum": lambda node, x, axis: np.flip(np.flip(x, axis).cumsum(axis), axis) if node.attributes["reverse"] else x.cumsum(axis),
+    "CumSum": _running_sum,
     "Div": lambda node, a, b: np.divide(a, b) if a.dtype.kind == "f" else np.trunc(a / b).astype(a.dtype),
     "Einsum": lambda node, *inputs: np.einsum(node.attributes["equation"], *inputs),
     "Gather": lambda node, x, which: x.take(which, node.attributes["axis"]),

@@ -96,7 +96,14 @@ PAIR = np.random.default_rng(2).normal(size=(3, 3)).astype(np.float32)
 
 FUNCTIONS: dict[str, Callable[[jax.Array], Any]] = {
     # elementwise
-    "activations": lambda x: (jax.nn.gelu(x), jax.nn.silu(x), nnx.relu6(x), jax.nn.elu(x), jax.nn.softplus(x), jax.nn.hard_swish(x)),
+    "activations": lambda x: (
+        jax.nn.gelu(x),
+        jax.nn.silu(x),
+        nnx.relu6(x),
+        jax.nn.elu(x),
+        jax.nn.softplus(x),
+        jax.nn.hard_swish(x),
+    ),
     "gelu of erf": lambda x: jax.nn.gelu(x, approximate=False),
     "leaky": lambda x: jax.nn.leaky_relu(x, 0.1),
     "arithmetic": lambda x: (x + 1) * (2 - x) / (x**2 + 1) - jnp.abs(x) ** 1.5,
@@ -110,47 +117,99 @@ FUNCTIONS: dict[str, Callable[[jax.Array], Any]] = {
     "half precision": lambda x: x.astype("bfloat16").astype("float32") * 0 + x,
     # shapes
     "transposes": lambda x: (x.transpose(0, 3, 1, 2), x.transpose(0, 2, 1, 3) + 1, x.mT),
-    "reshapes": lambda x: (x.reshape(x.shape[0], -1), x.reshape(x.shape[0], 3, 2, -1), x.reshape(-1, 7)[:, 0].reshape(x.shape[0], -1)),
-    "broadcasts": lambda x: (x + RAMP, x * x.mean((1, 2), keepdims=True), x[..., :1] + x, jnp.broadcast_to(x[:, :1], x.shape)),
+    "reshapes": lambda x: (
+        x.reshape(x.shape[0], -1),
+        x.reshape(x.shape[0], 3, 2, -1),
+        x.reshape(-1, 7)[:, 0].reshape(x.shape[0], -1),
+    ),
+    "broadcasts": lambda x: (
+        x + RAMP,
+        x * x.mean((1, 2), keepdims=True),
+        x[..., :1] + x,
+        jnp.broadcast_to(x[:, :1], x.shape),
+    ),
     "new axes": lambda x: (x[:, None], x[..., None] * RAMP, jnp.expand_dims(x, (1, 3)).squeeze((1, 3))),
     "zeros of the batch size": lambda x: jnp.concatenate([jnp.zeros((x.shape[0], 2, 7, 3)), x], axis=1),
     "ones beside": lambda x: jnp.ones((x.shape[0], 2)) * x.mean((1, 2, 3))[:, None],
     "slices": lambda x: (x[:, 1:], x[:, ::2, 1::3], x[..., -1], x[:, 2], x[:, ::-1], x[:, -2:, :3, 1:2]),
-    "entries": lambda x: (x[..., jnp.array([2, 0, 1])], jnp.take(x, jnp.array([1, 1, 4]), axis=1), x[:, jnp.array([0, 2]), 3]),
+    "entries": lambda x: (
+        x[..., jnp.array([2, 0, 1])],
+        jnp.take(x, jnp.array([1, 1, 4]), axis=1),
+        x[:, jnp.array([0, 2]), 3],
+    ),
     "entries along axes": lambda x: x[:, np.array([0, 5, 1])[:, None], np.array([3, 2])[None]],
-    "pads": lambda x: (jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0))), jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")),
+    "pads": lambda x: (
+        jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0))),
+        jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect"),
+    ),
     "pads that cut": lambda x: lax.pad(x, 0.5, ((0, 0, 0), (-1, 2, 0), (1, -2, 0), (0, 0, 0))),
     "joins": lambda x: (jnp.concatenate([x, 2 * x], -1), jnp.stack([x, -x], 1), jnp.split(x, [2, 5], 1)),
     "dynamic slice": lambda x: lax.dynamic_slice_in_dim(x, 4, 3, 1),
     # reductions
-    "reductions": lambda x: (x.sum(1), x.mean((1, 2)), x.max(-1), x.min((1, 3)), x.prod(2), x.sum()[None] * jnp.ones((x.shape[0], 1))),
+    "reductions": lambda x: (
+        x.sum(1),
+        x.mean((1, 2)),
+        x.max(-1),
+        x.min((1, 3)),
+        x.prod(2),
+        x.sum()[None] * jnp.ones((x.shape[0], 1)),
+    ),
     "moments": lambda x: (x.var((1, 2)), jax.nn.standardize(x, axis=(1, 2)), jax.nn.logsumexp(x, -1)),
     "largest": lambda x: (x.argmax(-1), x.argmin(1), jax.nn.softmax(x), jax.nn.log_softmax(x, 1)),
     "running sums": lambda x: (x.cumsum(1), lax.cumsum(x, 2, reverse=True)),
     # layers
     "products": lambda x: (x @ MATRIX, x.mean((1, 2)) @ MATRIX + 1.0, x.mean((1, 2)) @ MATRIX.T[:3].T[:, :3] + RAMP),
-    "einsums": lambda x: (jnp.einsum("nhwc,nhvc->nwv", x, x), jnp.einsum("nhwc,cd->ndhw", x, MATRIX), jnp.einsum("nhwc,hd->nwcd", x, np.ones((6, 2), "f4"))),
-    "convolutions": lambda x: (conv(x, (3, 3, 3, 4)), conv(x, (3, 2, 3, 4), window_strides=(2, 1), padding=((1, 1), (0, 2)), rhs_dilation=(1, 2))),
+    "einsums": lambda x: (
+        jnp.einsum("nhwc,nhvc->nwv", x, x),
+        jnp.einsum("nhwc,cd->ndhw", x, MATRIX),
+        jnp.einsum("nhwc,hd->nwcd", x, np.ones((6, 2), "f4")),
+    ),
+    "convolutions": lambda x: (
+        conv(x, (3, 3, 3, 4)),
+        conv(x, (3, 2, 3, 4), window_strides=(2, 1), padding=((1, 1), (0, 2)), rhs_dilation=(1, 2)),
+    ),
     "groups": lambda x: conv(x, (3, 3, 1, 6), feature_group_count=3),
-    "other layouts": lambda x: (conv(x.transpose(0, 3, 1, 2), (4, 3, 2, 2), spec=("NCHW", "OIHW", "NHWC")), conv(x[:, 0], (3, 3, 4), spec=("NWC", "WIO", "NWC"), window_strides=(2,))),
-    "a kernel of the input": lambda x: lax.conv_general_dilated(x, x[:1].mean((0, 1))[None, :, :, None] * jnp.ones((1, 1, 1, 2)), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-    "transposed convolution": lambda x: (lax.conv_transpose(x, np.ones((3, 3, 3, 2), "f4") * PAIR[..., None, None], (2, 2), "SAME"), lax.conv_transpose(x, np.ones((2, 2, 3, 2), "f4"), (2, 3), "VALID")),
+    "other layouts": lambda x: (
+        conv(x.transpose(0, 3, 1, 2), (4, 3, 2, 2), spec=("NCHW", "OIHW", "NHWC")),
+        conv(x[:, 0], (3, 3, 4), spec=("NWC", "WIO", "NWC"), window_strides=(2,)),
+    ),
+    "a kernel of the input": lambda x: lax.conv_general_dilated(
+        x,
+        x[:1].mean((0, 1))[None, :, :, None] * jnp.ones((1, 1, 1, 2)),
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    "transposed convolution": lambda x: (
+        lax.conv_transpose(x, np.ones((3, 3, 3, 2), "f4") * PAIR[..., None, None], (2, 2), "SAME"),
+        lax.conv_transpose(x, np.ones((2, 2, 3, 2), "f4"), (2, 3), "VALID"),
+    ),
     "scaled convolution": lambda x: (conv(x, (1, 1, 3, 3)) * RAMP - RAMP) / (RAMP + 1) + 1,
     "two readers of a convolution": lambda x: (y := conv(x, (1, 1, 3, 3)), y * RAMP + 1),
-    "pooling": lambda x: (nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), nnx.avg_pool(x, (2, 3), (2, 1)), nnx.max_pool(x, (2, 2), (1, 2))),
+    "pooling": lambda x: (
+        nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),
+        nnx.avg_pool(x, (2, 3), (2, 1)),
+        nnx.max_pool(x, (2, 2), (1, 2)),
+    ),
     "pooling of rows": lambda x: window(x, -np.inf, lax.max, (1, 3, 1, 1), (1, 2, 1, 1), "SAME"),
     "sums in windows": lambda x: window(x.transpose(0, 3, 1, 2), 0.0, lax.add, (1, 1, 2, 2), (1, 1, 2, 2), "VALID"),
-    "dilated pooling": lambda x: window(x, -np.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID", window_dilation=(1, 2, 1, 1)),
+    "dilated pooling": lambda x: window(
+        x, -np.inf, lax.max, (1, 2, 2, 1), (1, 1, 1, 1), "VALID", window_dilation=(1, 2, 1, 1)
+    ),
     # programs inside of programs
     "calls": lambda x: jax.checkpoint(jax.jit(lambda y: nnx.relu(y) * 2))(x),
-    "scan": lambda x: lax.scan(lambda carry, w: (jnp.tanh(carry @ w), carry.mean((1, 2, 3))), x, np.stack([PAIR, -PAIR, PAIR]))[0],
-    "scan of outputs": lambda x: lax.scan(lambda carry, row: (carry + row, carry * 2), x[:, 0], x.transpose(1, 0, 2, 3), reverse=True)[0],
+    "scan": lambda x: lax.scan(
+        lambda carry, w: (jnp.tanh(carry @ w), carry.mean((1, 2, 3))), x, np.stack([PAIR, -PAIR, PAIR])
+    )[0],
+    "scan of outputs": lambda x: lax.scan(
+        lambda carry, row: (carry + row, carry * 2), x[:, 0], x.transpose(1, 0, 2, 3), reverse=True
+    )[0],
     "a constant choice": lambda x: lax.cond(np.float32(1) > 0, lambda: x + 1, lambda: x - 1),
     "random numbers of a constant key": lambda x: x + jax.random.normal(jax.random.key(0), (7, 3)),
     "attention": lambda x: nnx.dot_product_attention(x, x, x),
     "the input itself": lambda x: (x, x),
     "constants only": lambda x: jnp.zeros((x.shape[0], 2)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -301,9 +360,12 @@ def test_the_metadata_describe_the_file() -> None:
         (lambda x: jnp.sort(x, axis=1), r"jax\.lax\.sort with \(float32\[batch,6,7,3\]"),
         (lambda x: lax.while_loop(lambda y: y.max() < 3, lambda y: y + 1, x), r"jax\.lax\.while"),
         (lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0), (0, 0, 0))), r"jax\.lax\.pad"),
-        (lambda x: x.reshape(-1, 3).reshape(x.shape[0] * 2, -1) + jnp.ones((x.shape[0] * 2, 1)) @ jnp.ones((1, 63)), "has an axis of the size 2"),
+        (
+            lambda x: x.reshape(-1, 3).reshape(x.shape[0] * 2, -1) + jnp.ones((x.shape[0] * 2, 1)) @ jnp.ones((1, 63)),
+            "has an axis of the size 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_onnx_lacks_raises_with_the_primitive(function: Any, said: str) -> None:
     with pytest.raises(ExportError, match=said):
         graph(function, draw(2, IMAGES))

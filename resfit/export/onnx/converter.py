@@ -34,7 +34,8 @@ def _run(g: Graph, jaxpr: Any, consts: Sequence[Value], inputs: Sequence[Value])
     known: dict[Any, Value] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
     def value(atom: Any) -> Value:
-        return constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+        # The value of a literal can be a number of Python.
+        return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
         found = _equation(g, eqn, [value(atom) for atom in eqn.invars])
