@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.random_inputs import random_batch as _random_batch
 from resfit.errors import CompileError, DataError
 
 Preprocess = Callable[[Any], Any]
@@ -177,9 +178,9 @@ def same_values(one: Preprocess | None, other: Preprocess | None, example: Any =
     if one is other:  # objects that hold arrays may not support ==
         return True
     if example is not None:
-        return _same_on(jax.tree.map(random_batch, example), one, other)
+        return _same_on(jax.tree.map(_random_batch, example), one, other)
     channels = [len(known.mean) for known in (one, other) if isinstance(known, Normalize)]
-    batch = random_batch(typical_example(channels[0] if channels else 3))
+    batch = _random_batch(typical_example(channels[0] if channels else 3))
     try:
         return _same_on(batch, one, other)
     except Exception as error:
@@ -206,23 +207,6 @@ def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtype
       ShapeDtypeStruct(shape=(8, 8, 3), dtype=float32)
     """
     return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
-
-
-def random_batch(one: jax.ShapeDtypeStruct, rows: int = 2) -> jax.Array:
-    """Return random examples: 0 to 255 for uint8, 0 and 1 for other integers, normal for floats.
-
-    Args:
-      one: shape and dtype of one example.
-      rows: the number of examples.
-
-    Example:
-      >>> random_batch(jax.ShapeDtypeStruct((4, 4, 3), jnp.float32), rows=5).shape
-      (5, 4, 4, 3)
-    """
-    draws, shape = np.random.default_rng(0), (rows, *one.shape)
-    if jnp.issubdtype(one.dtype, jnp.floating):
-        return jnp.asarray(draws.normal(size=shape), one.dtype)
-    return jnp.asarray(draws.integers(0, 256 if one.dtype == jnp.uint8 else 2, shape), one.dtype)
 
 
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:

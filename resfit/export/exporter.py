@@ -30,6 +30,7 @@ from resfit.export.program import check_network, checked_names, explaining_batch
 from resfit.nets import fold_batch_norm
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members, so that equal models give equal files
 
 
@@ -167,13 +168,18 @@ def _check_arguments(path: pathlib.Path, module: Any, outputs: str, platforms: S
         raise ExportError(f"export received platforms={platforms!r}. Expected a list of some of {list(PLATFORMS)}.")
 
 
-def is_onnx(path: str | os.PathLike[str], opset: int | None, dynamic_batch: bool) -> bool:
+def is_onnx(path: str | os.PathLike[str], opset: int | None, dynamic_batch: bool, platforms: Sequence[str]) -> bool:
     """Return True for the path of an ONNX file.
 
     Raises:
-      ExportError: for arguments of ONNX and another path.
+      ExportError: for arguments of the other kind of file.
     """
     if pathlib.Path(path).suffix == ".onnx":
+        if tuple(platforms) != DEFAULT_PLATFORMS:
+            raise ExportError(
+                f"export received platforms={platforms!r} with the path {str(path)!r}. Expected platforms with '.npz' "
+                "only: the runtime decides where an ONNX file runs. Omit platforms."
+            )
         return True
     if opset is not None or not dynamic_batch:
         raise ExportError(

@@ -93,7 +93,7 @@ class ModelFiles(CopiedModel):
         weights: str = "raw",
         fold_batch_norm: bool = False,
         class_names: Sequence[str] | None = None,
-        platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+        platforms: Sequence[str] = exporter.DEFAULT_PLATFORMS,
         opset: int | None = None,
         dynamic_batch: bool = True,
     ) -> None:
@@ -126,7 +126,7 @@ class ModelFiles(CopiedModel):
         state, inputs, labels = self._context.state, self._learned.inputs, self._learned.labels
         example = exporter.inputs(inputs.example, input_shape, input_dtype, inputs.preprocess, inputs.trained_on)
         module, names = state.module_with(weights), labels.names if class_names is None else class_names
-        if exporter.is_onnx(path, opset, dynamic_batch):
+        if exporter.is_onnx(path, opset, dynamic_batch, platforms):
             onnx.export(path, module, example, self._settings(outputs, weights, names, opset, dynamic_batch))
             return
         exporter.export(

@@ -212,7 +212,15 @@ FUNCTIONS: dict[str, Callable[[jax.Array], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# One row of each kind; the others are slow.
+QUICK = {
+    "activations", "choices", "transposes", "broadcasts", "zeros of the batch size", "slices", "entries", "joins",
+    "reductions", "products", "einsums", "convolutions", "transposed convolution", "two readers of a convolution",
+    "pooling", "scan", "random numbers of a constant key",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", levels.only(QUICK, FUNCTIONS))
 def test_a_graph_computes_what_jax_computes_for_batches_of_any_size(name: str) -> None:
     check(FUNCTIONS[name], IMAGES)
 

@@ -34,8 +34,10 @@ def _run(g: Graph, jaxpr: Any, consts: Sequence[Value], inputs: Sequence[Value])
     known: dict[Any, Value] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
     def value(atom: Any) -> Value:
-        # The value of a literal can be a number of Python.
-        return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else known[atom]
+        if not isinstance(atom, core.Literal):
+            return known[atom]
+        aval: Any = atom.aval
+        return constant(np.asarray(atom.val, aval.dtype))  # the value can be a number of Python
 
     for eqn in jaxpr.eqns:
         found = _equation(g, eqn, [value(atom) for atom in eqn.invars])

@@ -17,6 +17,7 @@ from resfit import losses
 from resfit import preprocess as preprocess_
 from resfit._utils.atomic_write import write
 from resfit._utils.paths import expand_user
+from resfit._utils.random_inputs import random_batch
 from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
 from resfit.export.onnx import file
@@ -112,8 +113,16 @@ def written(module: Any, example: Any, settings: Settings) -> Written:
     g = Graph(opset, rows if settings.dynamic_batch else None)
     names, shape = _write(g, exported, example, rows, settings.outputs, type(module).__name__)
     simplify(g)
+    metadata = _metadata(module, example, settings, g, names, shape)
+    as_predict = function(module, settings.precision, settings.preprocess, finish, settings.seed)
+    return Written(g, metadata, functools.partial(jax.jit(as_predict.predict), as_predict.arrays))
+
+
+def _metadata(
+    module: Any, example: Any, settings: Settings, g: Graph, names: list[str], shape: Sequence[Any]
+) -> dict[str, Any]:
     classes = settings.class_names
-    metadata = {
+    return {
         "format": file.FORMAT,
         "versions": {"resfit": importlib.metadata.version("resfit"), "jax": jax.__version__},
         "module": type(module).__name__,
@@ -128,11 +137,9 @@ def written(module: Any, example: Any, settings: Settings) -> Written:
         "preprocess": preprocess_.to_config(settings.preprocess),
         "transforms": to_config(settings.transforms),
         "weights_are": settings.weights,
-        "opset": opset,
+        "opset": g.opset,
         "quantization": None,
     }
-    as_predict = function(module, settings.precision, settings.preprocess, finish, settings.seed)
-    return Written(g, metadata, functools.partial(jax.jit(as_predict.predict), as_predict.arrays))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -186,7 +193,7 @@ def compare(network: Written, example: Any) -> tuple[bytes, str]:
     parity: dict[str, Any] = {"runtime": None, "rows": 0}
     said = "onnxruntime is not installed, so the ONNX file was not compared with predict. Install resfit[onnx]."
     if importlib.util.find_spec("onnxruntime") is not None:
-        x = jax.tree.map(lambda leaf: np.asarray(preprocess_.random_batch(leaf, _COMPARED_ROWS)), example)
+        x = jax.tree.map(lambda leaf: np.asarray(random_batch(leaf, _COMPARED_ROWS)), example)
         found = _in_order(OnnxModel(content).predict(x), network.metadata)
         expected = [np.asarray(leaf) for leaf in jax.tree.leaves(network.original(x))]
         runtime = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
