@@ -51,10 +51,10 @@ def _equation(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
         return _scan(g, eqn, inputs)
     if name == "cond" and inputs[0].array is not None:
         which = int(np.clip(int(inputs[0].array), 0, len(eqn.params["branches"]) - 1))
-        return convert(g, eqn.params["branches"][which], inputs[1:])
+        return _call(g, eqn.params["branches"][which], inputs[1:])
     inner = next((eqn.params[key] for key in _PROGRAMS if key in eqn.params), None)
     if inner is not None and name != "while":
-        return convert(g, inner, inputs) if hasattr(inner, "consts") else _run(g, inner, [], inputs)
+        return _call(g, inner, inputs)
     if (folded := _folded(eqn, inputs)) is not None:
         return folded
     found = RULES[name](g, eqn, inputs) if name in RULES else None
@@ -65,6 +65,11 @@ def _equation(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
             "part with other functions, or export a program of JAX: a path that ends in '.npz'."
         )
     return found if isinstance(found, list) else [found]
+
+
+def _call(g: Graph, inner: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Append the nodes of a program inside of another one, with its constants or without any."""
+    return convert(g, inner, inputs) if hasattr(inner, "consts") else _run(g, inner, [], inputs)
 
 
 def _shown(eqn: Any) -> str:
@@ -110,15 +115,23 @@ def _is_known(shape: Sequence[Any]) -> bool:
 
 
 def _scan(g: Graph, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """Return the results of a loop of known length, with its body once for each turn."""
-    p, length = eqn.params, eqn.params["length"]
-    consts, carry = list(inputs[: p["num_consts"]]), list(inputs[p["num_consts"] :][: p["num_carry"]])
-    slices = inputs[p["num_consts"] + p["num_carry"] :]
-    turns: list[list[Value]] = [[] for _ in range(length)]
-    for i in reversed(range(length)) if p["reverse"] else range(length):
-        found = convert(g, p["jaxpr"], [*consts, *carry, *(_entry(g, value, i) for value in slices)])
-        carry, turns[i] = found[: p["num_carry"]], found[p["num_carry"] :]
-    return carry + [_stacked(g, parts) for parts in zip(*turns, strict=True)]
+    """Return the results of a loop of known length, with its body once for each turn.
+
+    The parameters that count constants and carried values differ between versions of JAX. Only values that the loop
+    slices or stacks have one axis less in the body.
+    """
+    length, inner = eqn.params["length"], eqn.params["jaxpr"]
+    body = getattr(inner, "jaxpr", inner)
+    whole, carried = (
+        sum(len(atom.aval.shape) == len(own.aval.shape) for atom, own in zip(outer, inside, strict=True))
+        for outer, inside in ((eqn.invars, body.invars), (eqn.outvars, body.outvars))
+    )
+    consts, carry, slices = inputs[: whole - carried], inputs[whole - carried : whole], inputs[whole:]
+    turns: list[Sequence[Value]] = [()] * length
+    for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
+        found = _call(g, inner, [*consts, *carry, *(_entry(g, value, i) for value in slices)])
+        carry, turns[i] = found[:carried], found[carried:]
+    return [*carry, *(_stacked(g, parts) for parts in zip(*turns, strict=True))]
 
 
 def _entry(g: Graph, value: Value, i: int) -> Value:
