@@ -77,6 +77,16 @@ def test_onnxruntime_computes_each_function_as_jax_does(name: str, opset: int) -
             np.testing.assert_allclose(a, b, **SAME)
 
 
+def tame(fresh: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return weights whose branches count, and stay small: with large ones, rounding grows from block to block.
+
+    The scales that begin at zero, which would hide the branches, get a fifth of the others.
+    """
+    drawings = {name: drawn(name, array.shape) for name, array in fresh.items()}
+    hidden = {name for name, array in fresh.items() if name.endswith("weight") and not np.asarray(array).any()}
+    return {name: array * np.float32(0.2 if name in hidden else 1) for name, array in drawings.items()}
+
+
 @pytest.mark.parametrize("name", levels.only(["resnet20"], ZOO, slow=["resnet50", "resnet50_gn", "seresnet50"]))
 def test_every_network_of_the_zoo_equals_predict_in_onnxruntime_and_openvino(name: str, tmp_path: Path) -> None:
     """Images of 64 x 64 pixels for networks of ImageNet: the operations do not depend on the size."""
@@ -84,8 +94,7 @@ def test_every_network_of_the_zoo_equals_predict_in_onnxruntime_and_openvino(nam
     row = ZOO[name]
     side = 64 if row.image_size > 64 else row.image_size
     net = resfit.create_model(name, num_classes=10)
-    # The initial scales of zero would hide the branches.
-    weights.load_state_dict(net, {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()})
+    weights.load_state_dict(net, tame(weights.state_dict(net)))
     model = resfit.Model(net)
     model.transforms = resfit.transforms.Transforms(side, side)
     x = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), np.uint8)
