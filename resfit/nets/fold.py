@@ -70,13 +70,26 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
             )
         side = module.stem.image_size
         example = jax.ShapeDtypeStruct((1, side, side, module.spec.in_channels), "float32")
-    pairs = _pairs(module, example)
-    if not pairs:
+    folded = fold_if_possible(module, example)
+    if folded is module:
         raise ModuleError(
             f"{type(module).__name__} has no batch norm that is the only user of a convolution's output, so "
             "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded, nor can "
             "layers that are stacked for nnx.scan or nnx.vmap. Use the network as it is."
         )
+    return folded
+
+
+def fold_if_possible(module: _Module, example: Any) -> _Module:
+    """Return a copy as `fold_batch_norm` does, or the module itself if there is no norm to fold.
+
+    Args:
+        module: any module. It is not changed.
+        example: a batch of its inputs, as arrays or as `jax.ShapeDtypeStruct`.
+    """
+    pairs = _pairs(module, example)
+    if not pairs:
+        return module
     copy = nnx.clone(module)
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
     for norm, conv in pairs.items():

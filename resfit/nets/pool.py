@@ -12,7 +12,7 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
-from resfit.backends.cpu_barrier import materialize_on_cpu
+from resfit.backends.cpu_barrier import materialize_on_cpu, traced_for
 from resfit.errors import SpecError
 
 
@@ -41,6 +41,12 @@ def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: tuple[
 # select-and-scatter, which is ten times slower on a CPU and an error in XLA's deterministic mode on a GPU.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: jax.Array, window: int, strides: int, padding: tuple[int, int]) -> jax.Array:
+    if traced_for("onnx"):  # the same values by the one operation that ONNX has for it
+        pads = [(0, 0), padding, padding, (0, 0)]
+        largest: jax.Array = lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), pads
+        )
+        return largest
     return _largest(x, window, strides, padding)[0]
 
 

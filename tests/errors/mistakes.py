@@ -1353,6 +1353,13 @@ FILES = [
         "mkdir(parents=True)",
     ),
     Mistake(
+        "An argument of ONNX for a program of jax",
+        'model.export("net.npz", input_shape=(8, 8, 3), input_dtype="float32", opset=17)',
+        errors.ExportError,
+        "opset=17 and dynamic_batch=True with the path 'net.npz'",
+        "write an ONNX file",
+    ),
+    Mistake(
         "A missing file",
         'model.save("best.safetensors")\nresfit.load("bset.safetensors")',
         FileNotFoundError,
