@@ -108,8 +108,8 @@ UNLIKE: Mapping[str, str] = MappingProxyType(
     {
         r"standardized_conv2d": "Big Transfer's own files; resfit reads those of timm, such as "
         "weights='timm/resnetv2_50x1_bit.goog_in21k_ft_in1k'",
-        r"ResNetBlock_\d+/|(^|/)conv_init/": "the ResNet example of Flax, which pads strided convolutions by 'SAME'; no "
-        "network of resfit does",
+        r"ResNetBlock_\d+/|(^|/)conv_init/": "the ResNet example of Flax, which pads strided convolutions by 'SAME'; "
+        "no network of resfit does",
         r"res_?net\w*/~/": "the ResNets of Haiku, which pad strided convolutions by 'SAME'; no network of resfit does",
         r"attnpool\.": "CLIP, whose last features go through an attention layer; no network of resfit does",
         r"layer0\.conv3\.": "SENet-154, whose deep stem has Caffe's max pool; no network of resfit does",
