@@ -126,12 +126,13 @@ def compile_model(
         rate.index,
         config.ema,
         config.gradient_accumulation_steps,
+        None if convolutions is None else convolutions.fused_norms,
     )
     _check_same_values(context)
     resolved = dataclasses.replace(
         config,
         dispatch=placement.kind,
-        cpu_kernels="xla" if convolutions is None else onednn.described(),
+        cpu_kernels=_kernels(convolutions),
     )
     evaluator = Evaluator(context, recipe)
     trainer = Trainer(context, recipe, evaluator)
@@ -151,7 +152,15 @@ def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
     if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager" and not jit_disabled()):
         return None
-    return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
+    convolutions = Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
+    if placement.kind == "jit" and onednn.has_norms():
+        convolutions = convolutions._replace(normalize=onednn.Normalize(), fused_norms=onednn.fused_norms)
+    return convolutions
+
+
+def _kernels(convolutions: Convolutions | None) -> str:
+    """Describe the kernels of a run; they decide the last bits of its results."""
+    return "xla" if convolutions is None else onednn.described(norms=convolutions.normalize is not None)
 
 
 def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool) -> Summed:

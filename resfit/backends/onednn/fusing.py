@@ -78,6 +78,18 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 def _chains(jaxpr: Jaxpr) -> Iterator[_Chain]:
     """Yield the convolutions with operations after them. No equation is in two chains."""
+    readers = readers_of(jaxpr)
+    taken: set[int] = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive is forward_p and _type(equation.outvars[0]).dtype == jnp.float32:
+            chain = _chain(equation, readers, taken)
+            if chain is not None:
+                taken.update(map(id, chain.equations))
+                yield chain
+
+
+def readers_of(jaxpr: Jaxpr) -> Mapping[Any, list[JaxprEqn | None]]:
+    """Return the equations that read each value, once for each time; None stands for the result of the whole."""
     readers: dict[Any, list[JaxprEqn | None]] = collections.defaultdict(list)
     for equation in jaxpr.eqns:
         for value in equation.invars:
@@ -86,13 +98,7 @@ def _chains(jaxpr: Jaxpr) -> Iterator[_Chain]:
     for value in jaxpr.outvars:
         if not isinstance(value, Literal):
             readers[value].append(None)
-    taken: set[int] = set()
-    for equation in jaxpr.eqns:
-        if equation.primitive is forward_p and _type(equation.outvars[0]).dtype == jnp.float32:
-            chain = _chain(equation, readers, taken)
-            if chain is not None:
-                taken.update(map(id, chain.equations))
-                yield chain
+    return readers
 
 
 def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None]], taken: set[int]) -> _Chain | None:
@@ -128,7 +134,7 @@ def _has_room(operations: Sequence[_Operation], new: _Operation) -> bool:
 
 def _recognised(equation: JaxprEqn, result: Any) -> _Operation | None:
     """Return the operation of an equation on the result of a convolution; None if oneDNN does not know it."""
-    if _is_relu(equation):
+    if is_relu(equation):
         return _Operation(RELU)
     if equation.primitive not in (add_p, mul_p, sub_p) or (
         equation.primitive is sub_p and equation.invars[1] is result
@@ -148,7 +154,7 @@ def _type(value: Any) -> Any:
     return value.aval
 
 
-def _is_relu(equation: JaxprEqn) -> bool:
+def is_relu(equation: JaxprEqn) -> bool:
     """Return True for a maximum with 0, or `jax.nn.relu`, which wraps one."""
     if equation.primitive is max_p:
         return any(isinstance(value, Literal) and value.val == 0 for value in equation.invars)
@@ -159,7 +165,7 @@ def _is_relu(equation: JaxprEqn) -> bool:
         return False
     (maximum,) = inner.eqns
     reads = any(value is inner.invars[0] for value in maximum.invars)
-    return reads and inner.outvars[0] is maximum.outvars[0] and _is_relu(maximum)
+    return reads and inner.outvars[0] is maximum.outvars[0] and is_relu(maximum)
 
 
 def _as_one(chain: _Chain) -> JaxprEqn:
