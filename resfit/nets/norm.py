@@ -119,7 +119,7 @@ class BatchNorm(nnx.BatchNorm):
         return jnp.asarray(y, self.output_dtype)
 
     def _normalized(self, x: jax.Array) -> jax.Array | None:
-        """Return the output in training by `normalize`, and update the running statistics; None if it does not apply."""
+        """Return the output of `normalize`, and update the running statistics; None if it does not apply."""
         if self.normalize is None or self.axis_name is not None or str(x.dtype) != self.output_dtype:
             return None
         found = self.normalize(x, self.scale[...], self.bias[...], epsilon=self.epsilon)

@@ -25,6 +25,7 @@ from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
+from resfit.trainer.precision import Precision, resolve_precision
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import Recipe
 from resfit.trainer.supervised import ComputeLoss, Supervised
@@ -42,6 +43,7 @@ class Compiled:
       trainer: takes training steps.
       evaluator: measures.
       predictor: applies the module.
+      precision: of the steps, with the reason if "auto" chose it.
     """
 
     config: CompileConfig
@@ -51,6 +53,7 @@ class Compiled:
     trainer: Trainer
     evaluator: Evaluator
     predictor: Predictor
+    precision: Precision
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal in a resumed run, by name."""
@@ -65,7 +68,7 @@ class Compiled:
         kernels = "" if config.cpu_kernels == "xla" else f"; convolutions by {config.cpu_kernels}"
         each = batch_size / len(placement.devices)
         return (
-            f"{config.precision}; BatchNorm over {normalized}; seed {config.seed}; {placement.kind} on "
+            f"{self.precision}; BatchNorm over {normalized}; seed {config.seed}; {placement.kind} on "
             f"{len(placement.devices)} {placement.platform} device(s), batches of {batch_size}, {each:g} a device"
             f"{kernels}."
         )
@@ -101,6 +104,7 @@ def compile_model(
     metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
     placement = placement_of(module, config)
     convolutions = convolutions_of(config.cpu_kernels, placement)
+    precision = resolve_precision(config.precision, placement.devices[0], by_onednn=convolutions is not None)
 
     before.publish()
     state = RunState(
@@ -109,7 +113,7 @@ def compile_model(
         placement.replicate,
         freeze,
         ema=config.ema is not None,
-        precision=config.precision,
+        precision=precision.name,
         axis=AXIS if placement.replicas > 1 and config.batch_norm == "global" else None,
         convolutions=convolutions,
         before=before,
@@ -132,6 +136,7 @@ def compile_model(
     resolved = dataclasses.replace(
         config,
         dispatch=placement.kind,
+        precision=precision.name,
         cpu_kernels=_kernels(convolutions),
     )
     evaluator = Evaluator(context, recipe)
@@ -139,7 +144,7 @@ def compile_model(
     predictor = Predictor(context, preprocess)
     # Last: a compilation that fails leaves the model as it was.
     learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
-    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor)
+    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor, precision)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:

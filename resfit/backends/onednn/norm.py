@@ -1,8 +1,8 @@
 """Batch normalization in training, with the operations after it, as JAX primitives that native code computes.
 
-Three primitives are closed under differentiation: `forward`; `tangent`, its derivative, which is linear; and `backward`,
-the transpose of `tangent`. Native code (norm.c) computes the first and the last on a CPU. XLA computes everything else
-from the definitions in this module: other platforms, `jax.vmap`, forward-mode and higher derivatives.
+Three primitives are closed under differentiation: `forward`; `tangent`, its derivative, which is linear; and
+`backward`, the transpose of `tangent`. Native code (norm.c) computes the first and the last on a CPU. XLA computes
+everything else from the definitions in this module: other platforms, `jax.vmap`, forward-mode and higher derivatives.
 """
 
 import functools
@@ -72,7 +72,8 @@ def _normalized(x: Any, scale: Any, bias: Any, *, epsilon: float) -> tuple[Any, 
     mean = jnp.mean(wide, axes)
     var = jnp.maximum(jnp.mean(jnp.square(wide), axes) - jnp.square(mean), 0.0)
     gain = lax.rsqrt(var + epsilon) * scale
-    return wide * gain + (bias - mean * gain), mean, var
+    gains, shifts = (jnp.expand_dims(row, axes) for row in (gain, bias - mean * gain))
+    return wide * gains + shifts, mean, var
 
 
 def _forward(x: Any, *others: Any, epsilon: float, operations: int) -> tuple[Any, Any, Any]:

@@ -53,9 +53,7 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
         return closed
     in_place = {id(one.norm): _as_one(one) for one in found}
     gone = {id(equation) for one in found for equation in (one.added, one.relu)}
-    equations = [
-        in_place.get(id(equation), equation) for equation in closed.jaxpr.eqns if id(equation) not in gone
-    ]
+    equations = [in_place.get(id(equation), equation) for equation in closed.jaxpr.eqns if id(equation) not in gone]
     return ClosedJaxpr(closed.jaxpr.replace(eqns=_in_order(equations)), closed.consts)
 
 
@@ -81,7 +79,7 @@ def _search(jaxpr: Jaxpr) -> Iterator[_Found]:
 
 def _types_equal(addition: JaxprEqn) -> bool:
     types: list[Any] = [value.aval for value in addition.invars]
-    return types[0].shape == types[1].shape and types[0].dtype == types[1].dtype
+    return bool(types[0].shape == types[1].shape and types[0].dtype == types[1].dtype)
 
 
 def _as_one(found: _Found) -> JaxprEqn:

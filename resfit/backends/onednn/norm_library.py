@@ -1,14 +1,13 @@
 """The native code of batch normalization: `norm.c`, compiled once for the processor of this machine."""
 
 import functools
-import hashlib
 import logging
-import os
 import pathlib
 from typing import Any
 
 import jax
 
+from resfit.backends.cpu_flags import cpu_flags
 from resfit.backends.onednn.bridge import built, folder, found_compiler, loaded
 from resfit.backends.onednn.library import Unavailable
 
@@ -16,7 +15,6 @@ SOURCE = pathlib.Path(__file__).parent / "norm.c"
 FORWARD, BACKWARD = "resfit_norm_forward", "resfit_norm_backward"
 # Without contraction, ReLU's mask is the same in both directions, and every compiler rounds in the same places.
 _OPTIONS = ("-O3", "-march=native", "-ffp-contract=off")
-_PROCESSOR = pathlib.Path("/proc/cpuinfo")
 
 _log = logging.getLogger("resfit")
 
@@ -38,7 +36,8 @@ def _built(where: pathlib.Path) -> pathlib.Path:
     Raises:
       Unavailable: if there is no compiler for vector units, or it fails.
     """
-    return built(where, SOURCE, _command, _instructions())
+    # A home folder can be shared by different machines.
+    return built(where, SOURCE, _command, " ".join(sorted(cpu_flags())))
 
 
 def _command() -> list[str]:
@@ -46,13 +45,6 @@ def _command() -> list[str]:
     if compiler is None:
         raise Unavailable("no C compiler for vector units was found: install gcc or clang")
     return [compiler, *_OPTIONS, "-fPIC", "-pthread"]
-
-
-def _instructions() -> str:
-    """Return the instruction sets of the processor: a home folder can be shared by different machines."""
-    lines = _PROCESSOR.read_text().splitlines() if _PROCESSOR.is_file() else []
-    named = [line for line in lines if line.startswith(("flags", "model name"))]
-    return hashlib.sha256("".join(sorted(set(named))).encode()).hexdigest()
 
 
 def _register(native: Any) -> None:
