@@ -55,7 +55,7 @@ class BatchNorm(nnx.BatchNorm):
     bias: nnx.Param[jax.Array]
     # A faster function for training, which a step sets in its copy: (x, scale, bias, *, epsilon) -> (y, mean, biased
     # variance), or None for arrays that it does not take.
-    normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array] | None] | None
+    normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array] | None] | None = None
 
     def __init__(
         self,
@@ -85,7 +85,6 @@ class BatchNorm(nnx.BatchNorm):
         self.bias = nnx.Param(ZEROS(None, (num_features,), param_dtype))
         self.unbiased = unbiased
         self.output_dtype = dtype
-        self.normalize = None
 
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None

@@ -23,7 +23,7 @@ from resfit.backends.onednn.convolution import typed_by_mesh
 DTYPES = ("float32", "bfloat16")
 PLAIN, RELU, ADD_RELU = 0, 1, 2  # the operations after the normalization, as in norm.c
 LANES, BLOCK, CHUNK = 16, 64, 65536  # as in norm.c
-LEAST = 65536  # elements of an array from which native code is faster, see docs/cpu.md
+LEAST = 65536  # elements of an array from which native code is used: smaller layers take 0.2 ms or less with XLA
 
 
 @dataclass(frozen=True)
