@@ -78,7 +78,7 @@ class OverrideError(ResfitError, AttributeError):
 
 
 class ArgumentError(ResfitError, TypeError):
-    """A function was called with a keyword argument that it does not have; the message names the one to use."""
+    """A function was called with an argument that it does not have; the message names the one to use."""
 
 
 class DataError(ResfitError, ValueError):
@@ -91,6 +91,10 @@ class BadRecordError(DataError):
 
 class DownloadError(ResfitError, OSError):
     """A dataset or a weights file could not be downloaded, or is not the published file."""
+
+
+class HubError(ResfitError, OSError):
+    """A model cannot be uploaded to the Hugging Face hub or downloaded from it: no token, repository or network."""
 
 
 class LabelError(DataError):

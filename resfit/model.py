@@ -16,7 +16,7 @@ from resfit.callbacks import Callback, History
 from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
-from resfit.export.model_files import ModelFiles
+from resfit.export.hub_model import HubModel
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.graph.freezing import Freeze
@@ -26,7 +26,7 @@ from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
 
 
-class Model(ModelFiles):
+class Model(HubModel):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 
     Any module that maps a batch of inputs to outputs works. Its mode (BatchNorm, Dropout) is switched automatically, on
@@ -230,6 +230,7 @@ class Model(ModelFiles):
 
         Raises:
           NotCompiledError: before `compile`.
+          ModuleError: if there is no parameter to train.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._control.require_compiled("fit")
@@ -254,7 +255,8 @@ class Model(ModelFiles):
         """Take one training step on this batch and return its loss and metrics; the module holds the result at once."""
         compiled = self._control.require_compiled("train_on_batch")
         compiled.rate.check_single_step()
-        with compiled.context.state.training("train_on_batch"), self._learned.starting_over(self.class_names):
+        begun = self._learned.starting_over(self.class_names, class_weight=class_weight is not None)
+        with compiled.context.state.training("train_on_batch"), begun:
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ BEGIN, END = "<!-- `make words` writes the tables from here -->\n", "<!-- to her
 TITLES = {
     "methods": "Methods of a subclass of `Model`, which raise where they are defined",
     "settings": "Attributes of a model, which raise where they are set",
+    "assignments": "Attributes that raise where they are set on a `resfit.Model`; a subclass can use these names",
     "members": "Other attributes and methods of a model",
+    "model arguments": "Arguments of `Model`",
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -112,6 +113,42 @@ def test_class_weights_are_the_weights_of_the_pixels_of_each_class() -> None:
     ]
     assert_same(histories[0], histories[1])
     assert histories[2]["loss"][0] == pytest.approx(histories[0]["loss"][0], rel=0.1)  # another order
+
+
+class Positions(nnx.Module):
+    """A class for each position: (batch, positions, features) -> (batch, positions, classes)."""
+
+    def __init__(self) -> None:
+        self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(x)
+
+
+def test_class_weights_of_sequences_need_an_axis_that_says_so() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype("float32")
+    y = np.eye(5, dtype="int32")[[0, 1, 2, 3, 4, 0]]  # class numbers of five positions, which look like one-hot rows
+    weight = np.array([1.0, 5.0])
+    net = resfit.Model(Positions())
+    net.compile("sgd", learning_rate=0.0)
+    for train in (
+        lambda: fit(net, x, y, class_weight={1: 5.0}),
+        lambda: fit(net, [(x, y)], class_weight={1: 5.0}),
+        lambda: net.train_on_batch(x, y, class_weight={1: 5.0}),
+    ):
+        with pytest.raises(LabelError, match=r"class_weight reads labels.*\(6, 5, 3\).*Pass y\[\.\.\., None\]"):
+            train()
+    net.evaluate(x, y, verbose=0)  # the weights are forgotten
+    logits = net.predict(x, verbose=0)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    history = fit(net, x, y[..., None], class_weight={1: 5.0}).history
+    assert history["loss"][0] == pytest.approx(float((each * weight[y]).mean()), rel=1e-5)
+    history = fit(net, x, y[..., None], sample_weight=weight[y]).history
+    assert history["loss"][0] == pytest.approx(float((each * weight[y]).mean()), rel=1e-5)
+    with pytest.raises(DataError, match=r"class number at each position.*y\[\.\.\., None\]"):
+        fit(net, x, y + 1, class_weight={1: 5.0})
+    with pytest.raises(DataError, match=r"one weight per position.*y\[\.\.\., None\]"):
+        fit(net, x, y, sample_weight=weight[y])
 
 
 @pytest.mark.parametrize("loss", only(("auto",), ("auto", "binary_crossentropy", "focal", BinaryCrossEntropy())))

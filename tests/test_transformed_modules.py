@@ -229,7 +229,11 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("transform", "tool"), only(QUICK, [(name, tool) for name in TRANSFORMS for tool in TOOLS]))
+ROWS = [(name, tool) for name in TRANSFORMS for tool in TOOLS]
+SLOW = [(name, tool) for name, tool in ROWS if name in ("scan", "remat") or tool is trains]
+
+
+@pytest.mark.parametrize(("transform", "tool"), only(QUICK, ROWS, slow=SLOW))
 def test_a_tool_works_on_a_transformed_part_or_names_the_transformation(
     transform: str, tool: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""Errors for unknown keyword arguments, with the name of the argument in resfit."""
+"""Errors for unknown keyword arguments and surplus positional ones, with the names of the arguments in resfit."""
 
 import functools
 import inspect
@@ -18,6 +18,8 @@ _R = TypeVar("_R")
 
 def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Return a decorator of functions: an unknown keyword argument raises `ArgumentError`, which names the substitute.
+
+    A positional argument too many raises `ArgumentError` with the names of the others.
 
     Args:
       place: the section of the table of words, "arguments" or "callback arguments".
@@ -39,6 +41,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             return function
         known = [known for known in parameters if known not in ("self", "cls")]
         called = name or function.__name__
+        positional = [known.name for known in parameters.values() if known.kind is known.POSITIONAL_OR_KEYWORD]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
         @functools.wraps(function)
@@ -46,18 +49,35 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             for word in kwargs:
                 if word not in parameters:
                     raise ArgumentError(
-                        f"{called} got {word}={kwargs[word]!r:.60}, and has no argument {word}. "
+                        f"{called} got {word}={shown(kwargs[word])}, and has no argument {word}. "
                         + (
                             use(word, place)
                             or _of_others(word, place)
                             or f"Expected some of {known}.{did_you_mean(word, known)}"
                         )
                     )
+            if len(args) > len(positional):
+                named = [word for word in known if word not in positional]
+                taken = [word for word in positional if word in known]
+                raise ArgumentError(
+                    f"{called} got {shown(args[len(positional)])} after its positional arguments {', '.join(taken)}. "
+                    + (f"Expected the others by name: {', '.join(named)}." if named else "Expected no others.")
+                )
             return function(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def shown(value: object) -> str:
+    """Return the first 60 characters of a value's representation, in one line.
+
+    Example:
+      >>> shown("a" * 100)[-3:], shown([[1, 2]])
+      ('aaa', '[[1, 2]]')
+    """
+    return " ".join(repr(value).split())[:60]
 
 
 def _of_others(word: str, place: str) -> str:

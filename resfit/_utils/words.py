@@ -8,100 +8,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn
 
+from resfit._utils.words_of_models import OF_MODELS
 from resfit._utils.words_of_packages import OF_PACKAGES
 
-_STEP = "override `compute_loss(self, module, x, y, *, key, train)`, which training and evaluation call"
-_PREDICT = "`predict(outputs=...)`, or override `__call__` of the `nnx.Module`"
-_DATA = "pass the data to `fit`, `evaluate` or `predict`"
-_HOOK = "write a `resfit.callbacks.Callback` and pass it to `fit(callbacks=[...])`"
-_METRICS = "`compile(metrics=[...])`"
-_RATE = "`compile(learning_rate=...)`: a number, a schedule, or a function of the step"
-_PART = "the parts of `model.module`, an `nnx.Module`: `model.module.stem`, or all of them by `nnx.iter_modules`"
-_CONFIG = "`model.save(path)`, which writes the specification of the network; a ResNet's is `model.module.spec`"
-_VARIABLES = "`nnx.state(model.module, nnx.Param)`, or `model.get_weights()` as NumPy arrays"
 _DEVICES = "`compile(dispatch='auto')`, which uses all devices"
 _FUNCTION = "a function of (outputs, labels) that returns one value per example, written with `jax.numpy`"
 _EXECUTIONS = "`compile(steps_per_execution=...)`"
 
 # Place -> answer -> words, separated by spaces. An answer stands after "Use" or "Expected", with its code in backticks.
 WORDS: Final[Mapping[str, Mapping[str, str]]] = {
-    "methods": {
-        _STEP: (
-            "train_step test_step training_step validation_step make_train_function make_test_function backward "
-            "manual_backward"
-        ),
-        _PREDICT: "predict_step make_predict_function",
-        _METRICS: "compute_metrics reset_metrics",
-        "define `__call__` on the `nnx.Module` that the model wraps": "call forward",
-        "`compile(optimizer, learning_rate=...)`": "configure_optimizers",
-        "`compile(optimizer=...)` with an optax transformation": "optimizer_step",
-        "`compile(optimizer=resfit.optimizers.clip(...))`": "configure_gradient_clipping",
-        _RATE: "lr_scheduler_step",
-        "`fit(callbacks=[...])`": "configure_callbacks",
-        _HOOK: " ".join((
-            "training_epoch_end validation_epoch_end test_epoch_end",
-            *(
-                f"on_{what}_{when}"
-                for what in (
-                    "fit", "train", "validation", "test", "predict", "epoch", "train_epoch", "validation_epoch",
-                    "test_epoch", "predict_epoch", "train_batch", "validation_batch", "test_batch", "predict_batch",
-                )
-                for when in ("begin", "start", "end")
-            ),
-        )),
-        _DATA: "train_dataloader val_dataloader test_dataloader predict_dataloader",
-    },
-    "settings": {
-        "`model.freeze('stem', 'stage1')` with the parts that must not change, then compile; to train nothing, do not "
-        "call fit": "trainable",
-        "`compile(dispatch='eager')`": "run_eagerly",
-        "`compile(dispatch='eager')` to run steps without compiling; all other dispatches compile": "jit_compile",
-        _EXECUTIONS: "steps_per_execution",
-        "`compile(optimizer=...)`; for the learning rate set `model.learning_rate`": "optimizer",
-        "`compile(loss=...)`": "loss",
-        "`compile(loss_weights=...)`": "loss_weights",
-        _METRICS: "metrics",
-        _STEP: "automatic_optimization",
-        "no setting: every step sets the mode of the module": "training",
-    },
-    "members": {
-        _PART: "layers get_layer submodules modules named_modules children",
-        _VARIABLES: (
-            "weights variables trainable_variables trainable_weights non_trainable_variables non_trainable_weights "
-            "parameters named_parameters"
-        ),
-        "`model.get_weights()`, `model.set_weights(arrays)`; for the names of PyTorch `resfit.weights.state_dict`": (
-            "state_dict load_state_dict"
-        ),
-        _CONFIG: "get_config from_config to_json to_yaml build_from_config get_compile_config config hparams",
-        "`copy.deepcopy(model)`": "clone_model",
-        "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
-            "save_model save_checkpoint load_from_checkpoint"
-        ),
-        "`fit` with a dataset; for one step `model.train_on_batch(x, y)`": "fit_generator fit_one_cycle fine_tune",
-        "`evaluate` with a dataset": "evaluate_generator validate test",
-        "`predict` with a dataset": "predict_generator predict_proba get_preds",
-        "`predict(outputs='labels')`": "predict_classes",
-        "`predict(outputs='embedding')`": "forward_features",
-        "`model.module.replace_head(num_classes)`": "reset_classifier",
-        "`model.learning_rate`": "lr",
-        "`resfit.find_learning_rate(model, x, y)`": "lr_find",
-        "`model.module`; `compile(preprocess=...)` applies to its inputs": (
-            "inputs outputs input output input_shape output_shape"
-        ),
-        "no setting: `fit`, `evaluate` and `predict` set the mode of the module": "train eval",
-        "`model.freeze()`, which without a pattern trains all parts, then compile": "unfreeze",
-        "no setting: a model is built when it is made": "build built",
-        "no setting: arrays are placed by `compile(dispatch=...)`, or stay on the device of the module": (
-            "to cuda cpu device distribute_strategy"
-        ),
-        "`Model.compute_loss`, with the penalty added to the loss of each example; weight decay: "
-        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
-        "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict",
-        "`model.export(path)`": "to_onnx to_torchscript export_savedmodel",
-        "`model.summary()`": "plot_model",
-        "`model.history`, the History of the last `fit`": "recorder",
-    },
+    **OF_MODELS,
     "arguments": {
         _EXECUTIONS: "steps_per_loop",
         "`metrics=[...]`, which count examples without weights; weights apply to the loss": "weighted_metrics",

@@ -13,12 +13,17 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
             "RandomBrightness RandomContrast RandomSaturation RandomHue RandomColorJitter ColorJitter"
         ),
         "`resfit.augment.random_erasing()`": "Cutout",
+        "`resfit.augment.rotate(degrees)`": "RandomRotation",
+        "`resfit.augment.affine(...)`": "RandomShear RandomAffine",
+        "`resfit.augment.rand_augment(n=2, m=9)`": "RandAugment randaugment",
+        "`resfit.augment.trivial_augment()`": "TrivialAugment TrivialAugmentWide",
+        "`resfit.augment.auto_augment(policy)`": "AutoAugment autoaugment",
+        "`resfit.augment.gray()`": "RandomGrayscale Grayscale",
         "a list, `compile(augment=[...])`": "Compose Sequential Pipeline",
         "`compile(preprocess=...)`": "Rescaling Normalize Normalization ToTensor ToDtype",
         "`compile(augment='imagenet')`, or a list of functions": "aug_transforms ImageDataGenerator create_transform",
         "a function `(key, x, y) -> (x, y)`": (
-            "RandomRotation RandomShear RandomGrayscale RandomAffine RandomVerticalFlip RandAugment AutoAugment AugMix "
-            "TrivialAugmentWide GaussianBlur"
+            "RandomVerticalFlip AugMix GaussianBlur"
         ),
     },
     "schedules": {
@@ -53,7 +58,8 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.create_model(name, num_classes=...)`; `resfit.list_models()` lists the names": "models applications",
         "`model.save(path)` and `resfit.load(path)`": "save_model saving",
         "`resfit.optimizers`, or optax": "optim",
-        "`resfit.create_model(..., rngs=0)` and `compile(seed=0)`": "set_random_seed seed_everything manual_seed utils",
+        "`resfit.create_model(..., rngs=0)` and `compile(seed=0)`": "set_random_seed seed_everything manual_seed",
+        "`resfit.data.folder(path)` for folders of images, `compile(seed=0)` for seeds, `model.summary()`": "utils",
         "`resfit.data`": "datasets",
         "`resfit.data.folder(path)`": "image_dataset_from_directory",
         "nothing: class numbers are enough, one-hot labels are not needed": "to_categorical",

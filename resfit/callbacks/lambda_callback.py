@@ -7,12 +7,20 @@ from resfit._utils.suggest import did_you_mean
 from resfit.callbacks.base import HOOKS, Callback
 from resfit.errors import CallbackError
 
+Hook = Callable[..., Any] | None
+
 
 class LambdaCallback(Callback):
     """A callback made of functions, as in Keras. Each function takes the arguments of its hook, without `self`.
 
     Args:
-      hooks: functions by the name of their hook, as keyword arguments. Every hook of `Callback` is allowed.
+      on_epoch_begin: a function (epoch, logs), or None, as for the other hooks.
+      on_epoch_end: a function (epoch, logs).
+      on_train_begin: a function (logs).
+      on_train_end: a function (logs).
+      on_train_batch_begin: a function (batch, logs).
+      on_train_batch_end: a function (batch, logs).
+      hooks: functions of the other hooks of `Callback`, as keyword arguments.
 
     Raises:
       CallbackError: for an unknown hook, or a value that is not a function.
@@ -25,7 +33,24 @@ class LambdaCallback(Callback):
       [2.3]
     """
 
-    def __init__(self, **hooks: Callable[..., Any] | None) -> None:
+    def __init__(
+        self,
+        on_epoch_begin: Hook = None,
+        on_epoch_end: Hook = None,
+        on_train_begin: Hook = None,
+        on_train_end: Hook = None,
+        on_train_batch_begin: Hook = None,
+        on_train_batch_end: Hook = None,
+        **hooks: Hook,
+    ) -> None:
+        hooks |= {
+            "on_epoch_begin": on_epoch_begin,
+            "on_epoch_end": on_epoch_end,
+            "on_train_begin": on_train_begin,
+            "on_train_end": on_train_end,
+            "on_train_batch_begin": on_train_batch_begin,
+            "on_train_batch_end": on_train_batch_end,
+        }
         for name, function in hooks.items():
             if name not in HOOKS:
                 raise CallbackError(

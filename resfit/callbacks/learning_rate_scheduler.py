@@ -50,9 +50,9 @@ class LearningRateScheduler(Callback):
             )
         if every != "epoch" and not is_int(every, 1):
             raise CallbackError(f"Expected every to be 'epoch' or a positive number of steps, got {every!r}.")
-        self._schedule = schedule
+        self.schedule = schedule
         self._takes_rate = _takes_rate(schedule)
-        self._verbose = verbose
+        self.verbose = verbose
         self._per_step = every != "epoch"
         self._every = Every(every, "LearningRateScheduler")
         self._steps: int | None = None  # None until the first epoch begins
@@ -84,12 +84,12 @@ class LearningRateScheduler(Callback):
             logs["learning_rate"] = self.model.learning_rate
 
     def _set(self, count: int, unit: str) -> None:
-        value = self._schedule(count, self._rate) if self._takes_rate else self._schedule(count)
+        value = self.schedule(count, self._rate) if self._takes_rate else self.schedule(count)
         rate = _number(value)
         if rate == self._rate:
             return
         self._rate = self.model.learning_rate = rate
-        if self._verbose:
+        if self.verbose:
             _log.warning("LearningRateScheduler: learning rate %g from %s %d.", rate, unit, count)
 
     def state_dict(self) -> dict[str, Any]:

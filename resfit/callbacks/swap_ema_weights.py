@@ -33,7 +33,7 @@ class SwapEMAWeights(Callback):
     """
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
-        self._swap_on_epoch = swap_on_epoch
+        self.swap_on_epoch = swap_on_epoch
         self._trained: list[Any] | None = None  # while the module holds the averages
         self._swapped_in: list[jax.Array] = []  # the parameters of the module right after the swap
         self._before = "raw"
@@ -50,7 +50,7 @@ class SwapEMAWeights(Callback):
         self._swap_back()
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        if self._swap_on_epoch:
+        if self.swap_on_epoch:
             self._trained = self.model.control.trained_weights()
             self.model.set_weights(self.model.get_weights("ema"))
             self._swapped_in = self._parameters()

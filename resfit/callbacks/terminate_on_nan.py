@@ -39,7 +39,7 @@ class TerminateOnNaN(Callback):
         for name, value in (("raise_error", raise_error), ("locate", locate)):
             if not isinstance(value, bool):
                 raise CallbackError(f"Expected {name} to be True or False, got {value!r}.")
-        self._raise = raise_error
+        self.raise_error = raise_error
         self._locate = locate
         self._losses = BadLosses()
         self.bad_batch: tuple[int, int] | None = None
@@ -73,7 +73,7 @@ class TerminateOnNaN(Callback):
             f"{bad.described(self.bad_place)} Lower the learning rate, clip the gradients, or look for NaN in that "
             "batch's inputs."
         )
-        if self._raise:
+        if self.raise_error:
             raise NonFiniteLossError(message)
         _log.warning("TerminateOnNaN: training stops. %s", message)
         self.model.stop_training = True

@@ -1,8 +1,11 @@
 """Conversion of every supported input to `Batches`."""
 
+import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import jax
 
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.decode import is_picture
@@ -31,6 +34,7 @@ def as_batches(
     geometry: Geometry,
     cache: str | None = None,
     known: DeviceSource | None = None,
+    device: jax.Device | None = None,
 ) -> Batches:
     """Return the batches of any input that `fit` accepts.
 
@@ -44,6 +48,7 @@ def as_batches(
       geometry: how to cut examples into batches.
       cache: "device" to keep the whole dataset on the device; None to send batches one by one.
       known: the dataset that an earlier call left on the device; used again if it holds the same arrays.
+      device: for `cache="device"` (default: the first).
 
     Raises:
       DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
@@ -59,14 +64,14 @@ def as_batches(
         if cache == "device" and known is not None and known.holds(source):
             return IndexedBatches(known, geometry)
         _release(known)
-        return _indexed(source, geometry, cache)
+        return _indexed(source, geometry, cache, device)
     _release(known)
     if y is not None or weight is not None:
         raise DataError(
             f"x is a {type(x).__name__}, which makes its own batches. Expected labels and weights inside the batches, "
             "as (x, y, sample_weight), not as arguments."
         )
-    batches = _of_data(adapted(x), geometry, cache)
+    batches = _of_data(adapted(x), geometry, cache, device)
     return batches if class_weight is None else ClassWeighted(batches, class_weight)
 
 
@@ -86,11 +91,16 @@ def _check_cache(cache: str | None, geometry: Geometry) -> None:
 
 
 def _check_form(x: Any) -> None:
-    """Raise if `x` is None, a single image, a path, or a sparse matrix."""
+    """Raise if `x` is None, a number, a single image, a path, or a sparse matrix."""
     if is_picture(x):
         raise DataError(
             f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
             "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
+        )
+    if isinstance(x, numbers.Number):
+        raise DataError(
+            f"x is {x!r}. Expected images: an array, a dataset, or an iterable of batches. The number of epochs is "
+            "fit(x, y, epochs=3), and the learning rate is compile(learning_rate=0.1)."
         )
     if x is None:
         raise DataError("x is None. Expected images: an array, a dataset, or an iterable of batches.")
@@ -107,9 +117,9 @@ def _check_form(x: Any) -> None:
     refuse_sparse("x", x)
 
 
-def _of_data(x: Any, geometry: Geometry, cache: str | None) -> Batches:
+def _of_data(x: Any, geometry: Geometry, cache: str | None, device: jax.Device | None) -> Batches:
     if is_source(x):
-        return _indexed(x, geometry, cache)
+        return _indexed(x, geometry, cache, device)
     if cache is not None:
         raise DataError(
             f"cache={cache!r} needs examples with random access, but x is a {type(x).__name__}. Leave cache out."
@@ -162,5 +172,5 @@ def in_memory(x: Any) -> bool:
     return isinstance(x, list | tuple | dict) or hasattr(x, "__array__") or is_stored(x)
 
 
-def _indexed(source: Source, geometry: Geometry, cache: str | None) -> IndexedBatches:
-    return IndexedBatches(DeviceSource(source) if cache == "device" else source, geometry)
+def _indexed(source: Source, geometry: Geometry, cache: str | None, device: jax.Device | None) -> IndexedBatches:
+    return IndexedBatches(DeviceSource(source, device) if cache == "device" else source, geometry)

@@ -102,6 +102,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     Raises:
       NotCompiledError: before `compile`.
       DataError: if x and y are not arrays of equal length.
+      ModuleError: if every parameter is frozen, or there is none.
 
     Example:
       >>> import numpy as np, resfit
@@ -117,6 +118,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     """
     snapshot = model.snapshot()
     loss_function = snapshot.require_compiled("doctor")
+    snapshot.check_trainable("the training that doctor examines")
     x, y, _ = as_arrays(x, y)
     size = min(batch_size, len(jax.tree.leaves(x)[0]))
     batch_x, batch_y = jax.tree.map(lambda a: a[:size], (x, y))

@@ -122,16 +122,18 @@ def _maps(forward: Forward, part: jax.ShapeDtypeStruct) -> Callable[[Any, Any, A
     @jax.jit
     def maps(leaves: Any, x: Any, classes: Any) -> jax.Array:
         def score(added: jax.Array) -> tuple[jax.Array, Any]:
+            # The tapped class keeps `change` alive after the trace, so it must hold no array of it then.
             seen: list[jax.Array] = []
+            left = [added]
 
             def change(_: str, output: jax.Array) -> jax.Array:
                 seen.append(output)
-                return output + added
+                return output + left.pop()
 
             logits = forward(change, leaves, x)
             chosen = logits.argmax(axis=1) if classes is None else classes
             # Rows are independent in evaluation, so the gradient of the sum holds the gradient of each row.
-            return jnp.take_along_axis(logits, chosen[:, None], axis=1).sum(), seen[0]
+            return jnp.take_along_axis(logits, chosen[:, None], axis=1).sum(), seen.pop()
 
         gradient, output = jax.grad(score, has_aux=True)(jnp.zeros(part.shape, part.dtype))
         weights = reduce(jnp.asarray(gradient, jnp.float32), "n h w c -> n c", "mean")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
@@ -37,8 +38,8 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     In evaluation the copy computes the same function, up to rounding: `norm(conv(x))` is one convolution with other
     weights and a bias, computed here in float64. A norm is folded if it normalizes the output of a convolution by its
     running statistics, and nothing else uses that output. The norms before the convolutions of pre-activated blocks
-    stay, and so does every `GroupNorm`, whose statistics are those of the image, and every norm that is stacked for
-    `nnx.scan` or `nnx.vmap`.
+    stay, and so does every `GroupNorm`, whose statistics are those of the image, every norm that is stacked for
+    `nnx.scan` or `nnx.vmap`, and every norm after a convolution with weight standardization.
 
     Use the copy for prediction. To train it would train a network without those norms.
 
@@ -152,7 +153,9 @@ def _mark(part: Any, name: str) -> None:
             return checkpoint_name(x, _NORM + name)
         return call(x, use_running_average, mask=mask)
 
-    if isinstance(part, nnx.Conv) and type(part).__call__ is nnx.Conv.__call__:
+    # Another promote_dtype, as in weight standardization, can change the kernel, and would undo the folding.
+    plain = isinstance(part, nnx.Conv) and part.promote_dtype is promote_dtype
+    if plain and type(part).__call__ is nnx.Conv.__call__:
         intercept(part, conv)
     elif isinstance(part, nnx.BatchNorm) and part.axis == -1:
         intercept(part, norm)

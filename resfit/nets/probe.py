@@ -160,10 +160,11 @@ def block_statistics(
     Returns:
       (statistics in the order of the calls, mean loss, the step's second value).
     """
-    shapes: dict[str, jax.Array] = {}  # in the order of the trace: a jitted function would return them sorted
+    # In the order of the trace: a jitted function would return them sorted.
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
 
     def note(name: str, output: jax.Array) -> jax.Array:
-        shapes[name] = output
+        shapes[name] = jax.ShapeDtypeStruct(output.shape, output.dtype)
         return output
 
     jax.eval_shape(lambda *arguments: step(note, *arguments)[0], *arguments)
@@ -179,18 +180,22 @@ def _observed(step: Callable[..., Any], zeros: dict[str, Any], *arguments: Any) 
     """Return loss, (rms, dead) and gradient norm of each part, and the step's second value."""
 
     # The gradient by zeros that are added to an output is the gradient by the output.
+    # The tapped classes keep `change` alive after the trace, so it must hold no array of it then.
     def loss_of(added: dict[str, Any]) -> tuple[jax.Array, Any]:
         seen: dict[str, Any] = {}
+        left = dict(added)
 
         def change(name: str, output: jax.Array) -> jax.Array:
-            output = output + added[name]
+            output = output + left.pop(name)
             values = jnp.asarray(output, jnp.float32)
             dead = jnp.all(values == 0, axis=tuple(range(output.ndim - 1)))
             seen[name] = jnp.sqrt(jnp.mean(jnp.square(values))), jnp.mean(dead)
             return output
 
         loss, others = step(change, *arguments)
-        return loss, (seen, others)
+        found = dict(seen)
+        seen.clear()
+        return loss, (found, others)
 
     (loss, (seen, others)), gradients = jax.value_and_grad(loss_of, has_aux=True)(zeros)
     norms = jax.tree.map(lambda g: jnp.linalg.norm(jnp.asarray(g, jnp.float32).reshape(-1)), gradients)

@@ -42,6 +42,20 @@ def evaluation_params(state: Any, params: Any) -> Any:
     return params
 
 
+def check_averages(state: Any) -> None:
+    """Raise CompileError for `optax.contrib.schedule_free` with a b1 that makes its parameters NaN.
+
+    Args:
+      state: the first one of an optimizer.
+    """
+    for node in jax.tree.leaves(state, is_leaf=_decides):
+        if isinstance(node, optax.contrib.ScheduleFreeState) and not node.b1 > 0:
+            raise CompileError(
+                f"optax.contrib.schedule_free got b1={float(node.b1):g}. It divides by b1, so all parameters would "
+                "become NaN. Expected b1 above 0, such as 0.9."
+            )
+
+
 def restarted(state: Any, params: Any) -> Any:
     """Return an optimizer's state for which these parameters, which were set, are also those to evaluate with.
 

@@ -28,10 +28,10 @@ def unpacked(data: Any, what: str) -> tuple[Any, Any, Any]:
             "arrays as a tuple."
         )
     if isinstance(data, int | float):
-        raise DataError(
-            f"{what} is {data!r}. Expected (x, y), (x, y, sample_weight), or an iterable of batches. For a part of the "
-            "training data, pass validation_split=0.2."
-        )
+        remedy = "or an iterable of batches. For a part of the training data, pass validation_split=0.2."
+        if what != "validation_data":
+            remedy = "or an input shape, (height, width, channels)."
+        raise DataError(f"{what} is {data!r}. Expected (x, y), (x, y, sample_weight), {remedy}")
     if not isinstance(data, tuple):
         return data, None, None
     if len(data) not in (2, 3):

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils.jax_switches import suspending_calls
+from resfit._utils.keywords import checked
 from resfit.backends import compilation_cache
 from resfit.callbacks import History
 from resfit.callbacks.base import RunControl
@@ -39,6 +40,7 @@ class BaseModel(Guarded):
         if cls.__module__.startswith("resfit."):  # methods of the user keep the switches of JAX
             suspending_calls(but=["compute_loss"])(cls)
 
+    @checked("model arguments", "Model")
     def __init__(self, module: nnx.Module) -> None:
         compilation_cache.use()
         own_step = self._has_own_step
@@ -183,6 +185,13 @@ class BaseModel(Guarded):
         of a running `fit`, where an assignment is part of the training.
         """
         return self._context.state.own_module()
+
+    @module.setter
+    def module(self, value: Any) -> None:
+        raise ModuleError(
+            f"model.module was set to a {type(value).__name__}, but a model keeps its module. Expected "
+            "resfit.Model(module) for another module, then compile; model.set_weights sets all values."
+        )
 
     def get_weights(self, weights: str = "raw") -> list[np.ndarray]:
         """Return a copy of every trained and carried array (parameters, statistics), in a fixed order.

@@ -1,17 +1,18 @@
 """The result of `Model.compile`: one frozen object that holds the state and the steps."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from resfit import augment, losses
 from resfit import metrics as metrics_
 from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
-from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
 from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
@@ -58,6 +59,10 @@ class Compiled:
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal in a resumed run, by name."""
         return {**self.config.fingerprint(), "platform": self.context.placement.platform}
+
+    def named(self) -> dict[str, str | None]:
+        """Return optimizer, loss and augmentation as text, as `compile` got them."""
+        return {name: _name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
 
     def described(self, batch_size: int) -> str:
         """Describe the steps in one line, for the log of a `fit`."""
@@ -118,7 +123,7 @@ def compile_model(
         convolutions=convolutions,
         before=before,
     )
-    _check_trainable(module, state, freeze)
+    state.check_for_training()
     rate = LearningRate(state, number, named, function)
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
@@ -181,18 +186,21 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
-def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:
-    """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
-    if not state.layout.n_params:
-        raise CompileError(
-            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
-            "train. Call freeze with fewer patterns."
-            if freeze.patterns
-            else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
-            "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
-            "nnx.bridge.ToNNX has them after .lazy_init(x)."
-        )
-    state.check_for_training()
+def _name(given: Any) -> str | None:
+    """Return the name of an argument; for an object without one that of its class, never an address."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Mapping):
+        return ", ".join(f"{key}: {_name(value)}" for key, value in given.items())
+    if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+        return ", ".join(str(_name(one)) for one in given)
+    if isinstance(given, optax.GradientTransformation):
+        return "optax.GradientTransformation"
+    text = repr(given)
+    if " at 0x" not in text and len(text) <= 200:
+        return text
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return str(named.__qualname__).partition(".<locals>")[0]
 
 
 def _check_same_values(context: RunContext) -> None:

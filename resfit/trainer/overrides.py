@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from resfit._utils.keywords import shown
 from resfit._utils.words import answer
 from resfit.errors import ModuleError, OverrideError
 
-READ = ("members", "settings", "methods")
+READ = ("members", "settings", "assignments", "methods")
 _FLAGS = ("trainable", "requires_grad")
 
 
@@ -34,11 +35,13 @@ class Guarded:
             _check_compute_loss(cls.__name__, vars(cls)["compute_loss"])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        substitute = answer(name, "settings", "methods")
+        # A subclass of the user can read its own attributes, such as criterion.
+        places = ("assignments",) if type(self).__module__.startswith("resfit.") else ()
+        substitute = answer(name, "settings", "methods", *places)
         if substitute is not None:
             raise OverrideError(
-                f"model.{name} was set to {value!r:.60}, and nothing in resfit reads it. Expected {substitute}. Choose "
-                "another name for a custom attribute."
+                f"model.{name} was set to {shown(value)}, and nothing in resfit reads it. Expected {substitute}. "
+                "Choose another name for a custom attribute."
             )
         super().__setattr__(name, value)
 

@@ -93,7 +93,7 @@ KERAS: Table = {
     "optimizers.schedules": (lambda: optimizers.schedules, "resfit.schedules"),
     "schedules.CosineDecay": (lambda: schedules.CosineDecay(0.1, 10), "resfit.schedules.Cosine("),
     "layers.RandomFlip": (lambda: augment.RandomFlip("horizontal"), "resfit.augment.flip()"),
-    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "a function (key, x, y) -> (x, y)"),
+    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "resfit.augment.rotate(degrees)"),
     "image_dataset_from_directory": (lambda: data.image_dataset_from_directory, "resfit.data.folder(path)"),
     **{
         f"loss={name!r}": (lambda name=name: plain(loss=name), None)
@@ -146,7 +146,7 @@ TIMM_AND_FASTAI: Table = {
     "create_loader": (lambda: data.create_loader, "any iterable of (x, y) batches"),
     "transforms.Compose": (lambda: transforms.Compose([]), "Transforms(resize="),
     "vision_learner": (lambda: resfit.vision_learner, "resfit.Model(module)"),
-    "fit_one_cycle": (lambda: plain().fit_one_cycle(1), "fit with a dataset"),
+    "fit_one_cycle": (lambda: plain().fit_one_cycle(1), "compile(learning_rate='one_cycle')"),
     "fit(bs=)": (lambda: fit(bs=8), "Use batch_size"),
     "fit(valid_pct=)": (lambda: fit(valid_pct=0.2), "Use validation_split"),
     "fit(cbs=)": (lambda: fit(cbs=[]), "fit(callbacks=[...])"),

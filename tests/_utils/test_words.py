@@ -40,7 +40,7 @@ def test_no_word_has_two_answers(place: str) -> None:
 # --- attributes of a model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["methods", "settings", "members"])
+@pytest.mark.parametrize("place", ["methods", "settings", "assignments", "members"])
 def test_reading_a_word_names_the_substitute(place: str) -> None:
     model = plain()
     for word in words(place):

@@ -501,6 +501,15 @@ LABELS = [
         "from 0 to 2",
     ),
     Mistake(
+        "class_weight for a class number at each position",
+        "model = resfit.Model(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))\n"
+        'model.compile("sgd", dispatch="jit")\n'
+        'model.fit(np.zeros((16, 5, 4), "float32"), np.eye(5, dtype="int32")[y], class_weight={1: 5.0})',
+        errors.LabelError,
+        "(16, 5)",
+        "y[..., None]",
+    ),
+    Mistake(
         "Both class_weight and sample_weight",
         "model.fit(x, y, class_weight={0: 2.0}, sample_weight=np.ones(16))",
         errors.DataError,
@@ -592,6 +601,20 @@ NETWORKS = [
         "resfit.create_model(..., weights=...)",
     ),
     Mistake(
+        "The name of a gate instead of its ratio, as in timm",
+        'resfit.create_model("resnet50", num_classes=3, squeeze="se")',
+        errors.SpecError,
+        "squeeze='se'",
+        "a ratio between 0 and 1, 'eca' for efficient channel attention, or None",
+    ),
+    Mistake(
+        "Standardized kernels that start at zero",
+        'resfit.create_model("resnetv2_50", num_classes=3, depths=(1,), widths=(8,), weight_standardization=True)',
+        errors.SpecError,
+        "a kernel of zeros",
+        "zero_init_last=False",
+    ),
+    Mistake(
         "A JAX key instead of nnx.Rngs",
         "resfit.nets.ResNet(spec, rngs=jax.random.key(0))",
         errors.SpecError,
@@ -620,9 +643,11 @@ NETWORKS = [
         "class Net(nnx.Module):\n"
         "    def __call__(self, x):\n"
         "        return x.mean(axis=(1, 2))\n\n"
-        "resfit.Model(Net()).compile()",
-        errors.CompileError,
-        "Net has no floating-point nnx.Param",
+        "other = resfit.Model(Net())\n"
+        "other.compile()\n"
+        "other.fit(x, y)",
+        errors.ModuleError,
+        "Net has no floating-point nnx.Param, so fit has nothing to train",
         "__init__",
     ),
     Mistake(
@@ -759,8 +784,8 @@ NETWORKS = [
     ),
     Mistake(
         "All parameters frozen",
-        'model.freeze("*")\nmodel.compile()',
-        errors.CompileError,
+        'model.freeze("*")\nmodel.compile()\nmodel.fit(x, y)',
+        errors.ModuleError,
         "freeze('*')",
         "fewer patterns",
     ),
@@ -948,6 +973,41 @@ COMPILE = [
         "nnx.iter_modules",
     ),
     Mistake(
+        "A method of a PyTorch module",
+        "model.half()",
+        errors.OverrideError,
+        "no attribute 'half'",
+        "compile(precision='bfloat16')",
+    ),
+    Mistake(
+        "Another head, as in PyTorch",
+        "model.fc = nnx.Linear(4, 10, rngs=nnx.Rngs(0))",
+        errors.OverrideError,
+        "model.fc was set to Linear(",
+        "model.module.replace_head(num_classes)",
+    ),
+    Mistake(
+        "Another module for a model",
+        "model.module = resfit.nets.ResNet(spec, rngs=nnx.Rngs(1))",
+        errors.ModuleError,
+        "set to a ResNet",
+        "resfit.Model(module) for another module",
+    ),
+    Mistake(
+        "fit with epochs and a learning rate, as in fastai",
+        "model.fit(3, 1e-3)",
+        errors.DataError,
+        "x is 3",
+        "fit(x, y, epochs=3)",
+    ),
+    Mistake(
+        "Arguments of Keras's TensorBoard by position",
+        'callbacks.TensorBoard("logs", 1, True)',
+        errors.ArgumentError,
+        "TensorBoard got True",
+        "by name: write_images",
+    ),
+    Mistake(
         "An argument of Keras",
         "model.fit(x, y, workers=4, use_multiprocessing=True)",
         errors.ArgumentError,
@@ -1014,6 +1074,13 @@ COMPILE = [
         errors.CompileError,
         "-0.1",
         "of 0 or more",
+    ),
+    Mistake(
+        "schedule_free with b1=0",
+        "import optax.contrib\n\nmodel.compile(optax.contrib.schedule_free_sgd(0.1, b1=0.0))",
+        errors.CompileError,
+        "b1=0",
+        "b1 above 0",
     ),
     Mistake(
         "A NaN learning rate",
@@ -1342,6 +1409,20 @@ FILES = [
         "module=...",
     ),
     Mistake(
+        "A name that no repository of the hub can have",
+        'resfit.from_hub("my model")',
+        errors.HubError,
+        "'my model'",
+        "'user/name'",
+    ),
+    Mistake(
+        "A misspelled field of a model card",
+        'model.card("user/name", dataset="fashion_mnist")',
+        errors.ArgumentError,
+        "dataset='fashion_mnist'",
+        "Did you mean 'datasets'?",
+    ),
+    Mistake(
         "PyTorch weights with another number of classes",
         "state = resfit.weights.state_dict(model.module)\n"
         'state["fc.bias"] = np.zeros(1000)\n'
@@ -1349,6 +1430,25 @@ FILES = [
         errors.WeightsError,
         "fc.bias has shape (1000,), expected (3,)",
         "num_classes",
+    ),
+    Mistake(
+        "Weights of a file with two networks",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'both = {f"net.{name}": value for name, value in state.items()}\n'
+        'both |= {f"ema.{name}": value + 1 for name, value in state.items()}\n'
+        "resfit.weights.load_state_dict(model.module, both)",
+        errors.WeightsError,
+        "contains 2 networks, with the prefixes ['ema.', 'net.']",
+        "prefix='net.'",
+    ),
+    Mistake(
+        "Ignored arrays inside a block",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'state["layer1.0.attention.weight"] = np.zeros((4, 4))\n'
+        'resfit.weights.load_state_dict(model.module, state, ignore="layer1.0.attention")',
+        errors.WeightsError,
+        "inside the stem or the blocks of the network",
+        "Create a network that has them",
     ),
 ]
 

@@ -141,7 +141,7 @@ def test_the_table_has_every_optimizer_of_the_installed_optax(module: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore")  # optax deprecates some of the rows
-@pytest.mark.parametrize(("module", "name"), only(QUICK, ROWS))
+@pytest.mark.parametrize(("module", "name"), only(QUICK, ROWS, slow=ROWS[::4]))
 def test_every_optimizer_trains_or_the_error_names_the_form_that_does(module: str, name: str) -> None:
     build, message = _table(module)[name]
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=build(getattr(MODULES[module], name)), learning_rate=None)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import resfit
+from resfit.errors import CompileError
 from tests.helpers import PlainNet, assert_close, assert_same, compiled, fit, images, labels, state_of, values
 from tests.levels import only
 
@@ -62,6 +63,30 @@ def test_schedule_free_evaluates_at_the_parameters_of_the_function_of_optax() ->
     fit(model, images(8), labels(8), epochs=3, shuffle=False)
     assert_close(jax.tree.leaves(params), raw(model))
     assert_close(jax.tree.leaves(optax.contrib.schedule_free_eval_params(state, params)), model.get_weights())
+
+
+@pytest.mark.slow
+def test_a_transformation_after_schedule_free_leaves_its_evaluation_parameters() -> None:
+    optimizer = optax.chain(FREE, optax.scale(0.5))
+    state, params = by_hand(optimizer)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)
+    fit(model, images(8), labels(8), epochs=3, shuffle=False)
+    assert_close(jax.tree.leaves(params), raw(model))
+    assert_close(jax.tree.leaves(optax.contrib.schedule_free_eval_params(state[0], params)), model.get_weights())
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.contrib.schedule_free_sgd(0.1, b1=0.0),
+        optax.chain(optax.clip(1.0), optax.contrib.schedule_free(SGD, 0.1, b1=-0.5)),
+        optax.inject_hyperparams(optax.contrib.schedule_free_sgd)(learning_rate=0.1, b1=0.0),
+    ],
+    ids=["0", "negative, in a chain", "injected"],
+)
+def test_schedule_free_without_averages_raises_in_compile(optimizer: Any) -> None:
+    with pytest.raises(CompileError, match=r"schedule_free got b1=-?0.*Expected b1 above 0"):
+        compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)
 
 
 def test_lookahead_trains_as_by_hand_and_evaluates_at_the_slow_parameters() -> None:

@@ -17,6 +17,7 @@ import resfit
 from resfit import augment
 from resfit._utils import jax_switches
 from resfit.backends.program_cache import PROGRAMS
+from resfit.errors import CompileError
 from resfit.losses.loss_names import _BY_NAME as LOSSES
 from resfit.metrics.metric_names import _BY_CLASS, _BY_NAME
 from resfit.optimizers.resolve import _BY_NAME as OPTIMIZERS
@@ -117,6 +118,10 @@ NETS: dict[str, Callable[[], nnx.Module]] = {
     only(
         [("several", "plain", "jit")],
         [(name, make, dispatch) for name in SWITCHES for make in NETS for dispatch in ("jit", "auto", "eager")],
+        slow=[
+            *((name, "plain", "jit") for name in SWITCHES),
+            *(("several", make, dispatch) for make in NETS for dispatch in ("auto", "eager")),
+        ],
     ),
 )
 def test_every_call_gives_the_same_under_a_switch(switch: str, make: str, dispatch: str, tmp_path: Path) -> None:
@@ -218,7 +223,9 @@ def test_tools_run_under_a_switch(switch: str, tmp_path: Path) -> None:
         fit(model, x, y)
         resfit.doctor(model, x, y)
         assert np.isfinite(resfit.grad_cam(model, x[:2], "stage1")).all()
-        model.summary((x, y))
+        no_plan = pytest.raises(CompileError, match="leave jax")
+        with no_plan if switch == "disable_jit" else contextlib.nullcontext():
+            model.summary((x, y))
         resfit.recalibrate(model, x)
         resfit.find_learning_rate(model, x, y)
         resfit.weights.save(model.module, tmp_path / "net.safetensors")
@@ -261,6 +268,7 @@ def built(kind: str, name: str) -> Any:
     only(
         [("x64", "augment", "pad_crop")],
         [(switch, *part) for switch in ("x64", "strict promotion", "rank promotion") for part in PARTS],
+        slow=[("x64", *part) for part in PARTS[::8]] + [("strict promotion", *part) for part in PARTS[4::8]],
     ),
 )
 def test_every_part_by_name_trains_under_a_switch(switch: str, kind: str, name: str) -> None:

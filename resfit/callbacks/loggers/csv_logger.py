@@ -34,6 +34,11 @@ class CSVLogger(Callback):
       separator: one character between the values.
       append: append to an existing file without a second header. By default every `fit` overwrites the file.
 
+    Attributes:
+      filename: the absolute path of the file.
+      sep: the separator.
+      append: the argument.
+
     Raises:
       CallbackError: if separator is not one character.
 
@@ -44,16 +49,16 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise CallbackError(f"Expected separator to be one character, got {separator!r}.")
-        self._path = pathlib.Path(expand_user(filename)).absolute()
-        self._separator = separator
-        self._append = append
+        self.filename = pathlib.Path(expand_user(filename)).absolute()
+        self.sep = separator
+        self.append = append
         self._columns: list[str] | None = None  # of the file; None until the file was read
         self._keep: int | None = None if append else 0  # the number of rows of the file to keep; None for all
         self._rows = 0
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._columns = None
-        self._keep = None if self._append else 0
+        self._keep = None if self.append else 0
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         if not first_process.is_first():
@@ -63,40 +68,40 @@ class CSVLogger(Callback):
         row = {"epoch": str(epoch), **{name: _cell(value) for name, value in (logs or {}).items()}}
         columns = ["epoch", *sorted({*(self._columns or ()), *row} - {"epoch"})]
         if columns == self._columns:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
+            with self.filename.open("a", newline="", encoding="utf-8") as file:
                 file.write(self._text(columns, [row]))
         else:
             self._rewrite(columns, [*self._read()[1], row])
         self._rows += 1
 
     def _begin(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        columns, rows = ([], []) if self._keep == 0 or not self._path.exists() else self._read()
+        self.filename.parent.mkdir(parents=True, exist_ok=True)
+        columns, rows = ([], []) if self._keep == 0 or not self.filename.exists() else self._read()
         if self._keep is not None:
             if len(rows) < self._keep:
                 _log.warning(
-                    "CSVLogger: %s has %d rows, but the resumed run wrote %d.", self._path, len(rows), self._keep
+                    "CSVLogger: %s has %d rows, but the resumed run wrote %d.", self.filename, len(rows), self._keep
                 )
             rows = rows[: self._keep]
         self._rewrite(columns, rows)
         self._rows = len(rows)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        with self._path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, delimiter=self._separator, restval=_MISSING)
+        with self.filename.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, delimiter=self.sep, restval=_MISSING)
             rows = list(reader)
             return list(reader.fieldnames or ()), rows
 
     def _rewrite(self, columns: list[str], rows: Sequence[dict[str, str]]) -> None:
         header = dict(zip(columns, columns, strict=True))
         text = self._text(columns, [header, *rows]) if columns else ""
-        atomic_write.write(self._path, text.encode())
+        atomic_write.write(self.filename, text.encode())
         self._columns = columns
 
     def _text(self, columns: list[str], rows: Sequence[dict[str, str]]) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(
-            text, columns, restval=_MISSING, delimiter=self._separator, lineterminator="\n", extrasaction="raise"
+            text, columns, restval=_MISSING, delimiter=self.sep, lineterminator="\n", extrasaction="raise"
         )
         writer.writerows(rows)
         return text.getvalue()

@@ -46,6 +46,8 @@ class TensorBoard(MetricLogger):
       confusion_matrix: (x, y) with class numbers as y. The model predicts x after every epoch, and the confusion matrix
         is written as an image.
 
+    Each argument but confusion_matrix is also an attribute with its name, as in Keras; log_dir as an absolute path.
+
     Raises:
       CallbackError: for an unusable argument.
       MissingPackageError: if tensorboardX is not installed.
@@ -57,8 +59,8 @@ class TensorBoard(MetricLogger):
     def __init__(
         self,
         log_dir: str | os.PathLike[str] = "logs",
-        *,
         histogram_freq: int = 0,
+        *,
         write_images: bool = False,
         write_steps_per_second: bool = False,
         update_freq: str | int = "epoch",
@@ -74,10 +76,11 @@ class TensorBoard(MetricLogger):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
         _package()  # raises if it is not installed
-        self._log_dir = pathlib.Path(expand_user(log_dir)).absolute()
-        self._histogram_freq = histogram_freq
-        self._write_images = write_images
-        self._write_steps_per_second = write_steps_per_second
+        self.log_dir = pathlib.Path(expand_user(log_dir)).absolute()
+        self.histogram_freq = histogram_freq
+        self.write_images = write_images
+        self.write_steps_per_second = write_steps_per_second
+        self.update_freq = update_freq
         self._confusion_matrix = confusion_matrix
         self._writers: dict[str, Any] = {}
         self._resumed: dict[str, int] = {}
@@ -100,7 +103,7 @@ class TensorBoard(MetricLogger):
             if first_process.is_first():
                 self._image("validation", "confusion_matrix", _pixels(plots.confusion_matrix(y, predictions)), epoch)
         if first_process.is_first():
-            if self._histogram_freq and (epoch + 1) % self._histogram_freq == 0:
+            if self.histogram_freq and (epoch + 1) % self.histogram_freq == 0:
                 self._write_variables(epoch)
             for writer in self._writers.values():
                 writer.flush()
@@ -119,7 +122,7 @@ class TensorBoard(MetricLogger):
             self._write_batch(moment, scalars(values))
             return
         figures = self.figures
-        if self._write_steps_per_second:
+        if self.write_steps_per_second:
             figures["steps_per_second"] = self.steps_per_second
         for name, value in scalars(values | figures).items():
             run = "validation" if name.startswith("val_") else "train"
@@ -143,7 +146,7 @@ class TensorBoard(MetricLogger):
             finite = values[np.isfinite(values)]  # a histogram cannot show other values, but the norm does
             if finite.size:
                 writer.add_histogram(f"{name}/histogram", finite, epoch)
-            if self._write_images and values.ndim == 4 and values.shape[2] in (1, 3):
+            if self.write_images and values.ndim == 4 and values.shape[2] in (1, 3):
                 self._image("train", f"{name}/image", _filters(values), epoch)
 
     def _image(self, run: str, name: str, pixels: np.ndarray, epoch: int) -> None:
@@ -153,7 +156,7 @@ class TensorBoard(MetricLogger):
         if run not in self._writers:
             # tensorboardX names a file by the second, and would overwrite a file of the same second.
             self._writers[run] = _package().SummaryWriter(
-                str(self._log_dir / run),
+                str(self.log_dir / run),
                 purge_step=self._resumed.pop(run, None),
                 filename_suffix=f".{time.time_ns()}",
             )

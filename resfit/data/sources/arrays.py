@@ -254,6 +254,8 @@ def check_weight(weight: np.ndarray, name: str = "sample_weight", y: Any = None)
         )
     if weight.ndim != 1 and not of_pixels:
         remedy = f" Pass the one column: {name}[:, 0]." if weight.ndim == 2 and weight.shape[1] == 1 else ""
+        if weight.ndim == 2 and weight.shape[1] > 1 and weight.shape == getattr(y, "shape", None):
+            remedy = " For one weight per position, pass labels (examples, positions, 1), such as y[..., None]."
         raise DataError(f"Expected one {name} per example, shape (examples,), got shape {weight.shape}.{remedy}")
     with np.errstate(over="ignore"):
         cast = weight.astype(np.float32)
@@ -334,8 +336,9 @@ def _check_one_class_each(targets: np.ndarray) -> None:
     if len(off):
         raise DataError(
             f"class_weight weighs each example by its one class, but row {off[0]} of the labels sums to "
-            f"{sums[off[0]]:.4g}. Expected one class per example. Weigh several labels inside the loss: "
-            "loss=lambda logits, labels: (weights * optax.sigmoid_binary_cross_entropy(logits, labels)).mean(axis=1)."
+            f"{sums[off[0]]:.4g}. Expected one class per example. Weigh several labels inside the loss: loss=lambda "
+            "logits, labels: (weights * optax.sigmoid_binary_cross_entropy(logits, labels)).mean(axis=1). For a class "
+            "number at each position, pass labels (examples, positions, 1), such as y[..., None]."
         )
 
 

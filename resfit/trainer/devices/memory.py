@@ -43,7 +43,8 @@ def step_memory(executable: Any) -> StepMemory:
     if analysis is None:
         raise CompileError(
             f"There is no plan of the training step's memory: got a {type(executable).__name__}. Expected a compiled "
-            'step, on a device whose compiler plans memory. Compile with another dispatch than "eager".'
+            'step, on a device whose compiler plans memory. Compile with another dispatch than "eager", and leave '
+            "jax.disable_jit."
         )
     return StepMemory(
         analysis.argument_size_in_bytes,

@@ -69,18 +69,23 @@ class Learned:
             self.labels.note(labels)
 
     @contextlib.contextmanager
-    def starting_over(self, names: list[str] | None) -> Iterator[None]:
+    def starting_over(self, names: list[str] | None, *, class_weight: bool = False) -> Iterator[None]:
         """Learn class names, and after `compile` the scale of the inputs; forget both if no step is taken.
 
         The names are known during training, so that models saved by callbacks have them.
+
+        Args:
+          names: of the classes, or None.
+          class_weight: True if weights by class are used.
         """
         before, stepped = (self.inputs.trained_on, self.labels.names), self.stepped
-        self.labels.names, self.stepped = names, False
+        self.labels.names, self.labels.weighs_classes, self.stepped = names, class_weight, False
         if not stepped:
             self.inputs.trained_on = None
         try:
             yield
         finally:
+            self.labels.weighs_classes = False
             if not self.stepped:
                 self.inputs.trained_on, self.labels.names = before
             self.stepped = self.stepped or stepped

@@ -33,6 +33,7 @@ class LabelFormat:
       loss: of the last `compile`, or None.
       multi_label: True if every output is an independent label; None if that is unknown.
       names: of the classes, by number, or None.
+      weighs_classes: True during a training with weights by class.
     """
 
     def __init__(self, module: nnx.Module, *, custom_step: bool) -> None:
@@ -40,6 +41,7 @@ class LabelFormat:
         self.loss: losses.Loss | None = None
         self.multi_label: bool | None = None
         self.names: list[str] | None = None
+        self.weighs_classes = False
         self._names_were_set = False  # by the user; otherwise they are those of the training data
         self._one_label_metrics: dict[str, list[str]] = {}  # by output
         self._outputs_shape: tuple[int, ...] | None = None
@@ -73,6 +75,11 @@ class LabelFormat:
         """The label of pixels without a class, or None."""
         return losses.ignore_index(self.loss)
 
+    @property
+    def of_pixels(self) -> bool:
+        """True if the outputs are known to be those of pixels: (batch, height, width, classes)."""
+        return len(self._outputs_shape or ()) > 2
+
     def by_loss(self, loss: losses.Loss) -> bool | None:
         """Return whether a loss reads several labels per example; None if the labels decide."""
         several = losses.multi_label(loss)
@@ -81,6 +88,12 @@ class LabelFormat:
     def check(self, labels: Any, outputs: OutputsShape) -> None:
         """Raise LabelError if labels do not fit the loss and outputs of a shape; remember both."""
         self._outputs_shape = outputs.shape
+        if self.weighs_classes and len(outputs.shape or ()) == 3 and getattr(labels, "ndim", 0) == 2:
+            raise LabelError(
+                f"class_weight reads labels of shape {labels.shape} as one row of targets per example, and outputs of "
+                f"shape {outputs.shape} need a class number for each position. Expected labels (examples, positions, "
+                "1). Pass y[..., None]."
+            )
         shape = dict(outputs.by_output) or outputs.shape
         if not self._custom_step and shape is not None:
             losses.check(self.loss, labels, shape)

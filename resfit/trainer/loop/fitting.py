@@ -91,10 +91,13 @@ def _fit(
     context = compiled.context
     processes, state = context.processes, context.state
     _check_model(control, state)
+    context.check_trainable("fit")
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
     validation = _validation(model, context, config, data, held_out)
-    stream = Epochs(fed(data, context.placement), config.steps_per_epoch, state.epoch)
+    stream = Epochs(
+        fed(data, context.placement, in_step=context.runs_in_one_program), config.steps_per_epoch, state.epoch
+    )
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
     model.stop_training = model.stop_evaluating = False
@@ -108,6 +111,7 @@ def _fit(
     model.history = history
     config = dataclasses.replace(config, learning_rate=compiled.rate.asked)  # a callback may set it in set_model
     settings = compiled.fingerprint() | config.fingerprint()
+    history.settings = settings | compiled.named() | {"examples": data.examples}
     steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
     extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}
     _check_same_settings(processes, settings | extra)
@@ -130,7 +134,8 @@ def _fit(
             lambda: model.stop_training,
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
-        with learned.starting_over(names), compiled.rate.spanning(stream, epochs), kept:
+        by_class = given.class_weight is not None
+        with learned.starting_over(names, class_weight=by_class), compiled.rate.spanning(stream, epochs), kept:
             end = run.train(epochs, start)
             if start is not None:
                 learned.note_restored(data.labels)
@@ -171,7 +176,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     )
     data = as_batches(
         given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
-        known=context.on_device,
+        known=context.on_device, device=context.placement.devices[0],
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
     context.on_device = source if isinstance(source, DeviceSource) else None

@@ -97,7 +97,7 @@ class RunState(Shared):
             nested = self.layout.nested(_on_one_device(param) for param in params)
             devices = sorted({device for param in jax.tree.leaves(nested) for device in param.devices()}, key=str)
             init = functools.partial(_initial_optimizer_state, self.layout.optimizer, self.layout.tied)
-            optimizer_state = traced(jax.jit(init), (nested,), devices).run(nested)
+            optimizer_state = self.layout.checked(traced(jax.jit(init), (nested,), devices).run(nested))
         params, carried = tuple(map(_strong, params)), tuple(map(_strong, carried))
         averages = tuple(map(average_of, (*params, *carried))) if self._ema else ()
         span: Any = ScheduleSpan().packed()

@@ -17,7 +17,7 @@ from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.adapted import explained
-from resfit.optimizers.evaluation import decisive, evaluation_params, restarted
+from resfit.optimizers.evaluation import check_averages, decisive, evaluation_params, restarted
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import ModulePlan
 from resfit.trainer.graph.slots import Slot
@@ -138,6 +138,7 @@ class StateLayout:
         self.n_params = len(self.params)
         self.n_visible = self.n_params + len(self.carried)
         self.n_model = 2 * self.n_visible if ema else self.n_visible
+        self._averages = ema  # also of a module without variables
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.warned: defaultdict[str, set[str]] = defaultdict(set)
         self.tied = {
@@ -160,6 +161,16 @@ class StateLayout:
         nested = self.nested(abstract)
         with tied_names(self.tied), explained(nested), implicit_promotion():
             return jax.tree.structure(jax.eval_shape(self.optimizer.init, nested))
+
+    def checked(self, optimizer_state: Sequence[Any]) -> Sequence[Any]:
+        """Return the initial state of the optimizer.
+
+        Raises:
+          CompileError: see `optimizers.evaluation.check_averages`.
+        """
+        if self.evaluates_other_params:
+            check_averages(jax.tree.unflatten(self.optimizer_tree, optimizer_state))
+        return optimizer_state
 
     def decided_by(self) -> tuple[Any, ...]:
         """Return what decides how a step reads and updates the state, see `by_value`."""
@@ -209,7 +220,7 @@ class StateLayout:
             return self.evaluated(state)
         if weights != "ema":
             raise CompileError(f"Got weights={weights!r}. Expected weights to be 'raw' or 'ema'.")
-        if not state.averages:
+        if not self._averages:
             raise CompileError(
                 "Got weights='ema', and the model has no averaged weights. Compile with a decay, as in "
                 "compile(ema=0.999)."
