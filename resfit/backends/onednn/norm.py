@@ -23,6 +23,7 @@ from resfit.backends.onednn.convolution import typed_by_mesh
 DTYPES = ("float32", "bfloat16")
 PLAIN, RELU, ADD_RELU = 0, 1, 2  # the operations after the normalization, as in norm.c
 LANES, BLOCK, CHUNK = 16, 64, 65536  # as in norm.c
+MOST_FLOAT32 = 64  # channels in float32 up to which native code is used: with more, XLA's is as fast
 LEAST = 65536  # elements of an array from which native code is used: smaller layers take 0.2 ms or less with XLA
 
 
@@ -55,11 +56,16 @@ class Normalize:
         """
         rows_fit = x.ndim > 1 and x.shape[-1:] == scale.shape == bias.shape and x.shape[-1] % LANES == 0
         dtypes_fit = str(x.dtype) in DTYPES and scale.dtype == bias.dtype == jnp.float32
-        large = x.size >= (1 if self.always else LEAST)
-        if not (rows_fit and dtypes_fit and large) or any(map(typed_by_mesh, (x, scale, bias))):
+        faster = self.always or _wins(x)
+        if not (rows_fit and dtypes_fit and faster) or any(map(typed_by_mesh, (x, scale, bias))):
             return None
         y, mean, var = forward_p.bind(x, scale, bias, epsilon=float(epsilon), operations=PLAIN)
         return y, mean, var
+
+
+def _wins(x: jax.Array) -> bool:
+    """Return True if native code is expected to be faster than XLA, by the sizes only, as for convolutions."""
+    return x.size >= LEAST and (x.dtype != jnp.float32 or x.shape[-1] <= MOST_FLOAT32)
 
 
 # --- the definitions, computed by XLA ---------------------------------------------------------------------------------
