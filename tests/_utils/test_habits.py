@@ -125,7 +125,7 @@ LIGHTNING: Table = {
     "seed_everything": (lambda: resfit.seed_everything(0), "compile(seed=0)"),
     "LearningRateMonitor": (lambda: callbacks.LearningRateMonitor(), "in every epoch's logs"),
     "training_step": (lambda: type("Mine", (resfit.Model,), {"training_step": lambda self: 0}), "compute_loss"),
-    "precision='16-mixed'": (lambda: plain(precision="16-mixed"), "'float32' or 'bfloat16'"),
+    "precision='16-mixed'": (lambda: plain(precision="16-mixed"), "'float32', 'bfloat16' or 'auto'"),
 }
 
 TIMM_AND_FASTAI: Table = {
