@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from resfit.data.batches import Batch, Batches, whole_epoch
+from resfit.data.batches import Batch, Batches, check_end, whole_epoch
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.mapped import MappedBatches
@@ -44,6 +44,7 @@ def one_pass(batches: Batches, placement: Placement, steps: int | None) -> Itera
       placement: the devices.
       steps: the number of batches; None for all.
     """
+    check_end(batches, steps, "steps")
     data = fed(batches, placement)
     iterator = data.epoch(0)
     try:

@@ -11,7 +11,8 @@ from resfit import losses
 from resfit import metrics as metrics_
 from resfit.data import Batches
 from resfit.data.batches import classes_of
-from resfit.data.sources.arrays import check_class_weight, is_container
+from resfit.data.class_weights import check_class_weight
+from resfit.data.sources.arrays import is_container
 from resfit.errors import CompileError, DataError, LabelError
 from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name, is_by_output
 from resfit.metrics.collection import Summed

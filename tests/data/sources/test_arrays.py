@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from resfit.data import ArrayBatches
-from resfit.data.sources.arrays import ArraySource, as_arrays, class_weights, split_validation
+from resfit.data.class_weights import class_weights
+from resfit.data.sources.arrays import ArraySource, as_arrays, split_validation
 from resfit.errors import DataError
 
 
