@@ -1,10 +1,12 @@
 """`Model` as a user sees it: fit, evaluate, predict, and a module that remains the user's."""
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import clu.metrics
 import jax
@@ -417,6 +419,26 @@ def test_predict_works_without_compile_and_other_methods_require_it() -> None:
         _ = model.learning_rate
 
 
+NEED_COMPILE = ("learning_rate", "metrics_names", "keep_last_step")
+
+
+def test_tools_can_examine_a_model_before_compile() -> None:
+    model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
+    assert [getattr(model, name, None) for name in NEED_COMPILE] == [None] * 3
+    found = dict(inspect.getmembers(model))
+    assert "fit" in found
+    assert not found.keys() & set(NEED_COMPILE)
+    mock.create_autospec(model).fit(images(), labels())
+    assert dict(inspect.getmembers(compiled())).keys() >= set(NEED_COMPILE)
+
+
+@pytest.mark.parametrize("value", [lambda step: 0.1, {"rate": 0.1}, "0.1", None])
+def test_a_learning_rate_that_is_no_number_raises(value: Any) -> None:
+    model = compiled()
+    with pytest.raises(CompileError, match=r"Expected model\.learning_rate to be a number"):
+        model.learning_rate = value
+
+
 # --- weights of examples ----------------------------------------------------------------------------------------------
 
 
@@ -631,7 +653,7 @@ def test_an_invalid_argument_of_fit_raises(arguments: dict[str, Any], message: s
         (images(8), None, "There are no labels"),
         (images(8), np.array(["cat"] * 8), "np.unique"),
         (np.array([None] * 8), labels(8), "object"),
-        (3, labels(8), "int"),
+        (3, labels(8), "x is 3"),
         (images(8).astype(np.int64), labels(8), r"uint8.*astype\('uint8'\)"),
     ],
     ids=["no examples", "other counts", "no labels", "strings", "objects", "a number", "int64 images"],
