@@ -419,6 +419,17 @@ def test_predict_works_without_compile_and_other_methods_require_it() -> None:
         _ = model.learning_rate
 
 
+@pytest.mark.parametrize(("outputs", "weights"), [(3, {1: 1.0, 2: 1.0, 3: 5.0}), (1, {1: 1.0, 2: 5.0})])
+def test_class_weight_for_a_class_without_an_output_raises_before_a_step(outputs: int, weights: Any) -> None:
+    model = compiled(nnx.Linear(4, outputs, rngs=nnx.Rngs(0)), kind=resfit.Model)
+    before = values(model.module)
+    x, y = images(8).reshape(8, -1)[:, :4], labels(8) % min(outputs + 1, 3)
+    for use in (model.fit, model.train_on_batch):
+        with pytest.raises(DataError, match=f"names the class {max(weights)}, and the network has {outputs} outputs"):
+            use(x, y, class_weight=weights)
+    assert_same(values(model.module), before)
+
+
 NEED_COMPILE = ("learning_rate", "metrics_names", "keep_last_step")
 
 
