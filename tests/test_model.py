@@ -430,6 +430,20 @@ def test_class_weight_for_a_class_without_an_output_raises_before_a_step(outputs
     assert_same(values(model.module), before)
 
 
+@pytest.mark.parametrize("steps", [0, -1, 2.0, "2", True])
+def test_steps_of_an_evaluation_or_prediction_that_are_no_positive_integer_raise(steps: Any, trained: Any) -> None:
+    for use in (trained.evaluate, trained.predict):
+        data = (images(), labels()) if use == trained.evaluate else (images(),)
+        with pytest.raises(DataError, match="Expected steps to be a positive integer, or None for all batches, got"):
+            use(*data, steps=steps, verbose=0)
+
+
+@pytest.mark.parametrize("value", ["no", None, 2])
+def test_a_drop_remainder_that_is_no_bool_raises(value: Any) -> None:
+    with pytest.raises(DataError, match="Expected drop_remainder to be True or False"):
+        fit(compiled(), drop_remainder=value)
+
+
 NEED_COMPILE = ("learning_rate", "metrics_names", "keep_last_step")
 
 
