@@ -79,12 +79,12 @@ class ProgressBar(Callback):
         self._tell_of_first_step()
         line = self._line
         self._time.end_epoch()
-        line.done, line.images, line.values = self._done, self._images, numbers(dict(logs or {}))
+        line.done, line.images = self._done, self._images
         if line.steps is not None and self._done < line.steps:
             self._screen.note(f"{line.title} stopped after {self._done}/{line.steps} steps")
         rate = {"images/s": text} if (text := line.images_per_second) else {}
         seconds = time.perf_counter() - self._start
-        self._screen.row(line, {"epoch": self._epoch, **line.values, "time": f"{seconds:.1f} s", **rate})
+        self._screen.row(line, {"epoch": self._epoch, **numbers(dict(logs or {})), "time": f"{seconds:.1f} s", **rate})
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         self._training = False

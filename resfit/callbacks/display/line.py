@@ -39,13 +39,13 @@ class Line:
         compiling = self.time.compiling_seconds
         status = f"compiling {clock(compiling)}" if compiling else self.status
         first, *others = ranked(self.values) or [""]
-        rank = {first: 2, "loss": 3} | {name: 7 for name in others if name != "loss"}
+        rank = {"loss": 4, first: 2} | {name: 7 for name in others if name != "loss"}
         return fitted(
             [
                 (0, self.title),
                 (9, self._bar(ascii_only)),
-                (4, f"{self.done}/{'?' if self.steps is None else self.steps}"),
-                (5, "" if left is None else f"{clock(left)} left"),
+                (5, f"{self.done}/{'?' if self.steps is None else self.steps}"),
+                (3, "" if left is None else f"{clock(left)} left"),
                 (6, "" if run is None else f"run {clock(run)}"),
                 (1, status),
                 *((rank[name], f"{name} {text}") for name, text in self.values.items()),

@@ -182,12 +182,16 @@ class LogFile:
         """Show nothing: only what has finished is written."""
 
     def row(self, line: Line, row: Mapping[str, str]) -> None:
-        values = [f"{name}: {text}" for name, text in line.values.items()]
-        rate = f"{row['images/s'].rjust(6)} images/s" if "images/s" in row else ""
-        self.note(" - ".join(part for part in (line.title, row["time"], rate, *values) if part))
+        values = {name: text for name, text in row.items() if name not in ("epoch", "time", "images/s")}
+        self._write(line.title, row["time"], row.get("images/s", ""), values)
 
     def finish(self, line: Line, seconds: float) -> None:
-        self.row(line, {"time": f"{seconds:.1f} s"} | ({"images/s": r} if (r := line.images_per_second) else {}))
+        self._write(line.title, f"{seconds:.1f} s", line.images_per_second, line.values)
+
+    def _write(self, title: str, seconds: str, rate: str, values: Mapping[str, str]) -> None:
+        rate = f"{rate:>6} images/s" if rate else ""
+        named = (f"{name}: {text}" for name, text in values.items())
+        self.note(" - ".join(part for part in (title, seconds, rate, *named) if part))
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
