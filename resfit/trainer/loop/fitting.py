@@ -113,6 +113,7 @@ def _fit(
     model.history = history
     config = dataclasses.replace(config, learning_rate=compiled.rate.asked)  # a callback may set it in set_model
     settings = compiled.fingerprint() | config.fingerprint()
+    history.settings = settings | compiled.named() | {"examples": data.examples}
     steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
     extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}
     _check_same_settings(processes, settings | extra)
