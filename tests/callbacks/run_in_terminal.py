@@ -23,6 +23,17 @@ class Slow(Callback):
         time.sleep(0.12)
 
 
+class Evaluates(Callback):
+    """A callback that evaluates and prints during an epoch."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        self.data = x, y
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        print("printed")
+        self.model.evaluate(*self.data, batch_size=4)
+
+
 class Net(nnx.Module):
     def __init__(self) -> None:
         self.linear = nnx.Linear(12, 3, rngs=nnx.Rngs(0))
@@ -41,6 +52,8 @@ def main() -> None:
         print(f"width {width}", flush=True)
         model.fit(x, y, batch_size=4, epochs=12, initial_epoch=9, validation_data=(x, y), callbacks=[Slow()])
         model.evaluate(x, y, batch_size=4)
+    print("nested", flush=True)
+    model.fit(x, y, batch_size=4, epochs=2, callbacks=[Slow(), Evaluates(x, y)])
 
 
 if __name__ == "__main__":

@@ -44,8 +44,12 @@ class EveryBatch(ProgressBar):
 
 
 def test_in_a_terminal_it_shows_epoch_steps_speed_values_and_compilation() -> None:
+    class Waits(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            logs.wait()  # so that the bar has values to show after each step
+
     console, text = terminal()
-    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[EveryBatch(console=console)],
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[Waits(), EveryBatch(console=console)],
         validation_data=(images(9), labels(9)))  # fmt: skip
     shown = plain(text)
     assert "compiling" in shown
@@ -87,6 +91,18 @@ def test_verbose_two_prints_one_line_an_epoch_in_a_terminal_too() -> None:
     lines = plain(text).splitlines()
     assert len(lines) == 1 + 1 + 2  # the time of the first step, the header, and two epochs
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_epochs_without_a_validation_stay_in_the_columns_of_those_with_one() -> None:
+    console, text = terminal()
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=5, callbacks=[ProgressBar(2, console)],
+        validation_data=(images(9), labels(9)), validation_freq=2)  # fmt: skip
+    _, first, one, header, *rows = plain(text).splitlines()
+    assert "val_loss" not in first
+    assert len(one.split()) == len(first.split()) + 1  # "0.1 s" are two words
+    assert "val_loss" in header
+    assert [row.split()[0] for row in rows] == ["2/5", "3/5", "4/5", "5/5"]
+    assert {len(row) for row in rows} == {len(header)}
 
 
 def test_fit_evaluate_and_predict_write_to_standard_output_unless_silent(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,8 +43,8 @@ def output_of(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def outputs() -> dict[int, str]:
     """Return the output of a fit and an evaluation, by the width of the terminal."""
-    _, *parts = re.split(r"width (\d+)\r\n", output_of(*map(str, WIDTHS)))
-    return {int(width): text for width, text in zip(parts[::2], parts[1::2], strict=True)}
+    _, *parts = re.split(r"(?:width (\d+)|nested)\r\n", output_of(*map(str, WIDTHS)))
+    return {int(width or 0): text for width, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def running(text: str) -> list[str]:
@@ -79,6 +79,16 @@ def test_the_running_epoch_keeps_its_number_and_values_in_any_width(outputs: dic
     assert all(re.search(r"loss \d\.\d{4}  acc", line) for line in stepped if width > 60 or "compiling" not in line)
     assert all(re.search(r"\d:\d\d left", line) for line in stepped)
     assert any("run 0:0" in line for line in stepped) == (width > 60)
+
+
+@pytest.mark.slow
+def test_an_evaluation_and_a_print_of_a_callback_stand_above_the_line_of_the_fit(outputs: dict[int, str]) -> None:
+    screen = Screen(WIDTHS[-1])
+    screen.feed(outputs[0])
+    assert [line.split()[0] for line in screen.lines if line] == [
+        "printed", "Evaluate", "epoch", "1/2", "printed", "Evaluate", "2/2",
+    ]  # fmt: skip
+    assert "Epoch" not in "".join(screen.lines)
 
 
 @pytest.mark.slow

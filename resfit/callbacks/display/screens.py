@@ -3,11 +3,11 @@
 import html
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from resfit._utils.optional_import import load_package
 from resfit.callbacks.display.line import Line
-from resfit.callbacks.display.text import aligned, columns, html_table, text_table
+from resfit.callbacks.display.text import aligned, columns, html_table, names_of, text_table
 
 if TYPE_CHECKING:
     import rich.console
@@ -47,16 +47,19 @@ class Terminal:
       live: False to show no line of what is running.
     """
 
+    _shown: "ClassVar[Terminal | None]" = None  # the one whose line is shown
+
     def __init__(self, console: "rich.console.Console", live: bool) -> None:
         self.live = live
         self._console = console
         self._display: rich.live.Live | None = None
         self._line: Line | None = None
         self._columns: dict[str, int] = {}
-        self._rows = 0
+        self._rows = self._width = 0
 
     def show(self, line: Line) -> None:
-        if not self.live:
+        # An evaluation inside a callback of fit only leaves its result above the line of the fit.
+        if not self.live or self._below() not in (None, self):
             return
         if line is not self._line or self._display is None:
             import rich.live
@@ -68,6 +71,7 @@ class Terminal:
                 get_renderable=self._drawn, console=self._console, refresh_per_second=10, transient=True
             )
             self._display.start()
+            Terminal._shown = self
 
     def _drawn(self) -> Any:
         import rich.text
@@ -83,10 +87,12 @@ class Terminal:
 
     def row(self, line: Line, row: Mapping[str, str]) -> None:
         self._end()
-        widths = columns(row, self._console.width)
-        if list(widths) != list(self._columns) or self._rows >= max(10, self._console.height - 4):
-            self._columns, self._rows = widths, 0
-            self._print(aligned(widths, {name: name for name in widths}))
+        width, height = self._console.size
+        new = not set(columns(row, width)) <= set(self._columns)  # validation_freq: not all epochs have all values
+        if new or width != self._width or self._rows >= max(10, height - 4):
+            self._columns = columns({name: row.get(name, "") for name in names_of([self._columns, row])}, width)
+            self._width, self._rows = width, 0
+            self._print(aligned(self._columns, {name: name for name in self._columns}))
         self._rows += 1
         self._print(aligned(self._columns, row))
 
@@ -108,9 +114,17 @@ class Terminal:
         if self._display is not None:
             self._display.stop()
         self._display = self._line = None
+        if Terminal._shown is self:
+            Terminal._shown = None
+
+    def _below(self) -> "Terminal | None":
+        """Return whose line this terminal shows now, which can be that of a fit around this call."""
+        shown = Terminal._shown
+        return shown if shown is not None and shown._console.file is self._console.file else None
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console = (self._below() or self)._console  # a console writes above its own line only
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Notebook:

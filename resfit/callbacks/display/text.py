@@ -81,14 +81,14 @@ def aligned(widths: Mapping[str, int], row: Mapping[str, str]) -> str:
 
 def text_table(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
     """Return the lines of a table, the header first."""
-    whole = {name: max((row.get(name, "") for row in rows), key=len) for name in _names(rows)}
+    whole = {name: max((row.get(name, "") for row in rows), key=len) for name in names_of(rows)}
     widths = columns(whole, width)
     return [aligned(widths, {name: name for name in widths}), *(aligned(widths, row) for row in rows)]
 
 
 def html_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a compact HTML table of these rows, without scripts or classes: a saved notebook keeps it."""
-    names = _names(rows)
+    names = names_of(rows)
     cell = '<{0} style="text-align:right;padding:1px 8px">{1}</{0}>'
     lines = [("th", {name: name for name in names}), *(("td", row) for row in rows)]
     body = "".join(
@@ -97,7 +97,7 @@ def html_table(rows: Sequence[Mapping[str, str]]) -> str:
     return f'<table style="font-size:smaller;font-variant-numeric:tabular-nums">{body}</table>'
 
 
-def _names(rows: Sequence[Mapping[str, str]]) -> list[str]:
+def names_of(rows: Iterable[Iterable[str]]) -> list[str]:
     """Return the names of all columns; the time stays last."""
     names = dict.fromkeys(name for row in rows for name in row)
     return sorted(names, key=lambda name: name in ("time", "images/s"))

@@ -35,7 +35,7 @@ def largest_first(module: nnx.Module, example: Any, batch_size: int) -> int:
 
     The later convolutions of a network are larger as a rule. To know them needs a trace.
     """
-    shape = getattr(example, "shape", ())
+    shape: tuple[int, ...] = tuple(getattr(example, "shape", ()))
     if len(shape) != 3:
         return 0
     height, width, channels = shape
