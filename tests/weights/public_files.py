@@ -28,6 +28,7 @@ Arrays = dict[str, np.ndarray]
 BASIC: dict[str, Any] = {"depths": (1, 2), "widths": (4, 8), "num_classes": 3}
 BOTTLENECK: dict[str, Any] = BASIC | {"block": "bottleneck", "widths": (2, 4)}
 V1: dict[str, Any] = BOTTLENECK | {"block": "bottleneck_v1"}
+LEGACY: dict[str, Any] = V1 | {"stem": "caffe", "squeeze": 0.25}
 V2: dict[str, Any] = BASIC | {"block": "preact_basic", "stem": "cifar_conv", "shortcut": "conv"}
 CIFAR: dict[str, Any] = BASIC | {"stem": "cifar"}
 FOUR: dict[str, Any] = BASIC | {"depths": (1, 1, 1, 1), "widths": (4, 4, 8, 8)}
@@ -493,7 +494,7 @@ ATTEMPTS: dict[str, Attempt] = {
         config={"architecture": "resnetblur50", "pretrained_cfg": {}},
     ),
     "timm, BiT": Attempt(
-        _plain, BOTTLENECK, "which a ResNetSpec cannot describe", name="model.safetensors",
+        _plain, BOTTLENECK, "resnetv2_50x1_bit", name="model.safetensors",
         config={"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {}},
     ),
     "timm, wrapped by Lightning": Attempt(
@@ -572,8 +573,10 @@ ATTEMPTS: dict[str, Attempt] = {
         BASIC, "head='reset'",
     ),
     "pretrained-models of Cadene": Attempt(lambda net: renamed(_plain(net), ("fc.", "last_linear."))),
-    "SE-ResNet of Cadene": Attempt(
-        lambda net: renamed(_plain(net), ("conv1.", "layer0.conv1."), ("bn1.", "layer0.bn1.")), BASIC, "steps differ"
+    "SE-ResNet of Cadene": Attempt(lambda net: weights.state_dict(net, naming="timm_senet"), LEGACY),
+    "SE-ResNet of Cadene, into another": Attempt(
+        lambda net: renamed(_plain(net), ("conv1.", "layer0.conv1."), ("bn1.", "layer0.bn1.")), BOTTLENECK,
+        "Caffe's max pool",
     ),
     "fastai, body": Attempt(
         lambda net: renamed(listed(net, CHILDREN), before="0.", drop="9.") | noise("1.2.weight", "1.4.weight"),
@@ -663,7 +666,7 @@ ATTEMPTS: dict[str, Attempt] = {
     ),
     "BiT, npz": Attempt(
         lambda net: npz({"resnet/root_block/standardized_conv2d/kernel": np.ones((7, 7, 3, 4), "f4")}),
-        BASIC, "standardizes its kernels", name="BiT-M-R50x1.npz",
+        BASIC, "Big Transfer's own files", name="BiT-M-R50x1.npz",
     ),
     "Haiku": Attempt(
         lambda net: npz({"res_net50/~/initial_conv/w": np.ones((7, 7, 3, 4), "f4")}), BASIC, "Haiku", name="a.npz"

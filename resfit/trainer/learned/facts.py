@@ -1,7 +1,7 @@
 """The facts that a model learns from the data it is trained on, and forgets if no step was taken."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -69,23 +69,23 @@ class Learned:
             self.labels.note(labels)
 
     @contextlib.contextmanager
-    def starting_over(self, names: list[str] | None, *, class_weight: bool = False) -> Iterator[None]:
+    def starting_over(self, names: list[str] | None, class_weight: Mapping[int, float] | None) -> Iterator[None]:
         """Learn class names, and after `compile` the scale of the inputs; forget both if no step is taken.
 
         The names are known during training, so that models saved by callbacks have them.
 
         Args:
           names: of the classes, or None.
-          class_weight: True if weights by class are used.
+          class_weight: the weights by class, or None.
         """
         before, stepped = (self.inputs.trained_on, self.labels.names), self.stepped
-        self.labels.names, self.labels.weighs_classes, self.stepped = names, class_weight, False
+        self.labels.names, self.labels.class_weight, self.stepped = names, class_weight, False
         if not stepped:
             self.inputs.trained_on = None
         try:
             yield
         finally:
-            self.labels.weighs_classes = False
+            self.labels.class_weight = None
             if not self.stepped:
                 self.inputs.trained_on, self.labels.names = before
             self.stepped = self.stepped or stepped
