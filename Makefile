@@ -74,6 +74,7 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build; warnings and old benchmarks are errors
 	$(BIN)/python -m benchmarks.headlines
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo "The pages are in $(CURDIR)/docs/_build/index.html"
 
 errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/errors/mistakes.py with its error
 	$(BIN)/python -m tests.errors

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
 # The pages whose blocks cost little run in `make test`, and the README shortened; `make test-all` runs every page.
-CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "index.md")}
+CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "index.md", "how-to/progress.md")}
 TRAINED_TO_THE_END = {"README.md", "your_first_resnet.md"}
 
 # Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.
@@ -177,8 +177,8 @@ def test_every_fence_of_a_page_is_seen() -> None:
         assert len(re.findall(r"^\s*(```|~~~|:::)", text, re.MULTILINE)) == 2 * len(blocks(text)), page.name
 
 
-def test_every_test_that_the_readme_names_exists() -> None:
-    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "README.md").read_text())
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "docs" / "guarantees.md").read_text())
     assert named
     for path, test in named:
         functions = [

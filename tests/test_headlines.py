@@ -1,6 +1,7 @@
 """The rows of the benchmarks: their commits, and the headline tables that must not be older than the code."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -182,6 +183,13 @@ def test_the_headlines_of_the_documentation_are_complete() -> None:
     for headline in shown:
         stored = [measured for measured in rows if measured.section in headline.groups]
         assert headlines.wrong_numbers(headline, stored) == []
+
+
+def test_the_step_on_the_first_screen_is_that_of_the_headline_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^\| \*\*[\d.]+ ms\*\* .*", text, re.MULTILINE)
+    headline = next(headlines.headlines("README.md", text))
+    assert set(re.findall(r"[\d.]+(?= ms)", line.replace("**", ""))) <= set(headline.numbers)
 
 
 def test_every_stored_row_has_a_commit_and_files() -> None:

@@ -11,6 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
+from resfit._utils.stopped import Stopped
+
 _log = logging.getLogger("resfit")
 
 _P = ParamSpec("_P")
@@ -53,8 +55,11 @@ def suspending(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*arguments: _P.args, **named: _P.kwargs) -> Any:
-        with suspended():
-            result = function(*arguments, **named)
+        try:
+            with suspended():
+                result = function(*arguments, **named)
+        except Stopped:
+            raise KeyboardInterrupt from None
         return _each(result) if is_generator else result
 
     is_generator = inspect.isgeneratorfunction(inspect.unwrap(function))

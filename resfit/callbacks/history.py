@@ -4,6 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from resfit.callbacks.base import Callback
+from resfit.callbacks.display.text import html_table, numbers
 from resfit.callbacks.logs import LazyLogs, Logs, as_plain
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class History(Callback):
       >>> history.on_epoch_end(0, {"loss": 2.3})
       >>> history.history
       {'loss': [2.3]}
+      >>> history
+      <History: 1 epoch, loss 2.3000>
     """
 
     def __init__(self) -> None:
@@ -116,6 +119,20 @@ class History(Callback):
         self.weights_epoch = state.get("weights_epoch")  # added later
         self.timings["epoch_seconds"] = list(state["epoch_seconds"])
         self.timings["data_wait"] = list(state["data_wait"])
+
+    def __repr__(self) -> str:
+        epochs = len(self.epoch)
+        last = {name: values[-1] for name, values in self.history.items() if values}
+        text = "".join(f", {name} {value}" for name, value in numbers(last).items())
+        return f"<{type(self).__name__}: {epochs} epoch{'' if epochs == 1 else 's'}{text}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table with a row per epoch, for notebooks."""
+        rows: dict[int, dict[str, str]] = {epoch: {"epoch": str(epoch + 1)} for epoch in self.epoch}
+        for name, values in self.history.items():
+            for epoch, value in zip(self.epochs[name], values, strict=True):
+                rows.setdefault(epoch, {"epoch": str(epoch + 1)}).update(numbers({name: value}))
+        return html_table(list(rows.values()))
 
     def plot(self) -> "matplotlib.figure.Figure":
         """Return a figure with one panel per value: the curves of training and validation. Needs `resfit[plot]`."""

@@ -1,6 +1,6 @@
 """Figures of a run, made with matplotlib. Needs `resfit[plot]`.
 
-A notebook displays a Figure. `figure.savefig("curves.png")` writes a Figure to a file.
+A notebook displays a Figure, also without pyplot. `figure.savefig("curves.png")` writes a Figure to a file.
 """
 
 from resfit.plots.classification import confusion_matrix, mistakes

@@ -13,9 +13,10 @@ _DPI = 120
 def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """Return an empty figure of this size in inches."""
     # Not pyplot: a library must not touch the user's backend or their list of open figures.
-    make = matplotlib_module(".figure").Figure
-    figure: matplotlib.figure.Figure = make(figsize=(width, height), layout="constrained", dpi=_DPI)
-    return figure
+    matplotlib_module(".figure")
+    from resfit.plots.shown_figure import ShownFigure
+
+    return ShownFigure(figsize=(width, height), layout="constrained", dpi=_DPI)
 
 
 def matplotlib_module(module: str = "") -> Any:

@@ -1,5 +1,6 @@
 """`BaseModel`: what a model holds, and what reads or sets that; `resfit.Model` adds compile, fit, evaluate, predict."""
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -219,6 +220,16 @@ class BaseModel(Guarded):
     def count_params(self) -> int:
         """Return the number of values in all parameters and statistics, as in Keras; `summary` shows parameters."""
         return sum(int(array.size) for array in self._context.state.visible())
+
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._module, nnx.Param)))
+        compiled = "compiled" if self._control.is_compiled else "not compiled"
+        return f"<{type(self).__name__}: {type(self._module).__name__}, {parameters:,} parameters, {compiled}>"
+
+    def _repr_html_(self) -> str:
+        """Return the short text, and the table of the last fit, for notebooks."""
+        table = self.history._repr_html_() if self.history is not None and self.history.epoch else ""
+        return f"<div>{html.escape(repr(self))}</div>{table}"
 
     @property
     def metrics_names(self) -> list[str]:

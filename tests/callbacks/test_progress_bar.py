@@ -36,26 +36,29 @@ class EveryBatch(ProgressBar):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._drawn = 0.0
         super().on_train_batch_end(batch, logs)
-        if self._progress is not None:
-            self._progress.refresh()
+        self._screen.refresh()
 
     def on_compile_begin(self, what: str) -> None:
         super().on_compile_begin(what)
-        if self._progress is not None:
-            self._progress.refresh()
+        self._screen.refresh()
 
 
 def test_in_a_terminal_it_shows_epoch_steps_speed_values_and_compilation() -> None:
+    class Waits(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            logs.wait()  # so that the bar has values to show after each step
+
     console, text = terminal()
-    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[EveryBatch(console=console)],
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[Waits(), EveryBatch(console=console)],
         validation_data=(images(9), labels(9)))  # fmt: skip
     shown = plain(text)
     assert "compiling" in shown
     for epoch in (1, 2):
         assert f"Epoch {epoch}/2" in shown
-    assert re.search(r"[12]/3", shown)
-    assert re.search(r"Epoch 2/2 .* 3/3 .*[\d,]+ images/s loss: \d\.\d{4} - .*accuracy: \d\.\d{4}", shown)
-    assert "val_loss: " in shown
+    assert re.search(
+        r"Epoch 2/2 .* [12]/3 .*\d:\d\d left .*loss \d\.\d{4}  accuracy \d\.\d{4} .*[\d,]+ images/s", shown
+    )
+    assert re.search(r"epoch +loss +accuracy +val_loss +val_accuracy +time +images/s *\n *1/2( +\d\.\d{4}){4}", shown)
     assert shown.index("compiling") < shown.index("images/s")
 
 
@@ -64,8 +67,8 @@ def test_in_a_terminal_evaluate_and_predict_have_a_bar_too() -> None:
     console, text = terminal()
     model.evaluate(images(), labels(), BATCH, verbose=0, callbacks=[ProgressBar(console=console)])
     model.predict(images(), BATCH, verbose=0, callbacks=[ProgressBar(console=console)])
-    assert re.search(r"Evaluate .* 3/3 .*loss: \d\.\d{4}", plain(text))
-    assert re.search(r"Predict .* 3/3", plain(text))
+    assert re.search(r"Evaluate  3/3 .*loss \d\.\d{4}", plain(text))
+    assert re.search(r"Predict  3/3", plain(text))
 
 
 @pytest.mark.parametrize("verbose", [1, 2])
@@ -76,7 +79,7 @@ def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(ver
     lines = text.getvalue().splitlines()
     assert len(lines) == 1 + 3
     assert "\x1b" not in text.getvalue()
-    pattern = r"Epoch 2/3 - \d+\.\ds - [\d,]+ images/s - .*loss: (\d\.\d{4}).*val_loss: \d\.\d{4}"
+    pattern = r"Epoch 2/3 - \d+\.\d s - +[\d,]+ images/s - .*loss: (\d\.\d{4}).*val_loss: \d\.\d{4}"
     match = re.match(pattern, lines[2])
     assert match is not None
     assert float(match[1]) == round(history.history["loss"][1], 4)
@@ -85,7 +88,21 @@ def test_in_a_log_file_there_is_one_line_an_epoch_without_control_characters(ver
 def test_verbose_two_prints_one_line_an_epoch_in_a_terminal_too() -> None:
     console, text = terminal()
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=2, callbacks=[ProgressBar(2, console)])
-    assert len(text.getvalue().splitlines()) == 1 + 2
+    lines = plain(text).splitlines()
+    assert len(lines) == 1 + 1 + 2  # the time of the first step, the header, and two epochs
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_epochs_without_a_validation_stay_in_the_columns_of_those_with_one() -> None:
+    console, text = terminal()
+    fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=5, callbacks=[ProgressBar(2, console)],
+        validation_data=(images(9), labels(9)), validation_freq=2)  # fmt: skip
+    _, first, one, header, *rows = plain(text).splitlines()
+    assert "val_loss" not in first
+    assert len(one.split()) == len(first.split()) + 1  # "0.1 s" are two words
+    assert "val_loss" in header
+    assert [row.split()[0] for row in rows] == ["2/5", "3/5", "4/5", "5/5"]
+    assert {len(row) for row in rows} == {len(header)}
 
 
 def test_fit_evaluate_and_predict_write_to_standard_output_unless_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,17 +125,16 @@ def test_a_stopped_epoch_shows_its_progress() -> None:
 
     console, text = terminal()
     fit(compiled(PlainNet(rngs=nnx.Rngs(0))), epochs=3, callbacks=[Stops(), ProgressBar(console=console)])
-    last = plain(text).splitlines()[-1]
-    assert "Epoch 1/3" in last
-    assert "2/3" in last
+    assert "Epoch 1/3 stopped after 2/3 steps" in plain(text)
+    assert plain(text).splitlines()[-1].split()[0] == "1/3"
 
 
 def test_steps_of_unknown_number_are_counted() -> None:
     console, text = terminal()
     batches = ((images(8), labels(8)) for _ in range(3))
     compiled(PlainNet(rngs=nnx.Rngs(0))).fit(batches, verbose=0, callbacks=[EveryBatch(console=console)])
-    assert re.search(r"Epoch 1/1 .* 3/3", plain(text))
-    assert re.search(r"\d/\?", plain(text))
+    assert re.search(r"Epoch 1/1  \d/\?", plain(text))
+    assert plain(text).splitlines()[-1].split()[0] == "1/1"
 
 
 class BrokenError(Exception):
@@ -140,7 +156,6 @@ def test_a_bar_stops_after_an_exception(call: str) -> None:
     arguments: Any = (images(),) if call == "predict" else (images(), labels())
     with pytest.raises(BrokenError):
         getattr(model, call)(*arguments, verbose=0, callbacks=[bar, Raises()])
-    assert bar._progress is None
     with console.status("free again"):  # a live display that is still running would raise here
         pass
 

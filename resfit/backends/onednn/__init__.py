@@ -11,14 +11,17 @@ from resfit._utils.suggest import did_you_mean
 from resfit.backends.onednn.bridge import connect
 from resfit.backends.onednn.convolution import Convolve
 from resfit.backends.onednn.fusing import fused
-from resfit.backends.onednn.library import Unavailable
+from resfit.backends.onednn.library import NOT_INSTALLED, Unavailable
 from resfit.backends.onednn.norm import Normalize
 from resfit.backends.onednn.norm_fusing import fused_norms
 from resfit.backends.onednn.norm_library import available as has_norms
+from resfit.backends.onednn.planning import FORWARD
+from resfit.backends.onednn.selection import LEAST
 from resfit.errors import CompileError
 
 __all__ = [
     "CHOICES",
+    "WORTH_A_CALL",
     "Convolve",
     "Normalize",
     "chosen",
@@ -26,8 +29,12 @@ __all__ = [
     "fused",
     "fused_norms",
     "has_norms",
+    "is_missing",
     "why_not",
 ]
+
+WORTH_A_CALL = LEAST[FORWARD]
+"""The multiply-adds from which oneDNN computes a convolution of more than one pixel."""
 
 CHOICES = ("auto", "xla", "onednn")
 
@@ -72,6 +79,11 @@ def why_not() -> str | None:
         _log.log(level, "Convolutions on the CPU use XLA: %s.", error)
         return str(error)
     return None
+
+
+def is_missing() -> bool:
+    """Return True if oneDNN is made for this machine and its package is not installed."""
+    return why_not() == NOT_INSTALLED
 
 
 def described(*, norms: bool = False) -> str:

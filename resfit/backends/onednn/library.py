@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 # Packages with the library, both by its authors. `opened` rejects the runtime of the second one.
 PACKAGES = ("onednn-cpu-gomp", "onednn")
+NOT_INSTALLED = f"{PACKAGES[0]} is not installed: pip install 'resfit[cpu]'"
 FILE = "libdnnl.so.3"
 RUNTIME = "libgomp.so.1"
 MAJOR = 3  # of the C interface: the functions below have had the same meaning since 3.0
@@ -140,7 +141,7 @@ def find() -> pathlib.Path:
                     return path
                 raise Unavailable(f"the package {name} is installed and its {path} is missing: install it again")
         raise Unavailable(f"the package {name} is installed and brings no {FILE}: expected version 2023 or later")
-    raise Unavailable(f"{PACKAGES[0]} is not installed: pip install 'resfit[cpu]'", expected=True)
+    raise Unavailable(NOT_INSTALLED, expected=True)
 
 
 def opened(path: pathlib.Path) -> Library:

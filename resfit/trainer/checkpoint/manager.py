@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -181,6 +182,11 @@ class CheckpointManager:
         now = self._state.span()
         begin = int(saved.step) - (progress["epoch"] * now.steps_per_epoch + progress["batch"])
         return now._replace(begin=begin, rate_factor=ScheduleSpan.unpacked(saved.span).rate_factor)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of checkpoints, as it was given."""
+        return self._checkpoints.named
 
     def save(
         self,

@@ -29,6 +29,7 @@ class CheckpointStore:
       writes: True in the process that writes; other processes of the same training only read.
 
     Attributes:
+      named: the directory as it was given.
       unreadable: the numbers of the checkpoints that `newest` skipped.
 
     Raises:
@@ -36,6 +37,7 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: pathlib.Path, *, writes: bool = True) -> None:
+        self.named = directory
         self._directory = directory.absolute()
         self._folder = FolderLock(self._directory, directory) if writes else None
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "resfit-checkpoint")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from resfit.backends import onednn
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import (
     Callback,
@@ -37,6 +38,7 @@ from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.compiled import Compiled
 from resfit.trainer.config import FitConfig
 from resfit.trainer.context import RunContext
+from resfit.trainer.devices.cpu_advice import CpuAdvice
 from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Processes
 from resfit.trainer.learned.facts import Learned, SeenData
@@ -105,7 +107,7 @@ def _fit(
     history = History()
     given_callbacks = listed(callbacks)
     hooks = CallbackList(
-        [*given_callbacks, history, SeenData(learned), *bar(config.verbose)],
+        [*given_callbacks, history, SeenData(learned), *_advice(compiled, config), *bar(config.verbose)],
         model,
         {"verbose": config.verbose, "epochs": config.epochs, "steps": stream.steps},
     )
@@ -148,6 +150,15 @@ _STEERING = (
     Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN, SwapEMAWeights, TerminateOnNaN,
 )  # fmt: skip
 """The callbacks that change how a run continues; others may be in one process alone."""
+
+
+def _advice(compiled: Compiled, config: FitConfig) -> list[Callback]:
+    """Return the callback that suggests `resfit[cpu]`, if oneDNN could be installed and was not ruled out."""
+    placement, inputs = compiled.context.placement, compiled.context.learned.inputs
+    automatic = compiled.asked.cpu_kernels == "auto" and placement.platform == "cpu" and placement.kind != "eager"
+    if not automatic or compiled.context.processes.shard[0] or not onednn.is_missing():
+        return []
+    return [CpuAdvice(compiled.context.state.module, config.batch_size, lambda: inputs.example)]
 
 
 def _check_model(control: FitControl, state: RunState) -> None:

@@ -30,10 +30,10 @@ class Interrupt:
     Attributes:
       requested: True after a signal.
       terminated: True after SIGTERM.
+      at_once: True after a second signal.
     """
 
-    requested = False
-    terminated = False
+    requested = terminated = at_once = False
 
     def exception(self) -> BaseException:
         """Return what to raise: a KeyboardInterrupt, or after SIGTERM the exit with code 143 that a shell expects."""
@@ -57,6 +57,7 @@ def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
     def handle(number: int, frame: FrameType | None) -> None:
         interrupt.terminated = number == signal.SIGTERM
         if interrupt.requested:
+            interrupt.at_once = True
             raise interrupt.exception()
         interrupt.requested = True
         _log.warning("Interrupted: stopping after this batch. Interrupt again to stop at once.")
@@ -77,6 +78,33 @@ def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
             _replaced.remove(previous)
     if interrupt.requested:
         raise interrupt.exception()
+
+
+def report(epoch: int, batch: int, folder: os.PathLike[str] | None, *, at_once: bool, lost: bool) -> None:
+    """Log what an interrupted fit kept and how to resume, in three lines.
+
+    Args:
+      epoch: the epoch of the next step, from zero.
+      batch: the number of its batches that were trained.
+      folder: of the checkpoints, or None.
+      at_once: True after a second signal: steps may have been trained since `batch` was counted.
+      lost: True if a step was interrupted and its state is lost.
+    """
+    place = f"in epoch {epoch + 1}, after {batch} of its batches" if batch else f"before epoch {epoch + 1}"
+    place = f"at once, in epoch {epoch + 1}" if at_once else place
+    kept = "the values that it had when fit began" if lost else "the result of the last finished step"
+    saved = (
+        "Nothing was saved: call model.save(path), or pass a resfit.callbacks.Checkpoint to fit to be able to resume."
+        if folder is None
+        else f"Checkpoints are in {str(folder)!r}: the same fit with resume=True resumes from the newest one."
+    )
+    _log.warning(
+        "Interrupted %s. The model holds %s.\n%s\nTo train on in this process, call fit with initial_epoch=%d.",
+        place,
+        kept,
+        saved,
+        epoch,
+    )
 
 
 def _restore(handlers: dict[int, _Handler]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from resfit._utils.stopped import Stopped
 from resfit.callbacks.logs import LazyLogs, as_plain
 from resfit.data.batches import Batches
 from resfit.data.epochs import Epochs
@@ -15,7 +16,7 @@ from resfit.trainer.learning_rate import LearningRate
 from resfit.trainer.loop.boundary import Boundary
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.evaluator import Evaluator
-from resfit.trainer.loop.interrupts import Interrupt
+from resfit.trainer.loop.interrupts import Interrupt, report
 from resfit.trainer.loop.trainer import Trainer
 
 
@@ -86,7 +87,7 @@ class Run:
         """
         state = self.context.state
         check = self.context.label_check(self.data.batches)
-        here = Progress(epochs.start) if start is None else start
+        here = self._here = Progress(epochs.start) if start is None else start
         self.logs = dict(here.logs)
         try:
             with self.context.processes.failing_together():
@@ -101,6 +102,11 @@ class Run:
                 while here.epoch < epochs.stop and not (here.stopping and not here.batch):
                     here = self._epoch(here, check)
                 state.take_from_module()  # the last assignments of callbacks
+        except KeyboardInterrupt as exception:
+            self._explain(exception)
+            if self.interrupt.at_once:
+                raise  # the second Ctrl-C: the traceback shows where the loop hung
+            raise Stopped from exception
         except BaseException as exception:
             self._explain(exception)
             raise
@@ -114,6 +120,9 @@ class Run:
         """Fire on_exception; recover a state that a failed step consumed, and raise StepFailed in that case."""
         lost = self.context.state.recover()
         self.callbacks.fire("on_exception", exception)
+        if isinstance(exception, KeyboardInterrupt) and self.context.processes.shard[0] == 0:
+            folder = None if self.manager is None else self.manager.folder
+            report(self._here.epoch, self._here.batch, folder, at_once=self.interrupt.at_once, lost=lost)
         if lost and isinstance(exception, Exception):
             raise StepFailed(
                 f"A step failed on the device and destroyed the state: {exception}. The module returns to the values "

@@ -53,6 +53,44 @@ def test_an_interrupt_stops_after_that_batch_and_the_module_holds_its_result(hoo
     assert np.isfinite(history.history["loss"]).all()
 
 
+@pytest.mark.parametrize("saves", [False, True], ids=["without checkpoints", "with checkpoints"])
+@pytest.mark.parametrize(
+    ("hook", "place", "epoch"),
+    [
+        ("on_train_begin", "before epoch 3", 2),
+        ("on_train_batch_end", "in epoch 3, after 2 of its batches", 2),
+        ("on_epoch_end", "before epoch 5", 4),
+    ],
+)
+def test_an_interrupt_says_in_three_lines_what_is_kept_and_how_to_resume(
+    hook: str, place: str, epoch: int, saves: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = [Checkpoint(tmp_path / "run")] if saves else []
+    at = 0 if hook == "on_train_begin" else 1
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(compiled(), initial_epoch=2, epochs=6, callbacks=[Interrupts(hook, at), *checkpoints])
+    first, saved, resume = caplog.records[-1].getMessage().splitlines()
+    assert first == f"Interrupted {place}. The model holds the result of the last finished step."
+    assert saved.startswith(f"Checkpoints are in {str(tmp_path / 'run')!r}" if saves else "Nothing was saved")
+    assert "resume=True" in saved if saves else "model.save(path)" in saved
+    assert resume == f"To train on in this process, call fit with initial_epoch={epoch}."
+    assert caught.type is KeyboardInterrupt
+    assert len([entry for entry in caught.traceback if "resfit/" in str(entry.path)]) == 1
+
+
+def test_a_second_interrupt_shows_where_the_loop_was(caplog: pytest.LogCaptureFixture) -> None:
+    class Hangs(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(compiled(), epochs=2, callbacks=[Hangs()])
+    assert caught.traceback[-1].name != "call"
+    assert "on_train_batch_end" in [entry.name for entry in caught.traceback]
+    assert "Interrupted at once, in epoch 1. The model holds the result of the last finished step." in caplog.text
+
+
 def test_an_interrupt_during_a_validation_stops_it_at_its_next_batch() -> None:
     model, recorder = compiled(), Recorder()
     with pytest.raises(KeyboardInterrupt):
