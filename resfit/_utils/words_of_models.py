@@ -110,9 +110,6 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`compile(learning_rate=...)` with a schedule of `resfit.schedules` or optax, then `fit`": (
             "fit_flat_cos fit_sgdr"
         ),
-        "`model.freeze('stem', 'stage[1-4]')`, compile and `fit`; then `model.freeze()`, compile and `fit` again": (
-            "fine_tune"
-        ),
         "`evaluate` with a dataset": "evaluate_generator validate test score",
         "`predict` with a dataset": "predict_generator predict_proba get_preds",
         "`predict(outputs='labels')`": "predict_classes",

@@ -10,6 +10,7 @@ from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.arrays import ArraySource, class_weights
+from resfit.data.sources.files import ImageFiles
 from resfit.data.sources.grain import from_grain, is_grain
 from resfit.data.sources.huggingface import huggingface, is_dataset
 from resfit.data.sources.iterables import IterableBatches
@@ -166,6 +167,14 @@ def in_memory(x: Any) -> bool:
     if is_source(x) or any(matches(x) for matches, _ in _ADAPTERS):  # a DatasetDict is a dict, but not of arrays
         return False
     return isinstance(x, list | tuple | dict) or hasattr(x, "__array__") or is_stored(x)
+
+
+def image_size(x: Any) -> tuple[int, int] | None:
+    """Return (height, width) of images in arrays, or of image files with a `size`; None if that is unknown."""
+    if isinstance(x, ImageFiles):
+        return x.size
+    shape = getattr(x, "shape", ())
+    return (shape[1], shape[2]) if in_memory(x) and len(shape) == 4 else None
 
 
 def _indexed(source: Source, geometry: Geometry, cache: str | None) -> IndexedBatches:

@@ -10,10 +10,10 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit._utils.keywords import checked
 from resfit.export import exporter, saving
-from resfit.trainer.copied_model import CopiedModel
+from resfit.trainer.image_model import ImageModel
 
 
-class ModelFiles(CopiedModel):
+class ModelFiles(ImageModel):
     """Saves, loads and exports a model."""
 
     @checked("arguments")

@@ -1,5 +1,6 @@
 """The inputs of a model: its preprocessing, and the shapes and dtypes that it was trained on."""
 
+import logging
 from typing import Any
 
 import jax
@@ -7,10 +8,13 @@ import numpy as np
 from flax import nnx
 
 from resfit import preprocess as preprocess_
+from resfit.data import ImageFiles
 from resfit.data.states import is_storable
 from resfit.errors import CompileError
 from resfit.preprocess import Kinds, Preprocess
-from resfit.transforms import Transforms
+from resfit.transforms import FolderTransforms, Transforms
+
+_log = logging.getLogger("resfit")
 
 
 class InputFormat:
@@ -32,7 +36,7 @@ class InputFormat:
         self._module = module
         self.preprocess: Preprocess | None = preprocess_.Auto()
         self.automatic: Preprocess | None = self.preprocess
-        self.transforms: Transforms | None = None
+        self.transforms: Transforms | FolderTransforms | None = None
         self.trained = False
         self.trained_on: Kinds | None = None
         self.example: Any = None
@@ -68,7 +72,7 @@ class InputFormat:
         """Replace the trained preprocessing: the weights have to be trained again."""
         self.automatic, self.trained_on, self.trained = preprocess, None, False
 
-    def set_transforms(self, value: Transforms) -> bool:
+    def set_transforms(self, value: Transforms | FolderTransforms) -> bool:
         """Set `transforms`, and the preprocessing to their normalization if they have one.
 
         Returns:
@@ -77,14 +81,15 @@ class InputFormat:
         Raises:
           CompileError: for anything but `Transforms`, and for another normalization than the trained one.
         """
-        if not isinstance(value, Transforms):
+        if not isinstance(value, Transforms | FolderTransforms):
             raise CompileError(
                 f"model.transforms got {value!r}. Expected a resfit.transforms.Transforms, such as that of "
                 "resfit.transforms_for('timm/resnet50.a1_in1k')."
             )
-        if not value.normalizes:
-            keeps = True
-        elif self.trained:
+        if isinstance(value, FolderTransforms) or not value.normalizes:
+            self.transforms, self.automatic = value, self.preprocess
+            return False
+        if self.trained:
             keeps = self._is_trained(value.preprocess)
         else:
             keeps = self.preprocess == value.preprocess
@@ -146,6 +151,28 @@ class InputFormat:
         self.trained_on, self.trained = state["trained_on"], True
         if state["example"] is not None:
             self.example, self._example_of = preprocess_.example(state["example"]), None
+
+    def transforms_after_training(self, x: Any) -> Transforms | FolderTransforms | None:
+        """Return the transforms of photographs once the model was trained on these data.
+
+        Image files give the transforms of their evaluation. Transforms with another size that were set stay.
+
+        Args:
+          x: as for `fit`.
+        """
+        own = self.transforms
+        if not isinstance(x, ImageFiles):
+            return own
+        theirs = FolderTransforms(x.size, "center" if x.crop == "random" else x.crop, x.mode)
+        if not isinstance(own, Transforms):
+            return theirs
+        if x.size not in (None, (own.crop, own.crop)):
+            _log.warning(
+                "model.transforms crops photographs to %d x %d pixels, and the training images have %s x %s. Set "
+                "model.transforms = resfit.transforms.%s to predict at the size of the training.",
+                own.crop, own.crop, *(x.size or ()), theirs,
+            )  # fmt: skip
+        return own
 
     def _is_trained(self, preprocess: Preprocess | None) -> bool:
         """Return True if a preprocessing gives the network the values that it was trained on."""

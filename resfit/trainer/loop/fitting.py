@@ -22,9 +22,9 @@ from resfit.callbacks import (
     TerminateOnNaN,
 )
 from resfit.callbacks.base import TrainedModel
-from resfit.data import Batches, Epochs, Geometry, as_batches
+from resfit.data import Batches, Epochs, Geometry, ImageFiles, as_batches
 from resfit.data.batches import classes_of
-from resfit.data.choose import in_memory
+from resfit.data.choose import image_size, in_memory
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.relabeled import relabeled
@@ -59,11 +59,18 @@ class FitData(NamedTuple):
     validation_data: Any
 
     def split(self) -> "FitData":
-        """Take the last part of arrays as validation data, if there are no other."""
+        """Take the last part of arrays, or a stratified part of image files, as validation data, if there are no other."""
         if not self.validation_split or self.validation_data is not None:
             return self
+        if isinstance(self.x, ImageFiles):
+            train, validation = self.x.split(self.validation_split)
+            return self._replace(x=train, validation_data=validation)
         if not in_memory(self.x):
-            raise DataError("validation_split needs arrays, whose last part it takes. Pass validation_data instead.")
+            raise DataError(
+                f"Got validation_split={self.validation_split!r} for a {type(self.x).__name__}. Expected arrays, or "
+                "image files of resfit.data.folder or resfit.data.files. Split the data, and pass the parts as x and "
+                "validation_data."
+            )
         (x, y, weight), held_out = split_validation(self.validation_split, self.x, self.y, self.sample_weight)
         return self._replace(x=x, y=y, sample_weight=weight, validation_data=held_out)
 
@@ -93,6 +100,8 @@ def _fit(
     _check_model(control, state)
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
+    transforms = learned.inputs.transforms_after_training(given.x)
+    _warn_of_sizes(given.x, held_out)
     validation = _validation(model, context, config, data, held_out)
     stream = Epochs(fed(data, context.placement), config.steps_per_epoch, state.epoch)
     epochs = range(config.initial_epoch, config.epochs)
@@ -122,6 +131,7 @@ def _fit(
         model.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
         if manager is not None and start is not None and start.finished:
             _restore_finished(manager, stream, hooks, learned, names, data)
+            learned.inputs.transforms = transforms
             state.publish()
             return history
         control.accept(manager)
@@ -131,7 +141,7 @@ def _fit(
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
         by_class = given.class_weight is not None
-        with learned.starting_over(names, class_weight=by_class), compiled.rate.spanning(stream, epochs), kept:
+        with learned.starting_over(names, transforms, class_weight=by_class), compiled.rate.spanning(stream, epochs), kept:
             end = run.train(epochs, start)
             if start is not None:
                 learned.note_restored(data.labels)
@@ -210,6 +220,17 @@ def _validation(
         stopped,
         lambda: model.validation_weights,
     )
+
+
+def _warn_of_sizes(x: Any, held_out: Any) -> None:
+    """Warn if the validation images have another size than the training images, where both are known."""
+    sizes = image_size(x), image_size(held_out[0] if isinstance(held_out, tuple) and held_out else held_out)
+    if None not in sizes and sizes[0] != sizes[1]:
+        _log.warning(
+            "The training images have %s x %s pixels, and the validation images %s x %s: most networks are less "
+            "accurate at another size. Pass the same size to both, unless the difference is intended.",
+            *(sizes[0] or ()), *(sizes[1] or ()),
+        )  # fmt: skip
 
 
 def _restore_finished(
