@@ -227,7 +227,9 @@ def _header(path: Any, text: str) -> dict[str, Any]:
     return header
 
 
-def _of_photographs(path: Any, header: Mapping[str, Any]) -> tuple[Transforms | FolderTransforms | None, list[str] | None]:
+def _of_photographs(
+    path: Any, header: Mapping[str, Any]
+) -> tuple[Transforms | FolderTransforms | None, list[str] | None]:
     """Return transforms and class names, or None for each that the file lacks, as older files do."""
     transforms, names = header.get("transforms"), header.get("class_names")
     try:

@@ -32,9 +32,7 @@ class ImageModel(CopiedModel):
     """Names photographs, and learns other classes."""
 
     @checked("arguments")
-    def predict_images(
-        self, images: Any, top: int = 3, *, batch_size: int | None = None, weights: str = "raw"
-    ) -> Any:
+    def predict_images(self, images: Any, top: int = 3, *, batch_size: int | None = None, weights: str = "raw") -> Any:
         """Return the most probable classes of photographs, with their names and probabilities.
 
         Photographs are resized and cropped by `transforms`, which `fit` on a folder sets, and named by `class_names`.

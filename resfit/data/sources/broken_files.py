@@ -41,7 +41,9 @@ def readable(paths: Sequence[str], mode: str, on_error: str) -> np.ndarray:
     names = [path for path, fine in zip(paths, good, strict=True) if not fine]
     listed = ", ".join(names[:_SHOWN]) + (f", ... {len(names)} in all" if len(names) > _SHOWN else "")
     if on_error == "raise" or not good.any():
-        several = "" if len(names) == 1 else f"{len(names)} of {len(paths)} images cannot be read: {listed}. The first: "
+        several = (
+            "" if len(names) == 1 else f"{len(names)} of {len(paths)} images cannot be read: {listed}. The first: "
+        )
         remedy = "" if not good.any() else " To leave out such files, pass on_error='skip'."
         raise DataError(f"{several}{problems[0]}{remedy}")
     _log.warning("%d of %d images cannot be read and are skipped: %s.", len(names), len(paths), listed)

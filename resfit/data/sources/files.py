@@ -179,7 +179,9 @@ class ImageFiles:
         """
         training, held_out = split_rows(self.labels, len(self), validation, seed)
         part = self._selected(held_out)
-        return self._selected(training), dataclasses.replace(part, crop="center" if part.crop == "random" else part.crop)
+        return self._selected(training), dataclasses.replace(
+            part, crop="center" if part.crop == "random" else part.crop
+        )
 
     @property
     def class_counts(self) -> dict[str, int]:

@@ -141,7 +141,11 @@ def _fit(
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
         by_class = given.class_weight is not None
-        with learned.starting_over(names, transforms, class_weight=by_class), compiled.rate.spanning(stream, epochs), kept:
+        with (
+            learned.starting_over(names, transforms, class_weight=by_class),
+            compiled.rate.spanning(stream, epochs),
+            kept,
+        ):
             end = run.train(epochs, start)
             if start is not None:
                 learned.note_restored(data.labels)
