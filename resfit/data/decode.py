@@ -74,8 +74,14 @@ def decode(
             return _pixels(image, mode, size, crop, name, draft=True)
     except DataError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no file {name!r} in {os.getcwd()!r}. Expected the path of an image. Correct the path."
+        ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not an image file. Expected a JPEG or PNG image. Remove the file.") from error
+        raise DataError(
+            f"{name} is not an image file. Expected a JPEG, PNG, WebP, BMP, GIF or TIFF image. Remove the file."
+        ) from error
     # Pillow raises different errors for truncated and damaged files, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(

@@ -11,7 +11,8 @@ from flax import nnx
 
 from resfit import losses
 from resfit._utils.jax_switches import suspending
-from resfit.data.sources.arrays import as_arrays
+from resfit.data import Geometry, as_batches
+from resfit.data.choose import in_memory
 from resfit.errors import LabelError
 from resfit.model import Model
 from resfit.nets import probe
@@ -92,8 +93,8 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
 
     Args:
       model: compiled.
-      x: training images (examples, height, width, channels), as for `fit`.
-      y: labels, as for `fit`. All labels are checked; the network runs on the first batch.
+      x: training images (examples, height, width, channels), a folder or another dataset, as for `fit`.
+      y: labels, as for `fit`. All known labels are checked; the network runs on the first batch.
       batch_size: as for `fit`.
 
     Returns:
@@ -101,7 +102,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
 
     Raises:
       NotCompiledError: before `compile`.
-      DataError: if x and y are not arrays of equal length.
+      DataError: if x and y are not data for `fit`.
 
     Example:
       >>> import numpy as np, resfit
@@ -117,9 +118,9 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     """
     snapshot = model.snapshot()
     loss_function = snapshot.require_compiled("doctor")
-    x, y, _ = as_arrays(x, y)
-    size = min(batch_size, len(jax.tree.leaves(x)[0]))
-    batch_x, batch_y = jax.tree.map(lambda a: a[:size], (x, y))
+    batches = as_batches(x, y, geometry=Geometry(batch_size, seed=None if in_memory(x) else 0))
+    batch_x, batch_y, *_, size = next(iter(batches.epoch(0)))
+    y = batch_y if batches.labels is None else batches.labels
     if snapshot.preprocess is not None:
         batch_x = snapshot.preprocess(batch_x)
     run = _Run(model, snapshot, batch_x, batch_y)

@@ -105,8 +105,10 @@ class BaseModel(Guarded):
 
     @transforms.setter
     def transforms(self, value: Transforms | FolderTransforms) -> None:
-        if self._learned.inputs.set_transforms(value):
-            self._control.compiled = None
+        changed = self._learned.inputs.set_transforms(value)
+        self._learned.inputs.transforms_were_set = True
+        if changed:
+            self._control.must_compile_again("Setting model.transforms changed the preprocessing.")
             self._use(self._context)
 
     @property

@@ -144,7 +144,8 @@ class ImageModel(CopiedModel):
     def _fit_head_to(self, data: tuple[Any, Any, Any], seed: int) -> None:
         """Replace the last layer if the data have other classes than the network."""
         batches = as_batches(*data, geometry=Geometry(1))
-        names, net, labels = classes_of(batches), self._module, batches.labels
+        names, labels = classes_of(batches), batches.labels
+        net: Any = self._module
         count = len(names) if names else _count(labels)
         has = net.spec.num_classes
         renamed = names is not None and self.class_names not in (None, list(names))
@@ -203,7 +204,7 @@ def _inputs(photographs: Any, transforms: Transforms | FolderTransforms | None, 
         return _Photographs(photographs, transforms)
     if isinstance(photographs, np.ndarray) or all(isinstance(image, np.ndarray) for image in photographs):
         return photographs if isinstance(photographs, np.ndarray) else np.stack(photographs)
-    shape = getattr(example, "shape", ())
+    shape: tuple[int, ...] = getattr(example, "shape", ())
     size = f"({shape[0]}, {shape[1]})" if len(shape) == 3 else "the size of the training images"
     raise DataError(
         f"predict_images got {shown(photographs[0])}, and model.transforms is None, so that the size of the inputs is "

@@ -103,6 +103,8 @@ def from_config(config: Mapping[str, Any] | None) -> Transforms | FolderTransfor
     """Return the transforms from the result of `to_config`."""
     if config is None:
         return None
+    if not isinstance(config, Mapping):
+        raise TypeError(f"expected a JSON object, got {config!r:.60}")
     if config.get("kind") == "folder":
         return FolderTransforms(**{name: value for name, value in config.items() if name != "kind"})
     return Transforms(**config)

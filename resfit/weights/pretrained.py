@@ -81,6 +81,7 @@ def create_model(
         load_state_dict(net, arrays, head=head, stem=_stem(net, arrays, path.name))
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error
+    net.published_weights = (os.fspath(weights), name)
     return net
 
 

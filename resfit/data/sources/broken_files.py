@@ -1,4 +1,4 @@
-"""A quick check of image files before training: the broken ones are listed at once, not found in the middle of `fit`."""
+"""A quick check of image files, which lists the broken ones before training."""
 
 import logging
 import os

@@ -218,8 +218,8 @@ class ImageFiles:
             return self
         broken = tuple(path for path, fine in zip(self.paths, good, strict=True) if not fine)
         kept = self._selected(np.flatnonzero(good))
-        if self.classes is not None and self.labels is not None and self.labels.ndim == 1:
-            lost = np.setdiff1d(self.labels, kept._labels_of(slice(None))).tolist()
+        if self.classes and self.labels is not None and kept.labels is not None and self.labels.ndim == 1:
+            lost = sorted({*self.labels.tolist()} - {*kept.labels.tolist()})
             if lost:
                 raise DataError(
                     f"No image of the classes {[self.classes[label] for label in lost]} can be read, such as "

@@ -53,8 +53,8 @@ def folder(
         that counts and names them. A quick check finds truncated files and files that are not images.
 
     Raises:
-      DataError: if the folder does not exist or has no class folders, a class has no image, a file cannot be read, or an
-        option is invalid; during reading, if a file is damaged or images differ in size (the message names the file).
+      DataError: if the folder does not exist or has no class folders, a class has no image, a file cannot be read, or
+        an option is invalid; during reading, if a file is damaged or images differ in size (the message names it).
       MissingPackageError: if Pillow is not installed.
 
     Example:

@@ -59,7 +59,7 @@ class FitData(NamedTuple):
     validation_data: Any
 
     def split(self) -> "FitData":
-        """Take the last part of arrays, or a stratified part of image files, as validation data, if there are no other."""
+        """Take validation data, if there are no other: the last part of arrays, or a stratified part of image files."""
         if not self.validation_split or self.validation_data is not None:
             return self
         if isinstance(self.x, ImageFiles):
@@ -185,7 +185,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         shard=context.processes.shard,
     )
     data = as_batches(
-        given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
+        learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
         known=context.on_device,
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
