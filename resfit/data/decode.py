@@ -75,8 +75,9 @@ def decode(
     except DataError:
         raise
     except FileNotFoundError as error:
+        where = "" if os.path.isabs(name) else f" in {os.getcwd()!r}"
         raise DataError(
-            f"There is no file {name!r} in {os.getcwd()!r}. Expected the path of an image. Correct the path."
+            f"{name} could not be read: No such file{where}. Expected the path of an image. Correct the path."
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(

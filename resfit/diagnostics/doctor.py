@@ -1,6 +1,7 @@
 """Check a model and its data for the classic mistakes of training an image classifier."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from flax import nnx
 from resfit import losses
 from resfit._utils.jax_switches import suspending
 from resfit.data import Geometry, as_batches
+from resfit.data.batches import classes_of
 from resfit.data.choose import in_memory
 from resfit.errors import LabelError
 from resfit.model import Model
@@ -127,7 +129,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     logits = run.logits()
 
     alone = size == 1 and run.plan.has_batch_norm
-    labels = _labels(model, loss_function, y, logits)
+    labels = _labels(model, loss_function, y, logits, model.class_names or classes_of(batches))
     checks = [_inputs(batch_x), labels, _last_layer(logits, run), _batch_of_one(alone)]
     wrong_labels = labels.status == "problem" and not _learnable(loss_function, y, logits)
     reason = (
@@ -260,7 +262,7 @@ def _learnable(loss: losses.Loss, y: Any, logits: np.ndarray | None) -> bool:
     return True
 
 
-def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) -> Check:
+def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None, names: Sequence[str] | None) -> Check:
     own_step = type(model).compute_loss is not Model.compute_loss
     if own_step or y is None or logits is None or not losses.takes_labels(loss) or logits.shape[1] == 1:
         return Check("labels", "skipped", "The check needs labels of one class per example.")
@@ -280,8 +282,9 @@ def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) 
             "labels", "problem", f"{seen} No example is of class 0.",
             f"If the labels start at 1, pass y - 1 and build the network with num_classes={classes - 1}.",
         )  # fmt: skip
+    lacking = _listed([repr(names[i]) if names else str(i) for i in missing.tolist()])
     return Check(
-        "labels", "problem", f"{seen} No example is of class {_listed([str(i) for i in missing])}.",
+        "labels", "problem", f"{seen} No example is of class {lacking}.",
         f"Check that all files were read. Number the classes from 0 without gaps "
         f"(np.unique(y, return_inverse=True)[1]), and build the network with num_classes={classes - len(missing)}.",
     )  # fmt: skip

@@ -87,8 +87,8 @@ class ResNet(nnx.Module, Pickled):
 
     Attributes:
         spec: the architecture.
-        published_weights: the argument `weights` and the name of the network in `create_model`; None for initial values.
-          A `resfit.Model` takes their normalization and transforms.
+        published_weights: `weights` and `name` of `create_model`, or None for initial values. A `resfit.Model` takes
+            their normalization and transforms.
 
     Args:
         spec: the architecture.

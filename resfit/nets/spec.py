@@ -230,7 +230,7 @@ class ResNetSpec:
             raise SpecError(
                 f"ResNetSpec received the unknown fields {unknown}."
                 + (f" {use(unknown[0], 'network')}".rstrip() or did_you_mean(unknown[0], known))
-                + f" Expected some of {sorted(known)}. A file with other fields was written by a newer version of resfit."
+                + f" Expected some of {sorted(known)}. A file with other fields is from a newer version of resfit."
             )
         if missing := sorted({"depths", "widths"} - set(values)):
             raise SpecError(f"ResNetSpec received no {' and no '.join(missing)}. Expected both. Add them.")

@@ -80,11 +80,11 @@ def grid(images: np.ndarray, titles: Sequence[str], headline: str = "") -> "matp
 
 
 def wrapped(text: str) -> str:
-    """Return a text in lines that fit above an image.
+    r"""Return a text in lines that fit above an image.
 
     Example:
       >>> wrapped("a_very_long_name_of_a_class read as cat")
-      'a_very_long_name_of_a_\\nclass read as cat'
+      'a_very_long_name_of_a_\nclass read as cat'
     """
     return "\n".join(textwrap.wrap(text, _CHARACTERS)) or text
 

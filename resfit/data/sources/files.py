@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
+@checked("data arguments")
 def files(
     paths: Iterable[str | os.PathLike[str]],
     labels: Any = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
 from resfit.data.sources.files import ImageFiles, check_options
@@ -18,6 +19,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
+@checked("data arguments")
 def folder(
     path: str | Path,
     *,
@@ -139,8 +141,8 @@ def _images_of_class(folder: Path) -> tuple[list[str], list[str]]:
     images, others = images_below(folder)
     if not images:
         raise DataError(
-            f"{str(folder)!r} holds no image among its {len(others)} files. Expected files ending in {', '.join(SUFFIXES)}. "
-            "Add images to the folder, or remove it."
+            f"{str(folder)!r} holds no image among its {len(others)} files. Expected files ending in "
+            f"{', '.join(SUFFIXES)}. Add images to the folder, or remove it."
         )
     return images, others
 

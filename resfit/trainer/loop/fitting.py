@@ -185,8 +185,8 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         shard=context.processes.shard,
     )
     data = as_batches(
-        learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
-        known=context.on_device,
+        learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry,
+        cache=config.cache, known=context.on_device,
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
     context.on_device = source if isinstance(source, DeviceSource) else None
