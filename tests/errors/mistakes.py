@@ -923,7 +923,7 @@ COMPILE = [
         "freeze after compile",
         'model.freeze("stem")\nmodel.fit(x, y)',
         errors.NotCompiledError,
-        "not compiled",
+        "model.freeze changed the trained parts",
         "model.compile(...)",
     ),
     Mistake("A misspelled optimizer", 'model.compile("adamm")', errors.CompileError, "'adamm'", "Did you mean 'adam'?"),
