@@ -205,7 +205,7 @@ def _inputs(photographs: Any, transforms: Transforms | FolderTransforms | None, 
     if isinstance(photographs, np.ndarray) or all(isinstance(image, np.ndarray) for image in photographs):
         return photographs if isinstance(photographs, np.ndarray) else np.stack(photographs)
     shape: tuple[int, ...] = getattr(example, "shape", ())
-    size = f"({shape[0]}, {shape[1]})" if len(shape) == 3 else "the size of the training images"
+    size = f"({shape[0]}, {shape[1]})" if len(shape) == 3 else "(height, width)"
     raise DataError(
         f"predict_images got {shown(photographs[0])}, and model.transforms is None, so that the size of the inputs is "
         f"unknown. Expected transforms, which fit on a resfit.data.folder sets. Set model.transforms = "

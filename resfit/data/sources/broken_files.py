@@ -1,5 +1,6 @@
 """A quick check of image files, which lists the broken ones before training."""
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from resfit.errors import DataError
 
 _log = logging.getLogger("resfit")
 _SHOWN = 10
+_PART = 64  # files in a task
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -32,8 +34,10 @@ def readable(paths: Sequence[str], mode: str, on_error: str) -> np.ndarray:
     """
     if on_error not in ("raise", "skip"):
         raise DataError(f"Expected on_error to be 'raise' or 'skip', got {on_error!r}.")
+    # A task of the pool costs more than the check of a file.
+    parts = [paths[first : first + _PART] for first in range(0, len(paths), _PART)]
     with ThreadPoolExecutor(max(cores(), 1)) as pool:
-        found = list(pool.map(lambda path: _problem(path, mode), paths))
+        found = list(itertools.chain(*pool.map(lambda part: [_problem(path, mode) for path in part], parts)))
     good = np.asarray([problem is None for problem in found], bool)
     problems = [problem for problem in found if problem is not None]
     if not problems:
@@ -53,7 +57,7 @@ def readable(paths: Sequence[str], mode: str, on_error: str) -> np.ndarray:
 def _problem(path: str, mode: str) -> str | None:
     """Return what is wrong with an image file, or None."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             if _seems_whole(file):
                 return None
     except OSError:
