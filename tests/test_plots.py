@@ -292,11 +292,11 @@ class Pictures:
 def test_plots_read_labels_and_class_names_of_a_source() -> None:
     logits = np.array([[3.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
     figure = plots.mistakes(Pictures(), logits=logits)
-    assert figure.axes[0].get_title() == "a_class_with_quite_a_l\nong_name read as dog\n98 % sure"
+    assert figure.axes[0].get_title() == "a_class_with_quite_a\n_long_name read as\ndog\n98 % sure"
     assert len(figure.axes) == 2
     matrix = plots.confusion_matrix(Pictures(), logits)
     assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == [
-        "a_class_with_quite_a_l\nong_name",
+        "a_class_with_quite_a\n_long_name",
         "dog",
     ]
     assert texts(matrix) == {(0, 0): "1", (0, 1): "1", (1, 0): "1", (1, 1): "1"}

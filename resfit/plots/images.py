@@ -14,7 +14,7 @@ from resfit.plots.figure import new_figure
 if TYPE_CHECKING:
     import matplotlib.figure
 
-_CHARACTERS = 22  # of a title of 9 points above an image of 1.5 inches
+_CHARACTERS = 20  # of a title of 9 points above an image of 1.5 inches
 
 
 def batch(
@@ -84,7 +84,7 @@ def wrapped(text: str) -> str:
 
     Example:
       >>> wrapped("a_very_long_name_of_a_class read as cat")
-      'a_very_long_name_of_a_\nclass read as cat'
+      'a_very_long_name_of_\na_class read as cat'
     """
     return "\n".join(textwrap.wrap(text, _CHARACTERS)) or text
 

@@ -389,7 +389,8 @@ DATA = [
     ),
     Mistake(
         "The path of a photograph for a model that was trained on arrays",
-        'from PIL import Image\nImage.new("RGB", (40, 30)).save("cat.jpg")\nmodel.predict_images("cat.jpg")',
+        'from PIL import Image\nImage.new("RGB", (40, 30)).save("cat.jpg")\n'
+        'resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).predict_images("cat.jpg")',
         errors.DataError,
         "'cat.jpg'",
         "model.transforms = resfit.transforms.FolderTransforms(size=",
