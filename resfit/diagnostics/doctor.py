@@ -12,10 +12,7 @@ from flax import nnx
 
 from resfit import losses
 from resfit._utils.jax_switches import suspending
-from resfit.data import Geometry, as_batches
-from resfit.data.batches import classes_of
-from resfit.data.choose import in_memory
-from resfit.data.sources.arrays import as_arrays
+from resfit.diagnostics.first_batch import first_batch
 from resfit.errors import LabelError
 from resfit.model import Model
 from resfit.nets import probe
@@ -121,7 +118,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     """
     snapshot = model.snapshot()
     loss_function = snapshot.require_compiled("doctor")
-    batch_x, batch_y, y, names = _data(x, y, batch_size)
+    batch_x, batch_y, y, names = first_batch(x, y, batch_size)
     size = len(jax.tree.leaves(batch_x)[0])
     if snapshot.preprocess is not None:
         batch_x = snapshot.preprocess(batch_x)
@@ -146,16 +143,6 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
         _evaluation(run, loss, stuck),
     ]
     return DoctorReport(tuple(checks), blocks)
-
-
-def _data(x: Any, y: Any, batch_size: int) -> tuple[Any, Any, Any, Sequence[str] | None]:
-    """Return the first batch, all known labels, and the class names."""
-    if in_memory(x):  # without the checks of `fit`: values that are not finite are a problem to report
-        x, y, _ = as_arrays(x, y)
-        return *jax.tree.map(lambda a: a[:batch_size], (x, y)), y, None
-    batches = as_batches(x, y, geometry=Geometry(batch_size, seed=0))
-    batch = next(iter(batches.epoch(0)))
-    return batch.x, batch.y, batch.y if batches.labels is None else batches.labels, classes_of(batches)
 
 
 class _Run:
