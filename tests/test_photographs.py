@@ -71,6 +71,15 @@ def test_a_saved_model_names_a_photograph(trained: resfit.Model, photos: Path, t
         assert len(best) == 2
 
 
+def test_an_exported_program_has_the_transforms_and_names(trained: resfit.Model, photos: Path, tmp_path: Path) -> None:
+    trained.export(tmp_path / "photos.npz", outputs="probabilities", platforms=["cpu"])
+    program = resfit.load_exported(tmp_path / "photos.npz")
+    assert program.transforms == trained.transforms
+    probabilities = program(program.transforms.batch([photos / "red" / "0.jpg"]))
+    (best,) = resfit.top_k(probabilities, 3, program.class_names)
+    assert_close(best, trained.predict_images(photos / "red" / "0.jpg", top=3))
+
+
 def test_a_photograph_has_the_pixels_and_the_prediction_of_the_validation(trained: resfit.Model, photos: Path) -> None:
     images = folder(photos, size=16, crop="center")
     named = trained.predict_images(photos, top=3)

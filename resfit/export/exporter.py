@@ -32,6 +32,8 @@ from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.graph.slots import module_leaves
 from resfit.trainer.state.train_state import StateLayout
 from resfit.trainer.step import predict_step
+from resfit.transforms import FolderTransforms, Transforms
+from resfit.transforms.folder_transforms import to_config
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members, so that equal models give equal files
@@ -113,6 +115,7 @@ def export(
     class_names: Sequence[str] | None,
     platforms: Sequence[str],
     multi_label: bool = False,
+    transforms: Transforms | FolderTransforms | None = None,
 ) -> None:
     """Write a program that predicts as `Model.predict` does; see `Model.export`.
 
@@ -129,6 +132,7 @@ def export(
       class_names: the names of the classes.
       platforms: the platforms of the program.
       multi_label: True if every output is an independent label.
+      transforms: of photographs, kept with the program.
     """
     path = pathlib.Path(expand_user(path))
     _check_arguments(path, module, outputs, platforms)
@@ -150,6 +154,7 @@ def export(
         ],
         "outputs": outputs,
         "multi_label": multi_label,
+        "transforms": to_config(transforms),
         "class_names": None if class_names is None else _names(class_names, program, outputs),
         "platforms": list(program.platforms),
         "precision": precision,

@@ -117,5 +117,5 @@ class ModelFiles(ImageModel):
             exporter.inputs(inputs.example, input_shape, input_dtype, inputs.preprocess, inputs.trained_on),
             preprocess=inputs.preprocess, precision=state.precision, seed=self._context.seed, outputs=outputs,
             weights=weights, fold=fold_batch_norm, class_names=labels.names if class_names is None else class_names,
-            platforms=platforms, multi_label=labels.is_multi_label(outputs),
+            platforms=platforms, multi_label=labels.is_multi_label(outputs), transforms=inputs.transforms,
         )  # fmt: skip
