@@ -31,8 +31,8 @@ class ExportedModel:
       metadata: the metadata of the file: "versions" (of resfit and jax that wrote the file), "inputs" (name, shape and
         dtype of each input, with None for the batch size), "outputs" (as in `Model.export`), "multi_label" (True if
         every output is an independent label; older files lack it), "class_names", "transforms", "platforms",
-        "precision", "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the order of the
-        program's arguments).
+        "precision", "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the order
+        of the program's arguments).
       class_names: the names of the classes, or None.
     """
 
