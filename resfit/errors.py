@@ -93,6 +93,10 @@ class DownloadError(ResfitError, OSError):
     """A dataset or a weights file could not be downloaded, or is not the published file."""
 
 
+class HubError(ResfitError, OSError):
+    """A model cannot be uploaded to the Hugging Face hub or downloaded from it: no token, repository or network."""
+
+
 class LabelError(DataError):
     """The labels do not fit the outputs: their values are out of range, or their shape is wrong or ambiguous."""
 

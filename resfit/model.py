@@ -16,7 +16,7 @@ from resfit.callbacks import Callback, History
 from resfit.data import Batches, Geometry, as_batches
 from resfit.data.relabeled import relabeled
 from resfit.errors import CompileError
-from resfit.export.model_files import ModelFiles
+from resfit.export.hub_model import HubModel
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.graph.freezing import Freeze
@@ -26,7 +26,7 @@ from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
 
 
-class Model(ModelFiles):
+class Model(HubModel):
     """An nnx.Module that can be trained, evaluated and applied, with the arguments, defaults and results of Keras.
 
     Any module that maps a batch of inputs to outputs works. Its mode (BatchNorm, Dropout) is switched automatically, on
@@ -111,8 +111,9 @@ class Model(ModelFiles):
           ema: decay of an average of the weights, such as 0.999, for `weights="ema"` of `evaluate`, `predict`, `save`
             and `export`; at most (1 + step) / (10 + step) in the first steps. `fit` leaves the raw weights in the
             module. Parameters of less than 32 bits are averaged in float32.
-          precision: "float32"; or "bfloat16": convolutions and dense layers multiply in bfloat16, while parameters,
-            statistics, norms, logits and loss stay float32.
+          precision: "float32"; "bfloat16": convolutions and dense layers multiply in bfloat16, while parameters,
+            statistics, norms, logits and loss stay float32; or "auto": bfloat16 on GPUs with tensor cores for it, on
+            TPUs, and on CPUs with AMX or AVX512-BF16 and oneDNN, else float32. The log of `fit` states the choice.
           gradient_accumulation_steps: number of slices of each batch, processed one after another for less memory,
             before one update. Equal to the whole batch without BatchNorm, which normalizes slice by slice.
           steps_per_execution: batches that the host hands over at once, also in `evaluate` and `predict`, for networks
@@ -229,6 +230,7 @@ class Model(ModelFiles):
 
         Raises:
           NotCompiledError: before `compile`.
+          ModuleError: if there is no parameter to train.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
         self._control.require_compiled("fit", x=x)

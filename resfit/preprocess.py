@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.random_inputs import random_batch as _random_batch
 from resfit.errors import CompileError, DataError
 
 Preprocess = Callable[[Any], Any]
@@ -206,14 +207,6 @@ def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtype
       ShapeDtypeStruct(shape=(8, 8, 3), dtype=float32)
     """
     return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
-
-
-def _random_batch(one: jax.ShapeDtypeStruct) -> jax.Array:
-    """Return two random examples: 0 to 255 for uint8, 0 and 1 for other integers, normal for floats."""
-    draws, shape = np.random.default_rng(0), (2, *one.shape)
-    if jnp.issubdtype(one.dtype, jnp.floating):
-        return jnp.asarray(draws.normal(size=shape), one.dtype)
-    return jnp.asarray(draws.integers(0, 256 if one.dtype == jnp.uint8 else 2, shape), one.dtype)
 
 
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:

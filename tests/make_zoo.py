@@ -13,6 +13,7 @@ from resfit.nets import ZOO
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "variants.json").read_text())
 
+IN_RESNET = sum(not name.startswith("legacy") for name in GOLDEN["members"])
 HEAD = ("network", "parameters", "multiply-adds", "pixels", "oracle", "difference", "weight files", "source")
 
 INTRO = f"""\
@@ -28,6 +29,11 @@ our logits and those of the oracle, divided by the largest logit of the oracle, 
 weights, in evaluation, for two images of 64 pixels per side. `tests/weights/` also compares networks of five blocks of
 every kind at other sizes and in training steps. Networks without an oracle are compared with arithmetic and with the
 numbers in their papers.
+
+{len(GOLDEN["members"])} of these networks have the name that timm 1.0.31 gives them. Its ResNet family has 177 names:
+101 in the modules `resnet` and `resnetv2`, of which {IN_RESNET} are here; 9 legacy SE networks in `senet`,
+of which 6 are here; and 67 relatives in `byobnet`, `byoanet`, `nfnet`, `res2net`, `resnest`, `sknet`,
+`cspnet` and `tresnet`.
 
 Every network accepts the fields of `ResNetSpec`: `create_model("resnet50d", num_classes=10, squeeze=1 / 16,
 drop_path=0.1)`.

@@ -41,7 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "augment", "backends", "callbacks", "data", "losses", "metrics", "nets", "optimizers", "preprocess",
         "schedules", "transforms",
     },
-    "export": {"backends", "losses", "nets", "preprocess", "trainer", "transforms"},
+    # Quantization reads calibration data and reports an accuracy.
+    "export": {
+        "backends", "callbacks", "data", "losses", "metrics", "nets", "preprocess", "trainer", "transforms", "weights",
+    },
     # The model assembles all of the above.
     "model": {
         "augment", "backends", "callbacks", "data", "diagnostics", "export", "losses", "metrics", "optimizers",

@@ -21,6 +21,8 @@ from resfit.data.decode import decode
 from resfit.errors import ResfitError, WeightsError
 from resfit.weights import torch_files
 from tests.helpers import TinyNet
+from tests.packages import package
+from tests.weights import fuzz
 
 GOLDEN = Path(__file__).parent / "golden"
 ARRAYS = {"a": np.arange(12, dtype="f4").reshape(3, 4)}
@@ -166,3 +168,38 @@ def test_a_zip_file_with_a_damaged_directory_raises_an_error_of_resfit(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ResfitError, match="damaged"):
         read(tmp_path / name)
+
+
+# --- a fuzz of all formats of weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", fuzz.FORMATS)
+def test_damaged_weights_of_every_format_are_read_or_refused(format: str, tmp_path: Path) -> None:
+    """`python -m tests.weights.fuzz 20000` reads more of them, in other processes."""
+    if format in ("h5", "keras"):
+        package("h5py")
+    found = set(fuzz.outcomes(format, 60, 0, tmp_path))
+    assert found <= {"valid, read", "read", "refused"}
+    assert {"valid, read", "refused"} <= found
+
+
+@pytest.mark.parametrize("size", [0, 7, 1 << 40])
+def test_a_damaged_heap_of_texts_in_an_hdf5_file_raises(size: int, tmp_path: Path) -> None:
+    """The library of HDF5 never returns from a heap whose free rest has no size."""
+    package("h5py")
+    content = bytearray(next(made for i in range(99) if b"GCOL" in (made := fuzz.of_h5(random.Random(i)))))
+    (tmp_path / "a.h5").write_bytes(content)
+    weights.read(tmp_path / "a.h5")
+    place = content.index(b"GCOL") + 16
+    content[place : place + 16] = bytes(8) + size.to_bytes(8, "little")
+    (tmp_path / "a.h5").write_bytes(content)
+    with pytest.raises(WeightsError, match="texts at byte"):
+        weights.read(tmp_path / "a.h5")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("format", fuzz.FORMATS)
+def test_three_thousand_damaged_weights_of_every_format_are_read_or_refused(format: str, tmp_path: Path) -> None:
+    if format in ("h5", "keras"):
+        package("h5py")
+    assert set(fuzz.outcomes(format, 3400, 1, tmp_path)) == {"valid, read", "read", "refused"}

@@ -43,6 +43,7 @@ LIMITS = {
     ("docs/cpu.md", "if it is not available"): "a condition, which the error names",
     ("docs/cpu.md", "did not yet apply"): "an earlier version",
     ("docs/how-to/export.md", "other devices were not measured"): "no other machine was available on that day",
+    ("docs/how-to/memory_and_time.md", "not measured on a GPU or TPU"): "no such machine was available on that day",
     ("docs/how-to/memory_and_time.md", "cannot be undone"): "glibc has no call that undoes M_ARENA_MAX",
     (
         "docs/how-to/memory_and_time.md",

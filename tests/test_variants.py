@@ -21,7 +21,10 @@ BATCH = 4  # of twelve images: three steps
 RANDOM = ("stochastic depth", "wide, dropout", "dropout before the last layer")
 
 # Together they contain every part. The exhaustive suite also trains the other variants.
-EVERY_PART = ("v1", "basic, option A", "v2, large images", "T", "RS", "ResNeXt", "averaged", "dilated, D", "group norm")
+EVERY_PART = (
+    "v1", "basic, option A", "v2, large images", "v2, T", "BiT", "Caffe", "T", "RS", "ECA", "SENet-154", "averaged",
+    "dilated, D", "group norm",
+)  # fmt: skip
 ONE_OF_EACH_KIND = ("wide, dropout", "group norm")
 
 
@@ -54,7 +57,16 @@ def test_every_registered_part_is_in_some_variant() -> None:
     for name, parts in (("block", BLOCKS), ("stem", STEMS), ("shortcut", SHORTCUTS), ("norm", NORMS)):
         ours = {part for part, made in parts.items() if getattr(made, "__module__", "resfit").startswith("resfit")}
         assert ours - {"bottleneck_v1"} <= {getattr(spec, name) for spec in specs} | {"bottleneck_v1"}
-    for field in ("groups", "width_per_group", "squeeze", "dropout", "head_dropout", "drop_path", "antialias"):
+    for field in (
+        "groups",
+        "width_per_group",
+        "squeeze",
+        "dropout",
+        "head_dropout",
+        "drop_path",
+        "antialias",
+        "weight_standardization",
+    ):
         assert any(getattr(spec, field) != getattr(specs[0], field) for spec in specs), field
 
 

@@ -215,14 +215,20 @@ def augment(folder: Path) -> None:
         "random_resized_crop(160)": resfit.augment.random_resized_crop(size),
         "color_jitter(0.4, 0.4, 0.4)": resfit.augment.color_jitter(0.4, 0.4, 0.4),
         "color_jitter(0.4, 0.4, 0.4, hue=0.1)": resfit.augment.color_jitter(0.4, 0.4, 0.4, hue=0.1),
+        "rotate(30)": resfit.augment.rotate(30),
+        "affine(0, (0.2, 0.2), (0.7, 1.3), (20, 20))": resfit.augment.affine(0, (0.2, 0.2), (0.7, 1.3), (20, 20)),
+        "rand_augment(n=2, m=15)": resfit.augment.rand_augment(n=2, m=15),
+        "trivial_augment()": resfit.augment.trivial_augment(),
+        'auto_augment("imagenet")': resfit.augment.auto_augment("imagenet"),
+        "gray(0.5)": resfit.augment.gray(0.5),
         "random_erasing(1.0)": resfit.augment.random_erasing(1.0),
         'random_erasing(1.0, fill="noise")': resfit.augment.random_erasing(1.0, fill="noise"),
         "mixup(1.0)": resfit.augment.mixup(1.0, num_classes=2),
         "cutmix(1.0)": resfit.augment.cutmix(1.0, num_classes=2),
     }
-    figure = plt.figure(figsize=(9.6, 7.6), layout="constrained")
+    figure = plt.figure(figsize=(9.6, 12.2), layout="constrained")
     labels = jnp.array([1, 0, 0, 0, 0])
-    for panel, (code, function) in zip(figure.subfigures(5, 2).flat, shown.items(), strict=True):
+    for panel, (code, function) in zip(figure.subfigures(8, 2).flat, shown.items(), strict=True):
         panel.suptitle(code, family="monospace", fontsize=9)
         apply = jax.jit(function)
         if code.startswith(("mixup", "cutmix")):
@@ -230,7 +236,7 @@ def augment(folder: Path) -> None:
             results = [apply(jax.random.key(seed), batch, labels) for seed in range(draws)]
             images, titles = [x[1] for x, _ in results], [f"{1 - y[1, 1]:.0%} flower" for _, y in results]
         else:
-            images, titles = apply(jax.random.key(1), batch[1:], None)[0], [""] * draws
+            images, titles = apply(jax.random.key(4), batch[1:], None)[0], [""] * draws
         for axes, image, title in zip(panel.subplots(1, draws), images, titles, strict=True):
             axes.imshow(image)
             axes.set_title(title, fontsize=8)

@@ -146,10 +146,8 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`Model.compute_loss`, with the penalty added to the loss of each example; weight decay: "
         "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": "add_loss losses",
         "`compile(metrics=...)`; callbacks write logs": "add_metric log log_dict get_metrics_result",
-        "`model.export(path)`": "to_torchscript export_savedmodel",
-        "`model.export(path)`, which writes StableHLO; a converter such as jax2onnx makes ONNX of `model.module`": (
-            "to_onnx export_onnx"
-        ),
+        "`model.export('net.npz')`": "to_torchscript export_savedmodel",
+        "`model.export('net.onnx')`": "to_onnx export_onnx onnx",
         "`model.summary()`": "plot_model extra_repr compute_output_shape compute_output_spec",
         "`model.history`, the History of the last `fit`; `model.history.plot()` draws it": (
             "recorder callback_metrics logged_metrics progress_bar_metrics plot_history plot_loss"
@@ -169,7 +167,7 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`nnx.split(model.module)` and `nnx.merge`, in custom code": (
             "stateless_call stateless_compute_loss compute_loss_and_updates"
         ),
-        "no method: parameters and statistics are float32 in memory and in files": "quantize quantized_call",
+        "`model.quantize(calibration_data)`": "quantized_call quantize_static to_int8 int8",
         "`jax.tree.map` over `nnx.state(model.module)`, then `nnx.update(model.module, state)`": "apply",
     },
     "model arguments": {

@@ -13,12 +13,17 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
             "RandomBrightness RandomContrast RandomSaturation RandomHue RandomColorJitter ColorJitter"
         ),
         "`resfit.augment.random_erasing()`": "Cutout",
+        "`resfit.augment.rotate(degrees)`": "RandomRotation",
+        "`resfit.augment.affine(...)`": "RandomShear RandomAffine",
+        "`resfit.augment.rand_augment(n=2, m=9)`": "RandAugment randaugment",
+        "`resfit.augment.trivial_augment()`": "TrivialAugment TrivialAugmentWide",
+        "`resfit.augment.auto_augment(policy)`": "AutoAugment autoaugment",
+        "`resfit.augment.gray()`": "RandomGrayscale Grayscale",
         "a list, `compile(augment=[...])`": "Compose Sequential Pipeline",
         "`compile(preprocess=...)`": "Rescaling Normalize Normalization ToTensor ToDtype",
         "`compile(augment='imagenet')`, or a list of functions": "aug_transforms ImageDataGenerator create_transform",
         "a function `(key, x, y) -> (x, y)`": (
-            "RandomRotation RandomShear RandomGrayscale RandomAffine RandomVerticalFlip RandAugment AutoAugment AugMix "
-            "TrivialAugmentWide GaussianBlur"
+            "RandomVerticalFlip AugMix GaussianBlur"
         ),
     },
     "schedules": {

@@ -10,13 +10,16 @@ or float, move masks (batch, height, width) like the images, and draw random num
 from typing import TYPE_CHECKING
 
 from resfit._utils.words import no_attribute
+from resfit.augment.affine import affine, rotate
 from resfit.augment.color_jitter import color_jitter
 from resfit.augment.cutmix import cutmix
 from resfit.augment.flip import flip
+from resfit.augment.gray import gray
 from resfit.augment.mixup import mixup
 from resfit.augment.one_of import one_of
 from resfit.augment.pad_crop import pad_crop
 from resfit.augment.pipeline import AugmentArgument, get
+from resfit.augment.policies import auto_augment, rand_augment, trivial_augment
 from resfit.augment.presets import PRESETS
 from resfit.augment.random_erasing import random_erasing
 from resfit.augment.random_resized_crop import random_resized_crop
@@ -26,15 +29,21 @@ __all__ = [
     "PRESETS",
     "Augment",
     "AugmentArgument",
+    "affine",
+    "auto_augment",
     "color_jitter",
     "cutmix",
     "flip",
     "get",
+    "gray",
     "mixup",
     "one_of",
     "pad_crop",
+    "rand_augment",
     "random_erasing",
     "random_resized_crop",
+    "rotate",
+    "trivial_augment",
 ]
 
 if not TYPE_CHECKING:  # a type checker would accept every name

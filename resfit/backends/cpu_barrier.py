@@ -18,10 +18,23 @@ def tracing_for(platforms: Iterable[str]) -> AbstractContextManager[Any]:
     """Tell `materialize_on_cpu` the platforms of the programs that are traced in this context.
 
     Args:
-      platforms: such as "cpu" and "cuda".
+      platforms: such as "cpu" and "cuda"; or "onnx", for the writer of ONNX files.
     """
     context: AbstractContextManager[Any] = _platforms(tuple(sorted(set(platforms))))
     return context
+
+
+def traced_for(platform: str) -> bool:
+    """Return True inside of `tracing_for` with this platform. Code of others traces for no platform.
+
+    Example:
+      >>> traced_for("cpu")
+      False
+      >>> with tracing_for(["cpu", "cuda"]):
+      ...     traced_for("cpu")
+      True
+    """
+    return platform in (_platforms.value or ())
 
 
 def materialize_on_cpu(arrays: T) -> T:
@@ -31,8 +44,9 @@ def materialize_on_cpu(arrays: T) -> T:
     of a residual block. So each addition repeats the additions of all earlier blocks of its stage, and the time grows
     with the square of the depth.
 
-    A barrier prevents this, see `barrier_options`. Programs for other platforms get the arrays without a barrier. Code
-    that traces a network outside of `tracing_for` gets a barrier if the default backend is a CPU.
+    A barrier prevents this, see `barrier_options`. Only programs that are traced in `tracing_for` with "cpu" get one.
+    Other code that traces a network gets the arrays unchanged: JAX does not export the barrier's primitive, and tools
+    that read a jaxpr, such as converters, do not know it.
 
     Args:
       arrays: an array, or a pytree of arrays.
@@ -43,7 +57,7 @@ def materialize_on_cpu(arrays: T) -> T:
     """
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
         return arrays
-    if "cpu" not in (_platforms.value or (jax.default_backend(),)):
+    if not traced_for("cpu"):
         return arrays
     kept: T = lax.optimization_barrier(arrays)
     return kept

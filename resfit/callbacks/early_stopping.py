@@ -108,6 +108,8 @@ class EarlyStopping(Callback):
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self.best_weights is not None:
             self.model.set_weights(self.best_weights, self._averages)
+            if self.model.history is not None:
+                self.model.history.weights_epoch = self.best_epoch
             if self.verbose:
                 _log.warning("EarlyStopping: restored the variables of epoch %d.", self.best_epoch)
 

@@ -24,6 +24,10 @@ class History(Callback):
         each epoch in which the device waited for data. If this `fit` compiled its step, also "first_step_seconds", the
         time from the beginning of `fit` until the device had finished the first step, and
         "first_step_compile_seconds", the part of it that went into tracing and compiling.
+      settings: the settings of the run, as JSON values by name: those of `compile` and `fit` that decide its result,
+        "optimizer", "loss" and "augment" as text, and "examples", the number of training examples or None.
+      weights_epoch: the number of the epoch whose weights the model has since, if `EarlyStopping` restored them;
+        otherwise None.
       params: the parameters of the run.
 
     Example:
@@ -41,6 +45,8 @@ class History(Callback):
         self.validations: dict[str, list[Any]] = {}
         self._steps = 0
         self.timings: dict[str, Any] = {"epoch_seconds": [], "data_wait": []}
+        self.settings: dict[str, Any] = {}
+        self.weights_epoch: int | None = None
         self._start = self._epoch_start = self._compile_start = time.perf_counter()
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
@@ -49,6 +55,7 @@ class History(Callback):
         self.epochs.clear()
         self.validations.clear()
         self._steps = 0
+        self.weights_epoch = None
         self.timings = {"epoch_seconds": [], "data_wait": []}
         self._start = self._epoch_start = time.perf_counter()
 
@@ -89,6 +96,7 @@ class History(Callback):
             "epochs": {name: list(epochs) for name, epochs in self.epochs.items()},
             "validations": {name: list(values) for name, values in self.validations.items()},
             "steps": self._steps,
+            "weights_epoch": self.weights_epoch,
             "epoch_seconds": list(self.timings["epoch_seconds"]),
             "data_wait": list(self.timings["data_wait"]),
         }
@@ -105,6 +113,7 @@ class History(Callback):
         self.epochs = {name: [epoch for epoch, _ in of] for name, of in found.items()}
         self.validations = {name: list(values) for name, values in state["validations"].items()}
         self._steps = state["steps"]
+        self.weights_epoch = state.get("weights_epoch")  # added later
         self.timings["epoch_seconds"] = list(state["epoch_seconds"])
         self.timings["data_wait"] = list(state["data_wait"])
 

@@ -94,6 +94,29 @@ def description_of(data: Any) -> dict[str, Any]:
 
 
 @runtime_checkable
+class EpochAware(Protocol):
+    """Data with methods that are called around every epoch, whatever its number of batches."""
+
+    def begin_epoch(self, number: int) -> None:
+        """Prepare an epoch whose first batch is of this pass over the data, `number` of `epoch(number)`."""
+
+    def end_epoch(self) -> None:
+        """Note that all batches of the epoch were taken."""
+
+
+def whole_epoch(batches: Batches, number: int, items: Iterator[Batch]) -> Iterator[Batch]:
+    """Iterate over the items of an epoch of `batches`, between the two methods of `EpochAware` data.
+
+    The last one is not called if the epoch is not read to its end.
+    """
+    if isinstance(batches, EpochAware):
+        batches.begin_epoch(number)
+    yield from items
+    if isinstance(batches, EpochAware):
+        batches.end_epoch()
+
+
+@runtime_checkable
 class Named(Protocol):
     """Data with class names, such as a `Source` with an attribute `classes`."""
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
@@ -33,6 +35,7 @@ def as_batches(
     geometry: Geometry,
     cache: str | None = None,
     known: DeviceSource | None = None,
+    device: jax.Device | None = None,
 ) -> Batches:
     """Return the batches of any input that `fit` accepts.
 
@@ -46,6 +49,7 @@ def as_batches(
       geometry: how to cut examples into batches.
       cache: "device" to keep the whole dataset on the device; None to send batches one by one.
       known: the dataset that an earlier call left on the device; used again if it holds the same arrays.
+      device: for `cache="device"` (default: the first).
 
     Raises:
       DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
@@ -61,14 +65,14 @@ def as_batches(
         if cache == "device" and known is not None and known.holds(source):
             return IndexedBatches(known, geometry)
         _release(known)
-        return _indexed(source, geometry, cache)
+        return _indexed(source, geometry, cache, device)
     _release(known)
     if y is not None or weight is not None:
         raise DataError(
             f"x is a {type(x).__name__}, which makes its own batches. Expected labels and weights inside the batches, "
             "as (x, y, sample_weight), not as arguments."
         )
-    batches = _of_data(adapted(x), geometry, cache)
+    batches = _of_data(adapted(x), geometry, cache, device)
     return batches if class_weight is None else ClassWeighted(batches, class_weight)
 
 
@@ -114,9 +118,9 @@ def check_form(x: Any) -> None:
     refuse_sparse("x", x)
 
 
-def _of_data(x: Any, geometry: Geometry, cache: str | None) -> Batches:
+def _of_data(x: Any, geometry: Geometry, cache: str | None, device: jax.Device | None) -> Batches:
     if is_source(x):
-        return _indexed(x, geometry, cache)
+        return _indexed(x, geometry, cache, device)
     if cache is not None:
         raise DataError(
             f"cache={cache!r} needs examples with random access, but x is a {type(x).__name__}. Leave cache out."
@@ -177,5 +181,5 @@ def image_size(x: Any) -> tuple[int, int] | None:
     return (shape[1], shape[2]) if in_memory(x) and len(shape) == 4 else None
 
 
-def _indexed(source: Source, geometry: Geometry, cache: str | None) -> IndexedBatches:
-    return IndexedBatches(DeviceSource(source) if cache == "device" else source, geometry)
+def _indexed(source: Source, geometry: Geometry, cache: str | None, device: jax.Device | None) -> IndexedBatches:
+    return IndexedBatches(DeviceSource(source, device) if cache == "device" else source, geometry)

@@ -1,4 +1,4 @@
-"""A whole dataset in device memory."""
+"""A whole dataset in device memory, and rows of it that a step gathers itself."""
 
 import weakref
 import zlib
@@ -21,13 +21,52 @@ _SHARE = 0.5
 _AT_ONCE = 1 << 24  # bytes of a checksum
 
 
+class Rows:
+    """Some rows of an array on a device, gathered when they are read.
+
+    JAX does not know the class: in a batch it is one leaf, with the shape and dtype of the gathered array.
+
+    Args:
+      array: (examples, ...), on a device.
+      places: (rows,) int32, the numbers of the examples.
+
+    Example:
+      >>> rows = Rows(jnp.arange(0.0, 50.0, 10.0), np.array([3, 1], np.int32))
+      >>> rows.shape, np.asarray(rows)
+      ((2,), array([30., 10.], dtype=float32))
+    """
+
+    def __init__(self, array: jax.Array, places: np.ndarray) -> None:
+        self.array, self.places = array, places
+        self.shape, self.dtype = (len(places), *array.shape[1:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def devices(self) -> set[jax.Device]:
+        """Return the device of the array."""
+        return self.array.devices()
+
+    def gathered(self) -> jax.Array:
+        """Return the rows as an array on the device."""
+        rows: jax.Array = _gather(self.array, self.places)
+        return rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.gathered(), dtype)
+
+
 class DeviceSource:
-    """A `Source` that is copied to the first device once; every batch is gathered there.
+    """A `Source` that is copied to a device once; every batch is gathered there.
 
     The order, and therefore the result, is the same as from the host.
 
     Args:
       source: the examples.
+      device: that holds them (default: the first).
+
+    Attributes:
+      in_step: True if a step gathers its batches itself: `take` then returns `Rows` in place of arrays.
 
     Raises:
       DataError: if the examples need more than half of the device's free memory, if the device reports it.
@@ -36,7 +75,7 @@ class DeviceSource:
     threads = 0
     checked = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, device: jax.Device | None = None) -> None:
         if isinstance(source, EpochSource):
             raise DataError(
                 f"cache='device' keeps one version of every example, but a {type(source).__name__} draws new ones in "
@@ -45,12 +84,12 @@ class DeviceSource:
         self._of: weakref.ref[Any] | None = None
         if isinstance(source, ArraySource) and source.in_memory and type(source.x) is np.ndarray:
             self._of, self._digest = weakref.ref(source.x), _digest(source)
-        self.labels = source.labels
+        self.in_step = False
         self.classes = classes_of(source)
         # The same as without the cache: a run can resume with or without it.
         self.description: Mapping[str, Any] = {"source": type(source).__name__} | description_of(source)
         self._length = len(source)
-        device = jax.local_devices()[0]
+        device = device or jax.local_devices()[0]
         first = source.take(slice(0, 1))
         needed = self._length * sum(leaf.nbytes for leaf in jax.tree.leaves(first))
         limits = device.memory_stats() or {}
@@ -64,8 +103,8 @@ class DeviceSource:
         arrays = source.take(slice(0, self._length))
         if not getattr(source, "checked", False):
             check_values(arrays[0], arrays[1])
+        self.labels = arrays[1] if source.labels is None else source.labels
         self._arrays: Any = jax.device_put(arrays, device)
-        self._gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda a: jnp.take(a, rows, axis=0), arrays))
 
     def holds(self, source: ArraySource) -> bool:
         """Return True if a source has the same array of inputs, and no input, label or weight has changed since."""
@@ -82,8 +121,19 @@ class DeviceSource:
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
         if isinstance(rows, slice):
             rows = np.arange(self._length)[rows]
-        taken: tuple[Any, Any, Any] = self._gather(self._arrays, rows.astype(np.int32))
+        places = rows.astype(np.int32)
+        taken: tuple[Any, Any, Any] = (
+            jax.tree.map(lambda array: Rows(array, places), self._arrays)
+            if self.in_step
+            else _gather(self._arrays, places)
+        )
         return taken
+
+
+@jax.jit
+def _gather(arrays: Any, places: Any) -> Any:
+    """Return these rows of every array."""
+    return jax.tree.map(lambda array: jnp.take(array, places, axis=0), arrays)
 
 
 def _digest(source: ArraySource) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from resfit.data.batches import Batch, Batches, Positioned
+from resfit.data.batches import Batch, Batches, Positioned, whole_epoch
 from resfit.data.states import packed, unpacked
 from resfit.data.streaming.ahead import close
 from resfit.errors import DataError
@@ -82,6 +82,11 @@ class Epochs:
 
     def next(self, done: int = 0) -> Iterator[Batch]:
         """Iterate over the next epoch; `done` is the number of its batches that an earlier run has used."""
+        # A pass that has ended and one that has not begun look alike: the next batch is of the next pass.
+        within = self._continued or (self.fixed and 0 < self.taken != self.batches.steps)
+        yield from whole_epoch(self.batches, self.passes - within, self._steps(done))
+
+    def _steps(self, done: int) -> Iterator[Batch]:
         if self._fixed is None:
             yield from self._one_pass()
             return

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from resfit.data.batches import Batch, Batches, Positioned, classes_of, description_of
+from resfit.data.batches import Batch, Batches, EpochAware, Positioned, classes_of, description_of
 
 
 class MappedBatches:
@@ -59,6 +59,14 @@ class MappedBatches:
     def load_state_dict(self, state: Any) -> None:
         if isinstance(self._batches, Positioned):
             self._batches.load_state_dict(state)
+
+    def begin_epoch(self, number: int) -> None:
+        if isinstance(self._batches, EpochAware):
+            self._batches.begin_epoch(number)
+
+    def end_epoch(self) -> None:
+        if isinstance(self._batches, EpochAware):
+            self._batches.end_epoch()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for batch in self._batches.epoch(epoch, start):  # a generator, which can be closed

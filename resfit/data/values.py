@@ -61,20 +61,39 @@ def refuse_masked(name: str, value: Any) -> None:
 
 
 def is_sparse(value: Any) -> bool:
-    """Return True for a sparse array of SciPy, JAX or PyTorch."""
-    return hasattr(value, "todense") or any(
-        getattr(value, name, None) is True for name in ("is_sparse", "is_sparse_csr")
+    """Return True for a sparse array of SciPy, JAX, PyTorch or TensorFlow, and a ragged one of TensorFlow."""
+    return (
+        hasattr(value, "todense")
+        or any(getattr(value, name, None) is True for name in ("is_sparse", "is_sparse_csr"))
+        or _tensorflow_kind(value) is not None
     )
 
 
 def refuse_sparse(name: str, value: Any) -> None:
-    """Raise for a sparse array. The module would get a dense one, so the caller makes it and sees its size."""
-    if is_sparse(value):
+    """Raise for a sparse or ragged array: the caller makes the dense one that a module needs, and sees its size."""
+    if not is_sparse(value):
+        return
+    kind, remedy = _TENSORFLOW.get(_tensorflow_kind(value) or "", ("sparse", None))
+    if remedy is None:
         dense = next(method for method in ("toarray", "todense", "to_dense") if hasattr(value, method))
-        raise DataError(
-            f"{name} is a sparse {type(value).__name__} of shape {tuple(value.shape)}. Expected a dense array. Pass "
-            f"{name}.{dense}()."
-        )
+        remedy = f"{{name}}.{dense}()"
+    raise DataError(
+        f"{name} is a {kind} {type(value).__name__} of shape {tuple(value.shape)}. Expected a dense array. Pass "
+        f"{remedy.format(name=name)}."
+    )
+
+
+# Class -> (the word for its arrays, how to make a dense one).
+_TENSORFLOW = {
+    "SparseTensor": ("sparse", "tf.sparse.to_dense({name})"),
+    "RaggedTensor": ("ragged", "{name}.to_tensor()"),
+}
+
+
+def _tensorflow_kind(value: Any) -> str | None:
+    """Return the name of the class in `_TENSORFLOW`, by name, so that TensorFlow is not imported."""
+    names = (kind.__name__ for kind in type(value).__mro__ if kind.__module__.partition(".")[0] == "tensorflow")
+    return next((name for name in names if name in _TENSORFLOW), None)
 
 
 def is_one_hot(y: np.ndarray) -> bool:

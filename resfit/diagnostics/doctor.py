@@ -103,6 +103,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     Raises:
       NotCompiledError: before `compile`.
       DataError: if x and y are not data for `fit`.
+      ModuleError: if every parameter is frozen, or there is none.
 
     Example:
       >>> import numpy as np, resfit
@@ -118,6 +119,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     """
     snapshot = model.snapshot()
     loss_function = snapshot.require_compiled("doctor")
+    snapshot.check_trainable("the training that doctor examines")
     batch_x, batch_y, y, names = first_batch(x, y, batch_size)
     size = len(jax.tree.leaves(batch_x)[0])
     if snapshot.preprocess is not None:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from resfit._utils.jax_switches import suspending
 from resfit.data import Geometry, as_batches
+from resfit.data.batches import whole_epoch
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
 from resfit.nets.intercept import intercept
@@ -64,7 +65,8 @@ def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
         )
     measure = _measure(snapshot, norms)
     found: dict[str, list[Moments]] = {_name(path): [] for path in norms}
-    for batch in as_batches(x, geometry=Geometry(batch_size, min_batch=2)).epoch(0):
+    data = as_batches(x, geometry=Geometry(batch_size, min_batch=2))
+    for batch in whole_epoch(data, 0, data.epoch(0)):
         placed = snapshot.place(batch.x)
         for name, moments in jax.device_get(measure(snapshot.variables, placed)).items():
             if np.any(moments.count):  # zero for a part that the call does not use

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import positive_int
 from resfit._utils.jax_switches import suspending_calls
 from resfit._utils.paths import expand_user
-from resfit.errors import DataError, InputShapeError, SavedModelError
+from resfit.errors import DataError, SavedModelError
+from resfit.export.arguments import converted, filled_up
+from resfit.export.onnx.runtime import OnnxModel
 from resfit.transforms import FolderTransforms, Transforms
 from resfit.transforms.folder_transforms import from_config
 
@@ -31,8 +32,8 @@ class ExportedModel:
       metadata: the metadata of the file: "versions" (of resfit and jax that wrote the file), "inputs" (name, shape and
         dtype of each input, with None for the batch size), "outputs" (as in `Model.export`), "multi_label" (True if
         every output is an independent label; older files lack it), "class_names", "transforms", "platforms",
-        "precision", "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the order
-        of the program's arguments).
+        "precision", "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the
+        order of the program's arguments).
       class_names: the names of the classes, or None.
     """
 
@@ -77,7 +78,7 @@ class ExportedModel:
         size = min(rows, positive_int("batch_size", batch_size, DataError))
         parts = []
         for start in range(0, rows, size):
-            part = jax.tree.map(lambda leaf: _filled_up(leaf[start : start + size], size), x)  # noqa: B023 - used at once
+            part = jax.tree.map(lambda leaf: filled_up(leaf[start : start + size], size), x)  # noqa: B023 - used at once
             parts.append(self._call(self._weights, part))
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:rows], *parts)
 
@@ -89,60 +90,36 @@ class ExportedModel:
                 f"Got inputs of the structure {given}. Expected {expected}, for which the model was exported. Pass "
                 "arrays as in training."
             )
-        x = jax.tree.map(_converted, x, self._expected)
+        x = jax.tree.map(converted, x, self._expected)
         rows = {len(leaf) for leaf in jax.tree.leaves(x)}
         if len(rows) > 1 or 0 in rows:
             raise DataError(f"The inputs have {sorted(rows)} rows. Expected the same number of rows, at least one.")
         return x, rows.pop()
 
 
-def _converted(x: Any, expected: Any) -> Any:
-    x = x if isinstance(x, jax.Array) else np.asarray(x)
-    shape = ("batch", *expected.shape[1:])
-    if x.ndim != len(shape) or x.shape[1:] != shape[1:]:
-        missing_batch = " Add the batch axis: x[None]." if x.shape == shape[1:] else ""
-        raise InputShapeError(
-            f"Got inputs of shape {x.shape}. Expected ({', '.join(map(str, shape))}), for which the model was exported."
-            f"{missing_batch} Resize the images, or export the model again with another input_shape."
-        )
-    for kind in (jnp.floating, jnp.signedinteger):  # cast to the narrower dtype, as JAX does
-        if jnp.issubdtype(x.dtype, kind) and jnp.issubdtype(expected.dtype, kind):
-            return x.astype(expected.dtype)
-    if x.dtype != expected.dtype:
-        raise DataError(
-            f"Got inputs of dtype {x.dtype}. Expected {expected.dtype}: the exported preprocessing depends on it. Pass "
-            f"{expected.dtype} in the range of the training data, or export the model again with "
-            f"input_dtype={str(x.dtype)!r}."
-        )
-    return x
-
-
-def _filled_up(rows: Any, size: int) -> Any:
-    if len(rows) == size:
-        return rows
-    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
-
-
 def _unpickled(metadata: dict[str, Any], program: bytes, weights: list[Any]) -> ExportedModel:
     return ExportedModel(metadata, jax.export.deserialize(bytearray(program)), weights)
 
 
-def load_exported(path: str | os.PathLike[str]) -> ExportedModel:
+def load_exported(path: str | os.PathLike[str]) -> ExportedModel | OnnxModel:
     """Load a file of `Model.export`. Loading needs no code of the network.
 
     An exported file holds a program. Loading does not unpickle anything, but the author decides what the program does,
     so load only files from people you trust.
 
     Args:
-      path: the path of the file.
+      path: the path of the file; one that ends in ".onnx" runs in onnxruntime, of the extra `resfit[onnx]`.
 
     Raises:
       SavedModelError: if the file is not an exported model, is damaged, or has a version that this resfit or this jax
         cannot read.
+      MissingPackageError: for an ONNX file, if onnxruntime is not installed.
     """
     path = pathlib.Path(expand_user(path))
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}. Expected a file of Model.export.")
+    if path.suffix == ".onnx":
+        return OnnxModel(path.read_bytes(), str(path))
     metadata, content, weights = _members(path)
     try:
         program = jax.export.deserialize(bytearray(content))

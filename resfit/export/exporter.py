@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
-from flax import nnx
 
 from resfit import losses
 from resfit import preprocess as preprocess_
@@ -27,15 +26,13 @@ from resfit._utils.paths import expand_user
 from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
+from resfit.export.program import check_network, checked_names, explaining_batch_size, function
 from resfit.nets import fold_batch_norm
-from resfit.trainer.graph.module_plan import plan_module
-from resfit.trainer.graph.slots import module_leaves
-from resfit.trainer.state.train_state import StateLayout
-from resfit.trainer.step import predict_step
 from resfit.transforms import FolderTransforms, Transforms
 from resfit.transforms.folder_transforms import to_config
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all members, so that equal models give equal files
 
 
@@ -140,7 +137,7 @@ def export(
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), example)
         module = fold_batch_norm(module, one if preprocess is None else jax.eval_shape(preprocess, one))
     finish = (losses.MULTI_LABEL_FINISHES if multi_label else losses.FINISHES)[outputs]
-    names, arrays, predict = _function(module, precision, preprocess, finish, seed)
+    names, arrays, predict = function(module, precision, preprocess, finish, seed)
     program = _program(predict, arrays, example, platforms, type(module).__name__)
     _check_rows(program)
     metadata = {
@@ -155,7 +152,7 @@ def export(
         "outputs": outputs,
         "multi_label": multi_label,
         "transforms": to_config(transforms),
-        "class_names": None if class_names is None else _names(class_names, program, outputs),
+        "class_names": None if class_names is None else checked_names(class_names, program.out_avals[0].shape, outputs),
         "platforms": list(program.platforms),
         "precision": precision,
         "preprocess": preprocess_.to_config(preprocess),
@@ -170,16 +167,31 @@ def export(
 
 def _check_arguments(path: pathlib.Path, module: Any, outputs: str, platforms: Sequence[str]) -> None:
     if path.suffix != ".npz":
-        raise ExportError(f"export received the path {str(path)!r}. Expected one that ends in '.npz'.")
-    if outputs not in losses.FINISHES:
-        raise ExportError(f"export received outputs={outputs!r}. Expected one of {list(losses.FINISHES)}.")
+        raise ExportError(f"export received the path {str(path)!r}. Expected one that ends in '.npz' or '.onnx'.")
+    check_network(module, outputs)
     if isinstance(platforms, str) or not platforms or not set(platforms) <= set(PLATFORMS):
         raise ExportError(f"export received platforms={platforms!r}. Expected a list of some of {list(PLATFORMS)}.")
-    if not callable(module):
+
+
+def is_onnx(path: str | os.PathLike[str], opset: int | None, dynamic_batch: bool, platforms: Sequence[str]) -> bool:
+    """Return True for the path of an ONNX file.
+
+    Raises:
+      ExportError: for arguments of the other kind of file.
+    """
+    if pathlib.Path(path).suffix == ".onnx":
+        if tuple(platforms) != DEFAULT_PLATFORMS:
+            raise ExportError(
+                f"export received platforms={platforms!r} with the path {str(path)!r}. Expected platforms with '.npz' "
+                "only: the runtime decides where an ONNX file runs. Omit platforms."
+            )
+        return True
+    if opset is not None or not dynamic_batch:
         raise ExportError(
-            f"export received a {type(module).__name__}, which has no __call__. Expected a module with "
-            "def __call__(self, x)."
+            f"export received opset={opset} and dynamic_batch={dynamic_batch} with the path {str(path)!r}. Expected "
+            "these arguments with a path that ends in '.onnx' only. Omit them, or write an ONNX file."
         )
+    return False
 
 
 def _packed(metadata: dict[str, Any], program: jax.export.Exported, arrays: Sequence[np.ndarray[Any, Any]]) -> bytes:
@@ -194,58 +206,14 @@ def _packed(metadata: dict[str, Any], program: jax.export.Exported, arrays: Sequ
     return content.getvalue()
 
 
-def _function(
-    module: nnx.Module,
-    precision: str,
-    preprocess: preprocess_.Preprocess | None,
-    finish: Callable[[Any], Any],
-    seed: int,
-) -> tuple[list[str], list[np.ndarray[Any, Any]], Callable[[Any, Any], Any]]:
-    """Return names and arrays of the weights, as files hold them, and the function of weights and a batch."""
-    plan = plan_module(module, precision=precision)
-    leaves = [leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf for _, leaf in module_leaves(module)]
-    of_kind = {
-        kind: [leaf for leaf, slot in zip(leaves, plan.slots, strict=True) if slot.kind == kind]
-        for kind in ("param", "carried")
-    }
-    layout = StateLayout(plan, of_kind["param"], None)
-    arrays = [np.asarray(jax.numpy.asarray(leaf)) for leaf in (*of_kind["param"], *of_kind["carried"])]
-    dtypes = [array.dtype for array in arrays]
-    key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-
-    def predict(stored: Sequence[jax.Array], x: Any) -> Any:
-        weights = tuple(
-            array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
-            for array, dtype in zip(stored, dtypes, strict=True)
-        )
-        return predict_step(layout, preprocess, finish, weights, jax.numpy.asarray(key), x)
-
-    return layout.visible_names, [_storable(array) for array in arrays], predict
-
-
-def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the array, or its bits for a dtype that NumPy does not have, such as bfloat16."""
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
-
-
 def _program(
     predict: Callable[[Any, Any], Any], arrays: Sequence[Any], example: Any, platforms: Sequence[str], module: str
 ) -> jax.export.Exported:
     (rows,) = jax.export.symbolic_shape("batch")
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype), example)
     stored = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
-    try:
-        with tracing_for(platforms):
-            return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
-    except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        if isinstance(error, TypeError) and "_DimExpr" not in reason:  # of len(x), which must be a number
-            raise
-        raise ExportError(
-            f"{module} depends on the batch size, which an exported program does not know: {reason}. Expected the same "
-            "operations for every batch size. Remove the code that depends on x.shape[0] from __call__, and write "
-            "x.shape[0] in place of len(x)."
-        ) from error
+    with explaining_batch_size(module), tracing_for(platforms):
+        return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(stored, batch)
 
 
 def _check_rows(program: jax.export.Exported) -> None:
@@ -260,17 +228,3 @@ def _check_rows(program: jax.export.Exported) -> None:
 def _batch(program: jax.export.Exported) -> list[Any]:
     (_, x), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
     return jax.tree.leaves(x)
-
-
-def _names(class_names: Sequence[str], program: jax.export.Exported, outputs: str) -> list[str]:
-    names = list(class_names)
-    expected = len(names)
-    shape = program.out_avals[0].shape
-    if outputs != "labels" or len(shape) == 2:  # the labels of a multi-label model
-        # A single logit means two classes.
-        expected = 2 if shape[1:][-1:] in ((), (1,)) else shape[-1]
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in names) or len(names) != expected:
-        raise ExportError(
-            f"export received class_names={class_names!r:.200}. Expected one text for each of the {expected} classes."
-        )
-    return names

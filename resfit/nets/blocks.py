@@ -141,6 +141,7 @@ class BottleneckBranch(nnx.Module):
         stride_on: StrideOn,
         groups: int,
         width_per_group: int,
+        reduce_first: int,
         antialias: str | bool | None,
         zero_init_last: bool,
         layers: Layers,
@@ -154,10 +155,11 @@ class BottleneckBranch(nnx.Module):
         strides1, strides2 = (strides, 1) if stride_on == "1x1" else (1, strides)
         strides2, self.antialias = _stepping(strides2, first_dilation, dilation, antialias=antialias)
         inner, out_channels = inner_width(width, groups, width_per_group), width * BottleneckBlock.expansion
-        self.conv1 = layers.conv(in_channels, inner, kernel=1, strides=strides1, rngs=rngs)
-        self.norm1 = layers.norm(inner, rngs=rngs)
+        first = -(-inner // reduce_first)
+        self.conv1 = layers.conv(in_channels, first, kernel=1, strides=strides1, rngs=rngs)
+        self.norm1 = layers.norm(first, rngs=rngs)
         self.conv2 = layers.conv(
-            inner, inner, kernel=3, strides=strides2, dilation=first_dilation, groups=groups, rngs=rngs
+            first, inner, kernel=3, strides=strides2, dilation=first_dilation, groups=groups, rngs=rngs
         )
         self.norm2 = layers.norm(inner, rngs=rngs)
         self.conv3 = layers.conv(inner, out_channels, kernel=1, rngs=rngs)
@@ -186,6 +188,8 @@ class BottleneckBlock(Residual):
         groups: number of groups of the 3x3 convolution (Xie et al. 2016, arXiv:1611.05431; default 1).
         width_per_group: channels of each group for a `width` of 64, and in proportion for others (default 64). 128
             gives "wide ResNet-50-2" (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+        reduce_first: the 3x3 convolution has so many times the channels of its input, rounded up; 2 in SENet-154 (Hu
+            et al. 2017, arXiv:1709.01507; default 1).
         antialias: the pooling that steps over pixels after the convolution: `"avg"` (`average_pool`) or `"blur"`
             (`blur_pool`). None (default) steps in the convolution.
         zero_init_last: as in `BasicBlock` (default True).
@@ -214,6 +218,7 @@ class BottleneckBlock(Residual):
         stride_on: StrideOn = "3x3",
         groups: int = 1,
         width_per_group: int = 64,
+        reduce_first: int = 1,
         antialias: str | None = None,
         zero_init_last: bool = True,
         layers: Layers | None = None,
@@ -230,6 +235,7 @@ class BottleneckBlock(Residual):
             stride_on=stride_on,
             groups=groups,
             width_per_group=width_per_group,
+            reduce_first=reduce_first,
             antialias=antialias,
             zero_init_last=zero_init_last,
             layers=layers,
@@ -257,3 +263,4 @@ def inner_width(width: int, groups: int, width_per_group: int) -> int:
 BLOCKS.register("basic", BasicBlock)
 BLOCKS.register("bottleneck", BottleneckBlock)
 BLOCKS.register("bottleneck_v1", partial(BottleneckBlock, stride_on="1x1"))
+BLOCKS.register("bottleneck_senet", partial(BottleneckBlock, reduce_first=2))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
@@ -37,8 +38,8 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     In evaluation the copy computes the same function, up to rounding: `norm(conv(x))` is one convolution with other
     weights and a bias, computed here in float64. A norm is folded if it normalizes the output of a convolution by its
     running statistics, and nothing else uses that output. The norms before the convolutions of pre-activated blocks
-    stay, and so does every `GroupNorm`, whose statistics are those of the image, and every norm that is stacked for
-    `nnx.scan` or `nnx.vmap`.
+    stay, and so does every `GroupNorm`, whose statistics are those of the image, every norm that is stacked for
+    `nnx.scan` or `nnx.vmap`, and every norm after a convolution with weight standardization.
 
     Use the copy for prediction. To train it would train a network without those norms.
 
@@ -69,13 +70,26 @@ def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
             )
         side = module.stem.image_size
         example = jax.ShapeDtypeStruct((1, side, side, module.spec.in_channels), "float32")
-    pairs = _pairs(module, example)
-    if not pairs:
+    folded = fold_if_possible(module, example)
+    if folded is module:
         raise ModuleError(
             f"{type(module).__name__} has no batch norm that is the only user of a convolution's output, so "
             "there is nothing to fold. Expected BatchNorm directly after nnx.Conv; GroupNorm cannot be folded, nor can "
             "layers that are stacked for nnx.scan or nnx.vmap. Use the network as it is."
         )
+    return folded
+
+
+def fold_if_possible(module: _Module, example: Any) -> _Module:
+    """Return a copy as `fold_batch_norm` does, or the module itself if there is no norm to fold.
+
+    Args:
+        module: any module. It is not changed.
+        example: a batch of its inputs, as arrays or as `jax.ShapeDtypeStruct`.
+    """
+    pairs = _pairs(module, example)
+    if not pairs:
+        return module
     copy = nnx.clone(module)
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
     for norm, conv in pairs.items():
@@ -152,7 +166,9 @@ def _mark(part: Any, name: str) -> None:
             return checkpoint_name(x, _NORM + name)
         return call(x, use_running_average, mask=mask)
 
-    if isinstance(part, nnx.Conv) and type(part).__call__ is nnx.Conv.__call__:
+    # Another promote_dtype, as in weight standardization, can change the kernel, and would undo the folding.
+    plain = isinstance(part, nnx.Conv) and part.promote_dtype is promote_dtype
+    if plain and type(part).__call__ is nnx.Conv.__call__:
         intercept(part, conv)
     elif isinstance(part, nnx.BatchNorm) and part.axis == -1:
         intercept(part, norm)

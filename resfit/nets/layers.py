@@ -1,11 +1,15 @@
 """Convolutions and norms of all networks. The choices that are easy to get wrong are made once, here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from jax import lax
 
+from resfit._utils.dtypes import at_least_float32
 from resfit.errors import SpecError
 from resfit.nets.init import ZEROS, kaiming_normal
 from resfit.nets.norm import BatchNorm, GroupNorm
@@ -31,6 +35,22 @@ NORMS.register("batch", _batch_norm)
 NORMS.register("group", _group_norm)
 
 
+_EPSILON_OF_KERNELS = 1e-8  # as in timm's networks of Big Transfer
+
+
+def _standardize(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Standardize the kernel, in float32 or wider, and promote (inputs, kernel, bias) as flax does.
+
+    A function of `nnx.Conv`, not a subclass: code that looks for convolutions finds them, in every precision.
+    """
+    inputs, kernel, bias = arrays
+    kernel = jnp.asarray(kernel, at_least_float32(kernel.dtype))
+    centered = kernel - kernel.mean((0, 1, 2), keepdims=True)
+    variance = jnp.square(centered).mean((0, 1, 2), keepdims=True)
+    kernel = centered * lax.rsqrt(variance + _EPSILON_OF_KERNELS)
+    return promote_dtype((inputs, kernel, bias), dtype=dtype, inexact=inexact)
+
+
 @dataclass(frozen=True)
 class Layers:
     """A factory of convolutions and norms of one dtype and one kind of norm.
@@ -40,6 +60,8 @@ class Layers:
         param_dtype: dtype of the kernels, scales and biases.
         unbiased_variance: update the running variance as PyTorch does (see `BatchNorm`).
         kind_of_norm: a name in `NORMS`: `"batch"` or `"group"`.
+        weight_standardization: convolve with kernels whose mean is 0 and whose variance is 1 for each output channel
+            (Qiao et al. 2019, arXiv:1903.10520). The parameters keep their own scale.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,6 +75,7 @@ class Layers:
     param_dtype: str = "float32"
     unbiased_variance: bool = False
     kind_of_norm: str = "batch"
+    weight_standardization: bool = False
 
     def conv(
         self,
@@ -82,12 +105,17 @@ class Layers:
             rngs: keys for the initial values.
 
         Raises:
-            SpecError: if `groups` does not divide the channels.
+            SpecError: if `groups` does not divide the channels, or if `zero` is True with weight standardization.
         """
         if in_channels % groups or out_channels % groups:
             raise SpecError(
                 f"A convolution from {in_channels} to {out_channels} channels received groups={groups}. Expected a "
                 "number that divides both."
+            )
+        if zero and self.weight_standardization:
+            raise SpecError(
+                "A convolution received a kernel of zeros and weight_standardization=True, which divides by the "
+                "deviation of the kernel. Expected other initial values. Use zero_init_last=False."
             )
         pad = dilation * (kernel // 2)
         return nnx.Conv(
@@ -102,6 +130,7 @@ class Layers:
             kernel_init=ZEROS if zero else kaiming_normal,
             dtype=jnp.dtype(self.dtype),
             param_dtype=jnp.dtype(self.param_dtype),
+            promote_dtype=_standardize if self.weight_standardization else promote_dtype,
             rngs=rngs,
         )
 

@@ -1,6 +1,7 @@
 """Batch and group normalization with the constants of the ResNet papers, in float32, with an explicit mode."""
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,9 @@ class BatchNorm(nnx.BatchNorm):
 
     scale: nnx.Param[jax.Array]
     bias: nnx.Param[jax.Array]
+    # A faster function for training, which a step sets in its copy: (x, scale, bias, *, epsilon) -> (y, mean, biased
+    # variance), or None for arrays that it does not take.
+    normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array] | None] | None = None
 
     def __init__(
         self,
@@ -98,18 +102,31 @@ class BatchNorm(nnx.BatchNorm):
                 does not exist.
         """
         evaluating = self.use_running_average if use_running_average is None else use_running_average
+        found = None if evaluating or mask is not None else self._normalized(x)
+        if found is not None:
+            return found
         x = jnp.asarray(x, at_least_float32(x.dtype))
         if evaluating:
             mean, var = self.mean[...], self.var[...]
         else:
             mean, var, n = self._batch_statistics(x, mask)
-            self._move(self.mean, mean)
-            self._move(self.var, var * (n / (n - 1)) if self.unbiased else var)
+            self._move_both(mean, var, n)
         # x * gain + shift, as in PyTorch: the gradient needs only x; for (x - mean) * gain it also needs x - mean. On a
         # CPU this saves a third of the memory of a ResNet-20 step and 7 % of its time.
         gain = lax.rsqrt(var + self.epsilon) * self.scale[...]
         y = x * _channels_last(gain, x) + _channels_last(self.bias[...] - mean * gain, x)
         return jnp.asarray(y, self.output_dtype)
+
+    def _normalized(self, x: jax.Array) -> jax.Array | None:
+        """Return the output of `normalize`, and update the running statistics; None if it does not apply."""
+        if self.normalize is None or self.axis_name is not None or str(x.dtype) != self.output_dtype:
+            return None
+        found = self.normalize(x, self.scale[...], self.bias[...], epsilon=self.epsilon)
+        if found is None:
+            return None
+        y, mean, var = found
+        self._move_both(mean, var, math.prod(x.shape[:-1]))
+        return y
 
     def _batch_statistics(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array | int]:
         """Return mean and biased variance per channel over all devices of the axis, and the number of values.
@@ -130,6 +147,10 @@ class BatchNorm(nnx.BatchNorm):
                 "variance. Expected at least two. Use a larger batch or image, or build the norm with unbiased=False."
             )
         return *from_powers(*moments), n
+
+    def _move_both(self, mean: jax.Array, var: jax.Array, n: jax.Array | int) -> None:
+        self._move(self.mean, mean)
+        self._move(self.var, var * (n / (n - 1)) if self.unbiased else var)
 
     def _move(self, statistic: nnx.Variable[jax.Array], batch: jax.Array) -> None:
         # set_value, not statistic[...] = ...: the latter asks a tracer for its sharding, and JAX's error for that takes

@@ -12,56 +12,67 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
-from resfit.backends.cpu_barrier import materialize_on_cpu
+from resfit.backends.cpu_barrier import materialize_on_cpu, traced_for
 from resfit.errors import SpecError
 
 
-def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2) -> jax.Array:
+def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: tuple[int, int] | None = None) -> jax.Array:
     """Return the maximum over square windows, padded by `window // 2` on both sides as in torchvision's stem.
 
     Args:
         x: images (batch, height, width, channels) of a floating dtype.
         window: side of the window in pixels, odd (default 3).
         strides: step in pixels (default 2).
+        padding: pixels before and after each axis, which never are the maximum (default `window // 2` for both).
 
     Returns:
-        (batch, ceil(height / strides), ceil(width / strides), channels).
+        (batch, ceil(height / strides), ceil(width / strides), channels), with the default padding.
 
     Example:
         >>> import jax.numpy as jnp
         >>> max_pool(jnp.arange(5.0).reshape(1, 1, 5, 1)).ravel().tolist()
         [1.0, 3.0, 4.0]
     """
-    return _max_pool(x, window, strides)
+    before, after = (window // 2, window // 2) if padding is None else padding
+    return _max_pool(x, window, strides, (before, after))
 
 
 # nnx.max_pool has the same values and gradients (the first of equal values gets the gradient). Its gradient is a
 # select-and-scatter, which is ten times slower on a CPU and an error in XLA's deterministic mode on a GPU.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _max_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
-    return _largest(x, window, strides)[0]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: jax.Array, window: int, strides: int, padding: tuple[int, int]) -> jax.Array:
+    if traced_for("onnx"):  # the same values by the one operation that ONNX has for it
+        pads = [(0, 0), padding, padding, (0, 0)]
+        largest: jax.Array = lax.reduce_window(
+            x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), pads
+        )
+        return largest
+    return _largest(x, window, strides, padding)[0]
 
 
 @_max_pool.defjvp
 def _max_pool_jvp(
-    window: int, strides: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    window: int, strides: int, padding: tuple[int, int], primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Keep the position of each maximum, one byte each; JAX would keep one comparison for each pixel of a window."""
     (x,), (tangent,) = primals, tangents
-    pooled, which = materialize_on_cpu(_largest(x, window, strides))  # in one pass: both halves of every comparison
+    pooled, which = materialize_on_cpu(
+        _largest(x, window, strides, padding)
+    )  # in one pass: both halves of every comparison
 
     # A checkpoint, so that the gradient keeps `which` and compares again. No barrier is needed: prevent_cse=False.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def picked(which: jax.Array, tangent: jax.Array) -> jax.Array:
-        parts = [jnp.where(which == i, part, 0) for i, part in enumerate(_shifted(tangent, window, strides, 0))]
+        shifted = _shifted(tangent, window, strides, padding, 0)
+        parts = [jnp.where(which == i, part, 0) for i, part in enumerate(shifted)]
         return functools.reduce(jnp.add, parts)
 
     return pooled, picked(which, tangent)
 
 
-def _largest(x: jax.Array, window: int, strides: int) -> tuple[jax.Array, jax.Array]:
+def _largest(x: jax.Array, window: int, strides: int, padding: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Return the first of the largest values in each window, and its position in the window, row by row."""
-    largest, *others = _shifted(x, window, strides, -jnp.inf)
+    largest, *others = _shifted(x, window, strides, padding, -jnp.inf)
     number = np.min_scalar_type(window * window)
     which = jnp.zeros(largest.shape, number)
     for i, candidate in enumerate(others, 1):
@@ -71,11 +82,10 @@ def _largest(x: jax.Array, window: int, strides: int) -> tuple[jax.Array, jax.Ar
     return largest, which
 
 
-def _shifted(x: jax.Array, window: int, strides: int, outside: float) -> list[jax.Array]:
+def _shifted(x: jax.Array, window: int, strides: int, padding: tuple[int, int], outside: float) -> list[jax.Array]:
     """Return, for each position in the window, row by row, the pixels under it at every step."""
-    pad = window // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=outside)
-    height, width = (-(-size // strides) for size in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)), constant_values=outside)
+    height, width = ((size - window) // strides + 1 for size in padded.shape[1:3])
     return [
         padded[:, i : i + (height - 1) * strides + 1 : strides, j : j + (width - 1) * strides + 1 : strides, :]
         for i, j in itertools.product(range(window), repeat=2)

@@ -15,7 +15,7 @@ from resfit.nets.layers import Layers
 from resfit.nets.modes import in_mode, mode_keywords
 from resfit.nets.registry import SHORTCUTS
 from resfit.nets.shortcut import IdentityShortcut
-from resfit.nets.squeeze import SqueezeExcite
+from resfit.nets.squeeze import make_gate
 
 # Each axis is even in one image and odd in the other. If the branch rounds a halved size down and the shortcut rounds
 # it up, they differ on one of the two.
@@ -34,12 +34,14 @@ class Residual(nnx.Module):
             can take `train` (or `training`, `deterministic`, `use_running_average`), or rely on NNX modes.
         shortcut: the shortcut if the branch changes the shape; otherwise every option is the identity. `"auto"`
             (default) and `"B"`: a strided 1x1 convolution with a norm; `"A"`: a strided slice padded with channels of
-            zeros; `"D"`: average pooling, a 1x1 convolution and a norm; `"conv"`: a strided 1x1 convolution;
-            `"identity"`: an error. A custom module is always used.
+            zeros; `"D"`: average pooling, a 1x1 convolution and a norm; `"B3"`: `"B"` with 3x3 pixels where the branch
+            steps; `"conv"` and `"D_conv"`: `"B"` and `"D"` without the norm; `"identity"`: an error. A custom module is
+            always used.
         activation: the function after the addition (default ReLU).
         before: a module that keeps the shape and pre-activates the block (default None). The branch and every shortcut
             except the identity receive its output (He et al. 2016, arXiv:1603.05027, figure 1b).
-        squeeze: ratio of a `SqueezeExcite` after the branch (default None: no squeeze and excitation).
+        squeeze: ratio of a `SqueezeExcite` after the branch, or `"eca"` for an `EfficientChannelAttention` (default
+            None: neither).
         drop_path: probability that an image skips the branch in training; the branches of the other images are scaled
             up to compensate (stochastic depth, Huang et al. 2016, arXiv:1603.09382). Default 0.
         dilation: dilation of the branch, for shortcuts that depend on it (default 1).
@@ -83,7 +85,7 @@ class Residual(nnx.Module):
         activation: Callable[[jax.Array], jax.Array] = nnx.relu,
         *,
         before: nnx.Module | None = None,
-        squeeze: float | None = None,
+        squeeze: float | str | None = None,
         drop_path: float = 0.0,
         dilation: int = 1,
         in_channels: int,
@@ -111,8 +113,8 @@ class Residual(nnx.Module):
             raise BlockError(
                 f"{block} received squeeze={squeeze}, drop_path={drop_path} and no rngs. Pass nnx.Rngs(0)."
             )
-        excite = SqueezeExcite(self.out_channels, squeeze, layers=layers, rngs=rngs) if squeeze and rngs else None
-        self.squeeze = excite
+        gate: Any = make_gate(self.out_channels, squeeze, layers=layers, rngs=rngs) if squeeze and rngs else None
+        self.squeeze = gate
         # One draw for each image, which drops the whole branch.
         drop = nnx.Dropout(drop_path, broadcast_dims=(1, 2, 3), deterministic=True, rngs=rngs) if drop_path else None
         self.drop_path = drop

@@ -255,7 +255,8 @@ class ResNet(nnx.Module, Pickled):
                 f"halve a side of {size} pixels too often. Expected at least {smallest} pixels. "
                 f"{'Use stem=' + repr('cifar') if self.stem.strides else 'Use fewer stages'}, or enlarge the images."
             )
-        if size < SMALL_IMAGE and self.stem.strides and not self.small_image_notice.given:
+        for_large = self.stem.strides and self.stem.image_size >= SMALL_IMAGE
+        if size < SMALL_IMAGE and for_large and not self.small_image_notice.given:
             self.small_image_notice.given = True
             warnings.warn(
                 f"ResNet received images of {shape[1]}x{shape[2]} pixels through the {self.spec.stem} stem, which "

@@ -1,5 +1,7 @@
 """The shortcuts of a residual block: identity, zeros, and projections."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -122,6 +124,8 @@ class PooledShortcut(nnx.Module):
         (1, 3, 3, 8)
     """
 
+    make_projection: ClassVar[type[ProjectionShortcut | ConvShortcut]] = ProjectionShortcut
+
     def __init__(
         self,
         in_channels: int,
@@ -139,11 +143,55 @@ class PooledShortcut(nnx.Module):
             )
         self.strides = strides
         self.pools = strides != (1, 1) or dilation > 1
-        self.projection = ProjectionShortcut(in_channels, out_channels, layers=layers, rngs=rngs)
+        self.projection = self.make_projection(in_channels, out_channels, layers=layers, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, train: bool | None = None) -> jax.Array:
         """Project x (batch, height, width, in_channels) to the branch's shape. `train` sets the mode of the norm."""
         return self.projection(average_pool(x, strides=self.strides) if self.pools else x, train=train)
+
+
+class PooledConvShortcut(PooledShortcut):
+    """`PooledShortcut` without the norm, for pre-activated blocks, as in timm's ResNetV2-D. The arguments are the same.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> shortcut = PooledConvShortcut(2, 8, strides=(2, 2), rngs=nnx.Rngs(0))
+        >>> shortcut(jnp.ones((1, 5, 5, 2))).shape
+        (1, 3, 3, 8)
+    """
+
+    make_projection: ClassVar[type[ProjectionShortcut | ConvShortcut]] = ConvShortcut
+
+
+class WideProjectionShortcut(ProjectionShortcut):
+    """`ProjectionShortcut` with a 3x3 convolution where the branch steps over pixels, as in SENet-154.
+
+    Hu et al. 2017, arXiv:1709.01507. Arguments as for `ProjectionShortcut`. If the branch has a dilation instead of
+    strides, the convolution has half of it, which is the dilation of the previous stage, as in timm.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> shortcut = WideProjectionShortcut(2, 8, strides=(2, 2), rngs=nnx.Rngs(0))
+        >>> shortcut(jnp.ones((1, 5, 5, 2))).shape
+        (1, 3, 3, 8)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strides: tuple[int, int] = (1, 1),
+        dilation: int = 1,
+        layers: Layers | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        layers = layers or Layers()
+        kernel, before = (1, 1) if strides == (1, 1) and dilation == 1 else (3, max(dilation // 2, 1))
+        self.conv = layers.conv(in_channels, out_channels, kernel=kernel, strides=strides, dilation=before, rngs=rngs)
+        self.norm = layers.norm(out_channels, rngs=rngs)
 
 
 class PadShortcut(nnx.Module):
@@ -196,3 +244,5 @@ SHORTCUTS.register("A", PadShortcut)
 SHORTCUTS.register("B", ProjectionShortcut)
 SHORTCUTS.register("D", PooledShortcut)
 SHORTCUTS.register("conv", ConvShortcut)
+SHORTCUTS.register("D_conv", PooledConvShortcut)
+SHORTCUTS.register("B3", WideProjectionShortcut)

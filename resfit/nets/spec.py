@@ -15,6 +15,7 @@ from resfit.nets.pool import antialias_kind
 from resfit.nets.recompute import PARTS
 from resfit.nets.registry import BLOCKS, NORMS, SHORTCUTS, STEMS, Registry
 from resfit.nets.residual import Residual
+from resfit.nets.squeeze import check_squeeze
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -54,12 +55,15 @@ class ResNetSpec:
         depths: blocks in each stage. Every stage except the first halves the image.
         widths: base channels of each stage.
         block: `"basic"`, `"bottleneck"` (stride in the 3x3 convolution, "v1.5"), `"bottleneck_v1"` (in the first 1x1),
-            `"preact_basic"` or `"preact_bottleneck"` ("v2"), or a custom name in `BLOCKS`.
-        stem: `"imagenet"` (7x7/2 and max pool), `"cifar"` (3x3, no pool), `"deep"` (ResNet-D), `"deep_tiered"`
-            (ResNet-T), `"rs"` (ResNet-RS), `"space_to_depth"`, `"imagenet_conv"` and `"cifar_conv"` (for pre-activated
-            blocks), or a custom name in `STEMS`.
-        shortcut: the shortcut of blocks that change the shape: `"A"` pads with zeros, `"B"` projects (default), `"D"`
-            averages and projects, `"conv"` projects without a norm (pre-activated blocks).
+            `"bottleneck_senet"` (with a narrower first convolution), `"preact_basic"` or `"preact_bottleneck"` ("v2"),
+            or a custom name in `BLOCKS`.
+        stem: `"imagenet"` (7x7/2 and max pool), `"caffe"` (with Caffe's max pool), `"cifar"` (3x3, no pool),
+            `"cifar_pool"` (3x3 and max pool), `"deep"` (ResNet-D), `"deep_tiered"` (ResNet-T), `"rs"` (ResNet-RS),
+            `"space_to_depth"`; for pre-activated blocks `"imagenet_conv"`, `"cifar_conv"`, `"deep_conv"`,
+            `"deep_tiered_conv"` and `"bit"` (Big Transfer); or a custom name in `STEMS`.
+        shortcut: the shortcut of blocks that change the shape: `"A"` pads with zeros, `"B"` projects (default),
+            `"B3"` projects by 3x3 pixels, `"D"` averages and projects, `"conv"` and `"D_conv"` are `"B"` and `"D"`
+            without a norm (pre-activated blocks).
         zero_init_last: start with blocks that return their shortcut (default True).
         num_classes: number of logits (default 1000).
         in_channels: channels of the image (default 3).
@@ -72,11 +76,14 @@ class ResNetSpec:
         stem_width: channels after the stem (default: the first of `widths`).
         groups: groups of a bottleneck's 3x3 convolution (ResNeXt; default 1).
         width_per_group: channels of each group in a stage of width 64 (ResNeXt, wide ResNets; default 64).
-        squeeze: ratio of squeeze and excitation after every branch (default None: no squeeze and excitation).
+        squeeze: ratio of squeeze and excitation after every branch, or `"eca"` for efficient channel attention
+            (default None: neither).
         norm: `"batch"` (default) or `"group"`, or a custom name in `NORMS`.
         antialias: step over pixels by pooling in the stem and in branches, but not in shortcuts, as timm's `aa_layer`
             does: `"avg"` averages 2x2 pixels, `"blur"` uses `blur_pool`. None (default) steps in convolutions. True and
             False, in files of earlier versions, mean `"blur"` and None.
+        weight_standardization: standardize the kernels of all convolutions (see `Layers`; default False). Blocks that
+            start with a kernel of zeros need `zero_init_last=False`.
         output_stride: pixels of the image for one position of the last features. Further stages dilate their
             convolutions instead of stepping (default None: every stage steps).
         dropout: probability of dropout inside pre-activated basic blocks (wide ResNets; default 0).
@@ -107,9 +114,10 @@ class ResNetSpec:
     stem_width: int | None = None
     groups: int = 1
     width_per_group: int = 64
-    squeeze: float | None = None
+    squeeze: float | str | None = None
     norm: str = "batch"
     antialias: str | None = None
+    weight_standardization: bool = False
     output_stride: int | None = None
     dropout: float = 0.0
     head_dropout: float = 0.0
@@ -156,8 +164,7 @@ class ResNetSpec:
         for name in ("dropout", "head_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"ResNetSpec received {name}={getattr(self, name)!r}. Expected a probability below 1.")
-        if self.squeeze is not None and not 0 < self.squeeze <= 1:
-            raise SpecError(f"ResNetSpec received squeeze={self.squeeze!r}. Expected a ratio between 0 and 1, or None.")
+        check_squeeze(self.squeeze, "ResNetSpec")
 
     def _check_parts(self) -> None:
         """Raise if the block or the stem does not support a field that this spec sets."""
@@ -169,7 +176,7 @@ class ResNetSpec:
     @property
     def layers(self) -> Layers:
         """The factory of this network's convolutions and norms."""
-        return Layers(self.dtype, self.param_dtype, self.unbiased_variance, self.norm)
+        return Layers(self.dtype, self.param_dtype, self.unbiased_variance, self.norm, self.weight_standardization)
 
     @property
     def of_blocks(self) -> dict[str, Any]:

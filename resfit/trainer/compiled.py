@@ -1,17 +1,18 @@
 """The result of `Model.compile`: one frozen object that holds the state and the steps."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from resfit import augment, losses
 from resfit import metrics as metrics_
 from resfit._utils.jax_switches import jit_disabled
 from resfit.backends import onednn
-from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
 from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
@@ -25,6 +26,7 @@ from resfit.trainer.learning_rate import LearningRate, resolve
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.predictor import Predictor
 from resfit.trainer.loop.trainer import Trainer
+from resfit.trainer.precision import Precision, resolve_precision
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.step import Recipe
 from resfit.trainer.supervised import ComputeLoss, Supervised
@@ -42,6 +44,7 @@ class Compiled:
       trainer: takes training steps.
       evaluator: measures.
       predictor: applies the module.
+      precision: of the steps, with the reason if "auto" chose it.
     """
 
     config: CompileConfig
@@ -51,10 +54,15 @@ class Compiled:
     trainer: Trainer
     evaluator: Evaluator
     predictor: Predictor
+    precision: Precision
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must be equal in a resumed run, by name."""
         return {**self.config.fingerprint(), "platform": self.context.placement.platform}
+
+    def named(self) -> dict[str, str | None]:
+        """Return optimizer, loss and augmentation as text, as `compile` got them."""
+        return {name: _name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
 
     def described(self, batch_size: int) -> str:
         """Describe the steps in one line, for the log of a `fit`."""
@@ -65,7 +73,7 @@ class Compiled:
         kernels = "" if config.cpu_kernels == "xla" else f"; convolutions by {config.cpu_kernels}"
         each = batch_size / len(placement.devices)
         return (
-            f"{config.precision}; BatchNorm over {normalized}; seed {config.seed}; {placement.kind} on "
+            f"{self.precision}; BatchNorm over {normalized}; seed {config.seed}; {placement.kind} on "
             f"{len(placement.devices)} {placement.platform} device(s), batches of {batch_size}, {each:g} a device"
             f"{kernels}."
         )
@@ -101,6 +109,7 @@ def compile_model(
     metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
     placement = placement_of(module, config)
     convolutions = convolutions_of(config.cpu_kernels, placement)
+    precision = resolve_precision(config.precision, placement.devices[0], by_onednn=convolutions is not None)
 
     before.publish()
     state = RunState(
@@ -109,12 +118,12 @@ def compile_model(
         placement.replicate,
         freeze,
         ema=config.ema is not None,
-        precision=config.precision,
+        precision=precision.name,
         axis=AXIS if placement.replicas > 1 and config.batch_norm == "global" else None,
         convolutions=convolutions,
         before=before,
     )
-    _check_trainable(module, state, freeze)
+    state.check_for_training()
     rate = LearningRate(state, number, named, function)
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(
@@ -126,19 +135,21 @@ def compile_model(
         rate.index,
         config.ema,
         config.gradient_accumulation_steps,
+        None if convolutions is None else convolutions.fused_norms,
     )
     _check_same_values(context)
     resolved = dataclasses.replace(
         config,
         dispatch=placement.kind,
-        cpu_kernels="xla" if convolutions is None else onednn.described(),
+        precision=precision.name,
+        cpu_kernels=_kernels(convolutions),
     )
     evaluator = Evaluator(context, recipe)
     trainer = Trainer(context, recipe, evaluator)
     predictor = Predictor(context, preprocess)
     # Last: a compilation that fails leaves the model as it was.
     learned.compiled(loss, metrics, preprocess, replaces_preprocess=config.replaces_preprocess)
-    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor)
+    return Compiled(resolved, config, context, rate, trainer, evaluator, predictor, precision)
 
 
 def placement_of(module: nnx.Module, config: CompileConfig) -> Placement:
@@ -151,7 +162,15 @@ def convolutions_of(choice: str, placement: Placement) -> Convolutions | None:
     """Return the convolutions that replace XLA's, by the choice of `compile`; None if none do."""
     if not onednn.chosen(choice, placement.platform, compiled=placement.kind != "eager" and not jit_disabled()):
         return None
-    return Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
+    convolutions = Convolutions(whole=onednn.Convolve(placement.mesh), part=onednn.Convolve(), fused=onednn.fused)
+    if placement.kind == "jit" and onednn.has_norms():
+        convolutions = convolutions._replace(normalize=onednn.Normalize(), fused_norms=onednn.fused_norms)
+    return convolutions
+
+
+def _kernels(convolutions: Convolutions | None) -> str:
+    """Describe the kernels of a run; they decide the last bits of its results."""
+    return "xla" if convolutions is None else onednn.described(norms=convolutions.normalize is not None)
 
 
 def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Learned, *, custom_step: bool) -> Summed:
@@ -167,18 +186,21 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
-def _check_trainable(module: nnx.Module, state: RunState, freeze: Freeze) -> None:
-    """Raise if nothing would be trained, or a part is marked as frozen in a way that nothing reads."""
-    if not state.layout.n_params:
-        raise CompileError(
-            f"Every parameter is frozen by freeze({', '.join(map(repr, freeze.patterns))}), so there is nothing to "
-            "train. Call freeze with fewer patterns."
-            if freeze.patterns
-            else f"{type(module).__name__} has no floating-point nnx.Param, so there is nothing to train. "
-            "Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
-            "nnx.bridge.ToNNX has them after .lazy_init(x)."
-        )
-    state.check_for_training()
+def _name(given: Any) -> str | None:
+    """Return the name of an argument; for an object without one that of its class, never an address."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, Mapping):
+        return ", ".join(f"{key}: {_name(value)}" for key, value in given.items())
+    if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
+        return ", ".join(str(_name(one)) for one in given)
+    if isinstance(given, optax.GradientTransformation):
+        return "optax.GradientTransformation"
+    text = repr(given)
+    if " at 0x" not in text and len(text) <= 200:
+        return text
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return str(named.__qualname__).partition(".<locals>")[0]
 
 
 def _check_same_values(context: RunContext) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from resfit._utils.checks import int_from, positive_int
 from resfit.errors import CompileError, DataError, ResumeError
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "auto")
 
 # A field with this metadata may differ between a run and its resumption, or is compared in another way.
 # Left out at its default, with which earlier versions ran.
@@ -62,7 +62,7 @@ class CompileConfig(_Fingerprinted):
     def __post_init__(self) -> None:
         object.__setattr__(self, "compiler_options", dict(self.compiler_options or {}))
         if self.precision not in PRECISIONS:
-            raise CompileError(f"Expected precision to be 'float32' or 'bfloat16', got {self.precision!r}.")
+            raise CompileError(f"Expected precision to be 'float32', 'bfloat16' or 'auto', got {self.precision!r}.")
         slices = self.gradient_accumulation_steps
         positive_int("gradient_accumulation_steps", slices, CompileError)
         positive_int("steps_per_execution", self.steps_per_execution, CompileError)

@@ -7,6 +7,7 @@ import jax
 
 from resfit.data.batches import Batch, Batches
 from resfit.data.device import DeviceSource
+from resfit.errors import ModuleError
 from resfit.trainer.devices.multihost import Processes, Turn
 from resfit.trainer.devices.placement import Placement
 from resfit.trainer.learned.facts import Learned
@@ -72,6 +73,28 @@ class RunContext:
     def runs_in_one_program(self) -> bool:
         """True if the steps of an execution are one program, see `trainer.several_steps`."""
         return self.steps_per_execution > 1 and self.placement.loops
+
+    def check_trainable(self, method: str) -> None:
+        """Raise if there is no parameter to train. Evaluation and prediction need none.
+
+        Args:
+          method: the function that trains, for the message.
+
+        Raises:
+          ModuleError: if the module has no parameters, or all are frozen.
+        """
+        patterns = ", ".join(map(repr, self.state.freeze.patterns))
+        if not self.state.layout.n_params and patterns:
+            raise ModuleError(
+                f"Every parameter is frozen by freeze({patterns}), so {method} has nothing to train. Call freeze with "
+                "fewer patterns, and compile again."
+            )
+        if not self.state.layout.n_params:
+            raise ModuleError(
+                f"{type(self.state.module).__name__} has no floating-point nnx.Param, so {method} has nothing to "
+                "train. Expected layers, or nnx.Param attributes, that are made in its __init__; a Linen module in "
+                "nnx.bridge.ToNNX has them after .lazy_init(x)."
+            )
 
     def inference_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a step without gradients, in which CPU kernels may fuse a convolution with what follows it."""

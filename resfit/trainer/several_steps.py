@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
+from resfit.data.device import Rows
+
 T = TypeVar("T")
 
 
@@ -49,33 +51,66 @@ def grouped(items: Iterable[T], size: int, kind: Callable[[T], Any]) -> Iterator
         yield group
 
 
-def filled(batches: list[T], size: int) -> tuple[tuple[T, ...], np.int32]:
+class Resident(NamedTuple):
+    """The batches of a group, as rows of a dataset on the device.
+
+    Attributes:
+      arrays: a batch whose arrays hold all examples.
+      places: (batches, rows) int32, the numbers of the examples of each batch.
+    """
+
+    arrays: Any
+    places: Any
+
+
+def filled(batches: list[Any], size: int) -> tuple[tuple[Any, ...] | Resident, np.int32]:
     """Return `size` batches, of which the last one may be repeated, and the number of those that were given."""
-    return (*batches, *batches[-1:] * (size - len(batches))), np.int32(len(batches))
+    every = (*batches, *batches[-1:] * (size - len(batches)))
+    count = np.int32(len(batches))
+    rows = [jax.tree.leaves(batch)[0] for batch in every]
+    if not isinstance(rows[0], Rows):
+        return every, count
+    return Resident(jax.tree.map(lambda leaf: leaf.array, batches[0]), np.stack([leaf.places for leaf in rows])), count
 
 
-def repeated(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, batches: tuple[Any, ...], count: Any) -> Any:
+def gathered(batch: Any) -> Any:
+    """Return a batch with arrays in place of `Rows`."""
+    return jax.tree.map(lambda leaf: leaf.gathered() if isinstance(leaf, Rows) else leaf, batch)
+
+
+def repeated(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, batches: tuple[Any, ...] | Resident, count: Any
+) -> Any:
     """Take a step for each of the first `count` batches, in a loop on the device.
 
     Args:
       step: (carry, batch) -> (carry, result); pure.
       carry: the state before the first step.
-      batches: of one shape.
+      batches: of one shape; or the rows of a dataset, which the loop gathers.
       count: int32; a program serves groups that are not full, too.
 
     Returns:
       (the carry after the last step, the results with a first axis for the steps).
     """
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+    at, size = _picker(batches)
     # Traced once: the shapes of the results are needed before the loop.
-    closed, shapes = jax.make_jaxpr(step, return_shape=True)(carry, batches[0])
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(carry, jax.eval_shape(at, 0))
     run, structure = jaxpr_as_fun(closed), jax.tree.structure(shapes)
-    results = jax.tree.map(lambda shape: jnp.zeros((len(batches), *shape.shape), shape.dtype), shapes[1])
+    results = jax.tree.map(lambda shape: jnp.zeros((size, *shape.shape), shape.dtype), shapes[1])
 
     def body(i: Any, state: Any) -> Any:
         carry, results = state
-        batch = jax.tree.map(lambda parts: parts[i], stacked)
+        batch = at(i)
         carry, result = jax.tree.unflatten(structure, run(*jax.tree.leaves((carry, batch))))
         return carry, jax.tree.map(lambda each, one: each.at[i].set(one), results, result)
 
     return jax.lax.fori_loop(0, count, body, (carry, results))
+
+
+def _picker(batches: tuple[Any, ...] | Resident) -> tuple[Callable[[Any], Any], int]:
+    """Return a function from a number to the batch of that number, and the number of batches."""
+    if isinstance(batches, Resident):
+        arrays, places = batches
+        return lambda i: jax.tree.map(lambda a: jnp.take(a, places[i], axis=0, mode="clip"), arrays), len(places)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+    return lambda i: jax.tree.map(lambda parts: parts[i], stacked), len(batches)

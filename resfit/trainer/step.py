@@ -67,6 +67,7 @@ class Recipe(NamedTuple):
       rate_index: the index of the learning rate in the optimizer's state.
       ema: decay of the running averages of parameters and carried arrays; None for no averages.
       slices: the number of parts of a batch whose gradients are summed before the one update.
+      fused: (function) -> an equal function, applied to the loss before it is differentiated; None for the loss itself.
     """
 
     compute_loss: ComputeLoss
@@ -77,6 +78,7 @@ class Recipe(NamedTuple):
     rate_index: int | None
     ema: float | None
     slices: int = 1
+    fused: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
 
 class Keys(NamedTuple):
@@ -170,7 +172,8 @@ def accumulate_gradients(
     count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
     count = replicas.total(count, axis)
     slices = min(recipe.slices, rows)
-    gradient_of = jax.value_and_grad(functools.partial(_slice_loss, layout, recipe, count, axis), has_aux=True)
+    loss_of: Callable[..., Any] = functools.partial(_slice_loss, layout, recipe, count, axis)
+    gradient_of = jax.value_and_grad(loss_of if recipe.fused is None else recipe.fused(loss_of), has_aux=True)
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
         part, part_keys = _slice(batch, key_of, i, slices)

@@ -49,40 +49,75 @@ _TIMM = {
         resnet50.b1k_in1k resnet50.b2k_in1k resnet50.c1_in1k resnet50.c2_in1k resnet50.d_in1k resnet101.a1_in1k
         resnet101.a1h_in1k resnet101.a2_in1k resnet152.a1_in1k resnet152.a1h_in1k resnet152.a2_in1k
         resnext50_32x4d.a1_in1k resnext50_32x4d.a1h_in1k resnext50_32x4d.a2_in1k resnext101_64x4d.c1_in1k
-        resnet50d.a1_in1k resnet50d.a2_in1k seresnet50.a1_in1k seresnet50.a2_in1k resnetaa50.a1h_in1k""",
+        resnet50d.a1_in1k resnet50d.a2_in1k seresnet50.a1_in1k seresnet50.a2_in1k seresnext101_32x8d.ah_in1k
+        seresnext101d_32x8d.ah_in1k ecaresnet50t.a1_in1k ecaresnet50t.a2_in1k resnetaa50.a1h_in1k
+        resnetaa50d.d_in12k resnetaa50d.sw_in12k resnetaa50d.sw_in12k_ft_in1k resnetaa101d.sw_in12k
+        resnetaa101d.sw_in12k_ft_in1k seresnextaa101d_32x8d.ah_in1k seresnextaa101d_32x8d.sw_in12k""",
     Published(160, 0.95, 224, 0.95): """
-        resnet18.a3_in1k resnet34.a3_in1k resnet50.a3_in1k resnet101.a3_in1k resnet152.a3_in1k resnext50_32x4d.a3_in1k
-        resnet50d.a3_in1k seresnet50.a3_in1k""",
+        resnet18.a3_in1k resnet34.a3_in1k resnet50.a3_in1k resnet101.a3_in1k resnet152.a3_in1k
+        resnext50_32x4d.a3_in1k resnet50d.a3_in1k seresnet50.a3_in1k ecaresnet50t.a3_in1k""",
     Published(224, 0.875, interpolation="bilinear"): """
         resnet18.fb_ssl_yfcc100m_ft_in1k resnet18.fb_swsl_ig1b_ft_in1k resnet18.tv_in1k resnet34.tv_in1k
         resnet50.fb_ssl_yfcc100m_ft_in1k resnet50.fb_swsl_ig1b_ft_in1k resnet50.tv_in1k resnet101.tv_in1k
-        resnet152.tv_in1k wide_resnet50_2.tv_in1k wide_resnet101_2.tv_in1k resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k
-        resnext50_32x4d.fb_swsl_ig1b_ft_in1k resnext50_32x4d.tv_in1k resnext101_32x8d.fb_ssl_yfcc100m_ft_in1k
-        resnext101_32x8d.fb_swsl_ig1b_ft_in1k resnext101_32x8d.fb_wsl_ig1b_ft_in1k resnext101_32x8d.tv_in1k
-        resnext101_64x4d.tv_in1k""",
+        resnet152.tv_in1k resnext50_32x4d.fb_ssl_yfcc100m_ft_in1k resnext50_32x4d.fb_swsl_ig1b_ft_in1k
+        resnext50_32x4d.tv_in1k resnext101_32x8d.fb_ssl_yfcc100m_ft_in1k resnext101_32x8d.fb_swsl_ig1b_ft_in1k
+        resnext101_32x8d.fb_wsl_ig1b_ft_in1k resnext101_32x8d.tv_in1k resnext101_64x4d.tv_in1k
+        wide_resnet50_2.tv_in1k wide_resnet101_2.tv_in1k resnext101_32x4d.fb_ssl_yfcc100m_ft_in1k
+        resnext101_32x4d.fb_swsl_ig1b_ft_in1k resnext101_32x16d.fb_ssl_yfcc100m_ft_in1k
+        resnext101_32x16d.fb_swsl_ig1b_ft_in1k resnext101_32x16d.fb_wsl_ig1b_ft_in1k
+        resnext101_32x32d.fb_wsl_ig1b_ft_in1k legacy_seresnet50.in1k legacy_seresnet101.in1k
+        legacy_seresnet152.in1k legacy_seresnext50_32x4d.in1k legacy_seresnext101_32x4d.in1k""",
     Published(224, 0.875): """
         resnet18.gluon_in1k resnet34.gluon_in1k resnet50.am_in1k resnet50.gluon_in1k resnet101.gluon_in1k
-        resnet152.gluon_in1k resnext50_32x4d.gluon_in1k resnext101_64x4d.gluon_in1k resnet50d.gluon_in1k
-        resnet101d.gluon_in1k resnet152d.gluon_in1k""",
+        resnet152.gluon_in1k resnext50_32x4d.gluon_in1k resnext101_64x4d.gluon_in1k resnet50c.gluon_in1k
+        resnet101c.gluon_in1k resnet152c.gluon_in1k resnet50s.gluon_in1k resnet101s.gluon_in1k
+        resnet152s.gluon_in1k resnext101_32x4d.gluon_in1k resnet50d.gluon_in1k resnet101d.gluon_in1k
+        resnet152d.gluon_in1k seresnext50_32x4d.gluon_in1k seresnext101_32x4d.gluon_in1k
+        seresnext101_64x4d.gluon_in1k senet154.gluon_in1k legacy_seresnext26_32x4d.in1k""",
     Published(224, 0.875, 288, 0.95): """
-        resnet34.bt_in1k resnet50.bt_in1k resnet50.ra_in1k resnet50.ram_in1k wide_resnet50_2.racm_in1k
-        resnext50_32x4d.ra_in1k resnet18d.ra2_in1k resnet34d.ra2_in1k resnet50d.ra2_in1k seresnet50.ra2_in1k
-        resnetblur50.bt_in1k""",
+        resnet34.bt_in1k resnet50.bt_in1k resnet50.ra_in1k resnet50.ram_in1k resnext50_32x4d.ra_in1k
+        wide_resnet50_2.racm_in1k resnet26.bt_in1k resnext50d_32x4d.bt_in1k resnet18d.ra2_in1k
+        resnet34d.ra2_in1k resnet26d.bt_in1k resnet50d.ra2_in1k seresnet50.ra2_in1k seresnext26d_32x4d.bt_in1k
+        seresnext26t_32x4d.bt_in1k seresnext50_32x4d.racm_in1k ecaresnetlight.miil_in1k ecaresnet50d.miil_in1k
+        ecaresnet101d.miil_in1k resnetblur50.bt_in1k""",
     Published(224, 0.9, 288, 1.0, mean=_HALF, std=_HALF): """
         resnet34.ra4_e3600_r224_in1k resnetv2_18.ra4_e3600_r224_in1k resnetv2_34.ra4_e3600_r224_in1k
-        resnet18d.ra4_e3600_r224_in1k""",
+        resnetv2_18d.ra4_e3600_r224_in1k resnetv2_34d.ra4_e3600_r224_in1k resnet18d.ra4_e3600_r224_in1k""",
     Published(176, 0.9, 224, 1.0): "resnet50.a1h_in1k",
     Published(224, 1.0): "resnet50.bamboo",
-    Published(176, 0.875, 224, 0.965, "bilinear"): """
-        resnet50.tv2_in1k resnet101.tv2_in1k resnet152.tv2_in1k wide_resnet50_2.tv2_in1k wide_resnet101_2.tv2_in1k
-        resnext50_32x4d.tv2_in1k resnext101_32x8d.tv2_in1k""",
-    Published(
-        224, 0.95, 288, 1.0, mean=_HALF, std=_HALF
-    ): "resnetv2_50.a1h_in1k resnetv2_101.a1h_in1k resnet50d.ra4_e3600_r224_in1k",
-    Published(256, 0.95, 320, 1.0): "resnet101d.ra2_in1k resnet152d.ra2_in1k resnet200d.ra2_in1k",
+    Published(176, 0.875, 224, 0.965, interpolation="bilinear"): """
+        resnet50.tv2_in1k resnet101.tv2_in1k resnet152.tv2_in1k resnext50_32x4d.tv2_in1k
+        resnext101_32x8d.tv2_in1k wide_resnet50_2.tv2_in1k wide_resnet101_2.tv2_in1k""",
+    Published(224, 0.95, 288, 1.0, mean=_HALF, std=_HALF): """
+        resnetv2_50.a1h_in1k resnetv2_101.a1h_in1k resnetv2_50d_gn.ah_in1k resnet50d.ra4_e3600_r224_in1k""",
+    Published(384, 1.0, 448, mean=_HALF, std=_HALF): "resnetv2_34d.ra4_e3600_r384_in1k",
+    Published(224, 0.875, mean=_HALF, std=_HALF): """
+        resnetv2_50x1_bit.goog_distilled_in1k resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k""",
+    Published(224, 0.875, interpolation="bilinear", mean=_HALF, std=_HALF): """
+        resnetv2_50x1_bit.goog_in21k resnetv2_50x3_bit.goog_in21k resnetv2_101x1_bit.goog_in21k
+        resnetv2_101x3_bit.goog_in21k resnetv2_152x2_bit.goog_in21k resnetv2_152x4_bit.goog_in21k""",
+    Published(448, 1.0, interpolation="bilinear", mean=_HALF, std=_HALF): """
+        resnetv2_50x1_bit.goog_in21k_ft_in1k resnetv2_50x3_bit.goog_in21k_ft_in1k
+        resnetv2_101x1_bit.goog_in21k_ft_in1k resnetv2_101x3_bit.goog_in21k_ft_in1k
+        resnetv2_152x2_bit.goog_in21k_ft_in1k""",
+    Published(384, 1.0, mean=_HALF, std=_HALF): "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384",
+    Published(480, 1.0, interpolation="bilinear", mean=_HALF, std=_HALF): "resnetv2_152x4_bit.goog_in21k_ft_in1k",
+    Published(256, 0.95, 320, 1.0): """
+        resnet101d.ra2_in1k resnet152d.ra2_in1k resnet200d.ra2_in1k seresnet152d.ra2_in1k""",
+    Published(176, 0.875, 224, 0.95): "resnet10t.c3_in1k resnet14t.c3_in1k",
+    Published(256, 0.94, 320, 1.0): "resnet26t.ra2_in1k",
+    Published(256, 0.875, 320, 0.95): "ecaresnet26t.ra2_in1k ecaresnet50t.ra2_in1k",
+    Published(320, 0.95, 352, 1.0): "ecaresnet269d.ra2_in1k",
     Published(160, 0.91, 224): "resnetrs50.tf_in1k",
     Published(192, 0.94, 288): "resnetrs101.tf_in1k",
     Published(256, 1.0, 320): "resnetrs152.tf_in1k resnetrs200.tf_in1k",
+    Published(256, 1.0, 352): "resnetrs270.tf_in1k",
+    Published(288, 1.0, 384): "resnetrs350.tf_in1k",
+    Published(320, 1.0, 416): "resnetrs420.tf_in1k",
+    Published(224, 0.875, 288, 1.0): "seresnextaa101d_32x8d.sw_in12k_ft_in1k",
+    Published(288, 0.95, 320, 1.0): "seresnextaa101d_32x8d.sw_in12k_ft_in1k_288",
+    Published(320, 0.95, 384, 1.0): "seresnextaa201d_32x8d.sw_in12k",
+    Published(384, 1.0): "seresnextaa201d_32x8d.sw_in12k_ft_in1k_384",
     Published(224, 0.94, 288, 0.95): "resnet50_gn.a1h_in1k",
 }
 

@@ -14,11 +14,22 @@ from resfit.weights.published import TORCHVISION
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # files of a hub repository, the preferred one first
 CONFIG = "config.json"
 
-# timm's names of the networks that a spec can describe; names and shapes of arrays determine their other fields.
-_TIMM = re.compile(r"(wide_)?(se)?(resnet|resnext)(?P<pool>aa|blur|rs|v2_)?\d+[dtcs]?(_\d+x\d+d|_2)?(_gn)?")
-_ANTIALIAS: Mapping[str | None, str] = MappingProxyType({"aa": "avg", "blur": "blur"})
+# The spec fields that names and shapes of arrays do not determine, for a network of torchvision.
+_PLAIN: Mapping[str, Any] = MappingProxyType(
+    {"antialias": None, "block": "bottleneck", "stem": "imagenet", "shortcut": "B", "weight_standardization": False}
+)
+# Parts whose arrays have the same names and shapes, and that compute something else.
+_ALIKE = (
+    {"bottleneck", "bottleneck_v1"},
+    {"imagenet", "caffe"},
+    {"space_to_depth", "caffe"},
+    {"imagenet_conv", "bit"},
+    {"conv", "D_conv"},
+)
 # Arguments of timm's networks that do not change what the blocks compute.
 _OF_SIZE = {"num_classes", "in_chans", "img_size", "drop_rate", "drop_path_rate"}
+# Files of pytorchcv: the network, its error on the validation data, the beginning of its checksum.
+_PYTORCHCV = re.compile(r"(?P<network>(?P<pre>pre)?(se)?resnet(bc)?\d+(?P<b>b?)\w*)-\d{4}-[0-9a-f]{8}\.pth")
 _IN_CACHE = re.compile(r"models--(timm|microsoft)--(.+)")  # a repository in the hub's cache
 
 
@@ -32,22 +43,25 @@ class Claim(NamedTuple):
     """
 
     network: str
-    fields: Mapping[str, Any] = MappingProxyType({"antialias": None, "block": "bottleneck"})
+    fields: Mapping[str, Any] = _PLAIN
     unlike: str = ""
 
 
-def check(path: Path, spec: ResNetSpec) -> None:
+def check(path: Path, spec: ResNetSpec) -> bool:
     """Raise if the weights belong to a network that computes something else, according to the source of the file.
 
     The source is a `config.json` of timm or transformers beside the file, the repository in the cache of the Hugging
-    Face hub, or the name of a torchvision file.
+    Face hub, or the name of a file of torchvision or pytorchcv.
+
+    Returns:
+        True if the source is known.
 
     Raises:
         WeightsError: if the networks differ; the message names both, and the network to create instead.
     """
     claim = _claim(path)
     if claim is None:
-        return
+        return False
     anyway = "To load the weights anyway: resfit.weights.load_state_dict(net, resfit.weights.read(path))."
     if claim.unlike:
         raise WeightsError(
@@ -64,18 +78,20 @@ def check(path: Path, spec: ResNetSpec) -> None:
             f"The weights are of {claim.network}, which has {theirs}; the network has {ours}. Expected equal values: "
             f"names and shapes fit, but the logits would differ. Use {create}. {anyway}"
         )
+    return True
 
 
 def _differs(field: str, ours: Any, theirs: Any) -> bool:
-    """Return True if a field differs; of blocks, only the position of the stride is compared."""
-    bottlenecks = {"bottleneck", "bottleneck_v1"}
-    return bool(ours != theirs) and (field != "block" or {ours, theirs} == bottlenecks)
+    """Return True if a field differs; other names and shapes show most differences of parts."""
+    return bool(ours != theirs) and (field not in ("block", "stem", "shortcut") or {ours, theirs} in _ALIKE)
 
 
 def _claim(path: Path) -> Claim | None:
     for network, versions in TORCHVISION.items():
         if path.name in {remote.name for remote in versions.values()}:
             return Claim(f"torchvision's {network}")
+    if match := _PYTORCHCV.fullmatch(path.name):
+        return _of_pytorchcv(**match.groupdict())
     if path.name not in HUB_FILES:
         return None
     config = _config(path.parent / CONFIG)
@@ -111,10 +127,20 @@ def _of_timm(architecture: str, config: Mapping[str, Any]) -> Claim:
         return Claim(network, unlike=f"built with {other}")
     if config.get("global_pool", "avg") not in ("avg", ""):
         return Claim(network, unlike=f"which pools by {config['global_pool']!r}")
-    match = _TIMM.fullmatch(architecture)
-    if match is None:
-        return Claim(network, unlike="which a ResNetSpec cannot describe")
-    return Claim(network, {"antialias": _ANTIALIAS.get(match["pool"]), "block": "bottleneck"})
+    if architecture not in ZOO:
+        return Claim(network, unlike="which is not in resfit's zoo")
+    return Claim(network, {name: getattr(ZOO[architecture].spec, name) for name in _PLAIN})
+
+
+def _of_pytorchcv(network: str, pre: str | None, b: str) -> Claim:
+    """Return the claim of a network of pytorchcv; a `b` after the depth moves the stride to the 3x3 convolution."""
+    late = bool(b) or "cifar" in network or "svhn" in network
+    deep = int(re.findall(r"\d+", network)[0]) >= 50
+    if pre and deep and not late:
+        return Claim(f"pytorchcv's {network}", unlike="whose blocks have the stride in their first convolution")
+    ours = network.rstrip("b") + ("_v1" if deep and not late else "")
+    block = "bottleneck" if late or not deep else "bottleneck_v1"
+    return Claim(f"pytorchcv's {network}, here {ours}", {"antialias": None, "block": block})
 
 
 def _of_transformers(config: Mapping[str, Any], repository: str) -> Claim:
@@ -125,5 +151,5 @@ def _of_transformers(config: Mapping[str, Any], repository: str) -> Claim:
     if early:
         return Claim(network, unlike="with downsample_in_first_stage=True, while first stages of resfit keep the size")
     if config.get("downsample_in_bottleneck", False):
-        return Claim(f"{network}_v1", {"antialias": None, "block": "bottleneck_v1"})
+        return Claim(f"{network}_v1", {**_PLAIN, "block": "bottleneck_v1"})
     return Claim(network)

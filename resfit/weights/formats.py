@@ -1,6 +1,7 @@
 """The formats of weights files: detection by the first bytes, and reading of the arrays."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from resfit._utils.paths import expand_user
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import WeightsError
-from resfit.weights import keras_files, torch_files
+from resfit.weights import keras_files, msgpack_files, torch_files, zip_files
 from resfit.weights.layouts import Array
 
 _SAFETENSORS: dict[str, np.dtype[Any]] = {
@@ -30,17 +31,20 @@ _SAFETENSORS: dict[str, np.dtype[Any]] = {
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
-def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]:
+def read(path: str | os.PathLike[str], *, ema: bool = False, key: str | Sequence[str] = ()) -> dict[str, Array]:
     """Read the arrays in a weights file by name, without executing anything in the file.
 
     Args:
-        path: a safetensors file, a file of `torch.save` (zip form, or the form before PyTorch 1.6), or an `.h5` file of
-            keras.applications. The first bytes determine the format; the file name does not matter.
+        path: a safetensors file, a file of `torch.save` (zip form, or the form before PyTorch 1.6), an `.h5`,
+            `.weights.h5` or `.keras` file of Keras, an `.npz` file, or a msgpack file of Flax. The first bytes
+            determine the format; the file name does not matter.
         ema: read the averaged weights of a training checkpoint (default False: the trained weights).
+        key: the entry of a nested file (`torch.save`, msgpack) that contains the weights, such as `"teacher"`, or the
+            keys of nested entries (by default, the usual entries of training checkpoints).
 
     Raises:
-        WeightsError: if the file has another format, is damaged, or is malicious.
-        MissingPackageError: for an `.h5` file, if h5py is not installed.
+        WeightsError: if the file has another format, is damaged, or is malicious, or if `key` is not in the file.
+        MissingPackageError: for a file of Keras, if h5py is not installed.
 
     Example:
         >>> from resfit.nets import create_model
@@ -51,26 +55,48 @@ def read(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Array]
     """
     path = Path(expand_user(path))
     if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob("*") if file.is_file())
-        raise FileNotFoundError(
-            f"There is no file {path}. Expected a weights file. The files in its folder are {there[:20]}."
-            + did_you_mean(path.name, there)
-        )
+        raise _no_file(path)
+    keys = (key,) if isinstance(key, str) else tuple(key)
     with path.open("rb") as file:
         begin = file.read(512)
     if _is_safetensors(begin):  # first, because the length can start with the magic bytes of another format
-        return _read_safetensors(path)
+        return _flat(path, keys, _read_safetensors)
     if begin.startswith(b"PK\x03\x04"):
-        return torch_files.read_zip(path, ema=ema)
+        kind = zip_files.kind(path)
+        if kind == "torch":
+            return torch_files.read_zip(path, ema=ema, keys=keys)
+        return _flat(path, keys, zip_files.read_npz if kind == "npz" else zip_files.read_keras)
     if begin.startswith(_PICKLES):
-        return torch_files.read_old(path, ema=ema)
+        return torch_files.read_old(path, ema=ema, keys=keys)
     if begin.startswith(b"\x89HDF\r\n\x1a\n"):
-        return keras_files.read(path)
+        return _flat(path, keys, keras_files.read)
+    if msgpack_files.begins(begin):
+        return msgpack_files.read(path, keys)
     raise WeightsError(
         f"{path} begins with {begin[:8]!r}, which is not a supported format. Expected safetensors, a file of "
-        "torch.save, or an .h5 file of keras.applications."
+        "torch.save, an .h5, .weights.h5 or .keras file of Keras, an .npz file, or a msgpack file of Flax."
         + (" Open a .tar file of PyTorch before 0.1.10 in PyTorch and save it again." if b"ustar" in begin else "")
     )
+
+
+def _no_file(path: Path) -> FileNotFoundError:
+    folder = path if path.is_dir() else path.parent
+    there = sorted(file.name for file in folder.glob("*") if file.is_file())
+    what = "is a folder, not a file" if path.is_dir() else "does not exist"
+    return FileNotFoundError(
+        f"The file {path} {what}. Expected a weights file. The files in its folder are {there[:20]}."
+        + did_you_mean(path.name, there)
+    )
+
+
+def _flat(path: Path, keys: tuple[str, ...], reader: Callable[[Path], dict[str, Array]]) -> dict[str, Array]:
+    """Read a file of a format without nested entries; raise if keys were passed."""
+    if keys:
+        raise WeightsError(
+            f"Received key={keys!r}, but {path} is not a nested file. Expected key= only for files of torch.save and "
+            "msgpack. Leave key out, or choose a network with prefix=."
+        )
+    return reader(path)
 
 
 def _is_safetensors(begin: bytes) -> bool:

@@ -83,9 +83,9 @@ def _of_hub(text: str) -> Path:
     for name in HUB_FILES:
         found = hub.try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(found, str):
-            return _whole(Path(found))
+            return undamaged(Path(found))
     try:
-        return _whole(Path(_downloaded(hub, errors, repository, revision or None)))
+        return undamaged(Path(_downloaded(hub, errors, repository, revision or None)))
     except (OSError, ValueError) as error:  # the base classes of all errors of the hub
         if isinstance(error, DownloadError | WeightsError):
             raise
@@ -113,8 +113,12 @@ def _downloaded(hub: Any, errors: Any, repository: str, revision: str | None) ->
     return download(better) or str(hub.hf_hub_download(repository, other, revision=revision))
 
 
-def _whole(path: Path) -> Path:
-    """Return the path; raise if the file is damaged. The hub's cache names large files by their SHA-256."""
+def undamaged(path: Path) -> Path:
+    """Return the path of a file in the hub's cache, which names large files by their SHA-256.
+
+    Raises:
+        WeightsError: if the file is damaged.
+    """
     named = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", named) and _checksum(path) != named:
         raise _damaged(path, named)

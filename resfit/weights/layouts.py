@@ -41,7 +41,9 @@ def _axes(here: str, there: str) -> AxisLayout:
 
 
 AS_IT_IS = AxisLayout(lambda value: value, lambda value: value, lambda shape: shape)
-BY_RANK: Mapping[int, AxisLayout] = MappingProxyType({4: _axes("h w i o", "o i h w"), 2: _axes("i o", "o i")})
+BY_RANK: Mapping[int, AxisLayout] = MappingProxyType(
+    {4: _axes("h w i o", "o i h w"), 3: _axes("w i o", "o i w"), 2: _axes("i o", "o i")}
+)
 DENSE_AS_CONVOLUTION = _axes("i o", "o i 1 1")  # a dense layer that is a 1x1 convolution in the other library
 
 

@@ -1,6 +1,8 @@
 """Loading of a network's weights from a file, and saving to a file."""
 
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,15 @@ from resfit._utils.jax_switches import suspending
 from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
-from resfit.weights import architecture
+from resfit.weights import architecture, arithmetic
+from resfit.weights.find import default_naming
 from resfit.weights.formats import read, to_safetensors
-from resfit.weights.names import COUNT_OF_NORM, NAMINGS
-from resfit.weights.state_dict import Head, Stem, fitting, load_state_dict, state_dict
+from resfit.weights.layouts import Array
+from resfit.weights.names import COUNT_OF_NORM
+from resfit.weights.public_names import NAMINGS
+from resfit.weights.state_dict import Head, Options, Rename, Stem, fill, state_dict
+
+_log = logging.getLogger("resfit")
 
 
 @suspending
@@ -26,12 +33,16 @@ def load(
     head: Head = "keep",
     stem: Stem = "keep",
     ema: bool = False,
+    key: str | Sequence[str] = (),
+    prefix: str | None = None,
+    rename: Rename | None = None,
+    ignore: str | Sequence[str] = (),
 ) -> None:
     """Load the weights of another library from a file into a network, in place, without executing anything in the file.
 
     The formats are safetensors, files of `torch.save` (a state dict, or a training checkpoint that contains one; also
-    the form before PyTorch 1.6), and `.h5` files of keras.applications. The content determines the format, not the file
-    name. Neither PyTorch nor TensorFlow is needed.
+    the form before PyTorch 1.6), `.h5`, `.weights.h5` and `.keras` files of Keras, `.npz` files, and msgpack files of
+    Flax. The content determines the format, not the file name. Neither PyTorch nor TensorFlow is needed.
 
     Args:
         module: a `resfit.nets.ResNet`.
@@ -41,23 +52,42 @@ def load(
         stem: `"sum"` or `"repeat"` adapt the first kernel to other channels, as in `load_state_dict` (default
             `"keep"`).
         ema: load the averaged weights of a training checkpoint (default False: the trained weights).
+        key: the entry of a nested file that contains the weights, such as `"teacher"`, or the keys of nested entries
+            (by default, the usual entries of training checkpoints).
+        prefix: as in `load_state_dict` (by default, the prefix is found).
+        rename: as in `load_state_dict` (default None).
+        ignore: as in `load_state_dict` (default: nothing).
 
     Raises:
-        WeightsError: if the file cannot be read or does not fit the network (the message lists all differences), or if
-            its source describes a network that computes something else: a `config.json` of timm or transformers beside
-            a `model.safetensors`, the repository in the hub's cache, or the name of a torchvision file.
+        WeightsError: if the file cannot be read or does not fit the network (see `load_state_dict`), or if its source
+            describes a network that computes something else: a `config.json` of timm or transformers beside a
+            `model.safetensors`, the repository in the hub's cache, or the name of a file of torchvision or pytorchcv.
 
     Example:
         >>> from resfit.nets import create_model
         >>> save(create_model("resnet20", num_classes=10), "resnet20.safetensors")
         >>> load(create_model("resnet20", num_classes=3), "resnet20.safetensors", head="reset")
     """
+    arrays = read(path, ema=ema, key=key)
+    fill_from(path, module, arrays, Options(naming, head, stem, prefix, rename, ignore))
+
+
+def fill_from(path: str | os.PathLike[str], module: nnx.Module, arrays: Mapping[str, Array], options: Options) -> None:
+    """Load the arrays of a file into a network, in place.
+
+    Raises:
+        WeightsError: as `load`; the message names the file.
+    """
+    file = Path(expand_user(path))
     try:
-        if isinstance(module, ResNet):
-            architecture.check(Path(expand_user(path)), module.spec)
-        load_state_dict(module, read(path, ema=ema), naming=naming, head=head, stem=stem)
+        known = isinstance(module, ResNet) and architecture.check(file, module.spec)
+        found = fill(module, arrays, options, call=f"resfit.weights.load(net, {str(path)!r}", known=known)
     except WeightsError as error:
         raise WeightsError(f"{error} (The file: {path})") from error
+    if not isinstance(module, ResNet) or known or options.naming is not None or file.suffix == ".safetensors":
+        return
+    if hidden := arithmetic.hidden(found, module.spec):
+        _log.warning("%s has the names of torchvision, which %s", file.name, hidden)
 
 
 @suspending
@@ -87,7 +117,7 @@ def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None
             "result with safetensors.torch.load_file and save it with torch.save."
         )
     arrays = state_dict(module, naming=naming)
-    library = NAMINGS[naming or fitting(module, arrays)]
+    library = NAMINGS[naming or default_naming(module)]
     if library.counts_batches:
         last = library.separator + library.leaves["mean"]
         counts = {name.removesuffix(last) for name in arrays if name.endswith(last)}

@@ -114,7 +114,8 @@ def read_pickle(stream: ByteStream, storages: list[Storage] | None = None) -> An
         for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # uses only these methods
             machine.do(opcode.name, argument)
         return machine.result()
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    # pickletools warns of escapes in a damaged text, which is an error if the user made warnings errors.
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, DeprecationWarning) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(

@@ -3,16 +3,19 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from resfit import nets
 from resfit._utils.jax_switches import suspending
-from resfit.errors import SpecError, WeightsError
-from resfit.weights import architecture, load_state_dict, read
+from resfit.errors import SpecError
+from resfit.weights import read
+from resfit.weights.find import number_of_classes
 from resfit.weights.hub import locate
-from resfit.weights.state_dict import Head, Stem, first_kernel_channels, number_of_classes
+from resfit.weights.load_save import fill_from
+from resfit.weights.state_dict import Head, Options, Stem, first_kernel_channels
 
 _log = logging.getLogger("resfit")
 
@@ -76,20 +79,17 @@ def create_model(
         head = "reset"
         was = "contains no last layer" if theirs is None else f"is for {theirs} classes"
         _log.info("%s %s: the last layer, of %s classes, keeps its initial values.", path.name, was, classes)
-    try:
-        architecture.check(path, net.spec)
-        load_state_dict(net, arrays, head=head, stem=_stem(net, arrays, path.name))
-    except WeightsError as error:
-        raise WeightsError(f"{error} (The file: {path})") from error
+    fill_from(path, net, arrays, Options(head=head, stem=_stem(net, arrays, path)))
     net.published_weights = (os.fspath(weights), name)
     return net
 
 
-def _stem(net: nets.ResNet, arrays: Mapping[str, Any], file: str) -> Stem:
-    theirs, ours = first_kernel_channels(net, arrays), net.spec.in_channels
+def _stem(net: nets.ResNet, arrays: Mapping[str, Any], path: Path) -> Stem:
+    theirs = first_kernel_channels(net, arrays, f"resfit.weights.load(net, {str(path)!r}")
+    ours = net.spec.in_channels
     if theirs is None or theirs == ours:
         return "keep"
     stem: Stem = "sum" if ours == 1 else "repeat"
     done = "summed" if stem == "sum" else "repeated"
-    _log.info("%s is for images of %s channels: its first kernel is %s for %s.", file, theirs, done, ours)
+    _log.info("%s is for images of %s channels: its first kernel is %s for %s.", path.name, theirs, done, ours)
     return stem

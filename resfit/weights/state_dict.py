@@ -1,7 +1,7 @@
 """Conversion between a network and state dicts with the names of other libraries."""
 
-import contextlib
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -11,13 +11,18 @@ from flax import nnx
 from resfit._utils.jax_switches import suspending
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
-from resfit.weights.keras_folding import folded
-from resfit.weights.layouts import AS_IT_IS, Array, AxisLayout
-from resfit.weights.names import IGNORED, NAMINGS, PREFIXES, other_name
-from resfit.weights.prefixes import check_prefix
+from resfit.weights import arithmetic, differences
+from resfit.weights.differences import without_ignored
+from resfit.weights.find import Found, Stored, find, named
+from resfit.weights.layouts import Array
+from resfit.weights.names import IGNORED
+from resfit.weights.public_names import NAMINGS, WRITTEN
 
 Head = Literal["keep", "reset"]
 Stem = Literal["keep", "sum", "repeat"]
+_CALL = "resfit.weights.load_state_dict(net, state_dict"
+
+Rename = Callable[[str], str] | Mapping[str, str]
 
 
 @suspending
@@ -30,7 +35,8 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     Args:
         module: a `resfit.nets.ResNet`.
         naming: the names to use: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, or `"transformers"` (by default, the first of these that fits the network).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, or `"transformers"` (by default, those of timm's
+            network with the parts of this one).
 
     Returns:
         NumPy arrays by name, of the network's dtypes.
@@ -44,12 +50,13 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
         >>> weights["conv1.weight"].shape
         (16, 3, 3, 3)
     """
-    if naming == "keras":
+    if naming in NAMINGS and naming not in WRITTEN:
         raise WeightsError(
-            "Received naming='keras', which is only for reading: networks of Keras have biases in their convolutions "
-            f"and another epsilon. Expected one of {[name for name in NAMINGS if name != 'keras']}."
+            f"Received naming={naming!r}, which is only for reading: networks with these names can compute something "
+            f"else. Expected one of {list(WRITTEN)}."
         )
-    _check_arithmetic(module, naming)
+    if naming is not None and isinstance(module, ResNet):
+        arithmetic.check(naming, module.spec, (), known=True)
     return {name: entry.value() for name, entry in named(module, naming)}
 
 
@@ -61,26 +68,37 @@ def load_state_dict(
     naming: str | None = None,
     head: Head = "keep",
     stem: Stem = "keep",
+    prefix: str | None = None,
+    rename: Rename | None = None,
+    ignore: str | Sequence[str] = (),
 ) -> None:
     """Load parameters and running statistics from a state dict into a network, in place.
 
-    Names and shapes must match exactly; only PyTorch's counts of batches are ignored. After an error, the network is
-    unchanged. Common prefixes of all names (`module.`, `model.`, `_orig_mod.`) are removed. Values are cast to the
-    network's dtypes.
+    Names and shapes must match exactly; only PyTorch's counts of batches are ignored. The names can be those of any
+    library in docs/how-to/weights.md, behind any prefix (`module.`, `backbone.`, `encoder_q.`); other arrays beside
+    the prefix are not read. After an error, the network is unchanged. Values are cast to the network's dtypes.
 
     Args:
         module: a `resfit.nets.ResNet`.
         mapping: arrays by name in the layout of the library: NumPy arrays, or anything that `numpy.asarray` reads, such
             as the tensors of a PyTorch `state_dict()` on the CPU.
         naming: the names in `mapping`: `"torchvision"` (also for timm's ResNets), `"timm_v2"` for timm's pre-activation
-            ResNets, `"transformers"` (Hugging Face), or `"keras"` (by default, the naming that fits best).
+            ResNets, `"timm_senet"` for timm's legacy SE networks, `"transformers"` (Hugging Face), `"keras"`, or
+            another name in docs/how-to/weights.md (by default, the naming that fits best).
         head: `"keep"` (default) loads the last layer; `"reset"` does not load it, for other classes.
         stem: for another number of input channels, `"sum"` spreads the sum of the first kernel evenly over the
             channels, so that a gray image gives the same result as its copy in every channel; `"repeat"` repeats the
             channels of the kernel, scaled to keep the sum. `"keep"` (default) raises.
+        prefix: the text before the names of the network (by default, it is found). Use it to choose one of several
+            networks, such as `"module.encoder_q."`.
+        rename: a function from a name in `mapping` to a name of the library, or a dict of regular expressions and
+            their replacements, in order (default None). It comes before all other arguments.
+        ignore: names of parts to leave out, or shell patterns of names, such as `("projector", "queue*")` (default:
+            none). A pattern inside the stem or a block of the network raises.
 
     Raises:
-        WeightsError: if names or shapes differ; the message lists every missing, unexpected and mis-shaped entry.
+        WeightsError: if names or shapes differ, or if networks with these names compute something else. The message
+            has at most ten lines, with the names that were found, the prefix, and the call that loads the rest.
 
     Example:
         >>> from resfit.nets import create_model
@@ -89,98 +107,183 @@ def load_state_dict(
         >>> bool((net.head.dense.kernel[...] == other.head.dense.kernel[...]).all())
         True
     """
-    for argument, choice, known in (("head", head, get_args(Head)), ("stem", stem, get_args(Stem))):
-        if choice not in known:
-            raise WeightsError(f"Received {argument}={choice!r}. Expected one of {list(known)}.")
-    values = {name: np.asarray(value) for name, value in without_prefix(mapping).items()}
-    naming = naming or fitting(module, values)
-    entries = dict(named(module, naming))
-    if entries.keys() != values.keys():
-        names = [name for name in mapping if name.rpartition(".")[2] not in IGNORED]
-        found = len(entries.keys() & values.keys())
-        check_prefix(names, found, *_names_of_network(module), reset=head == "reset")
-    _check_arithmetic(module, naming)
-    if naming == "keras":
-        values = folded(values)
-    of_head = {name for name, entry in entries.items() if entry.path[0] == "head"}
-    if head == "reset":
-        entries = {name: entry for name, entry in entries.items() if name not in of_head}
-        values = {name: value for name, value in values.items() if name not in of_head}
-    first = _first_kernel(entries)
-    if stem != "keep" and first in values and values[first].ndim == 4:
-        values[first] = _for_channels(values[first], entries[first], stem)
-    _check(entries, values, of_head, first)
-    for name, entry in entries.items():
-        value = entry.layout.inwards(values[name])
-        entry.variable.set_value(jnp.asarray(value, entry.variable.get_value().dtype))
+    fill(module, mapping, Options(naming, head, stem, prefix, rename, ignore))
 
 
-def without_prefix(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state dict without counts of batches and without the common prefixes of all names."""
+class Options(NamedTuple):
+    """The arguments of `load_state_dict`, with the same defaults."""
+
+    naming: str | None = None
+    head: Head = "keep"
+    stem: Stem = "keep"
+    prefix: str | None = None
+    rename: Rename | None = None
+    ignore: str | Sequence[str] = ()
+
+
+def fill(
+    module: nnx.Module,
+    mapping: Mapping[str, Any],
+    options: Options,
+    *,
+    call: str = _CALL,
+    known: bool = False,
+) -> str:
+    """Load a state dict into a network, in place; return the naming of the state dict.
+
+    Args:
+        module: the network.
+        mapping: the arrays by name.
+        options: the other arguments of `load_state_dict`.
+        call: the call of the user for errors, without the closing parenthesis.
+        known: True if the source of the state dict was compared with the network.
+
+    Raises:
+        WeightsError: as `load_state_dict`.
+    """
+    for argument, choice, choices in (("head", options.head, get_args(Head)), ("stem", options.stem, get_args(Stem))):
+        if choice not in choices:
+            raise WeightsError(f"Received {argument}={choice!r}. Expected one of {list(choices)}.")
+    found, values = selected(module, mapping, options, call)
+    if isinstance(module, ResNet):
+        arithmetic.check(found.naming, module.spec, mapping, known=known or options.naming is not None)
+    if found.naming == "keras":
+        values = _folded(values, found.prefix)
+    reset = options.head == "reset"
+    if reset:
+        values = {name: value for name, value in values.items() if not found.is_of_head(name)}
+    first = _first_kernel(found.entries)
+    if options.stem != "keep" and first in values and values[first].ndim == 4:
+        values[first] = _for_channels(values[first], found.entries[first], options.stem)
+    values = {name: _squeezed(value, found.entries.get(name)) for name, value in values.items()}
+    differences.check(module, found, values, call, reset=reset, names=mapping)
+    for name, value in values.items():
+        path, variable, layout = found.entries[name]
+        ours = layout.inwards(value)
+        if isinstance(module, ResNet):
+            ours = arithmetic.in_order(found.naming, path, ours, module.spec)
+        variable.set_value(jnp.asarray(ours, variable.get_value().dtype))
+    return found.naming
+
+
+def selected(
+    module: nnx.Module, mapping: Mapping[str, Any], options: Options, call: str
+) -> tuple[Found, dict[str, Array]]:
+    """Return the place of a network in a state dict, and the arrays there and of parts beside a missing last layer."""
+    _check_names(mapping)
     values = {name: value for name, value in mapping.items() if name.rpartition(".")[2] not in IGNORED}
-    while values and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in values)), None)):
-        values = {name.removeprefix(prefix): value for name, value in values.items()}
-    return values
+    values = _renamed(values, options.rename)
+    if options.prefix and not any(name.startswith(options.prefix) for name in values):
+        raise WeightsError(
+            f"Received prefix={options.prefix!r}, but no name of the state dict begins so. Expected the beginning of "
+            f"names such as {sorted(values)[:5]}. Leave prefix out to find it."
+        )
+    found = find(module, values, options.naming, options.prefix, call)
+    if options.ignore:
+        patterns = _patterns(options.ignore)
+        values = without_ignored(found, values, patterns)
+        found = find(module, values, options.naming, options.prefix, call)
+    inside = {name: value for name, value in values.items() if name.startswith(found.prefix) or name in found.entries}
+    return found, {name: np.asarray(value) for name, value in inside.items()}
 
 
-def fitting(module: nnx.Module, names: Collection[str]) -> str:
-    """Return the naming that matches the most names; the module's default if none matches."""
-    default = _default_naming(module)
-    found = {default: 0} | {naming: len(own & set(names)) for naming, own in _names_of_network(module)[0].items()}
-    return max(found, key=lambda naming: (found[naming], naming == default))
+def _check_names(mapping: Mapping[str, Any]) -> None:
+    """Raise if a name is not a text, or a value is a dict."""
+    if wrong := [name for name in mapping if not isinstance(name, str)]:
+        raise WeightsError(f"The state dict has the names {wrong[:3]}. Expected texts. Pass the arrays by their names.")
+    if nested := [name for name, value in mapping.items() if isinstance(value, Mapping)]:
+        raise WeightsError(
+            f"The entries {nested[:5]} of the state dict are dicts. Expected arrays by name. Pass the dict with the "
+            f"arrays, such as checkpoint[{nested[0]!r}]."
+        )
 
 
-def _names_of_network(module: nnx.Module) -> tuple[dict[str, set[str]], set[str]]:
-    """Return the names of a network by naming, and those of its last layer in all namings."""
-    names: dict[str, set[str]] = {}
-    of_head = set()
-    for naming in NAMINGS:
-        with contextlib.suppress(WeightsError):  # the library does not have this network
-            entries = dict(named(module, naming))
-            names[naming] = set(entries)
-            of_head |= {name for name, entry in entries.items() if entry.path[0] == "head"}
-    return names, of_head
+def _patterns(ignore: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns of `ignore=` as a tuple.
+
+    Raises:
+        WeightsError: if it is neither a text nor a sequence of texts.
+    """
+    patterns = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise WeightsError(
+            f"Received ignore={ignore!r}. Expected the name of a part, or a tuple of names or shell patterns, such as "
+            "('projector', 'queue*')."
+        )
+    return tuple(patterns)
 
 
-def number_of_classes(mapping: Mapping[str, Any]) -> int | None:
-    """Return the number of classes of a state dict's last layer, or None if the layer is not found."""
-    values = without_prefix(mapping)
-    biases = (other_name(("head", "dense", "bias"), naming).name for naming in NAMINGS)
-    return next((int(np.shape(values[name])[0]) for name in biases if name in values), None)
+def _renamed(values: Mapping[str, Any], rename: Rename | None) -> dict[str, Any]:
+    """Return the arrays by their new names.
+
+    Raises:
+        WeightsError: if two arrays get one name, or a new name is not a text.
+    """
+    if rename is None:
+        return dict(values)
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise WeightsError(
+            f"Received rename={rename!r}. Expected a function of a name, or a dict of regular expressions and their "
+            "replacements, such as {r'^encoder\\.': ''}."
+        )
+    pairs = rename if isinstance(rename, Mapping) else None
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        new: Any = name
+        if pairs is None:
+            new = rename(name)  # type: ignore[operator]
+        else:
+            for pattern, replacement in pairs.items():
+                new = _substituted(pattern, replacement, new)
+        if not isinstance(new, str) or new in result:
+            raise WeightsError(
+                f"rename gave {name!r} the name {new!r}. Expected a text, and a different one for every array. Use "
+                "ignore= to leave arrays out."
+            )
+        result[new] = value
+    return result
 
 
-def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any]) -> int | None:
+def _substituted(pattern: str, replacement: str, name: str) -> str:
+    try:
+        return re.sub(pattern, replacement, name)
+    except (re.error, TypeError) as error:
+        raise WeightsError(
+            f"Received rename={{{pattern!r}: {replacement!r}, ...}}, which does not work: {error}. Expected a regular "
+            "expression and its replacement, as in re.sub. Escape special characters with re.escape."
+        ) from error
+
+
+def _squeezed(value: Array, entry: Stored | None) -> Array:
+    """Return an array of the expected shape if only axes of one entry differ, as of a 1x1 kernel and a dense layer."""
+    if entry is None or value.ndim == len(entry.shape):
+        return value
+    same = [n for n in value.shape if n > 1] == [n for n in entry.shape if n > 1]
+    return value.reshape(entry.shape) if same else value
+
+
+def _folded(values: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    """Fold the arrays of Keras, whose names have a prefix."""
+    inside = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    beside = {name: value for name, value in values.items() if not name.startswith(prefix)}
+    return {prefix + name: value for name, value in arithmetic.folded(inside).items()} | beside
+
+
+def first_kernel_channels(module: nnx.Module, mapping: Mapping[str, Any], call: str) -> int | None:
     """Return the number of input channels of a state dict's first kernel, or None if the kernel is not found."""
-    values = without_prefix(mapping)
-    entries = dict(named(module, fitting(module, values)))
-    first = _first_kernel(entries)
+    found, values = selected(module, mapping, Options(), call)
+    first = _first_kernel(found.entries)
     if first not in values or np.ndim(values[first]) != 4:
         return None
-    return int(np.shape(values[first])[entries[first].channel_axis])
+    return int(np.shape(values[first])[found.entries[first].channel_axis])
 
 
-def _first_kernel(entries: Mapping[str, "Stored"]) -> str:
+def _first_kernel(entries: Mapping[str, Stored]) -> str:
     """Return the name of the kernel that reads the image, or an empty string if no kernel does."""
     return next((name for name, entry in entries.items() if entry.is_first_kernel), "")
 
 
-def _check_arithmetic(module: nnx.Module, naming: str | None) -> None:
-    """Raise if names and shapes fit, but the library has no network with the same computation."""
-    if naming == "transformers" and isinstance(module, ResNet) and module.spec.antialias is not None:
-        raise WeightsError(
-            f"The network has antialias={module.spec.antialias!r}, but transformers has no anti-aliased ResNet: names "
-            "and shapes fit, but the logits would differ. Expected antialias=None. Or use the names of timm, "
-            "naming='torchvision'."
-        )
-    if naming == "keras" and (not isinstance(module, ResNet) or module.spec.block != "bottleneck_v1"):
-        raise WeightsError(
-            f"The weights are of keras.applications, whose blocks have the stride in their first 1x1 convolution; the "
-            f"network has {module.spec.block if isinstance(module, ResNet) else type(module).__name__!r} blocks, so "
-            "the logits would differ. Expected block='bottleneck_v1'. Create 'resnet50_v1'."
-        )
-
-
-def _for_channels(kernel: Array, entry: "Stored", stem: Stem) -> Array:
+def _for_channels(kernel: Array, entry: Stored, stem: Stem) -> Array:
     """Adapt the first kernel, in the other library's layout, to the network's number of channels."""
     axis = entry.channel_axis
     given, wanted = kernel.shape[axis], entry.shape[axis]
@@ -192,63 +295,3 @@ def _for_channels(kernel: Array, entry: "Stored", stem: Stem) -> Array:
         return spread
     repeated: Array = exact.take(np.arange(wanted) % given, axis) * (given / wanted)
     return repeated
-
-
-def _check(entries: Mapping[str, "Stored"], values: Mapping[str, Array], of_head: set[str], first: str) -> None:
-    wrong = {name for name in entries.keys() & values.keys() if values[name].shape != entries[name].shape}
-    problems = [f"missing: {name}, of shape {entries[name].shape}" for name in entries.keys() - values.keys()]
-    problems += [f"unexpected: {name}, of shape {values[name].shape}" for name in values.keys() - entries.keys()]
-    problems += [f"mis-shaped: {name} has shape {values[name].shape}, expected {entries[name].shape}" for name in wrong]
-    if not problems:
-        return
-    remedies = ["Create it with the depths, block, stem, shortcut, num_classes and in_channels of the weights."]
-    if of_head & (wrong | (entries.keys() - values.keys())):
-        remedies.append("For other classes, pass head='reset'.")
-    if first in wrong:
-        remedies.append("For other channels, pass stem='sum' or 'repeat'.")
-    listed = "\n  ".join(sorted(problems))
-    raise WeightsError(
-        f"The state dict does not fit the network; {len(problems)} of its entries differ:\n  {listed}\nExpected the "
-        f"names and shapes of the network. {' '.join(remedies)}"
-    )
-
-
-class Stored(NamedTuple):
-    """A parameter or statistic, with its path in the module and its layout in the other library."""
-
-    path: tuple[str, ...]
-    variable: nnx.Variable[Any]
-    layout: AxisLayout
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape in the other library."""
-        return self.layout.shape(tuple(self.variable.get_value().shape))
-
-    @property
-    def is_first_kernel(self) -> bool:
-        """True for the kernel that reads the image."""
-        return self.path in {("stem", name, "kernel") for name in ("conv", "conv1", "conv_of_blocks")}
-
-    @property
-    def channel_axis(self) -> int:
-        """The axis of the input channels in the other library, for the kernel of a convolution."""
-        return 2 if self.layout is AS_IT_IS else 1
-
-    def value(self) -> Array:
-        """Return a copy of the value in the other library's layout."""
-        return np.array(self.layout.outwards(np.asarray(self.variable.get_value())), order="C")
-
-
-def named(module: nnx.Module, naming: str | None) -> Iterator[tuple[str, Stored]]:
-    """Iterate over the parameters and statistics of a module with their names in the other library."""
-    naming = naming or _default_naming(module)
-    for path, node in nnx.iter_graph(module):
-        if isinstance(node, nnx.Param | nnx.BatchStat):
-            place = tuple(str(key) for key in path)
-            name, layout = other_name(place, naming, len(node.get_value().shape))
-            yield name, Stored(place, node, layout)
-
-
-def _default_naming(module: nnx.Module) -> str:
-    return "timm_v2" if isinstance(module, ResNet) and module.norm is not None else "torchvision"

@@ -47,7 +47,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 Read = Callable[[Storage], bytes]
 
 
-def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
+def read_zip(path: Path, *, ema: bool, keys: tuple[str, ...] = ()) -> dict[str, Array]:
     """Read the state dict of a `torch.save` file since 1.6: a zip file with a pickle and one member per storage.
 
     Members are read by name without unpacking the file.
@@ -55,7 +55,7 @@ def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return _read_archive(path, archive, ema=ema)
+                return _read_archive(path, archive, ema=ema, keys=keys)
         except WeightsError:
             raise
         # zipfile raises these for damaged directories and members (OSError for a negative file position).
@@ -65,10 +65,15 @@ def read_zip(path: Path, *, ema: bool) -> dict[str, Array]:
             ) from error
 
 
-def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool) -> dict[str, Array]:
+def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool, keys: tuple[str, ...]) -> dict[str, Array]:
     members = {member.filename: member for member in archive.infolist()}
     _check_members(path, members)
     pickles = [name for name in members if name.endswith("data.pkl") and name.count("/") <= 1]
+    if "program" in members:
+        raise WeightsError(
+            f"{path} is a program of Model.export, not a weights file. Expected a file of Model.save or torch.save. "
+            "Load it with resfit.load_exported(path)."
+        )
     if len(pickles) != 1:
         raise WeightsError(
             f"{path} is a zip file of {sorted(members)[:5]}... with {len(pickles)} data.pkl. Expected a file of "
@@ -89,7 +94,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile, *, ema: bool) -> dict[st
             raise _missing_storage(path, storage)
         return archive.read(name)
 
-    return _arrays(path, _state_dict(path, value, ema=ema), read, swapped=order.strip() == b"big")
+    return _arrays(path, _state_dict(path, value, ema=ema, keys=keys), read, swapped=order.strip() == b"big")
 
 
 def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -113,7 +118,7 @@ def _check_members(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
         )
 
 
-def read_old(path: Path, *, ema: bool) -> dict[str, Array]:
+def read_old(path: Path, *, ema: bool, keys: tuple[str, ...] = ()) -> dict[str, Array]:
     """Read the state dict of a `torch.save` file before PyTorch 1.6: five pickles, then the storages in sequence."""
     # A memory map never returns more bytes than the file has, even if the pickle asks for more.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
@@ -131,14 +136,14 @@ def read_old(path: Path, *, ema: bool) -> dict[str, Array]:
             )
         storages: list[Storage] = []
         value = read_pickle(stream, storages)
-        state = _state_dict(path, value, ema=ema)
-        keys = read_pickle(stream)
-        if not isinstance(keys, list) or not all(isinstance(key, str | int) for key in keys):
+        state = _state_dict(path, value, ema=ema, keys=keys)
+        order = read_pickle(stream)
+        if not isinstance(order, list) or not all(isinstance(key, str | int) for key in order):
             raise WeightsError(
-                f"{path} lists its storages as {keys!r:.50}. Expected a list of keys. Download it again."
+                f"{path} lists its storages as {order!r:.50}. Expected a list of order. Download it again."
             )
         sizes = {storage.key: _KINDS[storage.kind].itemsize for storage in storages if storage.kind in _KINDS}
-        places = _places(path, stream, [str(key) for key in keys], sizes)
+        places = _places(path, stream, [str(key) for key in order], sizes)
 
         def read(storage: Storage) -> bytes:
             if storage.key not in places:
@@ -175,8 +180,9 @@ def _places(
     return found
 
 
-def _state_dict(path: Path, value: Any, *, ema: bool) -> Mapping[str, Tensor]:
+def _state_dict(path: Path, value: Any, *, ema: bool, keys: tuple[str, ...] = ()) -> Mapping[str, Tensor]:
     """Return the network's tensors by name from the value in a file: a state dict, or a training checkpoint."""
+    value = entry_at(path, value, keys)
     if not isinstance(value, dict):
         what = f"an object of {value.name}" if isinstance(value, Placeholder) else f"a {type(value).__name__}"
         raise WeightsError(
@@ -194,11 +200,42 @@ def _state_dict(path: Path, value: Any, *, ema: bool) -> Mapping[str, Tensor]:
             f"{list(AVERAGED)}. Leave ema out."
         )
     if not _named_tensors(value):
+        places = [key for key, entry in value.items() if isinstance(entry, dict) and _deep_tensors(entry)]
+        remedy = f"Choose one of the entries with state dicts: key={places[0]!r}" if places else ""
+        others = f" (or one of {places[1:6]})." if places[1:] else "."
         raise WeightsError(
             f"{path} contains no state dict; its entries are {list(value)[:10]}. Expected arrays by name, or one of "
-            f"{[*RAW, *AVERAGED]}. Load the file in PyTorch, and pass its state dict to resfit.weights.load_state_dict."
+            f"{[*RAW, *AVERAGED]}. "
+            + (
+                f"{remedy}{others}"
+                if remedy
+                else "Load the file in PyTorch, and pass its state dict to resfit.weights.load_state_dict."
+            )
         )
     return value
+
+
+def entry_at(path: Path, value: Any, keys: tuple[str, ...]) -> Any:
+    """Return the entry of nested dicts at the keys.
+
+    Raises:
+        WeightsError: if a key does not exist.
+    """
+    for depth, key in enumerate(keys):
+        if not isinstance(value, dict) or key not in value:
+            known = list(value)[:10] if isinstance(value, dict) else f"none, as it is a {type(value).__name__}"
+            inside = f" inside {keys[:depth]}" if depth else ""
+            raise WeightsError(
+                f"Received key={keys!r}, but {path} has no entry {key!r}{inside}. Expected one of its entries: "
+                f"{known}. Choose one of them, or leave key out."
+            )
+        value = value[key]
+    return value
+
+
+def _deep_tensors(value: Mapping[Any, Any]) -> bool:
+    """Return True for a state dict, or a dict that contains one."""
+    return _named_tensors(value) or any(_named_tensors(entry) for entry in value.values() if isinstance(entry, dict))
 
 
 def _named_tensors(value: Mapping[Any, Any]) -> bool:

@@ -93,7 +93,7 @@ KERAS: Table = {
     "optimizers.schedules": (lambda: optimizers.schedules, "resfit.schedules"),
     "schedules.CosineDecay": (lambda: schedules.CosineDecay(0.1, 10), "resfit.schedules.Cosine("),
     "layers.RandomFlip": (lambda: augment.RandomFlip("horizontal"), "resfit.augment.flip()"),
-    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "a function (key, x, y) -> (x, y)"),
+    "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "resfit.augment.rotate(degrees)"),
     "image_dataset_from_directory": (lambda: data.image_dataset_from_directory, "resfit.data.folder(path)"),
     **{
         f"loss={name!r}": (lambda name=name: plain(loss=name), None)
@@ -125,7 +125,7 @@ LIGHTNING: Table = {
     "seed_everything": (lambda: resfit.seed_everything(0), "compile(seed=0)"),
     "LearningRateMonitor": (lambda: callbacks.LearningRateMonitor(), "in every epoch's logs"),
     "training_step": (lambda: type("Mine", (resfit.Model,), {"training_step": lambda self: 0}), "compute_loss"),
-    "precision='16-mixed'": (lambda: plain(precision="16-mixed"), "'float32' or 'bfloat16'"),
+    "precision='16-mixed'": (lambda: plain(precision="16-mixed"), "'float32', 'bfloat16' or 'auto'"),
 }
 
 TIMM_AND_FASTAI: Table = {

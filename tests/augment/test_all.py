@@ -26,6 +26,12 @@ OF_IMAGES: dict[str, Augment] = {
     "pad_crop, reflected": augment.pad_crop(2, mode="reflect"),
     "random_resized_crop": augment.random_resized_crop((6, 7)),
     "color_jitter": augment.color_jitter(0.8, 0.8, 0.8, 0.4),
+    "gray": augment.gray(0.5),
+    "rotate": augment.rotate(60),
+    "affine": augment.affine(60, (0.3, 0.3), (0.7, 1.3), (20, 20), "nearest"),
+    "rand_augment": augment.rand_augment(2, 20, "bilinear"),
+    "trivial_augment": augment.trivial_augment(),
+    "auto_augment": augment.auto_augment("cifar10"),
     "random_erasing": augment.random_erasing(0.7),
     "random_erasing with noise": augment.random_erasing(1.0, fill="noise"),
 }

@@ -19,6 +19,7 @@ MOVING: dict[str, Augment] = {
     "flip": augment.flip(),
     "pad_crop": augment.pad_crop(3, mask_fill=FILL),
     "pad_crop, reflected": augment.pad_crop(2, mode="reflect"),
+    "affine": augment.affine(40, (0.2, 0.2), interpolation="nearest", mask_fill=FILL),
     "random_erasing": augment.random_erasing(0.7, fill=FILL, mask_fill=FILL),
     "random_erasing with noise": augment.random_erasing(0.7, fill="noise", mask_fill=FILL),
     "cutmix": augment.cutmix(1.0),
@@ -44,8 +45,8 @@ def test_every_pixel_of_a_mask_moves_like_the_pixel_of_its_image(name: str) -> N
     assert (moved_y != y).any()
     filled = moved_y == FILL
     np.testing.assert_array_equal(moved_y[~filled] + 1, moved_x[..., 0][~filled])
-    assert filled.any() == (name in ("pad_crop", "random_erasing", "random_erasing with noise"))
-    if name in ("pad_crop", "random_erasing"):
+    assert filled.any() == (name in ("pad_crop", "affine", "random_erasing", "random_erasing with noise"))
+    if name in ("pad_crop", "affine", "random_erasing"):
         np.testing.assert_array_equal(filled, np.isin(moved_x[..., 0], (0, FILL)))
 
 

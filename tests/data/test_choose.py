@@ -62,17 +62,26 @@ def test_values_that_are_not_data_raise(x: Any, words: str) -> None:
         rows(x)
 
 
+def of_tensorflow(name: str) -> Any:
+    """Return an object that looks like a tensor of TensorFlow, which is not installed here."""
+    return type(name, (), {"__module__": "tensorflow.python.framework.sparse_tensor", "shape": (2, 2)})()
+
+
 @pytest.mark.parametrize("name", ["x", "y"])
 @pytest.mark.parametrize(
     ("sparse", "remedy"),
     [
         (scipy.sparse.coo_array(np.eye(2)), "toarray"),
         (jax.experimental.sparse.BCOO.fromdense(np.eye(2)), "todense"),
+        (of_tensorflow("SparseTensor"), "tf.sparse.to_dense"),
+        (of_tensorflow("RaggedTensor"), "to_tensor"),
     ],
+    ids=["scipy", "jax", "tensorflow", "ragged"],
 )
 def test_sparse_arrays_raise_in_arguments_and_in_batches(sparse: Any, remedy: str, name: str) -> None:
     x, y = (sparse, np.zeros(2)) if name == "x" else (np.zeros((2, 3)), sparse)
-    words = rf"{name} is a sparse \w+ of shape \(2, 2\).*Pass {name}.{remedy}\(\)"
+    dense = rf"{remedy}\({name}\)" if "." in remedy else rf"{name}\.{remedy}\(\)"
+    words = rf"{name} is a (sparse|ragged) \w+ of shape \(2, 2\).*Pass {dense}"
     with pytest.raises(DataError, match=words):
         as_batches(x, y, geometry=Geometry(2))
     with pytest.raises(DataError, match=words):

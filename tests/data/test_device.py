@@ -18,9 +18,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[DeviceSource]:
     found: list[DeviceSource] = []
     init = DeviceSource.__init__
 
-    def noted(self: DeviceSource, source: Any) -> None:
+    def noted(self: DeviceSource, source: Any, device: Any) -> None:
         found.append(self)
-        init(self, source)
+        init(self, source, device)
 
     monkeypatch.setattr(DeviceSource, "__init__", noted)
     return found

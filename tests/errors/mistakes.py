@@ -656,6 +656,20 @@ NETWORKS = [
         "resfit.create_model(..., weights=...)",
     ),
     Mistake(
+        "The name of a gate instead of its ratio, as in timm",
+        'resfit.create_model("resnet50", num_classes=3, squeeze="se")',
+        errors.SpecError,
+        "squeeze='se'",
+        "a ratio between 0 and 1, 'eca' for efficient channel attention, or None",
+    ),
+    Mistake(
+        "Standardized kernels that start at zero",
+        'resfit.create_model("resnetv2_50", num_classes=3, depths=(1,), widths=(8,), weight_standardization=True)',
+        errors.SpecError,
+        "a kernel of zeros",
+        "zero_init_last=False",
+    ),
+    Mistake(
         "A JAX key instead of nnx.Rngs",
         "resfit.nets.ResNet(spec, rngs=jax.random.key(0))",
         errors.SpecError,
@@ -684,9 +698,11 @@ NETWORKS = [
         "class Net(nnx.Module):\n"
         "    def __call__(self, x):\n"
         "        return x.mean(axis=(1, 2))\n\n"
-        "resfit.Model(Net()).compile()",
-        errors.CompileError,
-        "Net has no floating-point nnx.Param",
+        "other = resfit.Model(Net())\n"
+        "other.compile()\n"
+        "other.fit(x, y)",
+        errors.ModuleError,
+        "Net has no floating-point nnx.Param, so fit has nothing to train",
         "__init__",
     ),
     Mistake(
@@ -851,8 +867,8 @@ NETWORKS = [
     ),
     Mistake(
         "All parameters frozen",
-        'model.freeze("*")\nmodel.compile()',
-        errors.CompileError,
+        'model.freeze("*")\nmodel.compile()\nmodel.fit(x, y)',
+        errors.ModuleError,
         "freeze('*')",
         "fewer patterns",
     ),
@@ -1420,6 +1436,13 @@ FILES = [
         "mkdir(parents=True)",
     ),
     Mistake(
+        "An argument of ONNX for a program of jax",
+        'model.export("net.npz", input_shape=(8, 8, 3), input_dtype="float32", opset=17)',
+        errors.ExportError,
+        "opset=17 and dynamic_batch=True with the path 'net.npz'",
+        "write an ONNX file",
+    ),
+    Mistake(
         "A missing file",
         'model.save("best.safetensors")\nresfit.load("bset.safetensors")',
         FileNotFoundError,
@@ -1476,6 +1499,20 @@ FILES = [
         "module=...",
     ),
     Mistake(
+        "A name that no repository of the hub can have",
+        'resfit.from_hub("my model")',
+        errors.HubError,
+        "'my model'",
+        "'user/name'",
+    ),
+    Mistake(
+        "A misspelled field of a model card",
+        'model.card("user/name", dataset="fashion_mnist")',
+        errors.ArgumentError,
+        "dataset='fashion_mnist'",
+        "Did you mean 'datasets'?",
+    ),
+    Mistake(
         "PyTorch weights with another number of classes",
         "state = resfit.weights.state_dict(model.module)\n"
         'state["fc.bias"] = np.zeros(1000)\n'
@@ -1483,6 +1520,25 @@ FILES = [
         errors.WeightsError,
         "fc.bias has shape (1000,), expected (3,)",
         "num_classes",
+    ),
+    Mistake(
+        "Weights of a file with two networks",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'both = {f"net.{name}": value for name, value in state.items()}\n'
+        'both |= {f"ema.{name}": value + 1 for name, value in state.items()}\n'
+        "resfit.weights.load_state_dict(model.module, both)",
+        errors.WeightsError,
+        "contains 2 networks, with the prefixes ['ema.', 'net.']",
+        "prefix='net.'",
+    ),
+    Mistake(
+        "Ignored arrays inside a block",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'state["layer1.0.attention.weight"] = np.zeros((4, 4))\n'
+        'resfit.weights.load_state_dict(model.module, state, ignore="layer1.0.attention")',
+        errors.WeightsError,
+        "inside the stem or the blocks of the network",
+        "Create a network that has them",
     ),
 ]
 

@@ -399,7 +399,10 @@ def test_a_model_that_cannot_be_exported_raises_with_the_reason(
 @pytest.mark.parametrize(
     ("path", "arguments", "error", "said"),
     [
-        ("net.onnx", {}, ExportError, r"the path 'net\.onnx'. Expected one that ends in '\.npz'"),
+        ("net.pb", {}, ExportError, r"the path 'net\.pb'. Expected one that ends in '\.npz' or '\.onnx'"),
+        ("net.npz", {"opset": 17}, ExportError, "opset=17 and dynamic_batch=True with the path"),
+        ("net.onnx", {"platforms": ["cuda"]}, ExportError, r"platforms=\['cuda'\] with the path 'net\.onnx'"),
+        ("net.npz", {"dynamic_batch": False}, ExportError, "ends in '.onnx' only"),
         ("gone/net.npz", {}, FileNotFoundError, "The folder 'gone' of net.npz does not exist"),
         ("net.npz", {"outputs": "softmax"}, ExportError, "outputs='softmax'"),
         ("net.npz", {"weights": "best"}, CompileError, "weights to be 'raw' or 'ema'"),

@@ -16,15 +16,17 @@ from tests.thin_variants import VARIANTS, thin
 from tests.weights.test_torch_oracle import images
 
 # How many batch norms stay: those that stand before the convolutions of pre-activated blocks, and the last one.
-LEFT = {"v2, bottleneck": 3, "v2, basic": 3, "v2, output stride 8": 3, "wide ResNet with dropout": 3}
+LEFT = dict.fromkeys(
+    ("v2, bottleneck", "v2, basic", "v2, output stride 8", "v2, D", "v2, T, basic", "v2, D, output stride 8"), 3
+) | {"wide ResNet with dropout": 3}
 
 
 def count(module: nnx.Module, kind: type) -> int:
     return sum(isinstance(part, kind) for _, part in nnx.iter_modules(module))
 
 
-SLOW = ("v1", "v2, bottleneck", "v2, basic", "space to depth", "wide ResNet with dropout", "recomputed by stage")
-NORMS_OF_BATCHES = [name for name in VARIANTS if name != "group norm"]
+SLOW = ("v1", "v2, bottleneck", "v2, D", "space to depth", "wide ResNet with dropout", "recomputed by stage")
+NORMS_OF_BATCHES = [name for name, fields in VARIANTS.items() if fields.get("norm", "batch") == "batch"]
 
 
 @pytest.mark.parametrize("variant", levels.only(["SE, basic"], NORMS_OF_BATCHES, SLOW))

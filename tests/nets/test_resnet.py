@@ -267,6 +267,7 @@ WRONG_FIELDS: dict[str, dict[str, Any]] = {
     "dropout below zero": {"head_dropout": -0.1},
     "nothing squeezed": {"squeeze": 0.0},
     "squeezed to more": {"squeeze": 1.5},
+    "squeezed by a word": {"squeeze": "se"},
     "a stride below the stem's": {"stem": "imagenet", "output_stride": 2},
     "a stride that is not reached": {"output_stride": 8},
     "a stride that is no power": {"depths": [1, 1, 1], "widths": [4, 4, 4], "output_stride": 3},

@@ -1,4 +1,6 @@
-"""Squeeze and excitation against its formula."""
+"""Squeeze and excitation and efficient channel attention against their formulas."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit.nets import BasicBlock, Layers, SqueezeExcite
+from resfit.errors import SpecError
+from resfit.nets import BasicBlock, EfficientChannelAttention, Layers, SqueezeExcite
 from tests.helpers import call
 
 X = np.random.default_rng(0).normal(size=(2, 3, 5, 16)).astype(np.float32)
@@ -52,3 +55,21 @@ def test_squeeze_excite_has_the_dtypes_of_the_layers() -> None:
     layer = SqueezeExcite(16, 1 / 2, layers=Layers(dtype="bfloat16"), rngs=nnx.Rngs(0))
     assert nnx.eval_shape(lambda layer, x: layer(x), layer, X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert layer.fc1.kernel.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("channels", "size"), [(16, 3), (64, 3), (256, 5), (2048, 7)])
+def test_efficient_channel_attention_equals_its_formula(channels: int, size: int) -> None:
+    layer = EfficientChannelAttention(channels, rngs=nnx.Rngs(0))
+    kernel = np.asarray(layer.conv.kernel[...], np.float64).ravel()
+    assert kernel.shape == (size,)
+    x = np.random.default_rng(0).normal(size=(2, 2, 3, channels))
+    means = np.pad(x.mean((1, 2)), ((0, 0), (size // 2, size // 2)))
+    factors = 1 / (1 + np.exp(-sum(kernel[i] * means[:, i : i + channels] for i in range(size))))
+    np.testing.assert_allclose(call(layer, x.astype(np.float32)), x * factors[:, None, None, :], rtol=1e-4)
+    assert (factors.std(1) > 0).all()
+
+
+@pytest.mark.parametrize("squeeze", [1.5, -0.25, "se", float("nan")])
+def test_an_unknown_gate_raises(squeeze: Any) -> None:
+    with pytest.raises(SpecError, match=r"squeeze=.*Expected a ratio between 0 and 1, 'eca'"):
+        BasicBlock(16, 16, squeeze=squeeze, rngs=nnx.Rngs(0))

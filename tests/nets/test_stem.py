@@ -1,6 +1,7 @@
 """Stems: conversion of kernels, blurring, and the attributes of a stem."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from resfit import weights
-from resfit.nets import STEMS, ImageNetStem, ResNet, ResNetSpec, SpaceToDepthStem
+from resfit.nets import STEMS, ImageNetStem, ResNet, ResNetSpec, SpaceToDepthStem, max_pool
 from tests.helpers import call
 
 
@@ -77,13 +78,35 @@ def test_the_padding_of_the_4x4_kernel_is_dropped_when_written() -> None:
 @pytest.mark.representatives("imagenet", "cifar", "rs", "imagenet_conv")
 @pytest.mark.parametrize("name", tuple(STEMS))
 def test_strides_of_a_stem_match_its_output(name: str) -> None:
+    """The last step of the Caffe stem drops an odd last row and column; all others round up."""
     stem = nnx.eval_shape(lambda: STEMS[name](3, 16, rngs=nnx.Rngs(0)))
     for size in ((64, 65), (66, 67)):
         expected = size
-        for step in STEMS[name].strides:
-            expected = (-(-expected[0] // step), -(-expected[1] // step))
+        for index, step in enumerate(STEMS[name].strides):
+            more = 0 if name == "caffe" and index else step - 1
+            expected = ((expected[0] + more) // step, (expected[1] + more) // step)
         x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         assert nnx.eval_shape(lambda stem, x: stem(x, train=True), stem, x).shape == (2, *expected, 16)
+
+
+@pytest.mark.parametrize("size", [(64, 65), pytest.param((66, 67), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["caffe", "bit"])
+def test_the_edges_of_the_pools_of_caffe_and_of_bit_equal_flax(name: str, size: tuple[int, int]) -> None:
+    """Of Caffe, a window starts at the first pixel; of Big Transfer, zeros surround the features."""
+    stem = STEMS[name](3, 8, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
+
+    @nnx.jit
+    def both(stem: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+        if name == "caffe":
+            features, edge = nnx.relu(stem.norm(stem.conv(x))), (0, 1)
+        else:
+            features, edge = jnp.pad(stem.conv(x), ((0, 0), (1, 1), (1, 1), (0, 0))), (0, 0)
+        return stem(x), nnx.max_pool(features, (3, 3), (2, 2), (edge, edge)), max_pool(features)
+
+    found, expected, usual = both(stem, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert usual.shape != found.shape or not np.allclose(usual, found)  # a negative control
 
 
 @pytest.mark.representatives("imagenet")
@@ -101,6 +124,12 @@ def test_a_blurring_stem_changes_less_with_the_position_of_the_image(name: str) 
     assert change(antialias="blur") < 0.8 * change()
 
 
+def test_a_stem_for_small_images_with_a_pool_does_not_warn_of_small_images() -> None:
+    net = ResNet(ResNetSpec(depths=(1,), widths=(4,), stem="cifar_pool", num_classes=3), rngs=nnx.Rngs(0))
+    assert nnx.eval_shape(lambda net, x: net(x), net, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)).shape == (1, 3)
+    assert nnx.eval_shape(lambda net, x: net.features(x)[0], net, jnp.ones((1, 33, 32, 3))).shape == (1, 17, 16, 4)
+
+
 def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timm_does() -> None:
     stem = STEMS["imagenet"](3, 16, antialias="avg", rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 65, 66, 3)).astype(np.float32)  # 33 x 33 pixels before the average
@@ -111,7 +140,10 @@ def test_an_averaging_stem_drops_an_odd_last_row_and_column_as_timm_does() -> No
 
 
 @pytest.mark.representatives("cifar_conv-True", "imagenet-False")
-@pytest.mark.parametrize(("name", "bare"), [("imagenet_conv", True), ("cifar_conv", True), ("imagenet", False)])
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [("imagenet_conv", True), ("cifar_conv", True), ("deep_conv", True), ("bit", True), ("imagenet", False)],
+)
 def test_stems_of_pre_activated_blocks_have_no_norm_and_no_activation(name: str, bare: bool) -> None:
     stem = STEMS[name](3, 16, rngs=nnx.Rngs(0))
     output = call(stem, -np.ones((1, 64, 64, 3), np.float32))

@@ -88,7 +88,7 @@ def test_running_statistics_are_no_parameters() -> None:
     assert count_params(net) == 11_181_642 == everything - 9_600
 
 
-# One network for each block with each stem: the others are slow.
+# One network for each block with each stem.
 FIRST_OF_THEIR_PARTS = {
     (spec.block, spec.stem): name for name, spec in reversed([(name, row.spec) for name, row in ZOO.items()])
 }.values()
@@ -97,7 +97,7 @@ FIRST_OF_THEIR_PARTS = {
 @pytest.mark.representatives("resnet20", "resnet18d")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FIRST_OF_THEIR_PARTS else pytest.mark.slow) for name in sorted(ZOO)],
+    [pytest.param(name, marks=() if name in FIRST_OF_THEIR_PARTS else pytest.mark.exhaustive) for name in sorted(ZOO)],
 )
 def test_no_convolution_before_a_norm_has_a_bias(name: str) -> None:
     """Defect: biases that the norm subtracts again; 4,800 in a ResNet-18."""

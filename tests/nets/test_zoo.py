@@ -13,7 +13,7 @@ from flax import nnx
 
 from resfit.errors import SpecError
 from resfit.nets import STEMS, ZOO, ResNet, ResNetSpec, count_multiply_adds, count_params, create_model, list_models
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
 
 # Published numbers: torchvision's parameters and its GMAC to three digits, and those of He's CIFAR nets as several
 # re-implementations have them. The table of the zoo must not drift from these.
@@ -97,16 +97,20 @@ def abstract(name: str) -> ResNet:
 
 
 def params(names: list[str]) -> list[Any]:
-    """Mark deep networks: they take seconds to build and differ from shallower ones only in depth."""
+    """Mark networks of many blocks, which take seconds to build, and those that repeat the parts of another one."""
 
     def marks(name: str) -> Any:
-        blocks = sum(ZOO[name].spec.depths)
-        if blocks <= 9:
+        if name in ("resnet18", "resnet20", "resnetv2_18", "wrn_16_8", "resnet18d", "seresnet18"):
             return ()
-        deep = name in ("resnet50", "resnet50t", "resnetrs50", "resnetblur50", "resnet50_gn", "resnetv2_50")
-        return pytest.mark.slow if deep or name in ("resnet101", "resnext50_32x4d") else pytest.mark.exhaustive
+        return pytest.mark.slow if name in SLOW else pytest.mark.exhaustive
 
     return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+SLOW = (
+    "resnet50", "resnet50t", "resnetrs50", "resnetblur50", "resnet50_gn", "resnetv2_50", "resnet101", "resnext50_32x4d",
+    "resnetv2_18d", "resnetv2_50x1_bit", "ecaresnet26t", "legacy_seresnext26_32x4d",
+)  # fmt: skip
 
 
 @pytest.mark.representatives("resnet20", "seresnet18")

@@ -23,9 +23,11 @@ from resfit.nets import (
     IdentityShortcut,
     Layers,
     PadShortcut,
+    PooledConvShortcut,
     PooledShortcut,
     ProjectionShortcut,
     Residual,
+    WideProjectionShortcut,
     count_params,
 )
 from resfit.nets.recompute import recomputed
@@ -33,20 +35,30 @@ from resfit.nets.registry import BLOCKS
 from tests.helpers import fewer_examples
 
 KINDS = tuple(BLOCKS)  # the blocks of resfit; other tests can register more
-EXPANSION = {"basic": 1, "bottleneck": 4, "bottleneck_v1": 4, "preact_basic": 1, "preact_bottleneck": 4}
+EXPANSION = {
+    "basic": 1,
+    "bottleneck": 4,
+    "bottleneck_v1": 4,
+    "bottleneck_senet": 4,
+    "preact_basic": 1,
+    "preact_bottleneck": 4,
+}
 PREACTIVATED = {"preact_basic", "preact_bottleneck"}
 PROJECTIONS = {
     "auto": ProjectionShortcut,
     "A": PadShortcut,
     "B": ProjectionShortcut,
+    "B3": WideProjectionShortcut,
     "D": PooledShortcut,
     "conv": ConvShortcut,
+    "D_conv": PooledConvShortcut,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dilated": {"dilation": 2},
     "first of a dilated stage": {"dilation": 4, "first_dilation": 2},
     "squeezed": {"squeeze": 1 / 4},
+    "attentive": {"squeeze": "eca"},
     "stochastic depth": {"drop_path": 0.5},
 }
 BLURRED: dict[str, dict[str, Any]] = {
@@ -62,6 +74,7 @@ OPTIONS_OF = {
     "basic": OPTIONS | BLURRED,
     "bottleneck": OPTIONS | BLURRED | GROUPED,
     "bottleneck_v1": OPTIONS | GROUPED,
+    "bottleneck_senet": OPTIONS | {"wide": GROUPED["wide"]},
     "preact_basic": OPTIONS | {"dropout": {"dropout": 0.5}},
     "preact_bottleneck": OPTIONS | GROUPED,
 }
@@ -119,7 +132,7 @@ def cases(draw: st.DrawFn, *, kinds: tuple[str, ...] = KINDS, pixels: int = 20, 
         kind,
         in_channels,
         width,
-        draw(st.integers(1, min(strides, 2) if shortcut == "D" or option == "averaged" else strides)),
+        draw(st.integers(1, min(strides, 2) if shortcut in ("D", "D_conv") or option == "averaged" else strides)),
         shortcut,
         option,
         draw(st.tuples(sides, sides)),
@@ -142,16 +155,20 @@ def parameters(case: Case) -> int:
     groups = case.asked.get("groups", 1)
     inner = w * case.asked.get("width_per_group", 64) * groups // 64
     grouped = 9 * inner * inner // groups
+    narrow = -(-inner // 2)  # of SENet-154
     branch = {
         "basic": 9 * a * w + 9 * w * w + 4 * w,
         "preact_basic": 2 * a + 9 * a * w + 2 * w + 9 * w * w,
         "bottleneck": a * inner + grouped + inner * out + 4 * inner + 2 * out,
+        "bottleneck_senet": a * narrow + 9 * narrow * inner // groups + inner * out + 2 * narrow + 2 * inner + 2 * out,
         "preact_bottleneck": 2 * a + a * inner + 2 * inner + grouped + 2 * inner + inner * out,
     }[case.kind.removesuffix("_v1")]
-    has_norm = case.shortcut != "conv"
-    projection = 0 if case.keeps_shape or case.shortcut == "A" else a * out + 2 * out * has_norm
+    has_norm = case.shortcut not in ("conv", "D_conv")
+    wide = case.shortcut == "B3" and (case.strides > 1 or "dilation" in case.asked)
+    projection = 0 if case.keeps_shape or case.shortcut == "A" else (9 if wide else 1) * a * out + 2 * out * has_norm
     squeezed = max(8, (out + 16) // 32 * 8)  # a fourth of the channels, to the next multiple of eight
-    excitation = 2 * out * squeezed + squeezed + out if "squeeze" in case.asked else 0
+    ratio = case.asked.get("squeeze")
+    excitation = 3 if ratio == "eca" else 2 * out * squeezed + squeezed + out if ratio else 0
     return branch + projection + excitation
 
 
@@ -268,8 +285,8 @@ def test_a_projection_of_the_input_before_the_activation_is_detected(kind: str) 
 
 def norms(case: Case) -> int:
     """Return the number of norms in a block."""
-    branch = {"basic": 2, "bottleneck": 3, "bottleneck_v1": 3, "preact_basic": 2, "preact_bottleneck": 3}[case.kind]
-    return branch + (not case.keeps_shape and case.shortcut not in ("A", "conv"))
+    branch = 3 if "bottleneck" in case.kind else 2
+    return branch + (not case.keeps_shape and case.shortcut not in ("A", "conv", "D_conv"))
 
 
 @pytest.mark.representatives("basic", "preact_bottleneck")

@@ -123,6 +123,7 @@ def centres_of_stem(name: str, size: tuple[int, int], padding: Any = None, **ask
     [
         pytest.param(name, marks=() if name in ("imagenet", "deep", "cifar", "space_to_depth") else pytest.mark.slow)
         for name in STEMS
+        if name != "caffe"  # whose windows are one pixel off, as in the networks that were made for Caffe
     ],
 )
 def test_every_stem_is_centered_on_the_pixels_of_its_stride(name: str, size: tuple[int, int]) -> None:

@@ -54,7 +54,7 @@ def test_a_config_is_frozen(config: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "arguments", "error", "message"),
     [
-        (CompileConfig, {"precision": "float16"}, CompileError, "'bfloat16', got 'float16'"),
+        (CompileConfig, {"precision": "float16"}, CompileError, "'bfloat16' or 'auto', got 'float16'"),
         (CompileConfig, {"gradient_accumulation_steps": True}, CompileError, "a positive integer, got True"),
         (CompileConfig, {"ema": 1.0}, CompileError, "between 0 and 1, such as 0.999, got 1.0"),
         (CompileConfig, {"seed": -1}, CompileError, "got -1"),

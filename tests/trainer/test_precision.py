@@ -97,7 +97,7 @@ def test_a_norm_of_flax_stays_in_float32() -> None:
 
 
 def test_an_unknown_precision_raises() -> None:
-    with pytest.raises(CompileError, match="'float32' or 'bfloat16', got 'half'"):
+    with pytest.raises(CompileError, match="'float32', 'bfloat16' or 'auto', got 'half'"):
         compiled(precision="half")
 
 

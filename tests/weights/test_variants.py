@@ -14,7 +14,7 @@ from flax import nnx
 
 from resfit import weights
 from resfit.nets import ResNet, ResNetSpec, create_model
-from resfit.weights.state_dict import named
+from resfit.weights.find import named
 from tests import levels
 from tests.weights.test_torch_oracle import LABELS, TOLERANCE, close, drawn, images
 
@@ -32,10 +32,12 @@ def filled(variant: str) -> ResNet:
     return net
 
 
-QUICK = ("RS", "averaged, bottleneck", "v2, bottleneck")
+QUICK = ("RS", "averaged, bottleneck", "v2, bottleneck", "BiT")
+FIRST_KERNELS = ("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight", "layer0.conv1.weight")
 SLOW = (
     "T", "SE, basic", "ResNeXt", "wide", "anti-aliased, D", "output stride 8, D", "output stride 8, averaged",
-    "torchvision, stride replaced by dilation", "group norm", "v2, output stride 8", "space to depth",
+    "torchvision, stride replaced by dilation", "group norm", "v2, output stride 8",
+    "v2, T, basic", "v2, D, output stride 8", "ECA", "SENet-154, output stride 8", "SE, Caffe", "space to depth",
 )  # fmt: skip
 
 
@@ -60,8 +62,8 @@ def test_evaluation_logits_equal_those_of_the_library(variant: str, run: int) ->
 def difference(name: str) -> float:
     """Return the largest difference of logits from the original library's network, relative to its largest logit."""
     golden = MEMBERS[name]
-    net = create_model(name, num_classes=1000)
-    held = {key: drawn(key, value.shape) for key, value in weights.state_dict(net).items()}
+    net = nnx.eval_shape(lambda: create_model(name, num_classes=1000))
+    held = {key: drawn(key, stored.shape) for key, stored in named(net, None)}
     scales = {key: value for key, value in held.items() if value.ndim == 1 and key.endswith(".weight")}
     weights.load_state_dict(
         net, held | {key: value * np.float32(golden["norm_scale"]) for key, value in scales.items()}
@@ -104,8 +106,8 @@ def test_training_loss_and_gradients_equal_those_of_the_library(variant: str, ru
     if other_kernel:  # their gradients are no kernel of theirs
         gradients["stem"] = params["stem"]
     named = weights.state_dict(nnx.merge(graph, gradients, rest))
-    head = next(key for key in named if key.endswith("fc.weight") and ".se." not in key)
+    head = next(key for key in named if key.endswith(("fc.weight", "last_linear.weight")) and ".se." not in key)
     np.testing.assert_allclose(np.linalg.norm(named[head]), golden["head_gradient_norm"], rtol=2e-3)
     if not other_kernel:
-        stem = next(key for key in named if key in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"))
+        stem = next(key for key in named if key in FIRST_KERNELS)
         np.testing.assert_allclose(np.linalg.norm(named[stem]), golden["stem_gradient_norm"], rtol=5e-3)

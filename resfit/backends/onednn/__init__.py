@@ -1,6 +1,7 @@
-"""Convolutions by oneDNN for CPUs, if the extra `resfit[cpu]` is installed and oneDNN is faster than XLA.
+"""Convolutions by oneDNN and BatchNorms by native code for CPUs, if the extra `resfit[cpu]` is installed.
 
-Networks do not know of them: `Convolve` replaces `jax.lax.conv_general_dilated` in the layers of a module.
+Networks do not know of them: `Convolve` replaces `jax.lax.conv_general_dilated` in the layers of a module, and
+`Normalize` the arithmetic of a BatchNorm in training. XLA computes what it computes faster.
 """
 
 import functools
@@ -11,9 +12,22 @@ from resfit.backends.onednn.bridge import connect
 from resfit.backends.onednn.convolution import Convolve
 from resfit.backends.onednn.fusing import fused
 from resfit.backends.onednn.library import Unavailable
+from resfit.backends.onednn.norm import Normalize
+from resfit.backends.onednn.norm_fusing import fused_norms
+from resfit.backends.onednn.norm_library import available as has_norms
 from resfit.errors import CompileError
 
-__all__ = ["CHOICES", "Convolve", "chosen", "described", "fused", "why_not"]
+__all__ = [
+    "CHOICES",
+    "Convolve",
+    "Normalize",
+    "chosen",
+    "described",
+    "fused",
+    "fused_norms",
+    "has_norms",
+    "why_not",
+]
 
 CHOICES = ("auto", "xla", "onednn")
 
@@ -60,6 +74,10 @@ def why_not() -> str | None:
     return None
 
 
-def described() -> str:
-    """Return version and number of threads of the library in words. Call it only if oneDNN is available."""
-    return str(connect().library)
+def described(*, norms: bool = False) -> str:
+    """Return version and number of threads of the library in words. Call it only if oneDNN is available.
+
+    Args:
+      norms: True if native code also computes BatchNorms (default False).
+    """
+    return f"{connect().library}{', native BatchNorm' if norms else ''}"

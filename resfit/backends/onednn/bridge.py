@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -173,7 +173,7 @@ def connect() -> Bridge:
 
 @functools.cache
 def _connected() -> Bridge:
-    return Bridge(load(), _loaded(built(folder())))
+    return Bridge(load(), loaded(built(folder())))
 
 
 def folder() -> pathlib.Path:
@@ -181,10 +181,21 @@ def folder() -> pathlib.Path:
     return cache_folder() / "kernels"
 
 
-def built(where: pathlib.Path) -> pathlib.Path:
-    """Return the compiled bridge in a folder. Compiles it if it is not there.
+def built(
+    where: pathlib.Path,
+    source: pathlib.Path = SOURCE,
+    command: Callable[[], list[str]] | None = None,
+    machine: str = "",
+) -> pathlib.Path:
+    """Return a compiled source file in a folder. Compiles it if it is not there.
 
-    The name of the file is a digest of the source and of the header of the installed jaxlib.
+    The name of the file is a digest of the source, of the machine and of the header of the installed jaxlib.
+
+    Args:
+      where: the folder.
+      source: in C (default: the bridge); includes the header of jaxlib.
+      command: returns the compiler and its options (default: any compiler, for any processor).
+      machine: the processor, if the command compiles for a certain one (default: any).
 
     Raises:
       Unavailable: if there is no compiler, or it fails.
@@ -193,38 +204,46 @@ def built(where: pathlib.Path) -> pathlib.Path:
     header = headers / "xla" / "ffi" / "api" / "c_api.h"
     if not header.is_file():
         raise Unavailable(f"jaxlib has no {header}, which defines XLA's calls of other libraries")
-    digest = hashlib.sha256(SOURCE.read_bytes() + header.read_bytes()).hexdigest()[:16]
-    target = where / f"bridge-{digest}.so"
+    digest = hashlib.sha256(source.read_bytes() + header.read_bytes() + machine.encode()).hexdigest()[:16]
+    target = where / f"{source.stem}-{digest}.so"
     if target.is_file():
         _check_own(where)
         return target
-    _compile(target, headers)
+    _compile(target, [*(command or _compiler)(), "-shared", f"-I{headers}", str(source)])
     return target
 
 
-def _compile(target: pathlib.Path, headers: pathlib.Path) -> None:
-    """Compile the bridge to a file."""
-    where, compiler = target.parent, _compiler()
+def _compile(target: pathlib.Path, command: Sequence[str]) -> None:
+    """Compile to a file."""
+    where = target.parent
     try:
         where.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_own(where)
         with tempfile.TemporaryDirectory(dir=where) as scratch:
             new = pathlib.Path(scratch) / target.name
-            command = [*compiler, "-shared", f"-I{headers}", str(SOURCE), "-o", str(new)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            whole = [*command, "-o", str(new)]
+            done = subprocess.run(whole, capture_output=True, text=True, timeout=_SECONDS, check=False)
             if done.returncode:
-                raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
+                raise Unavailable(f"{' '.join(whole)} failed: {done.stderr.strip()}")
             os.replace(new, target)  # complete or absent, also if two processes start at once
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"the bridge to oneDNN could not be compiled in {where}: {error}") from error
+        raise Unavailable(f"the code for the CPU could not be compiled in {where}: {error}") from error
+
+
+def found_compiler() -> str | None:
+    """Return the path of the machine's C compiler, the one of the variable CC first; None if there is none."""
+    for name in (os.environ.get("CC"), *_COMPILERS):
+        path = shutil.which(name) if name else None
+        if path is not None:
+            return path
+    return None
 
 
 def _compiler() -> list[str]:
     """Return a compiler and its options."""
-    for name in (os.environ.get("CC"), *_COMPILERS):
-        path = shutil.which(name) if name else None
-        if path is not None:
-            return [path, "-O2", "-fPIC", "-pthread"]
+    path = found_compiler()
+    if path is not None:
+        return [path, "-O2", "-fPIC", "-pthread"]
     spec = importlib.util.find_spec(_TINY)
     if spec is None or spec.origin is None:
         raise Unavailable(
@@ -251,7 +270,12 @@ def _check_own(where: pathlib.Path) -> None:
         )
 
 
-def _loaded(path: pathlib.Path) -> Any:
+def loaded(path: pathlib.Path) -> Any:
+    """Return a compiled library.
+
+    Raises:
+      Unavailable: if it cannot be loaded.
+    """
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

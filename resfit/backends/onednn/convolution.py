@@ -108,8 +108,8 @@ def _has_primitive(lhs: jax.Array, rhs: jax.Array, numbers: Any) -> bool:
         and lhs.dtype == rhs.dtype
         and str(lhs.dtype) in DTYPES
         and _is_nhwc(lhs, rhs, numbers)
-        and not _typed_by_mesh(lhs)
-        and not _typed_by_mesh(rhs)
+        and not typed_by_mesh(lhs)
+        and not typed_by_mesh(rhs)
     )
 
 
@@ -119,7 +119,7 @@ def _is_nhwc(lhs: jax.Array, rhs: jax.Array, numbers: Any) -> bool:
     )
 
 
-def _typed_by_mesh(array: jax.Array) -> bool:
+def typed_by_mesh(array: jax.Array) -> bool:
     """Return True if the type names axes of a mesh over which the array is split. Only JAX's operations keep them."""
     kind: Any = jax.typeof(array)
     if getattr(kind, "vma", None):

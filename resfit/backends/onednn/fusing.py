@@ -15,13 +15,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun, jaxprs_in_params
-from jax.extend.core.primitives import add_p, custom_jvp_call_p, jit_p, max_p, mul_p, sub_p
+from jax.extend.core.primitives import (
+    add_p,
+    convert_element_type_p,
+    custom_jvp_call_p,
+    jit_p,
+    max_p,
+    mul_p,
+    sub_p,
+)
 
 from resfit.backends.onednn.bridge import TARGET
 from resfit.backends.onednn.convolution import forward_p, planned, shape_of
 from resfit.backends.onednn.planning import ADD, FORWARD, RELU, SCALE, SHIFT, Planned
 
 _MOST_ARRAYS = 5  # that the operations read: a plan has room for as many
+_CONVERT = "convert"  # between bfloat16 and float32: oneDNN computes everything after a convolution in float32
 
 
 class _Operation(NamedTuple):
@@ -78,6 +87,18 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 def _chains(jaxpr: Jaxpr) -> Iterator[_Chain]:
     """Yield the convolutions with operations after them. No equation is in two chains."""
+    readers = readers_of(jaxpr)
+    taken: set[int] = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive is forward_p:
+            chain = _chain(equation, readers, taken)
+            if chain is not None:
+                taken.update(map(id, chain.equations))
+                yield chain
+
+
+def readers_of(jaxpr: Jaxpr) -> Mapping[Any, list[JaxprEqn | None]]:
+    """Return the equations that read each value, once for each time; None stands for the result of the whole."""
     readers: dict[Any, list[JaxprEqn | None]] = collections.defaultdict(list)
     for equation in jaxpr.eqns:
         for value in equation.invars:
@@ -86,24 +107,19 @@ def _chains(jaxpr: Jaxpr) -> Iterator[_Chain]:
     for value in jaxpr.outvars:
         if not isinstance(value, Literal):
             readers[value].append(None)
-    taken: set[int] = set()
-    for equation in jaxpr.eqns:
-        if equation.primitive is forward_p and _type(equation.outvars[0]).dtype == jnp.float32:
-            chain = _chain(equation, readers, taken)
-            if chain is not None:
-                taken.update(map(id, chain.equations))
-                yield chain
+    return readers
 
 
 def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None]], taken: set[int]) -> _Chain | None:
     equations, operations = [convolution], list[_Operation]()
-    while not (operations and operations[-1].kind == RELU):
+    dtype = _type(convolution.outvars[0]).dtype
+    while True:
         result = equations[-1].outvars[0]
         reading = readers[result]
         following = reading[0] if len(reading) == 1 else None  # another reader needs the value in between
         if following is None or id(following) in taken:
             break
-        operation = _recognised(following, result)
+        operation = _recognised(following, result, dtype)
         if operation is None or not _has_room(operations, operation):
             break
         equations.append(following)
@@ -111,7 +127,9 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
     image, kernel, out = map(_type, (*convolution.invars, *convolution.outvars))
     shape = shape_of(FORWARD, image, kernel, out, convolution.params["window"])
     for count in range(len(operations), 0, -1):  # some of oneDNN's codes can add only as the first operation
-        after = tuple(operation.kind for operation in operations[:count])
+        after = tuple(operation.kind for operation in operations[:count] if operation.kind != _CONVERT)
+        if not after or _type(equations[count].outvars[0]).dtype != dtype:  # the call returns the convolution's dtype
+            continue
         plan = planned(shape._replace(after=after), always=convolution.params["always"])
         if plan is not None:
             return _Chain(equations[: count + 1], operations[:count], plan)
@@ -119,6 +137,11 @@ def _chain(convolution: JaxprEqn, readers: Mapping[Any, Sequence[JaxprEqn | None
 
 
 def _has_room(operations: Sequence[_Operation], new: _Operation) -> bool:
+    if new.kind == _CONVERT:
+        return True
+    operations = [operation for operation in operations if operation.kind != _CONVERT]
+    if operations and operations[-1].kind == RELU:
+        return False
     if new.kind == ADD and any(
         operation.kind == ADD for operation in operations
     ):  # only one array has the place of the result
@@ -126,9 +149,17 @@ def _has_room(operations: Sequence[_Operation], new: _Operation) -> bool:
     return new.kind == RELU or len(operations) < _MOST_ARRAYS
 
 
-def _recognised(equation: JaxprEqn, result: Any) -> _Operation | None:
-    """Return the operation of an equation on the result of a convolution; None if oneDNN does not know it."""
-    if _is_relu(equation):
+def _recognised(equation: JaxprEqn, result: Any, dtype: Any) -> _Operation | None:
+    """Return the operation of an equation on the result of a convolution; None if oneDNN does not know it.
+
+    Args:
+      equation: reads the result.
+      result: of the convolution, or of an operation after it.
+      dtype: of the convolution.
+    """
+    if equation.primitive is convert_element_type_p and dtype == jnp.bfloat16:
+        return _Operation(_CONVERT) if _type(equation.outvars[0]).dtype in (dtype, jnp.float32) else None
+    if is_relu(equation):
         return _Operation(RELU)
     if equation.primitive not in (add_p, mul_p, sub_p) or (
         equation.primitive is sub_p and equation.invars[1] is result
@@ -140,7 +171,8 @@ def _recognised(equation: JaxprEqn, result: Any) -> _Operation | None:
     shape, whole = _type(other).shape, _type(result).shape
     if shape == (1, 1, 1, whole[3]):
         return _Operation(SCALE if equation.primitive is mul_p else SHIFT, other, equation.primitive is sub_p)
-    return _Operation(ADD, other) if shape == whole and equation.primitive is add_p else None
+    addable = shape == whole and equation.primitive is add_p and _type(other).dtype == dtype
+    return _Operation(ADD, other) if addable else None
 
 
 def _type(value: Any) -> Any:
@@ -148,7 +180,7 @@ def _type(value: Any) -> Any:
     return value.aval
 
 
-def _is_relu(equation: JaxprEqn) -> bool:
+def is_relu(equation: JaxprEqn) -> bool:
     """Return True for a maximum with 0, or `jax.nn.relu`, which wraps one."""
     if equation.primitive is max_p:
         return any(isinstance(value, Literal) and value.val == 0 for value in equation.invars)
@@ -159,7 +191,7 @@ def _is_relu(equation: JaxprEqn) -> bool:
         return False
     (maximum,) = inner.eqns
     reads = any(value is inner.invars[0] for value in maximum.invars)
-    return reads and inner.outvars[0] is maximum.outvars[0] and _is_relu(maximum)
+    return reads and inner.outvars[0] is maximum.outvars[0] and is_relu(maximum)
 
 
 def _as_one(chain: _Chain) -> JaxprEqn:
@@ -173,7 +205,11 @@ def _as_one(chain: _Chain) -> JaxprEqn:
 
     @jax.jit
     def convolution_and_more(x: jax.Array, w: jax.Array, *operands: jax.Array) -> jax.Array:
-        arrays = [-a if operation.subtracted else a for a, operation in zip(operands, reading, strict=True)]
+        rows = [
+            a if operation.kind == ADD else a.astype(jnp.float32)
+            for a, operation in zip(operands, reading, strict=True)
+        ]
+        arrays = [-a if operation.subtracted else a for a, operation in zip(rows, reading, strict=True)]
         call = jax.ffi.ffi_call(TARGET, results, input_output_aliases=in_place)
         result: jax.Array = call(x, w, *arrays, convolution=chain.plan.name)[0]
         return result

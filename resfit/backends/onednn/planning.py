@@ -52,8 +52,8 @@ class Shape(NamedTuple):
       padding: ((top, bottom), (left, right)).
       groups: the number of groups of channels.
       dtype: of all arrays.
-      after: the operations after a forward convolution in the same call: SCALE, SHIFT, RELU and at most one ADD. They
-        are for float32 only. The arrays that they read are further inputs of the call, in this order.
+      after: the operations after a forward convolution in the same call: SCALE, SHIFT, RELU and at most one ADD. The
+        arrays that they read are further inputs of the call, in this order: ADD's of the dtype, the others of float32.
     """
 
     direction: str
@@ -245,13 +245,14 @@ class _Build:
             self._stack.callback(destroy, handle)
         return handle
 
-    def _description(self, sizes: Sequence[int], strides: Sequence[int] | None) -> Any:
-        dnnl, dtype = self._dnnl, DTYPES[self._shape.dtype][0]
+    def _description(self, sizes: Sequence[int], strides: Sequence[int] | None, dtype: str | None = None) -> Any:
+        """Return the description of an array, by default of the convolution's dtype."""
+        dnnl, number = self._dnnl, DTYPES[dtype or self._shape.dtype][0]
         if strides is None:
             create, last = dnnl.dnnl_memory_desc_create_with_tag, _ANY
         else:
             create, last = dnnl.dnnl_memory_desc_create_with_strides, _dims(strides)
-        return self._made(create, dnnl.dnnl_memory_desc_destroy, len(sizes), _dims(sizes), dtype, last)
+        return self._made(create, dnnl.dnnl_memory_desc_destroy, len(sizes), _dims(sizes), number, last)
 
     def _strided(self, order: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
         """Return the description of a dense array, with its axes in the order of oneDNN."""
@@ -260,7 +261,7 @@ class _Build:
 
     def _by_channel(self) -> Any:
         channels = self._shape.output[3]
-        return self._description([1, channels, 1, 1], [channels, 1, channels, channels])
+        return self._description([1, channels, 1, 1], [channels, 1, channels, channels], "float32")
 
     def _operands(self) -> list[tuple[int, Any]]:
         """Return the arrays that the operations after a convolution read, in their roles."""
@@ -268,11 +269,12 @@ class _Build:
         for position, what in enumerate(self._shape.after, 1):
             role = position * _POST_OPERATION
             if what == RELU:
-                slope = self._description([1, 1, 1, 1], [1, 1, 1, 1])
+                slope = self._description([1, 1, 1, 1], [1, 1, 1, 1], "float32")
                 found.append((role | _WEIGHTS, self._memory(slope, _NO_BUFFER, 0, ctypes.addressof(_ZERO))))
                 continue
             size = _product(self._shape.output) if what == ADD else self._shape.output[3]
-            self.plan.buffers[buffer] = Buffer(DTYPES[self._shape.dtype][1], size)
+            dtype = self._shape.dtype if what == ADD else "float32"
+            self.plan.buffers[buffer] = Buffer(DTYPES[dtype][1], size)
             if what != ADD:  # ADD reads the buffer of the result
                 found.append((role | _SECOND, self._memory(self._by_channel(), buffer, -1)))
             buffer += 1

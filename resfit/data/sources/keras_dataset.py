@@ -68,11 +68,13 @@ class KerasDataset:
 class KerasBatches:
     """The batches of a Keras dataset, each once per epoch, in an order that depends only on (seed, epoch).
 
-    `on_epoch_begin` and `on_epoch_end` are called around every pass. With `workers` above one, that many threads read
-    ahead; `use_multiprocessing` also means threads. A dataset without a length needs `steps_per_epoch`.
+    `on_epoch_begin` and `on_epoch_end` are called around every epoch of a run, evaluation or prediction. With `workers`
+    above one, that many threads read ahead; `use_multiprocessing` also means threads. A dataset without a length needs
+    `steps_per_epoch`.
 
     A run resumes exactly if the dataset overrides neither hook or has a method `set_epoch(epoch)`, which is called
-    first. Otherwise the effect of the hooks in earlier epochs is unknown, and resuming raises.
+    first, and before every pass that begins inside an epoch, with the number of the pass. Otherwise the effect of the
+    hooks in earlier epochs is unknown, and resuming raises.
 
     Args:
       dataset: the Keras dataset.
@@ -96,6 +98,7 @@ class KerasBatches:
         if self._threads and processes:
             _log.info("use_multiprocessing: %d threads read ahead instead of processes.", self._threads)
         self._warned = False
+        self._prepared: int | None = None  # the pass that `set_epoch` was called for
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -122,14 +125,24 @@ class KerasBatches:
         """Do nothing, because `epoch(epoch, start)` restores the position."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        if hasattr(self._dataset, "set_epoch"):
-            self._dataset.set_epoch(epoch)
-        self._call("on_epoch_begin")
+        self._prepare(epoch)
+        self._prepared = None
         numbers: Iterable[int] = itertools.count() if self.steps is None else range(self.steps)
         if self._seed is not None and self.steps is not None:
             numbers = np.random.default_rng((self._seed, epoch)).permutation(self.steps).tolist()
         yield from in_order(self._batch, itertools.islice(numbers, start, None), self._threads)
+
+    def begin_epoch(self, number: int) -> None:
+        self._prepare(number)
+        self._call("on_epoch_begin")
+
+    def end_epoch(self) -> None:
         self._call("on_epoch_end")
+
+    def _prepare(self, number: int) -> None:
+        if self._prepared != number and hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(number)
+        self._prepared = number
 
     def _batch(self, number: int) -> Batch:
         item = self._dataset[number]

@@ -7,6 +7,7 @@ import numpy as np
 
 from resfit.data.decode import is_picture
 from resfit.data.sources.torch_objects import is_torch
+from resfit.data.values import is_sparse
 from resfit.errors import DataError
 
 _GENERAL = (
@@ -43,6 +44,8 @@ def check_batched(parts: tuple[Any, ...], source: Any) -> None:
 
 
 def _is_single(parts: tuple[Any, ...], source: Any) -> bool:
+    if any(map(is_sparse, jax.tree.leaves(parts, is_leaf=is_sparse))):
+        return False  # the shape of a sparse array is not that of its entries; `as_arrays` raises for it
     images, labels = _arrays(parts[0]), _arrays(parts[1:])
     if is_picture(parts[0]) or any(np.ndim(leaf) == 0 for leaf in labels):
         return True

@@ -239,7 +239,7 @@ def _own(leaf: Any, device: jax.Device) -> Any:
 
     The step reads a host array while it runs. The host has continued by then, and others can write to shared memory.
     """
-    if isinstance(leaf, jax.Array):
+    if hasattr(leaf, "devices"):  # a JAX array, or rows of one
         return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
     if leaf.base is None and leaf.dtype in _AS_THEY_ARE:
         return leaf

@@ -22,22 +22,26 @@ from resfit.nets.modes import hold_in_evaluation, switched
 from resfit.trainer.graph.contents import copied, plain_attributes
 from resfit.trainer.graph.explain import no_module
 from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze, Path, check_patterns
-from resfit.trainer.graph.layer_options import set_layer_options
+from resfit.trainer.graph.layer_options import Normalize, set_layer_options
 from resfit.trainer.graph.slots import Slot, check_names, module_leaves, slots_of, tied_paths
 
 
 class Convolutions(NamedTuple):
-    """Replacements of `jax.lax.conv_general_dilated`, with the same arguments. Hashable.
+    """Replacements of `jax.lax.conv_general_dilated`, with the same arguments, and of what follows it. Hashable.
 
     Attributes:
       whole: for whole batches.
       part: for a part of a batch whose other parts are on other devices.
       fused: turns a step without derivatives into one that computes a convolution and what follows it in one pass.
+      normalize: for BatchNorms in training, see `set_layer_options`; None: they keep their arithmetic.
+      fused_norms: turns a function that will be differentiated into one in which `normalize` includes what follows it.
     """
 
     whole: Callable[..., jax.Array]
     part: Callable[..., jax.Array]
     fused: Callable[[Callable[..., Any]], Callable[..., Any]]
+    normalize: Normalize | None = None
+    fused_norms: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -173,8 +177,8 @@ def plan_module(
     if known is not None:
         return known
     make = functools.partial(_graph_in_mode, graph, state, frozen=_frozen_statistics(slots), precision=precision)
-    whole = None if convolutions is None else convolutions.whole
-    train, evaluate = (make(train=train, convolve=whole) for train in (True, False))
+    whole, normalize = (None, None) if convolutions is None else (convolutions.whole, convolutions.normalize)
+    train, evaluate = (make(train=train, convolve=whole, normalize=normalize) for train in (True, False))
     part = train
     if axis is not None or (convolutions is not None and convolutions.part != whole):
         part = make(train=True, axis=axis, convolve=None if convolutions is None else convolutions.part)
@@ -220,9 +224,10 @@ def _graph_in_mode(
     precision: str,
     axis: str | None = None,
     convolve: Callable[..., jax.Array] | None = None,
+    normalize: Normalize | None = None,
 ) -> Any:
     copy = nnx.merge(graph, state)
-    set_layer_options(copy, precision=precision, axis=axis, convolve=convolve)
+    set_layer_options(copy, precision=precision, axis=axis, convolve=convolve, normalize=normalize)
     copy = switched(copy, train)
     if train and frozen:
         _hold_frozen_norms(copy, frozen)

@@ -75,6 +75,11 @@ class LabelFormat:
         """The label of pixels without a class, or None."""
         return losses.ignore_index(self.loss)
 
+    @property
+    def of_pixels(self) -> bool:
+        """True if the outputs are known to be those of pixels: (batch, height, width, classes)."""
+        return len(self._outputs_shape or ()) > 2
+
     def by_loss(self, loss: losses.Loss) -> bool | None:
         """Return whether a loss reads several labels per example; None if the labels decide."""
         several = losses.multi_label(loss)

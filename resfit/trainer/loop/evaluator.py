@@ -1,6 +1,5 @@
 """Evaluation: loss and metrics over a dataset, exactly."""
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,8 +106,8 @@ class Evaluator:
         listened = callbacks.listens("on_test_batch_end")
         seen = 0
         i = 0
-        with one_pass(data, context.placement) as batches:
-            turns = context.processes.turns(itertools.islice(batches, steps), for_step)
+        with one_pass(data, context.placement, steps) as batches:
+            turns = context.processes.turns(batches, for_step)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_test_batch_begin", i, {})
                 sums, taken = self._measured(leaves, group, sums, check, compiling)

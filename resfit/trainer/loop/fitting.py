@@ -38,7 +38,7 @@ from resfit.trainer.config import FitConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Processes
-from resfit.trainer.learned.facts import Learned, SeenData
+from resfit.trainer.learned.facts import AnyTransforms, Learned, SeenData
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.interrupts import at_batch_boundaries
@@ -98,12 +98,14 @@ def _fit(
     context = compiled.context
     processes, state = context.processes, context.state
     _check_model(control, state)
+    context.check_trainable("fit")
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
     transforms = learned.inputs.transforms_after_training(given.x)
-    _warn_of_sizes(given.x, held_out)
     validation = _validation(model, context, config, data, held_out)
-    stream = Epochs(fed(data, context.placement), config.steps_per_epoch, state.epoch)
+    stream = Epochs(
+        fed(data, context.placement, in_step=context.runs_in_one_program), config.steps_per_epoch, state.epoch
+    )
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
     model.stop_training = model.stop_evaluating = False
@@ -117,6 +119,7 @@ def _fit(
     model.history = history
     config = dataclasses.replace(config, learning_rate=compiled.rate.asked)  # a callback may set it in set_model
     settings = compiled.fingerprint() | config.fingerprint()
+    history.settings = settings | compiled.named() | {"examples": data.examples}
     steering = [type(callback).__name__ for callback in given_callbacks if isinstance(callback, _STEERING)]
     extra = {"validation": validation is not None, "resume": config.resume, "callbacks": steering}
     _check_same_settings(processes, settings | extra)
@@ -130,8 +133,7 @@ def _fit(
                 start = manager.find(exact=config.resume != "inexact")
         model.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
         if manager is not None and start is not None and start.finished:
-            _restore_finished(manager, stream, hooks, learned, names, data)
-            learned.inputs.transforms = transforms
+            _restore_finished(manager, stream, hooks, learned, (names, transforms), data)
             state.publish()
             return history
         control.accept(manager)
@@ -176,6 +178,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         learned.labels.check_class_weight(given.class_weight)
     learned.labels.check_weights(given.sample_weight)
     given = given.split()
+    _warn_of_sizes(given.x, given.validation_data)
     context = compiled.context
     geometry = Geometry(
         config.batch_size,
@@ -186,7 +189,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     )
     data = as_batches(
         learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry,
-        cache=config.cache, known=context.on_device,
+        cache=config.cache, known=context.on_device, device=context.placement.devices[0],
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
     context.on_device = source if isinstance(source, DeviceSource) else None
@@ -242,11 +245,11 @@ def _restore_finished(
     stream: Epochs,
     hooks: CallbackList,
     learned: Learned,
-    names: list[str] | None,
+    seen: tuple[list[str] | None, AnyTransforms],
     data: Batches,
 ) -> None:
     manager.restore(stream, hooks)
-    learned.labels.names = names
+    learned.labels.names, learned.inputs.transforms = seen
     learned.note_restored(data.labels)
 
 

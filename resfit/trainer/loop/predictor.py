@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -68,13 +67,13 @@ class Predictor:
           ModuleError: if the module returns another number of rows than it was given.
         """
         context = self._context
-        with context.processes.failing_together(), one_pass(data, context.placement) as batches:
+        with context.processes.failing_together(), one_pass(data, context.placement, steps) as batches:
             callbacks.fire("on_predict_begin", {})
             leaves = context.state.visible(weights)
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             i = 0
-            turns = context.processes.turns(itertools.islice(batches, steps), lambda batch: batch.x)
+            turns = context.processes.turns(batches, lambda batch: batch.x)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_predict_batch_begin", i, {})
                 if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between

@@ -19,7 +19,7 @@ from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.input_stall import Waiting
 from resfit.trainer.non_finite import first_non_finite
-from resfit.trainer.several_steps import Taken, filled, grouped, repeated
+from resfit.trainer.several_steps import Taken, filled, gathered, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, train_step
 
@@ -140,12 +140,13 @@ class Trainer:
             return
         state = self._context.state
         for turn in group:
-            arguments = (state.leaves, self.sums, self._context.key, turn.placed)
+            batch = gathered(turn.placed) if self.keep_last_step else turn.placed
+            arguments = (state.leaves, self.sums, self._context.key, batch)
             step = self._prepared(self.step, arguments, turn, compiling, check, manager)
             with state.lock:
                 state.own()
                 if self.keep_last_step:
-                    self._kept = state.copy(), turn.placed
+                    self._kept = state.copy(), batch
                 leaves, sums, loss, shape = step(state.leaves, *arguments[1:])
                 check_after(step, turn, check, shape)
                 state.leaves, self.sums = leaves, sums
@@ -189,6 +190,7 @@ class Trainer:
           The loss and metrics of the batch.
         """
         context, state = self._context, self._context.state
+        context.check_trainable("train_on_batch")
         state.take_from_module()
         turn = context.turn(batch)
         context.check_inputs(turn)

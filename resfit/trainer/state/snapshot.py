@@ -126,6 +126,10 @@ class Snapshot:
         """
         return self._context.state.training(method)
 
+    def check_trainable(self, method: str) -> None:
+        """Raise `ModuleError` if the model has no parameter to train; `method` is the function that trains."""
+        self._context.check_trainable(method)
+
     def _restore(self) -> None:
         if self._context.replaced:
             raise CompileError(

@@ -138,6 +138,7 @@ class StateLayout:
         self.n_params = len(self.params)
         self.n_visible = self.n_params + len(self.carried)
         self.n_model = 2 * self.n_visible if ema else self.n_visible
+        self._averages = ema  # also of a module without variables
         self.optimizer = optax.with_extra_args_support(optimizer) if optimizer is not None else None
         self.warned: defaultdict[str, set[str]] = defaultdict(set)
         self.tied = {
@@ -219,7 +220,7 @@ class StateLayout:
             return self.evaluated(state)
         if weights != "ema":
             raise CompileError(f"Got weights={weights!r}. Expected weights to be 'raw' or 'ema'.")
-        if not state.averages:
+        if not self._averages:
             raise CompileError(
                 "Got weights='ema', and the model has no averaged weights. Compile with a decay, as in "
                 "compile(ema=0.999)."

@@ -227,10 +227,40 @@ def test_operations_without_code_in_onednn_are_not_fused(monkeypatch: pytest.Mon
     assert_near(*(jax.jit(f)(*arrays.values()) for f in (fused(function), function)))
 
 
-def test_bfloat16_is_not_fused() -> None:
+def wide(y: jax.Array) -> jax.Array:
+    return y.astype(jnp.float32)
+
+
+def normed(y: jax.Array, row: jax.Array) -> jax.Array:
+    """Return a norm in float32 of an array in bfloat16."""
+    return (wide(y) * wide(row) + wide(row)).astype(jnp.bfloat16)
+
+
+IN_BFLOAT16: dict[str, tuple[Callable[..., Any], int]] = {
+    "a norm": (lambda y, row, whole: normed(y, row), 0),
+    "a norm and relu": (lambda y, row, whole: nnx.relu(normed(y, row)), 0),
+    "a residual block": (lambda y, row, whole: nnx.relu(normed(y, row) + whole), 0),
+    "rows in bfloat16": (lambda y, row, whole: nnx.relu(y * row + row), 0),
+    "relu in float32": (lambda y, row, whole: nnx.relu(wide(y) * wide(row)).astype(jnp.bfloat16), 0),
+    "two relus": (lambda y, row, whole: nnx.relu(nnx.relu(y * row).astype(jnp.float32)).astype(jnp.bfloat16), 1),
+    "the result in float32": (lambda y, row, whole: wide(y) * wide(row), 1),
+    "an addition in float32": (lambda y, row, whole: (wide(y) + wide(whole)).astype(jnp.bfloat16), 1),
+    "float16": (lambda y, row, whole: y.astype(jnp.float16) * row.astype(jnp.float16), 1),
+    "only conversions": (lambda y, row, whole: wide(y).astype(jnp.bfloat16) * 2, 1),
+}
+
+
+@pytest.mark.parametrize("name", IN_BFLOAT16)
+def test_operations_in_bfloat16_are_part_of_the_same_call(name: str) -> None:
+    function, left = IN_BFLOAT16[name]
     arrays = problem("bfloat16")
-    function = functools.partial(followed, ("scale", "relu"))
-    assert operations_left(fused(function), *arrays.values()) == 2
+
+    def whole(x: Any, w: Any, row: Any, whole: Any) -> Any:
+        return function(convolve(x, w), row, whole)
+
+    assert operations_left(fused(whole), *arrays.values()) == left
+    a, b = (np.asarray(jax.jit(f)(*arrays.values()), np.float32) for f in (fused(whole), whole))
+    np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2 * np.abs(b).max())
 
 
 def test_threads_that_add_in_place_get_the_same_bits() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit.callbacks import Checkpoint
+from resfit.callbacks import Callback, Checkpoint
 from resfit.data.batches import Geometry
 from resfit.data.choose import as_batches
 from resfit.errors import DataError, ResumeError
@@ -97,13 +97,94 @@ def test_batches_are_shuffled_by_seed_and_epoch_and_each_is_read_once() -> None:
     assert order(Numbered(), start=2) == first[2:]
 
 
-def test_hooks_are_called_around_every_epoch_of_a_fit_and_of_an_evaluation() -> None:
-    dataset = Hooked()
+class Steps(Callback):
+    """Notes the hooks of a run among the calls of a dataset."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.calls.append("<")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.calls.append(">")
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.calls.append("t")
+
+
+class Noted(PyDataset):
+    """A dataset of `num_batches` batches, None for endless, that notes its hooks and every batch."""
+
+    def __init__(self, num_batches: int | None) -> None:
+        super().__init__()
+        self.calls, self._batches = list[str](), num_batches
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._batches
+
+    def __getitem__(self, i: int) -> Any:
+        self.calls.append(".")
+        return Numbered()[i]
+
+    def on_epoch_begin(self) -> None:
+        self.calls.append("b")
+
+    def on_epoch_end(self) -> None:
+        self.calls.append("e")
+
+
+# Keras 3.15.1 on JAX, except what it calls before the first step to build the model: a begin, a batch and an end. It
+# shortens the second epoch of the third row to one step, with a warning.
+@pytest.mark.parametrize(
+    ("n", "steps", "epochs", "calls"),
+    [
+        (4, None, 2, "<b.t.t.t.te><b.t.t.t.te>"),
+        (4, 2, 3, "<b.t.te><b.t.te><b.t.te>"),
+        (4, 3, 2, "<b.t.t.te><b.t.t.te>"),
+        (2, 3, 2, "<b.t.t.te><b.t.t.te>"),
+        (None, 3, 2, "<b.t.t.te><b.t.t.te>"),
+    ],
+)
+def test_hooks_are_called_around_every_epoch_as_in_keras(
+    n: int | None, steps: int | None, epochs: int, calls: str
+) -> None:
+    dataset = Noted(n)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)))
-    model.fit(dataset, epochs=2, verbose=0)
-    model.evaluate(dataset, verbose=0)
-    assert dataset.calls == ["begin", "end"] * 3
-    assert model.predict(dataset, verbose=0).shape == (12, 3)
+    model.fit(dataset, epochs=epochs, steps_per_epoch=steps, verbose=0, callbacks=[Steps(dataset.calls)])
+    assert "".join(dataset.calls) == calls
+
+
+@pytest.mark.parametrize(("n", "steps", "calls"), [(4, None, "b....e"), (4, 2, "b..e"), (None, 3, "b...e")])
+def test_hooks_are_called_around_an_evaluation_of_some_batches_as_in_keras(
+    n: int | None, steps: int | None, calls: str
+) -> None:
+    dataset = Noted(n)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    uses = (
+        lambda: model.evaluate(dataset, steps=steps, verbose=0),
+        lambda: model.predict(dataset, steps=steps, verbose=0),
+        lambda: model.fit(images(4), np.arange(4) % 3, validation_data=dataset, validation_steps=steps, verbose=0),
+    )
+    for use in uses:
+        dataset.calls.clear()
+        use()
+        assert "".join(dataset.calls) == calls
+
+
+def test_set_epoch_is_called_before_the_hook_of_the_epoch_in_which_a_pass_begins() -> None:
+    dataset = SetsEpoch()
+    dataset.n = 2
+    compiled(PlainNet(rngs=nnx.Rngs(0))).fit(dataset, epochs=2, steps_per_epoch=3, verbose=0)
+    first, second = ["epoch 0", "begin", "epoch 1", "end"], ["epoch 1", "begin", "epoch 2", "end"]
+    assert dataset.calls == first + second
+
+
+def test_the_hooks_of_class_weighted_batches_are_those_of_the_dataset() -> None:
+    dataset = Hooked()
+    compiled(PlainNet(rngs=nnx.Rngs(0))).fit(dataset, class_weight={1: 2.0}, verbose=0)
+    assert dataset.calls == ["begin", "end"]
 
 
 @pytest.mark.parametrize(("arguments", "threaded"), [({}, False), ({"workers": 3}, True), ({"workers": 1}, False)])

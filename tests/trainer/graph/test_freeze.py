@@ -1,6 +1,7 @@
 """Frozen parts do not train, and nothing else stops training."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 import resfit
 from resfit import optimizers
-from resfit.errors import CompileError, ModuleError, NotCompiledError
+from resfit.errors import ModuleError, NotCompiledError
 from resfit.trainer.graph.freezing import Freeze
 from resfit.trainer.graph.module_plan import plan_module
 from tests.helpers import CLASSES, TinyNet, assert_same, compiled, differ, fit, images, labels, state_of, values
@@ -105,11 +106,44 @@ def test_a_pattern_that_matches_nothing_raises_and_lists_the_names() -> None:
         resfit.Model(tiny_resnet()).freeze("stagex")
 
 
-def test_freezing_everything_raises() -> None:
-    model = resfit.Model(tiny_resnet())
-    model.freeze("*")
-    with pytest.raises(CompileError, match="nothing to train"):
-        model.compile()
+class Pooled(nnx.Module):
+    """A network without parameters."""
+
+    def __call__(self, x: Any) -> Any:
+        return x.mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "patterns", "why"),
+    [
+        (
+            functools.partial(resfit.create_model, "resnet20", num_classes=3, depths=(1,), widths=(4,)),
+            ["*"],
+            r"frozen by freeze\('\*'\), so .* has nothing to train.*fewer patterns",
+        ),
+        (Pooled, [], r"Pooled has no floating-point nnx\.Param, so .* has nothing to train"),
+    ],
+    ids=["frozen", "none"],
+)
+def test_a_model_without_trained_parameters_evaluates_and_predicts_and_does_not_train(
+    make: Any, patterns: list[str], why: str
+) -> None:
+    model = resfit.Model(make())
+    model.freeze(*patterns)
+    model.compile("adam", ema=0.9)
+    x, y = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32"), np.arange(4) % 3
+    outputs = model.predict(x, verbose=0)
+    loss = -jax.nn.log_softmax(outputs)[np.arange(4), y].mean()
+    assert model.evaluate(x, y, verbose=0)[0] == pytest.approx(float(loss), rel=1e-5)
+    np.testing.assert_array_equal(model.predict(x, verbose=0, weights="ema"), outputs)
+    for train in (
+        lambda: model.fit(x, y, verbose=0),
+        lambda: model.train_on_batch(x, y),
+        lambda: resfit.find_learning_rate(model, x, y, steps=3),
+        lambda: resfit.doctor(model, x, y),
+    ):
+        with pytest.raises(ModuleError, match=why):
+            train()
 
 
 class TiedNet(nnx.Module):
