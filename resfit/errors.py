@@ -61,8 +61,8 @@ class CompileError(ResfitError, ValueError):
     """An argument of `Model.compile` is invalid, alone or together with the other arguments."""
 
 
-class NotCompiledError(ResfitError, RuntimeError):
-    """`fit`, `evaluate` or `train_on_batch` was called before `compile`."""
+class NotCompiledError(ResfitError, RuntimeError, AttributeError):
+    """A method or attribute of a `Model` was used before `compile`. An AttributeError, so that `hasattr` works."""
 
 
 class BusyError(ResfitError, RuntimeError):

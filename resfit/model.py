@@ -255,7 +255,7 @@ class Model(HubModel):
         """Take one training step on this batch and return its loss and metrics; the module holds the result at once."""
         compiled = self._control.require_compiled("train_on_batch")
         compiled.rate.check_single_step()
-        begun = self._learned.starting_over(self.class_names, class_weight=class_weight is not None)
+        begun = self._learned.starting_over(self.class_names, class_weight)
         with compiled.context.state.training("train_on_batch"), begun:
             return returned(compiled.trainer.train_batch(one_batch(x, y, sample_weight, class_weight)), return_dict)
 

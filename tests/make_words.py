@@ -12,7 +12,7 @@ TITLES = {
     "methods": "Methods of a subclass of `Model`, which raise where they are defined",
     "settings": "Attributes of a model, which raise where they are set",
     "assignments": "Attributes that raise where they are set on a `resfit.Model`; a subclass can use these names",
-    "members": "Other attributes and methods of a model",
+    "members": "Other attributes and methods of a model; they raise where they are read, or set on a `resfit.Model`",
     "model arguments": "Arguments of `Model`",
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "data arguments": "Arguments of `resfit.data.folder` and `resfit.data.files`",

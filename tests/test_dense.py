@@ -17,8 +17,9 @@ import resfit
 from resfit import losses, metrics
 from resfit.callbacks import Checkpoint, LambdaCallback
 from resfit.data import Geometry, as_batches
+from resfit.data.class_weights import class_weights
 from resfit.data.relabeled import relabeled
-from resfit.data.sources.arrays import as_arrays, class_weights
+from resfit.data.sources.arrays import as_arrays
 from resfit.errors import DataError, LabelError, LossError
 from resfit.losses import BinaryCrossEntropy, CrossEntropy
 from tests.data.test_relabeled import NamedSource

@@ -1,10 +1,12 @@
 """`Model` as a user sees it: fit, evaluate, predict, and a module that remains the user's."""
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import clu.metrics
 import jax
@@ -417,6 +419,51 @@ def test_predict_works_without_compile_and_other_methods_require_it() -> None:
         _ = model.learning_rate
 
 
+@pytest.mark.parametrize(("outputs", "weights"), [(3, {1: 1.0, 2: 1.0, 3: 5.0}), (1, {1: 1.0, 2: 5.0})])
+def test_class_weight_for_a_class_without_an_output_raises_before_a_step(outputs: int, weights: Any) -> None:
+    model = compiled(nnx.Linear(4, outputs, rngs=nnx.Rngs(0)), kind=resfit.Model)
+    before = values(model.module)
+    x, y = images(8).reshape(8, -1)[:, :4], labels(8) % min(outputs + 1, 3)
+    for use in (model.fit, model.train_on_batch):
+        with pytest.raises(DataError, match=f"names the class {max(weights)}, and the network has {outputs} outputs"):
+            use(x, y, class_weight=weights)
+    assert_same(values(model.module), before)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, "2", True])
+def test_steps_of_an_evaluation_or_prediction_that_are_no_positive_integer_raise(steps: Any, trained: Any) -> None:
+    for use in (trained.evaluate, trained.predict):
+        data = (images(), labels()) if use == trained.evaluate else (images(),)
+        with pytest.raises(DataError, match="Expected steps to be a positive integer, or None for all batches, got"):
+            use(*data, steps=steps, verbose=0)
+
+
+@pytest.mark.parametrize("value", ["no", None, 2])
+def test_a_drop_remainder_that_is_no_bool_raises(value: Any) -> None:
+    with pytest.raises(DataError, match="Expected drop_remainder to be True or False"):
+        fit(compiled(), drop_remainder=value)
+
+
+NEED_COMPILE = ("learning_rate", "metrics_names", "keep_last_step")
+
+
+def test_tools_can_examine_a_model_before_compile() -> None:
+    model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
+    assert [getattr(model, name, None) for name in NEED_COMPILE] == [None] * 3
+    found = dict(inspect.getmembers(model))
+    assert "fit" in found
+    assert not found.keys() & set(NEED_COMPILE)
+    mock.create_autospec(model).fit(images(), labels())
+    assert dict(inspect.getmembers(compiled())).keys() >= set(NEED_COMPILE)
+
+
+@pytest.mark.parametrize("value", [lambda step: 0.1, {"rate": 0.1}, "0.1", None])
+def test_a_learning_rate_that_is_no_number_raises(value: Any) -> None:
+    model = compiled()
+    with pytest.raises(CompileError, match=r"Expected model\.learning_rate to be a number"):
+        model.learning_rate = value
+
+
 # --- weights of examples ----------------------------------------------------------------------------------------------
 
 
@@ -631,7 +678,7 @@ def test_an_invalid_argument_of_fit_raises(arguments: dict[str, Any], message: s
         (images(8), None, "There are no labels"),
         (images(8), np.array(["cat"] * 8), "np.unique"),
         (np.array([None] * 8), labels(8), "object"),
-        (3, labels(8), "int"),
+        (3, labels(8), "x is 3"),
         (images(8).astype(np.int64), labels(8), r"uint8.*astype\('uint8'\)"),
     ],
     ids=["no examples", "other counts", "no labels", "strings", "objects", "a number", "int64 images"],

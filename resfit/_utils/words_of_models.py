@@ -74,6 +74,13 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.learning_rate`": "lr",
         "`model.module.replace_head(num_classes)`, then `resfit.Model(module)` and compile": "fc classifier head",
         "`fit(callbacks=[...])`": "cbs callbacks",
+        "`compile(...)`, which has an argument of this name": (
+            "augment preprocess ema seed dispatch batch_norm gradient_accumulation_steps cpu_kernels compiler_options"
+        ),
+        "`fit(...)`, which has an argument of this name": (
+            "batch_size epochs class_weight sample_weight validation_data validation_split steps_per_epoch "
+            "initial_epoch"
+        ),
     },
     "members": {
         _PART: (

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from resfit.errors import DataError
+
 
 class Batch(NamedTuple):
     """A batch of examples on the host.
@@ -114,6 +116,24 @@ def whole_epoch(batches: Batches, number: int, items: Iterator[Batch]) -> Iterat
     yield from items
     if isinstance(batches, EpochAware):
         batches.end_epoch()
+
+
+def check_end(batches: Batches, steps: int | None, argument: str) -> None:
+    """Raise if a pass over data never ends, and nothing limits the number of batches.
+
+    Args:
+      batches: the data; endless if they have a true attribute `endless`.
+      steps: the number of batches to read, or None for one pass.
+      argument: the name of the argument for that number.
+
+    Raises:
+      DataError: if the data are endless and `steps` is None.
+    """
+    if steps is None and getattr(batches, "endless", False):
+        raise DataError(
+            f"The dataset has no length, and got {argument}=None: one pass over the data would never end. Expected a "
+            f"number of batches. Pass {argument}, or give the dataset a __len__ that returns its number of batches."
+        )
 
 
 @runtime_checkable

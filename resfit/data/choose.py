@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from resfit.data.batches import Batches, Geometry, Source, Stream
+from resfit.data.class_weights import class_weights
 from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
-from resfit.data.sources.arrays import ArraySource, class_weights
+from resfit.data.sources.arrays import ArraySource
 from resfit.data.sources.files import ImageFiles
 from resfit.data.sources.grain import from_grain, is_grain
 from resfit.data.sources.huggingface import huggingface, is_dataset

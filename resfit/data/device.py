@@ -104,6 +104,8 @@ class DeviceSource:
         if not getattr(source, "checked", False):
             check_values(arrays[0], arrays[1])
         self.labels = arrays[1] if source.labels is None else source.labels
+        if device.platform == "cpu":  # a put can share the memory of the caller, who may change the array in a run
+            arrays = jax.tree.map(np.array, arrays)
         self._arrays: Any = jax.device_put(arrays, device)
 
     def holds(self, source: ArraySource) -> bool:

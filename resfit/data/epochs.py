@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
-from resfit.data.batches import Batch, Batches, Positioned, whole_epoch
+from resfit.data.batches import Batch, Batches, Positioned, check_end, whole_epoch
 from resfit.data.states import packed, unpacked
 from resfit.data.streaming.ahead import close
 from resfit.errors import DataError
@@ -28,6 +28,7 @@ class Epochs:
     def __init__(self, batches: Batches, steps: int | None, start: int = 0) -> None:
         if steps is not None and steps < 1:
             raise DataError(f"Expected steps per epoch to be positive, got {steps}.")
+        check_end(batches, steps, "steps_per_epoch")
         self.steps = batches.steps if steps is None else steps
         self.passes = start
         self.taken = 0

@@ -50,6 +50,10 @@ class MappedBatches:
         return bool(getattr(self._batches, "random_access", False))
 
     @property
+    def endless(self) -> bool:
+        return bool(getattr(self._batches, "endless", False))
+
+    @property
     def replayable(self) -> bool:
         return bool(getattr(self._batches, "replayable", True))
 

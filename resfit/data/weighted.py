@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from resfit.data.batches import Batch, Batches
+from resfit.data.class_weights import check_class_weight, class_weights
 from resfit.data.mapped import MappedBatches
-from resfit.data.sources.arrays import check_class_weight, class_weights
 from resfit.errors import DataError
 
 

@@ -109,7 +109,7 @@ def check_rate(rate: Any, name: str) -> float:
     Raises:
       CompileError: if the learning rate is not a number, is negative, or is not finite.
     """
-    if isinstance(rate, str | bool) or np.ndim(rate) != 0 or rate is None:
+    if isinstance(rate, str | bool) or np.ndim(rate) != 0 or not hasattr(rate, "__float__"):
         raise CompileError(f"Expected {name} to be a number or a schedule (step -> number), got {rate!r}.")
     if not np.isfinite(rate) or rate < 0:
         raise CompileError(f"{name} is {rate}. Expected a finite number of 0 or more, such as 0.1.")

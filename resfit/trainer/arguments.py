@@ -7,7 +7,8 @@ import jax
 
 from resfit.callbacks import Callback, ProgressBar
 from resfit.data import Batch
-from resfit.data.sources.arrays import as_arrays, class_weights
+from resfit.data.class_weights import class_weights
+from resfit.data.sources.arrays import as_arrays
 from resfit.data.values import check_values
 from resfit.errors import CompileError, DataError
 

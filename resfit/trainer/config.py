@@ -120,6 +120,11 @@ class FitConfig(_Fingerprinted):
                 f"Expected shuffle to be True or False, got {self.shuffle!r}. Each epoch shuffles all examples; "
                 "to keep batches unchanged, pass an iterable of batches."
             )
+        if self.drop_remainder not in (True, False):
+            raise DataError(
+                f"Expected drop_remainder to be True or False, got {self.drop_remainder!r}. Pass True to leave out a "
+                "partial last batch."
+            )
         if self.resume not in (True, False, "inexact"):
             raise ResumeError(f"Expected resume to be True, False or 'inexact', got {self.resume!r}.")
         object.__setattr__(self, "validation_freq", _frequency(self.validation_freq))

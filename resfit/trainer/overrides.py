@@ -36,8 +36,10 @@ class Guarded:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A subclass of the user can read its own attributes, such as criterion.
-        places = ("assignments",) if type(self).__module__.startswith("resfit.") else ()
+        places = ("assignments", "members") if type(self).__module__.startswith("resfit.") else ()
         substitute = answer(name, "settings", "methods", *places)
+        if name == "compute_loss":
+            substitute = "a subclass of Model that defines compute_loss: fit calls the method of the class"
         if substitute is not None:
             raise OverrideError(
                 f"model.{name} was set to {shown(value)}, and nothing in resfit reads it. Expected {substitute}. "

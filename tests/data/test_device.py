@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from resfit.data.device import DeviceSource
+from resfit.data.sources.arrays import ArraySource
 from resfit.errors import DataError
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 
@@ -83,3 +84,11 @@ def test_other_data_are_sent_again_and_the_former_are_released(other: str, sent:
     assert len(sent) == 2
     assert sent[0]._arrays is None
     assert_same(cached.get_weights(), plain.get_weights())
+
+
+def test_the_memory_of_the_caller_is_not_shared() -> None:
+    buffer = np.zeros(20 * 4 + 16, np.float32)
+    x = buffer[(-buffer.ctypes.data % 64) // 4 :][: 20 * 4].reshape(20, 4)  # aligned, as a put without a copy needs
+    source = DeviceSource(ArraySource(x, np.zeros(20, np.int32)))
+    x[:] = 1
+    assert not np.asarray(source.take(slice(0, 20))[0]).any()

@@ -549,6 +549,20 @@ LABELS = [
         "class numbers",
     ),
     Mistake(
+        "class_weight with labels that are probabilities",
+        "model.fit(x, np.full(16, 0.7), class_weight={1: 5.0})",
+        errors.DataError,
+        "a label is 0.7",
+        "leave class_weight out and pass sample_weight",
+    ),
+    Mistake(
+        "class_weight for a class that is not whole",
+        "model.fit(x, y, class_weight={1.5: 5.0})",
+        errors.DataError,
+        "1.5 is no class number",
+        "Expected class numbers",
+    ),
+    Mistake(
         "class_weight with an unknown class",
         "model.fit(x, y, class_weight={1: 1.0, 3: 5.0})",
         errors.DataError,
@@ -1061,6 +1075,20 @@ COMPILE = [
         errors.OverrideError,
         "no attribute 'half'",
         "compile(precision='bfloat16')",
+    ),
+    Mistake(
+        "Stopping, as in Lightning",
+        "model.should_stop = True",
+        errors.OverrideError,
+        "model.should_stop was set to True",
+        "model.stop_training",
+    ),
+    Mistake(
+        "compute_loss set on a model",
+        "model.compute_loss = lambda module, x, y, *, key, train: (module(x)[:, 0], module(x))",
+        errors.OverrideError,
+        "model.compute_loss was set to",
+        "a subclass of Model that defines compute_loss",
     ),
     Mistake(
         "Another head, as in PyTorch",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.data import Batch, Epochs, Geometry, as_batches
-from resfit.data.sources.arrays import class_weights
+from resfit.data.class_weights import class_weights
 from resfit.trainer.config import FitConfig
 from tests.keras_suite.names import NotTranslated, adapted, refuse
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import resfit
 from resfit.data import ArrayBatches, Epochs
-from resfit.data.sources.arrays import class_weights, split_validation
+from resfit.data.class_weights import class_weights
+from resfit.data.sources.arrays import split_validation
 
 sizes = st.integers(1, 60)
 

@@ -55,6 +55,37 @@ def test_an_attribute_that_nothing_reads_raises(name: str, substitute: str) -> N
             type("Mine", (resfit.Model,), {name: member})
 
 
+SET = {
+    "weights": r"model\.get_weights",
+    "dtype": "precision='bfloat16'",
+    "device": "dispatch=",
+    "should_stop": r"model\.stop_training",
+    "precision": "precision='bfloat16'",
+    "augment": r"compile\(\.\.\.\)",
+    "class_weight": r"fit\(\.\.\.\)",
+    "compute_loss": "a subclass of Model that defines compute_loss",
+}
+
+
+@pytest.mark.parametrize(("name", "substitute"), SET.items())
+def test_an_attribute_set_on_a_model_that_only_other_libraries_read_raises(name: str, substitute: str) -> None:
+    with pytest.raises(OverrideError, match=rf"model\.{name} was set to 3.*{substitute}"):
+        setattr(compiled(), name, 3)
+
+
+def test_a_subclass_can_use_these_names_except_compute_loss() -> None:
+    class Mine(resfit.Model):
+        def compute_loss(self, module: Any, x: Any, y: Any, **rest: Any) -> Any:
+            return module(x)[:, 0], module(x)
+
+    model = Mine(PlainNet(rngs=nnx.Rngs(0)))
+    for name in SET.keys() - {"compute_loss"}:
+        setattr(model, name, 3)
+        assert getattr(model, name) == 3
+    with pytest.raises(OverrideError, match="fit calls the method of the class"):
+        model.compute_loss = lambda *arguments, **named: None  # type: ignore[method-assign,assignment]
+
+
 def test_a_compute_loss_with_the_parameters_of_keras_raises() -> None:
     with pytest.raises(OverrideError, match=r"compute_loss has the parameters .*def compute_loss\(self, module, x, y"):
 

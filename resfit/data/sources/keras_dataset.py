@@ -27,11 +27,17 @@ def _length(dataset: Any) -> int | None:
     """Return the number of batches, or None for an endless dataset."""
     try:
         if hasattr(dataset, "__len__"):
-            return len(dataset)
-        batches: int | None = dataset.num_batches if hasattr(type(dataset), "num_batches") else None
+            batches = type(dataset).__len__(dataset)  # len() raises the same error for no length and for 5.0
+        else:
+            batches = dataset.num_batches if hasattr(type(dataset), "num_batches") else None
     except (TypeError, NotImplementedError):
         return None
-    return batches
+    if batches is not None and not isinstance(batches, int | np.integer):
+        raise DataError(
+            f"The length of the {type(dataset).__name__} is {batches!r}, a {type(batches).__name__}. Expected the "
+            "number of batches as an integer. Return int(np.ceil(examples / batch_size))."
+        )
+    return None if batches is None else int(batches)
 
 
 def _base(x: Any) -> type | None:
@@ -69,8 +75,8 @@ class KerasBatches:
     """The batches of a Keras dataset, each once per epoch, in an order that depends only on (seed, epoch).
 
     `on_epoch_begin` and `on_epoch_end` are called around every epoch of a run, evaluation or prediction. With `workers`
-    above one, that many threads read ahead; `use_multiprocessing` also means threads. A dataset without a length needs
-    `steps_per_epoch`.
+    above one, that many threads read ahead; `use_multiprocessing` also means threads. A dataset without a length is
+    endless, and needs `steps_per_epoch`, `steps` or `validation_steps`.
 
     A run resumes exactly if the dataset overrides neither hook or has a method `set_epoch(epoch)`, which is called
     first, and before every pass that begins inside an epoch, with the number of the pass. Otherwise the effect of the
@@ -81,12 +87,13 @@ class KerasBatches:
       seed: determines the order of the batches; None keeps the order of the dataset.
 
     Raises:
-      DataError: if the dataset has no batches.
+      DataError: if the dataset has no batches, or its length is not an integer or changes.
     """
 
     def __init__(self, dataset: Any, seed: int | None) -> None:
         self._dataset, self._seed = dataset, seed
         self.steps: int | None = _length(dataset)
+        self.endless = self.steps is None
         self.examples: int | None = None
         self.labels: Any = None
         self.classes = names_of(dataset)
@@ -108,7 +115,8 @@ class KerasBatches:
     def replayable(self) -> bool:
         """True if a resumed run can restore its position in the data."""
         kind, base = type(self._dataset), _base(self._dataset)
-        overridden = any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in _HOOKS)
+        own = getattr(self._dataset, "__dict__", {})
+        overridden = any(hook in own or getattr(kind, hook, None) is not getattr(base, hook, None) for hook in _HOOKS)
         return not overridden or hasattr(self._dataset, "set_epoch")
 
     def state_dict(self) -> None:
@@ -127,6 +135,11 @@ class KerasBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         self._prepare(epoch)
         self._prepared = None
+        if (length := _length(self._dataset)) != self.steps:
+            raise DataError(
+                f"The length of the {type(self._dataset).__name__} was {self.steps} batches and is {length}. Expected "
+                "an equal number in every epoch. For other data call fit again, with initial_epoch."
+            )
         numbers: Iterable[int] = itertools.count() if self.steps is None else range(self.steps)
         if self._seed is not None and self.steps is not None:
             numbers = np.random.default_rng((self._seed, epoch)).permutation(self.steps).tolist()

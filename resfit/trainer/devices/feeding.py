@@ -5,11 +5,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from resfit.data.batches import Batch, Batches, whole_epoch
+from resfit._utils.checks import positive_int
+from resfit.data.batches import Batch, Batches, check_end, whole_epoch
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.mapped import MappedBatches
 from resfit.data.streaming.ahead import close, prefetch
+from resfit.errors import DataError
 from resfit.trainer.devices.placement import Placement
 
 _AHEAD = 2  # batches on the device besides those of the steps in flight
@@ -44,6 +46,9 @@ def one_pass(batches: Batches, placement: Placement, steps: int | None) -> Itera
       placement: the devices.
       steps: the number of batches; None for all.
     """
+    if steps is not None:
+        positive_int("steps", steps, DataError, "a positive integer, or None for all batches")
+    check_end(batches, steps, "steps")
     data = fed(batches, placement)
     iterator = data.epoch(0)
     try:

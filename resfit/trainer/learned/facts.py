@@ -1,7 +1,7 @@
 """The facts that a model learns from the data it is trained on, and forgets if no step was taken."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -73,7 +73,7 @@ class Learned:
 
     @contextlib.contextmanager
     def starting_over(
-        self, names: list[str] | None, transforms: AnyTransforms = None, *, class_weight: bool = False
+        self, names: list[str] | None, class_weight: Mapping[int, float] | None, transforms: AnyTransforms = None
     ) -> Iterator[None]:
         """Learn class names, transforms, and after `compile` the scale of the inputs; forget them if no step is taken.
 
@@ -81,18 +81,18 @@ class Learned:
 
         Args:
           names: of the classes, or None.
+          class_weight: the weights by class, or None.
           transforms: of photographs, or None for those of the model.
-          class_weight: True if weights by class are used.
         """
         before, stepped = (self.inputs.trained_on, self.labels.names, self.inputs.transforms), self.stepped
-        self.labels.names, self.labels.weighs_classes, self.stepped = names, class_weight, False
+        self.labels.names, self.labels.class_weight, self.stepped = names, class_weight, False
         self.inputs.transforms = transforms or self.inputs.transforms
         if not stepped:
             self.inputs.trained_on = None
         try:
             yield
         finally:
-            self.labels.weighs_classes = False
+            self.labels.class_weight = None
             if not self.stepped:
                 self.inputs.trained_on, self.labels.names, self.inputs.transforms = before
             self.stepped = self.stepped or stepped

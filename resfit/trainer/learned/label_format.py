@@ -1,7 +1,7 @@
 """The labels of a model: one or several per example, and the names of the classes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from resfit import losses
 from resfit import metrics as metrics_
 from resfit.data import Batches
 from resfit.data.batches import classes_of
-from resfit.data.sources.arrays import check_class_weight, is_container
+from resfit.data.class_weights import check_class_weight
+from resfit.data.sources.arrays import is_container
 from resfit.errors import CompileError, DataError, LabelError
 from resfit.losses.by_output import ByOutput, about, check_weights, entries_by_name, is_by_output
 from resfit.metrics.collection import Summed
@@ -33,7 +34,7 @@ class LabelFormat:
       loss: of the last `compile`, or None.
       multi_label: True if every output is an independent label; None if that is unknown.
       names: of the classes, by number, or None.
-      weighs_classes: True during a training with weights by class.
+      class_weight: the weights by class of the running training, or None.
     """
 
     def __init__(self, module: nnx.Module, *, custom_step: bool) -> None:
@@ -41,7 +42,7 @@ class LabelFormat:
         self.loss: losses.Loss | None = None
         self.multi_label: bool | None = None
         self.names: list[str] | None = None
-        self.weighs_classes = False
+        self.class_weight: Mapping[int, float] | None = None
         self._names_were_set = False  # by the user; otherwise they are those of the training data
         self._one_label_metrics: dict[str, list[str]] = {}  # by output
         self._outputs_shape: tuple[int, ...] | None = None
@@ -88,7 +89,7 @@ class LabelFormat:
     def check(self, labels: Any, outputs: OutputsShape) -> None:
         """Raise LabelError if labels do not fit the loss and outputs of a shape; remember both."""
         self._outputs_shape = outputs.shape
-        if self.weighs_classes and len(outputs.shape or ()) == 3 and getattr(labels, "ndim", 0) == 2:
+        if self.class_weight is not None and len(outputs.shape or ()) == 3 and getattr(labels, "ndim", 0) == 2:
             raise LabelError(
                 f"class_weight reads labels of shape {labels.shape} as one row of targets per example, and outputs of "
                 f"shape {outputs.shape} need a class number for each position. Expected labels (examples, positions, "
@@ -97,6 +98,8 @@ class LabelFormat:
         shape = dict(outputs.by_output) or outputs.shape
         if not self._custom_step and shape is not None:
             losses.check(self.loss, labels, shape)
+            if self.class_weight is not None and outputs.shape and losses.takes_labels(self.loss):
+                _check_classes(self.class_weight, outputs.shape[-1] if len(outputs.shape) > 1 else 1)
         self.note(labels)
 
     def note(self, labels: Any) -> None:
@@ -141,12 +144,7 @@ class LabelFormat:
 
     def check_class_weight(self, class_weight: Any) -> None:
         """Raise DataError for the weight of a class outside the known number of outputs of the network."""
-        classes, highest = self._num_classes, max(check_class_weight(class_weight), default=0)
-        if classes is not None and classes > 1 and highest >= classes:
-            raise DataError(
-                f"class_weight names the class {highest}, and the network has {classes} outputs. Expected class "
-                f"numbers from 0 to {classes - 1}."
-            )
+        _check_classes(class_weight, None if self._num_classes == 1 else self._num_classes)  # 1: or a regression
 
     def check_weights(self, sample_weight: Any) -> None:
         """Raise DataError before the first step for weights by output that the losses of the model do not take."""
@@ -226,6 +224,16 @@ class LabelFormat:
             )  # fmt: skip
             return None
         return list(names)
+
+
+def _check_classes(class_weight: Any, outputs: int | None) -> None:
+    highest = max(check_class_weight(class_weight), default=0)
+    classes = None if outputs is None else max(outputs, 2)  # a single output has the classes 0 and 1
+    if classes is not None and highest >= classes:
+        raise DataError(
+            f"class_weight names the class {highest}, and the network has {outputs} outputs. Expected class numbers "
+            f"from 0 to {classes - 1}."
+        )
 
 
 def _several_labels(labels: Any, one_label_metrics: list[str]) -> bool:

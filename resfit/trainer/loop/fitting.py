@@ -23,12 +23,13 @@ from resfit.callbacks import (
 )
 from resfit.callbacks.base import TrainedModel
 from resfit.data import Batches, Epochs, Geometry, ImageFiles, as_batches
-from resfit.data.batches import classes_of
+from resfit.data.batches import check_end, classes_of
 from resfit.data.choose import image_size, in_memory
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.relabeled import relabeled
 from resfit.data.sources.arrays import split_validation
+from resfit.data.sources.keras_dataset import is_keras_dataset
 from resfit.errors import CallbackError, DataError
 from resfit.trainer.arguments import bar, listed, unpacked
 from resfit.trainer.checkpoint.manager import CheckpointManager, manager_of
@@ -142,12 +143,8 @@ def _fit(
             lambda: model.stop_training,
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
-        by_class = given.class_weight is not None
-        with (
-            learned.starting_over(names, transforms, class_weight=by_class),
-            compiled.rate.spanning(stream, epochs),
-            kept,
-        ):
+        learning = learned.starting_over(names, given.class_weight, transforms)
+        with learning, compiled.rate.spanning(stream, epochs), kept:
             end = run.train(epochs, start)
             if start is not None:
                 learned.note_restored(data.labels)
@@ -178,6 +175,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         learned.labels.check_class_weight(given.class_weight)
     learned.labels.check_weights(given.sample_weight)
     given = given.split()
+    _check_validation_inside(config, given)
     _warn_of_sizes(given.x, given.validation_data)
     context = compiled.context
     geometry = Geometry(
@@ -199,6 +197,18 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     return data, given.validation_data
 
 
+def _check_validation_inside(config: FitConfig, given: FitData) -> None:
+    """Raise if a validation inside an epoch would call the hooks of the Keras dataset that is being trained on."""
+    held_out = given.validation_data[0] if isinstance(given.validation_data, tuple) else given.validation_data
+    if config.validation_every is not None and held_out is given.x and is_keras_dataset(given.x):
+        raise DataError(
+            f"validation_data is the {type(given.x).__name__} of the training, and validation_every="
+            f"{config.validation_every} reads it inside an epoch: its hooks would change the rest of the epoch. "
+            "Expected another object. Make a second dataset of the same data, or validate after epochs: "
+            "validation_freq=1."
+        )
+
+
 def _validation(
     model: TrainedModel, context: RunContext, config: FitConfig, data: Batches, held_out: Any
 ) -> Validation | None:
@@ -208,6 +218,7 @@ def _validation(
     context.learned.labels.check_weights(weight)
     geometry = Geometry(config.evaluation_batch_size, pad=True, shard=context.processes.shard)
     batches = as_batches(x, y, weight, geometry=geometry)
+    check_end(batches, config.validation_steps, "validation_steps")
 
     def stopped() -> bool:
         # One validation inside `fit` is stopped, not the next one.

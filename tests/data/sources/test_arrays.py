@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from resfit.data import ArrayBatches
-from resfit.data.sources.arrays import ArraySource, as_arrays, class_weights, split_validation
+from resfit.data.class_weights import class_weights
+from resfit.data.sources.arrays import ArraySource, as_arrays, split_validation
 from resfit.errors import DataError
 
 
@@ -115,6 +116,11 @@ def test_class_weights_read_every_form_of_class_labels(y: Any) -> None:
     assert class_weights(y[:1], {2: 9.0}).tolist() == [1]
 
 
+def test_labels_far_from_the_weighted_classes_have_weight_one() -> None:
+    assert class_weights(np.array([-100, -1, 0, 1, 2, 10**12]), {1: 2.0}).tolist() == [1, 1, 1, 2, 1, 1]
+    assert class_weights(np.array([0.0, 1.0, np.inf]), {1.0: 2.0}).tolist() == [1, 2, 1]
+
+
 def test_class_weight_accepts_an_absent_class_but_not_a_class_without_a_column() -> None:
     assert class_weights(np.array([0, 1]), {7: 9.0}).tolist() == [1, 1]
     with pytest.raises(DataError, match="has the class 7, but the labels have 3 columns"):
@@ -160,6 +166,11 @@ Y = {"kind": np.arange(4), "size": np.ones(4)}
         ([np.arange(4), np.ones(4)], {1: 2.0}, "list of 2"),
         (np.arange(4), {"kind": {1: 2.0}}, "weights for each output"),
         (None, {1: 2.0}, "got none"),
+        (np.array([0.0, 0.7]), {1: 2.0}, r"a label is 0\.7.*a target for each class"),
+        (np.array([[0.0], [-3.5]]), {1: 2.0}, r"a label is -3\.5"),
+        (np.array([0.0, np.nan]), {1: 2.0}, "a label is nan"),
+        (np.arange(4), {1.5: 2.0}, r"1\.5 is no class number"),
+        (np.arange(4), {1: 2.0, "1": 3.0}, "each class once"),
     ],
 )
 def test_class_weights_need_one_class_per_example(y: Any, class_weight: Any, message: str) -> None:

@@ -203,6 +203,54 @@ def test_lists_are_tuples_endless_iterators_end_and_no_length_needs_steps() -> N
         as_batches(Numbered(0), geometry=Geometry(32))
 
 
+@pytest.mark.parametrize(
+    ("argument", "use"),
+    [
+        ("steps_per_epoch", lambda model, data: model.fit(data, verbose=0)),
+        ("steps_per_epoch", lambda model, data: model.fit(data, class_weight={1: 2.0}, verbose=0)),
+        ("steps", lambda model, data: model.evaluate(data, verbose=0)),
+        ("steps", lambda model, data: model.predict(data, verbose=0)),
+        ("validation_steps", lambda model, data: model.fit(Numbered(), validation_data=data, verbose=0)),
+    ],
+    ids=["fit", "fit with class_weight", "evaluate", "predict", "validation"],
+)
+def test_an_endless_dataset_without_a_number_of_batches_raises_before_a_step(argument: str, use: Any) -> None:
+    dataset = Noted(None)
+    with pytest.raises(DataError, match=rf"has no length.*Pass {argument}"):
+        use(compiled(PlainNet(rngs=nnx.Rngs(0))), dataset)
+    assert dataset.calls == []
+
+
+@pytest.mark.parametrize("length", [3.0, np.float64(3), "3"])
+def test_a_length_that_is_no_integer_raises(length: Any) -> None:
+    class Ceil(Numbered):
+        def __len__(self) -> int:
+            return length  # type: ignore[no-any-return]
+
+    with pytest.raises(DataError, match=r"The length of the Ceil is .*Return int\(np\.ceil"):
+        as_batches(Ceil(), geometry=Geometry(32))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_length_that_changes_between_epochs_raises(change: int) -> None:
+    class Changing(Numbered):
+        def on_epoch_end(self) -> None:
+            self.n += change
+
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    with pytest.raises(DataError, match=f"was 6 batches and is {6 + change}"):
+        model.fit(Changing(), epochs=2, verbose=0)
+
+
+def test_a_validation_inside_an_epoch_needs_another_dataset() -> None:
+    dataset = SetsEpoch()
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)))
+    with pytest.raises(DataError, match="validation_every=2 reads it inside an epoch"):
+        model.fit(dataset, validation_data=dataset, validation_every=2, verbose=0)
+    assert dataset.calls == []
+    model.fit(dataset, validation_data=SetsEpoch(), validation_every=2, verbose=0)
+
+
 def test_class_weight_weighs_the_batches() -> None:
     batches = as_batches(Numbered(3), class_weight={1: 2.0}, geometry=Geometry(32))
     assert [batch.weight.tolist() for batch in batches.epoch(0)] == [[1, 1], [2, 2], [1, 1]]
@@ -253,6 +301,13 @@ def test_a_dataset_with_epoch_hooks_resumes_only_with_set_epoch() -> None:
 class HookedAndInterrupted(Interrupted):
     def on_epoch_end(self) -> None:
         self.n = self.n
+
+
+def test_a_hook_of_the_object_is_a_hook() -> None:
+    dataset = Numbered()
+    dataset.on_epoch_end = lambda: None  # type: ignore[method-assign]
+    batches: Any = as_batches(dataset, geometry=Geometry(32, seed=0))
+    assert not batches.replayable
 
 
 def test_resuming_a_dataset_with_epoch_hooks_raises(tmp_path: Path) -> None:
