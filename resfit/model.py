@@ -167,7 +167,7 @@ class Model(HubModel):
         freeze = Freeze.of(patterns, batch_norm=batch_norm)
         plan_module(self._module, freeze)
         self._freeze = freeze
-        self._control.stale = True
+        self._control.must_compile_again("model.freeze changed the trained parts.")
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Model(HubModel):
           ModuleError: if there is no parameter to train.
           DataError, LabelError: if the data cannot be trained on; nothing is lost.
         """
-        self._control.require_compiled("fit")
+        self._control.require_compiled("fit", x=x)
         config = FitConfig(
             epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch,
             batch_size=32 if batch_size is None else batch_size, shuffle=shuffle, drop_remainder=drop_remainder,
@@ -291,8 +291,9 @@ class Model(HubModel):
         Returns:
           [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
         """
-        compiled = self._control.require_compiled("evaluate")
+        compiled = self._control.require_compiled("evaluate", x=x)
         self._context.state.check_structure()
+        x = self._learned.inputs.checked(x)
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
         data = relabeled(data, self.class_names, "x", self._learned.labels.ignore_index)
         self.stop_evaluating = False
@@ -353,7 +354,7 @@ class Model(HubModel):
         """Yield the result of `predict` batch by batch, as NumPy, for data whose predictions do not fit in memory."""
         asked = kind_of(outputs, self._module, self._learned.labels.is_multi_label)
         self._context.state.check_structure()
-        data = as_batches(x, geometry=self._evaluation_geometry(batch_size))
+        data = as_batches(self._learned.inputs.checked(x), geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):

@@ -31,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "augment": set(),
     "plots": {"nets"},
     "distributed": set(),
-    # Data know no step.
-    "data": set(),
+    # Data know no step; a dataset shows its images.
+    "data": {"plots"},
     # What a weights file expects of photographs.
     "transforms": {"data", "preprocess"},
     # Callbacks know the model by a protocol, and the logs.

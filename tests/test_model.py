@@ -1042,7 +1042,7 @@ def test_an_iterable_can_contain_weights_and_does_not_accept_labels_beside_it() 
     for arguments in ({"y": y}, {"sample_weight": weight}):
         with pytest.raises(DataError, match="makes its own batches"):
             one.fit(batches(), verbose=0, **arguments)
-    with pytest.raises(DataError, match="validation_split needs arrays"):
+    with pytest.raises(DataError, match="Expected arrays, or image files"):
         one.fit(batches(), verbose=0, validation_split=0.5)
     with pytest.raises(DataError, match="tuple of 4 entries"):
         one.fit([(x, y, weight, 1)], verbose=0)

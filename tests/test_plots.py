@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from resfit import plots
 from resfit.callbacks import History
+from resfit.data import folder
 from resfit.errors import DataError
 from resfit.nets.probe import BlockStatistics
 
@@ -267,3 +269,83 @@ def test_grad_cam_shows_each_image_above_the_same_image_with_its_map() -> None:
 def test_maps_that_do_not_match_the_images_raise(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         plots.grad_cam(**{"images": np.ones((2, 4, 4, 1)), "maps": np.ones((2, 4, 4)), **arguments})
+
+
+class Pictures:
+    """A source of four images of two classes."""
+
+    labels, classes = np.array([0, 1, 1, 0]), ("a_class_with_quite_a_long_name", "dog")
+    taken: list[Any]
+
+    def __init__(self) -> None:
+        self.taken = []
+
+    def __len__(self) -> int:
+        return 4
+
+    def take(self, rows: Any) -> Any:
+        self.taken.append(rows)
+        images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((4, 6, 6, 3), np.uint8)
+        return images[rows], self.labels[rows], None
+
+
+def test_plots_read_labels_and_class_names_of_a_source() -> None:
+    logits = np.array([[3.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
+    figure = plots.mistakes(Pictures(), logits=logits)
+    assert figure.axes[0].get_title() == "a_class_with_quite_a\n_long_name read as\ndog\n98 % sure"
+    assert len(figure.axes) == 2
+    matrix = plots.confusion_matrix(Pictures(), logits)
+    assert [label.get_text() for label in matrix.axes[0].get_yticklabels()] == [
+        "a_class_with_quite_a\n_long_name",
+        "dog",
+    ]
+    assert texts(matrix) == {(0, 0): "1", (0, 1): "1", (1, 0): "1", (1, 1): "1"}
+    drawn(figure)
+    drawn(matrix)
+
+
+def test_a_batch_shows_the_first_images_with_their_names() -> None:
+    source = Pictures()
+    figure = plots.batch(source, count=3)
+    assert [axes.get_title().replace("\n", "") for axes in figure.axes] == [source.classes[0], "dog", "dog"]
+    assert source.taken == [slice(0, 3)]
+    x, y, _ = source.take(slice(None))
+    figure = plots.batch(x / 255, y)
+    assert [axes.get_title() for axes in figure.axes] == ["0", "1", "1", "0"]
+    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), x[2] / 255)
+    assert [axes.get_title() for axes in plots.batch(x, np.eye(2)[y]).axes][:2] == ["[1., 0.]", "[0., 1.]"]
+    assert [axes.get_title() for axes in plots.batch(x).axes] == [""] * 4
+    drawn(figure)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((6, 6, 3)),), "image\\[None\\]"),
+        ((np.zeros((2, 6, 6, 3)), [0]), "2 images and 1 labels"),
+        ((np.zeros((1, 6, 6, 3)), [2], ["a", "b"]), "the label 2 and 2 class names"),
+        ((np.zeros((1, 6, 6, 3)), [0], None, 0), "count"),
+    ],
+    ids=["one image", "labels", "names", "count"],
+)
+def test_a_wrong_batch_raises(arguments: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        plots.batch(*arguments)
+
+
+def test_mistakes_without_logits_raise() -> None:
+    with pytest.raises(DataError, match=r"mistakes\(source, logits=logits\)"):
+        plots.mistakes(Pictures())
+
+
+def test_a_folder_shows_its_images(tmp_path: Any) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 8), "red" if name == "cat" else "blue").save(tmp_path / name / "1.png")
+    images = folder(tmp_path, size=6, crop="random")
+    figure = images.show()
+    assert {axes.get_title(): axes.images[0].get_array()[0, 0].tolist() for axes in figure.axes} == {
+        "cat": [255, 0, 0],
+        "dog": [0, 0, 255],
+    }
+    assert len(images.show(1).axes) == 1

@@ -53,7 +53,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                         + (
                             use(word, place)
                             or _of_others(word, place)
-                            or f"Expected some of {known}.{did_you_mean(word, known)}"
+                            or f"{did_you_mean(word, known)} Expected some of {known}.".lstrip()
                         )
                     )
             if len(args) > len(positional):

@@ -98,6 +98,22 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         "`predict(outputs='probabilities')`": "return_probabilities with_decoded act",
     },
+    "data arguments": {
+        "`size`, in pixels": "image_size img_size target_size resize input_size",
+        "`mode`, such as \"L\" for gray images": "color_mode",
+        "`classes`, the names in the order of their numbers": "class_names",
+        "`folder(path).split(0.2)`, which returns the training and the validation part": (
+            "validation_split val_split test_size valid_pct subset"
+        ),
+        "`path`": "directory root img_dir",
+        "`threads`": "num_workers workers",
+        "`fit(batch_size=...)`": "batch_size bs",
+        "`fit(shuffle=...)`, with the seed of `compile(seed=...)`": "shuffle seed",
+        "`compile(augment=...)`, and `crop` for random crops": "transform transforms augment tfms item_tfms",
+        "nothing: the folders give the labels": "label_mode class_mode target_transform",
+        "`crop='center'`": "crop_to_aspect_ratio center_crop",
+        "`on_error=\"skip\"` to leave out broken files": "is_valid_file ignore_errors",
+    },
     "callback arguments": {
         "`save_freq`, \"epoch\" or a number of steps": "period every_n_epochs every_n_train_steps every_epoch",
         "`keep`, the number of files to keep": "save_top_k max_to_keep save_total_limit",

@@ -117,9 +117,6 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`compile(learning_rate=...)` with a schedule of `resfit.schedules` or optax, then `fit`": (
             "fit_flat_cos fit_sgdr"
         ),
-        "`model.freeze('stem', 'stage[1-4]')`, compile and `fit`; then `model.freeze()`, compile and `fit` again": (
-            "fine_tune"
-        ),
         "`evaluate` with a dataset": "evaluate_generator validate test score",
         "`predict` with a dataset": "predict_generator predict_proba get_preds",
         "`predict(outputs='labels')`": "predict_classes",
@@ -134,7 +131,7 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.create_model(name, weights=...)`": "from_pretrained",
         "`model.class_names`": "vocab classes_",
         "the mean of `predict` over changed copies of the images": "tta",
-        "`model.module.replace_head(num_classes)`": "reset_classifier",
+        "`model.module.replace_head(num_classes)`, then compile": "reset_classifier replace_head",
         "`resfit.find_learning_rate(model, x, y)`": "lr_find",
         "`model.module`; `compile(preprocess=...)` applies to its inputs": (
             "inputs outputs input output input_shape output_shape"

@@ -13,6 +13,7 @@ from resfit.data.decode import is_picture
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.sources.arrays import ArraySource
+from resfit.data.sources.files import ImageFiles
 from resfit.data.sources.grain import from_grain, is_grain
 from resfit.data.sources.huggingface import huggingface, is_dataset
 from resfit.data.sources.iterables import IterableBatches
@@ -55,7 +56,7 @@ def as_batches(
       DataError: if `x` has none of these forms, or the arguments do not fit the form of `x`.
     """
     _check_cache(cache, geometry)
-    _check_form(x)
+    check_form(x)
     if in_memory(x):
         if class_weight is not None:
             if weight is not None:
@@ -91,12 +92,12 @@ def _check_cache(cache: str | None, geometry: Geometry) -> None:
         )
 
 
-def _check_form(x: Any) -> None:
+def check_form(x: Any) -> None:
     """Raise if `x` is None, a number, a single image, a path, or a sparse matrix."""
     if is_picture(x):
         raise DataError(
-            f"x is one PIL image of size {x.size}. Expected a batch of pixels: resfit.transforms.Transforms(resize, "
-            "crop, mean=None, std=None).batch([image]), or model.transforms.batch([image])."
+            f"x is one PIL image of size {x.size}. Expected a batch of pixels. Pass the image to "
+            "model.predict_images(image), or model.transforms.batch([image]) to predict."
         )
     if isinstance(x, numbers.Number):
         raise DataError(
@@ -171,6 +172,14 @@ def in_memory(x: Any) -> bool:
     if is_source(x) or any(matches(x) for matches, _ in _ADAPTERS):  # a DatasetDict is a dict, but not of arrays
         return False
     return isinstance(x, list | tuple | dict) or hasattr(x, "__array__") or is_stored(x)
+
+
+def image_size(x: Any) -> tuple[int, int] | None:
+    """Return (height, width) of images in arrays, or of image files with a `size`; None if that is unknown."""
+    if isinstance(x, ImageFiles):
+        return x.size
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    return (shape[1], shape[2]) if in_memory(x) and len(shape) == 4 else None
 
 
 def _indexed(source: Source, geometry: Geometry, cache: str | None, device: jax.Device | None) -> IndexedBatches:

@@ -74,8 +74,15 @@ def decode(
             return _pixels(image, mode, size, crop, name, draft=True)
     except DataError:
         raise
+    except FileNotFoundError as error:
+        where = "" if os.path.isabs(name) else f" in {os.getcwd()!r}"
+        raise DataError(
+            f"{name} could not be read: No such file{where}. Expected the path of an image. Correct the path."
+        ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not an image file. Expected a JPEG or PNG image. Remove the file.") from error
+        raise DataError(
+            f"{name} is not an image file. Expected a JPEG, PNG, WebP, BMP, GIF or TIFF image. Remove the file."
+        ) from error
     # Pillow raises different errors for truncated and damaged files, depending on the format.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(

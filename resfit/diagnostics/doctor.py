@@ -1,6 +1,7 @@
 """Check a model and its data for the classic mistakes of training an image classifier."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 from resfit import losses
 from resfit._utils.jax_switches import suspending
-from resfit.data.sources.arrays import as_arrays
+from resfit.diagnostics.first_batch import first_batch
 from resfit.errors import LabelError
 from resfit.model import Model
 from resfit.nets import probe
@@ -92,8 +93,8 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
 
     Args:
       model: compiled.
-      x: training images (examples, height, width, channels), as for `fit`.
-      y: labels, as for `fit`. All labels are checked; the network runs on the first batch.
+      x: training images (examples, height, width, channels), a folder or another dataset, as for `fit`.
+      y: labels, as for `fit`. All known labels are checked; the network runs on the first batch.
       batch_size: as for `fit`.
 
     Returns:
@@ -101,7 +102,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
 
     Raises:
       NotCompiledError: before `compile`.
-      DataError: if x and y are not arrays of equal length.
+      DataError: if x and y are not data for `fit`.
       ModuleError: if every parameter is frozen, or there is none.
 
     Example:
@@ -119,16 +120,15 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     snapshot = model.snapshot()
     loss_function = snapshot.require_compiled("doctor")
     snapshot.check_trainable("the training that doctor examines")
-    x, y, _ = as_arrays(x, y)
-    size = min(batch_size, len(jax.tree.leaves(x)[0]))
-    batch_x, batch_y = jax.tree.map(lambda a: a[:size], (x, y))
+    batch_x, batch_y, y, names = first_batch(x, y, batch_size)
+    size = len(jax.tree.leaves(batch_x)[0])
     if snapshot.preprocess is not None:
         batch_x = snapshot.preprocess(batch_x)
     run = _Run(model, snapshot, batch_x, batch_y)
     logits = run.logits()
 
     alone = size == 1 and run.plan.has_batch_norm
-    labels = _labels(model, loss_function, y, logits)
+    labels = _labels(model, loss_function, y, logits, model.class_names or names)
     checks = [_inputs(batch_x), labels, _last_layer(logits, run), _batch_of_one(alone)]
     wrong_labels = labels.status == "problem" and not _learnable(loss_function, y, logits)
     reason = (
@@ -261,7 +261,7 @@ def _learnable(loss: losses.Loss, y: Any, logits: np.ndarray | None) -> bool:
     return True
 
 
-def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) -> Check:
+def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None, names: Sequence[str] | None) -> Check:
     own_step = type(model).compute_loss is not Model.compute_loss
     if own_step or y is None or logits is None or not losses.takes_labels(loss) or logits.shape[1] == 1:
         return Check("labels", "skipped", "The check needs labels of one class per example.")
@@ -281,8 +281,9 @@ def _labels(model: Model, loss: losses.Loss, y: Any, logits: np.ndarray | None) 
             "labels", "problem", f"{seen} No example is of class 0.",
             f"If the labels start at 1, pass y - 1 and build the network with num_classes={classes - 1}.",
         )  # fmt: skip
+    lacking = _listed([repr(names[i]) if names else str(i) for i in missing.tolist()])
     return Check(
-        "labels", "problem", f"{seen} No example is of class {_listed([str(i) for i in missing])}.",
+        "labels", "problem", f"{seen} No example is of class {lacking}.",
         f"Check that all files were read. Number the classes from 0 without gaps "
         f"(np.unique(y, return_inverse=True)[1]), and build the network with num_classes={classes - len(missing)}.",
     )  # fmt: skip

@@ -17,6 +17,8 @@ from resfit._utils.paths import expand_user
 from resfit.errors import DataError, SavedModelError
 from resfit.export.arguments import converted, filled_up
 from resfit.export.onnx.runtime import OnnxModel
+from resfit.transforms import FolderTransforms, Transforms
+from resfit.transforms.folder_transforms import from_config
 
 FORMAT, FORMAT_VERSION = "resfit-export", 1
 METADATA, PROGRAM = "metadata.json", "program"  # members of the file; each weight is another one, "weights/<name>.npy"
@@ -29,9 +31,9 @@ class ExportedModel:
     Attributes:
       metadata: the metadata of the file: "versions" (of resfit and jax that wrote the file), "inputs" (name, shape and
         dtype of each input, with None for the batch size), "outputs" (as in `Model.export`), "multi_label" (True if
-        every output is an independent label; older files lack it), "class_names", "platforms", "precision",
-        "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the order of the
-        program's arguments).
+        every output is an independent label; older files lack it), "class_names", "transforms", "platforms",
+        "precision", "preprocess", "batch_norm_folded", "weights_are" ("raw" or "ema"), and "weights" (names, in the
+        order of the program's arguments).
       class_names: the names of the classes, or None.
     """
 
@@ -42,6 +44,11 @@ class ExportedModel:
         self._weights = jax.device_put(weights)
         self._program = program
         self._call = jax.jit(program.call)
+
+    @property
+    def transforms(self) -> Transforms | FolderTransforms | None:
+        """The transforms of photographs, as `model.transforms`; None also for older files."""
+        return from_config(self.metadata.get("transforms"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         weights = [np.asarray(weight) for weight in self._weights]

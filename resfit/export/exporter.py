@@ -28,6 +28,8 @@ from resfit.errors import ExportError
 from resfit.export.exported import FORMAT, FORMAT_VERSION, METADATA, PROGRAM
 from resfit.export.program import check_network, checked_names, explaining_batch_size, function
 from resfit.nets import fold_batch_norm
+from resfit.transforms import FolderTransforms, Transforms
+from resfit.transforms.folder_transforms import to_config
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -110,6 +112,7 @@ def export(
     class_names: Sequence[str] | None,
     platforms: Sequence[str],
     multi_label: bool = False,
+    transforms: Transforms | FolderTransforms | None = None,
 ) -> None:
     """Write a program that predicts as `Model.predict` does; see `Model.export`.
 
@@ -126,6 +129,7 @@ def export(
       class_names: the names of the classes.
       platforms: the platforms of the program.
       multi_label: True if every output is an independent label.
+      transforms: of photographs, kept with the program.
     """
     path = pathlib.Path(expand_user(path))
     _check_arguments(path, module, outputs, platforms)
@@ -147,6 +151,7 @@ def export(
         ],
         "outputs": outputs,
         "multi_label": multi_label,
+        "transforms": to_config(transforms),
         "class_names": None if class_names is None else checked_names(class_names, program.out_avals[0].shape, outputs),
         "platforms": list(program.platforms),
         "precision": precision,

@@ -19,7 +19,7 @@ from resfit.callbacks import History
 from resfit.errors import ArgumentError
 from resfit.nets import ZOO, ResNet, ResNetSpec
 from resfit.nets.count import count_multiply_adds, count_params
-from resfit.transforms import Transforms
+from resfit.transforms import FolderTransforms, Transforms
 
 INSTALL = "pip install 'resfit[weights]'"
 _PACKAGES = ("resfit", "jax", "flax", "optax", "numpy")
@@ -46,7 +46,7 @@ class CardFacts(NamedTuple):
 
     module: nnx.Module
     preprocess: preprocess_.Preprocess | None
-    transforms: Transforms | None
+    transforms: Transforms | FolderTransforms | None
     class_names: list[str] | None
     multi_label: bool
     dense: bool

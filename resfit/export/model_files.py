@@ -15,10 +15,10 @@ from resfit.export import exporter, saving
 from resfit.export.onnx import exporter as onnx
 from resfit.export.onnx import file, quantization
 from resfit.export.onnx.runtime import OnnxModel
-from resfit.trainer.copied_model import CopiedModel
+from resfit.trainer.image_model import ImageModel
 
 
-class ModelFiles(CopiedModel):
+class ModelFiles(ImageModel):
     """Saves, loads and exports a model."""
 
     @checked("arguments")
@@ -132,7 +132,7 @@ class ModelFiles(CopiedModel):
         exporter.export(
             path, module, example, preprocess=inputs.preprocess, precision=state.precision, seed=self._context.seed,
             outputs=outputs, weights=weights, fold=fold_batch_norm, class_names=names, platforms=platforms,
-            multi_label=labels.is_multi_label(outputs),
+            multi_label=labels.is_multi_label(outputs), transforms=inputs.transforms,
         )  # fmt: skip
 
     @checked("arguments")

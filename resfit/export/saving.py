@@ -19,9 +19,9 @@ from resfit.errors import CompileError, DataError, SavedModelError
 from resfit.nets import ResNet, ResNetSpec
 from resfit.trainer.graph.containers import assign
 from resfit.trainer.learned.input_format import InputFormat
-from resfit.transforms import Transforms
+from resfit.transforms import FolderTransforms, Transforms
 from resfit.transforms.class_names import check_class_names
-from resfit.transforms.transforms import from_config, to_config
+from resfit.transforms.folder_transforms import from_config, to_config
 
 FORMAT_VERSION = 1
 
@@ -42,7 +42,7 @@ class SavedModel(NamedTuple):
     module: nnx.Module
     preprocess: preprocess_.Preprocess | None
     trained_on: preprocess_.Kinds | None = None
-    transforms: Transforms | None = None
+    transforms: Transforms | FolderTransforms | None = None
     class_names: list[str] | None = None
     trained: bool = True
     multi_label: bool | None = None
@@ -227,7 +227,9 @@ def _header(path: Any, text: str) -> dict[str, Any]:
     return header
 
 
-def _of_photographs(path: Any, header: Mapping[str, Any]) -> tuple[Transforms | None, list[str] | None]:
+def _of_photographs(
+    path: Any, header: Mapping[str, Any]
+) -> tuple[Transforms | FolderTransforms | None, list[str] | None]:
     """Return transforms and class names, or None for each that the file lacks, as older files do."""
     transforms, names = header.get("transforms"), header.get("class_names")
     try:

@@ -9,9 +9,10 @@ import jax
 from flax import nnx
 
 from resfit._utils.pickling import Pickled
-from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, RankError, SpecError, StemWarning
+from resfit.errors import ChannelError, ImageTooSmallError, LayoutError, SpecError, StemWarning
 from resfit.nets.head import ClassifierHead
 from resfit.nets.init import LayerKeys
+from resfit.nets.input_checks import check_rank
 from resfit.nets.layers import NormRelu
 from resfit.nets.recompute import recomputed
 from resfit.nets.registry import BLOCKS, STEMS
@@ -84,6 +85,11 @@ class ResNet(nnx.Module, Pickled):
     The parts are `stem`, `stage1`, `stage2`, ..., `norm` (None unless the blocks are pre-activated) and `head`. A new
     network is in evaluation mode.
 
+    Attributes:
+        spec: the architecture.
+        published_weights: `weights` and `name` of `create_model`, or None for initial values. A `resfit.Model` takes
+            their normalization and transforms.
+
     Args:
         spec: the architecture.
         rngs: keys for the initial values. Equal seeds build equal networks.
@@ -99,6 +105,8 @@ class ResNet(nnx.Module, Pickled):
         >>> net(jnp.ones((2, 8, 8, 3))).shape
         (2, 10)
     """
+
+    published_weights: tuple[str, str] | None = None
 
     def __init__(self, spec: ResNetSpec, *, rngs: nnx.Rngs) -> None:
         rngs = LayerKeys(rngs)
@@ -233,7 +241,7 @@ class ResNet(nnx.Module, Pickled):
 
     def _check(self, x: jax.Array) -> None:
         """Raise if x is not a batch of images for this network. Shapes are static: under jit this costs nothing."""
-        _check_rank(x, self.spec.in_channels)
+        check_rank(x, self.spec.in_channels)
         _check_channels(x.shape, self.spec.in_channels)
         self._check_size(x.shape)
 
@@ -264,31 +272,6 @@ class ResNet(nnx.Module, Pickled):
                 return False
             size = -(-size // strides)
         return True
-
-
-def _check_rank(x: jax.Array, channels: int) -> None:
-    """Raise if x is not an array of four axes."""
-    if not hasattr(x, "ndim"):
-        raise RankError(
-            f"ResNet received a {type(x).__name__} of {len(x) if hasattr(x, '__len__') else 1} entries as its "
-            f"input. Expected one array of images, (batch, height, width, {channels}). Pass labels as y; for several "
-            "inputs, write a custom module."
-        )
-    if x.ndim == 4:
-        return
-    hint = "Reshape the input."
-    if x.ndim == 3 and x.shape[-1] == channels:
-        hint = f"Add the batch axis: x[None], of shape {(1, *x.shape)}."
-    elif x.ndim == 3:
-        hint = f"Add a channel axis to gray images: x[..., None], of shape {(*x.shape, 1)}" + (
-            "." if channels == 1 else ", and build the network with in_channels=1."
-        )
-    elif x.ndim == 2:
-        hint = f"Reshape flat pixels to images: x.reshape(-1, height, width, {channels})."
-    raise RankError(
-        f"ResNet received an input of {x.ndim} axes, of shape {x.shape}. Expected (batch, height, width, "
-        f"{channels}). {hint}"
-    )
 
 
 def _check_channels(shape: tuple[int, ...], channels: int) -> None:

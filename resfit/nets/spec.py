@@ -235,9 +235,9 @@ class ResNetSpec:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(
-                f"ResNetSpec received the unknown fields {unknown}. Expected some of {sorted(known)}."
+                f"ResNetSpec received the unknown fields {unknown}."
                 + (f" {use(unknown[0], 'network')}".rstrip() or did_you_mean(unknown[0], known))
-                + " A file with other fields was written by a newer version of resfit."
+                + f" Expected some of {sorted(known)}. A file with other fields is from a newer version of resfit."
             )
         if missing := sorted({"depths", "widths"} - set(values)):
             raise SpecError(f"ResNetSpec received no {' and no '.join(missing)}. Expected both. Add them.")

@@ -312,8 +312,8 @@ def create_model(
     """
     if name not in ZOO:
         raise SpecError(
-            f"create_model received the unknown name {name!r}. Expected one of the {len(ZOO)} names that "
-            "resfit.list_models() returns." + did_you_mean(name, ZOO)
+            f"create_model received the unknown name {name!r}.{did_you_mean(name, ZOO)} Expected one of the {len(ZOO)} "
+            "names that resfit.list_models() returns."
         )
     values = ZOO[name].spec.to_dict() | spec_overrides | {"num_classes": num_classes, "in_channels": in_channels}
     return ResNet(ResNetSpec.from_dict(values), rngs=nnx.Rngs(rngs) if isinstance(rngs, int) else rngs)

@@ -4,10 +4,12 @@ A notebook displays a Figure, also without pyplot. `figure.savefig("curves.png")
 """
 
 from resfit.plots.classification import confusion_matrix, mistakes
+from resfit.plots.images import batch
 from resfit.plots.network import block_statistics, grad_cam
 from resfit.plots.training import curves, learning_rate_schedule, learning_rate_search
 
 __all__ = [
+    "batch",
     "block_statistics",
     "confusion_matrix",
     "curves",

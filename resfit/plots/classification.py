@@ -9,6 +9,7 @@ import numpy as np
 from resfit._utils.checks import positive_int
 from resfit.errors import DataError
 from resfit.plots.figure import matplotlib_module, new_figure
+from resfit.plots.images import grid, is_source, labels_of, names_of, wrapped
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -20,9 +21,9 @@ def confusion_matrix(
     """Draw the confusion matrix: labels as rows, predictions as columns, correct ones in blue, mistakes in orange.
 
     Args:
-      labels: class numbers (examples,).
+      labels: class numbers (examples,); or a source such as `resfit.data.folder`, for its labels and class names.
       predictions: class numbers (examples,), or logits (examples, classes).
-      class_names: one name per class; numbers by default.
+      class_names: one name per class; by default those of the source, or numbers.
 
     Raises:
       DataError: if labels, predictions and names do not fit together.
@@ -31,11 +32,14 @@ def confusion_matrix(
       >>> confusion_matrix([0, 1, 1], [0, 1, 0]).axes[0].get_title(loc="left")
       '2 of 3 right (66.67 %)'
     """
+    if is_source(labels):
+        labels, class_names = labels_of(labels), class_names or names_of(labels)
     labels, predictions, classes = _class_numbers(np.asarray(labels), np.asarray(predictions))
     names = _names(class_names, classes, labels)
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
-    side = min(1.4 + 0.44 * classes, 14)
+    longest = max(len(line) for name in names for line in wrapped(name).split("\n"))
+    side = min(1.4 + 0.44 * classes, 14) + 0.08 * max(longest - 8, 0)
     figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(_colors(counts))
@@ -71,6 +75,7 @@ def _label_classes(axes: Any, names: list[str]) -> None:
     classes = len(names)
     shown = range(0, classes, math.ceil(classes / 40))
     long = max(map(len, names)) > 2
+    names = [wrapped(name) for name in names]
     axes.set_xticks(shown, [names[i] for i in shown], rotation=45 if long else 0, ha="right" if long else "center")
     axes.set_yticks(shown, [names[i] for i in shown])
     axes.tick_params(length=0)
@@ -84,7 +89,11 @@ def _label_classes(axes: Any, names: list[str]) -> None:
 
 
 def mistakes(
-    images: Any, labels: Any, logits: Any, class_names: Sequence[str] | None = None, count: int = 16
+    images: Any,
+    labels: Any = None,
+    logits: Any = None,
+    class_names: Sequence[str] | None = None,
+    count: int = 16,
 ) -> "matplotlib.figure.Figure":
     r"""Draw the mistakes with the highest confidence, each with label, prediction and confidence.
 
@@ -93,24 +102,31 @@ def mistakes(
     Args:
       images: (examples, height, width, channels) with 1 or 3 channels, uint8 or float in [0, 1]; or a source such as
         `resfit.data.folder`, from which only the drawn images are read.
-      labels: class numbers (examples,).
+      labels: class numbers (examples,); by default those of the source.
       logits: logits (examples, classes) of `Model.predict`.
-      class_names: one name per class; numbers by default.
+      class_names: one name per class; by default those of the source, or numbers.
       count: the largest number of images.
 
     Raises:
-      DataError: if images, labels, logits and names do not fit together.
+      DataError: if images, labels, logits and names do not fit together, or logits are missing.
 
     Example:
       >>> figure = mistakes(np.zeros((2, 8, 8, 1)), [0, 1], np.array([[0.0, 3.0], [0.0, 3.0]]))
       >>> figure.axes[0].get_title()
       '0 read as 1\n95 % sure'
     """
+    if logits is None:
+        raise DataError(
+            "mistakes got no logits. Expected the logits of model.predict(images). Pass them: mistakes(images, labels, "
+            "logits), or mistakes(source, logits=logits) for a source such as resfit.data.folder."
+        )
+    reads = is_source(images)
+    if reads:
+        labels, class_names = labels_of(images) if labels is None else labels, class_names or names_of(images)
     labels, logits = np.asarray(labels), np.asarray(logits, np.float64)
-    is_source = hasattr(images, "take") and not hasattr(images, "__array__")
-    images = images if is_source else np.asarray(images)
+    images = images if reads else np.asarray(images)
     count = positive_int("count", count, DataError)
-    _check_mistakes(images, labels, logits, is_source=is_source)
+    _check_mistakes(images, labels, logits, is_source=reads)
     names = _names(class_names, logits.shape[1], labels)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -118,18 +134,9 @@ def mistakes(
     wrong = np.flatnonzero(said != labels)
     order = wrong[np.argsort(-sure[wrong], kind="stable")] if len(wrong) else np.argsort(sure, kind="stable")
     shown = order[:count]
-    pictures = images.take(shown)[0] if is_source else images[shown]
-
-    columns = min(max(len(shown), 4), 8)  # a narrower figure would cut the headline
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(1.5 * columns, 1.95 * rows + 0.35)
-    figure.suptitle(_headline(len(wrong), len(shown), len(labels)), fontweight="bold")
-    for place, i in enumerate(shown, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(pictures[place - 1], cmap="gray", vmin=0, vmax=255 if pictures.dtype == np.uint8 else 1)
-        axes.set_title(f"{names[labels[i]]} read as {names[said[i]]}\n{100 * sure[i]:.0f} % sure", fontsize=9)
-        axes.set_axis_off()
-    return figure
+    titles = [wrapped(f"{names[labels[i]]} read as {names[said[i]]}") + f"\n{100 * sure[i]:.0f} % sure" for i in shown]
+    pictures = images.take(shown)[0] if reads else images[shown]
+    return grid(pictures, titles, _headline(len(wrong), len(shown), len(labels)))
 
 
 def _check_mistakes(images: Any, labels: np.ndarray, logits: np.ndarray, *, is_source: bool) -> None:

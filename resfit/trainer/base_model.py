@@ -26,7 +26,7 @@ from resfit.trainer.overrides import Guarded
 from resfit.trainer.state.run_state import RunState
 from resfit.trainer.state.snapshot import Snapshot
 from resfit.trainer.supervised import Supervised
-from resfit.transforms import Transforms
+from resfit.transforms import FolderTransforms, Transforms
 
 
 @suspending_calls(but=["compute_loss"])
@@ -92,9 +92,10 @@ class BaseModel(Guarded):
         return total(found), outputs
 
     @property
-    def transforms(self) -> Transforms | None:
-        """The transforms of photographs before they are inputs: `predict(model.transforms.batch(photographs))`.
+    def transforms(self) -> Transforms | FolderTransforms | None:
+        """The transforms of photographs before they are inputs, as `predict_images` applies them; saved with the model.
 
+        `fit` on a folder or on image files takes their size, crop and mode, if no transforms are set.
         Setting them also sets the preprocessing to their normalization; `compile` again to train. After training, the
         normalization has to be the trained one; transforms with `mean=None` and `std=None` only resize and crop.
 
@@ -104,9 +105,11 @@ class BaseModel(Guarded):
         return self._learned.inputs.transforms
 
     @transforms.setter
-    def transforms(self, value: Transforms) -> None:
-        if self._learned.inputs.set_transforms(value):
-            self._control.compiled = None
+    def transforms(self, value: Transforms | FolderTransforms) -> None:
+        changed = self._learned.inputs.set_transforms(value)
+        self._learned.inputs.transforms_were_set = True
+        if changed:
+            self._control.must_compile_again("Setting model.transforms changed the preprocessing.")
             self._use(self._context)
 
     @property

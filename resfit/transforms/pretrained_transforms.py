@@ -144,6 +144,18 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 )
 
 
+def published_transforms(weights: str, name: str | None = None) -> Transforms | None:
+    """Return the transforms of a published weight file; None for an unknown one, such as a path.
+
+    Args:
+        weights: as for `create_model`; a revision of the hub, "@...", is ignored.
+        name: the name of the network.
+    """
+    library, _, file = weights.partition("@")[0].partition("/")
+    found = PUBLISHED.get(f"{library}/{name}.{file}" if library == "torchvision" else f"{library}/{file}")
+    return None if found is None else found.transforms(at_test_size=False)
+
+
 def transforms_for(weights: str, name: str | None = None, *, at_test_size: bool = False) -> Transforms:
     """Return the transforms that a published weight file expects.
 

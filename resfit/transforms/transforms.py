@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from resfit._utils.checks import is_int
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.decode import Encoded, decode, is_picture
+from resfit.data.records import stack_images
 from resfit.errors import DataError
 from resfit.preprocess import Normalize
 
@@ -108,7 +109,7 @@ class Transforms:
           MissingPackageError: if Pillow is not installed.
         """
         pil = load_package("PIL.Image", "resfit.Transforms", "pip install 'resfit[folder]'")
-        photograph: Image.Image = pil.fromarray(_pixels(image))
+        photograph: Image.Image = pil.fromarray(pixels_of(image))
         width, height = photograph.size
         shorter = min(width, height)
         # torchvision rounds the longer side down, too.
@@ -134,18 +135,17 @@ class Transforms:
         photographs = [self(image) for image in images]
         if not photographs:
             raise DataError("Transforms.batch got no photographs. Expected at least one.")
-        return np.stack(photographs)
+        return stack_images(photographs)
 
 
-def _pixels(image: Any) -> np.ndarray:
+def pixels_of(image: Any) -> np.ndarray:
     """Return a photograph as (height, width, 3) uint8."""
-    if isinstance(image, bytes):
-        image = Encoded(image)
-    elif isinstance(image, str | os.PathLike):
-        image = expand_user(image)
-    if isinstance(image, str | io.IOBase) or is_picture(image):
-        return decode(image)
+    stored = as_stored(image)
+    if stored is not None:
+        return decode(stored)
     pixels = np.asarray(image)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
     if pixels.dtype == np.uint8 and pixels.ndim == 2:
         return np.stack([pixels] * 3, axis=-1)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -156,11 +156,10 @@ def _pixels(image: Any) -> np.ndarray:
     return pixels
 
 
-def to_config(transforms: Transforms | None) -> dict[str, Any] | None:
-    """Return the transforms as JSON values, to save them with a model."""
-    return None if transforms is None else dataclasses.asdict(transforms)
-
-
-def from_config(config: Mapping[str, Any] | None) -> Transforms | None:
-    """Return the transforms from the result of `to_config`."""
-    return None if config is None else Transforms(**config)
+def as_stored(image: Any) -> Any:
+    """Return the path, the bytes of a file, or a PIL image in a form that `decode` reads; None for arrays."""
+    if isinstance(image, bytes):
+        return Encoded(image)
+    if isinstance(image, str | os.PathLike):
+        image = expand_user(image)
+    return image if isinstance(image, str | os.PathLike | io.IOBase) or is_picture(image) else None

@@ -27,11 +27,14 @@ def locate(weights: str | os.PathLike[str], network: str) -> Path:
         network: the network of the weights, a name in the zoo; names of torchvision do not contain it.
 
     Raises:
-        WeightsError: if torchvision has no such weights for the network, or the cached file is damaged.
+        WeightsError: if `weights` is neither a name nor a path, torchvision has no such weights for the network, or the
+            cached file is damaged.
         DownloadError: if the file is not cached and cannot be downloaded, or differs from the published file.
         MissingPackageError: for a repository of the hub, if huggingface_hub is not installed.
         FileNotFoundError: if the path does not exist.
     """
+    if not isinstance(weights, str | os.PathLike):
+        raise WeightsError(f"create_model got weights={weights!r}. {_expected(network)}")
     text = expand_user(weights)
     if isinstance(weights, str) and not Path(text).exists():
         owner, _, name = text.partition("/")
@@ -41,20 +44,27 @@ def locate(weights: str | os.PathLike[str], network: str) -> Path:
             return _of_hub(text)
     path = Path(text)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Received weights={text!r}, but there is no such file. Expected a path, a name such as "
-            "'torchvision/IMAGENET1K_V1', or a repository of the Hugging Face hub, one of "
-            f"{[f'{owner}/...' for owner in HUB_OWNERS]}."
-        )
+        raise FileNotFoundError(f"Received weights={text!r}, but there is no such file. {_expected(network)}")
     return path
+
+
+def _expected(network: str) -> str:
+    """Return the sentences that list the weights of a network."""
+    known = [f"torchvision/{version}" for version in TORCHVISION.get(network, {})]
+    listed = f"one of {known}, " if known else ""
+    return (
+        f"Expected for {network!r} {listed}a repository of the Hugging Face hub, one of "
+        f"{[f'{owner}/...' for owner in HUB_OWNERS]}, such as 'timm/resnet50.a1_in1k', or the path of a file. None "
+        "gives initial values."
+    )
 
 
 def _of_torchvision(version: str, network: str) -> Path:
     versions = TORCHVISION.get(network, {})
     if version not in versions:
         raise WeightsError(
-            f"torchvision has no weights {version!r} for {network!r}. Expected one of {list(versions)}. torchvision "
-            f"has weights for {list(TORCHVISION)}.{did_you_mean(version, list(versions))}"
+            f"torchvision has no weights {version!r} for {network!r}.{did_you_mean(version, list(versions))} Expected "
+            f"one of {list(versions)}. torchvision has weights for {list(TORCHVISION)}."
         )
     remote = versions[version]
     cached = cache_folder() / "weights" / remote.name

@@ -80,6 +80,7 @@ def create_model(
         was = "contains no last layer" if theirs is None else f"is for {theirs} classes"
         _log.info("%s %s: the last layer, of %s classes, keeps its initial values.", path.name, was, classes)
     fill_from(path, net, arrays, Options(head=head, stem=_stem(net, arrays, path)))
+    net.published_weights = (os.fspath(weights), name)
     return net
 
 

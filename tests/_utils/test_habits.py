@@ -83,7 +83,7 @@ KERAS: Table = {
         "each call starts with new metrics",
     ),
     "fit(optimizer=)": (lambda: fit(optimizer="adam"), "It is an argument of compile."),
-    "compile(epochs=)": (lambda: plain(epochs=3), "It is an argument of fit."),
+    "compile(epochs=)": (lambda: plain(epochs=3), "It is an argument of fine_tune and fit."),
     "fit(validation_data=0.2)": (lambda: fit(validation_data=0.2), "pass validation_split=0.2"),
     "keras.Sequential": (lambda: resfit.Sequential, "resfit.Model(module)"),
     "keras.applications": (lambda: resfit.applications, "resfit.create_model(name"),

@@ -99,6 +99,10 @@ def read_files(home: Path) -> None:
     assert resfit.data.files(["~/photos/cat/1.png"], [0]).take(slice(0, 1))[0].shape == (1, 8, 8, 3)
     photograph = resfit.transforms.Transforms(resize=8, crop=8)("~/photos/cat/1.png")
     assert np.asarray(photograph).shape == (8, 8, 3)
+    model = resfit.Model(net())
+    model.transforms = resfit.transforms.FolderTransforms(size=8)
+    assert list(model.predict_images("~/photos", top=1)) == [str(home / "photos" / "cat" / "1.png")]
+    assert len(model.predict_images("~/photos/cat/1.png", top=1)) == 1
     says(home, "mnist", lambda: resfit.data.load("mnist", path="~/mnist"))
 
 

@@ -87,7 +87,7 @@ def test_unknown_arguments_name_the_substitute() -> None:
         (lambda: model.compile("sgd", weighted_metrics=[]), r"Use metrics=\[...\], which count"),
         (lambda: model.fit(x, y, workers=2), "fit got workers=2.*It needs nothing: sources of"),
         (lambda: model.fit(x, y, max_epochs=2), r"Use fit\(epochs=...\)"),
-        (lambda: model.fit(x, y, epoch=2), "Expected some of .*Did you mean 'epochs'"),
+        (lambda: model.fit(x, y, epoch=2), "Did you mean 'epochs'.* Expected some of"),
         (lambda: model.evaluate(x, y, max_queue_size=2), "It needs nothing: sources"),
         (lambda: model.predict(x, workers=2), "It needs nothing: sources"),
         (lambda: model(x, training=True), "It needs nothing: fit, evaluate and predict set the mode"),

@@ -73,7 +73,7 @@ MEMBERS = {
         max_epochs max_steps num_devices num_training_batches optimizers precision progress_bar_metrics save_checkpoint
         save_hyperparameters should_stop strategy test to_onnx to_torchscript train_dataloader trainer training_step
         validate validation_step world_size""",
-    "fastai": """add_cb add_cbs all_batches cbs create_opt dls export_onnx fine_tune fit_flat_cos fit_one_cycle fit_sgdr
+    "fastai": """add_cb add_cbs all_batches cbs create_opt dls export_onnx fit_flat_cos fit_one_cycle fit_sgdr
         freeze_to get_preds loss_func lr lr_find metrics no_bar no_logging one_batch opt opt_func plot_confusion_matrix
         plot_top_losses recorder remove_cb show_results to_bf16 to_distributed to_fp16 to_fp32 tta unfreeze validate
         vocab""",

@@ -51,7 +51,7 @@ def test_everything_gives_every_row_once_in_order(x: Any) -> None:
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (3, "x is a int"),
+        (3, "x is 3. Expected images"),
         (None, "x is None. Expected images"),
         ("photos", "resfit.data.folder"),
         (scipy.sparse.eye(3), r"sparse dia_matrix of shape \(3, 3\)"),

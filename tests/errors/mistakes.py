@@ -355,6 +355,61 @@ DATA = [
         "Remove the file",
     ),
     Mistake(
+        "Several broken files in a folder",
+        'import pathlib\npathlib.Path("photos/cats").mkdir(parents=True)\n'
+        'for i in range(3):\n    pathlib.Path(f"photos/cats/{i}.jpg").write_bytes(b"")\n'
+        'from PIL import Image\nImage.new("RGB", (8, 8)).save("photos/cats/3.jpg")\n'
+        'resfit.data.folder("photos", size=8)',
+        errors.DataError,
+        "3 of 4 images cannot be read: photos/cats/0.jpg, photos/cats/1.jpg, photos/cats/2.jpg",
+        "on_error='skip'",
+    ),
+    Mistake(
+        "A split of a folder as an argument, as in Keras",
+        'resfit.data.folder("photos", size=8, validation_split=0.2)',
+        errors.ArgumentError,
+        "folder got validation_split=0.2",
+        "folder(path).split(0.2)",
+    ),
+    Mistake(
+        "The size of images in the words of Keras",
+        'resfit.data.folder("photos", image_size=64)',
+        errors.ArgumentError,
+        "image_size=64",
+        "Use size",
+    ),
+    Mistake(
+        "A percentage in place of a fraction",
+        'import pathlib\npathlib.Path("photos/cats").mkdir(parents=True)\n'
+        'from PIL import Image\nImage.new("RGB", (8, 8)).save("photos/cats/1.png")\n'
+        'resfit.data.folder("photos", size=8).split(20)',
+        errors.DataError,
+        "got 20",
+        "such as 0.2",
+    ),
+    Mistake(
+        "The path of a photograph for a model that was trained on arrays",
+        'from PIL import Image\nImage.new("RGB", (40, 30)).save("cat.jpg")\n'
+        'resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).predict_images("cat.jpg")',
+        errors.DataError,
+        "'cat.jpg'",
+        "model.transforms = resfit.transforms.FolderTransforms(size=",
+    ),
+    Mistake(
+        "Paths as the inputs of predict",
+        'model.predict(["cat.jpg", "dog.jpg"])',
+        errors.DataError,
+        "dtype <U7",
+        "model.predict_images(paths)",
+    ),
+    Mistake(
+        "A plot of the mistakes in a folder without predictions",
+        "resfit.plots.mistakes(x, y)",
+        errors.DataError,
+        "mistakes got no logits",
+        "mistakes(images, labels, logits)",
+    ),
+    Mistake(
         "An unknown dataset",
         'resfit.data.load("cifar11")',
         errors.DataError,
@@ -790,6 +845,34 @@ NETWORKS = [
         "pass the mode on",
     ),
     Mistake(
+        "freeze(True), as in other libraries",
+        "model.freeze(True)",
+        errors.ModuleError,
+        "freeze received True",
+        "model.module.parts",
+    ),
+    Mistake(
+        "Published weights by True, as in other libraries",
+        'resfit.create_model("resnet18", weights=True)',
+        errors.WeightsError,
+        "weights=True",
+        "'torchvision/IMAGENET1K_V1'",
+    ),
+    Mistake(
+        "Fine-tuning a custom module by fine_tune",
+        "model = resfit.Model(nnx.Linear(3, 3, rngs=nnx.Rngs(0)))\nmodel.fine_tune((x, y))",
+        errors.ModuleError,
+        "a Linear without parts",
+        "call freeze, compile and fit",
+    ),
+    Mistake(
+        "replace_head of the model",
+        "model.replace_head(5)",
+        errors.OverrideError,
+        "no attribute 'replace_head'",
+        "model.module.replace_head(num_classes)",
+    ),
+    Mistake(
         "A freeze pattern that matches nothing",
         'model.freeze("stage_1")',
         errors.ModuleError,
@@ -871,7 +954,7 @@ COMPILE = [
         "freeze after compile",
         'model.freeze("stem")\nmodel.fit(x, y)',
         errors.NotCompiledError,
-        "not compiled",
+        "model.freeze changed the trained parts",
         "model.compile(...)",
     ),
     Mistake("A misspelled optimizer", 'model.compile("adamm")', errors.CompileError, "'adamm'", "Did you mean 'adam'?"),

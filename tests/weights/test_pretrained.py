@@ -212,7 +212,8 @@ def test_a_failed_download_names_the_file_and_its_place(server: Server, torchvis
 
 def test_weights_that_torchvision_does_not_have_raise() -> None:
     with pytest.raises(
-        WeightsError, match=r"no weights 'IMAGENET1K_V2' for 'resnet18'\. Expected one of \['IMAGENET1K_V1'\]"
+        WeightsError,
+        match=r"no weights 'IMAGENET1K_V2' for 'resnet18'\. Did you mean 'IMAGENET1K_V1'\? Expected one of",
     ):
         resfit.create_model("resnet18", weights="torchvision/IMAGENET1K_V2")
     with pytest.raises(WeightsError, match=r"for 'resnet20'\. Expected one of \[\]"):

@@ -69,7 +69,7 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
         train, test = _cifar(name, folder)
     elif name not in _BUNDLED:
         raise DataError(
-            f"{name!r} is not a known dataset. Expected one of {', '.join(_EXPECTED)}." + did_you_mean(name, _EXPECTED)
+            f"{name!r} is not a known dataset.{did_you_mean(name, _EXPECTED)} Expected one of {', '.join(_EXPECTED)}."
         )
     elif path is not None:
         raise DataError(f"Got path={str(path)!r} for {name!r}, which is part of a Python package. Leave path out.")

@@ -211,7 +211,7 @@ def _remedy_for_dtype(name: str, kind: str) -> str:
     if kind == "c":
         return "Pass the real part, or np.abs."
     if kind in "US":
-        return "Read image files with resfit.data.folder(path), or with model.transforms.batch(paths)."
+        return "Pass paths of photographs to model.predict_images(paths), or load them with resfit.data.folder(path)."
     return "Check that all images have one size."
 
 

@@ -4,19 +4,26 @@ import dataclasses
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
 from resfit.data.crops import crop_of, output_size
 from resfit.data.decode import MODES, decode
 from resfit.data.records import as_labels, stack_images
+from resfit.data.sources.broken_files import readable
+from resfit.data.sources.splitting import split_rows
 from resfit.errors import DataError
 
+if TYPE_CHECKING:
+    import matplotlib.figure
 
+
+@checked("data arguments")
 def files(
     paths: Iterable[str | os.PathLike[str]],
     labels: Any = None,
@@ -26,6 +33,7 @@ def files(
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
     threads: int | None = None,
+    on_error: str = "raise",
 ) -> "ImageFiles":
     """Load image files by their paths, such as those of a table, for `fit`, `evaluate` and `predict`.
 
@@ -41,10 +49,11 @@ def files(
       classes: the class names in the order of their numbers; by default the names among the labels, sorted. Pass
         `classes=train.classes` for another split.
       threads: as in `resfit.data.folder`.
+      on_error: as in `resfit.data.folder`.
 
     Raises:
-      DataError: if a file does not exist, a label is missing or not one of `classes`, the numbers of paths and labels
-        differ, or an option is invalid; during reading, if a file is damaged or images differ in size.
+      DataError: if a file does not exist or cannot be read, a label is missing or not one of `classes`, the numbers of
+        paths and labels differ, or an option is invalid; during reading, if a file is damaged or images differ in size.
       MissingPackageError: if Pillow is not installed.
 
     Example:
@@ -76,7 +85,7 @@ def files(
         crop=crop,
         mode=mode,
         threads=cores() if threads is None else threads,
-    )
+    ).checked_before(on_error)
 
 
 def check_options(
@@ -101,7 +110,7 @@ class ImageFiles:
     """A `Source` of image files, as `files` and `folder` return it.
 
     It is also a sequence of (image, label) pairs, as Grain's MapDataset.source and PyTorch's DataLoader read them. A
-    slice is a source of the selected images.
+    slice is a source of the selected images, and `split` returns a training and a validation part.
 
     Attributes:
       paths: the paths of the images; of a folder sorted by class number and path.
@@ -112,6 +121,7 @@ class ImageFiles:
       mode: "L", "RGB" or "RGBA".
       threads: the number of decoding threads.
       key: (seed, epoch), which determine random crops; None until `for_epoch` sets them.
+      skipped: the paths of files that cannot be read, with on_error="skip".
     """
 
     paths: tuple[str, ...]
@@ -122,6 +132,7 @@ class ImageFiles:
     mode: str
     threads: int
     key: tuple[int, int] | None = None
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -141,9 +152,86 @@ class ImageFiles:
 
     def __getitem__(self, row: int | slice) -> Any:
         if isinstance(row, slice):
-            return dataclasses.replace(self, paths=self.paths[row], labels=self._labels_of(row))
+            return self._selected(np.arange(len(self))[row])
         x, y, _ = self.take(np.asarray([range(len(self))[row]]))
         return x[0] if y is None else (x[0], y[0].item() if y.ndim == 1 else y[0])
+
+    def split(self, validation: float = 0.2, *, seed: int = 0) -> tuple[Self, Self]:
+        """Return a training and a validation part, stratified by class.
+
+        Every class gives the same share of its images, and at least one of two. The validation part of `crop="random"`
+        has `crop="center"`.
+
+        Args:
+          validation: the fraction of the images in the validation part.
+          seed: determines the images of each part.
+
+        Raises:
+          DataError: if `validation` is not between 0 and 1, or no class has two images.
+
+        Example:
+          >>> import tempfile
+          >>> from PIL import Image
+          >>> paths = [f"{tempfile.mkdtemp()}/{i}.png" for i in range(10)]
+          >>> for path in paths:
+          ...     Image.new("RGB", (40, 30)).save(path)
+          >>> train, val = files(paths, ["cat"] * 5 + ["dog"] * 5, size=16).split(0.2)
+          >>> train.class_counts, val.class_counts
+          ({'cat': 4, 'dog': 4}, {'cat': 1, 'dog': 1})
+        """
+        training, held_out = split_rows(self.labels, len(self), validation, seed)
+        part = self._selected(held_out)
+        return self._selected(training), dataclasses.replace(
+            part, crop="center" if part.crop == "random" else part.crop
+        )
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """The number of images of each class, by name; of class numbers without names, by number.
+
+        Raises:
+          DataError: if the labels are not class numbers.
+        """
+        labels = self.labels
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
+            described = "no labels" if labels is None else f"labels of shape {labels.shape}, {labels.dtype}"
+            raise DataError(f"The images have {described}. Expected one class number for each image.")
+        names = self.classes or tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1))
+        counts = np.bincount(labels, minlength=len(names))
+        return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+    def show(self, count: int = 16, *, seed: int = 0) -> "matplotlib.figure.Figure":
+        """Return a figure of random images with their class names. Needs `resfit[plot]`.
+
+        Args:
+          count: the largest number of images.
+          seed: determines the images; and their crops, for `crop="random"`.
+        """
+        from resfit import plots
+
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        x, y, _ = self.for_epoch(seed, 0).take(rows)
+        return plots.batch(x, y, self.classes, count=count)
+
+    def checked_before(self, on_error: str) -> Self:
+        """Return the images without those that cannot be read; see `on_error` of `resfit.data.folder`."""
+        good = readable(self.paths, self.mode, on_error)
+        if good.all():
+            return self
+        broken = tuple(path for path, fine in zip(self.paths, good, strict=True) if not fine)
+        kept = self._selected(np.flatnonzero(good))
+        if self.classes and self.labels is not None and kept.labels is not None and self.labels.ndim == 1:
+            lost = sorted({*self.labels.tolist()} - {*kept.labels.tolist()})
+            if lost:
+                raise DataError(
+                    f"No image of the classes {[self.classes[label] for label in lost]} can be read, such as "
+                    f"{broken[0]}. Expected at least one. Replace the files, or remove the class."
+                )
+        return dataclasses.replace(kept, skipped=broken)
+
+    def _selected(self, rows: np.ndarray) -> Self:
+        paths = tuple(self.paths[row] for row in rows.tolist())
+        return dataclasses.replace(self, paths=paths, labels=self._labels_of(rows))
 
     def take(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray | None, None]:
         numbers = np.arange(len(self))[rows].tolist()

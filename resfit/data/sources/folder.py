@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.data.cores import cores
 from resfit.data.sources.files import ImageFiles, check_options
@@ -18,6 +19,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
+@checked("data arguments")
 def folder(
     path: str | Path,
     *,
@@ -26,6 +28,7 @@ def folder(
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
     threads: int | None = None,
+    on_error: str = "raise",
 ) -> "ImageFolder":
     """Load the images of a folder with one subfolder per class, for `fit`, `evaluate` and `predict`.
 
@@ -48,10 +51,12 @@ def folder(
         `fit` and `evaluate` map other orders and missing classes by name; with `classes=train.classes`, another split
         uses the same numbers.
       threads: the number of decoding threads; by default one per core, at most 16.
+      on_error: "raise" to raise for files that cannot be read, and name them; "skip" to leave them out, with a warning
+        that counts and names them. A quick check finds truncated files and files that are not images.
 
     Raises:
-      DataError: if the folder does not exist or has no class folders, a class has no image, or an option is invalid;
-        during reading, if a file is damaged or images differ in size (the message names the file).
+      DataError: if the folder does not exist or has no class folders, a class has no image, a file cannot be read, or
+        an option is invalid; during reading, if a file is damaged or images differ in size (the message names it).
       MissingPackageError: if Pillow is not installed.
 
     Example:
@@ -77,7 +82,7 @@ def folder(
         crop=crop,
         mode=mode,
         threads=cores() if threads is None else threads,
-    )
+    ).checked_before(on_error)
 
 
 class ImageFolder(ImageFiles):
@@ -133,11 +138,11 @@ def _check_classes(root: Path, found: list[str], entries: int, classes: tuple[st
 
 def _images_of_class(folder: Path) -> tuple[list[str], list[str]]:
     """Return the image files of a class and its other files; raise if there are no images."""
-    images, others = _images_below(folder)
+    images, others = images_below(folder)
     if not images:
         raise DataError(
-            f"{folder} holds no image among its {len(others)} files. Expected files ending in {', '.join(SUFFIXES)}. "
-            "Add images to the folder, or remove it."
+            f"{str(folder)!r} holds no image among its {len(others)} files. Expected files ending in "
+            f"{', '.join(SUFFIXES)}. Add images to the folder, or remove it."
         )
     return images, others
 
@@ -146,7 +151,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"  # macOS adds this folder to archives
 
 
-def _images_below(top: Path) -> tuple[list[str], list[str]]:
+def images_below(top: Path) -> tuple[list[str], list[str]]:
     """Return the image files in a folder and all folders below it, sorted, and the other files."""
 
     def fail(error: OSError) -> None:

@@ -27,7 +27,8 @@ from resfit.export.onnx.runtime import OnnxModel
 from resfit.export.onnx.simplify import simplify
 from resfit.export.program import Function, check_network, checked_names, explaining_batch_size, function
 from resfit.nets.fold import fold_if_possible
-from resfit.transforms.transforms import Transforms, to_config
+from resfit.transforms import FolderTransforms, Transforms
+from resfit.transforms.folder_transforms import to_config
 
 DEFAULT_OPSET = 17  # of 2022, which every runtime in use reads
 _COMPARED_ROWS = 8
@@ -50,7 +51,7 @@ class Settings(NamedTuple):
     """
 
     preprocess: preprocess_.Preprocess | None
-    transforms: Transforms | None
+    transforms: Transforms | FolderTransforms | None
     precision: str
     seed: int
     outputs: str

@@ -57,13 +57,18 @@ def _pattern(given: Any) -> str | Predicate:
     """Return a pattern as it is, and a filter of NNX as a predicate, which is hashable."""
     if isinstance(given, str):
         return given
+    if given is None or isinstance(given, bool):
+        raise ModuleError(
+            f"freeze received {given!r}, which names no part. Expected dotted paths of parts, such as those of "
+            "model.module.parts: freeze('stem', 'stage1'). freeze() trains all parts."
+        )
     if isinstance(given, list | tuple) and any(isinstance(one, str) for one in given):
         raise ModuleError(
             f"freeze received {given!r}. Expected one argument for each pattern: freeze(*{given!r}). Inside a filter "
             "of NNX, a text is the tag of a Variable, not a path."
         )
     # A module is callable, but not with (path, Variable).
-    is_filter = given is None or given is ... or isinstance(given, bool | list | tuple) or callable(given)
+    is_filter = given is ... or isinstance(given, list | tuple) or callable(given)
     of_variables = not isinstance(given, type) or issubclass(given, nnx.Variable)
     if not is_filter or not of_variables or isinstance(given, nnx.Module):
         kind = given.__name__ if isinstance(given, type) else type(given).__name__

@@ -13,6 +13,9 @@ from resfit.preprocess import Preprocess
 from resfit.trainer.learned.input_format import InputFormat
 from resfit.trainer.learned.label_format import LabelFormat
 from resfit.trainer.step import OutputsShape
+from resfit.transforms import FolderTransforms, Transforms
+
+AnyTransforms = Transforms | FolderTransforms | None
 
 
 class Learned:
@@ -69,17 +72,21 @@ class Learned:
             self.labels.note(labels)
 
     @contextlib.contextmanager
-    def starting_over(self, names: list[str] | None, class_weight: Mapping[int, float] | None) -> Iterator[None]:
-        """Learn class names, and after `compile` the scale of the inputs; forget both if no step is taken.
+    def starting_over(
+        self, names: list[str] | None, class_weight: Mapping[int, float] | None, transforms: AnyTransforms = None
+    ) -> Iterator[None]:
+        """Learn class names, transforms, and after `compile` the scale of the inputs; forget them if no step is taken.
 
-        The names are known during training, so that models saved by callbacks have them.
+        They are known during training, so that models saved by callbacks have them.
 
         Args:
           names: of the classes, or None.
           class_weight: the weights by class, or None.
+          transforms: of photographs, or None for those of the model.
         """
-        before, stepped = (self.inputs.trained_on, self.labels.names), self.stepped
+        before, stepped = (self.inputs.trained_on, self.labels.names, self.inputs.transforms), self.stepped
         self.labels.names, self.labels.class_weight, self.stepped = names, class_weight, False
+        self.inputs.transforms = transforms or self.inputs.transforms
         if not stepped:
             self.inputs.trained_on = None
         try:
@@ -87,18 +94,18 @@ class Learned:
         finally:
             self.labels.class_weight = None
             if not self.stepped:
-                self.inputs.trained_on, self.labels.names = before
+                self.inputs.trained_on, self.labels.names, self.inputs.transforms = before
             self.stepped = self.stepped or stepped
 
     def facts(self) -> tuple[Any, ...]:
         """Return what training changes, for `put_facts`."""
         inputs, labels = self.inputs, self.labels
-        return inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label
+        return inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label, inputs.transforms
 
     def put_facts(self, facts: tuple[Any, ...]) -> None:
         """Set what `facts` returned: the weights that were trained since are taken back."""
         inputs, labels = self.inputs, self.labels
-        inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label = facts
+        inputs.trained, inputs.trained_on, self.stepped, labels.names, labels.multi_label, inputs.transforms = facts
 
     def all_facts(self) -> dict[str, dict[str, Any]]:
         """Return all facts, for a copy of the model."""

@@ -1,5 +1,6 @@
 """The inputs of a model: its preprocessing, and the shapes and dtypes that it was trained on."""
 
+import logging
 from typing import Any
 
 import jax
@@ -7,10 +8,15 @@ import numpy as np
 from flax import nnx
 
 from resfit import preprocess as preprocess_
+from resfit.data import ImageFiles
 from resfit.data.states import is_storable
 from resfit.errors import CompileError
+from resfit.nets.input_checks import check_rank
 from resfit.preprocess import Kinds, Preprocess
-from resfit.transforms import Transforms
+from resfit.transforms import FolderTransforms, Transforms
+from resfit.transforms.pretrained_transforms import published_transforms
+
+_log = logging.getLogger("resfit")
 
 
 class InputFormat:
@@ -23,6 +29,7 @@ class InputFormat:
       preprocess: applied to every input, or None.
       automatic: the meaning of `preprocess="auto"` for this model.
       transforms: applied to photographs before they are inputs, or None.
+      transforms_were_set: True if the user set them; other transforms are replaced by those of the training data.
       trained: True if the weights were trained with `preprocess`.
       trained_on: the kinds of inputs that `preprocess` saw in training, or None.
       example: shapes and dtypes of one example of the last training, or of the first call before any; None before.
@@ -32,12 +39,16 @@ class InputFormat:
         self._module = module
         self.preprocess: Preprocess | None = preprocess_.Auto()
         self.automatic: Preprocess | None = self.preprocess
-        self.transforms: Transforms | None = None
+        self.transforms: Transforms | FolderTransforms | None = None
+        self.transforms_were_set = False
         self.trained = False
         self.trained_on: Kinds | None = None
         self.example: Any = None
         self._example_of: Any = None  # shape and dtype of `example`, to see at once that a batch is equal
         self._settled: Any = None  # what a batch passed the check with, if the check needs no values
+        published = published_transforms(*(getattr(module, "published_weights", None) or ("",)))
+        if published is not None and len(published.mean or ()) == spec_entry(module, "in_channels"):
+            self.set_transforms(published)
 
     def adopt(self, preprocess: Preprocess | None, trained_on: Kinds | None) -> None:
         """Take over the preprocessing that belongs to the weights."""
@@ -68,7 +79,7 @@ class InputFormat:
         """Replace the trained preprocessing: the weights have to be trained again."""
         self.automatic, self.trained_on, self.trained = preprocess, None, False
 
-    def set_transforms(self, value: Transforms) -> bool:
+    def set_transforms(self, value: Transforms | FolderTransforms) -> bool:
         """Set `transforms`, and the preprocessing to their normalization if they have one.
 
         Returns:
@@ -77,17 +88,15 @@ class InputFormat:
         Raises:
           CompileError: for anything but `Transforms`, and for another normalization than the trained one.
         """
-        if not isinstance(value, Transforms):
+        if not isinstance(value, Transforms | FolderTransforms):
             raise CompileError(
                 f"model.transforms got {value!r}. Expected a resfit.transforms.Transforms, such as that of "
                 "resfit.transforms_for('timm/resnet50.a1_in1k')."
             )
-        if not value.normalizes:
-            keeps = True
-        elif self.trained:
-            keeps = self._is_trained(value.preprocess)
-        else:
-            keeps = self.preprocess == value.preprocess
+        if isinstance(value, FolderTransforms) or not value.normalizes:
+            self.transforms, self.automatic = value, self.preprocess
+            return False
+        keeps = self._is_trained(value.preprocess) if self.trained else self.preprocess == value.preprocess
         if self.trained and not keeps:
             raise CompileError(
                 f"model.transforms got {value!r}, and the network was trained with {self.preprocess!r}. Expected the "
@@ -146,6 +155,38 @@ class InputFormat:
         self.trained_on, self.trained = state["trained_on"], True
         if state["example"] is not None:
             self.example, self._example_of = preprocess_.example(state["example"]), None
+
+    def transforms_after_training(self, x: Any) -> Transforms | FolderTransforms | None:
+        """Return the transforms of photographs once the model was trained on these data.
+
+        Image files give the transforms of their evaluation. Transforms with another size that were set stay.
+
+        Args:
+          x: as for `fit`.
+        """
+        own = self.transforms
+        if not isinstance(x, ImageFiles):
+            return own
+        theirs = FolderTransforms(x.size, "center" if x.crop == "random" else x.crop, x.mode)
+        if not isinstance(own, Transforms) or not self.transforms_were_set:
+            return theirs
+        if x.size not in (None, (own.crop, own.crop)):
+            _log.warning(
+                "model.transforms crops photographs to %d x %d pixels, and the training images have %s x %s. Set "
+                "model.transforms = resfit.transforms.%s to predict at the size of the training.",
+                own.crop, own.crop, *x.size, theirs,
+            )  # fmt: skip
+        return own
+
+    def checked(self, x: Any) -> Any:
+        """Return `x`; raise RankError for an array that is not a batch of images for a network of resfit.
+
+        The network itself would see a part of the array, whose shape nobody passed.
+        """
+        channels = spec_entry(self._module, "in_channels")
+        if channels is not None and isinstance(x, np.ndarray | jax.Array) and x.ndim and x.dtype.kind not in "OUS":
+            check_rank(x, channels)
+        return x
 
     def _is_trained(self, preprocess: Preprocess | None) -> bool:
         """Return True if a preprocessing gives the network the values that it was trained on."""

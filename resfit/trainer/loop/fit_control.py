@@ -2,9 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from resfit.data.choose import check_form
 from resfit.errors import CallbackError, NotCompiledError
 from resfit.trainer.checkpoint.manager import CheckpointManager, Rollback
 from resfit.trainer.compiled import Compiled
@@ -21,6 +23,7 @@ class FitControl:
       learned: facts about the model's data.
       compiled: the steps of the last `compile`, or None before it.
       stale: True if the model has to be compiled again: parts of the module were frozen since.
+      why_stale: the reason, a sentence; "" if the model was never compiled.
       fitting: True while `fit` runs.
     """
 
@@ -28,6 +31,7 @@ class FitControl:
         self.learned = learned
         self.compiled: Compiled | None = None
         self.stale = False
+        self.why_stale = ""
         self.fitting = False
         self._manager: CheckpointManager | None = None
 
@@ -108,16 +112,31 @@ class FitControl:
         """True if the model can be trained with its present steps."""
         return self.compiled is not None and not self.stale
 
-    def require_compiled(self, method: str, *, stale: bool = False) -> Compiled:
+    def must_compile_again(self, why: str) -> None:
+        """Mark the compiled steps, if there are any, as stale.
+
+        Args:
+          why: the reason, a sentence.
+        """
+        self.stale = self.compiled is not None
+        self.why_stale = why if self.stale else ""
+
+    def require_compiled(self, method: str, *, stale: bool = False, x: Any = None) -> Compiled:
         """Return the compiled steps.
 
         Args:
           method: that needs them.
           stale: True to also return stale steps, for a look at the last training.
+          x: the argument of the method. A path, which is no data at all, raises first.
 
         Raises:
           NotCompiledError: before `compile`.
+          DataError: before `compile`, for an `x` that is not data.
         """
         if self.compiled is None or (self.stale and not stale):
-            raise NotCompiledError(f"The model was not compiled. Call model.compile(...) before {method}.")
+            if x is not None:
+                check_form(x)
+            why = self.why_stale or "The model was not compiled."
+            again = " again" if self.why_stale else ""
+            raise NotCompiledError(f"{why} Call model.compile(...){again} before {method}.")
         return self.compiled

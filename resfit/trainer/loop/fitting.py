@@ -23,9 +23,9 @@ from resfit.callbacks import (
     TerminateOnNaN,
 )
 from resfit.callbacks.base import TrainedModel
-from resfit.data import Batches, Epochs, Geometry, as_batches
+from resfit.data import Batches, Epochs, Geometry, ImageFiles, as_batches
 from resfit.data.batches import check_end, classes_of
-from resfit.data.choose import in_memory
+from resfit.data.choose import image_size, in_memory
 from resfit.data.device import DeviceSource
 from resfit.data.indexed import IndexedBatches
 from resfit.data.relabeled import relabeled
@@ -41,7 +41,7 @@ from resfit.trainer.context import RunContext
 from resfit.trainer.devices.cpu_advice import CpuAdvice
 from resfit.trainer.devices.feeding import fed
 from resfit.trainer.devices.multihost import Processes
-from resfit.trainer.learned.facts import Learned, SeenData
+from resfit.trainer.learned.facts import AnyTransforms, Learned, SeenData
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.interrupts import at_batch_boundaries
@@ -62,11 +62,18 @@ class FitData(NamedTuple):
     validation_data: Any
 
     def split(self) -> "FitData":
-        """Take the last part of arrays as validation data, if there are no other."""
+        """Take validation data, if there are no other: the last part of arrays, or a stratified part of image files."""
         if not self.validation_split or self.validation_data is not None:
             return self
+        if isinstance(self.x, ImageFiles):
+            train, validation = self.x.split(self.validation_split)
+            return self._replace(x=train, validation_data=validation)
         if not in_memory(self.x):
-            raise DataError("validation_split needs arrays, whose last part it takes. Pass validation_data instead.")
+            raise DataError(
+                f"Got validation_split={self.validation_split!r} for a {type(self.x).__name__}. Expected arrays, or "
+                "image files of resfit.data.folder or resfit.data.files. Split the data, and pass the parts as x and "
+                "validation_data."
+            )
         (x, y, weight), held_out = split_validation(self.validation_split, self.x, self.y, self.sample_weight)
         return self._replace(x=x, y=y, sample_weight=weight, validation_data=held_out)
 
@@ -97,6 +104,7 @@ def _fit(
     context.check_trainable("fit")
     data, held_out = _data(compiled, config, given, learned)
     names = learned.labels.names_after_training(data)
+    transforms = learned.inputs.transforms_after_training(given.x)
     validation = _validation(model, context, config, data, held_out)
     stream = Epochs(
         fed(data, context.placement, in_step=context.runs_in_one_program), config.steps_per_epoch, state.epoch
@@ -128,7 +136,7 @@ def _fit(
                 start = manager.find(exact=config.resume != "inexact")
         model.stop_training = start is not None and start.stopping  # the epoch that was to be the last one still is
         if manager is not None and start is not None and start.finished:
-            _restore_finished(manager, stream, hooks, learned, names, data)
+            _restore_finished(manager, stream, hooks, learned, (names, transforms), data)
             state.publish()
             return history
         control.accept(manager)
@@ -137,7 +145,8 @@ def _fit(
             lambda: model.stop_training,
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
-        with learned.starting_over(names, given.class_weight), compiled.rate.spanning(stream, epochs), kept:
+        learning = learned.starting_over(names, given.class_weight, transforms)
+        with learning, compiled.rate.spanning(stream, epochs), kept:
             end = run.train(epochs, start)
             if start is not None:
                 learned.note_restored(data.labels)
@@ -178,6 +187,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
     learned.labels.check_weights(given.sample_weight)
     given = given.split()
     _check_validation_inside(config, given)
+    _warn_of_sizes(given.x, given.validation_data)
     context = compiled.context
     geometry = Geometry(
         config.batch_size,
@@ -187,8 +197,8 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         shard=context.processes.shard,
     )
     data = as_batches(
-        given.x, given.y, given.sample_weight, given.class_weight, geometry=geometry, cache=config.cache,
-        known=context.on_device, device=context.placement.devices[0],
+        learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry,
+        cache=config.cache, known=context.on_device, device=context.placement.devices[0],
     )  # fmt: skip
     source = data.source if isinstance(data, IndexedBatches) else None
     context.on_device = source if isinstance(source, DeviceSource) else None
@@ -241,16 +251,27 @@ def _validation(
     )
 
 
+def _warn_of_sizes(x: Any, held_out: Any) -> None:
+    """Warn if the validation images have another size than the training images, where both are known."""
+    sizes = image_size(x), image_size(held_out[0] if isinstance(held_out, tuple) and held_out else held_out)
+    if None not in sizes and sizes[0] != sizes[1]:
+        _log.warning(
+            "The training images have %s x %s pixels, and the validation images %s x %s: most networks are less "
+            "accurate at another size. Pass the same size to both, unless the difference is intended.",
+            *(sizes[0] or ()), *(sizes[1] or ()),
+        )  # fmt: skip
+
+
 def _restore_finished(
     manager: CheckpointManager,
     stream: Epochs,
     hooks: CallbackList,
     learned: Learned,
-    names: list[str] | None,
+    seen: tuple[list[str] | None, AnyTransforms],
     data: Batches,
 ) -> None:
     manager.restore(stream, hooks)
-    learned.labels.names = names
+    learned.labels.names, learned.inputs.transforms = seen
     learned.note_restored(data.labels)
 
 

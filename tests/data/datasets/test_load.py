@@ -238,7 +238,7 @@ def test_another_number_of_images_than_published_raises(
 def test_an_unknown_name_raises_and_lists_the_datasets() -> None:
     with pytest.raises(
         DataError,
-        match=r"'cifar' is not a known dataset. Expected one of cifar10, cifar100, mnist, fashion_mnist, digits",
+        match=r"'cifar' is not a known dataset. Did you mean 'cifar10'\? Expected one of cifar10, cifar100",
     ):
         load("cifar")
 

@@ -133,7 +133,7 @@ def _loop(path: Path) -> None:
         (_empty, {}, "holds 0 files and no folders"),
         (_no_folders, {}, "holds 1 files and no folders"),
         (_splits, {}, "splits of a dataset.*/train"),
-        (_class_without_images, {}, "class9 holds no image among its 1 files"),
+        (_class_without_images, {}, "class9' holds no image among its 1 files"),
         (_loop, {}, "again is a link to .*class1, which was read before"),
         (numbered, {"mode": "CMYK"}, "mode to be one of L, RGB, RGBA, got 'CMYK'"),
         (numbered, {"crop": "centre", "size": 4}, "crop to be None, 'random' or 'center', got 'centre'"),
@@ -563,3 +563,117 @@ def test_fit_trains_on_a_folder(tmp_path: Path) -> None:
     assert model.predict(val, verbose=0).shape == (9, 2)
     with pytest.raises(DataError, match="Use crop='center'"):
         model.evaluate(train, verbose=0)
+
+
+# --- splits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.99])
+def test_a_split_is_stratified_disjoint_and_complete(tmp_path: Path, fraction: float) -> None:
+    images = folder(numbered(tmp_path, images=30), size=4, crop="random")
+    train, val = images.split(fraction, seed=3)
+    assert sorted((*train.paths, *val.paths)) == sorted(images.paths)
+    held_out = min(max(round(10 * fraction), 1), 9)
+    assert set(val.class_counts.values()) == {held_out}
+    assert set(train.class_counts.values()) == {10 - held_out}
+    assert (train.crop, val.crop) == ("random", "center")
+    for part in (train, val):
+        assert [images.labels[images.paths.index(path)] for path in part.paths] == part.labels.tolist()
+    assert images.split(fraction, seed=3)[1].paths == val.paths
+    assert fraction == 0.99 or images.split(fraction, seed=4)[1].paths != val.paths
+
+
+def test_the_only_image_of_a_class_is_for_training(tmp_path: Path) -> None:
+    numbered(tmp_path, images=9)
+    (tmp_path / "rare").mkdir()
+    Image.new("RGB", (6, 5)).save(tmp_path / "rare" / "0.png")
+    train, val = folder(tmp_path).split()
+    assert (train.class_counts["rare"], val.class_counts["rare"]) == (1, 0)
+
+
+@pytest.mark.parametrize("labels", [None, [0.5, 1.5, 2.5, 3.5], [[1, 0], [0, 1], [1, 1], [0, 0]]], ids=str)
+def test_images_without_classes_are_split_too(tmp_path: Path, labels: Any) -> None:
+    images = resfit.data.files(folder(numbered(tmp_path, images=4)).paths, labels)
+    train, val = images.split(0.25)
+    assert (len(train), len(val)) == (3, 1)
+    with pytest.raises(DataError, match="Expected one class number"):
+        _ = images.class_counts
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 20, True, "0.2", float("nan")])
+def test_a_wrong_fraction_raises(tmp_path: Path, fraction: Any) -> None:
+    with pytest.raises(DataError, match="as a fraction between 0 and 1"):
+        folder(numbered(tmp_path)).split(fraction)
+
+
+def test_one_image_of_each_class_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no class has two"):
+        folder(numbered(tmp_path, images=3)).split(0.2)
+
+
+# --- broken files --------------------------------------------------------------------------------------------------
+
+
+def with_broken(path: Path) -> tuple[Path, list[Path]]:
+    """Write twelve images and damage three of them, of two kinds."""
+    numbered(path)
+    broken = [path / "class0" / "000.png", path / "class1" / "001.png", path / "class1" / "x.jpg"]
+    broken[0].write_bytes(b"<html>404</html>")
+    broken[1].write_bytes(broken[1].read_bytes()[:-40])
+    PHOTO.save(broken[2])
+    broken[2].write_bytes(broken[2].read_bytes()[:20_000])
+    return path, broken
+
+
+def test_broken_files_are_listed_before_training(tmp_path: Path) -> None:
+    path, broken = with_broken(tmp_path)
+    with pytest.raises(DataError, match="3 of 13 images cannot be read") as raised:
+        folder(path, size=4)
+    assert all(str(file) in str(raised.value) for file in broken)
+    assert "on_error='skip'" in str(raised.value)
+
+
+def test_broken_files_are_skipped_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, broken = with_broken(tmp_path)
+    with caplog.at_level(logging.WARNING, "resfit"):
+        images = folder(path, size=4, on_error="skip")
+    assert "3 of 13 images cannot be read and are skipped" in caplog.text
+    assert images.skipped == tuple(map(str, broken))
+    assert all(str(file) in caplog.text for file in broken)
+    assert images.class_counts == {"class0": 3, "class1": 3, "class2": 4}
+    assert images.take(slice(None))[0].shape == (10, 4, 4, 3)
+    part = resfit.data.files([*images.paths, broken[2]], [*"abcdeabcdea"], size=4, on_error="skip")
+    assert (len(part), part.labels.tolist(), part.skipped) == (10, [0, 1, 2, 3, 4] * 2, (str(broken[2]),))
+
+
+def test_a_class_of_broken_files_only_raises_also_with_skip(tmp_path: Path) -> None:
+    for file in sorted((numbered(tmp_path) / "class2").iterdir()):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"No image of the classes \['class2'\] can be read"):
+        folder(tmp_path, on_error="skip")
+    with pytest.raises(DataError, match="Expected on_error to be 'raise' or 'skip', got 'ignore'"):
+        folder(tmp_path, on_error="ignore")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".gif", ".tif"])
+def test_only_suspicious_files_are_decoded_before_training(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resfit.data.sources import broken_files
+
+    decoded: list[str] = []
+    monkeypatch.setattr(broken_files, "decode", lambda path, *rest: decoded.append(path))
+    file = tmp_path / f"a{suffix}"
+    PHOTO.resize((40, 30)).save(file)
+    assert broken_files.readable([str(file)], "RGB", "raise").tolist() == [True]
+    assert decoded == ([str(file)] if suffix == ".tif" else [])
+    file.write_bytes(file.read_bytes()[:-30])
+    broken_files.readable([str(file)], "RGB", "raise")
+    assert decoded[-1:] == [str(file)]
+
+
+def test_a_whole_jpeg_with_bytes_after_its_end_is_no_broken_file(tmp_path: Path) -> None:
+    path = numbered(tmp_path) / "class0" / "x.jpg"
+    PHOTO.save(path)
+    path.write_bytes(path.read_bytes() + b"trailer of a camera")
+    assert str(path) in folder(tmp_path, size=4).paths
