@@ -51,7 +51,7 @@ def test_reading_a_word_names_the_substitute(place: str) -> None:
 
 def test_reading_any_other_name_is_an_attribute_error() -> None:
     model = plain()
-    for name in ("nothing", "_private", "__array__", "__fspath__", "_repr_html_"):
+    for name in ("nothing", "_private", "__array__", "__fspath__", "_repr_svg_"):
         with pytest.raises(AttributeError, match=f"no attribute '{name}'") as raised:
             getattr(model, name)
         assert type(raised.value) is AttributeError
