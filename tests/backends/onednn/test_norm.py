@@ -190,6 +190,7 @@ def test_other_derivatives_match_the_formula(name: str, operations: int) -> None
         ((64, 8, 8, 16), "float16", "float32"),
         ((64, 8, 8, 16), "bfloat16", "bfloat16"),
         ((16,), "float32", "float32"),
+        ((1, 65536), "bfloat16", "float32"),  # one value for each channel
         ((4, 4, 4, 16), "float32", "float32"),  # too small to be worth it
         ((64, 8, 8, 128), "float32", "float32"),  # XLA is as fast
     ],
@@ -197,6 +198,15 @@ def test_other_derivatives_match_the_formula(name: str, operations: int) -> None
 def test_other_arrays_are_left_to_xla(shape: tuple[int, ...], dtype: str, rows: str) -> None:
     row = jnp.ones(shape[-1:], rows)
     assert Normalize()(jnp.ones(shape, dtype), row, row, epsilon=EPSILON) is None
+
+
+def test_an_epsilon_that_is_traced_is_left_to_xla() -> None:
+    def function(x: jax.Array, row: jax.Array, epsilon: jax.Array) -> Any:
+        assert ALWAYS(x, row, row, epsilon=epsilon) is None
+        return x
+
+    jax.jit(function)(jnp.ones((4, 16)), jnp.ones(16), jnp.float32(EPSILON))
+    assert ALWAYS(jnp.ones((4, 16)), jnp.ones(16), jnp.ones(16), epsilon=np.float32(EPSILON)) is not None
 
 
 def test_a_call_with_other_sizes_than_its_arrays_raises() -> None:
@@ -232,9 +242,30 @@ def twice(x: Any, row: Any) -> Any:
     return nnx.relu(y + shortcut), mean + var
 
 
+def plus_own_mean(x: Any, row: Any) -> Any:
+    y, mean, _ = normalized(x, row)
+    return nnx.relu(y + jnp.broadcast_to(mean, y.shape))
+
+
+def plus_each_others_mean(x: Any, row: Any) -> Any:
+    (y, mean, _), (other, other_mean, _) = normalized(x, row), normalized(jnp.sin(x), row)
+    return [nnx.relu(a + jnp.broadcast_to(b, a.shape)) for a, b in ((y, other_mean), (other, mean))]
+
+
+@jax.custom_jvp
+def straight_through(x: Any) -> Any:
+    return jnp.maximum(x, 0)
+
+
+straight_through.defjvps(lambda tangent, result, x: tangent)
+
+
 FOLLOWING: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "relu": (lambda x, row: nnx.relu(normalized(x, row)[0]), [RELU]),
-    "maximum": (lambda x, row: jnp.maximum(normalized(x, row)[0], 0), [RELU]),
+    "maximum": (lambda x, row: jnp.maximum(normalized(x, row)[0], 0), [PLAIN]),  # its derivative at 0 is one half
+    "maximum of zeros": (lambda x, row: jnp.maximum(normalized(x, 0 * row)[0], 0), [PLAIN]),
+    "another derivative": (lambda x, row: straight_through(normalized(x, row)[0]), [PLAIN]),
+    "another derivative, compiled": (lambda x, row: jax.jit(straight_through)(normalized(x, row)[0]), [PLAIN]),
     "addition": (lambda x, row: nnx.relu(x + normalized(x, row)[0]), [ADD_RELU]),
     "addition and nothing": (lambda x, row: x + normalized(x, row)[0], [PLAIN]),
     "addition of a row": (lambda x, row: nnx.relu(normalized(x, row)[0] + row.reshape(1, 1, 1, -1)), [PLAIN]),
@@ -244,6 +275,8 @@ FOLLOWING: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "another reader of the sum": (lambda x, row: (lambda y: nnx.relu(y) * y)(x + normalized(x, row)[0]), [PLAIN]),
     "a result itself": (lambda x, row: (lambda y: (nnx.relu(y), y))(normalized(x, row)[0]), [PLAIN]),
     "two normalizations": (twice, [PLAIN, ADD_RELU]),
+    "addition of its own mean": (plus_own_mean, [PLAIN]),
+    "addition of each other's mean": (plus_each_others_mean, [PLAIN, ADD_RELU]),
 }
 
 
@@ -300,6 +333,7 @@ MODULES: dict[str, tuple[Callable[[], nnx.Module], bool]] = {
     "flax, slow variance": (lambda: Flax(use_fast_variance=False, rngs=nnx.Rngs(0)), False),
     "flax, no scale": (lambda: Flax(use_scale=False, rngs=nnx.Rngs(0)), False),
     "flax, no bias": (lambda: Flax(use_bias=False, rngs=nnx.Rngs(0)), False),
+    "flax, epsilon as an array": (lambda: Flax(epsilon=jnp.float32(1e-3), rngs=nnx.Rngs(0)), False),
     "flax, bfloat16": (lambda: Flax(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), False),
     "flax, several axes": (lambda: Flax(axis=(-1,), rngs=nnx.Rngs(0)), False),
     "resfit": (lambda: Own(rngs=nnx.Rngs(0)), True),
