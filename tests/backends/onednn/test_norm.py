@@ -148,6 +148,28 @@ def test_nan_and_infinity_stay_in_their_channel() -> None:
     assert np.isnan(found).all((0, 1, 2)).tolist() == [channel in (3, 5) for channel in range(16)]
 
 
+@pytest.mark.parametrize("channels", [16, 48])
+def test_statistics_are_as_exact_as_those_of_xla(channels: int) -> None:
+    x = np.random.default_rng(0).normal(10.0, size=(64, 16, 16, channels)).astype(np.float32)
+    row = jnp.ones(channels)
+    exact = np.var(x, (0, 1, 2), dtype=np.float64)
+    by_xla = functools.partial(norm._forward, epsilon=EPSILON, operations=PLAIN)
+    error, of_xla = (
+        np.abs(np.asarray(jax.jit(f)(x, row, row)[2], np.float64) - exact).max()
+        for f in (functools.partial(native, PLAIN), by_xla)
+    )
+    assert error < 2 * of_xla
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e19, 1e20, 1e30])
+def test_numbers_too_large_to_square_give_what_xla_gives(scale: float) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 16)) * scale + 2 * scale, jnp.float32)
+    by_xla = functools.partial(norm._forward, epsilon=EPSILON, operations=PLAIN)
+    found, expected = (jax.jit(f)(x, jnp.ones(16), jnp.ones(16)) for f in (functools.partial(native, PLAIN), by_xla))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_a_constant_channel_has_no_variance_and_finite_gradients() -> None:
     arguments, cotangents = problem((4, 4, 4, 16), "float32", RELU)
     arguments[0] = jnp.full_like(arguments[0], 1e3)
