@@ -161,7 +161,7 @@ def test_statistics_are_as_exact_as_those_of_xla(channels: int) -> None:
     assert error < 2 * of_xla
 
 
-@pytest.mark.parametrize("scale", [1e18, 1e19, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e15, 1e19, 1e30])
 def test_numbers_too_large_to_square_give_what_xla_gives(scale: float) -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 16)) * scale + 2 * scale, jnp.float32)
     by_xla = functools.partial(norm._forward, epsilon=EPSILON, operations=PLAIN)
