@@ -130,6 +130,7 @@ def test_any_shape_matches_the_formula(sizes: list[int], vectors: int, dtype: st
     assert_near(found, expected, 1e-4 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.representatives("add")
 @pytest.mark.parametrize("operations", OPERATIONS.values(), ids=OPERATIONS)
 def test_bits_do_not_depend_on_other_threads(operations: int) -> None:
     given = problem((40, 8, 8, 64), "float32", operations)
@@ -302,6 +303,17 @@ FOLLOWING: dict[str, tuple[Callable[..., Any], list[int]]] = {
 }
 
 
+@pytest.mark.representatives(
+    "relu",
+    "addition of a row",
+    "added to itself",
+    "another reader of the sum",
+    "a result itself",
+    "two normalizations",
+    "maximum of zeros",
+    "another derivative",
+    "addition of each other's mean",
+)
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_following_operations_are_part_of_the_normalization(name: str) -> None:
     function, expected = FOLLOWING[name]
