@@ -208,7 +208,8 @@ def built(
     target = where / f"{source.stem}-{digest}.so"
     if target.is_file():
         _check_own(where)
-        return target
+        if _is_whole(target):
+            return target
     _compile(target, [*(command or _compiler)(), "-shared", f"-I{headers}", str(source)])
     return target
 
@@ -225,9 +226,18 @@ def _compile(target: pathlib.Path, command: Sequence[str]) -> None:
             done = subprocess.run(whole, capture_output=True, text=True, timeout=_SECONDS, check=False)
             if done.returncode:
                 raise Unavailable(f"{' '.join(whole)} failed: {done.stderr.strip()}")
+            content = new.read_bytes()
+            new.write_bytes(content + hashlib.sha256(content).digest())
             os.replace(new, target)  # complete or absent, also if two processes start at once
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"the code for the CPU could not be compiled in {where}: {error}") from error
+
+
+def _is_whole(target: pathlib.Path) -> bool:
+    """Return True if a compiled file ends with the digest of its content: a damaged one would end the process."""
+    content = target.read_bytes()
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]
 
 
 def found_compiler() -> str | None:

@@ -197,14 +197,16 @@ INLINE void backward_block(const Norm* n, Block b, int vectors, int half, int re
     }
 }
 
-// The functions above, compiled once for each dtype and each set of operations. Rows of one block are read in one go;
-// longer ones four at a time, so that memory is read in order.
+// The functions above, compiled once for each dtype and each set of operations. Rows of up to one block are read one
+// after the other, longer ones four at a time, so that memory is read in order. A sum is in registers for a few rows
+// only: one float32 sum over all rows of a task would be several times less exact than XLA's.
+enum { SUMMED = 32 };
 #define BLOCKS(name, call)                                                                \
   static void name(const void* data, int64_t i) {                                         \
     const Norm* n = data;                                                                 \
     if (n->reversed) i = n->tasks - 1 - i;                                                \
     int64_t end = (i + 1) * n->rows_of_task < n->rows ? (i + 1) * n->rows_of_task : n->rows; \
-    int64_t rows = n->width == BLOCK ? n->rows_of_task : 4;                               \
+    int64_t rows = n->width <= BLOCK ? SUMMED : 4;                                        \
     Block b = {.sums = n->sums + i * 2 * n->width};                                       \
     for (b.begin = i * n->rows_of_task; b.begin < end; b.begin = b.end) {                 \
       b.end = b.begin + rows < end ? b.begin + rows : end;                                \
@@ -375,7 +377,8 @@ XLA_FFI_Error* resfit_norm_forward(XLA_FFI_CallFrame* frame) {
     totals(&n, c, &sum, &squares);
     double mean = sum / n.pixels, var = squares / n.pixels - mean * mean;
     means[c] = mean;
-    vars[c] = var < 0 ? 0 : var;
+    // NaN where the squares are too large for float32, as with XLA: a diverging run must not look finite.
+    vars[c] = __builtin_isinf(means[c] * means[c]) ? __builtin_nanf("") : var < 0 ? 0 : var;
     float gain = inverse_root(vars[c] + attributes.epsilon) * scale[c];
     set_gain(&n, c, gain, bias[c] - means[c] * gain);
   }

@@ -6,6 +6,7 @@ everything else from the definitions in this module: other platforms, `jax.vmap`
 """
 
 import functools
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Normalize:
     always: bool = False
 
     def __call__(
-        self, x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float
+        self, x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array] | None:
         """Return the normalized array, and mean and biased variance of each channel; None if XLA has to compute them.
 
@@ -52,12 +53,15 @@ class Normalize:
           x: (..., channels), float32 or bfloat16.
           scale: (channels,) float32.
           bias: (channels,) float32.
-          epsilon: added to the variance.
+          epsilon: added to the variance; a number, because native code takes no array for it.
         """
-        rows_fit = x.ndim > 1 and x.shape[-1:] == scale.shape == bias.shape and x.shape[-1] % LANES == 0
+        # One value for each channel has no unbiased variance, which resfit's BatchNorm reports.
+        several = x.ndim > 1 and x.size > x.shape[-1]
+        rows_fit = several and x.shape[-1:] == scale.shape == bias.shape and x.shape[-1] % LANES == 0
         dtypes_fit = str(x.dtype) in DTYPES and scale.dtype == bias.dtype == jnp.float32
+        epsilon_fits = isinstance(epsilon, numbers.Real)
         faster = self.always or _wins(x)
-        if not (rows_fit and dtypes_fit and faster) or any(map(typed_by_mesh, (x, scale, bias))):
+        if not (rows_fit and dtypes_fit and epsilon_fits and faster) or any(map(typed_by_mesh, (x, scale, bias))):
             return None
         y, mean, var = forward_p.bind(x, scale, bias, epsilon=float(epsilon), operations=PLAIN)
         return y, mean, var

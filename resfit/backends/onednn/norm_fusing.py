@@ -5,7 +5,7 @@ the primitive has its own derivative.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +59,9 @@ def _rewritten(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 def _search(jaxpr: Jaxpr) -> Iterator[_Found]:
     """Yield the normalizations with operations after them. No equation is in two of them."""
-    readers = readers_of(jaxpr)
+    readers, makers = readers_of(jaxpr), _makers(jaxpr.eqns)
     taken: set[int] = set()
+    added_to: dict[int, Any] = {}
 
     def only_reader(equation: JaxprEqn) -> JaxprEqn | None:
         reading = readers[equation.outvars[0]]
@@ -72,9 +73,56 @@ def _search(jaxpr: Jaxpr) -> Iterator[_Found]:
         added, relu = None, only_reader(equation)
         if relu is not None and relu.primitive is add_p and _types_equal(relu):
             added, relu = relu, only_reader(relu)
-        if relu is not None and is_relu(relu) and id(relu) not in taken:
-            taken.add(id(relu))
-            yield _Found(equation, added, relu)
+        if relu is None or id(relu) in taken or not _is_relu(relu):
+            continue
+        if added is not None:
+            (other,) = (value for value in added.invars if value is not equation.outvars[0])
+            if _depends(other, equation, makers, added_to):  # such as on the statistics of the batch
+                continue
+            added_to[id(equation)] = other
+        taken.add(id(relu))
+        yield _Found(equation, added, relu)
+
+
+def _is_relu(equation: JaxprEqn) -> bool:
+    """Return True for an operation with the values and the derivative of `jax.nn.relu`.
+
+    A custom derivative can be another one, and that of a maximum with 0 is one half at 0.
+    """
+    if not is_relu(equation):
+        return False
+    (x,) = (value for value in equation.invars if not isinstance(value, Literal))
+    relu = jax.make_jaxpr(jax.nn.relu)(_like(x))
+    alone = ClosedJaxpr(relu.jaxpr.replace(invars=[x], outvars=equation.outvars, eqns=[equation]), ())
+    return _derivative(alone) == _derivative(relu)
+
+
+def _derivative(closed: ClosedJaxpr) -> str:
+    """Return a function of one array and its derivative, as text."""
+    function, x = jaxpr_as_fun(closed), _like(closed.jaxpr.invars[0])
+    return str(jax.make_jaxpr(lambda x, tangent: jax.jvp(function, (x,), (tangent,)))(x, x))
+
+
+def _like(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.aval.shape, value.aval.dtype)
+
+
+def _depends(value: Any, on: JaxprEqn, makers: Mapping[Any, JaxprEqn], added_to: Mapping[int, Any]) -> bool:
+    """Return True if a value needs the results of an equation, once the found additions are in their normalizations."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is on:
+            return True
+        if maker is not None and id(maker) not in seen:
+            seen.add(id(maker))
+            waiting += [needed for needed in maker.invars if not isinstance(needed, Literal)]
+            waiting += [added_to[id(maker)]] if id(maker) in added_to else []
+    return False
+
+
+def _makers(equations: Sequence[JaxprEqn]) -> dict[Any, JaxprEqn]:
+    return {value: equation for equation in equations for value in equation.outvars}
 
 
 def _types_equal(addition: JaxprEqn) -> bool:
@@ -101,7 +149,7 @@ def _in_order(equations: Sequence[JaxprEqn]) -> list[JaxprEqn]:
 
     A normalization needs what is added to it, which can be computed after the readers of its statistics.
     """
-    makers = {value: equation for equation in equations for value in equation.outvars}
+    makers = _makers(equations)
     ordered: dict[int, JaxprEqn] = {}
     for equation in equations:
         waiting = [equation]

@@ -185,6 +185,22 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_damaged_file_is_compiled_again(tmp_path: pathlib.Path) -> None:
+    source = tmp_path / "number.c"
+    source.write_text("int number(void) { return 7; }")
+
+    def built() -> pathlib.Path:
+        return bridge.built(tmp_path / "cache", source)
+
+    whole = built().read_bytes()
+    assert ctypes.CDLL(str(built())).number() == 7
+    for damaged in (b"", b"text", whole[: len(whole) // 2], whole[:64] + bytes(len(whole) - 64)):
+        path = built()
+        path.unlink()  # the loaded file stays as it is
+        path.write_bytes(damaged)
+        assert built().read_bytes() == whole
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", sys.executable)
     with pytest.raises(Unavailable, match="could not be compiled in /dev/null"):

@@ -130,6 +130,7 @@ def test_any_shape_matches_the_formula(sizes: list[int], vectors: int, dtype: st
     assert_near(found, expected, 1e-4 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.representatives("add")
 @pytest.mark.parametrize("operations", OPERATIONS.values(), ids=OPERATIONS)
 def test_bits_do_not_depend_on_other_threads(operations: int) -> None:
     given = problem((40, 8, 8, 64), "float32", operations)
@@ -146,6 +147,28 @@ def test_nan_and_infinity_stay_in_their_channel() -> None:
     found, expected = (np.asarray(f(RELU, x, *rows)[0]) for f in (native, by_jax))
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     assert np.isnan(found).all((0, 1, 2)).tolist() == [channel in (3, 5) for channel in range(16)]
+
+
+@pytest.mark.parametrize("channels", [16, 48])
+def test_statistics_are_as_exact_as_those_of_xla(channels: int) -> None:
+    x = np.random.default_rng(0).normal(10.0, size=(64, 16, 16, channels)).astype(np.float32)
+    row = jnp.ones(channels)
+    exact = np.var(x, (0, 1, 2), dtype=np.float64)
+    by_xla = functools.partial(norm._forward, epsilon=EPSILON, operations=PLAIN)
+    error, of_xla = (
+        np.abs(np.asarray(jax.jit(f)(x, row, row)[2], np.float64) - exact).max()
+        for f in (functools.partial(native, PLAIN), by_xla)
+    )
+    assert error < 2 * of_xla
+
+
+@pytest.mark.parametrize("scale", [1e15, 1e19, 1e30])
+def test_numbers_too_large_to_square_give_what_xla_gives(scale: float) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4, 4, 16)) * scale + 2 * scale, jnp.float32)
+    by_xla = functools.partial(norm._forward, epsilon=EPSILON, operations=PLAIN)
+    found, expected = (jax.jit(f)(x, jnp.ones(16), jnp.ones(16)) for f in (functools.partial(native, PLAIN), by_xla))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_constant_channel_has_no_variance_and_finite_gradients() -> None:
@@ -190,6 +213,7 @@ def test_other_derivatives_match_the_formula(name: str, operations: int) -> None
         ((64, 8, 8, 16), "float16", "float32"),
         ((64, 8, 8, 16), "bfloat16", "bfloat16"),
         ((16,), "float32", "float32"),
+        ((1, 65536), "bfloat16", "float32"),  # one value for each channel
         ((4, 4, 4, 16), "float32", "float32"),  # too small to be worth it
         ((64, 8, 8, 128), "float32", "float32"),  # XLA is as fast
     ],
@@ -197,6 +221,15 @@ def test_other_derivatives_match_the_formula(name: str, operations: int) -> None
 def test_other_arrays_are_left_to_xla(shape: tuple[int, ...], dtype: str, rows: str) -> None:
     row = jnp.ones(shape[-1:], rows)
     assert Normalize()(jnp.ones(shape, dtype), row, row, epsilon=EPSILON) is None
+
+
+def test_an_epsilon_that_is_traced_is_left_to_xla() -> None:
+    def function(x: jax.Array, row: jax.Array, epsilon: jax.Array) -> Any:
+        assert ALWAYS(x, row, row, epsilon=epsilon) is None
+        return x
+
+    jax.jit(function)(jnp.ones((4, 16)), jnp.ones(16), jnp.float32(EPSILON))
+    assert ALWAYS(jnp.ones((4, 16)), jnp.ones(16), jnp.ones(16), epsilon=np.float32(EPSILON)) is not None
 
 
 def test_a_call_with_other_sizes_than_its_arrays_raises() -> None:
@@ -232,9 +265,30 @@ def twice(x: Any, row: Any) -> Any:
     return nnx.relu(y + shortcut), mean + var
 
 
+def plus_own_mean(x: Any, row: Any) -> Any:
+    y, mean, _ = normalized(x, row)
+    return nnx.relu(y + jnp.broadcast_to(mean, y.shape))
+
+
+def plus_each_others_mean(x: Any, row: Any) -> Any:
+    (y, mean, _), (other, other_mean, _) = normalized(x, row), normalized(jnp.sin(x), row)
+    return [nnx.relu(a + jnp.broadcast_to(b, a.shape)) for a, b in ((y, other_mean), (other, mean))]
+
+
+@jax.custom_jvp
+def straight_through(x: Any) -> Any:
+    return jnp.maximum(x, 0)
+
+
+straight_through.defjvps(lambda tangent, result, x: tangent)
+
+
 FOLLOWING: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "relu": (lambda x, row: nnx.relu(normalized(x, row)[0]), [RELU]),
-    "maximum": (lambda x, row: jnp.maximum(normalized(x, row)[0], 0), [RELU]),
+    "maximum": (lambda x, row: jnp.maximum(normalized(x, row)[0], 0), [PLAIN]),  # its derivative at 0 is one half
+    "maximum of zeros": (lambda x, row: jnp.maximum(normalized(x, 0 * row)[0], 0), [PLAIN]),
+    "another derivative": (lambda x, row: straight_through(normalized(x, row)[0]), [PLAIN]),
+    "another derivative, compiled": (lambda x, row: jax.jit(straight_through)(normalized(x, row)[0]), [PLAIN]),
     "addition": (lambda x, row: nnx.relu(x + normalized(x, row)[0]), [ADD_RELU]),
     "addition and nothing": (lambda x, row: x + normalized(x, row)[0], [PLAIN]),
     "addition of a row": (lambda x, row: nnx.relu(normalized(x, row)[0] + row.reshape(1, 1, 1, -1)), [PLAIN]),
@@ -244,9 +298,22 @@ FOLLOWING: dict[str, tuple[Callable[..., Any], list[int]]] = {
     "another reader of the sum": (lambda x, row: (lambda y: nnx.relu(y) * y)(x + normalized(x, row)[0]), [PLAIN]),
     "a result itself": (lambda x, row: (lambda y: (nnx.relu(y), y))(normalized(x, row)[0]), [PLAIN]),
     "two normalizations": (twice, [PLAIN, ADD_RELU]),
+    "addition of its own mean": (plus_own_mean, [PLAIN]),
+    "addition of each other's mean": (plus_each_others_mean, [PLAIN, ADD_RELU]),
 }
 
 
+@pytest.mark.representatives(
+    "relu",
+    "addition of a row",
+    "added to itself",
+    "another reader of the sum",
+    "a result itself",
+    "two normalizations",
+    "maximum of zeros",
+    "another derivative",
+    "addition of each other's mean",
+)
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_following_operations_are_part_of_the_normalization(name: str) -> None:
     function, expected = FOLLOWING[name]
@@ -300,6 +367,7 @@ MODULES: dict[str, tuple[Callable[[], nnx.Module], bool]] = {
     "flax, slow variance": (lambda: Flax(use_fast_variance=False, rngs=nnx.Rngs(0)), False),
     "flax, no scale": (lambda: Flax(use_scale=False, rngs=nnx.Rngs(0)), False),
     "flax, no bias": (lambda: Flax(use_bias=False, rngs=nnx.Rngs(0)), False),
+    "flax, epsilon as an array": (lambda: Flax(epsilon=jnp.float32(1e-3), rngs=nnx.Rngs(0)), False),
     "flax, bfloat16": (lambda: Flax(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), False),
     "flax, several axes": (lambda: Flax(axis=(-1,), rngs=nnx.Rngs(0)), False),
     "resfit": (lambda: Own(rngs=nnx.Rngs(0)), True),
