@@ -153,7 +153,7 @@ class ModelFiles(CopiedModel):
 
         Args:
           calibration_data: some hundred images like those of training, in any form that `predict` takes. Labels are not
-            used.
+            used. An iterator of one pass needs `validation_data`, because the comparison reads the images again.
           validation_data: (x, y), or any data with labels that `evaluate` takes, for the accuracy; None to compare only
             the predicted classes, on the calibration data.
           batch_size: images per batch. It does not change the result.
