@@ -166,6 +166,7 @@ class ModelFiles(CopiedModel):
 
         Raises:
           DataError: if there are no calibration images.
+          LabelError: for validation labels that do not fit the network, as in `evaluate`.
           ExportError: for an operation that ONNX lacks, and for several outputs.
           MissingPackageError: if onnx or onnxruntime is not installed.
         """
@@ -182,7 +183,7 @@ class ModelFiles(CopiedModel):
         settings = self._settings("logits", weights, names, opset, True)
         file.check_opset(opset)
         network = onnx.written(self._context.state.module_with(weights), example, settings)
-        return quantization.quantized(network, calibration, validation)
+        return quantization.quantized(network, calibration, validation, self._learned)
 
     def _settings(
         self, outputs: str, weights: str, names: Sequence[str] | None, opset: int | None, dynamic_batch: bool

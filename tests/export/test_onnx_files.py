@@ -12,7 +12,7 @@ from rich.console import Console
 
 import resfit
 from resfit import weights
-from resfit.errors import DataError, ExportError, InputShapeError, SavedModelError
+from resfit.errors import DataError, ExportError, InputShapeError, LabelError, SavedModelError
 from resfit.export.onnx import exporter, file
 from resfit.nets.zoo import ZOO
 from resfit.preprocess import Normalize
@@ -273,6 +273,14 @@ def test_a_quantized_model_has_int8_layers_and_nearly_the_same_outputs(
     assert {made[name] for node in layers for name in node.input} == {"DequantizeLinear"}
     small.save(tmp_path / "int8.onnx")
     np.testing.assert_allclose(openvino(tmp_path / "int8.onnx", pixels()), expected, atol=0.1 * spread)
+
+
+def test_quantization_checks_the_validation_labels_as_evaluate_does(trained: Any) -> None:
+    package("onnxruntime")
+    labels = np.full(20, 77)
+    for call in (lambda: trained.evaluate(pixels(), labels), lambda: trained.quantize(pixels(), (pixels(), labels))):
+        with pytest.raises(LabelError, match="77"):
+            call()
 
 
 def test_quantization_without_labels_compares_classes_and_without_images_raises(trained: Any) -> None:

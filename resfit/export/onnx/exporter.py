@@ -127,7 +127,11 @@ def _metadata(
         "versions": {"resfit": importlib.metadata.version("resfit"), "jax": jax.__version__},
         "module": type(module).__name__,
         "inputs": [
-            {"name": key, "shape": [None if settings.dynamic_batch else 1, *leaf.shape], "dtype": str(stored_dtype(leaf.dtype))}
+            {
+                "name": key,
+                "shape": [None if settings.dynamic_batch else 1, *leaf.shape],
+                "dtype": str(stored_dtype(leaf.dtype)),
+            }
             for key, leaf in _leaves(example).items()
         ],
         "outputs": settings.outputs,

@@ -123,8 +123,8 @@ class OnnxModel:
                     "exported. Pass numpy.asarray(x) of the images."
                 )
             raise DataError(
-                f"Got inputs with the names {sorted(given)[:10]}. Expected {sorted(self._expected)}, for which the model "
-                "was exported. Pass arrays as in training."
+                f"Got inputs with the names {sorted(given)[:10]}. Expected {sorted(self._expected)}, for which the "
+                "model was exported. Pass arrays as in training."
             )
         arrays = [np.asarray(converted(given[name], aval)) for name, aval in self._expected.items()]
         rows = {len(array) for array in arrays}
