@@ -43,7 +43,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -281,10 +281,10 @@ def application(model: Served, options: argparse.Namespace) -> Starlette:
         return JSONResponse({"status": "ok", "input": model.shape, "batches": batcher.batches[-20:]})
 
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        status, said = (
-            (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "internal error")
-        )
-        return JSONResponse({"error": said}, status, {"Connection": "close"} if status in (408, 413) else None)
+        if not isinstance(error, HTTPException):
+            return JSONResponse({"error": "internal error"}, 500)
+        closing = {"Connection": "close"} if error.status_code in (408, 413) else {}
+        return JSONResponse({"error": error.detail}, error.status_code, {**(error.headers or {}), **closing})
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -312,6 +312,8 @@ async def read(request: Request, max_bytes: int) -> bytes:
                 body += part
                 if len(body) > max_bytes:
                     raise too_large
+    except ClientDisconnect as error:  # nobody reads the answer
+        raise HTTPException(400, "the connection was closed inside the body") from error
     except TimeoutError as error:
         raise HTTPException(408, f"the body took more than {BODY_SECONDS} seconds") from error
     return bytes(body)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from resfit import preprocess as preprocess_
 from resfit._utils.keywords import checked
+from resfit.errors import ArgumentError
 from resfit.export import model_card, repository
 from resfit.export.model_files import ModelFiles
 from resfit.nets import ResNet
@@ -34,7 +35,7 @@ class HubModel(ModelFiles):
             datasets=["fashion_mnist"]. They replace those of the model.
 
         Raises:
-          ArgumentError: for another field.
+          ArgumentError: for another field, or a value of another type.
           MissingPackageError: if huggingface_hub is not installed.
 
         Example:
@@ -43,6 +44,8 @@ class HubModel(ModelFiles):
           >>> model.card("user/name", license="mit").splitlines()[1:4]
           ['library_name: resfit', 'license: mit', 'pipeline_tag: image-classification']
         """
+        if not isinstance(repo_id, str | None):
+            raise ArgumentError(f"card got repo_id={repo_id!r:.60}. Expected 'user/name', or None if it is unknown.")
         inputs, labels = self._learned.inputs, self._learned.labels
         facts = model_card.CardFacts(
             self._context.state.module_with(weights), inputs.preprocess, inputs.transforms, labels.names,

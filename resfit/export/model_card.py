@@ -103,7 +103,7 @@ def make(facts: CardFacts, repo_id: str | None, metadata: Mapping[str, Any]) -> 
       metadata: fields of `huggingface_hub.ModelCardData`, which replace those of the model.
 
     Raises:
-      ArgumentError: for a field that `ModelCardData` does not have.
+      ArgumentError: for a field that `ModelCardData` does not have, or datasets without a name.
       MissingPackageError: if huggingface_hub is not installed.
     """
     hub = load_package("huggingface_hub", "A model card", INSTALL)
@@ -114,6 +114,9 @@ def make(facts: CardFacts, repo_id: str | None, metadata: Mapping[str, Any]) -> 
                 f"card got {name}={value!r:.60}. Expected fields of huggingface_hub.ModelCardData, such as license=, "
                 f"datasets= and eval_results=.{did_you_mean(name, known)}"
             )
+    datasets = metadata.get("datasets")
+    if not isinstance(datasets, str | list | tuple | None):
+        raise ArgumentError(f"card got datasets={datasets!r:.60}. Expected a name of a dataset, or a list of names.")
     name = repo_id.rpartition("/")[2] if repo_id else facts.architecture
     fields = _metadata(facts, name, dict(metadata), hub)
     data = hub.ModelCardData(**fields)

@@ -153,7 +153,7 @@ class ModelFiles(ImageModel):
 
         Args:
           calibration_data: some hundred images like those of training, in any form that `predict` takes. Labels are not
-            used.
+            used. An iterator of one pass needs `validation_data`, because the comparison reads the images again.
           validation_data: (x, y), or any data with labels that `evaluate` takes, for the accuracy; None to compare only
             the predicted classes, on the calibration data.
           batch_size: images per batch. It does not change the result.
@@ -166,6 +166,7 @@ class ModelFiles(ImageModel):
 
         Raises:
           DataError: if there are no calibration images.
+          LabelError: for validation labels that do not fit the network, as in `evaluate`.
           ExportError: for an operation that ONNX lacks, and for several outputs.
           MissingPackageError: if onnx or onnxruntime is not installed.
         """
@@ -182,7 +183,7 @@ class ModelFiles(ImageModel):
         settings = self._settings("logits", weights, names, opset, True)
         file.check_opset(opset)
         network = onnx.written(self._context.state.module_with(weights), example, settings)
-        return quantization.quantized(network, calibration, validation)
+        return quantization.quantized(network, calibration, validation, self._learned)
 
     def _settings(
         self, outputs: str, weights: str, names: Sequence[str] | None, opset: int | None, dynamic_batch: bool

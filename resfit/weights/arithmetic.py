@@ -56,11 +56,18 @@ _POOL = Need(lambda spec: spec.stem != "caffe", "have the max pool of PyTorch", 
 _AS_THEY_ARE = Need(
     _is("weight_standardization", False), "do not standardize their kernels", "weight_standardization=False"
 )
+_LEGACY = Need(
+    lambda spec: spec.stem != "caffe" or not isinstance(spec.squeeze, float),
+    "have the max pool of PyTorch if they have squeeze and excitation; those with Caffe's have the names of timm_senet",
+    "stem='imagenet', as in 'seresnet50'",
+)
 # Namings of networks with the parts of any spec; all others have none of timm's special parts.
 _GENERAL = ("torchvision", "timm_v2", "timm_senet", "children")
 
 NEEDS: Mapping[str, tuple[Need, ...]] = MappingProxyType(
     {
+        "torchvision": (_LEGACY,),
+        "children": (_LEGACY,),
         "timm_senet": (
             Need(_is("stem", "caffe"), "have Caffe's max pool", "stem='caffe', as in 'legacy_seresnet50'"),
             Need(
@@ -178,6 +185,11 @@ def hidden(naming: str, spec: ResNetSpec) -> str:
     elif spec.shortcut == "A":
         shown = "the channels of zeros in shortcuts without parameters; this network appends them after the others, "
         shown += "and those of pytorch_resnet_cifar10 append half of them before, as naming='akamaster'"
+    elif spec.stem in ("caffe", "bit"):
+        shown = f"the padding of the first layers; this network has stem={spec.stem!r}, and those of torchvision "
+        shown += "stem='imagenet'"
+    elif spec.weight_standardization:
+        shown = "the standardization of kernels; this network has it, and those of torchvision have none"
     elif spec.stem == "cifar" and len(spec.depths) == 4:
         shown = "a pool after a 3x3 stem; this network has no such pool, and those of PyTorch_CIFAR10 have one, as "
         shown += "stem='cifar_pool'"

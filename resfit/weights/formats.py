@@ -56,7 +56,13 @@ def read(path: str | os.PathLike[str], *, ema: bool = False, key: str | Sequence
     path = Path(expand_user(path))
     if not path.is_file():
         raise _no_file(path)
-    keys = (key,) if isinstance(key, str) else tuple(key)
+    keys = (key,) if isinstance(key, str) else key
+    if not isinstance(keys, Sequence) or not all(isinstance(one, str) for one in keys):
+        raise WeightsError(
+            f"Received key={key!r}. Expected the name of an entry, or a tuple of such names for nested entries. For "
+            "the usual entries, leave key out."
+        )
+    keys = tuple(keys)
     with path.open("rb") as file:
         begin = file.read(512)
     if _is_safetensors(begin):  # first, because the length can start with the magic bytes of another format

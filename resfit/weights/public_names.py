@@ -224,7 +224,7 @@ def other_name(path: tuple[str, ...], naming: str, rank: int = 1) -> Entry:
         >>> other_name(("stage2", "blocks", "0", "shortcut", "norm", "var"), "torchvision").name
         'layer2.0.downsample.1.running_var'
     """
-    if naming not in NAMINGS:
+    if not isinstance(naming, str) or naming not in NAMINGS:
         raise WeightsError(f"Received naming={naming!r}. Expected one of {list(NAMINGS)}.")
     found = entry(path, NAMINGS[naming], rank)
     if found is None:

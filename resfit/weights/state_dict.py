@@ -50,12 +50,13 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
         >>> weights["conv1.weight"].shape
         (16, 3, 3, 3)
     """
-    if naming in NAMINGS and naming not in WRITTEN:
+    _check_module(module)
+    if isinstance(naming, str) and naming in NAMINGS and naming not in WRITTEN:
         raise WeightsError(
             f"Received naming={naming!r}, which is only for reading: networks with these names can compute something "
             f"else. Expected one of {list(WRITTEN)}."
         )
-    if naming is not None and isinstance(module, ResNet):
+    if isinstance(naming, str) and isinstance(module, ResNet):
         arithmetic.check(naming, module.spec, (), known=True)
     return {name: entry.value() for name, entry in named(module, naming)}
 
@@ -141,6 +142,7 @@ def fill(
     Raises:
         WeightsError: as `load_state_dict`.
     """
+    _check_module(module)
     for argument, choice, choices in (("head", options.head, get_args(Head)), ("stem", options.stem, get_args(Stem))):
         if choice not in choices:
             raise WeightsError(f"Received {argument}={choice!r}. Expected one of {list(choices)}.")
@@ -157,13 +159,35 @@ def fill(
         values[first] = _for_channels(values[first], found.entries[first], options.stem)
     values = {name: _squeezed(value, found.entries.get(name)) for name, value in values.items()}
     differences.check(module, found, values, call, reset=reset, names=mapping)
-    for name, value in values.items():
-        path, variable, layout = found.entries[name]
-        ours = layout.inwards(value)
-        if isinstance(module, ResNet):
-            ours = arithmetic.in_order(found.naming, path, ours, module.spec)
-        variable.set_value(jnp.asarray(ours, variable.get_value().dtype))
+    variables = [(found.entries[name].variable, _inwards(module, found, name, value)) for name, value in values.items()]
+    for variable, value in variables:  # after all checks
+        variable.set_value(jnp.asarray(value))
     return found.naming
+
+
+def _inwards(module: nnx.Module, found: Found, name: str, value: Array) -> Array:
+    """Return an array of a state dict in the layout and the dtype of the network.
+
+    Raises:
+        WeightsError: if the array does not hold real numbers of floating point, or a number is too large.
+    """
+    path, variable, layout = found.entries[name]
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise WeightsError(
+            f"{name} has the dtype {value.dtype}. Expected floating-point numbers. Convert the weights of a quantized "
+            "or complex network to float32 first, with the scales of the quantization."
+        )
+    ours = layout.inwards(value)
+    if isinstance(module, ResNet):
+        ours = arithmetic.in_order(found.naming, path, ours, module.spec)
+    with np.errstate(over="ignore"):
+        cast: Array = ours.astype(variable.get_value().dtype)
+    if not np.can_cast(ours.dtype, cast.dtype) and (np.isinf(cast) & np.isfinite(ours)).any():
+        raise WeightsError(
+            f"{name} has the value {np.abs(ours[np.isfinite(ours)]).max():.3g}, which is too large for {cast.dtype}, "
+            "the dtype of the network. Expected values in its range. Create the network with param_dtype='float32'."
+        )
+    return cast
 
 
 def selected(
@@ -171,6 +195,11 @@ def selected(
 ) -> tuple[Found, dict[str, Array]]:
     """Return the place of a network in a state dict, and the arrays there and of parts beside a missing last layer."""
     _check_names(mapping)
+    if not isinstance(options.prefix, str | None):
+        raise WeightsError(
+            f"Received prefix={options.prefix!r}. Expected the text before the names of the network, such as "
+            "'module.'. Leave prefix out to find it."
+        )
     values = {name: value for name, value in mapping.items() if name.rpartition(".")[2] not in IGNORED}
     values = _renamed(values, options.rename)
     if options.prefix and not any(name.startswith(options.prefix) for name in values):
@@ -184,11 +213,35 @@ def selected(
         values = without_ignored(found, values, patterns)
         found = find(module, values, options.naming, options.prefix, call)
     inside = {name: value for name, value in values.items() if name.startswith(found.prefix) or name in found.entries}
-    return found, {name: np.asarray(value) for name, value in inside.items()}
+    return found, {name: _array(name, value) for name, value in inside.items()}
+
+
+def _array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    # NumPy raises ValueError for nested lists of different lengths; PyTorch raises the others.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(
+            f"The value of {name!r} is a {type(value).__name__}, which NumPy cannot read: {error}. Expected an array. "
+            "For a tensor of PyTorch, pass tensor.detach().cpu(), as float32 if its dtype is bfloat16."
+        ) from error
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nnx.Module):
+        raise WeightsError(
+            f"Received a {type(module).__name__} as the network. Expected a resfit.nets.ResNet. Pass model.module of a "
+            "resfit.Model."
+        )
 
 
 def _check_names(mapping: Mapping[str, Any]) -> None:
-    """Raise if a name is not a text, or a value is a dict."""
+    """Raise unless a state dict has arrays by name."""
+    if not isinstance(mapping, Mapping):
+        raise WeightsError(
+            f"Received a {type(mapping).__name__} as the state dict. Expected a dict of arrays by name, such as "
+            "resfit.weights.read(path) or net.state_dict() in PyTorch. For a file, call resfit.weights.load(net, path)."
+        )
     if wrong := [name for name in mapping if not isinstance(name, str)]:
         raise WeightsError(f"The state dict has the names {wrong[:3]}. Expected texts. Pass the arrays by their names.")
     if nested := [name for name, value in mapping.items() if isinstance(value, Mapping)]:

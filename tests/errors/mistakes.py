@@ -1550,6 +1550,22 @@ FILES = [
         "num_classes",
     ),
     Mistake(
+        "Weights of a quantized network",
+        "state = resfit.weights.state_dict(model.module)\n"
+        'state["fc.weight"] = (state["fc.weight"] * 127).astype("int8")\n'
+        "resfit.weights.load_state_dict(model.module, state)",
+        errors.WeightsError,
+        "fc.weight has the dtype int8",
+        "Convert the weights",
+    ),
+    Mistake(
+        "A model in place of its network",
+        "resfit.weights.load_state_dict(model, resfit.weights.state_dict(model.module))",
+        errors.WeightsError,
+        "Received a Model as the network",
+        "Pass model.module",
+    ),
+    Mistake(
         "Weights of a file with two networks",
         "state = resfit.weights.state_dict(model.module)\n"
         'both = {f"net.{name}": value for name, value in state.items()}\n'

@@ -151,6 +151,21 @@ def test_an_unknown_field_of_the_card_raises(model: resfit.Model) -> None:
 # --- the hub -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"repo_id": 3}, "card got repo_id=3. Expected 'user/name'"),
+        ({"datasets": 3}, "card got datasets=3. Expected a name of a dataset"),
+    ],
+    ids=["repository", "datasets"],
+)
+def test_a_value_of_another_type_in_the_card_raises(
+    arguments: dict[str, Any], message: str, model: resfit.Model
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        model.card(**arguments)
+
+
 def test_a_model_comes_back_from_the_hub_and_predicts_the_same_bits(model: resfit.Model, server: Any) -> None:
     url = model.push_to_hub(NAME, commit_message="Two epochs", card=model.card(NAME, datasets=["mnist"]))
     repository = server.repositories[NAME]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import resfit
 from resfit import weights
-from resfit.errors import DataError, ExportError, InputShapeError, SavedModelError
+from resfit.errors import DataError, ExportError, InputShapeError, LabelError, SavedModelError
 from resfit.export.onnx import exporter, file
 from resfit.nets.zoo import ZOO
 from resfit.preprocess import Normalize
@@ -120,6 +120,44 @@ def test_a_custom_module_equals_predict(outputs: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(openvino(tmp_path / "net.onnx", x), expected, **SAME)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_inputs_in_half_precision_equal_predict(dtype: str, tmp_path: Path) -> None:
+    package("onnxruntime")
+    model = resfit.Model(Custom(rngs=nnx.Rngs(0)))
+    x = draw(5, (8, 8, 3)).astype(jax.numpy.dtype(dtype))
+    loaded = exported(model, tmp_path, input_shape=(8, 8, 3), input_dtype=dtype)
+    assert loaded.metadata["inputs"][0]["dtype"] == "float32"  # of the file, which computes in float32
+    np.testing.assert_allclose(loaded.predict(x), model.predict(x, verbose=0), **SAME)
+
+
+class OnIntegers(nnx.Module):
+    """A module that computes on integers, for which ONNX or onnxruntime lacks operations."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.function(x.astype("uint8")).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: -x, "uses an operation that ONNX lacks for these dtypes or sizes"),
+        (lambda x: x**3, "uses an operation that ONNX lacks for these dtypes or sizes"),
+        (lambda x: x.sum(-1, keepdims=True), "onnxruntime cannot run the network as ONNX"),
+    ],
+    ids=["negative", "power", "runtime"],
+)
+def test_operations_that_onnx_lacks_for_a_dtype_raise_and_write_nothing(
+    function: Any, expected: str, tmp_path: Path
+) -> None:
+    package("onnxruntime")
+    with pytest.raises(ExportError, match=rf"{expected}.*astype\(jax\.numpy\.float32\)"):
+        exported(resfit.Model(OnIntegers(function)), tmp_path, input_shape=(4,), input_dtype="float32")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Several(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.one, self.two = nnx.Linear(4, 3, rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
@@ -155,6 +193,11 @@ def test_arguments_of_export_give_the_predictions_of_the_model(arguments: Any, t
     np.testing.assert_allclose(loaded.predict(pixels(), batch_size=8), expected, **SAME)
     first = (loaded.metadata["inputs"][0]["shape"][0], loaded._session.get_inputs()[0].shape[0])
     assert first == ((1, 1) if "dynamic_batch" in arguments else (None, "batch"))
+    if "dynamic_batch" in arguments:
+        with pytest.raises(DataError, match=r"Got 20 rows\. Expected 1, .* Call predict"):
+            loaded(pixels())
+    with pytest.raises(DataError, match=r"Got a list as the inputs\. Expected one array"):
+        loaded.predict(pixels().tolist())
 
 
 def test_the_metadata_hold_names_transforms_and_the_printed_comparison(
@@ -230,6 +273,14 @@ def test_a_quantized_model_has_int8_layers_and_nearly_the_same_outputs(
     assert {made[name] for node in layers for name in node.input} == {"DequantizeLinear"}
     small.save(tmp_path / "int8.onnx")
     np.testing.assert_allclose(openvino(tmp_path / "int8.onnx", pixels()), expected, atol=0.1 * spread)
+
+
+def test_quantization_checks_the_validation_labels_as_evaluate_does(trained: Any) -> None:
+    package("onnxruntime")
+    labels = np.full(20, 77)
+    for call in (lambda: trained.evaluate(pixels(), labels), lambda: trained.quantize(pixels(), (pixels(), labels))):
+        with pytest.raises(LabelError, match="77"):
+            call()
 
 
 def test_quantization_without_labels_compares_classes_and_without_images_raises(trained: Any) -> None:

@@ -114,6 +114,8 @@ FUNCTIONS: dict[str, Callable[[jax.Array], Any]] = {
     "choices": lambda x: (jnp.where(x > 0, x, 2 * x), jnp.clip(x, -0.5, 0.5), jnp.minimum(x, 0.3), jnp.nan_to_num(x)),
     "trigonometry": lambda x: (jnp.sin(x), jnp.cos(x), jnp.tanh(x)),
     "dtypes": lambda x: (x.astype("int32"), (x > 0).astype("float32"), x.astype("int32") // 2),
+    "integers out of range": lambda x: [(x * 1e10 + 0.5).astype(to) for to in ("uint8", "int8", "int16", "uint16")],
+    "integers of 32 bits out of range": lambda x: (x * 1e12).astype("int32").astype("float32"),
     "half precision": lambda x: x.astype("bfloat16").astype("float32") * 0 + x,
     # shapes
     "transposes": lambda x: (x.transpose(0, 3, 1, 2), x.transpose(0, 2, 1, 3) + 1, x.mT),

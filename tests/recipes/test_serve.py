@@ -230,6 +230,26 @@ def test_a_slow_body_is_not_waited_for(recipe: ModuleType, monkeypatch: pytest.M
     assert raised.value.status_code == 408
 
 
+def test_a_body_that_its_client_leaves_is_a_bad_request(recipe: ModuleType) -> None:
+    class Left:
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"?"
+            raise recipe.ClientDisconnect
+
+    with pytest.raises(recipe.HTTPException, match="closed inside the body") as raised:
+        asyncio.run(recipe.read(Left(), 100))
+    assert raised.value.status_code == 400
+
+
+def test_another_method_is_answered_with_the_allowed_ones(server: SimpleNamespace) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+        connection.request("OPTIONS", "/predict")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Allow")) == (405, "POST")
+
+
 def test_an_error_of_the_model_is_answered_and_the_next_batch_is_predicted(recipe: ModuleType) -> None:
     calls = iter([RuntimeError("first"), None])
 

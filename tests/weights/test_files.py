@@ -42,7 +42,7 @@ SLOW = pytest.mark.slow
 _BOTH = ["torchvision", "transformers"]
 WRITTEN_AS = dict.fromkeys(["v1.5", "v1", "basic, cifar", "option A", "ResNeXt", "group norm", "bfloat16"], _BOTH)
 WRITTEN_AS["v2"] = WRITTEN_AS["v2, D"] = ["timm_v2"]
-WRITTEN_AS["Caffe"] = ["timm_senet", "torchvision"]
+WRITTEN_AS["Caffe"] = ["timm_senet"]
 
 
 def net(seed: int = 0, **fields: Any) -> ResNet:

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resfit import weights
+from resfit import Model, weights
 from resfit.errors import WeightsError
 from resfit.nets import ResNet, ResNetSpec
 from tests import levels
@@ -137,3 +138,90 @@ def test_the_error_for_a_backbone_resets_its_last_layer_and_drops_another_head()
     weights.load_state_dict(target, held, head="reset")
     np.testing.assert_array_equal(target.stem.conv.kernel[...], source.stem.conv.kernel[...])
     np.testing.assert_array_equal(target.head.dense.kernel[...], before)
+
+
+NOT_FLOATING = {
+    "int8, of a quantized network": np.zeros(3, np.int8),
+    "int64": np.zeros(3, np.int64),
+    "uint8": np.zeros(3, np.uint8),
+    "bool": np.zeros(3, bool),
+    "complex": np.zeros(3, np.complex64),
+    "text": np.array(["a", "b", "c"]),
+    "objects": np.array([0.0, None, "x"], object),
+}
+
+
+@pytest.mark.parametrize("value", NOT_FLOATING.values(), ids=NOT_FLOATING)
+def test_arrays_without_floating_point_numbers_raise_and_change_nothing(value: np.ndarray) -> None:
+    module, source = net(THIN["option A"]), net(THIN["option A"], seed=1)
+    before = leaves(module)
+    with pytest.raises(WeightsError, match=r"fc\.bias has the dtype .*Expected floating-point numbers.*float32 first"):
+        weights.load_state_dict(module, weights.state_dict(source) | {"fc.bias": value})
+    for old, new in zip(before, leaves(module), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_every_floating_dtype_loads_as_the_nearest_value(dtype: str) -> None:
+    module, source = net(THIN["option A"]), net(THIN["option A"], seed=1)
+    given = {name: value.astype(jax.numpy.dtype(dtype)) for name, value in weights.state_dict(source).items()}
+    weights.load_state_dict(module, given)
+    for name, value in weights.state_dict(module).items():
+        np.testing.assert_array_equal(value, given[name].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("param_dtype", "value"), [("float32", -1e300), ("float16", np.float32(1e6)), ("bfloat16", 1e300)]
+)
+def test_values_too_large_for_the_network_raise(param_dtype: str, value: float) -> None:
+    module = net(dataclasses.replace(THIN["option A"], param_dtype=param_dtype))
+    given = weights.state_dict(module)
+    with pytest.raises(WeightsError, match=rf"fc\.bias has the value .*too large for {param_dtype}.*Create the networ"):
+        weights.load_state_dict(module, given | {"fc.bias": np.array([0, value, np.inf])})
+    weights.load_state_dict(module, given | {"fc.bias": np.array([0, 1, np.inf])})  # infinite in the file
+    assert np.isinf(weights.state_dict(module)["fc.bias"][2])
+
+
+WRONG_ARGUMENTS: dict[str, tuple[tuple[object, ...], dict[str, object], str]] = {
+    "a prefix that is not a text": ((), {"prefix": 3}, "Received prefix=3. Expected the text before"),
+    "a list of namings": ((), {"naming": ["torchvision"]}, "Received naming=['torchvision']. Expected one of"),
+    "no state dict": ((None,), {}, "Received a NoneType as the state dict. Expected a dict of arrays by name"),
+    "a path": (("a.pth",), {}, "call resfit.weights.load(net, path)"),
+    "lists of different lengths": (({"fc.bias": [[0.0], [1.0, 2.0]]},), {}, "is a list, which NumPy cannot read"),
+}
+
+
+@pytest.mark.parametrize(("positional", "named", "expected"), WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
+def test_arguments_of_another_type_raise(
+    positional: tuple[object, ...], named: dict[str, object], expected: str
+) -> None:
+    module = net(THIN["option A"])
+    with pytest.raises(WeightsError, match=re.escape(expected)):
+        weights.load_state_dict(module, *(positional or (weights.state_dict(module),)), **named)  # type: ignore[arg-type]
+
+
+def test_a_model_in_place_of_its_network_raises() -> None:
+    module = net(THIN["option A"])
+    with pytest.raises(WeightsError, match=r"Received a Model as the network.*Pass model\.module"):
+        weights.load_state_dict(Model(module), weights.state_dict(module))  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match=r"Received a Model as the network.*Pass model\.module"):
+        weights.state_dict(Model(module))  # type: ignore[arg-type]
+
+
+SE = {"depths": (1, 1), "widths": (32, 64), "num_classes": 3, "squeeze": 1 / 16}
+LEGACY = ResNetSpec(**SE, stem="caffe", block="bottleneck_v1")
+LATER = ResNetSpec(**SE, block="bottleneck_v1")
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(LATER, LEGACY), (LEGACY, LATER)], ids=["into legacy", "from legacy"])
+def test_the_two_generations_of_se_networks_do_not_load_each_others_weights(
+    theirs: ResNetSpec, ours: ResNetSpec
+) -> None:
+    """Their pools differ, and the names of both follow from the spec."""
+    with pytest.raises(WeightsError, match=rf"The network has stem='{ours.stem}'.*Expected stem='{theirs.stem}'"):
+        weights.load_state_dict(net(ours), weights.state_dict(net(theirs)))
+
+
+def test_a_legacy_se_network_is_not_written_under_the_names_of_the_later_one() -> None:
+    with pytest.raises(WeightsError, match=r"those with Caffe's have the names of timm_senet"):
+        weights.state_dict(net(LEGACY), naming="torchvision")

@@ -76,7 +76,14 @@ def _is_number(value: Value, number: float) -> bool:
 
 
 def _cast(g: Graph, eqn: Any, inputs: Sequence[Value]) -> Value:
-    return cast(g, inputs[0], eqn.outvars[0].aval.dtype)
+    (x,) = inputs
+    dtype = stored_dtype(eqn.outvars[0].aval.dtype)
+    if np.issubdtype(x.dtype, np.floating) and np.issubdtype(dtype, np.integer):  # XLA saturates, and Cast need not
+        lowest, highest = (x.dtype.type(end) for end in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+        if int(highest) > np.iinfo(dtype).max:
+            highest = np.nextafter(highest, x.dtype.type(0))
+        x = apply(g, "Min", [apply(g, "Max", [x, number(x, lowest)], x.dtype), number(x, highest)], x.dtype)
+    return cast(g, x, dtype)
 
 
 def cast(g: Graph, value: Value, dtype: Any) -> Value:

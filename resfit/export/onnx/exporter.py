@@ -19,10 +19,10 @@ from resfit._utils.atomic_write import write
 from resfit._utils.paths import expand_user
 from resfit._utils.random_inputs import random_batch
 from resfit.backends.cpu_barrier import tracing_for
-from resfit.errors import ExportError
+from resfit.errors import ExportError, SavedModelError
 from resfit.export.onnx import file
 from resfit.export.onnx.converter import convert
-from resfit.export.onnx.graph import Graph, constant
+from resfit.export.onnx.graph import Graph, constant, stored_dtype
 from resfit.export.onnx.runtime import OnnxModel
 from resfit.export.onnx.simplify import simplify
 from resfit.export.program import Function, check_network, checked_names, explaining_batch_size, function
@@ -128,7 +128,11 @@ def _metadata(
         "versions": {"resfit": importlib.metadata.version("resfit"), "jax": jax.__version__},
         "module": type(module).__name__,
         "inputs": [
-            {"name": key, "shape": [None if settings.dynamic_batch else 1, *leaf.shape], "dtype": str(leaf.dtype)}
+            {
+                "name": key,
+                "shape": [None if settings.dynamic_batch else 1, *leaf.shape],
+                "dtype": str(stored_dtype(leaf.dtype)),
+            }
             for key, leaf in _leaves(example).items()
         ],
         "outputs": settings.outputs,
@@ -195,7 +199,7 @@ def compare(network: Written, example: Any) -> tuple[bytes, str]:
     said = "onnxruntime is not installed, so the ONNX file was not compared with predict. Install resfit[onnx]."
     if importlib.util.find_spec("onnxruntime") is not None:
         x = jax.tree.map(lambda leaf: np.asarray(random_batch(leaf, _COMPARED_ROWS)), example)
-        found = _in_order(OnnxModel(content).predict(x), network.metadata)
+        found = _in_order(_loaded(content).predict(x), network.metadata)
         expected = [np.asarray(leaf) for leaf in jax.tree.leaves(network.original(x))]
         runtime = f"onnxruntime {importlib.metadata.version('onnxruntime')}"
         parity = {"runtime": runtime, "rows": _COMPARED_ROWS, **differences(found, expected)}
@@ -204,6 +208,17 @@ def compare(network: Written, example: Any) -> tuple[bytes, str]:
             f"{parity['largest_difference']:.2g}, same class for {parity['same_class']:.0%}."
         )
     return file.with_metadata(content, file.encoded({**network.metadata, "parity": parity})), said
+
+
+def _loaded(content: bytes) -> OnnxModel:
+    try:
+        return OnnxModel(content, "The network")
+    except SavedModelError as error:
+        raise ExportError(
+            f"onnxruntime cannot run the network as ONNX: {str(error.__cause__)[:300]} Expected operations on dtypes "
+            "that it has. Compute on float32: x.astype(jax.numpy.float32). Or export a program of JAX: a path that "
+            "ends in '.npz'."
+        ) from error
 
 
 def _in_order(outputs: Any, metadata: Mapping[str, Any]) -> list[Any]:

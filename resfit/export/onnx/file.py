@@ -37,6 +37,9 @@ def content(g: Graph, metadata: Mapping[str, Any]) -> bytes:
     Args:
       g: the graph.
       metadata: JSON values by name, for the `metadata_props` of the file.
+
+    Raises:
+      ExportError: if the graph is not valid ONNX, such as an operation on a dtype that it does not have.
     """
     onnx = load_package("onnx", "Export to ONNX", INSTALL)
     helper = onnx.helper
@@ -51,7 +54,14 @@ def content(g: Graph, metadata: Mapping[str, Any]) -> bytes:
     model = helper.make_model(graph, producer_name="resfit", opset_imports=opsets)
     model.ir_version = helper.find_min_ir_version_for(opsets)  # the newest version is unknown to older runtimes
     helper.set_model_props(model, encoded(metadata))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"The network uses an operation that ONNX lacks for these dtypes or sizes: {str(error)[:300]} Expected "
+            "operations on float32. Convert before them: x.astype(jax.numpy.float32). Or export a program of JAX: a "
+            "path that ends in '.npz'."
+        ) from error
     found: bytes = model.SerializeToString()
     return found
 

@@ -22,7 +22,9 @@ from resfit.export.onnx import file
 from resfit.export.onnx.exporter import Written, differences
 from resfit.export.onnx.runtime import OnnxModel
 from resfit.metrics import Accuracy, BinaryAccuracy
+from resfit.trainer.learned.facts import Learned
 from resfit.trainer.learned.input_format import InputFormat
+from resfit.trainer.step import OutputsShape
 
 # Convolutions and dense layers, and the operations between them, so that the arrays between two layers stay int8.
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool"]
@@ -46,15 +48,17 @@ def example(calibration: Batches, inputs: InputFormat) -> Any:
     return preprocess_.example(first.x)
 
 
-def quantized(network: Written, calibration: Batches, validation: Batches | None) -> OnnxModel:
+def quantized(network: Written, calibration: Batches, validation: Batches | None, learned: Learned) -> OnnxModel:
     """Return the int8 model of a network, and print the comparison of both.
 
     Args:
       network: the network in float32, with logits as its outputs.
       calibration: images whose activations determine the scales.
       validation: images with labels for the accuracy; None to compare the classes on the calibration data only.
+      learned: what the model knows of its labels.
 
     Raises:
+      LabelError: for labels that do not fit the network.
       ExportError: if the network has several outputs, or nothing to quantize.
       MissingPackageError: if onnx or onnxruntime is not installed.
     """
@@ -64,8 +68,7 @@ def quantized(network: Written, calibration: Batches, validation: Batches | None
             "the classes are compared. Export it in float32: model.export('net.onnx')."
         )
     model = OnnxModel(file.with_metadata(_quantize(network, calibration), file.encoded(network.metadata)))
-    multi_label = network.metadata["multi_label"]
-    report = _comparison(model, network, calibration if validation is None else validation, multi_label)
+    report = _comparison(model, network, calibration if validation is None else validation, learned)
     report = {"weights": "int8 per channel", "activations": "uint8 per array", **report}
     Console().print(_said(report), highlight=False)
     return OnnxModel(file.with_metadata(model.content, file.encoded({**network.metadata, "quantization": report})))
@@ -107,9 +110,9 @@ def _rows(data: Batches) -> Iterator[list[Any]]:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def _comparison(model: OnnxModel, network: Written, data: Batches, multi_label: bool) -> dict[str, Any]:
+def _comparison(model: OnnxModel, network: Written, data: Batches, learned: Learned) -> dict[str, Any]:
     """Return the accuracy of both models, if there are labels, and the share of rows with the same class."""
-    metric: Any = BinaryAccuracy if multi_label else Accuracy
+    metric: Any = BinaryAccuracy if network.metadata["multi_label"] else Accuracy
     totals, same, rows = {"accuracy_float32": metric.empty(), "accuracy_int8": metric.empty()}, 0.0, 0
     labeled = True
     for batch in data.epoch(0):
@@ -119,6 +122,7 @@ def _comparison(model: OnnxModel, network: Written, data: Batches, multi_label: 
         same, rows = same + count * differences([found], [expected])["same_class"], rows + count
         labeled = labeled and batch.y is not None
         if labeled:
+            learned.check_labels(np.asarray(batch.y)[:count], OutputsShape.of(expected))
             for name, outputs in logits.items():
                 part = metric.from_model_output(logits=outputs[:count], targets=batch.y[:count])
                 totals[name] = totals[name].merge(part)

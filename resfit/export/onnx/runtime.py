@@ -81,9 +81,15 @@ class OnnxModel:
 
         Raises:
           InputShapeError: for images of another size than the exported one.
-          DataError: for another dtype or structure, or an empty batch.
+          DataError: for another dtype or structure, an empty batch, or another batch size than a fixed one.
         """
-        arrays, _ = self._checked(x)
+        arrays, rows = self._checked(x)
+        fixed = next(iter(self._expected.values())).shape[0]
+        if fixed not in (None, rows):
+            raise DataError(
+                f"Got {rows} rows. Expected {fixed}, because the model was exported with dynamic_batch=False. Call "
+                "predict, which splits the rows, or export the model with dynamic_batch=True."
+            )
         return self._run(arrays)
 
     def predict(self, x: Any, batch_size: int = 32) -> Any:
@@ -111,9 +117,14 @@ class OnnxModel:
         """Return the inputs in the order and the dtypes of the file, and the number of rows."""
         given = {jax.tree_util.keystr(where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(x)[0]}
         if set(given) != set(self._expected):
+            if set(self._expected) == {""}:
+                raise DataError(
+                    f"Got a {type(x).__name__} as the inputs. Expected one array (batch, ...), for which the model was "
+                    "exported. Pass numpy.asarray(x) of the images."
+                )
             raise DataError(
-                f"Got inputs with the names {sorted(given)}. Expected {sorted(self._expected)}, for which the model "
-                "was exported. Pass arrays as in training."
+                f"Got inputs with the names {sorted(given)[:10]}. Expected {sorted(self._expected)}, for which the "
+                "model was exported. Pass arrays as in training."
             )
         arrays = [np.asarray(converted(given[name], aval)) for name, aval in self._expected.items()]
         rows = {len(array) for array in arrays}
