@@ -16,6 +16,7 @@ _V2: dict[str, Any] = {"block": "preact_basic", "stem": "cifar_conv", "shortcut"
 VARIANTS: dict[str, dict[str, Any]] = {
     "basic": {},
     "basic, option A": {"shortcut": "A"},
+    "basic, pool after 3x3": {"stem": "cifar_pool"},
     "v1.5": {"block": "bottleneck"},
     "v1": {"block": "bottleneck_v1"},
     "v2, basic": _V2,
