@@ -132,7 +132,8 @@ def test_every_stem_is_centered_on_the_pixels_of_its_stride(name: str, size: tup
     expected = numbered(size, 1)[:, ::step, ::step, 0][inner]
     for asked in ({}, {"antialias": "blur"}) if name in ("imagenet", "deep", "deep_tiered") else ({},):
         np.testing.assert_allclose(centres_of_stem(name, size, **asked)[inner], expected, rtol=1e-3)
-    if name != "space_to_depth" and step > 1 and size[0] % 2 == 0:  # the negative control
+    # The negative control, for stems with a strided convolution.
+    if name not in ("space_to_depth", "cifar_pool") and step > 1 and size[0] % 2 == 0:
         assert not np.allclose(centres_of_stem(name, size, padding="SAME")[inner], expected, rtol=1e-3)
 
 

@@ -246,6 +246,8 @@ ARGUMENTS = {
     "mixup": (0.2, CLASSES),
     "cutmix": (0.2, CLASSES),
     "random_resized_crop": (8,),
+    "rotate": (15,),
+    "affine": (15,),
 }
 
 

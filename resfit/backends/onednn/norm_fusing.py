@@ -40,9 +40,17 @@ def fused_norms(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        closed, results = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        leaves = jaxpr_as_fun(_rewritten(closed))(*jax.tree.leaves(arguments))
-        return jax.tree.unflatten(jax.tree.structure(results), leaves)
+        leaves, of_arguments = jax.tree.flatten(arguments)
+        of_results: list[Any] = []
+
+        # Flat: caches of JAX keep the structure of results, whose classes of metrics refer to functions of the user.
+        def flat(*leaves: Any) -> Any:
+            results, structure = jax.tree.flatten(function(*jax.tree.unflatten(of_arguments, leaves)))
+            of_results.append(structure)
+            return results
+
+        closed = jax.make_jaxpr(flat)(*leaves)
+        return jax.tree.unflatten(of_results.pop(), jaxpr_as_fun(_rewritten(closed))(*leaves))
 
     return call
 

@@ -10,7 +10,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback
 from resfit.errors import StepFailed
-from tests.helpers import CLASSES, PlainNet, TinyNet, assert_same, compiled, fit, images, labels, state_of
+from tests.helpers import CLASSES, PlainNet, TinyNet, assert_close, assert_same, compiled, fit, images, labels, state_of
 
 
 class NumPyNet(nnx.Module):
@@ -123,4 +123,5 @@ def test_compiled_programs_hold_no_weights(kernels: str) -> None:
     used.set_weights(born.get_weights())
     assert used.evaluate(x, y, verbose=0) == born.evaluate(x, y, verbose=0)
     assert_same(used.predict(x, verbose=0), born.predict(x, verbose=0))
-    assert_same(used.predict(x, verbose=0), resfit.Model(used.module).predict(x, verbose=0))
+    # A model without compile predicts on all devices: another program, with other last bits on some processors.
+    assert_close(used.predict(x, verbose=0), resfit.Model(used.module).predict(x, verbose=0), 1e-5)
