@@ -144,9 +144,7 @@ def test_every_convolution_of_every_network_has_equal_padding_on_both_sides(
     block: str, stem: str, shortcut: str, stride: int
 ) -> None:
     steps = math.prod(STEMS[stem].strides)
-    spec = ResNetSpec(
-        (1, 2), (8, 16), block=block, stem=stem, shortcut=shortcut, output_stride=stride if steps == 4 else stride // 4
-    )
+    spec = ResNetSpec((1, 2), (8, 16), block=block, stem=stem, shortcut=shortcut, output_stride=steps * stride // 4)
     found = 0
     for path, conv in nnx.iter_modules(nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0)))):
         if isinstance(conv, nnx.Conv) and path[-1] != "conv_of_blocks":
