@@ -103,7 +103,7 @@ def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> Doct
     Raises:
       NotCompiledError: before `compile`.
       DataError: if x and y are not data for `fit`.
-      ModuleError: if every parameter is frozen, or there is none.
+      ModuleError: if every parameter is frozen, or the module has no parameters.
 
     Example:
       >>> import numpy as np, resfit

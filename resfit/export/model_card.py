@@ -29,7 +29,7 @@ _FREE = ("num_classes", "in_channels", "dtype", "param_dtype", "remat", "zero_in
 
 
 class CardFacts(NamedTuple):
-    """What a model knows, for its card.
+    """The facts about a model that its card shows.
 
     Attributes:
       module: the network.

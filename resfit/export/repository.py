@@ -19,7 +19,7 @@ _LIBRARY = {"library_name": "resfit", "library_version": importlib.metadata.vers
 def push(
     folder: Path, repo_id: str, *, commit_message: str, private: bool | None, token: str | None, revision: str | None
 ) -> str:
-    """Upload a folder as one commit, and create the repository if there is none.
+    """Upload a folder as one commit, and create the repository if it does not exist.
 
     Returns:
       The URL of the commit.

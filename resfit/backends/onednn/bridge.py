@@ -241,7 +241,7 @@ def _is_whole(target: pathlib.Path) -> bool:
 
 
 def found_compiler() -> str | None:
-    """Return the path of the machine's C compiler, the one of the variable CC first; None if there is none."""
+    """Return the path of a C compiler, preferably that of the variable CC; None if the machine has no compiler."""
     for name in (os.environ.get("CC"), *_COMPILERS):
         path = shutil.which(name) if name else None
         if path is not None:

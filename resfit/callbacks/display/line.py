@@ -10,7 +10,7 @@ _BAR = 10
 
 @dataclasses.dataclass
 class Line:
-    """What is running: its title, its progress and its newest values.
+    """The running epoch, evaluation or prediction: its title, progress and newest values.
 
     Attributes:
       title: "Epoch 2/10", "Evaluate" or "Predict".

@@ -1,4 +1,4 @@
-"""Where progress is shown: in a terminal, in a notebook, or in a log file."""
+"""Outputs of the progress display: a terminal, a notebook, or a log file."""
 
 import html
 import time
