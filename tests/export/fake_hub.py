@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import http.server
 import json
-import threading
 import urllib.parse
 from typing import Any, NamedTuple
 
 import yaml
+
+from tests.loopback import LoopbackServer, QuietHandler
 
 TOKEN = "hf_write"
 
@@ -39,7 +39,7 @@ class Repository:
         return sha
 
 
-class FakeHub:
+class FakeHub(LoopbackServer):
     """The server. `repositories` maps "user/name" to its content; `asked` lists the requests."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class FakeHub:
         self.asked: list[str] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def answer(self) -> None:
                 outer.asked.append(f"{self.command} {self.path}")
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -64,18 +64,7 @@ class FakeHub:
 
             do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
     def answer(self, method: str, url: str, body: bytes, authorization: str | None) -> Answer:
         path = [urllib.parse.unquote(part) for part in urllib.parse.urlsplit(url).path.strip("/").split("/")]

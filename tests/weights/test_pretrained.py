@@ -1,10 +1,8 @@
 """Published weights by name, from a local hub, a local server and a local cache."""
 
 import hashlib
-import http.server
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from resfit._utils import download
 from resfit._utils.download import Remote
 from resfit.errors import DownloadError, MissingPackageError, SpecError, WeightsError
 from resfit.weights import hub, published
+from tests.loopback import LoopbackServer, QuietHandler
 
 THIN: dict[str, Any] = {"depths": (1,), "widths": (4,), "stem": "cifar"}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -110,7 +109,7 @@ def test_an_unknown_network_raises_before_the_download(monkeypatch: pytest.Monke
 # --- a server ------------------------------------------------------------------------------------------------------
 
 
-class Server:
+class Server(LoopbackServer):
     """A server of files with the headers of the Hugging Face hub."""
 
     def __init__(self) -> None:
@@ -118,11 +117,11 @@ class Server:
         self.asked: list[str] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
+        class Handler(QuietHandler):
+            def do_HEAD(self) -> None:  # noqa: N802
                 self.answer(body=False)
 
-            def do_GET(self) -> None:
+            def do_GET(self) -> None:  # noqa: N802
                 self.answer(body=True)
 
             def answer(self, *, body: bool) -> None:
@@ -140,18 +139,7 @@ class Server:
                 if body and content is not None:
                     self.wfile.write(content)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import contextlib
 import gzip
 import hashlib
-import http.server
 import importlib
 import importlib.util
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from resfit.data.datasets.archives import cifar, idx
 from resfit.data.datasets.archives import urls as published
 from resfit.errors import DataError, DownloadError, MissingPackageError
 from tests.data import originals
+from tests.loopback import LoopbackServer, QuietHandler
 
 # `resfit.data.load` is the function; this is its file.
 module = importlib.import_module("resfit.data.datasets.load")
@@ -259,7 +258,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several reads
 
 
-class Server:
+class Server(LoopbackServer):
     """A server that answers each request by the next script, and repeats the last script.
 
     A script is (status, bytes promised or None, bytes sent).
@@ -270,8 +269,8 @@ class Server:
         self.asked: list[str] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Handler(QuietHandler):
+            def do_GET(self) -> None:  # noqa: N802
                 outer.asked.append(self.path)
                 status, promised, sent = outer.scripts.pop(0) if len(outer.scripts) > 1 else outer.scripts[0]
                 self.send_response(status)
@@ -282,18 +281,8 @@ class Server:
                 with contextlib.suppress(ConnectionError):
                     self.wfile.write(sent)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/some/file.bin"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
+        self.url += "/some/file.bin"
 
 
 @pytest.fixture
