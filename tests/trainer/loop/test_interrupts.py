@@ -75,7 +75,7 @@ def test_an_interrupt_says_in_three_lines_what_is_kept_and_how_to_resume(
     assert "resume=True" in saved if saves else "model.save(path)" in saved
     assert resume == f"To train on in this process, call fit with initial_epoch={epoch}."
     assert caught.type is KeyboardInterrupt
-    assert len([entry for entry in caught.traceback if "resfit/" in str(entry.path)]) == 1
+    assert len([entry for entry in caught.traceback if Path(resfit.__file__).parent in Path(entry.path).parents]) == 1
 
 
 def test_a_second_interrupt_shows_where_the_loop_was(caplog: pytest.LogCaptureFixture) -> None:
