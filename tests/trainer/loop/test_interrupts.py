@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import resfit
 from resfit.backends import allocator
 from resfit.callbacks import Callback, Checkpoint
 from resfit.trainer.loop.boundary import Boundary
