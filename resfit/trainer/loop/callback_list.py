@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ _log = logging.getLogger("resfit")
 
 # The default of these hooks calls another hook, so they fire also for callbacks that override only the other one.
 _CALLS = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+
+
+# Methods that can be called with the arguments of a hook: to read one costs as much as a step of a small net.
+_checked: dict[str, weakref.WeakSet[Any]] = {hook: weakref.WeakSet() for hook in HOOKS}
 
 
 class CallbackList:
@@ -138,9 +143,12 @@ def _check_hooks(callback: Callback) -> None:
 
 
 def _check_signature(callback: Callback, hook: str) -> None:
-    wanted = _arguments(hook)
+    wanted, method = _arguments(hook), getattr(callback, hook)
+    function = getattr(method, "__func__", None)
+    if function in _checked[hook]:
+        return
     try:
-        inspect.signature(getattr(callback, hook)).bind(*wanted)
+        inspect.signature(method).bind(*wanted)
     except TypeError as error:
         raise CallbackError(
             f"{type(callback).__name__}.{hook} cannot be called with ({', '.join(wanted)}): {error}. Expected "
@@ -148,6 +156,8 @@ def _check_signature(callback: Callback, hook: str) -> None:
         ) from error
     except ValueError:  # a built-in function without a signature
         return
+    if function is not None:
+        _checked[hook].add(function)
 
 
 @functools.cache
