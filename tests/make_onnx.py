@@ -1,8 +1,8 @@
-"""Measure the ONNX file of every network of the zoo: `make onnx-table` writes tests/golden/onnx.json.
+"""Measure the ONNX file of every network of the zoo for tests/golden/onnx.json, which docs/zoo.md shows.
 
 Each network gets weights of its own names, images of 64 x 64 pixels (32 x 32 for those of CIFAR), which do not change
 the operations, and batches of one and of five. The file is saved after each network: a later run goes on from there.
-`python -m tests.make_onnx NAME ...` measures these networks again.
+`.venv-originals/bin/python -m tests.make_onnx` runs it after `make originals`; with names it measures these again.
 """
 
 import datetime
@@ -88,7 +88,7 @@ def relative(row: dict[str, Any]) -> float:
 
 def main(names: list[str]) -> None:
     """Measure these networks, or those that the file lacks."""
-    jax.config.update("jax_disable_most_optimizations", True)  # noqa: FBT003: of LLVM, whose time is most of a row's
+    jax.config.update("jax_disable_most_optimizations", True)  # of LLVM, which take longest
     found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"networks": {}}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     versions = {package: importlib.metadata.version(package) for package in ("jax", "onnx", *RUNTIMES)}

@@ -46,8 +46,8 @@ def content(g: Graph, metadata: Mapping[str, Any]) -> bytes:
     size = sum(array.nbytes for array in g.arrays.values())
     if size > LARGEST_FILE:
         raise ExportError(
-            f"The network has weights of {size / 2**30:.1f} GiB. Expected at most 2 GiB, the limit of an ONNX file. Export "
-            "a program of JAX, which has no limit: a path that ends in '.npz'."
+            f"The network has weights of {size / 2**30:.1f} GiB. Expected at most 2 GiB, the limit of an ONNX file. "
+            "Export a program of JAX, which has no limit: a path that ends in '.npz'."
         )
     onnx = load_package("onnx", "Export to ONNX", INSTALL)
     helper = onnx.helper
