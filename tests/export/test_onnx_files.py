@@ -193,6 +193,13 @@ def test_the_metadata_hold_names_transforms_and_the_printed_comparison(
     assert {one.key: one.value for one in text}["class_names"] == '["a", "b", "c"]'
 
 
+def test_class_names_that_are_not_utf8_stay(trained: Any, tmp_path: Path) -> None:
+    """Names of folders of another encoding have lone surrogates, which a protocol buffer refuses."""
+    names = ["caf\udce9", "\ud83d", 'a"\\ü']
+    loaded = exported(trained, tmp_path, class_names=names)
+    assert loaded.class_names == names
+
+
 def test_a_loaded_model_checks_its_inputs_and_survives_pickle(trained: Any, tmp_path: Path) -> None:
     loaded = exported(trained, tmp_path)
     with pytest.raises(InputShapeError, match=r"Expected \(batch, 8, 8, 1\)"):

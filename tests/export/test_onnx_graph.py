@@ -16,6 +16,7 @@ from jax import lax
 
 from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
+from resfit.export.onnx import file
 from resfit.export.onnx.converter import convert
 from resfit.export.onnx.exporter import Settings, differences, written
 from resfit.export.onnx.graph import Graph
@@ -384,3 +385,11 @@ def test_what_onnx_lacks_raises_with_the_primitive(function: Any, said: str) -> 
 def test_differences_compare_the_largest_entries_and_labels() -> None:
     assert differences([np.array([1, 2])], [np.array([1, 3])]) == {"largest_difference": 1.0, "same_class": 0.5}
     assert differences([np.array([[0.5], [-0.5]])], [np.array([[0.25], [0.5]])])["same_class"] == 0.5
+
+
+def test_weights_of_more_than_two_gigabytes_raise() -> None:
+    """A protocol buffer cannot hold them; without the check, its serializer fails after minutes."""
+    g = Graph(17)
+    g.arrays["kernel"] = np.broadcast_to(np.float32(0), (1024, 1024, 600))
+    with pytest.raises(ExportError, match=r"weights of 2\.3 GiB\. Expected at most 2 GiB"):
+        file.content(g, {})

@@ -8,6 +8,7 @@ import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit._utils.optional_import import load_package
+from resfit._utils.texts import storable
 from resfit.errors import ExportError
 from resfit.export.onnx.graph import Graph, Node, Port
 
@@ -81,7 +82,7 @@ def encoded(metadata: Mapping[str, Any]) -> dict[str, str]:
       >>> encoded({"class_names": ["cat", "dog"]})
       {'class_names': '["cat", "dog"]'}
     """
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
+    return {name: storable(json.dumps(value, ensure_ascii=False)) for name, value in metadata.items()}
 
 
 def with_metadata(model: bytes, texts: dict[str, str]) -> bytes:
