@@ -9,6 +9,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -88,14 +89,13 @@ def relative(row: dict[str, Any]) -> float:
 
 def main(names: list[str]) -> None:
     """Measure these networks, or those that the file lacks."""
-    jax.config.update("jax_disable_most_optimizations", True)  # of LLVM, which take longest
     found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {"networks": {}}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     versions = {package: importlib.metadata.version(package) for package in ("jax", "onnx", *RUNTIMES)}
+    found |= {"commit": commit.strip(), "versions": versions | {"python": platform.python_version()}}
     for name in names or sorted(set(MEASURED) - set(found["networks"]), key=lambda name: ZOO[name].parameters):
-        row = measure(name)
-        today = str(datetime.datetime.now(datetime.UTC).date())
-        found["networks"][name] = {**row, "date": today, "commit": commit.strip(), "versions": versions}
+        found["networks"][name] = row = measure(name)
+        found["date"] = str(datetime.datetime.now(datetime.UTC).date())
         GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         print(name, f"{relative(row):.1e}", row, flush=True)
 
