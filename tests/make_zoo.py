@@ -9,12 +9,14 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from resfit.nets import ZOO
+from tests import make_onnx
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "variants.json").read_text())
 
 IN_RESNET = sum(not name.startswith("legacy") for name in GOLDEN["members"])
-HEAD = ("network", "parameters", "multiply-adds", "pixels", "oracle", "difference", "weight files", "source")
+ONNX: dict[str, Any] = json.loads(make_onnx.GOLDEN.read_text())
+HEAD = ("network", "parameters", "multiply-adds", "pixels", "oracle", "difference", "ONNX", "weight files", "source")
 
 INTRO = f"""\
 # The zoo
@@ -29,6 +31,14 @@ our logits and those of the oracle, divided by the largest logit of the oracle, 
 weights, in evaluation, for two images of 64 pixels per side. `tests/weights/` also compares networks of five blocks of
 every kind at other sizes and in training steps. Networks without an oracle are compared with arithmetic and with the
 numbers in their papers.
+
+The column *ONNX* is the largest difference between the logits of the exported file and those of `predict`, divided by
+the largest logit: the larger one of onnxruntime {ONNX["versions"]["onnxruntime"]} and OpenVINO
+{ONNX["versions"]["openvino"]}, in float32, in batches of one and of five images of 64 pixels per side (32 for the
+networks of CIFAR), with weights whose branches all count. All images have the same class in all three.
+`resnetv2_152x4_bit` has more weights than the 2 GiB of an ONNX file. `python -m tests.make_onnx` measures this column
+(two cores of an AMD EPYC, {ONNX["date"]}, Python {ONNX["versions"]["python"]}, jax {ONNX["versions"]["jax"]}, onnx
+{ONNX["versions"]["onnx"]}, commit {ONNX["commit"]}).
 
 {len(GOLDEN["members"])} of these networks have the name that timm 1.0.31 gives them. Its ResNet family has 177 names:
 101 in the modules `resnet` and `resnetv2`, of which {IN_RESNET} are here; 9 legacy SE networks in `senet`,
@@ -56,6 +66,7 @@ def row(name: str, difference: str) -> tuple[str, ...]:
         str(member.image_size),
         golden["source"].split("+")[0] if golden else "",
         difference,
+        f"{make_onnx.relative(ONNX['networks'][name]):.0e}" if name in ONNX["networks"] else "",
         f"{golden['source'].split()[0]} `{name}`" if golden else "",
         member.source,
     )
@@ -63,7 +74,7 @@ def row(name: str, difference: str) -> tuple[str, ...]:
 
 def page(differences: Mapping[str, float]) -> str:
     """Return the page, given the difference of each network with an oracle."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * 3 + "|---|---:|---|---|"]
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" + "|---:" * 3 + "|---|---:|---:|---|---|"]
     for name in ZOO:
         difference = f"{differences[name]:.0e}" if name in GOLDEN["members"] else ""
         lines.append("| " + " | ".join(row(name, difference)) + " |")

@@ -5,13 +5,17 @@ import os
 import secrets
 from pathlib import Path
 
+from resfit._utils.paths import file_path
+
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: write a temporary file, flush it to disk, and rename it.
 
     Raises:
       FileNotFoundError: if the folder does not exist.
+      IsADirectoryError: if the path is a folder.
     """
+    file_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"The folder {str(path.parent)!r} of {path.name} does not exist. Expected an existing folder. Create it: "

@@ -1,4 +1,4 @@
-"""Expansion of `~` in paths."""
+"""Paths: `~`, and folders in place of files."""
 
 import os
 import pathlib
@@ -29,6 +29,36 @@ def expand_user(path: str | os.PathLike[str]) -> str:
     if expanded.replace(os.sep, "/").partition("/")[0] == "~":
         raise FileNotFoundError(f"{text!r} is in the home folder, which is unknown. Set HOME, or pass a full path.")
     return expanded
+
+
+def file_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the absolute path of a file to write, with `~` expanded; see `expand_user`.
+
+    Raises:
+      IsADirectoryError: if the path is a folder.
+    """
+    found = pathlib.Path(expand_user(path)).absolute()
+    if found.is_dir():
+        raise IsADirectoryError(
+            f"{str(found)!r} is a folder. Expected the path of a file, which is replaced if it exists. Pass another "
+            "path, or remove the folder."
+        )
+    return found
+
+
+def folder_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the absolute path of a folder to write to, with `~` expanded; see `expand_user`.
+
+    Raises:
+      NotADirectoryError: if the path is a file.
+    """
+    found = pathlib.Path(expand_user(path)).absolute()
+    if found.exists() and not found.is_dir():
+        raise NotADirectoryError(
+            f"{str(found)!r} is a file. Expected the path of a folder, which is made if it does not exist. Pass "
+            "another path, or remove the file."
+        )
+    return found
 
 
 def cache_folder() -> pathlib.Path:

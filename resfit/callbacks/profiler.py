@@ -6,7 +6,7 @@ from typing import cast
 
 import jax
 
-from resfit._utils.paths import expand_user
+from resfit._utils.paths import folder_path
 from resfit.callbacks import first_process
 from resfit.callbacks.base import Callback
 from resfit.callbacks.logs import LazyLogs, Logs, batch_losses
@@ -38,7 +38,7 @@ class Profiler(Callback):
     def __init__(self, log_dir: str | os.PathLike[str], start: int = 10, stop: int = 15) -> None:
         if not 0 <= start < stop:
             raise CallbackError(f"Expected 0 <= start < stop, got start={start} and stop={stop}.")
-        self._log_dir = expand_user(log_dir)
+        self._log_dir = str(folder_path(log_dir))
         self._start, self._stop = start, stop
         self._step = 0
         self._last: Logs | None = None

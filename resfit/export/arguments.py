@@ -1,12 +1,19 @@
 """The inputs of exported models: their checks, and batches of a fixed size."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import DataError, InputShapeError
+
+
+class Expected(NamedTuple):
+    """Shape and dtype of an input, with None for a batch size that can vary; `jax.ShapeDtypeStruct` refuses None."""
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
 
 
 def converted(x: Any, expected: Any) -> Any:

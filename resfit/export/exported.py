@@ -116,6 +116,8 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedModel | OnnxModel:
       MissingPackageError: for an ONNX file, if onnxruntime is not installed.
     """
     path = pathlib.Path(expand_user(path))
+    if path.is_dir():
+        raise SavedModelError(f"{path} is a folder. Expected a file of Model.export. Pass the path of the file itself.")
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}. Expected a file of Model.export.")
     if path.suffix == ".onnx":

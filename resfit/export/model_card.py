@@ -15,6 +15,7 @@ from flax import nnx
 from resfit import preprocess as preprocess_
 from resfit._utils.optional_import import load_package
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.texts import storable
 from resfit.callbacks import History
 from resfit.errors import ArgumentError
 from resfit.nets import ZOO, ResNet, ResNetSpec
@@ -184,11 +185,15 @@ def _use(facts: CardFacts, repo_id: str) -> str:
         arguments.append(f"module={type(facts.module).__name__}(...)")
     if (preprocess_.to_config(facts.preprocess) or {}).get("kind") == "custom":
         arguments.append("preprocess=...")
-    outputs = ', outputs="probabilities"' if facts.task else ""
-    images = 'images = model.transforms.batch(["photo.jpg"])\n' if facts.transforms is not None else ""
+    call = 'predict(images, outputs="probabilities")' if facts.task else "predict(images)"
+    images = ""
+    if facts.transforms is not None and facts.task == "image-classification":
+        call = 'predict_images("photo.jpg", top=3)  # [(name, probability), ...]'
+    elif facts.transforms is not None:
+        images = 'images = model.transforms.batch(["photo.jpg"])\n'
     return (
         f"```python\nimport resfit  # {INSTALL}\n\nmodel = resfit.from_hub({', '.join(arguments)})\n{images}"
-        f"predictions = model.predict(images{outputs})\n```"
+        f"predictions = model.{call}\n```"
     )
 
 
@@ -264,7 +269,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = " ".join(str(value).split()).replace("\\", "\\\\")
+    text = storable(" ".join(str(value).split())).replace("\\", "\\\\")
     for special in "|`<*_":
         text = text.replace(special, f"\\{special}")
     return text

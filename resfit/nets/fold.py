@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -94,7 +94,9 @@ def fold_if_possible(module: _Module, example: Any) -> _Module:
     parts = {_name(path): part for path, part in nnx.iter_modules(copy)}
     for norm, conv in pairs.items():
         _fold(parts[conv], parts[norm])
-        _replace(parts.values(), parts[norm], FoldedNorm())
+    gone = {id(parts[norm]): FoldedNorm() for norm in pairs}  # `parts` keeps the ids taken
+    for part in parts.values():
+        _replace(part, gone)
     return copy
 
 
@@ -111,13 +113,15 @@ def _fold(conv: Any, norm: Any) -> None:
     conv.use_bias = True
 
 
-def _replace(parents: Any, old: nnx.Module, new: nnx.Module) -> None:
-    for parent in parents:
-        for name, child in list(nnx.iter_children(parent)):
-            if child is old and isinstance(name, int):
-                parent[name] = new
-            elif child is old:
-                setattr(parent, str(name), new)
+def _replace(parent: Any, new: Mapping[int, FoldedNorm]) -> None:
+    """Replace the children of a module whose ids are in `new`."""
+    for name, child in list(nnx.iter_children(parent)):
+        if id(child) not in new:
+            continue
+        if isinstance(name, int):
+            parent[name] = new[id(child)]
+        else:
+            setattr(parent, str(name), new[id(child)])
 
 
 def _name(path: tuple[Any, ...]) -> str:

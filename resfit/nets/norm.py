@@ -168,7 +168,8 @@ class GroupNorm(nnx.GroupNorm):
     """Group norm (Wu & He 2018, arXiv:1803.08494): normalizes each image separately, over groups of channels.
 
     Training and evaluation are the same, and the batch does not matter. The norm has 32 groups, as in the paper and in
-    timm, or one group for each channel if there are fewer than 32. The arithmetic is float32 or wider.
+    timm, or one group for each channel if there are fewer than 32. The arithmetic is float32 or wider. The variance is
+    the mean of (x - mean)^2, as in PyTorch; flax's default, E[x^2] - E[x]^2, loses digits where the mean is large.
 
     Args:
         num_features: channels, the size of the last axis of the input.
@@ -208,6 +209,7 @@ class GroupNorm(nnx.GroupNorm):
         super().__init__(
             1,
             num_groups=1,
+            use_fast_variance=False,
             epsilon=EPSILON,
             param_dtype=jnp.dtype(param_dtype),
             scale_init=ZEROS,

@@ -181,3 +181,43 @@ def test_bytes_and_an_unknown_home_folder_raise(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(FileNotFoundError, match="Set HOME"):
         paths.expand_user("~/run")
+
+
+WRITE = {
+    "save": lambda path: compiled(PlainNet(rngs=nnx.Rngs(0))).save(path / "a.safetensors"),
+    "save_weights": lambda path: compiled(PlainNet(rngs=nnx.Rngs(0))).save_weights(path / "a.safetensors"),
+    "export": lambda path: trained().export(path / "a.npz"),
+    "weights.save": lambda path: resfit.weights.save(net(), path / "a.safetensors"),
+    "ModelCheckpoint": lambda path: trained(cb.ModelCheckpoint(path / "a.safetensors")),
+    "CSVLogger": lambda path: cb.CSVLogger(path / "a.csv", append=True),
+    "JSONLogger": lambda path: cb.JSONLogger(path / "a.jsonl", append=True),
+}
+READ = {
+    "load": lambda path: resfit.load(path / "a.safetensors"),
+    "load_weights": lambda path: compiled(PlainNet(rngs=nnx.Rngs(0))).load_weights(path / "a.safetensors"),
+    "load_exported": lambda path: resfit.load_exported(path / "a.npz"),
+    "load_exported, ONNX": lambda path: resfit.load_exported(path / "a.onnx"),
+    "weights.load": lambda path: resfit.weights.load(net(), path / "a.safetensors"),
+    **{f"weights.read, {end}": lambda path, end=end: resfit.weights.read(path / f"a.{end}")
+       for end in ("safetensors", "pth", "npz", "h5", "keras", "msgpack")},
+}  # fmt: skip
+
+
+@pytest.mark.representatives("save", "CSVLogger", "JSONLogger", *READ)
+@pytest.mark.parametrize("use", [*WRITE, *READ])
+def test_a_folder_in_place_of_a_file_raises_and_stays(use: str, tmp_path: Path) -> None:
+    for end in ("safetensors", "npz", "onnx", "csv", "jsonl", "pth", "h5", "keras", "msgpack"):
+        (tmp_path / f"a.{end}").mkdir()
+    errors = (IsADirectoryError, FileNotFoundError, resfit.errors.SavedModelError)
+    with pytest.raises(errors, match=r"a\.\w+'? is a folder.* Expected .* file"):
+        (WRITE | READ)[use](tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {path.suffix for path in tmp_path.rglob("*")}
+    assert len(list(tmp_path.iterdir())) == 9
+
+
+@pytest.mark.parametrize("logger", [cb.TensorBoard, cb.Profiler])
+def test_a_file_in_place_of_a_folder_raises_and_stays(logger: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"runs' is a file\. Expected the path of a folder"):
+        logger(tmp_path / "runs")
+    assert (tmp_path / "runs").read_text() == "mine"

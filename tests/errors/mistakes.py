@@ -1464,6 +1464,27 @@ FILES = [
         "mkdir(parents=True)",
     ),
     Mistake(
+        "save to a folder",
+        'import pathlib\npathlib.Path("best.safetensors").mkdir()\nmodel.save("best.safetensors")',
+        IsADirectoryError,
+        "best.safetensors' is a folder",
+        "Pass another path",
+    ),
+    Mistake(
+        "load_exported with a folder",
+        'import pathlib\npathlib.Path("exported").mkdir()\nresfit.load_exported("exported")',
+        errors.SavedModelError,
+        "exported is a folder",
+        "the path of the file itself",
+    ),
+    Mistake(
+        "TensorBoard in a file",
+        'import pathlib\npathlib.Path("logs").write_text("a log")\ncallbacks.TensorBoard("logs")',
+        NotADirectoryError,
+        "logs' is a file",
+        "Pass another path",
+    ),
+    Mistake(
         "An argument of ONNX for a program of jax",
         'model.export("net.npz", input_shape=(8, 8, 3), input_dtype="float32", opset=17)',
         errors.ExportError,

@@ -131,7 +131,7 @@ def test_all_errors_are_those_of_resfit_except_for_missing_files_and_user_code()
         for mistake in MISTAKES
         if mistake.error is not WARNING and not mistake.foreign and not issubclass(mistake.error, ResfitError)  # type: ignore[arg-type]
     }
-    assert others == {FileNotFoundError}
+    assert others == {FileNotFoundError, IsADirectoryError, NotADirectoryError}
 
 
 @pytest.mark.representatives("change1-ZeroDivisionError", "change4-does not say what to do")

@@ -1,7 +1,10 @@
 """A small interpreter of ONNX graphs: the definitions of the operations, in NumPy and XLA's convolutions."""
 
+import functools
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +13,28 @@ import numpy as np
 from jax import lax
 
 from resfit.export.onnx.graph import Graph, Node
+
+SCHEMAS = Path(__file__).parents[1] / "golden" / "onnx_schemas.json"  # of `tests/golden/make_onnx_schemas.py`
+
+
+@functools.cache
+def _schemas() -> Any:
+    return json.loads(SCHEMAS.read_text())["operations"]
+
+
+def assert_allowed(node: Node, opset: int, *inputs: Any) -> None:
+    """Check a node as `onnx.checker` does: attributes, number of inputs and their dtypes, for a version of ONNX."""
+    schema = [one for one in _schemas()[node.op] if one["since"] <= opset][-1]
+    attributes = schema["attributes"]
+    assert set(node.attributes) <= set(attributes), f"{node.op} {opset} has no attribute {sorted(node.attributes)}"
+    needed = {name for name, required in attributes.items() if required}
+    assert needed <= set(node.attributes), f"{node.op} {opset} needs {needed}"
+    fewest, most = schema["inputs"]
+    assert fewest <= len(inputs) <= most, f"{node.op} {opset} takes {fewest} to {most} inputs"
+    for i, value in enumerate(inputs):
+        allowed = schema["types"][min(i, len(schema["types"]) - 1)]
+        kind = {"float32": "float", "float64": "double"}.get(str(value.dtype), str(value.dtype))
+        assert kind in allowed, f"input {i} of {node.op} {opset} is {kind}, not one of {allowed}"
 
 
 def run(g: Graph, *inputs: Any) -> list[np.ndarray]:
@@ -21,7 +46,9 @@ def run(g: Graph, *inputs: Any) -> list[np.ndarray]:
         known[port.name] = value
     for node in g.nodes:
         assert not set(node.outputs) & set(known), "a name is given twice"
-        known[node.outputs[0]] = np.asarray(OPERATIONS[node.op](node, *(known[name] for name in node.inputs)))
+        values = [known[name] for name in node.inputs]
+        assert_allowed(node, g.opset, *values)
+        known[node.outputs[0]] = np.asarray(OPERATIONS[node.op](node, *values))
     for port in g.outputs:
         assert known[port.name].dtype == port.dtype
         assert_fits(port.shape, known[port.name].shape, rows=len(inputs[0]))

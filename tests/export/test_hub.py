@@ -81,11 +81,20 @@ def test_the_card_says_what_the_model_knows(model: resfit.Model) -> None:
         f"resfit.from_hub({NAME!r})", "435", "uint8, 8 × 8 × 3", r"one\|two", r"\`code\`", r"\*stars\*",
         "| training examples | 32 |", "| epochs | 2 |", "| batch size | 32 |", "| optimizer | adamw |",
         "| learning rate | 0.01 |", "| augmentation | cifar |", "| seed | 3 |", "Transforms(resize=8, crop=8",
-        "model.transforms.batch", '"num_classes": 3', f"| resfit | {resfit.__version__} |",
+        'model.predict_images("photo.jpg", top=3)', '"num_classes": 3', f"| resfit | {resfit.__version__} |",
         f"| accuracy | {measured['accuracy'][-1]:.5g} | {measured['val_accuracy'][-1]:.5g} |",
     ):  # fmt: skip
         assert said in card.text, said
     assert fake_hub.validated(str(card)).status == 200
+
+
+def test_names_that_are_not_utf8_are_escaped_in_the_card(model: resfit.Model) -> None:
+    other = resfit.Model(model.module)
+    other.class_names = ["caf\udce9", "\ud83d", "c"]
+    card = other.card()
+    card.encode("utf-8")  # as it is written
+    assert r"| caf\\udce9 |" in card
+    assert r"| \\ud83d |" in card
 
 
 def test_a_network_of_the_zoo_is_named_by_it(model: resfit.Model) -> None:

@@ -16,13 +16,14 @@ from jax import lax
 
 from resfit.backends.cpu_barrier import tracing_for
 from resfit.errors import ExportError
+from resfit.export.onnx import file
 from resfit.export.onnx.converter import convert
 from resfit.export.onnx.exporter import Settings, differences, written
-from resfit.export.onnx.graph import Graph
+from resfit.export.onnx.graph import Graph, Node
 from resfit.export.onnx.simplify import simplify
 from resfit.preprocess import Normalize
 from tests import levels
-from tests.export.onnx_interpreter import evaluate, run
+from tests.export.onnx_interpreter import assert_allowed, evaluate, run
 from tests.helpers import TinyNet
 from tests.thin_variants import VARIANTS, thin
 
@@ -384,3 +385,33 @@ def test_what_onnx_lacks_raises_with_the_primitive(function: Any, said: str) -> 
 def test_differences_compare_the_largest_entries_and_labels() -> None:
     assert differences([np.array([1, 2])], [np.array([1, 3])]) == {"largest_difference": 1.0, "same_class": 0.5}
     assert differences([np.array([[0.5], [-0.5]])], [np.array([[0.25], [0.5]])])["same_class"] == 0.5
+
+
+def test_weights_of_more_than_two_gigabytes_raise() -> None:
+    """A protocol buffer cannot hold them; without the check, its serializer fails after minutes."""
+    g = Graph(17)
+    g.arrays["kernel"] = np.broadcast_to(np.float32(0), (1024, 1024, 600))
+    with pytest.raises(ExportError, match=r"weights of 2\.3 GiB\. Expected at most 2 GiB"):
+        file.content(g, {})
+
+
+@pytest.mark.parametrize(
+    ("node", "opset", "inputs", "refused"),
+    [
+        (Node("Relu", ["x"], ["y"], {"slope": 1}), 17, [np.float32([1])], "has no attribute"),
+        (Node("Cast", ["x"], ["y"]), 17, [np.float32([1])], "needs {'to'}"),
+        (
+            Node("ReduceMean", ["x", "axes"], ["y"], {"keepdims": 0}),
+            17,
+            [np.ones((2, 3), "f"), np.int64([1])],
+            "1 to 1",
+        ),
+        (Node("Neg", ["x"], ["y"]), 17, [np.uint8([1])], "input 0 of Neg 17 is uint8"),
+        (Node("Relu", ["x"], ["y"]), 13, [np.int32([1])], "input 0 of Relu 13 is int32"),
+    ],
+    ids=["attribute", "needed", "inputs", "dtype", "version"],
+)
+def test_the_interpreter_refuses_what_onnx_refuses(node: Node, opset: int, inputs: list[Any], refused: str) -> None:
+    """The negative controls of the check of every node in this file."""
+    with pytest.raises(AssertionError, match=refused):
+        assert_allowed(node, opset, *inputs)

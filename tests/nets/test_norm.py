@@ -126,6 +126,15 @@ def test_a_group_norm_is_the_formula_over_contiguous_channels(channels: int) -> 
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_a_group_norm_is_exact_for_values_far_from_zero() -> None:
+    """E[x^2] - E[x]^2 in float32 has no correct digit here."""
+    x = (np.random.default_rng(0).normal(size=(2, 8, 8, 64)) + 3000).astype(np.float32)
+    parts = x.astype(np.float64).reshape(2, 64, 32, 2)
+    mean, var = parts.mean((1, 3), keepdims=True), parts.var((1, 3), keepdims=True)
+    expected = ((parts - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    np.testing.assert_allclose(call(GroupNorm(64, rngs=nnx.Rngs(0)), x), expected, atol=5e-3)
+
+
 def test_a_group_norm_normalizes_each_image_separately_and_holds_no_statistics() -> None:
     layer = GroupNorm(64, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 64)).astype(np.float32)

@@ -5,14 +5,13 @@ import io
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from resfit._utils import atomic_write
-from resfit._utils.paths import expand_user
+from resfit._utils.paths import file_path
 from resfit.callbacks import first_process
 from resfit.callbacks.base import Callback
 from resfit.callbacks.logs import Logs
@@ -49,7 +48,7 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise CallbackError(f"Expected separator to be one character, got {separator!r}.")
-        self.filename = pathlib.Path(expand_user(filename)).absolute()
+        self.filename = file_path(filename)
         self.sep = separator
         self.append = append
         self._columns: list[str] | None = None  # of the file; None until the file was read

@@ -5,13 +5,12 @@ import json
 import logging
 import math
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from resfit._utils import atomic_write
-from resfit._utils.paths import expand_user
+from resfit._utils.paths import file_path
 from resfit.callbacks import first_process
 from resfit.callbacks.loggers.metric_logger import MetricLogger, Moment
 from resfit.callbacks.logs import Logs
@@ -44,7 +43,7 @@ class JSONLogger(MetricLogger):
         append: bool = False,
     ) -> None:
         super().__init__(every)
-        self._path = pathlib.Path(expand_user(filename)).absolute()
+        self._path = file_path(filename)
         self._append = append
         self._keep: int | None = None if append else 0  # the number of lines of the file to keep; None for all
         self._lines: int | None = None  # of the file; None until the file was read

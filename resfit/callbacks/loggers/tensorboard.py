@@ -2,7 +2,6 @@
 
 import math
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -14,7 +13,7 @@ from flax import nnx
 from resfit import plots
 from resfit._utils.checks import int_from
 from resfit._utils.optional_import import load_package
-from resfit._utils.paths import expand_user
+from resfit._utils.paths import folder_path
 from resfit.callbacks import first_process
 from resfit.callbacks.loggers.metric_logger import MetricLogger, Moment, scalars
 from resfit.callbacks.logs import Logs, read
@@ -76,7 +75,7 @@ class TensorBoard(MetricLogger):
             raise CallbackError(f"Expected confusion_matrix to be (x, y), got a {type(confusion_matrix).__name__}.")
         super().__init__(1 if update_freq == "batch" else update_freq)
         _package()  # raises if it is not installed
-        self.log_dir = pathlib.Path(expand_user(log_dir)).absolute()
+        self.log_dir = folder_path(log_dir)
         self.histogram_freq = histogram_freq
         self.write_images = write_images
         self.write_steps_per_second = write_steps_per_second

@@ -8,11 +8,13 @@ import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit._utils.optional_import import load_package
+from resfit._utils.texts import storable
 from resfit.errors import ExportError
 from resfit.export.onnx.graph import Graph, Node, Port
 
 FORMAT = "resfit-onnx"  # "format" in the metadata
 INSTALL = "pip install 'resfit[onnx]'"
+LARGEST_FILE = 2**31 - 2**20  # bytes of weights: a protocol buffer has at most 2 GiB
 OLDEST_OPSET = 13  # the first one with scales per channel in QuantizeLinear
 
 
@@ -39,8 +41,15 @@ def content(g: Graph, metadata: Mapping[str, Any]) -> bytes:
       metadata: JSON values by name, for the `metadata_props` of the file.
 
     Raises:
-      ExportError: if the graph is not valid ONNX, such as an operation on a dtype that it does not have.
+      ExportError: if the graph is not valid ONNX, such as an operation on a dtype that it does not have, or if its
+        weights exceed `LARGEST_FILE`.
     """
+    size = sum(array.nbytes for array in g.arrays.values())
+    if size > LARGEST_FILE:
+        raise ExportError(
+            f"The network has weights of {size / 2**30:.1f} GiB. Expected at most 2 GiB, the limit of an ONNX file. "
+            "Export a program of JAX, which has no limit: a path that ends in '.npz'."
+        )
     onnx = load_package("onnx", "Export to ONNX", INSTALL)
     helper = onnx.helper
     graph = helper.make_graph(
@@ -73,7 +82,7 @@ def encoded(metadata: Mapping[str, Any]) -> dict[str, str]:
       >>> encoded({"class_names": ["cat", "dog"]})
       {'class_names': '["cat", "dog"]'}
     """
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()}
+    return {name: storable(json.dumps(value, ensure_ascii=False)) for name, value in metadata.items()}
 
 
 def with_metadata(model: bytes, texts: dict[str, str]) -> bytes:

@@ -13,7 +13,7 @@ from resfit._utils.checks import positive_int
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, ExportError, SavedModelError
-from resfit.export.arguments import converted, filled_up
+from resfit.export.arguments import Expected, converted, filled_up
 from resfit.export.onnx.file import FORMAT, INSTALL
 
 _FAILURES = (
@@ -45,7 +45,7 @@ class OnnxModel:
         self.metadata = _metadata(self._session, name)
         self.class_names: list[str] | None = self.metadata["class_names"]
         self._expected = {
-            one["name"]: jax.ShapeDtypeStruct(tuple(one["shape"]), one["dtype"]) for one in self.metadata["inputs"]
+            one["name"]: Expected(tuple(one["shape"]), np.dtype(one["dtype"])) for one in self.metadata["inputs"]
         }
 
     @property
