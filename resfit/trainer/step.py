@@ -302,7 +302,13 @@ def keep_if_finite(
 
 
 def evaluate_step(
-    layout: StateLayout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+    layout: StateLayout,
+    recipe: Recipe,
+    leaves: Leaves,
+    sums: Any,
+    key: jax.Array,
+    batch: DeviceBatch,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, jax.Array, OutputsShape]:
     """Return the metric sums after one more batch, the batch's loss, and the shape of the outputs.
 
@@ -313,12 +319,14 @@ def evaluate_step(
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
+      wrap: module -> the object that the loss calls; None for the module.
     """
 
     def call(module: Any) -> tuple[Any, Any]:
         x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
         compute_loss = weighing(recipe.compute_loss, batch.weight)
-        found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+        called = module if wrap is None else wrap(module)
+        found, outputs = compute_loss(called, x, batch.y, key=keys(key).loss, train=False)
         return _per_example(found, x), outputs
 
     each, outputs = _evaluated(layout, leaves, key, call, "evaluate")
