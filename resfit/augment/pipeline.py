@@ -24,6 +24,7 @@ _KERAS = {
     "RandomCrop": "pad_crop(4)",
     "RandomRotation": "rotate(30)",
     "RandomShear": "affine(shear=(10, 10))",
+    "RandomZoom": "affine(scale=(0.8, 1.2))",
     "RandomGrayscale": "gray()",
     "RandomBrightness": "color_jitter(brightness=0.2, contrast=0, saturation=0)",
     "RandomContrast": "color_jitter(brightness=0, contrast=0.2, saturation=0)",
