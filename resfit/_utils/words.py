@@ -102,8 +102,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`predict(outputs='probabilities')`": "return_probabilities with_decoded act",
     },
     "exported arguments": {
-        "nothing: an exported program predicts the images as they are. Export with outputs='probabilities', and average "
-        "`predict(x)` and `predict(x[:, :, ::-1])`": "tta",
+        "nothing: an exported program predicts the images as they are. Export with outputs='probabilities', and "
+        "average `predict(x)` and `predict(x[:, :, ::-1])`": "tta",
         "`model.export(outputs=...)`, which decides the outputs of the file": "outputs",
         "`model.export(weights='ema')`, which decides the weights of the file": "weights",
         "nothing: `predict` of an exported program takes arrays and reports nothing": "verbose steps callbacks",

@@ -1,10 +1,12 @@
 """Horizontal flips that alternate from one pass over the data to the next."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit._utils.jax_switches import implicit_promotion
@@ -101,7 +103,9 @@ def seen_again(origin: Any, copies: int) -> Any:
 def _turns(origin: jax.Array, seed: int) -> jax.Array:
     """Return True for the rows to mirror, (rows,)."""
     shard, row, number = (origin[:, column].astype(jnp.uint32) for column in range(3))
-    return (_mixed(row ^ _mixed(shard ^ _mixed(jnp.uint32(seed % 2**32)))) + number) & 1 == 1
+    # A checksum, because a seed can have more than 32 bits.
+    start = np.uint32(zlib.crc32(str(seed).encode()))
+    return (_mixed(row ^ _mixed(shard ^ start)) + number) & 1 == 1
 
 
 def _mixed(value: jax.Array) -> jax.Array:

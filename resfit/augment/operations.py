@@ -28,7 +28,7 @@ def apply(x: jax.Array, operation: jax.Array, magnitude: jax.Array, interpolatio
       interpolation: as of `warp.sample`.
       fill: the level of pixels from outside of the image.
     """
-    # Barriers: XLA's compiler for CPUs would compute the pixels again for each table, neighbor and mean that reads them.
+    # Barriers, because XLA's compiler for CPUs computes a pixel again for each table, neighbor and mean that reads it.
     x = jax.lax.optimization_barrier(
         sample(x, places(operation, magnitude, x.shape[1], x.shape[2]), interpolation, fill)
     )
