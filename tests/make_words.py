@@ -15,6 +15,7 @@ TITLES = {
     "members": "Other attributes and methods of a model; they raise where they are read, or set on a `resfit.Model`",
     "model arguments": "Arguments of `Model`",
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
+    "exported arguments": "Arguments of `predict` of an exported model",
     "data arguments": "Arguments of `resfit.data.folder` and `resfit.data.files`",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",

@@ -47,6 +47,9 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         _DEVICES: "devices accelerator strategy num_nodes distribute distribution distributed ddp gpus device",
         "`compile(batch_norm='global')`, the default": "sync_batchnorm sync_bn",
         "`compile(augment=...)`": "batch_tfms item_tfms transforms mixup cutmix",
+        "`compile(augment=[resfit.augment.repeated_augmentation(k), ...])`": "aug_repeats repeated_aug",
+        "`compile(augment=[..., resfit.augment.aug_mix(consistency=12)])`": "jsd_loss aug_splits",
+        "`predict(tta='flip')` or `evaluate(tta='flip')`": "test_time_augmentation use_tta tta_level",
         "`compile(cpu_kernels=..., compiler_options=...)`": "backend pss_evaluation_shards",
         "nothing: sources of `resfit.data` read ahead in threads, and a `PyDataset` has its own `workers`": (
             "workers num_workers use_multiprocessing max_queue_size threads"
@@ -97,6 +100,13 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "print_fn line_length positions expand_nested show_trainable layer_range col_names depth"
         ),
         "`predict(outputs='probabilities')`": "return_probabilities with_decoded act",
+    },
+    "exported arguments": {
+        "nothing: an exported program predicts the images as they are. Export with outputs='probabilities', and "
+        "average `predict(x)` and `predict(x[:, :, ::-1])`": "tta",
+        "`model.export(outputs=...)`, which decides the outputs of the file": "outputs",
+        "`model.export(weights='ema')`, which decides the weights of the file": "weights",
+        "nothing: `predict` of an exported program takes arrays and reports nothing": "verbose steps callbacks",
     },
     "data arguments": {
         "`size`, in pixels": "image_size img_size target_size resize input_size",
@@ -168,6 +178,9 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`loss='binary_cross_entropy'` (with options: `resfit.losses.BinaryCrossEntropy`)": (
             "BinaryCrossentropy BCE BCELoss BCEWithLogitsLoss binary_cross_entropy_with_logits "
             "MultiLabelSoftMarginLoss BCEWithLogitsLossFlat sigmoid_cross_entropy"
+        ),
+        "`loss='cross_entropy'` with `compile(augment=[..., resfit.augment.aug_mix(consistency=12)])`": (
+            "JsdCrossEntropy"
         ),
         "`loss=resfit.losses.Focal(gamma=2.0)`": "BinaryFocalCrossentropy CategoricalFocalCrossentropy FocalLoss",
         "`loss='mean_squared_error'`": "MeanSquaredError mse MSELoss MSELossFlat l2 l2_loss",

@@ -130,7 +130,7 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.create_model(..., remat='block')`": "set_grad_checkpointing",
         "`resfit.create_model(name, weights=...)`": "from_pretrained",
         "`model.class_names`": "vocab classes_",
-        "the mean of `predict` over changed copies of the images": "tta",
+        "`predict(tta='flip')` or `evaluate(tta='flip')`": "tta",
         "`model.module.replace_head(num_classes)`, then compile": "reset_classifier replace_head",
         "`resfit.find_learning_rate(model, x, y)`": "lr_find",
         "`model.module`; `compile(preprocess=...)` applies to its inputs": (

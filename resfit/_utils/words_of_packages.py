@@ -8,22 +8,29 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
     "augment": {
         "`resfit.augment.flip()`": "RandomFlip RandomHorizontalFlip HorizontalFlip",
         "`resfit.augment.pad_crop(4)`": "RandomTranslation",
-        "`resfit.augment.random_resized_crop(224)`": "RandomCrop RandomResizedCrop RandomZoom",
+        "`resfit.augment.random_resized_crop(224)`": "RandomCrop RandomResizedCrop",
         "`resfit.augment.color_jitter(...)`": (
             "RandomBrightness RandomContrast RandomSaturation RandomHue RandomColorJitter ColorJitter"
         ),
         "`resfit.augment.random_erasing()`": "Cutout",
         "`resfit.augment.rotate(degrees)`": "RandomRotation",
-        "`resfit.augment.affine(...)`": "RandomShear RandomAffine",
+        "`resfit.augment.affine(...)`": "RandomShear RandomAffine RandomZoom",
         "`resfit.augment.rand_augment(n=2, m=9)`": "RandAugment randaugment",
+        "`resfit.augment.aug_mix()`": "AugMix augmix augment_and_mix",
+        "`resfit.augment.repeated_augmentation(k)`": "RASampler RepeatAugSampler",
         "`resfit.augment.trivial_augment()`": "TrivialAugment TrivialAugmentWide",
+        "`resfit.augment.trivial_augment()` or `rand_augment(n=1)`, which have it among their operations": (
+            "AutoContrast Equalization RandomPosterization Solarization RandomSharpness RandomColorDegeneration "
+            "RandomAutocontrast RandomEqualize RandomPosterize RandomSolarize RandomAdjustSharpness"
+        ),
         "`resfit.augment.auto_augment(policy)`": "AutoAugment autoaugment",
         "`resfit.augment.gray()`": "RandomGrayscale Grayscale",
         "a list, `compile(augment=[...])`": "Compose Sequential Pipeline",
         "`compile(preprocess=...)`": "Rescaling Normalize Normalization ToTensor ToDtype",
         "`compile(augment='imagenet')`, or a list of functions": "aug_transforms ImageDataGenerator create_transform",
         "a function `(key, x, y) -> (x, y)`": (
-            "RandomVerticalFlip AugMix GaussianBlur"
+            "RandomVerticalFlip GaussianBlur RandomGaussianBlur RandomInvert RandomPerspective ElasticTransform "
+            "RandomElasticTransform"
         ),
     },
     "schedules": {

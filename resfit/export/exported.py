@@ -13,6 +13,7 @@ import numpy as np
 
 from resfit._utils.checks import positive_int
 from resfit._utils.jax_switches import suspending_calls
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, SavedModelError
 from resfit.export.arguments import converted, filled_up
@@ -67,6 +68,7 @@ class ExportedModel:
         """
         return self._call(self._weights, self._checked(x)[0])
 
+    @checked("exported arguments")
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Return the outputs of all rows in order, as NumPy arrays.
 

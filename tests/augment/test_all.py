@@ -32,6 +32,7 @@ OF_IMAGES: dict[str, Augment] = {
     "rand_augment": augment.rand_augment(2, 20, "bilinear"),
     "trivial_augment": augment.trivial_augment(),
     "auto_augment": augment.auto_augment("cifar10"),
+    "aug_mix": augment.aug_mix(severity=10, width=2, depth=2),
     "random_erasing": augment.random_erasing(0.7),
     "random_erasing with noise": augment.random_erasing(1.0, fill="noise"),
 }

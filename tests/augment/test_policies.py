@@ -11,6 +11,7 @@ import pytest
 
 from resfit import augment
 from resfit.augment import policies
+from resfit.augment.aug_mix import SPACE
 from resfit.augment.operations import OPERATIONS, apply
 from resfit.errors import CompileError, DataError, LabelError
 from tests.augment.golden import CASES, GOLDEN, assert_within_a_level
@@ -73,12 +74,13 @@ def snake(name: str) -> str:
         ("RandAugment", policies.NARROW, 31),
         ("TrivialAugmentWide", policies.WIDE, 31),
         ("AutoAugment", policies.NARROW, 10),
+        ("AugMix", SPACE, 10),
     ],
 )
 def test_magnitudes_are_those_of_torchvision(method: str, space: policies.Space, bins: int) -> None:
     table = policies.magnitudes(space, bins, *SIZE)
     theirs = json.loads(str(GOLDEN["spaces"]))[method]
-    drawn = OPERATIONS[1:] if method == "AutoAugment" else OPERATIONS[:-1]
+    drawn = OPERATIONS[method in ("AutoAugment", "AugMix") : len(OPERATIONS) - (method != "AutoAugment")]
     assert {snake(name) for name in theirs} == set(drawn)
     for name, (signed, values) in theirs.items():
         ours = table[OPERATIONS.index(snake(name))]

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torchvision.transforms.v2 import AutoAugment, AutoAugmentPolicy, InterpolationMode, RandAugment, TrivialAugmentWide
+from torchvision.transforms.v2 import (
+    AugMix,
+    AutoAugment,
+    AutoAugmentPolicy,
+    InterpolationMode,
+    RandAugment,
+    TrivialAugmentWide,
+)
 from torchvision.transforms.v2 import functional as F
 
 SIZE = (13, 18)
@@ -24,6 +31,8 @@ ANGLES = [0.0, 17.3, -42.1, 89.0, 161.0]
 SLOPES = {"shear_x": [0.1, 0.29, -0.77], "shear_y": [0.1, -0.31, 0.88]}
 STEPS = {"translate_x": [3.7, -6.0], "translate_y": [2.2, -5.9]}
 FACTORS = [0.1, 0.73, 1.31, 1.9]
+MIXTURES = 12
+DEPTH = 2
 
 
 def image() -> np.ndarray:
@@ -80,12 +89,42 @@ def flat() -> np.ndarray:
 def spaces() -> dict[str, dict[str, list[float] | None]]:
     """Return the magnitudes of every operation of three methods, for images of SIZE, and whether they have a sign."""
     found = {}
-    for method, bins in ((RandAugment, 31), (TrivialAugmentWide, 31), (AutoAugment, 10)):
+    for method, bins in ((RandAugment, 31), (TrivialAugmentWide, 31), (AutoAugment, 10), (AugMix, 10)):
         space = {name: (of(bins, *SIZE), signed) for name, (of, signed) in method._AUGMENTATION_SPACE.items()}
         found[method.__name__] = {
             name: [signed, None if values is None else values.tolist()] for name, (values, signed) in space.items()
         }
     return found
+
+
+class Recorded(AugMix):
+    """An AugMix that writes down what it draws."""
+
+    def __init__(self, **arguments: int) -> None:
+        super().__init__(**arguments)
+        self.weights: list[list[float]] = []
+        self.steps: list[tuple[str, float]] = []
+
+    def _sample_dirichlet(self, params: torch.Tensor) -> torch.Tensor:
+        drawn = super()._sample_dirichlet(params)
+        self.weights.append(drawn[0].tolist())
+        return drawn
+
+    def _apply_image_or_video_transform(self, image, name, magnitude, **arguments):  # type: ignore[no-untyped-def]
+        self.steps.append((name, magnitude))
+        return super()._apply_image_or_video_transform(image, name, magnitude, **arguments)
+
+
+def aug_mixes(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[dict[str, list]]]:
+    """Return mixtures, and what was drawn for each."""
+    made, drawn = {}, []
+    for number in range(MIXTURES):
+        torch.manual_seed(number)
+        mix = Recorded(severity=10, mixture_width=3, chain_depth=DEPTH)
+        made[f"aug_mix/{number}"] = mix(x)
+        (share, _), shares = mix.weights
+        drawn.append({"share": share, "shares": shares, "steps": mix.steps})
+    return made, drawn
 
 
 if __name__ == "__main__":
@@ -97,6 +136,9 @@ if __name__ == "__main__":
         "policies": np.array(json.dumps(policies)),
         "spaces": np.array(json.dumps(spaces())),
     }
+    mixtures, drawn = aug_mixes(torch.from_numpy(image().transpose(2, 0, 1).copy()))
+    arrays["aug_mixes"] = np.array(json.dumps(drawn))
+    arrays |= {f"image/{name}": mixture.numpy().transpose(1, 2, 0) for name, mixture in mixtures.items()}
     for name, pixels in {"image": image(), "flat": flat()}.items():
         arrays[name] = pixels
         for case, result in results(torch.from_numpy(pixels.transpose(2, 0, 1).copy())).items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit._utils.atomic_write import write
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.errors import DataError, ExportError, SavedModelError
@@ -92,6 +93,7 @@ class OnnxModel:
             )
         return self._run(arrays)
 
+    @checked("exported arguments")
     def predict(self, x: Any, batch_size: int = 32) -> Any:
         """Return the outputs of all rows in order.
 
