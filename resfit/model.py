@@ -41,8 +41,7 @@ class Model(HubModel):
     Attributes:
       history: the `History` of the last `fit`, or None.
       validation_weights: the weights that `fit` validates with, "raw" or "ema". Callbacks keep those.
-      stop_training: a callback sets it to True to stop `fit` after this batch; also stop_evaluating,
-        stop_predicting.
+      stop_training: a callback sets it to stop `fit` after this batch; also stop_evaluating, stop_predicting.
 
     Raises:
       ModuleError: if `module` is not an `nnx.Module` with a `__call__`.
@@ -192,6 +191,7 @@ class Model(HubModel):
         validation_freq: int | Sequence[int] = 1,
         *,
         validation_every: int | None = None,
+        image_sizes: Mapping[int, Any] | None = None,
         drop_remainder: bool = False,
         cache: str | None = None,
         resume: bool | str = False,
@@ -219,6 +219,8 @@ class Model(HubModel):
           validation_batch_size: batch_size by default.
           validation_freq: validate after every so many epochs, or after the listed epochs, counted from one.
           validation_every: validate after every so many steps instead, inside epochs too; see `history.validations`.
+          image_sizes: epoch, from 0 -> size of the training images from there on, such as {0: 128, 20: (160, 200)};
+            None for their own size. The step resizes after augment, antialiased, with one compilation per size.
           drop_remainder: True to leave out a partial last batch. By default it is trained on, exactly.
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
@@ -235,7 +237,7 @@ class Model(HubModel):
         """
         self._control.require_compiled("fit", x=x)
         config = FitConfig(
-            epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch,
+            epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch, image_sizes=image_sizes,
             batch_size=32 if batch_size is None else batch_size, shuffle=shuffle, drop_remainder=drop_remainder,
             validation_steps=validation_steps, validation_every=validation_every, validation_freq=validation_freq,
             validation_batch_size=validation_batch_size, verbose=verbose, cache=cache, resume=resume,

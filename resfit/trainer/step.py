@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from resfit import metrics
 from resfit._utils.jax_switches import implicit_promotion
+from resfit.augment.resize import Resize
 from resfit.errors import LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.metrics.collection import Summed
@@ -26,12 +27,16 @@ from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
 
 
 class DeviceBatch(NamedTuple):
-    """A batch inside a step: arrays (batch, ...), or None for labels, weight or mask that were not given."""
+    """A batch inside a step: arrays (batch, ...), or None for labels, weight or mask that were not given.
+
+    Its images are resized in a training step, unless `resize` is None.
+    """
 
     x: Any
     y: Any
     weight: Any
     mask: Any
+    resize: Resize | None = None
 
 
 @jax.tree_util.register_static
@@ -97,12 +102,14 @@ def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
     return Keys(*(jax.random.fold_in(key, part) for part in range(3)))
 
 
-def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
-    """Return (x, y) of a training batch, augmented and preprocessed."""
-    x, y = batch.x, batch.y
+def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> DeviceBatch:
+    """Return a training batch after augmentation, resizing and preprocessing."""
+    x, y, weight = batch.x, batch.y, batch.weight
     for i, augment in enumerate(recipe.augment):
         x, y = augment(jax.random.fold_in(key.augment, i), x, y)
-    return x if recipe.preprocess is None else recipe.preprocess(x), y
+    if batch.resize is not None:
+        x, (y, weight) = batch.resize(x, (y, weight))
+    return batch._replace(x=x if recipe.preprocess is None else recipe.preprocess(x), y=y, weight=weight)
 
 
 class Accumulated(NamedTuple):
@@ -149,8 +156,8 @@ def train_step(
     """
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
-    x, y = prepared(recipe, key_of, batch)
-    found = accumulate_gradients(layout, recipe, before, sums, key_of, batch._replace(x=x, y=y), axis)
+    batch = prepared(recipe, key_of, batch)
+    found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
     state = apply_schedule(recipe, found.state)
     state = layout.update(state, found.gradients, found.loss)
     state = update_ema(recipe, state)

@@ -231,6 +231,20 @@ DATA = [
         "16 examples and batch_size=32",
         "Leave drop_remainder out",
     ),
+    Mistake(
+        "One number as the image sizes of a run",
+        "model.fit(x, y, image_sizes=128)",
+        errors.DataError,
+        "got 128",
+        "such as {0: 128, 10: 160, 20: 224}",
+    ),
+    Mistake(
+        "An image size that begins after the run",
+        "model.fit(x, y, epochs=10, image_sizes={0: 4, 10: 8})",
+        errors.DataError,
+        "from epoch 10 on, and fit got epochs=10",
+        "move the sizes to earlier epochs",
+    ),
     Mistake("Zero epochs", "model.fit(x, y, epochs=0)", errors.DataError, "got 0", "a positive integer"),
     Mistake(
         "epochs as the number of additional epochs",

@@ -142,7 +142,7 @@ def _fit(
         control.accept(manager)
         run = Run(
             context, compiled.trainer, compiled.evaluator, compiled.rate, stream, hooks, validation, manager, interrupt,
-            lambda: model.stop_training,
+            lambda: model.stop_training, config.resize,
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
         learning = learned.starting_over(names, given.class_weight, transforms)
