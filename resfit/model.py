@@ -88,12 +88,12 @@ class Model(HubModel):
         """Configure training. The module keeps its variables; the optimizer and the step counter start again.
 
         Args:
-          optimizer: in any case "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "rmsprop"; an optax
-            transformation; or a function such as `optax.lion`, whose learning_rate is filled in.
+          optimizer: in any case "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "muon", "rmsprop"; an
+            optax transformation; or a function such as `optax.lion`, whose learning_rate is filled in.
           learning_rate: a number, which `model.learning_rate` can change at any time; a schedule by name ("cosine",
             "warmup_cosine", "step", "one_cycle", "linear") or from `resfit.schedules`, which spans the epochs of each
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
-            `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
+            `fit`. Defaults: sgd 0.1; adam, adamw, muon, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
             (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.

@@ -217,7 +217,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "optimizer": {
         **{
             f"`optimizer={name!r}, learning_rate=...`": name
-            for name in ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
+            for name in ("sgd", "adam", "adamw", "lamb", "lars", "muon", "rmsprop")
         },
         "`optimizer='sgd'`, which has momentum 0.9 and Nesterov": "momentum nesterov",
         "`resfit.schedules`": "schedules lr_schedule",
@@ -225,7 +225,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             f"`optimizer=optax.{name}, learning_rate=...`": name
             for name in ("adadelta", "adafactor", "adagrad", "adamax", "lbfgs", "lion", "nadam", "nadamw", "radam")
         },
-        "`optimizer=optax.contrib.muon(...)`": "Muon",
+        "`optimizer=resfit.optimizers.sam(resfit.optimizers.sgd(0.1))`": "SAM",
         "`optimizer=optax.lookahead(...)`": "Lookahead",
     },
     "callbacks": {

@@ -159,7 +159,12 @@ def train_step(
     batch = prepared(recipe, key_of, batch)
     found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
     state = apply_schedule(recipe, found.state)
-    state = layout.update(state, found.gradients, found.loss)
+
+    def gradients_at(params: Leaves) -> Leaves:
+        nearby = before._replace(params=params)
+        return accumulate_gradients(layout, recipe, nearby, sums, key_of, batch, axis).gradients
+
+    state = layout.update(state, found.gradients, found.loss, gradients_at)
     state = update_ema(recipe, state)
     state, sums = keep_if_finite(layout, (before, sums), (state, found.sums))
     return layout.flatten(state._replace(step=state.step + 1)), sums, found.loss, found.shape

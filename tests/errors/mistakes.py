@@ -232,6 +232,13 @@ DATA = [
         "Leave drop_remainder out",
     ),
     Mistake(
+        "SAM inside of gradient accumulation by optax",
+        "sgd = resfit.optimizers.sgd(0.1)\nmodel.compile(optax.MultiSteps(resfit.optimizers.sam(sgd), 4))",
+        errors.CompileError,
+        "optax.MultiSteps around sam",
+        "compile(gradient_accumulation_steps=...)",
+    ),
+    Mistake(
         "One number as the image sizes of a run",
         "model.fit(x, y, image_sizes=128)",
         errors.DataError,
