@@ -233,7 +233,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             f"`resfit.callbacks.{name}`": name
             for name in (
                 "CSVLogger", "EarlyStopping", "LambdaCallback", "LearningRateScheduler", "ModelCheckpoint",
-                "ReduceLROnPlateau", "SwapEMAWeights", "TensorBoard", "TerminateOnNaN", "Timer",
+                "ReduceLROnPlateau", "StochasticWeightAveraging", "SwapEMAWeights", "TensorBoard", "TerminateOnNaN",
+                "Timer",
             )
         },
         "`resfit.callbacks.Checkpoint(folder)` with `fit(resume=True)`": "BackupAndRestore",
@@ -243,7 +244,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.freeze(...)`, then compile": "BaseFinetuning BackboneFinetuning",
         "`resfit.callbacks.Throughput` or `Timer`": "DeviceStatsMonitor ThroughputMonitor",
         "`compile(gradient_accumulation_steps=...)`": "GradientAccumulationScheduler GradientAccumulation",
-        "`compile(ema=...)`": "StochasticWeightAveraging WeightAveraging EMAWeightAveraging EMACallback",
+        "`compile(ema=...)`": "WeightAveraging EMAWeightAveraging EMACallback",
         "`compile(augment=resfit.augment.mixup(0.2))`": "MixUp CutMix",
         "nothing: the learning rate of a schedule is in every epoch's logs": "LearningRateMonitor",
         "`resfit.callbacks.WeightsAndBiases`": "WandbCallback WandbMetricsLogger",

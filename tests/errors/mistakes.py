@@ -232,6 +232,13 @@ DATA = [
         "Leave drop_remainder out",
     ),
     Mistake(
+        "An average of two architectures",
+        "other = resfit.create_model('resnet20', num_classes=3)\nresfit.weights.average([model, other])",
+        errors.WeightsError,
+        "'head.dense.kernel' is float32[4, 3], and float32[64, 3] in source 1",
+        "Average networks of one architecture",
+    ),
+    Mistake(
         "SAM inside of gradient accumulation by optax",
         "sgd = resfit.optimizers.sgd(0.1)\nmodel.compile(optax.MultiSteps(resfit.optimizers.sam(sgd), 4))",
         errors.CompileError,

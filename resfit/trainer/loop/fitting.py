@@ -19,6 +19,7 @@ from resfit.callbacks import (
     LearningRateScheduler,
     ReduceLROnPlateau,
     RollbackOnNaN,
+    StochasticWeightAveraging,
     SwapEMAWeights,
     TerminateOnNaN,
 )
@@ -156,7 +157,8 @@ def _fit(
 
 
 _STEERING = (
-    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN, SwapEMAWeights, TerminateOnNaN,
+    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN,
+    StochasticWeightAveraging, SwapEMAWeights, TerminateOnNaN,
 )  # fmt: skip
 """The callbacks that change how a run continues; others may be in one process alone."""
 
