@@ -232,20 +232,6 @@ DATA = [
         "Leave drop_remainder out",
     ),
     Mistake(
-        "An average of two architectures",
-        "other = resfit.create_model('resnet20', num_classes=3)\nresfit.weights.average([model, other])",
-        errors.WeightsError,
-        "'head.dense.kernel' is float32[4, 3], and float32[64, 3] in source 1",
-        "Average networks of one architecture",
-    ),
-    Mistake(
-        "SAM inside of gradient accumulation by optax",
-        "sgd = resfit.optimizers.sgd(0.1)\nmodel.compile(optax.MultiSteps(resfit.optimizers.sam(sgd), 4))",
-        errors.CompileError,
-        "optax.MultiSteps around sam",
-        "compile(gradient_accumulation_steps=...)",
-    ),
-    Mistake(
         "One number as the image sizes of a run",
         "model.fit(x, y, image_sizes=128)",
         errors.DataError,
@@ -972,6 +958,13 @@ NETWORKS = [
 
 COMPILE = [
     Mistake(
+        "SAM inside of gradient accumulation by optax",
+        "sgd = resfit.optimizers.sgd(0.1)\nmodel.compile(optax.MultiSteps(resfit.optimizers.sam(sgd), 4))",
+        errors.CompileError,
+        "optax.MultiSteps around sam",
+        "compile(gradient_accumulation_steps=...)",
+    ),
+    Mistake(
         "fit before compile",
         "resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).fit(x, y)",
         errors.NotCompiledError,
@@ -1470,6 +1463,13 @@ CALLBACKS = [
 ]
 
 FILES = [
+    Mistake(
+        "An average of two architectures",
+        "other = resfit.create_model('resnet20', num_classes=3)\nresfit.weights.average([model, other])",
+        errors.WeightsError,
+        "'head.dense.kernel' is float32[4, 3], and float32[64, 3] in source 1",
+        "Average networks of one architecture",
+    ),
     Mistake(
         "ModelCheckpoint to an HDF5 file",
         'callbacks.ModelCheckpoint("best.h5")',
