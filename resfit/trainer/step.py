@@ -17,6 +17,7 @@ from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.resize import Resize
 from resfit.errors import LossError
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.losses.smoothing import at_step
 from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import called
@@ -157,12 +158,14 @@ def train_step(
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
     batch = prepared(recipe, key_of, batch)
-    found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
+    with at_step(before.step):
+        found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
     state = apply_schedule(recipe, found.state)
 
     def gradients_at(params: Leaves) -> Leaves:
         nearby = before._replace(params=params)
-        return accumulate_gradients(layout, recipe, nearby, sums, key_of, batch, axis).gradients
+        with at_step(before.step):
+            return accumulate_gradients(layout, recipe, nearby, sums, key_of, batch, axis).gradients
 
     state = layout.update(state, found.gradients, found.loss, gradients_at)
     state = update_ema(recipe, state)

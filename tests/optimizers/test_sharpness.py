@@ -17,6 +17,7 @@ from resfit.errors import CompileError
 from resfit.trainer.devices.placement import Placement
 from tests.faults import runs
 from tests.helpers import PlainNet, TinyNet, assert_close, assert_same, compiled, fit, images, labels, state_of
+from tests.optimizers.by_numpy import Params, each, gradients, start
 
 SGD = optimizers.sgd(0.1)
 
@@ -25,25 +26,16 @@ def sam(rho: float = 0.1, rate: float = 0.1, **arguments: Any) -> Any:
     return optimizers.sam(optimizers.sgd(rate, **arguments), rho=rho)
 
 
-def softmax_gradients(kernel: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-    logits = x @ kernel + bias
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1
-    return x.T @ p / len(y), p.mean(axis=0)
-
-
-def by_hand(kernel: Any, bias: Any, rho: float, momentum: float, steps: int) -> list[np.ndarray]:
-    """Return bias and kernel after steps of SAM with heavy-ball momentum in float64, on one batch."""
-    x, y = images(8).reshape(8, -1).astype(np.float64), labels(8)
-    params, velocity = [np.float64(kernel), np.float64(bias)], [0.0, 0.0]
+def by_hand(params: Params, rho: float, momentum: float, steps: int) -> Params:
+    """Return the parameters after steps of SAM with heavy-ball momentum, on one batch."""
+    velocity: Params = each(np.zeros_like, params)
     for _ in range(steps):
-        g = softmax_gradients(*params, x, y)
+        g = gradients(params)
         norm = np.sqrt(sum((part**2).sum() for part in g))
-        nearby = softmax_gradients(*(p + rho * part / norm for p, part in zip(params, g, strict=True)), x, y)
-        velocity = [momentum * v + part for v, part in zip(velocity, nearby, strict=True)]
-        params = [p - 0.1 * v for p, v in zip(params, velocity, strict=True)]
-    return [params[1], params[0]]
+        nearby = gradients(each(lambda p, part: p + rho * part / norm, params, g))  # noqa: B023
+        velocity = each(lambda v, part: momentum * v + part, velocity, nearby)
+        params = each(lambda p, v: p - 0.1 * v, params, velocity)
+    return params
 
 
 @pytest.mark.parametrize(
@@ -59,23 +51,21 @@ def by_hand(kernel: Any, bias: Any, rho: float, momentum: float, steps: int) -> 
 )
 def test_five_steps_equal_the_published_rule_in_numpy(optimizer: Any) -> None:
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)
-    bias, kernel = model.get_weights()
+    params = start(*model.get_weights())
     fit(model, images(8), labels(8), epochs=5, shuffle=False)
-    expected = by_hand(kernel, bias, 0.5, 0.9, 5)
-    assert_close(model.get_weights(), [np.float32(part) for part in expected], 2e-5)
-    far = by_hand(kernel, bias, 0.0 + 1e-9, 0.9, 5)  # plain momentum is another rule
-    assert np.abs(far[1] - expected[1]).max() > 1e-3
+    expected = by_hand(params, 0.5, 0.9, 5)
+    assert_close(model.get_weights(), each(np.float32, expected), 2e-5)
+    assert np.abs(by_hand(params, 1e-9, 0.9, 5)[1] - expected[1]).max() > 1e-3  # plain momentum is another rule
 
 
 def test_an_optimizer_of_a_part_moves_only_that_part() -> None:
     # The bias is not moved by the first pass, and trained by plain SGD.
     part = optax.partition({"a": sam(0.5, momentum=0.0), "b": SGD}, {"head": {"kernel": "a", "bias": "b"}})
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=part, learning_rate=None)
-    bias, kernel = model.get_weights()
+    bias, kernel = start(*model.get_weights())
     fit(model, images(8), labels(8), shuffle=False)
-    x, y = images(8).reshape(8, -1), labels(8)
-    at_kernel, at_bias = softmax_gradients(kernel, bias, x, y)
-    nearby, _ = softmax_gradients(kernel + 0.5 * at_kernel / np.linalg.norm(at_kernel), bias, x, y)
+    at_bias, at_kernel = gradients([bias, kernel])
+    _, nearby = gradients([bias, kernel + 0.5 * at_kernel / np.linalg.norm(at_kernel)])
     # SGD has Nesterov momentum: its first step is 1.9 times the gradient.
     assert_close(model.get_weights(), [bias - 0.19 * at_bias, kernel - 0.1 * nearby], 1e-5)
 
