@@ -41,8 +41,7 @@ class Model(HubModel):
     Attributes:
       history: the `History` of the last `fit`, or None.
       validation_weights: the weights that `fit` validates with, "raw" or "ema". Callbacks keep those.
-      stop_training: a callback sets it to True to stop `fit` after this batch; also stop_evaluating,
-        stop_predicting.
+      stop_training: a callback sets it to stop `fit` after this batch; also stop_evaluating, stop_predicting.
 
     Raises:
       ModuleError: if `module` is not an `nnx.Module` with a `__call__`.
@@ -89,12 +88,12 @@ class Model(HubModel):
         """Configure training. The module keeps its variables; the optimizer and the step counter start again.
 
         Args:
-          optimizer: in any case "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "rmsprop"; an optax
-            transformation; or a function such as `optax.lion`, whose learning_rate is filled in.
+          optimizer: in any case "sgd" (momentum 0.9, Nesterov), "adam", "adamw", "lamb", "lars", "muon", "rmsprop"; an
+            optax transformation; or a function such as `optax.lion`, whose learning_rate is filled in.
           learning_rate: a number, which `model.learning_rate` can change at any time; a schedule by name ("cosine",
             "warmup_cosine", "step", "one_cycle", "linear") or from `resfit.schedules`, which spans the epochs of each
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
-            `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
+            `fit`. Defaults: sgd 0.1; adam, adamw, muon, rmsprop 0.001; lamb 0.005; lars 1.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
             (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
@@ -170,6 +169,7 @@ class Model(HubModel):
         validation_freq: int | Sequence[int] = 1,
         *,
         validation_every: int | None = None,
+        image_sizes: Mapping[int, Any] | None = None,
         drop_remainder: bool = False,
         cache: str | None = None,
         resume: bool | str = False,
@@ -197,6 +197,8 @@ class Model(HubModel):
           validation_batch_size: batch_size by default.
           validation_freq: validate after every so many epochs, or after the listed epochs, counted from one.
           validation_every: validate after every so many steps instead, inside epochs too; see `history.validations`.
+          image_sizes: epoch, from 0 -> size of the training images from there on, such as {0: 128, 20: (160, 200)};
+            None for their own size. The step resizes after augment, antialiased, with one compilation per size.
           drop_remainder: True to leave out a partial last batch. By default it is trained on, exactly.
           cache: "device" to put all training examples on the (first) device once, and gather every batch there.
           resume: True to resume from the newest checkpoint in the folder of the `Checkpoint` callback, at its very
@@ -213,7 +215,7 @@ class Model(HubModel):
         """
         self._control.require_compiled("fit", x=x)
         config = FitConfig(
-            epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch,
+            epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch, image_sizes=image_sizes,
             batch_size=32 if batch_size is None else batch_size, shuffle=shuffle, drop_remainder=drop_remainder,
             validation_steps=validation_steps, validation_every=validation_every, validation_freq=validation_freq,
             validation_batch_size=validation_batch_size, verbose=verbose, cache=cache, resume=resume,

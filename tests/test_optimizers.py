@@ -116,7 +116,13 @@ class Optimizer:
 @pytest.mark.parametrize(
     ("optimizer", "rate", "message"),
     [
-        ("adagrad", None, r"Unknown optimizer 'adagrad'.*\['sgd', 'adam', 'adamw', 'lamb', 'lars', 'rmsprop'\]"),
+        (
+            "adagrad",
+            None,
+            r"Unknown optimizer 'adagrad'.*\['sgd', 'adam', 'adamw', 'lamb', 'lars', 'muon', 'rmsprop'\]",
+        ),
+        ("Adagrad", 0.1, r"pass compile\(optimizer=optax\.adagrad, learning_rate=\.\.\.\)"),
+        ("chain", None, r"Unknown optimizer 'chain'\. Expected an optax optimizer, or one of \[.*\]\.$"),
         (optax.lamb, None, r"function lamb as optimizer without a learning rate"),
         (optax.clip, 0.1, "clip has no parameter learning_rate"),
         (Sgd(), None, r"keras\.optimizers\.Sgd.*optimizer='sgd'"),

@@ -61,6 +61,7 @@ BUILT_IN: dict[str, list[Callable[[], Callback]]] = {
     ],
     "ProgressBar": [lambda: callbacks.ProgressBar(2)],
     "ReduceLROnPlateau": [lambda: callbacks.ReduceLROnPlateau(patience=1, cooldown=1)],
+    "StochasticWeightAveraging": [lambda: callbacks.StochasticWeightAveraging(0, learning_rate=0.05)],
     "SwapEMAWeights": [callbacks.SwapEMAWeights, lambda: callbacks.SwapEMAWeights(swap_on_epoch=True)],
     "TensorBoard": [tensorboard],
     "TerminateOnNaN": [callbacks.TerminateOnNaN],

@@ -230,7 +230,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
     "optimizer": {
         **{
             f"`optimizer={name!r}, learning_rate=...`": name
-            for name in ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
+            for name in ("sgd", "adam", "adamw", "lamb", "lars", "muon", "rmsprop")
         },
         "`optimizer='sgd'`, which has momentum 0.9 and Nesterov": "momentum nesterov",
         "`resfit.schedules`": "schedules lr_schedule",
@@ -238,7 +238,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             f"`optimizer=optax.{name}, learning_rate=...`": name
             for name in ("adadelta", "adafactor", "adagrad", "adamax", "lbfgs", "lion", "nadam", "nadamw", "radam")
         },
-        "`optimizer=optax.contrib.muon(...)`": "Muon",
+        "`optimizer=resfit.optimizers.sam(resfit.optimizers.sgd(0.1))`": "SAM",
         "`optimizer=optax.lookahead(...)`": "Lookahead",
     },
     "callbacks": {
@@ -246,7 +246,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             f"`resfit.callbacks.{name}`": name
             for name in (
                 "CSVLogger", "EarlyStopping", "LambdaCallback", "LearningRateScheduler", "ModelCheckpoint",
-                "ReduceLROnPlateau", "SwapEMAWeights", "TensorBoard", "TerminateOnNaN", "Timer",
+                "ReduceLROnPlateau", "StochasticWeightAveraging", "SwapEMAWeights", "TensorBoard", "TerminateOnNaN",
+                "Timer",
             )
         },
         "`resfit.callbacks.Checkpoint(folder)` with `fit(resume=True)`": "BackupAndRestore",
@@ -256,7 +257,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`model.freeze(...)`, then compile": "BaseFinetuning BackboneFinetuning",
         "`resfit.callbacks.Throughput` or `Timer`": "DeviceStatsMonitor ThroughputMonitor",
         "`compile(gradient_accumulation_steps=...)`": "GradientAccumulationScheduler GradientAccumulation",
-        "`compile(ema=...)`": "StochasticWeightAveraging WeightAveraging EMAWeightAveraging EMACallback",
+        "`compile(ema=...)`": "WeightAveraging EMAWeightAveraging EMACallback",
         "`compile(augment=resfit.augment.mixup(0.2))`": "MixUp CutMix",
         "nothing: the learning rate of a schedule is in every epoch's logs": "LearningRateMonitor",
         "`resfit.callbacks.WeightsAndBiases`": "WandbCallback WandbMetricsLogger",

@@ -19,6 +19,7 @@ from resfit.callbacks.profiler import Profiler
 from resfit.callbacks.progress_bar import ProgressBar
 from resfit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from resfit.callbacks.rollback_on_nan import RollbackOnNaN
+from resfit.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from resfit.callbacks.swap_ema_weights import SwapEMAWeights
 from resfit.callbacks.terminate_on_nan import TerminateOnNaN
 from resfit.callbacks.throughput import Throughput
@@ -39,6 +40,7 @@ __all__ = [
     "ProgressBar",
     "ReduceLROnPlateau",
     "RollbackOnNaN",
+    "StochasticWeightAveraging",
     "SwapEMAWeights",
     "TensorBoard",
     "TerminateOnNaN",

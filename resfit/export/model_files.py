@@ -1,7 +1,7 @@
 """`ModelFiles`: the methods of a model that write and read files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -43,8 +43,11 @@ class ModelFiles(ImageModel):
     save_weights = save
 
     @checked("arguments")
-    def load_weights(self, path: str | os.PathLike[str]) -> None:
+    def load_weights(self, path: str | os.PathLike[str] | Mapping[str, Any]) -> None:
         """Read the weights of a file of `save` or `ModelCheckpoint` into the module; the optimizer state stays.
+
+        Args:
+          path: of the file; or arrays by the names of such a file, as `resfit.weights.average` returns.
 
         Raises:
           SavedModelError: if the file does not fit the network, or has weights for another preprocessing.

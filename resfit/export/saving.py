@@ -22,6 +22,7 @@ from resfit.trainer.learned.input_format import InputFormat
 from resfit.transforms import FolderTransforms, Transforms
 from resfit.transforms.class_names import check_class_names
 from resfit.transforms.folder_transforms import from_config, to_config
+from resfit.weights.own_names import arrays_by_path, named_arrays
 
 FORMAT_VERSION = 1
 
@@ -76,7 +77,7 @@ def save(path: str | os.PathLike[str], saved: SavedModel) -> None:
         "trained": saved.trained,
         "multi_label": saved.multi_label,
     }
-    arrays = {name: jax.numpy.asarray(array) for name, array in _named_arrays(saved.module).items()}
+    arrays = {name: jax.numpy.asarray(array) for name, array in named_arrays(saved.module).items()}
     content = safetensors.flax.save(arrays, metadata={"resfit": json.dumps(header)})
     atomic_write.write(path, content)
 
@@ -115,11 +116,11 @@ def load(
     )
 
 
-def load_weights(path: str | os.PathLike[str], module: nnx.Module, inputs: InputFormat) -> None:
+def load_weights(path: str | os.PathLike[str] | Mapping[str, Any], module: nnx.Module, inputs: InputFormat) -> None:
     """Load the arrays of a file of `save` into the module of a model.
 
     Args:
-      path: of the file.
+      path: of the file; or arrays by the names of a file, whose preprocessing is not known.
       module: filled in place.
       inputs: of the model; learns on which inputs the weights were trained.
 
@@ -127,6 +128,9 @@ def load_weights(path: str | os.PathLike[str], module: nnx.Module, inputs: Input
       SavedModelError: if the file is not a file of resfit or does not fit the module, or if the network of the file was
         trained with another preprocessing.
     """
+    if isinstance(path, Mapping):
+        _fill("The dict of arrays", module, {name: np.asarray(array) for name, array in path.items()}, _NAMES)
+        return
     path = pathlib.Path(expand_user(path))
     _check_is_file(path)
     header, arrays = _read(path)
@@ -255,21 +259,15 @@ def _build(path: Any, values: Any, arrays: Mapping[str, jax.Array]) -> ResNet:
     return ResNet(spec, rngs=nnx.Rngs(0))
 
 
-def _named_arrays(module: nnx.Module) -> dict[str, Any]:
-    return {".".join(map(str, path)): array for path, array in _arrays(module).items()}
+_BUILD = "Expected the saved network. Omit module to build the network of the file's spec."
+_NAMES = (
+    "Expected the names of a file of Model.save. For the names of other libraries use "
+    "resfit.weights.load_state_dict(model.module, arrays)."
+)
 
 
-def _arrays(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
-    """Return all arrays by path, without intermediate values and random state, which every step sets."""
-    state = nnx.state(module, nnx.Not((nnx.RngState, nnx.Intermediate)))
-    return {
-        path: leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
-        for path, leaf in nnx.to_flat_state(state)
-    }
-
-
-def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
-    expected = _named_arrays(module)
+def _fill(path: Any, module: nnx.Module, arrays: Mapping[str, Any], remedy: str = _BUILD) -> None:
+    expected = named_arrays(module)
     problems = [f"missing {name}" for name in sorted(expected.keys() - arrays.keys())]
     problems += [f"unexpected {name}" for name in sorted(arrays.keys() - expected.keys())]
     problems += [
@@ -279,12 +277,9 @@ def _fill(path: Any, module: nnx.Module, arrays: dict[str, jax.Array]) -> None:
     ]
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise SavedModelError(
-            f"{path} does not fit this {type(module).__name__}: {listed}. Expected the saved network. Omit module to "
-            "build the network of the file's spec."
-        )
+        raise SavedModelError(f"{path} does not fit this {type(module).__name__}: {listed}. {remedy}")
     filled = {
         place: jax.numpy.asarray(np.asarray(arrays[".".join(map(str, place))]), old.dtype)
-        for place, old in _arrays(module).items()
+        for place, old in arrays_by_path(module).items()
     }
     assign(module, filled)

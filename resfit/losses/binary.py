@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from resfit.errors import CompileError, LabelError
-from resfit.losses.cross_entropy import check_smoothing
 from resfit.losses.labels import same_shape, task
 from resfit.losses.pixels import RowLoss, is_dense
+from resfit.losses.smoothing import Smoothing, check_smoothing, smoothing_now
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -41,7 +41,8 @@ class BinaryCrossEntropy(RowLoss):
 
     Args:
       label_smoothing: the target is (1 - label_smoothing) * label + label_smoothing / classes, with two classes for a
-        single logit; 0.1 in recipe A1 of the source, 0 in A2 and A3.
+        single logit; 0.1 in recipe A1 of the source, 0 in A2 and A3. Or a function step -> number, as in
+        `CrossEntropy`.
       target_threshold: targets above the threshold become 1 and all others 0, before smoothing. None keeps targets.
         With a threshold, an image of mixup or CutMix has both classes.
       multi_label: True if an example can have any number of labels, given as a matrix (examples, labels) of 0 and 1;
@@ -61,7 +62,7 @@ class BinaryCrossEntropy(RowLoss):
       Array([0.6931472, 0.6931472], dtype=float32)
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     target_threshold: float | None = None
     reduction: str = "mean"
     multi_label: bool | None = None
@@ -108,6 +109,7 @@ class BinaryCrossEntropy(RowLoss):
             targets = jnp.where(known[:, None], targets, jnp.nan)
         if self.target_threshold is not None:
             targets = jnp.where(jnp.isnan(targets), targets, (targets > self.target_threshold).astype(jnp.float32))
-        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / max(logits.shape[1], 2)
+        smoothing = smoothing_now(self.label_smoothing)
+        targets = (1 - smoothing) * targets + smoothing / max(logits.shape[1], 2)
         each = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
         return jnp.mean(each, axis=1) if self.reduction == "mean" else jnp.sum(each, axis=1)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resfit.errors import CompileError
 from resfit.losses.labels import task
 from resfit.losses.pixels import RowLoss, over_pixels
+from resfit.losses.smoothing import Smoothing, check_smoothing, smoothing_now
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -52,7 +52,9 @@ class CrossEntropy(RowLoss):
     Source: Szegedy et al. (arXiv 1512.00567), section 7.
 
     Args:
-      label_smoothing: the probability to spread over all classes; 0.1 in the source. 0 gives `cross_entropy`.
+      label_smoothing: the probability to spread over all classes; 0.1 in the source. 0 gives `cross_entropy`. Or a
+        function step -> number, such as `optax.linear_schedule(0.2, 0.0, 1000)`, whose steps count from `compile`;
+        evaluation then has no label smoothing.
       ignore_index: the label of pixels without a class, such as 255. The loss of an image is the mean over its other
         pixels, as torch.nn.CrossEntropyLoss gives for this image alone, and 0 if there are none. The metrics of the
         model ignore these pixels too.
@@ -68,7 +70,7 @@ class CrossEntropy(RowLoss):
       [0.353, 0.053]
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Smoothing = 0.0
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,7 +80,8 @@ class CrossEntropy(RowLoss):
     def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Return the loss, (batch,) float32, of logits and labels of `task`."""
         hard = _of_rows(logits, labels)
-        if self.label_smoothing == 0:
+        smoothing = smoothing_now(self.label_smoothing)
+        if isinstance(smoothing, int | float) and smoothing == 0:
             return hard
         kind, logits, _ = task(logits, labels)
         logits = logits.astype(jnp.float32)
@@ -87,10 +90,4 @@ class CrossEntropy(RowLoss):
             uniform = -(jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(-logits)) / 2
         else:
             uniform = -jax.nn.log_softmax(logits, axis=1).mean(axis=1)
-        return (1 - self.label_smoothing) * hard + self.label_smoothing * uniform
-
-
-def check_smoothing(label_smoothing: float) -> None:
-    """Raise if a label smoothing is not in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise CompileError(f"Got label_smoothing={label_smoothing!r}. Expected a number of 0 or more, below 1.")
+        return jnp.asarray((1 - smoothing) * hard + smoothing * uniform)

@@ -42,6 +42,8 @@ def adapted(optimizer: Any) -> Any:
         return optimizer
     if getattr(optimizer.update, "__qualname__", "") == "lookahead.<locals>.update_fn":
         return _with_slow_params(optimizer)
+    if getattr(optimizer.update, "__qualname__", "") == "sam.<locals>.opaque_update_fn":
+        return _with_gradients(optimizer)
     if isinstance(optimizer, optax.GradientTransformationExtraArgs) and not _takes_value(optimizer.update):
         return optax.GradientTransformation(optimizer.init, optimizer.update)
     return optimizer
@@ -59,6 +61,14 @@ def _with_slow_params(lookahead: optax.GradientTransformation) -> optax.Gradient
     return optax.GradientTransformation(init, update)
 
 
+def _with_gradients(sam: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    def update(gradients: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **_: Any) -> tuple[Any, Any]:
+        updates: tuple[Any, Any] = sam.update(gradients, state, params, grad_fn=grad_fn)
+        return updates
+
+    return optax.GradientTransformationExtraArgs(sam.init, update)
+
+
 def _takes_value(update: Any) -> bool:
     parameters = inspect.signature(update).parameters
     return "value" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -71,8 +81,8 @@ _REMEDIES = {
     "search, such as optax.lbfgs(0.1, linesearch=None).",
     "obj_fn": "This optimizer also needs the loss as a function of the parameters, for second derivatives. Pass one "
     "that reads gradients alone, such as optax.adamw or optax.contrib.muon.",
-    "grad_fn": "With opaque_mode=True, sam also needs a function that returns gradients. Leave opaque_mode=False: each "
-    "step is then either adversarial or an update.",
+    "grad_fn": "The optimizer around sam does not pass on the function that returns gradients. Put that optimizer "
+    "inside, as in resfit.optimizers.sam(optimizer).",
     "to have a batch dimension": "Differential privacy needs the gradients of each example. Expected an optimizer that "
     "reads the gradients of the batch.",
     "has no attribute 'fast'": "optax.lookahead has to be outermost, because it needs a second copy of the parameters: "

@@ -56,6 +56,50 @@ def check_averages(state: Any) -> None:
             )
 
 
+def needs_gradients(state: Any) -> bool:
+    """Return True if an optimizer needs gradients at other parameters, as `optimizers.sam` does.
+
+    Example:
+      >>> from resfit import optimizers
+      >>> params = {"kernel": jnp.ones(2)}
+      >>> needs_gradients(optimizers.sam(optimizers.sgd(0.1)).init(params))
+      True
+    """
+    return any(_is_sam(node) for node in jax.tree.leaves(state, is_leaf=_is_sam))
+
+
+def check_order(state: Any) -> None:
+    """Raise CompileError for an optimizer around `optimizers.sam` that cannot see the gradients of its second pass.
+
+    Args:
+      state: the first one of an optimizer.
+    """
+    kinds = {optax.MultiStepsState: "optax.MultiSteps", optax.ApplyIfFiniteState: "skip_non_finite"}
+    for node in jax.tree.leaves(state, is_leaf=lambda node: type(node) in kinds):
+        if type(node) in kinds and needs_gradients(tuple(node)):
+            raise CompileError(
+                f"The optimizer is {kinds[type(node)]} around sam, and would not see the gradients that sam computes. "
+                "Expected sam outermost: resfit.optimizers.sam(resfit.optimizers.skip_non_finite(optimizer)); in place "
+                "of MultiSteps, compile(gradient_accumulation_steps=...)."
+            )
+
+
+def at(params: Any, part: Any) -> Any:
+    """Return all parameters, with those that an optimizer changed; it can see a part of them.
+
+    Args:
+      params: all of them.
+      part: the changed ones.
+    """
+    return _overlaid(params, part)
+
+
+def part_of(gradients: Any, part: Any) -> Any:
+    """Return the gradients of the parameters that an optimizer sees, in its structure."""
+    given = dict(jax.tree_util.tree_leaves_with_path(gradients))
+    return jax.tree_util.tree_map_with_path(lambda path, _: given[path], part)
+
+
 def restarted(state: Any, params: Any) -> Any:
     """Return an optimizer's state for which these parameters, which were set, are also those to evaluate with.
 
@@ -68,7 +112,8 @@ def restarted(state: Any, params: Any) -> Any:
         if not _decides(node):
             return node
         field = _FIELDS[type(node)]
-        return node._replace(**{field: _overlaid(getattr(node, field), params)})
+        replace = getattr(node, "_replace", None) or node.replace  # SAMState of optax before 0.2.6 is no named tuple
+        return replace(**{field: _overlaid(getattr(node, field), params)})
 
     return jax.tree.map(restart, state, is_leaf=_decides)
 
@@ -77,6 +122,10 @@ def decisive(state: Any) -> list[Any]:
     """Return the leaves of an optimizer's state that are parameters, and decide those to evaluate with."""
     nodes = filter(_decides, jax.tree.leaves(state, is_leaf=_decides))
     return [leaf for node in nodes for leaf in jax.tree.leaves(getattr(node, _FIELDS[type(node)]))]
+
+
+def _is_sam(node: Any) -> bool:
+    return type(node) is optax.contrib.SAMState and node.cache is None
 
 
 def _decides(node: Any) -> bool:

@@ -1,7 +1,13 @@
 """The optimizers with a name: those of optax, with weight decay and trust ratios only on kernels."""
 
-import optax
+import inspect
+from typing import Any
 
+import jax
+import optax
+import optax.contrib
+
+from resfit.errors import CompileError
 from resfit.optimizers.injected_learning_rate import LearningRate, with_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 
@@ -158,3 +164,73 @@ def lamb(
         ),
         learning_rate,
     )
+
+
+def muon(
+    learning_rate: LearningRate,
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.05,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Return Muon of optax: the step of a kernel is its momentum, orthogonalized by Newton-Schulz iterations.
+
+    A convolution is the matrix (height * width * inputs, outputs). Its step has the root mean square of AdamW's, so
+    that learning rates and weight decay of AdamW apply (Liu et al., arXiv 2502.16982). Norms and biases take AdamW's
+    steps without decay. Source: Jordan et al. (https://kellerjordan.github.io/posts/muon).
+
+    Args:
+      learning_rate: a number or a schedule (step -> number).
+      momentum: the decay of the running mean of the gradients of kernels.
+      nesterov: if True, use Nesterov momentum, also in the steps of norms and biases.
+      weight_decay: the coefficient of weight decay of kernels, times the learning rate.
+      b1: the decay of the running mean of the gradients of norms and biases.
+      b2: the decay of the running mean of their squared gradients.
+      eps: a number added to the square root of that mean, and to the norm of a kernel's momentum.
+
+    Raises:
+      CompileError: if the installed optax has no Muon for convolutions, as before 0.2.7.
+
+    Example:
+      >>> import numpy as np
+      >>> params = {"kernel": jnp.zeros((3, 3, 2, 4))}
+      >>> optimizer = muon(1.0)
+      >>> gradients = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+      >>> updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+      >>> step = updates["kernel"].reshape(18, 4)
+      >>> singular = jnp.linalg.svd(step, compute_uv=False) / (0.2 * 18**0.5)  # near 1
+      >>> bool((singular > 0.6).all() & (singular < 1.3).all())
+      True
+    """
+    if "consistent_rms" not in inspect.signature(optax.contrib.muon).parameters:
+        raise CompileError(
+            f"The installed optax {optax.__version__} has no Muon for convolutions. Expected optax 0.2.7 or later: "
+            "pip install --upgrade optax."
+        )
+    return with_rate(
+        lambda learning_rate: optax.contrib.muon(
+            learning_rate,
+            beta=momentum,
+            eps=eps,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            adam_b1=b1,
+            adam_b2=b2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        ),
+        learning_rate,
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Return the axes of each kernel's matrix, with the outputs last; None for norms and biases."""
+
+    def axes(param: Any) -> Any:
+        last = param.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(last)), (last,)) if last > 0 else None
+
+    return jax.tree.map(axes, params)

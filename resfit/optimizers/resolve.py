@@ -14,7 +14,7 @@ from resfit._utils.words import same_word, use
 from resfit.errors import CompileError
 from resfit.optimizers.adapted import adapted
 from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate, with_rate
-from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
+from resfit.optimizers.named import adam, adamw, lamb, lars, muon, rmsprop, sgd
 
 _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] = {
     # name -> (factory, default learning rate)
@@ -23,6 +23,7 @@ _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] =
     "adamw": (adamw, 1e-3),
     "lamb": (lamb, 5e-3),
     "lars": (lars, 1.0),
+    "muon": (muon, 1e-3),
     "rmsprop": (rmsprop, 1e-3),
 }
 
@@ -46,11 +47,7 @@ def get(
         if name not in _BY_NAME:
             raise CompileError(
                 f"Unknown optimizer {optimizer!r}. Expected an optax optimizer, or one of {list(_BY_NAME)}."
-                + (
-                    f" For the optimizer of optax pass compile(optimizer=optax.{optimizer.lower()}, learning_rate=...)."
-                    if optimizer.isidentifier() and hasattr(optax, optimizer.lower())
-                    else f" {use(optimizer, 'optimizer')}".rstrip() or did_you_mean(optimizer, _BY_NAME)
-                )
+                + _hint(optimizer)
             )
         factory, default = _BY_NAME[name]
         rate = default if learning_rate is None else learning_rate
@@ -71,6 +68,14 @@ def get(
     raise CompileError(
         f"compile got an optimizer of type {type(optimizer).__module__}.{type(optimizer).__name__}. {remedy}"
     )
+
+
+def _hint(name: str) -> str:
+    """Return the end of the message about an unknown name: an optimizer of optax, a substitute, or a similar name."""
+    function = getattr(optax, name.lower(), None) if name.isidentifier() else None
+    if callable(function) and "learning_rate" in inspect.signature(function).parameters:
+        return f" For the optimizer of optax pass compile(optimizer=optax.{name.lower()}, learning_rate=...)."
+    return f" {use(name, 'optimizer')}".rstrip() or did_you_mean(name, _BY_NAME)
 
 
 def default_rate(optimizer: Any) -> float | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from resfit._utils.checks import int_from, positive_int
+from resfit._utils.checks import int_from, is_int, positive_int
+from resfit.augment.resize import Resize
 from resfit.errors import CompileError, DataError, ResumeError
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -102,6 +103,7 @@ class FitConfig(_Fingerprinted):
     validation_freq: int | Sequence[int] = 1
     validation_batch_size: int | None = None
     verbose: str | int = dataclasses.field(default="auto", metadata=_NOT_COMPARED)
+    image_sizes: Mapping[int, Any] | None = dataclasses.field(default=None, metadata=_ADDED_LATER)
     cache: str | None = dataclasses.field(default=None, metadata=_NOT_COMPARED)
     resume: bool | str = dataclasses.field(default=False, metadata=_NOT_COMPARED)
 
@@ -128,12 +130,19 @@ class FitConfig(_Fingerprinted):
         if self.resume not in (True, False, "inexact"):
             raise ResumeError(f"Expected resume to be True, False or 'inexact', got {self.resume!r}.")
         object.__setattr__(self, "validation_freq", _frequency(self.validation_freq))
+        if self.image_sizes is not None:
+            object.__setattr__(self, "image_sizes", _image_sizes(self.image_sizes, self.epochs))
 
     @property
     def evaluation_batch_size(self) -> int:
         """The batch size of validation."""
         size: int = self.batch_size if self.validation_batch_size is None else self.validation_batch_size
         return size
+
+    def resize(self, epoch: int) -> Resize | None:
+        """Return the resizing of training images in an epoch, counted from zero; None for images as they are."""
+        begun = [size for first, size in (self.image_sizes or {}).items() if first <= epoch]
+        return None if not begun or begun[-1] is None else Resize(*begun[-1])
 
     @property
     def validates_after(self) -> Callable[[int], bool]:
@@ -167,6 +176,32 @@ def _frequency(value: Any) -> int | tuple[int, ...]:
             f"Expected validation_freq to be a positive number of epochs, or a list of epochs, got {value!r}."
         )
     return tuple(value)
+
+
+def _image_sizes(sizes: Any, epochs: int) -> dict[int, tuple[int, int] | None]:
+    """Return epoch -> (height, width) or None, in the order of the epochs."""
+    example = "such as {0: 128, 10: 160, 20: 224}"
+    if not isinstance(sizes, Mapping) or not sizes or not all(is_int(epoch, 0) for epoch in sizes):
+        raise DataError(
+            f"Expected image_sizes to be a dict from an epoch, counted from 0, to the size of the images from there "
+            f"on, {example}, got {sizes!r}."
+        )
+    checked: dict[int, tuple[int, int] | None] = {}
+    for epoch in sorted(sizes):
+        size = sizes[epoch]
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        if size is not None and (len(sides) != 2 or not all(is_int(side, 1) for side in sides)):
+            raise DataError(
+                f"image_sizes has the size {size!r} for epoch {epoch}. Expected a number of pixels, (height, width), "
+                f"or None for images as they are, {example}."
+            )
+        checked[int(epoch)] = None if size is None else (int(sides[0]), int(sides[1]))
+    if max(checked) >= epochs:
+        raise DataError(
+            f"image_sizes has a size from epoch {max(checked)} on, and fit got epochs={epochs}: its last epoch is "
+            f"{epochs - 1}. Expected epochs of this run. Train longer, or move the sizes to earlier epochs."
+        )
+    return checked
 
 
 def _as_json(value: Any) -> Any:

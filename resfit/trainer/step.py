@@ -18,9 +18,11 @@ from resfit.augment.alternating_flip import seen_again
 from resfit.augment.aug_mix import COPIES
 from resfit.augment.copies import copies_of, repeated
 from resfit.augment.pipeline import applied, consistency_of
+from resfit.augment.resize import Resize
 from resfit.errors import LossError
 from resfit.losses import jensen_shannon
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
+from resfit.losses.smoothing import at_step
 from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import called
@@ -31,13 +33,17 @@ from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
 
 
 class DeviceBatch(NamedTuple):
-    """A batch inside a step: arrays (batch, ...), or None for labels, weight, mask or origin that were not given."""
+    """A batch inside a step: arrays (batch, ...), or None for labels, weight, mask or origin that were not given.
+
+    Its images are resized in a training step, unless `resize` is None.
+    """
 
     x: Any
     y: Any
     weight: Any
     mask: Any
     origin: Any = None
+    resize: Resize | None = None
 
 
 @jax.tree_util.register_static
@@ -104,13 +110,16 @@ def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
 
 
 def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> DeviceBatch:
-    """Return a training batch, augmented and preprocessed."""
+    """Return a training batch after augmentation, resizing and preprocessing."""
     for i, augment in enumerate(recipe.augment):
         x, y = applied(augment, jax.random.fold_in(key.augment, i), batch.x, batch.y, batch.origin)
         batch = batch._replace(x=x, y=y)
         if (copies := copies_of([augment])) > 1:
             weight, mask, origin = repeated((batch.weight, batch.mask, batch.origin), copies)
             batch = batch._replace(weight=weight, mask=mask, origin=seen_again(origin, copies))
+    if batch.resize is not None:
+        x, (y, weight) = batch.resize(batch.x, (batch.y, batch.weight))
+        batch = batch._replace(x=x, y=y, weight=weight)
     return batch if recipe.preprocess is None else batch._replace(x=recipe.preprocess(batch.x))
 
 
@@ -158,9 +167,17 @@ def train_step(
     """
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
-    found = accumulate_gradients(layout, recipe, before, sums, key_of, prepared(recipe, key_of, batch), axis)
+    batch = prepared(recipe, key_of, batch)
+    with at_step(before.step):
+        found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
     state = apply_schedule(recipe, found.state)
-    state = layout.update(state, found.gradients, found.loss)
+
+    def gradients_at(params: Leaves) -> Leaves:
+        nearby = before._replace(params=params)
+        with at_step(before.step):
+            return accumulate_gradients(layout, recipe, nearby, sums, key_of, batch, axis).gradients
+
+    state = layout.update(state, found.gradients, found.loss, gradients_at)
     state = update_ema(recipe, state)
     state, sums = keep_if_finite(layout, (before, sums), (state, found.sums))
     return layout.flatten(state._replace(step=state.step + 1)), sums, found.loss, found.shape

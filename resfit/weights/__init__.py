@@ -1,7 +1,8 @@
-"""Weights of other libraries: reading and writing under their names and layouts."""
+"""Weights of other libraries: reading and writing under their names and layouts; and averages of weights."""
 
+from resfit.weights.averaging import average
 from resfit.weights.formats import read
 from resfit.weights.load_save import load, save
 from resfit.weights.state_dict import load_state_dict, state_dict
 
-__all__ = ["load", "load_state_dict", "read", "save", "state_dict"]
+__all__ = ["average", "load", "load_state_dict", "read", "save", "state_dict"]

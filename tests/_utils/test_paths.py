@@ -89,6 +89,7 @@ def read_files(home: Path) -> None:
     resfit.load_model("~/other.safetensors").load_weights("~/model.safetensors")
     resfit.weights.save(net(), "~/weights.safetensors")
     resfit.weights.load(net(), "~/weights.safetensors")
+    resfit.weights.average(["~/weights.safetensors"])
     resfit.create_model("resnet20", depths=(1,), widths=(4,), weights="~/weights.safetensors")
     assert "fc.weight" in resfit.weights.read("~/weights.safetensors")
     with pytest.raises(FileNotFoundError, match=re.escape(str(home / "none.npz"))):

@@ -142,7 +142,8 @@ def test_unknown_names_name_the_substitute() -> None:
         (lambda: losses.get("kld"), "Use loss='kl_divergence'"),
         (lambda: metrics.by_name(["AUROC"]), r"Unknown metric 'AUROC'. Use metrics=\['auc'\]"),
         (lambda: optimizers.get("Nadam", None), r"optax\.nadam"),
-        (lambda: optimizers.get("muon", 0.1), r"Use optimizer=optax\.contrib\.muon"),
+        (lambda: optimizers.get("sam", 0.1), r"Unknown optimizer 'sam'.*Use optimizer=resfit\.optimizers\.sam\("),
+        (lambda: optimizers.get("Lookahead", 0.1), r"Use optimizer=optax\.lookahead\("),
     ):
         with pytest.raises(CompileError, match=message):
             call()
@@ -151,7 +152,7 @@ def test_unknown_names_name_the_substitute() -> None:
             fit(plain(), callbacks=given)
 
 
-@pytest.mark.parametrize("name", ["Adam", "SGD", "AdamW", "RMSprop", "Lamb"])
+@pytest.mark.parametrize("name", ["Adam", "SGD", "AdamW", "RMSprop", "Lamb", "Muon"])
 def test_names_of_optimizers_have_any_case(name: str) -> None:
     assert optimizers.default_rate(name) == optimizers.default_rate(name.lower())
     assert optimizers.get(name, None)[0]

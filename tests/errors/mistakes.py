@@ -231,6 +231,20 @@ DATA = [
         "16 examples and batch_size=32",
         "Leave drop_remainder out",
     ),
+    Mistake(
+        "One number as the image sizes of a run",
+        "model.fit(x, y, image_sizes=128)",
+        errors.DataError,
+        "got 128",
+        "such as {0: 128, 10: 160, 20: 224}",
+    ),
+    Mistake(
+        "An image size that begins after the run",
+        "model.fit(x, y, epochs=10, image_sizes={0: 4, 10: 8})",
+        errors.DataError,
+        "from epoch 10 on, and fit got epochs=10",
+        "move the sizes to earlier epochs",
+    ),
     Mistake("Zero epochs", "model.fit(x, y, epochs=0)", errors.DataError, "got 0", "a positive integer"),
     Mistake(
         "epochs as the number of additional epochs",
@@ -944,6 +958,13 @@ NETWORKS = [
 
 COMPILE = [
     Mistake(
+        "SAM inside of gradient accumulation by optax",
+        "sgd = resfit.optimizers.sgd(0.1)\nmodel.compile(optax.MultiSteps(resfit.optimizers.sam(sgd), 4))",
+        errors.CompileError,
+        "optax.MultiSteps around sam",
+        "compile(gradient_accumulation_steps=...)",
+    ),
+    Mistake(
         "fit before compile",
         "resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).fit(x, y)",
         errors.NotCompiledError,
@@ -1442,6 +1463,13 @@ CALLBACKS = [
 ]
 
 FILES = [
+    Mistake(
+        "An average of two architectures",
+        "other = resfit.create_model('resnet20', num_classes=3)\nresfit.weights.average([model, other])",
+        errors.WeightsError,
+        "'head.dense.kernel' is float32[4, 3], and float32[64, 3] in source 1",
+        "Average networks of one architecture",
+    ),
     Mistake(
         "ModelCheckpoint to an HDF5 file",
         'callbacks.ModelCheckpoint("best.h5")',

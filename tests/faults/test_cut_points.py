@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "jit": ({}, {}),
     "sharded": ({"dispatch": "sharded"}, {}),
     "validation every two steps": ({}, {"validation_every": 2}),
+    "image sizes": ({}, {"image_sizes": {0: 4, 1: (6, 5), 2: None}}),
     "five steps an epoch": ({"learning_rate": 0.01}, {"steps_per_epoch": 5}),
 }
 

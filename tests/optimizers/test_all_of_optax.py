@@ -164,10 +164,10 @@ def test_every_optimizer_trains_or_the_error_names_the_form_that_does(module: st
         (optax.partition({"a": SGD}, {"head": "a", "body": "a"}), "text as keys"),
         (optax.chain(optax.lookahead(SGD, 2, 0.5)), "outermost"),
         (optax.chain(optax.contrib.sam(SGD, SGD)), r"optax\.GradientTransformation\(inner\.init, inner\.update\)"),
-        (optax.contrib.sam(SGD, SGD, opaque_mode=True), "opaque_mode=False"),
+        (optax.lookahead(resfit.optimizers.sam(SGD), 2, 0.5), r"inside, as in resfit\.optimizers\.sam\(optimizer\)"),
         (optax.flatten(optax.contrib.schedule_free_sgd(0.1)), r"optax\.flatten inside"),
     ],
-    ids=["state as mask", "part of a mask", "labels", "inner lookahead", "inner sam", "opaque sam", "flattened"],
+    ids=["state as mask", "part of a mask", "labels", "inner lookahead", "inner sam", "sam in lookahead", "flattened"],
 )
 def test_an_optimizer_in_a_form_that_cannot_work_is_refused_with_a_remedy(optimizer: Any, message: str) -> None:
     with pytest.raises(CompileError, match=message):
@@ -187,6 +187,8 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "apply_if_finite": lambda rate: optax.apply_if_finite(injected(rate), 3),
     "lookahead": lambda rate: optax.lookahead(injected(rate), 2, 0.5),
     "sam": lambda rate: optax.contrib.sam(injected(rate), SGD),
+    "opaque sam": lambda rate: optax.contrib.sam(injected(rate), SGD, opaque_mode=True),
+    "optimizers.sam": lambda rate: optax.chain(resfit.optimizers.sam(injected(rate)), optax.clip(1.0)),
     "free": lambda rate: optax.inject_hyperparams(optax.contrib.schedule_free_sgd)(learning_rate=rate),
 }
 

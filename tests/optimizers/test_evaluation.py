@@ -14,6 +14,7 @@ import resfit
 from resfit.errors import CompileError
 from tests.helpers import PlainNet, assert_close, assert_same, compiled, fit, images, labels, state_of, values
 from tests.levels import only
+from tests.optimizers.by_numpy import each, gradients, start
 
 SGD = optax.sgd(0.1)
 FREE = optax.contrib.schedule_free_sgd(0.1)
@@ -105,6 +106,37 @@ def test_lookahead_trains_as_by_hand_and_evaluates_at_the_slow_parameters() -> N
     fit(model, images(8), labels(8), epochs=3, shuffle=False)
     assert_close(jax.tree.leaves(params.fast), raw(model))
     assert_close(jax.tree.leaves(params.slow), model.get_weights())
+
+
+def test_lookahead_equals_its_published_rule_in_numpy() -> None:
+    optimizer = optax.lookahead(resfit.optimizers.sgd(0.1, momentum=0.0), sync_period=2, slow_step_size=0.5)
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optimizer, learning_rate=None)
+    slow = fast = start(*model.get_weights())
+    for rate, steps in ((0.1, 3), (0.05, 4)):
+        model.learning_rate = rate
+        fit(model, images(8), labels(8), epochs=steps, shuffle=False)
+    for step in range(7):  # Zhang et al. (arXiv 1907.08610), algorithm 1
+        rate = 0.1 if step < 3 else 0.05
+        fast = each(lambda p, g: p - rate * g, fast, gradients(fast))  # noqa: B023
+        if step % 2:
+            slow = fast = each(lambda p, q: p + 0.5 * (q - p), slow, fast)
+    assert_close(raw(model), fast, 1e-5)
+    assert_close(model.get_weights(), slow, 1e-5)
+
+
+def test_schedule_free_equals_its_published_rule_in_numpy() -> None:
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), optimizer=optax.contrib.schedule_free_sgd, learning_rate=0.1)
+    x = y = z = start(*model.get_weights())
+    for rate, steps in ((0.1, 3), (0.05, 3)):
+        model.learning_rate = rate
+        fit(model, images(8), labels(8), epochs=steps, shuffle=False)
+    for step in range(6):  # Defazio et al. (arXiv 2405.15682), equations 3 to 5; the weight of a step is max(rate)^2
+        rate, share = 0.1 if step < 3 else 0.05, 1 / (step + 1)
+        z = each(lambda p, g: p - rate * g, z, gradients(y))  # noqa: B023
+        x = each(lambda p, q: (1 - share) * p + share * q, x, z)  # noqa: B023
+        y = each(lambda p, q: 0.1 * p + 0.9 * q, z, x)
+    assert_close(raw(model), y, 2e-5)
+    assert_close(model.get_weights(), x, 2e-5)
 
 
 def test_sam_evaluates_at_the_parameters_before_the_adversarial_step() -> None:

@@ -1,5 +1,6 @@
 """rmsprop, lars and lamb equal their formulas in NumPy."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from resfit import optimizers
+from resfit.errors import CompileError
 
 RATE, STEPS = 0.05, 5
+HAS_MUON = "consistent_rms" in inspect.signature(optax.contrib.muon).parameters  # optax 0.2.7
 Arrays = dict[str, np.ndarray]
 
 
@@ -64,6 +68,25 @@ def lamb(b1: float, b2: float, eps: float, weight_decay: float) -> Callable[...,
     return step
 
 
+def muon(momentum: float, weight_decay: float, b1: float, b2: float, eps: float) -> Callable[..., Any]:
+    def step(w: np.ndarray, g: np.ndarray, s: Any, t: int, kernel: bool) -> Any:
+        m, v = (np.zeros_like(w),) * 2 if s is None else s
+        beta = momentum if kernel else b1
+        m, v = beta * m + (1 - beta) * g, b2 * v + (1 - b2) * g**2
+        ahead = beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t)
+        if not kernel:  # NAdam
+            return w - RATE * ahead / (np.sqrt(v / (1 - b2**t)) + eps), (m, v)
+        x = ahead.reshape(-1, w.shape[-1])
+        x = x / (np.linalg.norm(x) + eps)
+        for _ in range(5):  # Newton-Schulz, Jordan's coefficients
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        u = 0.2 * np.sqrt(max(x.shape)) * x.reshape(w.shape)  # Moonlight's scale
+        return w - RATE * (u + weight_decay * w), (m, v)
+
+    return step
+
+
 def written_out(step: Callable[..., Any]) -> Arrays:
     params, states = start(), dict.fromkeys(start())
     for t in range(STEPS):
@@ -99,9 +122,19 @@ CASES = {
         lamb(0.8, 0.99, 1e-3, 0.2),
     ),
 }
+if HAS_MUON:
+    CASES |= {
+        "muon": (optimizers.muon(RATE), muon(0.95, 0.05, 0.9, 0.999, 1e-8)),
+        "muon, every option": (
+            optimizers.muon(RATE, momentum=0.8, weight_decay=0.2, b1=0.8, b2=0.99, eps=1e-6),
+            muon(0.8, 0.2, 0.8, 0.99, 1e-6),
+        ),
+    }
 
 
-@pytest.mark.representatives("rmsprop", "lars, every option", "lamb, every option")
+@pytest.mark.representatives(
+    "rmsprop", "lars, every option", "lamb, every option", *(["muon, every option"] if HAS_MUON else [])
+)
 @pytest.mark.parametrize("name", CASES)
 def test_an_optimizer_equals_its_formula(name: str) -> None:
     ours, step = CASES[name]
@@ -133,7 +166,7 @@ def test_on_kernels_only_it_equals_the_optimizer_of_optax(name: str, ours: Any, 
     np.testing.assert_allclose(kernels(getattr(optimizers, name)(RATE, **ours)), kernels(theirs), rtol=1e-6)
 
 
-NAMES = ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop")
+NAMES = ("sgd", "adam", "adamw", "lamb", "lars", "rmsprop", *(["muon"] if HAS_MUON else []))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,6 +193,12 @@ def test_a_name_has_a_default_learning_rate_that_is_found_and_set_without_tracin
     twice = update(jax.tree.unflatten(tree, leaves))
     assert len(traces) == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), once, twice)
+
+
+def test_a_muon_without_dimension_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optax.contrib, "muon", lambda learning_rate: optax.sgd(learning_rate))
+    with pytest.raises(CompileError, match=r"has no Muon for convolutions.*optax 0\.2\.7 or later: pip install"):
+        optimizers.get("muon", None)
 
 
 def test_only_names_have_a_default_learning_rate() -> None:

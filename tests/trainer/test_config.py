@@ -21,9 +21,10 @@ NOT_COMPARED = {
 @pytest.mark.parametrize("config", [CompileConfig, FitConfig])
 def test_every_field_is_in_the_fingerprint(config: Any) -> None:
     names = {field.name for field in dataclasses.fields(config)}
-    added = {"steps_per_execution"} & names  # left out at their defaults, with which earlier versions ran
-    assert set(config(**dict.fromkeys(added, 2)).fingerprint()) == names - NOT_COMPARED[config]
-    assert set(config().fingerprint()) == names - NOT_COMPARED[config] - added
+    # Left out at their defaults, with which earlier versions ran.
+    added = {name: value for name, value in {"steps_per_execution": 2, "image_sizes": {0: 2}}.items() if name in names}
+    assert set(config(**added).fingerprint()) == names - NOT_COMPARED[config]
+    assert set(config().fingerprint()) == names - NOT_COMPARED[config] - added.keys()
 
 
 @pytest.mark.parametrize("config", [CompileConfig, FitConfig])
@@ -42,6 +43,9 @@ def test_a_fingerprint_holds_plain_json_values() -> None:
     assert FitConfig(validation_freq=(2, 4)).fingerprint()["validation_freq"] == [2, 4]
     assert FitConfig(validation_freq={2, 4}).fingerprint()["validation_freq"] == [2, 4]  # type: ignore[arg-type]
     assert FitConfig(validation_freq=np.array([2, 4])).fingerprint()["validation_freq"] == [2, 4]  # type: ignore[arg-type]
+    sizes = {np.int64(1): (np.int32(4), 5), 0: 8, 2: None}
+    found = FitConfig(epochs=3, image_sizes=sizes).fingerprint()["image_sizes"]  # type: ignore[arg-type]
+    assert list(found.items()) == [("0", "(8, 8)"), ("1", "(4, 5)"), ("2", "None")]
     assert type(FitConfig(validation_freq=np.int64(2)).fingerprint()["validation_freq"]) is int  # type: ignore[arg-type]
 
 
@@ -67,6 +71,19 @@ def test_a_config_is_frozen(config: Any) -> None:
         (FitConfig, {"validation_freq": 2.5}, DataError, "or a list of epochs, got 2.5"),
         (FitConfig, {"validation_freq": None}, DataError, "or a list of epochs, got None"),
         (FitConfig, {"validation_freq": "2"}, DataError, "or a list of epochs, got '2'"),
+        (FitConfig, {"image_sizes": 128}, DataError, r"such as \{0: 128, 10: 160, 20: 224\}, got 128"),
+        (FitConfig, {"image_sizes": {}}, DataError, r"got \{\}"),
+        (FitConfig, {"image_sizes": {"0": 128}}, DataError, r"counted from 0.*got \{'0': 128\}"),
+        (FitConfig, {"image_sizes": {-1: 128}}, DataError, r"got \{-1: 128\}"),
+        (FitConfig, {"image_sizes": {0: 0}}, DataError, "the size 0 for epoch 0"),
+        (FitConfig, {"image_sizes": {0: (8, 8, 3)}}, DataError, r"the size \(8, 8, 3\) for epoch 0"),
+        (FitConfig, {"image_sizes": {0: 7.5}}, DataError, "the size 7.5 for epoch 0"),
+        (
+            FitConfig,
+            {"image_sizes": {0: 8, 2: 9}, "epochs": 2},
+            DataError,
+            "epoch 2 on, and fit got epochs=2: its last",
+        ),
         (FitConfig, {"resume": "always"}, ResumeError, "'inexact', got 'always'"),
     ],
 )

@@ -304,9 +304,15 @@ class CompiledStep:
             on_compile(False)
         return program.run
 
-    def described(self, batch: Any) -> tuple[str, str]:
-        """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled)."""
+    def described(self, batch: Any, resize: Any = None) -> tuple[str, str]:
+        """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled).
+
+        Args:
+          batch: the last argument of `prepare`.
+          resize: the size to which the step resizes it, or None.
+        """
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
+        shapes += "" if resize is None else f" resized to {resize}"
         return shapes, "" if self._eager or jit_disabled() else self._programs[form_of(batch)].digest
 
 

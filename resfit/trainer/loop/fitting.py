@@ -19,6 +19,7 @@ from resfit.callbacks import (
     LearningRateScheduler,
     ReduceLROnPlateau,
     RollbackOnNaN,
+    StochasticWeightAveraging,
     SwapEMAWeights,
     TerminateOnNaN,
 )
@@ -142,7 +143,7 @@ def _fit(
         control.accept(manager)
         run = Run(
             context, compiled.trainer, compiled.evaluator, compiled.rate, stream, hooks, validation, manager, interrupt,
-            lambda: model.stop_training,
+            lambda: model.stop_training, config.resize,
         )  # fmt: skip
         kept = keeping_memory(context.placement.platform)
         learning = learned.starting_over(names, given.class_weight, transforms)
@@ -156,7 +157,8 @@ def _fit(
 
 
 _STEERING = (
-    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN, SwapEMAWeights, TerminateOnNaN,
+    Checkpoint, EarlyStopping, LearningRateScheduler, ReduceLROnPlateau, RollbackOnNaN,
+    StochasticWeightAveraging, SwapEMAWeights, TerminateOnNaN,
 )  # fmt: skip
 """The callbacks that change how a run continues; others may be in one process alone."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from resfit._utils.stopped import Stopped
+from resfit.augment.resize import Resize
 from resfit.callbacks.logs import LazyLogs, as_plain
 from resfit.data.batches import Batches
 from resfit.data.epochs import Epochs
@@ -55,6 +56,7 @@ class Run:
       manager: saves the run; None without a `Checkpoint` callback.
       interrupt: the signals that end the run.
       stopped: returns True if a stop was requested.
+      resize: takes an epoch, returns the resizing of its training images, or None.
       logs: of the last epoch, for on_train_end.
     """
 
@@ -68,6 +70,7 @@ class Run:
     manager: CheckpointManager | None
     interrupt: Interrupt
     stopped: Callable[[], bool]
+    resize: Callable[[int], Resize | None]
     logs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -142,7 +145,8 @@ class Run:
         if here.validating:
             here = self._validated(here)
         if not here.stopping:
-            executions = self.trainer.batches(self.data, here.batch, self.callbacks, check, self.manager)
+            resize = self.resize(here.epoch)
+            executions = self.trainer.batches(self.data, here.batch, self.callbacks, check, self.manager, resize)
             for steps, last in executions:  # noqa: B007
                 here = self._after_steps(here, steps)
                 if here.stopping or self._rolls_back:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from resfit.augment.pipeline import reads_origin
+from resfit.augment.resize import Resize
 from resfit.callbacks.logs import LazyLogs, read
 from resfit.data.batches import Batch
 from resfit.data.epochs import Epochs
@@ -88,7 +89,13 @@ class Trainer:
         return self._evaluator.logs(self.sums, self._context.state.arrays.step, 0)
 
     def batches(
-        self, data: Epochs, done: int, callbacks: CallbackList, check: LabelCheck, manager: CheckpointManager | None
+        self,
+        data: Epochs,
+        done: int,
+        callbacks: CallbackList,
+        check: LabelCheck,
+        manager: CheckpointManager | None,
+        resize: Resize | None = None,
     ) -> Iterator[tuple[int, LazyLogs | None]]:
         """Train on one epoch; yield after each execution, once its steps are on the device and their hooks have fired.
 
@@ -100,6 +107,7 @@ class Trainer:
           callbacks: to fire.
           check: of the labels.
           manager: compares the program of the step with that of the saved run, or None.
+          resize: of the images, in the step; None for images as they are.
         """
         context, state = self._context, self._context.state
         throttle = Throttle(context.placement.run_ahead)
@@ -107,7 +115,7 @@ class Trainer:
         compiling, listened = announce(callbacks, "train"), callbacks.listens("on_train_batch_end")
         self._checked.clear()
         logs: LazyLogs | None = None
-        turns = context.processes.turns(data.next(done), for_step)
+        turns = context.processes.turns(data.next(done), lambda batch: for_step(batch)._replace(resize=resize))
         i = done
         for group in self._executions(waiting.over(turns)):
             callbacks.fire("on_train_batch_begin", i, {})
@@ -179,7 +187,7 @@ class Trainer:
         """Return the executable for these arguments, compared with that of a saved run, and check the labels."""
         run = step.prepare(arguments, compiling)
         if manager is not None and turn.rows not in self._checked:
-            manager.check_program(*step.described(arguments[-1]))
+            manager.check_program(*step.described(arguments[-1], turn.placed.resize))
             self._checked.add(turn.rows)
         check_before(run, turn, check)
         return run

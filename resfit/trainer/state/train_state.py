@@ -5,7 +5,7 @@ flat form because its digest covers the paths of the arguments, and checkpoints 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -17,7 +17,16 @@ from resfit._utils.jax_switches import implicit_promotion
 from resfit.errors import CompileError, NotCompiledError
 from resfit.optimizers import index_of_rate, skips
 from resfit.optimizers.adapted import explained
-from resfit.optimizers.evaluation import check_averages, decisive, evaluation_params, restarted
+from resfit.optimizers.evaluation import (
+    at,
+    check_averages,
+    check_order,
+    decisive,
+    evaluation_params,
+    needs_gradients,
+    part_of,
+    restarted,
+)
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.module_plan import ModulePlan
 from resfit.trainer.graph.slots import Slot
@@ -120,6 +129,7 @@ class StateLayout:
       decisive: the indices in `TrainState.optimizer_state` of parameters that decide those to evaluate with.
       evaluates_other_params: True if the optimizer decides the parameters to evaluate with, see
         `optimizers.evaluation`.
+      needs_gradients: True if the optimizer needs gradients at other parameters, as `optimizers.sam` does.
       n_published: the number of arrays at the beginning of a state that the module holds after `publish`.
       warned: for each kind of step, the plain attributes of which `attributes.watched` has warned.
     """
@@ -150,6 +160,7 @@ class StateLayout:
         self.scheduled_rate_index = index_of_rate(numbered, by_schedule=True)
         self.decisive: tuple[int, ...] = tuple(decisive(numbered))
         self.evaluates_other_params = bool(self.decisive)
+        self.needs_gradients = needs_gradients(numbered)
         self.n_published = 0 if self.evaluates_other_params else self.n_visible
         self._evaluation_params = jax.jit(self._to_evaluate)
 
@@ -166,8 +177,10 @@ class StateLayout:
         """Return the initial state of the optimizer.
 
         Raises:
-          CompileError: see `optimizers.evaluation.check_averages`.
+          CompileError: see `optimizers.evaluation.check_averages` and `check_order`.
         """
+        if self.needs_gradients:
+            check_order(jax.tree.unflatten(self.optimizer_tree, optimizer_state))
         if self.evaluates_other_params:
             check_averages(jax.tree.unflatten(self.optimizer_tree, optimizer_state))
         return optimizer_state
@@ -274,14 +287,25 @@ class StateLayout:
             leaves.append(node)
         return tuple(leaves)
 
-    def update(self, state: TrainState, gradients: Leaves, loss: jax.Array) -> TrainState:
-        """Return the state after one update by the optimizer. Dtypes stay."""
+    def update(
+        self, state: TrainState, gradients: Leaves, loss: jax.Array, gradients_at: Callable[[Leaves], Leaves]
+    ) -> TrainState:
+        """Return the state after one update by the optimizer. Dtypes stay.
+
+        Args:
+          state: before.
+          gradients: of the loss.
+          loss: of the batch.
+          gradients_at: params -> gradients of the same batch there, for optimizers that need them.
+        """
         if self.optimizer is None:
             raise NotCompiledError("The model was not compiled. Call model.compile(...) before training.")
         params, optimizer_state = state.params, jax.tree.unflatten(self.optimizer_tree, state.optimizer_state)
-        tree = self.nested(params)
+        tree, more = self.nested(params), dict[str, Any](value=loss)
+        if self.needs_gradients:
+            more["grad_fn"] = lambda part, _: part_of(self.nested(gradients_at(self.unnested(at(tree, part)))), part)
         with tied_names(self.tied), explained(tree), implicit_promotion():
-            updates, optimizer_state = self.optimizer.update(self.nested(gradients), optimizer_state, tree, value=loss)
+            updates, optimizer_state = self.optimizer.update(self.nested(gradients), optimizer_state, tree, **more)
             if jax.tree.structure(optimizer_state) != self.optimizer_tree:
                 raise CompileError(
                     "The state of the optimizer changed its structure in an update, as that of optax.monitor does. "

@@ -1,0 +1,60 @@
+"""Label smoothing: a number, or a function of the training step."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import numpy as np
+
+from resfit.errors import CompileError
+
+Smoothing = float | Callable[[Any], Any]
+"""The probability that labels give to all classes together: a number, or a function step -> number."""
+
+_STEP: ContextVar[jax.Array | None] = ContextVar("_STEP", default=None)
+
+
+@contextlib.contextmanager
+def at_step(step: jax.Array) -> Iterator[None]:
+    """Let losses see the number of the training step that is traced.
+
+    Args:
+      step: the updates since `compile`, () int32.
+    """
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+def smoothing_now(label_smoothing: Smoothing) -> Any:
+    """Return the label smoothing of the training step that is traced; outside of a step, a function gives 0.
+
+    Example:
+      >>> smoothing_now(0.1), smoothing_now(lambda step: 0.2 / (1 + step))
+      (0.1, 0.0)
+      >>> with at_step(3):
+      ...     smoothing_now(lambda step: 0.2 / (1 + step))
+      0.05
+    """
+    if not callable(label_smoothing):
+        return label_smoothing
+    step = _STEP.get()
+    return 0.0 if step is None else label_smoothing(step)
+
+
+def check_smoothing(label_smoothing: Smoothing) -> None:
+    """Raise if a label smoothing, or that of the first step, is not in [0, 1)."""
+    expected = "Expected a number of 0 or more, below 1, or a function step -> number."
+    try:
+        first: Any = float(label_smoothing(0)) if callable(label_smoothing) else label_smoothing
+    except TypeError as error:
+        raise CompileError(
+            f"Got label_smoothing={label_smoothing!r}, which raises for step 0: {error}. {expected}"
+        ) from error
+    if isinstance(first, str) or np.ndim(first) or not 0 <= first < 1:
+        at = f", which is {first:g} at step 0" if callable(label_smoothing) else ""
+        raise CompileError(f"Got label_smoothing={label_smoothing!r}{at}. {expected}")
