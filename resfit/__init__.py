@@ -15,6 +15,7 @@ from resfit import (
     optimizers,
     plots,
     preprocess,
+    recipes,
     schedules,
     transforms,
     weights,
@@ -22,6 +23,7 @@ from resfit import (
 from resfit._utils.words import no_attribute
 from resfit.backends.caches import clear_caches
 from resfit.diagnostics.doctor import doctor
+from resfit.diagnostics.dry_run import dry_run
 from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
 from resfit.diagnostics.recalibrate import recalibrate
@@ -48,6 +50,7 @@ __all__ = [
     "data",
     "distributed",
     "doctor",
+    "dry_run",
     "errors",
     "find_learning_rate",
     "from_hub",
@@ -64,6 +67,7 @@ __all__ = [
     "plots",
     "preprocess",
     "recalibrate",
+    "recipes",
     "schedules",
     "top_k",
     "transforms",
