@@ -22,6 +22,7 @@ from resfit import (
 from resfit._utils.words import no_attribute
 from resfit.backends.caches import clear_caches
 from resfit.diagnostics.doctor import doctor
+from resfit.diagnostics.dry_run import dry_run
 from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
 from resfit.diagnostics.recalibrate import recalibrate
@@ -48,6 +49,7 @@ __all__ = [
     "data",
     "distributed",
     "doctor",
+    "dry_run",
     "errors",
     "find_learning_rate",
     "from_hub",

@@ -87,7 +87,7 @@ class Summary:
         console = Console(file=text, width=width, color_system=None, legacy_windows=False)
         console.print(self._table())
         console.print(
-            f"{self.parameters:,} parameters ({_memory(self.parameter_bytes)}) and {self.statistics:,} running "
+            f"{self.parameters:,} parameters ({memory_text(self.parameter_bytes)}) and {self.statistics:,} running "
             "statistics. Multiply-adds and activation memory are for one example.",
             soft_wrap=False,
         )
@@ -106,10 +106,10 @@ class Summary:
         table.add_column("output", no_wrap=True)
         table.add_column("parameters", f"{self.parameters:,}", justify="right", no_wrap=True)
         table.add_column("multiply-adds", _amount(self.multiply_adds), justify="right", no_wrap=True)
-        table.add_column("activations", _memory(self.activation_bytes), justify="right", no_wrap=True)
+        table.add_column("activations", memory_text(self.activation_bytes), justify="right", no_wrap=True)
         for row in self.rows:
             outputs = ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in row.output_shapes)
-            costs = (f"{row.parameters:,}", _amount(row.multiply_adds), _memory(row.activation_bytes))
+            costs = (f"{row.parameters:,}", _amount(row.multiply_adds), memory_text(row.activation_bytes))
             table.add_row(row.name, row.type, outputs, *costs)
         return table
 
@@ -211,12 +211,16 @@ def memory_of_a_step(memory: StepMemory, examples: int, devices: int) -> str:
     """
     rows = (
         ("arguments", memory.arguments, "the state, metric sums and the batch"),
-        ("outputs", memory.outputs, f"the new state; {_memory(memory.aliased)} of it reuse the memory of the old one"),
+        (
+            "outputs",
+            memory.outputs,
+            f"the new state; {memory_text(memory.aliased)} of it reuse the memory of the old one",
+        ),
         ("temporary", memory.temporary, "activations kept for the gradient, gradients, scratch space"),
         ("peak", memory.peak, "all of these, reused memory once"),
     )
     where = f"each of {devices} devices" if devices > 1 else "the device"
-    lines = [f"  {name:<10} {_memory(size):>9}  {words}" for name, size, words in rows]
+    lines = [f"  {name:<10} {memory_text(size):>9}  {words}" for name, size, words in rows]
     return "\n".join([f"Memory of a training step on {examples} examples, on {where}:", *lines])
 
 
@@ -299,7 +303,7 @@ def _amount(count: int) -> str:
     return _scaled(count, 1000, ("", " k", " M", " G", " T"))
 
 
-def _memory(size: int) -> str:
+def memory_text(size: int) -> str:
     """Return bytes in three digits: 1.2 MiB."""
     return _scaled(size, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 

@@ -247,5 +247,5 @@ class BaseModel(Guarded):
     def snapshot(self) -> Snapshot:
         """Return the state of the model, for tools that examine it and for `snapshot.restore()`."""
         compiled = self._control.compiled
-        rate = None if compiled is None else compiled.rate
-        return Snapshot.of(self._context, rate, compiled=self._control.is_compiled)
+        rate, memory = (None, None) if compiled is None else (compiled.rate, compiled.trainer.memory)
+        return Snapshot.of(self._context, rate, memory, compiled=self._control.is_compiled)

@@ -28,7 +28,8 @@ def load(recipe: str) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, "path", [str(RECIPES), *sys.path]):  # as for a script of this folder
+        spec.loader.exec_module(module)
     return module
 
 

@@ -1,6 +1,7 @@
 """The state of a model at one moment, for tools that examine it and for going back to it."""
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,6 +11,7 @@ from resfit import losses
 from resfit.errors import CompileError, NotCompiledError
 from resfit.preprocess import Preprocess
 from resfit.trainer.context import RunContext
+from resfit.trainer.devices.memory import StepMemory
 from resfit.trainer.learning_rate import LearningRate
 from resfit.trainer.state.train_state import Leaves, StateLayout
 
@@ -43,14 +45,23 @@ class Snapshot:
     _context: RunContext
     _rate: LearningRate | None
     _asked_rate: float | str | None
+    _memory: Callable[[Any], tuple[StepMemory, int]] | None
 
     @classmethod
-    def of(cls, context: RunContext, rate: LearningRate | None, *, compiled: bool) -> "Snapshot":
+    def of(
+        cls,
+        context: RunContext,
+        rate: LearningRate | None,
+        memory: Callable[[Any], tuple[StepMemory, int]] | None,
+        *,
+        compiled: bool,
+    ) -> "Snapshot":
         """Take the present state.
 
         Args:
           context: of the model.
           rate: of the model, or None before `compile`.
+          memory: `Trainer.memory` of the model, or None before `compile`.
           compiled: True if the model is compiled.
 
         Raises:
@@ -73,6 +84,7 @@ class Snapshot:
                 context,
                 rate,
                 None if rate is None else rate.asked,
+                memory,
             )
 
     def require_compiled(self, method: str) -> losses.Loss:
@@ -104,6 +116,30 @@ class Snapshot:
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""
         return self._context.placement.place(batch)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices of the model, in all processes."""
+        return len(self._context.placement.devices)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """The part of every batch that this process reads, (index, count)."""
+        return self._context.processes.shard
+
+    def step_memory(self, batch: Any) -> StepMemory:
+        """Return the memory that a training step needs on each device; the step is compiled, and does not run.
+
+        Args:
+          batch: a `Batch`, the part of this process.
+
+        Raises:
+          NotCompiledError: if the model is not compiled.
+          CompileError: if the compiler does not plan memory, as with dispatch="eager".
+        """
+        if self._memory is None:
+            raise NotCompiledError("The model was not compiled. Call model.compile(...) before step_memory.")
+        return self._memory(batch)[0]
 
     def restore(self) -> None:
         """Set the model's state and what it had learned back to this snapshot.
