@@ -33,6 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     # Data know no step; a dataset shows its images.
     "data": {"plots"},
+    # The arguments of a training by the name of its source.
+    "recipes": {"augment", "losses", "optimizers", "preprocess", "schedules", "transforms"},
     # What a weights file expects of photographs.
     "transforms": {"data", "preprocess"},
     # Callbacks know the model by a protocol, and the logs.

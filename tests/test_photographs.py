@@ -245,7 +245,10 @@ def test_gray_images_are_read_as_in_the_training(photos: Path) -> None:
     np.testing.assert_array_equal(model.transforms(photos / "blue" / "0.jpg"), expected)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": 8, "crop": "random"}, {"mode": "CMYK"}, {"crop": "center"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"size": 0}, {"size": 8, "crop": "random"}, {"mode": "CMYK"}, {"crop": "center"}, {"size": 8, "crop": 2.0}],
+)
 def test_wrong_options_of_transforms_raise(options: dict[str, Any]) -> None:
     with pytest.raises(DataError):
         FolderTransforms(**options)

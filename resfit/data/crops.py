@@ -30,23 +30,24 @@ def whole(height: int, width: int) -> Box:
     return 0, 0, width, height
 
 
-def center_crop(height: int, width: int, size: tuple[int, int]) -> Box:
-    """Return the box that a central crop of `size` covers after the image is resized to 256/224 of `size`.
+def center_crop(height: int, width: int, size: tuple[int, int], share: float = CENTER) -> Box:
+    """Return the box that a central crop of `size` covers after the image is resized to `size` divided by `share`.
 
-    For squares, this is "shorter side to 256, central 224 pixels" at any size. Pixels are rounded as in torchvision's
-    Resize and CenterCrop.
+    For squares and the default, this is "shorter side to 256, central 224 pixels" at any size. Pixels are rounded as in
+    torchvision's Resize and CenterCrop.
 
     Args:
       height: height of the image in pixels.
       width: width of the image in pixels.
       size: (height, width) of the result.
+      share: of the shorter side, above 0 and at most 1.
 
     Example:
       >>> center_crop(256, 512, (224, 224))
       (144.0, 16.0, 368.0, 240.0)
     """
     # The side that is shorter relative to `size` becomes a whole number of pixels; the other side follows.
-    scale = max(int(cut / CENTER) / side for cut, side in zip(size, (height, width), strict=True))
+    scale = max(int(cut / share + 1e-6) / side for cut, side in zip(size, (height, width), strict=True))
     resized = [max(cut, int(side * scale + 1e-6)) for cut, side in zip(size, (height, width), strict=True)]
     top, left = (round((side - cut) / 2) for side, cut in zip(resized, size, strict=True))
     down, right = height / resized[0], width / resized[1]
@@ -78,12 +79,12 @@ def random_crop(height: int, width: int, draws: np.random.Generator) -> Box:
 
 
 def crop_of(
-    crop: str | None, size: tuple[int, int] | None, key: tuple[int, int] | None, place: tuple[int, ...]
+    crop: str | float | None, size: tuple[int, int] | None, key: tuple[int, int] | None, place: tuple[int, ...]
 ) -> Crop:
     """Return the crop function of one image for a dataset's `crop` argument.
 
     Args:
-      crop: None, "center" or "random".
+      crop: None, "center", "random", or the share of the shorter side that a central crop keeps.
       size: (height, width) of the result; None keeps the size of the image.
       key: (seed, epoch), which determine a random crop together with `place`; None for no random crops.
       place: (row,) of the image, or (shard, row).
@@ -95,6 +96,8 @@ def crop_of(
         return whole
     if crop == "center":
         return partial(center_crop, size=size)
+    if not isinstance(crop, str):
+        return partial(center_crop, size=size, share=crop)
     if key is None:
         raise DataError(
             "A dataset with crop='random' was read without a seed and an epoch. Expected crop='random' only in fit, "
@@ -110,8 +113,12 @@ def output_size(size: Any, crop: Any) -> tuple[int, int] | None:
     Raises:
       DataError: if `size` or `crop` is invalid, or `crop` is given without `size`.
     """
-    if crop not in (None, "random", "center"):
-        raise DataError(f"Expected crop to be None, 'random' or 'center', got {crop!r}.")
+    is_share = isinstance(crop, int | float) and not isinstance(crop, bool) and 0 < crop <= 1
+    if crop not in (None, "random", "center") and not is_share:
+        raise DataError(
+            f"Expected crop to be None, 'random' or 'center', got {crop!r}. A number is the share of the shorter side "
+            "that a central crop keeps, above 0 and at most 1."
+        )
     if crop is not None and size is None:
         raise DataError(f"Got crop={crop!r} without size. Expected the output size as well, such as size=224.")
     return None if size is None else height_and_width(size)

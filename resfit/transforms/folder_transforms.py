@@ -22,7 +22,7 @@ class FolderTransforms:
 
     Attributes:
       size: (height, width) of the result, n for squares, or None to keep the size of the photograph.
-      crop: None to resize the whole image, or "center".
+      crop: None to resize the whole image, "center", or the share of the shorter side that the crop keeps.
       mode: "RGB", "L" (gray) or "RGBA".
 
     Raises:
@@ -35,15 +35,15 @@ class FolderTransforms:
     """
 
     size: int | tuple[int, int] | None = None
-    crop: str | None = None
+    crop: str | float | None = None
     mode: str = "RGB"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", output_size(self.size, self.crop))
         if self.crop == "random" or self.mode not in MODES:
             raise DataError(
-                f"FolderTransforms got crop={self.crop!r} and mode={self.mode!r}. Expected crop=None or 'center', and "
-                f"mode to be one of {', '.join(MODES)}."
+                f"FolderTransforms got crop={self.crop!r} and mode={self.mode!r}. Expected crop=None, 'center' or "
+                f"a share, and mode to be one of {', '.join(MODES)}."
             )
 
     @property

@@ -29,7 +29,7 @@ def files(
     labels: Any = None,
     *,
     size: int | tuple[int, int] | None = None,
-    crop: str | None = None,
+    crop: str | float | None = None,
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
     threads: int | None = None,
@@ -89,7 +89,7 @@ def files(
 
 
 def check_options(
-    size: int | tuple[int, int] | None, crop: str | None, mode: str, threads: int | None, who: str
+    size: int | tuple[int, int] | None, crop: str | float | None, mode: str, threads: int | None, who: str
 ) -> tuple[int, int] | None:
     """Check the options of reading images, and return the size as (height, width)."""
     image_file = load_package("PIL.ImageFile", who, "pip install 'resfit[folder]'")
@@ -117,7 +117,7 @@ class ImageFiles:
       labels: (examples,) int32 class numbers, other numbers of the labels, or None.
       classes: class names by number, or None.
       size: (height, width) of the output, or None.
-      crop: None, "random" or "center".
+      crop: as in `resfit.data.folder`.
       mode: "L", "RGB" or "RGBA".
       threads: the number of decoding threads.
       key: (seed, epoch), which determine random crops; None until `for_epoch` sets them.
@@ -128,7 +128,7 @@ class ImageFiles:
     labels: np.ndarray | None
     classes: tuple[str, ...] | None
     size: tuple[int, int] | None
-    crop: str | None
+    crop: str | float | None
     mode: str
     threads: int
     key: tuple[int, int] | None = None

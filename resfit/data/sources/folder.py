@@ -24,7 +24,7 @@ def folder(
     path: str | Path,
     *,
     size: int | tuple[int, int] | None = None,
-    crop: str | None = None,
+    crop: str | float | None = None,
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
     threads: int | None = None,
@@ -44,7 +44,8 @@ def folder(
         must then have one size.
       crop: None resizes the whole image and changes its aspect ratio. "random", for training, crops 8 to 100 % of the
         area at an aspect ratio from 3/4 to 4/3 and resizes the crop; (seed, epoch, image) determine it. "center", for
-        evaluation, crops the central 224 of 256 pixels of the shorter side, or the same share at other sizes.
+        evaluation, crops the central 224 of 256 pixels of the shorter side, or the same share at other sizes; a number
+        is another share, such as 0.95.
       mode: "RGB", "L" (gray) or "RGBA". 16-bit images keep their upper 8 bits; an alpha channel is dropped unless the
         mode has one.
       classes: the names of the class folders in the order of their numbers; by default all class folders, sorted.

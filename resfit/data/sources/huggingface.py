@@ -21,7 +21,7 @@ def huggingface(
     image: str | None = None,
     label: str | None = None,
     size: int | tuple[int, int] | None = None,
-    crop: str | None = None,
+    crop: str | float | None = None,
     mode: str | None = None,
     threads: int | None = None,
     window: int = 2048,
@@ -42,8 +42,8 @@ def huggingface(
       label: the name of the label column; by default the only ClassLabel, else the only column of integers.
       size: output size in pixels: n for squares, or (height, width). None keeps the size of every image; all images
         must then have one size.
-      crop: None resizes the whole image. "random", for training, and "center", for evaluation, are described in
-        `resfit.data.folder`; (seed, epoch, row) determine a random crop.
+      crop: None resizes the whole image. "random", for training, and "center" or a share, for evaluation, are described
+        in `resfit.data.folder`; (seed, epoch, row) determine a random crop.
       mode: "RGB", "L" (gray) or "RGBA"; None uses the mode of the column, or keeps gray images gray and converts all
         others to RGB.
       threads: the number of decoding threads; by default one per core, at most 16.

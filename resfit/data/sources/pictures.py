@@ -18,7 +18,7 @@ class Pictures:
 
     Args:
       size: output size in pixels: n for squares, (height, width), or None to keep the size of every image.
-      crop: None, "center" or "random".
+      crop: as in `resfit.data.huggingface`.
       mode: "RGB", "L", "RGBA" or None.
       feature: the type of the column: a `datasets.Image`, `Array2D`, `Array3D`, or nested lists of numbers.
 
@@ -27,7 +27,9 @@ class Pictures:
       MissingPackageError: if the column holds image files and Pillow is not installed.
     """
 
-    def __init__(self, size: int | tuple[int, int] | None, crop: str | None, mode: str | None, feature: Any) -> None:
+    def __init__(
+        self, size: int | tuple[int, int] | None, crop: str | float | None, mode: str | None, feature: Any
+    ) -> None:
         if mode not in (None, *MODES):
             raise DataError(f"Expected mode to be one of {', '.join(MODES)} or None, got {mode!r}.")
         self._size = output_size(size, crop)

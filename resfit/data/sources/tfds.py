@@ -6,7 +6,7 @@ from typing import Any
 
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
-from resfit.data.sources.tfds_source import INSTALL, TfdsSource, columns_of
+from resfit.data.sources.tfds_source import INSTALL, RandomTfdsSource, TfdsSource, columns_of
 from resfit.errors import DataError, MissingPackageError
 
 _Path = str | os.PathLike[str]
@@ -20,6 +20,8 @@ def tfds(
     data_dir: str | os.PathLike[str] | None = None,
     image: str | None = None,
     label: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    crop: str | float | None = None,
     download: bool = False,
 ) -> TfdsSource:
     """Load a dataset of TensorFlow Datasets for `fit`, `evaluate` and `predict`, without TensorFlow.
@@ -33,6 +35,9 @@ def tfds(
       data_dir: the folder in which TFDS keeps datasets; None for the default of TFDS.
       image: the image column, if it is not the one described above.
       label: the label column, if it is not the one described above.
+      size: output size in pixels: n for squares, or (height, width). None keeps the size of every image.
+      crop: None resizes the whole image. "random", for training, and "center" or a share, for evaluation, are described
+        in `resfit.data.folder`; (seed, epoch, row) determine a random crop.
       download: True to download and prepare a missing dataset. Preparing some datasets needs TensorFlow.
 
     Raises:
@@ -62,7 +67,8 @@ def tfds(
         source = builder.as_data_source(split, decoders=others or None)
     except (NotImplementedError, KeyError, ValueError) as error:
         raise DataError(_why_not(builder, name, split, data_dir, error)) from error
-    return TfdsSource(source, *columns)
+    kind = RandomTfdsSource if crop == "random" else TfdsSource
+    return kind(source, *columns, size, crop)
 
 
 def _builder(package: Any, name: str, data_dir: _Path | None, *, download: bool) -> Any:

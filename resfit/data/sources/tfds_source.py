@@ -8,6 +8,7 @@ import numpy as np
 
 from resfit._utils.optional_import import load_package
 from resfit.data.cores import cores
+from resfit.data.crops import crop_of, output_size
 from resfit.data.decode import Encoded, decode
 from resfit.data.records import as_labels, stack_images
 from resfit.errors import DataError
@@ -23,6 +24,8 @@ class TfdsSource:
       source: a random-access data source of TFDS.
       image: the image column; by default as in `resfit.data.tfds`.
       label: the label column; by default as in `resfit.data.tfds`.
+      size: as in `resfit.data.tfds`.
+      crop: as in `resfit.data.tfds`.
 
     Attributes:
       classes: the class names by number, or None if the label is not a ClassLabel.
@@ -34,11 +37,25 @@ class TfdsSource:
     labels = None
     threads = min(_MOST_THREADS, cores())
 
-    def __init__(self, source: Any, image: str | None = None, label: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        image: str | None = None,
+        label: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        crop: str | float | None = None,
+    ) -> None:
+        self._size, self._crop = output_size(size, crop), crop
+        self._key: tuple[int, int] | None = None
         package = load_package("tensorflow_datasets", "resfit.data.TfdsSource", INSTALL)
         info = source.dataset_info
         self._image, self._label = columns_of(package, info, image, label)
         self._source, self._mode = _undecoded(package, source, self._image)
+        if self._mode is None and self._size is not None:
+            raise DataError(
+                f"The column {self._image!r} of {info.full_name} holds arrays, and size={size!r} is for image files of "
+                "8 bits. Expected None. Resize with compile(preprocess=...)."
+            )
         names = None if self._label is None else getattr(info.features[self._label], "names", None)
         self.classes: tuple[str, ...] | None = None if names is None else tuple(names)
         # TFDS 4.9.10 silently wrote parquet files with missing rows. Only the mock of TFDS has no splits.
@@ -53,7 +70,8 @@ class TfdsSource:
     @property
     def description(self) -> Mapping[str, Any]:
         name = self._source.dataset_info.full_name
-        return {"name": name, "split": str(self._source.split), "image": self._image, "label": self._label}
+        sized = {} if self._size is None else {"size": list(self._size), "crop": self._crop}
+        return {"name": name, "split": str(self._source.split), "image": self._image, "label": self._label, **sized}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -63,19 +81,30 @@ class TfdsSource:
         examples = self._source.__getitems__(list(numbers))
         names = [f"example {number} of {self._source.dataset_info.full_name}" for number in numbers]
         images = stack_images(
-            [self._pixels(example[self._image], name) for example, name in zip(examples, names, strict=True)], names
+            [self._pixels(e[self._image], name, i) for e, name, i in zip(examples, names, numbers, strict=True)], names
         )
         if self._label is None:
             return images, None, None
         return images, as_labels([example[self._label] for example in examples], f"The column {self._label!r}"), None
 
-    def _pixels(self, image: Any, name: str) -> Any:
+    def _pixels(self, image: Any, name: str, number: int) -> Any:
         if not isinstance(image, bytes):
             return image
+        crop = crop_of(self._crop, self._size, self._key, (number,))
         try:
-            return decode(Encoded(image), self._mode)
+            return decode(Encoded(image), self._mode, self._size, crop)
         except DataError as error:
             raise DataError(f"{name} cannot be used: {error}") from error
+
+
+class RandomTfdsSource(TfdsSource):
+    """A data source of TFDS with random crops per epoch, as an `EpochSource`."""
+
+    def for_epoch(self, seed: int | None, epoch: int) -> "RandomTfdsSource":
+        """Return the same images with the random crops of one epoch; without a seed there are no random crops."""
+        cropped = copy.copy(self)
+        cropped._key = None if seed is None else (seed, epoch)
+        return cropped
 
 
 def _undecoded(package: Any, source: Any, image: str) -> tuple[Any, str | None]:

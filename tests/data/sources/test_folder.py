@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 import resfit
 from resfit.data import Geometry, IndexedBatches, folder
-from resfit.data.crops import center_crop, random_crop
+from resfit.data.crops import crop_of, random_crop
 from resfit.data.decode import decode
 from resfit.errors import DataError
 from tests.helpers import sample_photograph
@@ -138,6 +138,8 @@ def _loop(path: Path) -> None:
         (numbered, {"mode": "CMYK"}, "mode to be one of L, RGB, RGBA, got 'CMYK'"),
         (numbered, {"crop": "centre", "size": 4}, "crop to be None, 'random' or 'center', got 'centre'"),
         (numbered, {"crop": "random"}, "without size"),
+        (numbered, {"crop": 0.9}, "without size"),
+        *[(numbered, {"crop": share, "size": 4}, f"got {share}. A number is the share") for share in (0, 1.5, True)],
         (numbered, {"size": 0}, "got 0"),
         (numbered, {"size": (4, 4, 3)}, r"got \(4, 4, 3\)"),
         (numbered, {"size": 4.5}, "got 4.5"),
@@ -362,22 +364,26 @@ def test_images_of_several_sizes_need_a_size(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (256, 256), (300, 1000), (257, 263)])
-@pytest.mark.parametrize("side", [224, 32])
-def test_the_center_crop_equals_resize_and_crop(tmp_path: Path, size: tuple[int, int], side: int) -> None:
-    """The reference is torchvision's Resize(256) and CenterCrop(224) of the whole image."""
+@pytest.mark.parametrize(
+    ("crop", "side", "shorter"),
+    [("center", 224, 256), ("center", 32, 36), (224 / 232, 224, 232), (0.95, 224, 235), (0.95, 160, 168), (1, 64, 64)],
+)
+def test_the_center_crop_equals_resize_and_crop(
+    tmp_path: Path, size: tuple[int, int], crop: str | float, side: int, shorter: int
+) -> None:
+    """The reference is torchvision's Resize(256) and CenterCrop(224) of the whole image, and timm's at other shares."""
     height, width = size
     PHOTO.resize((width, height)).save(tmp_path / "a.png")
-    shorter = int(side * 256 / 224)
     w, h = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
     with Image.open(tmp_path / "a.png") as image:
         resized = image.resize((w, h), Image.Resampling.BILINEAR)
     left, top = round((w - side) / 2), round((h - side) / 2)
     expected = np.asarray(resized.crop((left, top, left + side, top + side)))
-    got = decode(
-        str(tmp_path / "a.png"), "RGB", (side, side), lambda height, width: center_crop(height, width, (side, side))
-    )
-    # One rounding of a coefficient may differ.
-    assert np.abs(got.astype(int) - expected).max() <= 1
+    got = decode(str(tmp_path / "a.png"), "RGB", (side, side), crop_of(crop, (side, side), None, ()))
+    # The rounding of a coefficient may differ in each of the two directions.
+    apart = np.abs(got.astype(int) - expected)
+    assert apart.max() <= 2
+    assert (apart > 1).mean() < 1e-3
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 1000))

@@ -226,6 +226,37 @@ def test_images_of_several_sizes_raise_and_are_named(tmp_path: Path) -> None:
         tfds("sizes", "train", data_dir=tmp_path).take(slice(0, 4))
 
 
+@pytest.mark.parametrize("crop", [None, "center", 0.9])
+def test_images_of_several_sizes_are_resized_as_those_of_a_folder(crop: Any, tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
+
+    def grows(row: int, columns: Mapping[str, Any]) -> dict[str, Any]:
+        file = io.BytesIO()
+        Image.fromarray(colors[: 20 + row]).save(file, "png")
+        return {"photo": io.BytesIO(file.getvalue()), "kind": row % 3}
+
+    prepare(tmp_path, "sizes", {"photo": kinds.Image(shape=(None, None, 3)), "kind": KIND}, rows=4, make=grows)
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for row in range(4):
+        Image.fromarray(colors[: 20 + row]).save(tmp_path / "photos" / "a" / f"{row}.png")
+    expected = resfit.data.folder(tmp_path / "photos", size=12, crop=crop).take(slice(0, 4))[0]
+    source = tfds("sizes", "train", data_dir=tmp_path, size=12, crop=crop)
+    found = source.take(slice(0, 4))[0]
+    assert {one.tobytes() for one in found} == {one.tobytes() for one in expected}
+    assert source.description["size"] == [12, 12]
+
+
+def test_random_crops_depend_on_seed_epoch_and_row(animals: Path) -> None:
+    source: Any = tfds("animals", "train", data_dir=animals, size=6, crop="random")
+    with pytest.raises(DataError, match="Use crop='center'"):
+        source.take(slice(0, 4))
+    first, again, other = (source.for_epoch(3, epoch).take(slice(0, 8))[0] for epoch in (0, 0, 1))
+    assert first.shape == (8, 6, 6, 1)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    np.testing.assert_array_equal(source.for_epoch(3, 0).take(slice(4, 5))[0][0], first[4])
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

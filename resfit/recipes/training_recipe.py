@@ -1,0 +1,233 @@
+"""`TrainingRecipe`: the hyperparameters of a training, and the arguments that they are for resfit."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import optax
+
+from resfit import losses, optimizers, schedules
+from resfit._utils.checks import positive_int
+from resfit.augment import Augment, cutmix, mixup, one_of, random_erasing
+from resfit.errors import CompileError
+from resfit.preprocess import Normalize
+
+_OPTIMIZERS = ("sgd", "lamb", "adamw")
+_SCALING: Mapping[str, float] = {"linear": 1.0, "sqrt": 0.5}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """The hyperparameters of a training, as their source states them.
+
+    Attributes:
+      name: see `names`.
+      source: the paper or script, and its table or section.
+      url: of the source.
+      data: the dataset of the source.
+      network: the network of the source, by its name in the zoo if the zoo has it.
+      accuracy: of this network in the source, on the validation or test images, from 0 to 1; None if there is none. No
+        accuracy of resfit.
+      optimizer: "sgd", "lamb" or "adamw".
+      momentum: of SGD.
+      nesterov: True for Nesterov momentum.
+      learning_rate: the peak, for `batch_size`.
+      scaling: how the learning rate depends on the batch size: "linear", in proportion (Goyal et al., arXiv
+        1706.02677), or "sqrt", as its square root, for optimizers with an adaptive step (You et al., arXiv 1904.00962).
+      schedule: of the learning rate, without a peak.
+      weight_decay: its coefficient.
+      decays_all: True if norms and biases decay too.
+      depth_decay: the learning rate of a part of the network divided by that of the next one.
+      epochs: of the run.
+      batch_size: over all devices together.
+      train_size: pixels per side of a training image; None for the size of the dataset.
+      test_size: pixels per side of a test image; None for the size of the dataset.
+      test_crop: the share of the shorter side that the central crop of a test image keeps; None for the whole image.
+      augment: of single images, in order, without the crop of `train_size`, which the data functions make.
+      erasing: the probability of random erasing.
+      mixup: alpha of mixup; None for no mixup.
+      cutmix: alpha of CutMix; None for no CutMix. With both, each step draws one of them.
+      repeats: copies of an image in a batch, each with other augmentations (arXiv 1902.05509); 1 for no repetition.
+      label_smoothing: of the loss.
+      binary: True for one class against the rest, with targets of 0 and 1 for both classes of a mixed image; False
+        for softmax cross-entropy.
+      drop_path: stochastic depth of the last block.
+      ema: decay of the average of the weights in each step; None for no average.
+      mean: of each channel, for pixels in [0, 1].
+      std: of each channel.
+      left_out: what the source does and resfit's recipe does not, one sentence each.
+    """
+
+    name: str
+    source: str
+    url: str
+    data: str
+    network: str
+    accuracy: float | None
+    optimizer: str
+    learning_rate: float
+    schedule: schedules.Schedule
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    momentum: float = 0.9
+    nesterov: bool = False
+    scaling: str = "linear"
+    decays_all: bool = False
+    depth_decay: float = 1.0
+    train_size: int | None = None
+    test_size: int | None = None
+    test_crop: float | None = None
+    augment: tuple[Augment, ...] = ()
+    erasing: float = 0.0
+    mixup: float | None = None
+    cutmix: float | None = None
+    repeats: int = 1
+    label_smoothing: float = 0.0
+    binary: bool = False
+    drop_path: float = 0.0
+    ema: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive_int("epochs", self.epochs, CompileError)
+        positive_int("batch_size", self.batch_size, CompileError)
+        if self.optimizer not in _OPTIMIZERS or self.scaling not in _SCALING:
+            raise CompileError(
+                f"TrainingRecipe got optimizer={self.optimizer!r} and scaling={self.scaling!r}. Expected optimizer to "
+                f"be one of {list(_OPTIMIZERS)}, and scaling one of {list(_SCALING)}."
+            )
+
+    def replace(self, *, epochs: int | None = None, batch_size: int | None = None, **changes: Any) -> "TrainingRecipe":
+        """Return the recipe for another length or batch size, or with other fields.
+
+        Args:
+          epochs: drops of the learning rate keep their share of the run, and a warm-up takes at most a tenth of it.
+          batch_size: the learning rate follows it, as `scaling` says, unless `learning_rate` is among the changes.
+          changes: other fields, with their new values.
+
+        The average of the weights reaches over the same share of the run as before.
+
+        Raises:
+          CompileError: for an unknown field, or a value that is not a positive integer.
+
+        Example:
+          >>> from resfit import recipes
+          >>> recipe = recipes.get("torchvision-v1").replace(epochs=45, batch_size=64)
+          >>> recipe.learning_rate, recipe.schedule.at
+          (0.025, (15.0, 30.0))
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise CompileError(f"replace got {unknown[0]!r}. Expected fields of a TrainingRecipe: {known}.")
+        new_epochs = self.epochs if epochs is None else positive_int("epochs", epochs, CompileError)
+        new_size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size, CompileError)
+        longer, larger = new_epochs / self.epochs, new_size / self.batch_size
+        scaled: dict[str, Any] = {
+            "epochs": new_epochs,
+            "batch_size": new_size,
+            "learning_rate": self.learning_rate * larger ** _SCALING[self.scaling],
+            "schedule": _stretched(self.schedule, longer, new_epochs),
+        }
+        if self.ema is not None:
+            scaled["ema"] = 1 - min(1.0, (1 - self.ema) * larger / longer)
+        return dataclasses.replace(self, **(scaled | changes))
+
+    def network_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `create_model`: stochastic depth."""
+        return {"drop_path": self.drop_path} if self.drop_path else {}
+
+    def train_data_arguments(self) -> dict[str, Any]:
+        """Return size and random crop for `resfit.data.folder`, `files` and `huggingface`; nothing for small images."""
+        return {} if self.train_size is None else {"size": self.train_size, "crop": "random"}
+
+    def test_data_arguments(self) -> dict[str, Any]:
+        """Return size and central crop for the same functions."""
+        return {} if self.test_size is None else {"size": self.test_size, "crop": self.test_crop}
+
+    def compile_arguments(self, net: Any = None) -> dict[str, Any]:
+        """Return the arguments of `Model.compile`: optimizer, learning rate, loss, augmentation and others.
+
+        Args:
+          net: the network, for a recipe with a `depth_decay`, which reads `net.parts`.
+
+        Raises:
+          CompileError: without `net`, if the recipe has a `depth_decay`.
+
+        Example:
+          >>> from resfit import recipes
+          >>> arguments = recipes.get("he-cifar").compile_arguments()
+          >>> arguments["learning_rate"]
+          Step(peak=0.1, at=(82.0, 123.0), drop=0.1)
+          >>> arguments["augment"]
+          (pad_crop(pixels=4, mode='zeros'), flip(probability=0.5))
+        """
+        found = {
+            "optimizer": self._optimizer(net),
+            "learning_rate": dataclasses.replace(self.schedule, peak=self.learning_rate),
+            "loss": self._loss(),
+            "augment": self._augmentations(),
+            "ema": self.ema,
+        }
+        if self.mean is not None and self.std is not None:
+            found["preprocess"] = Normalize(self.mean, self.std)
+        return found
+
+    def fit_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `Model.fit`: epochs and batch size, without partial batches."""
+        return {"epochs": self.epochs, "batch_size": self.batch_size, "drop_remainder": True}
+
+    def _optimizer(self, net: Any) -> Any:
+        decay = {"weight_decay": self.weight_decay}
+        made = {
+            "sgd": partial(
+                _sgd_with_decay_of_all if self.decays_all else optimizers.sgd,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                **decay,
+            ),
+            "lamb": partial(optimizers.lamb, **decay),
+            "adamw": partial(optimizers.adamw, **decay),
+        }[self.optimizer]
+        if self.depth_decay == 1:
+            return made
+        if not hasattr(net, "parts"):
+            raise CompileError(
+                f"The recipe {self.name!r} trains parts of the network with different learning rates, and got "
+                f"net={type(net).__name__}. Expected compile_arguments(net) with a network of resfit.create_model."
+            )
+        return optimizers.by_depth(net.parts, made(self.learning_rate), decay=self.depth_decay)
+
+    def _loss(self) -> Any:
+        if self.binary:
+            return losses.BinaryCrossEntropy(label_smoothing=self.label_smoothing, target_threshold=0.2)
+        return losses.CrossEntropy(label_smoothing=self.label_smoothing)
+
+    def _augmentations(self) -> tuple[Augment, ...]:
+        found = list(self.augment)
+        if self.erasing:
+            fill = tuple(255 * mean for mean in self.mean or (0.0,))  # zero after the normalization
+            found.append(random_erasing(self.erasing, fill=fill))
+        mixing = [make(alpha) for make, alpha in ((mixup, self.mixup), (cutmix, self.cutmix)) if alpha is not None]
+        return (*found, *([one_of(*mixing)] if len(mixing) > 1 else mixing))
+
+
+def _sgd_with_decay_of_all(
+    learning_rate: Any, momentum: float, nesterov: bool, weight_decay: float
+) -> optax.GradientTransformation:
+    """Return `optimizers.sgd`, but with weight decay of norms and biases too, as in PyTorch by default."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+    )
+
+
+def _stretched(schedule: schedules.Schedule, longer: float, epochs: int) -> schedules.Schedule:
+    """Return the schedule of a run that is `longer` times as long."""
+    if isinstance(schedule, schedules.Step) and schedule.at is not None:
+        return dataclasses.replace(schedule, at=tuple(longer * epoch for epoch in schedule.at))
+    if isinstance(schedule, schedules.WarmupCosine) and schedule.warmup_epochs is not None:
+        return dataclasses.replace(schedule, warmup_epochs=min(schedule.warmup_epochs, epochs / 10))
+    return schedule
