@@ -61,7 +61,7 @@ def write_result(
     accuracy: float,
     epochs: int,
     minutes: float,
-    cpu_minutes: float,
+    cpu_minutes: float | None = None,
     evaluation: str = "last epoch",
 ) -> Path:
     """Append a line to the CSV file of a script, and return the path of the file. Adds machine, commit and command.
@@ -76,7 +76,7 @@ def write_result(
       accuracy: a share, from 0 to 1.
       epochs: of the run.
       minutes: see `RunTime`.
-      cpu_minutes: see `RunTime`.
+      cpu_minutes: see `RunTime`; None if they are unknown, as after a resume.
       evaluation: of the weights, such as "last epoch", "ema" or "last epoch, flip".
 
     Raises:

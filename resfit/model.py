@@ -19,11 +19,11 @@ from resfit.errors import CompileError
 from resfit.export.hub_model import HubModel
 from resfit.trainer.arguments import bar, dispatch_of, listed, one_batch, returned
 from resfit.trainer.config import CompileConfig, FitConfig
-from resfit.trainer.graph.freezing import Freeze
-from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.learned.outputs import kind_of
 from resfit.trainer.loop import fitting
 from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.predictor import Asked
+from resfit.trainer.views import check_tta
 
 
 class Model(HubModel):
@@ -147,28 +147,6 @@ class Model(HubModel):
         )  # fmt: skip
         self._compile(config, self._freeze)
 
-    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
-        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
-
-        Args:
-          patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
-            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
-          batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
-
-        Raises:
-          ModuleError: if a pattern or filter matches nothing.
-
-        Example:
-          >>> import resfit
-          >>> model = Model(resfit.create_model("resnet20", num_classes=10))
-          >>> model.freeze("stem", "stage[12]")
-          >>> model.compile("sgd", learning_rate=0.01)
-        """
-        freeze = Freeze.of(patterns, batch_norm=batch_norm)
-        plan_module(self._module, freeze)
-        self._freeze = freeze
-        self._control.must_compile_again("model.freeze changed the trained parts.")
-
     # --- training -----------------------------------------------------------------------------------------------------
 
     @checked("arguments")
@@ -274,6 +252,7 @@ class Model(HubModel):
         return_dict: bool = False,
         *,
         weights: str = "raw",
+        tta: str | None = None,
     ) -> Any:
         """Return loss and metrics over a dataset, exactly: a partial last batch is padded and masked. Changes nothing.
 
@@ -287,11 +266,14 @@ class Model(HubModel):
           callbacks: whose on_test_* hooks are called.
           return_dict: True for a dict of names instead of a list.
           weights: "raw", as trained; "ema", averaged (see `compile`).
+          tta: test-time augmentation, as in `predict`. A loss of classes, and its metrics, read the logits of the mean
+            probabilities; any other loss, and a custom `compute_loss`, the mean outputs.
 
         Returns:
           [loss, metric, ...] in the order of `compile`; just the loss if there are no metrics; or a dict.
         """
         compiled = self._control.require_compiled("evaluate", x=x)
+        check_tta(tta)
         self._context.state.check_structure()
         x = self._learned.inputs.checked(x)
         data = as_batches(x, y, sample_weight, geometry=self._evaluation_geometry(batch_size))
@@ -299,7 +281,7 @@ class Model(HubModel):
         self.stop_evaluating = False
         hooks = self._hooks(callbacks, verbose, data, steps)
         with hooks.reporting_exceptions(), keeping_memory(self._context.placement.platform):
-            results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights)
+            results = compiled.evaluator.evaluate(data, steps, hooks, lambda: self.stop_evaluating, weights, tta)
         return returned(results, return_dict)
 
     @checked("arguments")
@@ -319,6 +301,7 @@ class Model(HubModel):
         *,
         outputs: str = "logits",
         weights: str = "raw",
+        tta: str | None = None,
     ) -> Any:
         """Return the module's outputs for every row, in order. Changes nothing.
 
@@ -333,11 +316,15 @@ class Model(HubModel):
             multi-label model (examples, labels) of 0 and 1; "embedding", the result of the module's method `embed`, for
             resfit's networks the pooled features. See `multi_label`.
           weights: "raw", as trained; "ema", averaged (see `compile`).
+          tta: test-time augmentation: "flip" averages over each preprocessed image and its mirror image; "flip+shift"
+            also over both, moved by a pixel down right and up left, of half the weight (Jordan, arXiv 2404.00498).
+            Averaged are logits, embeddings, or probabilities, also for "labels". A step sees 2 or 6 times the rows.
 
         Returns:
           A NumPy array (examples, ...), or a pytree of such if the module returns one.
         """
-        batches = self.predict_batches(x, batch_size, verbose, steps, callbacks, outputs=outputs, weights=weights)
+        how: dict[str, Any] = {"outputs": outputs, "weights": weights, "tta": tta}
+        batches = self.predict_batches(x, batch_size, verbose, steps, callbacks, **how)
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
 
     def predict_batches(
@@ -350,9 +337,11 @@ class Model(HubModel):
         *,
         outputs: str = "logits",
         weights: str = "raw",
+        tta: str | None = None,
     ) -> Iterator[Any]:
         """Yield the result of `predict` batch by batch, as NumPy, for data whose predictions do not fit in memory."""
-        asked = kind_of(outputs, self._module, self._learned.labels.is_multi_label)
+        check_tta(tta)
+        asked = Asked(kind_of(outputs, self._module, self._learned.labels.is_multi_label), tta)
         self._context.state.check_structure()
         data = as_batches(self._learned.inputs.checked(x), geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 from resfit._utils.words import no_attribute
 from resfit.augment.affine import affine, rotate
+from resfit.augment.alternating_flip import alternating_flip
+from resfit.augment.aug_mix import aug_mix
 from resfit.augment.color_jitter import color_jitter
+from resfit.augment.copies import repeated_augmentation
 from resfit.augment.cutmix import cutmix
 from resfit.augment.flip import flip
 from resfit.augment.gray import gray
@@ -30,6 +33,8 @@ __all__ = [
     "Augment",
     "AugmentArgument",
     "affine",
+    "alternating_flip",
+    "aug_mix",
     "auto_augment",
     "color_jitter",
     "cutmix",
@@ -42,6 +47,7 @@ __all__ = [
     "rand_augment",
     "random_erasing",
     "random_resized_crop",
+    "repeated_augmentation",
     "rotate",
     "trivial_augment",
 ]

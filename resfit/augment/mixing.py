@@ -28,12 +28,14 @@ class Mixing:
       alpha: the parameter of the Beta(alpha, alpha) distribution of the share.
       num_classes: the number of classes of integer labels; None until `compile` sets it.
       moves_pixels: True if every pixel of the result is one of an image, so that masks move alike.
+      distance: of the row that each row is mixed with: the copies of an example, or 1.
     """
 
     mix: Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
     alpha: float
     num_classes: int | None
     moves_pixels: bool = False
+    distance: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < float("inf"):
@@ -53,16 +55,20 @@ class Mixing:
         """
         x = as_images(self._name, x)
         if is_mask(y) and self.moves_pixels:
-            mixed, _ = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
-            return mixed, moved(self._name, y, x, lambda m: self.mix(key, m, jnp.roll(m, 1, axis=0), self.alpha)[0])
+            mixed, _ = self.mix(key, x, self._partners(x), self.alpha)
+            return mixed, moved(self._name, y, x, lambda m: self.mix(key, m, self._partners(m), self.alpha)[0])
         y = self._targets(y)
-        x, share = self.mix(key, x, jnp.roll(x, 1, axis=0), self.alpha)
+        x, share = self.mix(key, x, self._partners(x), self.alpha)
         share = share.astype(jnp.float32)  # float64 in JAX's 64-bit mode
-        return x, share * y + (1 - share) * jnp.roll(y, 1, axis=0)
+        return x, share * y + (1 - share) * self._partners(y)
 
-    def for_classes(self, num_classes: int | None) -> Self:
-        """Return a copy with the number of classes, or self if it already has one."""
-        return dataclasses.replace(self, num_classes=num_classes) if self.num_classes is None else self
+    def _partners(self, rows: jax.Array) -> jax.Array:
+        return jnp.roll(rows, self.distance, axis=0)
+
+    def for_classes(self, num_classes: int | None, copies: int = 1) -> Self:
+        """Return a copy with the number of classes, if it has none yet, which mixes with the next other example."""
+        classes = num_classes if self.num_classes is None else self.num_classes
+        return dataclasses.replace(self, num_classes=classes, distance=copies)
 
     def __repr__(self) -> str:
         return f"{self._name}(alpha={self.alpha}, num_classes={self.num_classes})"

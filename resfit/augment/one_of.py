@@ -5,6 +5,8 @@ from typing import Any, Self
 
 import jax
 
+from resfit.augment.alternating_flip import AlternatingFlip
+from resfit.augment.copies import Copying
 from resfit.augment.mixing import Mixing
 from resfit.augment.transform import Augment, draw, whole
 from resfit.errors import CompileError
@@ -45,6 +47,11 @@ class OneOf:
             raise CompileError(
                 f"augment.one_of got {self.augments!r}. Expected two or more functions (key, x, y) -> (x, y)."
             )
+        if alone := [augment for augment in self.augments if isinstance(augment, Copying | AlternatingFlip)]:
+            raise CompileError(
+                f"augment.one_of got {alone[0]!r}, which cannot be one of several. Expected it in the list: "
+                f"compile(augment=[{alone[0]!r}, ...])."
+            )
 
     def __call__(self, key: jax.Array, x: Any, y: Any) -> tuple[Any, Any]:
         """Return the result of a random augmentation.
@@ -64,14 +71,14 @@ class OneOf:
         result: tuple[Any, Any] = jax.lax.switch(choice, self.augments, key, x, y)
         return result
 
-    def for_classes(self, num_classes: int | None) -> Self:
+    def for_classes(self, num_classes: int | None, copies: int = 1) -> Self:
         """Return a copy in which every augmentation that mixes labels has the number of classes."""
-        return dataclasses.replace(self, augments=tuple(for_classes(a, num_classes) for a in self.augments))
+        return dataclasses.replace(self, augments=tuple(for_classes(a, num_classes, copies) for a in self.augments))
 
     def __repr__(self) -> str:
         return f"one_of({', '.join(map(repr, self.augments))})"
 
 
-def for_classes(augment: Augment, num_classes: int | None) -> Augment:
-    """Return the augmentation with the number of classes, if it mixes labels."""
-    return augment.for_classes(num_classes) if isinstance(augment, Mixing | OneOf) else augment
+def for_classes(augment: Augment, num_classes: int | None, copies: int = 1) -> Augment:
+    """Return the augmentation for a number of classes and of copies of each example, if it mixes labels."""
+    return augment.for_classes(num_classes, copies) if isinstance(augment, Mixing | OneOf) else augment

@@ -1,10 +1,15 @@
 """The `augment` argument of `Model.compile`."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+
 from resfit._utils.suggest import did_you_mean
+from resfit.augment.alternating_flip import AlternatingFlip
+from resfit.augment.aug_mix import Consistent
+from resfit.augment.copies import Copying, copies_of
 from resfit.augment.one_of import for_classes
 from resfit.augment.presets import PRESETS
 from resfit.augment.transform import Augment
@@ -27,6 +32,7 @@ _KERAS = {
     "RandomColorJitter": "color_jitter()",
     "RandomErasing": "random_erasing()",
     "RandAugment": "rand_augment(n=2, m=9)",
+    "AugMix": "aug_mix()",
     "MixUp": "mixup(0.2)",
     "CutMix": "cutmix(1.0)",
 }
@@ -68,8 +74,40 @@ def get(augment: AugmentArgument, num_classes: int | None = None) -> tuple[Augme
         ):
             raise _unknown(part)
         else:
-            functions.append(for_classes(part, num_classes))
+            _check_order(part, functions)
+            functions.append(for_classes(part, num_classes, copies_of(functions)))
     return tuple(functions)
+
+
+def applied(augment: Augment, key: jax.Array, x: Any, y: Any, origin: Any) -> tuple[Any, Any]:
+    """Return (x, y) after an augmentation.
+
+    Args:
+      augment: a result of `get`.
+      key: of the augmentation in this step.
+      x: inputs of the batch.
+      y: labels.
+      origin: (batch, 3) int32, see `data.Batch`; or None.
+    """
+    return augment.by_origin(x, y, origin) if isinstance(augment, AlternatingFlip) else augment(key, x, y)
+
+
+def reads_origin(augments: Iterable[Augment]) -> bool:
+    """Return True if an augmentation depends on which examples a batch has."""
+    return any(isinstance(augment, AlternatingFlip) for augment in augments)
+
+
+def consistency_of(augments: Iterable[Augment]) -> float:
+    """Return the weight of the divergence between the predictions for the copies of an example; 0 for none."""
+    return next((augment.consistency for augment in augments if isinstance(augment, Consistent)), 0.0)
+
+
+def _check_order(part: Any, before: Sequence[Augment]) -> None:
+    if isinstance(part, Copying) and consistency_of(before):
+        raise CompileError(
+            f"compile got {part!r} after aug_mix(consistency=...), whose copies of an example must stay together. "
+            "Expected it before, or aug_mix once."
+        )
 
 
 def _unknown(part: Any) -> CompileError:

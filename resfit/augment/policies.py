@@ -31,6 +31,7 @@ class Space(NamedTuple):
       degrees: of rotations.
       factor: the change of the factor of blends.
       bits: the bits that posterizing drops.
+      kept: the bits that the smallest magnitude of posterizing keeps.
     """
 
     shear: float
@@ -39,6 +40,7 @@ class Space(NamedTuple):
     degrees: float
     factor: float
     bits: int
+    kept: int = 8
 
 
 NARROW = Space(0.3, 150 / 331, 0, 30, 0.9, 4)  # of RandAugment and AutoAugment
@@ -134,7 +136,7 @@ def rand_augment(
         raise CompileError(f"augment.rand_augment got n={n!r}. Expected a positive number of operations.")
     if not is_int(m, 0) or m > _MOST:
         raise CompileError(f"augment.rand_augment got m={m!r}. Expected a magnitude, an integer from 0 to {_MOST}.")
-    common = _common("rand_augment", interpolation, fill, mask_fill)
+    common = common_arguments("rand_augment", interpolation, fill, mask_fill)
     return image_transform(_rand_augment, _rand_augment_masks, n=int(n), m=int(m), **common)
 
 
@@ -157,7 +159,7 @@ def trivial_augment(interpolation: str = "nearest", fill: float = 0.0, mask_fill
       >>> trivial_augment()(jax.random.key(0), x, None)[0].dtype
       dtype('uint8')
     """
-    common = _common("trivial_augment", interpolation, fill, mask_fill)
+    common = common_arguments("trivial_augment", interpolation, fill, mask_fill)
     return image_transform(_trivial_augment, _trivial_augment_masks, **common)
 
 
@@ -183,11 +185,12 @@ def auto_augment(
     """
     if policy not in POLICIES:
         raise CompileError(f"augment.auto_augment got policy={policy!r}. Expected one of {list(POLICIES)}.")
-    common = _common("auto_augment", interpolation, fill, mask_fill)
+    common = common_arguments("auto_augment", interpolation, fill, mask_fill)
     return image_transform(_auto_augment, _auto_augment_masks, policy=policy, **common)
 
 
-def _common(name: str, interpolation: str, fill: float, mask_fill: int | None) -> dict[str, Any]:
+def common_arguments(name: str, interpolation: str, fill: float, mask_fill: int | None) -> dict[str, Any]:
+    """Return the arguments that augmentations of operations share, or raise CompileError."""
     check_interpolation(name, interpolation)
     return {"interpolation": interpolation, "fill": checked_fill(name, fill), **fill_argument(name, mask_fill)}
 
@@ -209,27 +212,28 @@ def magnitudes(space: Space, bins: int, height: int, width: int) -> np.ndarray:
     largest |= {"translate_x": space.share * width + space.pixels, "translate_y": space.share * height + space.pixels}
     largest |= {"rotate": space.degrees}
     found = {name: value * share for name, value in largest.items()}
-    found |= {"posterize": 8 - np.round(space.bits * share), "solarize": 255 * (1 - share)}
+    found |= {"posterize": np.round(space.kept - space.bits * share), "solarize": 255 * (1 - share)}
     return np.stack([found.get(name, 0 * share) for name in OPERATIONS]).astype(np.float32)
 
 
-def _signed(operation: jax.Array, magnitude: jax.Array, uniform: jax.Array) -> jax.Array:
-    signed = jnp.asarray([name in _SIGNED for name in OPERATIONS])[operation]
-    return jnp.where(signed & (uniform <= 0.5), -magnitude, magnitude)
+def signed(operation: jax.Array, magnitude: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Return magnitudes with a random sign, by uniform numbers in [0, 1), for the operations that have one."""
+    has_sign = jnp.asarray([name in _SIGNED for name in OPERATIONS])[operation]
+    return jnp.where(has_sign & (uniform <= 0.5), -magnitude, magnitude)
 
 
 def _of_rand(key: jax.Array, shape: tuple[int, ...], n: int, m: int) -> Steps:
     uniform = draw(key, 2, n, shape[0])
     operation = whole(uniform[0], len(_DRAWN))
     magnitude = jnp.asarray(magnitudes(NARROW, _MOST + 1, shape[1], shape[2])[:, m])[operation]
-    return Steps(operation, _signed(operation, magnitude, uniform[1]))
+    return Steps(operation, signed(operation, magnitude, uniform[1]))
 
 
 def _of_trivial(key: jax.Array, shape: tuple[int, ...]) -> Steps:
     uniform = draw(key, 3, 1, shape[0])
     operation, number = whole(uniform[0], len(_DRAWN)), whole(uniform[1], _MOST + 1)
     magnitude = jnp.asarray(magnitudes(WIDE, _MOST + 1, shape[1], shape[2]))[operation, number]
-    return Steps(operation, _signed(operation, magnitude, uniform[2]))
+    return Steps(operation, signed(operation, magnitude, uniform[2]))
 
 
 def _of_auto(key: jax.Array, shape: tuple[int, ...], policy: str) -> Steps:
@@ -242,27 +246,42 @@ def _of_auto(key: jax.Array, shape: tuple[int, ...], policy: str) -> Steps:
     chosen = whole(uniform[0], len(pairs))
     operation, magnitude, probability = (jnp.asarray(one)[chosen].T for one in (numbers, values, probabilities))
     operation = jnp.where(uniform[1:3] < probability, operation, 0)
-    return Steps(operation.astype(jnp.int32), _signed(operation, magnitude, uniform[3:]))
+    return Steps(operation.astype(jnp.int32), signed(operation, magnitude, uniform[3:]))
 
 
 # --- images and masks -------------------------------------------------------------------------------------------------
 
 
 def _changed(name: str, x: jax.Array, steps: Steps, interpolation: str, fill: float) -> jax.Array:
+    levels, outside = as_levels(name, x, fill)
+    levels = after_steps(levels, steps, interpolation, outside)
+    return levels if levels.dtype == x.dtype else (levels.astype(jnp.float32) / 255).astype(x.dtype)
+
+
+def as_levels(name: str, x: jax.Array, fill: float) -> tuple[jax.Array, float]:
+    """Return images and a fill value in 256 levels.
+
+    Raises:
+      DataError: for another number of channels than 1 and 3.
+    """
     if x.shape[3] not in (1, 3):
         raise DataError(
             f"augment.{name} got images of {x.shape[3]} channels, shape {x.shape}. Expected 1 (gray) or 3 (red, green, "
             "blue)."
         )
-    as_levels = x.dtype == jnp.uint8
-    levels = x if as_levels else jnp.clip(jnp.round(x.astype(jnp.float32) * 255), 0, 255).astype(jnp.uint8)
-    outside = fill if as_levels else fill * 255
+    if x.dtype == jnp.uint8:
+        return x, fill
+    return jnp.clip(jnp.round(x.astype(jnp.float32) * 255), 0, 255).astype(jnp.uint8), fill * 255
+
+
+def after_steps(levels: jax.Array, steps: Steps, interpolation: str, fill: float) -> jax.Array:
+    """Return uint8 images after their operations, one after the other."""
 
     def step(levels: jax.Array, one: Steps) -> tuple[jax.Array, None]:
-        return apply(levels, one.operation, one.magnitude, interpolation, outside), None
+        return apply(levels, one.operation, one.magnitude, interpolation, fill), None
 
     levels, _ = jax.lax.scan(step, levels, steps)  # compiles one step only
-    return levels if as_levels else (levels.astype(jnp.float32) / 255).astype(x.dtype)
+    return levels
 
 
 def _moved(name: str, masks: jax.Array, steps: Steps, mask_fill: int | None) -> jax.Array:

@@ -17,6 +17,8 @@ class Batch(NamedTuple):
       weight: (batch,) float32, the weight of each example in the loss; or None.
       mask: (batch,) booleans, True for examples and False for padding; None if all rows are examples.
       size: the number of examples.
+      origin: (batch, 3) int32: shard, row in the shard, and number of the pass over the data of each row; or None. Data
+        without shards have shard 0.
     """
 
     x: Any
@@ -24,6 +26,7 @@ class Batch(NamedTuple):
     weight: np.ndarray | None
     mask: np.ndarray | None
     size: int
+    origin: np.ndarray | None = None
 
 
 class Geometry(NamedTuple):
@@ -36,6 +39,7 @@ class Geometry(NamedTuple):
       min_batch: a last batch with fewer examples is dropped with a warning (BatchNorm needs more than one example).
       drop_remainder: drop a partial last batch of any size.
       shard: (index, count): this process reads part `index` of `count` of every batch.
+      numbered: give batches an `origin`, if the data know it.
     """
 
     batch_size: int
@@ -44,6 +48,7 @@ class Geometry(NamedTuple):
     min_batch: int = 1
     drop_remainder: bool = False
     shard: tuple[int, int] = (0, 1)
+    numbered: bool = False
 
 
 @runtime_checkable

@@ -86,9 +86,9 @@ class IndexedBatches:
         if isinstance(source, EpochSource):
             source = source.for_epoch(seed, epoch)
         firsts = range(start * self._batch, self.examples, self._batch)
-        return in_order(lambda first: self._rows(source, order, first), firsts, source.threads)
+        return in_order(lambda first: self._rows(source, order, first, epoch), firsts, source.threads)
 
-    def _rows(self, source: Source, order: np.ndarray | None, first: int) -> Batch:
+    def _rows(self, source: Source, order: np.ndarray | None, first: int, epoch: int) -> Batch:
         size = min(self._batch, self.examples - first)
         whole = self._batch if self._geometry.pad else size
         index, count = self._geometry.shard
@@ -102,7 +102,12 @@ class IndexedBatches:
         if not getattr(self._source, "checked", False):
             self._check(x, y, weight, high - low)
         mask = np.arange(low, high) < size if self._geometry.pad else None
-        return Batch(x, y, weight, mask, size)
+        origin = self._origin(rows, epoch) if self._geometry.numbered else None
+        return Batch(x, y, weight, mask, size, origin)
+
+    def _origin(self, rows: slice | np.ndarray, epoch: int) -> np.ndarray:
+        numbers = np.arange(self._n)[rows] if isinstance(rows, slice) else rows
+        return np.stack([0 * numbers, numbers, np.full_like(numbers, epoch)], axis=1).astype(np.int32)
 
     def _check(self, x: Any, y: Any, weight: Any, rows: int) -> None:
         """Check what a source returned for this many rows."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resfit._utils.words import no_attribute
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
+from resfit.losses.consistency import jensen_shannon
 from resfit.losses.cross_entropy import CrossEntropy, cross_entropy
 from resfit.losses.distillation_loss import distillation
 from resfit.losses.focal import Focal
@@ -63,6 +64,7 @@ __all__ = [
     "hinge",
     "huber",
     "ignore_index",
+    "jensen_shannon",
     "kl_divergence",
     "log_cosh",
     "mean_absolute_error",

@@ -20,4 +20,4 @@ from resfit.recipes.training_recipe import TrainingRecipe
 __all__ = ["TrainingRecipe", "get", "names"]
 
 if not TYPE_CHECKING:  # a type checker would accept every name
-    __getattr__ = no_attribute(__name__, "recipes")
+    __getattr__ = no_attribute(__name__)

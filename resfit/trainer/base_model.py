@@ -18,7 +18,8 @@ from resfit.losses.by_output import total
 from resfit.trainer.compiled import convolutions_of, placement_of
 from resfit.trainer.config import CompileConfig
 from resfit.trainer.context import RunContext
-from resfit.trainer.graph.freezing import NOTHING_FROZEN
+from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
+from resfit.trainer.graph.module_plan import plan_module
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.fit_control import FitControl
 from resfit.trainer.loop.predictor import Predictor
@@ -90,6 +91,28 @@ class BaseModel(Guarded):
             raise NotCompiledError("The model was not compiled. Call model.compile(...) first.")
         found, outputs = Supervised(loss)(module, x, y, key=key, train=train)
         return total(found), outputs
+
+    def freeze(self, *patterns: Any, batch_norm: bool = True) -> None:
+        """Freeze parts from the next `compile` on: they get no gradient and no optimizer state. No pattern trains all.
+
+        Args:
+          patterns: dotted paths of parts, with * for anything: "stem", "stage[12]", "*.norm?". Everything inside a
+            matching part is frozen. Or filters of NNX: `nnx.Not(nnx.LoRAParam)`, a function of (path, variable).
+          batch_norm: True to also keep the running statistics of frozen BatchNorms and normalize by them.
+
+        Raises:
+          ModuleError: if a pattern or filter matches nothing.
+
+        Example:
+          >>> import resfit
+          >>> model = resfit.Model(resfit.create_model("resnet20", num_classes=10))
+          >>> model.freeze("stem", "stage[12]")
+          >>> model.compile("sgd", learning_rate=0.01)
+        """
+        freeze = Freeze.of(patterns, batch_norm=batch_norm)
+        plan_module(self._module, freeze)
+        self._freeze = freeze
+        self._control.must_compile_again("model.freeze changed the trained parts.")
 
     @property
     def transforms(self) -> Transforms | FolderTransforms | None:

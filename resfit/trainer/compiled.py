@@ -12,7 +12,9 @@ from flax import nnx
 from resfit import augment, losses
 from resfit import metrics as metrics_
 from resfit._utils.jax_switches import jit_disabled
+from resfit.augment.pipeline import consistency_of
 from resfit.backends import onednn
+from resfit.errors import CompileError
 from resfit.metrics.by_output import are_by_output, by_output
 from resfit.metrics.collection import Summed
 from resfit.trainer.config import CompileConfig
@@ -106,6 +108,7 @@ def compile_model(
     num_classes = spec_entry(module, "num_classes")
     augments = augment.get(config.augment, num_classes)
     loss = losses.get(config.loss, config.loss_weights)
+    _check_consistency(augments, loss, custom_step=compute_loss is not None)
     metrics = _metrics(config.metrics, loss, num_classes, learned, custom_step=compute_loss is not None)
     placement = placement_of(module, config)
     convolutions = convolutions_of(config.cpu_kernels, placement)
@@ -184,6 +187,17 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
         else metrics_.by_name(given, num_classes, multi_label=several)
     )
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
+
+
+def _check_consistency(augments: tuple[augment.Augment, ...], loss: losses.Loss, *, custom_step: bool) -> None:
+    """Raise CompileError if predictions are compared as classes, and a loss of resfit reads them otherwise."""
+    known = isinstance(loss, losses.BinaryCrossEntropy) or losses.multi_label(loss) is not None
+    other = are_by_output([], loss) or (known and not losses.takes_labels(loss))
+    if consistency_of(augments) and not custom_step and other:
+        raise CompileError(
+            f"compile got augment.aug_mix(consistency=...) and loss={_name(loss)!r}. Expected a loss of one class per "
+            "example, such as 'cross_entropy': the consistency compares the probabilities of the classes."
+        )
 
 
 def _name(given: Any) -> str | None:

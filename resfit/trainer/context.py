@@ -118,7 +118,7 @@ class RunContext:
 
 def for_step(batch: Batch) -> DeviceBatch:
     """Return the arrays of a batch that a training or evaluation step takes."""
-    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask)
+    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask, batch.origin)
 
 
 def check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> None:

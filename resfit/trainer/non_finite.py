@@ -64,8 +64,8 @@ def _run_step(
     watch.look("the batch's inputs, as they came", batch.x)
     watch.look("the batch's labels", batch.y)
     watch.look("the batch's sample weights", batch.weight)
-    x, y = prepared(recipe, key_of, batch)
-    watch.look("the batch's inputs after augment and preprocess", x)
+    batch = prepared(recipe, key_of, batch)
+    watch.look("the batch's inputs after augment and preprocess", batch.x)
     for slot, param in zip(layout.params, state.params, strict=True):
         watch.look(f"the parameter {slot.name!r}, before the step", param)
     for slot, value in zip(layout.carried, state.carried, strict=True):
@@ -75,6 +75,6 @@ def _run_step(
     for path, part in list(nnx.iter_modules(module)):
         if path and callable(part):
             probe.tap_module(part, ".".join(map(str, path)), watch.look_at_output)
-    losses, outputs = recipe.compute_loss(module, x, y, key=key_of.loss, train=True)
+    losses, outputs = recipe.compute_loss(module, batch.x, batch.y, key=key_of.loss, train=True)
     watch.look("the network's output", outputs)
     watch.look("the loss", losses)

@@ -57,10 +57,12 @@ class Resident(NamedTuple):
     Attributes:
       arrays: a batch whose arrays hold all examples.
       places: (batches, rows) int32, the numbers of the examples of each batch.
+      sent: the other arrays of each batch, with a first axis for the batches; None at the places of `arrays`.
     """
 
     arrays: Any
     places: Any
+    sent: Any
 
 
 def filled(batches: list[Any], size: int) -> tuple[tuple[Any, ...] | Resident, np.int32]:
@@ -70,7 +72,10 @@ def filled(batches: list[Any], size: int) -> tuple[tuple[Any, ...] | Resident, n
     rows = [jax.tree.leaves(batch)[0] for batch in every]
     if not isinstance(rows[0], Rows):
         return every, count
-    return Resident(jax.tree.map(lambda leaf: leaf.array, batches[0]), np.stack([leaf.places for leaf in rows])), count
+    arrays = jax.tree.map(lambda leaf: leaf.array if isinstance(leaf, Rows) else None, batches[0])
+    others = [jax.tree.map(lambda leaf: None if isinstance(leaf, Rows) else leaf, batch) for batch in every]
+    sent = jax.tree.map(lambda *leaves: np.stack(leaves), *others)
+    return Resident(arrays, np.stack([leaf.places for leaf in rows]), sent), count
 
 
 def gathered(batch: Any) -> Any:
@@ -107,10 +112,22 @@ def repeated(
     return jax.lax.fori_loop(0, count, body, (carry, results))
 
 
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
 def _picker(batches: tuple[Any, ...] | Resident) -> tuple[Callable[[Any], Any], int]:
     """Return a function from a number to the batch of that number, and the number of batches."""
     if isinstance(batches, Resident):
-        arrays, places = batches
-        return lambda i: jax.tree.map(lambda a: jnp.take(a, places[i], axis=0, mode="clip"), arrays), len(places)
+        arrays, places, sent = batches
+
+        def at(i: Any) -> Any:
+            gathered = jax.tree.map(lambda array: jnp.take(array, places[i], axis=0, mode="clip"), arrays)
+            # Each leaf is None in one of the two.
+            return jax.tree.map(
+                lambda a, b: b if a is None else a, gathered, jax.tree.map(lambda a: a[i], sent), is_leaf=_is_none
+            )
+
+        return at, len(places)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
     return lambda i: jax.tree.map(lambda parts: parts[i], stacked), len(batches)

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 
 from resfit import metrics
 from resfit._utils.jax_switches import implicit_promotion
+from resfit.augment.alternating_flip import seen_again
+from resfit.augment.aug_mix import COPIES
+from resfit.augment.copies import copies_of, repeated
+from resfit.augment.pipeline import applied, consistency_of
 from resfit.errors import LossError
+from resfit.losses import jensen_shannon
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.metrics.collection import Summed
 from resfit.trainer.devices import replicas
@@ -26,12 +31,13 @@ from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
 
 
 class DeviceBatch(NamedTuple):
-    """A batch inside a step: arrays (batch, ...), or None for labels, weight or mask that were not given."""
+    """A batch inside a step: arrays (batch, ...), or None for labels, weight, mask or origin that were not given."""
 
     x: Any
     y: Any
     weight: Any
     mask: Any
+    origin: Any = None
 
 
 @jax.tree_util.register_static
@@ -97,12 +103,15 @@ def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
     return Keys(*(jax.random.fold_in(key, part) for part in range(3)))
 
 
-def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> tuple[Any, Any]:
-    """Return (x, y) of a training batch, augmented and preprocessed."""
-    x, y = batch.x, batch.y
+def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> DeviceBatch:
+    """Return a training batch, augmented and preprocessed."""
     for i, augment in enumerate(recipe.augment):
-        x, y = augment(jax.random.fold_in(key.augment, i), x, y)
-    return x if recipe.preprocess is None else recipe.preprocess(x), y
+        x, y = applied(augment, jax.random.fold_in(key.augment, i), batch.x, batch.y, batch.origin)
+        batch = batch._replace(x=x, y=y)
+        if (copies := copies_of([augment])) > 1:
+            weight, mask, origin = repeated((batch.weight, batch.mask, batch.origin), copies)
+            batch = batch._replace(weight=weight, mask=mask, origin=seen_again(origin, copies))
+    return batch if recipe.preprocess is None else batch._replace(x=recipe.preprocess(batch.x))
 
 
 class Accumulated(NamedTuple):
@@ -149,8 +158,7 @@ def train_step(
     """
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
-    x, y = prepared(recipe, key_of, batch)
-    found = accumulate_gradients(layout, recipe, before, sums, key_of, batch._replace(x=x, y=y), axis)
+    found = accumulate_gradients(layout, recipe, before, sums, key_of, prepared(recipe, key_of, batch), axis)
     state = apply_schedule(recipe, found.state)
     state = layout.update(state, found.gradients, found.loss)
     state = update_ema(recipe, state)
@@ -171,12 +179,13 @@ def accumulate_gradients(
     rows = jax.tree.leaves(batch.x)[0].shape[0]
     count = jnp.float32(rows) if batch.mask is None else batch.mask.sum()
     count = replicas.total(count, axis)
-    slices = min(recipe.slices, rows)
+    copies = copies_of(recipe.augment)
+    slices = min(recipe.slices, rows // copies)
     loss_of: Callable[..., Any] = functools.partial(_slice_loss, layout, recipe, count, axis)
     gradient_of = jax.value_and_grad(loss_of if recipe.fused is None else recipe.fused(loss_of), has_aux=True)
     total: Any = None  # (loss, gradients) of the slices so far
     for i in range(slices):
-        part, part_keys = _slice(batch, key_of, i, slices)
+        part, part_keys = _slice(batch, key_of, i, slices, copies)
         if total is not None:
             # One slice after the other, or the compiler may hold the activations of all of them at once.
             part, total = jax.lax.optimization_barrier((part, total))
@@ -192,12 +201,17 @@ def accumulate_gradients(
     return Accumulated(state, loss, gradients, sums, shape)
 
 
-def _slice(batch: DeviceBatch, key_of: Keys, i: int, slices: int) -> tuple[DeviceBatch, Keys]:
-    """Return one of the slices of a batch, and its keys."""
+def _slice(batch: DeviceBatch, key_of: Keys, i: int, slices: int, copies: int) -> tuple[DeviceBatch, Keys]:
+    """Return one of the slices of a batch, and its keys. The copies of an example stay together."""
     if slices == 1:
         return batch, key_of
-    # Every so many-th row: if the batch is split over devices, each device keeps rows of every slice.
-    cut = functools.partial(jax.lax.slice_in_dim, start_index=i, limit_index=None, stride=slices)
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        # Every so many-th row: if the batch is split over devices, each device keeps rows of every slice.
+        if copies == 1:
+            return jax.lax.slice_in_dim(leaf, i, None, slices)
+        return leaf.reshape(-1, copies, *leaf.shape[1:])[i::slices].reshape(-1, *leaf.shape[1:])
+
     return jax.tree.map(cut, batch), Keys(*(jax.random.fold_in(key, i) for key in key_of))
 
 
@@ -230,12 +244,21 @@ def _slice_loss(
     new_carried = tuple(
         old if slot.frozen else new for slot, old, new in zip(layout.carried, carried, new_carried, strict=True)
     )
-    mask = _mask(part)
+    mask = counted = _mask(part)
     with implicit_promotion():
+        if consistency := consistency_of(recipe.augment):
+            each, first = _consistent(each, outputs, consistency)
+            counted = mask & first
         each = weighted(each, of_examples(part.weight))
         loss = jnp.where(mask, total(each), 0).sum() / count
-    seen = replicas.gathered((outputs, part.y, each, mask), axis)
+    seen = replicas.gathered((outputs, part.y, each, counted), axis)
     return loss, (new_carried, rewritten, _merge(recipe, None, *seen), OutputsShape.of(outputs))
+
+
+def _consistent(each: Any, outputs: Any, consistency: float) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of each example in all rows of its copies, and True for the first row, of the image itself."""
+    divergence = jensen_shannon(outputs, COPIES)
+    return repeated(each[::COPIES] + consistency * divergence, COPIES), jnp.arange(len(each)) % COPIES == 0
 
 
 def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
@@ -279,7 +302,13 @@ def keep_if_finite(
 
 
 def evaluate_step(
-    layout: StateLayout, recipe: Recipe, leaves: Leaves, sums: Any, key: jax.Array, batch: DeviceBatch
+    layout: StateLayout,
+    recipe: Recipe,
+    leaves: Leaves,
+    sums: Any,
+    key: jax.Array,
+    batch: DeviceBatch,
+    wrap: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, jax.Array, OutputsShape]:
     """Return the metric sums after one more batch, the batch's loss, and the shape of the outputs.
 
@@ -290,12 +319,14 @@ def evaluate_step(
       sums: metric sums so far.
       key: for modules and losses that draw random numbers in evaluation too.
       batch: the examples.
+      wrap: module -> the object that the loss calls; None for the module.
     """
 
     def call(module: Any) -> tuple[Any, Any]:
         x = batch.x if recipe.preprocess is None else recipe.preprocess(batch.x)
         compute_loss = weighing(recipe.compute_loss, batch.weight)
-        found, outputs = compute_loss(module, x, batch.y, key=keys(key).loss, train=False)
+        called = module if wrap is None else wrap(module)
+        found, outputs = compute_loss(called, x, batch.y, key=keys(key).loss, train=False)
         return _per_example(found, x), outputs
 
     each, outputs = _evaluated(layout, leaves, key, call, "evaluate")

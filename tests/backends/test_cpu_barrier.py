@@ -13,6 +13,7 @@ import resfit
 from resfit.backends.cpu_barrier import materialize_on_cpu, tracing_for
 from resfit.backends.program_cache import PROGRAMS
 from resfit.nets import residual
+from resfit.trainer.loop.predictor import Asked
 from tests import levels
 from tests.helpers import compiled, compiled_of, context_of, images, labels, train_arguments
 
@@ -37,7 +38,7 @@ def programs(**fields: Any) -> dict[str, int]:
     train = steps.trainer.step.prepare(train_arguments(model, batch), lambda _: None)
     turn = context.turn(batch, lambda batch: batch.x)
     arguments = (context.state.visible(), context.key, turn.placed)
-    predict = steps.predictor.steps["logits"].prepare(arguments, lambda _: None)
+    predict = steps.predictor.steps(Asked("logits"))[0].prepare(arguments, lambda _: None)
     return {"train": most_operands(train), "predict": most_operands(predict)}
 
 

@@ -75,7 +75,7 @@ class Settings(NamedTuple):
 
 
 class StreamRow(NamedTuple):
-    """A record and its position."""
+    """A record, encoded or decoded, and its position."""
 
     shard: int
     row: int
@@ -176,14 +176,14 @@ class StreamBatches:
         """Iterate over (batch, number of bad records so far); the last batch is None."""
         counters = EpochCounters()
         rows = self._high - self._low
-        held: list[Any] = []
-        last: Any = None
+        held: list[StreamRow] = []
+        last: StreamRow | None = None
         number = start
         for example in self._good(epoch, start * rows, counters):
             held.append(example)
             last = example
             if len(held) == rows:
-                yield self._batch(held, self._size(number)), counters.bad
+                yield self._batch(held, self._size(number), epoch), counters.bad
                 held = []
                 number += 1
         if not number and not held:
@@ -193,10 +193,10 @@ class StreamBatches:
             )
         rest = len(held) if self._geometry.shard[1] == 1 else self._size(number)
         if rest and not self._dropped(rest, number):
-            yield self._last_batch(held, last, rest), counters.bad
+            yield self._last_batch(held, last, rest, epoch), counters.bad
         yield None, counters.bad
 
-    def _last_batch(self, held: list[Any], last: Any, rest: int) -> Batch:
+    def _last_batch(self, held: list[StreamRow], last: StreamRow | None, rest: int, epoch: int) -> Batch:
         if last is None:
             raise DataError(
                 f"The last batch has {rest} example(s), too few for {self._geometry.shard[1]} processes. Choose "
@@ -204,7 +204,7 @@ class StreamBatches:
             )
         # Padding repeats the last example, because a network that handles real rows handles a copy of one.
         filler = [last] * (self._high - self._low - len(held)) if self._geometry.pad else []
-        return self._batch(held + filler, rest)
+        return self._batch(held + filler, rest, epoch)
 
     def _size(self, number: int) -> int:
         """Return the number of examples of a batch over all processes, for a batch that is full in this process."""
@@ -232,20 +232,21 @@ class StreamBatches:
             )  # fmt: skip
         return True
 
-    def _batch(self, examples: list[Any], size: int) -> Batch:
-        x, y, weight = self._shards.stack(examples)
-        if any(len(leaf) != len(examples) for leaf in jax.tree.leaves((x, y, weight))):
+    def _batch(self, rows: list[StreamRow], size: int, epoch: int) -> Batch:
+        x, y, weight = self._shards.stack([row.record for row in rows])
+        if any(len(leaf) != len(rows) for leaf in jax.tree.leaves((x, y, weight))):
             raise DataError(
-                f"{self._name}.stack returned arrays of other lengths for {len(examples)} examples. Expected one row "
-                "per example in every array."
+                f"{self._name}.stack returned arrays of other lengths for {len(rows)} examples. Expected one row per "
+                "example in every array."
             )
         check_values(x, y)
         mask = np.arange(self._low, self._high) < size if self._geometry.pad else None
-        return Batch(x, y, weight, mask, size)
+        numbers = [(row.shard, row.row, epoch) for row in rows]
+        return Batch(x, y, weight, mask, size, np.array(numbers, np.int32) if self._geometry.numbered else None)
 
     # --- decoding -----------------------------------------------------------------------------------------------------
 
-    def _good(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[Any]:
+    def _good(self, epoch: int, skip: int, counters: EpochCounters) -> Iterator[StreamRow]:
         """Iterate over the examples of an epoch in order, starting at number `skip`."""
         # Only decoding finds bad records. If none are allowed, skipped rows need not be decoded.
         undecoded = 0 if self._settings.max_bad_records else skip
@@ -276,7 +277,7 @@ class StreamBatches:
         outcomes: list[Any] = []
         for shard, row, record in piece:
             try:
-                outcomes.append(self._shards.decode(record, key, (shard, row)))
+                outcomes.append(StreamRow(shard, row, self._shards.decode(record, key, (shard, row))))
             except BadRecordError as error:
                 outcomes.append(BadRow(shard, row, error))
             except ReadingFailed as failed:  # for a file that the record refers to

@@ -63,8 +63,8 @@ class _Fed(MappedBatches):
         self._put = put
 
     def _map(self, batch: Batch) -> Batch:
-        x, y, weight, mask = self._put((batch.x, batch.y, batch.weight, batch.mask))
-        return Batch(x, y, weight, mask, batch.size)
+        x, y, weight, mask, origin = self._put((batch.x, batch.y, batch.weight, batch.mask, batch.origin))
+        return Batch(x, y, weight, mask, batch.size, origin)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         return prefetch(super().epoch(epoch, start), _AHEAD)

@@ -20,6 +20,7 @@ from resfit.trainer.loop.interrupts import Interrupt
 from resfit.trainer.several_steps import Taken, filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
+from resfit.trainer.views import averaging, mean_for_loss
 
 
 class Evaluator:
@@ -40,12 +41,23 @@ class Evaluator:
         # By way of NumPy: a weakly typed zero would make the first step another program than the second.
         empty = [np.asarray(leaf) for leaf in jax.tree.leaves(recipe.metrics.empty())]
         self.empty: Leaves = tuple(context.placement.replicate(empty))
-        layout = context.state.layout
+        self._recipe = recipe
+        self._steps: dict[str | None, tuple[CompiledStep, CompiledStep]] = {}
+
+    def _steps_for(self, tta: str | None) -> tuple[CompiledStep, CompiledStep]:
+        """Return the step for one batch, and that for several."""
+        if tta not in self._steps:
+            self._steps[tta] = self._made(tta)
+        return self._steps[tta]
+
+    def _made(self, tta: str | None) -> tuple[CompiledStep, CompiledStep]:
+        context, recipe, layout = self._context, self._recipe, self._context.state.layout
+        wrap = averaging(tta, mean_for_loss(recipe.compute_loss))
 
         # Metric sums cross into a step flat, as the state does: JAX takes clu's classes apart in Python, at each call.
         def evaluate(leaves: Leaves, sums: Leaves, key: Any, batch: DeviceBatch) -> Any:
             whole = recipe.metrics.unflatten(sums)
-            whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch)
+            whole, loss, shape = evaluate_step(layout, recipe, leaves, whole, key, batch, wrap)
             return tuple(jax.tree.leaves(whole)), loss, shape
 
         def several(leaves: Leaves, sums: Leaves, key: Any, count: Any, batches: Any) -> Any:
@@ -56,9 +68,8 @@ class Evaluator:
             sums, (each, losses, shape) = repeated(one, sums, batches, count)
             return sums, losses, each, shape
 
-        self._step, self._several = (
-            CompiledStep(context.inference_step(step), context.placement) for step in (evaluate, several)
-        )
+        one, group = (CompiledStep(context.inference_step(step), context.placement) for step in (evaluate, several))
+        return one, group
 
     def values(self, sums: Leaves) -> dict[str, Any]:
         """Return the named values of sums on the host: the loss first, then metrics as they were given."""
@@ -77,6 +88,7 @@ class Evaluator:
         callbacks: CallbackList,
         stopped: Callable[[], bool],
         weights: str = "raw",
+        tta: str | None = None,
     ) -> dict[str, Any]:
         """Return loss and metrics over a dataset, or its first batches.
 
@@ -86,13 +98,20 @@ class Evaluator:
           callbacks: to fire.
           stopped: returns True if a stop was requested.
           weights: "raw", as trained, or "ema", averaged.
+          tta: a key of `views.TTA`; None for the images as they are.
         """
         with self._context.processes.failing_together():
             boundary = Boundary(self._context.processes, Interrupt(), stopped)
-            return self.evaluate_until(boundary, data, steps, callbacks, weights)
+            return self.evaluate_until(boundary, data, steps, callbacks, weights, tta)
 
     def evaluate_until(
-        self, boundary: Boundary, data: Batches, steps: int | None, callbacks: CallbackList, weights: str
+        self,
+        boundary: Boundary,
+        data: Batches,
+        steps: int | None,
+        callbacks: CallbackList,
+        weights: str,
+        tta: str | None = None,
     ) -> dict[str, Any]:
         """Evaluate as `evaluate` does, inside a run that a boundary may end.
 
@@ -110,7 +129,7 @@ class Evaluator:
             turns = context.processes.turns(batches, for_step)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
                 callbacks.fire("on_test_batch_begin", i, {})
-                sums, taken = self._measured(leaves, group, sums, check, compiling)
+                sums, taken = self._measured(leaves, group, sums, check, compiling, tta)
                 for turn, (its_sums, loss, place) in zip(group, taken, strict=True):
                     if turn is not group[0]:
                         callbacks.fire("on_test_batch_begin", i, {})
@@ -135,18 +154,24 @@ class Evaluator:
         return self.values(read(sums))
 
     def _measured(
-        self, leaves: Leaves, group: list[Turn], sums: Leaves, check: LabelCheck, on_compile: Callable[[bool], None]
+        self,
+        leaves: Leaves,
+        group: list[Turn],
+        sums: Leaves,
+        check: LabelCheck,
+        on_compile: Callable[[bool], None],
+        tta: str | None,
     ) -> tuple[Leaves, list[Taken]]:
         """Return the sums after these turns, and the results of each."""
         context, taken = self._context, []
         if not context.runs_in_one_program:
             for turn in group:
-                sums, loss = self._run(leaves, turn, sums, check, on_compile)
+                sums, loss = self._run(leaves, turn, sums, check, on_compile, tta)
                 taken.append(Taken(sums, loss, None))
             return sums, taken
         batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
         arguments = (leaves, sums, context.key, count, batches)
-        step = self._several.prepare(arguments, on_compile)
+        step = self._steps_for(tta)[1].prepare(arguments, on_compile)
         for turn in group:
             context.check_inputs(turn)
             check_before(step, turn, check)
@@ -154,11 +179,17 @@ class Evaluator:
         return sums, [Taken(each, losses, i) for i in range(len(group))]
 
     def _run(
-        self, leaves: Leaves, turn: Turn, sums: Leaves, check: LabelCheck, on_compile: Callable[[bool], None]
+        self,
+        leaves: Leaves,
+        turn: Turn,
+        sums: Leaves,
+        check: LabelCheck,
+        on_compile: Callable[[bool], None],
+        tta: str | None = None,
     ) -> tuple[Leaves, jax.Array]:
         self._context.check_inputs(turn)
         arguments = (leaves, sums, self._context.key, turn.placed)
-        step = self._step.prepare(arguments, on_compile)
+        step = self._steps_for(tta)[0].prepare(arguments, on_compile)
         check_before(step, turn, check)
         sums, loss, shape = step(*arguments)
         check_after(step, turn, check, shape)

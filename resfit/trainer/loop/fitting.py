@@ -195,6 +195,7 @@ def _data(compiled: Compiled, config: FitConfig, given: FitData, learned: Learne
         min_batch=2 if context.state.layout.plan.has_batch_norm else 1,
         drop_remainder=config.drop_remainder,
         shard=context.processes.shard,
+        numbered=compiled.trainer.reads_origin,
     )
     data = as_batches(
         learned.inputs.checked(given.x), given.y, given.sample_weight, given.class_weight, geometry=geometry,

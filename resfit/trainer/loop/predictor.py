@@ -3,7 +3,7 @@
 import collections
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,19 @@ from resfit.trainer.loop.interrupts import Interrupt
 from resfit.trainer.several_steps import filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import predict_step
+from resfit.trainer.views import averaging, mean_for_kind
+
+
+class Asked(NamedTuple):
+    """What to predict.
+
+    Attributes:
+      kind: a key of `OUTPUTS`.
+      tta: a key of `views.TTA`; None for the images as they are.
+    """
+
+    kind: str
+    tta: str | None = None
 
 
 class Predictor:
@@ -34,19 +47,27 @@ class Predictor:
     """
 
     def __init__(self, context: RunContext, preprocess: Preprocess | None) -> None:
-        self._context = context
-        compiled = functools.partial(CompiledStep, placement=context.placement, returns_state=False)
-        self.steps: dict[str, CompiledStep] = {}
-        self._several: dict[str, CompiledStep] = {}
-        for name, output in OUTPUTS.items():
-            step = functools.partial(predict_step, context.state.layout, preprocess, output.finish, call=output.call)
-            self.steps[name] = compiled(context.inference_step(step))
-            self._several[name] = compiled(context.inference_step(functools.partial(_several, step)))
+        self._context, self._preprocess = context, preprocess
+        self._steps: dict[Asked, tuple[CompiledStep, CompiledStep]] = {}
+
+    def steps(self, asked: Asked) -> tuple[CompiledStep, CompiledStep]:
+        """Return the step for one batch, and that for several."""
+        if asked not in self._steps:
+            context, output = self._context, OUTPUTS[asked.kind]
+            wrap = averaging(asked.tta, mean_for_kind(asked.kind))
+            call = output.call if wrap is None else lambda module, x: output.call(wrap(module), x)
+            step = functools.partial(predict_step, context.state.layout, self._preprocess, output.finish, call=call)
+            one, several = (
+                CompiledStep(context.inference_step(each), placement=context.placement, returns_state=False)
+                for each in (step, functools.partial(_several, step))
+            )
+            self._steps[asked] = one, several
+        return self._steps[asked]
 
     def predict(
         self,
         data: Batches,
-        kind: str,
+        asked: Asked,
         steps: int | None,
         callbacks: CallbackList,
         stopped: Callable[[], bool],
@@ -56,7 +77,7 @@ class Predictor:
 
         Args:
           data: the examples; labels are ignored.
-          kind: a key of `OUTPUTS`.
+          asked: the kind of output, and the views.
           steps: the number of batches; None for all.
           callbacks: to fire.
           stopped: returns True if a stop was requested.
@@ -78,7 +99,7 @@ class Predictor:
                 callbacks.fire("on_predict_batch_begin", i, {})
                 if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between
                     leaves = context.state.visible(weights)
-                for turn, outputs in zip(group, self._predicted(leaves, group, kind, compiling), strict=False):
+                for turn, outputs in zip(group, self._predicted(leaves, group, asked, compiling), strict=False):
                     if turn is not group[0]:
                         callbacks.fire("on_predict_batch_begin", i, {})
                     callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
@@ -98,26 +119,26 @@ class Predictor:
         """Return the logits of one batch, as NumPy."""
         batch = Batch(x, None, None, None, len(jax.tree.leaves(x)[0]))
         turn = self._context.turn(batch, lambda batch: batch.x)
-        return jax.tree.map(np.asarray, read(self._run(self._context.state.visible(), turn, "logits", quiet)))
+        return jax.tree.map(np.asarray, read(self._run(self._context.state.visible(), turn, Asked("logits"), quiet)))
 
     def _predicted(
-        self, leaves: Leaves, group: list[Turn], kind: str, on_compile: Callable[[bool], None]
+        self, leaves: Leaves, group: list[Turn], asked: Asked, on_compile: Callable[[bool], None]
     ) -> Sequence[Any]:
         """Return the outputs of each turn, and perhaps more."""
         context = self._context
         if not context.runs_in_one_program:
-            return [self._run(leaves, turn, kind, on_compile) for turn in group]
+            return [self._run(leaves, turn, asked, on_compile) for turn in group]
         for turn in group:
             context.check_inputs(turn)
         batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
         arguments = (leaves, context.key, count, batches)
-        outputs: Sequence[Any] = self._several[kind].prepare(arguments, on_compile)(*arguments)
+        outputs: Sequence[Any] = self.steps(asked)[1].prepare(arguments, on_compile)(*arguments)
         return outputs
 
-    def _run(self, leaves: Leaves, turn: Turn, kind: str, on_compile: Callable[[bool], None]) -> Any:
+    def _run(self, leaves: Leaves, turn: Turn, asked: Asked, on_compile: Callable[[bool], None]) -> Any:
         self._context.check_inputs(turn)
         arguments = (leaves, self._context.key, turn.placed)
-        return self.steps[kind].prepare(arguments, on_compile)(*arguments)
+        return self.steps(asked)[0].prepare(arguments, on_compile)(*arguments)
 
 
 def _several(step: Callable[..., Any], leaves: Leaves, key: Any, count: Any, batches: Any) -> list[Any]:

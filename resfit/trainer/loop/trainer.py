@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from resfit.augment.pipeline import reads_origin
 from resfit.callbacks.logs import LazyLogs, read
 from resfit.data.batches import Batch
 from resfit.data.epochs import Epochs
@@ -206,6 +207,11 @@ class Trainer:
             state.replace(leaves)
             state.publish()
         return self._evaluator.values(read(sums))
+
+    @property
+    def reads_origin(self) -> bool:
+        """True if the steps read the `origin` of batches."""
+        return reads_origin(self._recipe.augment)
 
     @property
     def devices(self) -> int:
