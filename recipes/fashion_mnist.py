@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from common import add_options
 from flax import nnx
-from runs import evaluated, find_results, record, report, resumable
+from runs import differences, evaluated, find_results, mean_and_error, record, report, resumable
 
 import resfit
 from resfit import augment, losses, schedules
@@ -53,6 +53,7 @@ class Settings:
       peak: the highest learning rate.
       ema: decay of the averaged weights.
       erasing: the probability of random erasing.
+      alternating: True to mirror each image in every second epoch, instead of at random.
       precision: of `compile`.
     """
 
@@ -64,6 +65,7 @@ class Settings:
     peak: float = 0.02
     ema: float = 0.995
     erasing: float = 0.0
+    alternating: bool = False
     precision: str = "float32"
 
     @property
@@ -76,10 +78,14 @@ class Settings:
 FAST = Settings("fast", stem=16, stages=((32, 1), (64, 2), (128, 1)), epochs=4)
 FULL = Settings(
     "full", stem=16, stages=((48, 2), (96, 2), (192, 2)), epochs=32, batch=256, ema=0.998, erasing=0.25,
-    precision="auto",
+    alternating=True, precision="auto",
 )  # fmt: skip
 # One run each; the evaluations of the first one also compare averaged weights and mirror images.
-ABLATIONS = (FAST, dataclasses.replace(FAST, name="fast + erasing", erasing=0.25))
+ABLATIONS = (
+    FAST,
+    dataclasses.replace(FAST, name="fast + alternating flip", alternating=True),
+    dataclasses.replace(FAST, name="fast + erasing", erasing=0.25),
+)
 
 
 class SmallResNet(nnx.Module):
@@ -124,7 +130,7 @@ def muon(learning_rate: float) -> optax.GradientTransformation:
 
 def build(settings: Settings, seed: int) -> resfit.Model:
     """Return the compiled model of a run."""
-    changes = [augment.flip(), augment.pad_crop(2)]
+    changes = [augment.alternating_flip() if settings.alternating else augment.flip(), augment.pad_crop(2)]
     if settings.erasing:
         changes.append(augment.random_erasing(settings.erasing, fill=MEAN))
     model = resfit.Model(SmallResNet(settings, rngs=nnx.Rngs(seed)))
@@ -157,7 +163,7 @@ def run(settings: Settings, train: Split, test: Split, seed: int, options: argpa
             *train, batch_size=settings.batch, epochs=settings.epochs, verbose=2, drop_remainder=True,
             callbacks=callbacks, resume=True,
         )  # fmt: skip
-        accuracies = evaluated(model, *test, ["raw", "ema"])
+        accuracies = evaluated(model, *test, ["last epoch", "last epoch, flip", "ema", HEADLINE])
         record(options.results, __file__, model, out, accuracies, **values, **elapsed.minutes())
         lines = find_results(options.results, __file__, **values)
     for line in lines:
@@ -169,37 +175,17 @@ def run(settings: Settings, train: Split, test: Split, seed: int, options: argpa
     return lines
 
 
-def effects(runs: dict[str, list[list[dict[str, str]]]]) -> dict[str, np.ndarray]:
-    """Return technique -> its change of the accuracy in points, for each seed.
-
-    Args:
-      runs: settings -> seed -> the lines of the run.
-    """
-
-    def accuracies(name: str, evaluation: str) -> np.ndarray:
-        return np.array([
-            100 * next(float(line["accuracy"]) for line in lines if line["evaluation"] == evaluation)
-            for lines in runs[name]
-        ])  # fmt: skip
-
-    base = accuracies(FAST.name, "last epoch")
-    found = {name.removeprefix("fast + "): accuracies(name, "last epoch") - base for name in runs if name != FAST.name}
-    found["EMA"] = accuracies(FAST.name, "ema") - base
-    found["mirror images"] = accuracies(FAST.name, "last epoch, flip") - base
-    return found
-
-
 def ablate(train: Split, test: Split, options: argparse.Namespace, epochs: int) -> None:
     """Print what each technique alone changes, seed by seed."""
-    runs: dict[str, list[list[dict[str, str]]]] = {settings.name: [] for settings in ABLATIONS}
-    for seed in range(options.seeds):
-        for settings in ABLATIONS:
-            settings = dataclasses.replace(settings, epochs=epochs)
-            runs[settings.name].append(run(settings, train, test, seed, options))
+    lines = [
+        line
+        for seed in range(options.seeds)
+        for settings in ABLATIONS
+        for line in run(dataclasses.replace(settings, epochs=epochs), train, test, seed, options)
+    ]
     print(f"\nChange of the validation accuracy by one technique, in points, mean of {options.seeds} seeds:")
-    for name, differences in effects(runs).items():
-        error = f" ± {np.std(differences, ddof=1) / len(differences) ** 0.5:.2f}" if len(differences) > 1 else ""
-        print(f"{np.mean(differences):+9.2f}{error}  {name}")
+    for name, changes in differences(lines).items():
+        print(f"{mean_and_error(changes):>15}  {name}")
 
 
 def main() -> None:

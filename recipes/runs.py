@@ -1,6 +1,6 @@
 """What the recipes that write results share: a run that resumes after a stop, and is not repeated once it is finished.
 
-    from runs import Elapsed, evaluated, find_results, record
+    from runs import evaluated, find_results, record, resumable
 
 The recipes import this module from their own folder, so that it is not part of the package.
 """
@@ -17,6 +17,9 @@ from common import write_result
 
 import resfit
 from resfit.callbacks import Callback, Checkpoint
+
+RUN = ("recipe", "network", "data", "seed", "epochs")  # what tells a run from the others of its script
+CURVES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 class Elapsed(Callback):
@@ -49,22 +52,21 @@ def resumable(folder: Path) -> tuple[Elapsed, list[Callback]]:
     return elapsed, [elapsed, Checkpoint(folder / "checkpoints", every=datetime.timedelta(minutes=2))]
 
 
-def evaluated(model: resfit.Model, x: np.ndarray, y: np.ndarray, weights: list[str]) -> dict[str, float]:
-    """Return the accuracy by evaluation: each kind of weights, on the images and with the mean over mirror images.
+def evaluated(model: resfit.Model, x: np.ndarray, y: np.ndarray, evaluations: list[str]) -> dict[str, float]:
+    """Return the accuracy by evaluation.
 
     Args:
       model: trained.
       x: images (n, height, width, channels).
       y: classes (n,).
-      weights: "raw", "ema", or both.
+      evaluations: "last epoch" or "ema", the weights; with ", flip", the mean over each image and its mirror image.
     """
     found = {}
-    for kind in weights:
-        logits, mirrored = (
-            model.predict(images, batch_size=500, verbose=0, weights=kind) for images in (x, x[:, :, ::-1])
-        )
-        for name, outputs in {"": logits, ", flip": logits + mirrored}.items():
-            found[f"{'last epoch' if kind == 'raw' else kind}{name}"] = float(np.mean(outputs.argmax(axis=1) == y))
+    for name in evaluations:
+        kind, _, tta = name.partition(", ")
+        weights = "raw" if kind == "last epoch" else kind
+        labels = model.predict(x, batch_size=500, verbose=0, outputs="labels", weights=weights, tta=tta or None)
+        found[name] = float(np.mean(labels == y))
     return found
 
 
@@ -85,7 +87,7 @@ def find_results(folder: Path, script: str, **values: object) -> list[dict[str, 
 
 
 def record(folder: Path, script: str, model: resfit.Model, out: Path, accuracies: dict[str, float], **run: Any) -> None:
-    """Write one line for each evaluation, the curve of the training, and the model; then delete the checkpoints.
+    """Write one line for each evaluation, the curve of the training, and the model; then delete any checkpoints.
 
     Args:
       folder: of the CSV files.
@@ -95,19 +97,57 @@ def record(folder: Path, script: str, model: resfit.Model, out: Path, accuracies
       accuracies: evaluation -> share, the main one last.
       **run: the other arguments of `write_result`.
     """
-    history = model.history.history
-    curve = folder / "curves" / f"{Path(script).stem}-{run['recipe'].replace(' ', '_')}-{run['seed']}.csv"
-    curve.parent.mkdir(parents=True, exist_ok=True)
-    names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in history]
-    with curve.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["epoch", *names])
-        values = zip(*(history[name] for name in names), strict=True)
-        writer.writerows([epoch, *(f"{value:.5g}" for value in row)] for epoch, row in enumerate(values, 1))
     model.save(out / "model.safetensors")
+    _write_curve(folder / "curves" / f"{Path(script).stem}.csv", model, {name: run[name] for name in RUN})
     for evaluation, accuracy in accuracies.items():
         write_result(folder, script, evaluation=evaluation, accuracy=accuracy, **run)
-    shutil.rmtree(out / "checkpoints")
+    if (out / "checkpoints").exists():
+        shutil.rmtree(out / "checkpoints")
+
+
+def _write_curve(path: Path, model: resfit.Model, run: dict[str, Any]) -> None:
+    """Append a line for each epoch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun, history = path.exists(), model.history.history
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, (*RUN, "epoch", *CURVES), lineterminator="\n")
+        if not begun:
+            writer.writeheader()
+        for epoch in range(run["epochs"]):
+            values = {name: f"{history[name][epoch]:.5g}" for name in CURVES if name in history}
+            writer.writerow({**run, "epoch": epoch + 1, **values})
+
+
+def differences(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    """Return technique -> the change of the accuracy by it alone, in points, for each seed that has both runs.
+
+    The lines of the recipe "NAME + technique" are compared with those of "NAME" after the last epoch, and within the
+    recipe NAME, other evaluations with the last epoch.
+
+    Args:
+      rows: the lines of runs with one dataset and one number of epochs, and one recipe without " + ".
+    """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        found.setdefault((row["recipe"], row["evaluation"]), {})[row["seed"]] = 100 * float(row["accuracy"])
+    (base,) = {recipe for recipe, _ in found if " + " not in recipe}
+    compared = {
+        **{recipe.partition(" + ")[2]: (recipe, "last epoch") for recipe, _ in found if recipe != base},
+        **{name.removeprefix("last epoch, "): (base, name) for recipe, name in found if recipe == base},
+    }
+    plain = found[base, "last epoch"]
+    changes = {}
+    for name, key in compared.items():
+        seeds = [seed for seed in plain if seed in found.get(key, {})]
+        if key != (base, "last epoch") and seeds:
+            changes[name] = np.array([found[key][seed] - plain[seed] for seed in seeds])
+    return changes
+
+
+def mean_and_error(values: np.ndarray) -> str:
+    """Return the mean of differences and its standard error, which needs two of them, as text."""
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{np.mean(values):+.2f}{error}"
 
 
 def report(rows: list[dict[str, str]]) -> None:

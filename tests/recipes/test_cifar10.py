@@ -54,9 +54,9 @@ def test_it_trains_evaluates_and_writes_one_line(python: bool, recipe: ModuleTyp
     model = resfit.load(next(Path("out").rglob("model.safetensors")))
     _, (x, y) = resfit.data.load("cifar10", path="data")
     assert float(np.mean(model.predict(x, outputs="labels", verbose=0) == y)) == float(line["accuracy"])
-    curve = Path("results/curves/cifar10-he-cifar-0.csv").read_text().splitlines()
-    assert curve[0] == "epoch,loss,accuracy"
-    assert [row.partition(",")[0] for row in curve[1:]] == ["1", "2"]
+    curve = Path("results/curves/cifar10.csv").read_text().splitlines()
+    assert curve[0] == "recipe,network,data,seed,epochs,epoch,loss,accuracy,val_loss,val_accuracy"
+    assert [row.rpartition("test,0,2,")[2][:2] for row in curve[1:]] == ["1,", "2,"]
     assert not list(Path("out").rglob("checkpoints"))
 
 
