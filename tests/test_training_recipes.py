@@ -85,14 +85,33 @@ RATES = {
     "fine-tune": {1.5: 1.0},
 }
 AUGMENT = {
-    "rsb-a1": ["flip", "rand_augment(n=1, m=21", "one_of(mixup(alpha=0.2", "cutmix(alpha=1.0"],
-    "rsb-a2": ["flip", "rand_augment(n=1, m=21", "one_of(mixup(alpha=0.1", "cutmix(alpha=1.0"],
+    "rsb-a1": [
+        "repeated_augmentation(k=3)",
+        "flip",
+        "rand_augment(n=1, m=21",
+        "one_of(mixup(alpha=0.2",
+        "cutmix(alpha=1.0",
+    ],
+    "rsb-a2": [
+        "repeated_augmentation(k=3)",
+        "flip",
+        "rand_augment(n=1, m=21",
+        "one_of(mixup(alpha=0.1",
+        "cutmix(alpha=1.0",
+    ],
     "rsb-a3": ["flip", "rand_augment(n=1, m=18", "one_of(mixup(alpha=0.1", "cutmix(alpha=1.0"],
     "torchvision-v1": ["flip"],
-    "torchvision-v2": ["flip", "trivial_augment", "random_erasing(probability=0.1", "one_of(mixup(alpha=0.2", "cutmix"],
+    "torchvision-v2": [
+        "repeated_augmentation(k=4)",
+        "flip",
+        "trivial_augment",
+        "random_erasing(probability=0.1",
+        "one_of(mixup(alpha=0.2",
+        "cutmix",
+    ],
     "he-cifar": ["pad_crop(pixels=4, mode='zeros'", "flip"],
     "wrn-cifar": ["pad_crop(pixels=4, mode='reflect'", "flip"],
-    "airbench-cifar": ["flip", "pad_crop(pixels=2, mode='reflect'"],
+    "airbench-cifar": ["alternating_flip", "pad_crop(pixels=2, mode='reflect'"],
     "fine-tune": [],
 }
 
@@ -107,7 +126,8 @@ def test_every_value_is_that_of_the_source(name: str) -> None:
     assert {field: getattr(recipe, field) for field in SOURCES[name]} == SOURCES[name]
     schedule = recipe.compile_arguments(Net())["learning_rate"]
     for epoch, share in RATES[name].items():
-        rate = schedule.rate(round(1000 * epoch), 1000 * recipe.epochs, 1000)
+        steps_per_pass = 1000 * recipe.repeats  # an epoch of the source has 1,000 steps
+        rate = schedule.rate(round(1000 * epoch), 1000 * recipe.epochs, steps_per_pass)
         assert float(rate) == pytest.approx(share * recipe.learning_rate, rel=1e-3, abs=1e-7), epoch
     text, place = repr(recipe.compile_arguments(Net())["augment"]), 0
     for part in AUGMENT[name]:
@@ -160,7 +180,7 @@ def test_another_length_and_batch_size_scale_the_recipe(
     before = dataclasses.asdict(recipes.get(name))
     recipe = recipes.get(name).replace(**changes)
     assert {field: getattr(recipe, field) for field in expected} == expected
-    recipe.compile_arguments()["learning_rate"].check(recipe.epochs)
+    recipe.compile_arguments()["learning_rate"].check(recipe.fit_arguments()["epochs"])
     assert dataclasses.asdict(recipes.get(name)) == before
 
 
@@ -168,7 +188,7 @@ def test_another_length_and_batch_size_scale_the_recipe(
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_fits_into_a_short_run(name: str, epochs: int) -> None:
     recipe = recipes.get(name).replace(epochs=epochs)
-    recipe.compile_arguments(Net())["learning_rate"].check(epochs)
+    recipe.compile_arguments(Net())["learning_rate"].check(recipe.fit_arguments()["epochs"])
 
 
 @pytest.mark.parametrize(
@@ -224,7 +244,7 @@ def trained(name: str) -> resfit.Model:
     model.compile(**recipe.compile_arguments(net))
     history = model.fit(x, y, verbose=0, **recipe.fit_arguments())
     assert np.isfinite(history.history["loss"]).all()
-    assert len(history.history["loss"]) == 2
+    assert len(history.history["loss"]) == recipe.fit_arguments()["epochs"]
     assert model.keeps_averages == (recipe.ema is not None)
     return model
 
@@ -242,6 +262,15 @@ def test_every_recipe_trains_and_its_model_is_pickled(name: str) -> None:
     again = pickle.loads(pickle.dumps(model))
     for old, new in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_repeated_augmentation_keeps_the_steps_of_the_source() -> None:
+    assert recipes.get("rsb-a2").fit_arguments() == {"epochs": 100, "batch_size": 682, "drop_remainder": True}
+    assert recipes.get("torchvision-v2").fit_arguments() == {"epochs": 150, "batch_size": 256, "drop_remainder": True}
+    assert recipes.get("rsb-a3").fit_arguments() == {"epochs": 100, "batch_size": 2048, "drop_remainder": True}
+    assert recipes.get("rsb-a2").replace(epochs=1, batch_size=2).fit_arguments() == {
+        "epochs": 1, "batch_size": 1, "drop_remainder": True,
+    }  # fmt: skip
 
 
 def test_the_sizes_are_arguments_of_the_data_functions() -> None:

@@ -17,7 +17,7 @@ _RSB_LEFT_OUT = (
     "has no noise (mstd0.5), and timm's SolarizeAdd, Invert and increasing Posterize are missing.",
     "The warm-up starts at 0; timm's starts at 0.0001.",
 )
-_NO_REPEATS = "Repeated augmentation (`repeats`): every image of a batch is another one."
+_ONE_CROP = "The copies of an image share the random crop, which is made while the file is decoded."
 
 
 def _rsb(name: str, **changes: object) -> TrainingRecipe:
@@ -56,7 +56,7 @@ _ALL = (
         repeats=3,
         label_smoothing=0.1,
         drop_path=0.05,
-        left_out=(*_RSB_LEFT_OUT, _NO_REPEATS),
+        left_out=(*_RSB_LEFT_OUT, _ONE_CROP),
     ),
     _rsb(
         "rsb-a2",
@@ -70,7 +70,7 @@ _ALL = (
         mixup=0.1,
         repeats=3,
         drop_path=0.05,
-        left_out=(*_RSB_LEFT_OUT, _NO_REPEATS),
+        left_out=(*_RSB_LEFT_OUT, _ONE_CROP),
     ),
     _rsb(
         "rsb-a3",
@@ -132,7 +132,7 @@ _ALL = (
         mean=MEAN,
         std=STD,
         left_out=(
-            _NO_REPEATS,
+            _ONE_CROP,
             "The average of the weights changes in every step; the source's changes in every 32nd, by as much.",
             "Biases decay in the source, and norms do not; here neither does.",
             "The warm-up starts at 0; the source's starts at 0.005.",
@@ -195,7 +195,7 @@ _ALL = (
         decays_all=True,
         epochs=10,
         batch_size=1024,
-        augment=(augment.flip(), augment.pad_crop(2, mode="reflect")),
+        augment=(augment.alternating_flip(), augment.pad_crop(2, mode="reflect")),
         label_smoothing=0.2,
         mean=_CIFAR_MEAN,
         std=_CIFAR_STD,
@@ -204,8 +204,8 @@ _ALL = (
             "BatchNorms with momentum 0.6, without trained scales.",
             "Biases of norms learn 64 times as fast in the source.",
             "The learning rate rises and falls along cosines; along lines in the source.",
-            "The source's slow average of the weights (Lookahead), its alternating flip, and the average over six "
-            "views of each test image. The source trains for 9.9 epochs.",
+            "The source's slow average of the weights (Lookahead), and the average over six views of each test image. "
+            "The source trains for 9.9 epochs.",
         ),
     ),
     TrainingRecipe(

@@ -9,7 +9,7 @@ import optax
 
 from resfit import losses, optimizers, schedules
 from resfit._utils.checks import positive_int
-from resfit.augment import Augment, cutmix, mixup, one_of, random_erasing
+from resfit.augment import Augment, cutmix, mixup, one_of, random_erasing, repeated_augmentation
 from resfit.errors import CompileError
 from resfit.preprocess import Normalize
 
@@ -39,8 +39,8 @@ class TrainingRecipe:
       weight_decay: its coefficient.
       decays_all: True if norms and biases decay too.
       depth_decay: the learning rate of a part of the network divided by that of the next one.
-      epochs: of the run.
-      batch_size: over all devices together.
+      epochs: of the run, as the source counts them: batches of all images together.
+      batch_size: images in a step, over all devices together; with `repeats`, copies included.
       train_size: pixels per side of a training image; None for the size of the dataset.
       test_size: pixels per side of a test image; None for the size of the dataset.
       test_crop: the share of the shorter side that the central crop of a test image keeps; None for the whole image.
@@ -48,7 +48,9 @@ class TrainingRecipe:
       erasing: the probability of random erasing.
       mixup: alpha of mixup; None for no mixup.
       cutmix: alpha of CutMix; None for no CutMix. With both, each step draws one of them.
-      repeats: copies of an image in a batch, each with other augmentations (arXiv 1902.05509); 1 for no repetition.
+      repeats: copies of an image in a batch, each with other augmentations (Hoffer et al., arXiv 1901.09335); 1 for
+        no repetition. `fit_arguments` has `epochs / repeats` passes over the data, so that the number of steps is that
+        of the source, and `batch_size // repeats` examples in a batch.
       label_smoothing: of the loss.
       binary: True for one class against the rest, with targets of 0 and 1 for both classes of a mixed image; False
         for softmax cross-entropy.
@@ -130,8 +132,11 @@ class TrainingRecipe:
             "epochs": new_epochs,
             "batch_size": new_size,
             "learning_rate": self.learning_rate * larger ** _SCALING[self.scaling],
-            "schedule": _stretched(self.schedule, longer, new_epochs),
+            "schedule": _stretched(self.schedule, longer),
         }
+        if isinstance(self.schedule, schedules.WarmupCosine) and self.schedule.warmup_epochs is not None:
+            warmup = min(self.schedule.warmup_epochs, new_epochs / 10)
+            scaled["schedule"] = dataclasses.replace(self.schedule, warmup_epochs=warmup)
         if self.ema is not None:
             scaled["ema"] = 1 - min(1.0, (1 - self.ema) * larger / longer)
         return dataclasses.replace(self, **(scaled | changes))
@@ -167,7 +172,7 @@ class TrainingRecipe:
         """
         found = {
             "optimizer": self._optimizer(net),
-            "learning_rate": dataclasses.replace(self.schedule, peak=self.learning_rate),
+            "learning_rate": dataclasses.replace(self._schedule_of_passes(), peak=self.learning_rate),
             "loss": self._loss(),
             "augment": self._augmentations(),
             "ema": self.ema,
@@ -177,8 +182,16 @@ class TrainingRecipe:
         return found
 
     def fit_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `Model.fit`: epochs and batch size, without partial batches."""
-        return {"epochs": self.epochs, "batch_size": self.batch_size, "drop_remainder": True}
+        """Return the arguments of `Model.fit`: epochs and batch size, without partial batches; see `repeats`."""
+        epochs, examples = round(self.epochs / self.repeats), self.batch_size // self.repeats
+        return {"epochs": max(epochs, 1), "batch_size": max(examples, 1), "drop_remainder": True}
+
+    def _schedule_of_passes(self) -> schedules.Schedule:
+        """Return the schedule in passes over the data."""
+        schedule = _stretched(self.schedule, 1 / self.repeats)
+        if isinstance(schedule, schedules.WarmupCosine) and schedule.warmup_epochs is not None:
+            schedule = dataclasses.replace(schedule, warmup_epochs=schedule.warmup_epochs / self.repeats)
+        return schedule
 
     def _optimizer(self, net: Any) -> Any:
         decay = {"weight_decay": self.weight_decay}
@@ -207,7 +220,7 @@ class TrainingRecipe:
         return losses.CrossEntropy(label_smoothing=self.label_smoothing)
 
     def _augmentations(self) -> tuple[Augment, ...]:
-        found = list(self.augment)
+        found = [repeated_augmentation(self.repeats), *self.augment] if self.repeats > 1 else list(self.augment)
         if self.erasing:
             fill = tuple(255 * mean for mean in self.mean or (0.0,))  # zero after the normalization
             found.append(random_erasing(self.erasing, fill=fill))
@@ -224,10 +237,8 @@ def _sgd_with_decay_of_all(
     )
 
 
-def _stretched(schedule: schedules.Schedule, longer: float, epochs: int) -> schedules.Schedule:
-    """Return the schedule of a run that is `longer` times as long."""
+def _stretched(schedule: schedules.Schedule, longer: float) -> schedules.Schedule:
+    """Return the schedule whose drops come `longer` times as late."""
     if isinstance(schedule, schedules.Step) and schedule.at is not None:
         return dataclasses.replace(schedule, at=tuple(longer * epoch for epoch in schedule.at))
-    if isinstance(schedule, schedules.WarmupCosine) and schedule.warmup_epochs is not None:
-        return dataclasses.replace(schedule, warmup_epochs=min(schedule.warmup_epochs, epochs / 10))
     return schedule
