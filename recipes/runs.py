@@ -133,7 +133,7 @@ def differences(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
     (base,) = {recipe for recipe, _ in found if " + " not in recipe}
     compared = {
         **{recipe.partition(" + ")[2]: (recipe, "last epoch") for recipe, _ in found if recipe != base},
-        **{name.removeprefix("last epoch, "): (base, name) for recipe, name in found if recipe == base},
+        **{f"evaluation {name.removeprefix('last epoch, ')}": (base, name) for recipe, name in found if recipe == base},
     }
     plain = found[base, "last epoch"]
     changes = {}

@@ -105,6 +105,8 @@ def changes(rows: list[Row]) -> list[list[str]]:
 def page(folder: Path) -> str:
     """Return the page of a folder of results."""
     lines = [INTRO]
+    if not list(folder.glob("*.csv")):
+        lines += ["There are no results yet.", ""]
     for path in sorted(folder.glob("*.csv")):
         rows = read(path)
         check(path, rows)

@@ -58,7 +58,7 @@ def test_a_technique_is_compared_seed_by_seed() -> None:
     )
     page = make_results.page(folder)
     assert "| fast | erasing | some test | 4 | 2 | +1.00 ± 0.50 |" in page
-    assert "| fast | ema | some test | 4 | 3 | -1.00 ± 0.00 |" in page
+    assert "| fast | evaluation ema | some test | 4 | 3 | -1.00 ± 0.00 |" in page
 
 
 def test_a_run_that_the_file_has_twice_raises() -> None:
