@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs errors zoo words bench mutants audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs errors zoo words results bench mutants audit lock clean has-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -84,6 +84,9 @@ zoo: $(VENV)/dev.stamp  ## write docs/zoo.md: every network, its numbers, and th
 
 words: $(VENV)/dev.stamp  ## write the tables of docs/keras.md: words of other libraries, and their names in resfit
 	$(BIN)/python -m tests.make_words
+
+results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from results/*.csv, which the recipes write
+	$(BIN)/python -m tests.make_results
 
 bench:  ## compare resfit with other loops and libraries, in a separate environment (40 minutes; ARGS=--quick: a few)
 	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bench.stamp

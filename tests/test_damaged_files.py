@@ -17,9 +17,11 @@ from flax import nnx
 import resfit
 from resfit import weights
 from resfit.data.datasets.archives import cifar, idx
+from resfit.data.datasets.archives.urls import CIFAR_ARCHIVES
 from resfit.data.decode import decode
 from resfit.errors import ResfitError, WeightsError
 from resfit.weights import torch_files
+from tests.data.originals import python2_pickle
 from tests.helpers import TinyNet
 from tests.packages import package
 from tests.weights import fuzz
@@ -88,6 +90,14 @@ def archive() -> bytes:
     return stream.getvalue()
 
 
+_TWO_MEMBERS = CIFAR_ARCHIVES["cifar10"]._replace(parts={"train": ["a"], "test": ["b"]})
+
+
+def read_batch(path: Path) -> Any:
+    """Read one file of the unpacked Python archive of CIFAR."""
+    return cifar.read(path.parent, _TWO_MEMBERS._replace(parts={}, pickled={"train": [path.name]}))
+
+
 def picture(form: str) -> bytes:
     image = pytest.importorskip("PIL.Image", reason="needs the package pillow")
     stream = io.BytesIO()
@@ -116,7 +126,8 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[], bytes]]] = {
     "model.npz": (resfit.load_exported, golden("exported/module_of_ones_own.npz")),
     "images.idx": (idx.read, lambda: _IDX),
     "images.idx.gz": (idx.read, lambda: gzip.compress(_IDX)),
-    "cifar.tar.gz": (lambda path: cifar.read(path, {"train": ["a"], "test": ["b"]}, 1), archive),
+    "cifar.tar.gz": (lambda path: cifar.read(path, _TWO_MEMBERS), archive),
+    "cifar_batch": (read_batch, lambda: python2_pickle(np.zeros((1, 32, 32, 3), np.uint8), [3], "labels")),
     "image.png": (decode, lambda: picture("PNG")),
     "image.jpg": (decode, lambda: picture("JPEG")),
 }

@@ -19,6 +19,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import ModelCheckpoint
 from resfit.data.datasets.archives import cifar, idx
+from resfit.data.datasets.archives.urls import CIFAR_ARCHIVES
 from resfit.errors import CallbackError, DataError
 from resfit.trainer.checkpoint.packing import pack, unpack
 from resfit.trainer.checkpoint.store import CheckpointStore
@@ -27,6 +28,7 @@ from tests.golden import files
 from tests.helpers import PlainNet, assert_same, compiled, fit, images, labels
 
 ROOT = Path(__file__).parents[1]
+_ONE_MEMBER = CIFAR_ARCHIVES["cifar10"]._replace(parts={"train": ["part.bin"]})
 
 
 # --- no execution ------------------------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ def load_weight_files(folder: Path) -> None:
 
 
 def read_archive(folder: Path) -> None:
-    cifar.read(archive(folder / "a.tar.gz", {"part.bin": bytes(3073)}), {"train": ["part.bin"]}, 1)
+    cifar.read(archive(folder / "a.tar.gz", {"part.bin": bytes(3073)}), _ONE_MEMBER)
 
 
 LOADS: dict[str, Callable[[Path], Any]] = {
@@ -241,7 +243,7 @@ def test_an_archive_writes_no_files(name: str, tmp_path: Path) -> None:
     inside.mkdir()
     path = archive(inside / "a.tar.gz", {name: b"x", "part.bin": bytes(3073)})
     before = sorted(tmp_path.rglob("*"))
-    found = cifar.read(path, {"train": ["part.bin"]}, 1)
+    found = cifar.read(path, _ONE_MEMBER)
     assert found["train"][0].shape == (1, 32, 32, 3)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/tmp/outside.bin").exists()
@@ -251,7 +253,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(3073))
     path = archive(tmp_path / "a.tar.gz", {}, {"part.bin": str(tmp_path / "secret")})
     with pytest.raises(DataError, match=r"does not contain part\.bin"):
-        cifar.read(path, {"train": ["part.bin"]}, 1)
+        cifar.read(path, _ONE_MEMBER)
 
 
 def test_content_that_does_not_fit_into_memory_raises_before_it_is_unpacked(
@@ -259,7 +261,7 @@ def test_content_that_does_not_fit_into_memory_raises_before_it_is_unpacked(
 ) -> None:
     monkeypatch.setattr(cifar, "_LARGEST", 10_000)
     with pytest.raises(DataError, match=r"part\.bin with 30730 bytes\. Expected at most 10000"):
-        cifar.read(archive(tmp_path / "a.tar.gz", {"part.bin": bytes(30_730)}), {"train": ["part.bin"]}, 1)
+        cifar.read(archive(tmp_path / "a.tar.gz", {"part.bin": bytes(30_730)}), _ONE_MEMBER)
     monkeypatch.setattr(idx, "_LARGEST", 10_000)
     bomb = tmp_path / "images.gz"
     bomb.write_bytes(gzip.compress(b"\0\0\x08\x01" + (10**9).to_bytes(4) + bytes(1_000_000)))

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from resfit._utils.pickles import Placeholder, Storage, Tensor, read_pickle
 from resfit.errors import WeightsError
 from resfit.weights.layouts import Array
-from resfit.weights.pickles import Placeholder, Storage, Tensor, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the old form
 _PROTOCOL = 1001

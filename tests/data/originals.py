@@ -48,20 +48,47 @@ def write_tar(archive: Path, members: Mapping[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def write_cifar(folder: Path, classes: int, each: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Write the binary archive of CIFAR-10 or CIFAR-100 with `each` images per member; return the arrays by part."""
+def python2_pickle(images: np.ndarray, labels: list[int], key: str) -> bytes:
+    """Return a member of a Python archive of CIFAR: the instructions with which Python 2 wrote a dict with an array."""
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), int(np.prod(images.shape[1:])))
+
+    def text(content: bytes) -> bytes:
+        short = len(content) < 256
+        return (b"U" + bytes([len(content)]) if short else b"T" + len(content).to_bytes(4, "little")) + content
+
+    def integer(n: int) -> bytes:
+        return b"J" + n.to_bytes(4, "little", signed=True)
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + integer(0) + integer(1) + b"\x87R"
+    dtype += b"(" + integer(3) + text(b"|") + b"NNN" + integer(-1) + integer(-1) + integer(0) + b"tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + integer(0) + b"\x85" + text(b"b") + b"\x87R"
+    array += b"(" + integer(1) + integer(rows.shape[0]) + integer(rows.shape[1]) + b"\x86" + dtype
+    array += b"\x89" + text(rows.tobytes()) + b"tb"
+    classes = b"]q\x01(" + b"".join(map(integer, labels)) + b"e"
+    pairs = text(b"batch_label") + text(b"a batch") + text(key.encode()) + classes + text(b"data") + array
+    return b"\x80\x02}(" + pairs + b"u."
+
+
+def write_cifar(
+    folder: Path, classes: int, each: int = 20, *, python: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write an archive of CIFAR-10 or CIFAR-100 with `each` images per member; return the arrays by part."""
     rng = np.random.default_rng(classes)
     ten = classes == 10
-    root = "cifar-10-batches-bin" if ten else "cifar-100-binary"
-    trains = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
+    suffix = ("py" if python else "bin") if ten else ("python" if python else "binary")
+    root = f"cifar-{classes}-batches-{suffix}" if ten else f"cifar-{classes}-{suffix}"
+    trains = [f"data_batch_{i}" for i in range(1, 6)] if ten else ["train"]
     members, made = {"readme.html": b"<p>", f"{root}/names.txt": b"a\nb\n"}, []
-    for name in [*trains, "test_batch.bin" if ten else "test.bin"]:
+    for name in [*trains, "test_batch" if ten else "test"]:
         images = rng.integers(0, 256, (each, 32, 32, 3), np.uint8)
         fine = np.append(rng.integers(0, classes, each - 1), classes - 1).astype(np.uint8)
         labels = fine[:, None] if ten else np.stack([fine // 5, fine], axis=1)
-        members[f"{root}/{name}"] = cifar_bytes(images, labels)
+        if python:
+            members[f"{root}/{name}"] = python2_pickle(images, fine.tolist(), "labels" if ten else "fine_labels")
+        else:
+            members[f"{root}/{name}.bin"] = cifar_bytes(images, labels)
         made.append((images, fine))
-    write_tar(folder / f"cifar-{classes}-binary.tar.gz", members)
+    write_tar(folder / f"cifar-{classes}-{'python' if python else 'binary'}.tar.gz", members)
     return {
         "train": tuple(np.concatenate(arrays) for arrays in zip(*made[:-1], strict=True)),
         "test": made[-1],

@@ -1,5 +1,6 @@
 """The digits recipe runs in a separate process as for a new user, and reaches the accuracy that it states."""
 
+import csv
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +71,28 @@ def test_the_reloaded_model_has_the_accuracy_of_the_trained_one(short_run: tuple
     assert percent(r"loaded again: test accuracy (\d+\.\d+)%", text) == trained
     # Ten classes: after four epochs the model is not good, but far better than chance.
     assert trained > (50 if whole else 10)
+
+
+@pytest.mark.slow
+def test_each_split_is_trained_once_and_its_line_is_kept(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "ResNetSpec", lambda **spec: ResNetSpec(**spec | {"depths": (1, 1), "widths": (4, 8)}))
+    text = say(recipe, "--splits", "2", "--epochs", "2")
+    with Path("results/digits.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["seed"] for line in lines] == ["0", "1"]
+    for split, line in enumerate(lines):
+        found = percent(rf"Split {split}: test accuracy (\d+\.\d+)%", text)
+        assert found == pytest.approx(100 * float(line["accuracy"]), abs=0.006)
+    curves = Path("results/curves/digits.csv").read_text().splitlines()
+    assert len(curves) == 1 + 2 * 2
+    assert curves[1].count(",,") == 0, "the curve of the held-out images"
+    again = say(recipe, "--splits", "2", "--epochs", "2")
+    assert "Epoch" not in again
+    assert again.splitlines()[-1] == text.splitlines()[-1]
+
+
+def test_no_splits_raise(recipe: ModuleType) -> None:
+    assert "--splits 0" in say(recipe, "--splits", "0", status=2)
 
 
 @pytest.mark.exhaustive

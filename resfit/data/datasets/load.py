@@ -46,7 +46,8 @@ def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, 
 
     Args:
       name: the name of the dataset.
-      path: the folder of the original files, or the archive itself; None to download them. Only for the first four.
+      path: the folder of the original files; None to download them. For CIFAR also the binary archive or the archive
+        for Python, or the folder of one of them, unpacked or not. Only for the first four.
 
     Returns:
       (x_train, y_train), (x_test, y_test): images (examples, height, width, channels) uint8, and class numbers
@@ -105,10 +106,9 @@ def _idx(name: str, path: Path | None) -> tuple[Split, Split]:
 
 
 def _cifar(name: str, path: Path | None) -> tuple[Split, Split]:
-    remote, labels, parts = CIFAR_ARCHIVES[name]
-    archive = path if path is not None and path.is_file() else _locate(name, remote, path)
-    read = cifar.read(archive, parts, labels)
-    train, test = ((x, y[:, -1].astype(np.int32)) for x, y in (read["train"], read["test"]))
+    archive = CIFAR_ARCHIVES[name]
+    read = cifar.read(_locate(name, archive.remote, None) if path is None else path, archive)
+    train, test = ((x, y.astype(np.int32)) for x, y in (read["train"], read["test"]))
     return train, test
 
 

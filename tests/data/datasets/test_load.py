@@ -5,7 +5,9 @@ import gzip
 import hashlib
 import importlib
 import importlib.util
+import pickle
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,19 +68,85 @@ def test_idx_files_become_images_and_labels(
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("what", ["folder", "archive", "renamed archive"])
+@pytest.mark.parametrize("python", [False, True], ids=["binary", "python"])
+@pytest.mark.parametrize("what", ["folder", "archive", "renamed archive", "unpacked", "unpacked folder"])
 def test_cifar_archives_become_images_and_labels(
-    classes: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes: int, python: bool, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = originals.write_cifar(tmp_path, classes)
-    path = tmp_path if what == "folder" else tmp_path / f"cifar-{classes}-binary.tar.gz"
+    written = originals.write_cifar(tmp_path, classes, python=python)
+    (archive,) = tmp_path.iterdir()
+    path = tmp_path if what in ("folder", "unpacked") else archive
     if what == "renamed archive":
         path = path.rename(tmp_path / "mine.tgz")
+    if what.startswith("unpacked"):
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp_path, filter="data")
+        archive.unlink()
+        path = next(tmp_path.glob("cifar-*")) if what == "unpacked folder" else tmp_path
     expect(monkeypatch, f"cifar{classes}", len(written["train"][0]), 20, classes)
     for (x, y), part in zip(load(f"cifar{classes}", path), ("train", "test"), strict=True):
         np.testing.assert_array_equal(x, written[part][0])
         np.testing.assert_array_equal(y, written[part][1])
         assert (x.dtype, y.dtype) == (np.uint8, np.int32)
+        x[0] = 0  # a writable copy
+
+
+def test_the_binary_files_are_read_if_a_folder_has_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    originals.write_cifar(tmp_path, 10, python=True)
+    originals.write_cifar(tmp_path, 10, each=3)
+    expect(monkeypatch, "cifar10", 15, 3, 10)
+    assert load("cifar10", tmp_path)[0][0].shape == (15, 32, 32, 3)
+
+
+def _python_member(content: bytes) -> Callable[[Path], None]:
+    members = {f"cifar-10-batches-py/data_batch_{i}": content for i in range(1, 6)}
+    return lambda path: originals.write_tar(path, members | {"cifar-10-batches-py/test_batch": content})
+
+
+_IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_python_member(pickle.dumps(print)), "The file asks for builtins.print.*Expected the original file"),
+        (_python_member(originals.python2_pickle(_IMAGES, [1, 2], "labels")[:-9]), "is not a batch of the dataset"),
+        (_python_member(originals.python2_pickle(_IMAGES, [1, 2], "coarse_labels")), "one class number for each"),
+        (_python_member(originals.python2_pickle(_IMAGES, [1, 2, 3], "labels")), "one class number for each"),
+        (_python_member(originals.python2_pickle(_IMAGES, [1, 256], "labels")), "one class number for each"),
+        (_python_member(originals.python2_pickle(_IMAGES[:, :16], [1, 2], "labels")), "rows of 3072 pixels"),
+        (_python_member(originals.python2_pickle(_IMAGES[:0], [], "labels")), "rows of 3072 pixels"),
+        (_python_member(pickle.dumps({"data": [1], "labels": [1]})), "rows of 3072 pixels"),
+        (_python_member(pickle.dumps([1])), "rows of 3072 pixels"),
+        (
+            lambda path: originals.write_tar(path, {"cifar-10-batches-py/test_batch": b""}),
+            "does not contain cifar-10-batches-py/data_batch_1, .*5. Expected the binary or the Python version",
+        ),
+    ],
+    ids=[
+        "a function", "truncated", "other labels", "a label too many", "a label too large", "small images", "no images",
+        "no array", "a list", "a member",
+    ],
+)  # fmt: skip
+def test_damaged_python_archives_of_cifar_raise(
+    damage: Callable[[Path], Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect(monkeypatch, "cifar10", 10, 2, 3)
+    path = tmp_path / "cifar-10-python.tar.gz"
+    _python_member(originals.python2_pickle(_IMAGES, [1, 2], "labels"))(path)
+    load("cifar10", tmp_path)
+    damage(path)
+    with pytest.raises(DataError, match=message):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_folder_without_files_of_cifar_raises(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        DataError, match=r"is not a folder that contains cifar-10-binary\.tar\.gz, cifar-10-python\.tar"
+    ):
+        load("cifar10", tmp_path / name)
 
 
 @given(arrays(np.uint8, array_shapes(max_dims=4, max_side=5)))
@@ -94,9 +162,10 @@ def test_any_cifar_records_are_read_back(n: int, labels: int, seed: int) -> None
     images, classes = rng.integers(0, 256, (n, 32, 32, 3), np.uint8), rng.integers(0, 256, (n, labels), np.uint8)
     path = Path("file.tar.gz")
     originals.write_tar(path, {"./a": originals.cifar_bytes(images, classes)})
-    found = cifar.read(path, {"part": ["a"]}, labels)["part"]
+    archive = published.CIFAR_ARCHIVES["cifar10"]._replace(labels=labels, parts={"part": ["a"]})
+    found = cifar.read(path, archive)["part"]
     np.testing.assert_array_equal(found[0], images)
-    np.testing.assert_array_equal(found[1], classes)
+    np.testing.assert_array_equal(found[1], classes[:, -1])
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,23 @@ from resfit._utils.download import Remote
 
 
 class CifarArchive(NamedTuple):
-    """A binary archive of CIFAR.
+    """The two archives of a CIFAR dataset: the binary one, which resfit downloads, and the one for Python.
 
     Attributes:
-      remote: the archive.
-      labels: label bytes per record; the last one is the class.
-      parts: "train" and "test" -> the names of the members, in order.
+      remote: the binary archive.
+      labels: label bytes per binary record; the last one is the class.
+      parts: "train" and "test" -> the names of the binary members, in order.
+      python: the name of the archive for Python.
+      key: of the class numbers in a member for Python.
+      pickled: "train" and "test" -> the names of the members for Python, in order.
     """
 
     remote: Remote
     labels: int
     parts: Mapping[str, Sequence[str]]
+    python: str
+    key: str
+    pickled: Mapping[str, Sequence[str]]
 
 
 def _idx_files(folder: str, *files: tuple[str, int, str]) -> list[Remote]:
@@ -57,6 +63,12 @@ CIFAR_ARCHIVES = {
             "train": [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
             "test": ["cifar-10-batches-bin/test_batch.bin"],
         },
+        python="cifar-10-python.tar.gz",
+        key="labels",
+        pickled={
+            "train": [f"cifar-10-batches-py/data_batch_{i}" for i in range(1, 6)],
+            "test": ["cifar-10-batches-py/test_batch"],
+        },
     ),
     "cifar100": CifarArchive(
         Remote(
@@ -66,5 +78,8 @@ CIFAR_ARCHIVES = {
         ),
         labels=2,  # coarse and fine
         parts={"train": ["cifar-100-binary/train.bin"], "test": ["cifar-100-binary/test.bin"]},
+        python="cifar-100-python.tar.gz",
+        key="fine_labels",
+        pickled={"train": ["cifar-100-python/train"], "test": ["cifar-100-python/test"]},
     ),
 }

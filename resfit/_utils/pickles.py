@@ -1,4 +1,4 @@
-"""A safe reader for the pickles in PyTorch's files.
+"""A safe reader for the pickles in PyTorch's files and in the Python archives of CIFAR.
 
 `pickle` runs every function that a file names. This reader interprets the instructions of a pickle with its own table,
 on plain values: it never imports or calls anything that a file names. Names of classes and functions stay names. The
@@ -27,10 +27,16 @@ class Name(NamedTuple):
 
 
 class Placeholder:
-    """An inert stand-in for an object that only custom code could create."""
+    """An inert stand-in for an object that only custom code could create.
+
+    Attributes:
+        name: of the class or function that the file names.
+        state: the values with which the file would fill the object; None without.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.state: Any = None
 
     def __repr__(self) -> str:
         return f"<an object of {self.name}, not read>"
@@ -266,8 +272,10 @@ class _Machine:
         self._stack.append(_made(_named(module, name), tuple(self._since_mark())))
 
     def _build(self, _: Any) -> None:
-        """Drop the state of an object; dicts, tensors and placeholders do not need it."""
-        self._pop()
+        """Store the state of a placeholder as plain values; dicts and tensors do not need theirs."""
+        state = self._pop()
+        if isinstance(self._stack[-1], Placeholder):
+            self._stack[-1].state = state
 
     # --- storages
 
