@@ -95,21 +95,28 @@ class Ensemble:
 
         Args:
           optimizer: as in `Model.compile`, and so are `loss`, `metrics` and all other arguments. A `resfit.Each` has
-            one value for each member.
-          arguments: `learning_rate` and `seed` can be lists with one value for each member. `seed`, of the order of the
-            data and everything random in a step, is the member's own seed by default; a number gives all members the
-            same order.
+            one value for each member. Learning rates and weight decays differ without another compilation; members
+            with other values, such as losses or augmentations, have programs of their own.
+          arguments: `learning_rate`, `weight_decay` and `seed` can be lists with one value for each member. `seed`, of
+            the order of the data and everything random in a step, is the member's own seed by default; a number gives
+            all members the same order.
 
         Raises:
           ArgumentError: for another number of values than of members.
-          CompileError: as in `Model.compile`.
+          CompileError: as in `Model.compile`; with several processes, which would train different members.
         """
+        if jax.process_count() > 1:
+            raise CompileError(
+                f"Ensemble.compile was called in one of {jax.process_count()} processes. Expected a single process: "
+                "the members take turns in an order that differs between processes. Train a Model in a loop instead."
+            )
         given = {"optimizer": optimizer, "loss": loss, "metrics": metrics} | arguments
         if given.get("seed") is None:
             given["seed"] = self.seeds
-        self._compiled = for_members("compile", given, len(self.members))
-        for model, own in zip(self.members, self._compiled, strict=True):
+        each = for_members("compile", given, len(self.members))
+        for model, own in zip(self.members, each, strict=True):
             model.compile(**own)
+        self._compiled = each
 
     def fit(
         self,
@@ -205,8 +212,9 @@ class Ensemble:
     @property
     def _at_once(self) -> int:
         """The number of members that take steps at the same time: by the size of the network and the platform."""
-        alone = jax.default_backend() != "cpu" or jax.device_count() > 1
-        return 1 if alone or self.members[0].count_params() > SMALL else min(len(self.members), cores())
+        devices = self.members[0].snapshot().devices
+        small = self.members[0].count_params() <= SMALL
+        return min(len(self.members), cores()) if small and [one.platform for one in devices] == ["cpu"] else 1
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
