@@ -75,8 +75,8 @@ class Ensemble:
     def __init__(self, make: Callable[[int], Any], members: int | Iterable[int] = 5) -> None:
         if not callable(make) or isinstance(make, nnx.Module | Model):
             raise ArgumentError(
-                f"Ensemble got a {type(make).__name__} as make. Expected a function seed -> module, such as lambda seed: "
-                "resfit.create_model('resnet20', num_classes=10, rngs=seed)."
+                f"Ensemble got a {type(make).__name__} as make. Expected a function seed -> module, such as "
+                "lambda seed: resfit.create_model('resnet20', num_classes=10, rngs=seed)."
             )
         if isinstance(members, Iterable):
             self.seeds = [int_from(0, "each seed in members", seed, ArgumentError) for seed in members]
