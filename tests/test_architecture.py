@@ -52,6 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "augment", "backends", "callbacks", "data", "diagnostics", "export", "losses", "metrics", "optimizers",
         "preprocess", "schedules", "trainer", "transforms",
     },
+    # Several models, trained together.
+    "ensemble": {"callbacks", "data", "losses", "model", "trainer"},
     "distillation": {"losses", "model", "nets"},
     "testing": {"callbacks", "data", "model", "nets", "trainer"},
     # Tools that examine a model.
