@@ -52,6 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "distillation": {"losses", "model", "nets"},
     "testing": {"callbacks", "data", "model", "nets", "trainer"},
+    # An estimator of another library, around the model.
+    "sklearn": {"model", "weights"},
     # Tools that examine a model.
     "diagnostics": {"callbacks", "data", "losses", "model", "nets", "plots", "trainer"},
 }  # fmt: skip
