@@ -26,6 +26,7 @@ from resfit.diagnostics.grad_cam import grad_cam
 from resfit.diagnostics.lr_finder import find_learning_rate
 from resfit.diagnostics.recalibrate import recalibrate
 from resfit.distillation import Distiller
+from resfit.ensemble import Each, Ensemble
 from resfit.export.exported import load_exported
 from resfit.model import Model
 from resfit.nets import list_models
@@ -40,6 +41,8 @@ from_hub = Model.from_hub
 
 __all__ = [
     "Distiller",
+    "Each",
+    "Ensemble",
     "Model",
     "augment",
     "callbacks",

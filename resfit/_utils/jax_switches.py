@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from jax._src.config import StateContextManager, config_ext, config_states
 
 from resfit._utils.stopped import Stopped
 
@@ -105,6 +106,25 @@ def implicit_promotion() -> Iterator[None]:
     """Let code of other libraries promote dtypes and ranks, which `jax.numpy_dtype_promotion("strict")` refuses."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def of_this_thread() -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return a function that gives a context, for another thread, with the settings of JAX that this thread has.
+
+    JAX keeps what `jax.default_matmul_precision` and its other contexts set for the thread that entered them.
+    """
+    states = [(state, state.get_local()) for state in config_states.values()]
+    own = [(state, value) for state, value in states if value is not config_ext.unset]
+
+    def entered() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for state, value in own:
+            context = StateContextManager.__new__(StateContextManager)  # the constructor would parse the value again
+            context.state, context.new_val = state, value
+            stack.enter_context(context)
+        return stack
+
+    return entered
 
 
 def jit_disabled() -> bool:

@@ -22,6 +22,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 _replaced: list[dict[int, _Handler]] = []  # the handlers before each block that is open
 _forking = threading.local()
+_followed = threading.local()
 
 
 class Interrupt:
@@ -44,15 +45,17 @@ class Interrupt:
 def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
     """Hold back the first SIGINT inside the block, and note it in the yielded value. A no-op outside the main thread.
 
+    A thread inside `following` gets the interrupt that it follows.
+
     The end of the block raises the exception of the signal, if nothing raised it before.
 
     Args:
       terminating: hold back SIGTERM too, by which clusters announce that they will take a machine away.
     """
-    interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield getattr(_followed, "interrupt", None) or Interrupt()
         return
+    interrupt = Interrupt()
 
     def handle(number: int, frame: FrameType | None) -> None:
         interrupt.terminated = number == signal.SIGTERM
@@ -78,6 +81,16 @@ def at_batch_boundaries(terminating: bool = False) -> Iterator[Interrupt]:
             _replaced.remove(previous)
     if interrupt.requested:
         raise interrupt.exception()
+
+
+@contextlib.contextmanager
+def following(interrupt: Interrupt) -> Iterator[None]:
+    """Let the runs of this thread stop, inside the block, when the interrupt of another thread requests it."""
+    _followed.interrupt = interrupt
+    try:
+        yield
+    finally:
+        del _followed.interrupt
 
 
 def report(epoch: int, batch: int, folder: os.PathLike[str] | None, *, at_once: bool, lost: bool) -> None:

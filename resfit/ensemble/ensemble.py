@@ -1,0 +1,371 @@
+"""`Ensemble`: several networks that are trained together, with the methods of `Model`."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax import nnx
+
+from resfit import losses
+from resfit._utils.checks import int_from, positive_int
+from resfit._utils.jax_switches import of_this_thread
+from resfit._utils.paths import expand_user
+from resfit.callbacks import Callback
+from resfit.data import Geometry, as_batches
+from resfit.data.cores import cores
+from resfit.data.relabeled import relabeled
+from resfit.ensemble.display import Rows
+from resfit.ensemble.each import for_members
+from resfit.ensemble.folds import folded
+from resfit.ensemble.history import EnsembleHistory, stacked
+from resfit.ensemble.members import callbacks_of, check_distinct
+from resfit.ensemble.pace import Pace
+from resfit.ensemble.scores import Scores, scores
+from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
+from resfit.model import Model
+from resfit.trainer.arguments import listed
+from resfit.trainer.loop.callback_list import CallbackList
+from resfit.trainer.loop.interrupts import at_batch_boundaries
+
+SMALL = 2_000_000
+"""Parameters up to which several members are trained at the same time on a CPU."""
+
+
+class Ensemble:
+    """Networks of one architecture with different seeds, learning rates or data, trained together in one call.
+
+    The members run one compiled program. On a CPU, small networks take their steps at the same time, one on each core;
+    otherwise the members take turns, epoch by epoch. Each member computes what it would compute alone.
+
+    Args:
+      make: a function seed -> `nnx.Module`, or seed -> `Model` for a model with its own `compute_loss`.
+      members: the number of members, whose seeds are 0, 1, 2, ...; or a list of seeds.
+
+    Attributes:
+      members: the models. Each is an ordinary `Model`, which can be used alone too.
+      seeds: of the members.
+      history: the `EnsembleHistory` of the last `fit`, or None.
+      stop_training: set it to True to stop all members after this epoch.
+
+    Raises:
+      ArgumentError: if `make` is not a function, or for an impossible number of members.
+      ModuleError: if `make` returns one module twice, or no module.
+
+    Example:
+      >>> import numpy as np, resfit
+      >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+      >>> y = (x.mean(axis=(1, 2, 3)) > 0).astype("int32")
+      >>> def make(seed):
+      ...     return resfit.create_model("resnet20", num_classes=2, depths=(1,), widths=(4,), in_channels=1, rngs=seed)
+      >>> ensemble = Ensemble(make, members=3)
+      >>> ensemble.compile("sgd", learning_rate=0.1)
+      >>> history = ensemble.fit(x, y, epochs=2, verbose=0)
+      >>> history.history["loss"][-1].shape, history.mean["loss"].shape
+      ((3,), (2,))
+      >>> ensemble.predict(x).shape
+      (64, 2)
+    """
+
+    def __init__(self, make: Callable[[int], Any], members: int | Iterable[int] = 5) -> None:
+        if not callable(make) or isinstance(make, nnx.Module | Model):
+            raise ArgumentError(
+                f"Ensemble got make={make!r:.100}. Expected a function seed -> module, such as lambda seed: "
+                "resfit.create_model('resnet20', num_classes=10, rngs=seed)."
+            )
+        if isinstance(members, Iterable):
+            self.seeds = [int_from(0, "each seed in members", seed, ArgumentError) for seed in members]
+        else:
+            expected = "a positive number of members, or a list of seeds"
+            self.seeds = list(range(positive_int("members", members, ArgumentError, expected)))
+        if not self.seeds:
+            raise ArgumentError("Ensemble got members=[]. Expected at least one seed.")
+        made = [make(seed) for seed in self.seeds]
+        self.members: list[Model] = [one if isinstance(one, Model) else Model(one) for one in made]
+        check_distinct(self.members, self.seeds)
+        self.history: EnsembleHistory | None = None
+        self.stop_training = False
+        self._compiled: list[dict[str, Any]] = []
+
+    def compile(self, optimizer: Any = "sgd", loss: Any = "auto", metrics: Any = "auto", **arguments: Any) -> None:
+        """Configure the training of all members.
+
+        Args:
+          optimizer: as in `Model.compile`, and so are `loss`, `metrics` and all other arguments. A `resfit.Each` has
+            one value for each member.
+          arguments: `learning_rate` and `seed` can be lists with one value for each member. `seed`, of the order of the
+            data and everything random in a step, is the member's own seed by default; a number gives all members the
+            same order.
+
+        Raises:
+          ArgumentError: for another number of values than of members.
+          CompileError: as in `Model.compile`.
+        """
+        given = {"optimizer": optimizer, "loss": loss, "metrics": metrics} | arguments
+        if given.get("seed") is None:
+            given["seed"] = self.seeds
+        self._compiled = for_members("compile", given, len(self.members))
+        for model, own in zip(self.members, self._compiled, strict=True):
+            model.compile(**own)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: Any = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        *,
+        folds: int | None = None,
+        ensemble_callbacks: Callback | Iterable[Callback] | None = None,
+        **arguments: Any,
+    ) -> EnsembleHistory:
+        """Train all members.
+
+        Args:
+          x: as in `Model.fit`, and so are `y`, `batch_size`, `epochs` and all other arguments. A `resfit.Each` has one
+            value for each member.
+          verbose: 0 silent, otherwise one line per epoch with mean and standard error.
+          callbacks: for each member, which stops, keeps its best weights and resumes on its own: the callbacks are
+            copied for every member, and a `Checkpoint` gets one folder for each member inside its own. Or a function:
+            member number -> callbacks, for those that write files.
+          folds: number of parts of a cross-validation. Member i is validated on part i, and trained on the others.
+          ensemble_callbacks: callbacks of the whole ensemble, which is their `model`. Their hooks are on_train_begin,
+            on_epoch_begin, on_epoch_end and on_train_end. Logs hold an array for each name, with one value for each
+            member, and NaN for a member that had stopped. `model.members[i].stop_training = True` stops a member.
+          arguments: such as `validation_data`, `sample_weight` and `resume`.
+
+        Returns:
+          The `EnsembleHistory`, also kept as `ensemble.history`.
+
+        Raises:
+          NotCompiledError: before `compile`.
+          DataError: for folds of data that are not arrays, or together with validation data.
+          ArgumentError: for another number of values than of members.
+          Exception: the first one of a member; the others stop at their next batch.
+        """
+        if not self._compiled:
+            raise NotCompiledError("The ensemble was not compiled. Call ensemble.compile(...) before fit.")
+        given = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs} | arguments
+        if any(isinstance(value, Iterator) for value in (x, arguments.get("validation_data"))):
+            raise DataError(
+                "fit of an ensemble got an iterator, which only one member could read. Expected data that can be read "
+                "several times: arrays, a source of resfit.data, or a function that returns an iterator."
+            )
+        if folds is not None:
+            if given.get("validation_data") is not None or given.get("validation_split"):
+                raise DataError(
+                    f"fit got folds={folds} and other validation data. Expected one of them: each member is validated "
+                    "on its own fold."
+                )
+            given = {name: value for name, value in given.items() if name not in _DATA}
+        each = for_members("fit", given, len(self.members))
+        if folds is not None:
+            parts = folded(x, y, arguments.get("sample_weight"), folds, len(self.members))
+            each = [own | part for own, part in zip(each, parts, strict=True)]
+        own_callbacks = [callbacks_of(callbacks, i) for i in range(len(self.members))]
+        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if verbose else [])])
+
+    def _fit(
+        self, each: list[dict[str, Any]], callbacks: list[list[Callback]], together: list[Callback]
+    ) -> EnsembleHistory:
+        history = self.history = EnsembleHistory()
+        self.stop_training = False
+        params = {"verbose": 0, "epochs": each[0]["epochs"], "steps": None}
+        hooks = CallbackList(together, self, params)  # type: ignore[arg-type]  # the hooks know an ensemble
+
+        def tell(epoch: int, logs: dict[int, dict[str, Any]]) -> None:
+            values = stacked([logs.get(i, {}) for i in range(len(self.members))])
+            history.add(epoch, values)
+            hooks.fire("on_epoch_end", epoch, values)
+            if self.stop_training:
+                for model in self.members:
+                    model.stop_training = True
+
+        def fit_of(model: Model, arguments: dict[str, Any], own: list[Callback]) -> Callable[[Callback], Any]:
+            return lambda paced: model.fit(**arguments, verbose=0, callbacks=[*own, paced])
+
+        fits = [fit_of(*parts) for parts in zip(self.members, each, callbacks, strict=True)]
+        with at_batch_boundaries(terminating=True) as interrupt:
+            pace = Pace(
+                len(fits), self._at_once, interrupt, lambda epoch: hooks.fire("on_epoch_begin", epoch, {}), tell
+            )
+            hooks.fire("on_train_begin", {})
+            try:
+                pace.train(fits)
+            finally:
+                history.put([model.history for model in self.members if model.history is not None])
+                hooks.fire("on_train_end", {})
+        return history
+
+    @property
+    def _at_once(self) -> int:
+        """The number of members that take steps at the same time: by the size of the network and the platform."""
+        alone = jax.default_backend() != "cpu" or jax.device_count() > 1
+        return 1 if alone or self.members[0].count_params() > SMALL else min(len(self.members), cores())
+
+    # --- evaluation and prediction ------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, x: Any, y: Any = None, batch_size: int | None = None, sample_weight: Any = None, *, weights: str = "raw"
+    ) -> Scores:
+        """Return loss and metrics of the members, and of their mean prediction. Changes nothing.
+
+        The calibration error is added for a network of classes.
+
+        Args:
+          x: as in `Model.evaluate`, and so are all other arguments.
+
+        Raises:
+          NotCompiledError: before `compile`.
+          CompileError: for a model with its own `compute_loss`, of which the mean prediction has no loss.
+        """
+        if not self._compiled:
+            raise NotCompiledError("The ensemble was not compiled. Call ensemble.compile(...) before evaluate.")
+        first, given = self.members[0], self._compiled[0]
+        if type(first).compute_loss is not Model.compute_loss:
+            raise CompileError(
+                f"evaluate got members of the class {type(first).__name__}, which overrides compute_loss: the loss of "
+                "the mean prediction is unknown. Evaluate each one: [model.evaluate(x, y) for model in "
+                "ensemble.members]."
+            )
+        x = list(x) if isinstance(x, Iterator) else x
+        outputs = self.predict(x, batch_size, outputs="logits", weights=weights, members=True)
+        if not isinstance(outputs, np.ndarray):
+            raise DataError(
+                f"The members return {jax.tree.structure(outputs)}. Expected one array of outputs. Evaluate each "
+                "member: [model.evaluate(x, y) for model in ensemble.members]."
+            )
+        data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size))
+        batches = relabeled(data, first.class_names, "x", losses.ignore_index(losses.get(given["loss"])))
+        labels, row_weights = zip(*((batch.y, batch.weight) for batch in batches.epoch(0)), strict=True)
+        if labels[0] is None:
+            raise LabelError("There are no labels to evaluate on: got y=None. Pass y, or data with labels, as (x, y).")
+        return scores(
+            outputs, np.concatenate(labels), None if row_weights[0] is None else np.concatenate(row_weights),
+            loss=given["loss"], metrics=given["metrics"], multi_label=bool(first.multi_label),
+        )  # fmt: skip
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        *,
+        outputs: str = "probabilities",
+        weights: str = "raw",
+        members: bool = False,
+    ) -> Any:
+        """Return the prediction of the ensemble: the mean of the members' probabilities. Changes nothing.
+
+        Args:
+          x: as in `Model.predict`.
+          batch_size: as in `Model.predict`.
+          outputs: "probabilities"; "labels", those of the mean probabilities; or "logits", the mean of the outputs as
+            the modules return them, as for regression.
+          weights: "raw", as trained; "ema", averaged (see `Model.compile`).
+          members: True for the predictions of all members instead of the mean, with a first axis for the members. All
+            values of `outputs` of `Model.predict` are then possible.
+
+        Returns:
+          A NumPy array (examples, ...), or with `members` (members, examples, ...).
+
+        Raises:
+          CompileError: for unknown outputs, and for the mean of embeddings, which have no common coordinates.
+        """
+        if outputs == "embedding" and not members:
+            raise CompileError(
+                "predict got outputs='embedding', of which a mean has no meaning: each member has its own features. "
+                "Pass members=True for those of each member."
+            )
+        x = list(x) if isinstance(x, Iterator) else x
+        kind = "probabilities" if outputs == "labels" and not members else outputs
+        found = self._in_threads(lambda model: model.predict(x, batch_size, 0, outputs=kind, weights=weights))
+        every = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+        if members:
+            return every
+        mean = jax.tree.map(lambda array: array.mean(0, dtype=np.float32), every)
+        return jax.tree.map(self._labels, mean) if outputs == "labels" else mean
+
+    def _labels(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the labels of mean probabilities, as `Model.predict` returns them."""
+        finish = losses.each_label if self.members[0].multi_label else losses.class_numbers
+        return np.asarray(finish(probabilities - 0.5))  # for a finish, a logit above 0 is a probability above 1 / 2
+
+    def _in_threads(self, call: Callable[[Model], Any]) -> list[Any]:
+        """Return the results of a call for each member."""
+        settings = of_this_thread()
+
+        def one(model: Model) -> Any:
+            with settings():
+                return call(model)
+
+        first = call(self.members[0])  # alone: the others find its program
+        with ThreadPoolExecutor(self._at_once) as pool:
+            return [first, *pool.map(one, self.members[1:])]
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
+        """Write each member to a file of `Model.save` in a folder: member_0.safetensors and so on.
+
+        Args:
+          path: of the folder, which is created. It must not hold members of another ensemble.
+          weights: "raw", as trained; "ema", averaged (see `Model.compile`).
+
+        Raises:
+          SavedModelError: if the folder holds more members than this ensemble has.
+        """
+        folder = Path(expand_user(path))
+        there = _files(folder)
+        if len(there) > len(self.members):
+            raise SavedModelError(
+                f"{str(folder)!r} holds {len(there)} members, and this ensemble has {len(self.members)}: the others "
+                "would stay. Expected a folder without members of another ensemble. Pass a new folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, model in enumerate(self.members):
+            model.save(folder / f"member_{i}.safetensors", weights=weights)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], make: Callable[[int], Any] | None = None, preprocess: Any = None
+    ) -> Self:
+        """Read a folder of `save`.
+
+        Args:
+          path: of the folder.
+          make: as for `Ensemble`, to build modules that are not resfit's networks; these are rebuilt from the files.
+          preprocess: as for `Model.load`.
+
+        Returns:
+          An ensemble that can predict without `compile`, and can be compiled to train again. Its seeds are 0, 1, 2, ...
+
+        Raises:
+          SavedModelError: if the folder holds no members, or as in `Model.load`.
+        """
+        files = _files(Path(expand_user(path)))
+        if not files:
+            raise SavedModelError(
+                f"{str(path)!r} holds no file member_0.safetensors. Expected a folder of Ensemble.save. For a file of "
+                "Model.save use resfit.load."
+            )
+        modules = [None if make is None else make(i) for i in range(len(files))]
+        models = [Model.load(file, module, preprocess) for file, module in zip(files, modules, strict=True)]
+        return cls(models.__getitem__, members=len(models))
+
+    def __repr__(self) -> str:
+        compiled = "compiled" if self._compiled else "not compiled"
+        return f"<{type(self).__name__}: {len(self.members)} members, each {self.members[0]!r}, {compiled}>"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of the members in a folder, in order."""
+    numbers = sorted(int(file.stem.removeprefix("member_")) for file in folder.glob("member_[0-9]*.safetensors"))
+    return [folder / f"member_{number}.safetensors" for number in numbers]
+
+
+_DATA = ("x", "y", "sample_weight", "validation_data", "validation_split")

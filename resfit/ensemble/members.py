@@ -1,0 +1,65 @@
+"""The parts of an ensemble that belong to one member: its module and its callbacks."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from resfit.callbacks import Callback, Checkpoint, CSVLogger, ModelCheckpoint, Profiler
+from resfit.callbacks.loggers.metric_logger import MetricLogger
+from resfit.errors import CallbackError, ModuleError
+from resfit.model import Model
+from resfit.trainer.arguments import listed
+
+_WRITE_FILES = (ModelCheckpoint, CSVLogger, MetricLogger, Profiler)
+
+
+def check_distinct(models: Sequence[Model], seeds: Sequence[int]) -> None:
+    """Raise if two members have one module.
+
+    Raises:
+      ModuleError: with the seeds of both.
+    """
+    first: dict[int, int] = {}
+    for model, seed in zip(models, seeds, strict=True):
+        before = first.setdefault(id(model.module), seed)
+        if before is not seed:
+            raise ModuleError(
+                f"make({seed}) returned the module that make({before}) returned. Expected a new module in each call, "
+                "such as resfit.create_model('resnet20', num_classes=10, rngs=seed)."
+            )
+
+
+def callbacks_of(
+    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, number: int
+) -> list[Callback]:
+    """Return the callbacks of one member.
+
+    Args:
+      callbacks: copied for the member; a `Checkpoint` gets a folder of the member's own. Or a function: member number
+        -> callbacks.
+      number: of the member.
+
+    Raises:
+      CallbackError: if a callback cannot be copied, or would write the files of all members to one path.
+    """
+    if callable(callbacks) and not isinstance(callbacks, Callback | type):
+        return listed(callbacks(number))
+    return [_copied(one, number) for one in listed(callbacks)]  # type: ignore[arg-type]  # no function is left
+
+
+def _copied(callback: Any, number: int) -> Any:
+    if not isinstance(callback, Callback):
+        return callback  # `fit` raises for it
+    name = type(callback).__name__
+    function = f"Pass a function of the member's number: callbacks=lambda member: [{name}(...)]."
+    if isinstance(callback, _WRITE_FILES):
+        raise CallbackError(f"All members of the ensemble would write the files of one {name}. {function}")
+    try:
+        own = copy.deepcopy(callback)
+    except TypeError as error:
+        raise CallbackError(
+            f"{name} cannot be copied for each member of the ensemble: {error}. {function}"
+        ) from error
+    if isinstance(own, Checkpoint):
+        own.directory = own.directory / f"member_{number}"
+    return own

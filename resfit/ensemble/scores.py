@@ -1,0 +1,134 @@
+"""The metrics of the members of an ensemble, and of their mean."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from resfit import losses
+from resfit.callbacks.display.text import number
+from resfit.ensemble.history import mean, stacked, standard_error, texts
+from resfit.model import Model
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Scores:
+    """Loss and metrics on one dataset.
+
+    Attributes:
+      members: name -> (members, ...) values of the members.
+      ensemble: name -> value of the mean prediction of the members, see `combined`.
+
+    Example:
+      >>> scores = Scores({"accuracy": np.array([0.8, 0.9, 1.0])}, {"accuracy": 1.0})
+      >>> scores.mean["accuracy"].round(6), scores.standard_error["accuracy"].round(4)
+      (np.float64(0.9), np.float64(0.0577))
+      >>> scores
+                mean of 3 members  ensemble
+      accuracy    0.9000 ± 0.0577    1.0000
+    """
+
+    members: dict[str, np.ndarray]
+    ensemble: dict[str, Any]
+
+    @property
+    def mean(self) -> dict[str, np.ndarray]:
+        """The mean over the members, by name."""
+        return {name: mean(values) for name, values in self.members.items()}
+
+    @property
+    def standard_error(self) -> dict[str, np.ndarray]:
+        """The standard error of the mean, by name. NaN for a single member."""
+        return {name: standard_error(values) for name, values in self.members.items()}
+
+    def __repr__(self) -> str:
+        rows = [("", f"mean of {len(next(iter(self.members.values())))} members", "ensemble")]
+        for name, text in texts(self.members).items():
+            one = self.ensemble[name]
+            rows.append((name, text, number(name, float(one))))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([name.ljust(widths[0]), text.rjust(widths[1]), one.rjust(widths[2])]) for name, text, one in rows
+        )
+
+
+class Outputs(nnx.Module):
+    """A module that returns its inputs: outputs that are known already can be evaluated by a `Model`."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def scores(
+    outputs: np.ndarray, y: Any, sample_weight: Any, *, loss: Any, metrics: Any, multi_label: bool
+) -> Scores:
+    """Return the scores of known outputs.
+
+    Args:
+      outputs: (members, examples, ...).
+      y: labels.
+      sample_weight: of each example, or None.
+      loss: as in `Model.compile`.
+      metrics: as in `Model.compile`. The calibration error is added, where it is defined.
+      multi_label: True if every output is an independent label.
+    """
+    resolved = losses.get(loss)
+    by_class = not multi_label and is_of_classes(resolved, outputs, y)
+    model = Model(Outputs())
+    model.compile(loss=loss, metrics=_with_calibration(metrics) if by_class else metrics, preprocess=None)
+
+    def measured(one: np.ndarray) -> dict[str, Any]:
+        found: dict[str, Any] = model.evaluate(one, y, 256, 0, sample_weight, return_dict=True)
+        return found
+
+    together = combined(outputs, "labels" if multi_label else "classes" if by_class else "values")
+    return Scores(stacked(map(measured, outputs)), measured(together))
+
+
+def is_of_classes(loss: Any, outputs: np.ndarray, y: Any) -> bool:
+    """Return True if the outputs are the logits of one class for each example: by the loss, else by the labels."""
+    if losses.takes_labels(loss):
+        return True
+    if losses.multi_label(loss) is not None:  # a loss of resfit, for values or independent labels
+        return False
+    labels = np.asarray(y)
+    return labels.dtype.kind in "iub" and outputs.ndim - 1 > labels.ndim and outputs.shape[-1] > 1
+
+
+def combined(outputs: np.ndarray, kind: str) -> np.ndarray:
+    """Return the outputs whose probabilities are the mean probabilities of the members.
+
+    Args:
+      outputs: (members, examples, ...) logits.
+      kind: "classes", of one class for each example; "labels", of independent labels; or "values", which are averaged
+        themselves.
+
+    Returns:
+      (examples, ...) float32.
+
+    Example:
+      >>> p = np.array([[[0.9, 0.1]], [[0.5, 0.5]]])
+      >>> np.exp(combined(np.log(p), "classes")).round(6)
+      array([[0.7, 0.3]], dtype=float32)
+    """
+    z = np.asarray(outputs, np.float64)
+    if kind == "values":
+        return z.mean(0).astype(np.float32)
+    if kind == "labels" or z.shape[-1] == 1 or z.ndim == 2:
+        on, off = (np.logaddexp.reduce(-np.logaddexp(0, sign * z), axis=0) for sign in (-1, 1))
+        return (on - off).astype(np.float32)
+    logs = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    return (np.logaddexp.reduce(logs, axis=0) - np.log(len(z))).astype(np.float32)
+
+
+def _with_calibration(metrics: Any) -> Any:
+    """Return the metrics and the calibration error, by its name."""
+    name = "calibration_error"
+    if metrics is None:
+        return [name]
+    if isinstance(metrics, str):
+        return ["accuracy", name] if metrics == "auto" else [metrics, name]
+    if isinstance(metrics, dict):
+        return {name: name} | metrics
+    return [*metrics] if name in metrics else [*metrics, name]
