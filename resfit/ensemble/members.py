@@ -29,9 +29,7 @@ def check_distinct(models: Sequence[Model], seeds: Sequence[int]) -> None:
             )
 
 
-def callbacks_of(
-    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, number: int
-) -> list[Callback]:
+def callbacks_of(callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, number: int) -> list[Callback]:
     """Return the callbacks of one member.
 
     Args:
@@ -57,9 +55,7 @@ def _copied(callback: Any, number: int) -> Any:
     try:
         own = copy.deepcopy(callback)
     except TypeError as error:
-        raise CallbackError(
-            f"{name} cannot be copied for each member of the ensemble: {error}. {function}"
-        ) from error
+        raise CallbackError(f"{name} cannot be copied for each member of the ensemble: {error}. {function}") from error
     if isinstance(own, Checkpoint):
         own.directory = own.directory / f"member_{number}"
     return own

@@ -60,9 +60,7 @@ class Outputs(nnx.Module):
         return x
 
 
-def scores(
-    outputs: np.ndarray, y: Any, sample_weight: Any, *, loss: Any, metrics: Any, multi_label: bool
-) -> Scores:
+def scores(outputs: np.ndarray, y: Any, sample_weight: Any, *, loss: Any, metrics: Any, multi_label: bool) -> Scores:
     """Return the scores of known outputs.
 
     Args:

@@ -62,7 +62,7 @@ class Compiled:
 
     def named(self) -> dict[str, str | None]:
         """Return optimizer, loss and augmentation as text, as `compile` got them."""
-        return {name: _name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
+        return {name: argument_name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
 
     def described(self, batch_size: int) -> str:
         """Describe the steps in one line, for the log of a `fit`."""
@@ -186,14 +186,14 @@ def _metrics(given: Any, loss: losses.Loss, num_classes: int | None, learned: Le
     return metrics_.collection(found, multi_label=bool(several), ignore_index=losses.ignore_index(loss))
 
 
-def _name(given: Any) -> str | None:
+def argument_name(given: Any) -> str | None:
     """Return the name of an argument; for an object without one that of its class, never an address."""
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, Mapping):
-        return ", ".join(f"{key}: {_name(value)}" for key, value in given.items())
+        return ", ".join(f"{key}: {argument_name(value)}" for key, value in given.items())
     if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
-        return ", ".join(str(_name(one)) for one in given)
+        return ", ".join(str(argument_name(one)) for one in given)
     if isinstance(given, optax.GradientTransformation):
         return "optax.GradientTransformation"
     text = repr(given)
