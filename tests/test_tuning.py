@@ -280,7 +280,7 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
         (
             {"space": {"weight_decay": [0.1]}, "compile_arguments": {"optimizer": optax.adamw, "learning_rate": 0.1}},
             errors.CompileError,
-            "no weight_decay",
+            "optimizer=<function adamw>|optimizer=adamw",
         ),
         ({"space": {"label_smoothing": [1.0]}}, errors.CompileError, "below 1"),
         ({"space": {"label_smoothing": [0.1]}, "data": [(1, 2)]}, errors.DataError, "class numbers"),

@@ -13,6 +13,7 @@ from resfit import optimizers
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError
 from resfit.model import Model
+from resfit.trainer.compiled import argument_name
 
 Point = dict[str, Any]
 """Name -> value."""
@@ -120,8 +121,8 @@ def _with_decay(optimizer: Any) -> optax.GradientTransformation:
         if optimizers.index_of_rate(made.init({"kernel": jnp.zeros((1, 1))}), name=DECAY) is not None:
             return made
     raise CompileError(
-        f"search got {DECAY!r} in space and optimizer={optimizer!r}. Expected 'sgd', 'adamw', 'lamb', 'lars', 'rmsprop', "
-        "or one of these functions of resfit.optimizers."
+        f"search got {DECAY!r} in space and optimizer={argument_name(optimizer)}. Expected 'sgd', 'adamw', 'lamb', "
+        "'lars', 'rmsprop', or one of these functions of resfit.optimizers."
     )
 
 
