@@ -71,6 +71,7 @@ class Model(HubModel):
         *,
         loss_weights: Mapping[str, float] | Sequence[float] | None = None,
         learning_rate: optimizers.LearningRate | str | schedules.Schedule | None = None,
+        weight_decay: float | None = None,
         seed: int = 0,
         preprocess: str | preprocess_.Preprocess | None = "auto",
         augment: augment_.AugmentArgument = None,
@@ -95,6 +96,7 @@ class Model(HubModel):
             "warmup_cosine", "step", "one_cycle", "linear") or from `resfit.schedules`, which spans the epochs of each
             `fit`; or a function step -> number, whose steps count from `compile`, or from `initial_epoch` of the first
             `fit`. Defaults: sgd 0.1; adam, adamw, rmsprop 0.001; lamb 0.005; lars 1.
+          weight_decay: of a named optimizer, on kernels; another value compiles nothing again. None for its default.
           loss: "auto" reads the labels: class numbers, one-hot and soft targets give softmax cross-entropy, a single
             output sigmoid cross-entropy, also of pixels; anything ambiguous raises. Or a name; or a function of
             (logits, labels), or of (y_true, y_pred): one value per example. Reported is sum(weight * loss) / examples.
@@ -139,11 +141,11 @@ class Model(HubModel):
                 "model.learning_rate, or stop with model.stop_training = True, compile, and call fit again."
             )
         config = CompileConfig(
-            optimizer=optimizer, learning_rate=learning_rate, loss=loss, metrics=metrics, loss_weights=loss_weights,
-            seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
+            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, loss=loss, metrics=metrics,
+            loss_weights=loss_weights, seed=seed, preprocess=preprocess, augment=augment, ema=ema, precision=precision,
             gradient_accumulation_steps=gradient_accumulation_steps, steps_per_execution=steps_per_execution,
-            batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile),
-            compiler_options=compiler_options or {}, cpu_kernels=cpu_kernels, replace_preprocess=replace_preprocess,
+            batch_norm=batch_norm, dispatch=dispatch_of(dispatch, run_eagerly, jit_compile), cpu_kernels=cpu_kernels,
+            compiler_options=compiler_options or {}, replace_preprocess=replace_preprocess,
         )  # fmt: skip
         self._compile(config, self._freeze)
 

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "distillation": {"losses", "model", "nets"},
     "testing": {"callbacks", "data", "model", "nets", "trainer"},
-    "tuning": {"callbacks", "data", "ensemble", "model", "optimizers", "plots", "schedules", "trainer"},
+    "tuning": {"callbacks", "data", "ensemble", "losses", "model", "plots", "schedules", "trainer"},
     # An estimator of another library, around the model.
     "sklearn": {"model", "weights"},
     # Tools that examine a model.

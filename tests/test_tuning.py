@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.stats
 from flax import nnx
@@ -272,16 +269,6 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
         ({"monitor": "val_auc"}, errors.DataError, "val_accuracy"),
         ({"space": {"weight_decay": [-1]}}, errors.CompileError, "0 or more"),
         ({"space": {"weight_decay": [0.1], "optimizer": ["adam"]}}, errors.CompileError, "adamw"),
-        (
-            {"space": {"weight_decay": [0.1], "optimizer": [resfit.optimizers.adamw]}},
-            errors.CompileError,
-            "learning_rate",
-        ),
-        (
-            {"space": {"weight_decay": [0.1]}, "compile_arguments": {"optimizer": optax.adamw, "learning_rate": 0.1}},
-            errors.CompileError,
-            "optimizer=<function adamw>|optimizer=adamw",
-        ),
         ({"space": {"label_smoothing": [1.0]}}, errors.CompileError, "below 1"),
         ({"space": {"label_smoothing": [0.1]}, "data": [(1, 2)]}, errors.DataError, "class numbers"),
     ],
@@ -299,29 +286,6 @@ def test_another_search_in_the_folder_raises_with_the_difference() -> None:
             searched({"learning_rate": [0.1]}, folder="run", **arguments)
     with pytest.raises(errors.ResumeError, match="points"):
         searched({"learning_rate": [0.2]}, folder="run")
-
-
-# --- weight decay in the state of an optimizer ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop", "lars", "lamb"])
-def test_a_weight_decay_that_is_an_array_is_set_without_another_program(name: str) -> None:
-    make_optimizer = getattr(resfit.optimizers, name)
-    params = {"kernel": jnp.arange(1.0, 5.0).reshape(2, 2), "bias": jnp.ones(2)}
-    gradients = jax.tree.map(lambda value: 1 / value, params)
-
-    def updates(decay: Any) -> Any:
-        optimizer = make_optimizer(0.1, weight_decay=decay)
-        return optimizer.update(gradients, optimizer.init(params), params)[0]
-
-    expected, none = updates(0.3), updates(0.0)
-    np.testing.assert_array_equal(updates(jnp.float32(0.3))["kernel"], expected["kernel"])
-    assert (none["kernel"] != expected["kernel"]).any()
-
-    model = resfit.Model(make(0))
-    model.compile(functools.partial(make_optimizer, weight_decay=0.3), learning_rate=0.1)
-    with pytest.raises(errors.CompileError, match="jnp.float32"):
-        model._context.state.set_hyperparameter("weight_decay", 0.1)
 
 
 def test_early_stopping_ends_a_trial() -> None:

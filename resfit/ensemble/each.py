@@ -7,7 +7,7 @@ import numpy as np
 
 from resfit.errors import ArgumentError
 
-_LISTS = ("learning_rate", "seed")  # arguments of `compile` that are no sequences for a single model
+_LISTS = ("learning_rate", "weight_decay", "seed")  # arguments of `compile` that are no sequences for a single model
 
 
 class Each:

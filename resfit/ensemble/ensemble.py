@@ -14,7 +14,7 @@ from resfit import losses
 from resfit._utils.checks import int_from, positive_int
 from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.paths import expand_user
-from resfit.callbacks import Callback
+from resfit.callbacks import Callback, History
 from resfit.data import Geometry, as_batches
 from resfit.data.cores import cores
 from resfit.data.relabeled import relabeled
@@ -22,7 +22,7 @@ from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
-from resfit.ensemble.members import callbacks_of, check_distinct
+from resfit.ensemble.members import callbacks_of, check_distinct, check_shared
 from resfit.ensemble.pace import Pace
 from resfit.ensemble.scores import Scores, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
@@ -94,22 +94,31 @@ class Ensemble:
         """Configure the training of all members.
 
         Args:
-          optimizer: as in `Model.compile`, and so are `loss`, `metrics` and all other arguments. A `resfit.Each` has
-            one value for each member.
-          arguments: `learning_rate` and `seed` can be lists with one value for each member. `seed`, of the order of the
-            data and everything random in a step, is the member's own seed by default; a number gives all members the
-            same order.
+          optimizer: as in `Model.compile`, and so are all other arguments. A `resfit.Each` has one value for each
+            member. Learning rates, weight decays and seeds differ without another compilation; members with other
+            losses, augmentations or optimizers have programs of their own.
+          loss: as in `Model.compile`.
+          metrics: as in `Model.compile`.
+          arguments: `learning_rate`, `weight_decay` and `seed` can be lists with one value for each member. `seed`, of
+            the order of the data and everything random in a step, is the member's own seed by default; a number gives
+            all members the same order.
 
         Raises:
           ArgumentError: for another number of values than of members.
-          CompileError: as in `Model.compile`.
+          CompileError: as in `Model.compile`; with several processes, which would train different members.
         """
+        if jax.process_count() > 1:
+            raise CompileError(
+                f"Ensemble.compile was called in one of {jax.process_count()} processes. Expected a single process: "
+                "the members take turns in an order that differs between processes. Train a Model in a loop instead."
+            )
         given = {"optimizer": optimizer, "loss": loss, "metrics": metrics} | arguments
         if given.get("seed") is None:
             given["seed"] = self.seeds
-        self._compiled = for_members("compile", given, len(self.members))
-        for model, own in zip(self.members, self._compiled, strict=True):
+        each = for_members("compile", given, len(self.members))
+        for model, own in zip(self.members, each, strict=True):
             model.compile(**own)
+        self._compiled = each
 
     def fit(
         self,
@@ -127,8 +136,10 @@ class Ensemble:
         """Train all members.
 
         Args:
-          x: as in `Model.fit`, and so are `y`, `batch_size`, `epochs` and all other arguments. A `resfit.Each` has one
-            value for each member.
+          x: as in `Model.fit`, and so are all other arguments. A `resfit.Each` has one value for each member.
+          y: as in `Model.fit`.
+          batch_size: as in `Model.fit`.
+          epochs: as in `Model.fit`.
           verbose: 0 silent, otherwise one line per epoch with mean and standard error.
           callbacks: for each member, which stops, keeps its best weights and resumes on its own: the callbacks are
             copied for every member, and a `Checkpoint` gets one folder for each member inside its own. Or a function:
@@ -151,11 +162,8 @@ class Ensemble:
         if not self._compiled:
             raise NotCompiledError("The ensemble was not compiled. Call ensemble.compile(...) before fit.")
         given = {"x": x, "y": y, "batch_size": batch_size, "epochs": epochs} | arguments
-        if any(isinstance(value, Iterator) for value in (x, arguments.get("validation_data"))):
-            raise DataError(
-                "fit of an ensemble got an iterator, which only one member could read. Expected data that can be read "
-                "several times: arrays, a source of resfit.data, or a function that returns an iterator."
-            )
+        for name in ("x", "validation_data"):
+            check_shared(name, given.get(name))
         if folds is not None:
             if given.get("validation_data") is not None or given.get("validation_split"):
                 raise DataError(
@@ -175,7 +183,7 @@ class Ensemble:
     ) -> EnsembleHistory:
         history = self.history = EnsembleHistory()
         self.stop_training = False
-        params = {"verbose": 0, "epochs": each[0]["epochs"], "steps": None}
+        params = {"verbose": 0, "epochs": max(own["epochs"] for own in each), "steps": None}
         hooks = CallbackList(together, self, params)  # type: ignore[arg-type]  # the hooks know an ensemble
 
         def tell(epoch: int, logs: dict[int, dict[str, Any]]) -> None:
@@ -198,15 +206,16 @@ class Ensemble:
             try:
                 pace.train(fits)
             finally:
-                history.put([model.history for model in self.members if model.history is not None])
+                history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})
         return history
 
     @property
     def _at_once(self) -> int:
         """The number of members that take steps at the same time: by the size of the network and the platform."""
-        alone = jax.default_backend() != "cpu" or jax.device_count() > 1
-        return 1 if alone or self.members[0].count_params() > SMALL else min(len(self.members), cores())
+        devices = self.members[0].snapshot().devices
+        small = self.members[0].count_params() <= SMALL
+        return min(len(self.members), cores()) if small and [one.platform for one in devices] == ["cpu"] else 1
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
@@ -218,7 +227,11 @@ class Ensemble:
         The calibration error is added for a network of classes.
 
         Args:
-          x: as in `Model.evaluate`, and so are all other arguments.
+          x: as in `Model.evaluate`.
+          y: as in `Model.evaluate`.
+          batch_size: as in `Model.evaluate`.
+          sample_weight: as in `Model.evaluate`.
+          weights: as in `Model.evaluate`.
 
         Raises:
           NotCompiledError: before `compile`.
@@ -233,7 +246,7 @@ class Ensemble:
                 "the mean prediction is unknown. Evaluate each one: [model.evaluate(x, y) for model in "
                 "ensemble.members]."
             )
-        x = list(x) if isinstance(x, Iterator) else x
+        x = _read(x)
         outputs = self.predict(x, batch_size, outputs="logits", weights=weights, members=True)
         if not isinstance(outputs, np.ndarray):
             raise DataError(
@@ -281,7 +294,7 @@ class Ensemble:
                 "predict got outputs='embedding', of which a mean has no meaning: each member has its own features. "
                 "Pass members=True for those of each member."
             )
-        x = list(x) if isinstance(x, Iterator) else x
+        x = _read(x)
         kind = "probabilities" if outputs == "labels" and not members else outputs
         found = self._in_threads(lambda model: model.predict(x, batch_size, 0, outputs=kind, weights=weights))
         every = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
@@ -360,6 +373,14 @@ class Ensemble:
     def __repr__(self) -> str:
         compiled = "compiled" if self._compiled else "not compiled"
         return f"<{type(self).__name__}: {len(self.members)} members, each {self.members[0]!r}, {compiled}>"
+
+
+def _read(x: Any) -> Any:
+    """Return data that several members can read: the batches of an iterator are kept in memory."""
+    if not isinstance(x, Iterator):
+        return x
+    batches = list(x)
+    return lambda: iter(batches)
 
 
 def _files(folder: Path) -> list[Path]:

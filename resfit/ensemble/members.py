@@ -6,7 +6,9 @@ from typing import Any
 
 from resfit.callbacks import Callback, Checkpoint, CSVLogger, ModelCheckpoint, Profiler
 from resfit.callbacks.loggers.metric_logger import MetricLogger
-from resfit.errors import CallbackError, ModuleError
+from resfit.data.choose import adapted, in_memory, is_source
+from resfit.ensemble.each import Each
+from resfit.errors import CallbackError, DataError, ModuleError
 from resfit.model import Model
 from resfit.trainer.arguments import listed
 
@@ -27,6 +29,25 @@ def check_distinct(models: Sequence[Model], seeds: Sequence[int]) -> None:
                 f"make({seed}) returned the module that make({before}) returned. Expected a new module in each call, "
                 "such as resfit.create_model('resnet20', num_classes=10, rngs=seed)."
             )
+
+
+def check_shared(name: str, data: Any) -> None:
+    """Raise if several members cannot read one object of data, because a read changes it.
+
+    Args:
+      name: of the argument, for the message.
+      data: the argument of `fit`; an `Each` has one object for each member.
+
+    Raises:
+      DataError: for an iterator, a loader, and a dataset that keeps its own position.
+    """
+    if data is None or isinstance(data, Each | list) or in_memory(data) or callable(data) or is_source(adapted(data)):
+        return
+    raise DataError(
+        f"{name} is one {type(data).__name__} for all members of the ensemble, which read it together. Expected "
+        "arrays, a source of resfit.data, or a function that returns a new iterator. For one object for each member "
+        f"pass {name}=resfit.Each([...])."
+    )
 
 
 def callbacks_of(callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, number: int) -> list[Callback]:

@@ -4,7 +4,6 @@ The members run the same compiled program. A step of a small network occupies li
 several members take their steps at the same time. Nothing that a member computes depends on the others.
 """
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence

@@ -112,12 +112,14 @@ def combined(outputs: np.ndarray, kind: str) -> np.ndarray:
     """
     z = np.asarray(outputs, np.float64)
     if kind == "values":
-        return z.mean(0).astype(np.float32)
-    if kind == "labels" or z.shape[-1] == 1 or z.ndim == 2:
+        found = z.mean(0)
+    elif kind == "labels" or z.shape[-1] == 1 or z.ndim == 2:
         on, off = (np.logaddexp.reduce(-np.logaddexp(0, sign * z), axis=0) for sign in (-1, 1))
-        return (on - off).astype(np.float32)
-    logs = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
-    return (np.logaddexp.reduce(logs, axis=0) - np.log(len(z))).astype(np.float32)
+        found = on - off
+    else:
+        logs = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
+        found = np.logaddexp.reduce(logs, axis=0) - np.log(len(z))
+    return np.asarray(found, np.float32)
 
 
 def _with_calibration(metrics: Any) -> Any:

@@ -12,38 +12,23 @@ LearningRate = float | Callable[[Any], Any]
 """A number or a schedule (step -> number)."""
 
 
-def with_rate(
-    factory: Callable[..., optax.GradientTransformation],
-    rate: LearningRate,
-    weight_decay: float | jax.Array | None = None,
-) -> optax.GradientTransformation:
-    """Return the optimizer of a factory, with its learning rate as a float32 array in the state.
-
-    Args:
-      factory: a function learning rate -> optimizer; with a weight decay, (learning rate, weight decay) -> optimizer.
-      rate: the learning rate.
-      weight_decay: a number; or an array, which is also kept in the state.
-    """
-    arrays = {"learning_rate": rate if callable(rate) else jnp.asarray(rate, jnp.float32)}
-    make = factory
-    if isinstance(weight_decay, jax.Array):
-        arrays["weight_decay"] = weight_decay
-    elif weight_decay is not None:
-        make = lambda learning_rate: factory(learning_rate, weight_decay)  # noqa: E731
+def with_rate(factory: Callable[..., optax.GradientTransformation], rate: LearningRate) -> optax.GradientTransformation:
+    """Return the optimizer of a factory, with its learning rate as a float32 array in the state."""
     # optax follows a schedule that is passed to the optimizer, at any place in a chain.
-    inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
-    transformation: optax.GradientTransformation = inject(**arrays)
+    inject = optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)
+    transformation: optax.GradientTransformation = inject(
+        learning_rate=rate if callable(rate) else jnp.asarray(rate, jnp.float32)
+    )
     return transformation
 
 
-def index_of_rate(state: Any, *, by_schedule: bool = False, name: str = "learning_rate") -> int | None:
+def index_of_rate(state: Any, *, by_schedule: bool = False) -> int | None:
     """Return the number of the leaf that holds the learning rate, or None if there is not exactly one.
 
     Args:
       state: of an optimizer.
       by_schedule: False for a learning rate that can be set; True for one that optax computes from a schedule at every
         update, which can be read.
-      name: "learning_rate", or "weight_decay" for a weight decay that was passed as an array.
 
     Example:
       >>> from resfit.optimizers import sgd
@@ -60,9 +45,9 @@ def index_of_rate(state: Any, *, by_schedule: bool = False, name: str = "learnin
 
     def visit(node: Any) -> None:
         if injected(node):
-            scheduled = name in getattr(node, "hyperparams_states", ())
-            if name in node.hyperparams and scheduled == by_schedule:
-                found.append(node.hyperparams[name])
+            scheduled = "learning_rate" in getattr(node, "hyperparams_states", ())
+            if "learning_rate" in node.hyperparams and scheduled == by_schedule:
+                found.append(node.hyperparams["learning_rate"])
             # A nested chain can hold another learning rate.
             functools.reduce(lambda _, child: visit(child), jax.tree.leaves(node.inner_state, is_leaf=injected), None)
 

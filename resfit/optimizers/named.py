@@ -1,6 +1,5 @@
 """The optimizers with a name: those of optax, with weight decay and trust ratios only on kernels."""
 
-import jax
 import optax
 
 from resfit.optimizers.injected_learning_rate import LearningRate, with_rate
@@ -8,7 +7,7 @@ from resfit.optimizers.masks import no_decay_on_norms_and_biases
 
 
 def sgd(
-    learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float | jax.Array = 0.0
+    learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """Return SGD with Nesterov momentum and weight decay.
 
@@ -18,8 +17,7 @@ def sgd(
       learning_rate: a number or a schedule (step -> number).
       momentum: the momentum coefficient.
       nesterov: if True, use Nesterov momentum.
-      weight_decay: the coefficient of weight decay. A JAX array is kept in the state of the optimizer, so that another
-        value needs no other program.
+      weight_decay: the coefficient of weight decay.
 
     Example:
       >>> import optax
@@ -32,12 +30,11 @@ def sgd(
       Array(0.05, dtype=float32)
     """
     return with_rate(
-        lambda learning_rate, weight_decay: optax.chain(
+        lambda learning_rate: optax.chain(
             optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
             optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
         ),
         learning_rate,
-        weight_decay,
     )
 
 
@@ -53,12 +50,7 @@ def adam(
 
 
 def adamw(
-    learning_rate: LearningRate,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float | jax.Array = 0.05,
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.05
 ) -> optax.GradientTransformation:
     """Return AdamW (arXiv 1711.05101), with decoupled weight decay only on kernels.
 
@@ -66,11 +58,10 @@ def adamw(
       >>> optimizer = adamw(1e-3, weight_decay=0.01)
     """
     return with_rate(
-        lambda learning_rate, weight_decay: optax.adamw(
+        lambda learning_rate: optax.adamw(
             learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=no_decay_on_norms_and_biases
         ),
         learning_rate,
-        weight_decay,
     )
 
 
@@ -81,7 +72,7 @@ def rmsprop(
     momentum: float = 0.0,
     eps: float = 1e-7,
     centered: bool = False,
-    weight_decay: float | jax.Array = 0.0,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """Return RMSProp (Hinton, lecture 6e) with Keras's defaults.
 
@@ -93,27 +84,22 @@ def rmsprop(
       momentum: the momentum coefficient; 0 for no momentum.
       eps: a number added to the running mean under the square root, as in TensorFlow. PyTorch adds it to the root.
       centered: if True, subtract the squared mean of the gradients.
-      weight_decay: the coefficient of weight decay; see `sgd`.
+      weight_decay: the coefficient of weight decay.
 
     Example:
       >>> optimizer = rmsprop(1e-3, momentum=0.9)
     """
     return with_rate(
-        lambda learning_rate, weight_decay: optax.chain(
+        lambda learning_rate: optax.chain(
             optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
             optax.rmsprop(learning_rate, decay=decay, eps=eps, centered=centered, momentum=momentum or None),
         ),
         learning_rate,
-        weight_decay,
     )
 
 
 def lars(
-    learning_rate: LearningRate,
-    *,
-    momentum: float = 0.9,
-    weight_decay: float | jax.Array = 1e-4,
-    trust_coefficient: float = 0.001,
+    learning_rate: LearningRate, *, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001
 ) -> optax.GradientTransformation:
     """Return LARS (arXiv 1708.03888), SGD for large batches: the step of a kernel is in proportion to its norm.
 
@@ -122,7 +108,7 @@ def lars(
     Args:
       learning_rate: a number or a schedule (step -> number). Use values near 1, with a warm-up.
       momentum: the momentum coefficient.
-      weight_decay: the coefficient of weight decay, which is added to the gradient; see `sgd`.
+      weight_decay: the coefficient of weight decay, which is added to the gradient.
       trust_coefficient: the size of a kernel's step as a share of its norm, for a learning rate of 1.
 
     Example:
@@ -133,7 +119,7 @@ def lars(
       0.001
     """
     return with_rate(
-        lambda learning_rate, weight_decay: optax.lars(
+        lambda learning_rate: optax.lars(
             learning_rate,
             weight_decay=weight_decay,
             weight_decay_mask=no_decay_on_norms_and_biases,
@@ -142,17 +128,11 @@ def lars(
             momentum=momentum,
         ),
         learning_rate,
-        weight_decay,
     )
 
 
 def lamb(
-    learning_rate: LearningRate,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-    weight_decay: float | jax.Array = 0.02,
+    learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.02
 ) -> optax.GradientTransformation:
     """Return LAMB (arXiv 1904.00962), Adam for large batches: the step of a kernel is in proportion to its norm.
 
@@ -164,19 +144,17 @@ def lamb(
       b1: the decay of the running mean of gradients.
       b2: the decay of the running mean of squared gradients.
       eps: a number added to the square root of that mean.
-      weight_decay: the coefficient of weight decay, which is added to Adam's step before the trust ratio; see
-        `sgd`.
+      weight_decay: the coefficient of weight decay, which is added to Adam's step before the trust ratio.
 
     Example:
       >>> optimizer = lamb(5e-3, weight_decay=0.01)
     """
     return with_rate(
-        lambda learning_rate, weight_decay: optax.chain(
+        lambda learning_rate: optax.chain(
             optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
             optax.add_decayed_weights(weight_decay, mask=no_decay_on_norms_and_biases),
             optax.masked(optax.scale_by_trust_ratio(), no_decay_on_norms_and_biases),  # optax.lamb masks the decay only
             optax.scale_by_learning_rate(learning_rate),
         ),
         learning_rate,
-        weight_decay,
     )

@@ -85,6 +85,35 @@ def default_rate(optimizer: Any) -> float | None:
     return _BY_NAME[name][1] if name in _BY_NAME else None
 
 
+def with_weight_decay(optimizer: Any) -> optax.GradientTransformation:
+    """Return a named optimizer with the weight decay in its state, so that another one does not recompile; it is 0.
+
+    Args:
+      optimizer: the name, such as "adamw".
+
+    Raises:
+      CompileError: for an optimizer without a name, or a named one without weight decay.
+
+    Example:
+      >>> optimizer = with_weight_decay("sgd")
+      >>> optimizer.init({"kernel": jnp.ones((2, 2))}).hyperparams["weight_decay"]
+      Array(0., dtype=float32)
+    """
+    name = same_word(optimizer, _BY_NAME) if isinstance(optimizer, str) else ""
+    decaying = [name for name, (of, _) in _BY_NAME.items() if "weight_decay" in inspect.signature(of).parameters]
+    if name not in decaying:
+        raise CompileError(
+            f"compile got weight_decay and optimizer={optimizer!r:.80}. Expected one of {decaying}, by name. For "
+            "another optimizer pass one that was made with its weight decay, and leave weight_decay out."
+        )
+    factory, rate = _BY_NAME[name]
+    inject = optax.inject_hyperparams(
+        lambda weight_decay: factory(rate, weight_decay=weight_decay), hyperparam_dtype=jnp.float32
+    )
+    transformation: optax.GradientTransformation = inject(weight_decay=jnp.zeros((), jnp.float32))
+    return transformation
+
+
 def _first(rate: LearningRate) -> float:
     # The training step evaluates schedules of `compile` from its own counter and sets the learning rate in every step.
     if isinstance(rate, type):

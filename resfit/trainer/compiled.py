@@ -100,7 +100,7 @@ def compile_model(
     Raises:
       CompileError: for unknown names, and combinations that cannot work.
     """
-    transformation, number, named, function = resolve(config.optimizer, config.learning_rate)
+    transformation, number, named, function = resolve(config.optimizer, config.learning_rate, config.weight_decay)
     preprocess = learned.inputs.chosen(config.preprocess, replace=config.replaces_preprocess)
     learned.labels.check_head()
     num_classes = spec_entry(module, "num_classes")
@@ -124,6 +124,8 @@ def compile_model(
         before=before,
     )
     state.check_for_training()
+    if config.weight_decay is not None:
+        state.set_leaf(state.layout.weight_decay_index, config.weight_decay)
     rate = LearningRate(state, number, named, function)
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)
     recipe = Recipe(

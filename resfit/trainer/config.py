@@ -58,6 +58,7 @@ class CompileConfig(_Fingerprinted):
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cpu_kernels: str = "auto"
     replace_preprocess: bool = dataclasses.field(default=False, metadata=_NOT_COMPARED)
+    weight_decay: float | None = dataclasses.field(default=None, metadata=_ADDED_LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compiler_options", dict(self.compiler_options or {}))
@@ -68,6 +69,8 @@ class CompileConfig(_Fingerprinted):
         positive_int("steps_per_execution", self.steps_per_execution, CompileError)
         if self.ema is not None and (not isinstance(self.ema, int | float) or not 0 < self.ema < 1):
             raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {self.ema!r}.")
+        if self.weight_decay is not None:
+            object.__setattr__(self, "weight_decay", _not_negative("weight_decay", self.weight_decay))
         int_from(0, "seed", self.seed, CompileError, "an integer that is not negative, such as 0")
 
     @property
@@ -156,6 +159,14 @@ _POSITIVE = {
     "validation_steps": ", or None for all of validation_data",
     "validation_every": " of steps, or None to validate after epochs",
 }
+
+
+def _not_negative(name: str, value: Any) -> float:
+    if isinstance(value, str | bool) or np.ndim(value) or not hasattr(value, "__float__"):
+        raise CompileError(f"Expected {name} to be a number, such as 0.01, got {value!r}.")
+    if not 0 <= value < np.inf:
+        raise CompileError(f"{name} is {value}. Expected a finite number of 0 or more, such as 0.01.")
+    return float(value)
 
 
 def _frequency(value: Any) -> int | tuple[int, ...]:

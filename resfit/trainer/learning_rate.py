@@ -185,13 +185,14 @@ class LearningRate:
 
 
 def resolve(
-    optimizer: Any, learning_rate: Any
+    optimizer: Any, learning_rate: Any, weight_decay: float | None = None
 ) -> tuple[Any, Any, schedules.Schedule | None, Callable[[Any], Any] | None]:
     """Return (optax transformation, rate or None, named schedule or None, function step -> rate or None).
 
     Args:
       optimizer: as in `Model.compile`.
       learning_rate: as in `Model.compile`.
+      weight_decay: as in `Model.compile`. The state gets the value later, so that one program makes it for every value.
     """
     named = None
     if isinstance(learning_rate, str | schedules.Schedule):
@@ -199,5 +200,7 @@ def resolve(
         learning_rate = named.peak
     # `LearningRate` puts the number into the state. Without it, one program makes the state for every number.
     number = isinstance(optimizer, str) and not callable(learning_rate)
+    if weight_decay is not None:
+        optimizer = optimizers.with_weight_decay(optimizer)
     transformation, function = optimizers.get(optimizer, None if number else learning_rate)
     return transformation, learning_rate, named, function

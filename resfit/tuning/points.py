@@ -5,20 +5,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from resfit import optimizers
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError
+from resfit.losses.cross_entropy import check_smoothing
 from resfit.model import Model
-from resfit.trainer.compiled import argument_name
 
 Point = dict[str, Any]
 """Name -> value."""
 
-DECAY, SMOOTHING = "weight_decay", "label_smoothing"
+SMOOTHING = "label_smoothing"
 _MOST = 10**6  # points of a grid
 _TRIALS = 20  # by default
 
@@ -83,53 +80,21 @@ def check_names(space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     Raises:
       ArgumentError: with the possible names.
     """
-    possible = [*[*inspect.signature(Model.compile).parameters][1:], DECAY, SMOOTHING]
+    possible = [*[*inspect.signature(Model.compile).parameters][1:], SMOOTHING]
     for name in space:
         if name not in possible:
             raise ArgumentError(
-                f"search got {name!r} in space. Expected {DECAY!r}, {SMOOTHING!r} or an argument of Model.compile: "
-                f"{', '.join(possible[:-2])}. {did_you_mean(name, possible)}".rstrip()
+                f"search got {name!r} in space. Expected {SMOOTHING!r} or an argument of Model.compile: "
+                f"{', '.join(possible[:-1])}. {did_you_mean(name, possible)}".rstrip()
             )
         if name in fixed:
             raise ArgumentError(f"search got {name!r} in space and in compile_arguments. Expected it in one of them.")
 
 
 def compile_arguments(point: Point, fixed: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the arguments of `Model.compile` for a point; `set_decay` follows after the compilation.
-
-    Raises:
-      CompileError: for a weight decay of an optimizer that has none.
-    """
-    given = {"optimizer": "sgd", "seed": seed} | dict(fixed) | point
-    given.pop(SMOOTHING, None)
-    if DECAY not in given:
-        return given
-    check_number(DECAY, given.pop(DECAY), below=math.inf)
-    optimizer = given["optimizer"]
-    if isinstance(optimizer, str):
-        given.setdefault("learning_rate", optimizers.default_rate(optimizer))
-        optimizer = getattr(optimizers, optimizer.lower(), optimizer)
-    if given.get("learning_rate") is None and callable(optimizer):
-        raise CompileError("search got a function as optimizer without a learning rate. Expected learning_rate too.")
-    return given | {"optimizer": _with_decay(optimizer)}
-
-
-def _with_decay(optimizer: Any) -> optax.GradientTransformation:
-    """Return an optimizer with both numbers in its state: `compile` and `set_decay` put in those of a point."""
-    if callable(optimizer) and DECAY in inspect.signature(optimizer).parameters:
-        made: optax.GradientTransformation = optimizer(learning_rate=1.0, weight_decay=jnp.float32(0))
-        if optimizers.index_of_rate(made.init({"kernel": jnp.zeros((1, 1))}), name=DECAY) is not None:
-            return made
-    raise CompileError(
-        f"search got {DECAY!r} in space and optimizer={argument_name(optimizer)}. Expected 'sgd', 'adamw', 'lamb', "
-        "'lars', 'rmsprop', or one of these functions of resfit.optimizers."
-    )
-
-
-def set_decay(model: Model, point: Point) -> None:
-    """Put the weight decay of a point into a compiled model."""
-    if DECAY in point:
-        model._context.state.set_hyperparameter(DECAY, point[DECAY])
+    """Return the arguments of `Model.compile` for a point."""
+    given = {"seed": seed} | dict(fixed) | point
+    return {name: value for name, value in given.items() if name != SMOOTHING}
 
 
 def smoothed(labels: Any, value: float, classes: int | None) -> np.ndarray:
@@ -151,7 +116,9 @@ def smoothed(labels: Any, value: float, classes: int | None) -> np.ndarray:
       array([[0.25, 0.75],
              [0.75, 0.25]], dtype=float32)
     """
-    check_number(SMOOTHING, value, below=1)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CompileError(f"Expected {SMOOTHING} in space to be numbers, got {value!r}.")
+    check_smoothing(value)
     labels = np.asarray(labels)
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and labels.size:
         classes = int(labels.max()) + 1 if classes is None else classes
@@ -168,17 +135,3 @@ def smoothed(labels: Any, value: float, classes: int | None) -> np.ndarray:
         )
     spread: np.ndarray = (1 - value) * labels + value / labels.shape[1]
     return spread.astype(np.float32)
-
-
-def check_number(name: str, value: Any, *, below: float) -> None:
-    """Raise if a value is not a number in [0, below).
-
-    Raises:
-      CompileError: with the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < below:
-        raise CompileError(f"Got {name}={value!r} in space. Expected numbers of 0 or more{_limit(below)}.")
-
-
-def _limit(below: float) -> str:
-    return "" if below == math.inf else f", below {below:g}"

@@ -21,7 +21,7 @@ from resfit.ensemble import Each, Ensemble
 from resfit.ensemble.members import callbacks_of
 from resfit.errors import ArgumentError, DataError, ResumeError
 from resfit.trainer.learned.input_format import spec_entry
-from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, set_decay, smoothed
+from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
 from resfit.tuning.results import SearchResult, Trial, plain, ranked
 
 _log = logging.getLogger("resfit")
@@ -58,7 +58,7 @@ def search(
     Args:
       make: a function seed -> `nnx.Module`, as for `Ensemble`.
       space: name -> list of values, or a distribution with a method `rvs`, such as `scipy.stats.loguniform(1e-4, 1)`.
-        The names are "weight_decay", "label_smoothing" and the arguments of `Model.compile`. Lists alone are a grid.
+        The names are the arguments of `Model.compile`, and "label_smoothing". Lists alone are a grid.
       data: (x, y), (x, y, sample_weight), or another dataset of `Model.fit`. Label smoothing needs arrays.
       trials: the number of points; by default all points of a grid, or 20 points of distributions.
       epochs: of each trial; in successive halving, of the last ones.
@@ -198,8 +198,6 @@ class _Run:
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
         names = dict.fromkeys(itertools.chain(*arguments))
         ensemble.compile(**{name: Each([own[name] for own in arguments]) for name in names})
-        for model, point in zip(ensemble.members, points, strict=True):
-            set_decay(model, point)
         given = dict(self._given)
         if SMOOTHING in points[0]:
             classes = spec_entry(ensemble.members[0].module, "num_classes")

@@ -18,8 +18,8 @@ from jax.sharding import SingleDeviceSharding
 
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.backends.program_cache import traced
-from resfit.errors import CompileError, ModuleError
-from resfit.optimizers import Skips, index_of_rate
+from resfit.errors import ModuleError
+from resfit.optimizers import Skips
 from resfit.optimizers.parts import tied_names
 from resfit.trainer.graph.freezing import NOTHING_FROZEN, Freeze
 from resfit.trainer.graph.module_plan import Convolutions
@@ -322,21 +322,6 @@ class RunState(Shared):
     def leaf(self, index: int) -> jax.Array:
         """Return a leaf of the optimizer's state."""
         return self.arrays.optimizer_state[index]
-
-    def set_hyperparameter(self, name: str, value: float) -> None:
-        """Set a number that the optimizer keeps in its state, such as a weight decay that was passed as an array.
-
-        Raises:
-          CompileError: if the state does not hold exactly one number of this name.
-        """
-        tree = self.layout.optimizer_tree
-        index = index_of_rate(jax.tree.unflatten(tree, range(tree.num_leaves)), name=name)
-        if index is None:
-            raise CompileError(
-                f"The optimizer has no {name} that can be set. Expected an optimizer of resfit.optimizers that was "
-                f"made with a JAX array: {name}=jnp.float32(0.01)."
-            )
-        self.set_leaf(index, value)
 
     @locked
     def set_leaf(self, index: int, value: float) -> None:

@@ -101,6 +101,11 @@ class Snapshot:
         # Evaluation draws nothing, but the module may hold random streams.
         return self.layout.plan.assemble(params, carried, jax.random.key(0), train=train)
 
+    @property
+    def devices(self) -> list[jax.Device]:
+        """The devices of the model."""
+        return list(self._context.placement.devices)
+
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""
         return self._context.placement.place(batch)

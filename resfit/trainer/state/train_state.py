@@ -153,6 +153,13 @@ class StateLayout:
         self.n_published = 0 if self.evaluates_other_params else self.n_visible
         self._evaluation_params = jax.jit(self._to_evaluate)
 
+    @property
+    def weight_decay_index(self) -> int:
+        """The index of the weight decay in the state of an optimizer of `optimizers.with_weight_decay`."""
+        numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
+        index: int = numbered.hyperparams["weight_decay"]
+        return index
+
     def _optimizer_tree(self, params: Sequence[Any]) -> Any:
         if self.optimizer is None:
             return jax.tree.structure(None)
