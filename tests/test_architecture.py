@@ -56,6 +56,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ensemble": {"callbacks", "data", "losses", "model", "trainer"},
     "distillation": {"losses", "model", "nets"},
     "testing": {"callbacks", "data", "model", "nets", "trainer"},
+    "tuning": {"callbacks", "data", "ensemble", "losses", "model", "plots", "schedules", "trainer"},
+    # An estimator of another library, around the model.
+    "sklearn": {"model", "weights"},
     # Tools that examine a model.
     "diagnostics": {"callbacks", "data", "losses", "model", "nets", "plots", "trainer"},
 }  # fmt: skip

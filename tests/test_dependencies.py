@@ -1,6 +1,7 @@
 """The core dependencies are what `import resfit` and `fit` need. Errors name the extra of every other package."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -20,8 +21,9 @@ REQUIREMENT = {"orbax": "orbax-checkpoint"}
 # `jax.export` imports flatbuffers, and jax does not require it.
 IMPORTED_BY_OTHERS = {"flatbuffers"}
 # jax requires jaxlib. The others are imported by code that runs only after the package, or one that requires it, was
-# found: Grain requires absl, a Figure comes from matplotlib, and images are opened with Pillow.
-NOT_REQUIRED = {"jaxlib", "absl", "matplotlib", "PIL"}
+# found: Grain requires absl, a Figure comes from matplotlib, images are opened with Pillow, and resfit.sklearn loads
+# scikit-learn first.
+NOT_REQUIRED = {"jaxlib", "absl", "matplotlib", "PIL", "sklearn"}
 
 
 def name(requirement: str) -> str:
@@ -59,7 +61,9 @@ def test_core_dependencies_are_the_packages_that_the_code_imports_directly() -> 
 def test_the_environment_of_make_demo_and_make_test_holds_what_the_recipes_need() -> None:
     """`make test` installs requirements/demo.txt first."""
     extras = PROJECT["optional-dependencies"]
-    needed = {name(requirement) for requirement in [*extras["recipes"], *extras["plot"]]} - {"resfit"}
+    needed = {name(requirement) for extra in ("recipes", "plot", "sklearn") for requirement in extras[extra]} - {
+        "resfit"
+    }
     locked = {line.split("==")[0] for line in (ROOT / "requirements" / "demo.txt").read_text().splitlines()}
     assert {"matplotlib", "scikit-learn"} <= needed <= locked
 
@@ -78,6 +82,13 @@ def test_drawing_without_matplotlib_names_the_extra(draw: object, monkeypatch: p
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match=r"Drawing needs the package matplotlib.*'resfit\[plot\]'"):
         draw()  # type: ignore[operator]
+
+
+def test_the_estimator_of_scikit_learn_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "resfit.sklearn", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingPackageError, match=r"resfit.sklearn needs the package sklearn.*'resfit\[sklearn\]'"):
+        importlib.import_module("resfit.sklearn")
 
 
 @pytest.mark.slow

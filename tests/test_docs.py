@@ -26,7 +26,7 @@ TRAINED_TO_THE_END = {"README.md", "your_first_resnet.md"}
 MISTAKES = "errors.md"
 
 # The package that the blocks of a page need, and `make test` does not install.
-NEEDS = {"onnx.md": "onnxruntime"}
+NEEDS = {"onnx.md": "onnxruntime", "optuna.md": "optuna"}
 
 # Blocks that are only shown: commands for a shell, output, and Sphinx directives.
 SHOWN = re.compile(r"bash|text|\{.*\}")

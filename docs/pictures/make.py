@@ -6,6 +6,7 @@ gradients: the gradient that reaches the first convolution of a new network, by 
 degradation: training loss of shallow and deep networks, with and without shortcuts.
 tools: the pictures that the code of docs/how-to/tools.md draws.
 augment: every augmentation, a few times, of scikit-learn's two photographs.
+search: twenty trials of a search, as in docs/how-to/search.md.
 tensorboard: the logs of the code of docs/how-to/tensorboard.md, in TensorBoard. Needs `pip install playwright`
     and the program chromium.
 """
@@ -29,6 +30,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import optax
+import scipy.stats
 from flax import nnx
 from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
@@ -160,6 +162,22 @@ def tools(folder: Path) -> None:
             shutil.copy(picture, folder)
 
 
+def search(folder: Path) -> None:
+    """Draw the search of docs/how-to/search.md, with more trials and epochs."""
+    (x, y), test = resfit.data.load("digits")
+
+    def make(seed: int) -> ResNet:
+        return resfit.create_model("resnet20", num_classes=10, in_channels=1, depths=(1, 1), widths=(8, 16), rngs=seed)
+
+    space = {"learning_rate": scipy.stats.loguniform(1e-4, 0.3), "weight_decay": scipy.stats.loguniform(1e-3, 1)}
+    found = resfit.search(
+        make, space, (x[:1000], y[:1000]), trials=20, epochs=4, validation_data=test,
+        compile_arguments={"optimizer": "adamw"},
+    )  # fmt: skip
+    print(found)
+    found.plot().savefig(folder / "trials.png")
+
+
 def tensorboard(folder: Path) -> None:
     from playwright.sync_api import sync_playwright
 
@@ -249,6 +267,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "degradation": degradation,
     "tools": tools,
     "augment": augment,
+    "search": search,
     "tensorboard": tensorboard,
 }
 

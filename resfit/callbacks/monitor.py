@@ -40,6 +40,7 @@ class Monitor:
       min_delta: the smallest change that counts as an improvement; the change must be larger.
 
     Attributes:
+      mode: "min" or "max".
       best: the best value so far, or None.
 
     Raises:
@@ -66,6 +67,7 @@ class Monitor:
                 )
         self.name = name
         self.best: float | None = None
+        self.mode = mode
         self._sign = 1.0 if mode == "max" else -1.0
         self._min_delta = abs(min_delta)
 

@@ -6,7 +6,7 @@ A notebook displays a Figure, also without pyplot. `figure.savefig("curves.png")
 from resfit.plots.classification import confusion_matrix, mistakes
 from resfit.plots.images import batch
 from resfit.plots.network import block_statistics, grad_cam
-from resfit.plots.training import curves, learning_rate_schedule, learning_rate_search
+from resfit.plots.training import curves, learning_rate_schedule, learning_rate_search, trials
 
 __all__ = [
     "batch",
@@ -17,4 +17,5 @@ __all__ = [
     "learning_rate_schedule",
     "learning_rate_search",
     "mistakes",
+    "trials",
 ]

@@ -1,7 +1,7 @@
 """Curves over epochs, learning rates and steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -129,3 +129,54 @@ def learning_rate_schedule(rate: Callable[[Any], Any], steps: int) -> "matplotli
     axes.set_xlabel("step")
     finish(axes, f"learning rate, at most {rates.max():.3g}")
     return figure
+
+
+def trials(records: Sequence[Mapping[str, Any]], score: str, best: int | None = None) -> "matplotlib.figure.Figure":
+    """Draw the score of each trial of a search over its values: one panel per value, with the best trial marked.
+
+    Trials that trained fewer epochs than the longest ones are pale.
+
+    Args:
+      records: of `resfit.search`: dicts with the values, `epochs`, `trial` and the score.
+      score: the name of the score.
+      best: the number of the trial to mark; None to mark none.
+
+    Raises:
+      DataError: if there is no record.
+
+    Example:
+      >>> records = [{"trial": i, "lr": 0.1**i, "epochs": 1, "accuracy": 0.5 + 0.1 * i} for i in range(3)]
+      >>> trials(records, "accuracy", best=2).axes[0].get_xlabel()
+      'lr'
+    """
+    if not records:
+        raise DataError("Got no records of trials. Expected at least one. Pass result.records of resfit.search.")
+    names = [name for name in records[0] if name not in ("trial", "epochs", score)]
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    figure = new_figure(max(4.6 * columns, 6.0), 3.4 * rows)
+    most = max(record["epochs"] for record in records)
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        values = [record[name] for record in records]
+        for record, at in zip(records, _positions(axes, values), strict=True):
+            marked = record["trial"] == best
+            label = f"best  {record[score]:#.4g}" if marked else None
+            alpha = 1.0 if record["epochs"] == most else 0.3
+            color = VALIDATION if marked else TRAINING
+            axes.plot([at], [record[score]], "o", color=color, alpha=alpha, label=label, zorder=3 if marked else 2)
+        axes.set_xlabel(name.replace("_", " "))
+        finish(axes, score.replace("_", " "), legend=best is not None)
+    return figure
+
+
+def _positions(axes: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """Return where values are on the horizontal axis, which becomes logarithmic for values of several magnitudes."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if min(values) > 0 and max(values) >= 20 * min(values):
+            axes.set_xscale("log")
+        return values
+    texts = [str(value) for value in values]
+    known = list(dict.fromkeys(texts))
+    axes.set_xticks(range(len(known)), known)
+    return [known.index(text) for text in texts]

@@ -64,7 +64,7 @@ class Compiled:
 
     def named(self) -> dict[str, str | None]:
         """Return optimizer, loss and augmentation as text, as `compile` got them."""
-        return {name: _name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
+        return {name: argument_name(getattr(self.asked, name)) for name in ("optimizer", "loss", "augment")}
 
     def described(self, batch_size: int) -> str:
         """Describe the steps in one line, for the log of a `fit`."""
@@ -197,19 +197,19 @@ def _check_consistency(augments: tuple[augment.Augment, ...], loss: losses.Loss,
     other = are_by_output([], loss) or (known and not losses.takes_labels(loss))
     if consistency_of(augments) and not custom_step and other:
         raise CompileError(
-            f"compile got augment.aug_mix(consistency=...) and loss={_name(loss)!r}. Expected a loss of one class per "
+            f"compile got augment.aug_mix(consistency=...) and loss={argument_name(loss)!r}. Expected a loss of one class per "
             "example, such as 'cross_entropy': the consistency compares the probabilities of the classes."
         )
 
 
-def _name(given: Any) -> str | None:
+def argument_name(given: Any) -> str | None:
     """Return the name of an argument; for an object without one that of its class, never an address."""
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, Mapping):
-        return ", ".join(f"{key}: {_name(value)}" for key, value in given.items())
+        return ", ".join(f"{key}: {argument_name(value)}" for key, value in given.items())
     if isinstance(given, list | tuple) and not hasattr(given, "_fields"):
-        return ", ".join(str(_name(one)) for one in given)
+        return ", ".join(str(argument_name(one)) for one in given)
     if isinstance(given, optax.GradientTransformation):
         return "optax.GradientTransformation"
     text = repr(given)

@@ -1,0 +1,269 @@
+"""`search`: random search and successive halving."""
+
+import contextlib
+import itertools
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resfit import schedules
+from resfit._utils import atomic_write
+from resfit._utils.checks import int_from, positive_int
+from resfit._utils.jax_switches import suspending
+from resfit._utils.paths import expand_user
+from resfit.callbacks import Callback, Checkpoint
+from resfit.callbacks.monitor import Monitor
+from resfit.data.cores import cores
+from resfit.ensemble import Each, Ensemble
+from resfit.ensemble.members import callbacks_of
+from resfit.errors import ArgumentError, DataError, ResumeError
+from resfit.trainer.learned.input_format import spec_entry
+from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
+from resfit.tuning.results import SearchResult, Trial, plain, ranked
+
+_log = logging.getLogger("resfit")
+
+
+@suspending
+def search(
+    make: Callable[[int], Any],
+    space: Mapping[str, Any],
+    data: Any,
+    *,
+    trials: int | None = None,
+    epochs: int = 1,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    monitor: str = "val_accuracy",
+    mode: str = "auto",
+    seed: int = 0,
+    halving: int | None = None,
+    folder: Any = None,
+    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None = None,
+    compile_arguments: Mapping[str, Any] | None = None,
+    fit_arguments: Mapping[str, Any] | None = None,
+) -> SearchResult:
+    """Train one network for each point of a space, and compare them: random search, a grid, or successive halving.
+
+    The networks are the members of `Ensemble`s: they run one compiled program, several at the same time where that is
+    faster. Learning rate, weight decay, label smoothing and seed need no other program; every other argument of
+    `compile` is compiled once for each of its values.
+
+    Source: Bergstra and Bengio, "Random search for hyper-parameter optimization" (JMLR 13, 2012); Jamieson and
+    Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization" (arXiv 1502.07943).
+
+    Args:
+      make: a function seed -> `nnx.Module`, as for `Ensemble`.
+      space: name -> list of values, or a distribution with a method `rvs`, such as `scipy.stats.loguniform(1e-4, 1)`.
+        The names are the arguments of `Model.compile`, and "label_smoothing". Lists alone are a grid.
+      data: (x, y), (x, y, sample_weight), or another dataset of `Model.fit`. Label smoothing needs arrays.
+      trials: the number of points; by default all points of a grid, or 20 points of distributions.
+      epochs: of each trial; in successive halving, of the last ones.
+      batch_size: as in `Model.fit`.
+      validation_data: as in `Model.fit`.
+      monitor: the score, a value of the history after the last epoch.
+      mode: "min", "max", or "auto" (default) to infer the better direction from the name.
+      seed: of the points; and of every trial, if "seed" is not in the space.
+      halving: None (default) to train every trial to the end. An integer k, usually 3: train all trials for few epochs,
+        and only the best 1/k of them for k times as many, until `epochs`. The trials continue where they were.
+      folder: of the checkpoints and results. A search that was stopped continues there, when it is called again, and
+        gives the result of an uninterrupted one. A finished random search can continue with more trials.
+      callbacks: as for `Ensemble.fit`: copied for each trial, or a function trial number -> callbacks.
+      compile_arguments: other arguments of `Model.compile` by name, for all trials.
+      fit_arguments: other arguments of `Model.fit` by name, for all trials.
+
+    Raises:
+      ArgumentError: for an impossible space or number.
+      ResumeError: if the folder holds another search.
+      DataError: if the history has no value of the name of `monitor`.
+
+    Example:
+      >>> import numpy as np, resfit
+      >>> x = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype("float32")
+      >>> y = (x.mean(axis=(1, 2, 3)) > 0).astype("int32")
+      >>> def make(seed):
+      ...     return resfit.create_model("resnet20", num_classes=2, depths=(1,), widths=(4,), in_channels=1, rngs=seed)
+      >>> found = search(make, {"learning_rate": [0.03, 0.1, 0.3]}, (x, y), validation_data=(x, y))
+      >>> [record["learning_rate"] for record in found.records]
+      [0.03, 0.1, 0.3]
+    """
+    fixed, fit = dict(compile_arguments or {}), dict(fit_arguments or {})
+    check_names(space, fixed)
+    trials = None if trials is None else positive_int("trials", trials, ArgumentError)
+    points = draw(space, trials, int_from(0, "seed", seed, ArgumentError))
+    positive_int("epochs", epochs, ArgumentError)
+    rungs = _rungs(len(points), epochs, halving)
+    if len(rungs) > 1:
+        _check_rates(point.get("learning_rate", fixed.get("learning_rate")) for point in points)
+    x, y, weight = (*data, None)[:3] if isinstance(data, tuple) and len(data) in (2, 3) else (data, None, None)
+    given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
+    settings = {
+        "points": [_described(point) for point in points], "rungs": rungs, "batch_size": batch_size, "monitor": monitor,
+        "seed": seed, "compile_arguments": _described(fixed), "fit_arguments": _described(fit),
+    }  # fmt: skip
+    with _folder(folder, needed=len(rungs) > 1) as there:
+        run = _Run(make, points, given | fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
+        return run.through(rungs)
+
+
+def _rungs(trials: int, epochs: int, factor: int | None) -> list[tuple[int, int]]:
+    """Return (number of trials, epochs) of each round.
+
+    Example:
+      >>> _rungs(20, 9, 3), _rungs(20, 9, None)
+      ([(20, 1), (6, 3), (2, 9)], [(20, 9)])
+    """
+    if factor is None:
+        return [(trials, epochs)]
+    int_from(2, "halving", factor, ArgumentError, "None, or an integer of 2 or more, such as 3")
+    divisors = [1]
+    while min(trials, epochs) >= divisors[-1] * factor:
+        divisors.append(divisors[-1] * factor)
+    return [(trials // k, epochs // last) for k, last in zip(divisors, reversed(divisors), strict=True)]
+
+
+def _check_rates(rates: Iterable[Any]) -> None:
+    for rate in rates:
+        if isinstance(rate, str | schedules.Schedule):
+            raise ArgumentError(
+                f"search got halving and learning_rate={rate!r}, which spans the epochs of a fit; in successive "
+                "halving a trial does not know its last epoch. Expected a number, or a function step -> number. Leave "
+                "halving out."
+            )
+
+
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain(value) for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def _folder(folder: Any, *, needed: bool) -> Iterator[Path | None]:
+    """Yield the folder of the checkpoints; a temporary one if they are needed between rounds alone."""
+    if folder is not None:
+        there = Path(expand_user(folder)).absolute()
+        there.mkdir(parents=True, exist_ok=True)
+        yield there
+    elif needed:
+        with tempfile.TemporaryDirectory(prefix="resfit-search-") as name:
+            yield Path(name)
+    else:
+        yield None
+
+
+class _Run:
+    """A search that runs.
+
+    Attributes:
+      done: (number, epochs) -> finished trial.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        points: Sequence[Point],
+        given: dict[str, Any],
+        fixed: dict[str, Any],
+        callbacks: Any,
+        monitor: Monitor,
+        seed: int,
+        folder: Path | None,
+        settings: dict[str, Any],
+    ) -> None:
+        self._make, self._points, self._given, self._fixed = make, points, given, fixed
+        self._callbacks, self._monitor, self._seed = callbacks, monitor, seed
+        self._folder, self._settings = folder, settings
+        self.done: dict[tuple[int, int], Trial] = {}
+        if folder is not None and (folder / "search.json").exists():
+            self._read(folder / "search.json")
+
+    def through(self, rungs: Sequence[tuple[int, int]]) -> SearchResult:
+        """Train the trials of every round."""
+        last: dict[int, Trial] = {}
+        alive = list(range(len(self._points)))
+        for count, epochs in rungs:
+            if last:
+                alive = [trial.number for trial in ranked((last[i] for i in alive), self._monitor.mode)[:count]]
+            waiting = [number for number in alive if (number, epochs) not in self.done]
+            for together in _groups(waiting, cores()):
+                self._train(together, epochs)
+            last |= {number: self.done[number, epochs] for number in alive}
+        return SearchResult(tuple(last[i] for i in sorted(last)), self._monitor.name, self._monitor.mode)
+
+    def _train(self, numbers: list[int], epochs: int) -> None:
+        points = [self._points[number] for number in numbers]
+        ensemble = Ensemble(self._make, [point.get("seed", self._seed) for point in points])
+        arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
+        names = dict.fromkeys(itertools.chain(*arguments))
+        ensemble.compile(**{name: Each([own[name] for own in arguments]) for name in names})
+        given = dict(self._given)
+        if SMOOTHING in points[0]:
+            classes = spec_entry(ensemble.members[0].module, "num_classes")
+            given["y"] = Each([smoothed(given["y"], point[SMOOTHING], classes) for point in points])
+        history = ensemble.fit(
+            **given,
+            epochs=epochs,
+            verbose=0,
+            callbacks=lambda member: self._callbacks_of(numbers[member]),
+            resume=self._folder is not None,
+        )
+        for number, own in zip(numbers, history.members, strict=True):
+            self._add(number, epochs, own.history)
+            score, point = self.done[number, epochs].score, _described(self._points[number])
+            _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
+        self._write()
+
+    def _callbacks_of(self, number: int) -> list[Callback]:
+        own = callbacks_of(self._callbacks, number)
+        return own if self._folder is None else [*own, Checkpoint(self._folder / f"trial_{number}")]
+
+    def _add(self, number: int, epochs: int, history: dict[str, list[Any]]) -> None:
+        name = self._monitor.name
+        if name not in history:
+            raise DataError(
+                f"search got monitor={name!r}, and the history has {sorted(history)}. Expected one of these. Pass "
+                "validation_data for values of a validation."
+            )
+        score = float(history[name][-1])
+        self.done[number, epochs] = Trial(number, self._points[number], epochs, score, history)
+
+    # --- the file of the results --------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        if self._folder is None:
+            return
+        trials = [{"number": one.number, "epochs": one.epochs, "history": one.history} for one in self.done.values()]
+        content = json.dumps({"settings": self._settings, "trials": trials}, indent=1)
+        atomic_write.write(self._folder / "search.json", content.encode())
+
+    def _read(self, path: Path) -> None:
+        content = json.loads(path.read_text())
+        before, now = content["settings"], json.loads(json.dumps(self._settings))
+        if len(now["rungs"]) == len(before["rungs"]) == 1 and now["rungs"][0][1] == before["rungs"][0][1]:
+            # Trials of a random search do not depend on the number of trials.
+            fewer = min(len(now["points"]), len(before["points"]))
+            for one in (before, now):
+                one["points"], one["rungs"] = one["points"][:fewer], None
+        different = [name for name in now if now[name] != before.get(name)]
+        if different:
+            listed = "; ".join(
+                f"{name}: {_shown(before.get(name))} before, {_shown(now[name])} now" for name in different
+            )
+            raise ResumeError(
+                f"{str(path.parent)!r} holds another search. {listed}. Expected the same arguments. Pass them again, "
+                "or another folder."
+            )
+        for one in content["trials"]:
+            if one["number"] < len(self._points):
+                self._add(**one)
+
+
+def _groups(numbers: list[int], size: int) -> list[list[int]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
