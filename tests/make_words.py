@@ -26,6 +26,11 @@ TITLES = {
     "schedules": "Schedules",
     "transforms": "Transforms",
     "data": "Data",
+    "preprocess": "Preprocessing",
+    "plots": "Figures",
+    "distributed": "Several devices and processes",
+    "weights": "Weights",
+    "networks": "Networks",
     "package": "Names of other packages",
 }
 

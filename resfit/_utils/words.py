@@ -102,7 +102,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`size`, in pixels": "image_size img_size target_size resize input_size",
         "`mode`, such as \"L\" for gray images": "color_mode",
         "`classes`, the names in the order of their numbers": "class_names",
-        "`folder(path).split(0.2)`, which returns the training and the validation part": (
+        "`folder(path).split(0.2)`, which returns the training and the validation part, or "
+        "`fit(folder, validation_split=0.2)`": (
             "validation_split val_split test_size valid_pct subset"
         ),
         "`path`": "directory root img_dir",
