@@ -14,6 +14,7 @@ import pytest
 
 import resfit
 from tests.packages import package
+from tests.shortened import shorten
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
@@ -100,17 +101,7 @@ def test_every_block_of_a_page_runs_in_order(page: Path) -> None:
 
 
 def test_the_readme_runs_in_order_with_thin_networks_and_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    create_model, fit = resfit.create_model, resfit.Model.fit
-
-    def thin(name: str, **arguments: Any) -> Any:
-        stages = 1 if name == "resnet20" else 3
-        return create_model(name, **{"depths": (1,) * stages, "widths": (4,) * stages, **arguments})
-
-    def short(self: resfit.Model, *arguments: Any, **keywords: Any) -> Any:
-        return fit(self, *arguments, **keywords | {"epochs": 1})
-
-    monkeypatch.setattr(resfit, "create_model", thin)
-    monkeypatch.setattr(resfit.Model, "fit", short)
+    shorten(monkeypatch.setattr)
     assert 0 <= run_page(ROOT / "README.md")["accuracy"] <= 1
     assert all(Path(name).exists() for name in ("curves.png", "digits.safetensors"))
 

@@ -1,6 +1,6 @@
 """The words of other libraries, with the name of the same thing in resfit, or the reason why it does not exist here.
 
-Errors and the tables of words in docs/keras.md come from this table. The words are those of Keras, and the words of
+Errors and docs/words.md come from this table. The words are those of Keras, and the words of
 PyTorch Lightning, TorchMetrics, timm and fastai that users write at the same places.
 """
 
