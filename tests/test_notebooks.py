@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.packages import package
 from tests.shortened import shorten
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def test_there_are_two_notebooks() -> None:
 def test_the_code_of_a_notebook_runs_with_thin_networks_and_one_epoch(
     notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("skimage")
+    package("skimage")
     shorten(monkeypatch.setattr)
     namespace: dict[str, Any] = {"__name__": "notebook"}
     for number, cell in enumerate(code_cells(notebook), 1):
@@ -60,13 +61,14 @@ def test_a_notebook_is_stored_with_the_outputs_of_one_run_from_top_to_bottom(not
 def test_a_notebook_that_jupyter_executes_has_the_kinds_of_output_that_are_stored(
     notebook: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nbclient = pytest.importorskip("nbclient")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
-    pytest.importorskip("skimage")
+    nbclient = package("nbclient")
+    nbformat = package("nbformat")
+    package("ipykernel")
+    package("skimage")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     executed = nbformat.read(notebook, as_version=4)
-    before = nbformat.v4.new_code_cell("from tests.shortened import shorten\nshorten(setattr)")
+    before = nbformat.v4.new_code_cell("from tests.packages import package
+from tests.shortened import shorten\nshorten(setattr)")
     executed.cells.insert(0, before)
     nbclient.NotebookClient(executed, timeout=300).execute(cwd=str(Path.cwd()))
     found = [kinds(cell.outputs) for cell in executed.cells if cell.cell_type == "code"][1:]

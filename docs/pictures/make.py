@@ -8,6 +8,8 @@ tools: the pictures that the code of docs/how-to/tools.md draws.
 augment: every augmentation, a few times, of scikit-learn's two photographs.
 tensorboard: the logs of the code of docs/how-to/tensorboard.md, in TensorBoard. Needs `pip install playwright`
     and the program chromium.
+notebook: the training and the prediction of notebooks/own_photos.ipynb, as Jupyter shows it. Needs
+    `pip install nbconvert playwright` and the program chromium.
 """
 
 import argparse
@@ -201,6 +203,29 @@ def wait_for(url: str, seconds: float = 60) -> None:
             return
 
 
+def notebook(folder: Path) -> None:
+    from nbconvert import HTMLExporter
+    from playwright.sync_api import sync_playwright
+
+    page_source, _ = HTMLExporter().from_filename(str(FOLDER.parents[1] / "notebooks" / "own_photos.ipynb"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 860, "height": 800})
+        page.set_content(page_source)
+        page.wait_for_timeout(1000)
+        first = page.get_by_text("model.compile").first.bounding_box()
+        last = page.get_by_text("Look for mistakes").first.bounding_box()
+        assert first is not None
+        assert last is not None
+        top = first["y"] - 80
+        page.screenshot(
+            path=folder / "notebook.png",
+            full_page=True,
+            clip={"x": 0, "y": top, "width": 860, "height": last["y"] - top - 20},
+        )
+        browser.close()
+
+
 def augment(folder: Path) -> None:
     size, draws = 160, 4
     photographs = [load_sample_image(name) for name in ("flower.jpg", "china.jpg")]
@@ -250,6 +275,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "tools": tools,
     "augment": augment,
     "tensorboard": tensorboard,
+    "notebook": notebook,
 }
 
 
