@@ -19,8 +19,7 @@ from tests.shortened import shorten
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
-# The pages whose blocks cost little run in `make test`, and README and landing page shortened; `make test-all` runs every
-# page.
+# `make test` runs the pages whose blocks cost little, and README and landing page shortened; `make test-all` all pages.
 CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "how-to/progress.md")}
 TRAINED_TO_THE_END = {"README.md", "docs/index.md", "docs/tutorial/your_first_resnet.md"}
 

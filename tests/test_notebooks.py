@@ -67,8 +67,7 @@ def test_a_notebook_that_jupyter_executes_has_the_kinds_of_output_that_are_store
     package("skimage")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     executed = nbformat.read(notebook, as_version=4)
-    before = nbformat.v4.new_code_cell("from tests.packages import package
-from tests.shortened import shorten\nshorten(setattr)")
+    before = nbformat.v4.new_code_cell("from tests.shortened import shorten\nshorten(setattr)")
     executed.cells.insert(0, before)
     nbclient.NotebookClient(executed, timeout=300).execute(cwd=str(Path.cwd()))
     found = [kinds(cell.outputs) for cell in executed.cells if cell.cell_type == "code"][1:]

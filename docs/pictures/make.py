@@ -213,15 +213,16 @@ def notebook(folder: Path) -> None:
         page = browser.new_page(viewport={"width": 860, "height": 800})
         page.set_content(page_source)
         page.wait_for_timeout(1000)
-        first = page.get_by_text("model.compile").first.bounding_box()
-        last = page.get_by_text("Look for mistakes").first.bounding_box()
-        assert first is not None
-        assert last is not None
-        top = first["y"] - 80
+        top, bottom = (
+            page.evaluate(
+                "text => [...document.querySelectorAll('h2')].find(h => h.innerText.startsWith(text)).offsetTop", text
+            )
+            for text in ("Train", "Look for mistakes")
+        )
         page.screenshot(
             path=folder / "notebook.png",
             full_page=True,
-            clip={"x": 0, "y": top, "width": 860, "height": last["y"] - top - 20},
+            clip={"x": 0, "y": top - 20, "width": 860, "height": bottom - top},
         )
         browser.close()
 
