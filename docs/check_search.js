@@ -15,7 +15,7 @@ const FIRST = {
   "mixed precision": "how-to/memory_and_time",
   "multi-gpu": "scaling",
   gpu: "scaling",
-  keras: "tutorial/from_keras",
+  keras: "keras",
   pytorch: "lightning",
   "pretrained weights": "how-to/weights",
   resume: "resume",
