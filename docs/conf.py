@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 from typing import Any
 
 project = "resfit"
@@ -9,7 +10,7 @@ author = "The resfit authors"
 copyright = "The resfit authors, Apache-2.0"
 release = version = importlib.metadata.version("resfit")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -28,6 +29,11 @@ autodoc_default_options = {"members": True, "show-inheritance": True, "inherited
 
 html_theme = "furo"
 html_title = "resfit"
+html_static_path = ["_static"]
+html_css_files = ["cards.css"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
+copybutton_prompt_text = r">>> |\.\.\. "  # a copied block has no prompts and no output
+copybutton_prompt_is_regexp = True
 
 
 def take_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

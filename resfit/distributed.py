@@ -1,9 +1,11 @@
 """Training by several processes, on one machine or many."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import jax
 
+from resfit._utils.words import no_attribute
 from resfit.errors import DistributedError
 
 _log = logging.getLogger("resfit")
@@ -68,3 +70,7 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         raise DistributedError(f"Expected process to be one of 0 to {processes - 1}, got {process}.")
     if jax.distributed.is_initialized():
         raise DistributedError("initialize was called a second time. Expected one call at the beginning of the script.")
+
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "distributed")

@@ -6,13 +6,14 @@ the model. For changes only in training, use augmentation: `compile(augment=...)
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.random_inputs import random_batch as _random_batch
+from resfit._utils.words import no_attribute
 from resfit.errors import CompileError, DataError
 
 Preprocess = Callable[[Any], Any]
@@ -228,3 +229,7 @@ def from_config(config: Mapping[str, Any] | None) -> Preprocess | None:
         raise CompileError(f"Unknown preprocessing {config!r}. Expected one of {list(kinds)}.")
     preprocess: Preprocess = kinds[config["kind"]](**arguments)
     return preprocess
+
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "preprocess")

@@ -1,11 +1,11 @@
-"""Writes the tables of words into docs/keras.md: `make words`. `tests/_utils/test_words.py` checks the page."""
+"""Writes the tables of words into docs/words.md: `make words`. `tests/_utils/test_words.py` checks the page."""
 
 import re
 from pathlib import Path
 
 from resfit._utils.words import WORDS
 
-PAGE = Path(__file__).parents[1] / "docs" / "keras.md"
+PAGE = Path(__file__).parents[1] / "docs" / "words.md"
 BEGIN, END = "<!-- `make words` writes the tables from here -->\n", "<!-- to here -->\n"
 
 TITLES = {
@@ -27,6 +27,11 @@ TITLES = {
     "schedules": "Schedules",
     "transforms": "Transforms",
     "data": "Data",
+    "preprocess": "Preprocessing",
+    "plots": "Figures",
+    "distributed": "Several devices and processes",
+    "weights": "Weights",
+    "networks": "Networks",
     "package": "Names of other packages",
 }
 
@@ -35,7 +40,7 @@ def tables() -> str:
     """Return the part of the page between the two comments."""
     parts = [BEGIN]
     for place, rows in WORDS.items():
-        parts.append(f"\n### {TITLES[place]}\n\n| elsewhere | resfit |\n|---|---|\n")
+        parts.append(f"\n## {TITLES[place]}\n\n| elsewhere | resfit |\n|---|---|\n")
         for answer, words in rows.items():
             shown = [f"`{word}`" for word in words.split() if not word.startswith("on_")]
             if len(shown) < len(words.split()):

@@ -14,13 +14,14 @@ import pytest
 
 import resfit
 from tests.packages import package
+from tests.shortened import shorten
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)]
 
-# The pages whose blocks cost little run in `make test`, and the README shortened; `make test-all` runs every page.
-CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "index.md", "how-to/progress.md")}
-TRAINED_TO_THE_END = {"README.md", "your_first_resnet.md"}
+# `make test` runs the pages whose blocks cost little, and README and landing page shortened; `make test-all` all pages.
+CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "how-to/progress.md")}
+TRAINED_TO_THE_END = {"README.md", "docs/index.md", "docs/tutorial/your_first_resnet.md"}
 
 # Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.
 MISTAKES = "errors.md"
@@ -50,6 +51,11 @@ def blocks(text: str) -> list[Block]:
 def after(diff: str) -> str:
     """Return the lines after the diff; a removed line stays as a blank one, so that line numbers match."""
     return "\n".join("" if line.startswith("-") else line[1:] for line in diff.split("\n"))
+
+
+def before(diff: str) -> str:
+    """Return the lines before the diff."""
+    return "\n".join("" if line.startswith("+") else line[1:] for line in diff.split("\n"))
 
 
 def source(block: Block) -> str:
@@ -82,14 +88,16 @@ def run_page(page: Path) -> dict[str, Any]:
 
 def marks(page: Path) -> list[pytest.MarkDecorator]:
     """Mark slow pages. Steps cost more than compilation on pages that train a network to the end."""
-    return [pytest.mark.slow] * (page not in CHEAP) + [pytest.mark.optimized] * (page.name in TRAINED_TO_THE_END)
+    return [pytest.mark.slow] * (page not in CHEAP) + [pytest.mark.optimized] * (
+        str(page.relative_to(ROOT)) in TRAINED_TO_THE_END
+    )
 
 
 @pytest.mark.parametrize(
     "page",
     [
         pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks(page))
-        for page in sorted(PAGES, key=lambda page: page.name in TRAINED_TO_THE_END)
+        for page in sorted(PAGES, key=lambda page: str(page.relative_to(ROOT)) in TRAINED_TO_THE_END)
         if page.name != MISTAKES
     ],
 )
@@ -99,20 +107,29 @@ def test_every_block_of_a_page_runs_in_order(page: Path) -> None:
     run_page(page)
 
 
-def test_the_readme_runs_in_order_with_thin_networks_and_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    create_model, fit = resfit.create_model, resfit.Model.fit
-
-    def thin(name: str, **arguments: Any) -> Any:
-        stages = 1 if name == "resnet20" else 3
-        return create_model(name, **{"depths": (1,) * stages, "widths": (4,) * stages, **arguments})
-
-    def short(self: resfit.Model, *arguments: Any, **keywords: Any) -> Any:
-        return fit(self, *arguments, **keywords | {"epochs": 1})
-
-    monkeypatch.setattr(resfit, "create_model", thin)
-    monkeypatch.setattr(resfit.Model, "fit", short)
-    assert 0 <= run_page(ROOT / "README.md")["accuracy"] <= 1
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_page_runs_in_order_with_thin_networks_and_one_epoch(
+    page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch.setattr)
+    assert 0 <= run_page(ROOT / page)["accuracy"] <= 1
     assert all(Path(name).exists() for name in ("curves.png", "digits.safetensors"))
+
+
+@pytest.mark.originals
+def test_the_lines_before_the_diffs_of_the_keras_tutorial_are_a_script_of_keras(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = package("keras")
+    fit = keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda self, *rest, **named: fit(self, *rest, **named | {"epochs": 1}))
+    page = ROOT / "docs" / "tutorial" / "from_keras.md"
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page.read_text()):
+        exec(compile("\n" * (block.line - 1) + before(block.code), str(page), "exec"), namespace)
+    assert "resfit" not in namespace
+    assert namespace["probabilities"].shape == (360, 10)
 
 
 def wrong_names(tree: ast.Module) -> list[str]:

@@ -9,6 +9,8 @@ augment: every augmentation, a few times, of scikit-learn's two photographs.
 search: twenty trials of a search, as in docs/how-to/search.md.
 tensorboard: the logs of the code of docs/how-to/tensorboard.md, in TensorBoard. Needs `pip install playwright`
     and the program chromium.
+notebook: the training and the prediction of notebooks/own_photos.ipynb, as Jupyter shows it. Needs
+    `pip install nbconvert playwright` and the program chromium.
 """
 
 import argparse
@@ -219,6 +221,30 @@ def wait_for(url: str, seconds: float = 60) -> None:
             return
 
 
+def notebook(folder: Path) -> None:
+    from nbconvert import HTMLExporter
+    from playwright.sync_api import sync_playwright
+
+    page_source, _ = HTMLExporter().from_filename(str(FOLDER.parents[1] / "notebooks" / "own_photos.ipynb"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 860, "height": 800})
+        page.set_content(page_source)
+        page.wait_for_timeout(1000)
+        top, bottom = (
+            page.evaluate(
+                "text => [...document.querySelectorAll('h2')].find(h => h.innerText.startsWith(text)).offsetTop", text
+            )
+            for text in ("Train", "Look for mistakes")
+        )
+        page.screenshot(
+            path=folder / "notebook.png",
+            full_page=True,
+            clip={"x": 0, "y": top - 20, "width": 860, "height": bottom - top},
+        )
+        browser.close()
+
+
 def augment(folder: Path) -> None:
     size, draws = 160, 4
     photographs = [load_sample_image(name) for name in ("flower.jpg", "china.jpg")]
@@ -269,6 +295,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "augment": augment,
     "search": search,
     "tensorboard": tensorboard,
+    "notebook": notebook,
 }
 
 

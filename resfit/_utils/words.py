@@ -1,6 +1,6 @@
 """The words of other libraries, with the name of the same thing in resfit, or the reason why it does not exist here.
 
-Errors and the tables of words in docs/keras.md come from this table. The words are those of Keras, and the words of
+Errors and docs/words.md come from this table. The words are those of Keras, and the words of
 PyTorch Lightning, TorchMetrics, timm and fastai that users write at the same places.
 """
 
@@ -112,7 +112,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "`size`, in pixels": "image_size img_size target_size resize input_size",
         "`mode`, such as \"L\" for gray images": "color_mode",
         "`classes`, the names in the order of their numbers": "class_names",
-        "`folder(path).split(0.2)`, which returns the training and the validation part": (
+        "`folder(path).split(0.2)`, which returns the training and the validation part, or "
+        "`fit(folder, validation_split=0.2)`": (
             "validation_split val_split test_size valid_pct subset"
         ),
         "`path`": "directory root img_dir",

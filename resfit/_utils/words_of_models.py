@@ -110,7 +110,10 @@ OF_MODELS: Final[Mapping[str, Mapping[str, str]]] = {
         _LOGGER: "logger loggers",
         "`copy.deepcopy(model)`": "clone_model",
         "`model.save(path)` with a path that ends in .safetensors, and `resfit.load(path)`": (
-            "save_model save_checkpoint load_from_checkpoint save_pretrained"
+            "save_model save_checkpoint save_pretrained"
+        ),
+        "`resfit.load(path)`, with the path of `model.save`": (
+            "load_from_checkpoint load_model load_checkpoint from_checkpoint restore from_file from_json from_yaml"
         ),
         "`fit` with a dataset; for one step `model.train_on_batch(x, y)`": "fit_generator partial_fit",
         "`compile(learning_rate='one_cycle')`, then `fit`": "fit_one_cycle",

@@ -55,7 +55,75 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
         "`fit(x, y)` with arrays, or any iterable of (x, y) batches": (
             "DataLoader Dataset TensorDataset create_loader ImageDataLoaders DataBlock DataModule LightningDataModule"
         ),
-        "`resfit.data.folder(path)`": "image_dataset_from_directory flow_from_directory",
+        "`resfit.data.folder(path)`": "image_dataset_from_directory flow_from_directory from_folder",
+        "`resfit.data.load(name)`, such as `resfit.data.load('cifar10')`": (
+            "load_data fetch load_dataset MNIST FashionMNIST CIFAR10 CIFAR100 mnist fashion_mnist cifar10 cifar100"
+        ),
+        "`fit(batch_size=..., shuffle=...)`": "BatchSampler RandomSampler",
+        "`folder(path).split(0.2)`": "random_split train_test_split",
+    },
+    "preprocess": {
+        "`compile(preprocess=resfit.preprocess.Normalize(mean, std))`": (
+            "Normalization normalize preprocess_input MeanStd"
+        ),
+        "nothing: uint8 images become float32 in [0, 1]": "Rescaling ToTensor ToDtype ToImage PILToTensor",
+        "`resfit.data.folder(path, size=..., crop=...)`, or `resfit.transforms.Transforms`": (
+            "Resize Resizing CenterCrop Compose"
+        ),
+    },
+    "plots": {
+        "`resfit.plots.curves(history)`, or `history.plot()`": (
+            "plot_history history plot_loss plot_metrics plot_curves learning_curves"
+        ),
+        "`resfit.plots.batch(x, y, classes)`, or `folder(path).show()`": (
+            "show_batch plot_images show_images imshow images plot_batch plot_image_gallery make_grid"
+        ),
+        "`resfit.plots.confusion_matrix(...)`": "plot_confusion_matrix ConfusionMatrixDisplay",
+        "`resfit.plots.mistakes(...)`": "plot_top_losses top_losses show_results most_confused",
+        "`resfit.find_learning_rate(model, x, y)` and `resfit.plots.learning_rate_search`": "lr_find plot_lr_find",
+        "`resfit.plots.learning_rate_schedule(...)`": "plot_lr lr_schedule plot_lr_schedule",
+        "`model.summary()`": "plot_model model_to_dot",
+    },
+    "distributed": {
+        "`resfit.distributed.initialize()`, which every process calls first": (
+            "init_process_group init initialize_process_group launch spawn"
+        ),
+        "nothing: `fit` uses the devices of all processes": (
+            "DistributedDataParallel DataParallel FullyShardedDataParallel MirroredStrategy DistributedSampler "
+            "DataParallelStrategy ModelParallel set_distribution all_reduce broadcast barrier all_gather "
+            "destroy_process_group"
+        ),
+        "`jax.process_index()`, `jax.process_count()` and `jax.devices()`": (
+            "get_rank get_world_size rank world_size local_rank list_devices is_initialized"
+        ),
+    },
+    "weights": {
+        "`resfit.create_model(name, num_classes=..., weights=...)`": (
+            "get_model get_weight get_model_weights load_state_dict_from_url load_pretrained load_model_weights "
+            + " ".join(f"ResNet{depth}_Weights" for depth in (18, 34, 50, 101, 152))
+        ),
+        "`resfit.weights.load(net, path)`": "load_weights load_checkpoint",
+        "`resfit.weights.save(net, path)`": "save_weights",
+    },
+    "networks": {
+        **{
+            f"`resfit.create_model('resnet{depth}', num_classes=...)`": f"resnet{depth} ResNet{depth}"
+            for depth in (18, 34, 50, 101, 152)
+        },
+        **{
+            f"`resfit.create_model('resnetv2_{depth}', num_classes=...)`": f"ResNet{depth}V2 resnetv2_{depth}"
+            for depth in (50, 101, 152)
+        },
+        **{
+            f"`resfit.create_model('{name}', num_classes=...)`": name
+            for name in (
+                "resnet20", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2",
+                "wide_resnet101_2",
+            )
+        },
+        "`resfit.nets.BottleneckBlock`": "Bottleneck",
+        "`resfit.nets.SqueezeExcite`": "SqueezeExcitation SEModule SEBlock",
+        "`flax.nnx`, whose modules `resfit.Model` trains": "Conv2D Conv2d Dense Linear Dropout MaxPool2d Flatten",
     },
     "package": {
         "`resfit.Model(module)` with any `flax.nnx.Module`": "Sequential Functional Input Layer layers",
@@ -65,9 +133,14 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.create_model(name, num_classes=...)`; `resfit.list_models()` lists the names": "models applications",
         "`model.save(path)` and `resfit.load(path)`": "save_model saving",
         "`resfit.optimizers`, or optax": "optim",
-        "`resfit.create_model(..., rngs=0)` and `compile(seed=0)`": "set_random_seed seed_everything manual_seed",
+        "`resfit.create_model(..., rngs=0)` and `compile(seed=0)`": (
+            "set_random_seed seed_everything manual_seed set_seed"
+        ),
         "`resfit.data.folder(path)` for folders of images, `compile(seed=0)` for seeds, `model.summary()`": "utils",
         "`resfit.data`": "datasets",
+        "`resfit.data.load(name)`": "load_data load_dataset",
+        "`resfit.plots`": "plot visualization",
+        "`resfit.weights`": "checkpoint",
         "`resfit.data.folder(path)`": "image_dataset_from_directory",
         "nothing: class numbers are enough, one-hot labels are not needed": "to_categorical",
         "`jax.numpy`": "backend ops",

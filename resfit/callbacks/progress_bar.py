@@ -1,4 +1,4 @@
-"""A callback that shows progress: a table of the epochs in a terminal or notebook, else one line per epoch."""
+"""A callback that shows progress: a table of the epochs, and the line of the running epoch."""
 
 import collections
 import sys
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfit.callbacks.base import Callback
 from resfit.callbacks.display.line import Line
-from resfit.callbacks.display.screens import LogFile, Notebook, Screen, Terminal
+from resfit.callbacks.display.screens import Notebook, Screen, Terminal
 from resfit.callbacks.display.text import numbers
 from resfit.callbacks.display.time_left import TimeLeft
 from resfit.callbacks.logs import LazyLogs, Logs
@@ -30,8 +30,8 @@ class ProgressBar(Callback):
     what can be measured.
 
     Args:
-      verbose: 1 for a line of the running epoch in a terminal or notebook; 2 for finished epochs only. Outside of
-        terminals and notebooks both write one line per epoch.
+      verbose: 1 for a line of the running epoch in a terminal or notebook; 2 for finished epochs only, as in a log file
+        or a pipe, where the table has no control characters and 80 columns.
       console: the console to write to; the standard output by default.
 
     Example:
@@ -50,7 +50,7 @@ class ProgressBar(Callback):
         console = console or rich.console.Console(file=sys.stdout)
         if console.is_jupyter:
             return Notebook()
-        return Terminal(console, live=self._verbose == 1) if console.is_terminal else LogFile(console)
+        return Terminal(console, live=self._verbose == 1 and console.is_terminal)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_screen": None}

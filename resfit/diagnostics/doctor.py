@@ -1,5 +1,6 @@
 """Check a model and its data for the classic mistakes of training an image classifier."""
 
+import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,9 +47,9 @@ class Check:
     fix: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DoctorReport:
-    """The result of `doctor`. Its text is a table.
+    """The result of `doctor`. Its text is a table, which a notebook shows.
 
     Attributes:
       checks: all of them, in order.
@@ -66,13 +67,23 @@ class DoctorReport:
     def __getitem__(self, name: str) -> Check:
         return {check.name: check for check in self.checks}[name]
 
+    @property
+    def _title(self) -> str:
+        n = len(self.problems)
+        return f"{n} problem{'' if n == 1 else 's'} found" if n else "No problem found"
+
+    def __repr__(self) -> str:
+        return f"<DoctorReport: {self._title.lower()} in {len(self.checks)} checks>"
+
+    def _repr_html_(self) -> str:
+        """Return the table, for notebooks."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
     def __str__(self) -> str:
         from rich.console import Console
         from rich.table import Table
 
-        n = len(self.problems)
-        title = f"{n} problem{'' if n == 1 else 's'} found" if n else "No problem found"
-        table = Table(title=title, title_justify="left", show_lines=True)
+        table = Table(title=self._title, title_justify="left", show_lines=True)
         for column in ("check", "", "result, and how to fix a problem"):
             table.add_column(column)
         for check in self.checks:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from resfit import losses
 from resfit.errors import LabelError
-from resfit.metrics.mean import Mean
+from resfit.metrics.mean import Mean, takes_sums
 
 
 def _accuracy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
@@ -33,29 +33,29 @@ def _cross_entropy(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
     return losses.cross_entropy(logits, targets)
 
 
-def _of_rows(function: Callable[..., jax.Array], *, counts_rows: bool = True) -> Any:
+def _of_rows(name: str, function: Callable[..., jax.Array], *, counts_rows: bool = True) -> Any:
     """Return the mean of a function over rows, which are pixels of dense outputs; see `pixels.by_pixel`."""
-    metric: Any = Mean.from_fun(function)
+    metric: Any = takes_sums(Mean.from_fun(function), name)
     metric.counts_rows = counts_rows
     return metric
 
 
-Accuracy = _of_rows(_accuracy)
+Accuracy = _of_rows("accuracy", _accuracy)
 """The share of examples, or pixels, whose largest logit, or sign of one binary logit, is the label.
 
 The class of a soft target is its largest entry.
 """
 
-BinaryAccuracy = _of_rows(_binary_accuracy, counts_rows=False)
+BinaryAccuracy = _of_rows("binary_accuracy", _binary_accuracy, counts_rows=False)
 """The share of correct labels over all labels of all examples, for multi-label models: "binary_accuracy" in Keras.
 
 A label is predicted if its probability is above 0.5. For one binary logit the metric equals `Accuracy`.
 """
 
-BinaryCrossEntropy = _of_rows(_binary_cross_entropy, counts_rows=False)
+BinaryCrossEntropy = _of_rows("binary_cross_entropy", _binary_cross_entropy, counts_rows=False)
 """The mean sigmoid cross-entropy over the labels of each example, without weights, for any training loss."""
 
-CrossEntropy = _of_rows(_cross_entropy)
+CrossEntropy = _of_rows("cross_entropy", _cross_entropy)
 """The mean softmax cross-entropy, sigmoid for one binary logit, without weights, for any training loss."""
 
 
@@ -70,7 +70,7 @@ def top_k_accuracy(k: int) -> type[Mean]:
     def top_k(*, logits: Any, targets: Any, **_: Any) -> jax.Array:
         return _correct(logits, targets, k=k)
 
-    metric: Any = _of_rows(top_k)
+    metric: Any = _of_rows(f"top_{k}_accuracy", top_k)
     metric.one_class = True  # not defined for several labels per example
     return metric  # type: ignore[no-any-return]
 

@@ -1,5 +1,6 @@
 """Exact means over examples, on the device."""
 
+import functools
 from typing import Any
 
 import clu.metrics
@@ -7,12 +8,48 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import shown
+from resfit.errors import ArgumentError
+
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     """Return the float sum of two arrays and its rounding error (Knuth, 1969)."""
     total = a + b
     virtual = total - a
     return total, (a - (total - virtual)) + (b - virtual)
+
+
+def takes_sums(metric: Any, name: str) -> Any:
+    """Name a metric class, and raise `ArgumentError` with the form that `compile` takes where it is made without sums.
+
+    Args:
+      metric: a dataclass of sums.
+      name: what `compile` reports the metric as, and calls it.
+
+    Example:
+      >>> from resfit.metrics import Accuracy
+      >>> Accuracy(num_classes=3)
+      Traceback (most recent call last):
+      ...
+      resfit.errors.ArgumentError: The metric 'accuracy' was made from num_classes=3. Expected the class, which makes
+      its sums in each step. Use compile(metrics=['accuracy']).
+    """
+    init = metric.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except TypeError:
+            given = [*map(shown, args), *(f"{word}={shown(value)}" for word, value in kwargs.items())]
+            raise ArgumentError(
+                f"The metric {name!r} was made from {', '.join(given) or 'nothing'}. Expected the class, which makes "
+                f"its sums in each step. Use compile(metrics=[{name!r}])."
+            ) from None
+
+    metric.__init__ = __init__
+    metric.__name__ = metric.__qualname__ = name
+    return metric
 
 
 @flax.struct.dataclass

@@ -5,6 +5,9 @@ branch into a residual block. Images are (batch, height, width, channels). `net(
 trains.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.count import count_multiply_adds, count_params
 from resfit.nets.fold import FoldedNorm, fold_batch_norm
@@ -95,3 +98,6 @@ __all__ = [
     "list_models",
     "max_pool",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "networks")

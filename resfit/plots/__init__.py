@@ -3,6 +3,9 @@
 A notebook displays a Figure, also without pyplot. `figure.savefig("curves.png")` writes a Figure to a file.
 """
 
+from typing import TYPE_CHECKING
+
+from resfit._utils.words import no_attribute
 from resfit.plots.classification import confusion_matrix, mistakes
 from resfit.plots.images import batch
 from resfit.plots.network import block_statistics, grad_cam
@@ -19,3 +22,6 @@ __all__ = [
     "mistakes",
     "trials",
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept every name
+    __getattr__ = no_attribute(__name__, "plots")

@@ -3,6 +3,7 @@
 The error names the substitute.
 """
 
+import abc
 import dis
 import inspect
 from collections.abc import Iterable
@@ -19,10 +20,23 @@ READ = ("members", "settings", "assignments", "methods")
 _FLAGS = ("trainable", "requires_grad")
 
 
-class Guarded:
+class _Words(abc.ABCMeta):
+    """The metaclass of `Guarded`: reading a name of another library on the class raises. A subclass can be an ABC."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            message = f"type object {cls.__name__!r} has no attribute {name!r}"
+            substitute = answer(name, *READ)
+            if substitute is not None:
+                raise OverrideError(f"{message}. Expected {substitute}.", name=name, obj=cls)
+            raise AttributeError(message, name=name, obj=cls)
+
+
+class Guarded(metaclass=_Words):
     """A base class that raises if a subclass overrides, or code assigns, a name that has no effect.
 
-    Reading a name of another library raises an error that names the substitute.
+    Reading a name of another library, of a model or of the class, raises an error that names the substitute.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:

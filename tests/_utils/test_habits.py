@@ -9,7 +9,21 @@ import pytest
 from flax import nnx
 
 import resfit
-from resfit import augment, callbacks, data, losses, metrics, optimizers, schedules, transforms
+from resfit import (
+    augment,
+    callbacks,
+    data,
+    distributed,
+    losses,
+    metrics,
+    nets,
+    optimizers,
+    plots,
+    preprocess,
+    schedules,
+    transforms,
+    weights,
+)
 from resfit.errors import ResfitError
 from tests.helpers import PlainNet, compiled, images, labels
 
@@ -94,6 +108,20 @@ KERAS: Table = {
     "schedules.CosineDecay": (lambda: schedules.CosineDecay(0.1, 10), "resfit.schedules.Cosine("),
     "layers.RandomFlip": (lambda: augment.RandomFlip("horizontal"), "resfit.augment.flip()"),
     "layers.RandomRotation": (lambda: augment.RandomRotation(0.1), "resfit.augment.rotate(degrees)"),
+    "metrics.Accuracy()": (lambda: metrics.Accuracy(), "Use compile(metrics=['accuracy'])"),
+    "metrics.BinaryAccuracy(threshold=)": (
+        lambda: metrics.BinaryAccuracy(threshold=0.5), "'binary_accuracy' was made from threshold=0.5. Expected the"
+    ),
+    "metrics=[Accuracy, CrossEntropy]": (lambda: plain(metrics=[metrics.Accuracy, metrics.CrossEntropy]), None),
+    "folder(validation_split=)": (lambda: data.folder("a", validation_split=0.2), "or fit(folder, validation_s"),
+    "Model.from_config": (lambda: resfit.Model.from_config({}), "model.save(path)"),
+    "Model.load_model": (lambda: resfit.Model.load_model("a"), "resfit.load(path)"),
+    "applications.ResNet50": (lambda: nets.ResNet50(weights="imagenet"), "resfit.create_model('resnet50'"),
+    "ResNet50V2": (lambda: resfit.ResNet50V2(), "resfit.create_model('resnetv2_50'"),
+    "layers.Rescaling": (lambda: preprocess.Rescaling(1 / 255), "uint8 images become float32 in [0, 1]"),
+    "cifar10.load_data": (lambda: data.load_data("cifar10"), "resfit.data.load(name)"),
+    "plot_model": (lambda: plots.plot_model(plain()), "model.summary()"),
+    "MirroredStrategy": (lambda: distributed.MirroredStrategy(), "fit uses the devices of all processes"),
     "image_dataset_from_directory": (lambda: data.image_dataset_from_directory, "resfit.data.folder(path)"),
     **{
         f"loss={name!r}": (lambda name=name: plain(loss=name), None)
@@ -125,6 +153,14 @@ LIGHTNING: Table = {
     "seed_everything": (lambda: resfit.seed_everything(0), "compile(seed=0)"),
     "LearningRateMonitor": (lambda: callbacks.LearningRateMonitor(), "in every epoch's logs"),
     "training_step": (lambda: type("Mine", (resfit.Model,), {"training_step": lambda self: 0}), "compute_loss"),
+    "load_from_checkpoint": (lambda: resfit.Model.load_from_checkpoint("a.ckpt"), "resfit.load(path)"),
+    "load_from_checkpoint of an object": (lambda: plain().load_from_checkpoint("a.ckpt"), "resfit.load(path)"),
+    "torchmetrics": (
+        lambda: metrics.Accuracy(task="multiclass", num_classes=3),
+        "was made from task='multiclass', num_",
+    ),
+    "init_process_group": (lambda: distributed.init_process_group("nccl"), "resfit.distributed.initialize()"),
+    "get_rank": (lambda: distributed.get_rank(), "jax.process_index()"),
     "precision='16-mixed'": (lambda: plain(precision="16-mixed"), "'float32', 'bfloat16' or 'auto'"),
 }
 
@@ -145,6 +181,14 @@ TIMM_AND_FASTAI: Table = {
     "create_model(in_chans=)": (lambda: resfit.create_model("resnet18", num_classes=3, in_chans=1), "in_channels"),
     "create_loader": (lambda: data.create_loader, "any iterable of (x, y) batches"),
     "transforms.Compose": (lambda: transforms.Compose([]), "Transforms(resize="),
+    "resnet50()": (lambda: resfit.resnet50(), "resfit.create_model('resnet50', num_classes=...)"),
+    "models.resnet18()": (lambda: nets.resnet18(), "resfit.create_model('resnet18'"),
+    "Model.from_pretrained": (lambda: resfit.Model.from_pretrained("resnet18"), "weights=..."),
+    "ResNet50_Weights": (lambda: weights.ResNet50_Weights, "weights=..."),
+    "plot_top_losses": (lambda: plots.plot_top_losses(3), "resfit.plots.mistakes("),
+    "show_batch": (lambda: plots.show_batch(), "folder(path).show()"),
+    "CIFAR10": (lambda: data.CIFAR10("data"), "resfit.data.load('cifar10')"),
+    "preprocess.Resize": (lambda: preprocess.Resize(224), "resfit.data.folder(path, size="),
     "vision_learner": (lambda: resfit.vision_learner, "resfit.Model(module)"),
     "fit_one_cycle": (lambda: plain().fit_one_cycle(1), "compile(learning_rate='one_cycle')"),
     "fit(bs=)": (lambda: fit(bs=8), "Use batch_size"),
@@ -172,7 +216,23 @@ def test_names_typed_from_habit_work_or_name_what_resfit_has(table: Table, tmp_p
 
 
 @pytest.mark.parametrize(
-    "module", [losses, metrics, optimizers, callbacks, augment, schedules, transforms, data, resfit]
+    "module",
+    [
+        losses,
+        metrics,
+        optimizers,
+        callbacks,
+        augment,
+        schedules,
+        transforms,
+        data,
+        nets,
+        plots,
+        preprocess,
+        weights,
+        distributed,
+        resfit,
+    ],
 )
 def test_any_other_name_of_a_subpackage_is_an_ordinary_attribute_error(module: Any) -> None:
     with pytest.raises(AttributeError, match=rf"^module '{re.escape(module.__name__)}' has no attribute 'nothing'$"):

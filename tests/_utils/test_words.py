@@ -1,5 +1,6 @@
 """Words of other libraries: what is the same works, and for the rest the error names the word of resfit."""
 
+import abc
 import copy
 import dataclasses
 import inspect
@@ -56,6 +57,17 @@ def test_reading_any_other_name_is_an_attribute_error() -> None:
             getattr(model, name)
         assert type(raised.value) is AttributeError
         assert raised.value.name == name
+
+
+def test_the_class_has_no_constructor_of_another_library_and_a_subclass_can_define_one() -> None:
+    for name in (word for place in ("methods", "settings", "assignments", "members") for word in words(place)):
+        with pytest.raises(OverrideError, match=rf"type object 'Model' has no attribute '{name}'\. Expected "):
+            getattr(resfit.Model, name)
+    with pytest.raises(AttributeError, match=r"^type object 'Model' has no attribute 'nothing'$"):
+        resfit.Model.nothing  # type: ignore[attr-defined]  # noqa: B018
+    mine = type("Mine", (resfit.Model, abc.ABC), {"from_config": classmethod(lambda cls, config: config)})
+    assert mine.from_config(2) == 2  # type: ignore[attr-defined]
+    assert not hasattr(mine, "from_pretrained")
 
 
 def test_an_attribute_error_inside_a_property_keeps_its_message() -> None:

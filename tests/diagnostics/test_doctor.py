@@ -1,5 +1,6 @@
 """The doctor reports each mistake at its place, and no problem in a correct model."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -239,7 +240,10 @@ def test_doctor_does_not_change_the_model() -> None:
 
 def test_the_report_is_a_table_of_each_problem_and_its_remedy() -> None:
     x, y = data()
-    text = str(resfit.doctor(compiled(), x * 60 + 128, y + 1))
+    report = resfit.doctor(compiled(), x * 60 + 128, y + 1)
+    assert repr(report) == f"<DoctorReport: 2 problems found in {len(report.checks)} checks>"
+    assert re.search(r"^<pre>2 problems found.*y - 1.*</pre>$", report._repr_html_(), re.DOTALL)
+    text = str(report)
     assert text.startswith("2 problems found")
     assert "y - 1" in " ".join(text.split())
     assert "No problem found" in str(resfit.doctor(compiled(), x, y))

@@ -58,14 +58,14 @@ def test_vectors_and_matrices_reach_every_hook_of_a_training_run() -> None:
     by_class = metrics.by_name([*BY_CLASS, "auc"], num_classes=CLASSES)
     model = compiled(PlainNet(rngs=nnx.Rngs(0)), metrics=[*by_class.values(), "calibration_error", "accuracy"])
     written = io.StringIO()
-    bar = ProgressBar(2, rich.console.Console(file=written))
+    bar = ProgressBar(2, rich.console.Console(file=written, width=200))
     data = images(16), labels(16)
     history = fit(model, *data, epochs=2, validation_data=data, callbacks=[bar, CSVLogger("log.csv")]).history
     assert all(np.shape(value) == (CLASSES, CLASSES) for value in history["confusion_matrix"])
     assert all(np.sum(value) == 16 for value in history["val_confusion_matrix"])
     assert json.loads(json.dumps(history)) == history
     assert [type(value) for value in history["f1"]] == [float, float]
-    assert "val_f1: " in written.getvalue()
+    assert "val_f1" in written.getvalue()
     assert "confusion_matrix" not in written.getvalue()
     with open("log.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Outputs of the progress display: a terminal, a notebook, or a log file."""
+"""Outputs of the progress display: a terminal or a log file, and a notebook."""
 
 import html
 import time
@@ -40,11 +40,11 @@ class Screen(Protocol):
 
 
 class Terminal:
-    """A terminal: a table that grows by a line an epoch, above the line of what is running.
+    """A terminal or a log file: a table that grows by a line an epoch, above the line of what is running.
 
     Args:
-      console: of the terminal.
-      live: False to show no line of what is running.
+      console: of the terminal. That of a file or a pipe without a terminal has 80 columns.
+      live: False to show no line of what is running, which needs control characters.
     """
 
     _shown: "ClassVar[Terminal | None]" = None  # the one whose line is shown
@@ -178,37 +178,3 @@ class Notebook:
             self._handle = display(data, raw=True, display_id=True)
         else:
             self._handle.update(data, raw=True)
-
-
-class LogFile:
-    """A file or a pipe: one line an epoch, without control characters.
-
-    Args:
-      console: of the file.
-    """
-
-    live = False
-
-    def __init__(self, console: "rich.console.Console") -> None:
-        self._console = console
-
-    def show(self, line: Line) -> None:
-        """Show nothing: only what has finished is written."""
-
-    def row(self, line: Line, row: Mapping[str, str]) -> None:
-        values = {name: text for name, text in row.items() if name not in ("epoch", "time", "images/s")}
-        self._write(line.title, row["time"], row.get("images/s", ""), values)
-
-    def finish(self, line: Line, seconds: float) -> None:
-        self._write(line.title, f"{seconds:.1f} s", line.images_per_second, line.values)
-
-    def _write(self, title: str, seconds: str, rate: str, values: Mapping[str, str]) -> None:
-        rate = f"{rate:>6} images/s" if rate else ""
-        named = (f"{name}: {text}" for name, text in values.items())
-        self.note(" - ".join(part for part in (title, seconds, rate, *named) if part))
-
-    def note(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Write nothing."""
