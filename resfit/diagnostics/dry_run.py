@@ -145,7 +145,7 @@ def dry_run(
         parameters=count_params(model.module),
         input_shapes=tuple(tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(batch.x)),
         batch_size=batch_size,
-        devices=before.devices,
+        devices=len(before.devices),
         memory=memory,
         steps_per_epoch=measured.params["steps"],
         epochs=epochs,

@@ -197,8 +197,8 @@ def _check_consistency(augments: tuple[augment.Augment, ...], loss: losses.Loss,
     other = are_by_output([], loss) or (known and not losses.takes_labels(loss))
     if consistency_of(augments) and not custom_step and other:
         raise CompileError(
-            f"compile got augment.aug_mix(consistency=...) and loss={argument_name(loss)!r}. Expected a loss of one class per "
-            "example, such as 'cross_entropy': the consistency compares the probabilities of the classes."
+            f"compile got augment.aug_mix(consistency=...) and loss={argument_name(loss)!r}. Expected a loss of one "
+            "class per example, such as 'cross_entropy': the consistency compares the probabilities of the classes."
         )
 
 

@@ -8,12 +8,13 @@ import jax
 from resfit.data.batches import Batch, Batches
 from resfit.data.device import DeviceSource
 from resfit.errors import ModuleError
+from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.multihost import Processes, Turn
 from resfit.trainer.devices.placement import Placement
 from resfit.trainer.learned.facts import Learned
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.state.run_state import RunState
-from resfit.trainer.step import DeviceBatch, OutputsShape
+from resfit.trainer.step import OutputsShape
 
 
 class LabelCheck:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resfit.nets import probe
+from resfit.trainer.device_batch import DeviceBatch, prepared
 from resfit.trainer.state.train_state import Leaves, StateLayout
-from resfit.trainer.step import DeviceBatch, Recipe, keys, prepared
+from resfit.trainer.step import Recipe, keys
 
 
 def first_non_finite(
@@ -64,7 +65,7 @@ def _run_step(
     watch.look("the batch's inputs, as they came", batch.x)
     watch.look("the batch's labels", batch.y)
     watch.look("the batch's sample weights", batch.weight)
-    batch = prepared(recipe, key_of, batch)
+    batch = prepared(batch, recipe.augment, recipe.preprocess, key_of.augment)
     watch.look("the batch's inputs after augment and preprocess", batch.x)
     for slot, param in zip(layout.params, state.params, strict=True):
         watch.look(f"the parameter {slot.name!r}, before the step", param)

@@ -14,36 +14,21 @@ import jax.numpy as jnp
 
 from resfit import metrics
 from resfit._utils.jax_switches import implicit_promotion
-from resfit.augment.alternating_flip import seen_again
 from resfit.augment.aug_mix import COPIES
 from resfit.augment.copies import copies_of, repeated
-from resfit.augment.pipeline import applied, consistency_of
-from resfit.augment.resize import Resize
+from resfit.augment.pipeline import consistency_of
 from resfit.errors import LossError
 from resfit.losses import jensen_shannon
 from resfit.losses.by_output import LossesByOutput, entries_by_name, is_by_output, total, weighted
 from resfit.losses.smoothing import at_step
 from resfit.metrics.collection import Summed
+from resfit.trainer.device_batch import DeviceBatch, prepared
 from resfit.trainer.devices import replicas
 from resfit.trainer.graph.attributes import called
 from resfit.trainer.graph.explain import explained
 from resfit.trainer.norm_modes import warn_if_frozen, warn_if_moving
 from resfit.trainer.state.train_state import Leaves, StateLayout, TrainState, rate_factor
 from resfit.trainer.supervised import ComputeLoss, of_examples, weighing
-
-
-class DeviceBatch(NamedTuple):
-    """A batch inside a step: arrays (batch, ...), or None for labels, weight, mask or origin that were not given.
-
-    Its images are resized in a training step, unless `resize` is None.
-    """
-
-    x: Any
-    y: Any
-    weight: Any
-    mask: Any
-    origin: Any = None
-    resize: Resize | None = None
 
 
 @jax.tree_util.register_static
@@ -109,20 +94,6 @@ def keys(key: jax.Array, step: jax.Array | None = None) -> Keys:
     return Keys(*(jax.random.fold_in(key, part) for part in range(3)))
 
 
-def prepared(recipe: Recipe, key: Keys, batch: DeviceBatch) -> DeviceBatch:
-    """Return a training batch after augmentation, resizing and preprocessing."""
-    for i, augment in enumerate(recipe.augment):
-        x, y = applied(augment, jax.random.fold_in(key.augment, i), batch.x, batch.y, batch.origin)
-        batch = batch._replace(x=x, y=y)
-        if (copies := copies_of([augment])) > 1:
-            weight, mask, origin = repeated((batch.weight, batch.mask, batch.origin), copies)
-            batch = batch._replace(weight=weight, mask=mask, origin=seen_again(origin, copies))
-    if batch.resize is not None:
-        x, (y, weight) = batch.resize(batch.x, (batch.y, batch.weight))
-        batch = batch._replace(x=x, y=y, weight=weight)
-    return batch if recipe.preprocess is None else batch._replace(x=recipe.preprocess(batch.x))
-
-
 class Accumulated(NamedTuple):
     """The sums over the slices of a batch.
 
@@ -167,7 +138,7 @@ def train_step(
     """
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
-    batch = prepared(recipe, key_of, batch)
+    batch = prepared(batch, recipe.augment, recipe.preprocess, key_of.augment)
     with at_step(before.step):
         found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
     state = apply_schedule(recipe, found.state)

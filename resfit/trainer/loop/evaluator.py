@@ -11,6 +11,7 @@ from resfit.callbacks.logs import LazyLogs, as_float, as_plain, read
 from resfit.data.batches import Batch, Batches
 from resfit.errors import DataError
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.feeding import one_pass
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle, form_of
@@ -19,7 +20,7 @@ from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt
 from resfit.trainer.several_steps import Taken, filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
-from resfit.trainer.step import DeviceBatch, Recipe, evaluate_step
+from resfit.trainer.step import Recipe, evaluate_step
 from resfit.trainer.views import averaging, mean_for_loss
 
 

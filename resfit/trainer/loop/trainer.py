@@ -14,6 +14,7 @@ from resfit.data.epochs import Epochs
 from resfit.errors import ModuleError, NonFiniteLossError
 from resfit.trainer.checkpoint.manager import CheckpointManager
 from resfit.trainer.context import LabelCheck, RunContext, announce, check_after, check_before, for_step, quiet
+from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.memory import StepMemory, step_memory
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import AXIS, CompiledStep, Throttle, form_of
@@ -23,7 +24,7 @@ from resfit.trainer.loop.input_stall import Waiting
 from resfit.trainer.non_finite import first_non_finite
 from resfit.trainer.several_steps import Taken, filled, gathered, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
-from resfit.trainer.step import DeviceBatch, Recipe, train_step
+from resfit.trainer.step import Recipe, train_step
 
 _log = logging.getLogger("resfit")
 

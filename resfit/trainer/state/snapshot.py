@@ -115,17 +115,12 @@ class Snapshot:
 
     @property
     def devices(self) -> list[jax.Device]:
-        """The devices of the model."""
+        """The devices of the model, in all processes."""
         return list(self._context.placement.devices)
 
     def place(self, batch: Any) -> Any:
         """Put a batch on the devices of the model."""
         return self._context.placement.place(batch)
-
-    @property
-    def devices(self) -> int:
-        """The number of devices of the model, in all processes."""
-        return len(self._context.placement.devices)
 
     @property
     def shard(self) -> tuple[int, int]:
