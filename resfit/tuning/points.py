@@ -9,7 +9,7 @@ import numpy as np
 
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError
-from resfit.losses.cross_entropy import check_smoothing
+from resfit.losses.smoothing import check_smoothing
 from resfit.model import Model
 
 Point = dict[str, Any]
