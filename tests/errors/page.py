@@ -16,8 +16,8 @@ expected, and the remedy. A mistake never loses work: the model keeps its values
 
 `make errors` writes this page with the tests that make these mistakes, so every message is the one that resfit raises.
 Errors derive from `resfit.errors.ResfitError` and from the matching built-in exception: `except ValueError` catches a
-wrong label. A missing file is a `FileNotFoundError`, and a folder in place of a file an `IsADirectoryError`. An error inside a custom network or loss keeps its type; resfit
-adds a note with the arguments of the call.
+wrong label. A missing file is a `FileNotFoundError`, and a folder in place of a file an `IsADirectoryError`. An error
+inside a custom network or loss keeps its type; resfit adds a note with the arguments of the call.
 
 resfit does not detect some mistakes while it trains, because they can be intended: a softmax before the loss, 0..255 as
 floats, a learning rate that is ten times too high. `resfit.doctor` looks for them, see [Tools](how-to/tools.md).
