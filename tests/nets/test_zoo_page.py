@@ -5,6 +5,7 @@ import re
 import pytest
 
 from resfit.nets import ZOO
+from tests import make_onnx, make_zoo
 from tests.make_zoo import GOLDEN, HEAD, INTRO, PAGE, row
 from tests.weights.test_torch_oracle import TOLERANCE
 
@@ -32,3 +33,12 @@ def test_a_row_matches_the_table_and_the_oracle(name: str) -> None:
     else:
         assert re.fullmatch(r"\de-\d\d", difference)
         assert 0 < float(difference) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", make_zoo.ONNX["networks"])
+def test_an_onnx_file_was_within_the_bar(name: str) -> None:
+    """Recorded numbers; `make originals` measures them again."""
+    assert name in make_onnx.MEASURED
+    row = make_zoo.ONNX["networks"][name]
+    assert 0 < make_onnx.relative(row) < make_onnx.BAR
+    assert row["same_class"] == 1
