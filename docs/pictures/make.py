@@ -264,15 +264,16 @@ def augment(folder: Path) -> None:
         "rand_augment(n=2, m=15)": resfit.augment.rand_augment(n=2, m=15),
         "trivial_augment()": resfit.augment.trivial_augment(),
         'auto_augment("imagenet")': resfit.augment.auto_augment("imagenet"),
+        "aug_mix(severity=6)": resfit.augment.aug_mix(severity=6),
         "gray(0.5)": resfit.augment.gray(0.5),
         "random_erasing(1.0)": resfit.augment.random_erasing(1.0),
         'random_erasing(1.0, fill="noise")': resfit.augment.random_erasing(1.0, fill="noise"),
         "mixup(1.0)": resfit.augment.mixup(1.0, num_classes=2),
         "cutmix(1.0)": resfit.augment.cutmix(1.0, num_classes=2),
     }
-    figure = plt.figure(figsize=(9.6, 12.2), layout="constrained")
+    figure = plt.figure(figsize=(9.6, 13.7), layout="constrained")
     labels = jnp.array([1, 0, 0, 0, 0])
-    for panel, (code, function) in zip(figure.subfigures(8, 2).flat, shown.items(), strict=True):
+    for panel, (code, function) in zip(figure.subfigures(9, 2).flat, shown.items(), strict=False):
         panel.suptitle(code, family="monospace", fontsize=9)
         apply = jax.jit(function)
         if code.startswith(("mixup", "cutmix")):

@@ -1315,6 +1315,27 @@ COMPILE = [
         "'cifar10'",
         "Did you mean 'cifar'?",
     ),
+    Mistake(
+        "Flips that alternate by example, of batches without numbers",
+        "model.compile(augment=resfit.augment.alternating_flip())\nmodel.fit([(x, y)])",
+        errors.DataError,
+        "a batch that does not tell which examples it has",
+        "Use augment.flip()",
+    ),
+    Mistake(
+        "One copy of each example",
+        "model.compile(augment=resfit.augment.repeated_augmentation(1))",
+        errors.CompileError,
+        "k=1",
+        "at least 2",
+    ),
+    Mistake(
+        "Consistent predictions with a loss of several labels",
+        'model.compile(loss="binary_cross_entropy", augment=resfit.augment.aug_mix(consistency=12))',
+        errors.CompileError,
+        "augment.aug_mix(consistency=...)",
+        "'cross_entropy'",
+    ),
     Mistake("A JAX key as seed", "model.compile(seed=jax.random.key(0))", errors.CompileError, "key<fry>", "such as 0"),
     Mistake("ema=True", "model.compile(ema=True)", errors.CompileError, "True", "such as 0.999"),
     Mistake(
@@ -1351,6 +1372,20 @@ COMPILE = [
         errors.CompileError,
         "'probs'",
         "'probabilities'",
+    ),
+    Mistake(
+        "An unknown test-time augmentation",
+        'model.evaluate(x, y, tta="mirror")',
+        errors.CompileError,
+        "'mirror'",
+        "one of ['flip', 'flip+shift']",
+    ),
+    Mistake(
+        "Test-time augmentation of inputs that are no images",
+        'resfit.Model(nnx.Linear(3, 2, rngs=nnx.Rngs(0))).predict(np.ones((4, 3), "float32"), tta="flip")',
+        errors.RankError,
+        "(4, 3)",
+        "Leave tta out",
     ),
 ]
 
