@@ -139,16 +139,16 @@ def train_step(
     before = layout.unflatten(leaves)
     key_of = keys(key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis)), before.step)
     batch = prepared(batch, recipe.augment, recipe.preprocess, key_of.augment)
-    with at_step(before.step):
-        found = accumulate_gradients(layout, recipe, before, sums, key_of, batch, axis)
-    state = apply_schedule(recipe, found.state)
 
-    def gradients_at(params: Leaves) -> Leaves:
-        nearby = before._replace(params=params)
+    def at(state: TrainState) -> Accumulated:
         with at_step(before.step):
-            return accumulate_gradients(layout, recipe, nearby, sums, key_of, batch, axis).gradients
+            return accumulate_gradients(layout, recipe, state, sums, key_of, batch, axis)
 
-    state = layout.update(state, found.gradients, found.loss, gradients_at)
+    found = at(before)
+    state = apply_schedule(recipe, found.state)
+    # An optimizer such as SAM asks for gradients nearby: of the same examples, with the same random numbers.
+    nearby = lambda params: at(before._replace(params=params)).gradients  # noqa: E731
+    state = layout.update(state, found.gradients, found.loss, nearby)
     state = update_ema(recipe, state)
     state, sums = keep_if_finite(layout, (before, sums), (state, found.sums))
     return layout.flatten(state._replace(step=state.step + 1)), sums, found.loss, found.shape

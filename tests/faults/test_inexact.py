@@ -63,6 +63,16 @@ DIFFERENCES: dict[str, tuple[Sides, Sides, str]] = {
         "steps_per_epoch was 4, is 1",
     ),
     "4 devices, then 1": (({"dispatch": "sharded"}, {}), ({}, {}), "devices was 4, is 1; dispatch was 'sharded', is"),
+    "image sizes": (
+        ({}, {"image_sizes": {0: (4, 16)}}),
+        ({}, {"image_sizes": {0: (16, 4)}}),
+        r"image_sizes\.0 was '\(4, 16\)', is '\(16, 4\)'",
+    ),
+    "image sizes, then none": (
+        ({}, {"image_sizes": {0: (4, 16)}}),
+        ({}, {}),
+        r"image_sizes\.0 was '\(4, 16\)', is None",
+    ),
     "1 device, then 4": (({}, {}), ({"dispatch": "sharded"}, {}), "devices was 1, is 4; dispatch was 'jit', is"),
     "labels": (({}, {}), ({}, {"y": labels(EXAMPLES, seed=9)}), r"data\.labels was \d+, is"),
     "inputs": (({}, {}), ({}, {"x": other_pixels()}), r"data\.values was"),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +11,13 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from flax import nnx
 
+import resfit
 from resfit import optimizers
 from resfit.errors import CompileError
+from tests.faults import runs
+from tests.helpers import TinyNet, assert_same, compiled, fit, images, labels, state_of
 
 RATE, STEPS = 0.05, 5
 HAS_MUON = "consistent_rms" in inspect.signature(optax.contrib.muon).parameters  # optax 0.2.7
@@ -193,6 +198,24 @@ def test_a_name_has_a_default_learning_rate_that_is_found_and_set_without_tracin
     twice = update(jax.tree.unflatten(tree, leaves))
     assert len(traces) == 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-5), once, twice)
+
+
+@pytest.mark.skipif(not HAS_MUON, reason="needs optax 0.2.7")
+def test_muon_trains_a_network_with_convolutions_and_resumes_exactly(tmp_path: Path) -> None:
+    def go(folder: str, *stops: Any) -> Any:
+        model = compiled(TinyNet(rngs=nnx.Rngs(0)), optimizer="Muon", learning_rate=0.02)
+        callbacks = [resfit.callbacks.Checkpoint(tmp_path / folder), *stops]
+        history = fit(model, images(16), labels(16), epochs=5, callbacks=callbacks, resume=True)
+        return model, history
+
+    with runs.stopped(SystemExit):
+        go("a", runs.Stops(3, runs.terminate))
+    (resumed, _), (whole, history) = go("a"), go("b")
+    assert_same(state_of(resumed).leaves, state_of(whole).leaves)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    whole.learning_rate, before = 0.0, whole.get_weights()[0]
+    fit(whole, images(16), labels(16))
+    assert_same(whole.get_weights()[0], before)
 
 
 def test_a_muon_without_dimension_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

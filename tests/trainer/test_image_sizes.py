@@ -13,7 +13,7 @@ from flax import nnx
 
 import resfit
 from resfit.augment.resize import Resize
-from resfit.errors import LabelError, RankError, ResumeError
+from resfit.errors import LabelError, RankError
 from resfit.trainer.devices.placement import Placement
 from tests.faults import runs
 from tests.helpers import TinyNet, assert_close, assert_same, call, compiled, fit, images, labels, state_of
@@ -191,20 +191,6 @@ def test_a_run_resumes_exactly_inside_every_size(step: int, tmp_path: Path) -> N
     with runs.stopped(SystemExit):
         go(tmp_path / "stopped", runs.Stops(step, runs.terminate))
     assert_same(state_of(go(tmp_path / "stopped")).leaves, state_of(go(tmp_path / "whole")).leaves)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [({0: 4, 1: (5, 6)}, r"image_sizes\.1 was '\(6, 5\)', is '\(5, 6\)'"), (None, r"image_sizes.* is None")],
-    ids=["other sizes", "no sizes"],
-)
-def test_a_run_with_other_sizes_raises(sizes: Any, message: str, tmp_path: Path) -> None:
-    stop, save = runs.Stops(2, runs.terminate), resfit.callbacks.Checkpoint(tmp_path)
-    with runs.stopped(SystemExit):
-        fit(runs.small(), epochs=3, image_sizes={0: 4, 1: (6, 5)}, callbacks=[save, stop])
-    with pytest.raises(ResumeError, match=message):
-        fit(runs.small(), epochs=3, image_sizes=sizes, callbacks=[save], resume=True)
 
 
 def test_a_step_that_was_kept_is_searched_at_its_size(caplog: pytest.LogCaptureFixture) -> None:
