@@ -118,7 +118,7 @@ def dry_run(
       >>> model.compile("sgd", learning_rate=0.1)
       >>> result = dry_run(model, x, y, batch_size=8, epochs=90)
       >>> result.parameters, result.steps_per_epoch, result.measured_steps
-      (420, 8, 10)
+      (430, 8, 10)
     """
     measured = _Measured(positive_int("steps", steps, DataError))
     with model.snapshot().training("dry_run"):
