@@ -1,4 +1,4 @@
-"""What the recipes share: the options --dry-run and --results, and one line of CSV for each run.
+"""Shared parts of the recipes: the options --dry-run and --results, and one line of CSV for each run.
 
     from common import RunTime, add_options, write_result
 

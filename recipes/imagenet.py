@@ -89,16 +89,23 @@ def model_of(weights: str, name: str) -> resfit.Model:
     return resfit.Model(resfit.create_model(name, weights=weights))
 
 
+def view(model: resfit.Model, size: int | None, crop: float | None) -> tuple[int, float]:
+    """Return size and crop of the validation images: those given, or those of the weights."""
+    match model.transforms:
+        case resfit.transforms.Transforms(crop=pixels, resize=resize):
+            found = pixels, pixels / resize
+        case FolderTransforms(size=(int() as pixels, _), crop=share):
+            found = pixels, share if isinstance(share, float) else CROP
+        case _:
+            found = 224, CROP
+    return size or found[0], crop or found[1]
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Print the accuracy of any weights on the validation images."""
     model = model_of(options.evaluate, options.network)
-    size, crop = options.size, options.crop
-    match model.transforms:
-        case resfit.transforms.Transforms(crop=pixels, resize=resize):
-            size, crop = size or pixels, crop or pixels / resize
-        case FolderTransforms(size=(int() as pixels, _), crop=share):
-            size, crop = size or pixels, crop or (CROP if share in (None, "center") else share)
-    val = read(options, 1, size=size or 224, crop=crop or CROP)
+    size, crop = view(model, options.size, options.crop)
+    val = read(options, 1, size=size, crop=crop)
     outputs, classes = model.module.spec.num_classes, classes_of(val)
     if model.class_names is None and outputs != len(classes):
         raise SystemExit(
@@ -111,10 +118,7 @@ def evaluate(options: argparse.Namespace) -> None:
     found = model.evaluate(val, batch_size=options.batch_size or 256, return_dict=True, verbose=2)
     seconds = (datetime.datetime.now() - start).total_seconds()
     scores = ", ".join(f"{name} {found[name]:.2%}" for name in metrics)
-    print(
-        f"{options.evaluate}: {scores}, at {size or 224} pixels, crop {crop or CROP:.3g}. {seconds:.0f} s, compilation "
-        "included."
-    )
+    print(f"{options.evaluate}: {scores}, at {size} pixels, crop {crop:.3g}. {seconds:.0f} s, compilation included.")
 
 
 def train(options: argparse.Namespace) -> None:

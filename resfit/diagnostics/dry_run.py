@@ -118,7 +118,7 @@ def dry_run(
       >>> model.compile("sgd", learning_rate=0.1)
       >>> result = dry_run(model, x, y, batch_size=8, epochs=90)
       >>> result.parameters, result.steps_per_epoch, result.measured_steps
-      (420, 8, 10)
+      (430, 8, 10)
     """
     measured = _Measured(positive_int("steps", steps, DataError))
     with model.snapshot().training("dry_run"):
@@ -137,8 +137,8 @@ def dry_run(
             model.history, model.stop_training = history, False
     if measured.steps == 0:
         raise DataError(
-            f"dry_run got a run of {measured.seen} steps. Expected at least {_WARM_UP + 1}: {_WARM_UP} warm up, and "
-            "the others are measured. Pass more data or epochs, or a smaller batch_size."
+            f"dry_run got a run of {measured.seen} step{'s' * (measured.seen != 1)}. Expected at least {_WARM_UP + 1}: "
+            f"{_WARM_UP} warm up, and the others are measured. Pass more data or epochs, or a smaller batch_size."
         )
     return DryRun(
         network=type(model.module).__name__,

@@ -1,14 +1,16 @@
 """Training recipes by name: the hyperparameters of papers and reference scripts, each with its source.
 
-A `TrainingRecipe` is data. Its methods return the arguments of `create_model`, `compile`, `fit` and the data functions:
+A `TrainingRecipe` is data. Its methods return the arguments of `create_model`, of `compile` and `fit`, and of
+`resfit.data.folder` and the other data functions, for training images and for test images.
 
-    recipe = resfit.recipes.get("rsb-a3").replace(batch_size=256)
-    net = resfit.create_model("resnet50", num_classes=1000, **recipe.network_arguments())
-    model = resfit.Model(net)
-    model.compile(**recipe.compile_arguments(), precision="auto")
-    train = resfit.data.folder("imagenet/train", **recipe.train_data_arguments())
-    val = resfit.data.folder("imagenet/val", **recipe.test_data_arguments())
-    model.fit(train, validation_data=val, **recipe.fit_arguments())
+Example:
+  >>> import resfit
+  >>> recipe = resfit.recipes.get("he-cifar").replace(epochs=10, batch_size=64)
+  >>> net = resfit.create_model("resnet20", num_classes=10, **recipe.network_arguments())
+  >>> model = resfit.Model(net)
+  >>> model.compile(**recipe.compile_arguments())
+  >>> recipe.fit_arguments()  # model.fit(x, y, **recipe.fit_arguments())
+  {'epochs': 10, 'batch_size': 64, 'drop_remainder': True}
 """
 
 from typing import TYPE_CHECKING

@@ -442,6 +442,13 @@ DATA = [
         "Expected one of its columns: 'img'",
     ),
     Mistake(
+        "A crop in percent",
+        'resfit.data.folder("photos", size=224, crop=95)',
+        errors.DataError,
+        "95",
+        "above 0 and at most 1",
+    ),
+    Mistake(
         "Unbatched Grain data",
         "import grain\nmodel.fit(grain.MapDataset.range(16).map(lambda i: (x[i], y[i])))",
         errors.DataError,
@@ -1281,6 +1288,27 @@ COMPILE = [
         errors.CompileError,
         "no averaged weights",
         "compile(ema=0.999)",
+    ),
+    Mistake(
+        "An unknown recipe",
+        'resfit.recipes.get("rsb_a3")',
+        errors.CompileError,
+        "'rsb_a3'",
+        "Did you mean 'rsb-a3'?",
+    ),
+    Mistake(
+        "A recipe with an unknown field",
+        'resfit.recipes.get("rsb-a3").replace(lr=0.001)',
+        errors.CompileError,
+        "'lr'",
+        "'learning_rate'",
+    ),
+    Mistake(
+        "A dry run of too few steps",
+        "resfit.dry_run(model, x, y, batch_size=16)",
+        errors.DataError,
+        "a run of 1 step.",
+        "smaller batch_size",
     ),
     Mistake(
         "An unknown kind of output",

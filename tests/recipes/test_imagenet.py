@@ -156,6 +156,33 @@ def test_weights_of_other_classes_raise(recipe: ModuleType, photos: Path) -> Non
         say(recipe, "--data", str(photos), "--evaluate", "five.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("published", "given", "expected"),
+    [
+        (("torchvision/IMAGENET1K_V2", "resnet50"), (None, None), (224, 224 / 232)),
+        (("timm/resnet50.a3_in1k", "resnet50"), (None, None), (160, 160 / 168)),
+        (("timm/resnet50.a3_in1k", "resnet50"), (224, 0.95), (224, 0.95)),
+        (None, (None, None), (224, 0.875)),
+        (None, (96, None), (96, 0.875)),
+    ],
+)
+def test_published_weights_are_evaluated_at_their_size(
+    published: Any, given: Any, expected: Any, recipe: ModuleType
+) -> None:
+    net = resfit.create_model("resnet20", num_classes=3, depths=(1,), widths=(8,))
+    if published is not None:
+        net.published_weights = published
+    assert recipe.view(resfit.Model(net), *given) == expected
+
+
+def test_any_file_of_weights_can_be_evaluated(recipe: ModuleType) -> None:
+    net = resfit.create_model("resnet18", num_classes=3, rngs=3)
+    resfit.weights.save(net, "torch.safetensors")
+    loaded = recipe.model_of("torch.safetensors", "resnet18").module
+    assert loaded.spec.num_classes == 3
+    np.testing.assert_array_equal(loaded.head.dense.kernel, net.head.dense.kernel)
+
+
 @pytest.mark.parametrize("wrong", [["--recipe", "rsb-a4"], ["--recipe", "fine-tune"], ["--source", "zip"]])
 def test_wrong_arguments_exit(wrong: list[str], recipe: ModuleType) -> None:
     assert "invalid choice" in say(recipe, *wrong, status=2)
