@@ -50,6 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "augment", "backends", "callbacks", "data", "diagnostics", "export", "losses", "metrics", "optimizers",
         "preprocess", "schedules", "trainer", "transforms",
     },
+    # Several models, trained together.
+    "ensemble": {"callbacks", "data", "losses", "model", "trainer"},
     "distillation": {"losses", "model", "nets"},
     "testing": {"callbacks", "data", "model", "nets", "trainer"},
     "tuning": {"callbacks", "data", "ensemble", "losses", "model", "plots", "schedules", "trainer"},

@@ -34,7 +34,7 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "nothing: losses and metrics read logits": "from_logits",
         "`model.freeze('stem', 'stage1')`, then compile": "freeze splitter freeze_epochs",
         "`resfit.create_model(..., num_classes=...)`": "num_classes",
-        "`resfit.optimizers.adamw(1e-3, weight_decay=0.05)` as the optimizer": "wd weight_decay",
+        "`compile(weight_decay=...)`": "wd",
         "`compile(optimizer=...)`": "opt opt_func optim optimizers",
         "`compile(loss=...)`": "loss_func loss_fn criterion",
         "`compile(metrics=[...])`": "metric metrics_list eval_metric",
@@ -284,7 +284,7 @@ def answer(word: str, *places: str) -> str | None:
 
     Args:
       word: a name; for a loss, metric, optimizer or callback in any case, with or without underscores.
-      places: keys of `WORDS`.
+      places: keys of `WORDS`; any other place has no words.
 
     Example:
       >>> answer("L1Loss", "loss")
@@ -292,7 +292,7 @@ def answer(word: str, *places: str) -> str | None:
       >>> answer("layout", "members") is None
       True
     """
-    return next((found for place in places if (found := _ANSWERS[place].get(_key(place, word)))), None)
+    return next((found for place in places if (found := _ANSWERS.get(place, {}).get(_key(place, word)))), None)
 
 
 def use(word: str, *places: str) -> str:

@@ -13,6 +13,7 @@ from flax import nnx
 from resfit import losses
 from resfit._utils.checks import int_from, positive_int
 from resfit._utils.jax_switches import of_this_thread
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, History
 from resfit.data import Geometry, as_batches
@@ -70,11 +71,12 @@ class Ensemble:
       (64, 2)
     """
 
+    @checked("ensemble arguments", "Ensemble")
     def __init__(self, make: Callable[[int], Any], members: int | Iterable[int] = 5) -> None:
         if not callable(make) or isinstance(make, nnx.Module | Model):
             raise ArgumentError(
-                f"Ensemble got make={make!r:.100}. Expected a function seed -> module, such as lambda seed: "
-                "resfit.create_model('resnet20', num_classes=10, rngs=seed)."
+                f"Ensemble got a {type(make).__name__} as make. Expected a function seed -> module, such as "
+                "lambda seed: resfit.create_model('resnet20', num_classes=10, rngs=seed)."
             )
         if isinstance(members, Iterable):
             self.seeds = [int_from(0, "each seed in members", seed, ArgumentError) for seed in members]
@@ -219,6 +221,7 @@ class Ensemble:
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
+    @checked("ensemble arguments")
     def evaluate(
         self, x: Any, y: Any = None, batch_size: int | None = None, sample_weight: Any = None, *, weights: str = "raw"
     ) -> Scores:
@@ -263,6 +266,7 @@ class Ensemble:
             loss=given["loss"], metrics=given["metrics"], multi_label=bool(first.multi_label),
         )  # fmt: skip
 
+    @checked("ensemble arguments")
     def predict(
         self,
         x: Any,
@@ -322,6 +326,7 @@ class Ensemble:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
+    @checked("ensemble arguments")
     def save(self, path: str | os.PathLike[str], *, weights: str = "raw") -> None:
         """Write each member to a file of `Model.save` in a folder: member_0.safetensors and so on.
 
@@ -344,6 +349,7 @@ class Ensemble:
             model.save(folder / f"member_{i}.safetensors", weights=weights)
 
     @classmethod
+    @checked("ensemble arguments")
     def load(
         cls, path: str | os.PathLike[str], make: Callable[[int], Any] | None = None, preprocess: Any = None
     ) -> Self:

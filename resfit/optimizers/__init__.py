@@ -14,7 +14,7 @@ from resfit.optimizers.injected_learning_rate import LearningRate, index_of_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 from resfit.optimizers.named import adam, adamw, lamb, lars, rmsprop, sgd
 from resfit.optimizers.parts import by_depth, by_part
-from resfit.optimizers.resolve import default_rate, get, with_weight_decay
+from resfit.optimizers.resolve import default_rate, get
 
 __all__ = [
     "LearningRate",
@@ -34,7 +34,6 @@ __all__ = [
     "sgd",
     "skip_non_finite",
     "skips",
-    "with_weight_decay",
 ]
 
 if not TYPE_CHECKING:  # a type checker would accept every name

@@ -102,8 +102,9 @@ def with_weight_decay(optimizer: Any) -> optax.GradientTransformation:
     name = same_word(optimizer, _BY_NAME) if isinstance(optimizer, str) else ""
     decaying = [name for name, (of, _) in _BY_NAME.items() if "weight_decay" in inspect.signature(of).parameters]
     if name not in decaying:
+        given = repr(optimizer) if isinstance(optimizer, str) else f"of type {type(optimizer).__name__}"
         raise CompileError(
-            f"compile got weight_decay and optimizer={optimizer!r:.80}. Expected one of {decaying}, by name. For "
+            f"compile got weight_decay and an optimizer {given}. Expected one of {decaying}, by name. For "
             "another optimizer pass one that was made with its weight decay, and leave weight_decay out."
         )
     factory, rate = _BY_NAME[name]

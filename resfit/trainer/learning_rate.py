@@ -11,7 +11,7 @@ from resfit import optimizers, schedules
 from resfit.callbacks.logs import read
 from resfit.data import Epochs
 from resfit.errors import CompileError, DataError
-from resfit.optimizers.resolve import check_rate
+from resfit.optimizers.resolve import check_rate, with_weight_decay
 from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
@@ -201,6 +201,6 @@ def resolve(
     # `LearningRate` puts the number into the state. Without it, one program makes the state for every number.
     number = isinstance(optimizer, str) and not callable(learning_rate)
     if weight_decay is not None:
-        optimizer = optimizers.with_weight_decay(optimizer)
+        optimizer = with_weight_decay(optimizer)
     transformation, function = optimizers.get(optimizer, None if number else learning_rate)
     return transformation, learning_rate, named, function

@@ -86,8 +86,8 @@ def check_names(space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
         if name not in possible:
             remedy = use(name, "arguments") or did_you_mean(name, possible)
             raise ArgumentError(
-                f"search got {name!r} in space. {remedy}{' ' if remedy else ''}Expected {SMOOTHING!r} or an argument of "
-                f"Model.compile: {', '.join(possible[:-1])}."
+                f"search got {name!r} in space. {remedy}{' ' if remedy else ''}Expected {SMOOTHING!r} or an argument "
+                f"of Model.compile: {', '.join(possible[:-1])}."
             )
         if name in fixed:
             raise ArgumentError(f"search got {name!r} in space and in compile_arguments. Expected it in one of them.")

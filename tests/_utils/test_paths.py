@@ -97,6 +97,8 @@ def read_files(home: Path) -> None:
     resfit.Model(net()).save("~/model.safetensors")
     resfit.load("~/model.safetensors").save_weights("~/other.safetensors")
     resfit.load_model("~/other.safetensors").load_weights("~/model.safetensors")
+    resfit.Ensemble(lambda _: net(), 1).save("~/members")
+    assert len(resfit.Ensemble.load("~/members").members) == 1
     resfit.weights.save(net(), "~/weights.safetensors")
     resfit.weights.load(net(), "~/weights.safetensors")
     resfit.create_model("resnet20", depths=(1,), widths=(4,), weights="~/weights.safetensors")
@@ -126,7 +128,8 @@ TRIED = {
     "callbacks.Checkpoint", "callbacks.ModelCheckpoint", "callbacks.CSVLogger", "callbacks.JSONLogger",
     "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.save_weights", "Model.export", "Model.load",
     "Model.load_weights", "load", "load_model", "load_exported", "weights.save", "weights.load", "weights.read",
-    "create_model", "data.files", "data.folder", "data.load", "data.tfds", "data.prepare_tfds", "search",
+    "Ensemble.save", "Ensemble.load", "create_model", "data.files", "data.folder", "data.load", "data.tfds",
+    "data.prepare_tfds", "search",
 }  # fmt: skip
 
 

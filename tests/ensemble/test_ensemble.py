@@ -597,3 +597,17 @@ def test_make_can_return_a_model_with_its_own_step() -> None:
     assert len({*history.history["loss"][0].tolist()}) == 3
     with pytest.raises(resfit.errors.CompileError, match="overrides compute_loss"):
         made.evaluate(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda made: made.predict(X, member=True), "members"),
+        (lambda made: made.fit(X, Y, epoch=1, verbose=0), "epochs"),
+        (lambda made: made.compile(learning_rates=0.1), "learning_rate"),
+        (lambda _: Ensemble(maker(PlainNet), member=2), "members"),
+    ],
+)
+def test_unknown_arguments_raise(call: Callable[[Ensemble], Any], part: str) -> None:
+    with pytest.raises(resfit.errors.ArgumentError, match=part):
+        call(ensemble(members=1))

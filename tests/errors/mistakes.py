@@ -944,6 +944,20 @@ NETWORKS = [
 
 COMPILE = [
     Mistake(
+        "Weight decay of an optimizer without a name",
+        "model.compile(optax.adam(1e-3), weight_decay=0.1)",
+        errors.CompileError,
+        "weight_decay and an optimizer of type",
+        "leave weight_decay out",
+    ),
+    Mistake(
+        "A negative weight decay",
+        'model.compile("adamw", weight_decay=-0.1)',
+        errors.CompileError,
+        "-0.1",
+        "0 or more",
+    ),
+    Mistake(
         "fit before compile",
         "resfit.Model(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))).fit(x, y)",
         errors.NotCompiledError,
@@ -1768,6 +1782,88 @@ SEARCH = [
     ),
 ]
 
+_MEMBERS = "ensemble = resfit.Ensemble(lambda seed: resfit.nets.ResNet(spec, rngs=nnx.Rngs(seed)), members=2)\n"
+
+ENSEMBLE = [
+    Mistake(
+        "A module in place of a function of the seed",
+        "resfit.Ensemble(resfit.nets.ResNet(spec, rngs=nnx.Rngs(0)), members=3)",
+        errors.ArgumentError,
+        "a ResNet as make",
+        "a function seed -> module",
+    ),
+    Mistake(
+        "One module for all members",
+        "net = resfit.nets.ResNet(spec, rngs=nnx.Rngs(0))\nresfit.Ensemble(lambda seed: net, members=2)",
+        errors.ModuleError,
+        "make(1)",
+        "a new module in each call",
+    ),
+    Mistake(
+        "An ensemble without members",
+        "resfit.Ensemble(lambda seed: resfit.nets.ResNet(spec, rngs=nnx.Rngs(seed)), members=0)",
+        errors.ArgumentError,
+        "got 0",
+        "a positive number of members, or a list of seeds",
+    ),
+    Mistake(
+        "Another number of learning rates than of members",
+        f"{_MEMBERS}ensemble.compile(learning_rate=[0.1, 0.2, 0.3])",
+        errors.ArgumentError,
+        "3 values of learning_rate for 2 members",
+        "one for each member",
+    ),
+    Mistake(
+        "fit of an ensemble before compile",
+        f"{_MEMBERS}ensemble.fit(x, y)",
+        errors.NotCompiledError,
+        "was not compiled",
+        "Call ensemble.compile(...)",
+    ),
+    Mistake(
+        "Folds together with validation data",
+        f"{_MEMBERS}ensemble.compile()\nensemble.fit(x, y, folds=2, validation_data=(x, y))",
+        errors.DataError,
+        "folds=2",
+        "each member is validated on its own fold",
+    ),
+    Mistake(
+        "Folds that the members cannot share",
+        f"{_MEMBERS}ensemble.compile()\nensemble.fit(x, y, folds=3)",
+        errors.DataError,
+        "folds=3 for 2 members",
+        "a divisor of the number of members",
+    ),
+    Mistake(
+        "One iterator for all members",
+        f"{_MEMBERS}ensemble.compile()\nensemble.fit(iter([(x, y)]))",
+        errors.DataError,
+        "list_iterator",
+        "x=resfit.Each([...])",
+    ),
+    Mistake(
+        "One log file for all members",
+        f'{_MEMBERS}ensemble.compile()\nensemble.fit(x, y, callbacks=callbacks.CSVLogger("log.csv"))',
+        errors.CallbackError,
+        "one CSVLogger",
+        "callbacks=lambda member: [CSVLogger(...)]",
+    ),
+    Mistake(
+        "The mean of embeddings",
+        f'{_MEMBERS}ensemble.predict(x, outputs="embedding")',
+        errors.CompileError,
+        "'embedding'",
+        "members=True",
+    ),
+    Mistake(
+        "A folder without members",
+        'resfit.Ensemble.load("nothing")',
+        errors.SavedModelError,
+        "'nothing'",
+        "a folder of Ensemble.save",
+    ),
+]
+
 TOPICS = {
     "Data": DATA,
     "Labels and weights": LABELS,
@@ -1777,6 +1873,7 @@ TOPICS = {
     "Files": FILES,
     "Resuming": RESUME,
     "Devices and processes": DEVICES,
+    "Ensembles": ENSEMBLE,
     "Search and scikit-learn": SEARCH,
 }
 MISTAKES = [mistake for mistakes in TOPICS.values() for mistake in mistakes]

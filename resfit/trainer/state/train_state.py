@@ -155,7 +155,7 @@ class StateLayout:
 
     @property
     def weight_decay_index(self) -> int:
-        """The index of the weight decay in the state of an optimizer of `optimizers.with_weight_decay`."""
+        """The index of the weight decay in the state of an optimizer of `optimizers.resolve.with_weight_decay`."""
         numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
         index: int = numbered.hyperparams["weight_decay"]
         return index
