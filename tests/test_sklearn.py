@@ -202,7 +202,7 @@ def test_other_arguments_reach_compile_and_fit() -> None:
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda x, y: plain().fit(x, np.zeros(20)), errors.LabelError, "one class, np.float64"),
+        (lambda x, y: plain().fit(x, np.zeros(20)), errors.LabelError, "one class, 0.0"),
         (lambda x, y: plain(image_shape=(8, 8)).fit(x, y), errors.DataError, r"image_shape=\(8, 8\)"),
         (lambda x, y: plain(image_shape=(8, 8, 3)).fit(x, y), errors.DataError, "192 numbers"),
         (lambda x, y: plain(image_shape=(8, 8, 3)).fit(x.reshape(20, -1), y), errors.DataError, "192 numbers"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit._utils.suggest import did_you_mean
+from resfit._utils.words import use
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError
 from resfit.losses.smoothing import check_smoothing
 from resfit.model import Model
@@ -83,9 +84,10 @@ def check_names(space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     possible = [*[*inspect.signature(Model.compile).parameters][1:], SMOOTHING]
     for name in space:
         if name not in possible:
+            remedy = use(name, "arguments") or did_you_mean(name, possible)
             raise ArgumentError(
-                f"search got {name!r} in space. Expected {SMOOTHING!r} or an argument of Model.compile: "
-                f"{', '.join(possible[:-1])}. {did_you_mean(name, possible)}".rstrip()
+                f"search got {name!r} in space. {remedy}{' ' if remedy else ''}Expected {SMOOTHING!r} or an argument "
+                f"of Model.compile: {', '.join(possible[:-1])}."
             )
         if name in fixed:
             raise ArgumentError(f"search got {name!r} in space and in compile_arguments. Expected it in one of them.")

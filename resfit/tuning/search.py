@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def search(
     mode: str = "auto",
     seed: int = 0,
     halving: int | None = None,
-    folder: Any = None,
+    folder: str | os.PathLike[str] | None = None,
     callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None = None,
     compile_arguments: Mapping[str, Any] | None = None,
     fit_arguments: Mapping[str, Any] | None = None,
@@ -98,6 +99,15 @@ def search(
     rungs = _rungs(len(points), epochs, halving)
     if len(rungs) > 1:
         _check_rates(point.get("learning_rate", fixed.get("learning_rate")) for point in points)
+    if (
+        monitor.startswith("val_")
+        and validation_data is None
+        and not fit.keys() & {"validation_data", "validation_split"}
+    ):
+        raise DataError(
+            f"search got monitor={monitor!r} and no validation_data. Expected data to compare the trials on. Pass "
+            "validation_data=(x, y), or monitor='loss'."
+        )
     x, y, weight = (*data, None)[:3] if isinstance(data, tuple) and len(data) in (2, 3) else (data, None, None)
     given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
     settings = {

@@ -14,7 +14,7 @@ from PIL import Image
 import resfit
 from resfit import callbacks as cb
 from resfit._utils import paths
-from tests.helpers import PlainNet, compiled, fit
+from tests.helpers import PlainNet, compiled, fit, images, labels
 
 
 def net() -> Any:
@@ -55,8 +55,18 @@ def write_files(home: Path) -> None:
     model.save("~/model.safetensors")
     model.export("~/model.npz")
     resfit.weights.save(net(), "~/weights.safetensors")
-    written = ("run/0", "best/1.safetensors", "log.csv", "log.jsonl", "tb/train", "trace", "model.safetensors",
-               "model.npz", "weights.safetensors")  # fmt: skip
+    search = resfit.search(
+        lambda seed: PlainNet(rngs=nnx.Rngs(seed)),
+        {"seed": [0]},
+        (images(), labels()),
+        monitor="loss",
+        folder="~/search",
+    )
+    search.to_csv("~/search.csv")
+    written = (
+        "search/search.json", "search.csv", "run/0", "best/1.safetensors", "log.csv", "log.jsonl", "tb/train", "trace",
+        "model.safetensors", "model.npz", "weights.safetensors",
+    )  # fmt: skip
     assert [name for name in written if not (home / name).exists()] == []
 
 
@@ -120,7 +130,7 @@ TRIED = {
     "callbacks.TensorBoard", "callbacks.Profiler", "Model.save", "Model.save_weights", "Model.export", "Model.load",
     "Model.load_weights", "load", "load_model", "load_exported", "weights.save", "weights.load", "weights.read",
     "Ensemble.save", "Ensemble.load", "create_model", "data.files", "data.folder", "data.load", "data.tfds",
-    "data.prepare_tfds",
+    "data.prepare_tfds", "search",
 }  # fmt: skip
 
 

@@ -1823,6 +1823,77 @@ DEVICES = [
     ),
 ]
 
+_MAKE = "make = lambda seed: resfit.nets.ResNet(spec, rngs=nnx.Rngs(seed))\n"
+_CLASSIFIER = "from resfit.sklearn import Classifier\n"
+
+SEARCH = [
+    Mistake(
+        "A fixed number in the space of a search",
+        _MAKE + 'resfit.search(make, {"learning_rate": 0.1}, (x, y), validation_data=(x, y))',
+        errors.ArgumentError,
+        "learning_rate=0.1",
+        "Pass a fixed value in compile_arguments.",
+    ),
+    Mistake(
+        "A name in the space that compile does not have",
+        _MAKE + 'resfit.search(make, {"lr": [0.1, 0.01]}, (x, y), validation_data=(x, y))',
+        errors.ArgumentError,
+        "'lr'",
+        "learning_rate",
+    ),
+    Mistake(
+        "A search without validation data",
+        _MAKE + 'resfit.search(make, {"learning_rate": [0.1, 0.01]}, (x, y))',
+        errors.DataError,
+        "no validation_data",
+        "Pass validation_data=(x, y)",
+    ),
+    Mistake(
+        "Successive halving with a schedule that spans the epochs",
+        _MAKE
+        + 'resfit.search(make, {"seed": [0, 1]}, (x, y), validation_data=(x, y), epochs=4, halving=2,\n'
+        + '              compile_arguments={"learning_rate": "cosine"})',
+        errors.ArgumentError,
+        "learning_rate='cosine'",
+        "Leave halving out.",
+    ),
+    Mistake(
+        "A network instead of a function, in a search",
+        'resfit.search(model.module, {"learning_rate": [0.1, 0.01]}, (x, y), validation_data=(x, y))',
+        errors.ArgumentError,
+        "ResNet",
+        "a function seed -> module",
+    ),
+    Mistake(
+        "Rows for a network of images, in scikit-learn",
+        _CLASSIFIER + 'Classifier("resnet20").fit(x.reshape(16, -1), y)',
+        errors.RankError,
+        "(16, 192)",
+        "Pass image_shape=(height, width, channels).",
+    ),
+    Mistake(
+        "An image_shape of another number of features",
+        _CLASSIFIER + 'Classifier("resnet20", image_shape=(8, 8, 1)).fit(x.reshape(16, -1), y)',
+        errors.DataError,
+        "(192,)",
+        "rows of 64 features",
+    ),
+    Mistake(
+        "A network instead of a function, in scikit-learn",
+        _CLASSIFIER + "Classifier(model.module).fit(x, y)",
+        errors.ModuleError,
+        "an object of ResNet",
+        "a function that returns a new module for each fit",
+    ),
+    Mistake(
+        "Labels of one class, in scikit-learn",
+        _CLASSIFIER + 'Classifier("resnet20").fit(x, np.zeros(16))',
+        errors.LabelError,
+        "one class",
+        "Pass examples of each class",
+    ),
+]
+
 _MEMBERS = "ensemble = resfit.Ensemble(lambda seed: resfit.nets.ResNet(spec, rngs=nnx.Rngs(seed)), members=2)\n"
 
 ENSEMBLE = [
@@ -1915,5 +1986,6 @@ TOPICS = {
     "Resuming": RESUME,
     "Devices and processes": DEVICES,
     "Ensembles": ENSEMBLE,
+    "Search and scikit-learn": SEARCH,
 }
 MISTAKES = [mistake for mistakes in TOPICS.values() for mistake in mistakes]
