@@ -16,6 +16,7 @@ TITLES = {
     "model arguments": "Arguments of `Model`",
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "data arguments": "Arguments of `resfit.data.folder` and `resfit.data.files`",
+    "function arguments": "Arguments of losses, schedules, optimizers, augmentations and other functions",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",
     "loss": "Losses",

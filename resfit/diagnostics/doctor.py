@@ -13,6 +13,7 @@ from flax import nnx
 
 from resfit import losses
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.diagnostics.first_batch import first_batch
 from resfit.errors import LabelError
 from resfit.model import Model
@@ -93,6 +94,7 @@ class DoctorReport:
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
+@checked("function arguments")
 @suspending
 def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
     """Check a model and its training data for the classic mistakes, and name a fix for each.

@@ -1,11 +1,13 @@
 """Softmax cross-entropy, the loss of classification."""
 
 import dataclasses
+import numbers
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from resfit._utils.keywords import checked_class
 from resfit.errors import CompileError
 from resfit.losses.labels import task
 from resfit.losses.pixels import RowLoss, over_pixels
@@ -42,6 +44,7 @@ def _of_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.asarray(by_kind[kind](logits, labels))
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class CrossEntropy(RowLoss):
     """A cross-entropy loss with label smoothing, and for masks with pixels to ignore.
@@ -92,5 +95,5 @@ class CrossEntropy(RowLoss):
 
 def check_smoothing(label_smoothing: float) -> None:
     """Raise if a label smoothing is not in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
+    if not (isinstance(label_smoothing, numbers.Real) and 0 <= label_smoothing < 1):
         raise CompileError(f"Got label_smoothing={label_smoothing!r}. Expected a number of 0 or more, below 1.")
