@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from resfit._utils.keywords import checked
 from resfit._utils.words import no_attribute
 from resfit.errors import DistributedError
 
 _log = logging.getLogger("resfit")
 
 
+@checked("function arguments")
 def initialize(
     coordinator: str | None = None, *, processes: int | None = None, process: int | None = None, timeout: float = 300
 ) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.keywords import checked_class
 from resfit._utils.random_inputs import random_batch as _random_batch
 from resfit._utils.words import no_attribute
 from resfit.errors import CompileError, DataError
@@ -32,6 +33,7 @@ class Auto:
         return jax.tree.map(_scale, x)
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Normalize:
     """A preprocessing that scales uint8 images to [0, 1] and standardizes each channel: (x - mean) / std.

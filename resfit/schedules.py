@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked_class
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import no_attribute, use
 from resfit.errors import CompileError
@@ -122,6 +123,7 @@ class Constant(Schedule):
         return jnp.ones((), jnp.float32)
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
     """A schedule that falls linearly from the peak to the end.
@@ -143,6 +145,7 @@ class Linear(Schedule):
         return self.end + (1 - self.end) * (1 - step / total_steps)
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """A schedule that falls from the peak to the end in half a cosine wave, without restarts.
@@ -166,6 +169,7 @@ class Cosine(Schedule):
         return self.end + (1 - self.end) * _half_cosine(step / total_steps)
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine(Schedule):
     """A schedule that rises linearly from zero to the peak, then falls to the end in half a cosine wave.
@@ -213,6 +217,7 @@ class WarmupCosine(Schedule):
             )
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
     """A schedule that multiplies the learning rate by a factor after given epochs.
@@ -260,6 +265,7 @@ class Step(Schedule):
             )
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class OneCycle(Schedule):
     """A schedule that rises to the peak in half a cosine wave, then falls to the end in a longer one.

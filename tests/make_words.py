@@ -17,6 +17,7 @@ TITLES = {
     "arguments": "Arguments of `compile`, `fit`, `evaluate` and `predict`, and of other methods of a model",
     "exported arguments": "Arguments of `predict` of an exported model",
     "data arguments": "Arguments of `resfit.data.folder` and `resfit.data.files`",
+    "function arguments": "Arguments of losses, schedules, optimizers, augmentations and other functions",
     "callback arguments": "Arguments of callbacks",
     "network": "Arguments of `create_model`",
     "loss": "Losses",

@@ -14,6 +14,7 @@ _ARGUMENTS: dict[str, dict[str, set[str]]] = {}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 
 def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -22,7 +23,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
     A positional argument too many raises `ArgumentError` with the names of the others.
 
     Args:
-      place: the section of the table of words, "arguments" or "callback arguments".
+      place: the section of the table of words, such as "arguments" or "callback arguments".
       name: of the function, for messages; its own by default.
 
     Example:
@@ -66,6 +67,28 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             return function(*args, **kwargs)
 
         return call
+
+    return decorate
+
+
+def checked_class(place: str) -> Callable[[type[_T]], type[_T]]:
+    """Return a decorator of classes: `checked` for the arguments of the constructor.
+
+    Example:
+      >>> import dataclasses
+      >>> @checked_class("function arguments")
+      ... @dataclasses.dataclass
+      ... class Decay:
+      ...     peak: float = 0.1
+      >>> Decay(max_lr=1.0)
+      Traceback (most recent call last):
+      ...
+      resfit.errors.ArgumentError: Decay got max_lr=1.0, and has no argument max_lr. Use peak.
+    """
+
+    def decorate(kind: type[_T]) -> type[_T]:
+        kind.__init__ = checked(place, kind.__name__)(kind.__init__)  # type: ignore[method-assign]
+        return kind
 
     return decorate
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.augment.masks import fill_argument
 from resfit.augment.transform import ImageTransform, draw, image_transform, require_range
 from resfit.augment.warp import check_interpolation, matrices, sample, sample_masks
@@ -14,6 +15,7 @@ from resfit.errors import CompileError
 Interval = tuple[float, float]
 
 
+@checked("function arguments")
 def rotate(
     degrees: float | Interval, interpolation: str = "bilinear", fill: float = 0.0, mask_fill: int | None = None
 ) -> ImageTransform:
@@ -45,6 +47,7 @@ def rotate(
     return image_transform(_rotate, _rotate_masks, **arguments, **fill_argument("rotate", mask_fill))
 
 
+@checked("function arguments")
 def affine(
     degrees: float | Interval = 0.0,
     translate: Interval = (0.0, 0.0),

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.augment.boxes import Boxes, mask
 from resfit.augment.mixing import Mixing, share_of
 from resfit.augment.transform import draw, whole
 
 
+@checked("function arguments")
 def cutmix(alpha: float = 1.0, num_classes: int | None = None) -> Mixing:
     """Return an augmentation that pastes a rectangle of another image of the batch into each image.
 

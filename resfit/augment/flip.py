@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.augment.transform import ImageTransform, draw, image_transform, require_share
 
 
+@checked("function arguments")
 def flip(probability: float = 0.5) -> ImageTransform:
     """Return an augmentation that mirrors each image, and its mask, left to right with a probability.
 

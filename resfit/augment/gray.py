@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.augment.color_jitter import luma
 from resfit.augment.transform import ImageTransform, draw, image_transform, like, require_share, to_float
 from resfit.errors import DataError
 
 
+@checked("function arguments")
 def gray(probability: float = 0.1) -> ImageTransform:
     """Return an augmentation that makes each image gray with a probability, with equal red, green and blue.
 

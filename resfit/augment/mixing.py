@@ -1,6 +1,7 @@
 """The base of augmentations that mix each example with another one of the batch."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -38,7 +39,7 @@ class Mixing:
     distance: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
+        if not isinstance(self.alpha, numbers.Real) or not 0 < self.alpha < float("inf"):
             raise CompileError(f"augment.{self._name} got alpha={self.alpha!r}. Expected a positive number.")
         if self.num_classes is not None and not is_int(self.num_classes, 1):
             raise CompileError(

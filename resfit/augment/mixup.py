@@ -2,10 +2,12 @@
 
 import jax
 
+from resfit._utils.keywords import checked
 from resfit.augment.mixing import Mixing, share_of
 from resfit.augment.transform import draw, like, to_float
 
 
+@checked("function arguments")
 def mixup(alpha: float = 0.2, num_classes: int | None = None) -> Mixing:
     """Return an augmentation that blends each image, and its label, with another one of the batch.
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.augment.masks import fill_argument, filling
 from resfit.augment.transform import ImageTransform, draw, image_transform, whole
 from resfit.errors import CompileError, ImageTooSmallError, LabelError
@@ -12,6 +13,7 @@ from resfit.errors import CompileError, ImageTooSmallError, LabelError
 _MODES = {"zeros": "constant", "reflect": "reflect"}
 
 
+@checked("function arguments")
 def pad_crop(pixels: int = 4, mode: str = "zeros", mask_fill: int | None = None) -> ImageTransform:
     """Return an augmentation that shifts each image by up to `pixels`: it pads every side, then crops at random.
 

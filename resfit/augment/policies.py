@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.augment.affine import checked_fill
 from resfit.augment.masks import fill_argument
 from resfit.augment.operations import OPERATIONS, apply, places
@@ -107,6 +108,7 @@ POLICIES: dict[str, tuple[_Pair, ...]] = {
 }
 
 
+@checked("function arguments")
 def rand_augment(
     n: int = 2, m: int = 9, interpolation: str = "nearest", fill: float = 0.0, mask_fill: int | None = None
 ) -> ImageTransform:
@@ -140,6 +142,7 @@ def rand_augment(
     return image_transform(_rand_augment, _rand_augment_masks, n=int(n), m=int(m), **common)
 
 
+@checked("function arguments")
 def trivial_augment(interpolation: str = "nearest", fill: float = 0.0, mask_fill: int | None = None) -> ImageTransform:
     """Return an augmentation that applies one random operation of a random magnitude to each image.
 
@@ -163,6 +166,7 @@ def trivial_augment(interpolation: str = "nearest", fill: float = 0.0, mask_fill
     return image_transform(_trivial_augment, _trivial_augment_masks, **common)
 
 
+@checked("function arguments")
 def auto_augment(
     policy: str = "imagenet", interpolation: str = "nearest", fill: float = 0.0, mask_fill: int | None = None
 ) -> ImageTransform:

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from resfit._utils.keywords import checked
 from resfit.augment.boxes import DRAWS, mask, random_boxes
 from resfit.augment.masks import fill_argument, filling
 from resfit.augment.transform import ImageTransform, draw, image_transform, require_range, require_share
 from resfit.errors import CompileError, DataError
 
 
+@checked("function arguments")
 def random_erasing(
     probability: float = 0.5,
     area: tuple[float, float] = (0.02, 1 / 3),

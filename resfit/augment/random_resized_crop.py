@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.augment.boxes import DRAWS, Boxes, inside, random_boxes
 from resfit.augment.transform import ImageTransform, draw, image_transform, like, require_range, to_float
 from resfit.errors import CompileError
 
 
+@checked("function arguments")
 def random_resized_crop(
     size: int | tuple[int, int],
     scale: tuple[float, float] = (0.08, 1.0),

@@ -10,6 +10,7 @@ from flax import nnx
 
 from resfit import losses
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.diagnostics.doctor_report import Check, DoctorReport
 from resfit.diagnostics.first_batch import first_batch
 from resfit.errors import LabelError
@@ -28,6 +29,7 @@ NO_BLOCKS = "No part of the network returns one array outside of transformations
 GAP = 0.25  # the evaluation loss can exceed 1.5 times the training loss by this much
 
 
+@checked("function arguments")
 @suspending
 def doctor(model: Model, x: Any, y: Any = None, *, batch_size: int = 64) -> DoctorReport:
     """Check a model and its training data for the classic mistakes, and name a fix for each.

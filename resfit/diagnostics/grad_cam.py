@@ -9,6 +9,7 @@ import numpy as np
 from einops import einsum, reduce
 
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.data.sources.arrays import as_arrays
 from resfit.errors import DataError, ModuleError
 from resfit.model import Model
@@ -18,6 +19,7 @@ from resfit.nets import probe
 Forward = Callable[[probe.Change, Any, Any], Any]
 
 
+@checked("function arguments")
 @suspending
 def grad_cam(model: Model, x: Any, part: str, classes: Any = None) -> np.ndarray:
     """Return maps of the image regions that support a class, seen by one part of the network.

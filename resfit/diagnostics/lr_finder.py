@@ -9,6 +9,7 @@ import numpy as np
 
 from resfit import plots
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.callbacks import Callback
 from resfit.errors import DataError
 from resfit.model import Model
@@ -41,6 +42,7 @@ class LearningRateSearch:
         return plots.learning_rate_search(self.learning_rates, self.losses, self.smoothed, self.suggestion)
 
 
+@checked("function arguments")
 @suspending
 def find_learning_rate(
     model: Model,

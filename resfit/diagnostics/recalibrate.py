@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.data import Geometry, as_batches
 from resfit.data.batches import whole_epoch
 from resfit.errors import DataError, ModuleError
@@ -21,6 +22,7 @@ Path = tuple[Any, ...]
 Measure = Callable[[Any, Any], dict[str, Moments]]
 
 
+@checked("function arguments")
 @suspending
 def recalibrate(model: Model, x: Any, *, batch_size: int = 256) -> None:
     """Replace the running statistics of every BatchNorm by its mean and variance over a dataset.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resfit._utils.keywords import checked_class
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import same_shape, task
 from resfit.losses.pixels import RowLoss, is_dense
@@ -30,6 +31,7 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class BinaryCrossEntropy(RowLoss):
     """A loss of one class against the rest, as in "ResNet strikes back".

@@ -2,16 +2,19 @@
 
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.keywords import checked_class
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import task
 from resfit.losses.pixels import RowLoss
 
 
+@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Focal(RowLoss):
     """The focal loss: a cross-entropy in which easy examples have little weight, (1 - p)^gamma of their class.
@@ -41,9 +44,9 @@ class Focal(RowLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+        if not (isinstance(self.gamma, numbers.Real) and math.isfinite(self.gamma) and self.gamma >= 0):
             raise CompileError(f"Focal got gamma={self.gamma!r}. Expected a number of 0 or more.")
-        if self.alpha is not None and not 0 < self.alpha < 1:
+        if self.alpha is not None and not (isinstance(self.alpha, numbers.Real) and 0 < self.alpha < 1):
             raise CompileError(f"Focal got alpha={self.alpha!r}. Expected a weight between 0 and 1, or None.")
 
     def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:

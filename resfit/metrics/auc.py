@@ -11,6 +11,7 @@ import numpy as np
 
 from resfit import losses
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.metrics.confusion import check_num_classes, check_outputs, mean_of_defined
 
@@ -90,6 +91,7 @@ def log_odds(logits: jax.Array) -> jax.Array:
     return jnp.where(top, logits - against_top, log_p - jnp.log1p(-jnp.exp(jnp.where(top, -1.0, log_p))))
 
 
+@checked("function arguments")
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def auc(num_classes: int, *, bins: int = 1000, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of the area under the ROC curve (AUC).

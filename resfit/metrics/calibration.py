@@ -11,6 +11,7 @@ import numpy as np
 
 from resfit import losses
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.metrics.mean import two_sum
 
@@ -77,6 +78,7 @@ class _Calibration(clu.metrics.Metric):  # type: ignore[misc]  # clu is untyped
         return float(np.abs(np.asarray(self.correct, np.float64) - confidence).sum() / total)
 
 
+@checked("function arguments")
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def calibration_error(bins: int = 15) -> type[clu.metrics.Metric]:
     """Return the metric class of the expected calibration error: the mean difference of confidence and accuracy.

@@ -12,6 +12,7 @@ import numpy as np
 
 from resfit import losses
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError, LabelError
 from resfit.metrics.pixels import wide
 
@@ -91,6 +92,7 @@ def check_num_classes(metric: str, num_classes: int) -> None:
         )
 
 
+@checked("function arguments")
 def confusion_matrix(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of the confusion matrix, (classes, classes) int64.
 
@@ -111,6 +113,7 @@ def confusion_matrix(num_classes: int, *, multi_label: bool = False) -> type[clu
     return _reading("confusion_matrix", num_classes, _matrix, multi_label=multi_label)
 
 
+@checked("function arguments")
 def precision(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of precision: the share of correct predictions among all predictions of a class.
 
@@ -131,6 +134,7 @@ def precision(num_classes: int, *, per_class: bool = False, multi_label: bool = 
     return _reading(name, num_classes, _precision, averaged=not per_class, multi_label=multi_label)
 
 
+@checked("function arguments")
 def recall(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of recall: the share of correct predictions among all examples of a class.
 
@@ -151,6 +155,7 @@ def recall(num_classes: int, *, per_class: bool = False, multi_label: bool = Fal
     return _reading(name, num_classes, _recall, averaged=not per_class, multi_label=multi_label)
 
 
+@checked("function arguments")
 def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of F1, the harmonic mean of precision and recall.
 
@@ -170,6 +175,7 @@ def f1(num_classes: int, *, per_class: bool = False, multi_label: bool = False) 
     return _reading(name, num_classes, _f1, averaged=not per_class, multi_label=multi_label)
 
 
+@checked("function arguments")
 def mean_iou(num_classes: int, *, per_class: bool = False, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of the mean intersection over union (IoU), the metric of segmentation.
 
@@ -194,6 +200,7 @@ def mean_iou(num_classes: int, *, per_class: bool = False, multi_label: bool = F
     return wide(_reading(name, num_classes, read, averaged=not per_class and not both, multi_label=multi_label))
 
 
+@checked("function arguments")
 def accuracy_per_class(num_classes: int, *, multi_label: bool = False) -> type[clu.metrics.Metric]:
     """Return the metric class of the accuracy of each class, (classes,); NaN for a class without examples.
 

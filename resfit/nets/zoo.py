@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import SpecError
 from resfit.nets.registry import ZOO
@@ -274,6 +275,7 @@ for _name, _row in _ROWS.items():
     ZOO.register(_name, _row)
 
 
+@checked("function arguments")
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names of the networks, shallowest first within each family.
 

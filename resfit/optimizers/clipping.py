@@ -4,10 +4,12 @@ import math
 
 import optax
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 
 
+@checked("function arguments")
 def clip(
     optimizer: optax.GradientTransformation, *, norm: float | None = None, adaptive: float | None = None
 ) -> optax.GradientTransformation:

@@ -7,11 +7,13 @@ import jax
 import optax
 import optax.contrib
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.optimizers.injected_learning_rate import LearningRate, with_rate
 from resfit.optimizers.masks import no_decay_on_norms_and_biases
 
 
+@checked("function arguments")
 def sgd(
     learning_rate: LearningRate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
@@ -44,6 +46,7 @@ def sgd(
     )
 
 
+@checked("function arguments")
 def adam(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
@@ -55,6 +58,7 @@ def adam(
     return with_rate(lambda learning_rate: optax.adam(learning_rate, b1=b1, b2=b2, eps=eps), learning_rate)
 
 
+@checked("function arguments")
 def adamw(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.05
 ) -> optax.GradientTransformation:
@@ -71,6 +75,7 @@ def adamw(
     )
 
 
+@checked("function arguments")
 def rmsprop(
     learning_rate: LearningRate,
     *,
@@ -104,6 +109,7 @@ def rmsprop(
     )
 
 
+@checked("function arguments")
 def lars(
     learning_rate: LearningRate, *, momentum: float = 0.9, weight_decay: float = 1e-4, trust_coefficient: float = 0.001
 ) -> optax.GradientTransformation:
@@ -137,6 +143,7 @@ def lars(
     )
 
 
+@checked("function arguments")
 def lamb(
     learning_rate: LearningRate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.02
 ) -> optax.GradientTransformation:

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import optax
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.optimizers.evaluation import has_evaluation_params
 
 
+@checked("function arguments")
 def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Return an optimizer that multiplies the learning rate by a factor in each part of the network.
 
@@ -68,6 +70,7 @@ def by_part(parts: Mapping[str, float], optimizer: optax.GradientTransformation)
     return scaled
 
 
+@checked("function arguments")
 def by_depth(
     parts: Sequence[str], optimizer: optax.GradientTransformation, *, decay: float = 0.75
 ) -> optax.GradientTransformation:

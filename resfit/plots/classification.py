@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit.errors import DataError
 from resfit.plots.figure import matplotlib_module, new_figure
 from resfit.plots.images import grid, is_source, labels_of, names_of, wrapped
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
+@checked("function arguments")
 def confusion_matrix(
     labels: Any, predictions: Any, class_names: Sequence[str] | None = None
 ) -> "matplotlib.figure.Figure":
@@ -88,6 +90,7 @@ def _label_classes(axes: Any, names: list[str]) -> None:
     axes.set_ylabel("true")
 
 
+@checked("function arguments")
 def mistakes(
     images: Any,
     labels: Any = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit.errors import DataError
 from resfit.plots.figure import new_figure
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _CHARACTERS = 20  # of a title of 9 points above an image of 1.5 inches
 
 
+@checked("function arguments")
 def batch(
     images: Any, labels: Any = None, class_names: Sequence[str] | None = None, count: int = 16
 ) -> "matplotlib.figure.Figure":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit.errors import DataError
 from resfit.plots.figure import finish, matplotlib_module, new_figure
 from resfit.plots.training import TRAINING, VALIDATION
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from resfit.nets.probe import BlockStatistics
 
 
+@checked("function arguments")
 def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.Figure":
     """Draw output size, gradient norm and dead channels of every block over the depth of the network.
 
@@ -62,6 +64,7 @@ def block_statistics(blocks: "Sequence[BlockStatistics]") -> "matplotlib.figure.
     return figure
 
 
+@checked("function arguments")
 def grad_cam(images: Any, maps: Any, titles: Sequence[str] | None = None, count: int = 8) -> "matplotlib.figure.Figure":
     """Draw images, and below each image the same image with its class activation map.
 

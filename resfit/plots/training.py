@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit.errors import DataError
 from resfit.plots.figure import finish, matplotlib_module, new_figure
 
@@ -24,6 +25,7 @@ class _Epochs(Protocol):
     history: dict[str, list[Any]]
 
 
+@checked("function arguments")
 def curves(history: _Epochs) -> "matplotlib.figure.Figure":
     """Draw every value of a run over its epochs: one panel per value, with training, validation and last values.
 
@@ -69,6 +71,7 @@ def _draw_curve(axes: Any, history: _Epochs, key: str, label: str, color: str) -
         axes.plot(epochs, values, label=f"{label}  {values[-1]:#.4g}", color=color, linewidth=1.8, marker=few)
 
 
+@checked("function arguments")
 def learning_rate_search(
     learning_rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggestion: float
 ) -> "matplotlib.figure.Figure":
@@ -100,6 +103,7 @@ def learning_rate_search(
     return figure
 
 
+@checked("function arguments")
 def learning_rate_schedule(rate: Callable[[Any], Any], steps: int) -> "matplotlib.figure.Figure":
     """Draw a learning rate over the steps of a run.
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from resfit._utils.checks import positive_int
+from resfit._utils.keywords import checked
 from resfit.errors import DataError, LabelError, MissingPackageError
 
 
+@checked("function arguments")
 def top_k(
     probabilities: Any, k: int = 5, class_names: Sequence[str] | None = None
 ) -> list[list[tuple[str | int, float]]]:

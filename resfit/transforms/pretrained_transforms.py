@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import WeightsError
 from resfit.transforms.transforms import MEAN, STD, Transforms
@@ -156,6 +157,7 @@ def published_transforms(weights: str, name: str | None = None) -> Transforms | 
     return None if found is None else found.transforms(at_test_size=False)
 
 
+@checked("function arguments")
 def transforms_for(weights: str, name: str | None = None, *, at_test_size: bool = False) -> Transforms:
     """Return the transforms that a published weight file expects.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from resfit._utils.download import Remote, fetch
+from resfit._utils.keywords import checked
 from resfit._utils.paths import cache_folder, expand_user
 from resfit._utils.suggest import did_you_mean
 from resfit.data.datasets import bundled
@@ -27,6 +28,7 @@ _EXPECTED = {
 _PACKAGED = Path("/usr/share/datasets")  # the folder of Debian's dataset packages
 
 
+@checked("function arguments")
 def load(name: str, path: str | os.PathLike[str] | None = None) -> tuple[Split, Split]:
     """Load a classic dataset as arrays; the first call downloads the dataset.
 

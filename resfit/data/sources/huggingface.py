@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit.data.cores import cores
 from resfit.data.records import as_labels, stack_images
 from resfit.data.sources import columns
@@ -15,6 +16,7 @@ from resfit.data.streaming.stream import ShardStream
 from resfit.errors import BadRecordError, DataError
 
 
+@checked("function arguments")
 def huggingface(
     dataset: Any,
     *,

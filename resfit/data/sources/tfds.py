@@ -4,6 +4,7 @@ import difflib
 import os
 from typing import Any
 
+from resfit._utils.keywords import checked
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.sources.tfds_source import INSTALL, RandomTfdsSource, TfdsSource, columns_of
@@ -13,6 +14,7 @@ _Path = str | os.PathLike[str]
 _WITHOUT_TENSORFLOW = ("mnist", "fashion_mnist", "digits", "mnist_5k")  # the datasets of prepare_tfds
 
 
+@checked("function arguments")
 def tfds(
     name: str,
     split: str,
