@@ -120,8 +120,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, numbers = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise LabelError(
-                f"Got labels of one class, {self.classes_.tolist()[0]!r}. Expected two or more classes. Pass examples of "
-                "each class; in a cross-validation, StratifiedKFold puts each class into each part."
+                f"Got labels of one class, {self.classes_.tolist()[0]!r}. Expected two or more classes. Pass examples "
+                "of each class; in a cross-validation, StratifiedKFold puts each class into each part."
             )
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         model = Model(self._network(seed))

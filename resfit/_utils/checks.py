@@ -1,5 +1,6 @@
-"""Checks of integers that users pass: Python and NumPy integers are accepted, booleans are not."""
+"""Checks of numbers that users pass. Python and NumPy integers are accepted as integers, booleans are not."""
 
+import numbers
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,6 +15,16 @@ def is_int(value: Any, least: int | None = None) -> TypeGuard[int]:
     """
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return integer and (least is None or bool(value >= least))
+
+
+def is_number(value: Any) -> bool:
+    """Return True for a real number of Python or NumPy.
+
+    Example:
+      >>> is_number(0.5), is_number(np.float32(2)), is_number("2")
+      (True, True, False)
+    """
+    return isinstance(value, numbers.Real)
 
 
 def positive_int(name: str, value: Any, error: type[Exception], expected: str = "a positive integer") -> int:

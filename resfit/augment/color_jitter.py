@@ -1,11 +1,11 @@
 """Random brightness, contrast, saturation and hue."""
 
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_number
 from resfit._utils.keywords import checked
 from resfit.augment.transform import ImageTransform, draw, image_transform, like, to_float
 from resfit.errors import CompileError, DataError
@@ -45,7 +45,7 @@ def color_jitter(
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
     for name, value in strengths.items():
         largest = 0.5 if name == "hue" else math.inf
-        if not (isinstance(value, numbers.Real) and 0 <= value <= largest and math.isfinite(value)):
+        if not (is_number(value) and 0 <= value <= largest and math.isfinite(value)):
             most = ", at most 0.5 (half a turn)" if name == "hue" else ""
             raise CompileError(f"augment.color_jitter got {name}={value!r}. Expected a number >= 0{most}.")
     if not any(strengths.values()):

@@ -1,14 +1,13 @@
 """The base of augmentations that mix each example with another one of the batch."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
-from resfit._utils.checks import is_int
+from resfit._utils.checks import is_int, is_number
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.masks import is_mask, moved
 from resfit.augment.transform import as_images
@@ -39,7 +38,7 @@ class Mixing:
     distance: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, numbers.Real) or not 0 < self.alpha < float("inf"):
+        if not is_number(self.alpha) or not 0 < self.alpha < float("inf"):
             raise CompileError(f"augment.{self._name} got alpha={self.alpha!r}. Expected a positive number.")
         if self.num_classes is not None and not is_int(self.num_classes, 1):
             raise CompileError(

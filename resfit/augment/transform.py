@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_number
 from resfit._utils.jax_switches import implicit_promotion
 from resfit.augment.masks import moved
 from resfit.errors import CompileError, DataError, RankError
@@ -115,13 +115,13 @@ def like(values: jax.Array, x: jax.Array) -> jax.Array:
 
 def require_share(name: str, argument: str, value: float) -> None:
     """Raise if an argument is not a number from 0 to 1."""
-    if not (isinstance(value, numbers.Real) and 0 <= value <= 1):
+    if not (is_number(value) and 0 <= value <= 1):
         raise CompileError(f"augment.{name} got {argument}={value!r}. Expected a number from 0 to 1.")
 
 
 def require_range(name: str, argument: str, value: tuple[float, float], largest: float) -> None:
     """Raise if an argument is not an interval (low, high) of positive numbers."""
-    pair = isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(one, numbers.Real) for one in value)
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(is_number(one) for one in value)
     if not pair or not 0 < value[0] <= value[1] <= largest or not math.isfinite(value[1]):
         most = "" if math.isinf(largest) else f" of at most {largest:g}"
         raise CompileError(f"augment.{name} got {argument}={value!r}. Expected (low, high), 0 < low <= high{most}.")

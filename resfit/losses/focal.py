@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.checks import is_number
 from resfit._utils.keywords import checked_class
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import task
@@ -44,9 +44,9 @@ class Focal(RowLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.gamma, numbers.Real) and math.isfinite(self.gamma) and self.gamma >= 0):
+        if not (is_number(self.gamma) and math.isfinite(self.gamma) and self.gamma >= 0):
             raise CompileError(f"Focal got gamma={self.gamma!r}. Expected a number of 0 or more.")
-        if self.alpha is not None and not (isinstance(self.alpha, numbers.Real) and 0 < self.alpha < 1):
+        if self.alpha is not None and not (is_number(self.alpha) and 0 < self.alpha < 1):
             raise CompileError(f"Focal got alpha={self.alpha!r}. Expected a weight between 0 and 1, or None.")
 
     def of_rows(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
