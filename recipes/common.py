@@ -38,6 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """Return a positive integer of the command line, as the `type` of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive integer")
+    return int(text)
+
+
 class RunTime:
     """The minutes of a run, from the moment that this object is made."""
 

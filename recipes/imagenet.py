@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import add_options, write_result
+from common import add_options, positive, write_result
 
 import resfit
 from resfit import recipes
@@ -172,6 +172,14 @@ def train(options: argparse.Namespace) -> None:
         print(f"The result is in {path}, the model in {folder / 'model.safetensors'}.")
 
 
+def share(text: str) -> float:
+    """Return a share above 0 and at most 1, as the `type` of an option."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a share above 0 and at most 1, such as 0.875")
+    return value
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,12 +188,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", type=Path, help="where TFDS keeps datasets, or the cache of Hugging Face")
     parser.add_argument("--recipe", choices=NAMES, default="rsb-a3", help="of the training (rsb-a3)")
     parser.add_argument("--network", default="resnet50", help="a name of resfit.list_models() (resnet50)")
-    parser.add_argument("--epochs", type=int, help="of the run (the recipe's)")
-    parser.add_argument("--batch-size", type=int, help="over all devices; the learning rate follows (the recipe's)")
-    parser.add_argument("--slices", type=int, default=1, help="of each batch, one after another for less memory (1)")
-    parser.add_argument("--train-size", type=int, help="pixels of a training image (the recipe's)")
-    parser.add_argument("--size", type=int, help="pixels of a validation image (the recipe's, or that of the weights)")
-    parser.add_argument("--crop", type=float, help="share of the shorter side that validation keeps (as --size)")
+    parser.add_argument("--epochs", type=positive, help="of the run (the recipe's)")
+    parser.add_argument(
+        "--batch-size", type=positive, help="over all devices; the learning rate follows (the recipe's)"
+    )
+    parser.add_argument(
+        "--slices", type=positive, default=1, help="of each batch, one after another for less memory (1)"
+    )
+    parser.add_argument("--train-size", type=positive, help="pixels of a training image (the recipe's)")
+    parser.add_argument(
+        "--size", type=positive, help="pixels of a validation image (the recipe's, or that of the weights)"
+    )
+    parser.add_argument("--crop", type=share, help="share of the shorter side that validation keeps (as --size)")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="(auto)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (0)")
     parser.add_argument("--evaluate", metavar="WEIGHTS", help="a name or file; evaluate it and do not train")
@@ -194,7 +208,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cluster", action="store_true", help="connect the processes of SLURM, Open MPI or a TPU pod")
     parser.add_argument("--coordinator", help="address of the first process, host:port")
-    parser.add_argument("--processes", type=int, help="number of processes")
+    parser.add_argument("--processes", type=positive, help="number of processes")
     parser.add_argument("--process", type=int, help="number of this process, from 0")
     add_options(parser)
     return parser
@@ -202,8 +216,12 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Connect the processes, if there are several; then train or evaluate."""
-    options = arguments().parse_args()
-    if options.cluster or options.coordinator:
+    parser = arguments()
+    options = parser.parse_args()
+    if options.evaluate and options.dry_run:
+        parser.error("got --evaluate and --dry-run. Expected one of them: --dry-run estimates a training.")
+    connection = options.coordinator, options.processes, options.process
+    if options.cluster or any(value is not None for value in connection):
         resfit.distributed.initialize(options.coordinator, processes=options.processes, process=options.process)
     if options.evaluate:
         evaluate(options)

@@ -1,4 +1,4 @@
-"""Every value of a named recipe is that of its source, typed here once more from the source."""
+"""Every value of a named recipe stands here once more, beside its source."""
 
 import dataclasses
 import pickle

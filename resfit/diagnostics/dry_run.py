@@ -1,5 +1,6 @@
 """`dry_run`: the memory and the time of a run, estimated from a few measured steps."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 from resfit._utils.checks import positive_int
 from resfit._utils.jax_switches import suspending
 from resfit.callbacks import Callback
-from resfit.callbacks.logs import Logs
+from resfit.callbacks.logs import LazyLogs, Logs
 from resfit.callbacks.stopwatch import Stopwatch
 from resfit.data import Geometry, as_batches
 from resfit.data.batches import Batch
@@ -29,13 +30,14 @@ class DryRun:
       network: the class of the network.
       parameters: its trained scalars.
       input_shapes: the shape of each input array of one example.
-      batch_size: examples in a step, over all devices together.
+      batch_size: examples in a step, over all devices together, as the data have them.
       devices: that share the batch.
       memory: bytes on each device at the peak of a step; None if the compiler does not plan memory.
       steps_per_epoch: None if the data do not know their number.
       epochs: of the run.
       measured_steps: the number of measured steps.
       seconds_per_step: their mean time, data included.
+      examples_per_second: their speed.
       data_wait: the share of the time in which the device waited for data, from 0 to 1.
     """
 
@@ -49,12 +51,8 @@ class DryRun:
     epochs: int
     measured_steps: int
     seconds_per_step: float
+    examples_per_second: float
     data_wait: float
-
-    @property
-    def examples_per_second(self) -> float:
-        """The speed of the measured steps."""
-        return self.batch_size / self.seconds_per_step
 
     @property
     def seconds(self) -> float | None:
@@ -64,16 +62,17 @@ class DryRun:
     def __str__(self) -> str:
         shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.input_shapes)
         steps, seconds = self.steps_per_epoch, self.seconds
+        epochs = f"{self.epochs:,} epoch{'s' * (self.epochs != 1)}"
         rows = {
             "network": f"{self.network}, {self.parameters:,} parameters",
             "batch": f"{self.batch_size:,} examples of {shapes}",
             "memory": f"{'unknown' if self.memory is None else memory_text(self.memory)} on "
             f"{'the device' if self.devices == 1 else f'each of {self.devices} devices'}, at the peak of a step",
             "steps": f"{'unknown' if steps is None else f'{steps:,}'} in an epoch"
-            + ("" if steps is None else f", {self.epochs * steps:,} in {self.epochs:,} epochs"),
+            + ("" if steps is None else f", {self.epochs * steps:,} in {epochs}"),
             "measured": f"{self.seconds_per_step:.3g} s a step, {self.examples_per_second:,.4g} examples/s, over "
             f"{self.measured_steps} steps; the device waited for data in {self.data_wait:.0%} of the time",
-            "estimated": f"{'unknown' if seconds is None else _duration(seconds)} for {self.epochs:,} epochs, without "
+            "estimated": f"{'unknown' if seconds is None else _duration(seconds)} for {epochs}, without "
             "validation, compilation and checkpoints",
         }
         return "\n".join(f"{name:<9}  {text}" for name, text in rows.items())
@@ -99,7 +98,7 @@ def dry_run(
 
     Args:
       model: compiled as for the run.
-      x: training data, as in `Model.fit`, but not an iterator that can be read only once.
+      x: training data, as in `Model.fit`, but not an iterator, which can be read only once.
       y: labels, as in `Model.fit`.
       batch_size: as in `Model.fit`.
       epochs: as in `Model.fit`.
@@ -109,7 +108,7 @@ def dry_run(
 
     Raises:
       NotCompiledError: before `compile`.
-      DataError: if the run has fewer than 3 steps.
+      DataError: for an iterator, or if the run has fewer than 3 steps.
 
     Example:
       >>> import numpy as np, resfit
@@ -120,6 +119,11 @@ def dry_run(
       >>> result.parameters, result.steps_per_epoch, result.measured_steps
       (430, 8, 10)
     """
+    if isinstance(x, Iterator):
+        raise DataError(
+            f"dry_run got an iterator, a {type(x).__name__}, whose batches would be missing from the training. "
+            "Expected data that can be read again: arrays, a dataset, or a function that returns a fresh iterator."
+        )
     measured = _Measured(positive_int("steps", steps, DataError))
     with model.snapshot().training("dry_run"):
         before, history = model.snapshot(), model.history
@@ -144,13 +148,14 @@ def dry_run(
         network=type(model.module).__name__,
         parameters=count_params(model.module),
         input_shapes=tuple(tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(batch.x)),
-        batch_size=batch_size,
+        batch_size=measured.batch_size,
         devices=len(before.devices),
         memory=memory,
         steps_per_epoch=measured.params["steps"],
         epochs=epochs,
         measured_steps=measured.steps,
         seconds_per_step=measured.seconds / measured.steps,
+        examples_per_second=measured.examples / measured.seconds,
         data_wait=measured.data_wait,
     )
 
@@ -169,7 +174,7 @@ class _Measured(Callback):
     def __init__(self, most: int) -> None:
         self._most = most
         self._watch = Stopwatch()
-        self.seen = self.steps = 0
+        self.seen = self.steps = self.examples = self.batch_size = 0
         self.seconds = self.data_wait = 0.0
 
     def on_compile_begin(self, what: str) -> None:
@@ -180,9 +185,13 @@ class _Measured(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         self.seen += 1
+        examples = logs.examples if isinstance(logs, LazyLogs) else 0
+        self.batch_size = max(self.batch_size, examples)
         if self.seen == _WARM_UP:
             _wait(logs)
             self._watch.start()
+        elif self.seen > _WARM_UP:
+            self.examples += examples
         if self.seen == _WARM_UP + self._most:
             self._finish(logs)
             self.model.stop_training = True
@@ -208,4 +217,4 @@ def _duration(seconds: float) -> str:
     for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+    return f"{seconds:.3g} seconds"

@@ -59,7 +59,9 @@ def test_steps_are_counted(examples: int, batch_size: int, epochs: int, steps: i
     assert found.epochs == epochs
     assert found.input_shapes == (x.shape[1:],)
     assert found.seconds == pytest.approx(epochs * expected[0] * found.seconds_per_step)
-    assert found.examples_per_second == pytest.approx(batch_size / found.seconds_per_step)
+    assert found.batch_size == batch_size
+    # Batches have the same size, except that the last of an epoch can be smaller.
+    assert 0.8 < found.examples_per_second * found.seconds_per_step / batch_size <= 1.0001
     assert 0 <= found.data_wait <= 1
 
 
@@ -81,13 +83,17 @@ def test_data_of_unknown_length_have_no_estimate() -> None:
     found = resfit.dry_run(compiled(), batches, steps=2)
     assert (found.steps_per_epoch, found.seconds) == (None, None)
     assert "unknown in an epoch" in str(found)
-    assert "unknown for 1 epochs" in str(found)
+    assert "unknown for 1 epoch," in str(found)
+    assert found.batch_size == 8  # of the data, not the default of batch_size
+    assert found.examples_per_second == pytest.approx(8 / found.seconds_per_step)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
         (lambda m, x, y: resfit.dry_run(m, x, y, batch_size=32), DataError, "run of 2 steps"),
+        (lambda m, x, y: resfit.dry_run(m, x, y, batch_size=64), DataError, r"run of 1 step\."),
+        (lambda m, x, y: resfit.dry_run(m, iter([(x, y)] * 9)), DataError, "got an iterator, a list_iterator"),
         (lambda m, x, y: resfit.dry_run(m, x, y, steps=0), DataError, "steps"),
         (lambda m, x, y: resfit.dry_run(resfit.Model(m.module), x, y), NotCompiledError, "dry_run"),
         (lambda m, x, y: resfit.dry_run(m, x, y + 100), resfit.errors.LabelError, "label"),
@@ -110,10 +116,10 @@ def test_a_schedule_that_does_not_fit_into_the_run_raises() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(1.0, "100.0 seconds"), (1.3, "2.2 minutes"), (80.0, "2.2 hours"), (1728.0, "2.0 days")],
+    [(1.0, "100 seconds"), (1.3, "2.2 minutes"), (80.0, "2.2 hours"), (1728.0, "2.0 days")],
 )
 def test_the_estimate_has_a_readable_unit(seconds: float, said: str) -> None:
-    found = DryRun("Net", 1000, ((8, 8, 3),), 32, 4, 2**30, 10, 10, 5, seconds, 0.25)
+    found = DryRun("Net", 1000, ((8, 8, 3),), 32, 4, 2**30, 10, 10, 5, seconds, 32 / seconds, 0.25)
     assert f"estimated  {said} for 10 epochs" in str(found)
     assert "on each of 4 devices" in str(found)
     assert "waited for data in 25% of the time" in str(found)

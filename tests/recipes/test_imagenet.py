@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import resfit
+from resfit.errors import DistributedError
 from tests.recipes.fashion import RECIPES, load, percent, run, say
 
 COLORS = {"n01440764": (200, 40, 40), "n01443537": (40, 200, 40), "n01484850": (40, 40, 200)}
@@ -175,6 +176,7 @@ def test_published_weights_are_evaluated_at_their_size(
     assert recipe.view(resfit.Model(net), *given) == expected
 
 
+@pytest.mark.slow
 def test_any_file_of_weights_can_be_evaluated(recipe: ModuleType) -> None:
     net = resfit.create_model("resnet18", num_classes=3, rngs=3)
     resfit.weights.save(net, "torch.safetensors")
@@ -183,9 +185,28 @@ def test_any_file_of_weights_can_be_evaluated(recipe: ModuleType) -> None:
     np.testing.assert_array_equal(loaded.head.dense.kernel, net.head.dense.kernel)
 
 
-@pytest.mark.parametrize("wrong", [["--recipe", "rsb-a4"], ["--recipe", "fine-tune"], ["--source", "zip"]])
-def test_wrong_arguments_exit(wrong: list[str], recipe: ModuleType) -> None:
-    assert "invalid choice" in say(recipe, *wrong, status=2)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--recipe", "rsb-a4"], "invalid choice"),
+        (["--recipe", "fine-tune"], "invalid choice"),
+        (["--source", "zip"], "invalid choice"),
+        *[
+            ([f"--{name}", "0"], "positive integer")
+            for name in ("epochs", "batch-size", "size", "train-size", "slices")
+        ],
+        (["--batch-size", "1e3"], "got '1e3'"),
+        (["--crop", "95"], "a share above 0"),
+        (["--evaluate", "net.safetensors", "--dry-run"], "Expected one of them"),
+    ],
+)
+def test_wrong_arguments_exit(wrong: list[str], said: str, recipe: ModuleType) -> None:
+    assert said in say(recipe, *wrong, status=2)
+
+
+def test_a_part_of_the_connection_raises(recipe: ModuleType) -> None:
+    with pytest.raises(DistributedError):
+        say(recipe, "--processes", "2")
 
 
 def test_help_states_the_expected_results_of_the_recipes(recipe: ModuleType) -> None:
