@@ -28,7 +28,7 @@ from resfit.ensemble.pace import Pace
 from resfit.ensemble.scores import Scores, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
-from resfit.trainer.arguments import listed
+from resfit.trainer.arguments import bar, listed
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import at_batch_boundaries
 
@@ -178,7 +178,7 @@ class Ensemble:
             parts = folded(x, y, arguments.get("sample_weight"), folds, len(self.members))
             each = [own | part for own, part in zip(each, parts, strict=True)]
         own_callbacks = callbacks_of_members(callbacks, len(self.members))
-        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if verbose else [])])
+        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if bar(verbose) else [])])
 
     def _fit(
         self, each: list[dict[str, Any]], callbacks: list[list[Callback]], together: list[Callback]

@@ -380,6 +380,11 @@ def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
     assert np.isfinite(fit(made).mean["loss"]).all()  # and the ensemble can be trained again
 
 
+def test_an_unknown_verbose_raises() -> None:
+    with pytest.raises(resfit.errors.DataError, match="got 7"):
+        fit(ensemble(members=1), verbose=7)
+
+
 def test_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     fit(ensemble(), verbose=1)
     lines = capsys.readouterr().out.splitlines()
