@@ -14,11 +14,12 @@ the results with their times, machines and commits. If a run was stopped, the sa
 are in the file is not repeated.
 
 Expected: --fast 92.4 % in 7.5 CPU minutes (seed 0, measured before this recipe had its other settings). The aim of the
-default settings is 95.2 % in an hour. They are not compared with others, and the file has no line of them yet: the number of epochs follows from 0.86 CPU
-seconds for a step of 256 images, the least of ten steps on 2 cores of an AMD EPYC that other work used at a load
-average of 25 (2026-11-30). In bfloat16 and in float32 it was the same there; --dry-run measures it on yours.
-Published for comparison, with the best epoch on the test images: ResNet-20 95.61 %, with random erasing
-95.98 %, after 300 epochs (https://github.com/zhunzhong07/Random-Erasing).
+default settings is 95.2 % in an hour. They are not compared with others, and the file has no line of them yet.
+The number of epochs follows from 0.86 CPU seconds for a step of 256 images, the
+least of ten steps on 2 cores of an AMD EPYC that other work used at a load average of 25 (2026-11-30). In bfloat16 and
+in float32 it was the same there; --dry-run measures it on yours.
+Published for comparison, with the best epoch on the test images: ResNet-20 95.61 %, with random erasing 95.98 %, after
+300 epochs (https://github.com/zhunzhong07/Random-Erasing).
 """
 
 import argparse
