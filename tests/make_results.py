@@ -58,12 +58,12 @@ def grouped(rows: list[Row], *names: str) -> list[list[Row]]:
     return list(groups.values())
 
 
-def check(path: Path, rows: list[Row]) -> None:
-    """Raise ValueError if the file has a run twice."""
-    for same in grouped(rows, "recipe", "network", "data", "evaluation", "epochs", "seed"):
+def check(path: Path, rows: list[Row], line: str) -> None:
+    """Raise ValueError if the file has a line of a run twice: one for each `line`, "evaluation" or "epoch"."""
+    for same in grouped(rows, "recipe", "network", "data", "epochs", "seed", line):
         if len(same) > 1:
             raise ValueError(
-                f"{path} has {len(same)} lines of {same[0]['recipe']}, {same[0]['evaluation']}, seed "
+                f"{path} has {len(same)} lines of {same[0]['recipe']}, {line} {same[0][line]}, seed "
                 f"{same[0]['seed']}. Expected one. Remove the older ones."
             )
 
@@ -109,7 +109,7 @@ def page(folder: Path) -> str:
         lines += ["There are no results yet.", ""]
     for path in sorted(folder.glob("*.csv")):
         rows = read(path)
-        check(path, rows)
+        check(path, rows, "evaluation")
         groups = grouped(rows, "recipe", "network", "data", "evaluation", "epochs")
         lines += [f"## recipes/{path.stem}.py", "", *table(COLUMNS, [cells(group) for group in groups]), ""]
         if found := changes(rows):
@@ -117,7 +117,9 @@ def page(folder: Path) -> str:
             lines += [CHANGES, *table(head, found), ""]
         commands = dict.fromkeys(row["command"] for row in rows)
         lines += ["```bash", *commands, "```", ""]
-        if (folder / "curves" / path.name).exists():
+        curves = folder / "curves" / path.name
+        if curves.exists():
+            check(curves, read(curves), "epoch")
             lines += [f"![Loss and accuracy by epoch](pictures/results_{path.stem}.png)", ""]
             lines += [CURVES]
     return "\n".join(lines)

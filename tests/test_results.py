@@ -63,7 +63,7 @@ def test_a_technique_is_compared_seed_by_seed() -> None:
 
 def test_a_run_that_the_file_has_twice_raises() -> None:
     folder = written(line("fast", "ema", 0, 0.9), line("fast", "ema", 0, 0.9))
-    with pytest.raises(ValueError, match="has 2 lines of fast, ema, seed 0"):
+    with pytest.raises(ValueError, match="has 2 lines of fast, evaluation ema, seed 0"):
         make_results.page(folder)
 
 
@@ -80,3 +80,6 @@ def test_curves_are_drawn_with_and_without_held_out_images() -> None:
     make_results.draw(folder / "curves" / "a.csv", Path("a.png"))
     assert Path("a.png").read_bytes().startswith(PNG)
     assert "(pictures/results_a.png)" in make_results.page(folder)
+    (folder / "curves" / "a.csv").write_text(head + rows[0] * 2)
+    with pytest.raises(ValueError, match="has 2 lines of fast, epoch 1, seed 0"):
+        make_results.page(folder)

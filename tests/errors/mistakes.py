@@ -431,6 +431,13 @@ DATA = [
         "Did you mean 'cifar10'?",
     ),
     Mistake(
+        "A folder without the files of a classic dataset",
+        'resfit.data.load("cifar10", path="photos")',
+        errors.DataError,
+        "photos is not a folder that contains cifar-10-binary.tar.gz, cifar-10-python.tar.gz",
+        "Download https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ),
+    Mistake(
         "A TFDS dataset that is not prepared",
         'resfit.data.tfds("digits", "train", data_dir="datasets")',
         errors.DataError,
