@@ -77,7 +77,7 @@ def test_only_the_two_ends_of_the_trace_wait_for_the_device(monkeypatch: pytest.
         callback.on_train_batch_begin(i, {})
         callback.on_train_batch_end(i, batch(1.0))
     callback.on_train_end({})
-    assert traced == ["start logs", "stop"]
+    assert traced == [f"start {Path('logs').absolute()}", "stop"]
     assert reads.reads == 2
 
 
