@@ -154,6 +154,12 @@ def test_a_batch_that_does_not_number_its_examples_raises(train: Any) -> None:
     assert_same(values(model.module), before)
 
 
+def test_the_summary_of_a_batch_compiles_the_step_without_numbers_of_examples(capsys: Any) -> None:
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)), augment=augment.alternating_flip())
+    model.summary((images(BATCH), labels(BATCH)))
+    assert "step" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("seed", [-1, 0.5, True, "a"])
 def test_a_seed_that_is_not_an_integer_raises(seed: Any) -> None:
     with pytest.raises(CompileError, match=r"alternating_flip got seed=.*integer of at least 0"):
