@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import CompileError
@@ -36,14 +37,14 @@ def smoothing_now(label_smoothing: Smoothing) -> Any:
     Example:
       >>> smoothing_now(0.1), smoothing_now(lambda step: 0.2 / (1 + step))
       (0.1, 0.0)
-      >>> with at_step(3):
+      >>> with at_step(jnp.int32(3)):
       ...     smoothing_now(lambda step: 0.2 / (1 + step))
-      0.05
+      Array(0.05, dtype=float32)
     """
     if not callable(label_smoothing):
         return label_smoothing
     step = _STEP.get()
-    return 0.0 if step is None else label_smoothing(step)
+    return 0.0 if step is None else jnp.asarray(label_smoothing(step), jnp.float32)
 
 
 def check_smoothing(label_smoothing: Smoothing) -> None:
