@@ -127,14 +127,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model = Model(self._network(seed))
         model.compile(self.optimizer, learning_rate=self.learning_rate, seed=seed, **(self.compile_arguments or {}))
         model.class_names = [str(label) for label in self.classes_]
-        arguments: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "epochs": self.epochs,
-            "sample_weight": weights,
-            "verbose": 0,
-        }
+        arguments = {"verbose": 0} | dict(self.fit_arguments or {})
+        sizes: dict[str, Any] = {"batch_size": self.batch_size, "epochs": self.epochs, "sample_weight": weights}
         try:
-            self.history_ = model.fit(x, numbers, **arguments | dict(self.fit_arguments or {}))
+            self.history_ = model.fit(x, numbers, **sizes, **arguments)
         except RankError as error:
             if len(self.input_shape_) > 1:
                 raise
@@ -164,7 +160,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _predicted(self, X: Any, outputs: str) -> np.ndarray:
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         rows, shape = _as_rows(X)
         if shape not in (None, self.input_shape_):
             raise DataError(f"Got examples of shape {shape}. Expected the shape in fit, {self.input_shape_}.")

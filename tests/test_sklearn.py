@@ -212,6 +212,8 @@ def test_other_arguments_reach_compile_and_fit() -> None:
         (lambda x, y: Classifier(PlainNet(rngs=nnx.Rngs(0))).fit(x, y), errors.ModuleError, "each fit"),
         (lambda x, y: Classifier("resnet21").fit(x, y), errors.SpecError, "resnet21"),
         (lambda x, y: plain().fit(x, y + 0.5), ValueError, "continuous"),
+        (lambda x, y: plain(fit_arguments={"epochs": 3}).fit(x, y), TypeError, "'epochs'"),
+        (lambda x, y: plain(compile_arguments={"seed": 3}).fit(x, y), TypeError, "'seed'"),
         (lambda x, y: plain().predict(x), ValueError, "not fitted"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

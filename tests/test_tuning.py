@@ -269,6 +269,7 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
         ({"monitor": "val_auc"}, errors.DataError, "val_accuracy"),
         ({"space": {"weight_decay": [-1]}}, errors.CompileError, "0 or more"),
         ({"space": {"weight_decay": [0.1], "optimizer": ["adam"]}}, errors.CompileError, "adamw"),
+        ({"fit_arguments": {"epochs": 3}}, TypeError, "'epochs'"),
         ({"space": {"label_smoothing": [1.0]}}, errors.CompileError, "below 1"),
         ({"space": {"label_smoothing": [0.1]}, "data": [(1, 2)]}, errors.DataError, "class numbers"),
     ],

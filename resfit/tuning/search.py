@@ -99,11 +99,7 @@ def search(
     rungs = _rungs(len(points), epochs, halving)
     if len(rungs) > 1:
         _check_rates(point.get("learning_rate", fixed.get("learning_rate")) for point in points)
-    if (
-        monitor.startswith("val_")
-        and validation_data is None
-        and not fit.keys() & {"validation_data", "validation_split"}
-    ):
+    if monitor.startswith("val_") and validation_data is None and "validation_split" not in fit:
         raise DataError(
             f"search got monitor={monitor!r} and no validation_data. Expected data to compare the trials on. Pass "
             "validation_data=(x, y), or monitor='loss'."
@@ -115,7 +111,7 @@ def search(
         "seed": seed, "compile_arguments": _described(fixed), "fit_arguments": _described(fit),
     }  # fmt: skip
     with _folder(folder, needed=len(rungs) > 1) as there:
-        run = _Run(make, points, given | fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
+        run = _Run(make, points, given, fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
         return run.through(rungs)
 
 
@@ -175,6 +171,7 @@ class _Run:
         make: Callable[[int], Any],
         points: Sequence[Point],
         given: dict[str, Any],
+        fit: dict[str, Any],
         fixed: dict[str, Any],
         callbacks: Any,
         monitor: Monitor,
@@ -182,7 +179,7 @@ class _Run:
         folder: Path | None,
         settings: dict[str, Any],
     ) -> None:
-        self._make, self._points, self._given, self._fixed = make, points, given, fixed
+        self._make, self._points, self._given, self._fit, self._fixed = make, points, given, fit, fixed
         self._callbacks, self._monitor, self._seed = callbacks, monitor, seed
         self._folder, self._settings = folder, settings
         self.done: dict[tuple[int, int], Trial] = {}
@@ -214,6 +211,7 @@ class _Run:
             given["y"] = Each([smoothed(given["y"], point[SMOOTHING], classes) for point in points])
         history = ensemble.fit(
             **given,
+            **self._fit,  # an argument that search has too raises
             epochs=epochs,
             verbose=0,
             callbacks=lambda member: self._callbacks_of(numbers[member]),
