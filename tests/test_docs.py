@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.m
 
 # `make test` runs the pages whose blocks cost little, and README and landing page shortened; `make test-all` all pages.
 CHEAP = {ROOT / "docs" / name for name in ("cpu.md", "how-to/progress.md")}
-TRAINED_TO_THE_END = {"README.md", "docs/index.md", "docs/tutorial/your_first_resnet.md"}
+TRAINED_TO_THE_END = {"README.md", "docs/index.md", "docs/tutorial/own_photos.md", "docs/tutorial/your_first_resnet.md"}
 
 # Its blocks are mistakes: `tests/errors/test_mistakes.py` runs them, and holds the page against what they raise.
 MISTAKES = "errors.md"

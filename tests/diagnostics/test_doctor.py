@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from flax import nnx
 
 import resfit
-from resfit.diagnostics.doctor import DoctorReport
+from resfit.diagnostics.doctor_report import DoctorReport
 from resfit.errors import NotCompiledError
 from resfit.nets.probe import parts
 from tests import levels
