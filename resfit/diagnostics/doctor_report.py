@@ -1,4 +1,4 @@
-"""The report of `doctor`: its checks, as a table."""
+"""The report of `doctor`: its checks, as a table in a terminal and in a notebook."""
 
 import html
 import io
