@@ -15,7 +15,7 @@ from resfit._utils.checks import int_from, positive_int
 from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
-from resfit.callbacks import Callback, History
+from resfit.callbacks import Callback, Checkpoint, History
 from resfit.data import Geometry, as_batches
 from resfit.data.cores import cores
 from resfit.data.relabeled import relabeled
@@ -23,12 +23,12 @@ from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
-from resfit.ensemble.members import callbacks_of, check_distinct, check_shared
+from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared
 from resfit.ensemble.pace import Pace
 from resfit.ensemble.scores import Scores, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
-from resfit.trainer.arguments import listed
+from resfit.trainer.arguments import bar, listed
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import at_batch_boundaries
 
@@ -177,8 +177,8 @@ class Ensemble:
         if folds is not None:
             parts = folded(x, y, arguments.get("sample_weight"), folds, len(self.members))
             each = [own | part for own, part in zip(each, parts, strict=True)]
-        own_callbacks = [callbacks_of(callbacks, i) for i in range(len(self.members))]
-        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if verbose else [])])
+        own_callbacks = callbacks_of_members(callbacks, len(self.members))
+        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if bar(verbose) else [])])
 
     def _fit(
         self, each: list[dict[str, Any]], callbacks: list[list[Callback]], together: list[Callback]
@@ -200,7 +200,8 @@ class Ensemble:
             return lambda paced: model.fit(**arguments, verbose=0, callbacks=[*own, paced])
 
         fits = [fit_of(*parts) for parts in zip(self.members, each, callbacks, strict=True)]
-        with at_batch_boundaries(terminating=True) as interrupt:
+        saves = any(isinstance(one, Checkpoint) for own in callbacks for one in own)
+        with at_batch_boundaries(terminating=saves) as interrupt:
             pace = Pace(
                 len(fits), self._at_once, interrupt, lambda epoch: hooks.fire("on_epoch_begin", epoch, {}), tell
             )

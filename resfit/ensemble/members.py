@@ -50,20 +50,23 @@ def check_shared(name: str, data: Any) -> None:
     )
 
 
-def callbacks_of(callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, number: int) -> list[Callback]:
-    """Return the callbacks of one member.
+def callbacks_of_members(
+    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, members: int
+) -> list[list[Callback]]:
+    """Return the callbacks of each member.
 
     Args:
-      callbacks: copied for the member; a `Checkpoint` gets a folder of the member's own. Or a function: member number
-        -> callbacks.
-      number: of the member.
+      callbacks: copied for every member; a `Checkpoint` gets a folder for each. Or a function: member number ->
+        callbacks.
+      members: the number of members.
 
     Raises:
       CallbackError: if a callback cannot be copied, or would write the files of all members to one path.
     """
     if callable(callbacks) and not isinstance(callbacks, Callback | type):
-        return listed(callbacks(number))
-    return [_copied(one, number) for one in listed(callbacks)]  # type: ignore[arg-type]  # no function is left
+        return [listed(callbacks(number)) for number in range(members)]
+    given = listed(callbacks)  # type: ignore[arg-type]  # no function is left
+    return [[_copied(one, number) for one in given] for number in range(members)]
 
 
 def _copied(callback: Any, number: int) -> Any:

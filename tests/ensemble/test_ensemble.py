@@ -1,5 +1,7 @@
 """An ensemble: each member computes what it computes alone, and the members share one program."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -378,6 +380,11 @@ def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
     assert np.isfinite(fit(made).mean["loss"]).all()  # and the ensemble can be trained again
 
 
+def test_an_unknown_verbose_raises() -> None:
+    with pytest.raises(resfit.errors.DataError, match="got 7"):
+        fit(ensemble(members=1), verbose=7)
+
+
 def test_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     fit(ensemble(), verbose=1)
     lines = capsys.readouterr().out.splitlines()
@@ -422,6 +429,32 @@ def test_a_run_that_stops_at_any_step_resumes_exactly(step: int, tmp_path: Path)
     assert resumed.history is not None
     assert_same(resumed.history.history, expected.history)
     assert_same(run(True).members[2].get_weights(), whole.members[2].get_weights())  # of a finished run
+
+
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_a_signal_saves_all_members_and_the_run_resumes_exactly(name: str, tmp_path: Path) -> None:
+    stop = EarlyStopping("loss", min_delta=0.05, patience=1)  # one member stops before the signal
+    whole = ensemble(learning_rate=[0.1, 1e-6, 0.1])
+    expected = fit(whole, epochs=5, callbacks=stop)
+    assert np.isnan(np.array(expected.history["loss"])).any()
+
+    def run(resume: bool, *more: Callback) -> Ensemble:
+        made = ensemble(learning_rate=[0.1, 1e-6, 0.1])
+        given = (one for one in (Checkpoint(tmp_path), stop))  # an iterator serves all members
+        fit(made, epochs=5, callbacks=given, resume=resume, ensemble_callbacks=list(more))
+        return made
+
+    def signalled(epoch: int, logs: Any) -> None:
+        if epoch == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit):
+        run(False, LambdaCallback(on_epoch_end=signalled))
+    resumed = run(True)
+    for one, other in zip(resumed.members, whole.members, strict=True):
+        assert_same(state(one), state(other))
+    assert resumed.history is not None
+    assert_same(resumed.history.history, expected.history)
 
 
 def _of_member(checkpoint: Checkpoint, member: int) -> Checkpoint:
