@@ -19,7 +19,7 @@ from resfit.callbacks import Callback, Checkpoint
 from resfit.callbacks.monitor import Monitor
 from resfit.data.cores import cores
 from resfit.ensemble import Each, Ensemble
-from resfit.ensemble.members import callbacks_of
+from resfit.ensemble.members import callbacks_of_members
 from resfit.errors import ArgumentError, DataError, ResumeError
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
@@ -224,7 +224,11 @@ class _Run:
         self._write()
 
     def _callbacks_of(self, number: int) -> list[Callback]:
-        own = callbacks_of(self._callbacks, number)
+        given = self._callbacks
+        if callable(given) and not isinstance(given, Callback | type):
+            (own,) = callbacks_of_members(lambda _: given(number), 1)
+        else:
+            own = callbacks_of_members(given, number + 1)[number]  # by its number, a trial has folders of its own
         return own if self._folder is None else [*own, Checkpoint(self._folder / f"trial_{number}")]
 
     def _add(self, number: int, epochs: int, history: dict[str, list[Any]]) -> None:
