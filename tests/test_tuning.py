@@ -115,6 +115,15 @@ def test_label_smoothing_of_a_point_equals_the_loss_with_it() -> None:
     assert found.trials[0].history["loss"] != found.trials[1].history["loss"]
 
 
+def test_the_labels_of_a_validation_split_are_not_smoothed() -> None:
+    x, y = images(), labels()
+    cut = len(x) // 2
+    space = {"label_smoothing": [0.3]}
+    split = searched(space, validation_data=None, fit_arguments={"validation_split": 0.5})
+    apart = searched(space, data=(x[:cut], y[:cut]), validation_data=(x[cut:], y[cut:]))
+    assert split.trials[0].history == apart.trials[0].history
+
+
 @pytest.mark.parametrize("kind", ["numbers", "probabilities"])
 def test_smoothed_labels_are_probabilities(kind: str) -> None:
     hard = labels(6)

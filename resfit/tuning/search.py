@@ -18,6 +18,7 @@ from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, Checkpoint
 from resfit.callbacks.monitor import Monitor
 from resfit.data.cores import cores
+from resfit.data.sources.arrays import split_validation
 from resfit.ensemble import Each, Ensemble
 from resfit.ensemble.members import callbacks_of_members
 from resfit.errors import ArgumentError, DataError, ResumeError
@@ -105,11 +106,14 @@ def search(
             "validation_data=(x, y), or monitor='loss'."
         )
     x, y, weight = (*data, None)[:3] if isinstance(data, tuple) and len(data) in (2, 3) else (data, None, None)
-    given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
     settings = {
         "points": [_described(point) for point in points], "rungs": rungs, "batch_size": batch_size, "monitor": monitor,
         "seed": seed, "compile_arguments": _described(fixed), "fit_arguments": _described(fit),
     }  # fmt: skip
+    if SMOOTHING in points[0] and validation_data is None and fit.get("validation_split"):
+        # Before the labels are smoothed: those of the validation stay as they are.
+        (x, y, weight), validation_data = split_validation(fit.pop("validation_split"), x, y, weight)
+    given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
     with _folder(folder, needed=len(rungs) > 1) as there:
         run = _Run(make, points, given, fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
         return run.through(rungs)
