@@ -15,7 +15,7 @@ from resfit._utils.checks import int_from, positive_int
 from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
-from resfit.callbacks import Callback, Checkpoint, History
+from resfit.callbacks import Callback, History
 from resfit.data import Geometry, as_batches
 from resfit.data.cores import cores
 from resfit.data.relabeled import relabeled
@@ -23,14 +23,14 @@ from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
-from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared
+from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of
 from resfit.ensemble.pace import Pace
 from resfit.ensemble.scores import Scores, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
 from resfit.trainer.arguments import bar, listed
 from resfit.trainer.loop.callback_list import CallbackList
-from resfit.trainer.loop.interrupts import at_batch_boundaries
+from resfit.trainer.loop.interrupts import at_batch_boundaries, report_members
 
 SMALL = 2_000_000
 """Parameters up to which several members are trained at the same time on a CPU."""
@@ -200,14 +200,16 @@ class Ensemble:
             return lambda paced: model.fit(**arguments, verbose=0, callbacks=[*own, paced])
 
         fits = [fit_of(*parts) for parts in zip(self.members, each, callbacks, strict=True)]
-        saves = any(isinstance(one, Checkpoint) for own in callbacks for one in own)
-        with at_batch_boundaries(terminating=saves) as interrupt:
+        with at_batch_boundaries(terminating=folder_of(callbacks) is not None) as interrupt:
             pace = Pace(
                 len(fits), self._at_once, interrupt, lambda epoch: hooks.fire("on_epoch_begin", epoch, {}), tell
             )
             hooks.fire("on_train_begin", {})
             try:
                 pace.train(fits)
+            except KeyboardInterrupt:
+                report_members(pace.epoch, folder_of(callbacks), at_once=interrupt.at_once)
+                raise
             finally:
                 history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})

@@ -1,7 +1,9 @@
 """The parts of an ensemble that belong to one member: its module and its callbacks."""
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from resfit.callbacks import Callback, Checkpoint, CSVLogger, ModelCheckpoint, Profiler
@@ -67,6 +69,12 @@ def callbacks_of_members(
         return [listed(callbacks(number)) for number in range(members)]
     given = listed(callbacks)  # type: ignore[arg-type]  # no function is left
     return [[_copied(one, number) for one in given] for number in range(members)]
+
+
+def folder_of(callbacks: Sequence[Sequence[Callback]]) -> Path | None:
+    """Return the folder that holds the checkpoints of the members; None without checkpoints."""
+    folders = [one.directory for own in callbacks for one in own if isinstance(one, Checkpoint)]
+    return Path(os.path.commonpath([folder.absolute() for folder in folders])) if folders else None
 
 
 def _copied(callback: Any, number: int) -> Any:

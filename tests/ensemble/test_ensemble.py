@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,7 +366,7 @@ def test_callbacks_of_the_ensemble_see_all_members_and_can_stop_one_or_all() -> 
 
 
 @pytest.mark.parametrize("where", ["member", "ensemble"])
-def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
+def test_an_error_of_a_callback_stops_all_members(where: str, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if epoch == 1:
@@ -376,6 +377,7 @@ def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
     with pytest.raises(RuntimeError, match="no more") as caught:
         fit(made, epochs=50, callbacks=own, ensemble_callbacks=Fails() if where == "ensemble" else None)
     assert (getattr(caught.value, "__notes__", [""])[0]).startswith("This happened in member 1") == (where == "member")
+    assert "nterrupt" not in caplog.text  # nobody pressed Ctrl-C
     assert max(len(member.history.epoch) for member in made.members) < 5  # type: ignore[union-attr]
     assert np.isfinite(fit(made).mean["loss"]).all()  # and the ensemble can be trained again
 
@@ -432,7 +434,9 @@ def test_a_run_that_stops_at_any_step_resumes_exactly(step: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
-def test_a_signal_saves_all_members_and_the_run_resumes_exactly(name: str, tmp_path: Path) -> None:
+def test_a_signal_saves_all_members_and_the_run_resumes_exactly(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stop = EarlyStopping("loss", min_delta=0.05, patience=1)  # one member stops before the signal
     whole = ensemble(learning_rate=[0.1, 1e-6, 0.1])
     expected = fit(whole, epochs=5, callbacks=stop)
@@ -450,11 +454,36 @@ def test_a_signal_saves_all_members_and_the_run_resumes_exactly(name: str, tmp_p
 
     with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit):
         run(False, LambdaCallback(on_epoch_end=signalled))
+    reports = [one.getMessage() for one in caplog.records if one.getMessage().startswith("Interrupted in epoch")]
+    if name == "SIGINT":  # one report for all members
+        assert len(reports) == 1
+        assert "in epoch 4" in reports[0]
+        assert repr(str(tmp_path)) in reports[0]
+        assert "initial_epoch=3" in reports[0]
     resumed = run(True)
     for one, other in zip(resumed.members, whole.members, strict=True):
         assert_same(state(one), state(other))
     assert resumed.history is not None
     assert_same(resumed.history.history, expected.history)
+
+
+def test_a_second_signal_leaves_a_member_that_hangs() -> None:
+    released = threading.Event()
+
+    class Hangs(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            released.wait(60)
+
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(ensemble(members=2), callbacks=lambda member: [Hangs()] if member else [])
+        assert time.monotonic() - start < 40
+    finally:
+        released.set()
 
 
 def _of_member(checkpoint: Checkpoint, member: int) -> Checkpoint:
