@@ -1,7 +1,7 @@
 """`Ensemble`: several networks that are trained together, with the methods of `Model`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,7 @@ from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
 from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of
 from resfit.ensemble.pace import Pace
-from resfit.ensemble.scores import Scores, scores
+from resfit.ensemble.scores import Scores, is_of_values, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
 from resfit.trainer.arguments import bar, listed
@@ -230,7 +230,9 @@ class Ensemble:
     ) -> Scores:
         """Return loss and metrics of the members, and of their mean prediction. Changes nothing.
 
-        The calibration error is added for a network of classes.
+        The calibration error is added for a network with one output of classes. For losses by output, the mean
+        prediction of each output is of its own kind: of probabilities or of values. All members are measured by the
+        loss and the metrics of the first one.
 
         Args:
           x: as in `Model.evaluate`.
@@ -254,19 +256,20 @@ class Ensemble:
             )
         x = _read(x)
         outputs = self.predict(x, batch_size, outputs="logits", weights=weights, members=True)
-        if not isinstance(outputs, np.ndarray):
-            raise DataError(
-                f"The members return {jax.tree.structure(outputs)}. Expected one array of outputs. Evaluate each "
-                "member: [model.evaluate(x, y) for model in ensemble.members]."
+        if not isinstance(outputs, np.ndarray) and not isinstance(given["loss"], Mapping | tuple | list):
+            raise CompileError(
+                f"The members return {jax.tree.structure(outputs)}, and loss is one function. Expected losses by "
+                "output. Evaluate each member: [model.evaluate(x, y) for model in ensemble.members]."
             )
         data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size))
         batches = relabeled(data, first.class_names, "x", losses.ignore_index(losses.get(given["loss"])))
         labels, row_weights = zip(*((batch.y, batch.weight) for batch in batches.epoch(0)), strict=True)
         if labels[0] is None:
             raise LabelError("There are no labels to evaluate on: got y=None. Pass y, or data with labels, as (x, y).")
+        y, sample_weight = (jax.tree.map(lambda *arrays: np.concatenate(arrays), *of) for of in (labels, row_weights))
         return scores(
-            outputs, np.concatenate(labels), None if row_weights[0] is None else np.concatenate(row_weights),
-            loss=given["loss"], metrics=given["metrics"], multi_label=bool(first.multi_label),
+            outputs, y, sample_weight, loss=given["loss"], loss_weights=given.get("loss_weights"),
+            metrics=given["metrics"], multi_label=bool(first.multi_label),
         )  # fmt: skip
 
     @checked("ensemble arguments")
@@ -277,6 +280,7 @@ class Ensemble:
         *,
         outputs: str = "probabilities",
         weights: str = "raw",
+        tta: str | None = None,
         members: bool = False,
     ) -> Any:
         """Return the prediction of the ensemble: the mean of the members' probabilities. Changes nothing.
@@ -287,6 +291,7 @@ class Ensemble:
           outputs: "probabilities"; "labels", those of the mean probabilities; or "logits", the mean of the outputs as
             the modules return them, as for regression.
           weights: "raw", as trained; "ema", averaged (see `Model.compile`).
+          tta: test-time augmentation, as in `Model.predict`.
           members: True for the predictions of all members instead of the mean, with a first axis for the members. All
             values of `outputs` of `Model.predict` are then possible.
 
@@ -294,16 +299,24 @@ class Ensemble:
           A NumPy array (examples, ...), or with `members` (members, examples, ...).
 
         Raises:
-          CompileError: for unknown outputs, and for the mean of embeddings, which have no common coordinates.
+          CompileError: for unknown outputs, for the mean of embeddings, which have no common coordinates, and for
+            probabilities of an ensemble that was compiled with a loss of regression.
         """
         if outputs == "embedding" and not members:
             raise CompileError(
                 "predict got outputs='embedding', of which a mean has no meaning: each member has its own features. "
                 "Pass members=True for those of each member."
             )
+        loss = self._compiled[0]["loss"] if self._compiled else None
+        if outputs in ("probabilities", "labels") and is_of_values(loss):
+            raise CompileError(
+                f"predict got outputs={outputs!r} for members that were compiled with loss={loss!r}, whose outputs are "
+                "values and not logits. Pass outputs='logits' for the mean of the values."
+            )
         x = _read(x)
         kind = "probabilities" if outputs == "labels" and not members else outputs
-        found = self._in_threads(lambda model: model.predict(x, batch_size, 0, outputs=kind, weights=weights))
+        how: dict[str, Any] = {"outputs": kind, "weights": weights, "tta": tta}
+        found = self._in_threads(lambda model: model.predict(x, batch_size, 0, **how))
         every = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
         if members:
             return every

@@ -598,10 +598,22 @@ KINDS: dict[str, tuple[Any, dict[str, Any], np.ndarray, Callable[[np.ndarray, np
         OneOutput, {"loss": "mse"}, images(20).mean((1, 2, 3)),
         lambda z, y: float(((z.mean(0)[:, 0] - y) ** 2).mean()),
     ),
+    "one class against the rest": (
+        PlainNet, {"loss": resfit.losses.BinaryCrossEntropy()}, labels(),
+        lambda z, y: float(-np.log(np.where(np.eye(3)[y] == 1, p := sigmoid(z).mean(0), 1 - p)).mean()),
+    ),
+    "one logit, one against the rest": (
+        OneOutput, {"loss": resfit.losses.BinaryCrossEntropy()}, labels(20, 2),
+        lambda z, y: float(-np.log(np.where(y == 1, p := sigmoid(z).mean(0)[:, 0], 1 - p)).mean()),
+    ),
+    "distributions": (
+        PlainNet, {"loss": "kl_divergence"}, softmax(images(20)[:, 0, :3, 0]),
+        lambda z, y: float((y * np.log(y / softmax(z).mean(0))).sum(1).mean()),
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.representatives("one logit")
+@pytest.mark.representatives("one logit", "distributions")
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_of_other_outputs(kind: str) -> None:
     net, arguments, y, expected = KINDS[kind]
@@ -611,6 +623,47 @@ def test_evaluate_of_other_outputs(kind: str) -> None:
     logits = made.predict(X, outputs="logits", members=True).astype(np.float64)
     assert found.ensemble["loss"] == pytest.approx(expected(logits, y), rel=1e-4)
     assert ("calibration_error" in found.ensemble) == (kind == "one logit")
+
+
+class ThreeOutputs(nnx.Module):
+    """Classes, values, and an output without a loss."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.first, self.second = PlainNet(rngs=rngs), OneOutput(rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        z, value = self.first(x), self.second(x)
+        return {"kind": z, "size": value, "free": 2 * value}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evaluate_of_several_outputs_combines_each_by_its_loss(weighted: bool) -> None:
+    loss, loss_weights = {"kind": "cross_entropy", "size": "mse", "free": None}, {"size": 0.5}
+    made = ensemble(ThreeOutputs, 2, loss=loss, loss_weights=loss_weights, metrics={"kind": ["accuracy"]})
+    y = {"kind": Y, "size": images(20).mean((1, 2, 3))[:, None]}
+    fit(made, y=y, validation_data=None)
+    weight = np.linspace(0.5, 2, len(X)).astype(np.float32)
+    given = {"kind": weight} if weighted else None
+    found = made.evaluate(X, y, 7, given)
+    z = jax.tree.map(np.float64, made.predict(X, outputs="logits", members=True))
+    p = softmax(z["kind"]).mean(0)
+    kind = ((weight if weighted else 1) * -np.log(p[np.arange(len(Y)), Y])).mean()
+    size = ((z["size"].mean(0) - y["size"]) ** 2).mean()
+    expected = {"loss": kind + 0.5 * size, "kind_loss": kind, "size_loss": size}
+    expected["kind_accuracy"] = (p.argmax(1) == Y).mean()
+    assert found.ensemble == pytest.approx(expected, rel=1e-4)
+    for i, member in enumerate(made.members):
+        alone = member.evaluate(X, y, verbose=0, sample_weight=given, return_dict=True)
+        assert {name: float(one[i]) for name, one in found.members.items()} == pytest.approx(alone, rel=1e-5)
+
+
+def test_predict_of_values_and_with_mirror_images() -> None:
+    made = ensemble(members=2)
+    every = np.stack([member.predict(X, outputs="probabilities", tta="flip", verbose=0) for member in made.members])
+    assert_close(made.predict(X, tta="flip"), every.mean(0), 1e-6)
+    made.compile("sgd", loss="mse")
+    with pytest.raises(resfit.errors.CompileError, match="outputs='logits'"):
+        made.predict(X)
 
 
 def test_an_ensemble_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def report_members(epoch: int, folder: os.PathLike[str] | None, *, at_once: bool
         "Nothing was saved: call ensemble.save(folder), or pass a resfit.callbacks.Checkpoint to fit to be able to "
         "resume."
         if folder is None
-        else f"Checkpoints are in {str(folder)!r}: the same fit with resume=True resumes each member from its newest one."
+        else f"Checkpoints are in {str(folder)!r}: the same fit with resume=True resumes every member."
     )
     _log.warning(
         "Interrupted%s in epoch %d. Each member holds the result of its last finished step.\n%s\n"
