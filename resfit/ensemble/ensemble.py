@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from resfit import losses
-from resfit._utils.checks import int_from, positive_int
+from resfit._utils.checks import int_from, is_int, positive_int
 from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
@@ -23,12 +23,12 @@ from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
-from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of
+from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of, of_ensemble
 from resfit.ensemble.pace import Pace
 from resfit.ensemble.scores import Scores, is_of_values, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
-from resfit.trainer.arguments import bar, listed
+from resfit.trainer.arguments import bar
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import at_batch_boundaries, report_members
 
@@ -178,14 +178,19 @@ class Ensemble:
             parts = folded(x, y, arguments.get("sample_weight"), folds, len(self.members))
             each = [own | part for own, part in zip(each, parts, strict=True)]
         own_callbacks = callbacks_of_members(callbacks, len(self.members))
-        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if bar(verbose) else [])])
+        together = of_ensemble(ensemble_callbacks)
+        return self._fit(each, own_callbacks, [*together, *([Rows()] if bar(verbose) else [])])
 
     def _fit(
         self, each: list[dict[str, Any]], callbacks: list[list[Callback]], together: list[Callback]
     ) -> EnsembleHistory:
         history = self.history = EnsembleHistory()
         self.stop_training = False
-        params = {"verbose": 0, "epochs": max(own["epochs"] for own in each), "steps": None}
+        params = {
+            "verbose": 0,
+            "epochs": max(own["epochs"] if is_int(own["epochs"]) else 0 for own in each),
+            "steps": None,
+        }
         hooks = CallbackList(together, self, params)  # type: ignore[arg-type]  # the hooks know an ensemble
 
         def tell(epoch: int, logs: dict[int, dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The record of the fit of an ensemble."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -108,11 +109,14 @@ def standard_error(values: np.ndarray) -> np.ndarray:
 
 def texts(logs: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Return mean and standard error as text, by name, of the values with one number for each member."""
-    return {
-        name: f"{number(name, float(mean(values)))} ± {number(name, float(standard_error(values)))}"
-        for name, values in logs.items()
-        if values.ndim == 1
-    }
+    return {name: _text(name, values) for name, values in logs.items() if values.ndim == 1}
+
+
+def _text(name: str, values: np.ndarray) -> str:
+    middle, error = number(name, float(mean(values))), float(standard_error(values))
+    digits = re.fullmatch(r"-?\d+\.(\d+)", middle)
+    same = f"{error:.{len(digits[1])}f}" if digits and len(digits[1]) <= 4 else number(name, error)
+    return f"{middle} ± {same}"  # the same number of digits: columns are aligned
 
 
 def _by_epoch(history: History) -> dict[int, dict[str, Any]]:

@@ -365,6 +365,17 @@ def test_callbacks_of_the_ensemble_see_all_members_and_can_stop_one_or_all() -> 
     assert np.isnan(found[1:, found[0].argmax()]).all()
 
 
+def test_each_gives_every_member_its_own_callbacks() -> None:
+    history = fit(ensemble(members=2), epochs=4, callbacks=Each([EarlyStopping("loss", min_delta=9, patience=1), None]))
+    assert np.isnan(np.array(history.history["loss"])).sum(0).tolist() == [2, 0]
+
+
+def test_the_standard_error_has_the_digits_of_the_mean() -> None:
+    history = EnsembleHistory()
+    history.add(0, {"loss": np.array([0.9870, 0.9874]), "small": np.array([1e-5, 2e-5]), "one": np.array([2.0])})
+    assert repr(history).endswith("loss 0.9872 ± 0.0002, small 1.5e-05 ± 5e-06, one 2.0000 ± nan>")
+
+
 @pytest.mark.parametrize("where", ["member", "ensemble"])
 def test_an_error_of_a_callback_stops_all_members(where: str, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Callback):
@@ -389,9 +400,10 @@ def test_an_unknown_verbose_raises() -> None:
 
 def test_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     fit(ensemble(), verbose=1)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" - ")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
-    assert all("val_accuracy: " in line and "±" in line for line in lines)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+    assert [line.split()[0] for line in lines] == ["1/2", "2/2"]
+    assert all(line.count("±") == 4 for line in lines)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
