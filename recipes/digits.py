@@ -12,9 +12,10 @@ fifth, 360 images, is held out for the test. Test accuracy, where one image is 0
     0      0..4       100.00 % +- 0.00 %            98.89 %   98.61 %
     0..9   0           99.64 % (98.89 to 100.00)    99.14 %   98.42 %
 
-Split 0 is easy: according to the last line, expect four mistakes in a thousand. (ResNet-10: commit b2cc536, 2026-11-30,
-2 cores of an AMD EPYC, 21 to 33 seconds of training each. The second line is of the same day, `--seeds 5` at commit
-2e67997f: 105 CPU seconds for all five.) `--splits 10` measures the last line; it writes a line for each split, from which docs/results.md is made, and does not repeat a split that has one.
+Split 0 is easy: according to the last line, expect four mistakes in a thousand. (ResNet-10: commit b2cc536,
+2026-11-30, 2 cores of an AMD EPYC, 21 to 33 seconds of training each; second line: `--seeds 5`, commit 2e67997, same
+day and machine, 113 CPU seconds for the whole command.) `--splits 10` measures the last line; it writes a line for each
+split, from which docs/results.md is made, and does not repeat a split that has one.
 
 One seed takes 34 CPU seconds, including compilation, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a
 machine, shared with other work at a load average of 8 to 12, the wall time was 45 to 98 seconds.
