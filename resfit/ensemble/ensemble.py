@@ -25,7 +25,7 @@ from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
 from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of, of_ensemble
 from resfit.ensemble.pace import Pace
-from resfit.ensemble.scores import Scores, is_of_values, scores
+from resfit.ensemble.scores import Scores, is_of_values, outputs_of_members, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
 from resfit.trainer.arguments import bar
@@ -322,7 +322,7 @@ class Ensemble:
         kind = "probabilities" if outputs == "labels" and not members else outputs
         how: dict[str, Any] = {"outputs": kind, "weights": weights, "tta": tta}
         found = self._in_threads(lambda model: model.predict(x, batch_size, 0, **how))
-        every = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+        every = outputs_of_members(found)
         if members:
             return every
         mean = jax.tree.map(lambda array: array.mean(0, dtype=np.float32), every)

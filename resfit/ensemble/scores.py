@@ -12,6 +12,7 @@ from flax import nnx
 from resfit import losses
 from resfit.callbacks.display.text import number
 from resfit.ensemble.history import mean, stacked, standard_error, texts
+from resfit.errors import ModuleError
 from resfit.losses.by_output import ByOutput, outputs_by_name
 from resfit.model import Model
 
@@ -47,7 +48,8 @@ class Scores:
         return {name: standard_error(values) for name, values in self.members.items()}
 
     def __repr__(self) -> str:
-        rows = [("", f"mean of {len(next(iter(self.members.values())))} members", "ensemble")]
+        members = len(next(iter(self.members.values())))
+        rows = [("", f"mean of {members} member{'' if members == 1 else 's'}", "ensemble")]
         for name, text in texts(self.members).items():
             one = self.ensemble[name]
             rows.append((name, text, number(name, float(one))))
@@ -98,6 +100,25 @@ def scores(
     members = len(jax.tree.leaves(outputs)[0])
     each = [jax.tree.map(operator.itemgetter(i), outputs) for i in range(members)]
     return Scores(stacked(map(measured, each)), measured(together))
+
+
+def outputs_of_members(each: list[Any]) -> Any:
+    """Return the outputs of all members with a first axis for the members.
+
+    Args:
+      each: the outputs of each member, arrays or pytrees of arrays.
+
+    Raises:
+      ModuleError: if their shapes differ.
+    """
+    shapes = [jax.tree.map(np.shape, one) for one in each]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ModuleError(
+                f"Member 0 returns outputs of shape {shapes[0]}, and member {i} of shape {shape}. Expected "
+                "networks with the same outputs. Let make(seed) return one architecture for all seeds."
+            )
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
 
 
 def is_of_values(loss: Any) -> bool:

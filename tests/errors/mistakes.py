@@ -1982,6 +1982,14 @@ ENSEMBLE = [
         "Pass it as callbacks=",
     ),
     Mistake(
+        "Members with different numbers of classes",
+        "wide = lambda seed: resfit.nets.ResNet(dataclasses.replace(spec, num_classes=seed + 2), rngs=nnx.Rngs(seed))\n"
+        "resfit.Ensemble(wide, members=2).predict(x)",
+        errors.ModuleError,
+        "member 1 of shape",
+        "one architecture for all seeds",
+    ),
+    Mistake(
         "Predicted probabilities of an ensemble for regression",
         f'{_MEMBERS}ensemble.compile(loss="mse")\nensemble.predict(x)',
         errors.CompileError,
