@@ -306,6 +306,7 @@ class Ensemble:
         Raises:
           CompileError: for unknown outputs, for the mean of embeddings, which have no common coordinates, and for
             probabilities of an ensemble that was compiled with a loss of regression.
+          ModuleError: if the outputs of the members have different shapes.
         """
         if outputs == "embedding" and not members:
             raise CompileError(
