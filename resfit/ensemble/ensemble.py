@@ -1,7 +1,7 @@
 """`Ensemble`: several networks that are trained together, with the methods of `Model`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from resfit import losses
-from resfit._utils.checks import int_from, positive_int
+from resfit._utils.checks import int_from, is_int, positive_int
 from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
-from resfit.callbacks import Callback, Checkpoint, History
+from resfit.callbacks import Callback, History
 from resfit.data import Geometry, as_batches
 from resfit.data.cores import cores
 from resfit.data.relabeled import relabeled
@@ -23,14 +23,14 @@ from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
-from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared
+from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of, of_ensemble
 from resfit.ensemble.pace import Pace
-from resfit.ensemble.scores import Scores, scores
+from resfit.ensemble.scores import Scores, is_of_values, outputs_of_members, scores
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
-from resfit.trainer.arguments import bar, listed
+from resfit.trainer.arguments import bar
 from resfit.trainer.loop.callback_list import CallbackList
-from resfit.trainer.loop.interrupts import at_batch_boundaries
+from resfit.trainer.loop.interrupts import at_batch_boundaries, report_members
 
 SMALL = 2_000_000
 """Parameters up to which several members are trained at the same time on a CPU."""
@@ -178,14 +178,19 @@ class Ensemble:
             parts = folded(x, y, arguments.get("sample_weight"), folds, len(self.members))
             each = [own | part for own, part in zip(each, parts, strict=True)]
         own_callbacks = callbacks_of_members(callbacks, len(self.members))
-        return self._fit(each, own_callbacks, [*listed(ensemble_callbacks), *([Rows()] if bar(verbose) else [])])
+        together = of_ensemble(ensemble_callbacks)
+        return self._fit(each, own_callbacks, [*together, *([Rows()] if bar(verbose) else [])])
 
     def _fit(
         self, each: list[dict[str, Any]], callbacks: list[list[Callback]], together: list[Callback]
     ) -> EnsembleHistory:
         history = self.history = EnsembleHistory()
         self.stop_training = False
-        params = {"verbose": 0, "epochs": max(own["epochs"] for own in each), "steps": None}
+        params = {
+            "verbose": 0,
+            "epochs": max(own["epochs"] if is_int(own["epochs"]) else 0 for own in each),
+            "steps": None,
+        }
         hooks = CallbackList(together, self, params)  # type: ignore[arg-type]  # the hooks know an ensemble
 
         def tell(epoch: int, logs: dict[int, dict[str, Any]]) -> None:
@@ -200,14 +205,16 @@ class Ensemble:
             return lambda paced: model.fit(**arguments, verbose=0, callbacks=[*own, paced])
 
         fits = [fit_of(*parts) for parts in zip(self.members, each, callbacks, strict=True)]
-        saves = any(isinstance(one, Checkpoint) for own in callbacks for one in own)
-        with at_batch_boundaries(terminating=saves) as interrupt:
+        with at_batch_boundaries(terminating=folder_of(callbacks) is not None) as interrupt:
             pace = Pace(
                 len(fits), self._at_once, interrupt, lambda epoch: hooks.fire("on_epoch_begin", epoch, {}), tell
             )
             hooks.fire("on_train_begin", {})
             try:
                 pace.train(fits)
+            except KeyboardInterrupt:
+                report_members(pace.epoch, folder_of(callbacks), at_once=interrupt.at_once)
+                raise
             finally:
                 history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})
@@ -228,7 +235,9 @@ class Ensemble:
     ) -> Scores:
         """Return loss and metrics of the members, and of their mean prediction. Changes nothing.
 
-        The calibration error is added for a network of classes.
+        The calibration error is added for a network with one output of classes. For losses by output, the mean
+        prediction of each output is of its own kind: of probabilities or of values. All members are measured by the
+        loss and the metrics of the first one.
 
         Args:
           x: as in `Model.evaluate`.
@@ -252,19 +261,20 @@ class Ensemble:
             )
         x = _read(x)
         outputs = self.predict(x, batch_size, outputs="logits", weights=weights, members=True)
-        if not isinstance(outputs, np.ndarray):
-            raise DataError(
-                f"The members return {jax.tree.structure(outputs)}. Expected one array of outputs. Evaluate each "
-                "member: [model.evaluate(x, y) for model in ensemble.members]."
+        if not isinstance(outputs, np.ndarray) and not isinstance(given["loss"], Mapping | tuple | list):
+            raise CompileError(
+                f"The members return {jax.tree.structure(outputs)}, and loss is one function. Expected losses by "
+                "output. Evaluate each member: [model.evaluate(x, y) for model in ensemble.members]."
             )
         data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size))
         batches = relabeled(data, first.class_names, "x", losses.ignore_index(losses.get(given["loss"])))
         labels, row_weights = zip(*((batch.y, batch.weight) for batch in batches.epoch(0)), strict=True)
         if labels[0] is None:
             raise LabelError("There are no labels to evaluate on: got y=None. Pass y, or data with labels, as (x, y).")
+        y, sample_weight = (jax.tree.map(lambda *arrays: np.concatenate(arrays), *of) for of in (labels, row_weights))
         return scores(
-            outputs, np.concatenate(labels), None if row_weights[0] is None else np.concatenate(row_weights),
-            loss=given["loss"], metrics=given["metrics"], multi_label=bool(first.multi_label),
+            outputs, y, sample_weight, loss=given["loss"], loss_weights=given.get("loss_weights"),
+            metrics=given["metrics"], multi_label=bool(first.multi_label),
         )  # fmt: skip
 
     @checked("ensemble arguments")
@@ -275,6 +285,7 @@ class Ensemble:
         *,
         outputs: str = "probabilities",
         weights: str = "raw",
+        tta: str | None = None,
         members: bool = False,
     ) -> Any:
         """Return the prediction of the ensemble: the mean of the members' probabilities. Changes nothing.
@@ -285,6 +296,7 @@ class Ensemble:
           outputs: "probabilities"; "labels", those of the mean probabilities; or "logits", the mean of the outputs as
             the modules return them, as for regression.
           weights: "raw", as trained; "ema", averaged (see `Model.compile`).
+          tta: test-time augmentation, as in `Model.predict`.
           members: True for the predictions of all members instead of the mean, with a first axis for the members. All
             values of `outputs` of `Model.predict` are then possible.
 
@@ -292,17 +304,26 @@ class Ensemble:
           A NumPy array (examples, ...), or with `members` (members, examples, ...).
 
         Raises:
-          CompileError: for unknown outputs, and for the mean of embeddings, which have no common coordinates.
+          CompileError: for unknown outputs, for the mean of embeddings, which have no common coordinates, and for
+            probabilities of an ensemble that was compiled with a loss of regression.
+          ModuleError: if the outputs of the members have different shapes.
         """
         if outputs == "embedding" and not members:
             raise CompileError(
                 "predict got outputs='embedding', of which a mean has no meaning: each member has its own features. "
                 "Pass members=True for those of each member."
             )
+        loss = self._compiled[0]["loss"] if self._compiled else None
+        if outputs in ("probabilities", "labels") and is_of_values(loss):
+            raise CompileError(
+                f"predict got outputs={outputs!r} for members that were compiled with loss={loss!r}, whose outputs are "
+                "values and not logits. Pass outputs='logits' for the mean of the values."
+            )
         x = _read(x)
         kind = "probabilities" if outputs == "labels" and not members else outputs
-        found = self._in_threads(lambda model: model.predict(x, batch_size, 0, outputs=kind, weights=weights))
-        every = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+        how: dict[str, Any] = {"outputs": kind, "weights": weights, "tta": tta}
+        found = self._in_threads(lambda model: model.predict(x, batch_size, 0, **how))
+        every = outputs_of_members(found)
         if members:
             return every
         mean = jax.tree.map(lambda array: array.mean(0, dtype=np.float32), every)

@@ -1,5 +1,6 @@
 """The record of the fit of an ensemble."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -107,12 +108,22 @@ def standard_error(values: np.ndarray) -> np.ndarray:
 
 
 def texts(logs: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return mean and standard error as text, by name, of the values with one number for each member."""
-    return {
-        name: f"{number(name, float(mean(values)))} ± {number(name, float(standard_error(values)))}"
-        for name, values in logs.items()
-        if values.ndim == 1
-    }
+    """Return mean and standard error, if there is one, as text, by name, of the values with one number for each member.
+
+    Example:
+      >>> texts({"loss": np.array([0.987, 0.9874]), "accuracy": np.array([0.5])})
+      {'loss': '0.9872 ± 0.0002', 'accuracy': '0.5000'}
+    """
+    return {name: _text(name, values) for name, values in logs.items() if values.ndim == 1}
+
+
+def _text(name: str, values: np.ndarray) -> str:
+    middle, error = number(name, float(mean(values))), float(standard_error(values))
+    if np.isnan(error):  # of a single member
+        return middle
+    digits = re.fullmatch(r"-?\d+\.(\d+)", middle)
+    same = f"{error:.{len(digits[1])}f}" if digits and len(digits[1]) <= 4 else number(name, error)
+    return f"{middle} ± {same}"  # the same number of digits: columns are aligned
 
 
 def _by_epoch(history: History) -> dict[int, dict[str, Any]]:

@@ -1,18 +1,37 @@
 """The parts of an ensemble that belong to one member: its module and its callbacks."""
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from resfit.callbacks import Callback, Checkpoint, CSVLogger, ModelCheckpoint, Profiler
+from resfit.callbacks import (
+    Callback,
+    Checkpoint,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    Profiler,
+    ReduceLROnPlateau,
+    RollbackOnNaN,
+    StochasticWeightAveraging,
+    SwapEMAWeights,
+    TerminateOnNaN,
+)
 from resfit.callbacks.loggers.metric_logger import MetricLogger
 from resfit.data.choose import adapted, in_memory, is_source
-from resfit.ensemble.each import Each
+from resfit.ensemble.each import Each, for_members
 from resfit.errors import CallbackError, DataError, ModuleError
 from resfit.model import Model
 from resfit.trainer.arguments import listed
 
 _WRITE_FILES = (ModelCheckpoint, CSVLogger, MetricLogger, Profiler)
+_OF_ONE_MODEL = (
+    Checkpoint, EarlyStopping, LearningRateScheduler, ModelCheckpoint, Profiler, ReduceLROnPlateau, RollbackOnNaN,
+    StochasticWeightAveraging, SwapEMAWeights, TerminateOnNaN,
+)  # fmt: skip
 
 
 def check_distinct(models: Sequence[Model], seeds: Sequence[int]) -> None:
@@ -51,22 +70,65 @@ def check_shared(name: str, data: Any) -> None:
 
 
 def callbacks_of_members(
-    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | None, members: int
+    callbacks: Callback | Iterable[Callback] | Callable[[int], Any] | Each | None, members: int
 ) -> list[list[Callback]]:
     """Return the callbacks of each member.
 
     Args:
       callbacks: copied for every member; a `Checkpoint` gets a folder for each. Or a function: member number ->
-        callbacks.
+        callbacks; or an `Each` of the callbacks of each member.
       members: the number of members.
 
     Raises:
-      CallbackError: if a callback cannot be copied, or would write the files of all members to one path.
+      CallbackError: if a callback cannot be copied, would write the files of all members to one path, or is given to
+        two members.
+      ArgumentError: for an `Each` with another number of values.
     """
+    if isinstance(callbacks, Each):
+        return _distinct([listed(own["callbacks"]) for own in for_members("fit", {"callbacks": callbacks}, members)])
     if callable(callbacks) and not isinstance(callbacks, Callback | type):
-        return [listed(callbacks(number)) for number in range(members)]
+        return _distinct([listed(callbacks(number)) for number in range(members)])
     given = listed(callbacks)  # type: ignore[arg-type]  # no function is left
     return [[_copied(one, number) for one in given] for number in range(members)]
+
+
+def _distinct(callbacks: list[list[Callback]]) -> list[list[Callback]]:
+    """Return the callbacks of the members.
+
+    Raises:
+      CallbackError: if two members have one object, whose state and model would be those of both.
+    """
+    owners: dict[int, int] = {}
+    for number, own in enumerate(callbacks):
+        for one in own:
+            if owners.setdefault(id(one), number) != number and isinstance(one, Callback):
+                raise CallbackError(
+                    f"The members {owners[id(one)]} and {number} of the ensemble got one {type(one).__name__}, which "
+                    "keeps the state of one model. Expected a new object for each member."
+                )
+    return callbacks
+
+
+def of_ensemble(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
+    """Return the callbacks of the whole ensemble.
+
+    Raises:
+      CallbackError: for one that steers or saves a single model.
+    """
+    given = listed(callbacks)
+    for one in given:
+        if isinstance(one, _OF_ONE_MODEL):
+            raise CallbackError(
+                f"ensemble_callbacks holds {type(one).__name__}, a callback of a single model. Pass it as "
+                "callbacks=..., which every member gets a copy of."
+            )
+    return given
+
+
+def folder_of(callbacks: Sequence[Sequence[Callback]]) -> Path | None:
+    """Return the folder that holds the checkpoints of the members; None without checkpoints."""
+    folders = [one.directory for own in callbacks for one in own if isinstance(one, Checkpoint)]
+    return Path(os.path.commonpath([folder.absolute() for folder in folders])) if folders else None
 
 
 def _copied(callback: Any, number: int) -> Any:
@@ -78,7 +140,7 @@ def _copied(callback: Any, number: int) -> Any:
         raise CallbackError(f"All members of the ensemble would write the files of one {name}. {function}")
     try:
         own = copy.deepcopy(callback)
-    except TypeError as error:
+    except Exception as error:
         raise CallbackError(f"{name} cannot be copied for each member of the ensemble: {error}. {function}") from error
     if isinstance(own, Checkpoint):
         own.directory = own.directory / f"member_{number}"

@@ -15,6 +15,7 @@ from resfit.callbacks.logs import Logs
 from resfit.trainer.loop.interrupts import Interrupt, following
 
 _POLL = 0.1  # seconds: a signal sets a flag and wakes nobody up
+_GRACE = 1.0  # seconds for the members to stop after a second signal: one that hangs would hang the process
 
 
 class Pace:
@@ -56,8 +57,10 @@ class Pace:
           fits: one function for each member, which takes the callback that keeps the member at the pace.
 
         Raises:
-          BaseException: the one of the first member that failed; the other members stop at their next batch.
+          BaseException: the one of the first member that failed, or of a signal; the other members stop at their next
+            batch. After a second signal, members that hang are left behind.
         """
+        self._interrupt.reported = False
         settings = of_this_thread()
         threads = [
             threading.Thread(target=self._run, args=(i, fit, settings), name=f"resfit-member-{i}", daemon=True)
@@ -73,11 +76,18 @@ class Pace:
             raise
         finally:
             for thread in threads:
-                thread.join()
+                thread.join(_GRACE / len(threads) if self._interrupt.at_once else None)
         if self._failed:
             number, error = min(self._failed.items())
             error.add_note(f"This happened in member {number} of the ensemble.")
             raise error
+        if self._interrupt.requested:
+            raise self._interrupt.exception()
+
+    @property
+    def epoch(self) -> int:
+        """The first epoch that not all members have finished."""
+        return self._start if self._told is None else self._told + 1
 
     def _run(self, number: int, fit: Callable[[Callback], Any], settings: Callable[[], Any]) -> None:
         try:

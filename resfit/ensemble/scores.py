@@ -1,14 +1,19 @@
 """The metrics of the members of an ensemble, and of their mean."""
 
 import dataclasses
+import operator
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from resfit import losses
 from resfit.callbacks.display.text import number
 from resfit.ensemble.history import mean, stacked, standard_error, texts
+from resfit.errors import ModuleError
+from resfit.losses.by_output import ByOutput, outputs_by_name
 from resfit.model import Model
 
 
@@ -43,7 +48,8 @@ class Scores:
         return {name: standard_error(values) for name, values in self.members.items()}
 
     def __repr__(self) -> str:
-        rows = [("", f"mean of {len(next(iter(self.members.values())))} members", "ensemble")]
+        members = len(next(iter(self.members.values())))
+        rows = [("", f"mean of {members} member{'' if members == 1 else 's'}", "ensemble")]
         for name, text in texts(self.members).items():
             one = self.ensemble[name]
             rows.append((name, text, number(name, float(one))))
@@ -60,38 +66,82 @@ class Outputs(nnx.Module):
         return x
 
 
-def scores(outputs: np.ndarray, y: Any, sample_weight: Any, *, loss: Any, metrics: Any, multi_label: bool) -> Scores:
+def scores(
+    outputs: Any, y: Any, sample_weight: Any, *, loss: Any, loss_weights: Any, metrics: Any, multi_label: bool
+) -> Scores:
     """Return the scores of known outputs.
 
     Args:
-      outputs: (members, examples, ...).
+      outputs: (members, examples, ...); or a dict, tuple or list of these, for losses by output.
       y: labels.
       sample_weight: of each example, or None.
       loss: as in `Model.compile`.
-      metrics: as in `Model.compile`. The calibration error is added, where it is defined.
-      multi_label: True if every output is an independent label.
+      loss_weights: as in `Model.compile`.
+      metrics: as in `Model.compile`. The calibration error is added for a single output, where it is defined.
+      multi_label: True if every value of a single output is an independent label.
     """
-    resolved = losses.get(loss)
-    by_class = not multi_label and is_of_classes(resolved, outputs, y)
+    resolved = losses.get(loss, loss_weights)
+    together: Any
+    if isinstance(resolved, ByOutput):
+        outputs, labels = outputs_by_name(outputs, "loss"), resolved.labels_by_name(y)
+        kinds = {name: kind_of(resolved.loss_of.get(name), one, labels.get(name)) for name, one in outputs.items()}
+        together = {name: combined(one, kinds[name]) for name, one in outputs.items()}
+    else:
+        kind = "labels" if multi_label else kind_of(resolved, outputs, y)
+        metrics = _with_calibration(metrics) if kind == "classes" else metrics
+        together = combined(outputs, kind)
     model = Model(Outputs())
-    model.compile(loss=loss, metrics=_with_calibration(metrics) if by_class else metrics, preprocess=None)
+    model.compile(loss=loss, metrics=metrics, loss_weights=loss_weights, preprocess=None)
 
-    def measured(one: np.ndarray) -> dict[str, Any]:
+    def measured(one: Any) -> dict[str, Any]:
         found: dict[str, Any] = model.evaluate(one, y, 256, 0, sample_weight, return_dict=True)
         return found
 
-    together = combined(outputs, "labels" if multi_label else "classes" if by_class else "values")
-    return Scores(stacked(map(measured, outputs)), measured(together))
+    members = len(jax.tree.leaves(outputs)[0])
+    each = [jax.tree.map(operator.itemgetter(i), outputs) for i in range(members)]
+    return Scores(stacked(map(measured, each)), measured(together))
 
 
-def is_of_classes(loss: Any, outputs: np.ndarray, y: Any) -> bool:
-    """Return True if the outputs are the logits of one class for each example: by the loss, else by the labels."""
-    if losses.takes_labels(loss):
-        return True
-    if losses.multi_label(loss) is not None:  # a loss of resfit, for values or independent labels
+def outputs_of_members(each: list[Any]) -> Any:
+    """Return the outputs of all members with a first axis for the members.
+
+    Args:
+      each: the outputs of each member, arrays or pytrees of arrays.
+
+    Raises:
+      ModuleError: if their shapes differ.
+    """
+    shapes = [jax.tree.map(np.shape, one) for one in each]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ModuleError(
+                f"Member 0 returns outputs of shape {shapes[0]}, and member {i} of shape {shape}. Expected "
+                "networks with the same outputs. Let make(seed) return one architecture for all seeds."
+            )
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *each)
+
+
+def is_of_values(loss: Any) -> bool:
+    """Return True for a loss of resfit, or its name, whose outputs are values and not logits."""
+    if loss is None or isinstance(loss, Mapping | tuple | list):
         return False
+    resolved = losses.get(loss)
+    return losses.multi_label(resolved) is False and kind_of(resolved, np.zeros((1, 1)), None) == "values"
+
+
+def kind_of(loss: Any, outputs: np.ndarray, y: Any) -> str:
+    """Return the kind of outputs, as in `combined`: by the loss, else by the labels."""
+    if losses.takes_labels(loss):
+        return "classes"
+    if loss is losses.binary_cross_entropy or isinstance(loss, losses.BinaryCrossEntropy):  # a sigmoid for each value
+        return "labels"
+    if loss is losses.kl_divergence:
+        return "distributions"
+    if losses.multi_label(loss) is False:  # another loss of resfit
+        return "values"
     labels = np.asarray(y)
-    return labels.dtype.kind in "iub" and outputs.ndim - 1 > labels.ndim and outputs.shape[-1] > 1
+    of_classes = labels.dtype.kind in "iub" and outputs.ndim - 1 > labels.ndim and outputs.shape[-1] > 1
+    return "classes" if of_classes else "values"
 
 
 def combined(outputs: np.ndarray, kind: str) -> np.ndarray:
@@ -99,8 +149,8 @@ def combined(outputs: np.ndarray, kind: str) -> np.ndarray:
 
     Args:
       outputs: (members, examples, ...) logits.
-      kind: "classes", of one class for each example; "labels", of independent labels; or "values", which are averaged
-        themselves.
+      kind: "classes", of one class for each example; "distributions" over classes, combined in the same way; "labels",
+        of independent labels; or "values", which are averaged themselves.
 
     Returns:
       (examples, ...) float32.

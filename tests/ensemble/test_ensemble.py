@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -364,8 +365,19 @@ def test_callbacks_of_the_ensemble_see_all_members_and_can_stop_one_or_all() -> 
     assert np.isnan(found[1:, found[0].argmax()]).all()
 
 
+def test_each_gives_every_member_its_own_callbacks() -> None:
+    history = fit(ensemble(members=2), epochs=4, callbacks=Each([EarlyStopping("loss", min_delta=9, patience=1), None]))
+    assert np.isnan(np.array(history.history["loss"])).sum(0).tolist() == [2, 0]
+
+
+def test_the_standard_error_has_the_digits_of_the_mean() -> None:
+    history = EnsembleHistory()
+    history.add(0, {"loss": np.array([0.9870, 0.9874]), "small": np.array([1e-5, 2e-5]), "one": np.array([2.0])})
+    assert repr(history).endswith("loss 0.9872 ± 0.0002, small 1.5e-05 ± 5e-06, one 2.0000>")
+
+
 @pytest.mark.parametrize("where", ["member", "ensemble"])
-def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
+def test_an_error_of_a_callback_stops_all_members(where: str, caplog: pytest.LogCaptureFixture) -> None:
     class Fails(Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             if epoch == 1:
@@ -376,6 +388,7 @@ def test_an_error_of_a_callback_stops_all_members(where: str) -> None:
     with pytest.raises(RuntimeError, match="no more") as caught:
         fit(made, epochs=50, callbacks=own, ensemble_callbacks=Fails() if where == "ensemble" else None)
     assert (getattr(caught.value, "__notes__", [""])[0]).startswith("This happened in member 1") == (where == "member")
+    assert "nterrupt" not in caplog.text  # nobody pressed Ctrl-C
     assert max(len(member.history.epoch) for member in made.members) < 5  # type: ignore[union-attr]
     assert np.isfinite(fit(made).mean["loss"]).all()  # and the ensemble can be trained again
 
@@ -387,9 +400,10 @@ def test_an_unknown_verbose_raises() -> None:
 
 def test_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     fit(ensemble(), verbose=1)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" - ")[0] for line in lines] == ["Epoch 1/2", "Epoch 2/2"]
-    assert all("val_accuracy: " in line and "±" in line for line in lines)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+    assert [line.split()[0] for line in lines] == ["1/2", "2/2"]
+    assert all(line.count("±") == 4 for line in lines)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
@@ -432,7 +446,9 @@ def test_a_run_that_stops_at_any_step_resumes_exactly(step: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
-def test_a_signal_saves_all_members_and_the_run_resumes_exactly(name: str, tmp_path: Path) -> None:
+def test_a_signal_saves_all_members_and_the_run_resumes_exactly(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stop = EarlyStopping("loss", min_delta=0.05, patience=1)  # one member stops before the signal
     whole = ensemble(learning_rate=[0.1, 1e-6, 0.1])
     expected = fit(whole, epochs=5, callbacks=stop)
@@ -450,11 +466,36 @@ def test_a_signal_saves_all_members_and_the_run_resumes_exactly(name: str, tmp_p
 
     with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit):
         run(False, LambdaCallback(on_epoch_end=signalled))
+    reports = [one.getMessage() for one in caplog.records if one.getMessage().startswith("Interrupted in epoch")]
+    if name == "SIGINT":  # one report for all members
+        assert len(reports) == 1
+        assert "in epoch 4" in reports[0]
+        assert repr(str(tmp_path)) in reports[0]
+        assert "initial_epoch=3" in reports[0]
     resumed = run(True)
     for one, other in zip(resumed.members, whole.members, strict=True):
         assert_same(state(one), state(other))
     assert resumed.history is not None
     assert_same(resumed.history.history, expected.history)
+
+
+def test_a_second_signal_leaves_a_member_that_hangs() -> None:
+    released = threading.Event()
+
+    class Hangs(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            released.wait(60)
+
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(ensemble(members=2), callbacks=lambda member: [Hangs()] if member else [])
+        assert time.monotonic() - start < 40
+    finally:
+        released.set()
 
 
 def _of_member(checkpoint: Checkpoint, member: int) -> Checkpoint:
@@ -569,10 +610,22 @@ KINDS: dict[str, tuple[Any, dict[str, Any], np.ndarray, Callable[[np.ndarray, np
         OneOutput, {"loss": "mse"}, images(20).mean((1, 2, 3)),
         lambda z, y: float(((z.mean(0)[:, 0] - y) ** 2).mean()),
     ),
+    "one class against the rest": (
+        PlainNet, {"loss": resfit.losses.BinaryCrossEntropy()}, labels(),
+        lambda z, y: float(-np.log(np.where(np.eye(3)[y] == 1, p := sigmoid(z).mean(0), 1 - p)).mean()),
+    ),
+    "one logit, one against the rest": (
+        OneOutput, {"loss": resfit.losses.BinaryCrossEntropy()}, labels(20, 2),
+        lambda z, y: float(-np.log(np.where(y == 1, p := sigmoid(z).mean(0)[:, 0], 1 - p)).mean()),
+    ),
+    "distributions": (
+        PlainNet, {"loss": "kl_divergence"}, softmax(images(20)[:, 0, :3, 0]),
+        lambda z, y: float((y * np.log(y / softmax(z).mean(0))).sum(1).mean()),
+    ),
 }  # fmt: skip
 
 
-@pytest.mark.representatives("one logit")
+@pytest.mark.representatives("one logit", "distributions")
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_of_other_outputs(kind: str) -> None:
     net, arguments, y, expected = KINDS[kind]
@@ -582,6 +635,47 @@ def test_evaluate_of_other_outputs(kind: str) -> None:
     logits = made.predict(X, outputs="logits", members=True).astype(np.float64)
     assert found.ensemble["loss"] == pytest.approx(expected(logits, y), rel=1e-4)
     assert ("calibration_error" in found.ensemble) == (kind == "one logit")
+
+
+class ThreeOutputs(nnx.Module):
+    """Classes, values, and an output without a loss."""
+
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        self.first, self.second = PlainNet(rngs=rngs), OneOutput(rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        z, value = self.first(x), self.second(x)
+        return {"kind": z, "size": value, "free": 2 * value}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evaluate_of_several_outputs_combines_each_by_its_loss(weighted: bool) -> None:
+    loss, loss_weights = {"kind": "cross_entropy", "size": "mse", "free": None}, {"size": 0.5}
+    made = ensemble(ThreeOutputs, 2, loss=loss, loss_weights=loss_weights, metrics={"kind": ["accuracy"]})
+    y = {"kind": Y, "size": images(20).mean((1, 2, 3))[:, None]}
+    fit(made, y=y, validation_data=None)
+    weight = np.linspace(0.5, 2, len(X)).astype(np.float32)
+    given = {"kind": weight} if weighted else None
+    found = made.evaluate(X, y, 7, given)
+    z = jax.tree.map(np.float64, made.predict(X, outputs="logits", members=True))
+    p = softmax(z["kind"]).mean(0)
+    kind = ((weight if weighted else 1) * -np.log(p[np.arange(len(Y)), Y])).mean()
+    size = ((z["size"].mean(0) - y["size"]) ** 2).mean()
+    expected = {"loss": kind + 0.5 * size, "kind_loss": kind, "size_loss": size}
+    expected["kind_accuracy"] = (p.argmax(1) == Y).mean()
+    assert found.ensemble == pytest.approx(expected, rel=1e-4)
+    for i, member in enumerate(made.members):
+        alone = member.evaluate(X, y, verbose=0, sample_weight=given, return_dict=True)
+        assert {name: float(one[i]) for name, one in found.members.items()} == pytest.approx(alone, rel=1e-5)
+
+
+def test_predict_of_values_and_with_mirror_images() -> None:
+    made = ensemble(members=2)
+    every = np.stack([member.predict(X, outputs="probabilities", tta="flip", verbose=0) for member in made.members])
+    assert_close(made.predict(X, tta="flip"), every.mean(0), 1e-6)
+    made.compile("sgd", loss="mse")
+    with pytest.raises(resfit.errors.CompileError, match="outputs='logits'"):
+        made.predict(X)
 
 
 def test_an_ensemble_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -1968,6 +1968,42 @@ ENSEMBLE = [
         "callbacks=lambda member: [CSVLogger(...)]",
     ),
     Mistake(
+        "One callback for two members",
+        f"{_MEMBERS}ensemble.compile()\nstop = callbacks.EarlyStopping()\nensemble.fit(x, y, callbacks=lambda _: stop)",
+        errors.CallbackError,
+        "The members 0 and 1 of the ensemble got one EarlyStopping",
+        "a new object for each member",
+    ),
+    Mistake(
+        "A callback of one model for the whole ensemble",
+        f'{_MEMBERS}ensemble.compile()\nensemble.fit(x, y, ensemble_callbacks=callbacks.Checkpoint("run"))',
+        errors.CallbackError,
+        "ensemble_callbacks holds Checkpoint",
+        "Pass it as callbacks=",
+    ),
+    Mistake(
+        "Members with different numbers of classes",
+        "wide = lambda seed: resfit.nets.ResNet(dataclasses.replace(spec, num_classes=seed + 2), rngs=nnx.Rngs(seed))\n"
+        "resfit.Ensemble(wide, members=2).predict(x)",
+        errors.ModuleError,
+        "member 1 of shape",
+        "one architecture for all seeds",
+    ),
+    Mistake(
+        "Predicted probabilities of an ensemble for regression",
+        f'{_MEMBERS}ensemble.compile(loss="mse")\nensemble.predict(x)',
+        errors.CompileError,
+        "loss='mse'",
+        "Pass outputs='logits'",
+    ),
+    Mistake(
+        "fit of an ensemble without a number of epochs",
+        f"{_MEMBERS}ensemble.compile()\nensemble.fit(x, y, epochs=None)",
+        errors.DataError,
+        "got None",
+        "a positive integer",
+    ),
+    Mistake(
         "The mean of embeddings",
         f'{_MEMBERS}ensemble.predict(x, outputs="embedding")',
         errors.CompileError,

@@ -4,9 +4,11 @@ import csv
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
+from resfit import Ensemble
 from resfit.nets import ResNetSpec
 from tests.recipes.fashion import PNG, load, percent, run, say
 
@@ -71,6 +73,19 @@ def test_the_reloaded_model_has_the_accuracy_of_the_trained_one(short_run: tuple
     assert percent(r"loaded again: test accuracy (\d+\.\d+)%", text) == trained
     # Ten classes: after four epochs the model is not good, but far better than chance.
     assert trained > (50 if whole else 10)
+
+
+def test_several_seeds_print_mean_and_standard_error(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "ResNetSpec", lambda **spec: ResNetSpec(**spec | {"depths": (1,), "widths": (4,)}))
+    made: list[Ensemble] = []
+    monkeypatch.setattr(recipe.resfit, "Ensemble", lambda *given: made.append(Ensemble(*given)) or made[0])
+    text = say(recipe, "--seeds", "2", "--epochs", "1")
+    scores = np.array(made[0].history.history["val_accuracy"][-1])  # type: ignore[union-attr]
+    assert made[0].seeds == [0, 1]
+    mean, error = percent(r"(\d+\.\d+)%  ResNet-10", text), percent(r"ResNet-10 ± (\d+\.\d+)%", text)
+    assert mean == pytest.approx(100 * scores.mean(), abs=0.006)
+    assert error == pytest.approx(50 * abs(scores[0] - scores[1]), abs=0.006)
+    assert percent(r"Seed 0 saved .* test accuracy (\d+\.\d+)%", text) == pytest.approx(100 * scores[0], abs=0.006)
 
 
 @pytest.mark.slow

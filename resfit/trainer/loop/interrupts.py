@@ -32,9 +32,11 @@ class Interrupt:
       requested: True after a signal.
       terminated: True after SIGTERM.
       at_once: True after a second signal.
+      reported: False if a run that stops does not log where it stopped, because its owner does.
     """
 
     requested = terminated = at_once = False
+    reported = True
 
     def exception(self) -> BaseException:
         """Return what to raise: a KeyboardInterrupt, or after SIGTERM the exit with code 143 that a shell expects."""
@@ -115,6 +117,30 @@ def report(epoch: int, batch: int, folder: os.PathLike[str] | None, *, at_once: 
         "Interrupted %s. The model holds %s.\n%s\nTo train on in this process, call fit with initial_epoch=%d.",
         place,
         kept,
+        saved,
+        epoch,
+    )
+
+
+def report_members(epoch: int, folder: os.PathLike[str] | None, *, at_once: bool) -> None:
+    """Log what the interrupted fit of an ensemble kept and how to resume, in three lines.
+
+    Args:
+      epoch: the first epoch that not all members have finished, from zero.
+      folder: that holds the folders of the checkpoints, or None.
+      at_once: True after a second signal: a member may still be in a step.
+    """
+    saved = (
+        "Nothing was saved: call ensemble.save(folder), or pass a resfit.callbacks.Checkpoint to fit to be able to "
+        "resume."
+        if folder is None
+        else f"Checkpoints are in {str(folder)!r}: the same fit with resume=True resumes every member."
+    )
+    _log.warning(
+        "Interrupted%s in epoch %d. Each member holds the result of its last finished step.\n%s\n"
+        "To train on in this process, call fit with initial_epoch=%d.",
+        " at once," if at_once else "",
+        epoch + 1,
         saved,
         epoch,
     )

@@ -123,7 +123,11 @@ class Run:
         """Fire on_exception; recover a state that a failed step consumed, and raise StepFailed in that case."""
         lost = self.context.state.recover()
         self.callbacks.fire("on_exception", exception)
-        if isinstance(exception, KeyboardInterrupt) and self.context.processes.shard[0] == 0:
+        if (
+            isinstance(exception, KeyboardInterrupt)
+            and self.interrupt.reported
+            and self.context.processes.shard[0] == 0
+        ):
             folder = None if self.manager is None else self.manager.folder
             report(self._here.epoch, self._here.batch, folder, at_once=self.interrupt.at_once, lost=lost)
         if lost and isinstance(exception, Exception):
