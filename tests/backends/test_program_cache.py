@@ -150,7 +150,7 @@ def test_a_checkpoint_with_the_digest_of_the_text_alone_is_resumed(
 ) -> None:
     described = CompiledStep.described
     with monkeypatch.context() as early:
-        early.setattr(CompiledStep, "described", lambda self, batch: tuple(map(text_digest, described(self, batch))))
+        early.setattr(CompiledStep, "described", lambda self, *batch: tuple(map(text_digest, described(self, *batch))))
         cut_run(tmp_path / "run")
     run(tmp_path / "run", "a", "a", resume=True)
 

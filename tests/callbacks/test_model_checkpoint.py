@@ -205,7 +205,7 @@ def test_a_name_missing_from_the_logs_raises_with_the_template(model: Any, tmp_p
 
 def test_a_folder_at_the_path_of_the_file_raises_an_os_error(model: Any, tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match="is a folder"):
         run(model, ModelCheckpoint(tmp_path / "best.safetensors"))
     assert names(tmp_path) == []
 

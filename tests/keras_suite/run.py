@@ -38,7 +38,7 @@ FILES = (
     "metrics/regression_metrics_test.py",
 )
 TABLE = Path(__file__).parent / "outcomes.tsv"
-DOCS = Path(__file__).parents[2] / "docs" / "keras.md"
+DOCS = tuple(Path(__file__).parents[2] / "docs" / name for name in ("keras.md", "words.md"))
 
 
 class Seen(NamedTuple):
@@ -59,7 +59,7 @@ class Expected(NamedTuple):
     Attributes:
       outcome: "pass"; "adapted", which passes with more than other names; "does not apply"; or "decided".
       reason: why. Of a decision, `raises NAME`, the error of resfit that the test meets, or `docs "..."`, a part of
-        docs/keras.md that states the difference.
+        docs/keras.md or docs/words.md that states the difference.
     """
 
     outcome: str
@@ -76,8 +76,8 @@ class Expected(NamedTuple):
         kind, _, what = self.reason.partition(" ")
         if kind == "raises":
             return None if re.search(rf"\b{re.escape(what.split(':')[0])}\b", seen.why) else f"expected {self.reason}"
-        stated = " ".join(what.strip('"').split()) in " ".join(DOCS.read_text().split())
-        return None if kind == "docs" and stated else f"docs/keras.md does not say {what}"
+        stated = " ".join(what.strip('"').split()) in " ".join(" ".join(page.read_text() for page in DOCS).split())
+        return None if kind == "docs" and stated else f"docs/keras.md and docs/words.md do not say {what}"
 
 
 def expected() -> dict[str, Expected]:
