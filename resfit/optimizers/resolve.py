@@ -133,7 +133,7 @@ def first_rate(rate: LearningRate) -> float:
     if callable(rate):
         try:
             return float(rate(0))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CompileError(
                 f"learning_rate is a function that raises for step 0: {error}. Expected a function step -> number, as "
                 "in optax. For a function of (epoch, learning rate) pass "
