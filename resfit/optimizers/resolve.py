@@ -111,6 +111,7 @@ def with_weight_decay(optimizer: Any) -> optax.GradientTransformation:
         raise CompileError(
             f"compile got weight_decay and an optimizer {given}. Expected one of {decaying}, by name. For "
             "another optimizer pass one that was made with its weight decay, and leave weight_decay out."
+            + (did_you_mean(optimizer, decaying) if isinstance(optimizer, str) else "")
         )
     factory, rate = _BY_NAME[name]
     inject = optax.inject_hyperparams(
