@@ -21,10 +21,10 @@ def is_number(value: Any) -> bool:
     """Return True for a real number of Python or NumPy.
 
     Example:
-      >>> is_number(0.5), is_number(np.float32(2)), is_number("2")
-      (True, True, False)
+      >>> is_number(0.5), is_number(np.float32(2)), is_number("2"), is_number(True)
+      (True, True, False, False)
     """
-    return isinstance(value, numbers.Real)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def positive_int(name: str, value: Any, error: type[Exception], expected: str = "a positive integer") -> int:

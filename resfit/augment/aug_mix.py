@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resfit._utils.checks import is_int
+from resfit._utils.checks import is_int, is_number
 from resfit.augment.copies import Copying, repeated
 from resfit.augment.mixing import share_of
 from resfit.augment.operations import OPERATIONS
@@ -107,9 +107,9 @@ def _check(severity: Any, width: Any, depth: Any, alpha: Any, consistency: Any) 
             at_most = "" if math.isinf(most) else f", at most {most}"
             or_none = ", or None for 1 to 3" if name == "depth" else ""
             raise CompileError(f"augment.aug_mix got {name}={value!r}. Expected a positive integer{at_most}{or_none}.")
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+    if not is_number(alpha) or not 0 < alpha < math.inf:
         raise CompileError(f"augment.aug_mix got alpha={alpha!r}. Expected a positive number.")
-    if not isinstance(consistency, int | float) or not 0 <= consistency < math.inf:
+    if not is_number(consistency) or not 0 <= consistency < math.inf:
         raise CompileError(
             f"augment.aug_mix got consistency={consistency!r}. Expected the weight of the divergence in the loss, a "
             "number of at least 0, such as 12."

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from resfit._utils.checks import int_from
+from resfit._utils.checks import int_from, is_number
 from resfit.callbacks.base import Callback
 from resfit.callbacks.learning_rate_checks import require_settable
 from resfit.callbacks.logs import Logs
@@ -42,7 +42,7 @@ class StochasticWeightAveraging(Callback):
     def __init__(self, start_epoch: int, learning_rate: float | None = None) -> None:
         self.start_epoch = int_from(0, "start_epoch", start_epoch, CallbackError, "a number of epochs, 0 or more")
         if learning_rate is not None and not (
-            isinstance(learning_rate, int | float) and math.isfinite(learning_rate) and learning_rate > 0
+            is_number(learning_rate) and math.isfinite(learning_rate) and learning_rate > 0
         ):
             raise CallbackError(
                 f"StochasticWeightAveraging got learning_rate={learning_rate!r}. Expected a positive number, such as "

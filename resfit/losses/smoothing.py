@@ -52,7 +52,7 @@ def check_smoothing(label_smoothing: Smoothing) -> None:
     expected = "Expected a number of 0 or more, below 1, or a function step -> number."
     try:
         first: Any = float(label_smoothing(0)) if callable(label_smoothing) else label_smoothing
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CompileError(
             f"Got label_smoothing={label_smoothing!r}, which raises for step 0: {error}. {expected}"
         ) from error

@@ -51,7 +51,7 @@ def get(
             )
         factory, default = _BY_NAME[name]
         rate = default if learning_rate is None else learning_rate
-        return factory(_first(rate)), rate if callable(rate) else None
+        return factory(first_rate(rate)), rate if callable(rate) else None
     foreign.refuse(optimizer, "optimizer", CompileError)
     if callable(optimizer) and not isinstance(optimizer, type):
         if learning_rate is None:
@@ -59,7 +59,7 @@ def get(
             raise CompileError(
                 f"compile got the function {name} as optimizer without a learning rate. Expected learning_rate=... too."
             )
-        return _of_function(optimizer, _first(learning_rate)), learning_rate if callable(learning_rate) else None
+        return _of_function(optimizer, first_rate(learning_rate)), learning_rate if callable(learning_rate) else None
     module = type(optimizer).__module__.split(".")[0]
     remedy = {
         "flax": "Expected the optax transformation: resfit keeps the state of the optimizer. Pass the transformation "
@@ -111,6 +111,7 @@ def with_weight_decay(optimizer: Any) -> optax.GradientTransformation:
         raise CompileError(
             f"compile got weight_decay and an optimizer {given}. Expected one of {decaying}, by name. For "
             "another optimizer pass one that was made with its weight decay, and leave weight_decay out."
+            + (did_you_mean(optimizer, decaying) if isinstance(optimizer, str) else "")
         )
     factory, rate = _BY_NAME[name]
     inject = optax.inject_hyperparams(
@@ -120,8 +121,12 @@ def with_weight_decay(optimizer: Any) -> optax.GradientTransformation:
     return transformation
 
 
-def _first(rate: LearningRate) -> float:
-    # The training step evaluates schedules of `compile` from its own counter and sets the learning rate in every step.
+def first_rate(rate: LearningRate) -> float:
+    """Return the learning rate of the first step. The training step evaluates schedules from its own counter.
+
+    Raises:
+      CompileError: for a class, a function that raises for step 0, or a number that is not valid.
+    """
     if isinstance(rate, type):
         raise CompileError(
             f"learning_rate is the class {rate.__name__}. Expected an object of it: learning_rate={rate.__name__}(...)."
@@ -129,7 +134,7 @@ def _first(rate: LearningRate) -> float:
     if callable(rate):
         try:
             return float(rate(0))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CompileError(
                 f"learning_rate is a function that raises for step 0: {error}. Expected a function step -> number, as "
                 "in optax. For a function of (epoch, learning rate) pass "

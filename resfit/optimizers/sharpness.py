@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from resfit._utils.checks import is_number
 from resfit.errors import CompileError
 from resfit.optimizers.adapted import adapted
 
@@ -44,14 +45,14 @@ def sam(optimizer: optax.GradientTransformation, *, rho: float = 0.05) -> optax.
         raise CompileError(
             f"sam got {optimizer!r}. Expected an optax.GradientTransformation, such as resfit.optimizers.sgd(0.1)."
         )
-    if not (isinstance(rho, int | float) and math.isfinite(rho) and rho > 0):
+    if not (is_number(rho) and math.isfinite(rho) and rho > 0):
         raise CompileError(f"sam got rho={rho!r}. Expected a positive number, such as 0.05.")
 
     def away(gradients: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
         del params
         norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
         # optax subtracts the steps of the inner optimizer.
-        return jax.tree.map(lambda g: -rho * g / (norm + _TINY), gradients), state
+        return jax.tree.map(lambda g: -float(rho) * g / (norm + _TINY), gradients), state
 
     inner = optax.GradientTransformation(lambda params: optax.EmptyState(), away)
     wrapped: optax.GradientTransformationExtraArgs = adapted(optax.contrib.sam(optimizer, inner, opaque_mode=True))

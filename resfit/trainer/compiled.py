@@ -127,7 +127,7 @@ def compile_model(
         before=before,
     )
     state.check_for_training()
-    if config.weight_decay is not None:
+    if config.weight_decay is not None and state.layout.weight_decay_index is not None:
         state.set_leaf(state.layout.weight_decay_index, config.weight_decay)
     rate = LearningRate(state, number, named, function)
     context = RunContext(state, placement, config.seed, learned, config.steps_per_execution)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resfit._utils.checks import int_from, is_int, positive_int
+from resfit._utils.checks import int_from, is_int, is_number, positive_int
 from resfit.augment.resize import Resize
 from resfit.errors import CompileError, DataError, ResumeError
 
@@ -68,7 +68,7 @@ class CompileConfig(_Fingerprinted):
         slices = self.gradient_accumulation_steps
         positive_int("gradient_accumulation_steps", slices, CompileError)
         positive_int("steps_per_execution", self.steps_per_execution, CompileError)
-        if self.ema is not None and (not isinstance(self.ema, int | float) or not 0 < self.ema < 1):
+        if self.ema is not None and (not is_number(self.ema) or not 0 < self.ema < 1):
             raise CompileError(f"Expected ema to be a decay between 0 and 1, such as 0.999, got {self.ema!r}.")
         if self.weight_decay is not None:
             object.__setattr__(self, "weight_decay", _not_negative("weight_decay", self.weight_decay))

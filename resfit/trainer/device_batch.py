@@ -9,6 +9,7 @@ from resfit.augment.alternating_flip import seen_again
 from resfit.augment.copies import copies_of, repeated
 from resfit.augment.pipeline import applied
 from resfit.augment.resize import Resize
+from resfit.trainer.graph.explain import explained
 
 
 class DeviceBatch(NamedTuple):
@@ -33,7 +34,8 @@ def prepared(
 ) -> DeviceBatch:
     """Return a training batch after augmentation, resizing and preprocessing."""
     for i, augment in enumerate(augments):
-        x, y = applied(augment, jax.random.fold_in(key, i), batch.x, batch.y, batch.origin)
+        with explained(augment, batch.x, batch.y):
+            x, y = applied(augment, jax.random.fold_in(key, i), batch.x, batch.y, batch.origin)
         batch = batch._replace(x=x, y=y)
         if (copies := copies_of([augment])) > 1:
             weight, mask, origin = repeated((batch.weight, batch.mask, batch.origin), copies)
@@ -41,4 +43,7 @@ def prepared(
     if batch.resize is not None:
         x, (y, weight) = batch.resize(batch.x, (batch.y, batch.weight))
         batch = batch._replace(x=x, y=y, weight=weight)
-    return batch if preprocess is None else batch._replace(x=preprocess(batch.x))
+    if preprocess is None:
+        return batch
+    with explained(preprocess, batch.x):
+        return batch._replace(x=preprocess(batch.x))

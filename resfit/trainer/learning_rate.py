@@ -11,7 +11,7 @@ from resfit import optimizers, schedules
 from resfit.callbacks.logs import read
 from resfit.data import Epochs
 from resfit.errors import CompileError, DataError
-from resfit.optimizers.resolve import check_rate, with_weight_decay
+from resfit.optimizers.resolve import check_rate, first_rate, with_weight_decay
 from resfit.trainer.state.run_state import RunState
 
 _log = logging.getLogger("resfit")
@@ -48,8 +48,8 @@ class LearningRate:
                 "compile got learning_rate and an optimizer that was built with its own rate. Leave learning_rate out, "
                 "or pass the function instead (optimizer=optax.adamw, learning_rate=...)."
             )
-        if given is not None and function is None and self.index is not None:
-            state.set_leaf(self.index, float(check_rate(given, "learning_rate")))
+        if given is not None and self.index is not None:
+            state.set_leaf(self.index, float(first_rate(given)))
         self.asked: float | str | None = repr(named) if named is not None else self._written()
 
     def get(self) -> float:

@@ -254,7 +254,8 @@ def apply_schedule(recipe: Recipe, state: TrainState) -> TrainState:
     if recipe.schedule is None or recipe.rate_index is None:
         return state
     leaves = list(state.optimizer_state)
-    rate = recipe.schedule(state.step, state.span) * rate_factor(state.span)
+    with explained("The function of the learning rate", state.step):
+        rate = recipe.schedule(state.step, state.span) * rate_factor(state.span)
     leaves[recipe.rate_index] = jnp.asarray(rate, leaves[recipe.rate_index].dtype)
     return state._replace(optimizer_state=tuple(leaves))
 

@@ -101,10 +101,12 @@ class Averaged:
     @implicit_promotion()
     def _mean(self, function: Callable[[Any], Any], x: Any, means: Means) -> Any:
         outputs = losses.at_least_float32(function(_views(x, self._tta)))
+        sizes = {tuple(leaf.shape[1:3]) for leaf in jax.tree.leaves(x) if np.ndim(leaf) == 4}
+        mean = functools.partial(_mean, self._tta, sizes)
         if isinstance(means, str):
-            return jax.tree.map(lambda output: _mean(output, self._tta, means), outputs)
+            return jax.tree.map(lambda output: mean(means, output), outputs)
         return {
-            name: jax.tree.map(lambda one: _mean(one, self._tta, means.get(name, "outputs")), output)  # noqa: B023
+            name: jax.tree.map(functools.partial(mean, means.get(name, "outputs")), output)
             for name, output in (entries_by_name(outputs) if is_by_output(outputs) else {}).items()
         }
 
@@ -149,11 +151,11 @@ def _view(x: jax.Array, view: View) -> jax.Array:
     return x[:, :, ::-1] if view.mirrored else x
 
 
-def _mean(output: jax.Array, tta: str, means: str) -> jax.Array:
-    """Return the mean of an output (rows * views, ...) over the views, (rows, ...)."""
+def _mean(tta: str, sizes: set[tuple[int, ...]], means: str, output: jax.Array) -> jax.Array:
+    """Return the mean of an output (rows * views, ...) over the views, (rows, ...), for images of these sizes."""
     views = TTA[tta]
     of_views = output.reshape(-1, len(views), *output.shape[1:])
-    if output.ndim > 3:  # pixels: those of a mirrored image are mirrored back
+    if _are_pixels(output, tta, sizes):  # those of a mirrored image are mirrored back
         if any(view.shift for view in views):
             raise ModuleError(
                 f"tta={tta!r} moves the images by a pixel, and the module returned outputs for pixels, of shape "
@@ -163,6 +165,22 @@ def _mean(output: jax.Array, tta: str, means: str) -> jax.Array:
         of_views = jnp.where(mirrored, jnp.flip(of_views, axis=3), of_views)
     weights = np.array([view.weight for view in views], np.float32).reshape(1, -1, *[1] * (output.ndim - 1))
     return _MEANS[means](of_views, weights)
+
+
+def _are_pixels(output: jax.Array, tta: str, sizes: set[tuple[int, ...]]) -> bool:
+    """Return True for outputs (rows, height, width, ...) for pixels."""
+    if output.ndim != 3:
+        return output.ndim > 3
+    rows, columns = output.shape[1:]
+    if (rows, columns) in sizes:
+        return True
+    if any(rows * width == columns * height for height, width in sizes):
+        raise ModuleError(
+            f"tta={tta!r} got outputs of shape ({rows}, {columns}) for each image. They could be pixels, which "
+            "are mirrored back, or others. Expected a last axis of channels for pixels: return (batch, "
+            f"{rows}, {columns}, 1) from the network."
+        )
+    return False
 
 
 def _of_outputs(outputs: jax.Array, weights: np.ndarray) -> jax.Array:

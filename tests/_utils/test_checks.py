@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import resfit
-from resfit import augment, callbacks
+from resfit import augment, callbacks, optimizers
 from resfit._utils.checks import int_from, is_int, positive_int
 from resfit.metrics import auc, calibration_error, confusion_matrix
 from resfit.nets import ResNetSpec
@@ -76,3 +76,19 @@ def test_a_spec_of_numpy_integers_equals_the_spec_of_python_integers() -> None:
     plain = ResNetSpec((1, 2), (8, 16), "basic", num_classes=10)
     assert numpy == plain
     assert json.dumps(numpy.to_dict()) == json.dumps(plain.to_dict())
+
+
+TAKE_NUMBERS: dict[str, Callable[[Any], Any]] = {
+    "sam(rho)": lambda number: optimizers.sam(optimizers.sgd(0.1), rho=number),
+    "aug_mix(alpha)": lambda number: augment.aug_mix(alpha=number),
+    "aug_mix(consistency)": lambda number: augment.aug_mix(consistency=number),
+    "StochasticWeightAveraging(learning_rate)": lambda number: callbacks.StochasticWeightAveraging(0, number),
+    "flip": augment.flip,
+}
+
+
+@pytest.mark.parametrize("name", TAKE_NUMBERS)
+def test_a_number_of_numpy_is_a_number_and_true_is_none(name: str) -> None:
+    TAKE_NUMBERS[name](np.float32(0.5))
+    with pytest.raises(resfit.errors.ResfitError, match="True"):
+        TAKE_NUMBERS[name](True)

@@ -104,6 +104,7 @@ def test_the_average_is_nearer_to_the_minimum_than_any_of_the_averaged_weights()
         ({"start_epoch": -1}, "start_epoch to be a number of epochs, 0 or more, got -1"),
         ({"start_epoch": 1.5}, r"got 1\.5"),
         ({"start_epoch": 0, "learning_rate": 0.0}, r"learning_rate=0\.0\. Expected a positive number"),
+        ({"start_epoch": 0, "learning_rate": True}, "learning_rate=True"),
         ({"start_epoch": 0, "learning_rate": "cosine"}, "learning_rate='cosine'"),
     ],
 )

@@ -986,6 +986,23 @@ COMPILE = [
         "leave weight_decay out",
     ),
     Mistake(
+        "A learning rate by Python's if",
+        'model.compile("sgd", learning_rate=lambda step: 0.1 if step < 100 else 0.01, dispatch="jit")\nmodel.fit(x, y)',
+        jax_errors.TracerBoolConversionError,
+        "The function of the learning rate was called with (int32[])",
+        "use jax.numpy, not NumPy or Python's if",
+        foreign=True,
+    ),
+    Mistake(
+        "An augmentation by Python's if",
+        'model.compile(augment=lambda key, x, y: (x[:, ::-1] if x.max() > 1 else x, y), dispatch="jit")\n'
+        "model.fit(x, y)",
+        jax_errors.TracerBoolConversionError,
+        "<lambda> was called with (float32[16, 8, 8, 3]",
+        "use jax.numpy, not NumPy or Python's if",
+        foreign=True,
+    ),
+    Mistake(
         "A negative weight decay",
         'model.compile("adamw", weight_decay=-0.1)',
         errors.CompileError,

@@ -166,6 +166,17 @@ def test_exact_resume_keeps_the_learning_rate_and_inexact_resume_takes_the_new_o
     assert again.learning_rate == pytest.approx(rate)
 
 
+def test_inexact_resume_takes_the_new_weight_decay(tmp_path: Path) -> None:
+    stopped(tmp_path, made=model(weight_decay=0.1))
+    with pytest.raises(ResumeError, match=r"weight_decay was 0\.1, is 0\.5"):
+        go(tmp_path, made=model(weight_decay=0.5), resume=True)
+    for resume in ("inexact", True):  # from now on, the run has the new one
+        made = model(weight_decay=0.5)
+        go(tmp_path, made=made, resume=resume)
+        state = state_of(made)
+        assert state.leaf(state.layout.weight_decay_index) == 0.5
+
+
 def test_a_learning_rate_that_a_callback_set_is_no_difference_in_the_same_model(tmp_path: Path) -> None:
     made = model()
 

@@ -216,6 +216,7 @@ def test_a_class_number_out_of_range_makes_the_loss_nan() -> None:
         (lambda: CrossEntropy(label_smoothing="0.1"), "label_smoothing='0.1'.*or a function step"),  # type: ignore[arg-type]
         (lambda: CrossEntropy(label_smoothing=lambda step: 1 + step), "which is 1 at step 0"),
         (lambda: BinaryCrossEntropy(label_smoothing=lambda: 0.1), r"raises for step 0: .*takes 0 positional"),  # type: ignore[arg-type]
+        (lambda: CrossEntropy(label_smoothing=lambda step: "a"), "raises for step 0: could not convert"),
         (lambda: BinaryCrossEntropy(target_threshold=1.0), "target_threshold=1.0"),
         (lambda: BinaryCrossEntropy(reduction="none"), "reduction='none'"),
         (lambda: Focal(gamma=-1.0), "gamma=-1.0"),

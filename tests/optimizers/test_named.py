@@ -226,3 +226,19 @@ def test_a_muon_without_dimension_numbers_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_only_names_have_a_default_learning_rate() -> None:
     assert [optimizers.default_rate(what) for what in ("sgdd", optax.sgd, optax.sgd(0.1))] == [None, None, None]
+
+
+@pytest.mark.parametrize("name", ["adam", "admw"])
+def test_a_name_without_weight_decay_gets_the_nearest_one_with_it(name: str) -> None:
+    with pytest.raises(CompileError, match=f"an optimizer '{name}'.*Did you mean 'adamw'"):
+        compiled(TinyNet(rngs=nnx.Rngs(0)), optimizer=name, weight_decay=0.01)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"weight_decay": 0.01}, {"optimizer": optimizers.sgd(0.5)}])
+def test_a_schedule_is_checked_and_gives_the_first_learning_rate_of_every_optimizer(arguments: dict[str, Any]) -> None:
+    model = compiled(TinyNet(rngs=nnx.Rngs(0)), learning_rate=lambda step: 0.25 / (1 + step), **arguments)
+    assert model.learning_rate == 0.25
+    with pytest.raises(CompileError, match="learning_rate is the class Cosine"):
+        model.compile(**{"optimizer": "sgd", **arguments}, learning_rate=resfit.schedules.Cosine)  # type: ignore[arg-type]
+    with pytest.raises(CompileError, match="raises for step 0"):
+        model.compile(**{"optimizer": "sgd", **arguments}, learning_rate=lambda: 0.1)  # type: ignore[arg-type]

@@ -169,6 +169,27 @@ def test_outputs_for_pixels_are_mirrored_back() -> None:
         model.predict(x, verbose=0, tta="flip+shift")
 
 
+class EachPixelWithoutChannels(EachPixel):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x)[..., 1] + x[:, :: self.stride, :: self.stride, 0]
+
+
+def test_outputs_for_pixels_without_channels_are_mirrored_back_or_refused() -> None:
+    x = images(4)
+    model = compiled(EachPixelWithoutChannels(), loss="binary_cross_entropy", metrics=None)
+    predict = lambda x: model.predict(x, verbose=0, outputs="probabilities")  # noqa: E731
+    expected = (predict(x) + predict(x[:, :, ::-1])[:, :, ::-1]) / 2
+    found = model.predict(x, verbose=0, outputs="probabilities", tta="flip")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    y = (x[..., 0] > 0).astype(np.int32)
+    loss = -np.log(np.where(y > 0, expected, 1 - expected)).mean()
+    assert model.evaluate(x, y, verbose=0, tta="flip") == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(ModuleError, match=r"outputs for pixels, of shape \(8, 8\)"):
+        model.predict(x, verbose=0, tta="flip+shift")
+    with pytest.raises(ModuleError, match=r"shape \(4, 4\).*could be pixels.*return \(batch, 4, 4, 1\)"):
+        compiled(EachPixelWithoutChannels(stride=2), loss="mse").predict(x, verbose=0, tta="flip")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

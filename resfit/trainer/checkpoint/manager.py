@@ -80,7 +80,8 @@ class CheckpointManager:
         self._found: SavedRun | None = None
         self._exact = True
         self._programs: dict[str, str] = {}
-        self._other_rate = self._other_span = False
+        self._differs: frozenset[str] = frozenset()
+        self._other_span = False
 
     def find(self, *, exact: bool) -> Progress | None:
         """Find the newest checkpoint from which the run can resume.
@@ -104,7 +105,7 @@ class CheckpointManager:
         self._best, self._finite = facts["best"], set(facts["finite"])
         if exact:
             self._programs = facts["programs"]
-        self._other_rate = "learning_rate" in found.differs
+        self._differs = found.differs
         self._other_span = found.trains and not exact and spans_epochs(self._fingerprint)
         return progress if found.trains else progress._replace(finished=True)
 
@@ -164,14 +165,15 @@ class CheckpointManager:
             )
 
     def _restore_state(self, found: SavedRun) -> None:
-        """Restore the state, except for a learning rate and a schedule span that an inexact resume sets again."""
+        """Restore the state, except for numbers of the optimizer and a span that an inexact resume sets again."""
         layout = self._state.layout
         saved: Any = layout.unflatten(found.numbered("state"))
-        if self._other_rate and layout.rate_index is not None:
-            optimizer_state = list(saved.optimizer_state)
-            optimizer_state[layout.rate_index] = np.asarray(self._state.leaf(layout.rate_index))
-            saved = saved._replace(optimizer_state=tuple(optimizer_state))
-        self._other_rate = False  # a later rollback restores the rate of this run
+        optimizer_state = list(saved.optimizer_state)
+        for name, index in (("learning_rate", layout.rate_index), ("weight_decay", layout.weight_decay_index)):
+            if name in self._differs and index is not None:
+                optimizer_state[index] = np.asarray(self._state.leaf(index))
+        saved = saved._replace(optimizer_state=tuple(optimizer_state))
+        self._differs = frozenset()  # a later rollback restores the numbers of this run
         if self._other_span:
             saved = saved._replace(span=self._span(saved, found.facts["progress"]).packed())
         self._state.take_from_host(layout.flatten(saved))

@@ -15,7 +15,7 @@ def explained(function: Any, *arguments: Any) -> Iterator[None]:
     """Add the shapes of the arguments to an error that the user's own code raises inside a step.
 
     Args:
-      function: a module or a function.
+      function: a module or a function, or its name.
       arguments: of its call.
     """
     try:
@@ -23,7 +23,8 @@ def explained(function: Any, *arguments: Any) -> Iterator[None]:
     except ResfitError:
         raise
     except Exception as error:
-        name = getattr(function, "__name__", None) or type(function).__name__
+        of = function if isinstance(function, str) else getattr(function, "__name__", None)
+        name = of or type(function).__name__
         given = ", ".join(jax.tree.map(_Short, argument).__repr__() for argument in arguments)
         error.add_note(
             f"{name} was called with ({given}) inside resfit's step, where arrays have shapes and dtypes but no "

@@ -165,10 +165,10 @@ class StateLayout:
         self._evaluation_params = jax.jit(self._to_evaluate)
 
     @property
-    def weight_decay_index(self) -> int:
+    def weight_decay_index(self) -> int | None:
         """The index of the weight decay in the state of an optimizer of `optimizers.resolve.with_weight_decay`."""
         numbered = jax.tree.unflatten(self.optimizer_tree, range(self.optimizer_tree.num_leaves))
-        index: int = numbered.hyperparams["weight_decay"]
+        index: int | None = getattr(numbered, "hyperparams", {}).get("weight_decay")
         return index
 
     def _optimizer_tree(self, params: Sequence[Any]) -> Any:
