@@ -58,8 +58,14 @@ def read(options: argparse.Namespace, split: int, **arguments: Any) -> Any:
 
 
 def classes_of(data: Any) -> tuple[str, ...]:
-    """Return the class names of a source."""
-    return resfit.data.as_batches(data, geometry=resfit.data.Geometry(1)).classes
+    """Return the class names of a source; exit if there are none."""
+    classes = resfit.data.as_batches(data, geometry=resfit.data.Geometry(1)).classes
+    if classes is None:
+        raise SystemExit(
+            "The dataset has labels without class names. Expected a folder for each class, or labels of the type "
+            "ClassLabel, which states the number of classes: dataset.cast_column('label', ClassLabel(names=[...]))."
+        )
+    return classes
 
 
 def chosen_recipe(options: argparse.Namespace) -> recipes.TrainingRecipe:

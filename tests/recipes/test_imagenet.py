@@ -215,6 +215,14 @@ def test_wrong_arguments_exit(wrong: list[str], said: str, recipe: ModuleType) -
     assert said in say(recipe, *wrong, status=2)
 
 
+def test_labels_without_class_names_exit(recipe: ModuleType) -> None:
+    import datasets
+
+    rows = {"image": [picture(np.random.default_rng(0), (9, 9, 9))] * 2, "label": [0, 1]}
+    with pytest.raises(SystemExit, match="labels without class names"):
+        recipe.classes_of(resfit.data.huggingface(datasets.Dataset.from_dict(rows), mode="RGB"))
+
+
 def test_a_part_of_the_connection_raises(recipe: ModuleType) -> None:
     with pytest.raises(DistributedError):
         say(recipe, "--processes", "2")
