@@ -33,8 +33,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from common import add_options
-from runs import evaluated, find_results, record, report, resumable
+from common import add_options, positive, require_writable, start
+from runs import evaluated, find_results, label, record, report, resumable
 
 import resfit
 from resfit import recipes
@@ -79,32 +79,33 @@ def read(source: str, data: Path | None) -> tuple[Split, Split]:
     return train, test
 
 
-def network(name: str, seed: int) -> Any:
+def network(name: str, recipe: recipes.TrainingRecipe, seed: int) -> Any:
     """Return a new network. The one of --fast has wide blocks: they learn more in an epoch than deep narrow ones."""
     if name == FAST:
         return resfit.create_model("resnet20", num_classes=10, depths=(1, 1, 1), widths=(64, 128, 256), rngs=seed)
-    return resfit.create_model(name, num_classes=10, rngs=seed)
+    return resfit.create_model(name, num_classes=10, rngs=seed, **recipe.network_arguments())
 
 
 def build(name: str, recipe: recipes.TrainingRecipe, seed: int, precision: str) -> resfit.Model:
     """Return the compiled model of a run."""
-    model = resfit.Model(network(name, seed))
+    model = resfit.Model(network(name, recipe, seed))
     model.compile(**recipe.compile_arguments(model.module), metrics=["accuracy"], seed=seed, precision=precision)
     return model
 
 
 def run(name: str, recipe: recipes.TrainingRecipe, train: Split, test: Split, seed: int, options: Any) -> list[Any]:
     """Train with one seed unless the results have its lines, and return its lines."""
-    values = {"recipe": recipe.name, "network": name, "data": "cifar10 test", "seed": seed, "epochs": recipe.epochs}
+    called = label(recipe, options.precision)
+    values = {"recipe": called, "network": name, "data": "cifar10 test", "seed": seed, "epochs": recipe.epochs}
     lines = find_results(options.results, __file__, **values)
     if not lines:
-        out = options.out / f"{recipe.name}-{name.replace(' ', '_')}-{recipe.epochs}-{seed}"
+        out = options.out / f"{called}-{name}-{recipe.epochs}-{seed}".replace(", ", "-").replace(" ", "_")
         elapsed, callbacks = resumable(out)
         model = build(name, recipe, seed, options.precision)
         cache = None if jax.default_backend() == "cpu" else "device"
         model.fit(*train, callbacks=callbacks, cache=cache, resume=True, verbose=2, **recipe.fit_arguments())
-        # Only the source of --fast averages over mirror images.
-        accuracies = evaluated(model, *test, ["last epoch", "last epoch, flip"][: 2 if name == FAST else 1])
+        # Only the source of --fast averages over six views of each image.
+        accuracies = evaluated(model, *test, ["last epoch", "last epoch, flip+shift"][: 2 if name == FAST else 1])
         record(options.results, __file__, model, out, accuracies, **values, **elapsed.minutes())
         lines = find_results(options.results, __file__, **values)
     for line in lines:
@@ -123,8 +124,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="archive or folder of the images (default: the source's own)")
     parser.add_argument("--network", choices=[name for name in NETWORKS if name != FAST], default="resnet20")
     parser.add_argument("--fast", action="store_true", help=f"train {FAST} by the recipe airbench-cifar")
-    parser.add_argument("--epochs", type=int, help="passes over the images (the recipe's)")
-    parser.add_argument("--batch-size", type=int, help="the learning rate follows (the recipe's)")
+    parser.add_argument("--epochs", type=positive, help="passes over the images (the recipe's)")
+    parser.add_argument("--batch-size", type=positive, help="the learning rate follows (the recipe's)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train N times, with seeds 0 to N - 1 (1)")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="(auto)")
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"), help="of checkpoints and models (out/cifar10)")
@@ -132,12 +133,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"got --seeds {options.seeds}; expected at least 1")
+    if not options.dry_run:
+        require_writable(parser, options.out, options.results)
 
     name = FAST if options.fast else options.network
     named, published = NETWORKS[name]
     recipe = recipes.get(named).replace(epochs=options.epochs, batch_size=options.batch_size)
     train, test = read(options.source, options.data)
-    operations = 6 * count_multiply_adds(network(name, 0), (32, 32, 3)) * len(train[0]) * recipe.epochs
+    operations = 6 * count_multiply_adds(network(name, recipe, 0), (32, 32, 3)) * len(train[0]) * recipe.epochs
     print(f"{name} by the recipe {recipe.name}: {recipe.epochs} epochs, {operations:.1e} operations.")
     print(f"Expected: the source has {published}. resfit has no result of its own; docs/results.md has them all.")
     if options.dry_run:
@@ -151,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

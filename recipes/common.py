@@ -1,6 +1,6 @@
 """Shared parts of the recipes: the options --dry-run and --results, and one line of CSV for each run.
 
-    from common import RunTime, add_options, write_result
+    from common import RunTime, add_options, start, write_results
 
 The recipes import this module from their own folder, so that it is not part of the package.
 """
@@ -8,6 +8,7 @@ The recipes import this module from their own folder, so that it is not part of 
 import argparse
 import csv
 import datetime
+import io
 import os
 import platform
 import shlex
@@ -15,17 +16,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 import resfit
+from resfit.errors import ResfitError
 
 COLUMNS = (
     "recipe", "network", "data", "evaluation", "seed", "accuracy", "epochs", "minutes", "cpu_minutes", "machine",
     "commit", "date", "command",
 )  # fmt: skip
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,61 +55,105 @@ class RunTime:
         self._start, self._busy = time.perf_counter(), time.process_time()
 
     def minutes(self) -> dict[str, float]:
-        """Return the minutes so far, of the clock and of the processor, for `write_result`."""
+        """Return the minutes so far, of the clock and of the processor, for `write_results`."""
         wall, busy = time.perf_counter() - self._start, time.process_time() - self._busy
         return {"minutes": round(wall / 60, 2), "cpu_minutes": round(busy / 60, 2)}
 
 
-def write_result(
+def write_results(
     folder: Path,
     script: str,
+    accuracies: Mapping[str, float],
     *,
     recipe: str,
     network: str,
     data: str,
     seed: int,
-    accuracy: float,
     epochs: int,
     minutes: float,
     cpu_minutes: float | None = None,
-    evaluation: str = "last epoch",
 ) -> Path:
-    """Append a line to the CSV file of a script, and return the path of the file. Adds machine, commit and command.
+    """Append a line for each evaluation of a run to the CSV file of a script, and return the path of the file.
+
+    The lines are written at once, so that a stop leaves all of them or none. Adds machine, commit and command.
 
     Args:
       folder: of the file; it is made if it does not exist.
       script: the path of the script, `__file__`, whose name the file has.
+      accuracies: evaluation -> share, from 0 to 1. An evaluation is that of the weights, such as "last epoch", "ema" or
+        "last epoch, flip".
       recipe: the name of the recipe, or of the settings.
       network: its name.
       data: the dataset, and the part of it that the accuracy is of, such as "cifar10 test".
       seed: of the run.
-      accuracy: a share, from 0 to 1.
       epochs: of the run.
       minutes: see `RunTime`.
       cpu_minutes: see `RunTime`; None if they are unknown, as after a resume.
-      evaluation: of the weights, such as "last epoch", "ema" or "last epoch, flip".
 
     Raises:
-      ValueError: if the accuracy is not a share, or the file has other columns.
+      ValueError: if an accuracy is not a share, or the file has other columns.
     """
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"Got accuracy={accuracy}. Expected a share from 0 to 1.")
-    row = {
-        "recipe": recipe, "network": network, "data": data, "evaluation": evaluation, "seed": seed,
-        "accuracy": f"{accuracy:.4f}", "epochs": epochs, "minutes": minutes, "cpu_minutes": cpu_minutes,
-        "machine": machine(), "commit": commit(), "date": f"{datetime.datetime.now():%Y-%m-%d}",
-        "command": command(script),
+    if wrong := [accuracy for accuracy in accuracies.values() if not 0 <= accuracy <= 1]:
+        raise ValueError(f"Got accuracy={wrong[0]}. Expected a share from 0 to 1.")
+    path = results_file(folder, script)
+    run = {
+        "recipe": recipe, "network": network, "data": data, "seed": seed, "epochs": epochs, "minutes": minutes,
+        "cpu_minutes": cpu_minutes, "machine": machine(), "commit": commit(),
+        "date": f"{datetime.datetime.now():%Y-%m-%d}", "command": command(script),
     }  # fmt: skip
-    path = folder / f"{Path(script).stem}.csv"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{','.join(COLUMNS)}\n")
-    first = path.read_text().partition("\n")[0]
-    if first != ",".join(COLUMNS):
-        raise ValueError(f"{path} has the columns {first!r}. Expected {','.join(COLUMNS)!r}. Move the file away.")
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+    append(
+        path,
+        COLUMNS,
+        [run | {"evaluation": name, "accuracy": f"{accuracy:.4f}"} for name, accuracy in accuracies.items()],
+    )
     return path
+
+
+def results_file(folder: Path, script: str) -> Path:
+    """Return the path of the CSV file of a script.
+
+    Raises:
+      ValueError: if the file has other columns.
+    """
+    path = folder / f"{Path(script).stem}.csv"
+    first = path.read_text().partition("\n")[0] if path.exists() else ""
+    if first not in ("", ",".join(COLUMNS)):
+        raise ValueError(f"{path} has the columns {first!r}. Expected {','.join(COLUMNS)!r}. Move the file away.")
+    return path
+
+
+def append(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Append lines to a CSV file in one piece, with the names of the columns if the file is new or empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    before = path.read_text() if path.exists() else ""
+    if not before:
+        writer.writeheader()
+    elif not before.endswith("\n"):  # an editor left the end of the last line out
+        text.write("\n")
+    writer.writerows(rows)
+    with path.open("a", newline="") as file:
+        file.write(text.getvalue())
+
+
+def require_writable(parser: argparse.ArgumentParser, *folders: Path) -> None:
+    """Exit if a folder cannot be written, before the training and not after it."""
+    for folder in folders:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            parser.error(f"got the folder {folder}, but {existing} cannot be written to, or is a file")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run the `main` of a recipe. An error of resfit or Ctrl-C ends the process with its message only."""
+    try:
+        main()
+    except ResfitError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def machine() -> str:
@@ -127,13 +174,17 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the code, with a + if the code was changed since; the version if there is no repository."""
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+    """Return the commit of the code, with a + if the code was changed since; the version without a repository of it."""
+    of_resfit = (ROOT / ".git").exists() and Path(resfit.__file__).is_relative_to(ROOT)
+    if not of_resfit or shutil.which("git") is None:
         return f"resfit {resfit.__version__}"
-    found, changed = (
-        subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
-        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "resfit", "recipes"])
-    )
+    try:
+        found, changed = (
+            subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "resfit", "recipes"])
+        )
+    except subprocess.CalledProcessError:  # a repository of another user, or without a commit
+        return f"resfit {resfit.__version__}"
     return found + ("+" if changed else "")
 
 

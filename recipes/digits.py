@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import RunTime
+from common import RunTime, require_writable, start
 from flax import nnx
 from runs import find_results, record, report
 from sklearn.datasets import load_digits
@@ -125,6 +125,7 @@ def main() -> None:
         parser.error(
             f"got --seeds {options.seeds} --epochs {options.epochs} --splits {options.splits}; expected at least 1"
         )
+    require_writable(parser, options.out, *([] if options.splits is None else [options.results]))
     if options.splits is not None:
         measure(options.splits, options.epochs, options.out, options.results)
         return
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -29,7 +29,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from common import add_options
+from common import add_options, positive, require_writable, start
 from flax import nnx
 from runs import differences, evaluated, find_results, mean_and_error, record, report, resumable
 
@@ -167,9 +167,9 @@ def run(settings: Settings, train: Split, test: Split, seed: int, options: argpa
     values["epochs"] = settings.epochs
     lines = find_results(options.results, __file__, **values)
     if not lines:
-        out = options.out / "-".join([*settings.name.split(" + "), data.replace(", ", "-"), str(seed)]).replace(
-            " ", "_"
-        )
+        out = options.out / "-".join(
+            [*settings.name.split(" + "), data.replace(", ", "-"), str(settings.epochs), str(seed)]
+        ).replace(" ", "_")
         elapsed, callbacks = resumable(out)
         model = build(settings, seed)
         model.fit(
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--validate", action="store_true", help=f"hold out {HELD_OUT} training images as the test")
     parser.add_argument("--ablate", action="store_true", help="compare the techniques, with --fast and --validate")
     parser.add_argument("--epochs", type=int, help=f"passes over the images ({FULL.epochs}; --fast {FAST.epochs})")
-    parser.add_argument("--images", type=int, metavar="N", help="train on the first N images only (all)")
+    parser.add_argument("--images", type=positive, metavar="N", help="train on the first N images only (all)")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's files (default: found, or downloaded)")
     parser.add_argument(
         "--out", type=Path, default=Path("out/fashion_mnist"), help="of checkpoints and models (out/fashion_mnist)"
@@ -217,6 +217,8 @@ def main() -> None:
     add_options(parser)
     options = parser.parse_args()
 
+    if not options.dry_run:
+        require_writable(parser, options.out, options.results)
     settings = FAST if options.fast or options.ablate else FULL
     epochs = settings.epochs if options.epochs is None else options.epochs
     settings = dataclasses.replace(settings, epochs=epochs)
@@ -243,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from common import add_options, positive, write_result
+from common import add_options, positive, require_writable, start, write_results
+from runs import find_results, label
 
 import resfit
 from resfit import recipes
@@ -57,8 +58,14 @@ def read(options: argparse.Namespace, split: int, **arguments: Any) -> Any:
 
 
 def classes_of(data: Any) -> tuple[str, ...]:
-    """Return the class names of a source."""
-    return resfit.data.as_batches(data, geometry=resfit.data.Geometry(1)).classes
+    """Return the class names of a source; exit if there are none."""
+    classes = resfit.data.as_batches(data, geometry=resfit.data.Geometry(1)).classes
+    if classes is None:
+        raise SystemExit(
+            "The dataset has labels without class names. Expected a folder for each class, or labels of the type "
+            "ClassLabel, which states the number of classes: dataset.cast_column('label', ClassLabel(names=[...]))."
+        )
+    return classes
 
 
 def chosen_recipe(options: argparse.Namespace) -> recipes.TrainingRecipe:
@@ -143,6 +150,7 @@ def train(options: argparse.Namespace) -> None:
         return
 
     folder = options.out / recipe.name / f"{options.network}-{options.seed}"
+    require_same_data(folder, options)
     speed, weights = Throughput(), "raw" if recipe.ema is None else "ema"
     model.validation_weights = weights
     saving = Checkpoint(folder, every=datetime.timedelta(minutes=10))
@@ -155,26 +163,51 @@ def train(options: argparse.Namespace) -> None:
     print(f"Accuracy {accuracy:.2%} on the validation images, with the {weights} weights of the last epoch.")
     if recipe.accuracy is not None:
         print(f"The source has {recipe.accuracy:.2%} for {recipe.network} on {recipe.data}: {recipe.source}.")
-    if speed.images_per_second and jax.process_index() == 0:  # otherwise the run was finished before
+    if speed.images_per_second:
         print(f"{speed.images_per_second[-1]:,.1f} images/s in the last epoch, on {jax.device_count()} device(s).")
-        path = write_result(
-            options.results,
-            __file__,
-            recipe=recipe.name,
-            network=options.network,
-            data=f"{options.data} {SPLITS[options.source][1]}",
-            evaluation=f"last epoch, {weights}",
-            seed=options.seed,
-            accuracy=accuracy,
-            epochs=recipe.epochs,
-            minutes=round(sum(model.history.timings["epoch_seconds"]) / 60, 2),
+    else:
+        print(f"The run in {folder} was finished before, so nothing was trained.")
+    if jax.process_index() == 0:
+        record(options, recipe, model, {f"last epoch, {weights}": accuracy})
+        print(f"The model is in {folder / 'model.safetensors'}.")
+
+
+def require_same_data(folder: Path, options: argparse.Namespace) -> None:
+    """Exit if the run of this folder trained on other images, also if it is finished: their number can be the same."""
+    name = Path(options.data).resolve() if options.source == "folder" else options.data
+    file, named = folder / "data.txt", f"{options.source} {name}"
+    if file.exists() and (before := file.read_text()) != named:
+        raise SystemExit(
+            f"The run in {folder} trains on the images of {before!r}, got {named!r}. Pass another folder, --out "
+            f"FOLDER. If the same images were moved, delete {file}."
         )
-        print(f"The result is in {path}, the model in {folder / 'model.safetensors'}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(named)
+
+
+def record(
+    options: argparse.Namespace, recipe: recipes.TrainingRecipe, model: resfit.Model, accuracies: dict[str, float]
+) -> None:
+    """Write the line of the results, unless an earlier process of the run wrote it before it was stopped."""
+    run = {
+        "recipe": label(recipe, options.precision),
+        "network": options.network,
+        "data": f"{options.data} {SPLITS[options.source][1]}",
+        "seed": options.seed,
+        "epochs": recipe.epochs,
+    }
+    if not find_results(options.results, __file__, **run):
+        minutes = round(sum(model.history.timings["epoch_seconds"]) / 60, 2)
+        path = write_results(options.results, __file__, accuracies, **run, minutes=minutes)
+        print(f"The result is in {path}.")
 
 
 def share(text: str) -> float:
     """Return a share above 0 and at most 1, as the `type` of an option."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a share above 0 and at most 1, such as 0.875")
     return value
@@ -220,6 +253,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.evaluate and options.dry_run:
         parser.error("got --evaluate and --dry-run. Expected one of them: --dry-run estimates a training.")
+    if not (options.evaluate or options.dry_run):
+        require_writable(parser, options.out, options.results)
     connection = options.coordinator, options.processes, options.process
     if options.cluster or any(value is not None for value in connection):
         resfit.distributed.initialize(options.coordinator, processes=options.processes, process=options.process)
@@ -230,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

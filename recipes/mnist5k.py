@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from common import add_options
+from common import add_options, require_writable, start
 from runs import evaluated, find_results, record, report, resumable
 
 import resfit
@@ -66,6 +66,7 @@ def main() -> None:
         print(resfit.dry_run(build(0), *train, batch_size=BATCH, epochs=options.epochs))
         return
 
+    require_writable(parser, options.out, options.results)
     lines = []
     for number in range(options.folds):
         values = {"recipe": "mnist5k", "network": "resnet14", "data": "mnist_5k, fold of the seed", "seed": number}
@@ -86,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -7,15 +7,17 @@ The recipes import this module from their own folder, so that it is not part of 
 
 import csv
 import datetime
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import append, results_file, write_results
 
 import resfit
+from resfit import recipes
 from resfit.callbacks import Callback, Checkpoint
 
 RUN = ("recipe", "network", "data", "seed", "epochs")  # what tells a run from the others of its script
@@ -29,7 +31,7 @@ class Elapsed(Callback):
         self._start, self._before = _now(), np.zeros(2)
 
     def minutes(self) -> dict[str, float]:
-        """Return the minutes so far, for `write_result`."""
+        """Return the minutes so far, for `write_results`."""
         wall, busy = (self._before + _now() - self._start) / 60
         return {"minutes": round(wall, 2), "cpu_minutes": round(busy, 2)}
 
@@ -44,6 +46,14 @@ class Elapsed(Callback):
 
 def _now() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
+
+
+def label(recipe: recipes.TrainingRecipe, precision: str = "auto") -> str:
+    """Return the name of a recipe for the results, with the settings of the command that change the accuracy."""
+    usual = recipes.get(recipe.name).replace(epochs=recipe.epochs)
+    values = {name: getattr(recipe, name) for name in ("batch_size", "train_size", "test_size", "test_crop")}
+    changed = [f"{name.replace('_', ' ')} {v:.4g}" for name, v in values.items() if v != getattr(usual, name)]
+    return ", ".join([recipe.name, *changed, *([] if precision == "auto" else [precision])])
 
 
 def resumable(folder: Path) -> tuple[Elapsed, list[Callback]]:
@@ -77,8 +87,11 @@ def find_results(folder: Path, script: str, **values: object) -> list[dict[str, 
       folder: of the CSV files.
       script: the path of the script, `__file__`.
       **values: column -> value.
+
+    Raises:
+      ValueError: if the file has other columns.
     """
-    path = folder / f"{Path(script).stem}.csv"
+    path = results_file(folder, script)
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -95,27 +108,35 @@ def record(folder: Path, script: str, model: resfit.Model, out: Path, accuracies
       model: trained.
       out: the folder of the run.
       accuracies: evaluation -> share, the main one last.
-      **run: the other arguments of `write_result`.
+      **run: the other arguments of `write_results`.
     """
     model.save(out / "model.safetensors")
     _write_curve(folder / "curves" / f"{Path(script).stem}.csv", model, {name: run[name] for name in RUN})
-    for evaluation, accuracy in accuracies.items():
-        write_result(folder, script, evaluation=evaluation, accuracy=accuracy, **run)
+    if not find_results(folder, script, **{name: run[name] for name in RUN}):  # another process was not faster
+        write_results(folder, script, accuracies, **run)
     if (out / "checkpoints").exists():
         shutil.rmtree(out / "checkpoints")
 
 
 def _write_curve(path: Path, model: resfit.Model, run: dict[str, Any]) -> None:
-    """Append a line for each epoch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun, history = path.exists(), model.history.history
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, (*RUN, "epoch", *CURVES), lineterminator="\n")
-        if not begun:
-            writer.writeheader()
-        for epoch in range(run["epochs"]):
-            values = {name: f"{history[name][epoch]:.5g}" for name in CURVES if name in history}
-            writer.writerow({**run, "epoch": epoch + 1, **values})
+    """Append a line for each epoch, in place of lines of the same run: it may have been stopped after writing them."""
+    history, columns = model.history.history, (*RUN, "epoch", *CURVES)
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        others = [row for row in rows if any(row[name] != str(run[name]) for name in RUN)]
+        if len(others) < len(rows):
+            kept = path.with_suffix(f".{os.getpid()}")
+            append(kept, columns, others)
+            kept.replace(path)
+    append(
+        path,
+        columns,
+        [
+            {**run, "epoch": epoch + 1} | {name: f"{history[name][epoch]:.5g}" for name in CURVES if name in history}
+            for epoch in range(run["epochs"])
+        ],
+    )
 
 
 def differences(rows: list[dict[str, str]]) -> dict[str, np.ndarray]:

@@ -16,9 +16,9 @@ INTRO = """\
 each run. Accuracies are in percent, with several runs as mean ± standard deviation. A `+` after a commit means that the
 code differed from it.
 
-The evaluation *last epoch* uses the weights as they are after the last epoch, *ema* their running average, and *flip*
-the mean over each image and its mirror image. Minutes are those of a run with compilation and evaluation, on the clock
-and, in parentheses, of the processor.
+The evaluation *last epoch* uses the weights as they are after the last epoch, *ema* their running average, *flip* the
+mean over each image and its mirror image, and *flip+shift* the mean over six views of each image. Minutes are those of
+a run with compilation and evaluation, on the clock and, in parentheses, of the processor.
 """
 CHANGES = """\
 The change of the accuracy by one technique alone, in points: the mean over pairs of runs with equal seeds, ± its

@@ -57,7 +57,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "wrn-cifar": {
         "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
         "batch_size": 128, "epochs": 200, "label_smoothing": 0, "accuracy": 0.96, "train_size": None,
-        "decays_all": True,
+        "decays_all": True, "dropout": 0,
     },
     # legacy/airbench94.py: lr 11.5, momentum 0.85 and weight_decay 0.0153, "decoupled", which are
     # lr / (1 + 1 / (1 - m)) and wd / lr of PyTorch's SGD for the mean of the losses.
@@ -165,6 +165,8 @@ def test_the_loss_is_that_of_the_recipe(name: str, loss: Any) -> None:
             {"learning_rate": 0.4, "epochs": 90},
         ),  # linear, as torchvision's README
         ("rsb-a3", {"batch_size": 512}, {"learning_rate": 4e-3}),  # the square root
+        ("rsb-a3", {"batch_size": 512, "scaling": "linear"}, {"learning_rate": 2e-3}),
+        ("torchvision-v2", {"batch_size": 65536, "epochs": 1}, {"ema": None}),  # it would be of one step
         ("rsb-a3", {"batch_size": 512, "learning_rate": 2e-3}, {"learning_rate": 2e-3, "batch_size": 512}),
         ("torchvision-v1", {"epochs": 45}, {"schedule": schedules.Step(at=(15.0, 30.0)), "learning_rate": 0.1}),
         ("rsb-a3", {"epochs": 20}, {"schedule": schedules.WarmupCosine(warmup_epochs=2, end=1.25e-4)}),
@@ -201,6 +203,30 @@ def test_every_recipe_fits_into_a_short_run(name: str, epochs: int) -> None:
         (lambda: recipes.get("he-cifar").replace(epochs=0), "epochs"),
         (lambda: recipes.get("he-cifar").replace(batch_size=1.5), "batch_size"),
         (lambda: recipes.get("he-cifar").replace(optimizer="adem"), "optimizer='adem'"),
+        (lambda: recipes.get("he-cifar").replace(scaling="cube"), "scaling='cube'"),
+        *[
+            (lambda name=name, value=value: recipes.get("he-cifar").replace(**{name: value}), name)
+            for name, value in [
+                ("learning_rate", "fast"),
+                ("learning_rate", -1),
+                ("learning_rate", float("nan")),
+                ("schedule", None),
+                ("schedule", "cosine"),
+                ("schedule", schedules.Cosine(peak=3.0)),
+                ("repeats", 0),
+                ("repeats", 1.5),
+                ("weight_decay", -1),
+                ("weight_decay", "x"),
+                ("momentum", 2),
+                ("train_size", -3),
+                ("test_size", 0),
+                ("test_crop", 95),
+                ("augment", None),
+                ("augment", "flip"),
+                ("augment", augment.flip()),
+                ("augment", ["flip"]),
+            ]
+        ],
         (lambda: recipes.get("fine-tune").compile_arguments(), r"compile_arguments\(net\)"),
     ],
 )
@@ -280,6 +306,8 @@ def test_the_sizes_are_arguments_of_the_data_functions() -> None:
     assert recipe.network_arguments() == {}
     assert recipes.get("rsb-a1").network_arguments() == {"drop_path": 0.05}
     assert recipes.get("he-cifar").train_data_arguments() == recipes.get("he-cifar").test_data_arguments() == {}
+    wide = recipes.get("wrn-cifar").network_arguments()
+    assert resfit.create_model("wrn_16_8", num_classes=2, widths=(4, 4, 4), **wide).spec.dropout == 0
     assert recipes.get("wrn-cifar").network in resfit.list_models()
 
 

@@ -107,6 +107,7 @@ def dry_run(
       steps: the number of measured steps; fewer if the run has fewer.
 
     Raises:
+      CompileError: if `model` is not a `Model`.
       NotCompiledError: before `compile`.
       DataError: for an iterator, or if the run has fewer than 3 steps.
 
@@ -119,6 +120,8 @@ def dry_run(
       >>> result.parameters, result.steps_per_epoch, result.measured_steps
       (430, 8, 10)
     """
+    if not isinstance(model, Model):
+        raise CompileError(f"dry_run got a {type(model).__name__}. Expected a resfit.Model, compiled as for the run.")
     if isinstance(x, Iterator):
         raise DataError(
             f"dry_run got an iterator, a {type(x).__name__}, whose batches would be missing from the training. "

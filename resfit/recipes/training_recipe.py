@@ -1,6 +1,7 @@
 """`TrainingRecipe`: the hyperparameters of a training, and the arguments that they are for resfit."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import optax
 
 from resfit import losses, optimizers, schedules
-from resfit._utils.checks import positive_int
+from resfit._utils.checks import is_number, positive_int
 from resfit.augment import Augment, cutmix, mixup, one_of, random_erasing, repeated_augmentation
 from resfit.errors import CompileError
 from resfit.preprocess import Normalize
@@ -55,6 +56,7 @@ class TrainingRecipe:
       binary: True for one class against the rest, with targets of 0 and 1 for both classes of a mixed image; False
         for softmax cross-entropy.
       drop_path: stochastic depth of the last block.
+      dropout: within the residual blocks; None for that of the network.
       ema: decay of the average of the weights in each step; None for no average.
       mean: of each channel, for pixels in [0, 1].
       std: of each channel.
@@ -89,19 +91,38 @@ class TrainingRecipe:
     label_smoothing: float = 0.0
     binary: bool = False
     drop_path: float = 0.0
+    dropout: float | None = None
     ema: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        positive_int("epochs", self.epochs, CompileError)
-        positive_int("batch_size", self.batch_size, CompileError)
+        for name in ("epochs", "batch_size", "repeats"):
+            positive_int(name, getattr(self, name), CompileError)
+        for name in ("train_size", "test_size"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name), CompileError)
+        self._require(0 < _number(self.learning_rate) < math.inf, "learning_rate", "a positive number")
+        self._require(0 <= _number(self.weight_decay) < math.inf, "weight_decay", "a number of 0 or more")
+        self._require(0 <= _number(self.momentum) < 1, "momentum", "a number of 0 or more, below 1")
+        self._require(self.test_crop is None or 0 < _number(self.test_crop) <= 1, "test_crop", "a share, or None")
+        without_peak = isinstance(self.schedule, schedules.Schedule) and self.schedule.peak is None
+        self._require(
+            without_peak, "schedule", "an object of resfit.schedules without a peak, which `learning_rate` is"
+        )
+        is_list = isinstance(self.augment, list | tuple) and all(callable(one) for one in self.augment)
+        self._require(is_list, "augment", "a list of functions, such as (resfit.augment.flip(),)")
+        object.__setattr__(self, "augment", tuple(self.augment))
         if self.optimizer not in _OPTIMIZERS or self.scaling not in _SCALING:
             raise CompileError(
                 f"TrainingRecipe got optimizer={self.optimizer!r} and scaling={self.scaling!r}. Expected optimizer to "
                 f"be one of {list(_OPTIMIZERS)}, and scaling one of {list(_SCALING)}."
             )
+
+    def _require(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            raise CompileError(f"TrainingRecipe got {name}={getattr(self, name)!r}. Expected {expected}.")
 
     def replace(self, *, epochs: int | None = None, batch_size: int | None = None, **changes: Any) -> "TrainingRecipe":
         """Return the recipe for another length or batch size, or with other fields.
@@ -128,22 +149,25 @@ class TrainingRecipe:
         new_epochs = self.epochs if epochs is None else positive_int("epochs", epochs, CompileError)
         new_size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size, CompileError)
         longer, larger = new_epochs / self.epochs, new_size / self.batch_size
+        power = _SCALING.get(changes.get("scaling", self.scaling), 1.0)  # an unknown one raises below
         scaled: dict[str, Any] = {
             "epochs": new_epochs,
             "batch_size": new_size,
-            "learning_rate": self.learning_rate * larger ** _SCALING[self.scaling],
+            "learning_rate": self.learning_rate * larger**power,
             "schedule": _stretched(self.schedule, longer),
         }
         if isinstance(self.schedule, schedules.WarmupCosine) and self.schedule.warmup_epochs is not None:
             warmup = min(self.schedule.warmup_epochs, new_epochs / 10)
             scaled["schedule"] = dataclasses.replace(self.schedule, warmup_epochs=warmup)
         if self.ema is not None:
-            scaled["ema"] = 1 - min(1.0, (1 - self.ema) * larger / longer)
+            share = (1 - self.ema) * larger / longer
+            scaled["ema"] = 1 - share if share < 1 else None  # an average over a step is no average
         return dataclasses.replace(self, **(scaled | changes))
 
     def network_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `create_model`: stochastic depth."""
-        return {"drop_path": self.drop_path} if self.drop_path else {}
+        """Return the arguments of `create_model`: stochastic depth and dropout."""
+        found = {"drop_path": self.drop_path} if self.drop_path else {}
+        return found if self.dropout is None else found | {"dropout": self.dropout}
 
     def train_data_arguments(self) -> dict[str, Any]:
         """Return size and random crop for `resfit.data.folder`, `files` and `huggingface`; nothing for small images."""
@@ -226,6 +250,11 @@ class TrainingRecipe:
             found.append(random_erasing(self.erasing, fill=fill))
         mixing = [make(alpha) for make, alpha in ((mixup, self.mixup), (cutmix, self.cutmix)) if alpha is not None]
         return (*found, *([one_of(*mixing)] if len(mixing) > 1 else mixing))
+
+
+def _number(value: Any) -> float:
+    """Return a number, or NaN for anything else, which is in no range."""
+    return float(value) if is_number(value) and not isinstance(value, bool) else math.nan
 
 
 def _sgd_with_decay_of_all(

@@ -95,6 +95,7 @@ def test_data_of_unknown_length_have_no_estimate() -> None:
         (lambda m, x, y: resfit.dry_run(m, x, y, batch_size=64), DataError, r"run of 1 step\."),
         (lambda m, x, y: resfit.dry_run(m, iter([(x, y)] * 9)), DataError, "got an iterator, a list_iterator"),
         (lambda m, x, y: resfit.dry_run(m, x, y, steps=0), DataError, "steps"),
+        (lambda m, x, y: resfit.dry_run(m.module, x, y), CompileError, "got a TinyNet. Expected a resfit.Model"),
         (lambda m, x, y: resfit.dry_run(resfit.Model(m.module), x, y), NotCompiledError, "dry_run"),
         (lambda m, x, y: resfit.dry_run(m, x, y + 100), resfit.errors.LabelError, "label"),
     ],

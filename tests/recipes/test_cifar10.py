@@ -48,7 +48,7 @@ def test_it_trains_evaluates_and_writes_one_line(python: bool, recipe: ModuleTyp
     text = say(recipe, "--data", "data", *SHORT)
     assert "Expected: the source has 91.25 %" in text
     (line,) = results()
-    assert (line["recipe"], line["network"], line["data"]) == ("he-cifar", "resnet20", "cifar10 test")
+    assert (line["recipe"], line["network"], line["data"]) == ("he-cifar, batch size 64", "resnet20", "cifar10 test")
     assert (line["evaluation"], line["seed"], line["epochs"]) == ("last epoch", "0", "2")
     assert percent(r"test accuracy (\d+\.\d+)%", text) == pytest.approx(100 * float(line["accuracy"]), abs=0.006)
     model = resfit.load(next(Path("out").rglob("model.safetensors")))
@@ -83,11 +83,11 @@ def test_the_same_command_resumes_and_then_repeats_nothing(recipe: ModuleType, m
     monkeypatch.setattr(recipe, "resumable", resumable)
     assert not Path("results").exists()
     text = say(recipe, *arguments)
-    assert "  2/2  " in text
-    assert "  1/2  " not in text
-    assert [line["evaluation"] for line in results()] == ["last epoch", "last epoch, flip"]
+    assert "\n  2/2 " in text
+    assert "\n  1/2 " not in text
+    assert [line["evaluation"] for line in results()] == ["last epoch", "last epoch, flip+shift"]
     again = say(recipe, *arguments)
-    assert "  2/2  " not in again
+    assert "/2 " not in again
     assert len(results()) == 2
     assert again.splitlines()[-2:] == text.splitlines()[-2:]  # the means
 
@@ -148,5 +148,16 @@ def test_the_sources_have_the_same_images(recipe: ModuleType) -> None:
         np.testing.assert_array_equal(y_found, y)
 
 
-def test_invalid_arguments_raise(recipe: ModuleType) -> None:
-    assert "--seeds 0" in say(recipe, "--seeds", "0", status=2)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--seeds", "0"), "--seeds 0"),
+        (("--epochs", "0"), "a positive integer"),
+        (("--batch-size", "0"), "a positive integer"),
+        (("--out", "file/out"), "file cannot be written to"),
+        (("--results", "file"), "file cannot be written to"),
+    ],
+)
+def test_invalid_arguments_raise(arguments: tuple[str, str], said: str, recipe: ModuleType) -> None:
+    Path("file").write_text("")
+    assert said in say(recipe, *arguments, status=2)

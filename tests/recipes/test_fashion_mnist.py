@@ -113,7 +113,7 @@ def test_an_ablation_resumes_where_it_stopped_and_reports_each_technique(thin: M
     kept = [line for line in path.read_text().splitlines(keepends=True) if "fast + erasing" not in line]
     path.write_text("".join(kept))
     again = say(thin, *arguments)
-    assert again.count("Epoch 2/2") == 1
+    assert again.count("\n  2/2 ") == 1
     assert again.splitlines()[-6:] == text.splitlines()[-6:]
 
 

@@ -23,6 +23,7 @@ from tests.recipes.fashion import RECIPES, load, percent, run, say
 COLORS = {"n01440764": (200, 40, 40), "n01443537": (40, 200, 40), "n01484850": (40, 40, 200)}
 SMALL = ["--batch-size", "16", "--epochs", "2", "--train-size", "16", "--size", "16", "--precision", "float32"]
 V1 = ["--recipe", "torchvision-v1", *SMALL]
+NAMED = "torchvision-v1, batch size 16, train size 16, test size 16, float32"
 
 
 def picture(rng: np.random.Generator, color: tuple[int, int, int]) -> Image.Image:
@@ -94,13 +95,21 @@ def test_it_trains_once_and_evaluates_the_saved_model(recipe: ModuleType, photos
     accuracy = percent(r"Accuracy (\d+\.\d+)% on the validation images, with the raw weights", text)
     (line,) = lines()
     assert float(line["accuracy"]) == pytest.approx(accuracy / 100, abs=1e-4)
-    assert (line["recipe"], line["network"], line["epochs"]) == ("torchvision-v1", "resnet50", "2")
+    assert (line["recipe"], line["network"], line["epochs"]) == (NAMED, "resnet50", "2")
     assert line["data"] == f"{photos} val"
     assert "--recipe torchvision-v1" in line["command"]
 
     again = say(recipe, *command)  # the run is finished
     assert percent(r"Accuracy (\d+\.\d+)%", again) == accuracy
+    assert "nothing was trained" in again
     assert len(lines()) == 1
+    Path("results/imagenet.csv").unlink()  # as if the process had been killed before it wrote the line
+    say(recipe, *command)
+    assert lines()[0] == line
+
+    Path("out/imagenet/torchvision-v1/resnet50-0/data.txt").write_text("folder elsewhere")
+    with pytest.raises(SystemExit, match="trains on the images of 'folder elsewhere'"):
+        say(recipe, *command)
 
     file = "out/imagenet/torchvision-v1/resnet50-0/model.safetensors"
     evaluated = say(recipe, "--data", str(photos), "--evaluate", file, "--precision", "float32")
@@ -197,11 +206,21 @@ def test_any_file_of_weights_can_be_evaluated(recipe: ModuleType) -> None:
         ],
         (["--batch-size", "1e3"], "got '1e3'"),
         (["--crop", "95"], "a share above 0"),
+        (["--crop", "nan"], "a share above 0"),
+        (["--crop", "all"], "got 'all', expected a share above 0"),
         (["--evaluate", "net.safetensors", "--dry-run"], "Expected one of them"),
     ],
 )
 def test_wrong_arguments_exit(wrong: list[str], said: str, recipe: ModuleType) -> None:
     assert said in say(recipe, *wrong, status=2)
+
+
+def test_labels_without_class_names_exit(recipe: ModuleType) -> None:
+    import datasets
+
+    rows = {"image": [picture(np.random.default_rng(0), (9, 9, 9))] * 2, "label": [0, 1]}
+    with pytest.raises(SystemExit, match="labels without class names"):
+        recipe.classes_of(resfit.data.huggingface(datasets.Dataset.from_dict(rows), mode="RGB"))
 
 
 def test_a_part_of_the_connection_raises(recipe: ModuleType) -> None:
