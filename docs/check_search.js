@@ -31,6 +31,8 @@ const context = vm.createContext({
   SPHINX_HIGHLIGHT_ENABLED: false,
   _: (text) => text,
   _ready: () => null,
+  URLSearchParams,
+  location: {},
 });
 context.window = context;
 const read = (name) => fs.readFileSync(`${site}/${name}`, "utf8");
@@ -39,6 +41,7 @@ vm.runInContext(read("searchindex.js"), context);
 
 let wrong = 0;
 for (const [query, page] of Object.entries(FIRST)) {
+  context.location.search = `?${new URLSearchParams({ q: query })}`;
   const found = context.Search._performSearch(...context.Search._parseQuery(query)).reverse();
   if (found.length === 0 || found[0][0] !== page) {
     wrong += 1;
