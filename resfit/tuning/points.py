@@ -84,7 +84,9 @@ def check_names(space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     possible = [*[*inspect.signature(Model.compile).parameters][1:], SMOOTHING]
     for name in space:
         if name not in possible:
-            remedy = use(name, "arguments") or did_you_mean(name, possible)
+            remedy = use(name, "arguments") or did_you_mean(name, possible).lstrip()
+            if name in inspect.signature(Model.fit).parameters:
+                remedy = "All trials have the same arguments of Model.fit: pass it to search, or in fit_arguments."
             raise ArgumentError(
                 f"search got {name!r} in space. {remedy}{' ' if remedy else ''}Expected {SMOOTHING!r} or an argument "
                 f"of Model.compile: {', '.join(possible[:-1])}."
