@@ -23,6 +23,19 @@ const FIRST = {
   "learning rate": "how-to/optimizers",
   segmentation: "how-to/segmentation",
   export: "how-to/export",
+  "hyperparameter search": "how-to/search",
+  "grid search": "how-to/sklearn",
+  ensemble: "how-to/error_bars",
+  "cross-validation": "how-to/error_bars",
+  "error bars": "how-to/error_bars",
+  "scikit-learn": "how-to/sklearn",
+  "test-time augmentation": "how-to/augment",
+  "progressive resizing": "how-to/augment",
+  "model soup": "how-to/optimizers",
+  optuna: "how-to/optuna",
+  tensorboard: "how-to/tensorboard",
+  checkpoint: "resume",
+  "custom block": "how-to/own_block",
 };
 
 const site = process.argv[2];
