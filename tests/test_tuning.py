@@ -274,7 +274,8 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
         ({"fit_arguments": {"epochs": 3}}, errors.ArgumentError, r"search\(epochs="),
         ({"fit_arguments": {"resume": True}}, errors.ArgumentError, r"search\(folder="),
         ({"space": {"label_smoothing": [1.0]}}, errors.CompileError, "below 1"),
-        ({"space": {"label_smoothing": [0.1]}, "data": [(1, 2)]}, errors.DataError, "class numbers"),
+        ({"space": {"label_smoothing": [0.1]}, "data": [(1, 2)]}, errors.DataError, "bring their labels"),
+        ({"space": {"label_smoothing": [0.1]}, "data": (1, "a")}, errors.DataError, "class numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -79,7 +79,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                     raise ArgumentError(
                         f"{called} got {word}={shown(kwargs[word])}, and has no argument {word}. "
                         + (
-                            _of_this(word, place, known)
+                            _of_this(word, place, called, known)
                             or _of_others(word, place)
                             or f"{did_you_mean(word, known)} {expected}".lstrip()
                         )
@@ -130,11 +130,17 @@ def shown(value: object) -> str:
     return " ".join(repr(value).split())[:60]
 
 
-def _of_this(word: str, place: str, known: Sequence[str]) -> str:
-    """Return the substitute for a word of another library, but no argument that this function does not have."""
+def _of_this(word: str, place: str, called: str, known: Sequence[str]) -> str:
+    """Return the substitute for a word of another library.
+
+    An argument of this function comes before that of another one, and an argument that no function has is not named.
+    """
     sentence = use(word, place)
     argument = re.fullmatch(r"Use (\w+)\.", sentence)
-    return "" if argument is not None and argument[1] not in known else sentence
+    if argument is not None and argument[1] not in known:
+        return ""
+    other = re.fullmatch(r"Use (\w+)\((\w+)=\.\.\.\)\.", sentence)
+    return f"Use {other[2]}." if other is not None and other[1] != called and other[2] in known else sentence
 
 
 def _of_others(word: str, place: str) -> str:

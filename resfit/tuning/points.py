@@ -123,6 +123,11 @@ def smoothed(labels: Any, value: float, classes: int | None) -> np.ndarray:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CompileError(f"Expected {SMOOTHING} in space to be numbers, got {value!r}.")
     check_smoothing(value)
+    if labels is None:
+        raise DataError(
+            f"search got {SMOOTHING!r} in space and data that bring their labels. Expected data=(x, y) with arrays. "
+            "Use compile_arguments={'loss': resfit.losses.CrossEntropy(label_smoothing=0.1)} for one value."
+        )
     labels = np.asarray(labels)
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and labels.size:
         classes = int(labels.max()) + 1 if classes is None else classes

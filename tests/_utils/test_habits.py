@@ -285,6 +285,10 @@ def test_an_unknown_argument_of_a_function_raises_with_its_arguments(name: str) 
 
 
 def test_a_substitute_is_an_argument_of_the_function() -> None:
+    with pytest.raises(
+        resfit.errors.ArgumentError, match=r"fine_tune got lr=3, and has no argument lr\. Use learning_rate\."
+    ):
+        plain().fine_tune(None, lr=3)
     with pytest.raises(resfit.errors.ArgumentError, match=r"no argument p\. Expected some of \['seed'"):
         resfit.augment.alternating_flip(p=0.5)  # type: ignore[call-arg]
     with pytest.raises(resfit.errors.ArgumentError, match=r"no argument prob\. Use probability\."):
