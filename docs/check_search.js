@@ -23,6 +23,19 @@ const FIRST = {
   "learning rate": "how-to/optimizers",
   segmentation: "how-to/segmentation",
   export: "how-to/export",
+  "hyperparameter search": "how-to/search",
+  "grid search": "how-to/sklearn",
+  ensemble: "how-to/error_bars",
+  "cross-validation": "how-to/error_bars",
+  "error bars": "how-to/error_bars",
+  "scikit-learn": "how-to/sklearn",
+  "test-time augmentation": "how-to/augment",
+  "progressive resizing": "how-to/augment",
+  "model soup": "how-to/optimizers",
+  optuna: "how-to/optuna",
+  tensorboard: "how-to/tensorboard",
+  checkpoint: "resume",
+  "custom block": "how-to/own_block",
 };
 
 const site = process.argv[2];
@@ -31,6 +44,8 @@ const context = vm.createContext({
   SPHINX_HIGHLIGHT_ENABLED: false,
   _: (text) => text,
   _ready: () => null,
+  URLSearchParams,
+  location: {},
 });
 context.window = context;
 const read = (name) => fs.readFileSync(`${site}/${name}`, "utf8");
@@ -39,6 +54,7 @@ vm.runInContext(read("searchindex.js"), context);
 
 let wrong = 0;
 for (const [query, page] of Object.entries(FIRST)) {
+  context.location.search = `?${new URLSearchParams({ q: query })}`;
   const found = context.Search._performSearch(...context.Search._parseQuery(query)).reverse();
   if (found.length === 0 || found[0][0] !== page) {
     wrong += 1;

@@ -37,12 +37,12 @@ copybutton_prompt_is_regexp = True
 
 
 def take_literally(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape the text of docstrings: they are plain text with `code`, so `val_` and `stage*` are not markup."""
+    """Escape the text of docstrings: they are plain text with `code`, so `val_`, `stage*` and `|g|` are not markup."""
     for i, line in enumerate(lines):
         if line.lstrip().startswith((">>>", "...")):
             continue
         parts = re.split(r"(`[^`]*`)", line)
-        parts[::2] = [re.sub(r"\*|(?<=\w)_(?=\W|$)", r"\\\g<0>", part) for part in parts[::2]]
+        parts[::2] = [re.sub(r"[*|]|(?<=\w)_(?=\W|$)", r"\\\g<0>", part) for part in parts[::2]]
         lines[i] = "".join(parts)
 
 

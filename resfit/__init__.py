@@ -81,4 +81,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker would accept every name
-    __getattr__ = no_attribute(__name__, "package", "networks", "members")
+    __getattr__ = no_attribute(__name__, "package", "networks", "members", modules=("sklearn", "testing"))

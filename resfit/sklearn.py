@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import only_others
 from resfit._utils.optional_import import load_package
 from resfit.errors import DataError, LabelError, ModuleError, RankError
 from resfit.model import Model
@@ -26,6 +27,10 @@ from sklearn.utils.multiclass import check_classification_targets  # noqa: E402
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data  # noqa: E402
 
 __all__ = ["Classifier"]
+
+# The arguments of Model.compile and Model.fit that Classifier sets, with its own argument for each.
+_OF_COMPILE = {"optimizer": "optimizer", "learning_rate": "learning_rate", "seed": "random_state"}
+_OF_FIT = {"batch_size": "batch_size", "epochs": "epochs", "class_weight": "class_weight"}
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -110,6 +115,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
           DataError: if the examples do not have the shape of `image_shape`.
           RankError: if the network takes images and `X` has rows.
           LabelError: if all examples have one class.
+          ArgumentError: if `compile_arguments` or `fit_arguments` has an argument that the classifier has too.
           ModuleError: if `network` makes no module.
           ValueError: of scikit-learn, for data that no estimator accepts.
         """
@@ -123,6 +129,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"Got labels of one class, {self.classes_.tolist()[0]!r}. Expected two or more classes. Pass examples "
                 "of each class; in a cross-validation, StratifiedKFold puts each class into each part."
             )
+        only_others("Classifier", "compile_arguments", self.compile_arguments or {}, _OF_COMPILE)
+        only_others("Classifier", "fit_arguments", self.fit_arguments or {}, _OF_FIT)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         model = Model(self._network(seed))
         model.compile(self.optimizer, learning_rate=self.learning_rate, seed=seed, **(self.compile_arguments or {}))

@@ -115,6 +115,14 @@ def test_a_copy_keeps_what_was_frozen_since_compile_for_the_next_one() -> None:
     assert_same(np.array(copied.module.conv.kernel[...]), kernel)
 
 
+@pytest.mark.parametrize("name", ["Accuracy", "BinaryAccuracy", "CrossEntropy"])
+def test_a_model_with_a_metric_class_of_resfit_can_be_pickled(name: str) -> None:
+    metric = getattr(resfit.metrics, name)
+    model = resfit.Model(PlainNet(rngs=nnx.Rngs(0)))
+    model.compile("sgd", metrics=[metric])
+    assert pickled([metric, model])[0] is metric
+
+
 def test_a_copy_made_in_a_running_fit_is_a_model_at_that_step() -> None:
     class Copy(callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import importlib.util
 import re
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -208,7 +209,38 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
         assert test in functions, f"{path}::{test}"
 
 
-# Modules that docs/architecture.md names and that are still to come.
+@pytest.mark.parametrize(
+    ("line", "escaped"),
+    [
+        ("params + rho * g / |g|, not val_", r"params + rho \* g / \|g\|, not val\_"),
+        ("`stage*` and `val_` | stage_1", r"`stage*` and `val_` \| stage_1"),
+        (">>> x * abs(y) | z", ">>> x * abs(y) | z"),
+    ],
+)
+def test_the_text_of_a_docstring_is_no_markup(line: str, escaped: str) -> None:
+    conf = runpy.run_path(str(ROOT / "docs" / "conf.py"))
+    lines = [line]
+    conf["take_literally"](None, "function", "", None, None, lines)
+    assert lines == [escaped]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that no toctree names is reached by no reader; the glob of the how-to guides names all of them."""
+    docs = ROOT / "docs"
+    reached: set[Path] = set()
+    waiting = [docs / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            names = [line for line in tree.split("\n") if line and not line.startswith(":")]
+            assert len(names) == len(set(names)), page
+            found = [path.resolve() for name in names for path in page.parent.glob(f"{name}.md")]
+            assert len(found) >= len(names), page
+            waiting += found
+    assert reached == {page for page in PAGES if page.parent != ROOT}
 
 
 def test_every_path_that_the_architecture_names_exists() -> None:

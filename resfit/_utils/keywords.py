@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from resfit._utils.suggest import did_you_mean
@@ -15,6 +16,31 @@ _ARGUMENTS: dict[str, dict[str, set[str]]] = {}
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
+
+
+def only_others(caller: str, place: str, given: Mapping[str, object], own: Mapping[str, str]) -> None:
+    """Raise if arguments that a function passes on contain one that the function sets itself.
+
+    Args:
+      caller: the function.
+      place: its argument that holds the others by name.
+      given: the others.
+      own: the names that the function sets, with its own argument for each.
+
+    Raises:
+      ArgumentError: with the argument of the function.
+
+    Example:
+      >>> only_others("search", "fit_arguments", {"epochs": 3}, {"epochs": "epochs"})
+      Traceback (most recent call last):
+      ...
+      resfit.errors.ArgumentError: search got epochs=3 in fit_arguments, and sets epochs itself. Use search(epochs=...).
+    """
+    for name, value in given.items():
+        if name in own:
+            raise ArgumentError(
+                f"{caller} got {name}={shown(value)} in {place}, and sets {name} itself. Use {caller}({own[name]}=...)."
+            )
 
 
 def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -42,6 +68,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             return function
         known = [known for known in parameters if known not in ("self", "cls")]
         called = name or function.__name__
+        expected = f"Expected some of {known}." if known else "Expected no arguments."
         positional = [known.name for known in parameters.values() if known.kind is known.POSITIONAL_OR_KEYWORD]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
@@ -52,9 +79,9 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                     raise ArgumentError(
                         f"{called} got {word}={shown(kwargs[word])}, and has no argument {word}. "
                         + (
-                            use(word, place)
+                            _of_this(word, place, called, known)
                             or _of_others(word, place)
-                            or f"{did_you_mean(word, known)} Expected some of {known}.".lstrip()
+                            or f"{did_you_mean(word, known)} {expected}".lstrip()
                         )
                     )
             if len(args) > len(positional):
@@ -101,6 +128,19 @@ def shown(value: object) -> str:
       ('aaa', '[[1, 2]]')
     """
     return " ".join(repr(value).split())[:60]
+
+
+def _of_this(word: str, place: str, called: str, known: Sequence[str]) -> str:
+    """Return the substitute for a word of another library.
+
+    An argument of this function comes before that of another one, and an argument that no function has is not named.
+    """
+    sentence = use(word, place)
+    argument = re.fullmatch(r"Use (\w+)\.", sentence)
+    if argument is not None and argument[1] not in known:
+        return ""
+    other = re.fullmatch(r"Use (\w+)\((\w+)=\.\.\.\)\.", sentence)
+    return f"Use {other[2]}." if other is not None and other[1] != called and other[2] in known else sentence
 
 
 def _of_others(word: str, place: str) -> str:

@@ -4,9 +4,10 @@ Errors and docs/words.md come from this table. The words are those of Keras, and
 PyTorch Lightning, TorchMetrics, timm and fastai that users write at the same places.
 """
 
+import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NoReturn
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
 
 from resfit._utils.words_of_models import OF_MODELS
 from resfit._utils.words_of_packages import OF_PACKAGES
@@ -146,6 +147,10 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
         "nothing: both parts are returned, `(x, y), (x_test, y_test)`": "train is_train",
         "`size`": "image_size img_size",
         "`processes`": "world_size num_processes",
+        "`trials`": "n_trials max_trials num_trials num_samples n_iter",
+        "`monitor`": "objective scoring",
+        "`epochs`": "max_epochs n_epochs num_epochs",
+        "`k`": "num_repeats repeats",
         "`process`": "rank process_id",
         "`coordinator`": "master_addr init_method coordinator_address",
     },
@@ -157,6 +162,8 @@ WORDS: Final[Mapping[str, Mapping[str, str]]] = {
             "save_last save_on_train_end with_opt backup_dir"
         ),
         "`min_delta`": "epsilon threshold delta",
+        "`start_epoch`": "swa_epoch_start swa_start",
+        "`learning_rate`": "swa_lrs swa_lr",
         "`mode`, \"min\" or \"max\"": "comp direction greater_is_better",
         "`monitor`": "metric metric_name quantity",
         "`restore_best_weights`": "restore_best load_best_model_at_end",
@@ -347,12 +354,13 @@ def use(word: str, *places: str) -> str:
     return f"It needs {found}." if found.startswith(("no ", "nothing")) else f"Use {found}."
 
 
-def no_attribute(module: str, *places: str) -> Callable[[str], NoReturn]:
+def no_attribute(module: str, *places: str, modules: Collection[str] = ()) -> Callable[[str], Any]:
     """Return the `__getattr__` of a subpackage, whose error names the substitute of a word of another library.
 
     Args:
       module: the name of the subpackage.
       places: keys of `WORDS`.
+      modules: modules in it that are imported when they are read, because not every program needs their packages.
 
     Example:
       >>> try:
@@ -362,7 +370,9 @@ def no_attribute(module: str, *places: str) -> Callable[[str], NoReturn]:
       module 'resfit.losses' has no attribute 'L1Loss'. Use loss='mean_absolute_error'.
     """
 
-    def missing(name: str) -> NoReturn:
+    def missing(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{module}.{name}")
         message = f"module {module!r} has no attribute {name!r}"
         sentence = use(name, *places)
         raise AttributeError(f"{message}. {sentence}" if sentence else message, name=name, obj=sys.modules.get(module))

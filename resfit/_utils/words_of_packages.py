@@ -143,8 +143,14 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
         "`resfit.weights`": "checkpoint",
         "`resfit.data.folder(path)`": "image_dataset_from_directory",
         "nothing: class numbers are enough, one-hot labels are not needed": "to_categorical",
-        "`from resfit.sklearn import Classifier`": "wrappers KerasClassifier SKLearnClassifier NeuralNetClassifier",
-        "`resfit.search(make, space, data)`": "tune RandomSearch Hyperband GridSearch",
+        "`from resfit.sklearn import Classifier`": (
+            "wrappers Classifier KerasClassifier SKLearnClassifier NeuralNetClassifier"
+        ),
+        "`resfit.search(make, space, data)`": (
+            "tune tuner tuners Tuner keras_tuner KerasTuner RandomSearch Hyperband GridSearch BayesianOptimization"
+        ),
+        "`resfit.Ensemble(make, members=8)`": "DeepEnsemble EnsembleModel VotingClassifier KFold cross_validate",
+        "`resfit.weights.average(files)`": "average_checkpoints ModelSoup model_soup AveragedModel swa_utils",
         "`jax.numpy`": "backend ops",
         "options of the layers of `flax.nnx`; weight decay: `resfit.optimizers.adamw(1e-3, weight_decay=0.05)`": (
             "initializers regularizers constraints"

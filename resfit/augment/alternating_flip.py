@@ -10,6 +10,7 @@ import numpy as np
 
 from resfit._utils.checks import is_int
 from resfit._utils.jax_switches import implicit_promotion
+from resfit._utils.keywords import checked
 from resfit.augment.masks import moved
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError, DataError
@@ -58,6 +59,7 @@ class AlternatingFlip:
         return f"alternating_flip(seed={self.seed})"
 
 
+@checked("function arguments")
 def alternating_flip(seed: int = 0) -> AlternatingFlip:
     """Return an augmentation that mirrors one half of the images in one pass over the data, and the others in the next.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int, is_number
+from resfit._utils.keywords import checked
 from resfit.augment.copies import Copying, repeated
 from resfit.augment.mixing import share_of
 from resfit.augment.operations import OPERATIONS
@@ -24,6 +25,7 @@ _ALL = OPERATIONS[1:-1]
 _PARTIAL = tuple(name for name in _ALL if name not in ("brightness", "color", "contrast", "sharpness"))
 
 
+@checked("function arguments")
 def aug_mix(
     severity: int = 3,
     width: int = 3,

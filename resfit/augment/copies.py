@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit._utils.checks import is_int
+from resfit._utils.keywords import checked
 from resfit.augment.transform import as_images
 from resfit.errors import CompileError
 
@@ -41,6 +42,7 @@ class Repeated(Copying):
         return f"repeated_augmentation(k={self.copies})"
 
 
+@checked("function arguments")
 def repeated_augmentation(k: int) -> Repeated:
     """Return an augmentation that puts k copies of each example into a batch, which later ones augment independently.
 

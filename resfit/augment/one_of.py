@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import jax
 
+from resfit._utils.keywords import checked
 from resfit.augment.alternating_flip import AlternatingFlip
 from resfit.augment.copies import Copying
 from resfit.augment.mixing import Mixing
@@ -12,6 +13,7 @@ from resfit.augment.transform import Augment, draw, whole
 from resfit.errors import CompileError
 
 
+@checked("function arguments")
 def one_of(*augments: Augment) -> "OneOf":
     """Return an augmentation that applies one of several, drawn in every step for the whole batch.
 

@@ -8,6 +8,7 @@ import jax
 
 from resfit._utils.checks import positive_int
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.callbacks import Callback
 from resfit.callbacks.logs import LazyLogs, Logs
 from resfit.callbacks.stopwatch import Stopwatch
@@ -78,6 +79,7 @@ class DryRun:
         return "\n".join(f"{name:<9}  {text}" for name, text in rows.items())
 
 
+@checked("function arguments")
 @suspending
 def dry_run(
     model: Model,

@@ -103,6 +103,7 @@ def _unpickled(metadata: dict[str, Any], program: bytes, weights: list[Any]) -> 
     return ExportedModel(metadata, jax.export.deserialize(bytearray(program)), weights)
 
 
+@checked("function arguments")
 def load_exported(path: str | os.PathLike[str]) -> ExportedModel | OnnxModel:
     """Load a file of `Model.export`. Loading needs no code of the network.
 

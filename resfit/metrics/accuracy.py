@@ -37,6 +37,7 @@ def _of_rows(name: str, function: Callable[..., jax.Array], *, counts_rows: bool
     """Return the mean of a function over rows, which are pixels of dense outputs; see `pixels.by_pixel`."""
     metric: Any = takes_sums(Mean.from_fun(function), name)
     metric.counts_rows = counts_rows
+    metric.__module__, metric.__qualname__ = __name__, name.title().replace("_", "")  # pickle finds the class by them
     return metric
 
 

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import optax
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 
 
+@checked("function arguments")
 def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Return an optimizer that skips every update with NaN or an infinite value in its gradients.
 

@@ -173,6 +173,7 @@ def lamb(
     )
 
 
+@checked("function arguments")
 def muon(
     learning_rate: LearningRate,
     *,

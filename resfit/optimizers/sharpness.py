@@ -9,12 +9,14 @@ import optax
 import optax.contrib
 
 from resfit._utils.checks import is_number
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 from resfit.optimizers.adapted import adapted
 
 _TINY = 1e-12  # as in the authors' code; no gradient then means no step instead of NaN
 
 
+@checked("function arguments")
 def sam(optimizer: optax.GradientTransformation, *, rho: float = 0.05) -> optax.GradientTransformationExtraArgs:
     """Return SAM (Foret et al., arXiv 2010.01412) around an optimizer, for flat minima that generalize better.
 

@@ -135,6 +135,7 @@ def learning_rate_schedule(rate: Callable[[Any], Any], steps: int) -> "matplotli
     return figure
 
 
+@checked("function arguments")
 def trials(records: Sequence[Mapping[str, Any]], score: str, best: int | None = None) -> "matplotlib.figure.Figure":
     """Draw the score of each trial of a search over its values: one panel per value, with the best trial marked.
 

@@ -8,7 +8,7 @@ import dis
 import inspect
 from collections.abc import Iterable
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flax import nnx
 
@@ -20,10 +20,17 @@ READ = ("members", "settings", "assignments", "methods")
 _FLAGS = ("trainable", "requires_grad")
 
 
-class _Words(abc.ABCMeta):
-    """The metaclass of `Guarded`: reading a name of another library on the class raises. A subclass can be an ABC."""
+# Python combines metaclasses only along inheritance: with this base, a subclass of Model can be a Protocol too.
+_ProtocolMeta: Any = type(Protocol)
+
+
+class _Words(_ProtocolMeta, abc.ABCMeta):  # type: ignore[misc]
+    """The metaclass of `Guarded`: reading a name of another library on the class raises."""
 
     if not TYPE_CHECKING:
+        # Those of Protocol read attributes that only a protocol has.
+        __instancecheck__ = abc.ABCMeta.__instancecheck__
+        __subclasscheck__ = abc.ABCMeta.__subclasscheck__
 
         def __getattr__(cls, name: str) -> Any:
             message = f"type object {cls.__name__!r} has no attribute {name!r}"

@@ -84,7 +84,9 @@ def check_names(space: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     possible = [*[*inspect.signature(Model.compile).parameters][1:], SMOOTHING]
     for name in space:
         if name not in possible:
-            remedy = use(name, "arguments") or did_you_mean(name, possible)
+            remedy = use(name, "arguments") or did_you_mean(name, possible).lstrip()
+            if name in inspect.signature(Model.fit).parameters:
+                remedy = "All trials have the same arguments of Model.fit: pass it to search, or in fit_arguments."
             raise ArgumentError(
                 f"search got {name!r} in space. {remedy}{' ' if remedy else ''}Expected {SMOOTHING!r} or an argument "
                 f"of Model.compile: {', '.join(possible[:-1])}."
@@ -121,6 +123,11 @@ def smoothed(labels: Any, value: float, classes: int | None) -> np.ndarray:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CompileError(f"Expected {SMOOTHING} in space to be numbers, got {value!r}.")
     check_smoothing(value)
+    if labels is None:
+        raise DataError(
+            f"search got {SMOOTHING!r} in space and data that bring their labels. Expected data=(x, y) with arrays. "
+            "Use compile_arguments={'loss': resfit.losses.CrossEntropy(label_smoothing=0.1)} for one value."
+        )
     labels = np.asarray(labels)
     if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and labels.size:
         classes = int(labels.max()) + 1 if classes is None else classes

@@ -14,6 +14,7 @@ from resfit import schedules
 from resfit._utils import atomic_write
 from resfit._utils.checks import int_from, positive_int
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked, only_others
 from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, Checkpoint
 from resfit.callbacks.monitor import Monitor
@@ -28,7 +29,14 @@ from resfit.tuning.results import SearchResult, Trial, plain, ranked
 
 _log = logging.getLogger("resfit")
 
+# The arguments of Model.fit that search sets, with its own argument for each.
+_OWN = {name: name for name in ("batch_size", "callbacks", "epochs", "validation_data")} | {
+    **dict.fromkeys(("x", "y", "sample_weight"), "data"),
+    "resume": "folder",
+}
 
+
+@checked("function arguments")
 @suspending
 def search(
     make: Callable[[int], Any],
@@ -78,7 +86,7 @@ def search(
       fit_arguments: other arguments of `Model.fit` by name, for all trials.
 
     Raises:
-      ArgumentError: for an impossible space or number.
+      ArgumentError: for an impossible space or number, or an argument in `fit_arguments` that `search` has too.
       ResumeError: if the folder holds another search.
       DataError: if the history has no value of the name of `monitor`.
 
@@ -94,6 +102,7 @@ def search(
     """
     fixed, fit = dict(compile_arguments or {}), dict(fit_arguments or {})
     check_names(space, fixed)
+    only_others("search", "fit_arguments", fit, _OWN)
     trials = None if trials is None else positive_int("trials", trials, ArgumentError)
     points = draw(space, trials, int_from(0, "seed", seed, ArgumentError))
     positive_int("epochs", epochs, ArgumentError)
@@ -215,9 +224,8 @@ class _Run:
             given["y"] = Each([smoothed(given["y"], point[SMOOTHING], classes) for point in points])
         history = ensemble.fit(
             **given,
-            **self._fit,  # an argument that search has too raises
+            **{"verbose": 0} | self._fit,
             epochs=epochs,
-            verbose=0,
             callbacks=lambda member: self._callbacks_of(numbers[member]),
             resume=self._folder is not None,
         )

@@ -10,12 +10,14 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.errors import WeightsError
 from resfit.weights.formats import read
 from resfit.weights.layouts import Array
 from resfit.weights.own_names import named_arrays
 
 
+@checked("function arguments")
 @suspending
 def average(sources: Iterable[Any], weights: Sequence[float] | None = None) -> dict[str, Array]:
     """Return the average of the weights of several networks, array by array.

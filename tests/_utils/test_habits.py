@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -257,3 +259,43 @@ def test_any_other_name_of_a_subpackage_is_an_ordinary_attribute_error(module: A
     with pytest.raises(AttributeError, match=rf"^module '{re.escape(module.__name__)}' has no attribute 'nothing'$"):
         module.nothing  # noqa: B018
     assert not hasattr(module, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "augment.alternating_flip",
+        "augment.aug_mix",
+        "augment.one_of",
+        "augment.repeated_augmentation",
+        "dry_run",
+        "load_exported",
+        "optimizers.muon",
+        "optimizers.sam",
+        "optimizers.skip_non_finite",
+        "plots.trials",
+        "search",
+        "weights.average",
+    ],
+)
+def test_an_unknown_argument_of_a_function_raises_with_its_arguments(name: str) -> None:
+    function: Any = functools.reduce(getattr, name.split("."), resfit)
+    with pytest.raises(resfit.errors.ArgumentError, match=r"has no argument nonsense\. Expected some of"):
+        function(nonsense=1)
+
+
+def test_a_substitute_is_an_argument_of_the_function() -> None:
+    with pytest.raises(
+        resfit.errors.ArgumentError, match=r"fine_tune got lr=3, and has no argument lr\. Use learning_rate\."
+    ):
+        plain().fine_tune(None, lr=3)
+    with pytest.raises(resfit.errors.ArgumentError, match=r"no argument p\. Expected some of \['seed'"):
+        resfit.augment.alternating_flip(p=0.5)  # type: ignore[call-arg]
+    with pytest.raises(resfit.errors.ArgumentError, match=r"no argument prob\. Use probability\."):
+        resfit.augment.flip(prob=0.5)  # type: ignore[call-arg]
+
+
+def test_an_attribute_of_the_package_is_imported_when_it_is_read() -> None:
+    code = "import resfit; print(resfit.sklearn.Classifier.__name__, resfit.testing.check_block.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Classifier", "check_block"]

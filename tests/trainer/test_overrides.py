@@ -1,7 +1,8 @@
 """Members that Keras and Lightning read from a model, and resfit does not, raise and name the substitute."""
 
+import abc
 import copy
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -92,6 +93,34 @@ def test_a_compute_loss_with_the_parameters_of_keras_raises() -> None:
         class Mine(resfit.Model):
             def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # type: ignore
                 return 0
+
+
+class Scores(Protocol):
+    def score(self) -> float: ...
+
+
+class Described(abc.ABC):
+    @abc.abstractmethod
+    def described(self) -> str: ...
+
+
+def test_a_subclass_can_be_a_protocol_an_abstract_class_and_a_generic_class() -> None:
+    class Mine(resfit.Model, Scores, Described, Generic[TypeVar("T")]):  # type: ignore
+        def score(self) -> float:
+            return 1.0
+
+    with pytest.raises(TypeError, match="abstract"):
+        Mine(PlainNet(rngs=nnx.Rngs(0)))
+
+    class Whole(Mine):
+        def described(self) -> str:
+            return "mine"
+
+    whole = Whole(PlainNet(rngs=nnx.Rngs(0)))
+    assert isinstance(whole, resfit.Model)
+    assert not isinstance(3, resfit.Model)
+    assert issubclass(Whole, resfit.Model)
+    assert not issubclass(int, resfit.Model)
 
 
 def test_other_members_of_a_subclass_are_allowed() -> None:
