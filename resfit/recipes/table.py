@@ -60,7 +60,7 @@ _ALL = (
         left_out=(
             *_RSB_LEFT_OUT,
             _ONE_CROP,
-            "Labels are smoothed after the threshold of 0.2; timm's loss smooths before, so that the threshold undoes it.",
+            "Labels are smoothed after the threshold of 0.2; in timm before, so the threshold undoes it.",
         ),
     ),
     _rsb(
