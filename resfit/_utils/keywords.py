@@ -66,16 +66,22 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
         parameters = inspect.signature(function).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return function
-        known = [known for known in parameters if known not in ("self", "cls")]
+        takes_more = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+        known = [
+            known.name
+            for known in parameters.values()
+            if known.name not in ("self", "cls") and known.kind is not known.VAR_POSITIONAL
+        ]
         called = name or function.__name__
-        expected = f"Expected some of {known}." if known else "Expected no arguments."
+        none = "Expected no arguments by name." if takes_more else "Expected no arguments."
+        expected = f"Expected some of {known}." if known else none
         positional = [known.name for known in parameters.values() if known.kind is known.POSITIONAL_OR_KEYWORD]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
         @functools.wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             for word in kwargs:
-                if word not in parameters:
+                if word not in known:
                     raise ArgumentError(
                         f"{called} got {word}={shown(kwargs[word])}, and has no argument {word}. "
                         + (
@@ -84,7 +90,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                             or f"{did_you_mean(word, known)} {expected}".lstrip()
                         )
                     )
-            if len(args) > len(positional):
+            if len(args) > len(positional) and not takes_more:
                 named = [word for word in known if word not in positional]
                 taken = [word for word in positional if word in known]
                 raise ArgumentError(
