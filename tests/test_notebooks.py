@@ -27,6 +27,7 @@ def test_there_are_two_notebooks() -> None:
     assert [notebook.stem for notebook in NOTEBOOKS] == ["digits", "own_photos"]
 
 
+@pytest.mark.representatives("digits")  # the whole suite lets Jupyter execute both
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_code_of_a_notebook_runs_with_thin_networks_and_one_epoch(
     notebook: Path, monkeypatch: pytest.MonkeyPatch

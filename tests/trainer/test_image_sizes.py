@@ -102,7 +102,7 @@ WITH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.representatives("data on the device, gathered in the step")
+@pytest.mark.representatives("data on the device")
 @pytest.mark.parametrize("how", WITH)
 def test_every_way_to_take_steps_trains_alike(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, run = WITH[how]
