@@ -1,4 +1,4 @@
-"""What the recipes that write results share: a run that resumes after a stop, and is not repeated once it is finished.
+"""Runs of the recipes that write results: a stopped run resumes, and a finished run is not repeated.
 
     from runs import evaluated, find_results, record, resumable
 

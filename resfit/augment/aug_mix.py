@@ -119,7 +119,7 @@ def _check(severity: Any, width: Any, depth: Any, alpha: Any, consistency: Any) 
 
 
 class Chains(NamedTuple):
-    """What is drawn for a batch.
+    """The random draws of a batch.
 
     Attributes:
       steps: the operations, (steps, rows * chains) each.

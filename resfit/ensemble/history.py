@@ -91,7 +91,7 @@ def stacked(logs: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean over the members without NaN, (...); NaN if there is none."""
+    """Return the mean over the members without NaN, (...); where all members are NaN, NaN."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         result: np.ndarray = np.where(known, values, 0).sum(0) / known.sum(0)

@@ -128,7 +128,7 @@ class Pace:
         return all(epoch == math.inf for epoch in self._next)
 
     def _due(self) -> tuple[int, bool] | None:
-        """Return (epoch, True if it is finished) that was not told yet; None if there is none."""
+        """Return (epoch, True if it is finished) that was not told yet, or None."""
         known = [epoch for epoch in self._next if epoch is not None]
         if len(known) < len(self._next) or self._begun is None:
             return None

@@ -28,8 +28,8 @@ class TrainingRecipe:
       url: of the source.
       data: the dataset of the source.
       network: the network of the source, by its name in the zoo if the zoo has it.
-      accuracy: of this network in the source, on the validation or test images, from 0 to 1; None if there is none. No
-        accuracy of resfit.
+      accuracy: of this network in the source, on the validation or test images, from 0 to 1. It is no accuracy of
+        resfit. None for a recipe without a published one.
       optimizer: "sgd", "lamb" or "adamw".
       momentum: of SGD.
       nesterov: True for Nesterov momentum.

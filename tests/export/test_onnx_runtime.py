@@ -21,7 +21,7 @@ X = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
 
 
 class Session:
-    """What `OnnxModel` uses of `onnxruntime.InferenceSession`."""
+    """The part of `onnxruntime.InferenceSession` that `OnnxModel` uses."""
 
     def __init__(self, network: exporter.Written) -> None:
         self.graph = network.graph

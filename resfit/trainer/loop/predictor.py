@@ -27,7 +27,7 @@ from resfit.trainer.views import averaging, mean_for_kind
 
 
 class Asked(NamedTuple):
-    """What to predict.
+    """The arguments of a prediction.
 
     Attributes:
       kind: a key of `OUTPUTS`.
