@@ -17,10 +17,15 @@ ROWS, COUNT = 40, 11  # COUNT is no multiple of the batch size: the last batch c
 
 
 class Slow(Callback):
-    """A callback that takes its time, so that the line is drawn at every step."""
+    """A callback that takes its time, so that the line is drawn at every step and while a program compiles."""
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         time.sleep(0.12)
+
+    def on_compile_begin(self, what: str) -> None:
+        time.sleep(0.12)  # a compilation of this small network can be faster than the display is drawn
+
+    on_compile_end = on_compile_begin  # before or after that of the progress bar: one of both is inside
 
 
 class Evaluates(Callback):
