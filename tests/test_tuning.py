@@ -133,6 +133,7 @@ def test_smoothed_labels_are_probabilities(kind: str) -> None:
     np.testing.assert_allclose(found[np.arange(6), hard], 0.8, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_points_share_the_programs_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from resfit.backends import program_cache
 

@@ -34,7 +34,9 @@ class Libc:
 
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libc]:
-    given_back()  # what a test before left
+    if allocator._giving_back is not None:  # of a test before: its 30 seconds need not pass
+        allocator._giving_back.cancel()
+        monkeypatch.setattr(allocator, "_giving_back", None)
     fake = Libc()
     monkeypatch.setattr(allocator, "_glibc", lambda: fake)
     monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 0.05)

@@ -113,7 +113,7 @@ WITH: dict[str, tuple[type[nnx.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.representatives("slices of a batch")
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WITH)
 def test_every_way_to_take_steps_trains_alike(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Placement, "loops", property(lambda self: "steps_per_execution" in WITH[how][1]))

@@ -75,6 +75,7 @@ def test_the_reloaded_model_has_the_accuracy_of_the_trained_one(short_run: tuple
     assert trained > (50 if whole else 10)
 
 
+@pytest.mark.slow
 def test_several_seeds_print_mean_and_standard_error(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "ResNetSpec", lambda **spec: ResNetSpec(**spec | {"depths": (1,), "widths": (4,)}))
     made: list[Ensemble] = []

@@ -117,6 +117,7 @@ def test_an_ablation_resumes_where_it_stopped_and_reports_each_technique(thin: M
     assert again.splitlines()[-6:] == text.splitlines()[-6:]
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_the_run_and_writes_nothing(thin: ModuleType) -> None:
     text = say(thin, "--fast", "--dry-run")
     for said in ("128 examples of 8 x 8 x 1", "in 4 epochs", "estimated"):

@@ -90,7 +90,7 @@ CACHED: dict[str, dict[str, Any]] = {
 OF_FIT = ("sample_weight", "shuffle", "steps_per_epoch")
 
 
-@pytest.mark.representatives("weights")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CACHED)
 def test_the_results_are_those_of_single_steps_from_the_host(name: str) -> None:
     def run(cache: str | None, **steps: int) -> Any:

@@ -84,6 +84,7 @@ def test_each_size_is_compiled_once_and_validation_keeps_the_size() -> None:
     assert history.settings["image_sizes"] == {"0": "(4, 4)", "1": "(6, 5)", "3": "None"}
 
 
+@pytest.mark.slow  # six compilations; a single size is compared in make test
 def test_a_run_is_that_on_images_that_were_resized_before() -> None:
     model, other, x, y = compiled(), compiled(), images(), labels()
     fit(model, x, y, epochs=3, image_sizes={1: 4, 2: (6, 5)})
@@ -102,7 +103,7 @@ WITH: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.representatives("data on the device")
+@pytest.mark.slow
 @pytest.mark.parametrize("how", WITH)
 def test_every_way_to_take_steps_trains_alike(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments, run = WITH[how]

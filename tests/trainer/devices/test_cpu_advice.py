@@ -48,7 +48,11 @@ def test_it_is_suggested_once_for_large_convolutions(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize(
     ("size", "arguments"),
-    [("small", {}), ("large", {"cpu_kernels": "xla"}), ("large", {"dispatch": "eager"})],
+    [
+        ("small", {}),
+        ("large", {"cpu_kernels": "xla"}),
+        pytest.param("large", {"dispatch": "eager"}, marks=pytest.mark.slow),
+    ],
     ids=["small images", "ruled out", "eager"],
 )
 def test_it_is_not_suggested_where_it_cannot_help(
