@@ -30,6 +30,9 @@ from tests.weights.test_torch_oracle import drawn
 GOLDEN = Path(__file__).parent / "golden" / "onnx.json"
 RUNTIMES = ("onnxruntime", "openvino")
 BAR = 1e-4  # of the largest logit
+# In this network of 269 layers, logits grow to 1,361, and rounding with them: a change of the images by half a unit in
+# the last place of float32 changes the logits by 9e-5 of the largest one.
+BARS = {"ecaresnet269d": 2e-4}
 MEASURED = tuple(name for name in ZOO if 4 * ZOO[name].parameters < file.LARGEST_FILE)
 
 
