@@ -63,9 +63,11 @@ def _max_pool_jvp(
     # A checkpoint, so that the gradient keeps `which` and compares again. No barrier is needed: prevent_cse=False.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def picked(which: jax.Array, tangent: jax.Array) -> jax.Array:
-        shifted = _shifted(tangent, window, strides, padding, 0)
+        # On a CPU, XLA's code for a sum of many bfloat16 numbers takes several times as long as that for float32.
+        sums = jnp.promote_types(tangent.dtype, jnp.float32) if traced_for("cpu") else tangent.dtype
+        shifted = _shifted(tangent.astype(sums), window, strides, padding, 0)
         parts = [jnp.where(which == i, part, 0) for i, part in enumerate(shifted)]
-        return functools.reduce(jnp.add, parts)
+        return functools.reduce(jnp.add, parts).astype(tangent.dtype)
 
     return pooled, picked(which, tangent)
 

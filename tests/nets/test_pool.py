@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from resfit.backends.cpu_barrier import tracing_for
 from resfit.nets import BasicBlock, average_pool, blur_pool, global_average_pool, max_pool
 
 
@@ -90,6 +91,18 @@ def test_the_gradient_of_max_pool_keeps_a_byte_for_each_output() -> None:
     # Outside of a trace the residuals are arrays, and a compiled function is one program.
     y, pull = jax.vjp(jax.jit(max_pool), np.ones((2, 8, 8, 3), np.float32))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == y.size
+
+
+def test_the_gradient_of_max_pool_in_bfloat16_is_summed_in_float32_on_a_cpu() -> None:
+    def gradient(x: jax.Array, cotangents: jax.Array) -> jax.Array:
+        return jax.vjp(max_pool, x)[1](cotangents)[0]
+
+    rng = np.random.default_rng(0)
+    x, cotangents = (jnp.asarray(rng.normal(size=(2, side, side, 16)), jnp.bfloat16) for side in (9, 5))
+    with tracing_for(["cpu"]):
+        lowered = jax.jit(gradient).lower(x, cotangents)
+    expected = jax.jit(gradient)(x.astype(jnp.float32), cotangents.astype(jnp.float32))
+    np.testing.assert_array_equal(lowered.compile()(x, cotangents), expected.astype(jnp.bfloat16))
 
 
 def test_max_pool_pads_with_minus_infinity() -> None:
