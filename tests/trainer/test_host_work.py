@@ -132,6 +132,7 @@ def test_a_batch_is_transferred_once_on_an_accelerator_and_never_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(Placement, "feeds_ahead", property(lambda self: ahead))
     trained, put = warm(), jax.device_put
+    CALLS[call](trained, *data(2))  # puts the mask of whole batches
     transfers: list[Any] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:

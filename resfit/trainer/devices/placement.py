@@ -134,8 +134,7 @@ class Placement:
         if self.kind == "jit":
             # A compiled step takes host arrays directly, in half the host time of device_put.
             leaves, structure = jax.tree_util.tree_flatten(batch)
-            device = self.devices[0]
-            own = [_own(leaf, device) for leaf in leaves]
+            own = [_own(leaf, self.state) for leaf in leaves]
             return batch if all(map(operator.is_, own, leaves)) else structure.unflatten(own)
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
@@ -235,13 +234,14 @@ def _is_global(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _own(leaf: Any, device: jax.Device) -> Any:
+def _own(leaf: Any, sharding: jax.sharding.Sharding) -> Any:
     """Return an array that a compiled step can take: on its device, or a host array that owns its memory.
 
     The step reads a host array while it runs. The host has continued by then, and others can write to shared memory.
     """
     if not isinstance(leaf, np.ndarray) and hasattr(leaf, "devices"):  # a JAX array, or rows of one
-        return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
+        here = getattr(leaf, "sharding", None) is sharding or leaf.devices() == sharding.device_set
+        return leaf if here else jax.device_put(leaf, sharding)
     if leaf.dtype not in _AS_THEY_ARE:
         return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
     return leaf if leaf.base is None else np.array(leaf)
