@@ -82,7 +82,7 @@ class ArraySource:
             leaves = [array[rows] for array in self._leaves]
         else:  # `take` is faster than an index
             leaves = [array.take(rows, 0) for array in self._leaves]
-        taken: tuple[Any, Any, np.ndarray | None] = self._structure.unflatten(leaves)
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree_util.tree_unflatten(self._structure, leaves)
         if self._unchecked is not None:
             self._check(taken, rows, self._unchecked)
         return taken

@@ -135,7 +135,7 @@ class Placement:
             # A compiled step takes host arrays directly, in half the host time of device_put.
             leaves, structure = jax.tree_util.tree_flatten(batch)
             own = [_own(leaf, self.state) for leaf in leaves]
-            return batch if all(map(operator.is_, own, leaves)) else structure.unflatten(own)
+            return batch if all(map(operator.is_, own, leaves)) else jax.tree_util.tree_unflatten(structure, own)
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
 

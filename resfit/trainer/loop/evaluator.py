@@ -167,15 +167,15 @@ class Evaluator:
         return self._values_of_packed(read(sums))
 
     def _for_step(self, batch: Batch) -> DeviceBatch:
-        """Return the arrays of a batch that a step takes, with the mask on the device: that of whole batches is kept."""
-        mask, kept = batch.mask, self._masks
+        """Return the arrays of a batch for a step, with the mask on the device. The mask of whole batches is kept."""
+        mask: Any = batch.mask
         if isinstance(mask, np.ndarray):
-            whole = batch.size == len(mask)
-            mask = kept.get(len(mask)) if whole else None
+            rows, whole = len(mask), batch.size == len(mask)
+            mask = self._masks.get(rows) if whole else None
             if mask is None:
                 mask = self._context.placement.replicate(batch.mask, copy=True)
             if whole:
-                kept[len(mask)] = mask
+                self._masks[rows] = mask
         return DeviceBatch(batch.x, batch.y, batch.weight, mask, batch.origin)
 
     def _measured(

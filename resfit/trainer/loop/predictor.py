@@ -162,5 +162,6 @@ def _on_host(outputs: Any, turn: Turn) -> Any:
             "one output per row, so that predict can leave out those that only fill up the last batch."
         )
     host = read(outputs)
-    cut = lambda a: np.asarray(a)[: turn.examples]  # noqa: E731
-    return cut(host) if isinstance(host, np.ndarray) else jax.tree.map(cut, host)
+    if isinstance(host, np.ndarray):
+        return host[: turn.examples]
+    return jax.tree.map(lambda a: np.asarray(a)[: turn.examples], host)
