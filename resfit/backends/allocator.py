@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ SECONDS_UNTIL_GIVEN_BACK = 30.0
 
 _lock = threading.Lock()
 _running = 0
+_give_back_at = 0.0  # of `time.monotonic`
 _giving_back: threading.Timer | None = None
 
 
@@ -87,32 +89,39 @@ def return_memory() -> None:
 
 
 def _enter(libc: Any) -> None:
-    global _running, _giving_back
+    global _running
     with _lock:
         _running += 1
-        if _giving_back is not None:  # the settings are still those of the block
-            _giving_back.cancel()
-            _giving_back = None
-        elif _running == 1:
+        if _running == 1 and _giving_back is None:  # else the settings are still those of the block
             _set(libc, _KEEP)
 
 
 def _leave(libc: Any) -> None:
-    global _running, _giving_back
+    global _running, _give_back_at
     with _lock:
         _running -= 1
-        if _running == 0:
-            _giving_back = threading.Timer(SECONDS_UNTIL_GIVEN_BACK, _give_back, (libc,))
-            _giving_back.daemon = True  # the process can end earlier
-            _giving_back.start()
+        _give_back_at = time.monotonic() + SECONDS_UNTIL_GIVEN_BACK
+        if _running == 0 and _giving_back is None:  # to start a thread in each call would cost as much as a step
+            _wait(libc, SECONDS_UNTIL_GIVEN_BACK)
+
+
+def _wait(libc: Any, seconds: float) -> None:
+    global _giving_back
+    _giving_back = threading.Timer(seconds, _give_back, (libc,))
+    _giving_back.daemon = True  # the process can end earlier
+    _giving_back.start()
 
 
 def _give_back(libc: Any) -> None:
     global _giving_back
     with _lock:
-        if _giving_back is not threading.current_thread():  # another block started after the time was up
-            return
         _giving_back = None
+        if _running:  # its end starts another timer
+            return
+        rest = _give_back_at - time.monotonic()
+        if rest > 0:  # another block ran since
+            _wait(libc, rest)
+            return
         _set(libc, _LET_GO)
         libc.malloc_trim(0)
 

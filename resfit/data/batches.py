@@ -116,11 +116,12 @@ def whole_epoch(batches: Batches, number: int, items: Iterator[Batch]) -> Iterat
 
     The last one is not called if the epoch is not read to its end.
     """
-    if isinstance(batches, EpochAware):
-        batches.begin_epoch(number)
+    aware = batches if isinstance(batches, EpochAware) else None
+    if aware is not None:
+        aware.begin_epoch(number)
     yield from items
-    if isinstance(batches, EpochAware):
-        batches.end_epoch()
+    if aware is not None:
+        aware.end_epoch()
 
 
 def check_end(batches: Batches, steps: int | None, argument: str) -> None:

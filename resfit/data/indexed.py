@@ -62,6 +62,12 @@ class IndexedBatches:
         self.examples = n - dropped
         self.steps = -(-self.examples // self._batch)
         self.report: Mapping[str, float] = {}
+        index, count = geometry.shard
+        self._part = index * self._batch // count, (index + 1) * self._batch // count  # of a whole batch
+        # All whole batches share it.
+        self._mask = np.ones(self._part[1] - self._part[0], bool) if geometry.pad else None
+        if self._mask is not None:
+            self._mask.flags.writeable = False
 
     @property
     def source(self) -> Source:
@@ -89,19 +95,22 @@ class IndexedBatches:
         return in_order(lambda first: self._rows(source, order, first, epoch), firsts, source.threads)
 
     def _rows(self, source: Source, order: np.ndarray | None, first: int, epoch: int) -> Batch:
-        size = min(self._batch, self.examples - first)
-        whole = self._batch if self._geometry.pad else size
-        index, count = self._geometry.shard
-        low, high = index * whole // count, (index + 1) * whole // count
+        (low, high), size, mask = self._part, self._batch, self._mask
         places: slice | np.ndarray = slice(first + low, first + high)
-        if size < whole:
-            # Padding repeats the last example, because a network that handles real rows handles a copy of one.
-            places = first + np.minimum(np.arange(low, high), size - 1)
+        if first + size > self.examples:
+            size = self.examples - first
+            if mask is None:
+                index, count = self._geometry.shard
+                low, high = index * size // count, (index + 1) * size // count
+                places = slice(first + low, first + high)
+            else:
+                # Padding repeats the last example, because a network that handles real rows handles a copy of one.
+                mask = np.arange(low, high) < size
+                places = first + np.minimum(np.arange(low, high), size - 1)
         rows = places if order is None else order[places]
         x, y, weight = source.take(rows) if high > low else jax.tree.map(lambda a: a[:0], source.take(slice(0, 1)))
         if not getattr(self._source, "checked", False):
             self._check(x, y, weight, high - low)
-        mask = np.arange(low, high) < size if self._geometry.pad else None
         origin = self._origin(rows, epoch) if self._geometry.numbered else None
         return Batch(x, y, weight, mask, size, origin)
 

@@ -3,13 +3,14 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resfit.losses.pixels import fits
 from resfit.metrics.mean import Loss
@@ -72,6 +73,32 @@ class Summed(abc.ABC):
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Return the sums with these leaves, in the order of `jax.tree.leaves`."""
         return jax.tree.unflatten(self._structure, leaves)
+
+    def packed(self, sums: Any, stack: Callable[[list[Any]], Any] = jnp.stack) -> tuple[Any, ...]:
+        """Return the sums as few arrays: the scalars of a dtype are one, because a step takes and returns each array.
+
+        Args:
+          sums: in the structure of `empty`.
+          stack: the function that makes an array of scalars.
+        """
+        leaves = jax.tree.leaves(sums)
+        groups = ([leaves[i] for i in group] for group in self._groups)
+        return tuple(group[0] if len(group) == 1 else stack(group) for group in groups)
+
+    def unpacked(self, arrays: Sequence[Any]) -> Any:
+        """Return the sums from a result of `packed`."""
+        leaves: dict[int, Any] = {}
+        for group, array in zip(self._groups, arrays, strict=True):
+            leaves |= {group[0]: array} if len(group) == 1 else {i: array[place] for place, i in enumerate(group)}
+        return self.unflatten([leaves[i] for i in range(len(leaves))])
+
+    @functools.cached_property
+    def _groups(self) -> list[list[int]]:
+        """The numbers of the leaves in each array of `packed`."""
+        groups: dict[Any, list[int]] = {}
+        for i, leaf in enumerate(map(np.asarray, jax.tree.leaves(self.empty()))):
+            groups.setdefault(i if leaf.ndim else leaf.dtype, []).append(i)
+        return list(groups.values())
 
     @functools.cached_property
     def _structure(self) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from resfit.augment.resize import Resize
 from resfit.data.batches import Batch, Batches
 from resfit.data.device import DeviceSource
 from resfit.errors import ModuleError
@@ -117,9 +118,9 @@ class RunContext:
         return LabelCheck(self.learned.check_labels, data.labels)
 
 
-def for_step(batch: Batch) -> DeviceBatch:
-    """Return the arrays of a batch that a training or evaluation step takes."""
-    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask, batch.origin)
+def for_step(batch: Batch, resize: Resize | None = None) -> DeviceBatch:
+    """Return the arrays of a batch that a training or evaluation step takes; a training step resizes its images."""
+    return DeviceBatch(batch.x, batch.y, batch.weight, batch.mask, batch.origin, resize)
 
 
 def check_before(step: Callable[..., Any], turn: Turn, check: LabelCheck) -> None:

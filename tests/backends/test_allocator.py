@@ -47,8 +47,7 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Libc]:
 
 def given_back() -> None:
     """Wait until the memory of the last block is returned."""
-    timer = allocator._giving_back
-    if timer is not None:
+    while (timer := allocator._giving_back) is not None:
         timer.join()
 
 
@@ -81,15 +80,48 @@ def test_the_last_of_several_blocks_returns_the_memory(libc: Libc) -> None:
     assert libc.calls[-1] == "trim"
 
 
-def test_the_next_call_finds_the_memory_kept(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 60.0)
+def test_the_next_calls_find_the_memory_kept_and_start_no_thread(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 0.5)
     with keeping_memory("cpu"):
         pass
-    monkeypatch.setattr(allocator, "SECONDS_UNTIL_GIVEN_BACK", 0.05)
     libc.calls.clear()
+    first = allocator._giving_back
+    for _ in range(20):
+        with keeping_memory("cpu"):
+            pass
+    assert libc.calls == []
+    assert allocator._giving_back is first  # the calls share a thread
+    given_back()
+    assert libc.calls[-1] == "trim"
+
+
+def test_a_block_keeps_the_memory_beyond_the_time_that_began_before_it(libc: Libc) -> None:
     with keeping_memory("cpu"):
         pass
+    timer = allocator._giving_back
+    assert timer is not None
+    with keeping_memory("cpu"):
+        timer.join()
+        libc.calls.clear()
+        assert allocator._giving_back is None  # no thread waits for a block
     assert libc.calls == []
+    given_back()
+    assert libc.calls.count("trim") == 1
+
+
+def test_the_time_begins_with_the_end_of_the_last_block(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(allocator.time, "monotonic", lambda: now[0])
+    with keeping_memory("cpu"):
+        pass
+    timer = allocator._giving_back
+    assert timer is not None
+    with keeping_memory("cpu"):
+        now[0] = 0.04
+    timer.join()
+    libc.calls.clear()
+    assert allocator._giving_back is not None  # waits for the rest
+    now[0] = 0.2
     given_back()
     assert libc.calls[-1] == "trim"
 

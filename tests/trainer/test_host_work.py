@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import cProfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax._src import tree_util
 
 import resfit
 from resfit.callbacks.logs import LazyLogs
@@ -132,6 +134,7 @@ def test_a_batch_is_transferred_once_on_an_accelerator_and_never_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(Placement, "feeds_ahead", property(lambda self: ahead))
     trained, put = warm(), jax.device_put
+    CALLS[call](trained, *data(2))  # puts the mask of whole batches
     transfers: list[Any] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -146,6 +149,64 @@ def test_a_batch_is_transferred_once_on_an_accelerator_and_never_on_a_cpu(
         return len(transfers)
 
     assert number(6) - number(2) == (4 if ahead else 0)
+
+
+@pytest.mark.parametrize(("call", "most"), [("fit", 105), ("predict", 110)])
+def test_a_batch_costs_few_calls_of_functions(call: str, most: int) -> None:
+    trained = warm()
+    CALLS[call](trained, *data(2))
+
+    def calls_of(steps: int) -> int:
+        x, y = data(steps)
+        profile = cProfile.Profile()
+        with profile:
+            CALLS[call](trained, x, y)
+        entries: Any = profile.getstats()
+        return sum(entry.callcount for entry in entries)
+
+    few, many = calls_of(4), calls_of(24)
+    assert (many - few) / 20 < most
+
+
+@pytest.mark.parametrize(("call", "most"), [("fit", 2), ("evaluate", 2), ("predict", 3)])
+def test_the_arrays_of_a_batch_are_listed_to_place_it_to_find_its_program_and_to_check_its_outputs(
+    call: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = warm()
+    CALLS[call](trained, *data(2))
+    passes: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        function = getattr(tree_util, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            passes.append(name)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in ("tree_flatten", "tree_leaves"):
+        both = counted(name)
+        for module in (tree_util, jax.tree_util):
+            monkeypatch.setattr(module, name, both)
+
+    def passes_of(steps: int) -> int:
+        x, y = data(steps)
+        passes.clear()
+        CALLS[call](trained, x, y)
+        return len(passes)
+
+    few, many = passes_of(4), passes_of(24)
+    assert many - few == most * 20
+
+
+def test_an_evaluation_step_takes_and_returns_one_array_for_the_sums_of_each_dtype() -> None:
+    trained = warm()
+    CALLS["evaluate"](trained, *data(2))
+    ((program,),) = [step._programs.values() for step, _ in trained._control.compiled.evaluator._steps.values()]
+    sums, loss, _ = program.run.out_info
+    assert len({leaf.dtype for leaf in sums}) == len(sums) < len(trained._control.compiled.evaluator.empty)
+    assert loss.shape == ()
 
 
 @pytest.fixture

@@ -76,19 +76,19 @@ class ArraySource:
         return len(jax.tree.leaves(self.x)[0])
 
     def take(self, rows: slice | np.ndarray) -> tuple[Any, Any, np.ndarray | None]:
-        if self._plain and not isinstance(rows, slice):  # `take` is faster than an index
-            leaves = [array.take(rows, 0) for array in self._leaves]
-        else:
+        if not self._plain:
             leaves = [native(array[rows]) for array in self._leaves]
-        taken: tuple[Any, Any, np.ndarray | None] = jax.tree.unflatten(self._structure, leaves)
-        self._check(taken, rows)
+        elif isinstance(rows, slice):
+            leaves = [array[rows] for array in self._leaves]
+        else:  # `take` is faster than an index
+            leaves = [array.take(rows, 0) for array in self._leaves]
+        taken: tuple[Any, Any, np.ndarray | None] = jax.tree_util.tree_unflatten(self._structure, leaves)
+        if self._unchecked is not None:
+            self._check(taken, rows, self._unchecked)
         return taken
 
-    def _check(self, taken: tuple[Any, Any, Any], rows: slice | np.ndarray) -> None:
+    def _check(self, taken: tuple[Any, Any, Any], rows: slice | np.ndarray, unchecked: np.ndarray) -> None:
         """Check examples that were not taken before."""
-        unchecked = self._unchecked
-        if unchecked is None:
-            return
         if unchecked[rows].any():
             check_values(taken[0], taken[1], np.arange(len(self))[rows])
             unchecked[rows] = False

@@ -79,8 +79,7 @@ class Processes:
         """
         if self._exchange is None:
             for own in batches:
-                placed = wanted(own)
-                yield Turn(own, self._placement.place(placed), _rows(placed), own.size)
+                yield Turn(own, self._placement.place(wanted(own)), _rows(own.x), own.size)
             return
         iterator, part = iter(batches), None
         while True:
@@ -186,7 +185,7 @@ def _exchange() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _rows(part: Any) -> int:
-    return len(jax.tree.leaves(part)[0])
+    return len(part if isinstance(part, np.ndarray) else jax.tree.leaves(part)[0])
 
 
 def _examples(batch: Batch) -> int:

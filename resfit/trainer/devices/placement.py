@@ -133,9 +133,9 @@ class Placement:
         """Return a batch split over the devices; if they do not divide it, whole on every device."""
         if self.kind == "jit":
             # A compiled step takes host arrays directly, in half the host time of device_put.
-            leaves, structure = jax.tree.flatten(batch)
-            own = [_own(leaf, self.devices[0]) for leaf in leaves]
-            return batch if all(map(operator.is_, own, leaves)) else jax.tree.unflatten(structure, own)
+            leaves, structure = jax.tree_util.tree_flatten(batch)
+            own = [_own(leaf, self.state) for leaf in leaves]
+            return batch if all(map(operator.is_, own, leaves)) else jax.tree_util.tree_unflatten(structure, own)
         rows = jax.tree.leaves(batch)[0].shape[0]
         return jax.device_put(batch, self._split) if self.divides(rows) else self.replicate(batch)
 
@@ -234,16 +234,17 @@ def _is_global(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _own(leaf: Any, device: jax.Device) -> Any:
+def _own(leaf: Any, sharding: jax.sharding.Sharding) -> Any:
     """Return an array that a compiled step can take: on its device, or a host array that owns its memory.
 
     The step reads a host array while it runs. The host has continued by then, and others can write to shared memory.
     """
-    if hasattr(leaf, "devices"):  # a JAX array, or rows of one
-        return leaf if leaf.devices() == {device} else jax.device_put(leaf, device)
-    if leaf.base is None and leaf.dtype in _AS_THEY_ARE:
-        return leaf
-    return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    if not isinstance(leaf, np.ndarray) and hasattr(leaf, "devices"):  # a JAX array, or rows of one
+        here = getattr(leaf, "sharding", None) is sharding or leaf.devices() == sharding.device_set
+        return leaf if here else jax.device_put(leaf, sharding)
+    if leaf.dtype not in _AS_THEY_ARE:
+        return np.array(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return leaf if leaf.base is None else np.array(leaf)
 
 
 _AS_THEY_ARE = frozenset(map(np.dtype, ("bool", "uint8", "int32", "float32")))  # in JAX's 64-bit mode too
@@ -318,9 +319,12 @@ class CompiledStep:
 
 def form_of(batch: Any) -> Any:
     """Return what decides the program for a placed batch: structure, shapes, dtypes and shardings."""
-    leaves, structure = jax.tree.flatten(batch)
+    leaves, structure = jax.tree_util.tree_flatten(batch)
     return structure, *[
-        (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None)) for leaf in leaves
+        (leaf.shape, leaf.dtype)
+        if isinstance(leaf, np.ndarray)
+        else (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), getattr(leaf, "sharding", None))
+        for leaf in leaves
     ]
 
 

@@ -90,23 +90,31 @@ class Predictor:
         context = self._context
         with context.processes.failing_together(), one_pass(data, context.placement, steps) as batches:
             callbacks.fire("on_predict_begin", {})
-            leaves = context.state.visible(weights)
+            leaves, held = context.state.visible(weights), context.state.leaves
             boundary, compiling = Boundary(context.processes, Interrupt(), stopped), announce(callbacks, "predict")
+            begins, ends = callbacks.listens("on_predict_batch_begin"), callbacks.listens("on_predict_batch_end")
             in_flight: collections.deque[tuple[Any, Turn]] = collections.deque()
             i = 0
             turns = context.processes.turns(batches, lambda batch: batch.x)
             for group in grouped(turns, context.steps_per_execution, lambda turn: form_of(turn.placed)):
-                callbacks.fire("on_predict_batch_begin", i, {})
-                if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between
-                    leaves = context.state.visible(weights)
+                if begins:
+                    callbacks.fire("on_predict_batch_begin", i, {})
+                if context.state.leaves is not held:
+                    if any(leaf.is_deleted() for leaf in leaves):  # this thread took a training step in between
+                        leaves = context.state.visible(weights)
+                    held = context.state.leaves
                 for turn, outputs in zip(group, self._predicted(leaves, group, asked, compiling), strict=False):
-                    if turn is not group[0]:
+                    if begins and turn is not group[0]:
                         callbacks.fire("on_predict_batch_begin", i, {})
-                    callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
+                    if ends:
+                        callbacks.fire("on_predict_batch_end", i, {"outputs": outputs})
                     in_flight.append((outputs, turn))
                     i += 1
-                while len(in_flight) > context.placement.run_ahead:
-                    yield _on_host(*in_flight.popleft())
+                if len(in_flight) > context.placement.run_ahead:
+                    # The older half, after one wait, as `Throttle` does.
+                    jax.block_until_ready(in_flight[len(in_flight) // 2 - 1][0])
+                    for _ in range(len(in_flight) // 2):
+                        yield _on_host(*in_flight.popleft())
                 if boundary():
                     break
             while in_flight:
@@ -153,4 +161,7 @@ def _on_host(outputs: Any, turn: Turn) -> Any:
             f"For a batch of {turn.rows} rows the module returned shape {jax.tree.map(np.shape, outputs)}. Expected "
             "one output per row, so that predict can leave out those that only fill up the last batch."
         )
-    return jax.tree.map(lambda a: np.asarray(a)[: turn.examples], read(outputs))
+    host = read(outputs)
+    if isinstance(host, np.ndarray):
+        return host[: turn.examples]
+    return jax.tree.map(lambda a: np.asarray(a)[: turn.examples], host)

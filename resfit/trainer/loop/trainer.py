@@ -114,23 +114,25 @@ class Trainer:
         context, state = self._context, self._context.state
         throttle = Throttle(context.placement.run_ahead)
         waiting = self._waiting = Waiting()
-        compiling, listened = announce(callbacks, "train"), callbacks.listens("on_train_batch_end")
+        compiling = announce(callbacks, "train")
+        begins, ends = callbacks.listens("on_train_batch_begin"), callbacks.listens("on_train_batch_end")
         self._checked.clear()
         logs: LazyLogs | None = None
-        turns = context.processes.turns(data.next(done), lambda batch: for_step(batch)._replace(resize=resize))
+        turns = context.processes.turns(data.next(done), lambda batch: for_step(batch, resize))
         i = done
         for group in self._executions(waiting.over(turns)):
-            callbacks.fire("on_train_batch_begin", i, {})
+            if begins:
+                callbacks.fire("on_train_batch_begin", i, {})
             for turn in group:
                 context.check_inputs(turn)
-            taken = list(self._take(group, compiling, check, manager))
+            taken = self._take(group, compiling, check, manager)
             waiting.step(taken[-1].loss)
             state.epoch = data.passes
             for turn, (sums, loss, place) in zip(group, taken, strict=True):
-                if turn is not group[0]:
+                if begins and turn is not group[0]:
                     callbacks.fire("on_train_batch_begin", i, {})
                 context.check_inputs(turn, trained=True)
-                if listened:
+                if ends:
                     logs = self._evaluator.logs(sums, loss, turn.examples, place)
                     callbacks.fire("on_train_batch_end", i, logs)
                 i += 1
@@ -144,12 +146,11 @@ class Trainer:
 
     def _take(
         self, group: list[Turn], compiling: Callable[[bool], None], check: LabelCheck, manager: CheckpointManager | None
-    ) -> Iterator[Taken]:
-        """Take a step for each turn, in one program where that is fast; yield sums and loss of each."""
+    ) -> list[Taken]:
+        """Take a step for each turn, in one program where that is fast; return sums and loss of each."""
         if self._context.runs_in_one_program and not self.keep_last_step:
-            yield from self._take_at_once(group, compiling, check, manager)
-            return
-        state = self._context.state
+            return self._take_at_once(group, compiling, check, manager)
+        state, taken = self._context.state, []
         for turn in group:
             batch = gathered(turn.placed) if self.keep_last_step else turn.placed
             arguments = (state.leaves, self.sums, self._context.key, batch)
@@ -161,11 +162,12 @@ class Trainer:
                 leaves, sums, loss, shape = step(state.leaves, *arguments[1:])
                 check_after(step, turn, check, shape)
                 state.leaves, self.sums = leaves, sums
-            yield Taken(self.sums, loss, None)
+            taken.append(Taken(self.sums, loss, None))
+        return taken
 
     def _take_at_once(
         self, group: list[Turn], compiling: Callable[[bool], None], check: LabelCheck, manager: CheckpointManager | None
-    ) -> Iterator[Taken]:
+    ) -> list[Taken]:
         state, context = self._context.state, self._context
         batches, count = filled([turn.placed for turn in group], context.steps_per_execution)
         arguments = (state.leaves, self.sums, context.key, count, batches)
@@ -175,7 +177,7 @@ class Trainer:
         with state.lock:
             state.own()
             state.leaves, self.sums, losses, sums, _ = step(state.leaves, *arguments[1:])
-        yield from (Taken(sums, losses, i) for i in range(len(group)))
+        return [Taken(sums, losses, i) for i in range(len(group))]
 
     def _prepared(
         self,
