@@ -90,9 +90,11 @@ class Guarded(metaclass=_Words):
             if substitute is not None:
                 raise OverrideError(f"{message} Expected {substitute}.", name=name, obj=self)
             if name.startswith("_") and not name.startswith("__") and "_module" not in vars(self):
-                message += (
-                    f" Expected {type(self).__name__}.__init__ to call super().__init__(module), with the nnx.Module "
-                    "to train. A resfit.Model is not a network itself."
+                raise OverrideError(
+                    f"{message} Expected {type(self).__name__}.__init__ to call super().__init__(module), with the "
+                    "nnx.Module to train. A resfit.Model is not a network itself.",
+                    name=name,
+                    obj=self,
                 )
             raise AttributeError(message, name=name, obj=self)
 

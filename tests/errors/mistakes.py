@@ -1159,7 +1159,7 @@ COMPILE = [
         "    def __init__(self):\n"
         "        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))\n\n"
         "Net().compile()",
-        AttributeError,
+        errors.OverrideError,
         "'Net' object has no attribute",
         "call super().__init__(module), with the nnx.Module to train",
     ),
@@ -1248,6 +1248,18 @@ COMPILE = [
         errors.CompileError,
         "'acuracy'",
         "Did you mean 'accuracy'?",
+    ),
+    Mistake(
+        "A metric of clu without its decorator",
+        "import clu.metrics\n\n"
+        "class First(clu.metrics.Average):\n"
+        "    @classmethod\n"
+        "    def from_model_output(cls, *, outputs, **_):\n"
+        "        return super().from_model_output(outputs[:, 0])\n\n"
+        "model.compile(metrics=[First])",
+        errors.CompileError,
+        "JAX does not know the sums of the metric First",
+        "Write @flax.struct.dataclass above the class",
     ),
     Mistake(
         "A metric that returns a mean",
