@@ -36,6 +36,11 @@ const FIRST = {
   tensorboard: "how-to/tensorboard",
   checkpoint: "resume",
   "custom block": "how-to/own_block",
+  quickstart: "tutorial/your_first_resnet",
+  deploy: "how-to/export",
+  imbalanced: "how-to/own_arrays",
+  reproducibility: "resume",
+  "sharpness-aware": "how-to/optimizers",
 };
 
 const site = process.argv[2];

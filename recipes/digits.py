@@ -116,8 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train N networks, with seeds 0 to N - 1 (1)")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training images (40)")
-    parser.add_argument("--split", type=int, default=0, help="another number holds out another fifth (0)")
-    parser.add_argument("--splits", type=int, metavar="N", help="train on each of the splits 0 to N - 1 instead")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--split", type=int, metavar="K", help="another number holds out another fifth (0)")
+    chosen.add_argument("--splits", type=int, metavar="N", help="train on each of the splits 0 to N - 1 instead")
     parser.add_argument("--results", type=Path, default=Path("results"), help="of the lines of --splits (results)")
     parser.add_argument("--out", type=Path, default=Path("out/digits"), help="where pictures and model go (out/digits)")
     options = parser.parse_args()
@@ -125,12 +126,14 @@ def main() -> None:
         parser.error(
             f"got --seeds {options.seeds} --epochs {options.epochs} --splits {options.splits}; expected at least 1"
         )
+    if options.splits is not None and options.seeds > 1:
+        parser.error(f"got --seeds {options.seeds} with --splits, which trains one network, with seed 0, on each split")
     require_writable(parser, options.out, *([] if options.splits is None else [options.results]))
     if options.splits is not None:
         measure(options.splits, options.epochs, options.out, options.results)
         return
 
-    x, x_test, y, y_test = data(options.split)
+    x, x_test, y, y_test = data(options.split or 0)
     ensemble = resfit.Ensemble(network, options.seeds)  # with seeds 0, 1, 2, ...
     model = ensemble.members[0]
     model.summary(input_shape=x.shape[1:])

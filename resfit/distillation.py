@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from resfit import losses
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError, ModuleError
 from resfit.model import Model
 from resfit.nets.modes import in_mode, mode_keywords
@@ -64,6 +65,7 @@ class Distiller(Model):
       >>> model.compile("sgd", learning_rate=0.1, metrics=["accuracy"])
     """
 
+    @checked("function arguments", "Distiller")
     def __init__(
         self, student: nnx.Module, teacher: nnx.Module, *, temperature: float = 4.0, label_weight: float = 0.1
     ) -> None:

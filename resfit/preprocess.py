@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resfit._utils.keywords import checked_class
+from resfit._utils.keywords import check_constructors, checked
 from resfit._utils.random_inputs import random_batch as _random_batch
 from resfit._utils.words import no_attribute
 from resfit.errors import CompileError, DataError
@@ -33,7 +33,6 @@ class Auto:
         return jax.tree.map(_scale, x)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Normalize:
     """A preprocessing that scales uint8 images to [0, 1] and standardizes each channel: (x - mean) / std.
@@ -86,6 +85,7 @@ def _scale(x: jax.Array) -> jax.Array:
 Kinds = tuple[str, ...]
 
 
+@checked("function arguments")
 def kinds(x: Any) -> Kinds:
     """Return the kinds of the arrays of a batch, which `Auto` treats differently.
 
@@ -99,6 +99,7 @@ def kinds(x: Any) -> Kinds:
     )
 
 
+@checked("function arguments")
 def example(x: Any) -> Any:
     """Return shapes and dtypes of one example of a batch on a device, a pytree of `jax.ShapeDtypeStruct`.
 
@@ -109,6 +110,7 @@ def example(x: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype)), x)
 
 
+@checked("function arguments")
 def check_kinds(x: Any, trained_on: Kinds | None) -> None:
     """Raise if `Auto` would give the network values of another scale than in training.
 
@@ -131,6 +133,7 @@ def check_kinds(x: Any, trained_on: Kinds | None) -> None:
             )
 
 
+@checked("function arguments")
 def needs_values(x: Any, trained_on: Kinds | None) -> bool:
     """Return True if `check_kinds` reads the values of such a batch, not only its dtypes."""
     return any(
@@ -143,6 +146,7 @@ def _in_unit_range(x: Any) -> bool:
     return bool(np.min(x) >= 0 and np.max(x) <= 1)
 
 
+@checked("function arguments")
 def get(preprocess: str | Preprocess | None) -> Preprocess | None:
     """Return the function of a `preprocess` argument: "auto", a function, or None for no preprocessing.
 
@@ -159,6 +163,7 @@ def get(preprocess: str | Preprocess | None) -> Preprocess | None:
     )
 
 
+@checked("function arguments")
 def same_values(one: Preprocess | None, other: Preprocess | None, example: Any = None) -> bool:
     """Return True if two preprocessing functions give a network the same values.
 
@@ -202,6 +207,7 @@ def _same_on(batch: Any, one: Preprocess | None, other: Preprocess | None) -> bo
     )
 
 
+@checked("function arguments")
 def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtypeStruct:
     """Return shape and dtype of a small image: float32 if the kind of the inputs is floats, else uint8.
 
@@ -212,6 +218,7 @@ def typical_example(channels: int, kinds: Kinds | None = None) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct((8, 8, channels), jnp.uint8 if kinds is None or kinds[0] == "uint8" else jnp.float32)
 
 
+@checked("function arguments")
 def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
     """Return the JSON of a preprocessing in a model file; {"kind": "custom"} for a custom function."""
     if preprocess is None:
@@ -221,6 +228,7 @@ def to_config(preprocess: Preprocess | None) -> dict[str, Any] | None:
     return {"kind": "custom"}
 
 
+@checked("function arguments")
 def from_config(config: Mapping[str, Any] | None) -> Preprocess | None:
     """Return the preprocessing of a result of `to_config`, or raise for a custom function."""
     if config is None:
@@ -232,6 +240,8 @@ def from_config(config: Mapping[str, Any] | None) -> Preprocess | None:
     preprocess: Preprocess = kinds[config["kind"]](**arguments)
     return preprocess
 
+
+check_constructors(__name__)
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "preprocess")

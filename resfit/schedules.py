@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from resfit._utils.keywords import checked_class
+from resfit._utils.keywords import check_constructors, checked
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import no_attribute, use
 from resfit.errors import CompileError
@@ -123,7 +123,6 @@ class Constant(Schedule):
         return jnp.ones((), jnp.float32)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
     """A schedule that falls linearly from the peak to the end.
@@ -145,7 +144,6 @@ class Linear(Schedule):
         return self.end + (1 - self.end) * (1 - step / total_steps)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """A schedule that falls from the peak to the end in half a cosine wave, without restarts.
@@ -169,7 +167,6 @@ class Cosine(Schedule):
         return self.end + (1 - self.end) * _half_cosine(step / total_steps)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class WarmupCosine(Schedule):
     """A schedule that rises linearly from zero to the peak, then falls to the end in half a cosine wave.
@@ -217,7 +214,6 @@ class WarmupCosine(Schedule):
             )
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
     """A schedule that multiplies the learning rate by a factor after given epochs.
@@ -265,7 +261,6 @@ class Step(Schedule):
             )
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class OneCycle(Schedule):
     """A schedule that rises to the peak in half a cosine wave, then falls to the end in a longer one.
@@ -325,6 +320,7 @@ def _unquoted(name: str) -> str:
         return ""
 
 
+@checked("function arguments")
 def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule:
     """Return the schedule of a name, or a schedule, with its peak.
 
@@ -363,6 +359,8 @@ def get(schedule: str | Schedule, default_peak: float | None = None) -> Schedule
         )
     return dataclasses.replace(schedule, peak=default_peak)
 
+
+check_constructors(__name__)
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "schedules")

@@ -133,6 +133,8 @@ def mean(outputs: jax.Array, y: jax.Array) -> jax.Array:
         ({"loss": "accuracy"}, "cannot be named 'loss'"),
         ([3], "got 3"),
         ({"all": clu.metrics.CollectingMetric.from_outputs(("loss",))}, "CollectingMetric.*model.predict"),
+        ([type("Mine", (clu.metrics.Average,), {})], "sums of the metric Mine.*Write @flax.struct.dataclass above"),
+        ([type("Own", (clu.metrics.Metric,), {})], "sums of the metric Own.*Write @flax.struct.dataclass above"),
         ([int], "class 'int'"),
         ([lambda outputs, y: outputs[:, 0]], "cannot be named '<lambda>'.*dict of names"),
         ({"my metric": "accuracy"}, "cannot be named 'my metric'"),

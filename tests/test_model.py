@@ -3,7 +3,7 @@
 import functools
 import inspect
 import logging
-import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -19,6 +19,7 @@ from flax import nnx
 import resfit
 from resfit.callbacks import Callback
 from resfit.errors import CallbackError, CompileError, DataError, LabelError, ModuleError, NotCompiledError, StepFailed
+from resfit.trainer.loop import input_stall
 from tests.helpers import (
     BATCH,
     CLASSES,
@@ -1089,17 +1090,24 @@ def test_a_function_that_returns_a_new_iterator_is_called_in_every_epoch() -> No
     assert_same(values(one.module), values(other.module))
 
 
-def test_the_share_of_time_spent_waiting_for_data_is_measured() -> None:
+def test_the_share_of_time_spent_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(input_stall, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+
     def slow() -> Iterator[Any]:
         for _ in range(4):
-            time.sleep(0.15)
+            clock.now += 3
             yield images(8), labels(8)
 
+    class Steps(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            assert logs["loss"] > 0  # the step is done, so the wait for the next batch counts
+            clock.now += 1
+
     model = ready()
-    fit(model, images(8), labels(8))  # compiles
-    history = model.fit(slow, epochs=2, verbose=0)
-    assert all(0.5 < share <= 1 for share in history.timings["data_wait"])
-    assert model.data_wait == history.timings["data_wait"][-1]
+    history = model.fit(slow, epochs=2, verbose=0, callbacks=[Steps()])
+    assert history.timings["data_wait"] == [0.75, 0.75]
+    assert model.data_wait == 0.75
 
 
 def test_the_report_of_the_data_is_in_the_logs_of_the_epoch() -> None:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +16,6 @@ _ARGUMENTS: dict[str, dict[str, set[str]]] = {}
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_T = TypeVar("_T")
 
 
 def only_others(caller: str, place: str, given: Mapping[str, object], own: Mapping[str, str]) -> None:
@@ -46,7 +46,8 @@ def only_others(caller: str, place: str, given: Mapping[str, object], own: Mappi
 def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Return a decorator of functions: an unknown keyword argument raises `ArgumentError`, which names the substitute.
 
-    A positional argument too many raises `ArgumentError` with the names of the others.
+    A positional argument too many raises `ArgumentError` with the names of the others, and a missing argument with all
+    required ones.
 
     Args:
       place: the section of the table of words, such as "arguments" or "callback arguments".
@@ -70,12 +71,13 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
         known = [
             known.name
             for known in parameters.values()
-            if known.name not in ("self", "cls") and known.kind is not known.VAR_POSITIONAL
+            if known.name not in ("self", "cls", "_cls") and known.kind is not known.VAR_POSITIONAL
         ]
         called = name or function.__name__
         none = "Expected no arguments by name." if takes_more else "Expected no arguments."
         expected = f"Expected some of {known}." if known else none
         positional = [known.name for known in parameters.values() if known.kind is known.POSITIONAL_OR_KEYWORD]
+        needed = [word for word in known if parameters[word].default is inspect.Parameter.empty]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
         @functools.wraps(function)
@@ -93,9 +95,15 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
             if len(args) > len(positional) and not takes_more:
                 named = [word for word in known if word not in positional]
                 taken = [word for word in positional if word in known]
+                after = f" after its positional arguments {', '.join(taken)}" if taken else " by position"
                 raise ArgumentError(
-                    f"{called} got {shown(args[len(positional)])} after its positional arguments {', '.join(taken)}. "
+                    f"{called} got {shown(args[len(positional)])}{after}. "
                     + (f"Expected the others by name: {', '.join(named)}." if named else "Expected no others.")
+                )
+            missing = [word for word in needed if word not in kwargs and word not in positional[: len(args)]]
+            if missing:
+                raise ArgumentError(
+                    f"{called} got no {' and no '.join(missing)}. Expected {called}({', '.join(needed)})."
                 )
             return function(*args, **kwargs)
 
@@ -104,26 +112,31 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
     return decorate
 
 
-def checked_class(place: str) -> Callable[[type[_T]], type[_T]]:
-    """Return a decorator of classes: `checked` for the arguments of the constructor.
+def check_constructors(module: str, place: str = "function arguments") -> None:
+    """Replace the constructors of the public classes of a package by `checked` ones, which know the public names.
+
+    Protocols, and classes without a constructor, keep the errors of Python.
+
+    Args:
+      module: the name of a package with `__all__`, or of a module: all classes that it defines are public.
+      place: the section of the table of words.
 
     Example:
-      >>> import dataclasses
-      >>> @checked_class("function arguments")
-      ... @dataclasses.dataclass
-      ... class Decay:
-      ...     peak: float = 0.1
-      >>> Decay(max_lr=1.0)
+      >>> import resfit
+      >>> resfit.schedules.Cosine(max_lr=1.0)
       Traceback (most recent call last):
       ...
-      resfit.errors.ArgumentError: Decay got max_lr=1.0, and has no argument max_lr. Use peak.
+      resfit.errors.ArgumentError: Cosine got max_lr=1.0, and has no argument max_lr. Use peak.
     """
-
-    def decorate(kind: type[_T]) -> type[_T]:
-        kind.__init__ = checked(place, kind.__name__)(kind.__init__)  # type: ignore[method-assign]
-        return kind
-
-    return decorate
+    members = vars(sys.modules[module])
+    own = [name for name, value in members.items() if getattr(value, "__module__", None) == module and name[0] != "_"]
+    for name in members.get("__all__", own):
+        kind = members[name]
+        if isinstance(kind, type) and not getattr(kind, "_is_protocol", False):
+            method = "__new__" if issubclass(kind, tuple) else "__init__"
+            made = getattr(kind, method)
+            if made is not object.__init__:
+                setattr(kind, method, checked(place, name)(made))
 
 
 def shown(value: object) -> str:
@@ -142,7 +155,7 @@ def _of_this(word: str, place: str, called: str, known: Sequence[str]) -> str:
     An argument of this function comes before that of another one, and an argument that no function has is not named.
     """
     sentence = use(word, place)
-    argument = re.fullmatch(r"Use (\w+)\.", sentence)
+    argument = re.fullmatch(r"Use (\w+)(\.|, .*)", sentence)
     if argument is not None and argument[1] not in known:
         return ""
     other = re.fullmatch(r"Use (\w+)\((\w+)=\.\.\.\)\.", sentence)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+_FUNCTION = "a function of (outputs, labels) that returns one value per example"
+
 # Place -> answer -> words, as in `words.WORDS`.
 OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
     "augment": {
@@ -96,6 +98,21 @@ OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
         "`jax.process_index()`, `jax.process_count()` and `jax.devices()`": (
             "get_rank get_world_size rank world_size local_rank list_devices is_initialized"
         ),
+    },
+    "loss arguments": {
+        "`resfit.losses.CrossEntropy(label_smoothing=0.1)`": "label_smoothing smoothing",
+        "`resfit.losses.CrossEntropy(ignore_index=...)`": "ignore_index ignore_class",
+        "`resfit.losses.Focal(gamma=2.0)`": "gamma alpha",
+        "`resfit.losses.BinaryCrossEntropy(target_threshold=...)`": "target_threshold",
+        "`resfit.losses.distillation(logits, teacher_logits, temperature=4.0)`": "temperature",
+        "nothing: losses and metrics read logits": "from_logits apply_softmax",
+        "nothing: a loss returns one value per example, and `fit` averages them": "reduction size_average reduce",
+        "nothing: classes are on the last axis": "axis dim",
+        "nothing: losses are computed in float32 or wider": "dtype",
+        "nothing: logs name a loss after its output": "name",
+        "`fit(class_weight=...)` or `fit(sample_weight=...)`": "weight weights class_weight sample_weight pos_weight",
+        "`loss(outputs, labels)` by position": "y_true y_pred input inputs target preds predictions",
+        f"`optax.losses.huber_loss(outputs, labels, delta=...)` in {_FUNCTION}": "delta beta",
     },
     "weights": {
         "`resfit.create_model(name, num_classes=..., weights=...)`": (

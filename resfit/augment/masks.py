@@ -11,6 +11,11 @@ from resfit._utils.checks import is_int
 from resfit.errors import CompileError, LabelError
 
 
+def public(name: str) -> str:
+    """Return what a user calls: a function of `augment` by its name, or a call as it is."""
+    return name if "(" in name else f"augment.{name}"
+
+
 def is_mask(y: Any) -> bool:
     """Return True for an array with axes of pixels, (batch, height, width) or (batch, height, width, channels)."""
     return getattr(y, "ndim", 0) > 2
@@ -20,7 +25,7 @@ def moved(name: str, y: Any, x: jax.Array, move: Callable[[jax.Array], jax.Array
     """Return labels in which masks are moved, and all others are unchanged.
 
     Args:
-      name: the name of the augmentation, for messages.
+      name: the name of the augmentation, or a call such as "fit(image_sizes=...)", for messages.
       y: labels of any kind, or a pytree of such.
       x: the images before the augmentation, (batch, height, width, channels).
       move: a function of masks (batch, height, width, channels), of any dtype.
@@ -36,7 +41,7 @@ def moved(name: str, y: Any, x: jax.Array, move: Callable[[jax.Array], jax.Array
             return leaf
         if leaf.shape[:3] != x.shape[:3] or leaf.ndim > 4:
             raise LabelError(
-                f"augment.{name} moves pixels, and got images of shape {x.shape} and labels of shape {leaf.shape}. "
+                f"{public(name)} moves pixels, and got images of shape {x.shape} and labels of shape {leaf.shape}. "
                 f"Expected one label per example, or masks of the size of the images, {x.shape[:3]}. Resize the masks "
                 "to the images (nearest neighbor) and the outputs of the network to the masks, or pass a custom "
                 "function (key, x, y) -> (x, y)."

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit.augment.alternating_flip import AlternatingFlip
 from resfit.augment.aug_mix import Consistent
@@ -39,6 +40,7 @@ _KERAS = {
 }
 
 
+@checked("function arguments")
 def get(augment: AugmentArgument, num_classes: int | None = None) -> tuple[Augment, ...]:
     """Return the functions of an `augment` argument, in the order of their application.
 

@@ -12,6 +12,8 @@ from resfit.augment.random_resized_crop import nearest
 from resfit.augment.transform import as_images, like, to_float
 from resfit.errors import RankError
 
+_CALL = "fit(image_sizes=...)"
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Resize:
                 f"fit got image_sizes and inputs of {got}. Expected one array of images, (batch, height, width, "
                 "channels). Leave image_sizes out."
             )
-        x = as_images("resize", x)
-        return like(self._resized(to_float(x)), x), moved("resize", y, x, self._of_nearest)
+        x = as_images(_CALL, x)
+        return like(self._resized(to_float(x)), x), moved(_CALL, y, x, self._of_nearest)
 
     def _resized(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[0], self.height, self.width, x.shape[3])

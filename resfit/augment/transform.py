@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from resfit._utils.checks import is_number
 from resfit._utils.jax_switches import implicit_promotion
-from resfit.augment.masks import moved
+from resfit.augment.masks import moved, public
 from resfit.errors import CompileError, DataError, RankError
 
 Augment = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
@@ -73,19 +73,19 @@ def as_images(name: str, x: Any) -> jax.Array:
     """Return x as an array, or raise if it is not a batch of images. The check runs while the step is traced.
 
     Args:
-      name: the name of the augmentation, for the message.
+      name: the name of the augmentation, or a call such as "fit(image_sizes=...)", for the message.
       x: images (batch, height, width, channels), uint8 or float.
     """
     if not hasattr(x, "ndim") or x.ndim != 4:
         got = f"shape {x.shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
         raise RankError(
-            f"augment.{name} got inputs of {got}. Expected one array of images, (batch, height, width, channels). For "
+            f"{public(name)} got inputs of {got}. Expected one array of images, (batch, height, width, channels). For "
             "gray images add the channel: x[..., None]. For several inputs pass a custom function (key, x, y) -> (x, "
             "y) to compile(augment=...)."
         )
     if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
         raise DataError(
-            f"augment.{name} got images of dtype {x.dtype}, shape {x.shape}. Expected uint8, 0 to 255, or floats: "
+            f"{public(name)} got images of dtype {x.dtype}, shape {x.shape}. Expected uint8, 0 to 255, or floats: "
             "x.astype('uint8')."
         )
     return jnp.asarray(x)

@@ -1,9 +1,11 @@
 """The memory that resfit keeps from one model to the next."""
 
+from resfit._utils.keywords import checked
 from resfit.backends import allocator, bytecode
 from resfit.backends.program_cache import PROGRAMS
 
 
+@checked("function arguments")
 def clear_caches() -> None:
     """Free the compiled programs that no model uses, and return freed memory to the system.
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.callbacks.base import Callback
 from resfit.callbacks.checkpoint import Checkpoint
@@ -48,6 +49,8 @@ __all__ = [
     "Timer",
     "WeightsAndBiases",
 ]
+
+check_constructors(__name__, "callback arguments")
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "callbacks")

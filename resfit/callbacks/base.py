@@ -6,7 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 from flax import nnx
 
-from resfit._utils import keywords
 from resfit.callbacks.logs import Logs
 
 
@@ -108,12 +107,6 @@ class Callback:
 
     model: TrainedModel
     params: dict[str, Any]
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        if "__init__" in vars(cls) and cls.__module__.startswith("resfit.callbacks."):
-            decorate = keywords.checked("callback arguments", cls.__name__)
-            cls.__init__ = decorate(cls.__init__)  # type: ignore[method-assign]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes for a copy or a pickle, without the model, which the next `fit` sets."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.data.batches import Batch, Batches, EpochSource, Geometry, Source, Stream
 from resfit.data.choose import as_batches
@@ -46,6 +47,8 @@ __all__ = [
     "prepare_tfds",
     "tfds",
 ]
+
+check_constructors(__name__, "data arguments")
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "data")

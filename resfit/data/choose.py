@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from resfit._utils.keywords import checked
 from resfit.data.batches import Batches, Geometry, Source, Stream
 from resfit.data.class_weights import class_weights
 from resfit.data.decode import is_picture
@@ -27,6 +28,7 @@ from resfit.data.weighted import ClassWeighted
 from resfit.errors import DataError
 
 
+@checked("function arguments")
 def as_batches(
     x: Any,
     y: Any = None,

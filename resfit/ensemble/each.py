@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit.errors import ArgumentError
 
 _LISTS = ("learning_rate", "weight_decay", "seed")  # arguments of `compile` that are no sequences for a single model
@@ -26,6 +27,7 @@ class Each:
       2
     """
 
+    @checked("ensemble arguments", "Each")
     def __init__(self, values: Iterable[Any]) -> None:
         if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
             raise ArgumentError(f"Each got {values!r}. Expected a list with one value for each member.")

@@ -9,6 +9,7 @@ Losses with options are small objects, such as `CrossEntropy(label_smoothing=0.1
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.losses.binary import BinaryCrossEntropy, binary_cross_entropy
 from resfit.losses.consistency import jensen_shannon
@@ -82,6 +83,8 @@ __all__ = [
     "task",
     "weighted",
 ]
+
+check_constructors(__name__, "loss arguments")
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "loss")

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resfit._utils.keywords import checked_class
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import same_shape, task
 from resfit.losses.pixels import RowLoss, is_dense
 from resfit.losses.smoothing import Smoothing, check_smoothing, smoothing_now
 
 
+@checked("loss arguments")
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the sigmoid cross-entropy of each example, averaged over its outputs, for multi-label classification.
 
@@ -31,7 +32,6 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class BinaryCrossEntropy(RowLoss):
     """A loss of one class against the rest, as in "ResNet strikes back".

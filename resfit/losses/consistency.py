@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.errors import LossError
 from resfit.losses.labels import described
 
 
+@checked("loss arguments")
 def jensen_shannon(logits: jax.Array, copies: int = 3) -> jax.Array:
     """Return the Jensen-Shannon divergence of the predictions for the copies of each example, (examples,).
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resfit._utils.keywords import checked_class
+from resfit._utils.keywords import checked
 from resfit.losses.labels import task
 from resfit.losses.pixels import RowLoss, over_pixels
 from resfit.losses.smoothing import Smoothing, check_smoothing, smoothing_now
 
 
+@checked("loss arguments")
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the softmax cross-entropy of each example, or the sigmoid cross-entropy for one binary logit.
 
@@ -43,7 +44,6 @@ def _of_rows(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.asarray(by_kind[kind](logits, labels))
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class CrossEntropy(RowLoss):
     """A cross-entropy loss with label smoothing, and for masks with pixels to ignore.

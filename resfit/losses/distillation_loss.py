@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.errors import LabelError
 
 
+@checked("loss arguments")
 def distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 4.0) -> jax.Array:
     """Return the divergence of the student's softened probabilities from the teacher's.
 

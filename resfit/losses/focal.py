@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit._utils.checks import is_number
-from resfit._utils.keywords import checked_class
 from resfit.errors import CompileError, LabelError
 from resfit.losses.labels import task
 from resfit.losses.pixels import RowLoss
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Focal(RowLoss):
     """The focal loss: a cross-entropy in which easy examples have little weight, (1 - p)^gamma of their class.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit.errors import LabelError
 
 Loss = Callable[[Any, Any], jax.Array]
@@ -26,6 +27,7 @@ class Task(NamedTuple):
     labels: jax.Array
 
 
+@checked("loss arguments")
 def task(logits: Any, labels: Any) -> Task:
     """Return the kind of a task; shapes and dtypes decide.
 
@@ -72,6 +74,7 @@ def task(logits: Any, labels: Any) -> Task:
     raise LabelError(f"Got {got}, which is neither class numbers nor targets. {remedy}")
 
 
+@checked("loss arguments")
 def same_shape(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return both as (batch, outputs) float32, or raise if the shapes differ: broadcasting would mix examples."""
     _check_one_array(outputs=outputs, targets=targets)
@@ -117,6 +120,7 @@ def _check_one_array(**values: Any) -> None:
             )
 
 
+@checked("loss arguments")
 def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     """Raise if values of labels are invalid. The check runs on the host: a device clamps or ignores such values.
 
@@ -151,6 +155,7 @@ def check_labels(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
             )
 
 
+@checked("loss arguments")
 def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None:
     """Raise if values of multi-label targets are invalid. Rows can have any sum.
 
@@ -169,6 +174,7 @@ def check_each_output(labels: np.ndarray, logits_shape: tuple[int, ...]) -> None
         )
 
 
+@checked("loss arguments")
 def multi_hot_row(labels: Any) -> int | None:
     """Return the number of the first row of multi-hot labels that does not have exactly one label, or None.
 
@@ -189,6 +195,7 @@ def multi_hot_row(labels: Any) -> int | None:
     return int(rows[0]) if len(rows) else None
 
 
+@checked("loss arguments")
 def one_hot(labels: Any) -> bool:
     """Return True if labels are one matrix of 0 and 1 with exactly one label in every row.
 

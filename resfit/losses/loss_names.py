@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from resfit._utils import foreign
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
 from resfit.errors import CompileError, LossError
@@ -35,6 +36,7 @@ _BY_NAME: dict[str, Loss] = {
 }
 
 
+@checked("loss arguments")
 def get(loss: LossArgument, loss_weights: Any = None) -> Loss:
     """Return the loss with a name, or a loss function with its arguments in the order (outputs, labels).
 
@@ -68,6 +70,7 @@ def get(loss: LossArgument, loss_weights: Any = None) -> Loss:
     return outputs_first(loss, "loss")
 
 
+@checked("loss arguments")
 def takes_labels(loss: Loss | None) -> bool:
     """Return True for a loss of resfit that reads class numbers, targets that sum to one, or one binary label.
 
@@ -78,6 +81,7 @@ def takes_labels(loss: Loss | None) -> bool:
     return loss is cross_entropy or isinstance(loss, CrossEntropy | Focal)
 
 
+@checked("loss arguments")
 def multi_label(loss: Loss | None) -> bool | None:
     """Return True if a loss of resfit reads every output as an independent label, and False if it does not.
 
@@ -95,6 +99,7 @@ def multi_label(loss: Loss | None) -> bool | None:
     return False if one else None
 
 
+@checked("loss arguments")
 def check(loss: Loss | None, labels: Any, logits_shape: Any) -> None:
     """Raise if values of labels are invalid for a loss of resfit. Labels of a custom loss are not checked.
 
@@ -124,6 +129,7 @@ def check(loss: Loss | None, labels: Any, logits_shape: Any) -> None:
     (check_labels if one else check_each_output)(labels, logits_shape)
 
 
+@checked("loss arguments")
 def ignore_index(loss: Loss | None) -> int | None:
     """Return the label of pixels that a loss ignores, its attribute `ignore_index`; None if it ignores none.
 
@@ -135,6 +141,7 @@ def ignore_index(loss: Loss | None) -> int | None:
     return index
 
 
+@checked("loss arguments")
 def weighted(loss: Loss, outputs: Any, labels: Any, weight: Any) -> Any:
     """Return the loss of each example, (batch,), under the weight of each of its pixels; see `over_pixels`.
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError
 
 _log = logging.getLogger("resfit")
@@ -42,6 +43,7 @@ class LabelsFirst:
         return self.function(labels, outputs)
 
 
+@checked("loss arguments")
 def outputs_first(function: Callable[..., Any], argument: str) -> Callable[[Any, Any], Any]:
     """Return the function with its arguments in the order (outputs, labels).
 

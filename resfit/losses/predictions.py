@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 from resfit.errors import LabelError
 
 
+@checked("loss arguments")
 def at_least_float32(outputs: Any) -> Any:
     """Return outputs of half precision as float32, for losses, metrics and NumPy; keep all other outputs.
 
@@ -38,6 +40,7 @@ def _is_binary(logits: jax.Array) -> bool:
     return logits.ndim == 1 or logits.shape[-1] == 1
 
 
+@checked("loss arguments")
 def probabilities(outputs: Any) -> jax.Array:
     """Return the softmax of logits over the last axis, or the sigmoid of a single binary logit, in the same shape.
 
@@ -49,6 +52,7 @@ def probabilities(outputs: Any) -> jax.Array:
     return jax.nn.sigmoid(logits) if _is_binary(logits) else jax.nn.softmax(logits, axis=-1)
 
 
+@checked("loss arguments")
 def class_numbers(outputs: Any) -> jax.Array:
     """Return the most probable class of the last axis, (batch, ...) int32; 0 or 1 for a single binary logit.
 
@@ -62,6 +66,7 @@ def class_numbers(outputs: Any) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
+@checked("loss arguments")
 def each_probability(outputs: Any) -> jax.Array:
     """Return the sigmoid of every logit in the same shape: the probabilities of a multi-label model.
 
@@ -72,6 +77,7 @@ def each_probability(outputs: Any) -> jax.Array:
     return jax.nn.sigmoid(_logits(outputs))
 
 
+@checked("loss arguments")
 def each_label(outputs: Any) -> jax.Array:
     """Return 1 for every logit whose probability is above 0.5, else 0: (batch, ..., labels) int32.
 

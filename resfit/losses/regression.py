@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resfit._utils.keywords import checked
 from resfit.errors import LabelError
 from resfit.losses.labels import same_shape
 from resfit.losses.pixels import over_pixels
@@ -16,6 +17,7 @@ from resfit.losses.pixels import over_pixels
 _EPSILON = 1e-7  # of Keras, in denominators and logarithms
 
 
+@checked("loss arguments")
 def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the squared error of each example, averaged over its outputs, as in Keras and PyTorch.
 
@@ -36,6 +38,7 @@ def mean_squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.square(outputs - targets).mean(axis=1)
 
 
+@checked("loss arguments")
 def mean_absolute_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the absolute error of each example, averaged over its outputs.
 
@@ -51,6 +54,7 @@ def mean_absolute_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.abs(outputs - targets).mean(axis=1)
 
 
+@checked("loss arguments")
 def mean_absolute_percentage_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the absolute error of each example in percent of the target, averaged over its outputs.
 
@@ -62,6 +66,7 @@ def mean_absolute_percentage_error(outputs: jax.Array, targets: jax.Array) -> ja
     return 100 * jnp.mean(jnp.abs(outputs - targets) / jnp.maximum(jnp.abs(targets), _EPSILON), axis=1)
 
 
+@checked("loss arguments")
 def mean_squared_logarithmic_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the squared difference of log(1 + value) of each example, averaged over its outputs.
 
@@ -71,6 +76,7 @@ def mean_squared_logarithmic_error(outputs: jax.Array, targets: jax.Array) -> ja
     return jnp.square(outputs - targets).mean(axis=1)
 
 
+@checked("loss arguments")
 def huber(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return half the squared error up to an error of 1, linear beyond, averaged over the outputs of an example.
 
@@ -79,11 +85,13 @@ def huber(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean(optax.huber_loss(*same_shape(outputs, targets)), axis=1)
 
 
+@checked("loss arguments")
 def log_cosh(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the logarithm of the hyperbolic cosine of the error, averaged over the outputs of an example."""
     return jnp.mean(optax.log_cosh(*same_shape(outputs, targets)), axis=1)
 
 
+@checked("loss arguments")
 def poisson(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return output - target * log(output), averaged over the outputs of an example.
 
@@ -94,6 +102,7 @@ def poisson(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean(outputs - targets * jnp.log(outputs + _EPSILON), axis=1)
 
 
+@checked("loss arguments")
 def hinge(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return max(1 - target * output, 0), averaged over the outputs of an example.
 
@@ -109,6 +118,7 @@ def hinge(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean(optax.hinge_loss(outputs, jnp.where(targets == 0, -1, targets)), axis=1)
 
 
+@checked("loss arguments")
 def cosine_similarity(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the cosine of the angle between outputs and targets, negated: -1 is best.
 
@@ -123,6 +133,7 @@ def _cosine_of_rows(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.negative(optax.cosine_similarity(*same_shape(outputs, targets), epsilon=1e-12))
 
 
+@checked("loss arguments")
 def kl_divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return the Kullback-Leibler divergence of the predicted distribution from the target distribution.
 

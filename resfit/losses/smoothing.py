@@ -59,3 +59,22 @@ def check_smoothing(label_smoothing: Smoothing) -> None:
     if isinstance(first, str) or np.ndim(first) or not 0 <= first < 1:
         at = f", which is {first:g} at step 0" if callable(label_smoothing) else ""
         raise CompileError(f"Got label_smoothing={label_smoothing!r}{at}. {expected}")
+
+
+def check_smoothing_of_steps(label_smoothing: Callable[[Any], Any], first: int, count: int) -> None:
+    """Raise if a function for label smoothing leaves [0, 1) at one of up to 65 steps, evenly spaced.
+
+    Args:
+      label_smoothing: a function step -> number.
+      first: the first step.
+      count: the number of steps.
+    """
+    last = first + max(count, 1) - 1
+    for step in np.unique(np.linspace(first, last, 65).astype(int)).tolist():
+        value = float(label_smoothing(step))
+        if not 0 <= value < 1:
+            raise CompileError(
+                f"label_smoothing={label_smoothing!r} is {value:g} at step {step}, and fit takes the steps {first} to "
+                f"{last}. Expected 0 or more, below 1, at each step. Change the function, or limit its values with "
+                "jnp.clip."
+            )

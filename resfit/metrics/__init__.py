@@ -10,6 +10,7 @@ Metrics with one value per class, or a matrix, appear in logs as NumPy arrays.
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, CrossEntropy, top_k_accuracy
 from resfit.metrics.auc import auc
@@ -43,6 +44,8 @@ __all__ = [
     "recall",
     "top_k_accuracy",
 ]
+
+check_constructors(__name__)
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "metrics")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resfit import losses
+from resfit._utils.keywords import checked
 from resfit.errors import LabelError
 from resfit.metrics.mean import Mean, takes_sums
 
@@ -60,6 +61,7 @@ CrossEntropy = _of_rows("cross_entropy", _cross_entropy)
 """The mean softmax cross-entropy, sigmoid for one binary logit, without weights, for any training loss."""
 
 
+@checked("function arguments")
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and True are equal
 def top_k_accuracy(k: int) -> type[Mean]:
     """Return the metric class of the share of examples whose class is among the k largest logits.

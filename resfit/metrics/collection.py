@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit.losses.pixels import fits
 from resfit.metrics.mean import Loss
 from resfit.metrics.pixels import by_pixel, of_pixels, sums_of, wide
@@ -144,6 +145,7 @@ class Collection(Summed):
         return Sums(jnp.array(1, jnp.int32), tuple(held), self)
 
 
+@checked("function arguments")
 def collection(
     metrics: Mapping[str, type[clu.metrics.Metric]],
     *,
@@ -174,11 +176,13 @@ def collection(
     return Collection({field: readings[field][1] for field in fields.values()}, readings, multi_label, ignore_index)
 
 
+@checked("function arguments")
 def names(kind: Summed) -> list[str]:
     """Return the names in a collection, loss first."""
     return list(kind.readings)
 
 
+@checked("function arguments")
 def from_step(kind: Summed, *, outputs: Any, targets: Any, loss: Any, mask: jax.Array) -> Any:
     """Return the sums of one batch.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from resfit import losses
 from resfit._utils import foreign
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
 from resfit.errors import CompileError, LabelError
@@ -130,6 +131,7 @@ def _resolve(
     raise CompileError(f"Expected a metric's name, class or function, got {metric!r}.")
 
 
+@checked("function arguments")
 def by_name(
     metrics: MetricsArgument, num_classes: int | None = None, *, multi_label: bool | None = None
 ) -> dict[str, type[clu.metrics.Metric]]:
@@ -181,6 +183,7 @@ def by_name(
     return {name: suited(name, metric) for name, metric in resolved.items()}
 
 
+@checked("function arguments")
 def automatic(loss: losses.Loss | None) -> dict[str, type[clu.metrics.Metric]]:
     """Return the metrics of `compile(metrics="auto")`: accuracy if the loss reads class labels, else none."""
     return {"accuracy": Accuracy} if losses.takes_labels(loss) else {}

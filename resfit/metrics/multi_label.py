@@ -6,6 +6,7 @@ from typing import Any
 import clu.metrics
 import flax.struct
 
+from resfit._utils.keywords import checked
 from resfit.errors import CompileError, LabelError
 from resfit.metrics.accuracy import Accuracy, BinaryAccuracy, BinaryCrossEntropy, CrossEntropy
 
@@ -37,6 +38,7 @@ def for_several_labels(name: str, metric: Any) -> type[clu.metrics.Metric]:
     return chosen
 
 
+@checked("function arguments")
 def reads_one_label(metric: type[clu.metrics.Metric]) -> bool:
     """Return True if a metric reads only the largest output and the largest label of an example."""
     return (

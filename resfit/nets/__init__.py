@@ -7,6 +7,7 @@ trains.
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.nets.blocks import BasicBlock, BottleneckBlock
 from resfit.nets.count import count_multiply_adds, count_params
@@ -98,6 +99,8 @@ __all__ = [
     "list_models",
     "max_pool",
 ]
+
+check_constructors(__name__, "network")
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "networks")

@@ -11,9 +11,11 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from resfit._utils.keywords import checked
 from resfit.nets.modes import in_mode
 
 
+@checked("function arguments")
 def count_params(module: nnx.Module) -> int:
     """Return the number of trained scalars of a module: `nnx.Param`, not statistics. Shared parameters count once.
 
@@ -28,6 +30,7 @@ def count_params(module: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
+@checked("function arguments")
 def count_multiply_adds(module: nnx.Module, input_shape: tuple[int, ...], *, dtype: str = "float32") -> int:
     """Return the multiply-adds of all convolutions and matrix products in one evaluation of one example.
 

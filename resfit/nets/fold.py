@@ -13,6 +13,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from resfit._utils.keywords import checked
 from resfit.errors import ModuleError
 from resfit.nets.intercept import intercept
 from resfit.nets.modes import in_mode
@@ -32,6 +33,7 @@ class FoldedNorm(nnx.Module):
         return x
 
 
+@checked("function arguments")
 def fold_batch_norm(module: _Module, example: Any = None) -> _Module:
     """Return a copy of a network whose batch norms are part of the convolutions before them.
 

@@ -12,10 +12,12 @@ import numpy as np
 from einops import reduce
 from jax import lax
 
+from resfit._utils.keywords import checked
 from resfit.backends.cpu_barrier import materialize_on_cpu, traced_for
 from resfit.errors import SpecError
 
 
+@checked("function arguments")
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: tuple[int, int] | None = None) -> jax.Array:
     """Return the maximum over square windows, padded by `window // 2` on both sides as in torchvision's stem.
 
@@ -94,6 +96,7 @@ def _shifted(x: jax.Array, window: int, strides: int, padding: tuple[int, int], 
     ]
 
 
+@checked("function arguments")
 def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Array:
     """Return the mean over windows of 2x2 pixels; windows at the right and lower edge average the pixels inside.
 
@@ -124,6 +127,7 @@ def average_pool(x: jax.Array, *, strides: int | tuple[int, int] = 2) -> jax.Arr
     return x
 
 
+@checked("function arguments")
 def blur_pool(x: jax.Array, *, strides: int = 2) -> jax.Array:
     """Blur by (1, 2, 1) / 4 along both axes and keep every stride-th pixel (Zhang 2019, arXiv:1904.11486).
 
@@ -170,6 +174,7 @@ def antialias_kind(value: Any) -> str | None:
     return kind
 
 
+@checked("function arguments")
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Return the mean of every channel over all pixels (Lin et al. 2013, arXiv:1312.4400).
 

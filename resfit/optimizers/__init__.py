@@ -7,6 +7,7 @@ function such as `optax.adamw`, which `compile` calls with the learning rate. `c
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.optimizers.clipping import clip
 from resfit.optimizers.finite import Skips, skip_non_finite, skips
@@ -38,6 +39,8 @@ __all__ = [
     "skip_non_finite",
     "skips",
 ]
+
+check_constructors(__name__)
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__, "optimizer")

@@ -57,6 +57,7 @@ class Skips(NamedTuple):
     total: int
 
 
+@checked("function arguments")
 def skips(state: Any) -> Skips | None:
     """Return the leaves of an optimizer's state that count skipped updates, or None if it skips none.
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resfit._utils.keywords import checked
+
 LearningRate = float | Callable[[Any], Any]
 """A number or a schedule (step -> number)."""
 
@@ -22,6 +24,7 @@ def with_rate(factory: Callable[..., optax.GradientTransformation], rate: Learni
     return transformation
 
 
+@checked("function arguments")
 def index_of_rate(state: Any, *, by_schedule: bool = False) -> int | None:
     """Return the number of the leaf that holds the learning rate, or None if there is not exactly one.
 

@@ -5,7 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.keywords import checked
 
+
+@checked("function arguments")
 def no_decay_on_norms_and_biases(params: Any) -> Any:
     """Return the usual mask of weight decay: True for kernels, False for biases and norms (rank 0 and 1).
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from resfit._utils import foreign
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit._utils.words import same_word, use
 from resfit.errors import CompileError
@@ -28,6 +29,7 @@ _BY_NAME: dict[str, tuple[Callable[..., optax.GradientTransformation], float]] =
 }
 
 
+@checked("function arguments")
 def get(
     optimizer: Any, learning_rate: LearningRate | None
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any] | None]:
@@ -78,6 +80,7 @@ def _hint(name: str) -> str:
     return f" {use(name, 'optimizer')}".rstrip() or did_you_mean(name, _BY_NAME)
 
 
+@checked("function arguments")
 def default_rate(optimizer: Any) -> float | None:
     """Return the default learning rate of a named optimizer, or None for any other optimizer.
 

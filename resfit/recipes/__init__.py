@@ -15,11 +15,14 @@ Example:
 
 from typing import TYPE_CHECKING
 
+from resfit._utils.keywords import check_constructors
 from resfit._utils.words import no_attribute
 from resfit.recipes.table import get, names
 from resfit.recipes.training_recipe import TrainingRecipe
 
 __all__ = ["TrainingRecipe", "get", "names"]
+
+check_constructors(__name__)
 
 if not TYPE_CHECKING:  # a type checker would accept every name
     __getattr__ = no_attribute(__name__)

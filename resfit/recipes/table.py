@@ -1,6 +1,7 @@
 """The recipes by name. Every value is that of the source; `left_out` lists what resfit does not do."""
 
 from resfit import augment
+from resfit._utils.keywords import checked
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import CompileError
 from resfit.recipes.training_recipe import TrainingRecipe
@@ -240,6 +241,7 @@ _ALL = (
 _BY_NAME = {recipe.name: recipe for recipe in _ALL}
 
 
+@checked("function arguments")
 def names() -> list[str]:
     """Return the names of all recipes.
 
@@ -250,6 +252,7 @@ def names() -> list[str]:
     return list(_BY_NAME)
 
 
+@checked("function arguments")
 def get(name: str) -> TrainingRecipe:
     """Return a recipe.
 

@@ -20,19 +20,24 @@ READ = ("members", "settings", "assignments", "methods")
 _FLAGS = ("trainable", "requires_grad")
 
 
-# Python combines metaclasses only along inheritance: with this base, a subclass of Model can be a Protocol too.
+_NETWORKS = ("equinox", "flax", "haiku", "keras", "torch")  # packages whose classes are networks
+# Python combines metaclasses only along inheritance: with these bases, a subclass of Model can be a Protocol too, and
+# one that is also an nnx.Module reaches the error of `Guarded`.
 _ProtocolMeta: Any = type(Protocol)
+_ModuleMeta: Any = type(nnx.Module)
 
 
-class _Words(_ProtocolMeta, abc.ABCMeta):  # type: ignore[misc]
+class _Words(_ProtocolMeta, _ModuleMeta):  # type: ignore[misc]
     """The metaclass of `Guarded`: reading a name of another library on the class raises."""
+
+    __call__ = type.__call__  # that of nnx makes a node of a graph
 
     if not TYPE_CHECKING:
         # Those of Protocol read attributes that only a protocol has.
         __instancecheck__ = abc.ABCMeta.__instancecheck__
         __subclasscheck__ = abc.ABCMeta.__subclasscheck__
 
-        def __getattr__(cls, name: str) -> Any:
+        def __getattr__(cls, name: str) -> Any:  # noqa: N805
             message = f"type object {cls.__name__!r} has no attribute {name!r}"
             substitute = answer(name, *READ)
             if substitute is not None:
@@ -47,6 +52,13 @@ class Guarded(metaclass=_Words):
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
+        network = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in _NETWORKS), None)
+        if network is not None:
+            raise ModuleError(
+                f"{cls.__name__} derives from resfit.Model and from {network.__module__}.{network.__name__}. A "
+                "resfit.Model trains a network, and is not a network itself. Define the layers in a class that derives "
+                "from nnx.Module alone, and pass an object of it: resfit.Model(module)."
+            )
         super().__init_subclass__(**arguments)
         for base in cls.__mro__:
             # A guarded base was checked when it was defined.
@@ -77,6 +89,13 @@ class Guarded(metaclass=_Words):
             substitute = answer(name, *READ)
             if substitute is not None:
                 raise OverrideError(f"{message} Expected {substitute}.", name=name, obj=self)
+            if name.startswith("_") and not name.startswith("__") and "_module" not in vars(self):
+                raise OverrideError(
+                    f"{message} Expected {type(self).__name__}.__init__ to call super().__init__(module), with the "
+                    "nnx.Module to train. A resfit.Model is not a network itself.",
+                    name=name,
+                    obj=self,
+                )
             raise AttributeError(message, name=name, obj=self)
 
 

@@ -78,6 +78,7 @@ def check_class_names(names: Any, classes: int | None) -> list[str]:
     return listed
 
 
+@checked("function arguments")
 def imagenet_class_names() -> list[str]:
     """Return the names of ImageNet's 1,000 classes, read from the files of torchvision without importing it.
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from resfit._utils.keywords import checked_class
 from resfit._utils.optional_import import load_package
 from resfit.data.crops import crop_of, output_size
 from resfit.data.decode import MODES, decode
@@ -15,7 +14,6 @@ from resfit.errors import DataError
 from resfit.transforms.transforms import Transforms, as_stored, pixels_of
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class FolderTransforms:
     """Resize and crop a photograph as `resfit.data.folder` does for evaluation. They do not normalize.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resfit._utils.checks import is_int
-from resfit._utils.keywords import checked_class
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.decode import Encoded, decode, is_picture
@@ -26,7 +25,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@checked_class("function arguments")
 @dataclasses.dataclass(frozen=True)
 class Transforms:
     """The evaluation transforms: resize the shorter side, crop the center, normalize.

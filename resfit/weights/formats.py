@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit._utils.suggest import did_you_mean
 from resfit.errors import WeightsError
@@ -31,6 +32,7 @@ _SAFETENSORS: dict[str, np.dtype[Any]] = {
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
+@checked("function arguments")
 def read(path: str | os.PathLike[str], *, ema: bool = False, key: str | Sequence[str] = ()) -> dict[str, Array]:
     """Read the arrays in a weights file by name, without executing anything in the file.
 

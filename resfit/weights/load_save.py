@@ -10,6 +10,7 @@ from flax import nnx
 
 from resfit._utils import atomic_write
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
@@ -24,6 +25,7 @@ from resfit.weights.state_dict import Head, Options, Rename, Stem, fill, state_d
 _log = logging.getLogger("resfit")
 
 
+@checked("function arguments")
 @suspending
 def load(
     module: nnx.Module,
@@ -90,6 +92,7 @@ def fill_from(path: str | os.PathLike[str], module: nnx.Module, arrays: Mapping[
         _log.warning("%s has the names of torchvision, which %s", file.name, hidden)
 
 
+@checked("function arguments")
 @suspending
 def save(module: nnx.Module, path: str | os.PathLike[str], *, naming: str | None = None) -> None:
     """Save a network's weights as a safetensors file with the names of another library.

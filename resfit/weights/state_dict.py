@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from resfit._utils.jax_switches import suspending
+from resfit._utils.keywords import checked
 from resfit.errors import WeightsError
 from resfit.nets import ResNet
 from resfit.weights import arithmetic, differences
@@ -25,6 +26,7 @@ _CALL = "resfit.weights.load_state_dict(net, state_dict"
 Rename = Callable[[str], str] | Mapping[str, str]
 
 
+@checked("function arguments")
 @suspending
 def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Array]:
     """Return a network's parameters and running statistics with the names and layouts of another library.
@@ -61,6 +63,7 @@ def state_dict(module: nnx.Module, *, naming: str | None = None) -> dict[str, Ar
     return {name: entry.value() for name, entry in named(module, naming)}
 
 
+@checked("function arguments")
 @suspending
 def load_state_dict(
     module: nnx.Module,

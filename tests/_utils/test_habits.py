@@ -1,6 +1,8 @@
 """Names that users of other libraries type from habit: each works, or its error names what resfit has instead."""
 
 import functools
+import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from resfit import (
 )
 from resfit.errors import ResfitError
 from tests.helpers import PlainNet, compiled, images, labels
+from tests.test_public_names import public_names
 
 
 @functools.cache
@@ -261,29 +264,44 @@ def test_any_other_name_of_a_subpackage_is_an_ordinary_attribute_error(module: A
     assert not hasattr(module, "__wrapped__")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "augment.alternating_flip",
-        "augment.aug_mix",
-        "augment.one_of",
-        "augment.repeated_augmentation",
-        "dry_run",
-        "load_exported",
-        "optimizers.muon",
-        "optimizers.sam",
-        "optimizers.skip_non_finite",
-        "plots.trials",
-        "search",
-        "weights.average",
-    ],
-)
-def test_an_unknown_argument_of_a_function_raises_with_its_arguments(name: str) -> None:
-    function: Any = functools.reduce(getattr, name.split("."), resfit)
-    with pytest.raises(
-        resfit.errors.ArgumentError, match=r"has no argument nonsense\. Expected (some of|no .* by name)"
-    ):
-        function(nonsense=1)
+def called(name: str) -> Any:
+    """Return a public class or function that can be called, or None."""
+    value: Any = functools.reduce(getattr, name.split(".")[1:], resfit)
+    if not isinstance(value, type):
+        return value if hasattr(value, "__wrapped__") or inspect.isroutine(value) else None
+    without = issubclass(value, BaseException) or inspect.isabstract(value) or getattr(value, "_is_protocol", False)
+    return None if without or (value.__init__ is object.__init__ and not issubclass(value, tuple)) else value
+
+
+# The others take any name, and raise once they know what the name is for.
+TAKE_ANY: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "resfit.callbacks.LambdaCallback": ((), {}),
+    "resfit.create_model": (("resnet20",), {"num_classes": 2}),
+    "resfit.nets.create_model": (("resnet20",), {"num_classes": 2}),
+    "resfit.data.ArrayBatches": ((images(2),), {}),
+    **{
+        f"resfit.nets.{name}": ((4, 4), {"layers": resfit.nets.Layers(), "rngs": nnx.Rngs(0)})
+        for name in ("BasicBlock", "BottleneckBlock", "PreActBasicBlock", "PreActBottleneckBlock")
+    },
+}
+
+
+@pytest.mark.parametrize("name", [name for name in public_names() if called(name) is not None])
+def test_an_unknown_argument_of_a_public_name_raises_with_the_arguments(name: str) -> None:
+    arguments, by_name = TAKE_ANY.get(name, ((), {}))
+    with pytest.raises(resfit.errors.ResfitError, match=r"(?s)nonsense.* (Expected|Allowed|The fields)"):
+        called(name)(*arguments, **by_name, nonsense=1)
+
+
+def test_a_checked_name_stays_what_it_is() -> None:
+    for name in public_names():
+        value = called(name)
+        if value is None or not value.__module__.startswith("resfit"):
+            continue
+        assert inspect.signature(value)
+        if value.__qualname__ == value.__name__ == name.rpartition(".")[2]:
+            assert pickle.loads(pickle.dumps(value)) is value, name
+    assert resfit.losses.Task("kind", 2, 3)._replace(labels=4) == ("kind", 2, 4)
 
 
 def test_a_substitute_is_an_argument_of_the_function() -> None:

@@ -107,6 +107,19 @@ def test_unknown_arguments_name_the_substitute() -> None:
         (lambda: callbacks.ModelCheckpoint("a.safetensors", period=2), "Use save_freq"),
         (lambda: callbacks.ReduceLROnPlateau(epsilon=1), "Use min_delta"),
         (lambda: callbacks.TensorBoard(profile_batch=2), "Use resfit.callbacks.Profiler"),
+        (lambda: callbacks.CSVLogger(path="log.csv"), r"path\. Expected some of .'filename'"),  # has no filepath
+        (lambda: callbacks.CSVLogger(filepath="log.csv"), "Did you mean 'filename'"),
+        (lambda: losses.cross_entropy(x, y, label_smoothing=0.1), r"Use resfit\.losses\.CrossEntropy\(label_smoothing"),
+        (lambda: losses.cross_entropy(y_true=y, y_pred=x), r"Use loss\(outputs, labels\) by position"),
+        (lambda: losses.hinge(x, y, reduction="mean"), "It needs nothing: a loss returns one value per example"),
+        (lambda: losses.huber(x, y, 2.0), "huber got 2.0 after its positional arguments outputs, targets"),
+        (lambda: losses.CrossEntropy(ignore_class=0), r"Use resfit\.losses\.CrossEntropy\(ignore_index"),
+        (lambda: metrics.top_k_accuracy(top_k=2), r"Use k\."),
+        (lambda: resfit.nets.max_pool(x, kernel_size=2), r"Use window\."),
+        (lambda: resfit.schedules.Step(1.0, gamma=0.1), r"Use drop\."),
+        (lambda: resfit.weights.load(model.module, "net.pth", strict=False), r"Use ignore for .*, and head='reset'"),
+        (lambda: resfit.weights.read(filename="net.pth"), r"Use path\."),
+        (lambda: resfit.clear_caches(True), "clear_caches got True by position. Expected no others"),
     ):
         with pytest.raises(ArgumentError, match=message):
             call()

@@ -1129,6 +1129,41 @@ COMPILE = [
         "override compute_loss",
     ),
     Mistake(
+        "A network that is also a model",
+        "class Net(resfit.Model, nnx.Module):\n    def __call__(self, x):\n        return x.mean((1, 2))",
+        errors.ModuleError,
+        "Net derives from resfit.Model and from flax.nnx.module.Module",
+        "pass an object of it: resfit.Model(module)",
+    ),
+    Mistake(
+        "A model that makes layers, as in Keras",
+        "class Net(resfit.Model):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))\n\n"
+        "Net()",
+        errors.ArgumentError,
+        "Model got no module",
+        "Expected Model(module)",
+    ),
+    Mistake(
+        "A model that passes itself as its network",
+        "class Net(resfit.Model):\n    def __init__(self):\n        super().__init__(self)\n\nNet()",
+        errors.ModuleError,
+        "got Net, which is a resfit.Model",
+        "pass an object of it: resfit.Model(module)",
+    ),
+    Mistake(
+        "A model without the call of the constructor of its base class",
+        "class Net(resfit.Model):\n"
+        "    def __init__(self):\n"
+        "        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))\n\n"
+        "Net().compile()",
+        errors.OverrideError,
+        "'Net' object has no attribute",
+        "call super().__init__(module), with the nnx.Module to train",
+    ),
+    Mistake(
         "An attribute of a model of Keras",
         "for layer in model.layers:\n    print(layer)",
         errors.OverrideError,
@@ -1213,6 +1248,18 @@ COMPILE = [
         errors.CompileError,
         "'acuracy'",
         "Did you mean 'accuracy'?",
+    ),
+    Mistake(
+        "A metric of clu without its decorator",
+        "import clu.metrics\n\n"
+        "class First(clu.metrics.Average):\n"
+        "    @classmethod\n"
+        "    def from_model_output(cls, *, outputs, **_):\n"
+        "        return super().from_model_output(outputs[:, 0])\n\n"
+        "model.compile(metrics=[First])",
+        errors.CompileError,
+        "JAX does not know the sums of the metric First",
+        "Write @flax.struct.dataclass above the class",
     ),
     Mistake(
         "A metric that returns a mean",

@@ -91,3 +91,15 @@ def test_a_resumed_run_ends_at_the_same_bits(tmp_path: Path) -> None:
     with runs.stopped(SystemExit):
         go("a", runs.Stops(2, runs.terminate))
     assert_same(state_of(go("a")).leaves, state_of(go("b")).leaves)
+
+
+def test_a_function_that_leaves_the_interval_in_a_later_step_raises_before_training() -> None:
+    loss: Any = CrossEntropy(label_smoothing=lambda step: 0.3 * step)  # 1.2 in the fifth step
+    model = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=loss)
+    fit(model, batch_size=10, epochs=2)
+    with pytest.raises(resfit.errors.CompileError, match=r"is 1\.2 at step 4, and fit takes the steps 4 to 5"):
+        fit(model, batch_size=10, epochs=1)
+    first = compiled(PlainNet(rngs=nnx.Rngs(0)), loss=loss)
+    with pytest.raises(resfit.errors.CompileError, match=r"at step 4, and fit takes the steps 0 to 5"):
+        fit(first, batch_size=10, epochs=3)
+    assert first.control.compiled.context.state.steps() == 0

@@ -25,6 +25,15 @@ def test_help_describes_the_recipe_its_cost_and_its_result(recipe: ModuleType) -
     assert percent(r"(\d+\.\d+) %", text) >= 99.0
 
 
+@pytest.mark.parametrize("other", [("--split", "0"), ("--split", "1"), ("--seeds", "2")])
+def test_splits_exclude_the_arguments_that_they_replace(
+    recipe: ModuleType, tmp_path: Path, other: tuple[str, str]
+) -> None:
+    text = say(recipe, "--splits", "1", *other, "--results", str(tmp_path), "--out", str(tmp_path), status=2)
+    assert other[0] in text
+    assert list(tmp_path.iterdir()) == []
+
+
 THIN = "thin, in this process"
 
 

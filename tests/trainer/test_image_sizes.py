@@ -13,7 +13,7 @@ from flax import nnx
 
 import resfit
 from resfit.augment.resize import Resize
-from resfit.errors import LabelError, RankError
+from resfit.errors import DataError, LabelError, RankError
 from resfit.trainer.devices.placement import Placement
 from tests.faults import runs
 from tests.helpers import TinyNet, assert_close, assert_same, call, compiled, fit, images, labels, state_of
@@ -161,9 +161,20 @@ def test_segmentation_resizes_masks_too(weighted: bool) -> None:
     [
         (np.zeros((8, 5), np.float32), np.zeros(8, np.int32), RankError, r"image_sizes and inputs of shape \(8, 5\)"),
         ({"a": images(8)}, np.zeros(8, np.int32), RankError, "image_sizes and inputs of a dict"),
-        (images(8), np.zeros((8, 4, 4), np.int32), LabelError, r"masks of the size of the images, \(8, 8, 8\)"),
+        (
+            images(8).astype(np.int32),
+            np.zeros(8, np.int32),
+            DataError,
+            r"^fit\(image_sizes=...\) got images of dtype int32",
+        ),
+        (
+            images(8),
+            np.zeros((8, 4, 4), np.int32),
+            LabelError,
+            r"^fit\(image_sizes=.*masks of the size of the images, \(8, 8, 8\)",
+        ),
     ],
-    ids=["vectors", "a dict", "masks of another size"],
+    ids=["vectors", "a dict", "integers", "masks of another size"],
 )
 def test_data_without_one_size_raise(x: Any, y: Any, error: type[Exception], message: str) -> None:
     def loss(logits: Any, y: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from resfit._utils.keywords import checked
 from resfit._utils.optional_import import load_package
 from resfit._utils.paths import expand_user
 from resfit.data.datasets.load import load
@@ -22,6 +23,7 @@ _OURS = {
 }
 
 
+@checked("function arguments")
 def prepare_tfds(
     name: str, *, data_dir: str | os.PathLike[str] | None = None, path: str | os.PathLike[str] | None = None
 ) -> Path:

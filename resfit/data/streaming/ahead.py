@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from resfit._utils.keywords import checked
 from resfit.errors import DataError
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def in_order(function: Callable[[T], S], items: Iterable[T], threads: int) -> It
                 future.cancel()
 
 
+@checked("function arguments")
 def prefetch(source: Iterable[T], size: int = 2) -> Iterator[T]:
     """Iterate over a source in a background thread, up to `size` items ahead.
 

@@ -8,6 +8,7 @@ import jax
 from flax.errors import TraceContextError
 
 from resfit.errors import ModuleError, ResfitError
+from resfit.trainer.overrides import Guarded
 
 
 @contextlib.contextmanager
@@ -71,6 +72,12 @@ def no_module(module: Any) -> ModuleError:
         return ModuleError(
             f"Model got the text {module!r}. Expected a flax.nnx.Module: one by name is "
             f"resfit.create_model({module!r}, num_classes=...)."
+        )
+    if isinstance(module, Guarded):
+        return ModuleError(
+            f"Expected a flax.nnx.Module, got {kind}, which is a resfit.Model. A model trains a network, and is not a "
+            "network itself. Define the layers in a class that derives from nnx.Module, and pass an object of it: "
+            "resfit.Model(module)."
         )
     package = type(module).__module__.partition(".")[0]
     if package in ("torch", "keras") or any(cls.__module__.startswith("torch.") for cls in type(module).__mro__):

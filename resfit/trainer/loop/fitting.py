@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from resfit import losses
 from resfit.backends import onednn
 from resfit.backends.allocator import keeping_memory
 from resfit.callbacks import (
@@ -33,11 +34,13 @@ from resfit.data.relabeled import relabeled
 from resfit.data.sources.arrays import split_validation
 from resfit.data.sources.keras_dataset import is_keras_dataset
 from resfit.errors import CallbackError, DataError
+from resfit.losses.by_output import ByOutput
+from resfit.losses.smoothing import check_smoothing_of_steps
 from resfit.trainer.arguments import bar, listed, unpacked
 from resfit.trainer.checkpoint.manager import CheckpointManager, manager_of
 from resfit.trainer.checkpoint.saved_run import Progress
 from resfit.trainer.compiled import Compiled
-from resfit.trainer.config import FitConfig
+from resfit.trainer.config import CompileConfig, FitConfig
 from resfit.trainer.context import RunContext
 from resfit.trainer.devices.cpu_advice import CpuAdvice
 from resfit.trainer.devices.feeding import fed
@@ -112,6 +115,7 @@ def _fit(
     )
     epochs = range(config.initial_epoch, config.epochs)
     compiled.rate.check_span(stream, epochs)
+    _check_smoothing(compiled.asked, state, len(epochs) * (stream.steps or 0))
     model.stop_training = model.stop_evaluating = False
     history = History()
     given_callbacks = listed(callbacks)
@@ -297,3 +301,11 @@ def _check_same_settings(processes: Processes, settings: Mapping[str, Any]) -> N
         (f"{name}, here {value!r:.200}," for name, value in compared.items()),
         "Processes with different arguments would wait for each other forever. Pass the same in every process.",
     )
+
+
+def _check_smoothing(asked: CompileConfig, state: RunState, steps: int) -> None:
+    """Raise if a function for label smoothing leaves [0, 1) in the steps of this fit."""
+    loss = losses.get(asked.loss, asked.loss_weights)
+    for one in loss.loss_of.values() if isinstance(loss, ByOutput) else (loss,):
+        if isinstance(one, losses.CrossEntropy | losses.BinaryCrossEntropy) and callable(one.label_smoothing):
+            check_smoothing_of_steps(one.label_smoothing, state.steps(), steps)
