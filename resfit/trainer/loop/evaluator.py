@@ -15,6 +15,7 @@ from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.feeding import one_pass
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle, form_of
+from resfit.trainer.devices.together import joined
 from resfit.trainer.loop.boundary import Boundary
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt
@@ -190,8 +191,10 @@ class Evaluator:
     ) -> tuple[Leaves, jax.Array]:
         self._context.check_inputs(turn)
         arguments = (leaves, sums, self._context.key, turn.placed)
-        step = self._steps_for(tta)[0].prepare(arguments, on_compile)
+        one = self._steps_for(tta)[0]
+        step = one.prepare(arguments, on_compile)
         check_before(step, turn, check)
-        sums, loss, shape = step(*arguments)
+        with joined(one, step, arguments, on_compile) as take:
+            sums, loss, shape = take(*arguments)
         check_after(step, turn, check, shape)
         return sums, loss
