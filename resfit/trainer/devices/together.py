@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from resfit.trainer.devices.placement import CompiledStep
+from resfit.trainer.graph.random_keys import is_key
 
 _log = logging.getLogger("resfit")
 _here = threading.local()
@@ -193,7 +194,7 @@ def taking_part(meeting: Meeting | None, number: int) -> Iterator[None]:
 def joined(
     step: CompiledStep, run: Callable[..., Any], arguments: tuple[Any, ...], on_compile: Callable[[bool], None]
 ) -> Iterator[Callable[..., Any]]:
-    """Yield the function that takes a prepared step: the executable itself, or one that takes those of other threads too.
+    """Yield the function that takes a prepared step: its executable, or one that takes the steps of other threads too.
 
     The caller holds no lock at the entry of the block, where the thread waits for the others. Inside the block it waits
     only for threads that are inside the same block.
@@ -234,7 +235,7 @@ def _check_random(arguments: tuple[Any, ...]) -> None:
     Raises:
       NotImplementedError: for the generators "rbg" and "unsafe_rbg": `jax.vmap` draws other numbers with them.
     """
-    keys = [leaf for leaf in jax.tree.leaves(arguments) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    kinds = {jax.config.jax_default_prng_impl, *(str(jax.random.key_impl(key)) for key in keys)}  # type: ignore[attr-defined]  # in the docs of JAX, not in its types
+    kinds = {str(jax.random.key_impl(leaf)) for leaf in filter(is_key, jax.tree.leaves(arguments))}
+    kinds.add(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]  # in the docs of JAX, not in its types
     if kinds != {_THREEFRY}:
         raise NotImplementedError(f"random numbers of {sorted(kinds - {_THREEFRY})} differ under jax.vmap")
