@@ -118,6 +118,7 @@ def _with(layout: Any, part: str, own: Any, other: Any) -> Any:
     return layout.flatten(layout.unflatten(own)._replace(**{part: getattr(layout.unflatten(other), part)}))
 
 
+@pytest.mark.representatives("carried", "random key", "optimizer_state")
 @pytest.mark.parametrize("part", PARTS)
 def test_the_comparison_notices_a_part_of_another_member(
     part: str, steps: Steps, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +162,7 @@ def test_any_members_equal_the_models_alone(data: st.DataObject) -> None:
                 assert_same(made.members[i].predict(x, verbose=0).argmax(1), model.predict(x, verbose=0).argmax(1))
 
 
+@pytest.mark.slow
 def test_the_number_of_members_and_their_stops_compile_nothing_more(steps: Steps) -> None:
     def compilations(members: int, **arguments: Any) -> int:
         with counting_compilations() as found:
@@ -200,6 +202,7 @@ def test_a_member_that_stops_early_stays_as_it_is(steps: Steps) -> None:
         assert distance(state(made.members[i]), state(model)) < 1e-4
 
 
+@pytest.mark.slow
 def test_folds_of_unequal_size_and_other_losses_take_their_steps_apart(steps: Steps) -> None:
     made = ensemble(PlainNet, 3, metrics=None)
     fit(made, folds=3, validation_data=None, batch_size=7)  # 13, 13 and 14 examples, and 7, 7 and 6 in the folds
@@ -239,11 +242,11 @@ def test_an_error_has_the_number_of_the_member_that_made_it(steps: Steps, caplog
     assert "member 2" in caught.value.__notes__[0]
     with jax.debug_nans(True), pytest.raises(Exception, match="'nan'") as found:
         fit(ensemble(PlainNet, 3, learning_rate=[0.1, 1e38, 0.1]), epochs=9)
-    assert "member 1" in found.value.__notes__[0]
+    assert any("member 1" in note for note in found.value.__notes__)
     assert "one by one" in caplog.text
 
 
-@pytest.mark.representatives("4")
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_run_that_stops_at_any_step_resumes(step: int, tmp_path: Path, steps: Steps) -> None:
     whole = ensemble(FullNet)
@@ -273,6 +276,7 @@ def test_a_run_that_stops_at_any_step_resumes(step: int, tmp_path: Path, steps: 
     assert_same(run(True, False).members[2].get_weights(), resumed.members[2].get_weights())  # of a finished run
 
 
+@pytest.mark.slow
 def test_members_that_resume_at_different_epochs_do_not_wait_for_each_other(tmp_path: Path, steps: Steps) -> None:
     folders = [tmp_path / str(member) for member in range(3)]
     first = ensemble(PlainNet, 3)
@@ -284,6 +288,7 @@ def test_members_that_resume_at_different_epochs_do_not_wait_for_each_other(tmp_
         assert distance(state(one), state(other)) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_module_that_vmap_does_not_know_is_trained_one_by_one(steps: Steps, caplog: pytest.LogCaptureFixture) -> None:
     double = Primitive("double_without_batching")
     double.def_abstract_eval(lambda x: x)
