@@ -137,15 +137,15 @@ def test_the_comparison_notices_a_part_of_another_member(
     assert steps.distance > 1e-4
 
 
-@pytest.mark.slow
-@fewer_examples(5)
+@pytest.mark.exhaustive
+@fewer_examples(2)
 @given(data=st.data())
 def test_any_members_equal_the_models_alone(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "computes_several", lambda platform: True)
         n = data.draw(st.integers(2, 4))
         each = lambda values: data.draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))  # noqa: E731
-        net, optimizer = data.draw(st.sampled_from(list(EVERY))), data.draw(st.sampled_from(["sgd", "lion", "adamw"]))
+        net, optimizer = data.draw(st.sampled_from(list(EVERY))), data.draw(st.sampled_from(["sgd", "adamw"]))
         rates, decays, seeds, epochs, rows = (
             each(values) for values in ([0.0, 0.01, 0.1], [0.0, 0.1], [0, 1, 7], [1, 2], [13, 16, 20])
         )
@@ -156,7 +156,7 @@ def test_any_members_equal_the_models_alone(data: st.DataObject) -> None:
             model = resfit.Model(EVERY[net](rngs=nnx.Rngs(i)))
             model.compile(optimizer, learning_rate=rates[i], weight_decay=decays[i], seed=seeds[i], dispatch="jit")
             model.fit(x, y, BATCH, epochs[i], 0, validation_data=HELD_OUT)
-            # Adam's first updates are the signs of the gradients, and so are those of Lion: rounding can turn one.
+            # Adam's first updates are the signs of the gradients, which rounding can turn.
             assert distance(state(made.members[i]), state(model)) < (1e-4 if optimizer == "sgd" else 0.5)
             if optimizer == "sgd":
                 assert_same(made.members[i].predict(x, verbose=0).argmax(1), model.predict(x, verbose=0).argmax(1))
@@ -247,7 +247,7 @@ def test_an_error_has_the_number_of_the_member_that_made_it(steps: Steps, caplog
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize("step", [2, *(pytest.param(step, marks=pytest.mark.exhaustive) for step in (1, 3, 4, 5, 6))])
 def test_a_run_that_stops_at_any_step_resumes(step: int, tmp_path: Path, steps: Steps) -> None:
     whole = ensemble(FullNet)
     fit(whole)
