@@ -137,7 +137,7 @@ def test_the_comparison_notices_a_part_of_another_member(
     assert steps.distance > 1e-4
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @fewer_examples(2)
 @given(data=st.data())
 def test_any_members_equal_the_models_alone(data: st.DataObject) -> None:
