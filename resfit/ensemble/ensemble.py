@@ -17,8 +17,8 @@ from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, History
 from resfit.data import Geometry, as_batches
-from resfit.data.cores import cores
 from resfit.data.relabeled import relabeled
+from resfit.ensemble import parallel
 from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
 from resfit.ensemble.folds import folded
@@ -32,15 +32,14 @@ from resfit.trainer.arguments import bar
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import at_batch_boundaries, report_members
 
-SMALL = 2_000_000
-"""Parameters up to which several members are trained at the same time on a CPU."""
-
 
 class Ensemble:
     """Networks of one architecture with different seeds, learning rates or data, trained together in one call.
 
-    The members run one compiled program. On a CPU, small networks take their steps at the same time, one on each core;
-    otherwise the members take turns, epoch by epoch. Each member computes what it would compute alone.
+    The members run one compiled program. Small networks take their steps at the same time: on a CPU one on each core,
+    on an accelerator all in one program. Large networks, several devices, and on an accelerator `dispatch="eager"` and
+    `steps_per_execution` above 1, take turns, epoch by epoch. Each member computes what it would compute alone, bit for
+    bit, or up to rounding in one program.
 
     Args:
       make: a function seed -> `nnx.Module`, or seed -> `Model` for a model with its own `compute_loss`.
@@ -206,9 +205,10 @@ class Ensemble:
 
         fits = [fit_of(*parts) for parts in zip(self.members, each, callbacks, strict=True)]
         with at_batch_boundaries(terminating=folder_of(callbacks) is not None) as interrupt:
-            pace = Pace(
-                len(fits), self._at_once, interrupt, lambda epoch: hooks.fire("on_epoch_begin", epoch, {}), tell
-            )
+            one_program = parallel.together(self.members, self._compiled)
+            at_once = len(fits) if one_program else parallel.at_once(self.members)
+            begin = lambda epoch: hooks.fire("on_epoch_begin", epoch, {})  # noqa: E731
+            pace = Pace(len(fits), at_once, one_program, interrupt, begin, tell)
             hooks.fire("on_train_begin", {})
             try:
                 pace.train(fits)
@@ -219,13 +219,6 @@ class Ensemble:
                 history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})
         return history
-
-    @property
-    def _at_once(self) -> int:
-        """The number of members that take steps at the same time: by the size of the network and the platform."""
-        devices = self.members[0].snapshot().devices
-        small = self.members[0].count_params() <= SMALL
-        return min(len(self.members), cores()) if small and [one.platform for one in devices] == ["cpu"] else 1
 
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
@@ -343,7 +336,7 @@ class Ensemble:
                 return call(model)
 
         first = call(self.members[0])  # alone: the others find its program
-        with ThreadPoolExecutor(self._at_once) as pool:
+        with ThreadPoolExecutor(parallel.at_once(self.members)) as pool:
             return [first, *pool.map(one, self.members[1:])]
 
     # --- files --------------------------------------------------------------------------------------------------------

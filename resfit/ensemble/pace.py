@@ -1,7 +1,8 @@
 """Threads that train the members of an ensemble, and keep them at the same epoch.
 
 The members run the same compiled program. A step of a small network occupies little more than one core of a CPU, so
-several members take their steps at the same time. Nothing that a member computes depends on the others.
+several members take their steps at the same time. On an accelerator one program takes the steps of all small members,
+see `trainer.devices.together`. Nothing that a member computes depends on the others.
 """
 
 import math
@@ -12,6 +13,7 @@ from typing import Any
 from resfit._utils.jax_switches import of_this_thread
 from resfit.callbacks import Callback
 from resfit.callbacks.logs import Logs
+from resfit.trainer.devices.together import Meeting, taking_part
 from resfit.trainer.loop.interrupts import Interrupt, following
 
 _POLL = 0.1  # seconds: a signal sets a flag and wakes nobody up
@@ -24,6 +26,7 @@ class Pace:
     Args:
       members: their number.
       at_once: the number of members that can be in an epoch at the same time.
+      together: True to take the steps of all members in one program. `at_once` is then the number of members.
       interrupt: stops all members at their next batch once it is requested.
       tell: called with an epoch and {member: its logs}, after all members that still train have finished the epoch.
       begin: called with an epoch once the first member begins it.
@@ -33,6 +36,7 @@ class Pace:
         self,
         members: int,
         at_once: int,
+        together: bool,
         interrupt: Interrupt,
         begin: Callable[[int], None],
         tell: Callable[[int, dict[int, dict[str, Any]]], None],
@@ -49,6 +53,8 @@ class Pace:
         self._announced: int | None = None
         self._told: int | None = None  # the last epoch that all have finished
         self._failed: dict[int, BaseException] = {}
+        released = lambda: interrupt.requested  # noqa: E731
+        self._meeting = Meeting(self._changed, self._stepping, released) if together else None
 
     def train(self, fits: Sequence[Callable[[Callback], Any]]) -> None:
         """Run every fit in a thread until all are done.
@@ -91,7 +97,7 @@ class Pace:
 
     def _run(self, number: int, fit: Callable[[Callback], Any], settings: Callable[[], Any]) -> None:
         try:
-            with settings(), following(self._interrupt):
+            with settings(), following(self._interrupt), taking_part(self._meeting, number):
                 fit(Paced(self, number))
         except BaseException as error:  # noqa: BLE001 - the thread of the ensemble raises it
             # After a request to stop, each member ends with the exception of the signal.
@@ -122,6 +128,11 @@ class Pace:
             self._told = epoch
             self._changed.notify_all()
         return True
+
+    def _stepping(self) -> list[int]:
+        """Return the members that train and do not wait for the end of an epoch of the ensemble."""
+        told = -1 if self._told is None else self._told
+        return [i for i, epoch in enumerate(self._next) if epoch != math.inf and self._logs[i][0] <= told]
 
     @property
     def _over(self) -> bool:

@@ -260,11 +260,11 @@ def test_small_networks_train_at_the_same_time_and_others_take_turns(monkeypatch
             with self.lock:
                 Together.now -= 1
 
-    monkeypatch.setattr("resfit.ensemble.ensemble.cores", lambda: 2)
+    monkeypatch.setattr("resfit.ensemble.parallel.cores", lambda: 2)
     barrier = threading.Barrier(2, timeout=60)  # each step waits for one of the other member
     fit(ensemble(members=2), callbacks=lambda _: Together())
     assert Together.most == 2
-    monkeypatch.setattr("resfit.ensemble.ensemble.SMALL", 1)
+    monkeypatch.setattr("resfit.ensemble.parallel.SMALL", 1)
     barrier = threading.Barrier(1)
     Together.now = Together.most = 0
     fit(ensemble(members=2), callbacks=lambda _: Together())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -305,6 +306,17 @@ class CompiledStep:
             on_compile(False)
         return program.run
 
+    def together(self, calls: tuple[tuple[Any, ...], ...]) -> Callable[..., Any]:
+        """Return one executable for several calls: it takes their arguments, and returns the results of each.
+
+        It keeps the states that it gets, even if a single call donates them.
+
+        Args:
+          calls: the arguments of each, all of the same shapes.
+        """
+        jitted = jax.jit(_vmapped(self._function))
+        return traced(jitted, calls, self._placement.devices, self._placement.compiler_options).run
+
     def described(self, batch: Any, resize: Any = None) -> tuple[str, str]:
         """Return the shapes of a prepared batch, and the digest of its program ("" if nothing is compiled).
 
@@ -315,6 +327,17 @@ class CompiledStep:
         shapes = " ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(batch))
         shapes += "" if resize is None else f" resized to {resize}"
         return shapes, "" if self._eager or jit_disabled() else self._programs[form_of(batch)].digest
+
+
+def _vmapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the arguments of several calls, each in a tuple, that returns the results of each."""
+
+    def together(*calls: tuple[Any, ...]) -> tuple[Any, ...]:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *calls)
+        results = jax.vmap(lambda arguments: function(*arguments))(stacked)
+        return tuple(jax.tree.map(operator.itemgetter(i), results) for i in range(len(calls)))
+
+    return together
 
 
 def form_of(batch: Any) -> Any:

@@ -12,6 +12,7 @@ from resfit._utils import foreign, words
 from resfit.callbacks.base import HOOKS, Callback, TrainedModel
 from resfit.data.states import EXPECTED, packed, unpacked
 from resfit.errors import CallbackError
+from resfit.trainer.devices.together import outside
 
 _log = logging.getLogger("resfit")
 
@@ -47,8 +48,9 @@ class CallbackList:
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it."""
-        for listener in self._of(hook):
-            listener(*args)
+        with outside():
+            for listener in self._of(hook):
+                listener(*args)
 
     def listens(self, hook: str) -> bool:
         """Return True if a callback overrides a hook."""

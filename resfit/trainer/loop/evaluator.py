@@ -15,6 +15,7 @@ from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.feeding import one_pass
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import CompiledStep, Throttle, form_of
+from resfit.trainer.devices.together import joined
 from resfit.trainer.loop.boundary import Boundary
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt
@@ -217,6 +218,7 @@ class Evaluator:
         arguments = (leaves, sums, self._context.key, turn.placed)
         step = prepared.prepare(arguments, on_compile)
         check_before(step, turn, check)
-        sums, loss, shape = step(*arguments)
+        with joined(prepared, step, arguments, on_compile) as take:
+            sums, loss, shape = take(*arguments)
         check_after(step, turn, check, shape)
         return sums, loss

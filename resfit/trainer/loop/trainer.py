@@ -19,6 +19,7 @@ from resfit.trainer.device_batch import DeviceBatch
 from resfit.trainer.devices.memory import StepMemory, step_memory
 from resfit.trainer.devices.multihost import Turn
 from resfit.trainer.devices.placement import AXIS, CompiledStep, Throttle, form_of
+from resfit.trainer.devices.together import joined
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.evaluator import Evaluator
 from resfit.trainer.loop.input_stall import Waiting
@@ -155,11 +156,11 @@ class Trainer:
             batch = gathered(turn.placed) if self.keep_last_step else turn.placed
             arguments = (state.leaves, self.sums, self._context.key, batch)
             step = self._prepared(self.step, arguments, turn, compiling, check, manager)
-            with state.lock:
+            with joined(self.step, step, arguments, compiling) as take, state.lock:
                 state.own()
                 if self.keep_last_step:
                     self._kept = state.copy(), batch
-                leaves, sums, loss, shape = step(state.leaves, *arguments[1:])
+                leaves, sums, loss, shape = take(state.leaves, *arguments[1:])
                 check_after(step, turn, check, shape)
                 state.leaves, self.sums = leaves, sums
             taken.append(Taken(self.sums, loss, None))
