@@ -10,11 +10,11 @@ fifth, 360 images, is held out for the test. Test accuracy, where one image is 0
     split  seeds      ResNet-10                     SVM       3 neighbors
     0      0          100.00 %                      98.89 %   98.61 %
     0      0..4       100.00 % +- 0.00 %            98.89 %   98.61 %
-    0..9   0           99.64 % (98.89 to 100.00)    99.14 %   98.42 %
+    0..9   0           99.61 % (98.89 to 100.00)    99.14 %   98.42 %
 
-Split 0 is easy: according to the last line, expect four mistakes in a thousand. (ResNet-10: commit b2cc536,
-2026-11-30, 2 cores of an AMD EPYC, 21 to 33 seconds of training each; second line: `--seeds 5`, commit 2e67997, same
-day and machine, 113 CPU seconds for the whole command.) `--splits 10` measures the last line; it writes a line for each
+Split 0 is easy: according to the last line, expect four mistakes in a thousand. (ResNet-10: commit 23169f54,
+2026-12-01, 2 cores of an AMD EPYC, 25 to 32 CPU seconds each; second line: `--seeds 5`, commit 2e67997, 2026-11-30,
+same machine, 113 CPU seconds for the whole command.) `--splits 10` measures the last line; it writes a line for each
 split, from which docs/results.md is made, and does not repeat a split that has one.
 
 One seed takes 34 CPU seconds, including compilation, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a
