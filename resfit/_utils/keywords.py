@@ -80,8 +80,13 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
         needed = [word for word in known if parameters[word].default is inspect.Parameter.empty]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 
-        @functools.wraps(function)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        names = frozenset(known)
+        # With as many positional arguments as these, none is missing.
+        enough = max((positional.index(word) + 1 for word in needed if word in positional), default=0)
+        most = sys.maxsize if takes_more else len(positional)
+        at_once = all(word in positional for word in needed)
+
+        def check(args: Sequence[object], kwargs: Mapping[str, object]) -> None:
             for word in kwargs:
                 if word not in known:
                     raise ArgumentError(
@@ -92,7 +97,7 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                             or f"{did_you_mean(word, known)} {expected}".lstrip()
                         )
                     )
-            if len(args) > len(positional) and not takes_more:
+            if len(args) > most:
                 named = [word for word in known if word not in positional]
                 taken = [word for word in positional if word in known]
                 after = f" after its positional arguments {', '.join(taken)}" if taken else " by position"
@@ -105,6 +110,12 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
                 raise ArgumentError(
                     f"{called} got no {' and no '.join(missing)}. Expected {called}({', '.join(needed)})."
                 )
+
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            # Some of these functions are called for every batch, nearly always with arguments that this line accepts.
+            if not (at_once and enough <= len(args) <= most and names.issuperset(kwargs)):
+                check(args, kwargs)
             return function(*args, **kwargs)
 
         return call

@@ -190,11 +190,10 @@ def taking_part(meeting: Meeting | None, number: int) -> Iterator[None]:
         _here.place = before
 
 
-@contextlib.contextmanager
 def joined(
     step: CompiledStep, run: Callable[..., Any], arguments: tuple[Any, ...], on_compile: Callable[[bool], None]
-) -> Iterator[Callable[..., Any]]:
-    """Yield the function that takes a prepared step: its executable, or one that takes the steps of other threads too.
+) -> contextlib.AbstractContextManager[Callable[..., Any]]:
+    """Return the function that takes a prepared step: its executable, or one that takes the steps of other threads too.
 
     The caller holds no lock at the entry of the block, where the thread waits for the others. Inside the block it waits
     only for threads that are inside the same block.
@@ -207,13 +206,14 @@ def joined(
     """
     place = getattr(_here, "place", None)
     if place is None or not isinstance(run, jax.stages.Compiled):
-        yield run
-        return
+        return contextlib.nullcontext(run)
     meeting, number = place
     group = meeting.arrive(number, Call(step, run, arguments, on_compile))
-    if group is None:
-        yield run
-        return
+    return contextlib.nullcontext(run) if group is None else _in_group(group, number)
+
+
+@contextlib.contextmanager
+def _in_group(group: "Group", number: int) -> Iterator[Callable[..., Any]]:
     try:
         group.prepare(number)
         yield lambda *given: group.take(number, *given)

@@ -48,9 +48,10 @@ class CallbackList:
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it."""
-        with outside():
-            for listener in self._of(hook):
-                listener(*args)
+        if listeners := self._of(hook):
+            with outside():
+                for listener in listeners:
+                    listener(*args)
 
     def listens(self, hook: str) -> bool:
         """Return True if a callback overrides a hook."""
