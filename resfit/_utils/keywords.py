@@ -76,7 +76,8 @@ def checked(place: str, name: str | None = None) -> Callable[[Callable[_P, _R]],
         called = name or function.__name__
         none = "Expected no arguments by name." if takes_more else "Expected no arguments."
         expected = f"Expected some of {known}." if known else none
-        positional = [known.name for known in parameters.values() if known.kind is known.POSITIONAL_OR_KEYWORD]
+        by_position = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        positional = [known.name for known in parameters.values() if known.kind in by_position]
         needed = [word for word in known if parameters[word].default is inspect.Parameter.empty]
         _ARGUMENTS.setdefault(place, {})[called] = set(known)
 

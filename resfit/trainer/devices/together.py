@@ -140,12 +140,23 @@ class Group:
         self._missing = set(calls)
         self._given: dict[int, tuple[Any, ...]] = {}
         self._results: dict[int, Any] = {}
-        self._runs = self._done = False
+        self._prepared = self._runs = self._done = False
 
     def prepare(self, number: int) -> None:
-        """Compile the program in the first thread of the group. The others wait in `take`."""
-        if number == min(self._calls):
+        """Compile the program in the first thread of the group. The others wait, and hold no lock yet.
+
+        A compilation calls hooks of the user, which can read the networks of the other threads.
+        """
+        if number != min(self._calls):
+            with self._changed:
+                self._changed.wait_for(lambda: self._prepared)
+            return
+        try:
             self._meeting.prepare(list(self._calls.values()))
+        finally:
+            with self._changed:
+                self._prepared = True
+                self._changed.notify_all()
 
     def take(self, number: int, *arguments: Any) -> Any:
         """Return the results of a thread's call, once all threads of the group have called."""
