@@ -259,3 +259,27 @@ def test_no_meeting_leaves_the_executable_as_it_is() -> None:
     with joined(step, run, (state, batch), one_by_one) as call:
         assert call is run
     assert together.outside() is together.outside()
+
+
+def test_hook_of_a_shared_compilation_can_use_the_lock_of_another_member() -> None:
+    locks = [threading.Lock(), threading.Lock()]
+    in_block = threading.Event()
+
+    def job(number: int) -> Any:
+        step, state, batch = CompiledStep(add, PLACEMENT), {"a": jnp.full(2, number)}, jnp.arange(3)
+        run = step.prepare((state, batch), one_by_one)
+
+        def hook(begins: bool) -> None:
+            if begins:
+                in_block.wait(0.3)  # time for the other thread to take its lock
+                taken.append(locks[1 - number].acquire(timeout=1))
+                locks[1 - number].release() if taken[-1] else None
+
+        with joined(step, run, (state, batch), hook) as call, locks[number]:
+            in_block.set()
+            return call(state, batch)
+
+    taken: list[bool] = []
+    results = Team(2).work([job, job])
+    assert taken == [True]
+    assert [float(state["a"][0]) for state, _ in results] == [3, 4]
