@@ -41,7 +41,6 @@ LIMITS = {
     ("docs/architecture.md", "cannot see which parameters"): "NNX assigns all Variables of a transformed module",
     ("docs/cpu.md", "oneDNN is not available"): "a condition, which the log names",
     ("docs/cpu.md", "if it is not available"): "a condition, which the error names",
-    ("docs/cpu.md", "did not yet apply"): "an earlier version",
     ("docs/guarantees.md", "cannot go wrong here"): "a heading: each row of its table names a test",
     ("docs/how-to/export.md", "other devices were not measured"): "no other machine was available on that day",
     ("docs/how-to/memory_and_time.md", "not measured on a GPU or TPU"): "no such machine was available on that day",
