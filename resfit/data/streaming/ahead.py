@@ -32,17 +32,18 @@ def in_order(function: Callable[[T], S], items: Iterable[T], threads: int) -> It
         yield from map(function, items)
         return
     flying: collections.deque[Future[S]] = collections.deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="resfit-data") as pool:
-        try:
-            for item in items:
-                flying.append(pool.submit(function, item))
-                if len(flying) >= 2 * threads:
-                    yield flying.popleft().result()
-            while flying:
+    here = threading.local()
+    pool = ThreadPoolExecutor(threads, "resfit-data", initializer=setattr, initargs=(here, "in_pool", True))
+    try:
+        for item in items:
+            flying.append(pool.submit(function, item))
+            if len(flying) >= 2 * threads:
                 yield flying.popleft().result()
-        finally:  # also if the consumer stops early
-            for future in flying:
-                future.cancel()
+        while flying:
+            yield flying.popleft().result()
+    finally:  # also if the consumer stops early
+        # A thread of the pool can collect an abandoned generator as garbage, and cannot wait for itself.
+        pool.shutdown(wait=not hasattr(here, "in_pool"), cancel_futures=True)
 
 
 @checked("function arguments")
@@ -93,7 +94,8 @@ def _prefetch(source: Iterable[T], size: int) -> Iterator[T]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        if thread is not threading.current_thread():  # which can collect an abandoned generator as garbage
+            thread.join()
 
 
 _END = object()

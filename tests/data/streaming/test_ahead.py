@@ -83,6 +83,46 @@ def test_an_error_of_the_source_follows_the_items_before_it() -> None:
         next(items)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_generator_that_its_own_thread_collects_ends_without_an_error() -> None:
+    held: list[Iterator[int]] = []
+    taken, threads = threading.Event(), []
+
+    def source() -> Iterator[int]:
+        threads.append(threading.current_thread())
+        yield 0
+        taken.wait(30)
+        held.clear()  # the last reference, as a garbage collection in this thread removes it
+        yield 1
+
+    held.append(prefetch(source(), 2))
+    assert next(held[0]) == 0
+    taken.set()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+
+
+@pytest.mark.filterwarnings("error")
+def test_results_that_a_thread_of_the_pool_collects_end_without_an_error() -> None:
+    held: list[Iterator[int]] = []
+    taken, threads = threading.Event(), []
+
+    def function(item: int) -> int:
+        if item == 0:
+            threads.append(threading.current_thread())
+        if item == 2:
+            taken.wait(30)
+            held.clear()
+        return item
+
+    held.append(in_order(function, range(9), threads=1))
+    assert next(held[0]) == 0
+    assert next(held[0]) == 1
+    taken.set()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+
+
 def test_a_prefetch_size_of_zero_raises() -> None:
     with pytest.raises(DataError, match="size=0"):
         prefetch([1], 0)
