@@ -168,6 +168,17 @@ def test_a_batch_costs_few_calls_of_functions(call: str, most: int) -> None:
     assert (many - few) / 20 < most
 
 
+def recorded(owner: Any, name: str, calls: list[str]) -> Callable[..., Any]:
+    """Return a function of a module that also adds its name to a list at each call."""
+    function = getattr(owner, name)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(name)
+        return function(*arguments, **keywords)
+
+    return call
+
+
 @pytest.mark.parametrize(("call", "most"), [("fit", 2), ("evaluate", 2), ("predict", 3)])
 def test_the_arrays_of_a_batch_are_listed_to_place_it_to_find_its_program_and_to_check_its_outputs(
     call: str, most: int, monkeypatch: pytest.MonkeyPatch
@@ -175,18 +186,8 @@ def test_the_arrays_of_a_batch_are_listed_to_place_it_to_find_its_program_and_to
     trained = warm()
     CALLS[call](trained, *data(2))
     passes: list[str] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        function = getattr(tree_util, name)
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            passes.append(name)
-            return function(*arguments, **keywords)
-
-        return call
-
     for name in ("tree_flatten", "tree_leaves"):
-        both = counted(name)
+        both = recorded(tree_util, name, passes)
         for module in (tree_util, jax.tree_util):
             monkeypatch.setattr(module, name, both)
 
@@ -213,18 +214,8 @@ def test_an_evaluation_step_takes_and_returns_one_array_for_the_sums_of_each_dty
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives the name of each function of NNX that walks a module."""
     found: list[str] = []
-
-    def counted(name: str) -> Callable[..., Any]:
-        function = getattr(nnx, name)
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            found.append(name)
-            return function(*arguments, **keywords)
-
-        return call
-
     for name in WALKS:
-        monkeypatch.setattr(nnx, name, counted(name))
+        monkeypatch.setattr(nnx, name, recorded(nnx, name, found))
     return found
 
 
