@@ -346,6 +346,18 @@ class Model(HubModel):
         """Yield the result of `predict` batch by batch, as NumPy, for data whose predictions do not fit in memory."""
         check_tta(tta)
         asked = Asked(kind_of(outputs, self._module, self._learned.labels.is_multi_label), tta)
+        yield from self._predicted(asked, x, batch_size, verbose, steps, callbacks, weights)
+
+    def _predicted(
+        self,
+        asked: Asked,
+        x: Any,
+        batch_size: int | None,
+        verbose: str | int = 0,
+        steps: int | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
+        weights: str = "raw",
+    ) -> Iterator[Any]:
         self._context.state.check_structure()
         data = as_batches(self._learned.inputs.checked(x), geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False

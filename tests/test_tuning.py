@@ -205,6 +205,28 @@ def test_a_stopped_search_continues_to_the_same_result(steps: int, halving: int 
     assert searched(space, **arguments, folder="run", make=_not_called) == whole
 
 
+@pytest.mark.parametrize(
+    ("folder", "kept"), [(None, "Nothing was saved: pass folder="), ("run", "the same search continues there")]
+)
+def test_an_interrupted_search_says_what_it_kept(
+    folder: str | None, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        searched(
+            {"learning_rate": LOG}, trials=4, halving=2, folder=folder,
+            callbacks=lambda number: [Stop([0])] if number == 3 else [],
+        )  # fmt: skip
+    (report,) = [one.getMessage() for one in caplog.records if one.getMessage().startswith("Interrupted")]
+    trained, _, finished = report.partition("; ")
+    assert trained.startswith("Interrupted in the trials ")
+    assert "3" in trained
+    assert "of 1 epochs" in trained
+    assert finished.split()[0] in ("0", "2", "3")  # by the number of cores
+    assert kept in report
+    assert "initial_epoch" not in report
+    assert "ensemble" not in report
+
+
 def _not_called(seed: int) -> Any:
     raise AssertionError("a finished search trains nothing")
 

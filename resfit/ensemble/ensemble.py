@@ -30,7 +30,10 @@ from resfit.errors import ArgumentError, CompileError, DataError, LabelError, No
 from resfit.model import Model
 from resfit.trainer.arguments import bar
 from resfit.trainer.loop.callback_list import CallbackList
-from resfit.trainer.loop.interrupts import at_batch_boundaries, report_members
+from resfit.trainer.loop.interrupts import Interrupt, at_batch_boundaries, report_members
+from resfit.trainer.loop.predictor import Asked
+from resfit.trainer.supervised import Supervised
+from resfit.trainer.views import check_tta, mean_for_loss
 
 
 class Ensemble:
@@ -213,18 +216,29 @@ class Ensemble:
             try:
                 pace.train(fits)
             except KeyboardInterrupt:
-                report_members(pace.epoch, folder_of(callbacks), at_once=interrupt.at_once)
+                self._report(interrupt, pace.epoch, folder_of(callbacks))
                 raise
             finally:
                 history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})
         return history
 
+    def _report(self, interrupt: Interrupt, epoch: int, folder: Path | None) -> None:
+        """Log what an interrupted fit kept: `search` logs something else."""
+        report_members(epoch, folder, at_once=interrupt.at_once)
+
     # --- evaluation and prediction ------------------------------------------------------------------------------------
 
     @checked("ensemble arguments")
     def evaluate(
-        self, x: Any, y: Any = None, batch_size: int | None = None, sample_weight: Any = None, *, weights: str = "raw"
+        self,
+        x: Any,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        *,
+        weights: str = "raw",
+        tta: str | None = None,
     ) -> Scores:
         """Return loss and metrics of the members, and of their mean prediction. Changes nothing.
 
@@ -238,6 +252,7 @@ class Ensemble:
           batch_size: as in `Model.evaluate`.
           sample_weight: as in `Model.evaluate`.
           weights: as in `Model.evaluate`.
+          tta: test-time augmentation of each member, as in `Model.evaluate`.
 
         Raises:
           NotCompiledError: before `compile`.
@@ -252,8 +267,15 @@ class Ensemble:
                 "the mean prediction is unknown. Evaluate each one: [model.evaluate(x, y) for model in "
                 "ensemble.members]."
             )
+        check_tta(tta)
         x = _read(x)
-        outputs = self.predict(x, batch_size, outputs="logits", weights=weights, members=True)
+        asked = Asked("logits", tta, mean_for_loss(Supervised(losses.get(given["loss"], given.get("loss_weights")))))
+
+        def outputs_of(model: Model) -> Any:
+            batches = model._predicted(asked, x, batch_size, weights=weights)
+            return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+
+        outputs = outputs_of_members(self._in_threads(outputs_of))
         if not isinstance(outputs, np.ndarray) and not isinstance(given["loss"], Mapping | tuple | list):
             raise CompileError(
                 f"The members return {jax.tree.structure(outputs)}, and loss is one function. Expected losses by "

@@ -39,8 +39,8 @@ TTA: Mapping[str, tuple[View, ...]] = {
 }
 """The views of the argument `tta` by its values."""
 
-Means = str | Mapping[str, str]
-"""The mean of the outputs, or of each output by its name: a key of `_MEANS`."""
+Means = str | tuple[tuple[str, str], ...]
+"""The mean of the outputs, a key of `_MEANS`; or for outputs by name, pairs of a name and its mean."""
 
 
 def check_tta(tta: Any) -> None:
@@ -56,7 +56,7 @@ def mean_for_loss(compute_loss: ComputeLoss) -> Means:
         return "outputs"
     loss = compute_loss.loss
     if isinstance(loss, ByOutput):
-        return {name: _mean_for(one) for name, one in loss.loss_of.items()}
+        return tuple((name, _mean_for(one)) for name, one in loss.loss_of.items())
     return _mean_for(loss)
 
 
@@ -105,8 +105,9 @@ class Averaged:
         mean = functools.partial(_mean, self._tta, sizes)
         if isinstance(means, str):
             return jax.tree.map(lambda output: mean(means, output), outputs)
+        by_name = dict(means)
         return {
-            name: jax.tree.map(functools.partial(mean, means.get(name, "outputs")), output)
+            name: jax.tree.map(functools.partial(mean, by_name.get(name, "outputs")), output)
             for name, output in (entries_by_name(outputs) if is_by_output(outputs) else {}).items()
         }
 

@@ -1,6 +1,7 @@
 """`search`: random search and successive halving."""
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -24,6 +25,7 @@ from resfit.ensemble import Each, Ensemble
 from resfit.ensemble.members import callbacks_of_members
 from resfit.errors import ArgumentError, DataError, ResumeError
 from resfit.trainer.learned.input_format import spec_entry
+from resfit.trainer.loop.interrupts import Interrupt
 from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
 from resfit.tuning.results import SearchResult, Trial, plain, ranked
 
@@ -125,6 +127,7 @@ def search(
     given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
     with _folder(folder, needed=len(rungs) > 1) as there:
         run = _Run(make, points, given, fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
+        run.kept = folder is not None
         return run.through(rungs)
 
 
@@ -172,12 +175,24 @@ def _folder(folder: Any, *, needed: bool) -> Iterator[Path | None]:
         yield None
 
 
+class _Trials(Ensemble):
+    """Trials that are trained together."""
+
+    report: Callable[[Interrupt], None]
+
+    def _report(self, interrupt: Interrupt, epoch: int, folder: Path | None) -> None:
+        self.report(interrupt)
+
+
 class _Run:
     """A search that runs.
 
     Attributes:
       done: (number, epochs) -> finished trial.
+      kept: True if the folder stays after the search.
     """
+
+    kept = False
 
     def __init__(
         self,
@@ -214,7 +229,8 @@ class _Run:
 
     def _train(self, numbers: list[int], epochs: int) -> None:
         points = [self._points[number] for number in numbers]
-        ensemble = Ensemble(self._make, [point.get("seed", self._seed) for point in points])
+        ensemble = _Trials(self._make, [point.get("seed", self._seed) for point in points])
+        ensemble.report = functools.partial(self._report, numbers, epochs)
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
         names = dict.fromkeys(itertools.chain(*arguments))
         ensemble.compile(**{name: Each([own[name] for own in arguments]) for name in names})
@@ -234,6 +250,19 @@ class _Run:
             score, point = self.done[number, epochs].score, _described(self._points[number])
             _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
         self._write()
+
+    def _report(self, numbers: list[int], epochs: int, interrupt: Interrupt) -> None:
+        finished = sum(of == epochs for _, of in self.done)
+        _log.warning(
+            "Interrupted%s in the trials %s of %d epochs; %d such trials are finished.\n%s",
+            " at once," if interrupt.at_once else "",
+            ", ".join(map(str, numbers)),
+            epochs,
+            finished,
+            f"Results and checkpoints are in {str(self._folder)!r}: the same search continues there."
+            if self.kept
+            else "Nothing was saved: pass folder= to be able to continue a search.",
+        )
 
     def _callbacks_of(self, number: int) -> list[Callback]:
         given = self._callbacks

@@ -638,6 +638,16 @@ def test_evaluate_of_other_outputs(kind: str) -> None:
     assert found.ensemble["loss"] == pytest.approx(expected(logits, y), rel=1e-4)
     assert ("calibration_error" in found.ensemble) == (kind == "one logit")
 
+    found = made.evaluate(X, y, 7, tta="flip")
+    for i, member in enumerate(made.members):
+        alone = member.evaluate(X, y, verbose=0, return_dict=True, tta="flip")
+        assert {name: float(found.members[name][i]) for name in alone} == pytest.approx(alone, rel=1e-5)
+    views = np.stack([logits, made.predict(X[:, :, ::-1], outputs="logits", members=True).astype(np.float64)])
+    # `evaluate` averages the outputs of the views for this loss, and the probabilities of the members.
+    seen = views.mean(0) if kind == "distributions" else views.reshape(-1, *logits.shape[1:])
+    assert found.ensemble["loss"] == pytest.approx(expected(seen, y), rel=1e-4)
+    assert found.ensemble["loss"] != pytest.approx(made.evaluate(X, y).ensemble["loss"], rel=1e-7)
+
 
 class ThreeOutputs(nnx.Module):
     """Classes, values, and an output without a loss."""
@@ -669,6 +679,13 @@ def test_evaluate_of_several_outputs_combines_each_by_its_loss(weighted: bool) -
     for i, member in enumerate(made.members):
         alone = member.evaluate(X, y, verbose=0, sample_weight=given, return_dict=True)
         assert {name: float(one[i]) for name, one in found.members.items()} == pytest.approx(alone, rel=1e-5)
+
+    found = made.evaluate(X, y, 7, given, tta="flip+shift")
+    for i, member in enumerate(made.members):
+        alone = member.evaluate(X, y, verbose=0, sample_weight=given, return_dict=True, tta="flip+shift")
+        assert {name: float(one[i]) for name, one in found.members.items()} == pytest.approx(alone, rel=1e-5)
+    with pytest.raises(resfit.errors.CompileError, match=r"Did you mean 'flip'"):
+        made.evaluate(X, y, tta="flips")
 
 
 def test_predict_of_values_and_with_mirror_images() -> None:

@@ -23,7 +23,7 @@ from resfit.trainer.loop.interrupts import Interrupt
 from resfit.trainer.several_steps import filled, grouped, repeated
 from resfit.trainer.state.train_state import Leaves
 from resfit.trainer.step import predict_step
-from resfit.trainer.views import averaging, mean_for_kind
+from resfit.trainer.views import Means, averaging, mean_for_kind
 
 
 class Asked(NamedTuple):
@@ -32,10 +32,12 @@ class Asked(NamedTuple):
     Attributes:
       kind: a key of `OUTPUTS`.
       tta: a key of `views.TTA`; None for the images as they are.
+      means: the mean over the views; None for that of the kind.
     """
 
     kind: str
     tta: str | None = None
+    means: Means | None = None
 
 
 class Predictor:
@@ -54,7 +56,7 @@ class Predictor:
         """Return the step for one batch, and that for several."""
         if asked not in self._steps:
             context, output = self._context, OUTPUTS[asked.kind]
-            wrap = averaging(asked.tta, mean_for_kind(asked.kind))
+            wrap = averaging(asked.tta, asked.means or mean_for_kind(asked.kind))
             call = output.call if wrap is None else lambda module, x: output.call(wrap(module), x)
             step = functools.partial(predict_step, context.state.layout, self._preprocess, output.finish, call=call)
             one, several = (
