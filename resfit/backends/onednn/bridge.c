@@ -114,8 +114,8 @@ static void bind(void* unused) {
   }
 }
 
-// Let this thread and those that it starts take numbers below 1e-38 for zero, as XLA's threads do. Processors compute
-// with them up to ten times slower, and some runs of training are full of them.
+// Let this thread and those that it starts take numbers below 1e-38 for zero, as XLA's threads do. Many processors
+// compute with them slowly.
 static void flush_denormals(void) {
   unsigned int control;
   __asm__ volatile("stmxcsr %0" : "=m"(control));
