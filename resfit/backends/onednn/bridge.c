@@ -114,8 +114,7 @@ static void bind(void* unused) {
   }
 }
 
-// Let this thread and those that it starts take numbers below 1e-38 for zero, as XLA's threads do. Many processors
-// compute with them slowly.
+// Let this thread and those that it starts take numbers below 1e-38 for zero, as XLA's threads do.
 static void flush_denormals(void) {
   unsigned int control;
   __asm__ volatile("stmxcsr %0" : "=m"(control));
