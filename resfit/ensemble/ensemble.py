@@ -29,6 +29,7 @@ from resfit.ensemble.scores import Scores, is_of_values, outputs_of_members, sco
 from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
 from resfit.model import Model
 from resfit.trainer.arguments import bar
+from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt, at_batch_boundaries, report_members
 from resfit.trainer.loop.predictor import Asked
@@ -290,6 +291,7 @@ class Ensemble:
         return scores(
             outputs, y, sample_weight, loss=given["loss"], loss_weights=given.get("loss_weights"),
             metrics=given["metrics"], multi_label=bool(first.multi_label),
+            num_classes=spec_entry(first.module, "num_classes"),
         )  # fmt: skip
 
     @checked("ensemble arguments")

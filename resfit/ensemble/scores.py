@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,15 +59,36 @@ class Scores:
         )
 
 
+class _Spec(NamedTuple):
+    """The entry of a network's spec that metrics by class read."""
+
+    num_classes: int | None
+
+
 class Outputs(nnx.Module):
-    """A module that returns its inputs: outputs that are known already can be evaluated by a `Model`."""
+    """A module that returns its inputs: outputs that are known already can be evaluated by a `Model`.
+
+    Args:
+      num_classes: of the network that made the outputs; None if it does not state them.
+    """
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        self.spec = _Spec(num_classes)
 
     def __call__(self, x: Any) -> Any:
         return x
 
 
 def scores(
-    outputs: Any, y: Any, sample_weight: Any, *, loss: Any, loss_weights: Any, metrics: Any, multi_label: bool
+    outputs: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    loss: Any,
+    loss_weights: Any,
+    metrics: Any,
+    multi_label: bool,
+    num_classes: int | None,
 ) -> Scores:
     """Return the scores of known outputs.
 
@@ -79,6 +100,7 @@ def scores(
       loss_weights: as in `Model.compile`.
       metrics: as in `Model.compile`. The calibration error is added for a single output, where it is defined.
       multi_label: True if every value of a single output is an independent label.
+      num_classes: of the network; None if it does not state them.
     """
     resolved = losses.get(loss, loss_weights)
     together: Any
@@ -90,7 +112,7 @@ def scores(
         kind = "labels" if multi_label else kind_of(resolved, outputs, y)
         metrics = _with_calibration(metrics) if kind == "classes" else metrics
         together = combined(outputs, kind)
-    model = Model(Outputs())
+    model = Model(Outputs(num_classes))
     model.compile(loss=loss, metrics=metrics, loss_weights=loss_weights, preprocess=None)
 
     def measured(one: Any) -> dict[str, Any]:

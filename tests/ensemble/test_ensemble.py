@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -588,6 +589,24 @@ def test_evaluate_measures_the_mean_and_each_member_with_calibration() -> None:
         own = member.evaluate(X, Y, verbose=0, return_dict=True)["calibration_error"]
         assert found.members["calibration_error"][i] == pytest.approx(own, rel=1e-4)
     assert "calibration_error" in repr(found)
+
+
+class StatesClasses(PlainNet):
+    """A network that states the number of its classes, as those of resfit do."""
+
+    spec = SimpleNamespace(num_classes=3)
+
+
+def test_evaluate_knows_metrics_that_count_by_class() -> None:
+    made = ensemble(StatesClasses, 2, metrics=["confusion_matrix", "f1"])
+    fit(made, validation_data=None)
+    found = made.evaluate(X, Y)
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (Y, made.predict(X, outputs="labels")), 1)
+    assert_close(found.ensemble["confusion_matrix"], counts)
+    for i, member in enumerate(made.members):
+        for name, value in member.evaluate(X, Y, verbose=0, return_dict=True).items():
+            assert_close(found.members[name][i], value)
 
 
 class OneOutput(PlainNet):
