@@ -211,17 +211,17 @@ def test_a_stopped_search_continues_to_the_same_result(steps: int, halving: int 
 def test_an_interrupted_search_says_what_it_kept(
     folder: str | None, kept: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         searched(
             {"learning_rate": LOG}, trials=4, halving=2, folder=folder,
             callbacks=lambda number: [Stop([0])] if number == 3 else [],
         )  # fmt: skip
+    assert caught.value.__notes__ == ["This happened in trial 3 of the search."]
     (report,) = [one.getMessage() for one in caplog.records if one.getMessage().startswith("Interrupted")]
-    trained, _, finished = report.partition("; ")
-    assert trained.startswith("Interrupted in the trials ")
-    assert "3" in trained
-    assert "of 1 epochs" in trained
-    assert finished.split()[0] in ("0", "2", "3")  # by the number of cores
+    trained, _, finished = report.partition(". Finished trials of this length: ")
+    assert trained.startswith("Interrupted in trial")
+    assert "3, in training for 1 epoch" in trained
+    assert finished.split(".")[0] in ("0", "2", "3")  # by the number of cores
     assert kept in report
     assert "initial_epoch" not in report
     assert "ensemble" not in report

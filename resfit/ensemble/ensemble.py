@@ -212,7 +212,7 @@ class Ensemble:
             one_program = parallel.together(self.members, self._compiled)
             at_once = len(fits) if one_program else parallel.at_once(self.members)
             begin = lambda epoch: hooks.fire("on_epoch_begin", epoch, {})  # noqa: E731
-            pace = Pace(len(fits), at_once, one_program, interrupt, begin, tell)
+            pace = Pace(len(fits), at_once, one_program, interrupt, begin, tell, self._named)
             hooks.fire("on_train_begin", {})
             try:
                 pace.train(fits)
@@ -223,6 +223,10 @@ class Ensemble:
                 history.put([model.history or History() for model in self.members])
                 hooks.fire("on_train_end", {})
         return history
+
+    def _named(self, number: int) -> str:
+        """Return the name of a member, for the notes of errors: `search` has other names."""
+        return f"member {number} of the ensemble"
 
     def _report(self, interrupt: Interrupt, epoch: int, folder: Path | None) -> None:
         """Log what an interrupted fit kept: `search` logs something else."""

@@ -30,6 +30,7 @@ class Pace:
       interrupt: stops all members at their next batch once it is requested.
       tell: called with an epoch and {member: its logs}, after all members that still train have finished the epoch.
       begin: called with an epoch once the first member begins it.
+      named: returns the name of a member, for the notes of errors.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Pace:
         interrupt: Interrupt,
         begin: Callable[[int], None],
         tell: Callable[[int, dict[int, dict[str, Any]]], None],
+        named: Callable[[int], str],
     ) -> None:
         self._changed = threading.Condition()
         self._compiling = threading.Lock()
-        self._at_once, self._interrupt, self._begin, self._tell = at_once, interrupt, begin, tell
+        self._at_once, self._interrupt, self._begin, self._tell, self._named = at_once, interrupt, begin, tell, named
         self._next: list[float | None] = [None] * members  # the epoch that a member trains next; infinite: it is done
         self._logs: list[tuple[int, dict[str, Any]]] = [(-1, {})] * members
         self._running: set[int] = set()
@@ -85,7 +87,7 @@ class Pace:
                 thread.join(_GRACE / len(threads) if self._interrupt.at_once else None)
         if self._failed:
             number, error = min(self._failed.items())
-            error.add_note(f"This happened in member {number} of the ensemble.")
+            error.add_note(f"This happened in {self._named(number)}.")
             raise error
         if self._interrupt.requested:
             raise self._interrupt.exception()

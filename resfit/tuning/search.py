@@ -176,9 +176,18 @@ def _folder(folder: Any, *, needed: bool) -> Iterator[Path | None]:
 
 
 class _Trials(Ensemble):
-    """Trials that are trained together."""
+    """Trials that are trained together.
 
+    Attributes:
+      numbers: of the trials.
+      report: called once they are interrupted.
+    """
+
+    numbers: list[int]
     report: Callable[[Interrupt], None]
+
+    def _named(self, number: int) -> str:
+        return f"trial {self.numbers[number]} of the search"
 
     def _report(self, interrupt: Interrupt, epoch: int, folder: Path | None) -> None:
         self.report(interrupt)
@@ -230,7 +239,7 @@ class _Run:
     def _train(self, numbers: list[int], epochs: int) -> None:
         points = [self._points[number] for number in numbers]
         ensemble = _Trials(self._make, [point.get("seed", self._seed) for point in points])
-        ensemble.report = functools.partial(self._report, numbers, epochs)
+        ensemble.numbers, ensemble.report = numbers, functools.partial(self._report, numbers, epochs)
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
         names = dict.fromkeys(itertools.chain(*arguments))
         ensemble.compile(**{name: Each([own[name] for own in arguments]) for name in names})
@@ -254,10 +263,12 @@ class _Run:
     def _report(self, numbers: list[int], epochs: int, interrupt: Interrupt) -> None:
         finished = sum(of == epochs for _, of in self.done)
         _log.warning(
-            "Interrupted%s in the trials %s of %d epochs; %d such trials are finished.\n%s",
-            " at once," if interrupt.at_once else "",
+            "Interrupted%s in trial%s %s, in training for %d epoch%s. Finished trials of this length: %d.\n%s",
+            " at once" if interrupt.at_once else "",
+            "" if len(numbers) == 1 else "s",
             ", ".join(map(str, numbers)),
             epochs,
+            "" if epochs == 1 else "s",
             finished,
             f"Results and checkpoints are in {str(self._folder)!r}: the same search continues there."
             if self.kept
