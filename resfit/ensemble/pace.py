@@ -56,7 +56,8 @@ class Pace:
         self._told: int | None = None  # the last epoch that all have finished
         self._failed: dict[int, BaseException] = {}
         released = lambda: interrupt.requested  # noqa: E731
-        self._meeting = Meeting(self._changed, self._stepping, released) if together else None
+        compiles = lambda: self._compiles is not None  # noqa: E731
+        self._meeting = Meeting(self._changed, self._stepping, released, compiles) if together else None
 
     def train(self, fits: Sequence[Callable[[Callback], Any]]) -> None:
         """Run every fit in a thread until all are done.

@@ -1,6 +1,7 @@
 """Members whose steps one program takes, forced on a CPU: each computes what it computes alone, up to rounding."""
 
 import dataclasses
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from resfit import Each
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, LambdaCallback
 from resfit.ensemble import parallel
 from resfit.ensemble.folds import folded
+from resfit.trainer.devices import together as devices_together
 from resfit.trainer.devices.placement import CompiledStep
 from resfit.trainer.devices.together import Meeting
 from tests.ensemble.test_ensemble import HELD_OUT, NETS, X, Y, alone, ensemble, fit, state
@@ -232,6 +234,30 @@ def test_callbacks_can_hold_locks_and_read_other_members(steps: Steps) -> None:
 
     fit(made, callbacks=lambda member: [Reads(1 - member)])
     assert steps.sizes == [2] * 8
+
+
+def test_data_can_hold_a_lock_that_another_member_waits_for(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices_together, "_PATIENCE", 0.2)
+    lock = threading.Lock()
+
+    def batches() -> Iterator[Any]:
+        with lock:
+            yield from ((X[start : start + BATCH], Y[start : start + BATCH]) for start in (0, BATCH))
+
+    made, whole = ensemble(PlainNet, 3), ensemble(PlainNet, 3)
+    hangs = threading.Timer(60, signal.raise_signal, [signal.SIGINT])
+    hangs.start()
+    try:
+        fit(made, x=batches, y=None)
+    finally:
+        hangs.cancel()
+    assert steps.distance < 1e-5
+    assert caplog.text.count("hold locks only while a batch is read") == 1
+    fit(whole, x=lambda: iter([(X[:BATCH], Y[:BATCH]), (X[BATCH : 2 * BATCH], Y[BATCH : 2 * BATCH])]), y=None)
+    for one, other in zip(made.members, whole.members, strict=True):
+        assert distance(state(one), state(other)) < 1e-4
 
 
 def test_an_error_has_the_number_of_the_member_that_made_it(steps: Steps, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from resfit.trainer.graph.random_keys import is_key
 _log = logging.getLogger("resfit")
 _here = threading.local()
 _POLL = 0.1  # seconds: a signal sets a flag and wakes nobody up
+_PATIENCE = 10.0  # seconds: a thread that waits here can hold a lock of the user that another one waits for
 _THREEFRY = "threefry2x32"
 
 
@@ -47,6 +49,7 @@ class Meeting:
       expected: returns the numbers of the threads that will take another step without waiting for the others in
         another place. Called with the lock of `changed`.
       released: returns True once no thread should wait any more.
+      compiles: returns True while a thread compiles, which can take long.
     """
 
     def __init__(
@@ -54,8 +57,11 @@ class Meeting:
         changed: threading.Condition,
         expected: Callable[[], Collection[int]],
         released: Callable[[], bool],
+        compiles: Callable[[], bool],
     ) -> None:
-        self._changed, self._expected, self._released = changed, expected, released
+        self._changed, self._expected, self._released, self._compiles = changed, expected, released, compiles
+        self._late: set[int] = set()  # the threads that the others do not wait for until they arrive
+        self._was_late = False
         self._arrived: dict[int, Call] = {}
         self._groups: dict[int, Group] = {}
         self._programs: dict[Any, tuple[int, Callable[..., Any]] | None] = {}  # by the executable of a single call
@@ -64,13 +70,31 @@ class Meeting:
         """Wait until every expected thread has arrived; return the group of the call, or None if it runs alone."""
         with self._changed:
             self._arrived[number] = call
+            self._late.discard(number)
+            since = time.monotonic()
             while number in self._arrived and not self._released():
-                if all(other in self._arrived for other in self._expected()):
+                missing = [other for other in self._expected() if other not in self._late | self._arrived.keys()]
+                if self._compiles():
+                    since = time.monotonic()
+                if not missing:
                     self._form()
+                elif time.monotonic() - since > _PATIENCE:
+                    self._go_without(missing)
                 else:
                     self._changed.wait(_POLL)
             self._arrived.pop(number, None)
             return self._groups.pop(number, None)
+
+    def _go_without(self, late: list[int]) -> None:
+        """Do not wait for these threads until they arrive."""
+        self._late.update(late)
+        if not self._was_late:
+            _log.warning(
+                "The members %s of the ensemble were not ready for a step in %.3g seconds, and the others do not wait "
+                "longer. A member can wait for a lock that another one holds between two batches: hold locks only "
+                "while a batch is read.", ", ".join(map(str, late)), _PATIENCE,
+            )  # fmt: skip
+        self._was_late = True
 
     def _form(self) -> None:
         """Make a group of the calls of each executable."""
