@@ -1,7 +1,7 @@
 """`Ensemble`: several networks that are trained together, with the methods of `Model`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,6 @@ from resfit._utils.jax_switches import of_this_thread
 from resfit._utils.keywords import checked
 from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, History
-from resfit.data import Geometry, as_batches
-from resfit.data.relabeled import relabeled
 from resfit.ensemble import parallel
 from resfit.ensemble.display import Rows
 from resfit.ensemble.each import for_members
@@ -25,16 +23,13 @@ from resfit.ensemble.folds import folded
 from resfit.ensemble.history import EnsembleHistory, stacked
 from resfit.ensemble.members import callbacks_of_members, check_distinct, check_shared, folder_of, of_ensemble
 from resfit.ensemble.pace import Pace
-from resfit.ensemble.scores import Scores, is_of_values, outputs_of_members, scores
-from resfit.errors import ArgumentError, CompileError, DataError, LabelError, NotCompiledError, SavedModelError
+from resfit.ensemble.scores import Scores, is_of_values, logits, measured, outputs_of_members
+from resfit.errors import ArgumentError, CompileError, DataError, NotCompiledError, SavedModelError
 from resfit.model import Model
 from resfit.trainer.arguments import bar
-from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.loop.callback_list import CallbackList
 from resfit.trainer.loop.interrupts import Interrupt, at_batch_boundaries, report_members
-from resfit.trainer.loop.predictor import Asked
-from resfit.trainer.supervised import Supervised
-from resfit.trainer.views import check_tta, mean_for_loss
+from resfit.trainer.views import check_tta
 
 
 class Ensemble:
@@ -274,29 +269,8 @@ class Ensemble:
             )
         check_tta(tta)
         x = _read(x)
-        asked = Asked("logits", tta, mean_for_loss(Supervised(losses.get(given["loss"], given.get("loss_weights")))))
-
-        def outputs_of(model: Model) -> Any:
-            batches = model._predicted(asked, x, batch_size, weights=weights)
-            return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
-
-        outputs = outputs_of_members(self._in_threads(outputs_of))
-        if not isinstance(outputs, np.ndarray) and not isinstance(given["loss"], Mapping | tuple | list):
-            raise CompileError(
-                f"The members return {jax.tree.structure(outputs)}, and loss is one function. Expected losses by "
-                "output. Evaluate each member: [model.evaluate(x, y) for model in ensemble.members]."
-            )
-        data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size))
-        batches = relabeled(data, first.class_names, "x", losses.ignore_index(losses.get(given["loss"])))
-        labels, row_weights = zip(*((batch.y, batch.weight) for batch in batches.epoch(0)), strict=True)
-        if labels[0] is None:
-            raise LabelError("There are no labels to evaluate on: got y=None. Pass y, or data with labels, as (x, y).")
-        y, sample_weight = (jax.tree.map(lambda *arrays: np.concatenate(arrays), *of) for of in (labels, row_weights))
-        return scores(
-            outputs, y, sample_weight, loss=given["loss"], loss_weights=given.get("loss_weights"),
-            metrics=given["metrics"], multi_label=bool(first.multi_label),
-            num_classes=spec_entry(first.module, "num_classes"),
-        )  # fmt: skip
+        outputs = self._in_threads(lambda model: logits(model, given, x, batch_size, weights, tta))
+        return measured(first, given, outputs_of_members(outputs), x, y, batch_size, sample_weight)
 
     @checked("ensemble arguments")
     def predict(

@@ -11,10 +11,16 @@ from flax import nnx
 
 from resfit import losses
 from resfit.callbacks.display.text import number
+from resfit.data import Geometry, as_batches
+from resfit.data.relabeled import relabeled
 from resfit.ensemble.history import mean, stacked, standard_error, texts
-from resfit.errors import ModuleError
+from resfit.errors import CompileError, LabelError, ModuleError
 from resfit.losses.by_output import ByOutput, outputs_by_name
 from resfit.model import Model
+from resfit.trainer.learned.input_format import spec_entry
+from resfit.trainer.loop.predictor import Asked
+from resfit.trainer.supervised import Supervised
+from resfit.trainer.views import mean_for_loss
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -57,6 +63,60 @@ class Scores:
         return "\n".join(
             "  ".join([name.ljust(widths[0]), text.rjust(widths[1]), one.rjust(widths[2])]) for name, text, one in rows
         )
+
+
+def logits(
+    model: Model, given: Mapping[str, Any], x: Any, batch_size: int | None, weights: str, tta: str | None
+) -> Any:
+    """Return the outputs of a member, with the mean over the views that its `evaluate` takes.
+
+    Args:
+      model: the member.
+      given: the arguments of its `compile`.
+      x: as in `Model.evaluate`.
+      batch_size: as in `Model.evaluate`.
+      weights: as in `Model.evaluate`.
+      tta: as in `Model.evaluate`.
+    """
+    means = mean_for_loss(Supervised(losses.get(given["loss"], given.get("loss_weights"))))
+    batches = model._predicted(Asked("logits", tta, means), x, batch_size, weights=weights)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+
+
+def measured(
+    first: Model, given: Mapping[str, Any], outputs: Any, x: Any, y: Any, batch_size: int | None, sample_weight: Any
+) -> Scores:
+    """Return the scores of the outputs of all members.
+
+    Args:
+      first: the first member.
+      given: the arguments of its `compile`.
+      outputs: (members, examples, ...) for each output.
+      x: as in `Model.evaluate`.
+      y: as in `Model.evaluate`.
+      batch_size: as in `Model.evaluate`.
+      sample_weight: as in `Model.evaluate`.
+
+    Raises:
+      CompileError: for several outputs and one loss.
+      LabelError: if there are no labels.
+    """
+    if not isinstance(outputs, np.ndarray) and not isinstance(given["loss"], Mapping | tuple | list):
+        raise CompileError(
+            f"The members return {jax.tree.structure(outputs)}, and loss is one function. Expected losses by "
+            "output. Evaluate each member: [model.evaluate(x, y) for model in ensemble.members]."
+        )
+    data = as_batches(x, y, sample_weight, geometry=Geometry(32 if batch_size is None else batch_size))
+    batches = relabeled(data, first.class_names, "x", losses.ignore_index(losses.get(given["loss"])))
+    labels, row_weights = zip(*((batch.y, batch.weight) for batch in batches.epoch(0)), strict=True)
+    if labels[0] is None:
+        raise LabelError("There are no labels to evaluate on: got y=None. Pass y, or data with labels, as (x, y).")
+    y, sample_weight = (jax.tree.map(lambda *arrays: np.concatenate(arrays), *of) for of in (labels, row_weights))
+    return scores(
+        outputs, y, sample_weight, loss=given["loss"], loss_weights=given.get("loss_weights"),
+        metrics=given["metrics"], multi_label=bool(first.multi_label),
+        num_classes=spec_entry(first.module, "num_classes"),
+    )  # fmt: skip
 
 
 class _Spec(NamedTuple):
@@ -115,13 +175,13 @@ def scores(
     model = Model(Outputs(num_classes))
     model.compile(loss=loss, metrics=metrics, loss_weights=loss_weights, preprocess=None)
 
-    def measured(one: Any) -> dict[str, Any]:
+    def metrics_of(one: Any) -> dict[str, Any]:
         found: dict[str, Any] = model.evaluate(one, y, 256, 0, sample_weight, return_dict=True)
         return found
 
     members = len(jax.tree.leaves(outputs)[0])
     each = [jax.tree.map(operator.itemgetter(i), outputs) for i in range(members)]
-    return Scores(stacked(map(measured, each)), measured(together))
+    return Scores(stacked(map(metrics_of, each)), metrics_of(together))
 
 
 def outputs_of_members(each: list[Any]) -> Any:
