@@ -331,3 +331,13 @@ def test_early_stopping_ends_a_trial() -> None:
     )
     assert len(found.trials[0].history["loss"]) == 2
     assert len(found.trials[1].history["loss"]) > 2
+
+
+def test_a_trial_that_a_callback_stopped_trains_no_further(caplog: pytest.LogCaptureFixture) -> None:
+    stop = EarlyStopping("loss", patience=0, min_delta=9)  # after the second epoch
+    arguments = {"halving": 2, "epochs": 8, "trials": 4, "callbacks": stop, "folder": "run"}
+    found = searched({"learning_rate": LOG}, **arguments)
+    assert [len(trial.history["loss"]) for trial in found.trials] == [2] * 4
+    assert sorted(trial.epochs for trial in found.trials) == [2, 2, 4, 8]
+    assert "Pass resume=" not in caplog.text  # `search` has no such argument
+    assert searched({"learning_rate": LOG}, **arguments, make=_not_called) == found

@@ -1,6 +1,7 @@
 """`search`: random search and successive halving."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -197,7 +198,7 @@ class _Run:
     """A search that runs.
 
     Attributes:
-      done: (number, epochs) -> finished trial.
+      done: (number, epochs) -> finished trial. A trial that a callback stopped is finished for more epochs too.
       kept: True if the folder stays after the search.
     """
 
@@ -220,6 +221,7 @@ class _Run:
         self._callbacks, self._monitor, self._seed = callbacks, monitor, seed
         self._folder, self._settings = folder, settings
         self.done: dict[tuple[int, int], Trial] = {}
+        self._stopped: set[int] = set()
         if folder is not None and (folder / "search.json").exists():
             self._read(folder / "search.json")
 
@@ -230,6 +232,9 @@ class _Run:
         for count, epochs in rungs:
             if last:
                 alive = [trial.number for trial in ranked((last[i] for i in alive), self._monitor.mode)[:count]]
+            if stopped := self._stopped.intersection(alive):
+                self.done = {(i, epochs): dataclasses.replace(last[i], epochs=epochs) for i in stopped} | self.done
+                self._write()
             waiting = [number for number in alive if (number, epochs) not in self.done]
             for together in _groups(waiting, cores()):
                 self._train(together, epochs)
@@ -254,8 +259,10 @@ class _Run:
             callbacks=lambda member: self._callbacks_of(numbers[member]),
             resume=self._folder is not None,
         )
-        for number, own in zip(numbers, history.members, strict=True):
+        for number, own, model in zip(numbers, history.members, ensemble.members, strict=True):
             self._add(number, epochs, own.history)
+            if model.stop_training:  # by a callback, which would stop a longer fit there too
+                self._stopped.add(number)
             score, point = self.done[number, epochs].score, _described(self._points[number])
             _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
         self._write()
