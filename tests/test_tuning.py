@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,14 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
     assert [panel.get_xscale() for panel in panels.values()] == ["log", "linear", "linear"]
     assert [label.get_text() for label in panels["optimizer"].get_xticklabels()] == ["sgd", "adamw"]
     assert [text.get_text() for text in panels["seed"].get_legend().get_texts()] == ["best  0.5000"]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_one_module_for_several_trials_raises(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["resfit.tuning.search"], "cores", lambda: cores)  # the trials of one ensemble
+    module = make(0)
+    with pytest.raises(errors.ModuleError, match=r"make\(0\) returned the module that an earlier call returned"):
+        searched({"learning_rate": [0.1, 0.2]}, make=lambda seed: module)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

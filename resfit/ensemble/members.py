@@ -42,12 +42,18 @@ def check_distinct(models: Sequence[Model], seeds: Sequence[int]) -> None:
     """
     first: dict[int, int] = {}
     for model, seed in zip(models, seeds, strict=True):
-        before = first.setdefault(id(model.module), seed)
-        if before is not seed:
-            raise ModuleError(
-                f"make({seed}) returned the module that make({before}) returned. Expected a new module in each call, "
-                "such as resfit.create_model('resnet20', num_classes=10, rngs=seed)."
-            )
+        if id(model.module) in first:
+            raise not_distinct(seed, first[id(model.module)])
+        first[id(model.module)] = seed
+
+
+def not_distinct(seed: int, before: int) -> ModuleError:
+    """Return the error for a module that two calls of `make` returned."""
+    first = f"make({before})" if before != seed else "an earlier call"
+    return ModuleError(
+        f"make({seed}) returned the module that {first} returned. Expected a new module in each call, such as "
+        "resfit.create_model('resnet20', num_classes=10, rngs=seed)."
+    )
 
 
 def check_shared(name: str, data: Any) -> None:

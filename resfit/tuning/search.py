@@ -8,9 +8,12 @@ import json
 import logging
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from flax import nnx
 
 from resfit import schedules
 from resfit._utils import atomic_write
@@ -23,8 +26,9 @@ from resfit.callbacks.monitor import Monitor
 from resfit.data.cores import cores
 from resfit.data.sources.arrays import split_validation
 from resfit.ensemble import Each, Ensemble
-from resfit.ensemble.members import callbacks_of_members
+from resfit.ensemble.members import callbacks_of_members, not_distinct
 from resfit.errors import ArgumentError, DataError, ResumeError
+from resfit.model import Model
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.loop.interrupts import Interrupt
 from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
@@ -91,6 +95,7 @@ def search(
     Raises:
       ArgumentError: for an impossible space or number, or an argument in `fit_arguments` that `search` has too.
       ResumeError: if the folder holds another search.
+      ModuleError: if `make` returns one module twice.
       DataError: if the history has no value of the name of `monitor`.
 
     Example:
@@ -222,6 +227,9 @@ class _Run:
         self._folder, self._settings = folder, settings
         self.done: dict[tuple[int, int], Trial] = {}
         self._stopped: set[int] = set()
+        # By id, while they live: a trial that got the module of an earlier one would begin with its trained weights.
+        self._modules: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._seeds: dict[int, int] = {}
         if folder is not None and (folder / "search.json").exists():
             self._read(folder / "search.json")
 
@@ -243,7 +251,7 @@ class _Run:
 
     def _train(self, numbers: list[int], epochs: int) -> None:
         points = [self._points[number] for number in numbers]
-        ensemble = _Trials(self._make, [point.get("seed", self._seed) for point in points])
+        ensemble = _Trials(self._made, [point.get("seed", self._seed) for point in points])
         ensemble.numbers, ensemble.report = numbers, functools.partial(self._report, numbers, epochs)
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
         names = dict.fromkeys(itertools.chain(*arguments))
@@ -266,6 +274,20 @@ class _Run:
             score, point = self.done[number, epochs].score, _described(self._points[number])
             _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
         self._write()
+
+    def _made(self, seed: int) -> Any:
+        """Return a new network.
+
+        Raises:
+          ModuleError: if an earlier trial has it.
+        """
+        made = self._make(seed)
+        module = made.module if isinstance(made, Model) else made
+        if isinstance(module, nnx.Module):
+            if self._modules.get(id(module)) is module:
+                raise not_distinct(seed, self._seeds[id(module)])
+            self._modules[id(module)], self._seeds[id(module)] = module, seed
+        return made
 
     def _report(self, numbers: list[int], epochs: int, interrupt: Interrupt) -> None:
         finished = sum(of == epochs for _, of in self.done)

@@ -736,6 +736,12 @@ def test_an_ensemble_is_saved_and_loaded(tmp_path: Path) -> None:
         Ensemble.load(tmp_path)
 
 
+def test_one_module_for_members_of_one_seed_raises() -> None:
+    net = PlainNet(rngs=nnx.Rngs(0))
+    with pytest.raises(resfit.errors.ModuleError, match=r"make\(0\) returned the module that an earlier call returned"):
+        Ensemble(lambda seed: net, members=[0, 0])
+
+
 def test_make_can_return_a_model_with_its_own_step() -> None:
     class Smoothed(resfit.Model):
         """Label smoothing by a Variable of the module: members with other values run the same program."""
