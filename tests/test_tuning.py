@@ -310,6 +310,7 @@ def test_one_module_for_several_trials_raises(cores: int, monkeypatch: pytest.Mo
         ({"validation_data": None}, errors.DataError, "Pass validation_data"),
         ({"monitor": "val_speed"}, errors.CallbackError, "Pass mode"),
         ({"monitor": "val_auc"}, errors.DataError, "val_accuracy"),
+        ({"data": iter([])}, errors.DataError, "data is one list_iterator for all trials .* a new iterator.$"),
         ({"space": {"weight_decay": [-1]}}, errors.CompileError, "0 or more"),
         ({"space": {"weight_decay": [0.1], "optimizer": ["adam"]}}, errors.CompileError, "adamw"),
         ({"fit_arguments": {"epochs": 3}}, errors.ArgumentError, r"search\(epochs="),

@@ -56,22 +56,23 @@ def not_distinct(seed: int, before: int) -> ModuleError:
     )
 
 
-def check_shared(name: str, data: Any) -> None:
+def check_shared(name: str, data: Any, *, by: str = "members of the ensemble") -> None:
     """Raise if several members cannot read one object of data, because a read changes it.
 
     Args:
       name: of the argument, for the message.
       data: the argument of `fit`; an `Each` has one object for each member.
+      by: the readers, for the message.
 
     Raises:
       DataError: for an iterator, a loader, and a dataset that keeps its own position.
     """
     if data is None or isinstance(data, Each | list) or in_memory(data) or callable(data) or is_source(adapted(data)):
         return
+    each = f" For one object for each member pass {name}=resfit.Each([...])." if "members" in by else ""
     raise DataError(
-        f"{name} is one {type(data).__name__} for all members of the ensemble, which read it together. Expected "
-        "arrays, a source of resfit.data, or a function that returns a new iterator. For one object for each member "
-        f"pass {name}=resfit.Each([...])."
+        f"{name} is one {type(data).__name__} for all {by}, which read it together. Expected arrays, a source of "
+        f"resfit.data, or a function that returns a new iterator.{each}"
     )
 
 

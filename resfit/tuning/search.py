@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from resfit import schedules
 from resfit._utils import atomic_write
 from resfit._utils.checks import int_from, positive_int
@@ -26,9 +24,8 @@ from resfit.callbacks.monitor import Monitor
 from resfit.data.cores import cores
 from resfit.data.sources.arrays import split_validation
 from resfit.ensemble import Each, Ensemble
-from resfit.ensemble.members import callbacks_of_members, not_distinct
+from resfit.ensemble.members import callbacks_of_members, check_shared, not_distinct
 from resfit.errors import ArgumentError, DataError, ResumeError
-from resfit.model import Model
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.loop.interrupts import Interrupt
 from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
@@ -251,7 +248,8 @@ class _Run:
 
     def _train(self, numbers: list[int], epochs: int) -> None:
         points = [self._points[number] for number in numbers]
-        ensemble = _Trials(self._made, [point.get("seed", self._seed) for point in points])
+        ensemble = _Trials(self._make, [point.get("seed", self._seed) for point in points])
+        self._check_new(ensemble)
         ensemble.numbers, ensemble.report = numbers, functools.partial(self._report, numbers, epochs)
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
         names = dict.fromkeys(itertools.chain(*arguments))
@@ -260,6 +258,8 @@ class _Run:
         if SMOOTHING in points[0]:
             classes = spec_entry(ensemble.members[0].module, "num_classes")
             given["y"] = Each([smoothed(given["y"], point[SMOOTHING], classes) for point in points])
+        for name, one in (("data", given["x"]), ("validation_data", given["validation_data"])):
+            check_shared(name, one, by="trials of the search")
         history = ensemble.fit(
             **given,
             **{"verbose": 0} | self._fit,
@@ -275,19 +275,16 @@ class _Run:
             _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
         self._write()
 
-    def _made(self, seed: int) -> Any:
-        """Return a new network.
+    def _check_new(self, ensemble: Ensemble) -> None:
+        """Raise if a trial has the module of an earlier one.
 
         Raises:
-          ModuleError: if an earlier trial has it.
+          ModuleError: with the seeds of both.
         """
-        made = self._make(seed)
-        module = made.module if isinstance(made, Model) else made
-        if isinstance(module, nnx.Module):
-            if self._modules.get(id(module)) is module:
-                raise not_distinct(seed, self._seeds[id(module)])
-            self._modules[id(module)], self._seeds[id(module)] = module, seed
-        return made
+        for model, seed in zip(ensemble.members, ensemble.seeds, strict=True):
+            if self._modules.get(id(model.module)) is model.module:
+                raise not_distinct(seed, self._seeds[id(model.module)])
+            self._modules[id(model.module)], self._seeds[id(model.module)] = model.module, seed
 
     def _report(self, numbers: list[int], epochs: int, interrupt: Interrupt) -> None:
         finished = sum(of == epochs for _, of in self.done)
