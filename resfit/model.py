@@ -349,15 +349,9 @@ class Model(HubModel):
         yield from self._predicted(asked, x, batch_size, verbose, steps, callbacks, weights)
 
     def _predicted(
-        self,
-        asked: Asked,
-        x: Any,
-        batch_size: int | None,
-        verbose: str | int = 0,
-        steps: int | None = None,
-        callbacks: Callback | Iterable[Callback] | None = None,
-        weights: str = "raw",
-    ) -> Iterator[Any]:
+        self, asked: Asked, x: Any, batch_size: int | None, verbose: str | int = 0, steps: int | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None, weights: str = "raw",
+    ) -> Iterator[Any]:  # fmt: skip
         self._context.state.check_structure()
         data = as_batches(self._learned.inputs.checked(x), geometry=self._evaluation_geometry(batch_size))
         self.stop_predicting = False
