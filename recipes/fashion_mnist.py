@@ -98,6 +98,7 @@ ABLATIONS = (
     dataclasses.replace(FAST, name="fast + alternating flip", alternating=True),
     dataclasses.replace(FAST, name="fast + erasing", erasing=0.25),
     dataclasses.replace(FAST, name="fast + progressive resizing", small=0.5),
+    dataclasses.replace(FAST, name="fast + bfloat16", precision="bfloat16"),
 )
 
 

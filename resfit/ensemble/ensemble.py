@@ -1,5 +1,6 @@
 """`Ensemble`: several networks that are trained together, with the methods of `Model`."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,8 @@ class Ensemble:
     """Networks of one architecture with different seeds, learning rates or data, trained together in one call.
 
     The members run one compiled program. Small networks take their steps at the same time: on a CPU one on each core,
-    on an accelerator all in one program. Large networks, several devices, and on an accelerator `dispatch="eager"` and
+    on an accelerator all in one program, and of several devices each member has one, in turn. Large networks, members
+    that are split over several devices (`dispatch="sharded"`), and on an accelerator `dispatch="eager"` and
     `steps_per_execution` above 1, take turns, epoch by epoch. Each member computes what it would compute alone, bit for
     bit, or up to rounding in one program.
 
@@ -116,8 +118,9 @@ class Ensemble:
         if given.get("seed") is None:
             given["seed"] = self.seeds
         each = for_members("compile", given, len(self.members))
-        for model, own in zip(self.members, each, strict=True):
-            model.compile(**own)
+        for model, own, device in zip(self.members, each, parallel.devices(self.members, each), strict=True):
+            with contextlib.nullcontext() if device is None else jax.default_device(device):
+                model.compile(**own)
         self._compiled = each
 
     def fit(

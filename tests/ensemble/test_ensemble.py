@@ -146,12 +146,14 @@ def test_each_member_equals_the_model_that_is_trained_alone(net: str, settings: 
             assert [float(one[i]) for one in history.history[name]] == values_alone
 
 
-@pytest.mark.slow
-def test_members_on_several_devices_equal_the_models_alone() -> None:
-    made = ensemble(TinyNet, 2, dispatch="auto")
+@pytest.mark.parametrize("dispatch", ["auto", pytest.param("sharded", marks=pytest.mark.slow)])
+def test_members_on_several_devices_equal_the_models_alone(dispatch: str) -> None:
+    made = ensemble(TinyNet, 2, dispatch=dispatch)
     fit(made)
     for seed, member in enumerate(made.members):
-        assert_same(state(member), state(alone(TinyNet, seed, dispatch="auto")))
+        every = jax.devices()
+        assert list(member.snapshot().devices) == ([every[seed]] if dispatch == "auto" else every)
+        assert_same(state(member), state(alone(TinyNet, seed, dispatch={"auto": "jit"}.get(dispatch, dispatch))))
 
 
 RATES = st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.5]), min_size=1, max_size=3)

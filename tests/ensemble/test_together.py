@@ -18,14 +18,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import resfit
-from resfit import Each
+from resfit import Each, Ensemble
 from resfit.callbacks import Callback, Checkpoint, EarlyStopping, LambdaCallback
 from resfit.ensemble import parallel
 from resfit.ensemble.folds import folded
 from resfit.trainer.devices import together as devices_together
 from resfit.trainer.devices.placement import CompiledStep
 from resfit.trainer.devices.together import Meeting
-from tests.ensemble.test_ensemble import HELD_OUT, NETS, X, Y, alone, ensemble, fit, state
+from tests.ensemble.test_ensemble import HELD_OUT, NETS, X, Y, alone, ensemble, fit, maker, state
 from tests.helpers import BATCH, PlainNet, assert_same, counting_compilations, fewer_examples, state_of
 
 
@@ -343,6 +343,38 @@ def test_a_search_takes_the_steps_of_its_trials_together(steps: Steps) -> None:
     assert steps.sizes
     assert steps.distance < 1e-5
     assert len(found.trials) == 4
+
+
+def test_members_with_one_device_take_their_steps_together(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = jax.devices()[:2]
+    monkeypatch.setattr(parallel.jax, "local_devices", lambda: two)
+    made = ensemble(FullNet, 4, dispatch="auto", **SETTINGS)
+    assert [list(member.snapshot().devices) for member in made.members] == [[device] for device in two * 2]
+    fit(made)
+    assert steps.sizes == [2] * 16  # on both devices
+    assert steps.distance < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spread"),
+    [
+        ([{}, {"dispatch": "auto"}], True),
+        ([{}, {"dispatch": "sharded"}], False),
+        ([{}, {"dispatch": "jit"}], False),
+        ([{"batch_norm": "per_replica"}, {}], False),
+        ([{}], False),
+    ],
+    ids=["auto", "sharded", "jit", "norms of each device", "one member"],
+)
+def test_small_members_have_one_of_several_devices(
+    arguments: list[dict[str, Any]], spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = Ensemble(maker(PlainNet), len(arguments)).members
+    assert parallel.devices(members, arguments) == (jax.devices()[:2] if spread else [None] * len(arguments))
+    with jax.default_device(jax.devices()[3]):
+        assert parallel.devices(members, arguments) == [None] * len(arguments)
+    monkeypatch.setattr(parallel, "SMALL", 1)
+    assert parallel.devices(members, arguments) == [None] * len(arguments)
 
 
 CHOICES: dict[str, tuple[dict[str, Any], bool]] = {

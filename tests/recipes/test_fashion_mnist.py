@@ -102,6 +102,7 @@ def test_an_ablation_resumes_where_it_stopped_and_reports_each_technique(thin: M
         "alternating flip": ("fast + alternating flip", "last epoch"),
         "erasing": ("fast + erasing", "last epoch"),
         "progressive resizing": ("fast + progressive resizing", "last epoch"),
+        "bfloat16": ("fast + bfloat16", "last epoch"),
         "evaluation flip": ("fast", "last epoch, flip"),
         "evaluation ema": ("fast", "ema"),
     }
@@ -114,7 +115,7 @@ def test_an_ablation_resumes_where_it_stopped_and_reports_each_technique(thin: M
     path.write_text("".join(kept))
     again = say(thin, *arguments)
     assert again.count("\n  2/2 ") == 1
-    assert again.splitlines()[-6:] == text.splitlines()[-6:]
+    assert again.splitlines()[-7:] == text.splitlines()[-7:]
 
 
 @pytest.mark.slow
