@@ -44,7 +44,7 @@ class Team:
         self.changed = threading.Condition()
         self.working = set(range(members))
         self.stop = False
-        self.meeting = Meeting(self.changed, lambda: self.working, lambda: self.stop)
+        self.meeting = Meeting(self.changed, lambda: self.working, lambda: self.stop, lambda: False)
         self.sizes: list[int] = []
         run = self.meeting.run
 
