@@ -161,7 +161,7 @@ def machine() -> str:
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     named = _processor() if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}"
-    return f"{named}, {cores} cores, jax {jax.__version__}"
+    return f"{named}, {cores} core{'' if cores == 1 else 's'}, jax {jax.__version__}"
 
 
 def _processor() -> str:

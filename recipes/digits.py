@@ -2,7 +2,7 @@
 
     python recipes/digits.py              # one seed
     python recipes/digits.py --seeds 5    # mean and standard error of five, trained together
-    python recipes/digits.py --splits 10  # the mean of ten splits, with lines in results/digits.csv
+    python recipes/digits.py --splits 10  # the mean of ten splits, trained together, with lines in results/digits.csv
 
 Install with `pip install "resfit[recipes]"`. The 1,797 images of 8 x 8 pixels come with scikit-learn. A stratified
 fifth, 360 images, is held out for the test. Test accuracy, where one image is 0.28 points:
@@ -10,12 +10,12 @@ fifth, 360 images, is held out for the test. Test accuracy, where one image is 0
     split  seeds      ResNet-10                     SVM       3 neighbors
     0      0          100.00 %                      98.89 %   98.61 %
     0      0..4       100.00 % +- 0.00 %            98.89 %   98.61 %
-    0..9   0           99.61 % (98.89 to 100.00)    99.14 %   98.42 %
+    0..9   0           99.61 % (99.17 to 100.00)    99.14 %   98.42 %
 
-Split 0 is easy: according to the last line, expect four mistakes in a thousand. (ResNet-10: commit 23169f54,
-2026-12-01, 2 cores of an AMD EPYC, 25 to 32 CPU seconds each; second line: `--seeds 5`, commit 2e67997, 2026-11-30,
-same machine, 113 CPU seconds for the whole command.) `--splits 10` measures the last line; it writes a line for each
-split, from which docs/results.md is made, and does not repeat a split that has one.
+Split 0 is easy: according to the last line, expect four mistakes in a thousand. (Last line: commit cb0456c3,
+2026-12-01, one core of an AMD EPYC, jax 0.12, 17 CPU seconds for each split; second line: `--seeds 5`, commit 2e67997,
+2026-11-30, two cores, 113 CPU seconds for the whole command.) `--splits 10` measures the last line; it writes a line
+for each split, from which docs/results.md is made, and does not repeat a split that has one.
 
 One seed takes 34 CPU seconds, including compilation, on 2 cores of an Intel Xeon at 2.6 GHz (jax 0.10.2). On such a
 machine, shared with other work at a load average of 8 to 12, the wall time was 45 to 98 seconds.

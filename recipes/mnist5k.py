@@ -11,7 +11,9 @@ If a run was stopped, the same command resumes it. A fold whose line is in the f
 
 The settings were written down before their first run. They replaced others, a network of (16, 32, 64) channels without
 pooling and AdamW for 30 epochs, after these had reached 98.70 and 98.60 % on the first two folds.
-The aim is 99.0 %, the mean of the five.
+
+The aim is 99.0 %, the mean of the five. They had 99.14 %, from 98.8 to 99.7, in 5.8 CPU minutes each (commit cb0456c3,
+2026-12-01, one core of an AMD EPYC).
 """
 
 import argparse
