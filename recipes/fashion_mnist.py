@@ -1,6 +1,6 @@
 """Fashion-MNIST on two processor cores: small residual networks, trained with Muon.
 
-    python recipes/fashion_mnist.py              # one seed, about an hour on two cores that nothing else uses
+    python recipes/fashion_mnist.py              # one seed, an hour on one processor core
     python recipes/fashion_mnist.py --seeds 3    # the mean of three
     python recipes/fashion_mnist.py --fast       # 4 epochs of a smaller network, some minutes
     python recipes/fashion_mnist.py --validate   # on held-out training images, to select settings
@@ -15,8 +15,7 @@ are in the file is not repeated.
 
 Expected: 95.08 %, the mean of three seeds (95.01, 95.16 and 95.07), in 57 CPU minutes a seed on one core of an AMD EPYC
 (commit 77a11042, 2026-12-01); without the averaged weights 95.14 %. The aim is 95.2 %. --fast reaches about 92.8 % on
-held-out training images in 3.9 CPU minutes. Two seeds take less time as two processes with one core each than one after
-the other.
+held-out training images in 3.9 CPU minutes.
 Published for comparison, with the best epoch on the test images: ResNet-20 95.61 %, with random erasing 95.98 %, after
 300 epochs (https://github.com/zhunzhong07/Random-Erasing).
 """

@@ -129,8 +129,8 @@ def search(
         (x, y, weight), validation_data = split_validation(fit.pop("validation_split"), x, y, weight)
     given = {"x": x, "y": y, "sample_weight": weight, "batch_size": batch_size, "validation_data": validation_data}
     with _folder(folder, needed=len(rungs) > 1) as there:
-        run = _Run(make, points, given, fit, fixed, callbacks, Monitor(monitor, mode), seed, there, settings)
-        run.kept = folder is not None
+        kept = folder is not None
+        run = _Run(make, points, given, fit, fixed, callbacks, Monitor(monitor, mode), seed, there, kept, settings)
         return run.through(rungs)
 
 
@@ -201,10 +201,7 @@ class _Run:
 
     Attributes:
       done: (number, epochs) -> finished trial. A trial that a callback stopped is finished for more epochs too.
-      kept: True if the folder stays after the search.
     """
-
-    kept = False
 
     def __init__(
         self,
@@ -217,11 +214,12 @@ class _Run:
         monitor: Monitor,
         seed: int,
         folder: Path | None,
+        kept: bool,
         settings: dict[str, Any],
     ) -> None:
         self._make, self._points, self._given, self._fit, self._fixed = make, points, given, fit, fixed
         self._callbacks, self._monitor, self._seed = callbacks, monitor, seed
-        self._folder, self._settings = folder, settings
+        self._folder, self._kept, self._settings = folder, kept, settings  # a temporary folder is not kept
         self.done: dict[tuple[int, int], Trial] = {}
         self._stopped: set[int] = set()
         # By id, while they live: a trial that got the module of an earlier one would begin with its trained weights.
@@ -297,7 +295,7 @@ class _Run:
             "" if epochs == 1 else "s",
             finished,
             f"Results and checkpoints are in {str(self._folder)!r}: the same search continues there."
-            if self.kept
+            if self._kept
             else "Nothing was saved: pass folder= to be able to continue a search.",
         )
 
