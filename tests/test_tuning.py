@@ -206,6 +206,36 @@ def test_a_stopped_search_continues_to_the_same_result(steps: int, halving: int 
     assert searched(space, **arguments, folder="run", make=_not_called) == whole
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.representatives("3")
+def test_a_trial_has_one_device_whatever_trials_are_beside_it(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It continues after halving, or after a stop, with other trials or alone."""
+    space = {"learning_rate": [0.1, 1e-6, 0.05, 1e-7, 1e-8]}
+    arguments: dict[str, Any] = {"trials": 5, "epochs": 4, "halving": 2, "monitor": "val_loss"}
+    arguments["compile_arguments"] = {"dispatch": "auto"}
+    whole = searched(space, **arguments)
+    monkeypatch.setattr(sys.modules["resfit.tuning.search"], "cores", lambda: cores)
+    devices: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        searched(
+            space, **arguments, folder="run",
+            callbacks=lambda number: [Stop([5 if number == whole.best.number else 99])],  # once it is alone
+        )  # fmt: skip
+    resumed = searched(space, **arguments, folder="run", callbacks=lambda number: [Devices(devices)])
+    assert resumed == whole
+    assert set(devices) == {1}
+
+
+class Devices(Callback):
+    """Collect the number of devices of every fit."""
+
+    def __init__(self, found: list[int]) -> None:
+        self.found = found
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.found.append(len(self.model.snapshot().devices))
+
+
 @pytest.mark.parametrize(
     ("folder", "kept"), [(None, "Nothing was saved: pass folder="), ("run", "the same search continues there")]
 )

@@ -13,22 +13,28 @@ SMALL = 2_000_000
 
 
 def devices(members: Sequence[Model], given: Sequence[Mapping[str, Any]]) -> list[jax.Device | None]:
-    """Return the device of each member: of several devices, small members get one each, in turn. None for any device.
+    """Return the device of each member: of several devices, a small member gets one, in turn. None for any device.
 
     A batch of a small network is too little work for several devices, so it is not split over them, unless the
-    arguments of `compile` or `jax.default_device` say where to train.
+    arguments of `compile` or `jax.default_device` say where to train. The other members do not change that: a trial of
+    `search` has other ones after each round of halving, and resumes with the same number of devices.
 
     Args:
       members: of the ensemble.
       given: the arguments of `compile` of each.
     """
-    own: list[jax.Device | None] = [None] * len(members)
     every = jax.local_devices()
-    chosen = jax.config.jax_default_device is not None  # type: ignore[attr-defined]  # in JAX's docs, not in its types
-    chosen |= any(one.get("dispatch", "auto") != "auto" or one.get("batch_norm", "global") != "global" for one in given)
-    if len(every) > 1 and len(members) > 1 and not chosen and _is_small(members):
-        own = [every[i % len(every)] for i in range(len(members))]
-    return own
+    if len(every) == 1 or jax.config.jax_default_device is not None:  # type: ignore[attr-defined]  # not in its types
+        return [None] * len(members)
+    return [
+        every[i % len(every)] if _is_small(model) and not _says_where(own) else None
+        for i, (model, own) in enumerate(zip(members, given, strict=True))
+    ]
+
+
+def _says_where(given: Mapping[str, Any]) -> bool:
+    """Return True if arguments of `compile` choose the devices."""
+    return given.get("dispatch", "auto") != "auto" or given.get("batch_norm", "global") != "global"
 
 
 def at_once(members: Sequence[Model]) -> int:
@@ -37,7 +43,7 @@ def at_once(members: Sequence[Model]) -> int:
     On a CPU, one on each core. On accelerators, one on each device.
     """
     used = _devices(members)
-    if not _is_small(members) or not used:
+    if not _is_small(members[0]) or not used:
         return 1
     return min(len(members), cores()) if used[0].platform == "cpu" else len(set(used))
 
@@ -56,7 +62,7 @@ def together(members: Sequence[Model], compiled: Sequence[Mapping[str, Any]]) ->
     used = _devices(members)
     single = len(members) > 1 and bool(used) and not any(own.get("dispatch") == "eager" for own in compiled)
     several_steps = any((own.get("steps_per_execution") or 1) != 1 for own in compiled)
-    return single and not several_steps and _is_small(members) and computes_several(used[0].platform)
+    return single and not several_steps and _is_small(members[0]) and computes_several(used[0].platform)
 
 
 def computes_several(platform: str) -> bool:
@@ -64,8 +70,8 @@ def computes_several(platform: str) -> bool:
     return platform != "cpu"
 
 
-def _is_small(members: Sequence[Model]) -> bool:
-    return members[0].count_params() <= SMALL
+def _is_small(model: Model) -> bool:
+    return model.count_params() <= SMALL
 
 
 def _devices(members: Sequence[Model]) -> list[jax.Device]:

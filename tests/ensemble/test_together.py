@@ -356,21 +356,21 @@ def test_members_with_one_device_take_their_steps_together(steps: Steps, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "spread"),
+    ("arguments", "own"),
     [
-        ([{}, {"dispatch": "auto"}], True),
-        ([{}, {"dispatch": "sharded"}], False),
-        ([{}, {"dispatch": "jit"}], False),
-        ([{"batch_norm": "per_replica"}, {}], False),
-        ([{}], False),
+        ([{}, {"dispatch": "auto"}], [0, 1]),
+        ([{}, {"dispatch": "sharded"}], [0, None]),
+        ([{"dispatch": "jit"}, {}], [None, 1]),
+        ([{"batch_norm": "per_replica"}, {}], [None, 1]),
+        ([{"batch_norm": "global", "dispatch": "auto"}], [0]),  # not only together with others
     ],
     ids=["auto", "sharded", "jit", "norms of each device", "one member"],
 )
 def test_small_members_have_one_of_several_devices(
-    arguments: list[dict[str, Any]], spread: bool, monkeypatch: pytest.MonkeyPatch
+    arguments: list[dict[str, Any]], own: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = Ensemble(maker(PlainNet), len(arguments)).members
-    assert parallel.devices(members, arguments) == (jax.devices()[:2] if spread else [None] * len(arguments))
+    assert parallel.devices(members, arguments) == [None if i is None else jax.devices()[i] for i in own]
     with jax.default_device(jax.devices()[3]):
         assert parallel.devices(members, arguments) == [None] * len(arguments)
     monkeypatch.setattr(parallel, "SMALL", 1)
