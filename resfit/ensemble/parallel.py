@@ -34,7 +34,7 @@ def devices(members: Sequence[Model], given: Sequence[Mapping[str, Any]]) -> lis
 
 def _says_where(given: Mapping[str, Any]) -> bool:
     """Return True if arguments of `compile` choose the devices."""
-    return given.get("dispatch", "auto") != "auto" or given.get("batch_norm", "global") != "global"
+    return (given.get("dispatch", "auto"), given.get("batch_norm", "global")) != ("auto", "global")
 
 
 def at_once(members: Sequence[Model]) -> int:
