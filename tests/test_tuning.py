@@ -2,8 +2,9 @@
 
 import csv
 import functools
+import gc
 import json
-import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 import resfit
 from resfit import errors
 from resfit.callbacks import Callback, EarlyStopping
+from resfit.ensemble import parallel
 from resfit.tuning.points import draw, smoothed
 from resfit.tuning.results import SearchResult, Trial, ranked
 from resfit.tuning.search import _rungs
@@ -214,7 +216,7 @@ def test_a_trial_has_one_device_whatever_trials_are_beside_it(cores: int, monkey
     arguments: dict[str, Any] = {"trials": 5, "epochs": 4, "halving": 2, "monitor": "val_loss"}
     arguments["compile_arguments"] = {"dispatch": "auto"}
     whole = searched(space, **arguments)
-    monkeypatch.setattr(sys.modules["resfit.tuning.search"], "cores", lambda: cores)
+    monkeypatch.setattr(parallel, "cores", lambda: cores)
     devices: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         searched(
@@ -224,6 +226,24 @@ def test_a_trial_has_one_device_whatever_trials_are_beside_it(cores: int, monkey
     resumed = searched(space, **arguments, folder="run", callbacks=lambda number: [Devices(devices)])
     assert resumed == whole
     assert set(devices) == {1}
+
+
+@pytest.mark.parametrize(("small", "most"), [(1, 1), (parallel.SMALL, 2)], ids=["large", "small"])
+def test_large_networks_are_in_memory_one_at_a_time(small: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "SMALL", small)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    living: weakref.WeakSet[Any] = weakref.WeakSet()
+    counts = []
+
+    def made(seed: int) -> PlainNet:
+        gc.collect()
+        module = make(seed)
+        living.add(module)
+        counts.append(len(living))
+        return module
+
+    searched({"learning_rate": LOG}, trials=4, make=made)
+    assert counts == [1, most] * 2
 
 
 class Devices(Callback):
@@ -314,7 +334,7 @@ def test_the_plot_has_a_panel_for_each_value() -> None:
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_one_module_for_several_trials_raises(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["resfit.tuning.search"], "cores", lambda: cores)  # the trials of one ensemble
+    monkeypatch.setattr(parallel, "cores", lambda: cores)  # the trials of one ensemble
     module = make(0)
     with pytest.raises(errors.ModuleError, match=r"make\(0\) returned the module that an earlier call returned"):
         searched({"learning_rate": [0.1, 0.2]}, make=lambda seed: module)

@@ -37,6 +37,13 @@ def _says_where(given: Mapping[str, Any]) -> bool:
     return (given.get("dispatch", "auto"), given.get("batch_norm", "global")) != ("auto", "global")
 
 
+def beside(model: Model) -> int:
+    """Return the number of models like this one that are worth training together: large ones only fill the memory."""
+    if not _is_small(model):
+        return 1
+    return cores() if jax.default_backend() == "cpu" else max(cores(), jax.local_device_count())
+
+
 def at_once(members: Sequence[Model]) -> int:
     """Return the number of members that take their steps at the same time, each by its own program.
 

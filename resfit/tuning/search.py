@@ -21,11 +21,11 @@ from resfit._utils.keywords import checked, only_others
 from resfit._utils.paths import expand_user
 from resfit.callbacks import Callback, Checkpoint
 from resfit.callbacks.monitor import Monitor
-from resfit.data.cores import cores
 from resfit.data.sources.arrays import split_validation
-from resfit.ensemble import Each, Ensemble
+from resfit.ensemble import Each, Ensemble, parallel
 from resfit.ensemble.members import callbacks_of_members, check_shared, not_distinct
 from resfit.errors import ArgumentError, DataError, ResumeError
+from resfit.model import Model
 from resfit.trainer.learned.input_format import spec_entry
 from resfit.trainer.loop.interrupts import Interrupt
 from resfit.tuning.points import SMOOTHING, Point, check_names, compile_arguments, draw, smoothed
@@ -239,14 +239,25 @@ class _Run:
                 self.done = {(i, epochs): dataclasses.replace(last[i], epochs=epochs) for i in stopped} | self.done
                 self._write()
             waiting = [number for number in alive if (number, epochs) not in self.done]
-            for together in _groups(waiting, cores()):
-                self._train(together, epochs)
+            while waiting:
+                waiting = waiting[self._train(waiting, epochs) :]
             last |= {number: self.done[number, epochs] for number in alive}
         return SearchResult(tuple(last[i] for i in sorted(last)), self._monitor.name, self._monitor.mode)
 
-    def _train(self, numbers: list[int], epochs: int) -> None:
+    def _models(self, seeds: Sequence[int]) -> Iterator[Model]:
+        """Yield models for the first seeds, as many as are worth training together."""
+        first = Ensemble(self._make, seeds[:1]).members
+        yield from first
+        if more := seeds[1 : parallel.beside(*first)]:
+            yield from Ensemble(self._make, more).members
+
+    def _train(self, waiting: list[int], epochs: int) -> int:
+        """Train the first trials that wait, and return their number."""
+        seeds = [self._points[number].get("seed", self._seed) for number in waiting]
+        models = list(self._models(seeds))
+        left, numbers = iter(models), waiting[: len(models)]
         points = [self._points[number] for number in numbers]
-        ensemble = _Trials(self._make, [point.get("seed", self._seed) for point in points])
+        ensemble = _Trials(lambda _: next(left), seeds[: len(models)])
         self._check_new(ensemble)
         ensemble.numbers, ensemble.report = numbers, functools.partial(self._report, numbers, epochs)
         arguments = [compile_arguments(point, self._fixed, self._seed) for point in points]
@@ -272,6 +283,7 @@ class _Run:
             score, point = self.done[number, epochs].score, _described(self._points[number])
             _log.info("Trial %d, %d epochs: %s %.4g with %s.", number, epochs, self._monitor.name, score, point)
         self._write()
+        return len(numbers)
 
     def _check_new(self, ensemble: Ensemble) -> None:
         """Raise if a trial has the module of an earlier one.
@@ -346,10 +358,6 @@ class _Run:
         for one in content["trials"]:
             if one["number"] < len(self._points):
                 self._add(**one)
-
-
-def _groups(numbers: list[int], size: int) -> list[list[int]]:
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
 def _shown(value: Any) -> str:
