@@ -5,6 +5,7 @@ several members take their steps at the same time. On an accelerator one program
 see `trainer.devices.together`. Nothing that a member computes depends on the others.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from resfit.callbacks import Callback
 from resfit.callbacks.logs import Logs
 from resfit.trainer.devices.together import Meeting, taking_part
 from resfit.trainer.loop.interrupts import Interrupt, following
+
+_log = logging.getLogger("resfit")
 
 _POLL = 0.1  # seconds: a signal sets a flag and wakes nobody up
 _GRACE = 1.0  # seconds for the members to stop after a second signal: one that hangs would hang the process
@@ -30,7 +33,7 @@ class Pace:
       interrupt: stops all members at their next batch once it is requested.
       tell: called with an epoch and {member: its logs}, after all members that still train have finished the epoch.
       begin: called with an epoch once the first member begins it.
-      named: returns the name of a member, for the notes of errors.
+      named: returns the name of a member, for the notes of errors and before its messages in the log.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Pace:
         self._announced: int | None = None
         self._told: int | None = None  # the last epoch that all have finished
         self._failed: dict[int, BaseException] = {}
+        self._names = _Names()
         released = lambda: interrupt.requested  # noqa: E731
         compiles = lambda: self._compiles is not None  # noqa: E731
         self._meeting = Meeting(self._changed, self._stepping, released, compiles) if together else None
@@ -75,6 +79,7 @@ class Pace:
             threading.Thread(target=self._run, args=(i, fit, settings), name=f"resfit-member-{i}", daemon=True)
             for i, fit in enumerate(fits)
         ]
+        _log.addFilter(self._names)
         for thread in threads:
             thread.start()
         try:
@@ -86,6 +91,7 @@ class Pace:
         finally:
             for thread in threads:
                 thread.join(_GRACE / len(threads) if self._interrupt.at_once else None)
+            _log.removeFilter(self._names)
         if self._failed:
             number, error = min(self._failed.items())
             error.add_note(f"This happened in {self._named(number)}.")
@@ -99,6 +105,7 @@ class Pace:
         return self._start if self._told is None else self._told + 1
 
     def _run(self, number: int, fit: Callable[[Callback], Any], settings: Callable[[], Any]) -> None:
+        self._names.of_threads[threading.get_ident()] = self._named(number)
         try:
             with settings(), following(self._interrupt), taking_part(self._meeting, number):
                 fit(Paced(self, number))
@@ -190,6 +197,19 @@ class Pace:
         if self._compiles == number:
             self._compiles = None
             self._compiling.release()
+
+
+class _Names(logging.Filter):
+    """Puts the name of a member before each message of its thread. Changes no message of the other threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_threads: dict[int, str] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if name := self.of_threads.get(threading.get_ident()):
+            record.msg = f"{name[0].upper()}{name[1:]}: {record.msg}"
+        return True
 
 
 class Paced(Callback):

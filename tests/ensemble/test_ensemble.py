@@ -1,5 +1,6 @@
 """An ensemble: each member computes what it computes alone, and the members share one program."""
 
+import logging
 import os
 import signal
 import threading
@@ -236,6 +237,10 @@ def test_the_comparison_notices_a_part_of_another_member(part: str) -> None:
 @pytest.mark.parametrize("net", ["plain", pytest.param("batch norm", marks=pytest.mark.slow)])
 def test_n_members_compile_what_one_member_compiles(net: str) -> None:
     counts = []
+    # The first run of a process also compiles small programs that all later ones use.
+    before = ensemble(NETS[net], 1, optimizer="adamw", weight_decay=0.1, loss=resfit.losses.CrossEntropy(0.3))
+    fit(before)
+    before.predict(X, BATCH)
     for members, rates, decays in ((1, 0.1, 0.1), (4, [0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.2, 0.3])):
         with counting_compilations() as found:
             made = ensemble(NETS[net], members, optimizer="adamw", learning_rate=rates, weight_decay=decays)
@@ -378,6 +383,22 @@ def test_the_standard_error_has_the_digits_of_the_mean() -> None:
     history = EnsembleHistory()
     history.add(0, {"loss": np.array([0.9870, 0.9874]), "small": np.array([1e-5, 2e-5]), "one": np.array([2.0])})
     assert repr(history).endswith("loss 0.9872 ± 0.0002, small 1.5e-05 ± 5e-06, one 2.0000>")
+
+
+def test_messages_in_the_log_name_the_member(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("resfit")
+    caplog.set_level("INFO")
+    made = ensemble(members=3)
+    own = [None, EarlyStopping("loss", min_delta=9, verbose=1), None]
+    whole = LambdaCallback(on_epoch_end=lambda *_: log.info("100 %"))
+    fit(made, epochs=4, callbacks=Each(own), ensemble_callbacks=whole)
+    log.info("after %d", 1)
+    messages = [one.getMessage() for one in caplog.records]
+    (stopped,) = [one for one in messages if "EarlyStopping" in one]
+    assert stopped.startswith("Member 1 of the ensemble: EarlyStopping: stopped after epoch ")
+    assert "100 %" in messages  # of the ensemble
+    assert messages[-1] == "after 1"
+    assert not log.filters
 
 
 @pytest.mark.parametrize("where", ["member", "ensemble"])

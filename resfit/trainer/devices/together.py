@@ -18,7 +18,7 @@ import jax
 from resfit.trainer.devices.placement import CompiledStep
 from resfit.trainer.graph.random_keys import is_key
 
-_log = logging.getLogger("resfit")
+_log = logging.getLogger("resfit.together")  # what it says is of all members, not of the one in whose thread it is
 _here = threading.local()
 _POLL = 0.1  # seconds: a signal sets a flag and wakes nobody up
 _PATIENCE = 10.0  # seconds: a thread that waits here can hold a lock of the user that another one waits for
