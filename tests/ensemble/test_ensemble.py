@@ -779,15 +779,14 @@ def test_make_can_return_a_model_with_its_own_step() -> None:
         net.smoothing = Count(jnp.float32(0.1 * seed))
         return Smoothed(net)
 
-    with counting_compilations() as one:
-        single = Ensemble(make, 1)
-        single.compile("sgd", learning_rate=0.1, seed=0, dispatch="jit")
-        fit(single)
-    with counting_compilations() as three:
-        made = Ensemble(make, 3)
-        made.compile("sgd", learning_rate=0.1, seed=0, dispatch="jit")
-        history = fit(made)
-    assert len(one) == len(three)
+    counts = []
+    for members in (1, 1, 3):  # the first run of a process also compiles small programs that all later ones use
+        with counting_compilations() as found:
+            made = Ensemble(make, members)
+            made.compile("sgd", learning_rate=0.1, seed=0, dispatch="jit")
+            history = fit(made)
+        counts.append(len(found))
+    assert counts[1] == counts[2] <= counts[0]
     assert len({*history.history["loss"][0].tolist()}) == 3
     with pytest.raises(resfit.errors.CompileError, match="overrides compute_loss"):
         made.evaluate(X, Y)

@@ -147,13 +147,13 @@ def test_calls_of_one_program_run_together_and_others_alone() -> None:
 
 def test_one_program_serves_every_smaller_number_of_threads() -> None:
     compiled = []
-    for steps in ([4, 4, 4, 4], [4, 3, 2, 1]):
+    for steps in ([4] * 4, [4] * 4, [4, 3, 2, 1]):  # the first team may also compile what every one uses
         team = Team(4)
         with counting_compilations() as found:
             team.work([lambda i, n=n: walk(add, batches([2] * n, i), 1.0) for i, n in enumerate(steps)])
         compiled.append(len(found))
         assert team.sizes == [4, 4, 4, 4] if min(steps) == 4 else [4, 3, 2]
-    assert compiled[0] == compiled[1]
+    assert compiled[1] == compiled[2] <= compiled[0]
 
 
 def test_a_thread_that_fails_between_the_meeting_and_its_call_does_not_stop_the_others() -> None:
