@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 _FOLDER = Path(__file__).parents[1] / "golden"
-GOLDEN = np.load(_FOLDER / "augment.npz")
+with np.load(_FOLDER / "augment.npz") as _file:
+    GOLDEN = dict(_file)
 # The constants of the script that made them.
 CASES: dict[str, Any] = {
     node.targets[0].id: ast.literal_eval(node.value)  # type: ignore[attr-defined]

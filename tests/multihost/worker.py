@@ -45,7 +45,8 @@ def same_steps(folder: Path, process: int, processes: int) -> dict[str, Any]:
     for kind in ("global", "per_replica"):
         model = model_of(batch_norm=kind)
         for step in range(STEPS):
-            before = np.load(folder / f"{kind}_{step}.npz")
+            with np.load(folder / f"{kind}_{step}.npz") as file:
+                before = dict(file)
             state = state_of(model)
             state.replace(
                 tuple(context_of(model).placement.replicate([before[f"arr_{i}"] for i in range(len(state.leaves))]))
