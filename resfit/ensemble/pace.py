@@ -116,6 +116,7 @@ class Pace:
                 self._interrupt.requested = True
         finally:
             self.compiled(number)
+            del self._names.of_threads[threading.get_ident()]  # the next thread can have the same number
             with self._changed:
                 self._next[number] = math.inf
                 self._running.discard(number)

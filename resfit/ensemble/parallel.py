@@ -37,7 +37,7 @@ def _says_where(given: Mapping[str, Any]) -> bool:
     return (given.get("dispatch", "auto"), given.get("batch_norm", "global")) != ("auto", "global")
 
 
-def beside(model: Model) -> int:
+def group_size(model: Model) -> int:
     """Return the number of models like this one that are worth training together: large ones only fill the memory."""
     if not _is_small(model):
         return 1

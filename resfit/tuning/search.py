@@ -244,17 +244,16 @@ class _Run:
             last |= {number: self.done[number, epochs] for number in alive}
         return SearchResult(tuple(last[i] for i in sorted(last)), self._monitor.name, self._monitor.mode)
 
-    def _models(self, seeds: Sequence[int]) -> Iterator[Model]:
-        """Yield models for the first seeds, as many as are worth training together."""
-        first = Ensemble(self._make, seeds[:1]).members
-        yield from first
-        if more := seeds[1 : parallel.beside(*first)]:
-            yield from Ensemble(self._make, more).members
+    def _models(self, seeds: Sequence[int]) -> list[Model]:
+        """Return models for the first seeds, as many as are worth training together."""
+        models = Ensemble(self._make, seeds[:1]).members
+        more = seeds[1 : parallel.group_size(models[0])]
+        return models + (Ensemble(self._make, more).members if more else [])
 
     def _train(self, waiting: list[int], epochs: int) -> int:
         """Train the first trials that wait, and return their number."""
         seeds = [self._points[number].get("seed", self._seed) for number in waiting]
-        models = list(self._models(seeds))
+        models = self._models(seeds)
         left, numbers = iter(models), waiting[: len(models)]
         points = [self._points[number] for number in numbers]
         ensemble = _Trials(lambda _: next(left), seeds[: len(models)])

@@ -390,13 +390,23 @@ def test_messages_in_the_log_name_the_member(caplog: pytest.LogCaptureFixture) -
     caplog.set_level("INFO")
     made = ensemble(members=3)
     own = [None, EarlyStopping("loss", min_delta=9, verbose=1), None]
-    whole = LambdaCallback(on_epoch_end=lambda *_: log.info("100 %"))
+
+    def on_epoch_end(epoch: int, logs: Any) -> None:
+        log.info("100 %")
+        # Threads that begin after that of the stopped member has ended: the system gives them its number again.
+        others = [threading.Thread(target=log.info, args=("another thread",)) for _ in range(3)]
+        for other in others:
+            other.start()
+            other.join()
+
+    whole = LambdaCallback(on_epoch_end=on_epoch_end)
     fit(made, epochs=4, callbacks=Each(own), ensemble_callbacks=whole)
     log.info("after %d", 1)
     messages = [one.getMessage() for one in caplog.records]
     (stopped,) = [one for one in messages if "EarlyStopping" in one]
     assert stopped.startswith("Member 1 of the ensemble: EarlyStopping: stopped after epoch ")
-    assert "100 %" in messages  # of the ensemble
+    assert messages.count("100 %") == 4  # of the ensemble
+    assert messages.count("another thread") == 12
     assert messages[-1] == "after 1"
     assert not log.filters
 
