@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=("archive", "huggingface", "tfds"), default="archive", help="(archive)")
     parser.add_argument("--data", type=Path, help="archive or folder of the images (default: the source's own)")
-    parser.add_argument("--network", choices=[name for name in NETWORKS if name != FAST], default="resnet20")
+    parser.add_argument("--network", choices=[name for name in NETWORKS if name != FAST], help="(resnet20)")
     parser.add_argument("--fast", action="store_true", help=f"train {FAST} by the recipe airbench-cifar")
     parser.add_argument("--epochs", type=positive, help="passes over the images (the recipe's)")
     parser.add_argument("--batch-size", type=positive, help="the learning rate follows (the recipe's)")
@@ -131,12 +131,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/cifar10"), help="of checkpoints and models (out/cifar10)")
     add_options(parser)
     options = parser.parse_args()
+    if options.fast and options.network:
+        parser.error(f"got --fast and --network {options.network}. Expected one of them: --fast trains {FAST}")
     if options.seeds < 1:
         parser.error(f"got --seeds {options.seeds}; expected at least 1")
     if not options.dry_run:
         require_writable(parser, options.out, options.results)
 
-    name = FAST if options.fast else options.network
+    name = FAST if options.fast else options.network or "resnet20"
     named, published = NETWORKS[name]
     recipe = recipes.get(named).replace(epochs=options.epochs, batch_size=options.batch_size)
     train, test = read(options.source, options.data)

@@ -146,10 +146,10 @@ def require_writable(parser: argparse.ArgumentParser, *folders: Path) -> None:
 
 
 def start(main: Callable[[], None]) -> None:
-    """Run the `main` of a recipe. An error of resfit or Ctrl-C ends the process with its message only."""
+    """Run the `main` of a recipe. An error of resfit, a missing file or Ctrl-C ends it with the message only."""
     try:
         main()
-    except ResfitError as error:
+    except (ResfitError, FileNotFoundError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     except KeyboardInterrupt:
         print("Stopped by Ctrl-C.", file=sys.stderr)

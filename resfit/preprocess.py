@@ -81,13 +81,23 @@ def _scale(x: jax.Array) -> jax.Array:
     return x
 
 
+def treats_uint8_apart(preprocess: Preprocess | None) -> bool:
+    """Return True for a preprocessing that scales uint8 images and no floats, without being told.
+
+    Example:
+      >>> treats_uint8_apart(Auto()), treats_uint8_apart(None)
+      (True, False)
+    """
+    return isinstance(preprocess, Auto | Normalize)
+
+
 # The kind of each input array of a batch: "uint8", "unit" (floats in [0, 1]) or "other".
 Kinds = tuple[str, ...]
 
 
 @checked("function arguments")
 def kinds(x: Any) -> Kinds:
-    """Return the kinds of the arrays of a batch, which `Auto` treats differently.
+    """Return the kinds of the arrays of a batch, which `Auto` and `Normalize` treat differently.
 
     Example:
       >>> kinds(jnp.full((1, 2, 2, 3), -1.0)), kinds(jnp.zeros((1, 2, 2, 3), jnp.uint8))
@@ -112,7 +122,7 @@ def example(x: Any) -> Any:
 
 @checked("function arguments")
 def check_kinds(x: Any, trained_on: Kinds | None) -> None:
-    """Raise if `Auto` would give the network values of another scale than in training.
+    """Raise if `Auto` or `Normalize` would give the network values of another scale than in training.
 
     Raises:
       DataError: for uint8 images if the network was trained on floats outside [0, 1], and for floats outside [0, 1] if
@@ -131,6 +141,31 @@ def check_kinds(x: Any, trained_on: Kinds | None) -> None:
                 f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and the network "
                 "was trained on uint8 images, which are scaled to [0, 1]. Expected uint8, or floats in [0, 1]."
             )
+
+
+@checked("function arguments")
+def check_levels(x: Any, normalize: Normalize) -> None:
+    """Raise for floats from 0 to 255: `Normalize` scales uint8 images only, and its means are those of [0, 1].
+
+    Raises:
+      DataError: for floats of at least 0 whose largest is above 16, if all means are at most 1.
+
+    Example:
+      >>> check_levels(np.ones((1, 2, 2, 1)), Normalize(mean=(0.5,), std=(0.25,)))
+    """
+    if max(normalize.mean) > 1:
+        return
+    for leaf in jax.tree.leaves(x):
+        if leaf.dtype != np.uint8 and np.min(leaf) >= 0 and np.max(leaf) > _LEVELS:
+            raise DataError(
+                f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and {normalize!r} "
+                "has means and standard deviations of images in [0, 1]. Expected uint8, which it scales, or floats in "
+                "[0, 1]: x.astype('uint8') or x / 255."
+            )
+
+
+_LEVELS = 16.0
+"""Above all images in [0, 1], also in high dynamic range, and below the largest gray level of nearly every batch."""
 
 
 @checked("function arguments")

@@ -18,7 +18,7 @@ code differed from it.
 
 The evaluation *last epoch* uses the weights as they are after the last epoch, *ema* their running average, *flip* the
 mean over each image and its mirror image, and *flip+shift* the mean over six views of each image. Minutes are those of
-a run with compilation and evaluation, on the clock and, in parentheses, of the processor.
+a run with compilation, on the clock and, in parentheses, of the processor; runs that train in one call share theirs.
 """
 CHANGES = """\
 The change of the accuracy by one technique alone, in points: the mean over pairs of runs with equal seeds, ± its
@@ -91,9 +91,9 @@ def table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
 def changes(rows: list[Row]) -> list[list[str]]:
     """Return what each technique alone changes, for recipes that were also run with one technique more."""
     runs, found = load("runs"), []
-    bases = {row["recipe"].partition(" + ")[0] for row in rows if " + " in row["recipe"]}
+    bases = dict.fromkeys(row["recipe"].partition(" + ")[0] for row in rows if " + " in row["recipe"])
     for group in grouped(rows, "network", "data", "epochs"):
-        for base in bases & {row["recipe"] for row in group}:
+        for base in [base for base in bases if any(row["recipe"] == base for row in group)]:
             of_base = [row for row in group if row["recipe"].partition(" + ")[0] == base]
             for name, values in runs.differences(of_base).items():
                 found.append(

@@ -318,3 +318,28 @@ def test_another_compile_keeps_the_scale_of_the_trained_inputs() -> None:
 def test_transforms_with_only_a_mean_or_only_a_standard_deviation_raise(mean: Any, std: Any) -> None:
     with pytest.raises(DataError, match="both None"):
         resfit.transforms.Transforms(8, 8, mean=mean, std=std)
+
+
+def normalized(mean: float, std: float) -> resfit.Model:
+    return compiled(PlainNet(rngs=nnx.Rngs(0)), preprocess=Normalize((mean,), (std,)))
+
+
+def test_normalize_refuses_floats_of_0_to_255() -> None:
+    model, x = normalized(0.5, 0.25), BYTES.astype(np.float32)
+    uses = [
+        lambda: fit(model, x, labels()),
+        lambda: model.evaluate(x, labels(), verbose=0),
+        lambda: model.predict(x, verbose=0),
+    ]
+    for use in uses:
+        with pytest.raises(DataError, match=r"values from .* to 25\d.*floats in \[0, 1\]"):
+            use()
+    fit(normalized(120.0, 60.0), x, labels())  # means in the units of these images
+
+
+def test_normalize_refuses_floats_of_another_scale_than_in_training() -> None:
+    model = normalized(0.5, 0.25)
+    fit(model, BYTES, labels())
+    model.predict(BYTES / np.float32(255), verbose=0)
+    with pytest.raises(DataError, match="trained on uint8 images"):
+        model.predict(BYTES / np.float32(64) - 2, verbose=0)

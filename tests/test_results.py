@@ -61,6 +61,13 @@ def test_a_technique_is_compared_seed_by_seed() -> None:
     assert "| fast | evaluation ema | some test | 4 | 3 | -1.00 ± 0.00 |" in page
 
 
+def test_recipes_are_compared_in_the_order_of_their_lines() -> None:
+    names = [f"recipe{number}" for number in (3, 1, 4, 5, 2)]
+    pairs = [(name, f"{name} + erasing") for name in names]
+    page = make_results.page(written(*(line(one, "last epoch", 0, 0.9) for pair in pairs for one in pair)))
+    assert [row.split(" | ")[0][2:] for row in page.splitlines() if "| erasing |" in row] == names
+
+
 def test_a_run_that_the_file_has_twice_raises() -> None:
     folder = written(line("fast", "ema", 0, 0.9), line("fast", "ema", 0, 0.9))
     with pytest.raises(ValueError, match="has 2 lines of fast, evaluation ema, seed 0"):

@@ -8,18 +8,18 @@ _FUNCTION = "a function of (outputs, labels) that returns one value per example"
 # Place -> answer -> words, as in `words.WORDS`.
 OF_PACKAGES: Final[Mapping[str, Mapping[str, str]]] = {
     "augment": {
-        "`resfit.augment.flip()`": "RandomFlip RandomHorizontalFlip HorizontalFlip",
+        "`resfit.augment.flip()`": "RandomFlip RandomHorizontalFlip HorizontalFlip random_flip horizontal_flip",
         "`resfit.augment.pad_crop(4)`": "RandomTranslation",
-        "`resfit.augment.random_resized_crop(224)`": "RandomCrop RandomResizedCrop",
+        "`resfit.augment.random_resized_crop(224)`": "RandomCrop RandomResizedCrop random_crop",
         "`resfit.augment.color_jitter(...)`": (
             "RandomBrightness RandomContrast RandomSaturation RandomHue RandomColorJitter ColorJitter"
         ),
-        "`resfit.augment.random_erasing()`": "Cutout",
+        "`resfit.augment.random_erasing()`": "Cutout RandomErasing",
         "`resfit.augment.rotate(degrees)`": "RandomRotation",
         "`resfit.augment.affine(...)`": "RandomShear RandomAffine RandomZoom",
         "`resfit.augment.rand_augment(n=2, m=9)`": "RandAugment randaugment",
         "`resfit.augment.aug_mix()`": "AugMix augmix augment_and_mix",
-        "`resfit.augment.repeated_augmentation(k)`": "RASampler RepeatAugSampler",
+        "`resfit.augment.repeated_augmentation(k)`": "RASampler RepeatAugSampler RepeatedAugmentation",
         "`resfit.augment.trivial_augment()`": "TrivialAugment TrivialAugmentWide",
         "`resfit.augment.trivial_augment()` or `rand_augment(n=1)`, which have it among their operations": (
             "AutoContrast Equalization RandomPosterization Solarization RandomSharpness RandomColorDegeneration "

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resfit._utils.checks import is_number
 from resfit._utils.keywords import checked
 from resfit.augment.masks import fill_argument
-from resfit.augment.transform import ImageTransform, draw, image_transform, require_range
+from resfit.augment.transform import ImageTransform, check_fill, draw, image_transform, require_range
 from resfit.augment.warp import check_interpolation, matrices, sample, sample_masks
 from resfit.errors import CompileError
 
@@ -66,7 +67,8 @@ def affine(
       translate: the largest shifts to the sides and up and down, as shares of width and height. Shifts are whole
         pixels.
       scale: the scale is uniform in this interval.
-      shear: the largest horizontal angle in degrees, or (horizontal, vertical).
+      shear: the largest horizontal angle in degrees, or the largest (horizontal, vertical) ones. In torchvision, two
+        numbers are the interval of the horizontal angle, and (-a, a, -b, b) is `shear=(a, b)`.
       interpolation: as for `rotate`.
       fill: as for `rotate`.
       mask_fill: as for `rotate`.
@@ -88,8 +90,8 @@ def affine(
         if not (_is_pair(pair) and all(0 <= one <= largest for one in pair)):
             raise CompileError(f"augment.affine got {name}={pair!r}. Expected numbers (x, y) from 0 to {largest:g}.")
     arguments: dict[str, Any] = {
-        "degrees": interval, "translate": tuple(translate), "scale": tuple(scale), "shear": tuple(map(float, sheared)),
-        "interpolation": interpolation, "fill": checked_fill("affine", fill),
+        "degrees": interval, "translate": tuple(map(float, translate)), "scale": tuple(map(float, scale)),
+        "shear": tuple(map(float, sheared)), "interpolation": interpolation, "fill": checked_fill("affine", fill),
     }  # fmt: skip
     check_interpolation("affine", interpolation)
     changes: list[float] = [*interval, *translate, *sheared, scale[0] - 1, scale[1] - 1]
@@ -101,12 +103,12 @@ def affine(
 
 
 def _is_pair(value: Any) -> bool:
-    numbers = isinstance(value, tuple | list) and all(isinstance(one, int | float) for one in value)
+    numbers = isinstance(value, tuple | list) and all(is_number(one) for one in value)
     return numbers and len(value) == 2 and all(map(math.isfinite, value))
 
 
 def _interval(name: str, argument: str, value: Any) -> Interval:
-    pair: Any = (-value, value) if isinstance(value, int | float) else value
+    pair: Any = (-value, value) if is_number(value) else value
     if not _is_pair(pair) or pair[0] > pair[1]:
         raise CompileError(
             f"augment.{name} got {argument}={value!r}. Expected a number >= 0, or an interval (low, high)."
@@ -116,7 +118,7 @@ def _interval(name: str, argument: str, value: Any) -> Interval:
 
 def checked_fill(name: str, fill: Any) -> float:
     """Return the value of pixels from outside of an image as a float, or raise CompileError."""
-    if not isinstance(fill, int | float) or not math.isfinite(fill):
+    if not is_number(fill) or not math.isfinite(fill):
         raise CompileError(f"augment.{name} got fill={fill!r}. Expected a number in the units of the images.")
     return float(fill)
 
@@ -132,6 +134,7 @@ def _turned(key: jax.Array, rows: int, degrees: Interval) -> jax.Array:
 
 
 def _rotate(key: jax.Array, x: jax.Array, degrees: Interval, interpolation: str, fill: float, **_: Any) -> jax.Array:
+    check_fill("rotate", x, fill)
     return sample(x, _turned(key, len(x), degrees), interpolation, fill)
 
 
@@ -164,6 +167,7 @@ def _affine(
     fill: float,
     **_: Any,
 ) -> jax.Array:
+    check_fill("affine", x, fill)
     return sample(x, _mapped(key, x.shape, degrees, translate, scale, shear), interpolation, fill)
 
 

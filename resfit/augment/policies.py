@@ -11,7 +11,7 @@ from resfit._utils.keywords import checked
 from resfit.augment.affine import checked_fill
 from resfit.augment.masks import fill_argument
 from resfit.augment.operations import OPERATIONS, apply, places
-from resfit.augment.transform import ImageTransform, draw, image_transform, whole
+from resfit.augment.transform import ImageTransform, check_fill, draw, image_transform, whole
 from resfit.augment.warp import check_interpolation, sample_masks
 from resfit.errors import CompileError, DataError
 
@@ -266,8 +266,9 @@ def as_levels(name: str, x: jax.Array, fill: float) -> tuple[jax.Array, float]:
     """Return images and a fill value in 256 levels.
 
     Raises:
-      DataError: for another number of channels than 1 and 3.
+      DataError: for another number of channels than 1 and 3, and a fill value outside of the range of the images.
     """
+    check_fill(name, x, fill, clips=True)
     if x.shape[3] not in (1, 3):
         raise DataError(
             f"augment.{name} got images of {x.shape[3]} channels, shape {x.shape}. Expected 1 (gray) or 3 (red, green, "

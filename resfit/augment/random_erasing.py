@@ -1,15 +1,26 @@
 """Random erasing of a rectangle."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from resfit._utils.checks import is_number
 from resfit._utils.keywords import checked
 from resfit.augment.boxes import DRAWS, mask, random_boxes
 from resfit.augment.masks import fill_argument, filling
-from resfit.augment.transform import ImageTransform, draw, image_transform, require_range, require_share
+from resfit.augment.transform import (
+    ImageTransform,
+    check_fill,
+    draw,
+    image_transform,
+    like,
+    require_range,
+    require_share,
+)
 from resfit.errors import CompileError, DataError
 
 
@@ -49,8 +60,8 @@ def random_erasing(
     require_range("random_erasing", "area", area, 1)
     require_range("random_erasing", "ratio", ratio, math.inf)
     if fill != "noise":
-        values = fill if isinstance(fill, tuple | list) else (fill,)
-        if not values or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        values: Sequence[Any] = fill if isinstance(fill, tuple | list) else (fill,)
+        if not values or not all(is_number(value) and math.isfinite(value) for value in values):
             raise CompileError(
                 f"augment.random_erasing got fill={fill!r}. Expected a number, one per channel, or 'noise'."
             )
@@ -118,8 +129,5 @@ def _filling(key: jax.Array, x: jax.Array, fill: tuple[float, ...] | str) -> jax
             f"augment.random_erasing got fill={fill} for images of shape {x.shape}. Expected one value, or one for "
             f"each of the {x.shape[3]} channels."
         )
-    if x.dtype == jnp.uint8 and (min(fill) < 0 or max(fill) > 255):
-        raise DataError(f"augment.random_erasing got fill={fill} for uint8 images. Expected values from 0 to 255.")
-    values = jnp.asarray(fill, jnp.float32)
-    values = jnp.round(values) if x.dtype == jnp.uint8 else values
-    return jnp.broadcast_to(values, (1, 1, 1, x.shape[3])).astype(x.dtype)
+    check_fill("random_erasing", x, *fill)
+    return like(jnp.broadcast_to(jnp.asarray(fill, jnp.float32), (1, 1, 1, x.shape[3])), x)

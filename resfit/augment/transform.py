@@ -50,15 +50,16 @@ class ImageTransform:
           DataError: if the images are neither uint8 nor floats.
           LabelError: for masks of another size than the images.
         """
-        x, arguments = as_images(self._name, x), dict(self.arguments)
+        x, arguments = as_images(self.name, x), dict(self.arguments)
         changed, move = self.transform(key, x, **arguments), self.masks
-        return changed, y if move is None else moved(self._name, y, x, lambda masks: move(key, masks, **arguments))
+        return changed, y if move is None else moved(self.name, y, x, lambda masks: move(key, masks, **arguments))
 
     def __repr__(self) -> str:
-        return f"{self._name}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments)})"
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The name of the function that made this augmentation."""
         return self.transform.__name__.removeprefix("_")
 
 
@@ -111,6 +112,17 @@ def like(values: jax.Array, x: jax.Array) -> jax.Array:
     if x.dtype == jnp.uint8:
         values = jnp.clip(jnp.round(values), 0, 255)
     return values.astype(x.dtype)
+
+
+def check_fill(name: str, x: jax.Array, *fill: float, clips: bool = False) -> None:
+    """Raise DataError if images cannot hold a fill value; `clips` says that floats are clipped to [0, 1]."""
+    largest = 255 if x.dtype == jnp.uint8 else 1 if clips else math.inf
+    if not all(0 <= value <= largest for value in fill) and math.isfinite(largest):
+        got = fill if len(fill) > 1 else fill[0]
+        raise DataError(
+            f"augment.{name} got fill={got} for {x.dtype} images. Expected values from 0 to {largest}, in the units of "
+            "the images."
+        )
 
 
 def require_share(name: str, argument: str, value: float) -> None:

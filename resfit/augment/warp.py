@@ -51,7 +51,7 @@ def sample(x: jax.Array, inverse: jax.Array, interpolation: str, fill: float) ->
     places = _places(inverse, x.shape[1], x.shape[2])
     if interpolation == "nearest":
         pixels, inside = _pixels(x, *(jnp.round(one).astype(jnp.int32) for one in places))
-        return jnp.where(inside[..., None], pixels, jnp.asarray(fill, x.dtype))
+        return jnp.where(inside[..., None], pixels, like(jnp.asarray(fill, jnp.float32), x))
     corners = [jnp.floor(one) for one in places]
     (right, down) = (one - corner for one, corner in zip(places, corners, strict=True))
     found = jnp.zeros((), to_float(x[:0]).dtype)

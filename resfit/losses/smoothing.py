@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import CompileError
+from resfit.schedules import Schedule
 
 Smoothing = float | Callable[[Any], Any]
 """The probability that labels give to all classes together: a number, or a function step -> number."""
@@ -50,14 +51,20 @@ def smoothing_now(label_smoothing: Smoothing) -> Any:
 def check_smoothing(label_smoothing: Smoothing) -> None:
     """Raise if a label smoothing, or that of the first step, is not in [0, 1)."""
     expected = "Expected a number of 0 or more, below 1, or a function step -> number."
+    if isinstance(label_smoothing, Schedule):
+        raise CompileError(
+            f"Got label_smoothing={label_smoothing!r}, whose length is unknown. Expected that of a fit of known "
+            "length: schedule.over(epochs, steps_per_epoch)."
+        )
+    changes = callable(label_smoothing)
     try:
         first: Any = float(label_smoothing(0)) if callable(label_smoothing) else label_smoothing
+        fits = not isinstance(first, str) and not np.ndim(first) and bool(0 <= first < 1)
     except (TypeError, ValueError) as error:
-        raise CompileError(
-            f"Got label_smoothing={label_smoothing!r}, which raises for step 0: {error}. {expected}"
-        ) from error
-    if isinstance(first, str) or np.ndim(first) or not 0 <= first < 1:
-        at = f", which is {first:g} at step 0" if callable(label_smoothing) else ""
+        raises = f", which raises for step 0: {error}" if changes else ""
+        raise CompileError(f"Got label_smoothing={label_smoothing!r}{raises}. {expected}") from error
+    if not fits:
+        at = f", which is {first:g} at step 0" if changes else ""
         raise CompileError(f"Got label_smoothing={label_smoothing!r}{at}. {expected}")
 
 

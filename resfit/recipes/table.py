@@ -17,6 +17,9 @@ _RSB_LEFT_OUT = (
     _BILINEAR,
     "RandAugment applies one operation to every image; timm applies each of two with probability 0.5. The magnitude "
     "has no noise (mstd0.5), and timm's SolarizeAdd, Invert and increasing Posterize are missing.",
+    "Operations that move pixels interpolate bilinearly and fill with black; timm's draw bilinear or bicubic "
+    "interpolation and fill with the mean color.",
+    "timm's LAMB clips the norm of the whole gradient at 1; resfit's does not.",
     "The warm-up starts at 0; timm's starts at 0.0001.",
 )
 _ONE_CROP = "The copies of an image share the random crop, which is made while the file is decoded."
@@ -53,7 +56,7 @@ _ALL = (
         weight_decay=0.01,
         epochs=600,
         train_size=224,
-        augment=(augment.flip(), augment.rand_augment(n=1, m=21)),
+        augment=(augment.flip(), augment.rand_augment(n=1, m=21, interpolation="bilinear")),
         mixup=0.2,
         repeats=3,
         label_smoothing=0.1,
@@ -72,7 +75,7 @@ _ALL = (
         weight_decay=0.02,
         epochs=300,
         train_size=224,
-        augment=(augment.flip(), augment.rand_augment(n=1, m=21)),
+        augment=(augment.flip(), augment.rand_augment(n=1, m=21, interpolation="bilinear")),
         mixup=0.1,
         repeats=3,
         drop_path=0.05,
@@ -86,7 +89,7 @@ _ALL = (
         weight_decay=0.02,
         epochs=100,
         train_size=160,
-        augment=(augment.flip(), augment.rand_augment(n=1, m=18)),
+        augment=(augment.flip(), augment.rand_augment(n=1, m=18, interpolation="bilinear")),
         mixup=0.1,
         left_out=_RSB_LEFT_OUT,
     ),
@@ -129,7 +132,7 @@ _ALL = (
         train_size=176,
         test_size=224,
         test_crop=224 / 232,
-        augment=(augment.flip(), augment.trivial_augment()),
+        augment=(augment.flip(), augment.trivial_augment(interpolation="bilinear")),
         erasing=0.1,
         mixup=0.2,
         cutmix=1.0,
@@ -141,8 +144,10 @@ _ALL = (
         left_out=(
             _ONE_CROP,
             "The average of the weights changes in every step; the source's changes in every 32nd, by as much.",
+            "The average starts with the weights after the warm-up in the source, and with the first ones here.",
             "Biases decay in the source, and norms do not; here neither does.",
-            "The warm-up starts at 0; the source's starts at 0.005.",
+            "The warm-up starts at 0; the source's starts at 0.005. The learning rate changes in every step; the "
+            "source's in every epoch.",
             _IDENTITY,
         ),
     ),
@@ -211,12 +216,13 @@ _ALL = (
         mean=_CIFAR_MEAN,
         std=_CIFAR_STD,
         left_out=(
-            "The network of the source: no residual blocks, a first convolution that whitens patches, GELU, and "
-            "BatchNorms with momentum 0.6, without trained scales.",
+            "The network of the source: no residual blocks, a first convolution that whitens patches, convolutions "
+            "that start as identities, GELU, BatchNorms with momentum 0.6 and no trained scales, logits divided by 9.",
             "Biases of norms learn 64 times as fast in the source.",
             "The learning rate rises and falls along cosines; along lines in the source.",
             "The slow average of the weights (Lookahead), whose share rises in the source; optax has a constant one.",
-            "The average over six views of each test image: evaluate(tta='flip+shift') has it.",
+            "The average of the logits over six views of each test image: evaluate(tta='flip+shift') has that of the "
+            "probabilities.",
             "The source trains for 9.9 epochs.",
         ),
     ),

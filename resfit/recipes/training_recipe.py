@@ -22,6 +22,8 @@ _SCALING: Mapping[str, float] = {"linear": 1.0, "sqrt": 0.5}
 class TrainingRecipe:
     """The hyperparameters of a training, as their source states them.
 
+    Images are uint8, 0 to 255. A recipe without `erasing` also takes floats in [0, 1].
+
     Attributes:
       name: see `names`.
       source: the paper or script, and its table or section.
@@ -107,6 +109,12 @@ class TrainingRecipe:
         self._require(0 <= _number(self.weight_decay) < math.inf, "weight_decay", "a number of 0 or more")
         self._require(0 <= _number(self.momentum) < 1, "momentum", "a number of 0 or more, below 1")
         self._require(self.test_crop is None or 0 < _number(self.test_crop) <= 1, "test_crop", "a share, or None")
+        self._require(isinstance(self.nesterov, bool), "nesterov", "True or False")
+        self._require(self.ema is None or 0 < _number(self.ema) < 1, "ema", "a decay above 0, below 1, or None")
+        self._require(0 <= _number(self.drop_path) < 1, "drop_path", "a probability of 0 or more, below 1")
+        self._require(
+            self.dropout is None or 0 <= _number(self.dropout) < 1, "dropout", "a probability of 0 or more, below 1"
+        )
         without_peak = isinstance(self.schedule, schedules.Schedule) and self.schedule.peak is None
         self._require(
             without_peak, "schedule", "an object of resfit.schedules without a peak, which `learning_rate` is"
@@ -132,7 +140,8 @@ class TrainingRecipe:
           batch_size: the learning rate follows it, as `scaling` says, unless `learning_rate` is among the changes.
           changes: other fields, with their new values.
 
-        The average of the weights reaches over the same share of the run as before.
+        The average of the weights reaches over the same share of the run as before. A second `replace` starts from the
+        result of the first one, whose warm-up can be shorter than that of the source.
 
         Raises:
           CompileError: for an unknown field, or a value that is not a positive integer.

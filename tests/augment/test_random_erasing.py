@@ -126,7 +126,7 @@ def test_an_image_of_one_pixel_does_not_change() -> None:
 
 @pytest.mark.parametrize(
     ("fill", "says"),
-    [((1.0, 2.0), r"fill=\(1.0, 2.0\).*\(1, 8, 8, 3\).*the 3 channels"), (300, r"fill=\(300.0,\) for uint8.*0 to 255")],
+    [((1.0, 2.0), r"fill=\(1.0, 2.0\).*\(1, 8, 8, 3\).*the 3 channels"), (300, r"fill=300.0 for uint8.*0 to 255")],
     ids=str,
 )
 def test_a_fill_that_does_not_fit_the_images_raises(fill: Any, says: str) -> None:

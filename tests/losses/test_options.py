@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from resfit import losses, metrics
 from resfit.errors import CompileError, LabelError
 from resfit.losses import BinaryCrossEntropy, CrossEntropy, Focal
+from resfit.schedules import Linear
 
 ROWS, CLASSES = 6, 4  # one shape, so that every loss is compiled once
 ROUNDING = 5e-5  # of float32 logits as large as the largest drawn here
@@ -214,6 +215,8 @@ def test_a_class_number_out_of_range_makes_the_loss_nan() -> None:
         (lambda: CrossEntropy(label_smoothing=float("nan")), "label_smoothing=nan"),
         (lambda: BinaryCrossEntropy(label_smoothing=2), "label_smoothing=2"),
         (lambda: CrossEntropy(label_smoothing="0.1"), "label_smoothing='0.1'.*or a function step"),  # type: ignore[arg-type]
+        (lambda: CrossEntropy(label_smoothing=None), "label_smoothing=None. Expected"),  # type: ignore[arg-type]
+        (lambda: BinaryCrossEntropy(label_smoothing=Linear(0.2)), r"Linear.*schedule\.over"),  # type: ignore[arg-type]
         (lambda: CrossEntropy(label_smoothing=lambda step: 1 + step), "which is 1 at step 0"),
         (lambda: BinaryCrossEntropy(label_smoothing=lambda: 0.1), r"raises for step 0: .*takes 0 positional"),  # type: ignore[arg-type]
         (lambda: CrossEntropy(label_smoothing=lambda step: "a"), "raises for step 0: could not convert"),

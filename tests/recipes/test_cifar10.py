@@ -154,10 +154,11 @@ def test_the_sources_have_the_same_images(recipe: ModuleType) -> None:
         (("--seeds", "0"), "--seeds 0"),
         (("--epochs", "0"), "a positive integer"),
         (("--batch-size", "0"), "a positive integer"),
+        (("--fast", "--network", "resnet20"), "--fast and --network resnet20"),
         (("--out", "file/out"), "file cannot be written to"),
         (("--results", "file"), "file cannot be written to"),
     ],
 )
-def test_invalid_arguments_raise(arguments: tuple[str, str], said: str, recipe: ModuleType) -> None:
+def test_invalid_arguments_raise(arguments: tuple[str, ...], said: str, recipe: ModuleType) -> None:
     Path("file").write_text("")
     assert said in say(recipe, *arguments, status=2)

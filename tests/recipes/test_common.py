@@ -47,6 +47,27 @@ def test_every_run_appends_a_line(common: ModuleType, monkeypatch: pytest.Monkey
     assert list(first) == list(common.COLUMNS)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (resfit.errors.DataError("no images"), "DataError: no images"),
+        (FileNotFoundError("no weights"), "FileNotFoundError: no weights"),
+        (KeyboardInterrupt(), "130"),
+    ],
+)
+def test_expected_errors_end_a_recipe_with_their_message(error: BaseException, said: str, common: ModuleType) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=said):
+        common.start(main)
+
+
+def test_other_errors_of_a_recipe_keep_their_traceback(common: ModuleType) -> None:
+    with pytest.raises(ZeroDivisionError):
+        common.start(lambda: 1 / 0)
+
+
 @pytest.mark.parametrize("accuracy", [98.7, -0.1, float("nan")])
 def test_an_accuracy_that_is_no_share_raises(accuracy: float, common: ModuleType) -> None:
     with pytest.raises(ValueError, match="Expected a share"):

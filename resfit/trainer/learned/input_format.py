@@ -120,7 +120,7 @@ class InputFormat:
           trained: True after a training step on it; False before any step.
 
         Raises:
-          DataError: if the automatic preprocessing would scale the batch in another way than those of training.
+          DataError: if the preprocessing would scale the batch in another way than those of training.
         """
         described = (x.shape[1:], x.dtype) if hasattr(x, "shape") else None
         settled = self._settled
@@ -130,14 +130,15 @@ class InputFormat:
             self.example, self._example_of = preprocess_.example(x), described
         if trained:
             self.trained = True
-        # Only the automatic preprocessing treats uint8 and float images differently without being told.
-        automatic = isinstance(self.preprocess, preprocess_.Auto)
+        scales = preprocess_.treats_uint8_apart(self.preprocess)
         # Remembered after a step only: inputs that the network refused were not trained on.
-        if automatic and trained and self.trained_on is None:
+        if scales and trained and self.trained_on is None:
             self.trained_on = preprocess_.kinds(x)
-        elif automatic and not trained:
+        elif scales and not trained:
             preprocess_.check_kinds(x, self.trained_on)
-        if trained and described is not None and not (automatic and preprocess_.needs_values(x, self.trained_on)):
+            if isinstance(self.preprocess, preprocess_.Normalize):
+                preprocess_.check_levels(x, self.preprocess)
+        if trained and described is not None and not (scales and preprocess_.needs_values(x, self.trained_on)):
             self._settled = self.preprocess, self._compared(described)
 
     def _compared(self, described: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from resfit.augment.pipeline import reads_origin
 from resfit.augment.resize import Resize
+from resfit.augment.value_range import check_range
 from resfit.callbacks.logs import LazyLogs, read
 from resfit.data.batches import Batch
 from resfit.data.epochs import Epochs
@@ -125,7 +126,7 @@ class Trainer:
             if begins:
                 callbacks.fire("on_train_batch_begin", i, {})
             for turn in group:
-                context.check_inputs(turn)
+                self._check_inputs(turn, values=i == done)
             taken = self._take(group, compiling, check, manager)
             waiting.step(taken[-1].loss)
             state.epoch = data.passes
@@ -207,7 +208,7 @@ class Trainer:
         context.check_trainable("train_on_batch")
         state.take_from_module()
         turn = context.turn(batch)
-        context.check_inputs(turn)
+        self._check_inputs(turn, values=True)
         arguments = (self._evaluator.empty, context.key, turn.placed)
         step = self._kept_step.prepare((state.leaves, *arguments), quiet)
         check = LabelCheck(context.learned.check_labels)
@@ -220,6 +221,16 @@ class Trainer:
             state.replace(leaves)
             state.publish()
         return self._evaluator.values(read(sums))
+
+    def _check_inputs(self, turn: Turn, *, values: bool) -> None:
+        """Compare the inputs of a batch with those of training.
+
+        With `values`, also compare their range with that of the augmentations. One batch of an epoch tells it, and
+        reading all of them would take time.
+        """
+        self._context.check_inputs(turn)
+        if values and turn.host is not None:
+            check_range(self._recipe.augment, turn.host.x)
 
     @property
     def reads_origin(self) -> bool:
