@@ -81,6 +81,7 @@ def _scale(x: jax.Array) -> jax.Array:
     return x
 
 
+@checked("function arguments")
 def treats_uint8_apart(preprocess: Preprocess | None) -> bool:
     """Return True for a preprocessing that scales uint8 images and no floats, without being told.
 

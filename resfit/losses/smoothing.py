@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from resfit.errors import CompileError
-from resfit.schedules import Schedule
 
 Smoothing = float | Callable[[Any], Any]
 """The probability that labels give to all classes together: a number, or a function step -> number."""
@@ -51,7 +50,7 @@ def smoothing_now(label_smoothing: Smoothing) -> Any:
 def check_smoothing(label_smoothing: Smoothing) -> None:
     """Raise if a label smoothing, or that of the first step, is not in [0, 1)."""
     expected = "Expected a number of 0 or more, below 1, or a function step -> number."
-    if isinstance(label_smoothing, Schedule):
+    if hasattr(label_smoothing, "over"):  # a resfit.schedules.Schedule
         raise CompileError(
             f"Got label_smoothing={label_smoothing!r}, whose length is unknown. Expected that of a fit of known "
             "length: schedule.over(epochs, steps_per_epoch)."
