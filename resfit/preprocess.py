@@ -19,6 +19,9 @@ from resfit.errors import CompileError, DataError
 
 Preprocess = Callable[[Any], Any]
 
+_LEVELS = 16.0
+"""Above all images in [0, 1], also in high dynamic range, and below the largest gray level of nearly every batch."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Auto:
@@ -69,6 +72,25 @@ class Normalize:
 
         return jax.tree.map(normalize, x)
 
+    def check_levels(self, x: Any) -> None:
+        """Raise for floats from 0 to 255: only uint8 images are scaled, and the means are those of [0, 1].
+
+        Raises:
+          DataError: for floats of at least 0 whose largest is above 16, if all means are at most 1.
+
+        Example:
+          >>> Normalize(mean=(0.5,), std=(0.25,)).check_levels(np.ones((1, 2, 2, 1)))
+        """
+        if max(self.mean) > 1:
+            return
+        for leaf in jax.tree.leaves(x):
+            if leaf.size and leaf.dtype != np.uint8 and np.min(leaf) >= 0 and np.max(leaf) > _LEVELS:
+                raise DataError(
+                    f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and {self!r} "
+                    "has means and standard deviations of images in [0, 1]. Expected uint8, which it scales, or floats "
+                    "in [0, 1]: x.astype('uint8') or x / 255."
+                )
+
 
 def _scale(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.uint8:
@@ -79,17 +101,6 @@ def _scale(x: jax.Array) -> jax.Array:
             "images of 0 to 255 with x.astype('uint8')."
         )
     return x
-
-
-@checked("function arguments")
-def treats_uint8_apart(preprocess: Preprocess | None) -> bool:
-    """Return True for a preprocessing that scales uint8 images and no floats, without being told.
-
-    Example:
-      >>> treats_uint8_apart(Auto()), treats_uint8_apart(None)
-      (True, False)
-    """
-    return isinstance(preprocess, Auto | Normalize)
 
 
 # The kind of each input array of a batch: "uint8", "unit" (floats in [0, 1]) or "other".
@@ -142,31 +153,6 @@ def check_kinds(x: Any, trained_on: Kinds | None) -> None:
                 f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and the network "
                 "was trained on uint8 images, which are scaled to [0, 1]. Expected uint8, or floats in [0, 1]."
             )
-
-
-@checked("function arguments")
-def check_levels(x: Any, normalize: Normalize) -> None:
-    """Raise for floats from 0 to 255: `Normalize` scales uint8 images only, and its means are those of [0, 1].
-
-    Raises:
-      DataError: for floats of at least 0 whose largest is above 16, if all means are at most 1.
-
-    Example:
-      >>> check_levels(np.ones((1, 2, 2, 1)), Normalize(mean=(0.5,), std=(0.25,)))
-    """
-    if max(normalize.mean) > 1:
-        return
-    for leaf in jax.tree.leaves(x):
-        if leaf.dtype != np.uint8 and np.min(leaf) >= 0 and np.max(leaf) > _LEVELS:
-            raise DataError(
-                f"Got {leaf.dtype} images with values from {np.min(leaf):.4g} to {np.max(leaf):.4g}, and {normalize!r} "
-                "has means and standard deviations of images in [0, 1]. Expected uint8, which it scales, or floats in "
-                "[0, 1]: x.astype('uint8') or x / 255."
-            )
-
-
-_LEVELS = 16.0
-"""Above all images in [0, 1], also in high dynamic range, and below the largest gray level of nearly every batch."""
 
 
 @checked("function arguments")

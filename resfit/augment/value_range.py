@@ -38,7 +38,12 @@ def check_range(augments: Iterable[Augment], x: Any) -> None:
       >>> check_range([rand_augment()], np.ones((2, 8, 8, 3), "float32"))
     """
     known = list(_parts(takewhile(_is_ours, augments)))
-    if not known or not isinstance(x, np.ndarray | jax.Array) or not jnp.issubdtype(x.dtype, jnp.floating):
+    if (
+        not known
+        or not isinstance(x, np.ndarray | jax.Array)
+        or not x.size
+        or not jnp.issubdtype(x.dtype, jnp.floating)
+    ):
         return
     low, high = float(x.min()), float(x.max())
     got = f"{x.dtype} images with values from {low:.4g} to {high:.4g}"

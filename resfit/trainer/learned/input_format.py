@@ -130,14 +130,15 @@ class InputFormat:
             self.example, self._example_of = preprocess_.example(x), described
         if trained:
             self.trained = True
-        scales = preprocess_.treats_uint8_apart(self.preprocess)
+        # These treat uint8 and float images differently without being told.
+        scales = isinstance(self.preprocess, preprocess_.Auto | preprocess_.Normalize)
         # Remembered after a step only: inputs that the network refused were not trained on.
         if scales and trained and self.trained_on is None:
             self.trained_on = preprocess_.kinds(x)
         elif scales and not trained:
             preprocess_.check_kinds(x, self.trained_on)
             if isinstance(self.preprocess, preprocess_.Normalize):
-                preprocess_.check_levels(x, self.preprocess)
+                self.preprocess.check_levels(x)
         if trained and described is not None and not (scales and preprocess_.needs_values(x, self.trained_on)):
             self._settled = self.preprocess, self._compared(described)
 
