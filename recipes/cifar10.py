@@ -34,7 +34,7 @@ from typing import Any
 import jax
 import numpy as np
 from common import add_options, positive, require_writable, start
-from runs import evaluated, find_results, label, record, report, resumable
+from runs import evaluated, find_results, folder_of, label, record, report, resumable
 
 import resfit
 from resfit import recipes
@@ -99,7 +99,7 @@ def run(name: str, recipe: recipes.TrainingRecipe, train: Split, test: Split, se
     values = {"recipe": called, "network": name, "data": "cifar10 test", "seed": seed, "epochs": recipe.epochs}
     lines = find_results(options.results, __file__, **values)
     if not lines:
-        out = options.out / f"{called}-{name}-{recipe.epochs}-{seed}".replace(", ", "-").replace(" ", "_")
+        out = folder_of(options.out, called, name, recipe.epochs, seed)
         elapsed, callbacks = resumable(out)
         model = build(name, recipe, seed, options.precision)
         cache = None if jax.default_backend() == "cpu" else "device"

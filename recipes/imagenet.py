@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 from common import add_options, positive, require_writable, start, write_results
-from runs import find_results, label
+from runs import find_results, folder_of, label
 
 import resfit
 from resfit import recipes
@@ -149,7 +149,7 @@ def train(options: argparse.Namespace) -> None:
             print(f"cost       {plan.seconds / 3600 * plan.devices:,.2g} device hours")
         return
 
-    folder = options.out / recipe.name / f"{options.network}-{options.seed}"
+    folder = folder_of(options.out, label(recipe, options.precision), options.network, recipe.epochs, options.seed)
     require_same_data(folder, options)
     speed, weights = Throughput(), "raw" if recipe.ema is None else "ema"
     model.validation_weights = weights

@@ -1,6 +1,6 @@
 """Runs of the recipes that write results: a stopped run resumes, and a finished run is not repeated.
 
-    from runs import evaluated, find_results, record, resumable
+    from runs import evaluated, find_results, folder_of, record, resumable
 
 The recipes import this module from their own folder, so that it is not part of the package.
 """
@@ -54,6 +54,19 @@ def label(recipe: recipes.TrainingRecipe, precision: str = "auto") -> str:
     values = {name: getattr(recipe, name) for name in ("batch_size", "train_size", "test_size", "test_crop")}
     changed = [f"{name.replace('_', ' ')} {v:.4g}" for name, v in values.items() if v != getattr(usual, name)]
     return ", ".join([recipe.name, *changed, *([] if precision == "auto" else [precision])])
+
+
+def folder_of(out: Path, called: str, network: str, epochs: int, seed: int) -> Path:
+    """Return the folder of a run: other settings are another run.
+
+    Args:
+      out: of the runs of a script.
+      called: the result of `label`.
+      network: its name.
+      epochs: of the run.
+      seed: of the run.
+    """
+    return out / f"{called}-{network}-{epochs}-{seed}".replace(", ", "-").replace(" ", "_")
 
 
 def resumable(folder: Path) -> tuple[Elapsed, list[Callback]]:

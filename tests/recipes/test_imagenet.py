@@ -24,6 +24,7 @@ COLORS = {"n01440764": (200, 40, 40), "n01443537": (40, 200, 40), "n01484850": (
 SMALL = ["--batch-size", "16", "--epochs", "2", "--train-size", "16", "--size", "16", "--precision", "float32"]
 V1 = ["--recipe", "torchvision-v1", *SMALL]
 NAMED = "torchvision-v1, batch size 16, train size 16, test size 16, float32"
+FOLDER = Path("out/imagenet/torchvision-v1-batch_size_16-train_size_16-test_size_16-float32-resnet50-2-0")
 
 
 def picture(rng: np.random.Generator, color: tuple[int, int, int]) -> Image.Image:
@@ -83,8 +84,8 @@ def lines(path: Path = Path("results/imagenet.csv")) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def weights(recipe: str = "torchvision-v1") -> list[np.ndarray]:
-    return resfit.load(Path("out/imagenet") / recipe / "resnet50-0" / "model.safetensors").get_weights()
+def weights() -> list[np.ndarray]:
+    return resfit.load(FOLDER / "model.safetensors").get_weights()
 
 
 def test_it_trains_once_and_evaluates_the_saved_model(recipe: ModuleType, photos: Path) -> None:
@@ -106,12 +107,15 @@ def test_it_trains_once_and_evaluates_the_saved_model(recipe: ModuleType, photos
     Path("results/imagenet.csv").unlink()  # as if the process had been killed before it wrote the line
     say(recipe, *command)
     assert lines()[0] == line
+    for other in (["--epochs", "1"], ["--crop", "0.5"]):  # another run
+        assert "nothing was trained" not in say(recipe, *command, *other)
+    assert len(lines()) == 3
 
-    Path("out/imagenet/torchvision-v1/resnet50-0/data.txt").write_text("folder elsewhere")
+    (FOLDER / "data.txt").write_text("folder elsewhere")
     with pytest.raises(SystemExit, match="trains on the images of 'folder elsewhere'"):
         say(recipe, *command)
 
-    file = "out/imagenet/torchvision-v1/resnet50-0/model.safetensors"
+    file = str(FOLDER / "model.safetensors")
     evaluated = say(recipe, "--data", str(photos), "--evaluate", file, "--precision", "float32")
     assert percent(r"accuracy (\d+\.\d+)%", evaluated) == accuracy
     assert "at 16 pixels, crop 0.875" in evaluated  # those of the recipe
@@ -245,7 +249,7 @@ def test_it_streams_from_hugging_face(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     text = say(recipe, "--source", "huggingface", "--data", str(parquet), "--data-dir", "cache", *V1)
     accuracy = percent(r"Accuracy (\d+\.\d+)%", text)
-    file = "out/imagenet/torchvision-v1/resnet50-0/model.safetensors"
+    file = str(FOLDER / "model.safetensors")
     evaluated = say(recipe, "--data", str(photos), "--evaluate", file, "--precision", "float32")
     assert percent(r"accuracy (\d+\.\d+)%", evaluated) == accuracy  # the same images in a folder
 
