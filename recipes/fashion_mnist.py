@@ -14,8 +14,9 @@ the results with their times, machines and commits. If a run was stopped, the sa
 are in the file is not repeated.
 
 Expected: 95.08 %, the mean of three seeds (95.01, 95.16 and 95.07), in 57 CPU minutes a seed on one core of an AMD EPYC
-(commit 77a11042, 2026-12-01); without the averaged weights 95.14 %. The aim is 95.2 %. --fast reaches about 92.8 % on
-held-out training images in 3.9 CPU minutes.
+(commit 77a11042, 2026-12-01); without the averaged weights 95.14 %. With --epochs 54: 95.16 % (95.11, 95.13 and 95.25)
+in 88 CPU minutes a seed, all three side by side on two cores in 146 minutes (commit 8023b7be, 2026-12-01); without the
+averaged weights 95.19 %. The aim is 95.2 %. --fast reaches 92.95 % on held-out training images in 3.8 CPU minutes.
 Published for comparison, with the best epoch on the test images: ResNet-20 95.61 %, with random erasing 95.98 %, after
 300 epochs (https://github.com/zhunzhong07/Random-Erasing).
 """

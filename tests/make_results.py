@@ -137,7 +137,7 @@ def draw(curves: Path, picture: Path) -> None:
     groups = grouped(rows, "recipe", "network", "data", "epochs")
     for i, group in enumerate(groups):
         first, color = group[0], f"C{i}"
-        label = f"{first['recipe']}, {first['network']}, {first['data']}"
+        label = f"{first['recipe']}, {first['network']}, {first['data']}, {first['epochs']} epochs"
         for axis, quantity in zip(axes, ("loss", "accuracy"), strict=True):
             for name, style in ((quantity, "-"), (f"val_{quantity}", "--")):
                 _line(axis, group, name, style, color, label if name == "loss" else None)
