@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import gc
 import json
 import weakref
 from pathlib import Path
@@ -236,7 +235,6 @@ def test_large_networks_are_in_memory_one_at_a_time(small: int, most: int, monke
     counts = []
 
     def made(seed: int) -> PlainNet:
-        gc.collect()
         module = make(seed)
         living.add(module)
         counts.append(len(living))

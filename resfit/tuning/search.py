@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -241,6 +242,7 @@ class _Run:
             waiting = [number for number in alive if (number, epochs) not in self.done]
             while waiting:
                 waiting = waiting[self._train(waiting, epochs) :]
+                gc.collect()  # trained models hold themselves by cycles, and large ones would fill the memory
             last |= {number: self.done[number, epochs] for number in alive}
         return SearchResult(tuple(last[i] for i in sorted(last)), self._monitor.name, self._monitor.mode)
 
