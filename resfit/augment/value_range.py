@@ -37,29 +37,24 @@ def check_range(augments: Iterable[Augment], x: Any) -> None:
       >>> from resfit.augment import rand_augment
       >>> check_range([rand_augment()], np.ones((2, 8, 8, 3), "float32"))
     """
-    known = list(_parts(takewhile(_is_ours, augments)))
-    if (
-        not known
-        or not isinstance(x, np.ndarray | jax.Array)
-        or not x.size
-        or not jnp.issubdtype(x.dtype, jnp.floating)
-    ):
+    # Others take any range, and reading the values would be in vain.
+    picky = [one for one in _parts(takewhile(_is_ours, augments)) if one.name in CLIPPING or _has_large_fill(one)]
+    is_float = isinstance(x, np.ndarray | jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+    if not picky or not is_float or not x.size:
         return
     low, high = float(x.min()), float(x.max())
     got = f"{x.dtype} images with values from {low:.4g} to {high:.4g}"
-    for augment in known:
+    for augment in picky:
         if augment.name in CLIPPING and (low < -_BEYOND or high > 1 + _BEYOND):
             raise DataError(
                 f"augment.{augment.name} got {got}, and clips floats to [0, 1]. Expected uint8 images, or floats in "
                 "[0, 1]: x.astype('uint8') or x / 255. To standardize images, pass compile(preprocess=...), which runs "
                 "after the augmentation."
             )
-        fill = dict(augment.arguments).get("fill", 0.0)
-        values = () if isinstance(fill, str) else np.atleast_1d(fill)
-        if low >= -_BEYOND and high <= 1 and any(abs(value) > 1 + _BEYOND for value in values):
+        if low >= -_BEYOND and high <= 1 and _has_large_fill(augment):
             raise DataError(
-                f"augment.{augment.name} got fill={fill}, and {got}. Expected a fill value in the units of the images. "
-                "Or pass uint8 images, whose values are 0 to 255."
+                f"augment.{augment.name} got fill={dict(augment.arguments)['fill']}, and {got}. Expected a fill value in "
+                "the units of the images. Or pass uint8 images, whose values are 0 to 255."
             )
 
 
@@ -71,6 +66,11 @@ def _parts(augments: Iterable[Augment]) -> Iterator[ImageTransform]:
             yield augment.mix
         elif isinstance(augment, ImageTransform):
             yield augment
+
+
+def _has_large_fill(augment: ImageTransform) -> bool:
+    fill = dict(augment.arguments).get("fill", 0.0)
+    return not isinstance(fill, str) and bool(np.max(np.abs(fill)) > 1 + _BEYOND)
 
 
 def _is_ours(augment: Augment) -> bool:
