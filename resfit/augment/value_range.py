@@ -53,8 +53,8 @@ def check_range(augments: Iterable[Augment], x: Any) -> None:
             )
         if low >= -_BEYOND and high <= 1 and _has_large_fill(augment):
             raise DataError(
-                f"augment.{augment.name} got fill={dict(augment.arguments)['fill']}, and {got}. Expected a fill value in "
-                "the units of the images. Or pass uint8 images, whose values are 0 to 255."
+                f"augment.{augment.name} got fill={dict(augment.arguments)['fill']}, and {got}. Expected a fill value "
+                "in the units of the images. Or pass uint8 images, whose values are 0 to 255."
             )
 
 
